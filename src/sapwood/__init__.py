@@ -1,0 +1,29 @@
+"""sapwood serves language, vision and diffusion models.
+
+from sapwood import LLM, SamplingParams
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sapwood.app.llm import LLM, GenerationResult
+    from sapwood.schema.sampling import SamplingParams
+
+__all__ = ["LLM", "GenerationResult", "SamplingParams"]
+
+_EXPORTS = {
+    "LLM": "sapwood.app.llm",
+    "GenerationResult": "sapwood.app.llm",
+    "SamplingParams": "sapwood.schema.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is exported when it is first asked for: the command line must start fast."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)
