@@ -1,0 +1,69 @@
+"""Child processes that end when their parent does, however the parent ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+
+def spawn_module(module: str, first_line: bytes) -> subprocess.Popen[bytes]:
+    """Start `python -m module` and hand it one line on its standard input, which stays open.
+
+    The open pipe is the tether: its end tells the child that the parent is gone. The child shares
+    the parent's standard output and error.
+    """
+    child = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    child.stdin.write(first_line.rstrip(b"\n") + b"\n")
+    child.stdin.flush()
+    return child
+
+
+def read_first_line() -> bytes:
+    """In the child: the line that the parent handed over."""
+    return sys.stdin.buffer.readline()
+
+
+def end_with_parent() -> None:
+    """In the child: leave at once when the tether breaks; leave signals to the parent.
+
+    A terminal's Ctrl-C and a SIGTERM to the process group reach both processes, but the parent
+    decides when the child ends, so that open requests can be finished.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def wait_for_end() -> None:
+        while sys.stdin.buffer.read(4096):
+            continue
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, name="tether", daemon=True).start()
+
+
+def watch(child: subprocess.Popen[bytes], on_exit: Callable[[str, int], None]) -> threading.Thread:
+    """Call `on_exit(what happened, exit code)` from a thread when the child has ended."""
+
+    def wait() -> None:
+        code = child.wait()
+        on_exit(describe_exit(code), code)
+
+    thread = threading.Thread(target=wait, name="watch", daemon=True)
+    thread.start()
+    return thread
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words; negative ones are signals, as subprocess reports them."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
+    return f"was ended by signal {name}{hint}"

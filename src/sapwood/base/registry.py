@@ -1,0 +1,46 @@
+"""Names to implementations: registered as "module:Name", loaded when first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar, cast
+
+from sapwood.base.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A table from a name to "module:Name"; plugins add to it through an entry-point group.
+
+    what         what is registered, in words, for the error ("architecture", "policy")
+    targets      name -> "module:Name"
+    entry_point  group whose entry points are consulted when a name is not in the table
+    """
+
+    def __init__(
+        self, what: str, targets: dict[str, str], *, entry_point: str | None = None
+    ) -> None:
+        self._what = what
+        self._targets = dict(targets)
+        self._entry_point = entry_point
+
+    def names(self) -> list[str]:
+        return sorted({*self._targets, *self._plugins()})
+
+    def get(self, name: str) -> T:
+        """The implementation of that name; ConfigError lists the known ones if there is none."""
+        target = self._targets.get(name)
+        if target is not None:
+            module, _, attribute = target.partition(":")
+            return cast(T, getattr(import_module(module), attribute))
+        plugins = self._plugins()
+        if name in plugins:
+            return cast(T, plugins[name].load())  # type: ignore[attr-defined]
+        raise ConfigError(f"unknown {self._what} {name!r}; known: {', '.join(self.names())}")
+
+    def _plugins(self) -> dict[str, object]:
+        if self._entry_point is None:
+            return {}
+        return {point.name: point for point in entry_points(group=self._entry_point)}
