@@ -1,0 +1,1 @@
+"""Torch-free nouns that cross a boundary: requests, outputs, steps, configuration."""

@@ -1,0 +1,37 @@
+"""The engine as the rooms above the wire see it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from sapwood.schema.output import CacheFlushed, EngineReady, EngineStatus, RequestOutput
+from sapwood.schema.request import Generate
+
+
+class EngineClient(Protocol):
+    """One engine. All methods are called from one event loop."""
+
+    @property
+    def info(self) -> EngineReady:
+        """What the engine resolved at start; EngineUnavailable before it is ready."""
+        ...
+
+    @property
+    def unavailable_reason(self) -> str | None:
+        """None while the engine serves; else why it does not (starting, draining, died: …)."""
+        ...
+
+    def generate(self, request: Generate) -> AsyncIterator[RequestOutput]:
+        """Submit and yield outputs up to and including the one with a `finish`.
+
+        Closing the iterator early aborts the request. If the engine dies, the iterator ends with an
+        output whose finish is of kind "error"; it never raises for that and never hangs.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None: ...
+
+    async def flush_cache(self) -> CacheFlushed: ...
+
+    async def status(self) -> EngineStatus: ...

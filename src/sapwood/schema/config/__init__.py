@@ -1,0 +1,1 @@
+"""Typed configuration: one frozen struct per component, resolved once by pure functions."""

@@ -1,0 +1,42 @@
+"""Everything one engine needs; sent to its process as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sapwood.schema.config.execution import ExecutionConfig
+from sapwood.schema.config.memory import MemoryConfig
+from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.options import build
+from sapwood.schema.config.parallel import ParallelConfig
+from sapwood.schema.config.scheduler import SchedulerConfig
+
+COMPONENTS: tuple[type, ...] = (
+    ModelConfig,
+    MemoryConfig,
+    SchedulerConfig,
+    ExecutionConfig,
+    ParallelConfig,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> EngineConfig:
+        """From option values by name, each given to the component whose option it is."""
+        return EngineConfig(
+            model=build(ModelConfig, values),
+            memory=build(MemoryConfig, values),
+            scheduler=build(SchedulerConfig, values),
+            execution=build(ExecutionConfig, values),
+            parallel=build(ParallelConfig, values),
+        )

@@ -1,0 +1,29 @@
+"""Where and how a step is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.options import check_options, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionConfig:
+    """After resolution every None but `kernels` is set."""
+
+    device: str | None = option(
+        None, "Device of the model: cpu, cuda, cuda:0 …; default: the best."
+    )
+    num_threads: int | None = option(
+        None, "Threads that compute a step on a CPU; default: the usable cores.", unit="threads"
+    )
+    kernels: str | None = option(
+        None, "Use only this implementation of the ops; default: the fastest that can."
+    )
+    skip_server_warmup: bool = option(False, "Answer the first request without a warm-up step.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError(f"--num-threads is {self.num_threads} but must be >= 1")

@@ -1,0 +1,43 @@
+"""How much KV the pool holds, and how prefixes are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.options import check_options, option
+
+EVICTION_POLICIES = ("lru", "lfu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """After resolution `page_size` and `max_total_tokens` are set."""
+
+    page_size: int | None = option(
+        None, "Tokens of KV per page; prefixes are shared in whole pages.", unit="tokens"
+    )
+    max_total_tokens: int | None = option(
+        None, "Tokens that the KV pool holds; overrides --mem-fraction-static.", unit="tokens"
+    )
+    mem_fraction_static: float | None = option(
+        None, "Fraction of the machine's memory for weights and KV pool together."
+    )
+    disable_radix_cache: bool = option(
+        False,
+        "Keep no prefixes: every prompt is computed whole. For comparison.",
+        aliases=["disable-prefix-cache"],
+    )
+    radix_eviction_policy: str = option(
+        "lru", "Which unused prefix is forgotten first.", choices=EVICTION_POLICIES
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.page_size is not None and not 1 <= self.page_size <= 1024:
+            raise ConfigError(f"--page-size is {self.page_size} but must be from 1 to 1024")
+        if self.max_total_tokens is not None and self.max_total_tokens < 1:
+            raise ConfigError(f"--max-total-tokens is {self.max_total_tokens} but must be >= 1")
+        fraction = self.mem_fraction_static
+        if fraction is not None and not 0.0 < fraction < 1.0:
+            raise ConfigError(f"--mem-fraction-static is {fraction} but must be between 0 and 1")

@@ -1,0 +1,236 @@
+"""From what was asked to what will run, with the reason of every choice.
+
+Pure: the machine and the model are given as facts, nothing is read or patched later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.execution import ExecutionConfig
+from sapwood.schema.config.memory import MemoryConfig
+from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.scheduler import SchedulerConfig
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DEFAULT_PAGE_SIZE = 16
+DEFAULT_POOL_FRACTION = 0.25
+"""Share of the free memory that the KV pool takes on a CPU, where other programs live too."""
+POOL_CONTEXTS = 32
+"""The default pool holds at most this many requests of the full context length."""
+MAX_PAGES = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """What resolution needs to know of the machine.
+
+    device            the device asked for, else the best one: "cpu", "cuda", "cuda:0"
+    memory_bytes      memory of that device
+    available_bytes   of it, free now
+    num_cores         cores this process may use
+    fast_bfloat16     whether bf16 matrix products have instructions of their own
+    """
+
+    device: str
+    memory_bytes: int
+    available_bytes: int
+    num_cores: int
+    fast_bfloat16: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What resolution needs to know of the model.
+
+    context_length  tokens of one request when nobody asks for another number
+    max_context_length  tokens that its positions reach
+    dtype           data type of its checkpoint
+    num_parameters  weights, counted once where they are tied
+    kv_values_per_token  keys and values of all layers, in elements
+    """
+
+    name: str
+    context_length: int
+    max_context_length: int
+    dtype: str
+    num_parameters: int
+    kv_values_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    option: str
+    value: object
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.option} = {self.value} ({self.reason})"
+
+
+def resolve(
+    asked: EngineConfig, machine: MachineFacts, model: ModelFacts
+) -> tuple[EngineConfig, list[Decision]]:
+    """Every open choice made; ConfigError if what was asked contradicts the machine or model."""
+    decisions: list[Decision] = []
+    execution = _resolve_execution(asked.execution, machine, decisions)
+    model_config = _resolve_model(asked.model, execution, machine, model, decisions)
+    memory = _resolve_memory(asked.memory, model_config, execution, machine, model, decisions)
+    scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
+    config = replace(
+        asked, model=model_config, memory=memory, scheduler=scheduler, execution=execution
+    )
+    return config, decisions
+
+
+def _resolve_execution(
+    asked: ExecutionConfig, machine: MachineFacts, decisions: list[Decision]
+) -> ExecutionConfig:
+    device = asked.device
+    if device is None:
+        device = machine.device
+        decisions.append(Decision("device", device, "the best device found"))
+    num_threads = asked.num_threads
+    if num_threads is None:
+        num_threads = machine.num_cores
+        decisions.append(Decision("num_threads", num_threads, "the usable cores"))
+    return replace(asked, device=device, num_threads=num_threads)
+
+
+def _resolve_model(
+    asked: ModelConfig,
+    execution: ExecutionConfig,
+    machine: MachineFacts,
+    model: ModelFacts,
+    decisions: list[Decision],
+) -> ModelConfig:
+    dtype = asked.dtype
+    if dtype == "auto":
+        dtype, reason = _choose_dtype(model.dtype, execution, machine)
+        decisions.append(Decision("dtype", dtype, reason))
+    length = asked.context_length
+    if length is None:
+        length = model.context_length
+        decisions.append(Decision("context_length", length, "the model's own"))
+    if not 1 < length <= model.max_context_length:
+        raise ConfigError(
+            f"--context-length is {length} but must be from 2 to {model.max_context_length}, "
+            f"the positions that {model.name} was made for"
+        )
+    served = asked.served_model_name or asked.model
+    return replace(asked, dtype=dtype, context_length=length, served_model_name=served)
+
+
+def _choose_dtype(
+    checkpoint: str, execution: ExecutionConfig, machine: MachineFacts
+) -> tuple[str, str]:
+    on_cpu = execution.device == "cpu"
+    if on_cpu and not machine.fast_bfloat16:
+        return "float32", "this CPU has no instructions for bfloat16"
+    if on_cpu and checkpoint != "bfloat16":
+        return "bfloat16", f"half the bytes of float32; the checkpoint is {checkpoint}"
+    if checkpoint == "float32":
+        return "bfloat16", "half the bytes of the checkpoint's float32"
+    return checkpoint, "the checkpoint's own"
+
+
+def _resolve_memory(
+    asked: MemoryConfig,
+    model_config: ModelConfig,
+    execution: ExecutionConfig,
+    machine: MachineFacts,
+    model: ModelFacts,
+    decisions: list[Decision],
+) -> MemoryConfig:
+    page_size = asked.page_size
+    if page_size is None:
+        page_size = DEFAULT_PAGE_SIZE
+        decisions.append(Decision("page_size", page_size, "measured best; see docs/performance.md"))
+    token_bytes = model.kv_values_per_token * DTYPE_BYTES[model_config.dtype]
+    max_tokens = asked.max_total_tokens
+    if max_tokens is None:
+        max_tokens, reason = _choose_pool(asked, model_config, machine, model, token_bytes)
+        max_tokens -= max_tokens % page_size
+        decisions.append(Decision("max_total_tokens", max_tokens, reason))
+    elif max_tokens % page_size:
+        whole = max_tokens - max_tokens % page_size
+        decisions.append(
+            Decision("max_total_tokens", whole, f"{max_tokens} in whole pages of {page_size}")
+        )
+    num_pages = max_tokens // page_size
+    if num_pages < 1:
+        raise ConfigError(
+            f"the KV pool would hold {max_tokens} tokens, less than one page of {page_size}; "
+            "free some memory, or set --max-total-tokens or a larger --mem-fraction-static"
+        )
+    if num_pages > MAX_PAGES:
+        raise ConfigError(f"the KV pool would have {num_pages} pages; raise --page-size")
+    pool_bytes = num_pages * page_size * token_bytes
+    if pool_bytes > machine.memory_bytes:
+        raise ConfigError(
+            f"--max-total-tokens {max_tokens} takes {pool_bytes / 2**30:.1f} GiB of KV but "
+            f"{execution.device} has {machine.memory_bytes / 2**30:.1f} GiB; ask for fewer tokens"
+        )
+    return replace(asked, page_size=page_size, max_total_tokens=num_pages * page_size)
+
+
+def _choose_pool(
+    asked: MemoryConfig,
+    model_config: ModelConfig,
+    machine: MachineFacts,
+    model: ModelFacts,
+    token_bytes: int,
+) -> tuple[int, str]:
+    weight_bytes = model.num_parameters * DTYPE_BYTES[model_config.dtype]
+    fraction = asked.mem_fraction_static
+    if fraction is not None:
+        pool_bytes = int(machine.memory_bytes * fraction) - weight_bytes
+        reason = (
+            f"{fraction:.0%} of {machine.memory_bytes / 2**30:.1f} GiB "
+            f"less {weight_bytes / 2**30:.2f} GiB of weights"
+        )
+        return max(pool_bytes, 0) // token_bytes, reason
+    free_bytes = max(machine.available_bytes - weight_bytes, 0)
+    by_memory = int(free_bytes * DEFAULT_POOL_FRACTION) // token_bytes
+    assert model_config.context_length is not None
+    by_context = POOL_CONTEXTS * model_config.context_length
+    if by_context <= by_memory:
+        gib = by_context * token_bytes / 2**30
+        return by_context, f"{POOL_CONTEXTS} requests of the full context, {gib:.2f} GiB"
+    gib = by_memory * token_bytes / 2**30
+    return (
+        by_memory,
+        f"{DEFAULT_POOL_FRACTION:.0%} of the memory free beside weights, {gib:.2f} GiB",
+    )
+
+
+def _resolve_scheduler(
+    asked: SchedulerConfig, execution: ExecutionConfig, decisions: list[Decision]
+) -> SchedulerConfig:
+    on_cpu = execution.device == "cpu"
+
+    def choose(name: str, on_cpu_value: int, on_gpu_value: int, reason: str) -> int:
+        value: int | None = getattr(asked, name)
+        if value is not None:
+            return value
+        chosen = on_cpu_value if on_cpu else on_gpu_value
+        decisions.append(Decision(name, chosen, reason))
+        return chosen
+
+    return replace(
+        asked,
+        max_running_requests=choose(
+            "max_running_requests", 128, 1024, "what a step still gains by"
+        ),
+        max_queued_requests=choose(
+            "max_queued_requests", 4096, 4096, "bounds the memory of a flood"
+        ),
+        chunked_prefill_size=choose(
+            "chunked_prefill_size", 1024, 8192, "bounds the wait of decodes beside a long prompt"
+        ),
+        overlap_depth=choose(
+            "overlap_depth", 1, 2, "a CPU's step uses all cores; a GPU's leaves the host idle"
+        ),
+    )

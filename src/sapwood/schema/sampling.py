@@ -1,0 +1,92 @@
+"""How the next token of a request is chosen, and when the request ends."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from sapwood.base.errors import InvalidRequest
+
+GREEDY_BELOW = 1e-6
+"""Temperatures below this mean greedy decoding."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request's sampling parameters; names and defaults as in SGLang's native API.
+
+    Raises InvalidRequest, naming the field, its value and its range, when one is out of range.
+
+    max_new_tokens      output tokens at most; None: as many as the context length leaves
+    min_new_tokens      EOS and stop tokens are masked before this many output tokens
+    temperature         below 1e-6: greedy
+    top_k               keep the k most likely tokens; -1: all
+    top_p               keep the smallest set of tokens with at least this probability
+    min_p               drop tokens less likely than min_p times the most likely one
+    frequency_penalty   subtracted from a logit per occurrence in the output
+    presence_penalty    subtracted once from the logit of each token in the output
+    repetition_penalty  divides (or multiplies, if negative) the logit of each token seen
+    logit_bias          token id -> added to its logit
+    seed                same seed, same tokens, whatever else is in the batch; None: random
+    stop                strings that end the output
+    stop_token_ids      token ids that end the output
+    ignore_eos          go on after the model's end-of-sequence tokens
+    no_stop_trim        leave the matched stop string or stop token in the text
+    skip_special_tokens            leave special tokens out of the text
+    spaces_between_special_tokens  put spaces between special tokens that are shown
+    """
+
+    max_new_tokens: int | None = 128
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    no_stop_trim: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            _check("max_new_tokens", self.max_new_tokens, low=0)
+        _check("min_new_tokens", self.min_new_tokens, low=0, high=self.max_new_tokens)
+        _check("temperature", self.temperature, low=0.0, high=1e6)
+        if self.top_k != -1:
+            _check("top_k", self.top_k, low=1)
+        _check("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
+        _check("min_p", self.min_p, low=0.0, high=1.0)
+        _check("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
+        _check("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        _check("repetition_penalty", self.repetition_penalty, low=0.0, high=2.0, open_low=True)
+        if self.seed is not None:
+            _check("seed", self.seed, low=-(2**63), high=2**64 - 1)
+        for token_id, bias in self.logit_bias.items():
+            _check(f"logit_bias[{token_id}]", bias, low=-100.0, high=100.0)
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop has an empty string; leave it out", param="stop")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW or self.top_k == 1
+
+
+def _check(
+    name: str, value: float, *, low: float, high: float | None = None, open_low: bool = False
+) -> None:
+    too_low = value <= low if open_low else value < low
+    too_high = high is not None and value > high
+    if too_low or too_high or not math.isfinite(value):
+        bracket = "(" if open_low else "["
+        upper = "inf)" if high is None else f"{high}]"
+        raise InvalidRequest(
+            f"{name} is {value} but must be in {bracket}{low}, {upper}",
+            param=name.partition("[")[0],
+        )
