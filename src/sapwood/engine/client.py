@@ -1,0 +1,176 @@
+"""The engine as an asyncio program sees it: requests out, a stream of outputs back for each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+from sapwood.base.channel import Sender
+from sapwood.base.errors import EngineUnavailable
+from sapwood.schema.output import (
+    CacheFlushed,
+    EngineFatal,
+    EngineOutput,
+    EngineReady,
+    EngineStatus,
+    Finish,
+    RequestOutput,
+    StepOutputs,
+)
+from sapwood.schema.request import Abort, Drain, EngineInput, FlushCache, Generate, GetStatus
+
+A = TypeVar("A")
+
+
+class AsyncEngineClient:
+    """Implements `schema.client.EngineClient` over any channel. Lives on one event loop.
+
+    The transport calls `deliver` with each message of the engine and `fail` when the engine is
+    gone, both on that loop.
+    """
+
+    def __init__(self, sender: Sender[EngineInput]) -> None:
+        self._sender = sender
+        self._info: EngineReady | None = None
+        self._reason: str | None = "the engine is starting"
+        self._failed = False
+        self._started = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._streams: dict[str, asyncio.Queue[RequestOutput]] = {}
+        self._calls: dict[str, asyncio.Future[Any]] = {}
+        self._num_calls = 0
+        self._handlers: dict[type, Callable[..., None]] = {
+            StepOutputs: self._on_outputs,
+            EngineReady: self._on_ready,
+            EngineFatal: lambda message: self.fail(message.reason),
+            CacheFlushed: self._on_answer,
+            EngineStatus: self._on_answer,
+        }
+
+    # ---- what callers use --------------------------------------------------------------------
+
+    @property
+    def info(self) -> EngineReady:
+        if self._info is None:
+            raise EngineUnavailable(self._reason or "the engine is starting")
+        return self._info
+
+    @property
+    def unavailable_reason(self) -> str | None:
+        return self._reason
+
+    async def generate(self, request: Generate) -> AsyncIterator[RequestOutput]:
+        if self._reason is not None:
+            yield self._unavailable(request.request_id)
+            return
+        if request.request_id in self._streams:
+            yield _error(
+                request.request_id,
+                f"the request id {request.request_id!r} is in use; send another rid, or none",
+                400,
+                "BadRequestError",
+            )
+            return
+        stream: asyncio.Queue[RequestOutput] = asyncio.Queue()
+        self._streams[request.request_id] = stream
+        ended = False
+        try:
+            self._sender.send(request)
+            while not ended:
+                output = await stream.get()
+                ended = output.finish is not None
+                yield output
+        finally:
+            del self._streams[request.request_id]
+            if not ended and not self._failed:
+                self._sender.send(Abort(request.request_id))
+
+    async def abort(self, request_id: str) -> None:
+        if not self._failed:
+            self._sender.send(Abort(request_id))
+
+    async def flush_cache(self) -> CacheFlushed:
+        return await self._call(lambda call_id: FlushCache(call_id), CacheFlushed)
+
+    async def status(self) -> EngineStatus:
+        return await self._call(lambda call_id: GetStatus(call_id), EngineStatus)
+
+    async def wait_for_change(self) -> None:
+        """Until the engine is ready, or has failed before it was."""
+        await self._started.wait()
+
+    async def wait_until_failed(self) -> None:
+        await self._ended.wait()
+
+    def drain(self, timeout_s: float) -> None:
+        """No new requests; the engine ends after the open ones, or after `timeout_s`."""
+        if not self._failed:
+            self._reason = "the server is shutting down"
+            self._sender.send(Drain(timeout_s))
+
+    # ---- what the transport calls ------------------------------------------------------------
+
+    def deliver(self, message: EngineOutput) -> None:
+        self._handlers[type(message)](message)
+
+    def fail(self, reason: str) -> None:
+        """The engine is gone: open requests get their terminal error; the first reason stays."""
+        if self._failed:
+            return
+        self._failed = True
+        self._reason = reason
+        self._started.set()
+        self._ended.set()
+        for request_id, stream in self._streams.items():
+            stream.put_nowait(self._unavailable(request_id))
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(EngineUnavailable(reason))
+
+    @property
+    def failure(self) -> str | None:
+        return self._reason if self._failed else None
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    async def _call(self, message: Callable[[str], EngineInput], answer: type[A]) -> A:
+        if self._info is None or self._failed:
+            raise EngineUnavailable(self._reason or "the engine is starting")
+        self._num_calls += 1
+        call_id = str(self._num_calls)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = future
+        try:
+            self._sender.send(message(call_id))
+            result = await future
+        finally:
+            del self._calls[call_id]
+        assert isinstance(result, answer)
+        return result
+
+    def _on_outputs(self, message: StepOutputs) -> None:
+        for output in message.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.put_nowait(output)
+
+    def _on_ready(self, message: EngineReady) -> None:
+        self._info = message
+        self._reason = None
+        self._started.set()
+
+    def _on_answer(self, message: CacheFlushed | EngineStatus) -> None:
+        future = self._calls.get(message.call_id)
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _unavailable(self, request_id: str) -> RequestOutput:
+        return _error(
+            request_id, self._reason or "the engine is gone", 503, "ServiceUnavailableError"
+        )
+
+
+def _error(request_id: str, message: str, status: int, error_type: str) -> RequestOutput:
+    finish = Finish(kind="error", message=message, status=status, error_type=error_type)
+    return RequestOutput(request_id=request_id, token_ids=[], num_prompt_tokens=0, finish=finish)

@@ -1,0 +1,142 @@
+"""The one loop of an engine: messages in, steps through the executor, messages out.
+
+Depth is a number. At depth 1 a step's result is awaited before the next step is planned. At depth 2
+the next step is planned and launched while the previous one runs (overlap); pipeline stages are a
+larger depth.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from sapwood.base.channel import Receiver, Sender
+from sapwood.base.clock import Clock
+from sapwood.engine.scheduler import Scheduler
+from sapwood.schema.output import CacheFlushed, EngineOutput, Finish, RequestOutput, StepOutputs
+from sapwood.schema.request import Abort, Drain, EngineInput, FlushCache, Generate, GetStatus
+from sapwood.schema.step import StepPlan, StepResult
+
+DRAIN_POLL_S = 0.1
+
+
+class StepHandle(Protocol):
+    def result(self) -> StepResult:
+        """Wait for the step and return what it sampled; raises what the step raised."""
+        ...
+
+
+class StepExecutor(Protocol):
+    def launch(self, plan: StepPlan) -> StepHandle:
+        """Start the step behind all steps launched before."""
+        ...
+
+
+class EngineLoop:
+    """Runs until it is drained. An error of a step ends it: what it raised leaves `run`."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: StepExecutor,
+        receiver: Receiver[EngineInput],
+        sender: Sender[EngineOutput],
+        *,
+        depth: int,
+        clock: Clock,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._receiver = receiver
+        self._sender = sender
+        self._depth = depth
+        self._clock = clock
+        self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
+        self._drain_until_s: float | None = None
+        self._outputs: list[RequestOutput] = []
+        self._handlers: dict[type, Callable[..., None]] = {
+            Generate: self._on_generate,
+            Abort: self._on_abort,
+            FlushCache: self._on_flush,
+            GetStatus: self._on_status,
+            Drain: self._on_drain,
+        }
+
+    def run(self) -> None:
+        while not self._is_drained():
+            self.turn(self._patience_s())
+
+    def turn(self, timeout_s: float | None) -> None:
+        """Take messages in, waiting up to `timeout_s` for one; then move the steps on by one."""
+        for message in self._receiver.receive(timeout_s):
+            self._handlers[type(message)](message)
+        self._abort_at_drain_limit()
+        plan = self._scheduler.plan()
+        if plan is not None:
+            self._in_flight.append((plan, self._executor.launch(plan)))
+        if self._in_flight and (plan is None or len(self._in_flight) >= self._depth):
+            done, handle = self._in_flight.popleft()
+            self._outputs += self._scheduler.update(done, handle.result())
+        if self._outputs:
+            self._sender.send(StepOutputs(self._outputs))
+            self._outputs = []
+
+    def _patience_s(self) -> float | None:
+        if self._in_flight or self._scheduler.has_open_requests:
+            return 0.0
+        return None if self._drain_until_s is None else DRAIN_POLL_S
+
+    def _is_drained(self) -> bool:
+        return (
+            self._drain_until_s is not None
+            and not self._in_flight
+            and not self._scheduler.has_open_requests
+        )
+
+    def _abort_at_drain_limit(self) -> None:
+        if self._drain_until_s is None or self._clock.now_s() < self._drain_until_s:
+            return
+        for request_id in self._scheduler.open_request_ids:
+            self._take(self._scheduler.abort(request_id, reason="the server is shutting down"))
+
+    def _on_generate(self, request: Generate) -> None:
+        if self._drain_until_s is None:
+            self._take(self._scheduler.add(request))
+            return
+        refusal = Finish(
+            kind="error",
+            message="the server is shutting down",
+            status=503,
+            error_type="ServiceUnavailableError",
+        )
+        self._take(
+            RequestOutput(
+                request_id=request.request_id,
+                token_ids=[],
+                num_prompt_tokens=len(request.prompt_ids),
+                finish=refusal,
+            )
+        )
+
+    def _on_abort(self, message: Abort) -> None:
+        self._take(self._scheduler.abort(message.request_id))
+
+    def _on_flush(self, message: FlushCache) -> None:
+        done = self._scheduler.flush_cache()
+        text = (
+            "the prefix cache is empty now"
+            if done
+            else "requests are open, so the prefix cache was not flushed; try again when idle"
+        )
+        self._sender.send(CacheFlushed(message.call_id, done, text))
+
+    def _on_status(self, message: GetStatus) -> None:
+        self._sender.send(self._scheduler.status(message.call_id))
+
+    def _on_drain(self, message: Drain) -> None:
+        self._drain_until_s = self._clock.now_s() + message.timeout_s
+
+    def _take(self, output: RequestOutput | None) -> None:
+        if output is not None:
+            self._outputs.append(output)

@@ -1,0 +1,100 @@
+"""In which order waiting requests are considered. Pure functions of what is known of each.
+
+Every policy looks at `priority` first (larger is sooner) and keeps the order of arrival among
+equals.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+LPM_QUEUE_LIMIT = 128
+"""Longer queues are served first come, first served: matching all of them costs too much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A waiting request as a policy sees it.
+
+    max_new_tokens  output tokens that it may still produce
+    path            (node identity, matching tokens) along its longest known prefix
+    """
+
+    index: int
+    priority: int
+    arrival: int
+    max_new_tokens: int
+    path: Sequence[tuple[int, int]] = ()
+
+    @property
+    def num_hit_tokens(self) -> int:
+        return sum(num_tokens for _, num_tokens in self.path)
+
+
+@dataclass(slots=True)
+class _Branch:
+    """A node of the prefix tree with the waiting requests that match it."""
+
+    weight: int = 0
+    ending: list[Waiting] = field(default_factory=list)
+    children: dict[int, _Branch] = field(default_factory=dict)
+
+
+def first_come(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
+    return sorted(waiting, key=lambda one: (-one.priority, one.arrival))
+
+
+def longest_prefix(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
+    return sorted(waiting, key=lambda one: (-one.priority, -one.num_hit_tokens, one.arrival))
+
+
+def longest_output(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
+    return sorted(waiting, key=lambda one: (-one.priority, -one.max_new_tokens, one.arrival))
+
+
+def shuffled(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
+    order = list(waiting)
+    rng.shuffle(order)
+    return sorted(order, key=lambda one: -one.priority)
+
+
+def depth_first_weight(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
+    """Depth first over the prefix tree, the subtree with most waiting requests first.
+
+    Requests below one node come together, so that its prefix is used before it can be evicted.
+    """
+    root = _Branch()
+    for one in waiting:
+        branch = root
+        branch.weight += 1
+        for node, _ in one.path:
+            branch = branch.children.setdefault(node, _Branch())
+            branch.weight += 1
+        branch.ending.append(one)
+    order: list[Waiting] = []
+    stack = [root]
+    while stack:
+        branch = stack.pop()
+        order += branch.ending
+        stack += sorted(branch.children.values(), key=lambda child: child.weight)
+    rank = {one.index: position for position, one in enumerate(order)}
+    return sorted(waiting, key=lambda one: (-one.priority, rank[one.index]))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """needs_path: whether the order depends on the prefix tree."""
+
+    order: Callable[[Sequence[Waiting], random.Random], list[Waiting]]
+    needs_path: bool = False
+
+
+SCHEDULE_POLICIES: dict[str, Policy] = {
+    "fcfs": Policy(first_come),
+    "lpm": Policy(longest_prefix, needs_path=True),
+    "dfs-weight": Policy(depth_first_weight, needs_path=True),
+    "lof": Policy(longest_output),
+    "random": Policy(shuffled),
+}

@@ -1,0 +1,121 @@
+"""One request inside the engine."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from sapwood.memory.ledger import Lease
+from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
+from sapwood.schema.output import Finish
+from sapwood.schema.request import Generate
+
+
+class Phase(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+_NEXT = {
+    Phase.WAITING: {Phase.RUNNING, Phase.FINISHED},
+    Phase.RUNNING: {Phase.WAITING, Phase.FINISHED},
+    Phase.FINISHED: set(),
+}
+
+
+class RequestState:
+    """A request has computed `num_computed_tokens` and wants to reach `num_tokens`.
+
+    Both count what steps in flight will have done: a sampled token whose id is not yet known is one
+    of `num_pending_outputs`.
+    """
+
+    def __init__(
+        self, request: Generate, *, max_new_tokens: int, seed: int, arrival: int, arrival_s: float
+    ) -> None:
+        self.request_id = request.request_id
+        self.prompt_ids = request.prompt_ids
+        self.sampling = request.sampling
+        self.namespace = request.extra_key
+        self.priority = request.priority
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+        self.arrival = arrival
+        self.arrival_s = arrival_s
+        self.queue_time_s = 0.0
+        self.phase = Phase.WAITING
+        self.finish: Finish | None = None
+        self.output_ids: list[int] = []
+        self.num_pending_outputs = 0
+        self.num_computed_tokens = 0
+        self.num_cached_tokens: int | None = None
+        self.lease: Lease | None = None
+        self.row = -1
+        self.num_runs = 0
+        self.last_step = -1
+        self._key = token_key(request.prompt_ids)
+        self._page_hashes: list[int] | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def num_known_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_outputs(self) -> int:
+        """Output tokens, those on their way included."""
+        return len(self.output_ids) + self.num_pending_outputs
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_known_tokens + self.num_pending_outputs
+
+    @property
+    def num_missing_tokens(self) -> int:
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def num_tokens_at_most(self) -> int:
+        return len(self.prompt_ids) + self.max_new_tokens
+
+    @property
+    def is_exhausted(self) -> bool:
+        """All its output tokens are known or on their way: there is nothing left to compute."""
+        return self.num_outputs >= self.max_new_tokens and (
+            self.max_new_tokens > 0 or self.num_missing_tokens == 0
+        )
+
+    def move_to(self, phase: Phase) -> None:
+        if phase not in _NEXT[self.phase]:
+            raise RuntimeError(f"{self.request_id}: {self.phase} -> {phase}")
+        self.phase = phase
+
+    def key(self, num_tokens: int | None = None) -> bytes:
+        """The prefix tree's key of the first `num_tokens` known tokens; None: of all."""
+        known = self._key + token_key(self.output_ids) if self.output_ids else self._key
+        return known if num_tokens is None else known[: num_tokens * TOKEN_BYTES]
+
+    def new_token_ids(self, num_new: int) -> list[int]:
+        """Ids of the next `num_new` tokens to compute; empty if it is one still on its way."""
+        start = self.num_computed_tokens
+        if start >= self.num_known_tokens:
+            return []
+        num_prompt = len(self.prompt_ids)
+        if start >= num_prompt:
+            return self.output_ids[start - num_prompt : start - num_prompt + num_new]
+        ids = self.prompt_ids[start : start + num_new]
+        return ids + self.output_ids[: num_new - len(ids)] if len(ids) < num_new else ids
+
+    def page_hashes(self, page_size: int) -> list[int]:
+        """Entry i stands for the prompt's first i + 1 whole pages, in this namespace."""
+        if self._page_hashes is None:
+            size = page_size * TOKEN_BYTES
+            state = hash(self.namespace)
+            self._page_hashes = []
+            for start in range(0, len(self._key) - size + 1, size):
+                state = hash((state, self._key[start : start + size]))
+                self._page_hashes.append(state)
+        return self._page_hashes

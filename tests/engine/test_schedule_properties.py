@@ -1,0 +1,159 @@
+"""Whatever arrives, is aborted, retracted or evicted: one owner per page, the same outputs."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapwood.base.clock import ManualClock
+from sapwood.engine.scheduler import Scheduler
+from sapwood.memory.eviction import EVICTION_POLICIES
+from sapwood.memory.ledger import Ledger
+from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
+from sapwood.schema.output import Finish, RequestOutput
+from sapwood.schema.request import Generate
+from sapwood.schema.sampling import SamplingParams
+from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
+
+EOS = {7}
+MAX_CONTEXT = 60
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> dict[str, object]:
+    page_size = draw(st.sampled_from([1, 2, 4, 8]))
+    shared = [draw(st.lists(st.integers(0, 20), min_size=0, max_size=30)) for _ in range(3)]
+    requests = [
+        {
+            "prompt": draw(st.sampled_from(shared))
+            + draw(st.lists(st.integers(0, 20), min_size=1, max_size=12)),
+            "max_new": draw(st.integers(0, 12)),
+            "extra_key": draw(st.sampled_from(["", "", "tenant"])),
+            "priority": draw(st.sampled_from([0, 0, 1])),
+            "arrives": draw(st.integers(0, 25)),
+            "aborted": draw(st.none() | st.integers(0, 40)),
+        }
+        for _ in range(draw(st.integers(1, 14)))
+    ]
+    return {
+        "page_size": page_size,
+        "num_pages": -(-draw(st.integers(30, 150)) // page_size),
+        "policy": draw(st.sampled_from(POLICIES)),
+        "eviction": draw(st.sampled_from(sorted(EVICTION_POLICIES))),
+        "prefixes": draw(st.sampled_from([True, True, True, False])),
+        "chunk": draw(st.sampled_from([1, 3, 16, 64, -1])),
+        "max_running": draw(st.integers(1, 8)),
+        "conservativeness": draw(st.sampled_from([0.0, 0.3, 1.0])),
+        "threshold": draw(st.sampled_from([-1, 1, 8, 32])),
+        "depth": draw(st.sampled_from([1, 2, 3])),
+        "requests": requests,
+    }
+
+
+class World:
+    """A scheduler, its ledger and a simulated rank, driven turn by turn."""
+
+    def __init__(self, scenario: dict[str, object]) -> None:
+        page_size, num_pages = scenario["page_size"], scenario["num_pages"]
+        key = EVICTION_POLICIES[scenario["eviction"]]
+        tree = PrefixTree(page_size, key) if scenario["prefixes"] else None
+        self.ledger = Ledger(num_pages=num_pages, page_size=page_size, tree=tree)
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                max_running_requests=scenario["max_running"],
+                max_queued_requests=100,
+                chunked_prefill_size=scenario["chunk"],
+                schedule_policy=scenario["policy"],
+                schedule_conservativeness=scenario["conservativeness"],
+                in_batch_prefix_threshold=scenario["threshold"],
+                overlap_depth=scenario["depth"],
+            ),
+            self.ledger,
+            context_length=MAX_CONTEXT,
+            eos_token_ids=EOS,
+            clock=ManualClock(),
+        )
+        self.rank = SimulatedRank(num_pages, page_size)
+        self.executor = DelayedExecutor(self.rank)
+        self.depth = scenario["depth"]
+        self.in_flight: deque[tuple[object, object]] = deque()
+        self.tokens: dict[str, list[int]] = {}
+        self.finishes: dict[str, Finish] = {}
+
+    def take(self, output: RequestOutput | None) -> None:
+        if output is None:
+            return
+        assert output.request_id not in self.finishes, "an output after the terminal one"
+        self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
+        if output.finish is not None:
+            self.finishes[output.request_id] = output.finish
+
+    def step(self) -> None:
+        plan = self.scheduler.plan()
+        self.ledger.check()
+        if plan is not None:
+            self.in_flight.append((plan, self.executor.launch(plan)))
+        if self.in_flight and (plan is None or len(self.in_flight) >= self.depth):
+            done, handle = self.in_flight.popleft()
+            for output in self.scheduler.update(done, handle.result()):
+                self.take(output)
+            self.ledger.check()
+
+
+@settings(max_examples=600, deadline=None)
+@given(scenarios())
+def test_one_owner_per_page_and_outputs_independent_of_the_schedule(
+    scenario: dict[str, object],
+) -> None:
+    world = World(scenario)
+    requests = {f"r{index}": one for index, one in enumerate(scenario["requests"])}
+    for turn in range(3000):
+        for request_id, one in requests.items():
+            if one["arrives"] == turn:
+                world.take(world.scheduler.add(_generate(request_id, one)))
+            if one["aborted"] == turn:
+                world.take(world.scheduler.abort(request_id))
+        world.step()
+        if turn > 40 and not world.scheduler.has_open_requests and not world.in_flight:
+            break
+    assert not world.scheduler.has_open_requests, "a request never ended"
+    assert world.finishes.keys() == requests.keys()
+    for request_id, one in requests.items():
+        _check_output(world, scenario, request_id, one)
+    assert world.scheduler.status().num_leased_pages == 0
+    assert world.scheduler.flush_cache()
+    assert world.ledger.num_free_pages == world.ledger.num_pages
+    world.ledger.check()
+
+
+def _generate(request_id: str, one: dict[str, object]) -> Generate:
+    return Generate(
+        request_id=request_id,
+        prompt_ids=one["prompt"],
+        sampling=SamplingParams(max_new_tokens=one["max_new"], temperature=0.0),
+        extra_key=one["extra_key"],
+        priority=one["priority"],
+    )
+
+
+def _check_output(
+    world: World, scenario: dict[str, object], request_id: str, one: dict[str, object]
+) -> None:
+    finish = world.finishes[request_id]
+    pool = scenario["num_pages"] * scenario["page_size"]
+    room = min(MAX_CONTEXT, pool) - len(one["prompt"])
+    tokens = world.tokens[request_id]
+    if finish.kind == "error":
+        assert room < 1
+        assert "accepts at most" in finish.message
+        return
+    expected = expected_outputs(one["prompt"], min(one["max_new"], room), EOS)
+    if finish.kind == "abort":
+        assert one["aborted"] is not None
+        assert tokens == expected[: len(tokens)]
+    else:
+        assert tokens == expected
+        assert finish.kind == ("stop" if expected and expected[-1] in EOS else "length")
