@@ -1,0 +1,34 @@
+"""What a rank remembers of each running request between steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.step import RowStart, ScheduledTokens
+
+
+class RowTable:
+    """One row per running request; the scheduler says who has which.
+
+    page_table   [num_rows, max_pages] int32, on the host
+    last_tokens  [num_rows] int64, on the device; the token sampled last
+    """
+
+    def __init__(self, *, num_rows: int, max_pages: int, device: torch.device) -> None:
+        self.page_table: NDArray[np.int32] = np.zeros((num_rows, max_pages), dtype=np.int32)
+        self.last_tokens: Tensor = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
+        self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
+
+    def start(self, start: RowStart) -> None:
+        self.sampling[start.row] = start.sampling
+        self.seeds[start.row] = start.seed % 2**64
+
+    def take_pages(self, scheduled: ScheduledTokens) -> None:
+        if scheduled.pages:
+            end = scheduled.first_page + len(scheduled.pages)
+            self.page_table[scheduled.row, scheduled.first_page : end] = scheduled.pages

@@ -1,0 +1,28 @@
+"""A prefill and a few decodes before the first request, so that it does not pay for first uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
+
+NUM_DECODES = 2
+
+
+def warm_up(execute: Callable[[StepPlan], StepResult]) -> None:
+    """Run steps in row 0 and page 0, which must be unused; what they leave there is never read."""
+    start = RowStart(
+        row=0,
+        sampling=SamplingParams(temperature=1.0, top_p=0.9),
+        seed=0,
+        prompt_ids=[0],
+        output_ids=[],
+    )
+    entry = ScheduledTokens(row=0, position=0, token_ids=[0], first_page=0, pages=[0], num_output=0)
+    execute(StepPlan(step=-1, starts=[start], scheduled=[entry]))
+    for _ in range(NUM_DECODES):
+        again = ScheduledTokens(
+            row=0, position=0, token_ids=[], first_page=0, pages=[], num_output=1
+        )
+        execute(StepPlan(step=-1, starts=[], scheduled=[again]))
