@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from sapwood.base.channel import Sender
 from sapwood.base.errors import EngineUnavailable
 from sapwood.schema.output import (
@@ -78,7 +80,7 @@ class AsyncEngineClient:
         try:
             self._sender.send(request)
             while not ended:
-                output = await stream.get()
+                output = _merged(await stream.get(), stream)
                 ended = output.finish is not None
                 yield output
         finally:
@@ -169,6 +171,17 @@ class AsyncEngineClient:
         return _error(
             request_id, self._reason or "the engine is gone", 503, "ServiceUnavailableError"
         )
+
+
+def _merged(output: RequestOutput, stream: asyncio.Queue[RequestOutput]) -> RequestOutput:
+    """One output for all that have arrived: a slow reader gets fewer and longer ones."""
+    if stream.empty():
+        return output
+    token_ids = list(output.token_ids)
+    while not stream.empty():
+        output = stream.get_nowait()
+        token_ids += output.token_ids
+    return msgspec.structs.replace(output, token_ids=token_ids)
 
 
 def _error(request_id: str, message: str, status: int, error_type: str) -> RequestOutput:

@@ -52,7 +52,6 @@ class RequestState:
         self.lease: Lease | None = None
         self.row = -1
         self.num_runs = 0
-        self.last_step = -1
         self._key = token_key(request.prompt_ids)
         self._page_hashes: list[int] | None = None
 

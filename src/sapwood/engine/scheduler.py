@@ -28,12 +28,6 @@ from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
 UNLIMITED = 2**31 - 1
 
 
-def _turn(state: RequestState) -> tuple[bool, int]:
-    """Sort key among running requests: a budget below their number must not starve the last."""
-    is_prompt = state.num_missing_tokens > 1
-    return (is_prompt, 0 if is_prompt else state.last_step)
-
-
 class Scheduler:
     """Requests of one engine, from arrival to their one terminal output."""
 
@@ -141,7 +135,6 @@ class Scheduler:
         ]
         for (state, num_new), entry in zip(shares, entries, strict=True):
             state.num_computed_tokens += num_new
-            state.last_step = plan.step
             if entry.num_output is not None:
                 state.num_pending_outputs += 1
         self._num_steps += 1
@@ -237,8 +230,11 @@ class Scheduler:
     # ---- sharing a step's tokens out -----------------------------------------------------------
 
     def _serve_running(self, budget: int, shares: list[tuple[RequestState, int]]) -> int:
-        """Running requests first: those that decode in turn, then prompts as they were admitted."""
-        order = sorted(self._running, key=_turn)
+        """Running requests first: those that decode, then prompts as they were admitted.
+
+        A request is only admitted with budget left over, so every decode fits into the budget.
+        """
+        order = sorted(self._running, key=lambda state: state.num_missing_tokens > 1)
         for state in order:
             if budget == 0:
                 break

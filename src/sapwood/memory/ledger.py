@@ -99,7 +99,7 @@ class Ledger:
             lease = Lease(namespace, [], 0, None)
         else:
             found = self._tree.match(namespace, self._matchable(key))
-            self._tree.lock(found.node)
+            self._tree.lock(found.node, is_hit=True)
             lease = Lease(namespace, found.pages, len(found.pages), found.node)
         self._leases.add(lease)
         return lease, lease.num_shared * self.page_size
@@ -133,7 +133,7 @@ class Ledger:
         node, shared = self._tree.insert(
             lease.namespace, key[: num_whole * self.page_size * TOKEN_BYTES], own
         )
-        self._tree.lock(node)
+        self._tree.lock(node, is_hit=False)
         assert lease.node is not None, "a lease of a ledger with a tree has a node"
         self._tree.unlock(lease.node)
         lease.node = node

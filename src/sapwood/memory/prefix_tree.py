@@ -53,7 +53,7 @@ class Node:
 class Match:
     """The longest known prefix.
 
-    node   where it ends; lock it before the next call on the tree
+    node   where it ends; stays valid while it is locked
     pages  its pages, in the order of the tokens
     """
 
@@ -106,10 +106,6 @@ class PrefixTree:
         if num_pages < len(last.pages):
             last = self._split(last, num_pages)
         nodes = [node for node, _ in steps[:-1]] + [last]
-        self._num_uses += 1
-        for node in nodes:
-            node.last_used = self._num_uses
-            node.num_hits += 1
         return Match(last, [page for node in nodes for page in node.pages])
 
     def insert(self, namespace: str, key: bytes, pages: Sequence[int]) -> tuple[Node, list[int]]:
@@ -125,6 +121,7 @@ class PrefixTree:
             return found.node, found.pages
         fresh = list(pages[known:])
         node = Node(found.node, key[known * self._page_bytes :], fresh)
+        self._num_uses += 1
         node.last_used = self._num_uses
         found.node.children[node.key[: self._page_bytes]] = node
         self._num_nodes += 1
@@ -134,13 +131,17 @@ class PrefixTree:
         self._offer(node)
         return node, found.pages + fresh
 
-    def lock(self, node: Node) -> None:
-        """Keep this prefix until `unlock`."""
+    def lock(self, node: Node, *, is_hit: bool) -> None:
+        """Keep this prefix until `unlock`; a hit counts as a use for the eviction policy."""
+        self._num_uses += 1
         walker: Node | None = node
         while walker is not None:
             if walker.num_locks == 0:
                 self.num_evictable_pages -= len(walker.pages)
             walker.num_locks += 1
+            if is_hit:
+                walker.num_hits += 1
+                walker.last_used = self._num_uses
             walker = walker.parent
 
     def unlock(self, node: Node) -> None:

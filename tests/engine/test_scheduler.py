@@ -1,0 +1,211 @@
+"""What single steps look like."""
+
+from __future__ import annotations
+
+import pytest
+from tests.engine.simulation import SimulatedRank, expected_outputs
+
+from sapwood.base.clock import ManualClock
+from sapwood.engine.scheduler import Scheduler
+from sapwood.memory.eviction import least_recently_used
+from sapwood.memory.ledger import Ledger
+from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.output import RequestOutput
+from sapwood.schema.request import Generate
+from sapwood.schema.sampling import SamplingParams
+
+PAGE = 4
+
+
+class Engine:
+    def __init__(
+        self, *, num_pages: int = 64, eos: set[int] | None = None, **config: object
+    ) -> None:
+        settings = {
+            "max_running_requests": 8,
+            "max_queued_requests": 8,
+            "chunked_prefill_size": 64,
+            "overlap_depth": 1,
+            **config,
+        }
+        self.ledger = Ledger(
+            num_pages=num_pages, page_size=PAGE, tree=PrefixTree(PAGE, least_recently_used)
+        )
+        self.clock = ManualClock()
+        self.scheduler = Scheduler(
+            SchedulerConfig(**settings),
+            self.ledger,
+            context_length=200,
+            eos_token_ids=eos or set(),
+            clock=self.clock,
+        )
+        self.rank = SimulatedRank(num_pages, PAGE)
+        self.outputs: dict[str, list[RequestOutput]] = {}
+
+    def add(self, request_id: str, prompt: list[int], **sampling: object) -> RequestOutput | None:
+        params = SamplingParams(**{"max_new_tokens": 4, "temperature": 0.0, **sampling})
+        return self.scheduler.add(
+            Generate(request_id=request_id, prompt_ids=prompt, sampling=params)
+        )
+
+    def step(self) -> list[int]:
+        """Tokens computed for each scheduled request."""
+        plan = self.scheduler.plan()
+        if plan is None:
+            return []
+        for output in self.scheduler.update(plan, self.rank.execute(plan)):
+            self.outputs.setdefault(output.request_id, []).append(output)
+        return [entry.num_new for entry in plan.scheduled]
+
+    def run(self) -> None:
+        while self.scheduler.has_open_requests:
+            self.step()
+
+    def tokens(self, request_id: str) -> list[int]:
+        return [token for output in self.outputs[request_id] for token in output.token_ids]
+
+
+def test_a_long_prompt_comes_in_chunks_beside_decodes() -> None:
+    engine = Engine(chunked_prefill_size=10)
+    engine.add("a", [1, 2, 3])
+    assert engine.step() == [3]
+    engine.add("b", list(range(20)))
+    assert engine.step() == [1, 9]
+    assert engine.step() == [1, 9]
+    assert engine.step() == [1, 2]
+    engine.run()
+    assert engine.tokens("b") == expected_outputs(list(range(20)), 4, set())
+
+
+def test_one_prefix_of_many_waiting_requests_is_computed_once() -> None:
+    engine = Engine(num_pages=128)
+    prefix = [index % 7 for index in range(60)]
+    for index in range(8):
+        engine.add(f"r{index}", [*prefix, 20 + index, 30 + index], max_new_tokens=2)
+    assert engine.step() == [62]
+    assert sorted(engine.step()) == [1] + [2] * 7
+    engine.run()
+    status = engine.scheduler.status()
+    assert status.num_cached_tokens == 7 * 60
+    assert engine.outputs["r3"][-1].num_cached_tokens == 60
+    assert engine.outputs["r0"][-1].num_cached_tokens == 0
+
+
+def test_requests_of_another_namespace_do_not_wait() -> None:
+    engine = Engine(num_pages=128, chunked_prefill_size=-1)
+    prefix = [index % 7 for index in range(60)]
+    for key in ("x", "y"):
+        engine.scheduler.add(
+            Generate(
+                request_id=key,
+                prompt_ids=prefix,
+                sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
+                extra_key=key,
+            )
+        )
+    assert engine.step() == [60, 60]
+
+
+def test_retraction_loses_no_output() -> None:
+    engine = Engine(num_pages=12, schedule_conservativeness=0.0)
+    for index in range(4):
+        engine.add(f"r{index}", [index] * 5, max_new_tokens=24)
+    engine.run()
+    assert engine.scheduler.status().num_retractions > 0
+    for index in range(4):
+        assert engine.tokens(f"r{index}") == expected_outputs([index] * 5, 24, set())
+
+
+def test_the_queue_limit_refuses_with_503() -> None:
+    engine = Engine(max_running_requests=1, max_queued_requests=2)
+    assert engine.add("a", [1]) is None
+    engine.step()
+    assert engine.add("b", [1]) is None
+    assert engine.add("c", [1]) is None
+    refused = engine.add("d", [1])
+    assert refused is not None
+    assert refused.finish is not None
+    assert (refused.finish.status, refused.finish.message) == (503, "The request queue is full.")
+    engine.run()
+    assert engine.scheduler.status().num_refused == 1
+
+
+@pytest.mark.parametrize(("prompt", "message"), [([], "empty"), ([1] * 300, "at most 199")])
+def test_impossible_prompts_are_refused(prompt: list[int], message: str) -> None:
+    refused = Engine().add("a", prompt)
+    assert refused is not None
+    assert refused.finish is not None
+    assert refused.finish.status == 400
+    assert message in (refused.finish.message or "")
+
+
+def test_a_request_id_is_open_once() -> None:
+    engine = Engine()
+    engine.add("a", [1])
+    refused = engine.add("a", [1])
+    assert refused is not None
+    assert refused.finish is not None
+    assert "in use" in (refused.finish.message or "")
+
+
+def test_output_ends_where_the_context_ends() -> None:
+    engine = Engine(num_pages=8)
+    engine.add("a", [1] * 30, max_new_tokens=None)
+    engine.run()
+    assert len(engine.tokens("a")) == 2
+    finish = engine.outputs["a"][-1].finish
+    assert finish is not None
+    assert finish.kind == "length"
+
+
+def test_eos_and_stop_tokens_end_a_request_unless_told_otherwise() -> None:
+    prompt = [3, 1]
+    free = expected_outputs(prompt, 8, set())
+    stop = free[2]
+    end = free.index(stop) + 1
+    for eos, options in (({stop}, {}), (set(), {"stop_token_ids": (stop,)})):
+        engine = Engine(eos=eos)
+        engine.add("a", prompt, max_new_tokens=8, **options)
+        engine.run()
+        assert engine.tokens("a") == free[:end]
+        finish = engine.outputs["a"][-1].finish
+        assert finish is not None
+        assert (finish.kind, finish.matched) == ("stop", stop)
+    engine = Engine(eos={stop})
+    engine.add("a", prompt, max_new_tokens=8, ignore_eos=True)
+    engine.run()
+    assert engine.tokens("a") == free
+
+
+def test_abort_in_every_state_ends_with_one_output() -> None:
+    engine = Engine(max_running_requests=1, chunked_prefill_size=4)
+    engine.add("running", [1] * 10)
+    engine.add("waiting", [2] * 10)
+    engine.step()
+    for request_id in ("waiting", "running"):
+        output = engine.scheduler.abort(request_id)
+        assert output is not None
+        assert output.finish is not None
+        assert output.finish.kind == "abort"
+        assert engine.scheduler.abort(request_id) is None
+    assert not engine.scheduler.has_open_requests
+    assert engine.scheduler.status().num_leased_pages == 0
+
+
+def test_flushing_waits_for_open_requests() -> None:
+    engine = Engine()
+    engine.add("a", [1] * 20)
+    assert not engine.scheduler.flush_cache()
+    engine.run()
+    assert engine.scheduler.status().num_cached_pages > 0
+    assert engine.scheduler.flush_cache()
+    assert engine.scheduler.status().num_free_pages == 64
+
+
+def test_queue_time_is_from_arrival_to_the_first_step() -> None:
+    engine = Engine(max_running_requests=1)
+    engine.add("a", [1])
+    engine.clock.advance(1.5)
+    engine.run()
+    assert engine.outputs["a"][-1].queue_time_s == 1.5

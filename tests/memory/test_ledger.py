@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sapwood.memory.eviction import least_recently_used
+from sapwood.memory.ledger import Ledger
+from sapwood.memory.prefix_tree import PrefixTree, token_key
+
+PAGE = 4
+
+
+def make_ledger(num_pages: int = 16, *, keep_prefixes: bool = True) -> Ledger:
+    tree = PrefixTree(PAGE, least_recently_used) if keep_prefixes else None
+    return Ledger(num_pages=num_pages, page_size=PAGE, tree=tree)
+
+
+def test_a_released_prefix_is_hit_by_the_next_lease() -> None:
+    ledger = make_ledger()
+    prompt = list(range(10))
+    lease, num_hit = ledger.lease("", token_key(prompt))
+    assert num_hit == 0
+    assert ledger.reserve(lease, len(prompt))
+    ledger.commit(lease, token_key(prompt))
+    pages = list(lease.pages)
+    ledger.release(lease)
+    again, num_hit = ledger.lease("", token_key(prompt))
+    assert num_hit == 8
+    assert again.pages == pages[:2]
+    ledger.check()
+
+
+def test_the_last_token_is_always_computed() -> None:
+    ledger = make_ledger()
+    prompt = list(range(8))
+    lease, _ = ledger.lease("", token_key(prompt))
+    assert ledger.reserve(lease, 8)
+    ledger.commit(lease, token_key(prompt))
+    _, num_hit = ledger.lease("", token_key(prompt))
+    assert num_hit == 4
+
+
+def test_a_second_copy_of_a_prefix_is_given_up_for_the_first() -> None:
+    ledger = make_ledger()
+    key = token_key(range(8))
+    first, _ = ledger.lease("", key)
+    second, _ = ledger.lease("", key)
+    assert ledger.reserve(first, 8)
+    assert ledger.reserve(second, 9)
+    assert second.take_changes() == (0, second.pages)
+    ledger.commit(first, key)
+    free = ledger.num_free_pages
+    ledger.commit(second, key)
+    assert second.pages[:2] == first.pages
+    assert ledger.num_free_pages == free + 2
+    assert second.take_changes() == (0, second.pages)
+    ledger.check()
+
+
+def test_room_is_made_by_forgetting_what_nobody_uses() -> None:
+    ledger = make_ledger(num_pages=4)
+    old, _ = ledger.lease("", token_key(range(8)))
+    assert ledger.reserve(old, 8)
+    ledger.commit(old, token_key(range(8)))
+    ledger.release(old)
+    assert ledger.num_free_pages == 2
+    fresh, _ = ledger.lease("", token_key(range(100, 116)))
+    assert ledger.reserve(fresh, 16)
+    assert not ledger.reserve(fresh, 17)
+    assert ledger.num_available_pages == 0
+    ledger.check()
+
+
+def test_without_a_tree_every_page_is_private() -> None:
+    ledger = make_ledger(keep_prefixes=False)
+    lease, _ = ledger.lease("", token_key(range(8)))
+    assert ledger.reserve(lease, 8)
+    ledger.commit(lease, token_key(range(8)))
+    ledger.release(lease)
+    assert ledger.num_free_pages == ledger.num_pages
+    assert ledger.lease("", token_key(range(8)))[1] == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_page_is_leaked_or_owned_twice(seed: int) -> None:
+    rng = random.Random(seed)
+    ledger = make_ledger(num_pages=24)
+    open_leases = []
+    for _ in range(300):
+        action = rng.random()
+        if action < 0.4:
+            tokens = [rng.randrange(2) for _ in range(rng.randint(1, 20))]
+            lease, num_hit = ledger.lease(rng.choice(["", "x"]), token_key(tokens))
+            if ledger.reserve(lease, len(tokens)):
+                open_leases.append((lease, tokens))
+                assert num_hit < len(tokens)
+            else:
+                ledger.release(lease)
+        elif open_leases:
+            lease, tokens = rng.choice(open_leases)
+            if action < 0.7:
+                ledger.commit(lease, token_key(tokens[: rng.randint(0, len(tokens))]))
+            else:
+                open_leases.remove((lease, tokens))
+                ledger.release(lease)
+        ledger.check()
+    for lease, _ in open_leases:
+        ledger.release(lease)
+    ledger.flush()
+    assert ledger.num_free_pages == ledger.num_pages

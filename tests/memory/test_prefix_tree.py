@@ -1,0 +1,170 @@
+"""The tree against a plain model: a set of known page-aligned prefixes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapwood.memory.eviction import EVICTION_POLICIES
+from sapwood.memory.prefix_tree import Node, PrefixTree, token_key
+
+PAGE = 2
+
+
+def make_tree(policy: str = "lru") -> PrefixTree:
+    return PrefixTree(PAGE, EVICTION_POLICIES[policy])
+
+
+def matched_tokens(tree: PrefixTree, namespace: str, tokens: list[int]) -> int:
+    return PAGE * sum(count for _, count in tree.path(namespace, token_key(tokens)))
+
+
+def keep(tree: PrefixTree, namespace: str, tokens: list[int], pages: list[int]) -> Node:
+    node, _ = tree.insert(namespace, token_key(tokens), pages)
+    return node
+
+
+def test_a_prefix_is_found_in_whole_pages() -> None:
+    tree = make_tree()
+    keep(tree, "", [1, 2, 3, 4, 5, 6], [10, 11, 12])
+    assert matched_tokens(tree, "", [1, 2, 3, 4, 9, 9]) == 4
+    assert matched_tokens(tree, "", [1, 2, 3]) == 2
+    assert matched_tokens(tree, "", [9]) == 0
+    assert tree.match("", token_key([1, 2, 3, 4])).pages == [10, 11]
+
+
+def test_namespaces_do_not_share() -> None:
+    tree = make_tree()
+    keep(tree, "a", [1, 2], [1])
+    assert matched_tokens(tree, "b", [1, 2]) == 0
+    assert matched_tokens(tree, "a", [1, 2]) == 2
+
+
+def test_inserting_again_keeps_the_pages_that_were_there() -> None:
+    tree = make_tree()
+    keep(tree, "", [1, 2, 3, 4], [10, 11])
+    _, pages = tree.insert("", token_key([1, 2, 3, 4, 5, 6]), [20, 21, 22])
+    assert pages == [10, 11, 22]
+    assert tree.num_pages == 3
+
+
+def test_locked_prefixes_stay_and_the_rest_goes_leaves_first() -> None:
+    tree = make_tree()
+    node = keep(tree, "", [1, 2], [10])
+    keep(tree, "", [1, 2, 3, 4], [10, 11])
+    keep(tree, "", [1, 2, 5, 6], [10, 12])
+    tree.lock(node, is_hit=True)
+    assert tree.num_evictable_pages == 2
+    assert sorted(tree.evict(5)) == [11, 12]
+    assert matched_tokens(tree, "", [1, 2]) == 2
+    tree.unlock(node)
+    assert tree.evict(5) == [10]
+    assert list(tree.nodes()) == []
+
+
+def test_lru_forgets_the_prefix_used_longest_ago() -> None:
+    tree = make_tree("lru")
+    keep(tree, "", [1, 1], [10])
+    keep(tree, "", [2, 2], [20])
+    node = tree.match("", token_key([1, 1])).node
+    tree.lock(node, is_hit=True)
+    tree.unlock(node)
+    assert tree.evict(1) == [20]
+
+
+def test_lfu_forgets_the_prefix_used_least_often() -> None:
+    tree = make_tree("lfu")
+    keep(tree, "", [1, 1], [10])
+    for _ in range(3):
+        node = tree.match("", token_key([1, 1])).node
+        tree.lock(node, is_hit=True)
+        tree.unlock(node)
+    keep(tree, "", [2, 2], [20])
+    assert tree.evict(1) == [20]
+
+
+def test_a_long_leaf_gives_only_what_is_needed() -> None:
+    tree = make_tree()
+    keep(tree, "", [1, 2, 3, 4, 5, 6], [10, 11, 12])
+    assert tree.evict(1) == [12]
+    assert matched_tokens(tree, "", [1, 2, 3, 4, 5, 6]) == 4
+
+
+def test_unlocking_more_often_than_locking_is_noticed() -> None:
+    tree = make_tree()
+    node = keep(tree, "", [1, 2], [10])
+    with pytest.raises(AssertionError, match="unlocked more often"):
+        tree.unlock(node)
+
+
+def test_empty_namespaces_are_forgotten() -> None:
+    tree = make_tree()
+    for index in range(100):
+        keep(tree, f"tenant-{index}", [1, 2], [index])
+    tree.evict(100)
+    assert tree._roots == {}
+
+
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    policy=st.sampled_from(sorted(EVICTION_POLICIES)),
+    actions=st.lists(
+        st.tuples(
+            st.sampled_from(["insert", "match", "lock", "unlock", "evict"]),
+            st.sampled_from(["", "x"]),
+            TOKENS,
+            st.integers(1, 6),
+        ),
+        max_size=40,
+    ),
+)
+def test_the_tree_agrees_with_a_set_of_prefixes(
+    policy: str, actions: list[tuple[str, str, list[int], int]]
+) -> None:
+    tree = make_tree(policy)
+    known: dict[tuple[str, tuple[int, ...]], int] = {}
+    locked: list[tuple[Node, str, list[int], list[int]]] = []
+    next_page = 0
+
+    def longest(namespace: str, tokens: list[int]) -> int:
+        length = 0
+        while length + PAGE <= len(tokens) and (namespace, tuple(tokens[: length + PAGE])) in known:
+            length += PAGE
+        return length
+
+    for action, namespace, tokens, count in actions:
+        whole = tokens[: len(tokens) // PAGE * PAGE]
+        if action == "insert" and whole:
+            pages = list(range(next_page, next_page + len(whole) // PAGE))
+            next_page += len(pages)
+            _, kept = tree.insert(namespace, token_key(whole), pages)
+            for index, page in enumerate(kept):
+                prefix = (namespace, tuple(whole[: (index + 1) * PAGE]))
+                assert known.setdefault(prefix, page) == page
+        elif action == "match":
+            assert matched_tokens(tree, namespace, tokens) == longest(namespace, tokens)
+        elif action == "lock":
+            found = tree.match(namespace, token_key(whole))
+            tree.lock(found.node, is_hit=True)
+            length = longest(namespace, whole)
+            assert len(found.pages) * PAGE == length
+            locked.append((found.node, namespace, whole[:length], found.pages))
+        elif action == "unlock" and locked:
+            tree.unlock(locked.pop(count % len(locked))[0])
+        elif action == "evict":
+            gone = set(tree.evict(count))
+            assert len(gone) <= count
+            known = {prefix: page for prefix, page in known.items() if page not in gone}
+        for _, space, prefix, pages in locked:
+            held = [known[space, tuple(prefix[: (i + 1) * PAGE])] for i in range(len(pages))]
+            assert held == pages, "a locked prefix was evicted"
+        assert tree.num_pages == len(known) == sum(len(node.pages) for node in tree.nodes())
+        unlocked = sum(len(node.pages) for node in tree.nodes() if node.num_locks == 0)
+        assert tree.num_evictable_pages == unlocked
+    for node, *_ in locked:
+        tree.unlock(node)
+    assert sorted(tree.evict(10**6)) == sorted(known.values())
