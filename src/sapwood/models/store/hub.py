@@ -1,0 +1,164 @@
+"""Which files of a hub repository a model needs, and huggingface_hub as the way to get them."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from sapwood.base.errors import ModelSourceError
+from sapwood.models.store.catalogue import HubSpec
+from sapwood.models.store.files import FORMATS, detect_format, list_choices
+
+_SIDECAR_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """commit: what the revision meant when it was asked; files: name to bytes, None if unknown."""
+
+    commit: str
+    files: Mapping[str, int | None]
+
+
+class HubClient(Protocol):
+    """Both methods raise ModelSourceError with the reason when the hub does not answer."""
+
+    def list_files(self, repository: str, revision: str | None) -> Listing: ...
+
+    def download(self, repository: str, commit: str, names: Sequence[str], cache: Path) -> Path:
+        """Get these files; the directory, below `cache`, in which they lie by their names."""
+        ...
+
+
+def choose_files(
+    label: str, names: Sequence[str], load_format: str, spec: HubSpec
+) -> tuple[str, ...]:
+    """Configuration, tokenizer and the weights of one format, out of a repository's files.
+
+    Raises ModelSourceError if the file that was asked for does not exist, if the repository has no
+    weights in the wanted format, or several GGUF files to choose from.
+    """
+    # Directories hold other things: "original/" weights, ONNX exports, training checkpoints.
+    top = [name for name in names if "/" not in name]
+    sidecars = [
+        name
+        for name in names
+        if PurePosixPath(name).suffix in _SIDECAR_SUFFIXES
+        and ("/" not in name or name.startswith("additional_chat_templates/"))
+        and not name.endswith(".index.json")
+    ]
+    if spec.file is not None:
+        return (*sidecars, *_parts_of(label, spec.file, names))
+    if load_format == "dummy":
+        return tuple(sidecars)
+    weight_format = _choose_format(label, top, load_format)
+    if weight_format == "gguf":
+        return (*sidecars, *_parts_of(label, _only_choice(label, top), names))
+    weights = [name for name in top if detect_format(Path(name)) == weight_format]
+    standard = [name for name in weights if not name.startswith("consolidated")]
+    indexes = [
+        name
+        for name in top
+        if name in ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+        and (name.startswith("model") == (weight_format == "safetensors"))
+    ]
+    return (*sidecars, *indexes, *(standard or weights))
+
+
+def _choose_format(label: str, top: Sequence[str], load_format: str) -> str:
+    present = {detect_format(Path(name)) for name in top} & set(FORMATS)
+    wanted = FORMATS if load_format == "auto" else (load_format,)
+    for weight_format in wanted:
+        if weight_format in present:
+            return weight_format
+    raise ModelSourceError(
+        f"{label} has no weights in {' or '.join(wanted)} "
+        f"(it has: {', '.join(sorted(present)) or 'none that sapwood reads'})"
+    )
+
+
+def _only_choice(label: str, top: Sequence[str]) -> str:
+    choices = list_choices(list(top))
+    if len(choices) != 1:
+        raise ModelSourceError(
+            f"{label} has {len(choices)} GGUF files; choose one as {label}:FILE out of "
+            f"{', '.join(choices)}"
+        )
+    return choices[0]
+
+
+def _parts_of(label: str, file: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The file itself and, of a split GGUF, its other parts."""
+    if file not in names:
+        choices = ", ".join(list_choices(list(names))) or "no GGUF"
+        raise ModelSourceError(f"{label}: the repository has no file {file} (it has: {choices})")
+    stem, part, rest = file.rpartition("-00001-of-")
+    return tuple(name for name in names if part and _is_part(name, stem, rest)) or (file,)
+
+
+def _is_part(name: str, stem: str, rest: str) -> bool:
+    middle = name.removeprefix(f"{stem}-").removesuffix(f"-of-{rest}")
+    return len(middle) == 5 and middle.isdigit() and name == f"{stem}-{middle}-of-{rest}"
+
+
+class HuggingFaceHub:
+    """The real hub, with the user's own endpoint, token and proxies."""
+
+    def list_files(self, repository: str, revision: str | None) -> Listing:
+        from huggingface_hub import HfApi
+
+        with _explained(repository, revision):
+            info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        sizes = {file.rfilename: file.size for file in info.siblings or ()}
+        return Listing(commit=str(info.sha), files=sizes)
+
+    def download(self, repository: str, commit: str, names: Sequence[str], cache: Path) -> Path:
+        from huggingface_hub import snapshot_download
+
+        with _explained(repository, commit):
+            path = snapshot_download(
+                repository,
+                revision=commit,
+                cache_dir=cache,
+                allow_patterns=[glob.escape(name) for name in names],
+                tqdm_class=_silent_bar(),
+            )
+        return Path(path)
+
+
+def _silent_bar() -> Any:
+    """huggingface_hub's bar, disabled: ours watches the files grow, and a second would tear it."""
+    from huggingface_hub import utils
+
+    class SilentBar(utils.tqdm):  # type: ignore[misc, name-defined]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    return SilentBar
+
+
+@contextmanager
+def _explained(repository: str, revision: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into ModelSourceError with a reason one can act on."""
+    import httpx
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise ModelSourceError(
+            "access is gated: accept its terms on the hub, then `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelSourceError(f"{repository} has no revision {revision!r}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelSourceError(
+            "no such repository, or it is private: check the name or `hf auth login`"
+        ) from error
+    except (errors.HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise ModelSourceError(f"{type(error).__name__}: {first_line}") from error

@@ -1,0 +1,18 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import pytest
+
+from sapwood.base.errors import ModelSourceError
+from sapwood.models.store import ModelFiles, fetch_model
+from sapwood.schema import env
+
+
+@pytest.fixture(scope="session")
+def smollm2_files() -> ModelFiles:
+    """SmolLM2-135M from the user's own cache, pulled once if it is not there."""
+    try:
+        return fetch_model("smollm2-135m", home=env.home(env.environment()))
+    except ModelSourceError as error:
+        pytest.skip(f"SmolLM2 is neither cached nor to be had: {error}")

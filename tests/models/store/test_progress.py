@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from sapwood.models.store.progress import Growth, Silent, stage, watching
+from sapwood.models.store.terminal import TerminalProgress
+
+
+class Counting(Silent):
+    def __init__(self) -> None:
+        self.amount = 0
+        self.finished = 0
+
+    def advance(self, amount: int) -> None:
+        assert amount > 0
+        self.amount += amount
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_growth_never_shrinks_and_keeps_to_its_limit(tmp_path):
+    (tmp_path / "before").write_bytes(b"x" * 1000)
+    progress = Counting()
+    growth = Growth(tmp_path, progress, 150)
+    (tmp_path / "new").write_bytes(b"x" * 100)
+    growth.poll()
+    assert progress.amount == 100
+    (tmp_path / "new").unlink()
+    growth.poll()
+    assert progress.amount == 100
+    (tmp_path / "again").write_bytes(b"x" * 400)
+    growth.poll()
+    assert progress.amount == 150
+
+
+def test_watching_reports_what_was_written_before_it_ends(tmp_path):
+    progress = Counting()
+    with watching(tmp_path, progress, None):
+        (tmp_path / "new").write_bytes(b"x" * 321)
+    assert progress.amount == 321
+
+
+def test_a_stage_is_finished_after_an_error():
+    progress = Counting()
+    with pytest.raises(OSError, match="disk"), stage(progress, "label", 10):
+        raise OSError("disk")
+    assert progress.finished == 1
+
+
+def test_the_terminal_shows_label_and_amount():
+    out = io.StringIO()
+    progress = TerminalProgress(Console(file=out, force_terminal=True, width=100))
+    progress.start("downloading a model", 2_000_000)
+    progress.advance(1_000_000)
+    progress.finish()
+    assert "downloading a model" in out.getvalue()
+    assert "1.0/2.0 MB" in out.getvalue()
+
+
+def test_a_log_file_gets_one_plain_line():
+    out = io.StringIO()
+    progress = TerminalProgress(Console(file=out, width=100))
+    progress.start("downloading [a] model", None)
+    progress.advance(5)
+    progress.finish()
+    assert out.getvalue() == "downloading [a] model\n"
