@@ -1,0 +1,1 @@
+"""One op, many implementations; the only room that knows hardware."""

@@ -1,0 +1,129 @@
+"""The ops that layers call, and the arguments they share. Every implementation has these signatures.
+
+Shapes use: T new tokens of all requests, R requests, Hq query heads, Hk key/value heads, D head size.
+The KV cache of one layer is a pair of tensors [num_pages, Hk, page_size, D]: one page holds
+page_size consecutive tokens of one request, and the tokens of one head lie together in it, so that
+a head's part of a page is one contiguous tile. A token's `write_index` is
+page * page_size + offset within the page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionBatch:
+    """Which keys each new token attends to. Made once per step, used by every layer.
+
+    Requests come in the order of their new tokens; the first `num_decodes` have exactly one each.
+
+    page_table      [R, max_pages] int32; page_table[r, i] holds tokens i*page_size .. of request r;
+                    unused entries are 0 (a valid page, so that a gather of them is harmless)
+    query_start     [R + 1] int32; request r's new tokens are rows query_start[r] .. query_start[r+1]
+    context_len     [R] int32; tokens of request r whose KV is in the cache after this step's writes;
+                    its new tokens are the last ones, and attention is causal among them
+    query_lens      the same lengths on the host, as Python ints
+    context_lens    the same, on the host
+    cache           what an implementation computes once per step and reuses in every layer
+    """
+
+    page_table: Tensor
+    query_start: Tensor
+    context_len: Tensor
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    num_decodes: int
+    cache: dict[str, Any] = field(default_factory=dict)
+
+
+class PackedLinear(Protocol):
+    """A linear layer whose weight is in the layout that its implementation wants."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, out], same dtype as x."""
+        ...
+
+
+class Kernels(Protocol):
+    """The ops of one platform. All tensors of a call are on one device."""
+
+    name: str
+
+    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        """token_ids [T] int64, weight [vocab, hidden] -> [T, hidden]."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, hidden] -> x / rms(x) * weight; the mean of squares is taken in fp32.
+        Source: Zhang and Sennrich 2019, arXiv:1910.07467."""
+        ...
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual); `residual` may be overwritten with the sum."""
+        ...
+
+    def qk_norm_rope_write_kv(
+        self,
+        qkv: Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        write_index: Tensor,
+    ) -> Tensor:
+        """Optional RMSNorm of each q and k head, rotary embedding, and the KV write, in one pass.
+
+        qkv          [T, (Hq + 2 Hk) * D]: all q heads, then k heads, then v heads; may be overwritten
+        q_norm       [D] or None (Qwen3's norm over each head); k_norm likewise
+        cos_sin      [max_positions, rotary_dim] fp32: cos in the first half, sin in the second;
+                     rotates the first rotary_dim entries of a head, halves paired (NeoX style)
+        positions    [T] int64
+        key_cache    [num_pages, Hk, page_size, D]; written at write_index [T] int64
+        Returns      q [T, Hq, D]
+        Source: Su et al. 2021, arXiv:2104.09864."""
+        ...
+
+    def paged_attention(
+        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+    ) -> Tensor:
+        """Causal attention of new tokens over paged keys and values.
+
+        q [T, Hq, D] -> [T, Hq, D]; softmax in fp32. Hq is a multiple of Hk (grouped queries).
+        Source: Kwon et al. 2023, arXiv:2309.06180."""
+        ...
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        """x [T, 2 * I] -> silu(x[:, :I]) * x[:, I:]. Source: Shazeer 2020, arXiv:2002.05202."""
+        ...
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """weight [out, in], bias [out] or None -> the layer, packed once."""
+        ...
+
+
+def kv_cache_shape(
+    num_pages: int, num_kv_heads: int, page_size: int, head_dim: int
+) -> tuple[int, int, int, int]:
+    """The shape of one layer's key cache, and of its value cache."""
+    return (num_pages, num_kv_heads, page_size, head_dim)
+
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}

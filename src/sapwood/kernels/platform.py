@@ -1,0 +1,101 @@
+"""Facts of this machine, read once and never changed: what `sapwood check` prints."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+_NOTABLE_FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "sve",
+)
+"""CPU features that some kernel may use, as Linux spells them in /proc/cpuinfo."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What this process may use.
+
+    device        torch's device type that is served on by default: "cuda" if there is one, or "cpu"
+    machine       instruction set, as uname says it: "x86_64", "aarch64", …
+    cpu_name      the processor's marketing name; "" where the system does not tell
+    cpu_flags     the processor's notable features; empty where there is no /proc/cpuinfo
+    num_cores     cores that this process may run on, by affinity and cgroup quota, at least 1
+    memory_bytes  main memory, or the cgroup's limit if that is less
+    cuda_names    the name of each visible CUDA device
+    """
+
+    device: str
+    machine: str
+    cpu_name: str
+    cpu_flags: frozenset[str]
+    num_cores: int
+    memory_bytes: int
+    cuda_names: tuple[str, ...]
+
+
+def read_platform(root: Path = Path("/")) -> Platform:
+    """Read this machine's facts; `root` is where /proc and /sys are looked for."""
+    cpu_name, flags = _read_cpuinfo(root / "proc/cpuinfo")
+    names = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    cgroup = root / "sys/fs/cgroup"
+    limit = _read_limit(cgroup / "memory.max")
+    total = psutil.virtual_memory().total
+    return Platform(
+        device="cuda" if names else "cpu",
+        machine=platform.machine(),
+        cpu_name=cpu_name,
+        cpu_flags=flags,
+        num_cores=_usable_cores(cgroup / "cpu.max"),
+        memory_bytes=total if limit is None else min(total, limit),
+        cuda_names=names,
+    )
+
+
+def _read_cpuinfo(path: Path) -> tuple[str, frozenset[str]]:
+    if not path.exists():
+        return "", frozenset()
+    name, flags = "", frozenset[str]()
+    for line in path.read_text().splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name" and not name:
+            name = value
+        elif key in ("flags", "Features") and not flags:
+            flags = frozenset(value.split()).intersection(_NOTABLE_FLAGS)
+    return name, flags
+
+
+def _usable_cores(cpu_max: Path) -> int:
+    """Cores by affinity, or by the cgroup's "<quota or max> <period>" if that is less."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+    if cpu_max.exists():
+        quota, _, period = cpu_max.read_text().strip().partition(" ")
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def _read_limit(path: Path) -> int | None:
+    """A cgroup limit in bytes, or None where there is no limit."""
+    if not path.exists():
+        return None
+    text = path.read_text().strip()
+    return None if text == "max" else int(text)

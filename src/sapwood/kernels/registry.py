@@ -1,0 +1,116 @@
+"""Which implementation of the ops serves a given need: the fastest that can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+
+from sapwood.base.errors import ConfigError
+from sapwood.base.registry import Registry
+from sapwood.kernels.interface import Kernels
+
+IMPLEMENTATIONS: Mapping[str, str] = {
+    "cpu": "sapwood.kernels.cpu:CpuKernels",
+    "torch": "sapwood.kernels.torch_ops:TorchKernels",
+    "reference": "sapwood.kernels.reference:ReferenceKernels",
+}
+"""Name -> "module:Name", the fastest first. The target is a `KernelsFactory`, loaded when asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What the ops must run on.
+
+    device     torch's device type: "cpu", "cuda", …
+    dtype      of weights, activations and the KV cache
+    head_dim   entries of one attention head
+    page_size  tokens of one KV page
+    """
+
+    device: str
+    dtype: torch.dtype
+    head_dim: int
+    page_size: int
+
+    def __post_init__(self) -> None:
+        if self.head_dim < 1 or self.page_size < 1:
+            raise ValueError(
+                f"head_dim and page_size must be >= 1, got {self.head_dim} and {self.page_size}"
+            )
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype} on {self.device}, head size {self.head_dim}, page size {self.page_size}"
+
+
+class KernelsFactory(Protocol):
+    """An implementation, as the table names it: a class with a `why_not` of its own."""
+
+    def why_not(self, need: Need) -> str | None:
+        """Why it cannot serve this need (no compiler, wrong device, …), or None if it can."""
+        ...
+
+    def __call__(self) -> Kernels:
+        """The ops; only called after `why_not` returned None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The chosen implementation.
+
+    kernels   the ops
+    refusals  name -> reason, for each faster implementation that could not serve the need
+    why       one line for the operator
+    """
+
+    kernels: Kernels
+    refusals: Mapping[str, str]
+    why: str
+
+
+def select_kernels(
+    need: Need, only: str | None = None, table: Mapping[str, str] = IMPLEMENTATIONS
+) -> Selection:
+    """The fastest implementation that can serve `need`; with `only`, that one or none.
+
+    Raises ConfigError if none can, with each one's reason, or if `only` names none.
+    """
+    registry: Registry[KernelsFactory] = Registry("kernels", dict(table))
+    names = list(table) if only is None else [only]
+    refusals: dict[str, str] = {}
+    for name in names:
+        factory, reason = _load(registry, name, need)
+        if factory is not None and reason is None:
+            return Selection(
+                kernels=factory(), refusals=refusals, why=_explain(name, only, refusals)
+            )
+        refusals[name] = reason or "unavailable"
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    raise ConfigError(
+        f"no kernels for {need} ({reasons}); "
+        "choose another --dtype or --device, or leave the choice of kernels to sapwood"
+    )
+
+
+def _load(
+    registry: Registry[KernelsFactory], name: str, need: Need
+) -> tuple[KernelsFactory | None, str | None]:
+    """The implementation and its refusal; one that cannot be imported refuses too."""
+    try:
+        factory = registry.get(name)
+    except ImportError as error:
+        return None, f"cannot be imported ({error})"
+    return factory, cast(Callable[[Need], str | None], factory.why_not)(need)
+
+
+def _explain(name: str, only: str | None, refusals: Mapping[str, str]) -> str:
+    if only is not None:
+        return f"{name}: asked for"
+    if not refusals:
+        return f"{name}: the fastest"
+    reasons = "; ".join(f"{other}: {reason}" for other, reason in refusals.items())
+    return f"{name}: the fastest that can ({reasons})"
