@@ -1,0 +1,142 @@
+"""Self-attention with rotary positions over the paged KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sapwood.base.errors import ConfigError
+from sapwood.distributed.groups import Group
+from sapwood.kernels.interface import Kernels
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, divide, even_part
+from sapwood.layers.norm import RMSNorm
+from sapwood.layers.targets import Target, prefixed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadLayout:
+    """The heads of the whole model.
+
+    num_heads     query heads
+    num_kv_heads  key and value heads; num_heads is a multiple of it
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def num_heads_of(self, group: Group) -> int:
+        """Query heads of one rank; ConfigError if they do not divide."""
+        return divide(self.num_heads, group, f"{self.num_heads} attention heads")
+
+    def num_kv_heads_of(self, group: Group) -> int:
+        """Key and value heads of one rank; where there are more ranks than heads, ranks share one.
+
+        ConfigError if they do not divide."""
+        if self.num_kv_heads >= group.size:
+            return divide(self.num_kv_heads, group, f"{self.num_kv_heads} key and value heads")
+        if group.size % self.num_kv_heads:
+            raise ConfigError(
+                f"{self.num_kv_heads} key and value heads cannot be shared evenly by {group.size} "
+                f"ranks; choose a --tp-size that is a multiple or a divisor of {self.num_kv_heads}"
+            )
+        return 1
+
+    def qkv_parts(self, group: Group) -> tuple[Part, Part, Part]:
+        """This rank's q, k and v in the fused projection."""
+        self.num_heads_of(group)
+        num_kv_heads = self.num_kv_heads_of(group)
+        first = group.rank * self.num_kv_heads // group.size
+        whole_size = self.num_kv_heads * self.head_dim
+        k, v = (
+            Part(name, whole_size, first * self.head_dim, num_kv_heads * self.head_dim)
+            for name in ("k_proj", "v_proj")
+        )
+        return even_part("q_proj", self.num_heads * self.head_dim, group), k, v
+
+
+class Attention:
+    """o(attention(rope(qk_norm(qkv(x))))) for one layer of a decoder."""
+
+    def __init__(
+        self,
+        layer: int,
+        hidden_size: int,
+        heads: HeadLayout,
+        *,
+        qkv_bias: bool,
+        o_bias: bool,
+        qk_norm: bool,
+        eps: float,
+        cos_sin: Tensor,
+        kernels: Kernels,
+        group: Group,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """`layer` picks the KV cache; `cos_sin` is the model's table (layers/rotary)."""
+        self._layer = layer
+        self._num_heads = heads.num_heads_of(group)
+        self._num_kv_heads = heads.num_kv_heads_of(group)
+        self._head_dim = heads.head_dim
+        self._eps = eps
+        self._cos_sin = cos_sin
+        self._kernels = kernels
+        self._scale = heads.head_dim**-0.5
+        self._qkv = ColumnParallelLinear(
+            hidden_size,
+            heads.qkv_parts(group),
+            bias=qkv_bias,
+            kernels=kernels,
+            device=device,
+            dtype=dtype,
+        )
+        self._o = RowParallelLinear(
+            "o_proj",
+            heads.num_heads * heads.head_dim,
+            hidden_size,
+            bias=o_bias,
+            kernels=kernels,
+            group=group,
+            device=device,
+            dtype=dtype,
+        )
+        self._norms = {
+            name: RMSNorm(heads.head_dim, eps=eps, kernels=kernels, device=device, dtype=dtype)
+            for name in (("q_norm", "k_norm") if qk_norm else ())
+        }
+        self._q_norm = self._norms["q_norm"].weight if qk_norm else None
+        self._k_norm = self._norms["k_norm"].weight if qk_norm else None
+
+    def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """x [T, hidden] -> [T, hidden]; writes the new tokens' keys and values to the cache"""
+        key_cache, value_cache = batch.kv_caches[self._layer]
+        q = self._kernels.qk_norm_rope_write_kv(
+            self._qkv(x),
+            num_heads=self._num_heads,
+            num_kv_heads=self._num_kv_heads,
+            head_dim=self._head_dim,
+            q_norm=self._q_norm,
+            k_norm=self._k_norm,
+            eps=self._eps,
+            cos_sin=self._cos_sin,
+            positions=batch.positions,
+            key_cache=key_cache,
+            value_cache=value_cache,
+            write_index=batch.write_index,
+        )
+        out = self._kernels.paged_attention(q, key_cache, value_cache, batch.attention, self._scale)
+        return self._o(out.view(x.shape[0], self._num_heads * self._head_dim))
+
+    def targets(self) -> dict[str, Target]:
+        found = self._qkv.targets() | self._o.targets()
+        for name, norm in self._norms.items():
+            found |= prefixed(name, norm.targets())
+        return found
+
+    def pack(self) -> None:
+        self._qkv.linear.pack()
+        self._o.linear.pack()

@@ -1,0 +1,30 @@
+"""The input of one forward pass on one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sapwood.kernels.interface import AttentionBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBatch:
+    """T new tokens of R requests, in the order of the requests.
+
+    token_ids      [T] int64
+    positions      [T] int64; a token's index in its request
+    write_index    [T] int64; where its KV goes: page * page_size + offset
+    attention      which keys each token attends to
+    kv_caches      per layer: (keys, values), each [num_pages, Hk, page_size, D]
+    logits_index   [S] int64; rows of the T whose logits are wanted
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    write_index: Tensor
+    attention: AttentionBatch
+    kv_caches: Sequence[tuple[Tensor, Tensor]]
+    logits_index: Tensor

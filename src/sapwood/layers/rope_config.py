@@ -1,0 +1,185 @@
+"""What a model's config says about its rotary position embedding. No torch.
+
+Both forms in which checkpoints carry it are read: `rope_parameters`, and the older `rope_scaling`
+beside a top-level `rope_theta`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sapwood.base.errors import ConfigError
+
+DEFAULT_THETA = 10_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearScaling:
+    """Positions are divided by `factor`. Source: Chen et al. 2023, arXiv:2306.15595."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicScaling:
+    """The base grows with the length beyond the trained maximum (NTK-aware); see layers/rotary."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3Scaling:
+    """Long waves are slowed by `factor`, short ones kept, those between blended.
+
+    original_length  positions that the model was trained on before scaling
+    low, high        waves longer than original_length / low are long, shorter than / high short
+    Source: Llama 3.1's model code."""
+
+    factor: float
+    low: float
+    high: float
+    original_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YarnScaling:
+    """Frequencies between two numbers of rotations are blended; cos and sin are scaled.
+
+    original_length      positions that the model was trained on before scaling
+    beta_fast, beta_slow  rotations over original_length above which a frequency is kept, and below
+                         which it is divided by factor
+    truncate             round the blended range outwards to whole dimensions
+    attention_factor     multiplies cos and sin
+    Source: Peng et al. 2023, arXiv:2309.00071."""
+
+    factor: float
+    original_length: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    attention_factor: float | None
+    mscale: float | None
+    mscale_all_dim: float | None
+
+
+Scaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """A rotary position embedding.
+
+    theta                 base of the wave lengths
+    partial_factor        which part of a head's entries is rotated
+    trained_length        the config's max_position_embeddings
+    scaling               how it is stretched beyond the trained length; None: not at all
+    """
+
+    theta: float
+    trained_length: int
+    partial_factor: float = 1.0
+    scaling: Scaling | None = None
+
+    @property
+    def max_context_length(self) -> int:
+        """The longest context that the embedding is meant for."""
+        match self.scaling:
+            case LinearScaling() | DynamicScaling():
+                return int(self.trained_length * self.scaling.factor)
+            case YarnScaling():
+                stretched = int(self.scaling.original_length * self.scaling.factor)
+                return max(self.trained_length, stretched)
+            case _:
+                return self.trained_length
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many entries of a head are rotated; ConfigError if they cannot be paired."""
+        rotary_dim = int(head_dim * self.partial_factor)
+        if rotary_dim < 2 or rotary_dim % 2:
+            raise ConfigError(
+                f"the config rotates {rotary_dim} of {head_dim} entries of a head "
+                f"(partial_rotary_factor {self.partial_factor}), but they must pair up"
+            )
+        return rotary_dim
+
+    @staticmethod
+    def from_hf(config: Mapping[str, Any]) -> RopeConfig:
+        """Read a model's config; ConfigError if it asks for what is not implemented."""
+        said: Mapping[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        if any(isinstance(value, Mapping) for value in said.values()):
+            raise ConfigError(
+                "the config has different rope_parameters for each kind of layer "
+                f"({', '.join(sorted(said))}), which the supported architectures do not use"
+            )
+        trained_length = int(config["max_position_embeddings"])
+        theta = said.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA
+        partial = said.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+        return RopeConfig(
+            theta=float(theta),
+            trained_length=trained_length,
+            partial_factor=float(partial),
+            scaling=_read_scaling(said, config, trained_length),
+        )
+
+
+def _read_scaling(
+    said: Mapping[str, Any], config: Mapping[str, Any], trained_length: int
+) -> Scaling | None:
+    kind = said.get("rope_type") or said.get("type") or "default"
+    # Some configs carry the original length outside of the rope parameters; it then wins.
+    original_length = int(
+        config.get("original_max_position_embeddings")
+        or said.get("original_max_position_embeddings")
+        or trained_length
+    )
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return LinearScaling(factor=_factor(said, kind))
+        case "dynamic":
+            return DynamicScaling(factor=_factor(said, kind))
+        case "llama3":
+            return Llama3Scaling(
+                factor=_factor(said, kind),
+                low=_number(said, kind, "low_freq_factor"),
+                high=_number(said, kind, "high_freq_factor"),
+                original_length=original_length,
+            )
+        case "yarn":
+            given = said.get("factor")
+            return YarnScaling(
+                factor=trained_length / original_length if given is None else _factor(said, kind),
+                original_length=original_length,
+                beta_fast=float(said.get("beta_fast") or 32),
+                beta_slow=float(said.get("beta_slow") or 1),
+                truncate=bool(said.get("truncate", True)),
+                attention_factor=_optional(said, kind, "attention_factor"),
+                mscale=_optional(said, kind, "mscale"),
+                mscale_all_dim=_optional(said, kind, "mscale_all_dim"),
+            )
+        case _:
+            raise ConfigError(
+                f"the config asks for rope type {kind!r}; implemented: {', '.join(KINDS)}"
+            )
+
+
+def _factor(said: Mapping[str, Any], kind: str) -> float:
+    factor = _number(said, kind, "factor")
+    if factor < 1.0:
+        raise ConfigError(f"the config's rope factor is {factor} but must be >= 1 for {kind!r}")
+    return factor
+
+
+def _number(said: Mapping[str, Any], kind: str, name: str) -> float:
+    value = said.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"the config's rope type {kind!r} needs a number {name!r}, got {value!r}")
+    return float(value)
+
+
+def _optional(said: Mapping[str, Any], kind: str, name: str) -> float | None:
+    return None if said.get(name) is None else _number(said, kind, name)

@@ -1,0 +1,109 @@
+"""The table of cosines and sines of a rotary position embedding.
+
+Frequencies and angles are computed in fp32, as they were in training.
+
+"dynamic" (NTK-aware) scaling stretches the base with the length of the text once that exceeds the
+trained maximum. Done per request, as it grows, that would leave early keys in the cache turned by
+one base and later ones by another, and a prefix could not be shared between a short and a long
+request. Here the base is stretched once, for the context length that is served: the keys of all
+requests agree, and while that length is within the trained one the result is the plain embedding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sapwood.layers.rope_config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    RopeConfig,
+    YarnScaling,
+)
+
+
+def cos_sin_table(
+    rope: RopeConfig, *, head_dim: int, context_length: int, device: torch.device
+) -> Tensor:
+    """[context_length, rotary_dim] fp32: cosines in the first half, sines in the second."""
+    frequency = frequencies(rope, head_dim=head_dim, context_length=context_length)
+    position = torch.arange(context_length, dtype=torch.float32)
+    angle = position[:, None] * frequency
+    table = torch.cat((angle.cos(), angle.sin()), dim=-1)
+    return table.mul_(attention_factor(rope)).to(device)
+
+
+def frequencies(rope: RopeConfig, *, head_dim: int, context_length: int) -> Tensor:
+    """[rotary_dim / 2] fp32, on the CPU: radians per token of each pair of entries."""
+    rotary_dim = rope.rotary_dim(head_dim)
+    theta = rope.theta
+    if isinstance(rope.scaling, DynamicScaling):
+        theta = _stretched_theta(rope, rope.scaling.factor, rotary_dim, context_length)
+    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+    plain = 1.0 / theta**exponent
+    match rope.scaling:
+        case LinearScaling(factor=factor):
+            return plain / factor
+        case Llama3Scaling():
+            return _llama3(plain, rope.scaling)
+        case YarnScaling():
+            return _yarn(plain, rope.scaling, rotary_dim, rope.theta)
+        case _:
+            return plain
+
+
+def attention_factor(rope: RopeConfig) -> float:
+    """What cos and sin are multiplied by: 1 but for yarn."""
+    if not isinstance(rope.scaling, YarnScaling):
+        return 1.0
+    scaling = rope.scaling
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return _yarn_magnitude(scaling.factor, scaling.mscale) / _yarn_magnitude(
+            scaling.factor, scaling.mscale_all_dim
+        )
+    return _yarn_magnitude(scaling.factor, 1.0)
+
+
+def _yarn_magnitude(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _stretched_theta(
+    rope: RopeConfig, factor: float, rotary_dim: int, context_length: int
+) -> float:
+    """theta * (factor * length / trained - (factor - 1)) ** (R / (R - 2)), as NTK-aware scaling
+    has it, for the length that is served."""
+    if rotary_dim == 2:  # a single pair turns by one radian per token, whatever the base
+        return rope.theta
+    length = max(context_length, rope.trained_length)
+    growth = factor * length / rope.trained_length - (factor - 1)
+    return float(rope.theta * growth ** (rotary_dim / (rotary_dim - 2)))
+
+
+def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Up to `low` waves in the original length are slowed, from `high` on kept, between blended."""
+    num_waves = scaling.original_length * plain / (2 * math.pi)
+    kept = ((num_waves - scaling.low) / (scaling.high - scaling.low)).clamp(0.0, 1.0)
+    return (1 - kept) * plain / scaling.factor + kept * plain
+
+
+def _yarn(plain: Tensor, scaling: YarnScaling, rotary_dim: int, theta: float) -> Tensor:
+    """Keep the pairs below the range of the two betas, slow those above, ramp between."""
+
+    def pair_that_turns(num_rotations: float) -> float:
+        wave_length = scaling.original_length / (num_rotations * 2 * math.pi)
+        return rotary_dim * math.log(wave_length) / (2 * math.log(theta))
+
+    first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rotary_dim - 1)
+    width = last - first or 0.001  # a step, where the two fall together
+    pair = torch.arange(rotary_dim // 2, dtype=torch.float32)
+    slowed = ((pair - first) / width).clamp(0.0, 1.0)
+    return plain / scaling.factor * slowed + plain * (1 - slowed)

@@ -1,0 +1,35 @@
+"""Where a checkpoint's tensor goes: what a layer says about each tensor that it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One tensor that a layer wants from the checkpoint.
+
+    shape  of the whole tensor, as the checkpoint has it
+    place  takes the whole tensor and copies this rank's part to where it belongs, converting dtype
+           and device
+    """
+
+    shape: tuple[int, ...]
+    place: Callable[[Tensor], None]
+
+
+def prefixed(prefix: str, targets: Mapping[str, Target]) -> dict[str, Target]:
+    """The same targets under `prefix.name`."""
+    return {f"{prefix}.{name}": target for name, target in targets.items()}
+
+
+def whole(parameter: Tensor) -> Target:
+    """A tensor that every rank holds in full."""
+
+    def place(tensor: Tensor) -> None:
+        parameter.copy_(tensor)
+
+    return Target(tuple(parameter.shape), place)

@@ -1,0 +1,189 @@
+"""The facts of a decoder-only language model, read from its config.json. No torch.
+
+What an architecture is made of (which biases, which norms) is said by its class in models/lm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sapwood.base.errors import ConfigError
+from sapwood.layers.rope_config import RopeConfig
+
+_DEFAULT_HEAD_DIM = {"Qwen3ForCausalLM": 128}
+"""Where a missing head_dim means something else than hidden_size / num_attention_heads."""
+
+_WITHOUT_WINDOW = frozenset({"LlamaForCausalLM"})
+"""Architectures that attend to everything, even if their config mentions a sliding_window."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """A model of `num_layers` equal decoder layers.
+
+    architecture            as config.json spells it: "LlamaForCausalLM", …
+    context_length   prompt and output tokens of one request that it is built to serve
+    rms_norm_eps     added to the mean of squares
+    attention_bias   what config.json says; some architectures have biases regardless
+    mlp_bias         likewise
+    sliding_window   each token attends to so many tokens at most; None: to all
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    context_length: int
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "context_length",
+        ):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"the model's {name} is {value} but must be >= 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"the model has {self.num_heads} attention heads, which is not a multiple of its "
+                f"{self.num_kv_heads} key and value heads"
+            )
+        self.rope.rotary_dim(self.head_dim)
+
+    @property
+    def default_context_length(self) -> int:
+        """The trained length, or the sliding window if that is shorter."""
+        return min(self.rope.trained_length, self.sliding_window or self.rope.trained_length)
+
+    @property
+    def max_context_length(self) -> int:
+        """The longest that `for_context` accepts."""
+        longest = self.rope.max_context_length
+        return min(longest, self.sliding_window or longest)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of all matrices, counted once where they are tied; norms and biases are few."""
+        heads = self.num_heads + self.num_kv_heads
+        layer = 2 * self.hidden_size * self.head_dim * heads
+        layer += 3 * self.hidden_size * self.intermediate_size
+        vocab = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_layers * layer + vocab
+
+    def for_context(self, context_length: int) -> DecoderConfig:
+        """The same model, built to serve that context length; ConfigError if it cannot."""
+        if self.sliding_window is not None and context_length > self.sliding_window:
+            raise ConfigError(
+                f"the model attends to a sliding window of {self.sliding_window} tokens, and "
+                f"windows shorter than the context ({context_length}) are not implemented; "
+                f"start with --context-length {self.sliding_window} or less"
+            )
+        longest = self.rope.max_context_length
+        if context_length > longest:
+            raise ConfigError(
+                f"a context of {context_length} tokens was asked for, but the model's positions "
+                f"reach {longest}; start with --context-length {longest} or less"
+            )
+        return replace(self, context_length=context_length)
+
+    @staticmethod
+    def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
+        """Read config.json; ConfigError if a field is missing or asks for what is not implemented.
+
+        The context length is the trained one, or the sliding window if that is shorter.
+        """
+        architecture = _architecture(config)
+        _refuse_what_is_not_implemented(config)
+        num_heads = _integer(config, "num_attention_heads")
+        _integer(config, "max_position_embeddings")
+        rope = RopeConfig.from_hf(config)
+        window = None if architecture in _WITHOUT_WINDOW else _sliding_window(config)
+        return DecoderConfig(
+            architecture=architecture,
+            vocab_size=_integer(config, "vocab_size"),
+            hidden_size=_integer(config, "hidden_size"),
+            intermediate_size=_integer(config, "intermediate_size"),
+            num_layers=_integer(config, "num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=_integer(config, "num_key_value_heads", default=num_heads),
+            head_dim=_head_dim(config, architecture, num_heads),
+            rms_norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+            rope=rope,
+            context_length=min(rope.trained_length, window or rope.trained_length),
+            attention_bias=bool(config.get("attention_bias", False)),
+            mlp_bias=bool(config.get("mlp_bias", False)),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            sliding_window=window,
+        )
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures") or []
+    if len(names) != 1:
+        raise ConfigError(
+            f"config.json must name one architecture in 'architectures', got {list(names)}"
+        )
+    return str(names[0])
+
+
+def _refuse_what_is_not_implemented(config: Mapping[str, Any]) -> None:
+    activation = config.get("hidden_act") or "silu"
+    if activation not in ("silu", "swish"):
+        raise ConfigError(f"the config asks for activation {activation!r}; implemented: 'silu'")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise ConfigError(
+            f"the checkpoint's weights are quantised ({method}), which is not implemented; "
+            "use the model's unquantised checkpoint"
+        )
+
+
+def _integer(config: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
+    value = config.get(name)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"config.json must have an integer {name!r}, got {value!r}")
+    return value
+
+
+def _head_dim(config: Mapping[str, Any], architecture: str, num_heads: int) -> int:
+    default = _DEFAULT_HEAD_DIM.get(architecture)
+    hidden_size = _integer(config, "hidden_size")
+    if default is None and not config.get("head_dim") and hidden_size % max(num_heads, 1):
+        raise ConfigError(
+            f"config.json has no head_dim, and hidden_size {hidden_size} is not a multiple of "
+            f"num_attention_heads {num_heads}"
+        )
+    return _integer(config, "head_dim", default=default or hidden_size // max(num_heads, 1))
+
+
+def _sliding_window(config: Mapping[str, Any]) -> int | None:
+    """The window in tokens if any layer has one, else None."""
+    if config.get("sliding_window") is None or not config.get("use_sliding_window", True):
+        return None
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        return _integer(config, "sliding_window") if "sliding_attention" in kinds else None
+    num_layers = _integer(config, "num_hidden_layers")
+    # Qwen's convention: layers from max_window_layers on have the window. Others: all layers.
+    first = _integer(config, "max_window_layers", default=0)
+    return _integer(config, "sliding_window") if first < num_layers else None

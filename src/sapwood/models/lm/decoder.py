@@ -1,0 +1,216 @@
+"""The decoder-only language model that Llama and its relatives are.
+
+An architecture is a subclass that says what its layers are made of; the data is in DecoderConfig.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sapwood.distributed.groups import Group
+from sapwood.kernels.interface import Kernels
+from sapwood.layers.attention import Attention, HeadLayout
+from sapwood.layers.embedding import LMHead, VocabEmbedding
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.mlp import GatedMLP
+from sapwood.layers.norm import RMSNorm
+from sapwood.layers.rotary import cos_sin_table
+from sapwood.layers.targets import Target, prefixed
+from sapwood.models.config import DecoderConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecipe:
+    """What the layers of an architecture have beyond their sizes.
+
+    qkv_bias, o_bias, mlp_bias  whether those linear layers add a bias
+    qk_norm                     whether each q and k head is RMS-normalised before rotation
+    """
+
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+
+class DecoderLayer:
+    """x + attention(norm(x)), then x + mlp(norm(x)); the sums are fused with the next norm."""
+
+    def __init__(
+        self,
+        index: int,
+        config: DecoderConfig,
+        recipe: LayerRecipe,
+        *,
+        cos_sin: Tensor,
+        kernels: Kernels,
+        group: Group,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        eps = config.rms_norm_eps
+        norm = partial(
+            RMSNorm, config.hidden_size, eps=eps, kernels=kernels, device=device, dtype=dtype
+        )
+        self._before_attention, self._before_mlp = norm(), norm()
+        self._attention = Attention(
+            index,
+            config.hidden_size,
+            HeadLayout(
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+            ),
+            qkv_bias=recipe.qkv_bias,
+            o_bias=recipe.o_bias,
+            qk_norm=recipe.qk_norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            kernels=kernels,
+            group=group,
+            device=device,
+            dtype=dtype,
+        )
+        self._mlp = GatedMLP(
+            config.hidden_size,
+            config.intermediate_size,
+            bias=recipe.mlp_bias,
+            kernels=kernels,
+            group=group,
+            device=device,
+            dtype=dtype,
+        )
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor]:
+        """x [T, hidden], and what was not yet added to it -> the same two, one layer on."""
+        if residual is None:
+            normed, residual = self._before_attention(x), x
+        else:
+            normed, residual = self._before_attention.add(x, residual)
+        normed, residual = self._before_mlp.add(self._attention(normed, batch), residual)
+        return self._mlp(normed), residual
+
+    def targets(self) -> dict[str, Target]:
+        return (
+            prefixed("input_layernorm", self._before_attention.targets())
+            | prefixed("self_attn", self._attention.targets())
+            | prefixed("post_attention_layernorm", self._before_mlp.targets())
+            | prefixed("mlp", self._mlp.targets())
+        )
+
+    def pack(self) -> None:
+        self._attention.pack()
+        self._mlp.pack()
+
+
+class Decoder(ABC):
+    """Token ids to logits.
+
+    Life: construct (parameters are uninitialised memory), fill every one of `targets()` (see
+    models/loader/assign), `finalize()`, then call `compute` under torch.inference_mode().
+    """
+
+    ignorable: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
+    """Patterns of checkpoint tensors that are not parameters of the model."""
+    ignorable_when_tied: ClassVar[tuple[str, ...]] = ("lm_head.weight",)
+    """Those that are superfluous when the embedding is also the output layer."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        kernels: Kernels,
+        group: Group,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Raises ConfigError if the sizes do not divide by the group's."""
+        self.config = config
+        recipe = self.recipe(config)
+        cos_sin = cos_sin_table(
+            config.rope,
+            head_dim=config.head_dim,
+            context_length=config.context_length,
+            device=device,
+        )
+        self._embedding = VocabEmbedding(
+            config.vocab_size,
+            config.hidden_size,
+            kernels=kernels,
+            group=group,
+            device=device,
+            dtype=dtype,
+        )
+        self._layers = tuple(
+            DecoderLayer(
+                index,
+                config,
+                recipe,
+                cos_sin=cos_sin,
+                kernels=kernels,
+                group=group,
+                device=device,
+                dtype=dtype,
+            )
+            for index in range(config.num_layers)
+        )
+        self._norm = RMSNorm(
+            config.hidden_size, eps=config.rms_norm_eps, kernels=kernels, device=device, dtype=dtype
+        )
+        self._lm_head = LMHead(
+            config.vocab_size,
+            config.hidden_size,
+            tied=self._embedding if config.tie_word_embeddings else None,
+            kernels=kernels,
+            group=group,
+            device=device,
+            dtype=dtype,
+        )
+
+    @staticmethod
+    @abstractmethod
+    def recipe(config: DecoderConfig) -> LayerRecipe:
+        """What this architecture's layers are made of."""
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states after the last norm, [T, hidden]; writes every layer's KV."""
+        x = self._embedding(batch.token_ids)
+        residual: Tensor | None = None
+        for layer in self._layers:
+            x, residual = layer(x, residual, batch)
+        return self._norm(x) if residual is None else self._norm.add(x, residual)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, hidden] -> [S, vocab], in the model's dtype"""
+        return self._lm_head(hidden)
+
+    def compute(self, batch: ForwardBatch) -> Tensor:
+        """Logits of the rows at batch.logits_index, [S, vocab]; no others are computed."""
+        return self.logits(self.forward(batch).index_select(0, batch.logits_index))
+
+    def targets(self) -> dict[str, Target]:
+        """Checkpoint name -> where it goes, for every parameter of this rank."""
+        found = prefixed("model.embed_tokens", self._embedding.targets())
+        for index, layer in enumerate(self._layers):
+            found |= prefixed(f"model.layers.{index}", layer.targets())
+        found |= prefixed("model.norm", self._norm.targets())
+        return found | prefixed("lm_head", self._lm_head.targets())
+
+    def ignorable_tensors(self) -> tuple[str, ...]:
+        """Patterns (fnmatch) of checkpoint tensors that may be there and are not used."""
+        tied = self.ignorable_when_tied if self.config.tie_word_embeddings else ()
+        return self.ignorable + tied
+
+    def finalize(self) -> None:
+        """Pack the linear layers, once all weights are placed. Layer by layer, so that at most one
+        layer's weights are held twice."""
+        for layer in self._layers:
+            layer.pack()
+        self._lm_head.pack()

@@ -1,0 +1,164 @@
+"""Run a decoder without an engine: pages handed out in a row, batches built from lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sapwood.distributed.groups import Group
+from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.models.config import DecoderConfig
+from sapwood.models.lm.decoder import Decoder
+from sapwood.models.loader.assign import load_weights
+from sapwood.models.registry import ARCHITECTURES
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """What one request adds in a step.
+
+    token_ids     the new tokens
+    num_computed  tokens of the request whose KV is in `pages` already
+    pages         enough of them for num_computed + len(token_ids) tokens
+    """
+
+    token_ids: Sequence[int]
+    num_computed: int
+    pages: Sequence[int]
+
+
+def make_attention_batch(requests: Sequence[NewTokens], *, num_decodes: int) -> AttentionBatch:
+    """Unused entries of the page table are 0."""
+    query_lens = tuple(len(request.token_ids) for request in requests)
+    context_lens = tuple(r.num_computed + len(r.token_ids) for r in requests)
+    widest = max(len(request.pages) for request in requests)
+    table = [[*request.pages, *[0] * (widest - len(request.pages))] for request in requests]
+    return AttentionBatch(
+        page_table=torch.tensor(table, dtype=torch.int32),
+        query_start=torch.tensor([0, *accumulate(query_lens)], dtype=torch.int32),
+        context_len=torch.tensor(context_lens, dtype=torch.int32),
+        query_lens=query_lens,
+        context_lens=context_lens,
+        num_decodes=num_decodes,
+    )
+
+
+def make_batch(
+    requests: Sequence[NewTokens], kv_caches: Sequence[tuple[Tensor, Tensor]]
+) -> ForwardBatch:
+    """Logits are wanted of every new token. Requests with one new token count as decodes while
+    they come first."""
+    page_size = kv_caches[0][0].shape[2]
+    num_decodes = 0
+    while num_decodes < len(requests) and len(requests[num_decodes].token_ids) == 1:
+        num_decodes += 1
+    token_ids: list[int] = []
+    positions: list[int] = []
+    write_index: list[int] = []
+    for request in requests:
+        for offset, token_id in enumerate(request.token_ids):
+            position = request.num_computed + offset
+            token_ids.append(token_id)
+            positions.append(position)
+            page = request.pages[position // page_size]
+            write_index.append(page * page_size + position % page_size)
+    return ForwardBatch(
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(positions),
+        write_index=torch.tensor(write_index),
+        attention=make_attention_batch(requests, num_decodes=num_decodes),
+        kv_caches=kv_caches,
+        logits_index=torch.arange(len(token_ids)),
+    )
+
+
+def make_kv_caches(
+    config: DecoderConfig,
+    *,
+    num_pages: int,
+    page_size: int,
+    dtype: torch.dtype = torch.float32,
+    group: Group | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Filled with NaN, so that whoever reads what no token of the request wrote is found out."""
+    size = 1 if group is None else group.size
+    shape = kv_cache_shape(
+        num_pages, max(1, config.num_kv_heads // size), page_size, config.head_dim
+    )
+    return [
+        (torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
+        for _ in range(config.num_layers)
+    ]
+
+
+def make_decoder(
+    hf_config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    kernels: Kernels,
+    *,
+    dtype: torch.dtype = torch.float32,
+    group: Group | None = None,
+) -> Decoder:
+    """A loaded and packed decoder."""
+    config = DecoderConfig.from_hf(hf_config)
+    build = ARCHITECTURES.get(config.architecture)
+    model = build(config, kernels, group or Group(), CPU, dtype)
+    load_weights(model, weights.items())
+    model.finalize()
+    return model
+
+
+class Session:
+    """One decoder, its cache, and requests that grow step by step."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        page_size: int = 8,
+        num_pages: int = 64,
+        dtype: torch.dtype = torch.float32,
+        group: Group | None = None,
+    ) -> None:
+        self._model = model
+        self._page_size = page_size
+        self._kv_caches = make_kv_caches(
+            model.config, num_pages=num_pages, page_size=page_size, dtype=dtype, group=group
+        )
+        # Handed out from the end, so that a request's pages are in no convenient order.
+        self._free = list(range(1, num_pages))
+        self.pages: dict[str, list[int]] = {}
+        self.num_computed: dict[str, int] = {}
+
+    def share(self, source: str, target: str, num_tokens: int) -> None:
+        """Start request `target` on the first `num_tokens` (whole pages) of `source`."""
+        assert num_tokens % self._page_size == 0
+        self.pages[target] = self.pages[source][: num_tokens // self._page_size]
+        self.num_computed[target] = num_tokens
+
+    def step(self, new: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """One forward pass: request -> its new tokens; returns request -> logits [new, vocab]."""
+        requests = []
+        for name, token_ids in new.items():
+            computed = self.num_computed.setdefault(name, 0)
+            pages = self.pages.setdefault(name, [])
+            while len(pages) * self._page_size < computed + len(token_ids):
+                pages.append(self._free.pop())
+            requests.append(NewTokens(token_ids, computed, tuple(pages)))
+            self.num_computed[name] += len(token_ids)
+        logits = self._model.compute(make_batch(requests, self._kv_caches))
+        sizes = [len(token_ids) for token_ids in new.values()]
+        return dict(zip(new, torch.split(logits, sizes), strict=True))
+
+    def in_chunks(self, name: str, token_ids: Sequence[int], size: int) -> Tensor:
+        """The request's tokens, `size` per step; the logits of all of them."""
+        chunks = [token_ids[start : start + size] for start in range(0, len(token_ids), size)]
+        return torch.cat([self.step({name: chunk})[name] for chunk in chunks])

@@ -1,0 +1,55 @@
+"""Small random models of transformers, and its logits to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """hf_config is what config.json would hold; weights are named as in a checkpoint."""
+
+    hf_config: dict[str, Any]
+    weights: dict[str, Tensor]
+    model: Any
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        """[len(token_ids), vocab], fp32, of the whole text at once."""
+        return self.model(torch.tensor([token_ids])).logits[0]
+
+
+def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
+    """Weights are drawn large enough that logits spread over several units: a wrong sign or a
+    wrong position then shows far above the tolerance."""
+    generator = torch.Generator().manual_seed(0)
+    config = AutoConfig.for_model(model_type, **(SIZES | fields))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name:
+            parameter.data = 1.0 + 0.2 * noise
+        else:
+            parameter.data = noise * (0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
+    model.tie_weights()
+    hf_config = config.to_dict() | {"architectures": [architecture]}
+    return Peer(hf_config, dict(model.state_dict()), model)
+
+
+def random_text(length: int, *, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, SIZES["vocab_size"], (length,), generator=generator).tolist()

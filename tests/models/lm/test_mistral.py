@@ -1,0 +1,34 @@
+"""Mistral against transformers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.torch_ops import TorchKernels
+from tests.models.lm.checks import CHECKS
+from tests.models.lm.harness import Session, make_decoder
+from tests.models.lm.peer import Peer, make_peer
+
+CASES: dict[str, dict[str, Any]] = {
+    "no window": {"sliding_window": None},
+    "window as long as the context": {"sliding_window": 256},
+    "wide heads": {"sliding_window": None, "num_attention_heads": 4, "head_dim": 32},
+}
+
+
+@cache
+def peer_of(case: str) -> Peer:
+    return make_peer("mistral", "MistralForCausalLM", **CASES[case])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kernels", [ReferenceKernels(), TorchKernels()], ids=lambda k: k.name)
+def test_logits_equal_transformers(kernels: Kernels, case: str, check: str) -> None:
+    peer = peer_of(case)
+    CHECKS[check](Session(make_decoder(peer.hf_config, peer.weights, kernels)), peer)

@@ -1,0 +1,35 @@
+"""Qwen3 against transformers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.torch_ops import TorchKernels
+from tests.models.lm.checks import CHECKS
+from tests.models.lm.harness import Session, make_decoder
+from tests.models.lm.peer import Peer, make_peer
+
+CASES: dict[str, dict[str, Any]] = {
+    "untied": {"head_dim": 16},
+    "tied": {"head_dim": 16, "tie_word_embeddings": True},
+    "biases": {"head_dim": 8, "attention_bias": True},
+    "default head size": {},
+}
+
+
+@cache
+def peer_of(case: str) -> Peer:
+    return make_peer("qwen3", "Qwen3ForCausalLM", **CASES[case])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kernels", [ReferenceKernels(), TorchKernels()], ids=lambda k: k.name)
+def test_logits_equal_transformers(kernels: Kernels, case: str, check: str) -> None:
+    peer = peer_of(case)
+    CHECKS[check](Session(make_decoder(peer.hf_config, peer.weights, kernels)), peer)
