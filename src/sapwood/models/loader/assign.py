@@ -1,0 +1,94 @@
+"""Checkpoint tensors into a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from torch import Tensor
+
+from sapwood.base.errors import WeightError
+from sapwood.layers.targets import Target
+
+_NAMED_AT_MOST = 20
+"""So many names are listed of each kind of mistake; the rest are counted."""
+
+
+class Loadable(Protocol):
+    """What the loader asks of a model."""
+
+    def targets(self) -> Mapping[str, Target]: ...
+
+    def ignorable_tensors(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """What was loaded.
+
+    num_tensors  tensors placed
+    num_bytes    their size in the checkpoint, over all ranks
+    ignored      names of tensors that were there and are known not to be needed
+    """
+
+    num_tensors: int
+    num_bytes: int
+    ignored: tuple[str, ...]
+
+
+def load_weights(model: Loadable, weights: Iterable[tuple[str, Tensor]]) -> LoadReport:
+    """Place every tensor where the model wants it; one at a time is held.
+
+    Raises WeightError if tensors are missing, unexpected, given twice or of the wrong shape, naming
+    them all (up to 20 of each kind). The model is then half filled and must not be used.
+    """
+    targets = model.targets()
+    patterns = model.ignorable_tensors()
+    placed: set[str] = set()
+    ignored: list[str] = []
+    unexpected: list[str] = []
+    repeated: list[str] = []
+    misshapen: list[str] = []
+    num_bytes = 0
+    for name, tensor in weights:
+        target = targets.get(name)
+        if target is None:
+            is_ignorable = any(fnmatchcase(name, pattern) for pattern in patterns)
+            (ignored if is_ignorable else unexpected).append(name)
+        elif name in placed:
+            repeated.append(name)
+        else:
+            placed.add(name)
+            if tuple(tensor.shape) == target.shape:
+                target.place(tensor)
+                num_bytes += tensor.numel() * tensor.element_size()
+            else:
+                expected = list(target.shape)
+                misshapen.append(f"{name} (is {list(tensor.shape)}, must be {expected})")
+    missing = [name for name in targets if name not in placed]
+    _refuse_mistakes(
+        {
+            "missing": missing,
+            "unexpected": unexpected,
+            "given twice": repeated,
+            "of the wrong shape": misshapen,
+        }
+    )
+    return LoadReport(num_tensors=len(placed), num_bytes=num_bytes, ignored=tuple(ignored))
+
+
+def _refuse_mistakes(mistakes: Mapping[str, Sequence[str]]) -> None:
+    found = [f"{len(names)} {kind}: {_list(names)}" for kind, names in mistakes.items() if names]
+    if found:
+        raise WeightError(
+            f"the checkpoint does not fit the architecture; {'; '.join(found)}. "
+            "Check that config.json and the weights are of the same model and complete"
+        )
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED_AT_MOST])
+    more = len(names) - _NAMED_AT_MOST
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,44 @@
+"""What the readers of safetensors and of PyTorch checkpoints share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from sapwood.base.errors import WeightError
+from sapwood.models.store.files import ModelFiles, find_index, read_index
+
+
+def as_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in `dtype` if it holds plain floating-point numbers, else as it is.
+
+    Eight-bit floats are left alone: without their scales a cast would make other numbers of them.
+    """
+    if tensor.is_floating_point() and tensor.dtype.itemsize >= 2:
+        return tensor.to(dtype)
+    return tensor
+
+
+class Expected:
+    """The tensors that the index promises for each shard, if there is an index."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        # A weight file that was given by its own path is read alone, whatever lies beside it.
+        index = find_index(files.path, files.weight_format)
+        named = read_index(index) if index is not None else {}
+        given = {path.name for path in files.weights}
+        self._named = named if set(named.values()) <= given else {}
+
+    def check(self, shard: Path, names: Iterable[str]) -> None:
+        """WeightError, naming the first tensor that should be in this shard and is not."""
+        present = set(names)
+        absent = sorted(
+            name for name, file in self._named.items() if file == shard.name and name not in present
+        )
+        if absent:
+            raise WeightError(
+                f"{shard} lacks {len(absent)} tensors that the index says it has, first "
+                f"{absent[0]}; download the model again"
+            )

@@ -1,0 +1,171 @@
+"""Tensors of GGUF files, dequantised.
+
+The table of tensors comes from tensors.json, which models.store.prepare wrote. A matrix is turned
+into 32-bit floats piece by piece, and each piece is cast into the tensor that is handed out while
+it is still in the core's cache. A pool of threads was measured and is slower: many short calls of
+numpy spend their time handing the interpreter's lock around.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from sapwood.base.errors import WeightError
+from sapwood.models.store.files import ModelFiles
+
+PIECE_NUMBERS = 1 << 17
+"""Numbers dequantised by one call of numpy: 512 KiB of fp32."""
+
+SERIAL_NUMBERS = 1 << 15
+"""Numbers that torch casts in one thread. It shares larger casts out to its pool, and waiting for
+a thread that another process keeps off its core takes milliseconds, a thousand times per model."""
+
+GLOBAL_NAMES: Mapping[str, str] = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER_NAMES: Mapping[str, str] = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+CONFIGURATION = frozenset({"rope_freqs.weight"})
+"""Tensors that models.store read into config.json; they are no weights."""
+
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """One tensor as it lies in its file.
+
+    heads  how many rotary heads have their rows in llama.cpp's order; 0: rows are as they should be
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    file: int
+    offset: int
+    num_bytes: int
+    heads: int
+
+
+def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """As `weights.iterate_weights`."""
+    mapped = [np.memmap(path, dtype=np.uint8, mode="r") for path in files.weights]
+    for stored in _table(files):
+        yield stored.name, _tensor(_rows(mapped[stored.file], stored, files), stored, dtype)
+
+
+def hf_name(name: str) -> str | None:
+    """Hugging Face's name of a GGUF tensor; None for one that no decoder of ours has."""
+    if name in GLOBAL_NAMES:
+        return GLOBAL_NAMES[name]
+    prefix, _, rest = name.partition(".")
+    layer, _, rest = rest.partition(".")
+    part, _, kind = rest.rpartition(".")
+    if prefix != "blk" or not layer.isdigit() or part not in LAYER_NAMES:
+        return None
+    return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}"
+
+
+def _table(files: ModelFiles) -> Iterator[_Stored]:
+    path = files.path / "tensors.json"
+    try:
+        table = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightError(
+            f"{path} cannot be read ({error}); remove {files.path} to have it made again"
+        ) from error
+    heads = _rotary_heads(table)
+    for row in table["tensors"]:
+        if row["name"] in CONFIGURATION:
+            continue
+        name = hf_name(row["name"])
+        if name is None:
+            raise WeightError(
+                f"{files.name} has a tensor {row['name']}, which sapwood knows no place for in "
+                f"architecture {table['architecture']}; serve a safetensors version of the model"
+            )
+        yield _Stored(
+            name=name,
+            shape=tuple(row["shape"]),
+            type=row["type"],
+            file=row["file"],
+            offset=row["offset"],
+            num_bytes=row["num_bytes"],
+            heads=heads.get(row["name"].split(".", 2)[-1].rpartition(".")[0], 0),
+        )
+
+
+def _rotary_heads(table: Mapping[str, Any]) -> dict[str, int]:
+    if not table["permuted"]:
+        return {}
+    return {"attn_q": table["num_attention_heads"], "attn_k": table["num_key_value_heads"]}
+
+
+def _rows(mapped: npt.NDArray[np.uint8], stored: _Stored, files: ModelFiles) -> _Bytes:
+    """The tensor's bytes, rows in Hugging Face's order: [num_bytes].
+
+    llama.cpp stores the two halves of each rotary head interleaved. Rows of a quantised matrix are
+    independent, so they are put back in order while they are still small.
+    """
+    data: _Bytes = mapped[stored.offset : stored.offset + stored.num_bytes]
+    if len(data) != stored.num_bytes:
+        raise WeightError(
+            f"{files.weights[stored.file]} ends within {stored.name}; it was changed after it was "
+            f"prepared, so remove {files.path} and download the model again"
+        )
+    if not stored.heads:
+        return data
+    num_rows = stored.shape[0]
+    if num_rows % (2 * stored.heads):
+        raise WeightError(f"{stored.name} has {num_rows} rows for {stored.heads} rotary heads")
+    interleaved = data.reshape(stored.heads, num_rows // stored.heads // 2, 2, -1)
+    return np.ascontiguousarray(interleaved.swapaxes(1, 2)).reshape(-1)
+
+
+def _tensor(data: _Bytes, stored: _Stored, dtype: torch.dtype) -> torch.Tensor:
+    if stored.type in _FLOATS:
+        own = torch.from_numpy(np.array(data)).view(_FLOATS[stored.type])
+        return own.view(stored.shape).to(dtype)
+    tensor = torch.empty(stored.shape, dtype=dtype)
+    _dequantize(data, GGMLQuantizationType[stored.type], tensor.view(-1))
+    return tensor
+
+
+def _dequantize(data: _Bytes, kind: GGMLQuantizationType, out: torch.Tensor) -> None:
+    """Bytes of whole quantisation groups -> `out` [num_numbers], of any floating-point dtype.
+
+    gguf works on a few rows at a time; given as rows of PIECE_NUMBERS, whatever the matrix's own
+    width, a narrow matrix takes an eighth of the time.
+    """
+    numbers, num_bytes = GGML_QUANT_SIZES[kind]
+    step = PIECE_NUMBERS // numbers * num_bytes
+    for piece, start in enumerate(range(0, len(data), step)):
+        values = dequantize(data[start : start + step].reshape(1, -1), kind).reshape(-1)
+        first = piece * PIECE_NUMBERS
+        targets = torch.split(out[first : first + len(values)], SERIAL_NUMBERS)
+        sources = torch.split(torch.from_numpy(values), SERIAL_NUMBERS)
+        for cast_to, cast_from in zip(targets, sources, strict=True):
+            cast_to.copy_(cast_from)

@@ -1,0 +1,51 @@
+"""The entry: all tensors of a checkpoint, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+
+from sapwood.base.errors import WeightError
+from sapwood.models.loader import gguf, pt, safetensors
+from sapwood.models.store.files import ModelFiles, detect_format
+
+__all__ = ["detect_format", "iterate_weights"]
+
+_READERS: Mapping[str, Callable[[ModelFiles, torch.dtype], Iterator[tuple[str, torch.Tensor]]]] = {
+    "safetensors": safetensors.iterate,
+    "gguf": gguf.iterate,
+    "pt": pt.iterate,
+}
+
+
+def iterate_weights(
+    files: ModelFiles, *, load_format: str = "auto", dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a checkpoint, once, as (name, tensor on the CPU).
+
+    Names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"). Tensors of 16 and more bits
+    of floating point come in `dtype`; others (integers, 8-bit floats of a quantised checkpoint) as
+    they are. Tensors are made one after the other, so that the peak is the model that the caller
+    keeps plus a few tensors.
+
+    load_format  "auto", or the format that the files must have. "dummy" has nothing to read: see
+                 `dummy.randomize`
+    Raises       WeightError, naming the file and the tensor, for a shard that is missing or damaged
+                 or does not hold what the index says
+    """
+    wanted = files.weight_format if load_format == "auto" else load_format
+    if wanted != files.weight_format or wanted not in _READERS:
+        raise WeightError(
+            f"cannot read {wanted} weights of {files.name}: its files have format "
+            f"{files.weight_format!r}; use --load-format {files.weight_format} or another model"
+            if files.weights
+            else f"{files.name} has no weights on disk; only --load-format dummy can serve it"
+        )
+    missing = [str(path) for path in files.weights if not path.is_file()]
+    if missing:
+        raise WeightError(
+            f"weight files of {files.name} are missing: {', '.join(missing)}; "
+            f"download the model again"
+        )
+    return _READERS[wanted](files, dtype)
