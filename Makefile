@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard CMakeLists.txt src/sapwood/kernels/cpu/*.cpp src/sapwood/kernels/cpu/*.h)
+NATIVE := CMakeLists.txt $(wildcard src/sapwood/kernels/cpu/csrc/*)
 
 .PHONY: serve test lint format docs clean
 

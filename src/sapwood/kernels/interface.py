@@ -1,9 +1,10 @@
-"""The ops that layers call, and the arguments they share. Every implementation has these signatures.
+"""The ops that layers call, with the signatures that every implementation has.
 
-Shapes use: T new tokens of all requests, R requests, Hq query heads, Hk key/value heads, D head size.
+Shapes use: T new tokens of all requests, R requests, Hq query heads, Hk key and value heads, D head
+size.
+
 The KV cache of one layer is a pair of tensors [num_pages, Hk, page_size, D]: one page holds
-page_size consecutive tokens of one request, and the tokens of one head lie together in it, so that
-a head's part of a page is one contiguous tile. A token's `write_index` is
+page_size consecutive tokens of one request, and the tokens of one head lie together in it: a head's part of a page is one contiguous tile. A token's `write_index` is
 page * page_size + offset within the page.
 """
 
@@ -24,9 +25,10 @@ class AttentionBatch:
 
     page_table      [R, max_pages] int32; page_table[r, i] holds tokens i*page_size .. of request r;
                     unused entries are 0 (a valid page, so that a gather of them is harmless)
-    query_start     [R + 1] int32; request r's new tokens are rows query_start[r] .. query_start[r+1]
-    context_len     [R] int32; tokens of request r whose KV is in the cache after this step's writes;
-                    its new tokens are the last ones, and attention is causal among them
+    query_start     [R + 1] int32; the new tokens of request r are the rows from query_start[r] on,
+                    up to query_start[r + 1]
+    context_len     [R] int32; tokens of request r whose KV is in the cache after this step; its new
+                    tokens are the last ones, and attention is causal among them
     query_lens      the same lengths on the host, as Python ints
     context_lens    the same, on the host
     cache           what an implementation computes once per step and reuses in every layer
@@ -87,7 +89,7 @@ class Kernels(Protocol):
     ) -> Tensor:
         """Optional RMSNorm of each q and k head, rotary embedding, and the KV write, in one pass.
 
-        qkv          [T, (Hq + 2 Hk) * D]: all q heads, then k heads, then v heads; may be overwritten
+        qkv          [T, (Hq + 2 Hk) * D]: q heads, then k heads, then v heads; may be overwritten
         q_norm       [D] or None (Qwen3's norm over each head); k_norm likewise
         cos_sin      [max_positions, rotary_dim] fp32: cos in the first half, sin in the second;
                      rotates the first rotary_dim entries of a head, halves paired (NeoX style)

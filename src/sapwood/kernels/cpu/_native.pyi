@@ -1,0 +1,149 @@
+"""The compiled module. Addresses are tensors' data_ptr(); strides and sizes count elements."""
+
+HEAD_DIM_STEP: int
+MAX_HEAD_DIM: int
+PANEL: int
+
+def usable_isas() -> list[str]: ...
+
+class Context:
+    isa: str
+    threads: int
+    def __init__(self, isa: str, threads: int) -> None: ...
+
+class AttentionPlan:
+    num_tokens: int
+    num_tasks: int
+    num_partials: int
+    def __init__(
+        self,
+        context: Context,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        num_pages: int,
+        page_table: int,
+        page_table_stride: int,
+        max_pages: int,
+        query_lens: list[int] | tuple[int, ...],
+        context_lens: list[int] | tuple[int, ...],
+        /,
+    ) -> None: ...
+    def run(
+        self,
+        context: Context,
+        dtype: int,
+        q: int,
+        q_stride: int,
+        keys: int,
+        key_stride: int,
+        values: int,
+        value_stride: int,
+        out: int,
+        scale: float,
+        /,
+    ) -> None: ...
+
+_Linear = tuple[int, int, int, int]
+
+class DecoderStep:
+    def __init__(
+        self,
+        dtype: int,
+        hidden: int,
+        vocab: int,
+        max_positions: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rotary_dim: int,
+        page_size: int,
+        num_pages: int,
+        key_stride: int,
+        value_stride: int,
+        eps: float,
+        scale: float,
+        embedding: int,
+        cos_sin: int,
+        final_norm: int,
+        lm_head: _Linear,
+        layers: list[
+            tuple[
+                tuple[int, int, int, int, int, int],
+                tuple[_Linear, _Linear, _Linear, _Linear],
+            ]
+        ],
+        /,
+    ) -> None: ...
+    def run(
+        self,
+        context: Context,
+        plan: AttentionPlan,
+        token_ids: int,
+        positions: int,
+        write_index: int,
+        num_tokens: int,
+        logits_index: int,
+        num_logits: int,
+        logits: int,
+        /,
+    ) -> None: ...
+
+def embedding(
+    token_ids: int, weight: int, out: int, tokens: int, vocab: int, row_bytes: int, /
+) -> None: ...
+def rms_norm(
+    context: Context,
+    dtype: int,
+    x: int,
+    residual: int,
+    weight: int,
+    out: int,
+    rows: int,
+    hidden: int,
+    eps: float,
+    /,
+) -> None: ...
+def silu_and_mul(
+    context: Context, dtype: int, x: int, out: int, rows: int, inner: int, /
+) -> None: ...
+def qk_norm_rope_write_kv(
+    context: Context,
+    dtype: int,
+    qkv: int,
+    q_out: int,
+    tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    rotary_dim: int,
+    q_norm: int,
+    k_norm: int,
+    eps: float,
+    cos_sin: int,
+    max_positions: int,
+    positions: int,
+    write_index: int,
+    keys: int,
+    key_stride: int,
+    values: int,
+    value_stride: int,
+    num_pages: int,
+    page_size: int,
+    /,
+) -> None: ...
+def pack_weight(weight: int, out: int, n: int, lanes: int, /) -> None: ...
+def linear(
+    context: Context,
+    dtype: int,
+    x: int,
+    x_stride: int,
+    weight: int,
+    bias: int,
+    out: int,
+    m: int,
+    n: int,
+    k: int,
+    /,
+) -> None: ...

@@ -1,0 +1,398 @@
+// Causal attention over paged keys and values with an online softmax.
+//
+// Two kernels, chosen per task by its number of query rows (tokens x heads of the kv group):
+//   few rows of one token   each key row is read once and multiplied with all rows (decode)
+//   many rows               key and value tiles are repacked once for all rows, and both products
+//                           run on the register tile below (prefill)
+// Probabilities are rounded to the cache's dtype before they meet the values; all sums are fp32.
+// Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
+// arXiv:2205.14135 (tiling); merging of parts by their log-sum-exp as in Flash-Decoding (2023).
+#include "simd.h"
+#include "table.h"
+#include "tile.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+constexpr float kMinusInfinity = -__builtin_inff();
+constexpr std::size_t kAlign = 64;
+constexpr std::int64_t kEntriesPerThread = 8192;  // of keys, times query rows
+
+constexpr std::size_t aligned(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// The scratch of one thread, cut from one buffer.
+template <class T>
+struct Scratch {
+  float* out;           // [rows, D] unnormalised
+  float* scores;        // [rows, kKeyTile]
+  float* max;           // [rows]
+  float* total;         // [rows]
+  T* q;                 // [rows, D]
+  T* probabilities;     // [rows, kKeyTile]
+  std::uint32_t* keys;  // [D / per_lane, kKeyTile] lanes
+  std::uint32_t* values;  // [kKeyTile / per_lane, D] lanes
+  std::int64_t* rows;     // [2, kKeyTile] offsets of token rows within the caches, elements
+  std::size_t bytes;
+
+  Scratch(std::byte* base, int n, int d) {
+    std::size_t used = 0;
+    const auto cut = [&](auto*& field, std::size_t count) {
+      using Element = __typeof__(*field);
+      field = reinterpret_cast<Element*>(base + used);
+      used += aligned(count * sizeof(Element));
+    };
+    const std::size_t rows_ = static_cast<std::size_t>(n), d_ = static_cast<std::size_t>(d);
+    cut(out, rows_ * d_);
+    cut(scores, rows_ * kKeyTile);
+    cut(max, rows_);
+    cut(total, rows_);
+    cut(q, rows_ * d_);
+    cut(probabilities, rows_ * kKeyTile);
+    cut(keys, d_ / Pack<T>::per_lane * kKeyTile);
+    cut(values, kKeyTile / Pack<T>::per_lane * d_);
+    cut(rows, 4 * kKeyTile);
+    bytes = used;
+  }
+};
+
+template <class T>
+class Attention {
+ public:
+  Attention(const AttentionArgs& args, std::byte* scratch)
+      : a_(args), s_(scratch, args.rows_per_tile, args.head_dim), d_(args.head_dim),
+        group_(args.num_heads / args.num_kv_heads) {}
+
+  void run(const AttentionTask& task) {
+    task_ = &task;
+    rows_ = task.num_queries * group_;
+    for (int r = 0; r < rows_; r++) {
+      s_.max[r] = kMinusInfinity;
+      s_.total[r] = 0.0f;
+    }
+    __builtin_memset(s_.out, 0, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
+    if (task.num_queries == 1 && group_ <= kRowKernelRows) {
+      run_rows();
+    } else {
+      run_tiles();
+    }
+    task.partial < 0 ? write_out() : write_partial();
+  }
+
+ private:
+  const T* query(int row) const {
+    const std::int64_t token = task_->first_row + row / group_;
+    const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * group_ + row % group_;
+    return static_cast<const T*>(a_.q) + token * a_.q_stride + head * d_;
+  }
+
+  T* out_row(std::int64_t token, std::int64_t head) const {
+    return static_cast<T*>(a_.out) + (token * a_.num_heads + head) * d_;
+  }
+
+  // Where the rows of tokens [begin, begin + n) lie in the key and in the value cache.
+  void locate(std::int64_t begin, int n, std::int64_t* key_rows, std::int64_t* value_rows) const {
+    const std::int32_t* pages = a_.page_table + task_->request * a_.page_table_stride;
+    const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * a_.page_size;
+    std::int64_t index = begin / a_.page_size, offset = begin % a_.page_size;
+    for (int t = 0; t < n; index++, offset = 0) {
+      const std::int64_t page = pages[index];
+      const std::int64_t key = page * a_.key_stride + head * d_;
+      const std::int64_t value = page * a_.value_stride + head * d_;
+      for (; t < n && offset < a_.page_size; t++, offset++) {
+        key_rows[t] = key + offset * d_;
+        value_rows[t] = value + offset * d_;
+      }
+    }
+  }
+
+  const T* key(std::int64_t offset) const { return static_cast<const T*>(a_.keys) + offset; }
+  const T* value(std::int64_t offset) const { return static_cast<const T*>(a_.values) + offset; }
+
+  void prefetch_row(const T* row) const {
+    const char* p = reinterpret_cast<const char*>(row);
+    const int bytes = d_ * static_cast<int>(sizeof(T));
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+  }
+
+  // Turns scores[row][0 .. n) into probabilities relative to the new maximum, rescales what was
+  // summed before, and zeroes the row up to `padded` columns.
+  void soften(int row, int n, int padded) {
+    float* score = s_.scores + row * kKeyTile;
+    T* probability = s_.probabilities + row * kKeyTile;
+    for (int i = n; i < padded; i++) score[i] = kMinusInfinity;
+    VF top = splat(kMinusInfinity);
+    for (int i = 0; i < padded; i += W) top = vmax(top, load(score + i));
+    const float old_max = s_.max[row];
+    const float tile_max = maximum(top) * a_.scale;
+    const float new_max = tile_max > old_max ? tile_max : old_max;
+    if (new_max == kMinusInfinity) {  // every key of the tile is masked for this row
+      for (int i = 0; i < padded; i += W) store(probability + i, VF{});
+      return;
+    }
+    VF total{};
+    for (int i = 0; i < padded; i += W) {
+      const VF p = vexp(load(score + i) * splat(a_.scale) - splat(new_max));
+      store(probability + i, p);
+      total = total + p;
+    }
+    if (new_max > old_max) {
+      const float factor = exp1(old_max - new_max);
+      s_.total[row] *= factor;
+      float* out = s_.out + row * d_;
+      for (int i = 0; i < d_; i += W) store(out + i, load(out + i) * splat(factor));
+      s_.max[row] = new_max;
+    }
+    s_.total[row] += sum(total);
+  }
+
+  // ---- few rows ----
+
+  void run_rows() {
+    std::int64_t* key_rows = s_.rows;
+    std::int64_t* value_rows = s_.rows + kKeyTile;
+    std::int64_t* next_keys = s_.rows + 2 * kKeyTile;
+    std::int64_t* next_values = s_.rows + 3 * kKeyTile;
+    const T* q = query(0);  // the heads of a group are neighbours: [group, D]
+    int n = tile_length(task_->kv_begin);
+    locate(task_->kv_begin, n, key_rows, value_rows);
+    for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
+      const int next_n = tile_length(begin + kKeyTile);
+      locate(begin + kKeyTile, next_n, next_keys, next_values);
+      score_rows(q, key_rows, n, next_keys, next_n);
+      constexpr int pack = Pack<T>::per_lane;
+      const int padded = (n + W - 1) / W * W;
+      for (int row = 0; row < rows_; row++) soften(row, n, padded);
+      if (n % pack != 0) value_rows[n] = value_rows[n - 1];  // its probability is 0
+      add_values(value_rows, (n + pack - 1) / pack, next_values, next_n);
+      std::int64_t* keep = key_rows;
+      key_rows = next_keys, next_keys = keep;
+      keep = value_rows, value_rows = next_values, next_values = keep;
+      n = next_n;
+    }
+  }
+
+  int tile_length(std::int64_t begin) const {
+    return static_cast<int>(most(0, least(kKeyTile, task_->kv_end - begin)));
+  }
+
+  void score_rows(const T* q, const std::int64_t* rows, int n, const std::int64_t* next, int next_n) {
+    constexpr int step = W * Pack<T>::per_lane;
+    int t = 0;
+    for (; t + 4 <= n; t += 4) {
+      for (int i = t; i < t + 4 && i < next_n; i++) prefetch_row(key(next[i]));
+      const T *k0 = key(rows[t]), *k1 = key(rows[t + 1]), *k2 = key(rows[t + 2]),
+              *k3 = key(rows[t + 3]);
+      for (int row = 0; row < rows_; row++) {
+        const T* x = q + row * d_;
+        VF s0{}, s1{}, s2{}, s3{};
+        for (int i = 0; i < d_; i += step) {
+          const VU lanes = load_lanes(x + i);
+          s0 = dot(tag<T>(), s0, lanes, load_lanes(k0 + i));
+          s1 = dot(tag<T>(), s1, lanes, load_lanes(k1 + i));
+          s2 = dot(tag<T>(), s2, lanes, load_lanes(k2 + i));
+          s3 = dot(tag<T>(), s3, lanes, load_lanes(k3 + i));
+        }
+        const V4 four = sum4(s0, s1, s2, s3);
+        __builtin_memcpy(s_.scores + row * kKeyTile + t, &four, sizeof(four));
+      }
+    }
+    for (; t < n; t++) {
+      for (int row = 0; row < rows_; row++) {
+        VF s0{};
+        for (int i = 0; i < d_; i += step) {
+          s0 = dot(tag<T>(), s0, load_lanes(q + row * d_ + i), load_lanes(key(rows[t]) + i));
+        }
+        s_.scores[row * kKeyTile + t] = sum(s0);
+      }
+    }
+  }
+
+  void add_values(const std::int64_t* rows, int pairs, const std::int64_t* next, int next_n) {
+    for (int i = 0; i < next_n; i++) prefetch_row(value(next[i]));
+    int row = 0;
+    for (; row + 4 <= rows_; row += 4) add_values_to<4>(rows, pairs, row);
+    switch (rows_ - row) {
+      case 3: add_values_to<3>(rows, pairs, row); break;
+      case 2: add_values_to<2>(rows, pairs, row); break;
+      case 1: add_values_to<1>(rows, pairs, row); break;
+      default: break;
+    }
+  }
+
+  // out[row .. row + R) += probabilities x values, two vectors of columns at a time.
+  template <int R>
+  void add_values_to(const std::int64_t* rows, int pairs, int row) {
+    constexpr int pack = Pack<T>::per_lane;
+    constexpr int vectors = 2;
+    constexpr int columns = vectors * W;
+    const char* weights = reinterpret_cast<const char*>(s_.probabilities + row * kKeyTile);
+    constexpr std::int64_t weights_stride = kKeyTile * sizeof(T);
+    for (int d = 0; d < d_; d += columns) {
+      VF sums[R][vectors];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) sums[r][v] = load(s_.out + (row + r) * d_ + d + v * W);
+      for (int pair = 0; pair < pairs; pair++) {
+        VU lanes[vectors];
+        load_pair(rows + pair * pack, d, lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          const VU p = splat_lane(load_lane(weights + r * weights_stride + pair * 4));
+#pragma GCC unroll 8
+          for (int v = 0; v < vectors; v++) sums[r][v] = dot(tag<T>(), sums[r][v], p, lanes[v]);
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) store(s_.out + (row + r) * d_ + d + v * W, sums[r][v]);
+    }
+  }
+
+  // Two vectors of columns of one lane's tokens: lane j holds column d + j of each token.
+  void load_pair(const std::int64_t* rows, int d, VU* lanes) const {
+    if constexpr (Pack<T>::per_lane == 1) {
+      lanes[0] = load_lanes(value(rows[0]) + d);
+      lanes[1] = load_lanes(value(rows[0]) + d + W);
+    } else {
+      interleave(value(rows[0]) + d, value(rows[1]) + d, lanes);
+    }
+  }
+
+  // ---- many rows ----
+
+  void run_tiles() {
+    for (int row = 0; row < rows_; row++) {
+      __builtin_memcpy(s_.q + row * d_, query(row), sizeof(T) * static_cast<std::size_t>(d_));
+    }
+    for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
+      const int n = tile_length(begin);
+      locate(begin, n, s_.rows, s_.rows + kKeyTile);
+      pack_keys(n);
+      pack_values(n);
+      constexpr int pack = Pack<T>::per_lane;
+      const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
+      multiply_tile<T, false>(reinterpret_cast<const std::uint32_t*>(s_.q), d_ / pack, s_.keys,
+                              kKeyTile, s_.scores, kKeyTile, rows_, padded, d_ / pack);
+      for (int row = 0; row < rows_; row++) {
+        const std::int64_t last = task_->first_position + row / group_;  // a query sees itself
+        soften(row, static_cast<int>(most(0, least(n, last + 1 - begin))), padded);
+      }
+      multiply_tile<T, true>(reinterpret_cast<const std::uint32_t*>(s_.probabilities),
+                             kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, d_,
+                             padded / pack);
+    }
+  }
+
+  void pack_keys(int n) {
+    const int lanes = d_ / Pack<T>::per_lane;
+    const void* rows[kKeyTile];
+    for (int t = 0; t < n; t++) rows[t] = key(s_.rows[t]);
+    transpose_lanes(rows, n, lanes, s_.keys, kKeyTile);
+  }
+
+  void pack_values(int n) {
+    constexpr int pack = Pack<T>::per_lane;
+    const std::int64_t* rows = s_.rows + kKeyTile;
+    const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
+    for (int t = 0; t < padded; t += pack) {
+      std::uint32_t* to = s_.values + t / pack * d_;
+      if (t >= n) {  // not the cache's bytes: 0 x NaN would reach the sums
+        __builtin_memset(to, 0, sizeof(std::uint32_t) * static_cast<std::size_t>(d_));
+        continue;
+      }
+      std::int64_t pair[2] = {rows[t], rows[t + 1 < n ? t + 1 : t]};
+      for (int d = 0; d < d_; d += 2 * W) {
+        VU lanes[2];
+        load_pair(pair, d, lanes);
+        store_lanes(to + d, lanes[0]);
+        store_lanes(to + d + W, lanes[1]);
+      }
+    }
+  }
+
+  // ---- results ----
+
+  void write_out() {
+    for (int row = 0; row < rows_; row++) {
+      const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * group_ + row % group_;
+      write_row(s_.out + row * d_, s_.total[row], out_row(task_->first_row + row / group_, head));
+    }
+  }
+
+  void write_row(const float* from, float total, T* to) const {
+    const VF factor = splat(1.0f / total);
+    for (int i = 0; i < d_; i += W) store(to + i, load(from + i) * factor);
+  }
+
+  float* partial(std::int64_t index) const {
+    return a_.partials + index * a_.rows_per_tile * (d_ + 2);
+  }
+
+  void write_partial() {
+    float* to = partial(task_->partial);
+    __builtin_memcpy(to, s_.max, sizeof(float) * static_cast<std::size_t>(rows_));
+    __builtin_memcpy(to + rows_, s_.total, sizeof(float) * static_cast<std::size_t>(rows_));
+    __builtin_memcpy(to + 2 * rows_, s_.out, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
+  }
+
+ public:
+  void merge(const AttentionMerge& m) {
+    const int rows = m.num_queries * group_;
+    for (int row = 0; row < rows; row++) {
+      float top = kMinusInfinity;
+      for (int i = 0; i < m.num_partials; i++) {
+        const float x = partial(m.first_partial + i)[row];
+        top = x > top ? x : top;
+      }
+      float* out = s_.out;
+      __builtin_memset(out, 0, sizeof(float) * static_cast<std::size_t>(d_));
+      float total = 0.0f;
+      for (int i = 0; i < m.num_partials; i++) {
+        const float* part = partial(m.first_partial + i);
+        const float factor = exp1(part[row] - top);
+        total += part[rows + row] * factor;
+        const float* from = part + 2 * rows + row * d_;
+        for (int d = 0; d < d_; d += W) store(out + d, load(from + d) * splat(factor) + load(out + d));
+      }
+      const std::int64_t head = static_cast<std::int64_t>(m.kv_head) * group_ + row % group_;
+      write_row(out, total, out_row(m.first_row + row / group_, head));
+    }
+  }
+
+ private:
+  const AttentionArgs& a_;
+  Scratch<T> s_;
+  const int d_, group_;
+  const AttentionTask* task_ = nullptr;
+  int rows_ = 0;
+};
+
+template <class T>
+void attend(const AttentionArgs& a) {
+  // A tiny step is done before another thread has woken.
+  const int threads = worth_threads(a.team.threads, a.num_key_entries, kEntriesPerThread);
+  std::int64_t next_task = 0, next_merge = 0;
+  run_parallel(a.team, least(threads, a.num_tasks), [&](int thread) {
+    Attention<T> attention(a, a.scratch + static_cast<std::size_t>(thread) * a.scratch_stride);
+    for (std::int64_t i; (i = take(&next_task)) < a.num_tasks;) attention.run(a.tasks[i]);
+  });
+  run_parallel(a.team, least(threads, a.num_merges), [&](int thread) {
+    Attention<T> attention(a, a.scratch + static_cast<std::size_t>(thread) * a.scratch_stride);
+    for (std::int64_t i; (i = take(&next_merge)) < a.num_merges;) attention.merge(a.merges[i]);
+  });
+}
+
+}  // namespace
+
+void paged_attention(DType dtype, const AttentionArgs& args) {
+  dtype == DType::f32 ? attend<float>(args) : attend<bf16>(args);
+}
+
+std::size_t attention_scratch(DType dtype, int rows, int head_dim) {
+  return dtype == DType::f32 ? Scratch<float>(nullptr, rows, head_dim).bytes
+                             : Scratch<bf16>(nullptr, rows, head_dim).bytes;
+}
+
+}  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,187 @@
+// The Python module `_native`. Tensors arrive as addresses and strides; sapwood.kernels.cpu.native
+// checks their dtype and layout, this file checks the indices that tensors hold.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+#include "context.h"
+#include "pack.h"
+#include "step.h"
+
+namespace nb = nanobind;
+
+namespace sapwood {
+namespace {
+
+using Address = std::uintptr_t;
+using I64 = std::int64_t;
+
+const void* in(Address address) { return reinterpret_cast<const void*>(address); }
+void* to(Address address) { return reinterpret_cast<void*>(address); }
+
+std::vector<std::string> usable_isas() {
+  std::vector<std::string> names;
+  for (const Ops* ops : usable_ops()) names.emplace_back(ops->name);
+  return names;
+}
+
+void embedding(Address token_ids, Address weight, Address out, I64 tokens, I64 vocab, I64 row_bytes) {
+  const I64* ids = static_cast<const I64*>(in(token_ids));
+  check_indices("token_ids", ids, tokens, vocab);
+  const char* table = static_cast<const char*>(in(weight));
+  char* rows = static_cast<char*>(to(out));
+  for (I64 i = 0; i < tokens; i++) {
+    std::memcpy(rows + i * row_bytes, table + ids[i] * row_bytes, static_cast<std::size_t>(row_bytes));
+  }
+}
+
+void rms_norm(const Context& c, int dtype, Address x, Address residual, Address weight, Address out,
+              I64 rows, I64 hidden, float eps) {
+  c.ops().rms_norm(static_cast<DType>(dtype), in(x), to(residual), in(weight), to(out), rows, hidden,
+                   eps, c.team());
+}
+
+void silu_and_mul(const Context& c, int dtype, Address x, Address out, I64 rows, I64 inner) {
+  c.ops().silu_and_mul(static_cast<DType>(dtype), in(x), to(out), rows, inner, c.team());
+}
+
+void qk_norm_rope_write_kv(const Context& c, int dtype, Address qkv, Address q_out, I64 tokens,
+                           int num_heads, int num_kv_heads, int head_dim, int rotary_dim,
+                           Address q_norm, Address k_norm, float eps, Address cos_sin,
+                           I64 max_positions, Address positions, Address write_index, Address keys,
+                           I64 key_stride, Address values, I64 value_stride, I64 num_pages,
+                           int page_size) {
+  RopeArgs a{};
+  a.positions = static_cast<const I64*>(in(positions));
+  a.write_index = static_cast<const I64*>(in(write_index));
+  check_indices("positions", a.positions, tokens, max_positions);
+  check_indices("write_index", a.write_index, tokens, num_pages * page_size);
+  a.qkv = in(qkv);
+  a.q_out = to(q_out);
+  a.num_tokens = tokens;
+  a.num_heads = num_heads;
+  a.num_kv_heads = num_kv_heads;
+  a.head_dim = head_dim;
+  a.rotary_dim = rotary_dim;
+  a.page_size = page_size;
+  a.q_norm = in(q_norm);
+  a.k_norm = in(k_norm);
+  a.eps = eps;
+  a.cos_sin = static_cast<const float*>(in(cos_sin));
+  a.keys = to(keys);
+  a.values = to(values);
+  a.key_stride = key_stride;
+  a.value_stride = value_stride;
+  a.team = c.team();
+  c.ops().qk_norm_rope_write_kv(static_cast<DType>(dtype), a);
+}
+
+// weight [n, lanes] lanes of 32 bits -> out, packed as pack.h says.
+void pack_weight(Address weight, Address out, I64 n, I64 lanes) {
+  const char* from = static_cast<const char*>(in(weight));
+  std::uint32_t* packed = static_cast<std::uint32_t*>(to(out));
+  for (I64 panel = 0; panel < n; panel += kPanel) {
+    for (I64 lane = 0; lane < lanes; lane++) {
+      for (I64 column = panel; column < panel + kPanel; column++, packed++) {
+        *packed = 0;
+        if (column < n) std::memcpy(packed, from + (column * lanes + lane) * 4, 4);
+      }
+    }
+  }
+}
+
+void linear(Context& c, int dtype, Address x, I64 x_stride, Address weight, Address bias, Address out,
+            I64 m, I64 n, I64 k) {
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  c.linear({in(x), x_stride, in(weight), in(bias), to(out), m, n, k, nullptr, {}},
+           static_cast<DType>(dtype));
+}
+
+void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_stride, Address keys,
+            I64 key_stride, Address values, I64 value_stride, Address out, float scale) {
+  plan.run(c, static_cast<DType>(dtype),
+           {in(q), q_stride, in(keys), key_stride, in(values), value_stride, to(out), scale});
+}
+
+// (weight, bias, n, k), as native.Linear describes itself.
+using LinearTuple = std::tuple<Address, Address, I64, I64>;
+
+LinearWeights linear_weights(const LinearTuple& t) {
+  return {in(std::get<0>(t)), in(std::get<1>(t)), std::get<2>(t), std::get<3>(t)};
+}
+
+// (input_norm, q_norm, k_norm, post_norm, keys, values) and (qkv, o, gate_up, down) of each layer.
+using LayerTuple = std::pair<std::array<Address, 6>, std::array<LinearTuple, 4>>;
+
+void make_step(DecoderStep* self, int dtype, I64 hidden, I64 vocab, I64 max_positions, int num_heads,
+               int num_kv_heads, int head_dim, int rotary_dim, int page_size, I64 num_pages,
+               I64 key_stride, I64 value_stride, float eps, float scale, Address embedding,
+               Address cos_sin, Address final_norm, const LinearTuple& lm_head,
+               const std::vector<LayerTuple>& layers) {
+  std::vector<LayerWeights> weights;
+  for (const auto& [addresses, linears] : layers) {
+    weights.push_back({in(addresses[0]), linear_weights(linears[0]), in(addresses[1]),
+                       in(addresses[2]), linear_weights(linears[1]), in(addresses[3]),
+                       linear_weights(linears[2]), linear_weights(linears[3]), to(addresses[4]),
+                       to(addresses[5])});
+  }
+  new (self) DecoderStep({static_cast<DType>(dtype), hidden, vocab, max_positions, num_heads,
+                          num_kv_heads, head_dim, rotary_dim, page_size, num_pages, key_stride,
+                          value_stride, eps, scale},
+                         in(embedding), static_cast<const float*>(in(cos_sin)), in(final_norm),
+                         linear_weights(lm_head), std::move(weights));
+}
+
+void run_step(DecoderStep& step, Context& c, const AttentionPlan& plan, Address token_ids,
+              Address positions, Address write_index, I64 num_tokens, Address logits_index,
+              I64 num_logits, Address logits) {
+  const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
+  step.run(c, plan, {indices(token_ids), indices(positions), indices(write_index),
+                     indices(logits_index), num_tokens, num_logits, to(logits)});
+}
+
+}  // namespace
+}  // namespace sapwood
+
+NB_MODULE(_native, m) {
+  using namespace sapwood;
+  using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+  m.def("usable_isas", &usable_isas);
+  m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
+  m.attr("HEAD_DIM_STEP") = kHeadDimStep;
+  nb::class_<Context>(m, "Context")
+      .def(nb::init<const std::string&, int>(), nb::arg("isa"), nb::arg("threads"))
+      .def_prop_ro("isa", [](const Context& c) { return std::string(c.ops().name); })
+      .def_prop_rw("threads", &Context::threads, &Context::set_threads);
+  nb::class_<AttentionPlan>(m, "AttentionPlan")
+      .def("__init__",
+           [](AttentionPlan* self, const Context& c, int num_heads, int num_kv_heads, int head_dim,
+              int page_size, I64 num_pages, Address page_table, I64 page_table_stride, I64 max_pages,
+              const std::vector<I64>& query_lens, const std::vector<I64>& context_lens) {
+             new (self) AttentionPlan({num_heads, num_kv_heads, head_dim, page_size, num_pages},
+                                      page_table, page_table_stride, max_pages, query_lens,
+                                      context_lens, c.threads());
+           })
+      .def("run", &attend, Unlocked())
+      .def_prop_ro("num_tokens", &AttentionPlan::num_tokens)
+      .def_prop_ro("num_tasks", &AttentionPlan::num_tasks)
+      .def_prop_ro("num_partials", &AttentionPlan::num_partials);
+  nb::class_<DecoderStep>(m, "DecoderStep")
+      .def("__init__", &make_step)
+      .def("run", &run_step, Unlocked());
+  m.def("embedding", &embedding, Unlocked());
+  m.def("rms_norm", &rms_norm, Unlocked());
+  m.def("silu_and_mul", &silu_and_mul, Unlocked());
+  m.def("qk_norm_rope_write_kv", &qk_norm_rope_write_kv, Unlocked());
+  m.attr("PANEL") = kPanel;
+  m.def("pack_weight", &pack_weight, Unlocked());
+  m.def("linear", &linear, Unlocked());
+}

@@ -1,0 +1,52 @@
+// The threads of a CpuKernels object.
+//
+// A job is a body that takes its work from a shared counter until there is none. So a thread that
+// comes late, or not at all because another process has its core, is not waited for: whoever is there
+// does all the work, and only threads that have entered the job must leave it. (A fork-join barrier
+// waits for every thread, and costs a scheduler's time slice whenever one has no core.)
+//
+// Between jobs a thread spins for a while, since the next op of a step follows within microseconds,
+// and then sleeps.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace sapwood {
+
+class Pool {
+ public:
+  using Run = void (*)(const void* body, int thread);
+
+  // Starts threads - 1 workers; the thread that launches a job is the first one.
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // run(body, thread) on the caller as thread 0 and on whichever workers 1 .. threads - 1 are free.
+  // Returns when every one that entered has returned. While another thread is launching here, the
+  // caller does all the work itself.
+  void launch(int threads, Run run, const void* body);
+
+ private:
+  void work(int thread);
+  bool enter(std::uint64_t gate, int thread);
+
+  // epoch of the job << 32 | open << 31 | how many workers have entered
+  alignas(64) std::atomic<std::uint64_t> gate_{0};
+  alignas(64) std::atomic<std::uint32_t> left_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex launching_;
+  Run run_ = nullptr;
+  const void* body_ = nullptr;
+  int limit_ = 0;
+  const int process_;  // workers do not survive a fork; then the caller does all the work
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace sapwood

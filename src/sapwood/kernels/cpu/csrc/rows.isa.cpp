@@ -1,0 +1,174 @@
+// Ops over rows: RMSNorm, SwiGLU, and the q/k norm + rotary embedding + KV write.
+#include "table.h"
+#include "simd.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+constexpr std::int64_t kElementsPerThread = 16384;  // below this a thread costs more than it saves
+
+template <class T>
+float inverse_rms(const T* x, std::int64_t n, float eps) {
+  VF squares0{}, squares1{};
+  std::int64_t i = 0;
+  for (; i + 2 * W <= n; i += 2 * W) {
+    const VF a = load(x + i), b = load(x + i + W);
+    squares0 = a * a + squares0;
+    squares1 = b * b + squares1;
+  }
+  float total = sum(squares0 + squares1);
+  for (; i < n; i++) total += to_float(x[i]) * to_float(x[i]);
+  return 1.0f / __builtin_sqrtf(total / static_cast<float>(n) + eps);
+}
+
+template <class T, class U>
+void scale_row(const T* x, const U* weight, U* out, std::int64_t n, float factor) {
+  std::int64_t i = 0;
+  const VF f = splat(factor);
+  for (; i + W <= n; i += W) store(out + i, load(x + i) * f * load(weight + i));
+  for (; i < n; i++) put(out + i, to_float(x[i]) * factor * to_float(weight[i]));
+}
+
+template <class T>
+void add_row(const T* x, T* residual, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) store(residual + i, load(x + i) + load(residual + i));
+  for (; i < n; i++) put(residual + i, to_float(x[i]) + to_float(residual[i]));
+}
+
+template <class T>
+void rms_norm_rows(const T* x, T* residual, const T* weight, T* out, std::int64_t rows,
+                   std::int64_t hidden, float eps, const Team& team) {
+  const int threads = worth_threads(team.threads, rows * hidden, kElementsPerThread);
+  run_pieces(team, threads, rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      const T* from = x + row * hidden;
+      if (residual != nullptr) {
+        add_row(from, residual + row * hidden, hidden);
+        from = residual + row * hidden;
+      }
+      scale_row(from, weight, out + row * hidden, hidden, inverse_rms(from, hidden, eps));
+    }
+  });
+}
+
+template <class T>
+void silu_rows(const T* x, T* out, std::int64_t rows, std::int64_t inner, const Team& team) {
+  constexpr std::int64_t piece = 512;
+  const std::int64_t pieces = (inner + piece - 1) / piece;
+  const int threads = worth_threads(team.threads, rows * inner, kElementsPerThread / 2);
+  run_pieces(team, threads, rows * pieces, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t task = begin; task < end; task++) {
+      const std::int64_t row = task / pieces, first = task % pieces * piece;
+      const std::int64_t n = least(piece, inner - first);
+      const T* gate = x + row * 2 * inner + first;
+      const T* up = gate + inner;
+      T* to = out + row * inner + first;
+      std::int64_t i = 0;
+      for (; i + W <= n; i += W) {
+        const VF g = load(gate + i);
+        store(to + i, g / (splat(1.0f) + vexp(-g)) * load(up + i));
+      }
+      for (; i < n; i++) {
+        const float g = to_float(gate[i]);
+        put(to + i, g / (1.0f + exp1(-g)) * to_float(up[i]));
+      }
+    }
+  });
+}
+
+template <class T>
+void store_row(const float* x, T* out, int n) {
+  for (int i = 0; i < n; i += W) store(out + i, load(x + i));
+}
+
+// One head in fp32: load, norm (if any), rotate, store. head_dim is a multiple of W.
+template <class T>
+void rotate_head(const T* x, const T* norm, float eps, const float* cos_sin, int rotary_dim,
+                 int head_dim, T* out) {
+  alignas(64) float head[kMaxHeadDim];
+  const float factor = norm != nullptr ? inverse_rms(x, head_dim, eps) : 1.0f;
+  for (int i = 0; i < head_dim; i += W) {
+    VF v = load(x + i);
+    if (norm != nullptr) v = v * splat(factor) * load(norm + i);
+    store(head + i, v);
+  }
+  const int half = rotary_dim / 2;
+  const float* cosine = cos_sin;
+  const float* sine = cos_sin + half;
+  int i = 0;
+  for (; i + W <= half; i += W) {
+    const VF a = load(head + i), b = load(head + half + i);
+    const VF c = load(cosine + i), s = load(sine + i);
+    store(head + i, a * c - b * s);
+    store(head + half + i, b * c + a * s);
+  }
+  for (; i < half; i++) {
+    const float a = head[i], b = head[half + i];
+    head[i] = a * cosine[i] - b * sine[i];
+    head[half + i] = b * cosine[i] + a * sine[i];
+  }
+  store_row(head, out, head_dim);
+}
+
+template <class T>
+void rope_token(const RopeArgs& a, std::int64_t token) {
+  const int d = a.head_dim;
+  const T* x = static_cast<const T*>(a.qkv) + token * (a.num_heads + 2 * a.num_kv_heads) * d;
+  const float* cos_sin = a.cos_sin + a.positions[token] * a.rotary_dim;
+  T* q = static_cast<T*>(a.q_out) + token * a.num_heads * d;
+  for (int head = 0; head < a.num_heads; head++, x += d, q += d) {
+    rotate_head(x, static_cast<const T*>(a.q_norm), a.eps, cos_sin, a.rotary_dim, d, q);
+  }
+  const std::int64_t page = a.write_index[token] / a.page_size;
+  const std::int64_t offset = a.write_index[token] % a.page_size;
+  T* keys = static_cast<T*>(a.keys) + page * a.key_stride + offset * d;
+  T* values = static_cast<T*>(a.values) + page * a.value_stride + offset * d;
+  const std::int64_t head_stride = static_cast<std::int64_t>(a.page_size) * d;
+  for (int head = 0; head < a.num_kv_heads; head++, x += d) {
+    rotate_head(x, static_cast<const T*>(a.k_norm), a.eps, cos_sin, a.rotary_dim, d,
+                keys + head * head_stride);
+  }
+  for (int head = 0; head < a.num_kv_heads; head++, x += d) {
+    __builtin_memcpy(values + head * head_stride, x, static_cast<std::size_t>(d) * sizeof(T));
+  }
+}
+
+template <class T>
+void rope(const RopeArgs& a) {
+  const std::int64_t width = static_cast<std::int64_t>(a.num_heads + 2 * a.num_kv_heads) * a.head_dim;
+  const int threads = worth_threads(a.team.threads, a.num_tokens * width, kElementsPerThread);
+  run_pieces(a.team, threads, a.num_tokens, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t token = begin; token < end; token++) rope_token<T>(a, token);
+  });
+}
+
+}  // namespace
+
+void rms_norm(DType dtype, const void* x, void* residual, const void* weight, void* out,
+              std::int64_t rows, std::int64_t hidden, float eps, const Team& team) {
+  if (dtype == DType::f32) {
+    rms_norm_rows(static_cast<const float*>(x), static_cast<float*>(residual),
+                  static_cast<const float*>(weight), static_cast<float*>(out), rows, hidden, eps,
+                  team);
+  } else {
+    rms_norm_rows(static_cast<const bf16*>(x), static_cast<bf16*>(residual),
+                  static_cast<const bf16*>(weight), static_cast<bf16*>(out), rows, hidden, eps,
+                  team);
+  }
+}
+
+void silu_and_mul(DType dtype, const void* x, void* out, std::int64_t rows, std::int64_t inner,
+                  const Team& team) {
+  if (dtype == DType::f32) {
+    silu_rows(static_cast<const float*>(x), static_cast<float*>(out), rows, inner, team);
+  } else {
+    silu_rows(static_cast<const bf16*>(x), static_cast<bf16*>(out), rows, inner, team);
+  }
+}
+
+void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args) {
+  dtype == DType::f32 ? rope<float>(args) : rope<bf16>(args);
+}
+
+}  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,256 @@
+// Vectors of this instruction set's width, written with the compiler's vector extensions, and the
+// few operations where an intrinsic is worth it. Included only by *.isa.cpp (see ops.h).
+//
+// A "lane" is 32 bits: one float, or two neighbouring bf16. Code for dot products is written once
+// over lanes; dot() multiplies what is in them and adds to fp32.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "ops.h"
+
+#ifndef SAPWOOD_ISA
+#error "SAPWOOD_ISA must name the namespace of this instruction set"
+#endif
+
+#define SAPWOOD_INLINE static inline __attribute__((always_inline))
+
+namespace sapwood::SAPWOOD_ISA {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;  // floats per vector
+constexpr int kTileRows = 6, kTileVectors = 4;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+constexpr int kTileRows = 4, kTileVectors = 2;
+#else
+constexpr int W = 4;
+constexpr int kTileRows = 4, kTileVectors = 2;
+#endif
+
+typedef float VF __attribute__((vector_size(W * 4)));
+typedef std::int32_t VI __attribute__((vector_size(W * 4)));
+typedef std::uint32_t VU __attribute__((vector_size(W * 4)));
+typedef std::uint16_t VH __attribute__((vector_size(W * 2)));
+typedef float V4 __attribute__((vector_size(16)));
+
+struct bf16 {
+  std::uint16_t bits;
+};
+
+template <class T>
+struct Pack;
+template <>
+struct Pack<float> {
+  static constexpr int per_lane = 1;
+};
+template <>
+struct Pack<bf16> {
+  static constexpr int per_lane = 2;
+};
+
+template <class To, class From>
+SAPWOOD_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+SAPWOOD_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+SAPWOOD_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+
+SAPWOOD_INLINE VF splat(float x) { return x - VF{}; }
+SAPWOOD_INLINE VU splat_lane(std::uint32_t x) { return x - VU{}; }
+SAPWOOD_INLINE VF vmax(VF a, VF b) { return a > b ? a : b; }
+
+// ---- loads and stores ----
+
+SAPWOOD_INLINE float to_float(float x) { return x; }
+SAPWOOD_INLINE float to_float(bf16 x) {
+  return bits_as<float>(static_cast<std::uint32_t>(x.bits) << 16);
+}
+
+// Round to nearest even; NaN stays NaN.
+SAPWOOD_INLINE std::uint16_t round_bf16(float x) {
+  const std::uint32_t u = bits_as<std::uint32_t>(x);
+  if (x != x) return static_cast<std::uint16_t>((u >> 16) | 0x40);
+  return static_cast<std::uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+SAPWOOD_INLINE void put(float* p, float x) { *p = x; }
+SAPWOOD_INLINE void put(bf16* p, float x) { p->bits = round_bf16(x); }
+
+SAPWOOD_INLINE VF load(const float* p) {
+  VF v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+SAPWOOD_INLINE VU load_widened(const bf16* p) {
+  VH h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  return __builtin_convertvector(h, VU);
+}
+
+SAPWOOD_INLINE VF load(const bf16* p) { return bits_as<VF>(load_widened(p) << 16); }
+
+SAPWOOD_INLINE VU load_lanes(const void* p) {
+  VU v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+SAPWOOD_INLINE std::uint32_t load_lane(const void* p) {
+  std::uint32_t v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+SAPWOOD_INLINE void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof(v)); }
+SAPWOOD_INLINE void store_lanes(void* p, VU v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+SAPWOOD_INLINE void store(bf16* p, VF v) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh(bits_as<__m512>(v));
+  __builtin_memcpy(p, &h, sizeof(h));
+#else
+  const VU u = bits_as<VU>(v);
+  const VU rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  const VH h = __builtin_convertvector(v == v ? rounded : ((u >> 16) | 0x40), VH);
+  __builtin_memcpy(p, &h, sizeof(h));
+#endif
+}
+
+// ---- dot products over lanes ----
+
+SAPWOOD_INLINE VF dot(const float*, VF sum, VU a, VU b) {
+  return bits_as<VF>(a) * bits_as<VF>(b) + sum;
+}
+
+SAPWOOD_INLINE VF dot(const bf16*, VF sum, VU a, VU b) {
+#if defined(__AVX512BF16__)
+  return bits_as<VF>(_mm512_dpbf16_ps(bits_as<__m512>(sum), bits_as<__m512bh>(a),
+                                      bits_as<__m512bh>(b)));
+#else
+  sum = bits_as<VF>(a << 16) * bits_as<VF>(b << 16) + sum;
+  return bits_as<VF>(a & 0xffff0000u) * bits_as<VF>(b & 0xffff0000u) + sum;
+#endif
+}
+
+// dot(tag<T>(), ...): the overload for lanes that hold T.
+template <class T>
+SAPWOOD_INLINE const T* tag() {
+  return nullptr;
+}
+
+SAPWOOD_INLINE V4 fold4(VF v) {
+#if defined(__AVX512F__)
+  const __m512 z = bits_as<__m512>(v);
+  const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(z), _mm512_extractf32x8_ps(z, 1));
+  return bits_as<V4>(_mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
+#elif defined(__AVX2__)
+  const __m256 y = bits_as<__m256>(v);
+  return bits_as<V4>(_mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
+#else
+  return v;
+#endif
+}
+
+typedef std::int32_t V4I __attribute__((vector_size(16)));
+
+// The sums of four vectors, in order.
+SAPWOOD_INLINE V4 sum4(VF a, VF b, VF c, VF d) {
+#if defined(__AVX512F__)
+  const __m512 za = bits_as<__m512>(a), zb = bits_as<__m512>(b);
+  const __m512 zc = bits_as<__m512>(c), zd = bits_as<__m512>(d);
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(za, zb), _mm512_unpackhi_ps(za, zb));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(zc, zd), _mm512_unpackhi_ps(zc, zd));
+  const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  return fold4(bits_as<VF>(abcd));
+#else
+  const V4 x = fold4(a), y = fold4(b), z = fold4(c), w = fold4(d);
+  const V4 xy = __builtin_shuffle(x, y, V4I{0, 4, 1, 5}) + __builtin_shuffle(x, y, V4I{2, 6, 3, 7});
+  const V4 zw = __builtin_shuffle(z, w, V4I{0, 4, 1, 5}) + __builtin_shuffle(z, w, V4I{2, 6, 3, 7});
+  return __builtin_shuffle(xy, zw, V4I{0, 1, 4, 5}) + __builtin_shuffle(xy, zw, V4I{2, 3, 6, 7});
+#endif
+}
+
+SAPWOOD_INLINE float sum(VF v) {
+  const V4 x = fold4(v);
+  return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
+SAPWOOD_INLINE float maximum(VF v) {
+  float x = v[0];
+  for (int i = 1; i < W; i++) x = v[i] > x ? v[i] : x;
+  return x;
+}
+
+// ---- exp ----
+
+// e^x, within 2 ulp; 0 below -87.3 (so that exp(-inf) is 0), at most e^88.
+SAPWOOD_INLINE VF vexp(VF x) {
+  const VI underflow = x < splat(-87.3f);
+  x = underflow ? splat(-87.3f) : x;
+  x = x > splat(88.0f) ? splat(88.0f) : x;
+  const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const VF shifted = x * splat(1.44269504088896341f) + magic;
+  const VF n = shifted - magic;
+  VF r = x - n * splat(0.693359375f);
+  r = r - n * splat(-2.12194440e-4f);
+  VF p = splat(1.9875691500e-4f);
+  p = p * r + splat(1.3981999507e-3f);
+  p = p * r + splat(8.3334519073e-3f);
+  p = p * r + splat(4.1665795894e-2f);
+  p = p * r + splat(1.6666665459e-1f);
+  p = p * r + splat(5.0000001201e-1f);
+  p = p * r * r + r + splat(1.0f);
+  const VI exponent = (bits_as<VI>(shifted) - bits_as<VI>(magic) + 127) << 23;
+  const VF y = p * bits_as<VF>(exponent);
+  return underflow ? VF{} : y;
+}
+
+SAPWOOD_INLINE float exp1(float x) { return vexp(splat(x))[0]; }
+
+// ---- work ----
+
+SAPWOOD_INLINE std::int64_t take(std::int64_t* counter) {
+  return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+}
+
+// Runs body(thread) on up to `threads` threads, perhaps fewer: a body takes its work from a counter.
+template <class Body>
+static inline void run_parallel(const Team& team, std::int64_t threads, const Body& body) {
+  if (threads <= 1) {
+    body(0);
+    return;
+  }
+  const auto run = [](const void* b, int thread) { (*static_cast<const Body*>(b))(thread); };
+  team.launch(team.pool, static_cast<int>(threads), run, &body);
+}
+
+// Runs body(begin, end) over pieces of [0, n), two per thread.
+template <class Body>
+static inline void run_pieces(const Team& team, std::int64_t threads, std::int64_t n, const Body& body) {
+  if (threads <= 1) {
+    body(std::int64_t{0}, n);
+    return;
+  }
+  const std::int64_t pieces = least(n, 2 * threads);
+  std::int64_t next = 0;
+  run_parallel(team, least(threads, pieces), [&](int) {
+    for (std::int64_t i; (i = take(&next)) < pieces;) body(n * i / pieces, n * (i + 1) / pieces);
+  });
+}
+
+// How many threads are worth waking when each should have at least `grain` elements.
+SAPWOOD_INLINE int worth_threads(int threads, std::int64_t elements, std::int64_t grain) {
+  return static_cast<int>(most(1, least(threads, elements / grain)));
+}
+
+}  // namespace sapwood::SAPWOOD_ISA

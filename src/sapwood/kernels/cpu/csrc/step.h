@@ -1,0 +1,73 @@
+// A whole step of a Llama-like decoder in one call: no interpreter between the ops, and activations
+// in buffers that are reused.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "context.h"
+
+namespace sapwood {
+
+// A packed weight (pack.h) of n outputs and k inputs; bias may be null.
+struct LinearWeights {
+  const void* weight;
+  const void* bias;
+  std::int64_t n, k;
+};
+
+struct LayerWeights {
+  const void* input_norm;
+  LinearWeights qkv;
+  const void* q_norm;  // null: no norm; k_norm likewise
+  const void* k_norm;
+  LinearWeights o;
+  const void* post_norm;
+  LinearWeights gate_up, down;
+  void* keys;
+  void* values;
+};
+
+class DecoderStep {
+ public:
+  struct Shape {
+    DType dtype;
+    std::int64_t hidden, vocab, max_positions;
+    int num_heads, num_kv_heads, head_dim, rotary_dim, page_size;
+    std::int64_t num_pages, key_stride, value_stride;
+    float eps, scale;
+  };
+
+  // What a step works on; every address is an int64 array but `logits` [num_logits, vocab].
+  struct Inputs {
+    const std::int64_t* token_ids;    // [num_tokens]
+    const std::int64_t* positions;    // [num_tokens]
+    const std::int64_t* write_index;  // [num_tokens]
+    const std::int64_t* logits_index; // [num_logits]
+    std::int64_t num_tokens, num_logits;
+    void* logits;
+  };
+
+  DecoderStep(const Shape& shape, const void* embedding, const float* cos_sin, const void* final_norm,
+              const LinearWeights& lm_head, std::vector<LayerWeights> layers);
+
+  // Throws std::out_of_range for an index outside its table, before anything is written.
+  void run(Context& context, const AttentionPlan& plan, const Inputs& inputs);
+
+ private:
+  struct Activations;
+  void check(const AttentionPlan& plan, const Inputs& inputs) const;
+  void run_layer(Context& context, const AttentionPlan& plan, const Inputs& inputs,
+                 const LayerWeights& layer, const Activations& a) const;
+  void gather(const void* from, const std::int64_t* rows, std::int64_t n, void* to) const;
+
+  Shape shape_;
+  const void* embedding_;
+  const float* cos_sin_;
+  const void* final_norm_;
+  LinearWeights lm_head_;
+  std::vector<LayerWeights> layers_;
+  Buffer buffer_;
+};
+
+}  // namespace sapwood

@@ -1,0 +1,17 @@
+// What the *.isa.cpp files of one instruction set offer to its table.
+#pragma once
+
+#include "ops.h"
+
+namespace sapwood::SAPWOOD_ISA {
+
+void rms_norm(DType dtype, const void* x, void* residual, const void* weight, void* out,
+              std::int64_t rows, std::int64_t hidden, float eps, const Team& team);
+void silu_and_mul(DType dtype, const void* x, void* out, std::int64_t rows, std::int64_t inner,
+                  const Team& team);
+void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args);
+void paged_attention(DType dtype, const AttentionArgs& args);
+std::size_t attention_scratch(DType dtype, int rows, int head_dim);
+void linear(DType dtype, const LinearArgs& args);
+
+}  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,14 @@
+// The table of one instruction set.
+#include "table.h"
+
+#define SAPWOOD_TEXT_OF(x) #x
+#define SAPWOOD_TEXT(x) SAPWOOD_TEXT_OF(x)
+
+namespace sapwood::SAPWOOD_ISA {
+
+const Ops ops = {
+    SAPWOOD_TEXT(SAPWOOD_ISA), rms_norm,          silu_and_mul, qk_norm_rope_write_kv,
+    paged_attention,           attention_scratch, linear,
+};
+
+}  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,157 @@
+// Register tiles and repacking over lanes (see simd.h). Included only by *.isa.cpp.
+#pragma once
+
+#include "simd.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+// Rows a and b of 2 W bf16 -> lanes[0..1]: lane j holds (a[j], b[j]).
+SAPWOOD_INLINE void interleave(const bf16* a, const bf16* b, VU* lanes) {
+#if defined(__AVX512BW__)
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
+  lanes[0] = bits_as<VU>(_mm512_permutex2var_epi16(x, low, y));
+  lanes[1] = bits_as<VU>(_mm512_permutex2var_epi16(x, high, y));
+#else
+  lanes[0] = load_widened(a) | (load_widened(b) << 16);
+  lanes[1] = load_widened(a + W) | (load_widened(b + W) << 16);
+#endif
+}
+
+#if defined(__AVX512F__)
+// A 16 x 16 block of lanes, transposed in registers.
+SAPWOOD_INLINE void transpose16(__m512i* r) {
+  __m512i t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // r[4 q + c] now holds, in its 128-bit quarter p, column 4 p + c of rows 4 q .. 4 q + 3.
+#pragma GCC unroll 16
+  for (int c = 0; c < 4; c++) {
+    t[c] = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88);
+    t[4 + c] = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+    t[8 + c] = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+    t[12 + c] = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < 4; c++) {
+    r[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88);
+    r[8 + c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xdd);
+    r[4 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0x88);
+    r[12 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0xdd);
+  }
+}
+#endif
+
+// out[lane][t] = lane `lane` of rows[t]; columns from n up to the next multiple of 32 become 0.
+// lanes is a multiple of 16, out_stride at least n rounded up to 32.
+static inline void transpose_lanes(const void* const* rows, int n, int lanes, std::uint32_t* out,
+                                   int out_stride) {
+  const int padded = (n + 31) / 32 * 32;
+#if defined(__AVX512F__)
+  for (int t = 0; t < padded; t += 16) {
+    for (int lane = 0; lane < lanes; lane += 16) {
+      __m512i block[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) {
+        block[i] = t + i < n ? _mm512_loadu_si512(static_cast<const char*>(rows[t + i]) + lane * 4)
+                             : _mm512_setzero_si512();
+      }
+      transpose16(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + (lane + i) * out_stride + t, block[i]);
+    }
+  }
+#else
+  for (int t = 0; t < padded; t++) {
+    for (int lane = 0; lane < lanes; lane++) {
+      out[lane * out_stride + t] =
+          t < n ? load_lane(static_cast<const char*>(rows[t]) + lane * 4) : 0;
+    }
+  }
+#endif
+}
+
+// c[R, V * W] (+)= a[R, lanes] x b[lanes, V * W]: a's lane is broadcast against b's vectors.
+// kStream: b comes from memory, and what lies as far after `ahead` as b's vectors after b is
+// prefetched; the hardware's own prefetching reaches 70% of what this reaches.
+template <class T, bool kAdd, int R, int V, bool kStream = false>
+static inline void tile(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
+                        std::int64_t b_stride, float* c, std::int64_t c_stride, int lanes,
+                        const std::uint32_t* ahead = nullptr) {
+  VF sums[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) sums[r][v] = kAdd ? load(c + r * c_stride + v * W) : VF{};
+  for (int lane = 0; lane < lanes; lane++) {
+    VU right[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) {
+      right[v] = load_lanes(b + lane * b_stride + v * W);
+      if (kStream) __builtin_prefetch(ahead + lane * b_stride + v * W, 0, 2);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const VU left = splat_lane(load_lane(a + r * a_stride + lane));
+#pragma GCC unroll 16
+      for (int v = 0; v < V; v++) sums[r][v] = dot(tag<T>(), sums[r][v], left, right[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) store(c + r * c_stride + v * W, sums[r][v]);
+}
+
+template <class T, bool kAdd, int V>
+static inline void tile_rows(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
+                             std::int64_t b_stride, float* c, std::int64_t c_stride, int rows,
+                             int lanes) {
+  int r = 0;
+  for (; r + kTileRows <= rows; r += kTileRows) {
+    tile<T, kAdd, kTileRows, V>(a + r * a_stride, a_stride, b, b_stride, c + r * c_stride, c_stride,
+                                lanes);
+  }
+  a += r * a_stride;
+  c += r * c_stride;
+  switch (rows - r) {
+    case 5: tile<T, kAdd, 5, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
+    case 4: tile<T, kAdd, 4, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
+    case 3: tile<T, kAdd, 3, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
+    case 2: tile<T, kAdd, 2, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
+    case 1: tile<T, kAdd, 1, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
+    default: break;
+  }
+}
+
+// c[rows, columns] (+)= a[rows, lanes] x b[lanes, columns]; columns is a multiple of 32.
+template <class T, bool kAdd>
+static inline void multiply_tile(const std::uint32_t* a, std::int64_t a_stride,
+                                 const std::uint32_t* b, std::int64_t b_stride, float* c,
+                                 std::int64_t c_stride, int rows, int columns, int lanes) {
+  int column = 0;
+  for (; column + kTileVectors * W <= columns; column += kTileVectors * W) {
+    tile_rows<T, kAdd, kTileVectors>(a, a_stride, b + column, b_stride, c + column, c_stride, rows,
+                                     lanes);
+  }
+  if (column < columns) {  // 32 columns of a tile that is 64 wide
+    tile_rows<T, kAdd, 32 / W < kTileVectors ? 32 / W : kTileVectors>(
+        a, a_stride, b + column, b_stride, c + column, c_stride, rows, lanes);
+  }
+}
+
+}  // namespace
+}  // namespace sapwood::SAPWOOD_ISA

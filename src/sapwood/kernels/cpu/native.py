@@ -1,0 +1,373 @@
+"""CpuKernels: checks shapes, dtypes and layouts, then hands addresses to the compiled module.
+
+One row of a small model costs about 5 us of arithmetic per op, so every op makes one call into C++
+and allocates only its result. Tensors that are not contiguous are copied, except those that an op
+writes to: these are refused.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.registry import Need
+
+try:
+    from sapwood.kernels.cpu import _native
+except ImportError as error:
+    _missing: str | None = f"the extension is not built ({error}); reinstall with a C++20 compiler"
+else:
+    _missing = None
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class CpuKernels:
+    """The ops for float32 and bfloat16 on CPUs.
+
+    num_threads  threads of each op, the caller included; the default is torch's number. They are
+                 not torch's threads: they spin for 200 us after an op, then sleep
+    isa          "generic", "avx2", "avx512" or "avx512_bf16"; the default is the fastest usable one
+    Raises       ValueError if this machine cannot run `isa`
+    """
+
+    name = "cpu"
+
+    def __init__(self, *, num_threads: int | None = None, isa: str | None = None) -> None:
+        if _missing is not None:
+            raise RuntimeError(_missing)
+        threads = torch.get_num_threads() if num_threads is None else num_threads
+        self._context = _native.Context("" if isa is None else isa, threads)
+
+    @staticmethod
+    def why_not(need: Need) -> str | None:
+        if _missing is not None:
+            return _missing
+        if need.device != "cpu":
+            return f"runs on cpu, not on {need.device}"
+        if need.dtype not in _DTYPES:
+            return f"{need.dtype} is neither float32 nor bfloat16"
+        step, limit = _native.HEAD_DIM_STEP, _native.MAX_HEAD_DIM
+        if need.head_dim % step != 0 or need.head_dim > limit:
+            return f"head size {need.head_dim} is not a multiple of {step} up to {limit}"
+        return None
+
+    @staticmethod
+    def usable_isas() -> list[str]:
+        """The instruction sets that this build has and this machine can run, slowest first."""
+        return [] if _missing is not None else _native.usable_isas()
+
+    @property
+    def isa(self) -> str:
+        return self._context.isa
+
+    @property
+    def num_threads(self) -> int:
+        return self._context.threads
+
+    @property
+    def context(self) -> _native.Context:
+        """What the compiled module keeps for these kernels."""
+        return self._context
+
+    def set_num_threads(self, num_threads: int) -> None:
+        """Raises ValueError unless num_threads is in [1, 1024]."""
+        self._context.threads = num_threads
+
+    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        if not weight.is_contiguous() or not weight.is_cpu:
+            raise ValueError(f"weight {describe(weight)} must be contiguous and on a CPU")
+        if token_ids.dtype != torch.int64:
+            raise TypeError(f"token_ids must be int64, not {token_ids.dtype}")
+        token_ids = token_ids.contiguous()
+        vocab, hidden = weight.shape
+        num_tokens = token_ids.numel()
+        out = weight.new_empty((num_tokens, hidden))
+        _native.embedding(
+            token_ids.data_ptr(), weight.data_ptr(), out.data_ptr(),
+            num_tokens, vocab, hidden * weight.element_size(),
+        )  # fmt: skip
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        dtype = dtype_of(x)
+        rows, hidden = _rows_of(x, weight)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        _native.rms_norm(
+            self._context, dtype, x.data_ptr(), 0, weight.data_ptr(), out.data_ptr(),
+            rows, hidden, eps,
+        )  # fmt: skip
+        return out
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        dtype = dtype_of(x)
+        rows, hidden = _rows_of(x, weight)
+        if residual.dtype != x.dtype or residual.shape != x.shape:
+            raise ValueError(
+                f"residual {describe(residual)} must have the shape and dtype of x {describe(x)}"
+            )
+        x, residual = x.contiguous(), residual.contiguous()
+        out = torch.empty_like(x)
+        _native.rms_norm(
+            self._context, dtype, x.data_ptr(), residual.data_ptr(), weight.data_ptr(),
+            out.data_ptr(), rows, hidden, eps,
+        )  # fmt: skip
+        return out, residual
+
+    def qk_norm_rope_write_kv(
+        self,
+        qkv: Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        write_index: Tensor,
+    ) -> Tensor:
+        dtype = dtype_of(qkv)
+        num_tokens, width = qkv.shape
+        if width != (num_heads + 2 * num_kv_heads) * head_dim:
+            raise ValueError(
+                f"qkv {describe(qkv)} does not hold {num_heads} + 2 * {num_kv_heads} heads "
+                f"of {head_dim}"
+            )
+        num_pages, page_size, key_stride = page_layout(key_cache, qkv, num_kv_heads, head_dim)
+        value_pages, value_page_size, value_stride = page_layout(
+            value_cache, qkv, num_kv_heads, head_dim
+        )
+        if value_pages != num_pages or value_page_size != page_size:
+            raise ValueError(
+                f"key_cache {describe(key_cache)} and value_cache {describe(value_cache)} differ"
+            )
+        check_indices(positions, "positions", num_tokens)
+        check_indices(write_index, "write_index", num_tokens)
+        if cos_sin.dtype != torch.float32 or not cos_sin.is_contiguous():
+            raise ValueError("cos_sin must be float32 and contiguous")
+        max_positions, rotary_dim = cos_sin.shape
+        if rotary_dim > head_dim or rotary_dim % 2 != 0:
+            raise ValueError(f"rotary_dim {rotary_dim} must be even and at most {head_dim}")
+        qkv = qkv.contiguous()
+        out = qkv.new_empty((num_tokens, num_heads, head_dim))
+        _native.qk_norm_rope_write_kv(
+            self._context, dtype, qkv.data_ptr(), out.data_ptr(), num_tokens,
+            num_heads, num_kv_heads, head_dim, rotary_dim,
+            address_of(q_norm, qkv, head_dim, "q_norm"),
+            address_of(k_norm, qkv, head_dim, "k_norm"),
+            eps, cos_sin.data_ptr(), max_positions, positions.data_ptr(), write_index.data_ptr(),
+            key_cache.data_ptr(), key_stride, value_cache.data_ptr(), value_stride,
+            num_pages, page_size,
+        )  # fmt: skip
+        return out
+
+    def paged_attention(
+        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+    ) -> Tensor:
+        dtype = dtype_of(q)
+        num_tokens, num_heads, head_dim = q.shape
+        num_kv_heads = key_cache.shape[1]
+        num_pages, page_size, key_stride = page_layout(key_cache, q, num_kv_heads, head_dim)
+        value_pages, value_page_size, value_stride = page_layout(
+            value_cache, q, num_kv_heads, head_dim
+        )
+        if value_pages != num_pages or value_page_size != page_size:
+            raise ValueError(
+                f"key_cache {describe(key_cache)} and value_cache {describe(value_cache)} differ"
+            )
+        q_stride, head_stride, entry_stride = q.stride()
+        if (head_stride != head_dim and num_heads > 1) or entry_stride != 1:
+            q = q.contiguous()
+            q_stride = num_heads * head_dim
+        plan = self.plan(batch, (num_heads, num_kv_heads, head_dim, page_size, num_pages))
+        if plan.num_tokens != num_tokens:
+            raise ValueError(
+                f"q has {num_tokens} tokens but the batch's query lengths add up to "
+                f"{plan.num_tokens}"
+            )
+        out = q.new_empty((num_tokens, num_heads, head_dim))
+        plan.run(
+            self._context, dtype, q.data_ptr(), q_stride, key_cache.data_ptr(), key_stride,
+            value_cache.data_ptr(), value_stride, out.data_ptr(), scale,
+        )  # fmt: skip
+        return out
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        dtype = dtype_of(x)
+        rows, doubled = x.shape
+        if doubled % 2 != 0:
+            raise ValueError(f"x {describe(x)} must have an even number of columns")
+        x = x.contiguous()
+        out = x.new_empty((rows, doubled // 2))
+        _native.silu_and_mul(self._context, dtype, x.data_ptr(), out.data_ptr(), rows, doubled // 2)
+        return out
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """The packed copy replaces the weight: nothing of `weight` is kept."""
+        dtype_of(weight)
+        if bias is not None and (bias.dtype != weight.dtype or bias.numel() != weight.shape[0]):
+            raise ValueError(f"bias {describe(bias)} does not fit weight {describe(weight)}")
+        return Linear(self._context, weight, bias)
+
+    def plan(
+        self, batch: AttentionBatch, shape: tuple[int, int, int, int, int]
+    ) -> _native.AttentionPlan:
+        """Who does which part of a step's attention; made when first asked for, kept in the batch.
+
+        shape   (query heads, key/value heads, head size, page size, pages of the cache)
+        Raises  ValueError, IndexError if lengths or pages do not fit
+        """
+        plans = cast(
+            dict[tuple[int, ...], "_native.AttentionPlan"], batch.cache.setdefault("cpu_plans", {})
+        )
+        plan = plans.get(shape)
+        if plan is None:
+            plan = plans[shape] = _native.AttentionPlan(
+                self._context, *shape, *_table_of(batch), batch.query_lens, batch.context_lens
+            )
+        return plan
+
+
+class Linear:
+    """One linear layer, its weight packed in panels (csrc/pack.h)."""
+
+    def __init__(self, context: _native.Context, weight: Tensor, bias: Tensor | None) -> None:
+        self._context = context
+        self._num_out, self._num_in = weight.shape
+        self._dtype = weight.dtype
+        self._code = _DTYPES[weight.dtype]
+        # bf16 is multiplied in pairs; an odd row gets a zero at its end.
+        self._padding = self._num_in % 2 if weight.dtype == torch.bfloat16 else 0
+        if self._padding:
+            weight = F.pad(weight, (0, 1))
+        weight = weight.contiguous()
+        padded_out = -(-self._num_out // _native.PANEL) * _native.PANEL
+        self._weight = weight.new_empty((padded_out, weight.shape[1]))
+        _native.pack_weight(
+            weight.data_ptr(), self._weight.data_ptr(), self._num_out,
+            weight.shape[1] * weight.element_size() // 4,
+        )  # fmt: skip
+        self._bias = None if bias is None else bias.contiguous()
+        self._weight_address = self._weight.data_ptr()
+        self._bias_address = 0 if self._bias is None else self._bias.data_ptr()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(outputs, inputs)"""
+        return self._num_out, self._num_in
+
+    def native_parts(self) -> tuple[int, int, int, int]:
+        """(weight address, bias address or 0, outputs, inputs as packed), for one-call steps."""
+        return (
+            self._weight_address,
+            self._bias_address,
+            self._num_out,
+            self._num_in + self._padding,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows, num_in = x.shape
+        if num_in != self._num_in or x.dtype != self._dtype:
+            raise ValueError(
+                f"x {describe(x)} does not fit a weight [{self._num_out}, {self._num_in}] "
+                f"of {self._dtype}"
+            )
+        if self._padding:
+            x = F.pad(x, (0, 1))
+            num_in += 1
+        x_stride, entry_stride = x.stride()
+        if entry_stride != 1 or x_stride % 2 != 0:
+            x, x_stride = x.contiguous(), num_in
+        out = x.new_empty((rows, self._num_out))
+        _native.linear(
+            self._context, self._code, x.data_ptr(), x_stride, self._weight_address,
+            self._bias_address, out.data_ptr(), rows, self._num_out, num_in,
+        )  # fmt: skip
+        return out
+
+
+def describe(x: Tensor) -> str:
+    return f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+
+
+def dtype_of(x: Tensor) -> int:
+    """The compiled module's number for x's dtype; TypeError if x is not for these kernels."""
+    code = _DTYPES.get(x.dtype)
+    if code is None or not x.is_cpu:
+        raise TypeError(f"{describe(x)} on {x.device} is not float32 or bfloat16 on a CPU")
+    return code
+
+
+def _rows_of(x: Tensor, weight: Tensor) -> tuple[int, int]:
+    """x's rows and columns, once weight is known to have one entry per column."""
+    rows, hidden = x.shape
+    if weight.dtype != x.dtype or weight.numel() != hidden or not weight.is_contiguous():
+        raise ValueError(f"weight {describe(weight)} does not fit x {describe(x)}")
+    return rows, hidden
+
+
+def address_of(weight: Tensor | None, like: Tensor, size: int, name: str) -> int:
+    """The address of an optional weight of `size` entries; 0 if there is none."""
+    if weight is None:
+        return 0
+    if weight.dtype != like.dtype or weight.numel() != size or not weight.is_contiguous():
+        raise ValueError(f"{name} {describe(weight)} must be [{size}] of {like.dtype}")
+    return weight.data_ptr()
+
+
+def check_indices(index: Tensor, name: str, size: int) -> None:
+    if index.dtype != torch.int64 or index.numel() != size or not index.is_contiguous():
+        raise ValueError(f"{name} {describe(index)} must be [{size}] int64 and contiguous")
+
+
+def page_layout(
+    cache: Tensor, like: Tensor, num_kv_heads: int, head_dim: int
+) -> tuple[int, int, int]:
+    """(pages, page size, entries between pages) of a cache [pages, Hk, page_size, D].
+
+    Pages may lie apart (keys and values of a page side by side); inside, a page is contiguous.
+    """
+    num_pages, heads, page_size, size = cache.shape
+    strides = cache.stride()
+    if (
+        heads != num_kv_heads
+        or size != head_dim
+        or cache.dtype != like.dtype
+        or strides[1:] != (page_size * head_dim, head_dim, 1)
+    ):
+        raise ValueError(
+            f"KV cache {describe(cache)} with strides {list(strides)} must be "
+            f"[pages, {num_kv_heads}, page_size, {head_dim}] {like.dtype}, each page contiguous"
+        )
+    return num_pages, page_size, strides[0]
+
+
+def _table_of(batch: AttentionBatch) -> tuple[int, int, int]:
+    """(address, entries between rows, entries per row) of the page table."""
+    table = batch.page_table
+    if (
+        table.dtype != torch.int32
+        or table.dim() != 2
+        or (table.shape[1] > 1 and table.stride(1) != 1)
+    ):
+        raise ValueError(f"page_table {describe(table)} must be [R, max_pages] int32 rows")
+    if table.shape[0] < len(batch.query_lens):
+        raise ValueError(
+            f"page_table has {table.shape[0]} rows for {len(batch.query_lens)} requests"
+        )
+    return table.data_ptr(), table.stride(0), table.shape[1]

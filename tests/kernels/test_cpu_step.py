@@ -1,0 +1,204 @@
+"""A whole decoder step in one call against the same ops one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.kernels.cpu import CpuKernels
+from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.reference import ReferenceKernels
+
+pytest.importorskip(
+    "sapwood.kernels.cpu._native", reason="the native kernels are not built", exc_type=ImportError
+)
+from sapwood.kernels.cpu.step import DecoderStep, StepLayer, StepModel
+
+HIDDEN, INNER, VOCAB, NUM_LAYERS = 96, 160, 77, 3
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 6, 2, 32, 16, 12
+EPS, SCALE = 1e-5, HEAD_DIM**-0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Plain tensors, from which both sides are built."""
+
+    embedding: Tensor
+    norms: list[tuple[Tensor, Tensor]]
+    head_norms: list[tuple[Tensor, Tensor] | None]
+    linears: list[list[tuple[Tensor, Tensor | None]]]
+    cos_sin: Tensor
+
+
+def make_weights(dtype: torch.dtype, *, variant: bool) -> Weights:
+    """variant: with biases on q, k, v and norms over heads."""
+    torch.manual_seed(3)
+    qkv = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
+    sizes = [(qkv, HIDDEN), (HIDDEN, NUM_HEADS * HEAD_DIM), (2 * INNER, HIDDEN), (HIDDEN, INNER)]
+    angle = torch.rand(64, HEAD_DIM // 2) * 6
+
+    def norm(size: int) -> Tensor:
+        return (torch.rand(size) + 0.5).to(dtype)
+
+    return Weights(
+        embedding=torch.randn(VOCAB, HIDDEN).to(dtype),
+        norms=[(norm(HIDDEN), norm(HIDDEN)) for _ in range(NUM_LAYERS)] + [(norm(HIDDEN),) * 2],
+        head_norms=[(norm(HEAD_DIM), norm(HEAD_DIM)) if variant else None] * NUM_LAYERS,
+        linears=[
+            [
+                (
+                    (torch.randn(n, k) * k**-0.5).to(dtype),
+                    torch.randn(n).to(dtype) if variant and i == 0 else None,
+                )
+                for i, (n, k) in enumerate(sizes)
+            ]
+            for _ in range(NUM_LAYERS)
+        ],
+        cos_sin=torch.cat((angle.cos(), angle.sin()), dim=1),
+    )
+
+
+def make_caches(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    shape = kv_cache_shape(NUM_PAGES, NUM_KV_HEADS, PAGE_SIZE, HEAD_DIM)
+    return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(3)]
+
+
+def make_step(
+    kernels: CpuKernels, weights: Weights, caches: list[tuple[Tensor, Tensor]]
+) -> DecoderStep:
+    layers = []
+    for norms, head_norms, linears in zip(
+        weights.norms, weights.head_norms, weights.linears, strict=False
+    ):
+        qkv, o, gate_up, down = (kernels.pack_linear(*pair) for pair in linears)
+        q_norm, k_norm = head_norms or (None, None)
+        layers.append(
+            StepLayer(
+                input_norm=norms[0],
+                qkv=qkv,
+                q_norm=q_norm,
+                k_norm=k_norm,
+                o=o,
+                post_norm=norms[1],
+                gate_up=gate_up,
+                down=down,
+            )
+        )
+    model = StepModel(
+        embedding=weights.embedding, layers=layers, final_norm=weights.norms[-1][0],
+        lm_head=kernels.pack_linear(weights.embedding, None), cos_sin=weights.cos_sin,
+        num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_dim=HEAD_DIM, eps=EPS, scale=SCALE,
+    )  # fmt: skip
+    return DecoderStep(kernels, model, caches)
+
+
+def run_ops(
+    kernels: Kernels,
+    weights: Weights,
+    caches: list[tuple[Tensor, Tensor]],
+    inputs: tuple[Tensor, Tensor, Tensor, AttentionBatch, Tensor],
+) -> Tensor:
+    """The step, op by op."""
+    token_ids, positions, write_index, batch, logits_index = inputs
+    residual = kernels.embedding(token_ids, weights.embedding)
+    normed = kernels.rms_norm(residual, weights.norms[0][0], EPS)
+    for i, (keys, values) in enumerate(caches):
+        qkv, o, gate_up, down = (kernels.pack_linear(*pair) for pair in weights.linears[i])
+        q_norm, k_norm = weights.head_norms[i] or (None, None)
+        q = kernels.qk_norm_rope_write_kv(
+            qkv(normed), num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_dim=HEAD_DIM,
+            q_norm=q_norm, k_norm=k_norm, eps=EPS, cos_sin=weights.cos_sin, positions=positions,
+            key_cache=keys, value_cache=values, write_index=write_index,
+        )  # fmt: skip
+        x = o(kernels.paged_attention(q, keys, values, batch, SCALE).flatten(1))
+        normed, residual = kernels.add_rms_norm(x, residual, weights.norms[i][1], EPS)
+        x = down(kernels.silu_and_mul(gate_up(normed)))
+        normed, residual = kernels.add_rms_norm(x, residual, weights.norms[i + 1][0], EPS)
+    return kernels.pack_linear(weights.embedding, None)(normed[logits_index])
+
+
+def make_inputs(
+    query_lens: list[int], context_lens: list[int]
+) -> tuple[Tensor, Tensor, Tensor, AttentionBatch, Tensor]:
+    page_table = torch.arange(1, 1 + 3 * len(query_lens), dtype=torch.int32).view(-1, 3)
+    positions = torch.cat(
+        [torch.arange(c - n, c) for n, c in zip(query_lens, context_lens, strict=True)]
+    )
+    requests = torch.arange(len(query_lens)).repeat_interleave(torch.tensor(query_lens))
+    pages = page_table[requests, positions // PAGE_SIZE].long()
+    ends = list(itertools.accumulate(query_lens))
+    batch = AttentionBatch(
+        page_table=page_table,
+        query_start=torch.tensor([0, *ends], dtype=torch.int32),
+        context_len=torch.tensor(context_lens, dtype=torch.int32),
+        query_lens=tuple(query_lens),
+        context_lens=tuple(context_lens),
+        num_decodes=0,
+    )
+    token_ids = torch.randint(0, VOCAB, (len(positions),))
+    write_index = pages * PAGE_SIZE + positions % PAGE_SIZE
+    return token_ids, positions, write_index, batch, torch.tensor(ends) - 1
+
+
+@pytest.mark.parametrize("variant", [False, True], ids=["llama", "biases-and-head-norms"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_prefill_then_decode(dtype: torch.dtype, variant: bool) -> None:
+    weights = make_weights(dtype, variant=variant)
+    kernels = CpuKernels(num_threads=2)
+    one_call, ops, reference = make_caches(dtype), make_caches(dtype), make_caches(dtype)
+    step = make_step(kernels, weights, one_call)
+    for query_lens, context_lens in (([20, 3], [20, 3]), ([5, 1], [25, 4]), ([1, 1], [26, 5])):
+        inputs = make_inputs(query_lens, context_lens)
+        logits = step(*inputs)
+        assert torch.equal(logits, run_ops(kernels, weights, ops, inputs))
+        for pair, other in zip(one_call, ops, strict=True):
+            assert torch.equal(pair[0], other[0])
+            assert torch.equal(pair[1], other[1])
+        expected = run_ops(ReferenceKernels(), weights, reference, inputs)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.04
+        error = (logits.float() - expected.float()).abs().max()
+        assert error <= tolerance * expected.float().abs().max()
+
+
+def test_only_wanted_rows_have_logits() -> None:
+    weights = make_weights(torch.float32, variant=False)
+    step = make_step(CpuKernels(num_threads=1), weights, make_caches(torch.float32))
+    inputs = make_inputs([4, 2], [4, 2])
+    both = step(*inputs)
+    assert torch.equal(step(*inputs[:4], torch.tensor([5, 3])), both.flip(0))
+    assert step(*inputs[:4], torch.tensor([], dtype=torch.int64)).shape == (0, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("which", "name", "limit"),
+    [
+        (0, "token_ids", VOCAB),
+        (1, "positions", 64),
+        (2, "write_index", 192),
+        (4, "logits_index", 4),
+    ],
+)
+def test_an_index_outside_is_refused_and_nothing_written(which: int, name: str, limit: int) -> None:
+    caches = make_caches(torch.float32)
+    step = make_step(CpuKernels(), make_weights(torch.float32, variant=False), caches)
+    inputs = make_inputs([4], [4])
+    inputs[which][0] = limit
+    with pytest.raises(IndexError, match=rf"{name}\[0\] is {limit} but must be in \[0, {limit}\)"):
+        step(*inputs)
+    assert not any(cache.any() for pair in caches for cache in pair)
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    kernels = CpuKernels()
+    weights = make_weights(torch.float32, variant=False)
+    with pytest.raises(ValueError, match="2 KV caches for 3 layers"):
+        make_step(kernels, weights, make_caches(torch.float32)[:2])
+    with pytest.raises(ValueError, match="KV cache"):
+        make_step(kernels, weights, make_caches(torch.bfloat16))
+    weights.linears[1][1] = (torch.randn(HIDDEN + 1, NUM_HEADS * HEAD_DIM), None)
+    with pytest.raises(ValueError, match=r"o is \[97, 192\] torch.float32 but must be \[96, 192\]"):
+        make_step(kernels, weights, make_caches(torch.float32))
