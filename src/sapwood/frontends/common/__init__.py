@@ -1,0 +1,1 @@
+"""What every dialect needs: bodies, fields, errors, event streams and the services behind them."""

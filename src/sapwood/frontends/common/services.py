@@ -1,0 +1,96 @@
+"""What the dialects are given: one model's engine, text and names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sapwood.base.clock import Clock, MonotonicClock
+from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.schema.client import EngineClient
+from sapwood.schema.sampling import SamplingParams
+from sapwood.text.generation import TextGenerator
+from sapwood.text.template import ChatTemplate
+from sapwood.text.tokenizer import Tokenizer
+
+DEFAULTABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Sampling parameters whose defaults a model may set in its generation_config.json."""
+
+WEIGHT_VERSION = "default"
+"""The name of the weights that the server started with; they never change while it runs."""
+
+
+class OpenRequests:
+    """The ids of the text requests that are being answered; an id is open once at a time."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+
+    @contextmanager
+    def held(self, request_id: str) -> Iterator[None]:
+        """Raises InvalidRequest if a request with that id is open."""
+        if request_id in self._ids:
+            raise InvalidRequest(
+                f"a request with rid {request_id!r} is still open; choose another rid", param="rid"
+            )
+        self._ids[request_id] = None
+        try:
+            yield
+        finally:
+            del self._ids[request_id]
+
+    def matching(self, prefix: str) -> list[str]:
+        """Open ids that start with `prefix`, oldest first."""
+        return [request_id for request_id in self._ids if request_id.startswith(prefix)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything that a dialect needs to answer requests about one model.
+
+    template          None: the model has none, and chat is refused
+    model_name        the name that the API shows and accepts
+    default_sampling  the model's own defaults, of the names in DEFAULTABLE; they come after what a
+                      request says and before OpenAI's defaults
+    created           Unix time in seconds at which the server started
+    options           the resolved configuration, as /server_info shows it
+    """
+
+    engine: EngineClient
+    generator: TextGenerator
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    model_name: str
+    model_path: str
+    created: int
+    version: str
+    default_sampling: Mapping[str, float] = field(default_factory=dict)
+    tokenizer_path: str | None = None
+    model_type: str | None = None
+    architectures: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    clock: Clock = field(default_factory=MonotonicClock)
+    open_requests: OpenRequests = field(default_factory=OpenRequests)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
+        if unknown:
+            raise ConfigError(
+                f"default sampling parameters {', '.join(unknown)} are not among "
+                f"{', '.join(DEFAULTABLE)}"
+            )
+        try:
+            SamplingParams(**self.default_sampling)  # type: ignore[arg-type]
+        except InvalidRequest as error:
+            raise ConfigError(
+                f"the model's default sampling parameters are out of range: {error.message}"
+            ) from error
+
+    def check_model(self, asked: str) -> None:
+        """NotFound unless that is the served model's name, "default" or empty."""
+        if asked not in ("", "default", self.model_name):
+            raise NotFound(
+                f"the model {asked!r} is not served here; this server has {self.model_name!r}",
+                param="model",
+            )

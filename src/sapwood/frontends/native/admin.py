@@ -1,0 +1,92 @@
+"""What the native routes tell about the server, and how they steer it."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import EngineUnavailable, InvalidRequest
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.fields import parse
+from sapwood.frontends.common.generate import collect
+from sapwood.frontends.common.services import WEIGHT_VERSION, Services
+from sapwood.frontends.common.sse import until_disconnect
+from sapwood.frontends.native.protocol import ABORT_RULES, AbortRequest
+from sapwood.schema.sampling import SamplingParams
+from sapwood.text.generation import TextRequest
+
+
+def health(services: Services) -> Response:
+    """200 while the engine serves; else EngineUnavailable (503) with its reason."""
+    reason = services.engine.unavailable_reason
+    if reason is not None:
+        raise EngineUnavailable(f"not healthy: {reason}")
+    return json_response({"status": "ok"})
+
+
+async def health_generate(request: Request, services: Services) -> Response:
+    """200 when the engine has generated one token."""
+    probe = TextRequest(
+        request_id=f"health-{uuid.uuid4().hex}",
+        prompt="health",
+        sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
+    )
+    await until_disconnect(collect(services, [probe]), request.receive)
+    return json_response({"status": "ok"})
+
+
+def model_info(services: Services) -> dict[str, object]:
+    return {
+        "model_path": services.model_path,
+        "tokenizer_path": services.tokenizer_path or services.model_path,
+        "is_generation": True,
+        "preferred_sampling_params": dict(services.default_sampling) or None,
+        "weight_version": WEIGHT_VERSION,
+        "has_image_understanding": False,
+        "has_audio_understanding": False,
+        "model_type": services.model_type,
+        "architectures": list(services.architectures),
+    }
+
+
+async def server_info(services: Services) -> dict[str, object]:
+    """The resolved configuration, what was resolved and why, and the engine's counters."""
+    info = services.engine.info
+    status = msgspec.to_builtins(await services.engine.status())
+    counters = {name: value for name, value in status.items() if name not in ("type", "call_id")}
+    return {
+        **services.options,
+        "version": services.version,
+        "model_path": services.model_path,
+        "served_model_name": services.model_name,
+        "scheduler_info": {
+            "status": services.engine.unavailable_reason or "ready",
+            "max_total_num_tokens": info.max_total_tokens,
+            "max_req_input_len": info.context_length,
+            "page_size": info.page_size,
+        },
+        "internal_states": [counters],
+        "notes": info.notes,
+    }
+
+
+async def flush_cache(services: Services) -> Response:
+    flushed = await services.engine.flush_cache()
+    if not flushed.done:
+        raise InvalidRequest(flushed.message)
+    return json_response({"success": True, "message": flushed.message})
+
+
+async def abort_request(request: Request, services: Services) -> Response:
+    """End the open requests that are meant; each of them is answered with finish reason abort."""
+    asked = parse(await read_json(request), AbortRequest, ABORT_RULES)
+    if not asked.rid and not asked.abort_all:
+        raise InvalidRequest("rid is empty; name a request, or set abort_all", param="rid")
+    matching = services.open_requests.matching("" if asked.abort_all else asked.rid)
+    for request_id in matching:
+        await services.generator.abort(request_id)
+    return json_response({"success": True, "aborted": matching})

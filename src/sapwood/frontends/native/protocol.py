@@ -1,0 +1,97 @@
+"""SGLang's own requests. Fields and defaults: parity with SGLang 0.5.8. A null counts as absent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sapwood.frontends.common.fields import Count, Int64, NumSamples, Rules, TokenId
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST or PUT /generate. Exactly one of text and input_ids; a list of either is a batch.
+
+    sampling_params, rid and extra_key may be lists in a batch, one entry per prompt.
+    """
+
+    text: str | list[str] | None = None
+    input_ids: list[TokenId | list[TokenId]] | None = None
+    sampling_params: dict[str, Any] | list[dict[str, Any]] = {}
+    rid: str | list[str] | None = None
+    stream: bool = False
+    extra_key: str | list[str] = ""
+    priority: Int64 = 0
+
+
+class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+    """`sampling_params`; as SamplingParams, but the seed is called sampling_seed."""
+
+    n: NumSamples = 1
+    max_new_tokens: Count = 128
+    min_new_tokens: Count = 0
+    temperature: float = 1.0
+    top_k: Int64 = -1
+    top_p: float = 1.0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[TokenId, float] = {}
+    sampling_seed: int | None = None
+    stop: str | list[str] = []
+    stop_token_ids: list[TokenId] = []
+    ignore_eos: bool = False
+    no_stop_trim: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+
+class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /abort_request: every open request whose id begins with `rid`, or all of them."""
+
+    rid: str = ""
+    abort_all: bool = False
+
+
+GENERATE_RULES = Rules(
+    informational=frozenset({"log_metrics"}),
+    unsupported={
+        "input_embeds": (),
+        "image_data": (),
+        "video_data": (),
+        "audio_data": (),
+        "modalities": (),
+        "return_logprob": (),
+        "logprob_start_len": (-1,),
+        "top_logprobs_num": (0,),
+        "token_ids_logprob": (),
+        "return_text_in_logprobs": (True,),
+        "return_hidden_states": (),
+        "return_routed_experts": (),
+        "session_params": (),
+        "lora_path": (),
+        "bootstrap_host": (),
+        "bootstrap_port": (),
+        "bootstrap_room": (),
+        "data_parallel_rank": (),
+        "routing_key": (),
+        "require_reasoning": (),
+        "custom_logit_processor": (),
+        "custom_labels": (),
+    },
+)
+
+SAMPLING_RULES = Rules(
+    unsupported={
+        "json_schema": (),
+        "regex": (),
+        "ebnf": (),
+        "structural_tag": (),
+        "stop_regex": (),
+        "stream_interval": (1,),
+        "custom_params": (),
+    },
+)
+
+ABORT_RULES = Rules()

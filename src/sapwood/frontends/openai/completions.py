@@ -1,0 +1,114 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.errors import json_response, openai_body
+from sapwood.frontends.common.fields import parse
+from sapwood.frontends.common.generate import collect
+from sapwood.frontends.common.services import WEIGHT_VERSION, Services
+from sapwood.frontends.common.sse import EventStream, until_disconnect
+from sapwood.frontends.openai.protocol import COMPLETION_RULES, CompletionRequest
+from sapwood.frontends.openai.sampling import (
+    check_stream_options,
+    namespace,
+    request_ids,
+    sampling_params,
+)
+from sapwood.frontends.openai.stream import EventEncoder, encoded_events, finish_fields, usage
+from sapwood.text.generation import TextRequest
+
+DEFAULT_MAX_TOKENS = 16
+
+Prompt = str | list[int]
+
+
+async def completions(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), CompletionRequest, COMPLETION_RULES)
+    services.check_model(asked.model)
+    check_stream_options(asked)
+    answer_id, requests = to_text_requests(asked, services)
+    opening = [_echo(one.prompt, services) if asked.echo else "" for one in requests]
+    created = int(time.time())
+    if asked.stream:
+        encoder = EventEncoder(
+            kind="text",
+            answer_id=answer_id,
+            created=created,
+            model=services.model_name,
+            options=asked.stream_options,
+        )
+        return EventStream(
+            encoded_events(services, requests, encoder, opening=opening), openai_body
+        )
+    by_prompt = await until_disconnect(collect(services, requests), request.receive)
+    samples = [choice for choices in by_prompt for choice in choices]
+    return json_response(
+        {
+            "id": answer_id,
+            "object": "text_completion",
+            "created": created,
+            "model": services.model_name,
+            "choices": [
+                {"index": index, "text": opening[index // asked.n] + choice.text}
+                | finish_fields(choice.finish)
+                for index, choice in enumerate(samples)
+            ],
+            "usage": usage(samples, samples[:: asked.n]),
+            "metadata": {"weight_version": WEIGHT_VERSION},
+        }
+    )
+
+
+def to_text_requests(asked: CompletionRequest, services: Services) -> tuple[str, list[TextRequest]]:
+    """The answer's id, and one text request per prompt."""
+    if asked.best_of is not None and asked.best_of != asked.n:
+        raise UnsupportedFeature(
+            f"best_of is {asked.best_of} but must equal n, which is {asked.n}; leave it out",
+            param="best_of",
+        )
+    prompts = _prompts(asked.prompt)
+    answer_id, ids = request_ids(asked, len(prompts), "cmpl")
+    max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
+    sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name="max_tokens")
+    return answer_id, [
+        TextRequest(
+            request_id=request_id,
+            prompt=prompt,
+            sampling=sampling,
+            n=asked.n,
+            extra_key=namespace(asked),
+            priority=asked.priority,
+        )
+        for request_id, prompt in zip(ids, prompts, strict=True)
+    ]
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
+    """A text, one prompt's token ids, or a list of texts and lists of token ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest("prompt is an empty list; send at least one prompt", param="prompt")
+    token_ids = [item for item in prompt if isinstance(item, int)]
+    if len(token_ids) == len(prompt):
+        return [token_ids]
+    if token_ids:
+        raise InvalidRequest(
+            "prompt mixes token ids with prompts; send one list of token ids, or a list of prompts",
+            param="prompt",
+        )
+    for position, item in enumerate(prompt):
+        if not item and isinstance(item, list):
+            raise InvalidRequest(f"prompt[{position}] has no token ids", param="prompt")
+    return [item for item in prompt if not isinstance(item, int)]
+
+
+def _echo(prompt: Prompt, services: Services) -> str:
+    return prompt if isinstance(prompt, str) else services.tokenizer.decode(prompt)

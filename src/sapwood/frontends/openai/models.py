@@ -1,0 +1,22 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from sapwood.frontends.common.services import Services
+
+
+def model_list(services: Services) -> dict[str, object]:
+    return {"object": "list", "data": [model_card(services)]}
+
+
+def model_card(services: Services) -> dict[str, object]:
+    """Raises EngineUnavailable while the engine hasn't said how long its context is."""
+    return {
+        "id": services.model_name,
+        "object": "model",
+        "created": services.created,
+        "owned_by": "sapwood",
+        "root": services.model_path,
+        "parent": None,
+        "max_model_len": services.engine.info.context_length,
+    }

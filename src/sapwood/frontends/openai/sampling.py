@@ -1,0 +1,76 @@
+"""OpenAI's sampling fields -> SamplingParams, and what else both generating routes share."""
+
+from __future__ import annotations
+
+import uuid
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.sampling import renamed, stop_strings
+from sapwood.frontends.common.services import DEFAULTABLE, Services
+from sapwood.frontends.openai.protocol import GenerationRequest
+from sapwood.schema.sampling import SamplingParams
+
+
+def sampling_params(
+    asked: GenerationRequest, services: Services, *, max_tokens: int | None, limit_name: str
+) -> SamplingParams:
+    """What the request says, else the model's defaults, else OpenAI's.
+
+    max_tokens  output tokens at most; None: as many as the context leaves
+    limit_name  the request's own field for it, for errors
+    """
+    chosen = dict(services.default_sampling)
+    for name in DEFAULTABLE:
+        value = getattr(asked, name)
+        if value is not None:
+            chosen[name] = value
+    try:
+        return SamplingParams(
+            max_new_tokens=max_tokens,
+            min_new_tokens=asked.min_tokens,
+            frequency_penalty=asked.frequency_penalty,
+            presence_penalty=asked.presence_penalty,
+            logit_bias=asked.logit_bias,
+            seed=asked.seed,
+            stop=stop_strings(asked.stop),
+            stop_token_ids=tuple(asked.stop_token_ids),
+            ignore_eos=asked.ignore_eos,
+            no_stop_trim=asked.no_stop_trim,
+            skip_special_tokens=asked.skip_special_tokens,
+            spaces_between_special_tokens=asked.spaces_between_special_tokens,
+            **chosen,  # type: ignore[arg-type]
+        )
+    except InvalidRequest as error:
+        names = {"max_new_tokens": limit_name, "min_new_tokens": "min_tokens"}
+        raise renamed(error, names) from None
+
+
+def namespace(asked: GenerationRequest) -> str:
+    """The key among whose bearers prefixes are shared; a salt can't be imitated by an extra_key."""
+    if not asked.cache_salt:
+        return asked.extra_key
+    return f"{len(asked.cache_salt)}:{asked.cache_salt}{asked.extra_key}"
+
+
+def request_ids(asked: GenerationRequest, num_prompts: int, prefix: str) -> tuple[str, list[str]]:
+    """The answer's id, and one request id per prompt."""
+    if isinstance(asked.rid, list):
+        if len(asked.rid) != num_prompts:
+            raise InvalidRequest(
+                f"rid has {len(asked.rid)} ids but there are {num_prompts} prompts", param="rid"
+            )
+        if not all(asked.rid):
+            raise InvalidRequest("rid has an empty string; leave rid out", param="rid")
+        return asked.rid[0], asked.rid
+    answer_id = asked.rid or f"{prefix}-{uuid.uuid4().hex}"
+    if num_prompts == 1:
+        return answer_id, [answer_id]
+    return answer_id, [f"{answer_id}-{i}" for i in range(num_prompts)]
+
+
+def check_stream_options(asked: GenerationRequest) -> None:
+    if asked.stream_options is not None and not asked.stream:
+        raise InvalidRequest(
+            "stream_options is only for stream=true; leave it out or stream",
+            param="stream_options",
+        )

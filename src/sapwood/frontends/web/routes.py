@@ -1,0 +1,51 @@
+"""The chat page's files, read once at start."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/web/chat.css": ("chat.css", "text/css; charset=utf-8"),
+    "/web/chat.js": ("chat.js", "text/javascript; charset=utf-8"),
+    "/web/markdown.js": ("markdown.js", "text/javascript; charset=utf-8"),
+    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
+}
+
+_HEADERS = {
+    # No inline script and nothing from elsewhere: an answer that got in as markup could not run.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # Asked anew each time, so that a page never runs with another version's script.
+    "Cache-Control": "no-cache",
+}
+
+
+def web_router() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    folder = resources.files("sapwood.frontends.web").joinpath("static")
+    for path, (name, media_type) in _FILES.items():
+        content = folder.joinpath(name).read_bytes()
+        router.add_api_route(path, _serve(content, media_type), methods=["GET"])
+    return router
+
+
+def _serve(content: bytes, media_type: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {**_HEADERS, "ETag": tag}
+
+    async def serve(request: Request) -> Response:
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+    return serve

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.common.fields import Rules, TokenId, parse
+
+RULES = Rules(informational=frozenset({"user"}), unsupported={"logprobs": (), "mode": ("text",)})
+
+
+class Shape(msgspec.Struct, kw_only=True):
+    size: int
+    ids: list[TokenId] = []
+
+
+def test_null_is_absent_everywhere():
+    body = {"size": 1, "ids": None, "logprobs": None, "whatever": None}
+    assert parse(body, Shape, RULES).ids == []
+
+
+@pytest.mark.parametrize("value", [False, "", [], {}])
+def test_empty_values_ask_for_nothing(value):
+    assert parse({"size": 1, "logprobs": value}, Shape, RULES).size == 1
+
+
+def test_zero_is_not_false():
+    with pytest.raises(UnsupportedFeature, match="logprobs"):
+        parse({"size": 1, "logprobs": 0}, Shape, RULES)
+
+
+def test_a_refusal_says_which_value_is_accepted():
+    assert parse({"size": 1, "mode": "text"}, Shape, RULES).size == 1
+    with pytest.raises(UnsupportedFeature, match='set it to "text"'):
+        parse({"size": 1, "mode": "audio"}, Shape, RULES)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "outer[2].size"),
+        ({"size": None}, "outer[2].size"),
+        ({"size": "x"}, "outer[2].size"),
+        ({"size": 1, "ids": [0, 2**31]}, "outer[2].ids[1]"),
+        ({"size": 1, "sise": 2}, "outer[2].sise"),
+        ({"size": 1, "logprobs": 3}, "outer[2].logprobs"),
+    ],
+)
+def test_errors_name_the_whole_path(body, param):
+    with pytest.raises(InvalidRequest) as refused:
+        parse(body, Shape, RULES, where="outer[2]")
+    assert refused.value.param == param
+    assert param in refused.value.message
