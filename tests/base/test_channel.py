@@ -57,3 +57,12 @@ def test_an_asyncio_program_receives(tmp_path: Path) -> None:
             receiver.close()
 
     assert asyncio.run(exchange()) == GENERATE
+
+
+def test_a_sender_does_not_wait_for_a_receiver_that_is_gone(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/requests"
+    sender: ZmqSender[EngineInput] = ZmqSender(address, bind=True)
+    try:
+        sender.send(Abort("nobody hears this"))
+    finally:
+        sender.close()

@@ -5,6 +5,7 @@ Messages are msgspec structs. A sender never blocks; a receiver returns all that
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Protocol, TypeVar
@@ -12,6 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 import zmq
 import zmq.asyncio
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -58,7 +61,11 @@ class QueueChannel(Generic[T]):
 
 
 class ZmqSender(Generic[T]):
-    """Binds or connects a PUSH socket; there is no limit on what may wait to be sent."""
+    """Binds or connects a PUSH socket; there is no limit on what may wait to be sent.
+
+    A message to a process that is gone is dropped: nobody could receive it, and whoever watches
+    that process reports its end.
+    """
 
     def __init__(self, address: str, *, bind: bool) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
@@ -68,7 +75,10 @@ class ZmqSender(Generic[T]):
         self._encoder = msgspec.msgpack.Encoder()
 
     def send(self, message: T) -> None:
-        self._socket.send(self._encoder.encode(message))
+        try:
+            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            log.debug("dropped a %s: nobody is connected", type(message).__name__)
 
     def close(self) -> None:
         self._socket.close()

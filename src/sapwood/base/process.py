@@ -25,7 +25,13 @@ def spawn_module(module: str, first_line: bytes) -> subprocess.Popen[bytes]:
 
 def read_first_line() -> bytes:
     """In the child: the line that the parent handed over."""
-    return sys.stdin.buffer.readline()
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = os.read(sys.stdin.fileno(), 1 << 16)
+        if not piece:
+            raise EOFError("the parent ended before it had handed anything over")
+        line += piece
+    return bytes(line)
 
 
 def end_with_parent() -> None:
@@ -38,7 +44,8 @@ def end_with_parent() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def wait_for_end() -> None:
-        while sys.stdin.buffer.read(4096):
+        # Not through sys.stdin: a thread inside its lock would disturb the interpreter's end.
+        while os.read(sys.stdin.fileno(), 4096):
             continue
         os._exit(1)
 

@@ -37,6 +37,7 @@ class AsyncEngineClient:
         self._info: EngineReady | None = None
         self._reason: str | None = "the engine is starting"
         self._failed = False
+        self.is_draining = False
         self._started = asyncio.Event()
         self._ended = asyncio.Event()
         self._streams: dict[str, asyncio.Queue[RequestOutput]] = {}
@@ -108,6 +109,7 @@ class AsyncEngineClient:
     def drain(self, timeout_s: float) -> None:
         """No new requests; the engine ends after the open ones, or after `timeout_s`."""
         if not self._failed:
+            self.is_draining = True
             self._reason = "the server is shutting down"
             self._sender.send(Drain(timeout_s))
 

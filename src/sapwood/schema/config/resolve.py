@@ -119,7 +119,10 @@ def _resolve_model(
             f"--context-length is {length} but must be from 2 to {model.max_context_length}, "
             f"the positions that {model.name} was made for"
         )
-    served = asked.served_model_name or asked.model
+    served = asked.served_model_name
+    if not served:
+        served = asked.model
+        decisions.append(Decision("served_model_name", served, "the model's own"))
     return replace(asked, dtype=dtype, context_length=length, served_model_name=served)
 
 
@@ -151,7 +154,9 @@ def _resolve_memory(
     token_bytes = model.kv_values_per_token * DTYPE_BYTES[model_config.dtype]
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
-        max_tokens, reason = _choose_pool(asked, model_config, machine, model, token_bytes)
+        max_tokens, reason = _choose_pool(
+            replace(asked, page_size=page_size), model_config, machine, model, token_bytes
+        )
         max_tokens -= max_tokens % page_size
         decisions.append(Decision("max_total_tokens", max_tokens, reason))
     elif max_tokens % page_size:
@@ -195,7 +200,10 @@ def _choose_pool(
     free_bytes = max(machine.available_bytes - weight_bytes, 0)
     by_memory = int(free_bytes * DEFAULT_POOL_FRACTION) // token_bytes
     assert model_config.context_length is not None
-    by_context = POOL_CONTEXTS * model_config.context_length
+    assert asked.page_size is not None
+    # Each request's last page counts whole: a context may be shorter than a page.
+    context_pages = -(-model_config.context_length // asked.page_size)
+    by_context = POOL_CONTEXTS * context_pages * asked.page_size
     if by_context <= by_memory:
         gib = by_context * token_bytes / 2**30
         return by_context, f"{POOL_CONTEXTS} requests of the full context, {gib:.2f} GiB"

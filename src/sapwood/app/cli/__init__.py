@@ -1,0 +1,1 @@
+"""The `sapwood` command. Its modules import what they need when a sub-command runs."""

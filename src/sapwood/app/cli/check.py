@@ -1,0 +1,89 @@
+"""`sapwood check`: what this machine has, and what would run on it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from sapwood.app.cli.engine import fetch_with_bar
+from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.base.errors import StartupError
+from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.env import environment, home
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sapwood.app.cli.machine_report import Report, Row
+
+UNRESOLVED = 1
+"""Exit status when the configuration does not fit this machine or the model cannot be had."""
+
+
+@click.command(cls=ConfigCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@config_options(*COMPONENTS)
+@click.pass_context
+def check(ctx: click.Context, as_json: bool, asked: Asked) -> None:
+    """Show what this machine has, and what would run on it and why.
+
+    Takes the options of serve; the model's files are fetched if they are not cached (--offline
+    forbids it), but it is not loaded.
+    """
+    report = inspect(asked)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2, default=str))
+    else:
+        print_report(report)
+    if report.problem is not None:
+        ctx.exit(UNRESOLVED)
+
+
+def inspect(asked: Asked) -> Report:
+    """Machine and software are reported even if the configuration cannot be resolved."""
+    from sapwood.app.cli.machine_report import make_report
+    from sapwood.app.wiring import resolve_config
+
+    engine = asked.engine()
+    resolved, problem = None, None
+    try:
+        fetch_with_bar(engine.model)
+        resolved = resolve_config(engine, home=home(environment()))
+    except StartupError as error:
+        problem = error.message
+    return make_report(engine, asked.given, resolved, problem)
+
+
+def print_report(report: Report) -> None:
+    sections = {
+        "Machine": report.machine,
+        "Software": report.software,
+        "Kernels": report.kernels,
+        "Model": report.model,
+        "Configuration": report.configuration,
+    }
+    for title, rows in sections.items():
+        if rows:
+            _print_table(title, rows)
+    if report.problem is not None:
+        click.echo(f"sapwood: {report.problem}", err=True)
+
+
+def _print_table(title: str, rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(style="dim", overflow="fold")
+    for row in rows:
+        value = "" if row.value is None else str(row.value)
+        # As text, because square brackets in a path or a version are no markup.
+        table.add_row(row.name, Text(value), Text(row.why))
+    console = Console()
+    console.print(table)
+    console.print()

@@ -1,0 +1,185 @@
+"""`sapwood generate`: answer a file of prompts, without a server."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from sapwood.app.cli.engine import open_llm
+from sapwood.app.cli.interrupt import on_interrupt
+from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.engine import COMPONENTS
+
+if TYPE_CHECKING:
+    from sapwood.app.cli.batch import Tally
+    from sapwood.app.llm import LLM
+
+INTERRUPTED = 130
+STANDARD_STREAM = "-"
+
+
+@click.command(cls=ConfigCommand)
+@click.argument("source", metavar="INPUT")
+@click.option(
+    "--output",
+    "-o",
+    "target",
+    required=True,
+    metavar="FILE",
+    help="Where answers go, one line each, in the order in which they are ready; -: the output.",
+)
+@click.option(
+    "--in-flight",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Lines that are handed to the engine at a time.",
+)
+@click.option(
+    "--retry-errors", is_flag=True, help="Ask the lines again whose answer in FILE is an error."
+)
+@config_options(*COMPONENTS)
+@click.pass_context
+def generate(
+    ctx: click.Context,
+    source: str,
+    target: str,
+    in_flight: int,
+    retry_errors: bool,
+    asked: Asked,
+) -> None:
+    """Answer each line of INPUT, a file of JSON lines (-: the input).
+
+    A line is {"prompt" or "messages", "sampling_params", "id"}, or one of OpenAI's batch API:
+    {"custom_id", "method", "url", "body"}. Run the command again to go on where it was interrupted:
+    lines whose id is in FILE already are skipped. A bad line gets an error as its answer, and the
+    rest goes on.
+    """
+    from sapwood.app.cli.batch import count_lines, resume
+
+    num_lines = None if source == STANDARD_STREAM else count_lines(_existing(source))
+    is_piped = target == STANDARD_STREAM
+    if is_piped and retry_errors:
+        raise click.UsageError("--retry-errors needs an output that is a file")
+    done = set() if is_piped else resume(_writable(target), retry_errors=retry_errors)
+    with ExitStack() as opened:
+        lines = _open(source, "rb", sys.stdin.buffer, opened)
+        answers = _open(target, "ab", sys.stdout.buffer, opened)
+        llm = opened.enter_context(open_llm(asked.engine()))
+        is_complete = run(llm, lines, answers, done=done, in_flight=in_flight, total=num_lines)
+    if not is_complete:
+        ctx.exit(INTERRUPTED)
+
+
+def run(
+    llm: LLM,
+    lines: IO[bytes],
+    answers: IO[bytes],
+    *,
+    done: set[str],
+    in_flight: int,
+    total: int | None,
+) -> bool:
+    """Answer the lines, with a bar and a summary on stderr; False if Ctrl-C ended it."""
+    from sapwood.app.cli.batch import Batch, numbered_lines
+
+    def write(line: bytes) -> None:
+        answers.write(line)
+        answers.flush()
+
+    stopped = False
+    start_s = time.monotonic()
+    with _bar(total) as show:
+        batch = Batch(
+            llm.services,
+            numbered_lines(lines),
+            done=done,
+            write=write,
+            in_flight=in_flight,
+            on_line=show,
+        )
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+            batch.stop()
+
+        with on_interrupt(stop):
+            tally = llm.run(batch.run())
+    click.echo(summary(tally, time.monotonic() - start_s), err=True)
+    return not stopped
+
+
+def summary(tally: Tally, seconds: float) -> str:
+    rate = tally.num_output_tokens / seconds if seconds > 0 else 0.0
+    parts = [f"{tally.num_lines} lines in {seconds:.1f} s"]
+    if tally.num_skipped:
+        parts.append(f"{tally.num_skipped} were done before")
+    parts.append(f"{tally.num_failed} with an error")
+    parts.append(f"{tally.num_output_tokens} output tokens, {rate:.1f} tok/s")
+    return "; ".join(parts)
+
+
+@contextmanager
+def _bar(total: int | None) -> Iterator[Callable[[Tally], None]]:
+    """A bar on stderr, if that is a terminal, that is shown a tally after each line."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("lines"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} tok/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("lines", total=total, rate=0.0)
+        start_s = time.monotonic()
+
+        def show(tally: Tally) -> None:
+            elapsed_s = max(time.monotonic() - start_s, 1e-9)
+            progress.update(
+                task,
+                completed=tally.num_lines + tally.num_skipped,
+                rate=tally.num_output_tokens / elapsed_s,
+            )
+
+        yield show
+
+
+def _existing(source: str) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f"the input {source} is no file; give a file of JSON lines, or -")
+    return path
+
+
+def _writable(target: str) -> Path:
+    path = Path(target)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"the output {target} cannot be written: its directory must exist")
+    return path
+
+
+def _open(name: str, mode: str, standard: IO[bytes], opened: ExitStack) -> IO[bytes]:
+    """That file; the standard stream, which stays open, for -."""
+    if name == STANDARD_STREAM:
+        return standard
+    stream: IO[bytes] = Path(name).open(mode)  # noqa: SIM115 - closed by the caller's stack
+    return opened.enter_context(stream)

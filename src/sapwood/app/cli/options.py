@@ -1,0 +1,257 @@
+"""Flags, --config and SAPWOOD_* variables of a command, generated from typed configs.
+
+    @click.command(cls=ConfigCommand)
+    @config_options(*COMPONENTS)
+    def check(asked: Asked) -> None:
+        engine: EngineConfig = asked.engine()
+
+A value is taken from the first that has it: flag, environment, file, default.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.engine import COMPONENTS, EngineConfig
+from sapwood.schema.config.options import (
+    ENV_PREFIX,
+    Given,
+    OptionSpec,
+    build,
+    gather_given,
+    option_specs,
+)
+from sapwood.schema.config.server import ServerConfig
+from sapwood.schema.env import environment
+
+SHARED_CONFIGS: tuple[type, ...] = (*COMPONENTS, ServerConfig)
+"""Configs whose keys every --config file may have, so that all commands can share one file."""
+
+EPILOG = (
+    f"Each option under a component's name can also be set as {ENV_PREFIX}<NAME> in the "
+    "environment, or as `name: value` in the YAML file of --config. A flag wins over the "
+    "environment, the environment over the file. Each switch has a --no- form that turns it off."
+)
+
+C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for, wherever it was said; what is not in `given` has its default."""
+
+    given: Mapping[str, Given]
+
+    def build(self, config: type[C]) -> C:
+        return build(config, {name: item.value for name, item in self.given.items()})
+
+    def with_flag(self, name: str, value: Any) -> Asked:
+        """The same with one more value from the command line: an argument, say, not a flag."""
+        return Asked({**self.given, name: Given(value, "the command line")})
+
+    def engine(self) -> EngineConfig:
+        model, memory, scheduler, execution, parallel = COMPONENTS
+        return EngineConfig(
+            model=self.build(model),
+            memory=self.build(memory),
+            scheduler=self.build(scheduler),
+            execution=self.build(execution),
+            parallel=self.build(parallel),
+        )
+
+    def from_command_line(self, configs: Sequence[type]) -> list[str]:
+        """The flags of these configs that were given on the command line."""
+        specs = [spec for config in configs for spec in option_specs(config)]
+        return [
+            spec.flag
+            for spec in specs
+            if spec.name in self.given and self.given[spec.name].source == "the command line"
+        ]
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:  # a plain class before click 8.3
+    _ParamType = click.ParamType
+
+
+class SpecType(_ParamType):
+    """A flag's value, read as its config says."""
+
+    def __init__(self, spec: OptionSpec) -> None:
+        self.spec = spec
+        self.name = spec.type.__name__
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.spec.parse(value, source="the command line")
+        except ConfigError as error:
+            raise click.UsageError(error.message, ctx) from error
+
+
+class ConfigOption(click.Option):
+    """A flag that comes from a config; `component` is the heading that it is listed under."""
+
+    def __init__(self, spec: OptionSpec, component: str) -> None:
+        self.spec = spec
+        self.component = component
+        is_flag = spec.type is bool
+        super().__init__(
+            [spec.name, *flags_of(spec)],
+            # None means "not given here": the environment and the file are asked next.
+            default=None,
+            type=bool if is_flag else SpecType(spec),
+            metavar=None if is_flag else metavar_of(spec),
+            help=spec.help,
+        )
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        spec = self.spec
+        names = ", ".join(f"--{name}" for name in names_of(spec))
+        value = "" if spec.type is bool else f" {metavar_of(spec)}"
+        unit = [spec.unit] if spec.unit else []
+        # Some options explain in words what happens when they are not given.
+        default = [] if "default:" in spec.help else [f"default: {default_of(spec)}"]
+        notes = "; ".join([*unit, *default, f"env: {spec.env}"])
+        return f"{names}{value}", f"{spec.help}  [{notes}]"
+
+
+class ConfigCommand(click.Command):
+    """A command that lists its options by component."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                title = param.component if isinstance(param, ConfigOption) else "Options"
+                sections.setdefault(title, []).append(record)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_text(EPILOG)
+
+
+def config_options(
+    *configs: type, only: Collection[str] | None = None
+) -> Callable[[F], Callable[..., Any]]:
+    """Give a command the options of these configs and --config; it is called with `asked: Asked`.
+
+    only  names that get a flag; the others are still read from the environment and the file
+    """
+    shown = [
+        (spec, config)
+        for config in configs
+        for spec in option_specs(config)
+        if only is None or spec.name in only
+    ]
+    names = [spec.name for spec, _ in shown]
+    if len(set(names)) < len(names):
+        raise TypeError(f"two of these configs share an option: {sorted(names)}")
+
+    def decorate(function: F) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*, config_file: str | None, **values: Any) -> Any:
+            flags = {name: value for name in names if (value := values.pop(name)) is not None}
+            return function(asked=read_asked(configs, flags, config_file), **values)
+
+        params: list[click.Parameter] = getattr(call, "__click_params__", [])
+        own = [ConfigOption(spec, component_title(config)) for spec, config in shown]
+        # click keeps the parameters of a function in reverse, as decorators are applied.
+        call.__click_params__ = [*reversed([config_file_option(), *own]), *params]  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def read_asked(configs: Sequence[type], flags: Mapping[str, Any], config_file: str | None) -> Asked:
+    """Flags, then the environment, then the file, which SAPWOOD_CONFIG may name too."""
+    env = environment()
+    path = config_file or env.get(f"{ENV_PREFIX}CONFIG") or None
+    elsewhere = [config for config in SHARED_CONFIGS if config not in configs]
+    given = gather_given(
+        configs,
+        flags=flags,
+        env=env,
+        file={} if path is None else read_config_file(Path(path)),
+        file_name=path or "",
+        known_elsewhere=elsewhere,
+    )
+    return Asked(given)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError if it is no such file or has a key twice."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file {path} cannot be read: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config file {path} is not YAML: {error}") from error
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode) or not isinstance(content, dict):
+        raise ConfigError(
+            f"the config file {path} holds no mapping; write one `name: value` per line"
+        )
+    keys = [key.value for key, _ in node.value]
+    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ConfigError(f"the config file {path} has the key {twice[0]!r} twice; keep one")
+    return content
+
+
+def config_file_option() -> click.Option:
+    return click.Option(
+        ["--config", "config_file"],
+        metavar="FILE",
+        help=f"YAML file with further options.  [env: {ENV_PREFIX}CONFIG]",
+    )
+
+
+def names_of(spec: OptionSpec) -> list[str]:
+    return [spec.name.replace("_", "-"), *spec.aliases]
+
+
+def flags_of(spec: OptionSpec) -> list[str]:
+    """All spellings of an option's flag; a switch has a --no- form, to overrule a file."""
+    if spec.type is bool:
+        return [f"--{name}/--no-{name}" for name in names_of(spec)]
+    return [f"--{name}" for name in names_of(spec)]
+
+
+def metavar_of(spec: OptionSpec) -> str:
+    if spec.choices:
+        return f"[{'|'.join(spec.choices)}]"
+    return {int: "N", float: "X", str: "TEXT"}[spec.type]
+
+
+def default_of(spec: OptionSpec) -> str:
+    """An option's default in words."""
+    if spec.default is None:
+        return "auto"
+    if spec.type is bool:
+        return "on" if spec.default else "off"
+    return str(spec.default)
+
+
+def component_title(config: type) -> str:
+    """ "Memory" for MemoryConfig."""
+    return config.__name__.removesuffix("Config").removesuffix("Options")

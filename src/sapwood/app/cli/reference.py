@@ -1,0 +1,113 @@
+"""The generated parts of the documentation: every option, and every command's help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from sapwood.app.cli.options import component_title, default_of, names_of
+from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.config.options import OptionSpec, option_specs
+from sapwood.schema.config.server import ServerConfig
+
+CONFIGURATION = "configuration.md"
+COMMAND_LINE = "command-line.md"
+HELP_WIDTH = 100
+
+_HELP = re.compile(
+    r"(<!-- help: sapwood(?P<name>[\w -]*) -->\n).*?(<!-- end of help -->)", re.DOTALL
+)
+_OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--check", "only_check", is_flag=True, help="Change nothing; fail if a page is stale."
+)
+@click.pass_context
+def reference(ctx: click.Context, directory: Path, only_check: bool) -> None:
+    """Write the generated parts of the pages in DIRECTORY anew."""
+    stale = stale_pages(directory)
+    for name, text in stale.items():
+        click.echo(f"{name} {'is stale' if only_check else 'written'}")
+        if not only_check:
+            (directory / name).write_text(text, encoding="utf-8")
+    if only_check and stale:
+        ctx.exit(1)
+
+
+def stale_pages(directory: Path) -> dict[str, str]:
+    """Page -> what it should be, for those that differ from the code."""
+    pages = {
+        CONFIGURATION: with_options((directory / CONFIGURATION).read_text(encoding="utf-8")),
+        COMMAND_LINE: with_help((directory / COMMAND_LINE).read_text(encoding="utf-8")),
+    }
+    return {
+        name: text
+        for name, text in pages.items()
+        if text != (directory / name).read_text(encoding="utf-8")
+    }
+
+
+def with_options(page: str) -> str:
+    """The page with a table of options per component between its markers."""
+    tables = "\n".join(option_table(config) for config in (*COMPONENTS, ServerConfig))
+    return _OPTIONS.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", page)
+
+
+def with_help(page: str) -> str:
+    """The page with each command's --help between its markers."""
+
+    def fill(found: re.Match[str]) -> str:
+        text = help_text(found["name"].split())
+        return f"{found[1]}```text\n{text}```\n{found[3]}"
+
+    return _HELP.sub(fill, page)
+
+
+def option_table(config: type) -> str:
+    lines = [
+        f"### {component_title(config)}",
+        "",
+        "| Flag | Environment | Values | Default | Meaning |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [_row(spec) for spec in option_specs(config)]
+    return "\n".join([*lines, ""])
+
+
+def help_text(path: Sequence[str]) -> str:
+    """What `sapwood <path> --help` prints, without the options that configuration.md lists."""
+    from sapwood.app.cli.main import cli
+
+    context = click.Context(
+        cli, info_name="sapwood", terminal_width=HELP_WIDTH, **cli.context_settings
+    )
+    command: click.Command = cli
+    for name in path:
+        assert isinstance(command, click.Group)
+        found = command.get_command(context, name)
+        if found is None:
+            raise click.UsageError(f"a page asks for the help of {name}, which is no command")
+        command = found
+        context = click.Context(command, info_name=name, parent=context, terminal_width=HELP_WIDTH)
+    shared = tuple(f"{component_title(config)}:\n" for config in COMPONENTS)
+    sections = command.get_help(context).split("\n\n")
+    return "\n\n".join(part for part in sections if not part.startswith(shared)) + "\n"
+
+
+def _row(spec: OptionSpec) -> str:
+    flags = ", ".join(f"`--{name}`" for name in names_of(spec))
+    cells = [flags, f"`{spec.env}`", _values(spec), f"`{default_of(spec)}`", spec.help]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _values(spec: OptionSpec) -> str:
+    if spec.choices:
+        return ", ".join(f"`{choice}`" for choice in spec.choices)
+    kind = {bool: "on or off", int: "whole number", float: "number", str: "text"}[spec.type]
+    return f"{kind} ({spec.unit})" if spec.unit else kind

@@ -1,0 +1,22 @@
+"""`sapwood serve`."""
+
+from __future__ import annotations
+
+import click
+
+from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.config.server import ServerConfig
+
+
+@click.command(cls=ConfigCommand)
+@config_options(ServerConfig, *COMPONENTS)
+@click.pass_context
+def serve(ctx: click.Context, asked: Asked) -> None:
+    """Serve a model over HTTP: OpenAI's API, the native one, and a page to chat.
+
+    SIGTERM and Ctrl-C stop it after the open requests have ended.
+    """
+    from sapwood.app.launch import serve as serve_until_stopped
+
+    ctx.exit(serve_until_stopped(asked.engine(), asked.build(ServerConfig)))

@@ -1,0 +1,41 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from sapwood.app.cli.main import main
+from sapwood.base.errors import ModelSourceError
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Calls of `sapwood.app.launch.serve`, which ends with status 7."""
+    calls = []
+
+    def serve(engine, server):
+        calls.append((engine, server))
+        return 7
+
+    monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))
+    return calls
+
+
+def test_serve_hands_over_what_was_asked_and_ends_as_the_server_does(launched):
+    assert main(["serve", "--model", "m", "--page-size", "8", "--port", "0"]) == 7
+    [(engine, server)] = launched
+    assert (engine.model.model, engine.memory.page_size, server.port) == ("m", 8, 0)
+
+
+def test_what_contradicts_itself_never_starts(launched, capsys):
+    assert main(["serve", "--port", "70000"]) == 1
+    assert "--port is 70000 but must be from 0 to 65535" in capsys.readouterr().err
+    assert launched == []
+
+
+def test_a_server_that_cannot_start_says_why(monkeypatch, capsys):
+    def serve(engine, server):
+        raise ModelSourceError("no source could provide the model")
+
+    monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err == "sapwood: no source could provide the model\n"

@@ -1,0 +1,217 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.execution import ExecutionConfig
+from sapwood.schema.config.memory import MemoryConfig
+from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.resolve import (
+    DEFAULT_PAGE_SIZE,
+    DTYPE_BYTES,
+    Decision,
+    MachineFacts,
+    ModelFacts,
+    resolve,
+)
+from sapwood.schema.config.scheduler import SchedulerConfig
+
+GIB = 2**30
+CPU = MachineFacts(
+    device="cpu",
+    memory_bytes=24 * GIB,
+    available_bytes=20 * GIB,
+    num_cores=2,
+    fast_bfloat16=True,
+)
+GPU = replace(CPU, device="cuda", memory_bytes=139 * GIB, available_bytes=138 * GIB)
+MODEL = ModelFacts(
+    name="small",
+    context_length=8192,
+    max_context_length=16384,
+    dtype="bfloat16",
+    num_parameters=135_000_000,
+    kv_values_per_token=30 * 2 * 3 * 64,
+)
+TOKEN_BYTES = MODEL.kv_values_per_token * 2
+
+
+def reasons(decisions):
+    return {decision.option: decision.reason for decision in decisions}
+
+
+def test_nothing_asked_gives_a_config_without_open_choices():
+    config, decisions = resolve(EngineConfig(), CPU, MODEL)
+    assert config.execution.device == "cpu"
+    assert config.execution.num_threads == 2
+    assert config.model.dtype == "bfloat16"
+    assert config.model.context_length == 8192
+    assert config.model.served_model_name == "smollm2-135m"
+    assert config.memory.page_size == DEFAULT_PAGE_SIZE
+    assert config.scheduler.max_running_requests == 128
+    assert config.scheduler.overlap_depth == 1
+    assert None not in (
+        config.memory.max_total_tokens,
+        config.scheduler.max_queued_requests,
+        config.scheduler.chunked_prefill_size,
+    )
+    assert set(reasons(decisions)) == {
+        "device",
+        "num_threads",
+        "dtype",
+        "context_length",
+        "served_model_name",
+        "page_size",
+        "max_total_tokens",
+        "max_running_requests",
+        "max_queued_requests",
+        "chunked_prefill_size",
+        "overlap_depth",
+    }
+
+
+def test_what_was_asked_is_kept_and_needs_no_reason():
+    asked = EngineConfig(
+        model=ModelConfig(dtype="float32", context_length=512, served_model_name="mine"),
+        memory=MemoryConfig(page_size=8, max_total_tokens=4096),
+        scheduler=SchedulerConfig(
+            max_running_requests=4,
+            max_queued_requests=0,
+            chunked_prefill_size=-1,
+            overlap_depth=2,
+        ),
+        execution=ExecutionConfig(device="cpu", num_threads=1),
+    )
+    assert resolve(asked, CPU, MODEL) == (asked, [])
+
+
+def test_a_resolved_config_resolves_to_itself():
+    config, _ = resolve(EngineConfig(), CPU, MODEL)
+    assert resolve(config, CPU, MODEL) == (config, [])
+
+
+@pytest.mark.parametrize(
+    ("device", "fast", "checkpoint", "dtype"),
+    [
+        ("cpu", True, "bfloat16", "bfloat16"),
+        ("cpu", True, "float16", "bfloat16"),
+        ("cpu", True, "float32", "bfloat16"),
+        ("cpu", False, "bfloat16", "float32"),
+        ("cuda", False, "bfloat16", "bfloat16"),
+        ("cuda", False, "float16", "float16"),
+        ("cuda", False, "float32", "bfloat16"),
+    ],
+)
+def test_dtype_auto(device, fast, checkpoint, dtype):
+    machine = replace(CPU, device=device, fast_bfloat16=fast)
+    config, decisions = resolve(EngineConfig(), machine, replace(MODEL, dtype=checkpoint))
+    assert config.model.dtype == dtype
+    assert reasons(decisions)["dtype"]
+
+
+def test_a_gpu_has_other_defaults():
+    config, _ = resolve(EngineConfig(), GPU, MODEL)
+    assert config.scheduler.overlap_depth == 2
+    assert config.scheduler.max_running_requests == 1024
+
+
+@pytest.mark.parametrize("length", [16385, 100_000])
+def test_a_context_longer_than_the_model_reaches_is_refused(length):
+    asked = EngineConfig(model=ModelConfig(context_length=length))
+    with pytest.raises(ConfigError, match=r"--context-length.*16384.*small"):
+        resolve(asked, CPU, MODEL)
+
+
+def test_a_context_longer_than_the_default_may_be_asked_for():
+    asked = EngineConfig(model=ModelConfig(context_length=16384))
+    assert resolve(asked, CPU, MODEL)[0].model.context_length == 16384
+
+
+def test_the_default_pool_holds_some_full_contexts_if_memory_allows():
+    config, decisions = resolve(EngineConfig(), GPU, MODEL)
+    assert config.memory.max_total_tokens == 32 * 8192
+    assert "32 requests of the full context" in reasons(decisions)["max_total_tokens"]
+
+
+def test_the_default_pool_leaves_most_of_a_small_machine_s_memory_free():
+    small = replace(CPU, available_bytes=2 * GIB)
+    config, decisions = resolve(EngineConfig(), small, MODEL)
+    pool_bytes = config.memory.max_total_tokens * TOKEN_BYTES
+    free_bytes = small.available_bytes - 2 * MODEL.num_parameters
+    assert 0.24 * free_bytes < pool_bytes <= 0.25 * free_bytes
+    assert "25% of the memory free" in reasons(decisions)["max_total_tokens"]
+
+
+def test_a_memory_fraction_counts_the_weights_in():
+    asked = EngineConfig(memory=MemoryConfig(mem_fraction_static=0.5))
+    config, decisions = resolve(asked, CPU, MODEL)
+    used = config.memory.max_total_tokens * TOKEN_BYTES + 2 * MODEL.num_parameters
+    assert 12 * GIB - 17 * TOKEN_BYTES < used <= 12 * GIB
+    assert reasons(decisions)["max_total_tokens"].startswith("50% of 24.0 GiB")
+
+
+def test_asked_tokens_overrule_a_memory_fraction():
+    asked = EngineConfig(memory=MemoryConfig(mem_fraction_static=0.5, max_total_tokens=1600))
+    config, _ = resolve(asked, CPU, MODEL)
+    assert config.memory.max_total_tokens == 1600
+
+
+def test_asked_tokens_are_rounded_down_to_pages_and_that_is_said():
+    asked = EngineConfig(memory=MemoryConfig(max_total_tokens=1000))
+    config, decisions = resolve(asked, CPU, MODEL)
+    assert config.memory.max_total_tokens == 992
+    assert Decision("max_total_tokens", 992, "1000 in whole pages of 16") in decisions
+
+
+@pytest.mark.parametrize(
+    ("memory", "machine"),
+    [
+        (MemoryConfig(max_total_tokens=15), CPU),
+        (MemoryConfig(mem_fraction_static=0.001), CPU),
+        (MemoryConfig(), replace(CPU, available_bytes=1000)),
+    ],
+)
+def test_a_pool_without_a_page_is_refused(memory, machine):
+    with pytest.raises(ConfigError, match="less than one page of 16"):
+        resolve(EngineConfig(memory=memory), machine, MODEL)
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_a_pool_larger_than_the_memory_is_refused(machine):
+    asked = EngineConfig(memory=MemoryConfig(max_total_tokens=10_000_000))
+    with pytest.raises(ConfigError, match=rf"GiB of KV but {machine.device} has"):
+        resolve(asked, machine, MODEL)
+
+
+def test_a_page_table_has_32_bit_entries():
+    asked = EngineConfig(memory=MemoryConfig(page_size=1, max_total_tokens=2**31))
+    with pytest.raises(ConfigError, match="raise --page-size"):
+        resolve(asked, CPU, MODEL)
+
+
+def test_a_decision_reads_as_a_sentence():
+    assert str(Decision("page_size", 16, "measured best")) == "page_size = 16 (measured best)"
+
+
+@given(
+    page_size=st.integers(1, 1024),
+    available_gib=st.floats(1.0, 24.0),
+    dtype=st.sampled_from(sorted(DTYPE_BYTES)),
+    context_length=st.integers(2, 8192),
+)
+def test_whatever_is_asked_the_pool_is_whole_pages_that_fit(
+    page_size, available_gib, dtype, context_length
+):
+    machine = replace(CPU, available_bytes=int(available_gib * GIB))
+    asked = EngineConfig(
+        model=ModelConfig(dtype=dtype, context_length=context_length),
+        memory=MemoryConfig(page_size=page_size),
+    )
+    config, _ = resolve(asked, machine, MODEL)
+    tokens = config.memory.max_total_tokens
+    token_bytes = MODEL.kv_values_per_token * DTYPE_BYTES[dtype]
+    assert tokens % page_size == 0
+    assert 0 < tokens * token_bytes <= machine.available_bytes
