@@ -1,0 +1,1 @@
+"""Measure sapwood, and what users would pick instead of it, from outside."""

@@ -1,0 +1,104 @@
+"""`sapwood bench`: measure a server, an engine in this process, or sapwood beside its peers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.bench import commands
+from sapwood.bench.offline import OfflineOptions
+from sapwood.bench.peers.compare import PeersOptions
+from sapwood.bench.report import OutputOptions
+from sapwood.bench.serving import ServingOptions
+from sapwood.bench.workloads.presets import WorkloadOptions
+from sapwood.bench.workloads.vocabulary import read_vocabulary
+from sapwood.models.store import fetch_model
+from sapwood.models.store.terminal import TerminalProgress
+from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.env import environment, home
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed: of a server, of this machine, and beside what else there is."""
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(ServingOptions, WorkloadOptions, OutputOptions)
+@click.pass_context
+def serve(ctx: click.Context, asked: Asked) -> None:
+    """Measure a running server: latencies and throughput under load.
+
+    Works with any server that speaks OpenAI's completions or chat API, or the native /generate.
+    Exits with 1 if a request failed.
+    """
+    completed = commands.bench_serving(
+        asked.build(ServingOptions),
+        asked.build(WorkloadOptions),
+        asked.build(OutputOptions),
+        Console(),
+    )
+    ctx.exit(0 if completed else 1)
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(OfflineOptions, WorkloadOptions, OutputOptions, *COMPONENTS)
+def offline(asked: Asked) -> None:
+    """Measure throughput without a server, in this process."""
+    from sapwood.bench.sapwood_generator import open_llm
+
+    # Built first: a contradiction must not show only after the model has been loaded.
+    options, workload = asked.build(OfflineOptions), asked.build(WorkloadOptions)
+    output, config = asked.build(OutputOptions), asked.engine()
+    console = Console()
+    files = fetch_model(
+        config.model.model,
+        home=home(environment()),
+        revision=config.model.revision,
+        load_format=config.model.load_format,
+        offline=config.model.offline,
+        progress=TerminalProgress(console),
+    )
+    tokenizer = config.model.tokenizer_path
+    vocabulary = read_vocabulary(Path(tokenizer).expanduser() if tokenizer else files.path)
+    with open_llm(config) as generator:
+        commands.bench_offline(
+            generator, vocabulary, options, workload, output, console, {"engine": asdict(config)}
+        )
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(PeersOptions, OutputOptions)
+def peers(asked: Asked) -> None:
+    """Compare sapwood with what else serves the model, on the same prompts and in turn.
+
+    Each peer has its model loaded in a process of its own, and only one runs at a time.
+    """
+    from sapwood.bench.peers.conversion import checkpoint_directory
+    from sapwood.bench.peers.interface import PeerSetup
+    from sapwood.bench.peers.process import PeerProcess
+
+    options, output = asked.build(PeersOptions), asked.build(OutputOptions)
+    console = Console()
+    env = environment()
+    progress = TerminalProgress(console)
+    files = fetch_model(options.model, home=home(env), offline=options.offline, progress=progress)
+    directory = checkpoint_directory(
+        files, home=home(env), dtype=options.dtype, env=env, progress=progress
+    )
+    setup = PeerSetup(
+        model_dir=str(directory), dtype=options.dtype, num_threads=options.num_threads
+    )
+    with ExitStack() as stack:
+        loaded = []
+        for name in options.peer_names:
+            console.print(f"starting {name}")
+            process = PeerProcess(name, setup, timeout_s=options.peer_timeout, env=env)
+            loaded.append(stack.enter_context(process))
+        vocabulary = read_vocabulary(directory)
+        commands.bench_peers(loaded, vocabulary, options, output, console)

@@ -1,0 +1,1 @@
+"""sapwood beside what users would pick instead, on the same prompts, in turn, on one machine."""

@@ -1,0 +1,179 @@
+"""A peer as the comparison holds it: a process that is asked to run workloads."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from sapwood.base.clock import Clock, MonotonicClock
+from sapwood.base.errors import EngineUnavailable
+from sapwood.bench.offline import RunResult
+from sapwood.bench.peers.compare import PeerFacts
+from sapwood.bench.peers.interface import PeerSetup
+from sapwood.bench.peers.messages import (
+    Done,
+    Failed,
+    PeerRequest,
+    Ready,
+    Run,
+    Start,
+    decode_from_peer,
+    encode,
+)
+from sapwood.bench.workloads.workload import Workload
+
+CHILD = (sys.executable, "-m", "sapwood.bench.peers.child")
+CLOSE_TIMEOUT_S = 20.0
+LOG_TAIL_BYTES = 2000
+READ_BYTES = 1 << 16
+
+
+class PeerProcess:
+    """One peer with its model loaded. A context manager; leaving it ends the process.
+
+    start_s         from starting the process to its first answered request
+    peak_rss_bytes  of the process and its children, as of the last run
+    """
+
+    def __init__(
+        self,
+        name: str,
+        setup: PeerSetup,
+        *,
+        timeout_s: float,
+        env: Mapping[str, str],
+        command: Sequence[str] = CHILD,
+        clock: Clock | None = None,
+    ) -> None:
+        self.name = name
+        self.versions: dict[str, str] = {}
+        self.start_s = 0.0
+        self.peak_rss_bytes = 0
+        self._timeout_s = timeout_s
+        self._clock = clock or MonotonicClock()
+        self._buffer = bytearray()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        started_s = self._clock.now_s()
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            # Before numpy and torch load: their thread pools read this only once.
+            env={**env, "OMP_NUM_THREADS": str(setup.num_threads)},
+        )
+        try:
+            self._send(Start(peer=name, setup=setup))
+            ready = self._receive()
+            if not isinstance(ready, Ready):
+                raise self._failure(f"it answered {type(ready).__name__} instead of Ready")
+            self.versions = ready.versions
+            self._ask(Run(phases=[[PeerRequest(prompt_ids=[1, 2, 3, 4], num_output_tokens=1)]]))
+        except BaseException:
+            self.close()
+            raise
+        self.start_s = self._clock.now_s() - started_s
+
+    def run(self, workload: Workload) -> RunResult:
+        """Run a workload; EngineUnavailable if the process dies, fails or takes too long."""
+        phases = [
+            [
+                PeerRequest(
+                    prompt_ids=[int(token_id) for token_id in request.prompt],
+                    num_output_tokens=request.num_output_tokens,
+                )
+                for request in phase
+            ]
+            for phase in workload.phases
+        ]
+        done = self._ask(Run(phases=phases))
+        return RunResult(
+            phase_s=tuple(done.phase_s),
+            num_output_tokens=tuple(done.num_output_tokens),
+            num_cached_tokens=tuple(done.num_cached_tokens),
+        )
+
+    def facts(self) -> PeerFacts:
+        return PeerFacts(
+            versions=self.versions, start_s=self.start_s, peak_rss_bytes=self.peak_rss_bytes
+        )
+
+    def close(self) -> None:
+        """End the process: by the end of its input, and by force if that does not help."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # It may have died already.
+            process.stdin.close()
+        try:
+            process.wait(CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, message: Run) -> Done:
+        self._send(message)
+        done = self._receive()
+        if not isinstance(done, Done):
+            raise self._failure(f"it answered {type(done).__name__} instead of Done")
+        self.peak_rss_bytes = done.peak_rss_bytes
+        return done
+
+    def _send(self, message: Start | Run) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(encode(message) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._failure("its process ended") from error
+
+    def _receive(self) -> Ready | Done:
+        line = self._read_line()
+        if line is None:
+            raise self._failure("its process ended without an answer")
+        message = decode_from_peer(line)
+        if isinstance(message, Failed):
+            raise self._failure(message.message)
+        return message
+
+    def _read_line(self) -> bytes | None:
+        """The next line; None at the end. A peer that hangs is killed: it would never answer."""
+        stdout = self._process.stdout
+        assert stdout is not None
+        deadline_s = self._clock.now_s() + self._timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left_s = deadline_s - self._clock.now_s()
+                if left_s <= 0 or not selector.select(left_s):
+                    self._process.kill()
+                    raise self._failure(f"it gave no answer within {self._timeout_s:g} s")
+                data = stdout.read1(READ_BYTES)  # type: ignore[attr-defined]
+                if not data:
+                    return None
+                self._buffer += data
+        line, _, rest = bytes(self._buffer).partition(b"\n")
+        self._buffer = bytearray(rest)
+        return line
+
+    def _failure(self, reason: str) -> EngineUnavailable:
+        self._log.flush()
+        size = self._log.seek(0, 2)
+        self._log.seek(max(0, size - LOG_TAIL_BYTES))
+        tail = self._log.read().decode("utf-8", "replace").strip()
+        return EngineUnavailable(
+            f"the peer {self.name} failed: {reason}" + (f"\nits log ends:\n{tail}" if tail else "")
+        )

@@ -1,0 +1,1 @@
+"""What a benchmark sends: deterministic prompts and lengths, from a seed."""
