@@ -1,0 +1,94 @@
+"""A real server of `sapwood serve` for the tests, on 127.0.0.1 and a free port."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+START_LIMIT_S = 120.0
+
+
+@dataclass
+class Server:
+    """A running server: its process, address and log."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text("utf-8", "replace")
+
+    def engine_pid(self) -> int:
+        children = psutil.Process(self.process.pid).children()
+        (engine,) = [one for one in children if "sapwood.app.engine_process" in one.cmdline()]
+        return engine.pid
+
+    def counters(self) -> dict[str, int]:
+        """The engine's counters and gauges, by name."""
+        answer = httpx.get(f"{self.url}/server_info", timeout=30).raise_for_status().json()
+        return answer["internal_states"][0]
+
+    def wait_until_idle(self, limit_s: float = 30.0) -> dict[str, int]:
+        end = time.monotonic() + limit_s
+        while True:
+            counters = self.counters()
+            if counters["num_running"] == 0 and counters["num_waiting"] == 0:
+                return counters
+            assert time.monotonic() < end, f"still busy: {counters}"
+            time.sleep(0.05)
+
+    def resident_bytes(self) -> int:
+        """Memory of both processes."""
+        parent = psutil.Process(self.process.pid)
+        return sum(one.memory_info().rss for one in [parent, *parent.children(recursive=True)])
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[Server]:
+    """Start a server with these flags, wait until it is ready, end it afterwards."""
+    with tempfile.TemporaryDirectory() as directory:
+        log_path = Path(directory) / "log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sapwood", "serve", "--port", "0", *flags],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        try:
+            server = Server(process, _wait_for_url(process, log_path), log_path)
+            yield server
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log_path: Path) -> str:
+    end = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < end:
+        log = log_path.read_text("utf-8", "replace")
+        found = re.search(r"ready after .* at (http://\S+)", log)
+        if found:
+            return found.group(1)
+        assert process.poll() is None, f"the server ended before it was ready:\n{log}"
+        time.sleep(0.05)
+    raise AssertionError(f"not ready after {START_LIMIT_S} s:\n{log_path.read_text()}")

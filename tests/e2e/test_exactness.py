@@ -1,0 +1,78 @@
+"""SmolLM2 in fp32 says exactly what transformers' says, alone and in company."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sapwood import LLM
+from sapwood.models.store import ModelFiles
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, there was a",
+    "def fibonacci(n):",
+    "Water boils at",
+    "The three primary colours are",
+    "In 1969, humans",
+    "To make bread you need",
+    "A prime number is",
+    "The opposite of hot is",
+    "import numpy as np\n",
+    "Dear Sir or Madam,",
+    "Q: What is 2 + 2?\nA:",
+    "The mitochondria",
+    "She opened the door and",
+    "List of planets: Mercury, Venus,",
+    "Shakespeare wrote",
+    "El perro",
+    "1, 2, 3, 4, 5,",
+    "The best way to learn a language is",
+    "Photosynthesis is the process by which",
+]
+NUM_TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2_files: ModelFiles) -> Callable[[list[int]], list[int]]:
+    """Token ids -> for each of them, the token that transformers would greedily put after it."""
+    from transformers import AutoModelForCausalLM
+
+    weights = smollm2_files.weights[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(
+            weights.parent, gguf_file=weights.name, dtype=torch.float32
+        ).eval()
+
+    @torch.inference_mode()
+    def greedy(token_ids: list[int]) -> list[int]:
+        return model(torch.tensor([token_ids])).logits[0].argmax(-1).tolist()
+
+    return greedy
+
+
+@pytest.mark.parametrize("kernels", [None, "torch"])
+def test_greedy_tokens_equal_transformers(
+    smollm2_files: ModelFiles, reference: Callable[[list[int]], list[int]], kernels: str | None
+) -> None:
+    """Each output token is the one that transformers puts after the prompt and the tokens before
+    it; by induction the whole output is what its greedy `generate` returns."""
+    sampling = {"temperature": 0, "max_new_tokens": NUM_TOKENS, "ignore_eos": True}
+    options = {"dtype": "float32", "max_total_tokens": 8192, "kernels": kernels}
+    with LLM(smollm2_files.name, **options) as llm:
+        encode = llm.services.tokenizer.encode
+        prompts = [encode(prompt) for prompt in PROMPTS]
+        together = llm.generate(prompts, sampling)
+        assert llm.flush_cache()
+        alone = [llm.generate(prompt, sampling)[0] for prompt in prompts]
+        with_prefix_hits = llm.generate(prompts, sampling)
+    for prompt, *results in zip(prompts, together, alone, with_prefix_hits, strict=True):
+        output = list(results[0].token_ids)
+        assert len(output) == NUM_TOKENS
+        assert reference(prompt + output)[len(prompt) - 1 : -1] == output
+        for result in results:
+            assert list(result.token_ids) == output

@@ -1,0 +1,126 @@
+"""Many clients at once, some of which go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from dataclasses import dataclass
+
+import httpx
+
+from tests.e2e.server import Server
+
+NUM_REQUESTS = 200
+CONCURRENCY = 64
+OUTPUT_TOKENS = 24
+
+
+@dataclass
+class Stream:
+    prompt: list[int]
+    leaves_after: int | None
+    tokens: int = 0
+    finish: str | None = None
+
+
+async def consume(client: httpx.AsyncClient, stream: Stream) -> None:
+    body = {
+        "prompt": stream.prompt,
+        "max_tokens": OUTPUT_TOKENS,
+        "min_tokens": OUTPUT_TOKENS,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    num_events = 0
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200
+        async for line in response.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            event = json.loads(line[6:])
+            num_events += 1
+            if event["choices"]:
+                stream.finish = event["choices"][0]["finish_reason"]
+            elif event.get("usage"):
+                stream.tokens = event["usage"]["completion_tokens"]
+            if num_events == stream.leaves_after:
+                return
+
+
+async def run_round(url: str, seed: int) -> list[Stream]:
+    """200 requests, 64 at a time; a third leave after a few events."""
+    rng = random.Random(seed)
+    streams = [
+        Stream(
+            prompt=[rng.randrange(100, 40000) for _ in range(rng.randint(4, 60))],
+            leaves_after=rng.randint(1, 10) if index % 3 == 0 else None,
+        )
+        for index in range(NUM_REQUESTS)
+    ]
+    slots = asyncio.Semaphore(CONCURRENCY)
+    limits = httpx.Limits(max_connections=CONCURRENCY)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+
+        async def one(stream: Stream) -> None:
+            async with slots:
+                await consume(client, stream)
+
+        await asyncio.gather(*(one(stream) for stream in streams))
+    return streams
+
+
+def test_disconnects_disturb_nobody_and_leak_nothing(server: Server) -> None:
+    resident = []
+    for seed in (1, 2, 3):
+        before = server.counters()
+        streams = asyncio.run(run_round(server.url, seed))
+        stayed = [stream for stream in streams if stream.leaves_after is None]
+        assert all(stream.finish == "length" for stream in stayed)
+        assert all(stream.tokens == OUTPUT_TOKENS for stream in stayed)
+        after = server.wait_until_idle()
+        assert after["num_leased_pages"] == 0
+        ended = {name: after[name] - before[name] for name in ("num_finished", "num_aborted")}
+        assert sum(ended.values()) == NUM_REQUESTS
+        assert ended["num_aborted"] > NUM_REQUESTS // 6
+        assert httpx.post(f"{server.url}/flush_cache").status_code == 200
+        counters = server.counters()
+        assert counters["num_free_pages"] == counters["num_pages"]
+        resident.append(server.resident_bytes())
+    # The first round grows pools and caches; a leak would show in every later round.
+    assert resident[2] <= 1.05 * resident[1]
+
+
+def test_one_prefix_of_32_requests_is_computed_once(server: Server) -> None:
+    httpx.post(f"{server.url}/flush_cache").raise_for_status()
+    rng = random.Random(5)
+    prefix = [rng.randrange(100, 40000) for _ in range(1024)]
+    before = server.wait_until_idle()
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+            answers = await asyncio.gather(
+                *(
+                    client.post(
+                        "/v1/completions",
+                        json={
+                            "prompt": [*prefix, *range(1000 + 40 * index, 1032 + 40 * index)],
+                            "max_tokens": 4,
+                            "temperature": 0,
+                        },
+                    )
+                    for index in range(32)
+                )
+            )
+        return [
+            answer.raise_for_status().json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+            for answer in answers
+        ]
+
+    cached = asyncio.run(ask())
+    assert sorted(cached) == [0] + [1024] * 31
+    after = server.counters()
+    computed = after["num_computed_tokens"] - before["num_computed_tokens"]
+    assert computed <= 1024 + 32 * (32 + 4)
