@@ -6,7 +6,6 @@ from collections import deque
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
 
 from sapwood.base.clock import ManualClock
 from sapwood.engine.scheduler import Scheduler
@@ -17,6 +16,7 @@ from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
+from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
 
 EOS = {7}
 MAX_CONTEXT = 60

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.engine.simulation import SimulatedRank, expected_outputs
 
 from sapwood.base.clock import ManualClock
 from sapwood.engine.scheduler import Scheduler
@@ -14,6 +13,7 @@ from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.output import RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
+from tests.engine.simulation import SimulatedRank, expected_outputs
 
 PAGE = 4
 
