@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import traceback
@@ -55,6 +56,9 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput]) -> int:
     resolved = resolve_config(args.config, home=Path(args.home))
     inbox: ZmqReceiver[EngineInput] = ZmqReceiver(args.inbox, EngineInput, bind=False)
     engine = build_engine(resolved, inbox, outbox)
+    # What exists now lives as long as the engine: collections need not look at it again.
+    gc.collect()
+    gc.freeze()
     outbox.send(engine.ready)
     engine.loop.run()
     engine.executor.close()

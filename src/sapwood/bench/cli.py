@@ -11,9 +11,11 @@ from rich.console import Console
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.bench import commands
+from sapwood.bench.environment import describe_environment
 from sapwood.bench.offline import OfflineOptions
 from sapwood.bench.peers.compare import PeersOptions
 from sapwood.bench.report import OutputOptions
+from sapwood.bench.scheduler import SchedulerOptions, cost_table, measure_growth
 from sapwood.bench.serving import ServingOptions
 from sapwood.bench.workloads.presets import WorkloadOptions
 from sapwood.bench.workloads.vocabulary import read_vocabulary
@@ -70,6 +72,16 @@ def offline(asked: Asked) -> None:
         commands.bench_offline(
             generator, vocabulary, options, workload, output, console, {"engine": asdict(config)}
         )
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(SchedulerOptions)
+def scheduler(asked: Asked) -> None:
+    """Measure what a step's scheduling and bookkeeping cost, with no model behind them."""
+    costs = measure_growth(asked.build(SchedulerOptions))
+    console = Console()
+    console.print(str(describe_environment()))
+    console.print(cost_table(costs))
 
 
 @bench.command(cls=ConfigCommand)

@@ -251,8 +251,8 @@ class Scheduler:
     ) -> bool:
         """Pages for its next tokens; retracts others, at last the request itself, to have them."""
         assert state.lease is not None, "a running request has a lease"
-        chosen = {id(share[0]) for share in shares}
         while not self._ledger.reserve(state.lease, state.num_computed_tokens + num_new):
+            chosen = {id(share[0]) for share in shares}
             victims = [one for one in self._running if id(one) not in chosen]
             victim = max(victims, key=lambda one: (-one.priority, one.arrival))
             self._retract(victim)
