@@ -73,6 +73,7 @@ class World:
             ),
             self.ledger,
             context_length=MAX_CONTEXT,
+            vocab_size=100,
             eos_token_ids=EOS,
             clock=ManualClock(),
         )

@@ -37,6 +37,7 @@ class Engine:
             SchedulerConfig(**settings),
             self.ledger,
             context_length=200,
+            vocab_size=100,
             eos_token_ids=eos or set(),
             clock=self.clock,
         )
@@ -138,6 +139,25 @@ def test_impossible_prompts_are_refused(prompt: list[int], message: str) -> None
     assert refused.finish is not None
     assert refused.finish.status == 400
     assert message in (refused.finish.message or "")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ([5, 100], {}),
+        ([-1], {}),
+        ([1], {"stop_token_ids": (100,)}),
+        ([1], {"logit_bias": {100: 1.0}}),
+    ],
+)
+def test_tokens_outside_the_vocabulary_never_reach_the_model(
+    prompt: list[int], options: dict[str, object]
+) -> None:
+    refused = Engine().add("a", prompt, **options)
+    assert refused is not None
+    assert refused.finish is not None
+    assert refused.finish.status == 400
+    assert "outside the model's vocabulary, 0 to 99" in (refused.finish.message or "")
 
 
 def test_a_request_id_is_open_once() -> None:

@@ -156,6 +156,7 @@ def build_engine(
         config.scheduler,
         ledger,
         context_length=_known(config.model.context_length),
+        vocab_size=resolved.decoder.vocab_size,
         eos_token_ids=resolved.eos,
         clock=clock,
     )

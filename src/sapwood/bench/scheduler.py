@@ -127,6 +127,7 @@ def _scheduler(num_running: int, seed: int) -> Scheduler:
         config,
         ledger,
         context_length=PROMPT_TOKENS + OUTPUT_TOKENS,
+        vocab_size=VOCAB,
         eos_token_ids=(),
         clock=MonotonicClock(),
     )

@@ -37,6 +37,7 @@ class Scheduler:
         ledger: Ledger,
         *,
         context_length: int,
+        vocab_size: int,
         eos_token_ids: Iterable[int],
         clock: Clock,
     ) -> None:
@@ -46,6 +47,7 @@ class Scheduler:
         assert config.chunked_prefill_size is not None
         self._ledger = ledger
         self._context_length = context_length
+        self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = clock
         self._max_queued = config.max_queued_requests
@@ -220,8 +222,24 @@ class Scheduler:
                 400,
                 "BadRequestError",
             )
+        outside = self._token_outside_vocabulary(request)
+        if outside is not None:
+            return refuse(
+                f"token id {outside} is outside the model's vocabulary, 0 to "
+                f"{self._vocab_size - 1}",
+                400,
+                "BadRequestError",
+            )
         if len(self._waiting) >= self._max_queued and not self._can_run_at_once():
             return refuse("The request queue is full.", 503, "ServiceUnavailableError")
+        return None
+
+    def _token_outside_vocabulary(self, request: Generate) -> int | None:
+        """A tokenizer may know more tokens than its model; such an id must not reach a kernel."""
+        sampling = request.sampling
+        for ids in (request.prompt_ids, sampling.stop_token_ids, sampling.logit_bias):
+            if ids and not (min(ids) >= 0 and max(ids) < self._vocab_size):
+                return next(one for one in ids if not 0 <= one < self._vocab_size)
         return None
 
     def _can_run_at_once(self) -> bool:
