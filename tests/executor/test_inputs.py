@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import torch
 
-from sapwood.executor.inputs import build_forward_batch
+from sapwood.executor.inputs import build_inputs
 from sapwood.executor.rows import RowTable
-from sapwood.schema.step import ScheduledTokens, StepPlan
+from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan
 
 CPU = torch.device("cpu")
 PAGE = 4
@@ -25,13 +26,13 @@ def build(rows: RowTable, scheduled: list[ScheduledTokens]):
     for one in scheduled:
         rows.take_pages(one)
     plan = StepPlan(step=0, starts=[], scheduled=scheduled)
-    return build_forward_batch(plan, rows, page_size=PAGE, kv_caches=[], device=CPU)
+    return build_inputs(plan, rows, page_size=PAGE, kv_caches=[], device=CPU)
 
 
 def test_a_mixed_batch() -> None:
     rows = RowTable(num_rows=4, max_pages=8, device=CPU)
     rows.last_tokens[2] = 77
-    batch = build(
+    inputs = build(
         rows,
         [
             entry(2, 5, [], [9, 3], 1),
@@ -39,6 +40,8 @@ def test_a_mixed_batch() -> None:
             entry(1, 3, [11, 12, 13], [4, 5], None),
         ],
     )
+    assert [one.row for one in inputs.sampling] == inputs.sampling_rows.tolist() == [2, 0]
+    batch = inputs.batch
     assert batch.token_ids.tolist() == [77, 50, 11, 12, 13]
     assert batch.positions.tolist() == [5, 0, 3, 4, 5]
     assert batch.write_index.tolist() == [3 * 4 + 1, 6 * 4, 4 * 4 + 3, 5 * 4, 5 * 4 + 1]
@@ -54,10 +57,12 @@ def test_a_mixed_batch() -> None:
 
 
 def test_pages_of_the_previous_request_in_a_row_are_not_seen() -> None:
-    rows = RowTable(num_rows=1, max_pages=8, device=CPU)
+    rows = RowTable(num_rows=2, max_pages=8, device=CPU)
     build(rows, [entry(0, 0, list(range(16)), [1, 2, 3, 4], 0)])
-    batch = build(rows, [entry(0, 0, [1, 2], [7], 0)])
-    assert batch.attention.page_table.tolist() == [[7]]
+    rows.start(RowStart(row=0, sampling=SamplingParams(), seed=1, prompt_ids=[1], output_ids=[]))
+    rows.start(RowStart(row=1, sampling=SamplingParams(), seed=1, prompt_ids=[1], output_ids=[]))
+    batch = build(rows, [entry(0, 0, [1, 2], [7], 0), entry(1, 0, [0] * 9, [6, 5, 8], 0)]).batch
+    assert batch.attention.page_table.tolist() == [[7, 0, 0], [6, 5, 8]]
 
 
 def test_a_change_in_the_middle_of_a_table() -> None:
@@ -66,6 +71,6 @@ def test_a_change_in_the_middle_of_a_table() -> None:
     change = ScheduledTokens(
         row=0, position=12, token_ids=[5], first_page=1, pages=[8, 3, 4], num_output=0
     )
-    batch = build(rows, [change])
+    batch = build(rows, [change]).batch
     assert batch.attention.page_table.tolist() == [[1, 8, 3, 4]]
     assert batch.write_index.tolist() == [16]

@@ -113,6 +113,19 @@ class TestRows:
         x[0, 0], x[0, 1] = -200.0, 200.0  # exp must neither overflow nor give NaN
         assert_close(kernels.silu_and_mul(x), REFERENCE.silu_and_mul(x))
 
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 63), (3, 64), (5, 1000), (0, 7)])
+    def test_argmax(self, kernels: CpuKernels, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+        x = torch.randint(-9, 9, shape).to(dtype)  # many equal ones: the first counts
+        expected = [row.index(max(row)) for row in x.tolist()]
+        assert kernels.argmax(x).tolist() == expected
+        assert kernels.argmax(torch.full_like(x, -torch.inf)).tolist() == [0] * shape[0]
+
+    def test_argmax_passes_over_nan(self, kernels: CpuKernels, dtype: torch.dtype) -> None:
+        x = torch.full((1, 200), torch.nan, dtype=dtype)
+        assert kernels.argmax(x).tolist() == [0]
+        x[0, 150] = -3.0
+        assert kernels.argmax(x).tolist() == [150]
+
     def test_embedding(self, kernels: CpuKernels, dtype: torch.dtype) -> None:
         weight = torch.randn(50, 24, dtype=dtype)
         token_ids = torch.tensor([49, 0, 7, 7])

@@ -103,7 +103,7 @@ def test_the_last_rank_of_a_vocabulary_is_filled_up_with_zeros() -> None:
 
 
 def test_a_layer_is_used_after_packing_and_filled_before() -> None:
-    layer = Linear(2, 3, bias=False, kernels=KERNELS, device=CPU, dtype=torch.float32)
+    layer = Linear(2, (3,), bias=False, kernels=KERNELS, device=CPU, dtype=torch.float32)
     with pytest.raises(RuntimeError, match="finalize"):
         layer(torch.ones(1, 2))
     layer.weight.fill_(2.0)

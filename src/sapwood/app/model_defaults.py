@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from sapwood.base.errors import ModelSourceError
@@ -19,6 +20,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelSourceError(
             f"{path} is missing; a model directory needs a config.json"
         ) from error
+    except OSError as error:
+        raise ModelSourceError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ModelSourceError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -38,10 +41,14 @@ def checkpoint_dtype(config: dict[str, Any]) -> str:
 def eos_token_ids(directory: Path) -> frozenset[int]:
     """All end-of-sequence ids of generation_config.json; of config.json if it names none."""
     for name in ("generation_config.json", "config.json"):
-        ids = read_json_if_there(directory / name).get("eos_token_id")
-        if isinstance(ids, int):
-            return frozenset({ids})
-        if isinstance(ids, list) and ids:
+        given = read_json_if_there(directory / name).get("eos_token_id")
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(_is_number(token_id, int) for token_id in ids):
+            raise ModelSourceError(
+                f"eos_token_id in {directory / name} is {given!r} but must be a token id, or a "
+                "list of them"
+            )
+        if ids:
             return frozenset(ids)
     return frozenset()
 
@@ -52,8 +59,12 @@ def sampling_defaults(directory: Path) -> dict[str, float]:
     found = {
         name: generation[name]
         for name in SAMPLING_DEFAULTS
-        if isinstance(generation.get(name), int | float)
+        if _is_number(generation.get(name), int | float)
     }
     if found.get("top_k") == 0:  # transformers' way to say "all"
         found["top_k"] = -1
     return found
+
+
+def _is_number(value: object, kind: type | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -18,6 +18,7 @@ from sapwood.base.clock import MonotonicClock
 from sapwood.distributed.groups import Group
 from sapwood.engine.loop import EngineLoop, StepExecutor
 from sapwood.engine.scheduler import Scheduler
+from sapwood.executor.graphs import choose_graph
 from sapwood.executor.launch import OverlappedExecutor, SerialExecutor
 from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import DecoderModel, Runner
@@ -32,6 +33,7 @@ from sapwood.executor.warmup import warm_up
 from sapwood.kernels.interface import DTYPES
 from sapwood.kernels.platform import Platform, read_platform
 from sapwood.kernels.registry import Need, Selection, select_kernels
+from sapwood.layers.quantization import SCHEMES
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
@@ -39,7 +41,7 @@ from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.models.config import DecoderConfig
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
-from sapwood.models.loader.weights import iterate_weights
+from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.models.registry import ARCHITECTURES
 from sapwood.models.store import ModelFiles, Progress, fetch_model
 from sapwood.schema.config.engine import EngineConfig
@@ -83,7 +85,9 @@ def resolve_config(
     files = fetch_files(asked, home=home, progress=progress)
     hf_config = read_json(files.path / "config.json")
     decoder = DecoderConfig.from_hf(hf_config)
-    facts = model_facts(files, decoder, checkpoint_dtype(hf_config))
+    is_dummy = asked.model.load_format == "dummy"
+    weight_format = "dummy" if is_dummy else files.weight_format
+    facts = model_facts(files, decoder, checkpoint_dtype(hf_config), weight_format)
     config, decisions = resolve(asked, machine_facts(read_platform()), facts)
     decoder = decoder.for_context(_known(config.model.context_length))
     need = Need(
@@ -131,13 +135,17 @@ def machine_facts(platform: Platform) -> MachineFacts:
     )
 
 
-def model_facts(files: ModelFiles, decoder: DecoderConfig, dtype: str) -> ModelFacts:
+def model_facts(
+    files: ModelFiles, decoder: DecoderConfig, dtype: str, weight_format: str
+) -> ModelFacts:
     return ModelFacts(
         name=files.name,
         context_length=decoder.default_context_length,
         max_context_length=max(decoder.rope.max_context_length, decoder.default_context_length),
         dtype=dtype,
         num_parameters=decoder.num_parameters,
+        num_embedding_parameters=decoder.vocab_size * decoder.hidden_size,
+        weight_format=weight_format,
         kv_values_per_token=2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim,
     )
 
@@ -202,11 +210,18 @@ def _build_runner(resolved: Resolved) -> Runner:
         Penalties(decoder.vocab_size, device),
         MinNewTokens(resolved.eos, device),
     ]
+    kernels = resolved.kernels.kernels
+    enabled = not config.execution.disable_graphs
+    choice = choose_graph(model, kernels, kv_caches, enabled=enabled)
+    resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
+    if device.type == "cpu":
+        kernels.set_num_threads(_known(config.execution.num_threads))
     return Runner(
         model,
+        choice.graph,
         kv_caches=kv_caches,
         rows=rows,
-        sampler=Sampler(rows, processors),
+        sampler=Sampler(rows, processors, kernels),
         page_size=page_size,
         device=device,
     )
@@ -217,15 +232,16 @@ def load_model(resolved: Resolved, *, device: torch.device, dtype: torch.dtype) 
     config, files = resolved.config, resolved.files
     with _timed("model structure"):
         build = ARCHITECTURES.get(resolved.decoder.architecture)
-        model = build(resolved.decoder, resolved.kernels.kernels, Group(), device, dtype)
+        scheme = SCHEMES.get(config.model.quantization or "none")()
+        model = build(resolved.decoder, resolved.kernels.kernels, Group(), device, dtype, scheme)
     if config.model.load_format == "dummy":
         seed = config.scheduler.random_seed
         with _timed("random weights"):
             load_weights(model, random_weights(model.targets(), seed=seed, dtype=dtype))
     else:
         with _timed(f"weights ({files.weight_format})"):
-            weights = iterate_weights(files, load_format=config.model.load_format, dtype=dtype)
-            load_weights(model, weights)
+            iterate = iterate_blocks if config.model.quantization == "gguf" else iterate_weights
+            load_weights(model, iterate(files, load_format=config.model.load_format, dtype=dtype))
     with _timed("packing weights"):
         model.finalize()
     return model

@@ -12,6 +12,7 @@ from rich.console import Console
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.bench import commands
 from sapwood.bench.environment import describe_environment
+from sapwood.bench.evals.options import PerplexityOptions
 from sapwood.bench.offline import OfflineOptions
 from sapwood.bench.peers.compare import PeersOptions
 from sapwood.bench.report import OutputOptions
@@ -82,6 +83,18 @@ def scheduler(asked: Asked) -> None:
     console = Console()
     console.print(str(describe_environment()))
     console.print(cost_table(costs))
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(PerplexityOptions, *COMPONENTS)
+def perplexity(asked: Asked) -> None:
+    """Measure how well a model, as it is served, predicts a text: what quantisation costs."""
+    from sapwood.bench.evals.command import bench_perplexity
+
+    options, config = asked.build(PerplexityOptions), asked.engine()
+    console = Console()
+    progress = TerminalProgress(console)
+    bench_perplexity(config, options, console, home=home(environment()), progress=progress)
 
 
 @bench.command(cls=ConfigCommand)

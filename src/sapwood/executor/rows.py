@@ -14,7 +14,7 @@ from sapwood.schema.step import RowStart, ScheduledTokens
 class RowTable:
     """One row per running request; the scheduler says who has which.
 
-    page_table   [num_rows, max_pages] int32, on the host
+    page_table   [num_rows, max_pages] int32, on the host; 0 where the row's request has no page
     last_tokens  [num_rows] int64, on the device; the token sampled last
     """
 
@@ -27,6 +27,7 @@ class RowTable:
     def start(self, start: RowStart) -> None:
         self.sampling[start.row] = start.sampling
         self.seeds[start.row] = start.seed % 2**64
+        self.page_table[start.row] = 0
 
     def take_pages(self, scheduled: ScheduledTokens) -> None:
         if scheduled.pages:

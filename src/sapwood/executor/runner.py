@@ -8,20 +8,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sapwood.executor.inputs import build_forward_batch
+from sapwood.executor.graphs import Graph
+from sapwood.executor.inputs import build_inputs
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.sampler import Sampler
+from sapwood.kernels.recording import DecoderParts
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.step import StepPlan, StepResult
 
 
 class DecoderModel(Protocol):
-    def forward(self, batch: ForwardBatch) -> Tensor:
-        """Hidden states [T, hidden] of the batch's T tokens; writes their KV."""
+    def compute(self, batch: ForwardBatch) -> Tensor:
+        """Logits [S, vocab] of the rows at batch.logits_index; writes the KV of all tokens."""
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [S, hidden] -> [S, vocab]."""
+    def parts(self) -> DecoderParts:
+        """What it is made of, for a graph."""
         ...
 
 
@@ -31,6 +33,7 @@ class Runner:
     def __init__(
         self,
         model: DecoderModel,
+        graph: Graph,
         *,
         kv_caches: Sequence[tuple[Tensor, Tensor]],
         rows: RowTable,
@@ -39,6 +42,7 @@ class Runner:
         device: torch.device,
     ) -> None:
         self._model = model
+        self._graph = graph
         self._kv_caches = kv_caches
         self._rows = rows
         self._sampler = sampler
@@ -53,20 +57,20 @@ class Runner:
             self._sampler.start(start)
         for entry in plan.scheduled:
             self._rows.take_pages(entry)
-        batch = build_forward_batch(
+        inputs = build_inputs(
             plan,
             self._rows,
             page_size=self._page_size,
             kv_caches=self._kv_caches,
             device=self._device,
         )
-        hidden = self._model.forward(batch)
-        sampling = [entry for entry in plan.scheduled if entry.num_output is not None]
-        if not sampling:
+        logits = self._graph.replay(inputs.batch)
+        if logits is None:
+            logits = self._model.compute(inputs.batch)
+        if not inputs.sampling:
             return StepResult(step=plan.step, token_ids=[])
-        logits = self._model.logits(hidden[batch.logits_index])
-        rows = [entry.row for entry in sampling]
-        num_outputs = [entry.num_output or 0 for entry in sampling]
+        rows = [entry.row for entry in inputs.sampling]
+        num_outputs = [entry.num_output or 0 for entry in inputs.sampling]
         chosen = self._sampler.sample(logits, rows, num_outputs)
-        self._rows.last_tokens[torch.tensor(rows, device=self._device)] = chosen
+        self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, chosen)
         return StepResult(step=plan.step, token_ids=chosen.tolist())

@@ -4,17 +4,23 @@ Shapes use: T new tokens of all requests, R requests, Hq query heads, Hk key and
 size.
 
 The KV cache of one layer is a pair of tensors [num_pages, Hk, page_size, D]: one page holds
-page_size consecutive tokens of one request, and the tokens of one head lie together in it: a head's part of a page is one contiguous tile. A token's `write_index` is
-page * page_size + offset within the page.
+page_size consecutive tokens of one request, and the tokens of one head lie together in it: a head's
+part of a page is one contiguous tile. A token's `write_index` is page * page_size + offset within
+the page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from sapwood.kernels.draws import Draws
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.recording import DecoderParts, RecordedStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,11 @@ class PackedLinear(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out], same dtype as x."""
+        ...
+
+    def fp32(self, x: Tensor) -> Tensor:
+        """The same in fp32, not rounded to x's dtype where the kernels can: for logits, of which
+        bfloat16 tells apart only every eighth at 16 to 32."""
         ...
 
 
@@ -114,6 +125,46 @@ class Kernels(Protocol):
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """weight [out, in], bias [out] or None -> the layer, packed once."""
+        ...
+
+    def pack_quantized_linear(
+        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear:
+        """Quantised weights -> the layer, packed once; called with x of `dtype`.
+
+        parts  each [its outputs, in], of any kinds; the layer's outputs are theirs in this order
+        bias   [all outputs] of `dtype`, or None
+
+        kernels/quantized.py states the formats and what the products are."""
+        ...
+
+    def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
+        """weight [out, in] of a float dtype -> "int8", "q8_0" or "q4_1"; see
+        kernels/quantized.py.
+
+        Raises ValueError for another kind, or if the inputs do not fit it."""
+        ...
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """logits [S, vocab] -> [S] int64: each row's largest entry, the first of equal ones."""
+        ...
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        """logits [S, vocab] -> [S] int64: one token of each row at random, as `draws` (of S) says.
+
+        A row's token depends on that row alone."""
+        ...
+
+    def record(
+        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+    ) -> RecordedStep:
+        """The whole step of a decoder as one call; kv_caches per layer, all of one layout.
+
+        Raises CannotRecord if these kernels have no such call for it."""
+        ...
+
+    def set_num_threads(self, num_threads: int) -> None:
+        """Threads that compute an op on a CPU, the caller included."""
         ...
 
 

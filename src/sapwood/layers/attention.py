@@ -9,10 +9,12 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import Kernels
+from sapwood.kernels.interface import Kernels, PackedLinear
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, divide, even_part
 from sapwood.layers.norm import RMSNorm
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.targets import Target, prefixed
 
 
@@ -58,6 +60,20 @@ class HeadLayout:
         return even_part("q_proj", self.num_heads * self.head_dim, group), k, v
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionParts:
+    """One rank's part of an attention layer; shapes as in kernels/recording.DecoderParts."""
+
+    qkv: PackedLinear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: PackedLinear
+    num_heads: int
+    num_kv_heads: int
+    scale: float
+    cos_sin: Tensor
+
+
 class Attention:
     """o(attention(rope(qk_norm(qkv(x))))) for one layer of a decoder."""
 
@@ -76,6 +92,7 @@ class Attention:
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
+        scheme: LinearScheme = DENSE,
     ) -> None:
         """`layer` picks the KV cache; `cos_sin` is the model's table (layers/rotary)."""
         self._layer = layer
@@ -93,6 +110,7 @@ class Attention:
             kernels=kernels,
             device=device,
             dtype=dtype,
+            scheme=scheme,
         )
         self._o = RowParallelLinear(
             "o_proj",
@@ -103,6 +121,7 @@ class Attention:
             group=group,
             device=device,
             dtype=dtype,
+            scheme=scheme,
         )
         self._norms = {
             name: RMSNorm(heads.head_dim, eps=eps, kernels=kernels, device=device, dtype=dtype)
@@ -140,3 +159,16 @@ class Attention:
     def pack(self) -> None:
         self._qkv.linear.pack()
         self._o.linear.pack()
+
+    def parts(self) -> AttentionParts:
+        """What it is made of on this rank; RuntimeError before `pack`."""
+        return AttentionParts(
+            qkv=self._qkv.linear.packed,
+            q_norm=self._q_norm,
+            k_norm=self._k_norm,
+            o=self._o.linear.packed,
+            num_heads=self._num_heads,
+            num_kv_heads=self._num_kv_heads,
+            scale=self._scale,
+            cos_sin=self._cos_sin,
+        )

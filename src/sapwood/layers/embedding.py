@@ -6,11 +6,15 @@ Each rank holds ceil(vocab / ranks) rows; the last one may have fewer of its own
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import Kernels
+from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.layers.linear import Linear
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.targets import Target
 
 
@@ -33,6 +37,8 @@ class VocabEmbedding:
         size = rows_per_rank(vocab_size, group)
         self._first = group.rank * size
         self.weight = torch.empty(size, hidden_size, device=device, dtype=dtype)
+        self.blocks: QuantizedWeight | None = None
+        """This rank's rows as a quantised checkpoint has them, for an output layer that is tied."""
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] int64 -> [T, hidden], the same on every rank"""
@@ -44,7 +50,16 @@ class VocabEmbedding:
         return self._group.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
     def targets(self) -> dict[str, Target]:
-        return {"weight": vocab_target(self.weight, self._vocab_size, self._first)}
+        def place(tensor: Tensor) -> None:
+            self.weight.copy_(vocab_rows(tensor, self.weight.shape[0], self._first))
+
+        def place_blocks(weight: QuantizedWeight) -> None:
+            num_own = own_rows(self.weight.shape[0], self._vocab_size, self._first)
+            self.blocks = weight.rows(self._first, num_own).with_rows(self.weight.shape[0])
+            self.weight.copy_(self.blocks.dequantized(self.weight.dtype))
+
+        shape = (self._vocab_size, self.weight.shape[1])
+        return {"weight": Target(shape, place, place_blocks)}
 
 
 class LMHead:
@@ -63,33 +78,53 @@ class LMHead:
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
+        scheme: LinearScheme = DENSE,
     ) -> None:
-        self._vocab_size = vocab_size
+        self._shape = (vocab_size, hidden_size)
         self._group = group
-        size = rows_per_rank(vocab_size, group)
-        self._first = group.rank * size
-        self._tied = tied is not None
-        weight = None if tied is None else tied.weight
+        self._size = rows_per_rank(vocab_size, group)
+        self._first = group.rank * self._size
+        self._tied = tied
         self._linear = Linear(
             hidden_size,
-            size,
+            (self._size,),
             bias=False,
             kernels=kernels,
             device=device,
             dtype=dtype,
-            shared_weight=weight,
+            scheme=scheme,
+            makes_logits=True,
+            tied=tied is not None,
         )
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """hidden [S, hidden] -> [S, vocab], the same on every rank"""
-        return self._group.all_gather(self._linear(hidden))[:, : self._vocab_size]
+        """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank"""
+        return self._group.all_gather(self._linear.packed.fp32(hidden))[:, : self._shape[0]]
+
+    @property
+    def packed(self) -> PackedLinear:
+        """This rank's rows as the kernels have them."""
+        return self._linear.packed
 
     def targets(self) -> dict[str, Target]:
-        if self._tied:
+        if self._tied is not None:
             return {}
-        return {"weight": vocab_target(self._linear.weight, self._vocab_size, self._first)}
+        storage = self._linear.storage
+
+        def place(tensor: Tensor) -> None:
+            storage.place(0, vocab_rows(tensor, self._size, self._first))
+
+        def place_blocks(weight: QuantizedWeight) -> None:
+            num_own = own_rows(self._size, self._shape[0], self._first)
+            storage.place_blocks(0, weight.rows(self._first, num_own).with_rows(self._size))
+
+        blocks = place_blocks if storage.takes_blocks else None
+        return {"weight": Target(self._shape, place, blocks)}
 
     def pack(self) -> None:
+        if self._tied is not None and not self._linear.is_packed:
+            self._linear.storage.share(self._tied.weight, self._tied.blocks)
+            self._tied.blocks = None
         self._linear.pack()
 
 
@@ -97,12 +132,12 @@ def rows_per_rank(vocab_size: int, group: Group) -> int:
     return -(-vocab_size // group.size)
 
 
-def vocab_target(rows: Tensor, vocab_size: int, first: int) -> Target:
-    """This rank's rows of the vocabulary; those past its end become zeros."""
-    num_own = max(0, min(rows.shape[0], vocab_size - first))
+def own_rows(size: int, vocab_size: int, first: int) -> int:
+    """How many of a rank's `size` rows, the first of them `first`, are in the vocabulary."""
+    return max(0, min(size, vocab_size - first))
 
-    def place(tensor: Tensor) -> None:
-        rows[:num_own].copy_(tensor[first : first + num_own])
-        rows[num_own:].zero_()
 
-    return Target((vocab_size, rows.shape[1]), place)
+def vocab_rows(tensor: Tensor, size: int, first: int) -> Tensor:
+    """Rows first .. first + size of the vocabulary; zeros past its end."""
+    rows = tensor[first : first + size]
+    return rows if rows.shape[0] == size else F.pad(rows, (0, 0, 0, size - rows.shape[0]))

@@ -15,6 +15,9 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme, LinearStorage
 from sapwood.layers.targets import Target
 
 
@@ -52,51 +55,74 @@ def divide(size: int, group: Group, what: str) -> int:
 class Linear:
     """A weight [out, in] and perhaps a bias [out]: filled through targets, then packed once.
 
-    `pack` hands the weight to the kernels and forgets it, so that it is not held twice.
+    How the weight is stored and multiplied is the scheme's affair. `pack` hands it to the kernels
+    and forgets it, so that it is not held twice.
     """
 
     def __init__(
         self,
         in_size: int,
-        out_size: int,
+        part_sizes: tuple[int, ...],
         *,
         bias: bool,
         kernels: Kernels,
         device: torch.device,
         dtype: torch.dtype,
-        shared_weight: Tensor | None = None,
+        scheme: LinearScheme = DENSE,
+        makes_logits: bool = False,
+        tied: bool = False,
     ) -> None:
-        """`shared_weight` [out, in] belongs to another layer, which fills it."""
-        self._kernels = kernels
-        if shared_weight is None:
-            shared_weight = torch.empty(out_size, in_size, device=device, dtype=dtype)
-        self._weight: Tensor | None = shared_weight
+        """`makes_logits` and `tied` as in LinearScheme.storage."""
+        self._storage: LinearStorage | None = scheme.storage(
+            in_size,
+            part_sizes,
+            makes_logits=makes_logits,
+            tied=tied,
+            kernels=kernels,
+            device=device,
+            dtype=dtype,
+        )
+        out_size = sum(part_sizes)
         self._bias = torch.empty(out_size, device=device, dtype=dtype) if bias else None
         self._packed: PackedLinear | None = None
 
     @property
-    def weight(self) -> Tensor:
-        """[out, in]; RuntimeError once it is packed."""
-        if self._weight is None:
+    def storage(self) -> LinearStorage:
+        """Where the weight is until it is packed; RuntimeError after that."""
+        if self._storage is None:
             raise RuntimeError("this layer is packed: its weight can no longer be read or replaced")
-        return self._weight
+        return self._storage
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]; RuntimeError once it is packed, or if the scheme does not keep it."""
+        return self.storage.weight
 
     @property
     def bias(self) -> Tensor | None:
         return self._bias
 
-    def pack(self) -> None:
-        if self._packed is None:
-            self._packed = self._kernels.pack_linear(self.weight, self._bias)
-            self._weight = None
+    @property
+    def is_packed(self) -> bool:
+        return self._packed is not None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, in] -> [T, out]"""
+    @property
+    def packed(self) -> PackedLinear:
+        """What the kernels made of it; RuntimeError before `pack`."""
         if self._packed is None:
             raise RuntimeError(
                 "this layer is not packed; call the model's finalize() after loading"
             )
-        return self._packed(x)
+        return self._packed
+
+    def pack(self) -> None:
+        if self._packed is None:
+            self._packed = self.storage.pack(self._bias)
+            self._storage = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, out]"""
+        return self.packed(x)
 
 
 class ColumnParallelLinear:
@@ -111,12 +137,18 @@ class ColumnParallelLinear:
         kernels: Kernels,
         device: torch.device,
         dtype: torch.dtype,
+        scheme: LinearScheme = DENSE,
     ) -> None:
         self._in_size = in_size
         self._parts = parts
-        out_size = sum(part.size for part in parts)
         self.linear = Linear(
-            in_size, out_size, bias=bias, kernels=kernels, device=device, dtype=dtype
+            in_size,
+            tuple(part.size for part in parts),
+            bias=bias,
+            kernels=kernels,
+            device=device,
+            dtype=dtype,
+            scheme=scheme,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -127,13 +159,12 @@ class ColumnParallelLinear:
         """ "<part>.weight" and, with a bias, "<part>.bias"."""
         found: dict[str, Target] = {}
         start = 0
-        for part in self._parts:
-            rows = slice(start, start + part.size)
+        for index, part in enumerate(self._parts):
             shape = (part.whole_size, self._in_size)
-            found[f"{part.name}.weight"] = _rows_target(shape, self.linear.weight[rows], part)
+            found[f"{part.name}.weight"] = _rows_target(shape, self.linear.storage, index, part)
             if self.linear.bias is not None:
-                bias = self.linear.bias[rows]
-                found[f"{part.name}.bias"] = _rows_target((part.whole_size,), bias, part)
+                bias = self.linear.bias[start : start + part.size]
+                found[f"{part.name}.bias"] = _bias_target(bias, part)
             start += part.size
         return found
 
@@ -152,6 +183,7 @@ class RowParallelLinear:
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
+        scheme: LinearScheme = DENSE,
     ) -> None:
         self._name = name
         self._group = group
@@ -161,11 +193,12 @@ class RowParallelLinear:
         # One rank adds the bias; were it on each, the sum would have it group.size times.
         self.linear = Linear(
             self._in_size,
-            out_size,
+            (out_size,),
             bias=bias and group.rank == 0,
             kernels=kernels,
             device=device,
             dtype=dtype,
+            scheme=scheme,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -173,24 +206,40 @@ class RowParallelLinear:
         return self._group.all_reduce(self.linear(x))
 
     def targets(self) -> dict[str, Target]:
-        weight, bias = self.linear.weight, self.linear.bias
+        storage, bias = self.linear.storage, self.linear.bias
         first = self._group.rank * self._in_size
 
         def place_weight(tensor: Tensor) -> None:
-            weight.copy_(tensor[:, first : first + self._in_size])
+            storage.place(0, tensor[:, first : first + self._in_size])
+
+        def place_blocks(weight: QuantizedWeight) -> None:
+            storage.place_blocks(0, weight.columns(first, self._in_size))
 
         def place_bias(tensor: Tensor) -> None:
             if bias is not None:
                 bias.copy_(tensor)
 
-        found = {f"{self._name}.weight": Target(self._whole_shape, place_weight)}
+        blocks = place_blocks if storage.takes_blocks else None
+        found = {f"{self._name}.weight": Target(self._whole_shape, place_weight, blocks)}
         if self._bias:
             found[f"{self._name}.bias"] = Target(self._whole_shape[:1], place_bias)
         return found
 
 
-def _rows_target(shape: tuple[int, ...], rows: Tensor, part: Part) -> Target:
+def _rows_target(shape: tuple[int, ...], storage: LinearStorage, index: int, part: Part) -> Target:
+    """The part's rows of a weight, which the storage knows by `index`."""
+
+    def place(tensor: Tensor) -> None:
+        storage.place(index, tensor[part.first : part.first + part.size])
+
+    def place_blocks(weight: QuantizedWeight) -> None:
+        storage.place_blocks(index, weight.rows(part.first, part.size))
+
+    return Target(shape, place, place_blocks if storage.takes_blocks else None)
+
+
+def _bias_target(rows: Tensor, part: Part) -> Target:
     def place(tensor: Tensor) -> None:
         rows.copy_(tensor[part.first : part.first + part.size])
 
-    return Target(shape, place)
+    return Target((part.whole_size,), place)

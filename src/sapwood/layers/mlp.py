@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import Kernels
+from sapwood.kernels.interface import Kernels, PackedLinear
 from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, even_part
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.targets import Target
 
 
@@ -24,6 +26,7 @@ class GatedMLP:
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
+        scheme: LinearScheme = DENSE,
     ) -> None:
         self._kernels = kernels
         self._gate_up = ColumnParallelLinear(
@@ -33,6 +36,7 @@ class GatedMLP:
             kernels=kernels,
             device=device,
             dtype=dtype,
+            scheme=scheme,
         )
         self._down = RowParallelLinear(
             "down_proj",
@@ -43,6 +47,7 @@ class GatedMLP:
             group=group,
             device=device,
             dtype=dtype,
+            scheme=scheme,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -55,3 +60,12 @@ class GatedMLP:
     def pack(self) -> None:
         self._gate_up.linear.pack()
         self._down.linear.pack()
+
+    @property
+    def gate_up(self) -> PackedLinear:
+        """hidden -> this rank's gates, then its ups; RuntimeError before `pack`."""
+        return self._gate_up.linear.packed
+
+    @property
+    def down(self) -> PackedLinear:
+        return self._down.linear.packed

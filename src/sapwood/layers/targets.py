@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sapwood.kernels.quantized import QuantizedWeight
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -15,10 +17,13 @@ class Target:
     shape  of the whole tensor, as the checkpoint has it
     place  takes the whole tensor and copies this rank's part to where it belongs, converting dtype
            and device
+    place_blocks  takes a tensor that the checkpoint has quantised, whole and as it is; None: it is
+                  to be dequantised and given to `place`
     """
 
     shape: tuple[int, ...]
     place: Callable[[Tensor], None]
+    place_blocks: Callable[[QuantizedWeight], None] | None = None
 
 
 def prefixed(prefix: str, targets: Mapping[str, Target]) -> dict[str, Target]:

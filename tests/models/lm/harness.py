@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
+from sapwood.executor.graphs import choose_graph
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
@@ -106,11 +109,12 @@ def make_decoder(
     *,
     dtype: torch.dtype = torch.float32,
     group: Group | None = None,
+    scheme: LinearScheme = DENSE,
 ) -> Decoder:
     """A loaded and packed decoder."""
     config = DecoderConfig.from_hf(hf_config)
     build = ARCHITECTURES.get(config.architecture)
-    model = build(config, kernels, group or Group(), CPU, dtype)
+    model = build(config, kernels, group or Group(), CPU, dtype, scheme)
     load_weights(model, weights.items())
     model.finalize()
     return model
@@ -127,12 +131,19 @@ class Session:
         num_pages: int = 64,
         dtype: torch.dtype = torch.float32,
         group: Group | None = None,
+        recorded_by: Kernels | None = None,
     ) -> None:
+        """`recorded_by`: run steps as these kernels record them, not op by op."""
         self._model = model
         self._page_size = page_size
         self._kv_caches = make_kv_caches(
             model.config, num_pages=num_pages, page_size=page_size, dtype=dtype, group=group
         )
+        self._graph = None
+        if recorded_by is not None:
+            choice = choose_graph(model, recorded_by, self._kv_caches, enabled=True)
+            assert choice.is_recorded, choice.why
+            self._graph = choice.graph
         # Handed out from the end, so that a request's pages are in no convenient order.
         self._free = list(range(1, num_pages))
         self.pages: dict[str, list[int]] = {}
@@ -154,9 +165,16 @@ class Session:
                 pages.append(self._free.pop())
             requests.append(NewTokens(token_ids, computed, tuple(pages)))
             self.num_computed[name] += len(token_ids)
-        logits = self._model.compute(make_batch(requests, self._kv_caches))
+        logits = self._compute(make_batch(requests, self._kv_caches))
         sizes = [len(token_ids) for token_ids in new.values()]
         return dict(zip(new, torch.split(logits, sizes), strict=True))
+
+    def _compute(self, batch: ForwardBatch) -> Tensor:
+        if self._graph is None:
+            return self._model.compute(batch)
+        logits = self._graph.replay(batch)
+        assert logits is not None
+        return logits.clone()  # the next replay overwrites them
 
     def in_chunks(self, name: str, token_ids: Sequence[int], size: int) -> Tensor:
         """The request's tokens, `size` per step; the logits of all of them."""

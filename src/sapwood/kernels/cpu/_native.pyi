@@ -1,5 +1,7 @@
 """The compiled module. Addresses are tensors' data_ptr(); strides and sizes count elements."""
 
+from collections.abc import Sequence
+
 HEAD_DIM_STEP: int
 MAX_HEAD_DIM: int
 PANEL: int
@@ -45,8 +47,6 @@ class AttentionPlan:
         /,
     ) -> None: ...
 
-_Linear = tuple[int, int, int, int]
-
 class DecoderStep:
     def __init__(
         self,
@@ -67,11 +67,11 @@ class DecoderStep:
         embedding: int,
         cos_sin: int,
         final_norm: int,
-        lm_head: _Linear,
+        lm_head: LinearWeight,
         layers: list[
             tuple[
                 tuple[int, int, int, int, int, int],
-                tuple[_Linear, _Linear, _Linear, _Linear],
+                tuple[LinearWeight, LinearWeight, LinearWeight, LinearWeight],
             ]
         ],
         /,
@@ -107,6 +107,20 @@ def rms_norm(
 ) -> None: ...
 def silu_and_mul(
     context: Context, dtype: int, x: int, out: int, rows: int, inner: int, /
+) -> None: ...
+def argmax(context: Context, dtype: int, x: int, rows: int, columns: int, out: int, /) -> None: ...
+def sample_rows(
+    context: Context,
+    dtype: int,
+    logits: int,
+    vocab: int,
+    temperatures: Sequence[float],
+    top_ks: Sequence[int],
+    top_ps: Sequence[float],
+    min_ps: Sequence[float],
+    numbers: Sequence[float],
+    out: int,
+    /,
 ) -> None: ...
 def qk_norm_rope_write_kv(
     context: Context,
@@ -145,5 +159,40 @@ def linear(
     m: int,
     n: int,
     k: int,
+    wide: bool,
+    /,
+) -> None: ...
+
+class LinearWeight:
+    """A packed weight of any kind, or the first of a chain; see csrc/ops.h."""
+
+    n: int
+    k: int
+    out_stride: int
+    def __init__(
+        self,
+        kind: int,
+        data: int,
+        scales: int,
+        bias: int,
+        n: int,
+        k: int,
+        out_stride: int,
+        following: LinearWeight | None,
+    ) -> None: ...
+
+def packed_bytes(kind: int, n: int, k: int, /) -> int: ...
+def pack_quantized(kind: int, numbers: int, out: int, n: int, k: int, /) -> None: ...
+def quantize_q4_1(
+    context: Context, dtype: int, weights: int, blocks: int, num_blocks: int, /
+) -> None: ...
+def linear_any(
+    context: Context,
+    weight: LinearWeight,
+    dtype: int,
+    x: int,
+    x_stride: int,
+    rows: int,
+    out: int,
     /,
 ) -> None: ...

@@ -7,17 +7,23 @@ writes to: these are refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.recording import DecoderParts, RecordedStep
 from sapwood.kernels.registry import Need
 
 try:
     from sapwood.kernels.cpu import _native
+    from sapwood.kernels.cpu.memory import WeightMemory
+    from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
 except ImportError as error:
     _missing: str | None = f"the extension is not built ({error}); reinstall with a C++20 compiler"
 else:
@@ -31,7 +37,8 @@ class CpuKernels:
 
     num_threads  threads of each op, the caller included; the default is torch's number. They are
                  not torch's threads: they spin for 200 us after an op, then sleep
-    isa          "generic", "avx2", "avx512" or "avx512_bf16"; the default is the fastest usable one
+    isa          "generic", "avx2", "avx512", "avx512_vnni" or "avx512_bf16"; the default is the
+                 fastest usable one
     Raises       ValueError if this machine cannot run `isa`
     """
 
@@ -42,6 +49,7 @@ class CpuKernels:
             raise RuntimeError(_missing)
         threads = torch.get_num_threads() if num_threads is None else num_threads
         self._context = _native.Context("" if isa is None else isa, threads)
+        self._memory = WeightMemory()
 
     @staticmethod
     def why_not(need: Need) -> str | None:
@@ -75,8 +83,10 @@ class CpuKernels:
         return self._context
 
     def set_num_threads(self, num_threads: int) -> None:
-        """Raises ValueError unless num_threads is in [1, 1024]."""
+        """Torch is left with one thread: what it still computes is small, and its idle threads
+        would spin on the cores of ours. Raises ValueError unless num_threads is in [1, 1024]."""
         self._context.threads = num_threads
+        torch.set_num_threads(1)
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         if not weight.is_contiguous() or not weight.is_cpu:
@@ -218,7 +228,49 @@ class CpuKernels:
         dtype_of(weight)
         if bias is not None and (bias.dtype != weight.dtype or bias.numel() != weight.shape[0]):
             raise ValueError(f"bias {describe(bias)} does not fit weight {describe(weight)}")
-        return Linear(self._context, weight, bias)
+        return Linear(self._context, self._memory, weight, bias)
+
+    def pack_quantized_linear(
+        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear:
+        """As pack_linear: nothing of the parts is kept. Results do not depend on the number of rows
+        or threads; with int8 not on the instruction set either."""
+        return QuantizedLinear(
+            self._context, self._memory, parts, bias, dtype=dtype, code=_DTYPES[dtype]
+        )
+
+    def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
+        return quantize_weight(self._context, weight, kind, _DTYPES.get(weight.dtype))
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        dtype = dtype_of(logits)
+        rows, vocab = logits.shape
+        if vocab == 0:
+            raise ValueError(f"logits {describe(logits)} have no columns")
+        logits = logits.contiguous()
+        out = torch.empty(rows, dtype=torch.int64)
+        _native.argmax(self._context, dtype, logits.data_ptr(), rows, vocab, out.data_ptr())
+        return out
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        dtype = dtype_of(logits)
+        rows, vocab = logits.shape
+        if rows != len(draws) or vocab == 0:
+            raise ValueError(f"logits {describe(logits)} do not fit {len(draws)} draws")
+        logits = logits.contiguous()
+        out = torch.empty(rows, dtype=torch.int64)
+        _native.sample_rows(
+            self._context, dtype, logits.data_ptr(), vocab, draws.temperature, draws.top_k,
+            draws.top_p, draws.min_p, draws.numbers, out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def record(
+        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+    ) -> RecordedStep:
+        from sapwood.kernels.cpu.step import DecoderStep  # it builds on this module
+
+        return DecoderStep(self, parts, kv_caches)
 
     def plan(
         self, batch: AttentionBatch, shape: tuple[int, int, int, int, int]
@@ -242,7 +294,13 @@ class CpuKernels:
 class Linear:
     """One linear layer, its weight packed in panels (csrc/pack.h)."""
 
-    def __init__(self, context: _native.Context, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        context: _native.Context,
+        memory: WeightMemory,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> None:
         self._context = context
         self._num_out, self._num_in = weight.shape
         self._dtype = weight.dtype
@@ -253,7 +311,7 @@ class Linear:
             weight = F.pad(weight, (0, 1))
         weight = weight.contiguous()
         padded_out = -(-self._num_out // _native.PANEL) * _native.PANEL
-        self._weight = weight.new_empty((padded_out, weight.shape[1]))
+        self._weight = memory.empty((padded_out, weight.shape[1]), weight.dtype)
         _native.pack_weight(
             weight.data_ptr(), self._weight.data_ptr(), self._num_out,
             weight.shape[1] * weight.element_size() // 4,
@@ -271,16 +329,21 @@ class Linear:
         """(outputs, inputs)"""
         return self._num_out, self._num_in
 
-    def native_parts(self) -> tuple[int, int, int, int]:
-        """(weight address, bias address or 0, outputs, inputs as packed), for one-call steps."""
-        return (
-            self._weight_address,
-            self._bias_address,
-            self._num_out,
-            self._num_in + self._padding,
-        )
+    @property
+    def native_weight(self) -> _native.LinearWeight:
+        """What C++ computes this layer with; valid as long as this layer lives."""
+        return _native.LinearWeight(
+            WEIGHT_KINDS[self._dtype], self._weight_address, 0, self._bias_address,
+            self._num_out, self._num_in + self._padding, self._num_out, None,
+        )  # fmt: skip
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self._multiply(x, x.dtype)
+
+    def fp32(self, x: Tensor) -> Tensor:
+        return self._multiply(x, torch.float32)
+
+    def _multiply(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
         rows, num_in = x.shape
         if num_in != self._num_in or x.dtype != self._dtype:
             raise ValueError(
@@ -293,10 +356,11 @@ class Linear:
         x_stride, entry_stride = x.stride()
         if entry_stride != 1 or x_stride % 2 != 0:
             x, x_stride = x.contiguous(), num_in
-        out = x.new_empty((rows, self._num_out))
+        out = torch.empty((rows, self._num_out), dtype=out_dtype)
         _native.linear(
             self._context, self._code, x.data_ptr(), x_stride, self._weight_address,
             self._bias_address, out.data_ptr(), rows, self._num_out, num_in,
+            out_dtype == torch.float32,
         )  # fmt: skip
         return out
 

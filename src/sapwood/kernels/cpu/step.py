@@ -7,7 +7,6 @@ tensors cost a tenth of a small model's step, more where memory is faster.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,48 +21,9 @@ from sapwood.kernels.cpu.native import (
     dtype_of,
     page_layout,
 )
+from sapwood.kernels.cpu.quantized import QuantizedLinear
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepLayer:
-    """One layer's weights: norms [hidden], and linear layers packed by CpuKernels.
-
-    qkv             hidden -> (Hq + 2 Hk) * D
-    q_norm, k_norm  [D] or None
-    o               Hq * D -> hidden
-    gate_up         hidden -> 2 * I: the gate's outputs first
-    down            I -> hidden
-    """
-
-    input_norm: Tensor
-    qkv: PackedLinear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    o: PackedLinear
-    post_norm: Tensor
-    gate_up: PackedLinear
-    down: PackedLinear
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepModel:
-    """A decoder: embedding [vocab, hidden], layers, final_norm [hidden], lm_head hidden -> vocab.
-
-    cos_sin  [max_positions, rotary_dim] fp32, as in Kernels.qk_norm_rope_write_kv
-    scale    of the attention scores
-    """
-
-    embedding: Tensor
-    layers: Sequence[StepLayer]
-    final_norm: Tensor
-    lm_head: PackedLinear
-    cos_sin: Tensor
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    eps: float
-    scale: float
+from sapwood.kernels.recording import CannotRecord, DecoderParts
 
 
 class DecoderStep:
@@ -74,22 +34,24 @@ class DecoderStep:
     """
 
     def __init__(
-        self, kernels: CpuKernels, model: StepModel, kv_caches: Sequence[tuple[Tensor, Tensor]]
+        self, kernels: CpuKernels, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
+        if parts.num_ranks > 1:
+            raise CannotRecord(f"{parts.num_ranks} ranks add their results up between its ops")
         self._kernels = kernels
-        self._keep = (model, tuple(kv_caches))
-        embedding, cos_sin = model.embedding, model.cos_sin
+        self._keep = (parts, tuple(kv_caches))
+        embedding, cos_sin = parts.embedding, parts.cos_sin
         self._dtype = embedding.dtype
         self._vocab, hidden = embedding.shape
         if not embedding.is_contiguous():
             raise ValueError(f"embedding {describe(embedding)} must be contiguous")
         if cos_sin.dtype != torch.float32 or not cos_sin.is_contiguous():
             raise ValueError("cos_sin must be float32 and contiguous")
-        if len(kv_caches) != len(model.layers):
-            raise ValueError(f"{len(kv_caches)} KV caches for {len(model.layers)} layers")
+        if len(kv_caches) != len(parts.layers):
+            raise ValueError(f"{len(kv_caches)} KV caches for {len(parts.layers)} layers")
         layouts = {
             tuple(
-                page_layout(cache, embedding, model.num_kv_heads, model.head_dim) for cache in pair
+                page_layout(cache, embedding, parts.num_kv_heads, parts.head_dim) for cache in pair
             )
             for pair in kv_caches
         }
@@ -100,15 +62,17 @@ class DecoderStep:
         )
         if (value_pages, value_size) != (num_pages, page_size):
             raise ValueError("the key cache and the value cache differ in their layout")
-        self._shape = (model.num_heads, model.num_kv_heads, model.head_dim, page_size, num_pages)
+        self._shape = (parts.num_heads, parts.num_kv_heads, parts.head_dim, page_size, num_pages)
+        # Kept: fresh memory costs the system a fault per page, 0.5 ms per step of 32 requests.
+        self._logits = torch.empty((0, self._vocab))
         self._step = _native.DecoderStep(
             dtype_of(embedding), hidden, self._vocab, cos_sin.shape[0],
-            model.num_heads, model.num_kv_heads, model.head_dim, cos_sin.shape[1], page_size,
-            num_pages, key_stride, value_stride, model.eps, model.scale,
+            parts.num_heads, parts.num_kv_heads, parts.head_dim, cos_sin.shape[1], page_size,
+            num_pages, key_stride, value_stride, parts.eps, parts.scale,
             embedding.data_ptr(), cos_sin.data_ptr(),
-            address_of(model.final_norm, embedding, hidden, "final_norm"),
-            self._linear(model.lm_head, "lm_head", self._vocab, hidden),
-            [self._layer(model, i, pair) for i, pair in enumerate(kv_caches)],
+            address_of(parts.final_norm, embedding, hidden, "final_norm"),
+            self._linear(parts.lm_head, "lm_head", self._vocab, hidden),
+            [self._layer(parts, i, pair) for i, pair in enumerate(kv_caches)],
         )  # fmt: skip
 
     def __call__(
@@ -130,7 +94,9 @@ class DecoderStep:
         check_indices(write_index, "write_index", num_tokens)
         check_indices(logits_index, "logits_index", num_logits)
         plan = self._kernels.plan(batch, self._shape)
-        logits = torch.empty((num_logits, self._vocab), dtype=self._dtype)
+        if num_logits > self._logits.shape[0]:
+            self._logits = torch.empty((num_logits, self._vocab))
+        logits = self._logits[:num_logits]
         self._step.run(
             self._kernels.context, plan, token_ids.data_ptr(), positions.data_ptr(),
             write_index.data_ptr(), num_tokens, logits_index.data_ptr(), num_logits,
@@ -139,17 +105,19 @@ class DecoderStep:
         return logits
 
     def _layer(
-        self, model: StepModel, index: int, caches: tuple[Tensor, Tensor]
+        self, parts: DecoderParts, index: int, caches: tuple[Tensor, Tensor]
     ) -> tuple[
         tuple[int, int, int, int, int, int],
-        tuple[_native._Linear, _native._Linear, _native._Linear, _native._Linear],
+        tuple[
+            _native.LinearWeight, _native.LinearWeight, _native.LinearWeight, _native.LinearWeight
+        ],
     ]:
         """One layer's addresses, checked."""
-        layer, like, head_dim = model.layers[index], model.embedding, model.head_dim
+        layer, like, head_dim = parts.layers[index], parts.embedding, parts.head_dim
         hidden = like.shape[1]
-        heads = model.num_heads * head_dim
-        kv_heads = model.num_kv_heads * head_dim
-        inner = layer.down.sizes[1] if isinstance(layer.down, Linear) else 0
+        heads = parts.num_heads * head_dim
+        kv_heads = parts.num_kv_heads * head_dim
+        inner = _native_form(layer.down, "down").sizes[1]
         return (
             (
                 address_of(layer.input_norm, like, hidden, "input_norm"),
@@ -169,14 +137,20 @@ class DecoderStep:
 
     def _linear(
         self, layer: PackedLinear, name: str, num_out: int, num_in: int
-    ) -> tuple[int, int, int, int]:
-        if not isinstance(layer, Linear):
-            raise ValueError(f"{name} was not packed by CpuKernels but is a {type(layer).__name__}")
+    ) -> _native.LinearWeight:
+        layer = _native_form(layer, name)
         if layer.sizes != (num_out, num_in) or layer.dtype != self._dtype:
             raise ValueError(
                 f"{name} is {list(layer.sizes)} {layer.dtype} but must be "
                 f"[{num_out}, {num_in}] {self._dtype}"
             )
-        if layer.native_parts()[3] != num_in:
-            raise ValueError(f"{name} has {num_in} inputs; a bf16 step needs an even number")
-        return layer.native_parts()
+        weight = layer.native_weight
+        if weight.k != num_in:
+            raise CannotRecord(f"{name} has {num_in} inputs; a bf16 step needs an even number")
+        return weight
+
+
+def _native_form(layer: PackedLinear, name: str) -> Linear | QuantizedLinear:
+    if not isinstance(layer, Linear | QuantizedLinear):
+        raise CannotRecord(f"{name} is a {type(layer).__name__}, which has no native form")
+    return layer

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
 from sapwood.kernels.registry import Need
 
 
@@ -17,10 +22,11 @@ class _Linear:
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self.fp32(x).to(x.dtype)
+
+    def fp32(self, x: Tensor) -> Tensor:
         out = x.float() @ self.weight.float().T
-        if self.bias is not None:
-            out = out + self.bias.float()
-        return out.to(x.dtype)
+        return out if self.bias is None else out + self.bias.float()
 
 
 class ReferenceKernels:
@@ -113,6 +119,31 @@ class ReferenceKernels:
     def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         return _Linear(weight, bias)
 
+    def pack_quantized_linear(
+        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear:
+        return QuantizedLinear(tuple(parts), bias)
+
+    def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
+        return quantize(weight, kind)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=-1)
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        chosen = [
+            _draw(row.double() / draws.temperature[i], draws, i) for i, row in enumerate(logits)
+        ]
+        return torch.tensor(chosen, dtype=torch.int64, device=logits.device)
+
+    def record(
+        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+    ) -> RecordedStep:
+        raise CannotRecord("the reference's ops are called one by one")
+
+    def set_num_threads(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+
 
 def _rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Rotate the first R entries of each head; x [T, H, D], cos_sin [T, R] fp32."""
@@ -122,3 +153,15 @@ def _rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
     rotated = (first * cos - second * sin, second * cos + first * sin, rest)
     return torch.cat(rotated, dim=-1).to(x.dtype)
+
+
+def _draw(logits: Tensor, draws: Draws, index: int) -> int:
+    """One token of logits [vocab], which are divided by the temperature already."""
+    probs, ids = torch.softmax(logits, dim=-1).sort(descending=True, stable=True)
+    if draws.top_k[index] != -1:
+        probs = probs[: draws.top_k[index]]
+    before = probs.cumsum(-1) - probs
+    probs = probs[(before < draws.top_p[index] * probs.sum()) | (draws.top_p[index] >= 1.0)]
+    probs = probs[probs >= draws.min_p[index] * probs[0]]
+    sums = probs.cumsum(-1)
+    return int(ids[int((sums <= draws.numbers[index] * sums[-1]).sum().clamp(max=len(sums) - 1))])

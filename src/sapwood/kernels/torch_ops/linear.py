@@ -29,6 +29,9 @@ class _Plain:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
+    def fp32(self, x: Tensor) -> Tensor:
+        return self(x).float()  # torch rounds its products to x's dtype
+
 
 @dataclass(frozen=True, slots=True)
 class _Prepacked:
@@ -43,6 +46,9 @@ class _Prepacked:
         )
         return out
 
+    def fp32(self, x: Tensor) -> Tensor:
+        return self(x).float()  # oneDNN rounds its products to x's dtype
+
 
 @dataclass(frozen=True, slots=True)
 class _Widened:
@@ -51,7 +57,10 @@ class _Widened:
     wide: PackedLinear
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.wide(x.float()).to(x.dtype)
+        return self.fp32(x).to(x.dtype)
+
+    def fp32(self, x: Tensor) -> Tensor:
+        return self.wide(x.float())
 
 
 def cpu_multiplies(dtype: torch.dtype) -> bool:

@@ -5,14 +5,21 @@ cores with AVX-512 BF16, hidden size 576."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops.attention import PagedAttention
 from sapwood.kernels.torch_ops.linear import pack
+from sapwood.kernels.torch_ops.sampling import sample
 
 
 class TorchKernels:
@@ -87,6 +94,30 @@ class TorchKernels:
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         return pack(weight, bias)
+
+    def pack_quantized_linear(
+        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear:
+        """Computes with dequantised weights and x as it is: as exact as the weights are, and as
+        large and slow as a model of `dtype`."""
+        return pack(torch.cat([part.dequantized(dtype) for part in parts]), bias)
+
+    def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
+        return quantize(weight, kind)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=-1)
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        return sample(logits, draws)
+
+    def record(
+        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+    ) -> RecordedStep:
+        raise CannotRecord("torch's ops are called one by one")
+
+    def set_num_threads(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
 
 
 def _norm_heads(

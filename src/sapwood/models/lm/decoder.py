@@ -15,11 +15,14 @@ from torch import Tensor
 
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
-from sapwood.layers.attention import Attention, HeadLayout
+from sapwood.kernels.recording import DecoderParts, LayerParts
+from sapwood.layers.attention import Attention, AttentionParts, HeadLayout
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.mlp import GatedMLP
 from sapwood.layers.norm import RMSNorm
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.rotary import cos_sin_table
 from sapwood.layers.targets import Target, prefixed
 from sapwood.models.config import DecoderConfig
@@ -53,6 +56,7 @@ class DecoderLayer:
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
+        scheme: LinearScheme,
     ) -> None:
         eps = config.rms_norm_eps
         norm = partial(
@@ -76,6 +80,7 @@ class DecoderLayer:
             group=group,
             device=device,
             dtype=dtype,
+            scheme=scheme,
         )
         self._mlp = GatedMLP(
             config.hidden_size,
@@ -85,6 +90,7 @@ class DecoderLayer:
             group=group,
             device=device,
             dtype=dtype,
+            scheme=scheme,
         )
 
     def __call__(
@@ -110,6 +116,23 @@ class DecoderLayer:
         self._attention.pack()
         self._mlp.pack()
 
+    def attention_parts(self) -> AttentionParts:
+        return self._attention.parts()
+
+    def parts(self) -> LayerParts:
+        """What this layer is made of on this rank; RuntimeError before `pack`."""
+        attention = self._attention.parts()
+        return LayerParts(
+            input_norm=self._before_attention.weight,
+            qkv=attention.qkv,
+            q_norm=attention.q_norm,
+            k_norm=attention.k_norm,
+            o=attention.o,
+            post_norm=self._before_mlp.weight,
+            gate_up=self._mlp.gate_up,
+            down=self._mlp.down,
+        )
+
 
 class Decoder(ABC):
     """Token ids to logits.
@@ -130,9 +153,13 @@ class Decoder(ABC):
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
+        scheme: LinearScheme = DENSE,
     ) -> None:
-        """Raises ConfigError if the sizes do not divide by the group's."""
+        """`scheme` stores the weights of all linear layers, the output layer's among them.
+
+        Raises ConfigError if the sizes do not divide by the group's, or do not fit the scheme."""
         self.config = config
+        self._group = group
         recipe = self.recipe(config)
         cos_sin = cos_sin_table(
             config.rope,
@@ -158,6 +185,7 @@ class Decoder(ABC):
                 group=group,
                 device=device,
                 dtype=dtype,
+                scheme=scheme,
             )
             for index in range(config.num_layers)
         )
@@ -172,6 +200,7 @@ class Decoder(ABC):
             group=group,
             device=device,
             dtype=dtype,
+            scheme=scheme,
         )
 
     @staticmethod
@@ -188,7 +217,7 @@ class Decoder(ABC):
         return self._norm(x) if residual is None else self._norm.add(x, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [S, hidden] -> [S, vocab], in the model's dtype"""
+        """hidden [S, hidden] -> [S, vocab], in fp32"""
         return self._lm_head(hidden)
 
     def compute(self, batch: ForwardBatch) -> Tensor:
@@ -214,3 +243,22 @@ class Decoder(ABC):
         for layer in self._layers:
             layer.pack()
         self._lm_head.pack()
+
+    def parts(self) -> DecoderParts:
+        """What the model is made of on this rank, for kernels that run its step in one call.
+
+        RuntimeError before `finalize`."""
+        attention = self._layers[0].attention_parts()
+        return DecoderParts(
+            embedding=self._embedding.weight,
+            layers=[layer.parts() for layer in self._layers],
+            final_norm=self._norm.weight,
+            lm_head=self._lm_head.packed,
+            cos_sin=attention.cos_sin,
+            num_heads=attention.num_heads,
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=self.config.head_dim,
+            eps=self.config.rms_norm_eps,
+            scale=attention.scale,
+            num_ranks=self._group.size,
+        )

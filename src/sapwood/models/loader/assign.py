@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
+from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.layers.targets import Target
 
 _NAMED_AT_MOST = 20
@@ -38,8 +40,11 @@ class LoadReport:
     ignored: tuple[str, ...]
 
 
-def load_weights(model: Loadable, weights: Iterable[tuple[str, Tensor]]) -> LoadReport:
-    """Place every tensor where the model wants it; one at a time is held.
+def load_weights(
+    model: Loadable, weights: Iterable[tuple[str, Tensor | QuantizedWeight]]
+) -> LoadReport:
+    """Place every tensor where the model wants it; one at a time is held. Quantised ones go as they
+    are to the layers that take them so, and dequantised to the others.
 
     Raises WeightError if tensors are missing, unexpected, given twice or of the wrong shape, naming
     them all (up to 20 of each kind). The model is then half filled and must not be used.
@@ -62,8 +67,7 @@ def load_weights(model: Loadable, weights: Iterable[tuple[str, Tensor]]) -> Load
         else:
             placed.add(name)
             if tuple(tensor.shape) == target.shape:
-                target.place(tensor)
-                num_bytes += tensor.numel() * tensor.element_size()
+                num_bytes += _place(target, tensor)
             else:
                 expected = list(target.shape)
                 misshapen.append(f"{name} (is {list(tensor.shape)}, must be {expected})")
@@ -77,6 +81,18 @@ def load_weights(model: Loadable, weights: Iterable[tuple[str, Tensor]]) -> Load
         }
     )
     return LoadReport(num_tensors=len(placed), num_bytes=num_bytes, ignored=tuple(ignored))
+
+
+def _place(target: Target, tensor: Tensor | QuantizedWeight) -> int:
+    """Returns the bytes that the tensor has in the checkpoint."""
+    if isinstance(tensor, Tensor):
+        target.place(tensor)
+        return tensor.numel() * tensor.element_size()
+    if target.place_blocks is None:
+        target.place(tensor.dequantized(torch.float32))
+    else:
+        target.place_blocks(tensor)
+    return tensor.num_bytes
 
 
 def _refuse_mistakes(mistakes: Mapping[str, Sequence[str]]) -> None:

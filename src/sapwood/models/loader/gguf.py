@@ -1,4 +1,4 @@
-"""Tensors of GGUF files, dequantised.
+"""Tensors of GGUF files, dequantised or as the blocks that they are.
 
 The table of tensors comes from tensors.json, which models.store.prepare wrote. A matrix is turned
 into 32-bit floats piece by piece, and each piece is cast into the tensor that is handed out while
@@ -9,6 +9,7 @@ numpy spend their time handing the interpreter's lock around.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from sapwood.base.errors import WeightError
+from sapwood.kernels.quantized import BLOCK_BYTES, QuantizedWeight
 from sapwood.models.store.files import ModelFiles
 
 PIECE_NUMBERS = 1 << 17
@@ -50,6 +52,8 @@ LAYER_NAMES: Mapping[str, str] = {
 CONFIGURATION = frozenset({"rope_freqs.weight"})
 """Tensors that models.store read into config.json; they are no weights."""
 
+log = logging.getLogger(__name__)
+
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _Bytes = npt.NDArray[np.uint8]
 
@@ -75,6 +79,36 @@ def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.
     mapped = [np.memmap(path, dtype=np.uint8, mode="r") for path in files.weights]
     for stored in _table(files):
         yield stored.name, _tensor(_rows(mapped[stored.file], stored, files), stored, dtype)
+
+
+def iterate_blocks(
+    files: ModelFiles, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor | QuantizedWeight]]:
+    """As `iterate`, but matrices of types that kernels have (kernels/quantized.py) as they are.
+
+    The log says which types had to be dequantised."""
+    mapped = [np.memmap(path, dtype=np.uint8, mode="r") for path in files.weights]
+    dequantised: dict[str, list[str]] = {}
+    for stored in _table(files):
+        data = _rows(mapped[stored.file], stored, files)
+        kind = stored.type.lower()
+        if kind in BLOCK_BYTES and len(stored.shape) == 2:
+            blocks = torch.from_numpy(np.array(data)).view(stored.shape[0], -1)
+            yield stored.name, QuantizedWeight(kind, (stored.shape[0], stored.shape[1]), blocks)
+            continue
+        if stored.type not in _FLOATS:
+            dequantised.setdefault(stored.type, []).append(stored.name)
+        yield stored.name, _tensor(data, stored, dtype)
+    for type_name, names in dequantised.items():
+        log.warning(
+            "%d tensors of %s are of type %s, which no kernel computes with; they are served as %s "
+            "(first: %s)",
+            len(names),
+            files.name,
+            type_name,
+            str(dtype).removeprefix("torch."),
+            names[0],
+        )
 
 
 def hf_name(name: str) -> str | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from sapwood.base.errors import WeightError
+from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.models.loader import gguf, pt, safetensors
 from sapwood.models.store.files import ModelFiles, detect_format
 
-__all__ = ["detect_format", "iterate_weights"]
+__all__ = ["detect_format", "iterate_blocks", "iterate_weights"]
 
-_READERS: Mapping[str, Callable[[ModelFiles, torch.dtype], Iterator[tuple[str, torch.Tensor]]]] = {
+_READERS: Mapping[str, Callable[[ModelFiles, torch.dtype], Iterator[tuple[str, Tensor]]]] = {
     "safetensors": safetensors.iterate,
     "gguf": gguf.iterate,
     "pt": pt.iterate,
@@ -21,7 +23,7 @@ _READERS: Mapping[str, Callable[[ModelFiles, torch.dtype], Iterator[tuple[str, t
 
 def iterate_weights(
     files: ModelFiles, *, load_format: str = "auto", dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint, once, as (name, tensor on the CPU).
 
     Names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"). Tensors of 16 and more bits
@@ -34,6 +36,25 @@ def iterate_weights(
     Raises       WeightError, naming the file and the tensor, for a shard that is missing or damaged
                  or does not hold what the index says
     """
+    return _READERS[_checked_format(files, load_format)](files, dtype)
+
+
+def iterate_blocks(
+    files: ModelFiles, *, load_format: str = "auto", dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+    """As `iterate_weights`, but quantised matrices come as they are where kernels can use them so.
+
+    Raises WeightError also if the format has no such matrices."""
+    wanted = _checked_format(files, load_format)
+    if wanted != "gguf":
+        raise WeightError(
+            f"{files.name} has {wanted} weights, and only GGUF files hold quantised blocks; "
+            "use --quantization w4a8 or w8a8_int8, which quantise while loading"
+        )
+    return gguf.iterate_blocks(files, dtype)
+
+
+def _checked_format(files: ModelFiles, load_format: str) -> str:
     wanted = files.weight_format if load_format == "auto" else load_format
     if wanted != files.weight_format or wanted not in _READERS:
         raise WeightError(
@@ -48,4 +69,4 @@ def iterate_weights(
             f"weight files of {files.name} are missing: {', '.join(missing)}; "
             f"download the model again"
         )
-    return _READERS[wanted](files, dtype)
+    return wanted

@@ -21,6 +21,11 @@ class ExecutionConfig:
     kernels: str | None = option(
         None, "Use only this implementation of the ops; default: the fastest that can."
     )
+    disable_graphs: bool = option(
+        False,
+        "Call a step's ops one by one, also where the kernels can run it in one call.",
+        aliases=("disable-cuda-graph",),
+    )
     skip_server_warmup: bool = option(False, "Answer the first request without a warm-up step.")
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from sapwood.schema.config.options import check_options, option
 
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "pt", "dummy")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("w8a8_int8", "w4a8", "gguf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,12 @@ class ModelConfig:
         choices=LOAD_FORMATS,
     )
     dtype: str = option("auto", "Data type of weights, activations and KV cache.", choices=DTYPES)
+    quantization: str | None = option(
+        None,
+        "Numbers of the linear layers' weights: w8a8_int8 and w4a8 quantise while loading, gguf "
+        "takes the file's own blocks; default: the data type.",
+        choices=QUANTIZATIONS,
+    )
     context_length: int | None = option(
         None,
         "Prompt and output tokens of one request at most; default: the model's.",

@@ -15,6 +15,8 @@ from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.scheduler import SchedulerConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "gguf": 0.625}
+"""Per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
 DEFAULT_PAGE_SIZE = 16
 DEFAULT_POOL_FRACTION = 0.25
 """Share of the free memory that the KV pool takes on a CPU, where other programs live too."""
@@ -49,6 +51,8 @@ class ModelFacts:
     max_context_length  tokens that its positions reach
     dtype           data type of its checkpoint
     num_parameters  weights, counted once where they are tied
+    num_embedding_parameters  of them, those of the token embedding, which is not quantised
+    weight_format   of its files: "safetensors", "gguf", …; "dummy" for random weights
     kv_values_per_token  keys and values of all layers, in elements
     """
 
@@ -58,6 +62,8 @@ class ModelFacts:
     dtype: str
     num_parameters: int
     kv_values_per_token: int
+    num_embedding_parameters: int = 0
+    weight_format: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,9 @@ def _resolve_model(
     if dtype == "auto":
         dtype, reason = _choose_dtype(model.dtype, execution, machine)
         decisions.append(Decision("dtype", dtype, reason))
+    if asked.quantization is not None:
+        reason = _check_quantization(asked.quantization, dtype, model)
+        decisions.append(Decision("quantization", asked.quantization, reason))
     length = asked.context_length
     if length is None:
         length = model.context_length
@@ -137,6 +146,34 @@ def _choose_dtype(
     if checkpoint == "float32":
         return "bfloat16", "half the bytes of the checkpoint's float32"
     return checkpoint, "the checkpoint's own"
+
+
+def _check_quantization(quantization: str, dtype: str, model: ModelFacts) -> str:
+    """What it means for this model, in words; ConfigError if it cannot be."""
+    if dtype == "float16":
+        raise ConfigError(
+            f"--quantization {quantization} computes with bfloat16 or float32 activations, not "
+            "with float16; use --dtype bfloat16"
+        )
+    if quantization == "gguf" and model.weight_format != "gguf":
+        raise ConfigError(
+            f"--quantization gguf uses the blocks of a GGUF file, but the weights of {model.name} "
+            f"are {model.weight_format or 'of another format'}; use --quantization w4a8 or "
+            "w8a8_int8, which quantise while loading"
+        )
+    return {
+        "w8a8_int8": "asked for; int8 weights and activations, the output layer in Q8_0 blocks",
+        "w4a8": "asked for; 4-bit weights, the output layer in Q8_0 blocks, int8 activations",
+        "gguf": "asked for; the file's own blocks, int8 activations",
+    }[quantization]
+
+
+def _weight_bytes(model_config: ModelConfig, model: ModelFacts) -> int:
+    size = DTYPE_BYTES[model_config.dtype]
+    if model_config.quantization is None:
+        return model.num_parameters * size
+    quantized = QUANTIZED_BYTES[model_config.quantization]
+    return int(model.num_parameters * quantized) + model.num_embedding_parameters * size
 
 
 def _resolve_memory(
@@ -188,7 +225,7 @@ def _choose_pool(
     model: ModelFacts,
     token_bytes: int,
 ) -> tuple[int, str]:
-    weight_bytes = model.num_parameters * DTYPE_BYTES[model_config.dtype]
+    weight_bytes = _weight_bytes(model_config, model)
     fraction = asked.mem_fraction_static
     if fraction is not None:
         pool_bytes = int(machine.memory_bytes * fraction) - weight_bytes

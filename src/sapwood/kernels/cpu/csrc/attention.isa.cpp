@@ -16,6 +16,8 @@ namespace {
 
 constexpr float kMinusInfinity = -__builtin_inff();
 constexpr std::size_t kAlign = 64;
+constexpr int kTilesAhead = 4;  // fetched before they are used, for tasks that memory limits
+constexpr std::int64_t kTasksForLookahead = 8;    // per thread; fewer would not end together
 constexpr std::int64_t kEntriesPerThread = 8192;  // of keys, times query rows
 
 constexpr std::size_t aligned(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -25,8 +27,8 @@ template <class T>
 struct Scratch {
   float* out;           // [rows, D] unnormalised
   float* scores;        // [rows, kKeyTile]
-  float* max;           // [rows]
-  float* total;         // [rows]
+  float* max;           // [rows] of the scaled scores, as powers of 2
+  float* total;         // [rows, W] to be added up at the end
   T* q;                 // [rows, D]
   T* probabilities;     // [rows, kKeyTile]
   std::uint32_t* keys;  // [D / per_lane, kKeyTile] lanes
@@ -45,7 +47,7 @@ struct Scratch {
     cut(out, rows_ * d_);
     cut(scores, rows_ * kKeyTile);
     cut(max, rows_);
-    cut(total, rows_);
+    cut(total, rows_ * W);
     cut(q, rows_ * d_);
     cut(probabilities, rows_ * kKeyTile);
     cut(keys, d_ / Pack<T>::per_lane * kKeyTile);
@@ -60,14 +62,16 @@ class Attention {
  public:
   Attention(const AttentionArgs& args, std::byte* scratch)
       : a_(args), s_(scratch, args.rows_per_tile, args.head_dim), d_(args.head_dim),
-        group_(args.num_heads / args.num_kv_heads) {}
+        group_(args.num_heads / args.num_kv_heads), scale_(args.scale * 1.44269504f) {}
 
-  void run(const AttentionTask& task) {
+  // `next`: the task that this thread runs after it, or null if that is not known.
+  void run(const AttentionTask& task, const AttentionTask* next) {
     task_ = &task;
+    next_ = next;
     rows_ = task.num_queries * group_;
     for (int r = 0; r < rows_; r++) {
       s_.max[r] = kMinusInfinity;
-      s_.total[r] = 0.0f;
+      store(s_.total + r * W, VF{});
     }
     __builtin_memset(s_.out, 0, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
     if (task.num_queries == 1 && group_ <= kRowKernelRows) {
@@ -90,9 +94,10 @@ class Attention {
   }
 
   // Where the rows of tokens [begin, begin + n) lie in the key and in the value cache.
-  void locate(std::int64_t begin, int n, std::int64_t* key_rows, std::int64_t* value_rows) const {
-    const std::int32_t* pages = a_.page_table + task_->request * a_.page_table_stride;
-    const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * a_.page_size;
+  void locate(const AttentionTask& task, std::int64_t begin, int n, std::int64_t* key_rows,
+              std::int64_t* value_rows) const {
+    const std::int32_t* pages = a_.page_table + task.request * a_.page_table_stride;
+    const std::int64_t head = static_cast<std::int64_t>(task.kv_head) * a_.page_size;
     std::int64_t index = begin / a_.page_size, offset = begin % a_.page_size;
     for (int t = 0; t < n; index++, offset = 0) {
       const std::int64_t page = pages[index];
@@ -108,7 +113,9 @@ class Attention {
   const T* key(std::int64_t offset) const { return static_cast<const T*>(a_.keys) + offset; }
   const T* value(std::int64_t offset) const { return static_cast<const T*>(a_.values) + offset; }
 
-  void prefetch_row(const T* row) const {
+  // Inlined by force: a function that only prefetches has no effect that GCC knows of, and calls to
+  // it are dropped.
+  __attribute__((always_inline)) void prefetch_row(const T* row) const {
     const char* p = reinterpret_cast<const char*>(row);
     const int bytes = d_ * static_cast<int>(sizeof(T));
     for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
@@ -123,26 +130,26 @@ class Attention {
     VF top = splat(kMinusInfinity);
     for (int i = 0; i < padded; i += W) top = vmax(top, load(score + i));
     const float old_max = s_.max[row];
-    const float tile_max = maximum(top) * a_.scale;
+    const float tile_max = maximum(top) * scale_;
     const float new_max = tile_max > old_max ? tile_max : old_max;
     if (new_max == kMinusInfinity) {  // every key of the tile is masked for this row
       for (int i = 0; i < padded; i += W) store(probability + i, VF{});
       return;
     }
-    VF total{};
-    for (int i = 0; i < padded; i += W) {
-      const VF p = vexp(load(score + i) * splat(a_.scale) - splat(new_max));
-      store(probability + i, p);
-      total = total + p;
-    }
+    VF total = load(s_.total + row * W);
     if (new_max > old_max) {
-      const float factor = exp1(old_max - new_max);
-      s_.total[row] *= factor;
+      const float factor = exp2_1(old_max - new_max);
+      total = total * splat(factor);
       float* out = s_.out + row * d_;
       for (int i = 0; i < d_; i += W) store(out + i, load(out + i) * splat(factor));
       s_.max[row] = new_max;
     }
-    s_.total[row] += sum(total);
+    for (int i = 0; i < padded; i += W) {
+      const VF p = vexp2(load(score + i) * splat(scale_) - splat(new_max));
+      store(probability + i, p);
+      total = total + p;
+    }
+    store(s_.total + row * W, total);
   }
 
   // ---- few rows ----
@@ -150,36 +157,54 @@ class Attention {
   void run_rows() {
     std::int64_t* key_rows = s_.rows;
     std::int64_t* value_rows = s_.rows + kKeyTile;
-    std::int64_t* next_keys = s_.rows + 2 * kKeyTile;
-    std::int64_t* next_values = s_.rows + 3 * kKeyTile;
     const T* q = query(0);  // the heads of a group are neighbours: [group, D]
-    int n = tile_length(task_->kv_begin);
-    locate(task_->kv_begin, n, key_rows, value_rows);
+    if (ahead_task_ != task_) {  // nobody has fetched anything of this task
+      ahead_task_ = task_;
+      ahead_ = task_->kv_begin;
+      for (int i = 0; i < kTilesAhead; i++) prefetch_rows(0, find_ahead());
+    }
     for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
-      const int next_n = tile_length(begin + kKeyTile);
-      locate(begin + kKeyTile, next_n, next_keys, next_values);
-      score_rows(q, key_rows, n, next_keys, next_n);
+      const int n = tile_length(*task_, begin);
+      locate(*task_, begin, n, key_rows, value_rows);
+      score_rows(q, key_rows, n, find_ahead());
       constexpr int pack = Pack<T>::per_lane;
       const int padded = (n + W - 1) / W * W;
       for (int row = 0; row < rows_; row++) soften(row, n, padded);
       if (n % pack != 0) value_rows[n] = value_rows[n - 1];  // its probability is 0
-      add_values(value_rows, (n + pack - 1) / pack, next_values, next_n);
-      std::int64_t* keep = key_rows;
-      key_rows = next_keys, next_keys = keep;
-      keep = value_rows, value_rows = next_values, next_values = keep;
-      n = next_n;
+      add_values(value_rows, (n + pack - 1) / pack);
     }
   }
 
-  int tile_length(std::int64_t begin) const {
-    return static_cast<int>(most(0, least(kKeyTile, task_->kv_end - begin)));
+  // Finds the rows of the tile to fetch next, of this task or the one after it; how many they are.
+  int find_ahead() {
+    if (ahead_ >= ahead_task_->kv_end && ahead_task_ == task_ && next_ != nullptr && next_->num_queries == 1) {
+      ahead_task_ = next_;
+      ahead_ = next_->kv_begin;
+    }
+    const int n = tile_length(*ahead_task_, ahead_);
+    locate(*ahead_task_, ahead_, n, s_.rows + 2 * kKeyTile, s_.rows + 3 * kKeyTile);
+    ahead_ += kKeyTile;
+    return n;
   }
 
-  void score_rows(const T* q, const std::int64_t* rows, int n, const std::int64_t* next, int next_n) {
+  // Rows [first, last) of the tile found ahead.
+  __attribute__((always_inline)) void prefetch_rows(int first, int last) const {
+    for (int i = first; i < last; i++) {
+      prefetch_row(key(s_.rows[2 * kKeyTile + i]));
+      prefetch_row(value(s_.rows[3 * kKeyTile + i]));
+    }
+  }
+
+  static int tile_length(const AttentionTask& task, std::int64_t begin) {
+    return static_cast<int>(most(0, least(kKeyTile, task.kv_end - begin)));
+  }
+
+  // Fetches the tile found ahead on the way.
+  void score_rows(const T* q, const std::int64_t* rows, int n, int num_ahead) {
     constexpr int step = W * Pack<T>::per_lane;
     int t = 0;
     for (; t + 4 <= n; t += 4) {
-      for (int i = t; i < t + 4 && i < next_n; i++) prefetch_row(key(next[i]));
+      prefetch_rows(t, static_cast<int>(least(t + 4, num_ahead)));
       const T *k0 = key(rows[t]), *k1 = key(rows[t + 1]), *k2 = key(rows[t + 2]),
               *k3 = key(rows[t + 3]);
       for (int row = 0; row < rows_; row++) {
@@ -196,6 +221,7 @@ class Attention {
         __builtin_memcpy(s_.scores + row * kKeyTile + t, &four, sizeof(four));
       }
     }
+    prefetch_rows(t, num_ahead);
     for (; t < n; t++) {
       for (int row = 0; row < rows_; row++) {
         VF s0{};
@@ -207,8 +233,7 @@ class Attention {
     }
   }
 
-  void add_values(const std::int64_t* rows, int pairs, const std::int64_t* next, int next_n) {
-    for (int i = 0; i < next_n; i++) prefetch_row(value(next[i]));
+  void add_values(const std::int64_t* rows, int pairs) {
     int row = 0;
     for (; row + 4 <= rows_; row += 4) add_values_to<4>(rows, pairs, row);
     switch (rows_ - row) {
@@ -267,8 +292,8 @@ class Attention {
       __builtin_memcpy(s_.q + row * d_, query(row), sizeof(T) * static_cast<std::size_t>(d_));
     }
     for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
-      const int n = tile_length(begin);
-      locate(begin, n, s_.rows, s_.rows + kKeyTile);
+      const int n = tile_length(*task_, begin);
+      locate(*task_, begin, n, s_.rows, s_.rows + kKeyTile);
       pack_keys(n);
       pack_values(n);
       constexpr int pack = Pack<T>::per_lane;
@@ -317,7 +342,7 @@ class Attention {
   void write_out() {
     for (int row = 0; row < rows_; row++) {
       const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * group_ + row % group_;
-      write_row(s_.out + row * d_, s_.total[row], out_row(task_->first_row + row / group_, head));
+      write_row(s_.out + row * d_, sum(load(s_.total + row * W)), out_row(task_->first_row + row / group_, head));
     }
   }
 
@@ -333,7 +358,7 @@ class Attention {
   void write_partial() {
     float* to = partial(task_->partial);
     __builtin_memcpy(to, s_.max, sizeof(float) * static_cast<std::size_t>(rows_));
-    __builtin_memcpy(to + rows_, s_.total, sizeof(float) * static_cast<std::size_t>(rows_));
+    for (int row = 0; row < rows_; row++) to[rows_ + row] = sum(load(s_.total + row * W));
     __builtin_memcpy(to + 2 * rows_, s_.out, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
   }
 
@@ -351,7 +376,7 @@ class Attention {
       float total = 0.0f;
       for (int i = 0; i < m.num_partials; i++) {
         const float* part = partial(m.first_partial + i);
-        const float factor = exp1(part[row] - top);
+        const float factor = exp2_1(part[row] - top);
         total += part[rows + row] * factor;
         const float* from = part + 2 * rows + row * d_;
         for (int d = 0; d < d_; d += W) store(out + d, load(from + d) * splat(factor) + load(out + d));
@@ -365,7 +390,11 @@ class Attention {
   const AttentionArgs& a_;
   Scratch<T> s_;
   const int d_, group_;
+  const float scale_;  // of scores, such that probabilities are powers of 2
   const AttentionTask* task_ = nullptr;
+  const AttentionTask* next_ = nullptr;
+  const AttentionTask* ahead_task_ = nullptr;  // whose keys and values are fetched up to ahead_
+  std::int64_t ahead_ = 0;
   int rows_ = 0;
 };
 
@@ -376,7 +405,17 @@ void attend(const AttentionArgs& a) {
   std::int64_t next_task = 0, next_merge = 0;
   run_parallel(a.team, least(threads, a.num_tasks), [&](int thread) {
     Attention<T> attention(a, a.scratch + static_cast<std::size_t>(thread) * a.scratch_stride);
-    for (std::int64_t i; (i = take(&next_task)) < a.num_tasks;) attention.run(a.tasks[i]);
+    if (a.num_tasks < kTasksForLookahead * threads) {
+      for (std::int64_t i; (i = take(&next_task)) < a.num_tasks;) attention.run(a.tasks[i], nullptr);
+      return;
+    }
+    // Many short tasks: what the next one reads first is fetched during the one before.
+    std::int64_t next = take(&next_task);
+    while (next < a.num_tasks) {
+      const std::int64_t i = next;
+      next = take(&next_task);
+      attention.run(a.tasks[i], next < a.num_tasks ? a.tasks + next : nullptr);
+    }
   });
   run_parallel(a.team, least(threads, a.num_merges), [&](int thread) {
     Attention<T> attention(a, a.scratch + static_cast<std::size_t>(thread) * a.scratch_stride);

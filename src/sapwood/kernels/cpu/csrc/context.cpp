@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "pack.h"
+#include "quantized.h"
 
 namespace sapwood {
 
@@ -18,6 +19,8 @@ std::vector<const Ops*> usable_ops() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!has_avx512) return usable;
   usable.push_back(&avx512::ops);
+  if (!__builtin_cpu_supports("avx512vnni")) return usable;
+  usable.push_back(&avx512_vnni::ops);
   if (__builtin_cpu_supports("avx512bf16")) usable.push_back(&avx512_bf16::ops);
 #endif
   return usable;
@@ -63,6 +66,50 @@ void Context::linear(LinearArgs args, DType dtype) {
   args.scratch = reinterpret_cast<float*>(scratch.at_least(floats * sizeof(float)));
   args.team = team();
   ops_->linear(dtype, args);
+}
+
+void Context::linear(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
+                     std::int64_t rows, void* out) {
+  if (rows == 0) return;
+  if (weight.kind == WeightKind::f32 || weight.kind == WeightKind::bf16) {
+    const DType own = weight.kind == WeightKind::f32 ? DType::f32 : DType::bf16;
+    if (dtype != own || weight.next != nullptr || weight.out_stride != weight.n) {
+      throw std::invalid_argument("a dense weight needs x of its own dtype and makes whole rows");
+    }
+    linear({x, x_stride, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}}, dtype);
+    return;
+  }
+  std::byte* begin = static_cast<std::byte*>(out);
+  for (const LinearWeight* part = &weight; part != nullptr; part = part->next) {
+    const std::int64_t bytes = quantized_scratch(part->kind, rows, part->k, threads_);
+    const QuantizedArgs args{x, x_stride, part, begin, rows,
+                             scratch.at_least(static_cast<std::size_t>(bytes)), team()};
+    (is_grouped(part->kind) ? ops_->linear_grouped : ops_->linear_int8)(dtype, args);
+    begin += part->n * (dtype == DType::f32 ? 4 : 2);
+  }
+}
+
+void Context::linear_fp32(const LinearWeight& weight, DType dtype, const void* x,
+                          std::int64_t x_stride, std::int64_t rows, float* out) {
+  if (rows == 0) return;
+  if (dtype == DType::f32) {
+    linear(weight, dtype, x, x_stride, rows, out);
+    return;
+  }
+  if (weight.kind == WeightKind::bf16) {
+    linear({x, x_stride, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, true}, dtype);
+    return;
+  }
+  if (weight.bias != nullptr) throw std::invalid_argument("a bf16 bias does not fit an fp32 result");
+  const std::size_t size = static_cast<std::size_t>(rows * weight.k);
+  std::uint32_t* widened = reinterpret_cast<std::uint32_t*>(wide.at_least(size * sizeof(float)));
+  for (std::int64_t row = 0; row < rows; row++) {
+    const std::uint16_t* from = static_cast<const std::uint16_t*>(x) + row * x_stride;
+    for (std::int64_t i = 0; i < weight.k; i++) {
+      widened[row * weight.k + i] = static_cast<std::uint32_t>(from[i]) << 16;
+    }
+  }
+  linear(weight, DType::f32, widened, weight.k, rows, out);
 }
 
 void check_indices(const char* what, const std::int64_t* index, std::int64_t n, std::int64_t limit) {

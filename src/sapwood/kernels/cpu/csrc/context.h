@@ -49,11 +49,19 @@ class Context {
   Team team() const;
   // Fills in the scratch and the team; the mutex is held by the caller.
   void linear(LinearArgs args, DType dtype);
+  // out [rows, weight.out_stride] = x w^T + bias, for a weight of any kind; x, bias and out are of
+  // `dtype`, rows of x x_stride elements apart. The mutex is held by the caller.
+  // Throws std::invalid_argument for a dense weight of another dtype.
+  void linear(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
+              std::int64_t rows, void* out);
+  // The same with an fp32 out, whatever `dtype`; x may be converted in `wide`.
+  void linear_fp32(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
+                   std::int64_t rows, float* out);
   void set_threads(int threads);
 
   // Held during a call that uses the buffers, since calls run without the interpreter's lock.
   std::mutex mutex;
-  Buffer scratch, partials;
+  Buffer scratch, partials, wide;
 
  private:
   const Ops* ops_;

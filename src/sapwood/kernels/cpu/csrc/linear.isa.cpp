@@ -116,8 +116,14 @@ class Linear {
   }
 
   void write_row(std::int64_t row, const float* sums, std::int64_t n) const {
+    a_.wide ? write_to(static_cast<float*>(a_.out), row, sums, n)
+            : write_to(static_cast<T*>(a_.out), row, sums, n);
+  }
+
+  template <class Out>
+  void write_to(Out* all, std::int64_t row, const float* sums, std::int64_t n) const {
     const std::int64_t column = first_ * kPanel;
-    T* out = static_cast<T*>(a_.out) + row * a_.n + column;
+    Out* out = all + row * a_.n + column;
     const T* bias = a_.bias == nullptr ? nullptr : static_cast<const T*>(a_.bias) + column;
     std::int64_t i = 0;
     for (; i + W <= n; i += W) {

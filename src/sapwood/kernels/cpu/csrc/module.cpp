@@ -4,16 +4,16 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
 #include <cstring>
-#include <tuple>
 #include <utility>
 
 #include "context.h"
 #include "pack.h"
+#include "quantized.h"
+#include "sample.h"
 #include "step.h"
 
 namespace nb = nanobind;
@@ -51,6 +51,24 @@ void rms_norm(const Context& c, int dtype, Address x, Address residual, Address 
 
 void silu_and_mul(const Context& c, int dtype, Address x, Address out, I64 rows, I64 inner) {
   c.ops().silu_and_mul(static_cast<DType>(dtype), in(x), to(out), rows, inner, c.team());
+}
+
+void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Address out) {
+  c.ops().argmax(static_cast<DType>(dtype), in(x), rows, columns, static_cast<I64*>(to(out)),
+                 c.team());
+}
+
+// Each row's (temperature, top_k, top_p, min_p, number), as Draw has them.
+void sample_rows(Context& c, int dtype, Address logits, I64 vocab, const std::vector<double>& temperatures,
+                 const std::vector<I64>& top_ks, const std::vector<double>& top_ps,
+                 const std::vector<double>& min_ps, const std::vector<double>& numbers, Address out) {
+  std::vector<Draw> draws;
+  for (std::size_t i = 0; i < numbers.size(); i++) {
+    draws.push_back({temperatures.at(i), top_ks.at(i), top_ps.at(i), min_ps.at(i), numbers[i]});
+  }
+  const nb::gil_scoped_release unlocked;
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  sample(c, static_cast<DType>(dtype), in(logits), vocab, draws, static_cast<I64*>(to(out)));
 }
 
 void qk_norm_rope_write_kv(const Context& c, int dtype, Address qkv, Address q_out, I64 tokens,
@@ -99,10 +117,31 @@ void pack_weight(Address weight, Address out, I64 n, I64 lanes) {
 }
 
 void linear(Context& c, int dtype, Address x, I64 x_stride, Address weight, Address bias, Address out,
-            I64 m, I64 n, I64 k) {
+            I64 m, I64 n, I64 k, bool wide) {
   const std::lock_guard<std::mutex> lock(c.mutex);
-  c.linear({in(x), x_stride, in(weight), in(bias), to(out), m, n, k, nullptr, {}},
+  c.linear({in(x), x_stride, in(weight), in(bias), to(out), m, n, k, nullptr, {}, wide},
            static_cast<DType>(dtype));
+}
+
+void make_linear_weight(LinearWeight* self, int kind, Address data, Address scales, Address bias, I64 n,
+                        I64 k, I64 out_stride, const LinearWeight* next) {
+  new (self) LinearWeight{static_cast<WeightKind>(kind), in(data), static_cast<const float*>(in(scales)),
+                          in(bias), n, k, out_stride, next};
+}
+
+void pack_quantized(int kind, Address numbers, Address out, I64 n, I64 k) {
+  const WeightKind of = static_cast<WeightKind>(kind);
+  is_grouped(of) ? pack_groups(of, in(numbers), to(out), n, k) : pack_int8(in(numbers), to(out), n, k);
+}
+
+void quantize_q4_1(const Context& c, int dtype, Address weights, Address blocks, I64 num_blocks) {
+  c.ops().quantize_q4_1(static_cast<DType>(dtype), in(weights), to(blocks), num_blocks, c.team());
+}
+
+void linear_any(Context& c, const LinearWeight& weight, int dtype, Address x, I64 x_stride, I64 rows,
+                Address out) {
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  c.linear(weight, static_cast<DType>(dtype), in(x), x_stride, rows, to(out));
 }
 
 void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_stride, Address keys,
@@ -111,33 +150,25 @@ void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_s
            {in(q), q_stride, in(keys), key_stride, in(values), value_stride, to(out), scale});
 }
 
-// (weight, bias, n, k), as native.Linear describes itself.
-using LinearTuple = std::tuple<Address, Address, I64, I64>;
-
-LinearWeights linear_weights(const LinearTuple& t) {
-  return {in(std::get<0>(t)), in(std::get<1>(t)), std::get<2>(t), std::get<3>(t)};
-}
-
 // (input_norm, q_norm, k_norm, post_norm, keys, values) and (qkv, o, gate_up, down) of each layer.
-using LayerTuple = std::pair<std::array<Address, 6>, std::array<LinearTuple, 4>>;
+using LayerTuple = std::pair<std::array<Address, 6>, std::array<const LinearWeight*, 4>>;
 
 void make_step(DecoderStep* self, int dtype, I64 hidden, I64 vocab, I64 max_positions, int num_heads,
                int num_kv_heads, int head_dim, int rotary_dim, int page_size, I64 num_pages,
                I64 key_stride, I64 value_stride, float eps, float scale, Address embedding,
-               Address cos_sin, Address final_norm, const LinearTuple& lm_head,
+               Address cos_sin, Address final_norm, const LinearWeight& lm_head,
                const std::vector<LayerTuple>& layers) {
   std::vector<LayerWeights> weights;
   for (const auto& [addresses, linears] : layers) {
-    weights.push_back({in(addresses[0]), linear_weights(linears[0]), in(addresses[1]),
-                       in(addresses[2]), linear_weights(linears[1]), in(addresses[3]),
-                       linear_weights(linears[2]), linear_weights(linears[3]), to(addresses[4]),
+    weights.push_back({in(addresses[0]), *linears[0], in(addresses[1]), in(addresses[2]), *linears[1],
+                       in(addresses[3]), *linears[2], *linears[3], to(addresses[4]),
                        to(addresses[5])});
   }
   new (self) DecoderStep({static_cast<DType>(dtype), hidden, vocab, max_positions, num_heads,
                           num_kv_heads, head_dim, rotary_dim, page_size, num_pages, key_stride,
                           value_stride, eps, scale},
                          in(embedding), static_cast<const float*>(in(cos_sin)), in(final_norm),
-                         linear_weights(lm_head), std::move(weights));
+                         lm_head, std::move(weights));
 }
 
 void run_step(DecoderStep& step, Context& c, const AttentionPlan& plan, Address token_ids,
@@ -145,7 +176,7 @@ void run_step(DecoderStep& step, Context& c, const AttentionPlan& plan, Address 
               I64 num_logits, Address logits) {
   const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
   step.run(c, plan, {indices(token_ids), indices(positions), indices(write_index),
-                     indices(logits_index), num_tokens, num_logits, to(logits)});
+                     indices(logits_index), num_tokens, num_logits, static_cast<float*>(to(logits))});
 }
 
 }  // namespace
@@ -180,7 +211,21 @@ NB_MODULE(_native, m) {
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());
   m.def("silu_and_mul", &silu_and_mul, Unlocked());
+  m.def("argmax", &argmax, Unlocked());
+  m.def("sample_rows", &sample_rows);
   m.def("qk_norm_rope_write_kv", &qk_norm_rope_write_kv, Unlocked());
+  nb::class_<LinearWeight>(m, "LinearWeight")
+      .def("__init__", &make_linear_weight, nb::arg("kind"), nb::arg("data"), nb::arg("scales"),
+           nb::arg("bias"), nb::arg("n"), nb::arg("k"), nb::arg("out_stride"),
+           nb::arg("following").none(), nb::keep_alive<1, 9>())
+      .def_ro("n", &LinearWeight::n)
+      .def_ro("k", &LinearWeight::k)
+      .def_ro("out_stride", &LinearWeight::out_stride);
+  m.def("packed_bytes",
+        [](int kind, I64 n, I64 k) { return packed_bytes(static_cast<WeightKind>(kind), n, k); });
+  m.def("pack_quantized", &pack_quantized, Unlocked());
+  m.def("quantize_q4_1", &quantize_q4_1, Unlocked());
+  m.def("linear_any", &linear_any, Unlocked());
   m.attr("PANEL") = kPanel;
   m.def("pack_weight", &pack_weight, Unlocked());
   m.def("linear", &linear, Unlocked());

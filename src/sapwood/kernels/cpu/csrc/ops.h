@@ -1,5 +1,9 @@
 // The table of kernels that every instruction set provides, and the plain structs they share.
 //
+// A linear layer of any storage (dense, int8, GGUF's groups) is described by a LinearWeight and
+// computed by one call, Context::linear(weight, dtype, x, x_stride, rows, out) of context.h: whoever
+// runs a model's layers need not know how their weights are stored.
+//
 // The files named *.isa.cpp are compiled once per instruction set, each time into its own namespace
 // with its own -m flags. They must not instantiate templates or inline functions of the standard
 // library: the linker would keep one copy of those, possibly the one with AVX-512 in it, for all.
@@ -15,7 +19,10 @@ enum class DType : int { f32 = 0, bf16 = 1 };
 
 // Limits of the attention kernels; the scratch layouts depend on them.
 constexpr int kKeyTile = 64;     // keys per tile
-constexpr int kQueryTile = 64;   // query rows (token x head of the group) per tile, if the group allows
+// Query rows (token x head of the group) per tile at most: a multiple of the register tile's rows
+// for the groups that models have.
+constexpr int kQueryTile = 120;
+constexpr std::int64_t kSamplingBlock = 64;  // entries of a vocabulary that are summed together
 constexpr int kMaxHeadDim = 512;
 constexpr int kHeadDimStep = 32;
 constexpr int kRowKernelRows = 8;  // up to this many query rows share one pass without repacking K
@@ -88,6 +95,36 @@ struct LinearArgs {
   std::int64_t m, n, k;
   float* scratch;      // per thread kLinearScratchFloats
   Team team;
+  bool wide = false;   // out is fp32, whatever the dtype of x and bias
+};
+
+// How the weight of a linear layer is stored; the layouts are in pack.h and quantized.h.
+//   f32, bf16  dense, of the activations' dtype
+//   int8       signed numbers, one fp32 scale per output; x is rounded to int8, one scale per 64 inputs
+//   q8_0 q4_0 q4_1  GGUF's groups of 32 inputs: 8 bits, 4 bits, 4 bits and a minimum, fp16 scales;
+//              x is rounded to int8, one scale per group
+enum class WeightKind : int { f32 = 0, bf16 = 1, int8 = 2, q8_0 = 3, q4_0 = 4, q4_1 = 5 };
+
+// The whole of a linear layer, or the first of its parts.
+struct LinearWeight {
+  WeightKind kind;
+  const void* data;          // packed
+  const float* scales;       // int8: [n rounded up to 32]; else null
+  const void* bias;          // [n] of x's dtype, or null
+  std::int64_t n, k;         // outputs; inputs, which is how many elements a row of x has
+  std::int64_t out_stride;   // elements between the rows of out: the outputs of all parts
+  const LinearWeight* next;  // the outputs that follow, stored in another way; or null
+};
+
+// out[m, n] = x w^T + bias for a weight that is not dense.
+struct QuantizedArgs {
+  const void* x;  // [m, k] fp32 or bf16, rows x_stride elements apart
+  std::int64_t x_stride;
+  const LinearWeight* weight;  // without its `next`
+  void* out;                   // rows weight->out_stride elements apart, of x's dtype
+  std::int64_t m;
+  std::byte* scratch;          // quantized_scratch(...) bytes, 64-byte aligned
+  Team team;
 };
 
 struct Ops {
@@ -97,10 +134,22 @@ struct Ops {
                    std::int64_t rows, std::int64_t hidden, float eps, const Team& team);
   void (*silu_and_mul)(DType, const void* x, void* out, std::int64_t rows, std::int64_t inner,
                        const Team& team);
+  // out[row]: the first of the row's largest; NaN is never it, unless all are NaN (then 0).
+  void (*argmax)(DType, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
+                 const Team& team);
+  // weights[i] = e^((x[i] - largest of x) * inverse_temperature) of one row, 0 up to a whole block,
+  // and the sum and the largest of each block.
+  void (*sampling_weights)(DType, const void* x, std::int64_t n, float inverse_temperature,
+                           float* weights, float* block_sum, float* block_top);
   void (*qk_norm_rope_write_kv)(DType, const RopeArgs&);
   void (*paged_attention)(DType, const AttentionArgs&);
   std::size_t (*attention_scratch)(DType, int rows, int head_dim);
   void (*linear)(DType, const LinearArgs&);
+  void (*linear_int8)(DType, const QuantizedArgs&);
+  void (*linear_grouped)(DType, const QuantizedArgs&);
+  // weights [num_blocks, 32] -> q4_1 blocks as GGUF stores them
+  void (*quantize_q4_1)(DType, const void* weights, void* blocks, std::int64_t num_blocks,
+                        const Team& team);
 };
 
 namespace generic {
@@ -110,6 +159,9 @@ namespace avx2 {
 extern const Ops ops;
 }
 namespace avx512 {
+extern const Ops ops;
+}
+namespace avx512_vnni {
 extern const Ops ops;
 }
 namespace avx512_bf16 {

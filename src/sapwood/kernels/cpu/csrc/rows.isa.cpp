@@ -77,6 +77,73 @@ void silu_rows(const T* x, T* out, std::int64_t rows, std::int64_t inner, const 
   });
 }
 
+// The first of the largest; NaN is never it, unless all are NaN: then 0.
+template <class T>
+std::int64_t argmax_row(const T* x, std::int64_t n) {
+  constexpr std::int64_t block = 4 * W;
+  VF tops[4] = {splat(-__builtin_inff()), splat(-__builtin_inff()), splat(-__builtin_inff()),
+                splat(-__builtin_inff())};
+  std::int64_t i = 0;
+  for (; i + block <= n; i += block) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) {
+      const VF y = load(x + i + v * W);
+      tops[v] = y > tops[v] ? y : tops[v];
+    }
+  }
+  float top = maximum(vmax(vmax(tops[0], tops[1]), vmax(tops[2], tops[3])));
+  for (; i < n; i++) top = to_float(x[i]) > top ? to_float(x[i]) : top;
+  for (i = 0; i + W <= n; i += W) {
+    if (any(load(x + i) == splat(top))) break;
+  }
+  for (; i < n; i++) {
+    if (to_float(x[i]) == top) return i;
+  }
+  return 0;
+}
+
+// Entries that are -inf weigh nothing, but all the same in a row that has no others.
+template <class T>
+void weigh_row(const T* x, std::int64_t n, float inverse_temperature, float* weights, float* block_sum,
+               float* block_top) {
+  const float top = to_float(x[argmax_row(x, n)]);
+  const VF scale = splat(inverse_temperature * 1.44269504f), shift = splat(top);
+  for (std::int64_t block = 0; block * kSamplingBlock < n; block++) {
+    const std::int64_t begin = block * kSamplingBlock, end = begin + kSamplingBlock;
+    VF sums{}, tops{};
+    std::int64_t i = begin;
+    for (; i < end && i + W <= n; i += W) {
+      const VF y = load(x + i);
+      // The top itself may be infinite.
+      const VF weight = y == shift ? splat(1.0f) : vexp2((y - shift) * scale);
+      store(weights + i, weight);
+      sums = sums + weight;
+      tops = vmax(tops, weight);
+    }
+    float rest = 0.0f, rest_top = 0.0f;
+    for (; i < end; i++) {
+      weights[i] = 0.0f;
+      if (i >= n) continue;
+      const float y = to_float(x[i]);
+      weights[i] = y == top ? 1.0f : exp2_1((y - top) * scale[0]);
+      rest += weights[i];
+      rest_top = weights[i] > rest_top ? weights[i] : rest_top;
+    }
+    const float most_weight = maximum(tops);
+    block_sum[block] = sum(sums) + rest;
+    block_top[block] = most_weight > rest_top ? most_weight : rest_top;
+  }
+}
+
+template <class T>
+void argmax_rows(const T* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
+                 const Team& team) {
+  const int threads = worth_threads(team.threads, rows * columns, 4 * kElementsPerThread);
+  run_pieces(team, threads, rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) out[row] = argmax_row(x + row * columns, columns);
+  });
+}
+
 template <class T>
 void store_row(const float* x, T* out, int n) {
   for (int i = 0; i < n; i += W) store(out + i, load(x + i));
@@ -165,6 +232,19 @@ void silu_and_mul(DType dtype, const void* x, void* out, std::int64_t rows, std:
   } else {
     silu_rows(static_cast<const bf16*>(x), static_cast<bf16*>(out), rows, inner, team);
   }
+}
+
+void argmax(DType dtype, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
+            const Team& team) {
+  dtype == DType::f32 ? argmax_rows(static_cast<const float*>(x), rows, columns, out, team)
+                      : argmax_rows(static_cast<const bf16*>(x), rows, columns, out, team);
+}
+
+void sampling_weights(DType dtype, const void* x, std::int64_t n, float inverse_temperature,
+                      float* weights, float* block_sum, float* block_top) {
+  dtype == DType::f32
+      ? weigh_row(static_cast<const float*>(x), n, inverse_temperature, weights, block_sum, block_top)
+      : weigh_row(static_cast<const bf16*>(x), n, inverse_temperature, weights, block_sum, block_top);
 }
 
 void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args) {

@@ -185,10 +185,24 @@ SAPWOOD_INLINE float sum(VF v) {
   return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
+SAPWOOD_INLINE bool any(VI v) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(bits_as<__m512i>(v), bits_as<__m512i>(v)) != 0;
+#else
+  int bits = 0;
+  for (int i = 0; i < W; i++) bits |= v[i];
+  return bits != 0;
+#endif
+}
+
 SAPWOOD_INLINE float maximum(VF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(bits_as<__m512>(v));
+#else
   float x = v[0];
   for (int i = 1; i < W; i++) x = v[i] > x ? v[i] : x;
   return x;
+#endif
 }
 
 // ---- exp ----
@@ -216,6 +230,28 @@ SAPWOOD_INLINE VF vexp(VF x) {
 }
 
 SAPWOOD_INLINE float exp1(float x) { return vexp(splat(x))[0]; }
+
+// 2^x, within 2 ulp, for x up to 126; 0 below -125 (so that 2^-inf is 0).
+SAPWOOD_INLINE VF vexp2(VF x) {
+#if defined(__AVX512F__)
+  const __m512 n = _mm512_roundscale_ps(bits_as<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
+  const VF r = x - bits_as<VF>(n);
+  VF p = splat(1.5403530e-4f);  // ln(2)^i / i!
+  p = p * r + splat(1.3333558e-3f);
+  p = p * r + splat(9.6181291e-3f);
+  p = p * r + splat(5.5504109e-2f);
+  p = p * r + splat(0.24022651f);
+  p = p * r + splat(0.69314718f);
+  p = p * r + splat(1.0f);
+  const __mmask16 in_range =
+      _mm512_cmp_ps_mask(bits_as<__m512>(x), _mm512_set1_ps(-125.0f), _CMP_GE_OQ);
+  return bits_as<VF>(_mm512_maskz_scalef_ps(in_range, bits_as<__m512>(p), n));
+#else
+  return vexp(x * splat(0.69314718f));
+#endif
+}
+
+SAPWOOD_INLINE float exp2_1(float x) { return vexp2(splat(x))[0]; }
 
 // ---- work ----
 

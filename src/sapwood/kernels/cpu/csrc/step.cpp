@@ -40,7 +40,7 @@ struct DecoderStep::Activations {
 };
 
 DecoderStep::DecoderStep(const Shape& shape, const void* embedding, const float* cos_sin,
-                         const void* final_norm, const LinearWeights& lm_head,
+                         const void* final_norm, const LinearWeight& lm_head,
                          std::vector<LayerWeights> layers)
     : shape_(shape), embedding_(embedding), cos_sin_(cos_sin), final_norm_(final_norm),
       lm_head_(lm_head), layers_(std::move(layers)) {
@@ -53,6 +53,10 @@ void DecoderStep::check(const AttentionPlan& plan, const Inputs& inputs) const {
                                 " tokens but the batch's query lengths add up to " +
                                 std::to_string(plan.num_tokens()));
   }
+  if (inputs.num_logits > inputs.num_tokens) {
+    throw std::invalid_argument("logits of " + std::to_string(inputs.num_logits) + " rows are wanted but there are " +
+                                std::to_string(inputs.num_tokens) + " tokens");
+  }
   check_indices("token_ids", inputs.token_ids, inputs.num_tokens, shape_.vocab);
   check_indices("positions", inputs.positions, inputs.num_tokens, shape_.max_positions);
   check_indices("write_index", inputs.write_index, inputs.num_tokens,
@@ -60,8 +64,9 @@ void DecoderStep::check(const AttentionPlan& plan, const Inputs& inputs) const {
   check_indices("logits_index", inputs.logits_index, inputs.num_logits, inputs.num_tokens);
 }
 
-void DecoderStep::gather(const void* from, const std::int64_t* rows, std::int64_t n, void* to) const {
-  const std::size_t bytes = static_cast<std::size_t>(shape_.hidden) * (shape_.dtype == DType::f32 ? 4 : 2);
+void DecoderStep::gather(const void* from, const std::int64_t* rows, std::int64_t n,
+                         std::int64_t width, void* to) const {
+  const std::size_t bytes = static_cast<std::size_t>(width) * (shape_.dtype == DType::f32 ? 4 : 2);
   for (std::int64_t i = 0; i < n; i++) {
     std::memcpy(static_cast<std::byte*>(to) + static_cast<std::size_t>(i) * bytes,
                 static_cast<const std::byte*>(from) + static_cast<std::size_t>(rows[i]) * bytes, bytes);
@@ -70,24 +75,21 @@ void DecoderStep::gather(const void* from, const std::int64_t* rows, std::int64_
 
 namespace {
 
-void multiply(Context& context, DType dtype, const LinearWeights& w, const void* x, void* out,
+void multiply(Context& context, DType dtype, const LinearWeight& weight, const void* x, void* out,
               std::int64_t rows) {
-  context.linear({x, w.k, w.weight, w.bias, out, rows, w.n, w.k, nullptr, {}}, dtype);
+  context.linear(weight, dtype, x, weight.k, rows, out);
 }
 
 }  // namespace
 
-void DecoderStep::run_layer(Context& context, const AttentionPlan& plan, const Inputs& inputs,
-                            const LayerWeights& layer, const Activations& a) const {
-  const Ops& ops = context.ops();
-  const Team team = context.team();
-  const std::int64_t tokens = inputs.num_tokens;
+void DecoderStep::attend(Context& context, const AttentionPlan& plan, const Inputs& inputs,
+                         const LayerWeights& layer, const Activations& a) const {
   const std::int64_t heads = static_cast<std::int64_t>(shape_.num_heads) * shape_.head_dim;
-  multiply(context, shape_.dtype, layer.qkv, a.normed, a.qkv, tokens);
+  multiply(context, shape_.dtype, layer.qkv, a.normed, a.qkv, inputs.num_tokens);
   RopeArgs rope{};
   rope.qkv = a.qkv;
   rope.q_out = a.q;
-  rope.num_tokens = tokens;
+  rope.num_tokens = inputs.num_tokens;
   rope.num_heads = shape_.num_heads;
   rope.num_kv_heads = shape_.num_kv_heads;
   rope.head_dim = shape_.head_dim;
@@ -103,41 +105,52 @@ void DecoderStep::run_layer(Context& context, const AttentionPlan& plan, const I
   rope.values = layer.values;
   rope.key_stride = shape_.key_stride;
   rope.value_stride = shape_.value_stride;
-  rope.team = team;
-  ops.qk_norm_rope_write_kv(shape_.dtype, rope);
+  rope.team = context.team();
+  context.ops().qk_norm_rope_write_kv(shape_.dtype, rope);
   plan.run_held(context, shape_.dtype, {a.q, heads, layer.keys, shape_.key_stride, layer.values,
                                         shape_.value_stride, a.attended, shape_.scale});
-  multiply(context, shape_.dtype, layer.o, a.attended, a.x, tokens);
-  ops.rms_norm(shape_.dtype, a.x, a.residual, layer.post_norm, a.normed, tokens, shape_.hidden,
-               shape_.eps, team);
-  multiply(context, shape_.dtype, layer.gate_up, a.normed, a.gate_up, tokens);
-  ops.silu_and_mul(shape_.dtype, a.gate_up, a.gated, tokens, layer.gate_up.n / 2, team);
-  multiply(context, shape_.dtype, layer.down, a.gated, a.x, tokens);
+}
+
+void DecoderStep::feed_forward(Context& context, const LayerWeights& layer, const Activations& a,
+                               std::int64_t rows) const {
+  const Ops& ops = context.ops();
+  multiply(context, shape_.dtype, layer.o, a.attended, a.x, rows);
+  ops.rms_norm(shape_.dtype, a.x, a.residual, layer.post_norm, a.normed, rows, shape_.hidden,
+               shape_.eps, context.team());
+  multiply(context, shape_.dtype, layer.gate_up, a.normed, a.gate_up, rows);
+  ops.silu_and_mul(shape_.dtype, a.gate_up, a.gated, rows, layer.gate_up.out_stride / 2, context.team());
+  multiply(context, shape_.dtype, layer.down, a.gated, a.x, rows);
 }
 
 void DecoderStep::run(Context& context, const AttentionPlan& plan, const Inputs& inputs) {
   const std::lock_guard<std::mutex> lock(context.mutex);
   check(plan, inputs);
-  const Ops& ops = context.ops();
-  const Team team = context.team();
+  const auto norm = [&](const void* x, void* residual, const void* weight, void* out, std::int64_t rows) {
+    context.ops().rms_norm(shape_.dtype, x, residual, weight, out, rows, shape_.hidden, shape_.eps,
+                           context.team());
+  };
   std::int64_t gate_up_width = 0;
-  for (const LayerWeights& layer : layers_) gate_up_width = std::max(gate_up_width, layer.gate_up.n);
-  const Activations a(buffer_, shape_, gate_up_width, inputs.num_tokens);
-  gather(embedding_, inputs.token_ids, inputs.num_tokens, a.residual);
-  bool first = true;
-  for (const LayerWeights& layer : layers_) {
-    // The sum is fused with the norm that follows it; before the first layer there is none.
-    first ? ops.rms_norm(shape_.dtype, a.residual, nullptr, layer.input_norm, a.normed,
-                         inputs.num_tokens, shape_.hidden, shape_.eps, team)
-          : ops.rms_norm(shape_.dtype, a.x, a.residual, layer.input_norm, a.normed,
-                         inputs.num_tokens, shape_.hidden, shape_.eps, team);
-    first = false;
-    run_layer(context, plan, inputs, layer, a);
+  for (const LayerWeights& layer : layers_) gate_up_width = std::max(gate_up_width, layer.gate_up.out_stride);
+  Activations a(buffer_, shape_, gate_up_width, inputs.num_tokens);
+  const std::int64_t heads = static_cast<std::int64_t>(shape_.num_heads) * shape_.head_dim;
+  gather(embedding_, inputs.token_ids, inputs.num_tokens, shape_.hidden, a.residual);
+  norm(a.residual, nullptr, layers_.front().input_norm, a.normed, inputs.num_tokens);
+  for (std::size_t i = 0; i + 1 < layers_.size(); i++) {
+    attend(context, plan, inputs, layers_[i], a);
+    feed_forward(context, layers_[i], a, inputs.num_tokens);
+    // The sum is fused with the norm that follows it.
+    norm(a.x, a.residual, layers_[i + 1].input_norm, a.normed, inputs.num_tokens);
   }
-  ops.rms_norm(shape_.dtype, a.x, a.residual, final_norm_, a.normed, inputs.num_tokens, shape_.hidden,
-               shape_.eps, team);
-  gather(a.normed, inputs.logits_index, inputs.num_logits, a.x);
-  multiply(context, shape_.dtype, lm_head_, a.x, inputs.logits, inputs.num_logits);
+  attend(context, plan, inputs, layers_.back(), a);
+  if (inputs.num_logits == 0) return;  // all keys and values are written
+  // Nothing looks at the other rows any more. q and normed are free, and as large.
+  gather(a.attended, inputs.logits_index, inputs.num_logits, heads, a.q);
+  gather(a.residual, inputs.logits_index, inputs.num_logits, shape_.hidden, a.normed);
+  std::swap(a.attended, a.q);
+  std::swap(a.residual, a.normed);
+  feed_forward(context, layers_.back(), a, inputs.num_logits);
+  norm(a.x, a.residual, final_norm_, a.normed, inputs.num_logits);
+  context.linear_fp32(lm_head_, shape_.dtype, a.normed, lm_head_.k, inputs.num_logits, inputs.logits);
 }
 
 }  // namespace sapwood

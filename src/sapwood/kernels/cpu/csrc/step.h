@@ -9,21 +9,14 @@
 
 namespace sapwood {
 
-// A packed weight (pack.h) of n outputs and k inputs; bias may be null.
-struct LinearWeights {
-  const void* weight;
-  const void* bias;
-  std::int64_t n, k;
-};
-
 struct LayerWeights {
   const void* input_norm;
-  LinearWeights qkv;
+  LinearWeight qkv;
   const void* q_norm;  // null: no norm; k_norm likewise
   const void* k_norm;
-  LinearWeights o;
+  LinearWeight o;
   const void* post_norm;
-  LinearWeights gate_up, down;
+  LinearWeight gate_up, down;
   void* keys;
   void* values;
 };
@@ -38,18 +31,18 @@ class DecoderStep {
     float eps, scale;
   };
 
-  // What a step works on; every address is an int64 array but `logits` [num_logits, vocab].
+  // What a step works on; every address is an int64 array but `logits` [num_logits, vocab] fp32.
   struct Inputs {
     const std::int64_t* token_ids;    // [num_tokens]
     const std::int64_t* positions;    // [num_tokens]
     const std::int64_t* write_index;  // [num_tokens]
     const std::int64_t* logits_index; // [num_logits]
     std::int64_t num_tokens, num_logits;
-    void* logits;
+    float* logits;
   };
 
   DecoderStep(const Shape& shape, const void* embedding, const float* cos_sin, const void* final_norm,
-              const LinearWeights& lm_head, std::vector<LayerWeights> layers);
+              const LinearWeight& lm_head, std::vector<LayerWeights> layers);
 
   // Throws std::out_of_range for an index outside its table, before anything is written.
   void run(Context& context, const AttentionPlan& plan, const Inputs& inputs);
@@ -57,15 +50,21 @@ class DecoderStep {
  private:
   struct Activations;
   void check(const AttentionPlan& plan, const Inputs& inputs) const;
-  void run_layer(Context& context, const AttentionPlan& plan, const Inputs& inputs,
-                 const LayerWeights& layer, const Activations& a) const;
-  void gather(const void* from, const std::int64_t* rows, std::int64_t n, void* to) const;
+  // From a.normed to a.attended; writes the layer's keys and values.
+  void attend(Context& context, const AttentionPlan& plan, const Inputs& inputs,
+              const LayerWeights& layer, const Activations& a) const;
+  // The rest of the layer: from a.attended and a.residual to a.x, what is to be added to a.residual.
+  void feed_forward(Context& context, const LayerWeights& layer, const Activations& a,
+                    std::int64_t rows) const;
+  // Rows of `width` elements, one after another.
+  void gather(const void* from, const std::int64_t* rows, std::int64_t n, std::int64_t width,
+              void* to) const;
 
   Shape shape_;
   const void* embedding_;
   const float* cos_sin_;
   const void* final_norm_;
-  LinearWeights lm_head_;
+  LinearWeight lm_head_;
   std::vector<LayerWeights> layers_;
   Buffer buffer_;
 };

@@ -9,9 +9,17 @@ void rms_norm(DType dtype, const void* x, void* residual, const void* weight, vo
               std::int64_t rows, std::int64_t hidden, float eps, const Team& team);
 void silu_and_mul(DType dtype, const void* x, void* out, std::int64_t rows, std::int64_t inner,
                   const Team& team);
+void argmax(DType dtype, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
+            const Team& team);
+void sampling_weights(DType dtype, const void* x, std::int64_t n, float inverse_temperature,
+                      float* weights, float* block_sum, float* block_top);
 void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args);
 void paged_attention(DType dtype, const AttentionArgs& args);
 std::size_t attention_scratch(DType dtype, int rows, int head_dim);
 void linear(DType dtype, const LinearArgs& args);
+void linear_int8(DType dtype, const QuantizedArgs& args);
+void linear_grouped(DType dtype, const QuantizedArgs& args);
+void quantize_q4_1(DType dtype, const void* weights, void* blocks, std::int64_t num_blocks,
+                   const Team& team);
 
 }  // namespace sapwood::SAPWOOD_ISA

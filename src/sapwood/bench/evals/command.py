@@ -1,0 +1,107 @@
+"""What `sapwood bench perplexity` does, with its options parsed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sapwood.app.wiring import load_model, resolve_config
+from sapwood.base.errors import ConfigError
+from sapwood.bench.environment import describe_environment
+from sapwood.bench.evals.options import PerplexityOptions
+from sapwood.bench.evals.perplexity import (
+    Perplexity,
+    WindowScorer,
+    library_text,
+    measure,
+)
+from sapwood.bench.report import report_stem, write_json
+from sapwood.kernels.interface import DTYPES
+from sapwood.models.store import Progress
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.text.tokenizer import Tokenizer
+
+
+def bench_perplexity(
+    config: EngineConfig,
+    options: PerplexityOptions,
+    console: Console,
+    *,
+    home: Path,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Load the model of `config`, score the text, show and write the result."""
+    text = _text(options)
+    environment = describe_environment()
+    console.print(str(environment), markup=False, soft_wrap=True)
+    resolved = resolve_config(config, home=home, progress=progress)
+    for decision in resolved.decisions:
+        console.print(f"  {decision}", markup=False, soft_wrap=True)
+    model_config = resolved.config.model
+    context_length = model_config.context_length
+    if context_length is None or options.window > context_length:
+        raise ConfigError(
+            f"--window is {options.window} but the model's context is {context_length} tokens"
+        )
+    device = torch.device(resolved.config.execution.device or "cpu")
+    dtype = DTYPES[model_config.dtype]
+    model = load_model(resolved, device=device, dtype=dtype)
+    if device.type == "cpu":
+        resolved.kernels.kernels.set_num_threads(resolved.config.execution.num_threads or 1)
+    score = WindowScorer(
+        model,
+        resolved.decoder,
+        window=options.window,
+        page_size=resolved.config.memory.page_size or 1,
+        device=device,
+        dtype=dtype,
+    )
+    tokenizer = Tokenizer.from_directory(model_config.tokenizer_path or resolved.files.path)
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    start = time.perf_counter()
+    found = measure(score, token_ids, window=options.window, num_tokens=options.num_text_tokens)
+    seconds = time.perf_counter() - start
+    console.print(_table(found, model_config.quantization or model_config.dtype, seconds))
+    stem = report_stem("perplexity", [model_config.quantization or model_config.dtype], environment)
+    path = Path(options.output_dir).expanduser() / f"{stem}.json"
+    content = {
+        "kind": "perplexity",
+        "environment": environment,
+        "options": {**asdict(options), "engine": asdict(resolved.config)},
+        "num_tokens": found.num_tokens,
+        "negative_log_likelihood": found.negative_log_likelihood,
+        "perplexity": found.perplexity,
+        "seconds": seconds,
+    }
+    write_json(path, content)
+    console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    return found
+
+
+def _text(options: PerplexityOptions) -> str:
+    if options.text_file is None:
+        return library_text()
+    path = Path(options.text_file).expanduser()
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read --text-file {path}: {error}") from error
+
+
+def _table(found: Perplexity, weights: str, seconds: float) -> Table:
+    table = Table()
+    for name in ("weights", "tokens scored", "nats per token", "perplexity", "seconds"):
+        table.add_column(name, justify="left" if name == "weights" else "right")
+    table.add_row(
+        weights,
+        str(found.num_tokens),
+        f"{found.negative_log_likelihood:.5f}",
+        f"{found.perplexity:.4f}",
+        f"{seconds:.1f}",
+    )
+    return table

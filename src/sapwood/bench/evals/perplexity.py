@@ -1,0 +1,138 @@
+"""Perplexity: how well a model, as it is served, predicts a text.
+
+The text is cut into windows that know nothing of each other; in each, every token but the first is
+scored. The model computes a window as a server does a prompt: over the paged KV cache, in chunks.
+Source: Jelinek et al. 1977, "Perplexity - a measure of the difficulty of speech recognition tasks".
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sapwood.base.errors import ConfigError
+from sapwood.executor.runner import DecoderModel
+from sapwood.kernels.interface import AttentionBatch
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.models.config import DecoderConfig
+
+CHUNK_TOKENS = 256
+"""New tokens of one forward pass; their logits are held at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    """negative_log_likelihood is the mean over the scored tokens, in nats."""
+
+    num_tokens: int
+    negative_log_likelihood: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.negative_log_likelihood)
+
+
+def library_text() -> str:
+    """The docstrings of the modules at the top of Python's library, in the order of their names:
+    a deterministic English text that every installation has, the same for one Python version."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    return "\n\n".join(
+        doc for path in sorted(library.glob("*.py")) for doc in _docstrings(path.read_bytes())
+    )
+
+
+def _docstrings(source: bytes) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            doc = ast.get_docstring(node)
+            if doc:
+                yield doc
+
+
+class WindowScorer:
+    """Scores windows of tokens with a model; holds the KV pages of one window."""
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        decoder: DecoderConfig,
+        *,
+        window: int,
+        page_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._model = model
+        self._device = device
+        num_pages = -(-window // page_size)
+        self._kv_caches = allocate_kv_caches(
+            num_layers=decoder.num_layers,
+            num_pages=num_pages,
+            num_kv_heads=decoder.num_kv_heads,
+            page_size=page_size,
+            head_dim=decoder.head_dim,
+            dtype=dtype,
+            device=device,
+        )
+        self._page_table = torch.arange(num_pages, dtype=torch.int32, device=device)[None]
+
+    @torch.inference_mode()
+    def __call__(self, token_ids: Sequence[int]) -> float:
+        """The summed negative log-likelihood, in nats, of all tokens but the first."""
+        tokens = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
+        total = 0.0
+        for first in range(0, len(token_ids) - 1, CHUNK_TOKENS):
+            end = min(first + CHUNK_TOKENS, len(token_ids) - 1)
+            logits = self._model.compute(self._batch(tokens[first:end], first))
+            log_probabilities = logits.float().log_softmax(dim=-1)
+            following = tokens[first + 1 : end + 1, None]
+            total -= log_probabilities.gather(1, following).double().sum().item()
+        return total
+
+    def _batch(self, tokens: Tensor, first: int) -> ForwardBatch:
+        num_new = tokens.numel()
+        length = first + num_new
+        # The window's pages are those of the pool in order: a token's place is its position.
+        positions = torch.arange(first, length, device=self._device)
+        return ForwardBatch(
+            token_ids=tokens,
+            positions=positions,
+            write_index=positions,
+            attention=AttentionBatch(
+                page_table=self._page_table,
+                query_start=torch.tensor([0, num_new], dtype=torch.int32, device=self._device),
+                context_len=torch.tensor([length], dtype=torch.int32, device=self._device),
+                query_lens=(num_new,),
+                context_lens=(length,),
+                num_decodes=int(num_new == 1),
+            ),
+            kv_caches=self._kv_caches,
+            logits_index=torch.arange(num_new, device=self._device),
+        )
+
+
+def measure(
+    score: WindowScorer, token_ids: Sequence[int], *, window: int, num_tokens: int
+) -> Perplexity:
+    """Perplexity over whole windows of the first `num_tokens` tokens.
+
+    Raises ConfigError if the text has less than one window."""
+    num_windows = min(len(token_ids), num_tokens) // window
+    if num_windows == 0:
+        raise ConfigError(
+            f"the text has {len(token_ids)} tokens, less than one --window of {window}; "
+            "give a longer text or a shorter window"
+        )
+    total = sum(
+        score(token_ids[index * window : (index + 1) * window]) for index in range(num_windows)
+    )
+    num_scored = num_windows * (window - 1)
+    return Perplexity(num_tokens=num_scored, negative_log_likelihood=total / num_scored)

@@ -1,0 +1,84 @@
+"""Steps that run in one call instead of op by op.
+
+A graph is made once, when the engine starts, from what the model says of itself; whether that is
+possible, the kernels decide. A batch that a graph does not cover is computed eagerly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.layers.forward_batch import ForwardBatch
+
+
+class Describable(Protocol):
+    """A model that can say what it is made of."""
+
+    def parts(self) -> DecoderParts: ...
+
+
+class Graph(Protocol):
+    def replay(self, batch: ForwardBatch) -> Tensor | None:
+        """Logits [S, vocab] of the rows at batch.logits_index; writes every layer's KV.
+
+        None, and nothing done, if this batch is not covered: then it is to be computed eagerly.
+        The logits are the caller's until the next replay."""
+        ...
+
+
+class NoGraph:
+    """Covers nothing."""
+
+    def replay(self, batch: ForwardBatch) -> Tensor | None:
+        return None
+
+
+class RecordedGraph:
+    """A recorded step of the kernels. It takes batches of every size and mixture."""
+
+    def __init__(self, step: RecordedStep) -> None:
+        self._step = step
+
+    def replay(self, batch: ForwardBatch) -> Tensor | None:
+        return self._step(
+            batch.token_ids,
+            batch.positions,
+            batch.write_index,
+            batch.attention,
+            batch.logits_index,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GraphChoice:
+    """The graph, and one line for the operator that says why this one."""
+
+    graph: Graph
+    why: str
+
+    @property
+    def is_recorded(self) -> bool:
+        return not isinstance(self.graph, NoGraph)
+
+
+def choose_graph(
+    model: Describable,
+    kernels: Kernels,
+    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    *,
+    enabled: bool,
+) -> GraphChoice:
+    """The recorded step where there is one and it is wanted."""
+    if not enabled:
+        return GraphChoice(NoGraph(), "disabled by --disable-graphs")
+    try:
+        step = kernels.record(model.parts(), kv_caches)
+    except CannotRecord as reason:
+        return GraphChoice(NoGraph(), f"the {kernels.name} kernels cannot record it: {reason}")
+    return GraphChoice(RecordedGraph(step), "a step is one call")

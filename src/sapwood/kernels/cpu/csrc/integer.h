@@ -1,0 +1,238 @@
+// What the kernels for quantised weights share: products of bytes, rounding of x, the cut of the
+// work, and writing results. Included only by *.isa.cpp.
+#pragma once
+
+#include "quantized.h"
+#include "simd.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kTileHeight = 6;  // rows of a register tile: each has integer and fp32 sums
+#else
+constexpr int kTileHeight = 2;
+#endif
+constexpr int kIntVectors = 2;  // vectors of outputs of a register tile
+
+constexpr std::int64_t kStreamTaskBytes = 32 * 1024;   // of the weight per task, when memory is the limit
+constexpr std::int64_t kResidentBytes = 320 * 1024;    // of the weight per task that stay in L2
+constexpr std::int64_t kAheadBytes = 4096;             // of the weight, prefetched
+constexpr std::int64_t kProductsPerThread = 65536;     // below, a thread costs too much
+constexpr float kLeastMagnitude = 1e-30f;  // what is smaller counts as zero: 127 / it must be finite
+
+typedef std::int8_t VB __attribute__((vector_size(W)));
+
+// Each lane: sum + the four products of w's unsigned and x's signed bytes. kSmall: w's are below 64.
+template <bool kSmall>
+SAPWOOD_INLINE VI dot_bytes(VI sum, VU w, VU x) {
+#if defined(__AVX512VNNI__)
+  return bits_as<VI>(_mm512_dpbusd_epi32(bits_as<__m512i>(sum), bits_as<__m512i>(w), bits_as<__m512i>(x)));
+#elif defined(__AVX512BW__)
+  const __m512i a = bits_as<__m512i>(w), b = bits_as<__m512i>(x);
+  if (kSmall) {
+    const __m512i pairs = _mm512_maddubs_epi16(a, b);
+    return sum + bits_as<VI>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  const __m512i even = _mm512_madd_epi16(_mm512_and_si512(a, _mm512_set1_epi16(255)),
+                                         _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
+  return sum + bits_as<VI>(_mm512_add_epi32(even, odd));
+#elif defined(__AVX2__)
+  const __m256i a = bits_as<__m256i>(w), b = bits_as<__m256i>(x);
+  if (kSmall) {
+    const __m256i pairs = _mm256_maddubs_epi16(a, b);
+    return sum + bits_as<VI>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
+  return sum + bits_as<VI>(_mm256_add_epi32(even, odd));
+#else
+  const VI a = bits_as<VI>(w), b = bits_as<VI>(x);
+  sum += (a & 255) * ((b << 24) >> 24);
+  sum += ((a >> 8) & 255) * ((b << 16) >> 24);
+  sum += ((a >> 16) & 255) * ((b << 8) >> 24);
+  return sum + bits_as<VI>(w >> 24) * (b >> 24);
+#endif
+}
+
+// x, hidden from the compiler, so that a product is rounded before something is added to it: results
+// must not depend on whether an instruction set multiplies and adds in one rounding.
+SAPWOOD_INLINE VF rounded(VF x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#else
+  asm("" : "+m"(x));
+#endif
+  return x;
+}
+
+SAPWOOD_INLINE VI splat_int(std::int32_t x) { return x - VI{}; }
+SAPWOOD_INLINE VF to_floats(VI x) { return __builtin_convertvector(x, VF); }
+
+SAPWOOD_INLINE std::int32_t largest(VI v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32(bits_as<__m512i>(v));
+#else
+  std::int32_t x = v[0];
+  for (int i = 1; i < W; i++) x = v[i] > x ? v[i] : x;
+  return x;
+#endif
+}
+
+SAPWOOD_INLINE std::int32_t total(VI v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32(bits_as<__m512i>(v));
+#else
+  std::int32_t x = v[0];
+  for (int i = 1; i < W; i++) x += v[i];
+  return x;
+#endif
+}
+
+// W fp16 -> fp32; no infinities.
+SAPWOOD_INLINE VF load_halves(const std::byte* p) {
+#if defined(__AVX512F__)
+  return bits_as<VF>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#else
+  VH h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  const VU wide = __builtin_convertvector(h, VU);
+  // The exponents' biases differ by 112; a product also makes normal numbers of subnormal ones.
+  const VF magnitude = bits_as<VF>((wide & 0x7fff) << 13) * splat(0x1p112f);
+  return bits_as<VF>(bits_as<VU>(magnitude) | ((wide & 0x8000) << 16));
+#endif
+}
+
+// ---- x ----
+
+// The largest magnitude, as bits: they order as the numbers do, with NaN above all.
+template <class T>
+SAPWOOD_INLINE float magnitude(const T* x, std::int64_t k) {
+  VI most_bits{};
+  std::int64_t i = 0;
+  for (; i + W <= k; i += W) {
+    const VI bits = bits_as<VI>(load(x + i)) & 0x7fffffff;
+    most_bits = bits > most_bits ? bits : most_bits;
+  }
+  std::int32_t found = largest(most_bits);
+  for (; i < k; i++) {
+    const std::int32_t bits = bits_as<std::int32_t>(to_float(x[i])) & 0x7fffffff;
+    found = bits > found ? bits : found;
+  }
+  return bits_as<float>(found);
+}
+
+// k numbers times `inverse`, rounded to the nearest even integer -> int8; returns their sum.
+template <class T>
+SAPWOOD_INLINE std::int32_t round_to_bytes(const T* x, std::int64_t k, float inverse, std::int8_t* out) {
+  const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  VI sums{};
+  std::int64_t i = 0;
+  for (; i + W <= k; i += W) {
+    const VF scaled = rounded(load(x + i) * splat(inverse));
+    const VI whole = bits_as<VI>(scaled + magic) - bits_as<VI>(magic);
+    sums += whole;
+    const VB bytes = __builtin_convertvector(whole, VB);
+    __builtin_memcpy(out + i, &bytes, sizeof(bytes));
+  }
+  std::int32_t sum = total(sums);
+  for (; i < k; i++) {
+    const VF scaled = rounded(splat(to_float(x[i]) * inverse));
+    const std::int32_t whole = (bits_as<VI>(scaled + magic) - bits_as<VI>(magic))[0];
+    out[i] = static_cast<std::int8_t>(whole);
+    sum += whole;
+  }
+  return sum;
+}
+
+struct Rounding {
+  float scale, inverse;
+};
+
+// NaN stays in the scale, so that it shows in the result.
+SAPWOOD_INLINE Rounding rounding_for(float magnitude) {
+  if (magnitude < kLeastMagnitude) return {0.0f, 0.0f};
+  return {magnitude / 127.0f, 127.0f / magnitude};
+}
+
+// ---- work ----
+
+// A task is `panels` panels x `rows` rows, done `tile_rows` rows at a time.
+struct Cut {
+  std::int64_t panels, rows, tile_rows, panel_tasks, tasks;
+  int threads;
+};
+
+static inline Cut cut_work(const QuantizedArgs& a, std::int64_t rows_per_tile) {
+  const LinearWeight& w = *a.weight;
+  const std::int64_t all_panels = (w.n + kPanel - 1) / kPanel;
+  const std::int64_t tiles = (a.m + rows_per_tile - 1) / rows_per_tile;
+  Cut cut{};
+  cut.threads = worth_threads(a.team.threads, w.n * w.k * ((a.m + 3) / 4), kProductsPerThread);
+  cut.tile_rows = (a.m + tiles - 1) / tiles;
+  const std::int64_t share = most(1, all_panels / (cut.threads * 4));
+  const std::int64_t bytes = a.m <= kOwnRows ? kStreamTaskBytes : kResidentBytes;
+  cut.panels = least(share, most(1, bytes / panel_bytes(w.kind, w.k)));
+  cut.panel_tasks = (all_panels + cut.panels - 1) / cut.panels;
+  // Rows are cut only where panels alone are too few: each cut reads the weight again.
+  const std::int64_t wanted = most(1, cut.threads * 4 / cut.panel_tasks);
+  cut.rows = (tiles + wanted - 1) / wanted * cut.tile_rows;
+  cut.tasks = cut.panel_tasks * ((a.m + cut.rows - 1) / cut.rows);
+  return cut;
+}
+
+// Rounds x with round_row(row, to), then runs multiply(x, first panel, panels, first row, rows) for
+// every task; x are the rounded rows from the first one on.
+template <class RoundRow, class Multiply>
+static inline void run_quantized(const QuantizedArgs& a, const Cut& cut, const RoundRow& round_row,
+                                 const Multiply& multiply) {
+  const LinearWeight& w = *a.weight;
+  const std::int64_t row_bytes = rounded_row_bytes(w.kind, w.k);
+  const std::int64_t all_panels = (w.n + kPanel - 1) / kPanel;
+  // For a few rows it is cheaper to round them once per thread than to wait for another thread.
+  const bool own = a.m <= kOwnRows;
+  if (!own) {
+    run_pieces(a.team, cut.threads, a.m, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; row++) round_row(row, a.scratch + row * row_bytes);
+    });
+  }
+  std::int64_t next = 0;
+  run_parallel(a.team, least(cut.threads, cut.tasks), [&](int thread) {
+    std::byte* x = a.scratch + (own ? thread * a.m * row_bytes : 0);
+    bool rounded = !own;
+    for (std::int64_t task; (task = take(&next)) < cut.tasks;) {
+      for (std::int64_t row = 0; !rounded && row < a.m; row++) round_row(row, x + row * row_bytes);
+      rounded = true;
+      const std::int64_t panel = task % cut.panel_tasks * cut.panels;
+      const std::int64_t row = task / cut.panel_tasks * cut.rows;
+      multiply(x + row * row_bytes, panel, least(cut.panels, all_panels - panel), row,
+               least(cut.rows, a.m - row));
+    }
+  });
+}
+
+// Results of one row, columns [column, column + width) of a panel's 32; those beyond n are dropped.
+template <class T, int V>
+SAPWOOD_INLINE void write_results(const QuantizedArgs& a, std::int64_t row, std::int64_t column,
+                                  const VF* results) {
+  const LinearWeight& w = *a.weight;
+  T* out = static_cast<T*>(a.out) + row * w.out_stride + column;
+  const T* bias = w.bias == nullptr ? nullptr : static_cast<const T*>(w.bias) + column;
+#pragma GCC unroll 16
+  for (int v = 0; v < V; v++) {
+    if (column + (v + 1) * W <= w.n) {
+      store(out + v * W, bias == nullptr ? results[v] : results[v] + load(bias + v * W));
+    } else {
+      for (int i = 0; i < W && column + v * W + i < w.n; i++) {
+        put(out + v * W + i, results[v][i] + (bias == nullptr ? 0.0f : to_float(bias[v * W + i])));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sapwood::SAPWOOD_ISA

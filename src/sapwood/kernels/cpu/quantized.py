@@ -1,0 +1,149 @@
+"""Linear layers with quantised weights, packed for the compiled module (csrc/quantized.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sapwood.kernels.cpu import _native
+from sapwood.kernels.cpu.memory import WeightMemory
+from sapwood.kernels.quantized import (
+    BLOCK_BYTES,
+    BLOCK_INPUTS,
+    QuantizedWeight,
+    grouped_by_kind,
+)
+from sapwood.kernels.reference.quantized import quantize
+
+WEIGHT_KINDS: dict[str | torch.dtype, int] = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    "int8": 2,
+    "q8_0": 3,
+    "q4_0": 4,
+    "q4_1": 5,
+}
+"""As WeightKind in csrc/ops.h numbers them."""
+
+
+class QuantizedLinear:
+    """One linear layer: a chain of packed weights, one per kind among its parts.
+
+    Raises ValueError if the parts or the bias do not fit each other.
+    """
+
+    def __init__(
+        self,
+        context: _native.Context,
+        memory: WeightMemory,
+        parts: Sequence[QuantizedWeight],
+        bias: Tensor | None,
+        *,
+        dtype: torch.dtype,
+        code: int,
+    ) -> None:
+        """`code` is the compiled module's number of `dtype`."""
+        num_in = {part.shape[1] for part in parts}
+        if len(num_in) != 1:
+            raise ValueError(f"the parts of a layer have different inputs: {sorted(num_in)}")
+        self._context = context
+        self._memory = memory
+        self._dtype = dtype
+        self._code = code
+        self._num_in = num_in.pop()
+        self._num_out = sum(part.shape[0] for part in parts)
+        if bias is not None and (bias.dtype != dtype or bias.numel() != self._num_out):
+            raise ValueError(f"the bias must be [{self._num_out}] of {dtype}")
+        self._has_bias = bias is not None
+        self._keep = [] if bias is None else [bias.contiguous()]
+        bias_address = 0 if bias is None else self._keep[0].data_ptr()
+        weight: _native.LinearWeight | None = None
+        first = self._num_out
+        for part in reversed(grouped_by_kind(parts)):
+            first -= part.shape[0]
+            address = bias_address and bias_address + first * dtype.itemsize
+            weight = self._packed(part, address, weight)
+        assert weight is not None
+        self._weight = weight
+
+    def _packed(
+        self,
+        part: QuantizedWeight,
+        bias_address: int,
+        following: _native.LinearWeight | None,
+    ) -> _native.LinearWeight:
+        kind = WEIGHT_KINDS[part.kind]
+        num_out, num_in = part.shape
+        num_bytes = _native.packed_bytes(kind, num_out, num_in)
+        packed = self._memory.empty((num_bytes,), torch.uint8)
+        data = part.data.contiguous()
+        _native.pack_quantized(kind, data.data_ptr(), packed.data_ptr(), num_out, num_in)
+        self._keep.append(packed)
+        scales_address = 0
+        if part.scales is not None:
+            scales = torch.zeros(-(-num_out // _native.PANEL) * _native.PANEL)
+            scales[:num_out] = part.scales
+            self._keep.append(scales)
+            scales_address = scales.data_ptr()
+        return _native.LinearWeight(
+            kind, packed.data_ptr(), scales_address, bias_address, num_out, num_in, self._num_out,
+            following,
+        )  # fmt: skip
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of x and of the result."""
+        return self._dtype
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(outputs, inputs)"""
+        return self._num_out, self._num_in
+
+    @property
+    def native_weight(self) -> _native.LinearWeight:
+        """What C++ computes this layer with; valid as long as this layer lives."""
+        return self._weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._multiply(x, self._code)
+
+    def fp32(self, x: Tensor) -> Tensor:
+        if self._has_bias:
+            return self(x).float()  # the bias has x's dtype
+        return self._multiply(x, WEIGHT_KINDS[torch.float32])
+
+    def _multiply(self, x: Tensor, code: int) -> Tensor:
+        """`code` is the compiled module's number of the result's dtype."""
+        rows, num_in = x.shape
+        if num_in != self._num_in or x.dtype != self._dtype:
+            raise ValueError(
+                f"x {list(x.shape)} {x.dtype} does not fit a quantised weight "
+                f"[{self._num_out}, {self._num_in}] for {self._dtype}"
+            )
+        if code != self._code:
+            x = x.float()
+        x_stride, entry_stride = x.stride()
+        if entry_stride != 1:
+            x, x_stride = x.contiguous(), num_in
+        out = x.new_empty((rows, self._num_out))
+        _native.linear_any(
+            self._context, self._weight, code, x.data_ptr(), x_stride, rows, out.data_ptr()
+        )
+        return out
+
+
+def quantize_weight(
+    context: _native.Context, weight: Tensor, kind: str, code: int | None
+) -> QuantizedWeight:
+    """As Kernels.quantize_weight; `code` is the compiled module's number of the weight's dtype."""
+    num_out, num_in = weight.shape
+    if kind != "q4_1" or code is None or num_in % BLOCK_INPUTS or not weight.is_cpu:
+        return quantize(weight, kind)
+    weight = weight.contiguous()
+    num_blocks = num_in // BLOCK_INPUTS
+    blocks = torch.empty(num_out, num_blocks * BLOCK_BYTES[kind], dtype=torch.uint8)
+    _native.quantize_q4_1(context, code, weight.data_ptr(), blocks.data_ptr(), num_out * num_blocks)
+    return QuantizedWeight(kind, (num_out, num_in), blocks)

@@ -1,0 +1,155 @@
+"""Quantising weights, and products of quantised numbers, as kernels/quantized.py defines them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapwood.kernels.quantized import BLOCK_INPUTS, INT8_GROUP_INPUTS, QuantizedWeight
+
+LEAST_MAGNITUDE = 1e-30
+CANDIDATE_LEVELS = tuple(13.5 + 0.5 * step for step in range(10))
+"""How many steps of a candidate's scale a block's range is: 15 is the range as it is, more clips
+both ends, which helps where one number is far from the others."""
+_PIECE_ROWS = 1 << 15
+
+
+def quantize(weight: Tensor, kind: str) -> QuantizedWeight:
+    """weight [out, in] of any float dtype -> "int8", "q8_0" or "q4_1".
+
+    Raises ValueError for another kind, or if inputs are not a multiple of 32 where they must be.
+    """
+    if kind == "int8":
+        return quantize_int8(weight)
+    if kind not in ("q8_0", "q4_1"):
+        raise ValueError(f"weights can be quantised to int8, q8_0 and q4_1, not to {kind}")
+    if weight.shape[1] % BLOCK_INPUTS:
+        raise ValueError(
+            f"the weight has {weight.shape[1]} inputs but blocks take a multiple of {BLOCK_INPUTS}"
+        )
+    return quantize_q4_1(weight) if kind == "q4_1" else quantize_q8_0(weight)
+
+
+def quantize_int8(weight: Tensor) -> QuantizedWeight:
+    """Each output's largest magnitude becomes 127."""
+    numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+    step = max(1, (1 << 20) // max(1, weight.shape[1]))
+    for first in range(0, weight.shape[0], step):
+        rows = slice(first, first + step)
+        rounded, scale = round_rows(weight[rows].float())
+        numbers[rows] = rounded.to(torch.int8)
+        scales[rows] = scale.squeeze(1)
+    return QuantizedWeight("int8", (weight.shape[0], weight.shape[1]), numbers, scales)
+
+
+def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., n] fp32 -> whole numbers from -127 to 127 (fp32) and scales [..., 1]."""
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    is_zero = largest < LEAST_MAGNITUDE
+    top = torch.full_like(largest, 127.0)  # 127 / tensor would multiply by its reciprocal
+    inverse = torch.div(top, largest).masked_fill(is_zero, 0.0)
+    return (x * inverse).round(), torch.div(largest, top).masked_fill(is_zero, 0.0)
+
+
+def quantize_q8_0(weight: Tensor) -> QuantizedWeight:
+    """Each block's largest magnitude becomes 127; numbers are rounded for the scale as fp16."""
+    num_out, num_in = weight.shape
+    blocks = weight.reshape(-1, BLOCK_INPUTS)
+    out = torch.empty(blocks.shape[0], 34, dtype=torch.uint8, device=weight.device)
+    for first in range(0, blocks.shape[0], _PIECE_ROWS):
+        x = blocks[first : first + _PIECE_ROWS].float()
+        scale = (x.abs().amax(1, keepdim=True) / 127).half()
+        wide = scale.float()
+        inverse = torch.where(wide > 0, 1 / wide, 0)
+        numbers = (x * inverse).round().clamp_(-127, 127).to(torch.int8)
+        piece = out[first : first + _PIECE_ROWS]
+        piece[:, :2] = scale.view(torch.uint8)
+        piece[:, 2:] = numbers.view(torch.uint8)
+    return QuantizedWeight("q8_0", (num_out, num_in), out.view(num_out, -1))
+
+
+def quantize_q4_1(weight: Tensor) -> QuantizedWeight:
+    """Blocks whose scale and minimum make the squared error small.
+
+    For each candidate range, the numbers are rounded, and scale and minimum fitted to them by least
+    squares; the best candidate's are kept as fp16, and the numbers rounded again for those.
+    """
+    num_out, num_in = weight.shape
+    blocks = weight.reshape(-1, BLOCK_INPUTS)
+    out = torch.empty(blocks.shape[0], 20, dtype=torch.uint8, device=weight.device)
+    for first in range(0, blocks.shape[0], _PIECE_ROWS):
+        x = blocks[first : first + _PIECE_ROWS].float()
+        scale, minimum = (part.half() for part in _fit(x))
+        wide = scale.float()
+        inverse = torch.where(wide > 0, 1 / wide, 0)
+        numbers = ((x - minimum.float()) * inverse).round().clamp_(0, 15).to(torch.uint8)
+        piece = out[first : first + _PIECE_ROWS]
+        piece[:, :2] = scale.view(torch.uint8)
+        piece[:, 2:4] = minimum.view(torch.uint8)
+        piece[:, 4:] = numbers[:, :16] | numbers[:, 16:] << 4
+    return QuantizedWeight("q4_1", (num_out, num_in), out.view(num_out, -1))
+
+
+def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [blocks, 32] fp32 -> scale and minimum, each [blocks, 1]."""
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    middle, extent = (low + high) * 0.5, high - low
+    sum_x = x.sum(1, keepdim=True)
+    best = torch.full_like(low, -torch.inf)
+    scale, minimum = torch.zeros_like(low), low.clone()
+    for levels in CANDIDATE_LEVELS:
+        inverse = torch.where(extent > 0, levels / extent, 0)
+        numbers = ((x - middle) * inverse + 7.5).round().clamp_(0, 15)
+        sum_q = numbers.sum(1, keepdim=True)
+        sum_qq = numbers.square().sum(1, keepdim=True)
+        sum_qx = (numbers * x).sum(1, keepdim=True)
+        spread = BLOCK_INPUTS * sum_qq - sum_q.square()
+        fitted = torch.where(spread > 0, (BLOCK_INPUTS * sum_qx - sum_q * sum_x) / spread, 0)
+        offset = (sum_x - fitted * sum_q) / BLOCK_INPUTS
+        # The squared error is the sum of squares of x less this.
+        gain = fitted * sum_qx + offset * sum_x
+        better = (gain > best) & (spread > 0)
+        best = torch.where(better, gain, best)
+        scale = torch.where(better, fitted, scale)
+        minimum = torch.where(better, offset, minimum)
+    return scale, minimum
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLinear:
+    """The parts' outputs one after another."""
+
+    parts: tuple[QuantizedWeight, ...]
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.fp32(x).to(x.dtype)
+
+    def fp32(self, x: Tensor) -> Tensor:
+        out = torch.cat([multiply(x, part) for part in self.parts], dim=1)
+        return out if self.bias is None else out + self.bias.float()
+
+
+def multiply(x: Tensor, weight: QuantizedWeight) -> Tensor:
+    """x [T, in] -> [T, out] fp32."""
+    wide = x.float()
+    if weight.scales is not None:
+        total = torch.zeros(x.shape[0], weight.shape[0], device=x.device)
+        for first in range(0, x.shape[1], INT8_GROUP_INPUTS):
+            group = slice(first, first + INT8_GROUP_INPUTS)
+            numbers, scale = round_rows(wide[:, group])
+            # Exact: whole numbers below 2**24.
+            total += (numbers @ weight.data[:, group].float().T) * scale
+        return total * weight.scales
+    numbers, scale = round_rows(wide.view(x.shape[0], -1, BLOCK_INPUTS))
+    weights, weight_scales, minima = weight.unpacked()
+    out = []
+    for row, row_scale in zip(numbers, scale.squeeze(2), strict=True):
+        sums = torch.einsum("gi,ngi->ng", row, weights)
+        of_minima = minima * (row.sum(1) * row_scale)
+        out.append((sums * weight_scales * row_scale + of_minima).sum(1))
+    return torch.stack(out) if out else F.linear(wide, weight.dequantized(torch.float32))

@@ -1,0 +1,66 @@
+"""Weights of the model's dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.quantized import QuantizedWeight
+
+
+class DenseStorage:
+    """One tensor [out, in] in which the parts lie one after another."""
+
+    takes_blocks = False
+
+    def __init__(
+        self, part_sizes: tuple[int, ...], kernels: Kernels, weight: Tensor | None
+    ) -> None:
+        self._kernels = kernels
+        self._part_sizes = part_sizes
+        self._weight = weight
+
+    @property
+    def weight(self) -> Tensor:
+        if self._weight is None:
+            raise RuntimeError("this layer's weight is another's, which has not been shared yet")
+        return self._weight
+
+    def place(self, part: int, shard: Tensor) -> None:
+        first = sum(self._part_sizes[:part])
+        self.weight[first : first + self._part_sizes[part]].copy_(shard)
+
+    def place_blocks(self, part: int, shard: QuantizedWeight) -> None:
+        self.place(part, shard.dequantized(self.weight.dtype))
+
+    def share(self, weight: Tensor, blocks: QuantizedWeight | None) -> None:
+        self._weight = weight
+
+    def pack(self, bias: Tensor | None) -> PackedLinear:
+        return self._kernels.pack_linear(self.weight, bias)
+
+
+class DenseScheme:
+    """No quantisation."""
+
+    name = "none"
+
+    def storage(
+        self,
+        in_size: int,
+        part_sizes: tuple[int, ...],
+        *,
+        makes_logits: bool,
+        tied: bool,
+        kernels: Kernels,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> DenseStorage:
+        weight = None
+        if not tied:
+            weight = torch.empty(sum(part_sizes), in_size, device=device, dtype=dtype)
+        return DenseStorage(part_sizes, kernels, weight)
+
+
+DENSE = DenseScheme()

@@ -1,0 +1,86 @@
+"""The blocks of a GGUF file as they are, each tensor in the type that the file gives it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.quantized import BLOCK_INPUTS, QuantizedWeight
+
+
+class BlocksStorage:
+    """One part per tensor: blocks, or a dense weight where the file has none that kernels take.
+
+    A fused layer with a dense part is dense altogether: one matrix product serves it.
+    """
+
+    def __init__(
+        self,
+        in_size: int,
+        num_parts: int,
+        *,
+        kernels: Kernels,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        # Else this rank's inputs cut the blocks.
+        self.takes_blocks = in_size % BLOCK_INPUTS == 0
+        self._kernels = kernels
+        self._device = device
+        self._dtype = dtype
+        self._blocks: dict[int, QuantizedWeight] = {}
+        self._dense: dict[int, Tensor] = {}
+        self._num_parts = num_parts
+
+    @property
+    def weight(self) -> Tensor:
+        raise RuntimeError("this layer's weight is kept as the file's blocks only")
+
+    def place(self, part: int, shard: Tensor) -> None:
+        # A copy: the shard may be a view of a tensor that is not needed otherwise.
+        self._dense[part] = shard.to(self._device, self._dtype, copy=True)
+
+    def place_blocks(self, part: int, shard: QuantizedWeight) -> None:
+        self._blocks[part] = shard.to(self._device)
+
+    def share(self, weight: Tensor, blocks: QuantizedWeight | None) -> None:
+        if blocks is not None:
+            self.place_blocks(0, blocks)
+        else:
+            self._dense[0] = weight
+
+    def pack(self, bias: Tensor | None) -> PackedLinear:
+        if len(self._blocks) + len(self._dense) != self._num_parts:
+            raise RuntimeError("a part of this layer has not been placed")
+        order = range(self._num_parts)
+        if not self._dense:
+            parts = [self._blocks[part] for part in order]
+            return self._kernels.pack_quantized_linear(parts, bias, self._dtype)
+        weights = [
+            self._dense[part]
+            if part in self._dense
+            else self._blocks[part].dequantized(self._dtype)
+            for part in order
+        ]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        return self._kernels.pack_linear(weight, bias)
+
+
+class GgufScheme:
+    """gguf: needs a loader that hands the blocks through; activations as in w4a8."""
+
+    name = "gguf"
+
+    def storage(
+        self,
+        in_size: int,
+        part_sizes: tuple[int, ...],
+        *,
+        makes_logits: bool,
+        tied: bool,
+        kernels: Kernels,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> BlocksStorage:
+        return BlocksStorage(in_size, len(part_sizes), kernels=kernels, device=device, dtype=dtype)
