@@ -33,7 +33,6 @@ PROMPTS = [
     "The best way to learn a language is",
     "Photosynthesis is the process by which",
 ]
-NUM_TOKENS = 64
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +54,36 @@ def reference(smollm2_files: ModelFiles) -> Callable[[list[int]], list[int]]:
     return greedy
 
 
-@pytest.mark.parametrize("kernels", [None, "torch"])
+@pytest.mark.parametrize(
+    ("kernels", "num_prompts", "num_tokens"), [(None, 20, 64), ("torch", 4, 16)]
+)
 def test_greedy_tokens_equal_transformers(
-    smollm2_files: ModelFiles, reference: Callable[[list[int]], list[int]], kernels: str | None
+    smollm2_files: ModelFiles,
+    reference: Callable[[list[int]], list[int]],
+    kernels: str | None,
+    num_prompts: int,
+    num_tokens: int,
 ) -> None:
     """Each output token is the one that transformers puts after the prompt and the tokens before
     it; by induction the whole output is what its greedy `generate` returns."""
-    sampling = {"temperature": 0, "max_new_tokens": NUM_TOKENS, "ignore_eos": True}
-    options = {"dtype": "float32", "max_total_tokens": 8192, "kernels": kernels}
+    sampling = {"temperature": 0, "max_new_tokens": num_tokens, "ignore_eos": True}
+    options = {"dtype": "float32", "max_total_tokens": 4096, "kernels": kernels}
     with LLM(smollm2_files.name, **options) as llm:
         encode = llm.services.tokenizer.encode
-        prompts = [encode(prompt) for prompt in PROMPTS]
+        prompts = [encode(prompt) for prompt in PROMPTS[:num_prompts]]
         together = llm.generate(prompts, sampling)
         assert llm.flush_cache()
         alone = [llm.generate(prompt, sampling)[0] for prompt in prompts]
-        with_prefix_hits = llm.generate(prompts, sampling)
-    for prompt, *results in zip(prompts, together, alone, with_prefix_hits, strict=True):
+        half = num_tokens // 2
+        begun = [
+            [*prompt, *one.token_ids[:half]] for prompt, one in zip(prompts, alone, strict=True)
+        ]
+        continued = llm.generate(begun, {**sampling, "max_new_tokens": num_tokens - half})
+    for prompt, *results, rest in zip(prompts, together, alone, continued, strict=True):
         output = list(results[0].token_ids)
-        assert len(output) == NUM_TOKENS
+        assert len(output) == num_tokens
         assert reference(prompt + output)[len(prompt) - 1 : -1] == output
-        for result in results:
-            assert list(result.token_ids) == output
+        assert list(results[1].token_ids) == output
+        # What was computed before is not computed again, and it makes no difference.
+        assert rest.num_cached_tokens >= (len(prompt) + half - 1) // 16 * 16
+        assert list(rest.token_ids) == output[half:]

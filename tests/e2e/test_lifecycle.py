@@ -86,6 +86,34 @@ def test_the_drain_has_a_limit(smollm2_files: ModelFiles) -> None:
         assert time.monotonic() - begin < 20
 
 
+@pytest.mark.parametrize("num_signals", [1, 2, 3])
+def test_every_sigterm_ends_with_0(qwen3: Path, num_signals: int) -> None:
+    """However often it is asked, the open request ends as it would have."""
+    with serving("--model", str(qwen3)) as server:
+        (reader,) = start_readers(server, 1, {**LONG, "max_tokens": 240})
+        for _ in range(num_signals):
+            server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        reader.join(10)
+        choices = [event["choices"] for event in reader.events if event.get("choices")]
+        assert choices[-1][0]["finish_reason"] == "length"
+        assert "Traceback" not in server.log
+
+
+def test_a_second_ctrl_c_does_not_wait_for_open_requests(smollm2_files: ModelFiles) -> None:
+    flags = ("--max-total-tokens", "8192", "--drain-timeout", "600")
+    with serving("--model", smollm2_files.name, *flags) as server:
+        (reader,) = start_readers(server, 1, LONG)
+        server.process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(1)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+        reader.join(10)
+        assert not reader.is_alive()
+        assert "Traceback" not in server.log
+
+
 def test_what_cannot_start_says_why_and_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
     command = [sys.executable, "-m", "sapwood", "serve", "--port", "0"]

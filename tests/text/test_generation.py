@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -493,3 +494,138 @@ def test_one_sample_needs_no_task_of_its_own(tokenizer):
         return counts
 
     assert asyncio.run(count_tasks()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "param", "wrong"),
+    [
+        ({"logit_bias": {1: 1.0, 5_000_000: 1.0}}, "logit_bias", 5_000_000),
+        ({"stop_token_ids": (1, -2)}, "stop_token_ids", -2),
+    ],
+)
+def test_parameters_that_name_no_token_are_refused(tokenizer, sampling, param, wrong):
+    engine = ScriptedEngine([])
+    last = tokenizer.vocab_size - 1
+    message = rf"{param} has the token id {wrong} but this model's ids are in \[0, {last}\]"
+    with pytest.raises(InvalidRequest, match=message) as info:
+        chunks_of(engine, tokenizer, ask(**sampling))
+    assert info.value.param == param
+    assert engine.requests == []
+
+
+def test_a_model_with_fewer_ids_than_its_tokenizer_says_so(tokenizer):
+    """An id without an embedding must not reach the engine, whoever brings it."""
+    text = "Hello world"
+    largest = max(tokenizer.encode(text))
+    engine = ScriptedEngine([([1], LENGTH)])
+
+    async def first(generator: TextGenerator, request: TextRequest) -> TextChunk:
+        return await anext(generator.generate(request))
+
+    small = TextGenerator(engine, tokenizer, vocab_size=largest)
+    for request, param in [
+        (ask(text), "prompt"),
+        (ask([largest]), "prompt"),
+        (ask("a", stop_token_ids=(largest,)), "stop_token_ids"),
+    ]:
+        with pytest.raises(InvalidRequest, match=rf"id {largest} .* \[0, {largest - 1}\]") as info:
+            asyncio.run(first(small, request))
+        assert info.value.param == param
+    assert engine.requests == []
+    padded = TextGenerator(engine, tokenizer, vocab_size=tokenizer.vocab_size + 64)
+    assert padded.vocab_size == tokenizer.vocab_size
+    assert asyncio.run(first(padded, ask(text))).finish == LENGTH
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_abort_while_the_prompt_is_encoded_is_heard(tokenizer, monkeypatch, n):
+    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
+    generator = TextGenerator(engine, tokenizer)
+    encoding, may_end = threading.Event(), threading.Event()
+    encode = tokenizer.encode
+
+    def slowly(text: str, add_special_tokens: bool = True) -> list[int]:
+        encoding.set()
+        assert may_end.wait(10)
+        return encode("Hello", add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "encode", slowly)
+
+    async def abort_early() -> list[TextChunk]:
+        async def read() -> list[TextChunk]:
+            return [chunk async for chunk in generator.generate(ask("Hello " * 2000, n=n))]
+
+        reader = asyncio.create_task(read())
+        await asyncio.to_thread(encoding.wait, 10)
+        await generator.abort("r")
+        may_end.set()
+        return await reader
+
+    chunks = run(abort_early())
+    assert [(chunk.index, chunk.finish) for chunk in chunks] == [
+        (index, Finish(kind="abort")) for index in range(n)
+    ]
+    assert chunks[0].num_prompt_tokens == len(encode("Hello"))
+    assert (engine.requests, engine.aborted) == ([], [])
+
+
+def test_a_client_that_leaves_while_its_prompt_is_encoded_starts_nothing(tokenizer, monkeypatch):
+    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
+    generator = TextGenerator(engine, tokenizer)
+    encoding, may_end = threading.Event(), threading.Event()
+
+    def slowly(text: str, add_special_tokens: bool = True) -> list[int]:
+        encoding.set()
+        assert may_end.wait(10)
+        return [1, 2]
+
+    async def leave() -> None:
+        monkeypatch.setattr(tokenizer, "encode", slowly)
+        reader = asyncio.ensure_future(anext(generator.generate(ask("Hello " * 2000))))
+        await asyncio.to_thread(encoding.wait, 10)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        may_end.set()
+        await asyncio.sleep(0.02)
+        assert engine.requests == []
+        # The id is free again.
+        monkeypatch.undo()
+        again = generator.generate(ask())
+        await anext(again)
+        await again.aclose()
+
+    run(leave())
+
+
+def test_an_abort_between_two_samples_stops_the_one_that_has_not_started(tokenizer):
+    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
+    generator = TextGenerator(engine, tokenizer)
+
+    class Curious(ScriptedEngine):
+        def generate(self, request: Generate) -> AsyncGenerator[RequestOutput, None]:
+            aborting.append(asyncio.ensure_future(generator.abort("r")))
+            return super().generate(request)
+
+    aborting: list[asyncio.Future[None]] = []
+    engine.__class__ = Curious
+
+    async def read() -> list[TextChunk]:
+        chunks = [chunk async for chunk in generator.generate(ask(n=3))]
+        await asyncio.gather(*aborting)
+        return chunks
+
+    finishes = [chunk.finish for chunk in run(read()) if chunk.finish]
+    assert finishes == [Finish(kind="abort")] * 3
+
+
+def test_a_refused_request_leaves_its_id_free(tokenizer):
+    generator = TextGenerator(ScriptedEngine([([1], LENGTH)]), tokenizer)
+
+    async def read(request: TextRequest) -> list[TextChunk]:
+        return [chunk async for chunk in generator.generate(request)]
+
+    for request in (ask(""), ask(stop_token_ids=(10**9,))):
+        with pytest.raises(InvalidRequest):
+            asyncio.run(read(request))
+    assert len(asyncio.run(read(ask()))) == 1

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeVar
 
-import msgspec
-
+from sapwood.app.in_process import InProcessEngine
+from sapwood.app.sampling import Sampling, sampling_params
 from sapwood.app.services import build_services
-from sapwood.app.wiring import Engine, build_engine, resolve_config
-from sapwood.base.channel import CallbackSender, QueueChannel
-from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest
+from sapwood.app.wiring import resolve_config
+from sapwood.base.channel import QueueChannel
+from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.frontends.common.services import Services
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.options import gather
 from sapwood.schema.env import environment, home
-from sapwood.schema.output import EngineOutput, EngineStatus, Finish
+from sapwood.schema.output import EngineStatus, Finish
 from sapwood.schema.request import EngineInput
-from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextChunk, TextRequest
 
-log = logging.getLogger(__name__)
+DEFAULT_MODEL = "smollm2-135m"
 
 T = TypeVar("T")
-Prompt = str | list[int]
+Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-Sampling = SamplingParams | Mapping[str, Any] | None
+OnFinish = Callable[[int, "GenerationResult"], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,43 +60,32 @@ class LLM:
         with LLM("smollm2-135m") as llm:
             print(llm.chat([{"role": "user", "content": "Hello"}])[0].text)
 
-    model    catalogue name, hub repository id, or path
+    model    catalogue name, hub repository id, or path; None: smollm2-135m
     options  any option of `sapwood serve` that concerns the engine, by its name with underscores
-             (max_total_tokens=4096); or give a whole `config` instead
+             (max_total_tokens=4096); or give a whole `config`, and neither model nor options
 
     Raises StartupError if the model cannot be had or does not fit. Methods may be called from any
-    thread. What the engine refuses raises InvalidRequest; an engine that died, EngineUnavailable.
+    thread. What cannot be served raises InvalidRequest; an engine that failed, or an LLM that was
+    closed, raises EngineUnavailable. Any number of prompts may be given: as many are open at a time
+    as the engine takes in, and the others wait here.
     """
 
     def __init__(
         self,
-        model: str = "smollm2-135m",
+        model: str | None = None,
         *,
         config: EngineConfig | None = None,
         **options: Any,
     ) -> None:
-        asked = config if config is not None else _config(model, options)
-        if config is not None and options:
-            raise ConfigError("give either a config or single options, not both")
-        resolved = resolve_config(asked, home=home(environment()))
+        resolved = resolve_config(_asked(model, config, options), home=home(environment()))
         self.config = resolved.config
-        self._loop = asyncio.new_event_loop()
-        self._loop_thread = threading.Thread(
-            target=self._loop.run_forever, name="sapwood-loop", daemon=True
-        )
         channel: QueueChannel[EngineInput] = QueueChannel()
         self._client = AsyncEngineClient(channel)
-        sender: CallbackSender[EngineOutput] = CallbackSender(self._deliver)
-        self._engine = build_engine(resolved, channel, sender)
         self.services: Services = build_services(self._client, resolved.files, resolved.config)
-        self._engine_thread = threading.Thread(
-            target=self._serve, args=(self._engine,), name="sapwood-engine", daemon=True
-        )
-        self._closed = False
-        self._num_requests = 0
-        self._loop_thread.start()
-        self._deliver(self._engine.ready)
-        self._engine_thread.start()
+        self._num_open = _open_at_most(resolved.config)
+        self._room = asyncio.Semaphore(self._num_open)
+        self._numbers = itertools.count(1)  # any thread may take the next
+        self._engine = InProcessEngine(resolved, channel, self._client)
 
     def __enter__(self) -> LLM:
         return self
@@ -103,29 +100,37 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling: Sampling | Sequence[Sampling] = None,
         *,
-        on_finish: Callable[[int, GenerationResult], None] | None = None,
+        on_finish: OnFinish | None = None,
     ) -> list[GenerationResult]:
         """The continuation of each prompt (text or token ids), in their order.
 
         sampling   one for all prompts, or one per prompt
-        on_finish  called with (index, result) as each one ends
+        on_finish  called with (index, result) as each one ends, on the engine's event loop: it
+                   should be quick, and use no method of this LLM that waits
+
+        An error of one prompt (or of on_finish) ends all of them: what is open is aborted, then
+        the error is raised, with a note that says which prompt it was. What had ended before was
+        given to on_finish. An interrupt (Ctrl-C) aborts what is open likewise.
         """
         many = _as_prompts(prompts)
         requests = [
             self._request(prompt, one, add_special_tokens=True)
             for prompt, one in zip(many, _as_many(sampling, len(many)), strict=True)
         ]
-        return self.run(self._gather(requests, on_finish))
+        return self.run(self._collect_all(requests, on_finish))
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling: Sampling | Sequence[Sampling] = None,
         *,
-        on_finish: Callable[[int, GenerationResult], None] | None = None,
+        on_finish: OnFinish | None = None,
         **template_options: Any,
     ) -> list[GenerationResult]:
-        """The answer to one conversation, or to each of several, in their order."""
+        """The answer to one conversation, or to each of several, in their order.
+
+        As `generate` otherwise; template_options go to the chat template.
+        """
         one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = [messages] if one else messages
         requests = [
@@ -134,32 +139,39 @@ class LLM:
                 conversations, _as_many(sampling, len(conversations)), strict=True
             )
         ]
-        return self.run(self._gather(requests, on_finish))
+        return self.run(self._collect_all(requests, on_finish))
+
+    async def agenerate(self, prompt: Prompt, sampling: Sampling = None) -> GenerationResult:
+        """`generate` of one prompt for an asyncio program; cancelling it aborts the request."""
+        request = self._request(_as_prompt(prompt), sampling, add_special_tokens=True)
+
+        async def only() -> AsyncGenerator[GenerationResult, None]:
+            yield await self._collect(0, request)
+
+        async with aclosing(self._engine.loop.items_async(only())) as results:
+            return await anext(results)
 
     # ---- as it comes -------------------------------------------------------------------------
 
-    def stream(self, prompt: Prompt, sampling: Sampling = None) -> Iterator[TextChunk]:
-        """Chunks of text as they are generated; closing the iterator aborts the request."""
-        return self._iterate(self._request(prompt, sampling, add_special_tokens=True))
+    def stream(self, prompt: Prompt, sampling: Sampling = None) -> Generator[TextChunk, None, None]:
+        """Chunks of text as they are generated.
+
+        The request starts with the first chunk that is asked for; closing the generator aborts it.
+        """
+        request = self._request(_as_prompt(prompt), sampling, add_special_tokens=True)
+        return self._engine.loop.items(self._chunks(request))
 
     def stream_chat(
         self, messages: Sequence[Message], sampling: Sampling = None, **template_options: Any
-    ) -> Iterator[TextChunk]:
-        return self._iterate(self._chat_request(messages, sampling, template_options))
+    ) -> Generator[TextChunk, None, None]:
+        """`stream` of the answer to a conversation."""
+        request = self._chat_request(messages, sampling, template_options)
+        return self._engine.loop.items(self._chunks(request))
 
-    async def astream(self, prompt: Prompt, sampling: Sampling = None) -> AsyncIterator[TextChunk]:
+    def astream(self, prompt: Prompt, sampling: Sampling = None) -> AsyncGenerator[TextChunk, None]:
         """`stream` for an asyncio program; its event loop is not held up."""
-        chunks = self.stream(prompt, sampling)
-        try:
-            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                yield chunk
-        finally:
-            await asyncio.to_thread(_close, chunks)
-
-    async def agenerate(self, prompt: Prompt, sampling: Sampling = None) -> GenerationResult:
-        """`generate` of one prompt for an asyncio program."""
-        request = self._request(prompt, sampling, add_special_tokens=True)
-        return await asyncio.wrap_future(self._submit(self._collect(0, request, None)))
+        request = self._request(_as_prompt(prompt), sampling, add_special_tokens=True)
+        return self._engine.loop.items_async(self._chunks(request))
 
     # ---- the engine --------------------------------------------------------------------------
 
@@ -173,49 +185,25 @@ class LLM:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's event loop and wait for its result."""
-        result: T = self._submit(coroutine).result()
-        return result
+        return self._engine.loop.run(coroutine)
 
     def close(self) -> None:
-        """Abort what is open and free the memory. May be called twice."""
-        if self._closed:
-            return
-        self._closed = True
-        self._loop.call_soon_threadsafe(self._client.drain, 0.0)
-        self._engine_thread.join()
-        self._engine.executor.close()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._loop_thread.join()
-        self._loop.close()
+        """End everything and free the memory; may be called twice.
+
+        What is open ends with the finish "abort", what had not started with EngineUnavailable.
+        """
+        self._engine.close()
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _serve(self, engine: Engine) -> None:
-        try:
-            engine.loop.run()
-        except Exception as error:
-            log.exception("the engine failed")
-            reason = f"the engine failed: {type(error).__name__}: {error}"
-            self._loop.call_soon_threadsafe(self._client.fail, reason)
-
-    def _deliver(self, message: EngineOutput) -> None:
-        self._loop.call_soon_threadsafe(self._client.deliver, message)
-
-    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Any:
-        if self._closed:
-            coroutine.close()
-            raise EngineUnavailable("this LLM was closed; make a new one")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
     def _request(
-        self, prompt: Prompt, sampling: Sampling, *, add_special_tokens: bool
+        self, prompt: str | list[int], sampling: Sampling, *, add_special_tokens: bool
     ) -> TextRequest:
-        self._num_requests += 1
         return TextRequest(
-            request_id=f"llm-{self._num_requests}",
+            request_id=f"llm-{next(self._numbers)}",
             prompt=prompt,
             add_special_tokens=add_special_tokens,
-            sampling=_params(sampling, self.services.default_sampling),
+            sampling=sampling_params(sampling, self.services.default_sampling),
         )
 
     def _chat_request(
@@ -226,38 +214,55 @@ class LLM:
                 f"{self.services.model_name} has no chat template; use generate, or give one with "
                 "chat_template="
             )
+        if not messages or not all(isinstance(message, Mapping) for message in messages):
+            raise InvalidRequest(
+                "a conversation must be a list of at least one message, each a mapping such as "
+                '{"role": "user", "content": "Hello"}',
+                param="messages",
+            )
         prompt = self.services.template.render(list(messages), **options)
         return self._request(prompt, sampling, add_special_tokens=False)
 
-    async def _gather(
-        self,
-        requests: Sequence[TextRequest],
-        on_finish: Callable[[int, GenerationResult], None] | None,
+    async def _collect_all(
+        self, requests: Sequence[TextRequest], on_finish: OnFinish | None
     ) -> list[GenerationResult]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._collect(index, request, on_finish))
-                for index, request in enumerate(requests)
-            ]
-        return [task.result() for task in tasks]
+        """All results in order, as many requests at a time as there is room for."""
+        results: dict[int, GenerationResult] = {}
+        numbered = iter(enumerate(requests))
 
-    async def _collect(
-        self,
-        index: int,
-        request: TextRequest,
-        on_finish: Callable[[int, GenerationResult], None] | None,
-    ) -> GenerationResult:
+        async def work() -> None:
+            for index, request in numbered:
+                try:
+                    results[index] = await self._collect(index, request)
+                except Exception as error:
+                    if len(requests) > 1:
+                        error.add_note(f"this was prompt {index} of {len(requests)}, from 0")
+                    raise
+                if on_finish is not None:
+                    on_finish(index, results[index])
+
+        workers = [asyncio.create_task(work()) for _ in range(min(len(requests), self._num_open))]
+        try:
+            for worker in await _until_error(workers):
+                worker.result()
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return [results[index] for index in range(len(requests))]
+
+    async def _collect(self, index: int, request: TextRequest) -> GenerationResult:
         texts: list[str] = []
         token_ids: list[int] = []
         last: TextChunk | None = None
-        async for chunk in self.services.generator.generate(request):
-            texts.append(chunk.text)
-            token_ids += chunk.token_ids
-            last = chunk
+        async with aclosing(self._chunks(request)) as chunks:
+            async for chunk in chunks:
+                texts.append(chunk.text)
+                token_ids += chunk.token_ids
+                last = chunk
         assert last is not None
-        assert last.finish is not None
-        _raise_if_error(last.finish)
-        result = GenerationResult(
+        assert last.finish is not None, "the last chunk of a request has a finish"
+        return GenerationResult(
             prompt_index=index,
             text="".join(texts),
             token_ids=tuple(token_ids),
@@ -266,60 +271,85 @@ class LLM:
             num_output_tokens=last.num_output_tokens,
             num_cached_tokens=last.num_cached_tokens,
         )
-        if on_finish is not None:
-            on_finish(index, result)
-        return result
 
-    def _iterate(self, request: TextRequest) -> Iterator[TextChunk]:
-        chunks = self.services.generator.generate(request)
-        try:
-            while (chunk := self.run(anext(chunks, None))) is not None:
-                if chunk.finish is not None:
-                    _raise_if_error(chunk.finish)
+    async def _chunks(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:
+        """The request's chunks, once there is room for it. A finish of kind "error" is raised."""
+        async with self._room, aclosing(self.services.generator.generate(request)) as chunks:
+            async for chunk in chunks:
+                if chunk.finish is not None and chunk.finish.kind == "error":
+                    raise self._error(chunk.finish)
                 yield chunk
-        finally:
-            if not self._closed:
-                self.run(chunks.aclose())
+
+    def _error(self, finish: Finish) -> InvalidRequest | Overloaded | EngineUnavailable:
+        message = finish.message or "the engine failed"
+        if finish.status < 500:
+            return InvalidRequest(message)
+        serves = self._client.unavailable_reason is None
+        return Overloaded(message) if serves else EngineUnavailable(message)
 
 
-def _config(model: str, options: Mapping[str, Any]) -> EngineConfig:
-    given = {"model": model, **options}
-    return EngineConfig.of(gather(COMPONENTS, flags={}, env={}, file=given, file_name="LLM(…)"))
+def _asked(
+    model: str | None, config: EngineConfig | None, options: Mapping[str, Any]
+) -> EngineConfig:
+    if config is None:
+        given = {"model": DEFAULT_MODEL if model is None else model, **options}
+        return EngineConfig.of(gather(COMPONENTS, flags={}, env={}, file=given, file_name="LLM(…)"))
+    if options:
+        raise ConfigError("give either a config or single options, not both")
+    if model not in (None, config.model.model):
+        raise ConfigError(
+            f"the model is {model!r} but that of the config is {config.model.model!r}; give one"
+        )
+    return config
 
 
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if prompts and isinstance(prompts[0], int):
-        return [list(prompts)]  # type: ignore[arg-type]
-    return list(prompts)  # type: ignore[arg-type]
+def _open_at_most(config: EngineConfig) -> int:
+    """Requests that may be open at a time without one being refused, however few can run.
+
+    With no more of them than the queue holds, the queue is never full; with no more than there are
+    rows, there is one for whoever would have to wait.
+    """
+    queued, running = config.scheduler.max_queued_requests, config.scheduler.max_running_requests
+    assert queued is not None
+    assert running is not None, "the configuration was not resolved"
+    return max(queued, running)
+
+
+async def _until_error(tasks: Sequence[asyncio.Task[None]]) -> list[asyncio.Task[None]]:
+    """Those that have ended when all have, or the first of them failed."""
+    if not tasks:
+        return []
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    return [task for task in tasks if task in done]
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+        return [_as_prompt(prompts)]
+    many: list[Any] = list(prompts)
+    if many and isinstance(many[0], Integral):
+        return [_as_prompt(many)]
+    return [_as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
+
+
+def _as_prompt(prompt: Any, name: str = "the prompt") -> str | list[int]:
+    if isinstance(prompt, str):
+        return prompt
+    found = f"a {type(prompt).__name__}"
+    if isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping):
+        token_ids: list[Any] = list(prompt)
+        others = [one for one in token_ids if not isinstance(one, Integral)]
+        if not others:
+            return [int(token_id) for token_id in token_ids]
+        found += f" with a {type(others[0]).__name__} in it"
+    raise InvalidRequest(
+        f"{name} must be a text or a list of token ids, not {found}", param="prompt"
+    )
 
 
 def _as_many(sampling: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:
-    if sampling is None or isinstance(sampling, SamplingParams | Mapping):
+    if sampling is None or isinstance(sampling, Mapping) or not isinstance(sampling, Sequence):
         return [sampling] * count
     if len(sampling) != count:
         raise InvalidRequest(f"{len(sampling)} sampling parameters for {count} prompts")
     return list(sampling)
-
-
-def _params(sampling: Sampling, defaults: Mapping[str, float]) -> SamplingParams:
-    if isinstance(sampling, SamplingParams):
-        return sampling
-    try:
-        return msgspec.convert({**defaults, **(sampling or {})}, SamplingParams)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"sampling parameters: {error}") from error
-
-
-def _raise_if_error(finish: Finish) -> None:
-    if finish.kind != "error":
-        return
-    message = finish.message or "the engine failed"
-    raise InvalidRequest(message) if finish.status < 500 else EngineUnavailable(message)
-
-
-def _close(chunks: Iterator[TextChunk]) -> None:
-    close = getattr(chunks, "close", None)
-    if close is not None:
-        close()

@@ -24,7 +24,7 @@ def build_services(engine: EngineClient, files: ModelFiles, config: EngineConfig
     model = read_json_if_there(files.path / "config.json")
     return Services(
         engine=engine,
-        generator=TextGenerator(engine, tokenizer),
+        generator=TextGenerator(engine, tokenizer, vocab_size=model.get("vocab_size")),
         tokenizer=tokenizer,
         template=ChatTemplate.of_model(tokenizer, override=config.model.chat_template),
         model_name=config.model.served_model_name or config.model.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
@@ -41,6 +42,9 @@ class AsyncEngineClient:
         self._started = asyncio.Event()
         self._ended = asyncio.Event()
         self._streams: dict[str, asyncio.Queue[RequestOutput]] = {}
+        # Ids whose reader left, with how many terminal outputs are still to come for them. They
+        # must not reach a newer request that took the same id.
+        self._left: Counter[str] = Counter()
         self._calls: dict[str, asyncio.Future[Any]] = {}
         self._num_calls = 0
         self._handlers: dict[type, Callable[..., None]] = {
@@ -77,16 +81,17 @@ class AsyncEngineClient:
             return
         stream: asyncio.Queue[RequestOutput] = asyncio.Queue()
         self._streams[request.request_id] = stream
+        self._sender.send(request)
         ended = False
         try:
-            self._sender.send(request)
             while not ended:
                 output = _merged(await stream.get(), stream)
                 ended = output.finish is not None
                 yield output
         finally:
             del self._streams[request.request_id]
-            if not ended and not self._failed:
+            if not ended and not _has_finish(stream) and not self._failed:
+                self._left[request.request_id] += 1
                 self._sender.send(Abort(request.request_id))
 
     async def abort(self, request_id: str) -> None:
@@ -126,6 +131,7 @@ class AsyncEngineClient:
         self._reason = reason
         self._started.set()
         self._ended.set()
+        self._left.clear()
         for request_id, stream in self._streams.items():
             stream.put_nowait(self._unavailable(request_id))
         for call in self._calls.values():
@@ -139,8 +145,9 @@ class AsyncEngineClient:
     # ---- inside ------------------------------------------------------------------------------
 
     async def _call(self, message: Callable[[str], EngineInput], answer: type[A]) -> A:
-        if self._info is None or self._failed:
-            raise EngineUnavailable(self._reason or "the engine is starting")
+        # A draining engine may have ended already, and then nobody would answer.
+        if self._reason is not None:
+            raise EngineUnavailable(self._reason)
         self._num_calls += 1
         call_id = str(self._num_calls)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -155,14 +162,31 @@ class AsyncEngineClient:
 
     def _on_outputs(self, message: StepOutputs) -> None:
         for output in message.outputs:
+            if self._left and self._is_for_one_that_left(output):
+                continue
             stream = self._streams.get(output.request_id)
             if stream is not None:
                 stream.put_nowait(output)
 
+    def _is_for_one_that_left(self, output: RequestOutput) -> bool:
+        """The engine works in the order of its messages: outputs of the older request come first,
+        and exactly one of them is terminal."""
+        if output.request_id not in self._left:
+            return False
+        if output.finish is not None:
+            self._left[output.request_id] -= 1
+            if self._left[output.request_id] == 0:
+                del self._left[output.request_id]
+        return True
+
     def _on_ready(self, message: EngineReady) -> None:
         self._info = message
-        self._reason = None
         self._started.set()
+        if self.is_draining:
+            # What was sent before it had connected may be lost.
+            self._sender.send(Drain(0.0))
+        else:
+            self._reason = None
 
     def _on_answer(self, message: CacheFlushed | EngineStatus) -> None:
         future = self._calls.get(message.call_id)
@@ -180,10 +204,18 @@ def _merged(output: RequestOutput, stream: asyncio.Queue[RequestOutput]) -> Requ
     if stream.empty():
         return output
     token_ids = list(output.token_ids)
-    while not stream.empty():
+    while output.finish is None and not stream.empty():
         output = stream.get_nowait()
         token_ids += output.token_ids
     return msgspec.structs.replace(output, token_ids=token_ids)
+
+
+def _has_finish(stream: asyncio.Queue[RequestOutput]) -> bool:
+    """Whether the terminal output has arrived, though its reader left before reading it."""
+    has_finish = False
+    while not stream.empty():
+        has_finish = stream.get_nowait().finish is not None
+    return has_finish
 
 
 def _error(request_id: str, message: str, status: int, error_type: str) -> RequestOutput:

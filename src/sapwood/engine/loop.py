@@ -135,7 +135,10 @@ class EngineLoop:
         self._sender.send(self._scheduler.status(message.call_id))
 
     def _on_drain(self, message: Drain) -> None:
-        self._drain_until_s = self._clock.now_s() + message.timeout_s
+        until_s = self._clock.now_s() + message.timeout_s
+        # Asking again may hurry a drain but not put it off.
+        if self._drain_until_s is None or until_s < self._drain_until_s:
+            self._drain_until_s = until_s
 
     def _take(self, output: RequestOutput | None) -> None:
         if output is not None:

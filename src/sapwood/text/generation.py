@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -81,53 +82,68 @@ class TextGenerator:
     engine          where the tokens come from
     tokenizer       of the model that the engine serves
     context_length  prompt and output tokens at most; None: what the engine says
+    vocab_size      token ids that the model knows; None: as many as the tokenizer. The smaller of
+                    the two counts: an id beyond it has no embedding, or no text
     """
 
     def __init__(
-        self, engine: EngineClient, tokenizer: Tokenizer, *, context_length: int | None = None
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        *,
+        context_length: int | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._context_length = context_length
-        self._open: dict[str, list[str]] = {}
+        known = tokenizer.vocab_size
+        self.vocab_size = known if vocab_size is None else min(known, vocab_size)
+        self._open: dict[str, _Open] = {}
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:
         """Yield chunks until each of the n samples has had its `finish`.
 
         Closing the generator early aborts what still runs. What fails in the engine comes as a
-        chunk whose finish is of kind "error"; a prompt that cannot be served raises InvalidRequest
-        or PromptTooLong before anything is submitted.
+        chunk whose finish is of kind "error"; a prompt or parameter that cannot be served raises
+        InvalidRequest or PromptTooLong before anything is submitted.
         """
-        prompt_ids = await self.encode_prompt(request)
         if request.request_id in self._open:
             raise InvalidRequest(
                 f"a request with the id {request.request_id!r} is still running; choose another id",
                 param="rid",
             )
-        parts = [_engine_request(request, prompt_ids, index) for index in range(request.n)]
-        self._open[request.request_id] = [part.request_id for part in parts]
-        chunks = self._one(0, parts[0]) if request.n == 1 else self._merged(parts)
+        # From here on an abort finds it, even while its prompt is being encoded.
+        opened = self._open[request.request_id] = _Open()
         try:
-            async for chunk in chunks:
-                yield chunk
+            self._check_sampling(request.sampling)
+            prompt_ids = await self.encode_prompt(request)
+            parts = [_engine_request(request, prompt_ids, index) for index in range(request.n)]
+            one = request.n == 1
+            chunks = self._one(0, parts[0], opened) if one else self._merged(parts, opened)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
         finally:
-            try:
-                await chunks.aclose()
-            finally:
-                del self._open[request.request_id]
+            del self._open[request.request_id]
 
     async def abort(self, request_id: str) -> None:
         """End all samples of a request; each still gets a chunk with a finish. Unknown: no-op."""
-        for part_id in self._open.get(request_id, ()):
-            await self._engine.abort(part_id)
+        opened = self._open.get(request_id)
+        if opened is not None:
+            opened.is_aborted = True
+            for part_id in list(opened.submitted):
+                await self._engine.abort(part_id)
 
     async def encode_prompt(self, request: TextRequest) -> list[int]:
         """The prompt's token ids, checked: `generate` accepts a prompt that passes here."""
         if isinstance(request.prompt, str):
-            prompt_ids = await self._encode(request.prompt, request.add_special_tokens)
+            prompt_ids = await self.encode(request.prompt, request.add_special_tokens)
+            if self._tokenizer.vocab_size > self.vocab_size:
+                self.check_token_ids(prompt_ids, "the prompt", param="prompt")
         else:
             prompt_ids = request.prompt
-            _check_in_vocabulary(prompt_ids, self._tokenizer.vocab_size)
+            self.check_token_ids(prompt_ids, "the prompt", param="prompt")
         if not prompt_ids:
             raise InvalidRequest(
                 "the prompt is empty; it must have at least one token", param="prompt"
@@ -143,14 +159,39 @@ class TextGenerator:
             )
         return prompt_ids
 
-    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The token ids of a text; a long one does not hold up the event loop."""
         if len(text) < ENCODE_IN_THREAD_CHARS:
             return self._tokenizer.encode(text, add_special_tokens)
         return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)
 
-    async def _one(self, index: int, request: Generate) -> AsyncGenerator[TextChunk, None]:
+    def check_token_ids(self, token_ids: Collection[int], what: str, *, param: str) -> None:
+        """InvalidRequest if one of them is not in the vocabulary.
+
+        what   whose they are, for the error ("the prompt"); param: that field's name
+        """
+        if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
+            return
+        wrong = next(one for one in token_ids if not 0 <= one < self.vocab_size)
+        raise InvalidRequest(
+            f"{what} has the token id {wrong} but this model's ids are in "
+            f"[0, {self.vocab_size - 1}]; take ids of this model's tokenizer",
+            param=param,
+        )
+
+    def _check_sampling(self, sampling: SamplingParams) -> None:
+        self.check_token_ids(sampling.logit_bias, "logit_bias", param="logit_bias")
+        self.check_token_ids(sampling.stop_token_ids, "stop_token_ids", param="stop_token_ids")
+
+    async def _one(
+        self, index: int, request: Generate, opened: _Open
+    ) -> AsyncGenerator[TextChunk, None]:
         """One sample, straight from the engine's iterator: no task and no queue in between."""
         sample = _Sample(index, request, self._tokenizer)
+        if opened.is_aborted:
+            yield sample.ended(Finish(kind="abort"))
+            return
+        opened.submitted.append(request.request_id)
         outputs = self._engine.generate(request)
         try:
             async for output in outputs:
@@ -160,7 +201,7 @@ class TextGenerator:
                     break
                 yield chunk
             else:
-                last = sample.lost()
+                last = sample.ended(_lost(request.request_id))
         finally:
             # Before the last chunk goes out: the engine should not compute what nobody will read.
             await self._close(outputs, request.request_id)
@@ -173,12 +214,14 @@ class TextGenerator:
         else:
             await self._engine.abort(request_id)
 
-    async def _merged(self, parts: Sequence[Generate]) -> AsyncGenerator[TextChunk, None]:
+    async def _merged(
+        self, parts: Sequence[Generate], opened: _Open
+    ) -> AsyncGenerator[TextChunk, None]:
         """Several samples at once; chunks of a sample that wait together become one."""
         arrived: asyncio.Queue[TextChunk | asyncio.Task[None]] = asyncio.Queue()
 
         async def pump(index: int, part: Generate) -> None:
-            chunks = self._one(index, part)
+            chunks = self._one(index, part, opened)
             try:
                 async for chunk in chunks:
                     arrived.put_nowait(chunk)
@@ -208,6 +251,17 @@ class TextGenerator:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that is being answered.
+
+    submitted  ids of its samples that the engine has got; it is not asked to abort others
+    """
+
+    is_aborted: bool = False
+    submitted: list[str] = field(default_factory=list)
 
 
 class _Sample:
@@ -254,14 +308,13 @@ class _Sample:
             queue_time_s=output.queue_time_s,
         )
 
-    def lost(self) -> TextChunk:
-        """The end of a request that the engine left without one."""
-        message = f"the engine ended request {self._request_id} without saying why; send it again"
+    def ended(self, finish: Finish) -> TextChunk:
+        """The last chunk of a sample whose end the engine did not tell."""
         output = RequestOutput(
             request_id=self._request_id,
             token_ids=[],
             num_prompt_tokens=self._num_prompt_tokens,
-            finish=Finish(kind="error", message=message),
+            finish=finish,
         )
         return self.advance(output)
 
@@ -302,15 +355,9 @@ def _engine_request(request: TextRequest, prompt_ids: list[int], index: int) -> 
     )
 
 
-def _check_in_vocabulary(token_ids: list[int], vocab_size: int) -> None:
-    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        return
-    wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-    raise InvalidRequest(
-        f"the prompt has the token id {wrong} but this model's ids are in [0, {vocab_size - 1}]; "
-        "encode the prompt with this model's tokenizer",
-        param="prompt",
-    )
+def _lost(request_id: str) -> Finish:
+    message = f"the engine ended request {request_id} without saying why; send it again"
+    return Finish(kind="error", message=message)
 
 
 def _ends_with_stop_token(token_ids: Sequence[int], finish: Finish) -> bool:

@@ -63,7 +63,7 @@ class InProcess:
         return self._llm.services.model_name
 
     def answer(self, messages: Sequence[Message]) -> Generator[Piece, None, None]:
-        with closing(self._llm.stream_chat(messages, self._sampling)) as chunks:  # type: ignore[type-var]
+        with closing(self._llm.stream_chat(messages, self._sampling)) as chunks:
             for chunk in chunks:
                 yield Piece(text=chunk.text, num_output_tokens=chunk.num_output_tokens)
 

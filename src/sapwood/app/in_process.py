@@ -1,0 +1,76 @@
+"""An engine inside this process: its steps in one thread, its client's event loop in another."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from contextlib import suppress
+
+from sapwood.app.loop_thread import LoopThread
+from sapwood.app.wiring import Engine, Resolved, build_engine
+from sapwood.base.channel import CallbackSender, QueueChannel
+from sapwood.base.errors import EngineUnavailable
+from sapwood.engine.client import AsyncEngineClient
+from sapwood.schema.output import EngineOutput
+from sapwood.schema.request import EngineInput
+
+log = logging.getLogger(__name__)
+
+CLOSED = "this LLM was closed; make a new one"
+
+
+class InProcessEngine:
+    """Builds the engine and serves `client` from it until it is closed, or fails.
+
+    channel  what `client` sends into
+    loop     where `client` lives: call it only from there
+
+    At the interpreter's exit an engine that is open is closed: a thread that is cut off inside
+    native code could take the process down with it.
+    """
+
+    def __init__(
+        self, resolved: Resolved, channel: QueueChannel[EngineInput], client: AsyncEngineClient
+    ) -> None:
+        sender: CallbackSender[EngineOutput] = CallbackSender(self._deliver)
+        engine = build_engine(resolved, channel, sender)
+        self.loop = LoopThread("sapwood-loop", closed_reason=CLOSED)
+        self._client = client
+        self._engine: Engine | None = engine
+        self._thread = threading.Thread(
+            target=self._serve, args=(engine,), name="sapwood-engine", daemon=True
+        )
+        self._deliver(engine.ready)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Abort what is open, end both threads and free the memory. May be called twice."""
+        if self.loop.is_current:
+            raise RuntimeError(
+                "an LLM cannot be closed from its own event loop, such as from an on_finish "
+                "function; close it from another thread"
+            )
+        with suppress(EngineUnavailable):
+            self.loop.call(self._client.drain, 0.0)
+        self._thread.join()
+        if self._engine is not None:
+            self._engine.executor.close()
+        self.loop.close()
+        self._engine = None
+        atexit.unregister(self.close)
+
+    def _serve(self, engine: Engine) -> None:
+        reason = CLOSED
+        try:
+            engine.loop.run()
+        except Exception as error:
+            log.exception("the engine failed")
+            reason = f"the engine failed: {type(error).__name__}: {error}"
+        finally:
+            # After a drain as well: a question that came too late must not wait for ever.
+            self.loop.call(self._client.fail, reason)
+
+    def _deliver(self, message: EngineOutput) -> None:
+        self.loop.call(self._client.deliver, message)

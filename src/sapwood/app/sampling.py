@@ -1,0 +1,53 @@
+"""Sampling parameters as a Python program gives them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.sampling import stop_strings
+from sapwood.schema.sampling import SamplingParams
+
+_NAMES = SamplingParams.__struct_fields__
+_OTHER_NAMES = {"sampling_seed": "seed", "stop_strings": "stop"}
+"""What other interfaces call some of them, where the spelling is no hint."""
+
+Sampling = SamplingParams | Mapping[str, Any] | None
+
+
+def sampling_params(given: Sampling, defaults: Mapping[str, float]) -> SamplingParams:
+    """Checked parameters: names, types and ranges.
+
+    given     a mapping leaves what it does not name to `defaults` (the model's own), then to
+              SamplingParams; a SamplingParams is taken as it is, without the model's defaults
+    Raises    InvalidRequest, which names the parameter
+    """
+    if isinstance(given, SamplingParams):
+        # It was built without a look at the types: stop="ab" would mean "a" or "b".
+        values: dict[str, Any] = msgspec.to_builtins(given)
+    else:
+        values = {**defaults, **(given or {})}
+    for name in values:
+        if name not in _NAMES:
+            raise _unknown(str(name))
+    if isinstance(values.get("stop"), str):
+        values["stop"] = stop_strings(values["stop"])
+    try:
+        return msgspec.convert(values, SamplingParams, str_keys=True)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).replace("`", "").partition(" - at ")
+        name = path.removeprefix("key in ").removeprefix("$.")
+        problem = problem[:1].lower() + problem[1:]
+        param = name.partition("[")[0]
+        raise InvalidRequest(f"{name}: {problem}", param=param) from error
+
+
+def _unknown(name: str) -> InvalidRequest:
+    close = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else []
+    close = close or difflib.get_close_matches(name, _NAMES, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_NAMES)}"
+    return InvalidRequest(f"unknown sampling parameter {name!r}; {hint}", param=name)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sapwood import LLM
+from tests.tiny import write_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def make_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
+    """Opens LLMs of the tiny model, and closes them afterwards."""
+    opened: list[LLM] = []
+    num_threads = torch.get_num_threads()
+
+    def make(**options: object) -> LLM:
+        settings = {
+            "load_format": "dummy",
+            "dtype": "float32",
+            "num_threads": 1,
+            "max_total_tokens": 2048,
+            **options,
+        }
+        opened.append(LLM(str(tiny_llama), **settings))
+        return opened[-1]
+
+    yield make
+    for llm in opened:
+        llm.close()
+    torch.set_num_threads(num_threads)

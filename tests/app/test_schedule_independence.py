@@ -1,0 +1,261 @@
+"""A real model says the same whatever else the engine does: chunks, pages, retractions, aborts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sapwood.app.wiring import Engine, Resolved, build_engine, load_model, resolve_config
+from sapwood.base.channel import CallbackSender, QueueChannel
+from sapwood.kernels.cpu import CpuKernels
+from sapwood.kernels.registry import Need
+from sapwood.models.lm.decoder import Decoder
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.scheduler import POLICIES
+from sapwood.schema.output import EngineOutput, EngineStatus, Finish, StepOutputs
+from sapwood.schema.request import Abort, EngineInput, Generate, GetStatus
+from sapwood.schema.sampling import SamplingParams
+from tests.models.lm.harness import Session
+
+NUM_OUTPUTS = 24
+LEAST_GAP = 1e-4
+"""Two largest logits closer than this may change places by rounding: neither order is wrong."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prompts() -> list[list[int]]:
+    """Three families that share beginnings, so that there are prefixes to hit."""
+    generator = torch.Generator().manual_seed(3)
+
+    def text(length: int) -> list[int]:
+        return torch.randint(0, 256, (length,), generator=generator).tolist()
+
+    stems = [text(length) for length in (0, 17, 40)]
+    return [stem + text(length) for stem in stems for length in (1, 2, 5, 9, 16, 23)]
+
+
+@torch.inference_mode()
+def greedy_alone(session: Session, name: str, prompt: Sequence[int]) -> list[int] | None:
+    """The output for one prompt with nothing else around; None if it hangs on a rounding error."""
+    output: list[int] = []
+    new = list(prompt)
+    while len(output) < NUM_OUTPUTS:
+        logits = session.step({name: new})[name][-1]
+        (largest, second), _ = logits.topk(2)
+        if largest - second < LEAST_GAP:
+            return None
+        new = [int(logits.argmax())]
+        output += new
+    return output
+
+
+def resolved(directory: Path, **options: Any) -> Resolved:
+    values = {
+        "model": str(directory),
+        "load_format": "dummy",
+        "dtype": "float32",
+        "num_threads": 1,
+        "skip_server_warmup": True,
+        **options,
+    }
+    return resolve_config(EngineConfig.of(values), home=directory)
+
+
+@cache
+def expected(directory: Path) -> list[tuple[list[int], list[int]]]:
+    """(prompt, output) from a bare decoder over the reference kernels."""
+    cpu = torch.device("cpu")
+    bare = resolved(directory, kernels="reference", page_size=8)
+    model = load_model(bare, device=cpu, dtype=torch.float32)
+    assert isinstance(model, Decoder)
+    found = []
+    for index, prompt in enumerate(prompts()):
+        session = Session(model, page_size=8, num_pages=16)
+        output = greedy_alone(session, str(index), prompt)
+        if output is not None:
+            found.append((prompt, output))
+    return found
+
+
+def test_the_expected_outputs_say_something(tiny_llama: Path) -> None:
+    outputs = [tuple(output) for _, output in expected(tiny_llama)]
+    assert len(outputs) >= 14
+    assert len(set(outputs)) == len(outputs)
+    assert all(len(set(output)) > 3 for output in outputs)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: which prompt, how much, and at which turns it comes and is aborted."""
+
+    prompt: list[int]
+    output: list[int]
+    arrives: int
+    aborted: int | None
+
+
+class World:
+    """A whole engine over the tiny model, turned by hand."""
+
+    def __init__(self, directory: Path, options: dict[str, Any]) -> None:
+        self.channel: QueueChannel[EngineInput] = QueueChannel()
+        self.tokens: dict[str, list[int]] = {}
+        self.finishes: dict[str, Finish] = {}
+        self.status: EngineStatus | None = None
+        sender: CallbackSender[EngineOutput] = CallbackSender(self._take)
+        self.engine: Engine = build_engine(resolved(directory, **options), self.channel, sender)
+
+    def _take(self, message: EngineOutput) -> None:
+        if isinstance(message, EngineStatus):
+            self.status = message
+            return
+        assert isinstance(message, StepOutputs)
+        for output in message.outputs:
+            assert output.request_id not in self.finishes, "an output after the terminal one"
+            self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
+            if output.finish is not None:
+                self.finishes[output.request_id] = output.finish
+
+    def run(self, requests: Sequence[Asked]) -> EngineStatus:
+        turn = 0
+        while len(self.finishes) < len(requests):
+            for index, asked in enumerate(requests):
+                if asked.arrives == turn:
+                    self.channel.send(_generate(index, asked))
+                if asked.aborted == turn:
+                    self.channel.send(Abort(f"r{index}"))
+            self.engine.loop.turn(0.0)
+            turn += 1
+            assert turn < 4000, "a request never ended"
+        self.channel.send(GetStatus(""))
+        for _ in range(4):  # what is in flight comes to its end
+            self.engine.loop.turn(0.0)
+        assert self.status is not None
+        return self.status
+
+    def close(self) -> None:
+        self.engine.executor.close()
+
+
+def _generate(index: int, asked: Asked) -> Generate:
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=len(asked.output), ignore_eos=True)
+    return Generate(request_id=f"r{index}", prompt_ids=asked.prompt, sampling=sampling)
+
+
+def check(directory: Path, requests: Sequence[Asked], options: dict[str, Any]) -> EngineStatus:
+    world = World(directory, options)
+    try:
+        status = world.run(requests)
+    finally:
+        world.close()
+    for index, asked in enumerate(requests):
+        tokens, finish = world.tokens[f"r{index}"], world.finishes[f"r{index}"]
+        if finish.kind == "abort":
+            assert asked.aborted is not None
+            assert tokens == asked.output[: len(tokens)]
+        else:
+            assert (tokens, finish.kind) == (asked.output, "length")
+    assert status.num_leased_pages == 0
+    assert status.num_running == status.num_waiting == 0
+    return status
+
+
+def kernels_here() -> list[str]:
+    need = Need(device="cpu", dtype=torch.float32, head_dim=32, page_size=8)
+    return ["torch"] if CpuKernels.why_not(need) else ["cpu", "torch"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request before it is known which prompts there are."""
+
+    which: int
+    length: int
+    arrives: int
+    aborted: int | None
+
+    def of(self, pool: Sequence[tuple[list[int], list[int]]]) -> Asked:
+        prompt, output = pool[self.which % len(pool)]
+        return Asked(prompt, output[: self.length], self.arrives, self.aborted)
+
+
+DRAFTS = st.builds(
+    Draft,
+    which=st.integers(0, 17),
+    length=st.integers(1, NUM_OUTPUTS),
+    arrives=st.integers(0, 12),
+    aborted=st.none() | st.none() | st.integers(0, 40),
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[Draft], dict[str, Any]]:
+    drafts = draw(st.lists(DRAFTS, min_size=1, max_size=10))
+    page_size = draw(st.sampled_from([1, 4, 8, 16, 32]))
+    # The largest request has 63 prompt tokens and 24 output tokens.
+    num_tokens = draw(st.integers(96, 300))
+    options = {
+        "kernels": draw(st.sampled_from(kernels_here())),
+        "page_size": page_size,
+        "max_total_tokens": num_tokens - num_tokens % page_size,
+        "chunked_prefill_size": draw(st.sampled_from([1, 3, 7, 32, -1])),
+        "max_running_requests": draw(st.integers(1, 6)),
+        "schedule_policy": draw(st.sampled_from(POLICIES)),
+        "schedule_conservativeness": draw(st.sampled_from([0.0, 1.0])),
+        "in_batch_prefix_threshold": draw(st.sampled_from([-1, 8])),
+        "disable_radix_cache": draw(st.booleans()),
+        "overlap_depth": draw(st.sampled_from([1, 2])),
+    }
+    return drafts, options
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(worlds())
+def test_outputs_do_not_depend_on_the_schedule(
+    tiny_llama: Path, world: tuple[list[Draft], dict[str, Any]]
+) -> None:
+    drafts, options = world
+    pool = expected(tiny_llama)
+    check(tiny_llama, [draft.of(pool) for draft in drafts], options)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kernels", ["cpu", "torch"])
+def test_it_holds_where_requests_are_retracted_and_prefixes_hit(
+    tiny_llama: Path, kernels: str, depth: int
+) -> None:
+    if kernels not in kernels_here():
+        pytest.skip("this build has no C++ kernels")
+    requests = [
+        Asked(prompt, output, arrives=index, aborted=20 if index % 5 == 4 else None)
+        for index, (prompt, output) in enumerate(expected(tiny_llama))
+    ]
+    options = {
+        "kernels": kernels,
+        "overlap_depth": depth,
+        "page_size": 4,
+        "max_total_tokens": 160,
+        "chunked_prefill_size": 16,
+        "schedule_conservativeness": 0.0,
+    }
+    status = check(tiny_llama, requests, options)
+    assert status.num_retractions > 0
+    assert status.num_cached_tokens > 0
+    assert status.num_aborted > 0

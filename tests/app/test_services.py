@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sapwood.app.services import build_services
+from sapwood.base.channel import CallbackSender
+from sapwood.base.errors import ConfigError, ModelSourceError
+from sapwood.engine.client import AsyncEngineClient
+from sapwood.models.store import fetch_model
+from sapwood.schema.config.engine import EngineConfig
+from tests.tiny import VOCAB, write_llama
+
+
+def build(directory: Path, **options: object):
+    values = {"model": str(directory), "load_format": "dummy", **options}
+    files = fetch_model(str(directory), home=directory, load_format="dummy")
+    client = AsyncEngineClient(CallbackSender(lambda _: None))
+    return build_services(client, files, EngineConfig.of(values))
+
+
+def test_what_a_models_directory_says(tmp_path: Path) -> None:
+    directory = write_llama(tmp_path / "m")
+    (directory / "generation_config.json").write_text('{"temperature": 0.3}')
+    services = build(directory, served_model_name="tiny", page_size=8)
+    assert services.model_name == "tiny"
+    assert services.model_type == "llama"
+    assert services.architectures == ("LlamaForCausalLM",)
+    assert services.default_sampling == {"temperature": 0.3}
+    assert services.tokenizer_path == str(directory)
+    assert services.options["page_size"] == 8
+    assert services.template is not None
+    rendered = services.template.render([{"role": "user", "content": "Hi"}])
+    assert rendered.startswith("<|im_start|>user\nHi<|im_end|>")
+
+
+@pytest.mark.parametrize(("vocab_size", "known"), [(VOCAB, 258), (300, 258), (200, 200)])
+def test_only_ids_with_a_text_and_an_embedding_count(
+    tmp_path: Path, vocab_size: int, known: int
+) -> None:
+    services = build(write_llama(tmp_path / "m", vocab_size=vocab_size))
+    assert services.generator.vocab_size == known
+
+
+def test_another_tokenizer_and_template(tmp_path: Path) -> None:
+    directory, other = write_llama(tmp_path / "m"), write_llama(tmp_path / "other")
+    (directory / "tokenizer.json").write_text("{}")
+    services = build(
+        directory, tokenizer_path=str(other), chat_template="{{ messages[0].content }}"
+    )
+    assert services.tokenizer_path == str(other)
+    assert services.template is not None
+    assert services.template.render([{"role": "user", "content": "Hi"}]) == "Hi"
+    with pytest.raises(ModelSourceError, match=r"tokenizer\.json cannot be read"):
+        build(directory)
+
+
+def test_defaults_out_of_range_are_the_models_fault(tmp_path: Path) -> None:
+    directory = write_llama(tmp_path / "m")
+    (directory / "generation_config.json").write_text('{"top_p": 3}')
+    with pytest.raises(ConfigError, match="the model's default sampling parameters"):
+        build(directory)

@@ -1,0 +1,99 @@
+"""Tiny models made on the spot, for tests that need a real one but not what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+EOS, START = "<|im_end|>", "<|im_start|>"
+VOCAB = 260
+"""Ids of the model; its tokenizer has two fewer."""
+CONTEXT = 256
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def llama_config(**fields: Any) -> dict[str, Any]:
+    """config.json of a Llama of two layers; head_dim 32 is what the C++ kernels need."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "eos_token_id": 257,
+        **fields,
+    }
+
+
+def write_tokenizer(directory: Path) -> None:
+    """One token per byte of UTF-8, then two special ones; a chat template."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([START, EOS])
+    backend.save(str(directory / "tokenizer.json"))
+    config = {"eos_token": EOS, "chat_template": CHAT_TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_llama(directory: Path, **fields: Any) -> Path:
+    """A model directory for --load-format dummy; returns it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(llama_config(**fields)))
+    write_tokenizer(directory)
+    return directory
+
+
+def save_qwen3(directory: Path) -> Path:
+    """A random Qwen3 as transformers saves it: config.json, safetensors, and a tokenizer.
+
+    Weights are drawn so that logits spread over several units and no two candidates are close.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=96,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        eos_token_id=257,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    model = Qwen3ForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name:
+            parameter.data = 1.0 + 0.2 * noise
+        else:
+            parameter.data = noise * parameter.shape[1] ** -0.5
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
