@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from sapwood.base.errors import NotFound, SapwoodError
+from sapwood.frontends.anthropic.routes import ANTHROPIC_BODIES, anthropic_router
 from sapwood.frontends.common.errors import (
     WrongMethod,
     body_for_path,
@@ -18,22 +19,34 @@ from sapwood.frontends.common.errors import (
     internal_error,
 )
 from sapwood.frontends.common.openapi import component_schemas
+from sapwood.frontends.common.origin import SameOriginOnly
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import Disconnected
 from sapwood.frontends.native.protocol import AbortRequest, GenerateRequest
 from sapwood.frontends.native.routes import native_router
+from sapwood.frontends.native.tokens import DetokenizeRequest, TokenizeRequest
+from sapwood.frontends.ollama.routes import OLLAMA_BODIES, ollama_router
 from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
 from sapwood.frontends.openai.routes import openai_router
 from sapwood.frontends.web.routes import web_router
 
-_BODIES = (ChatRequest, CompletionRequest, GenerateRequest, AbortRequest)
+_BODIES = (
+    ChatRequest,
+    CompletionRequest,
+    GenerateRequest,
+    AbortRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    *ANTHROPIC_BODIES,
+    *OLLAMA_BODIES,
+)
 
 
 def create_app(services: Services) -> FastAPI:
     """An ASGI application without background work of its own; run it with one worker.
 
-    There is no middleware between the server and a handler: some kinds hide a client's disconnect,
-    and then its request would go on.
+    The only middleware hands a request's messages on as they are: some kinds hide a client's
+    disconnect, and then its request would go on.
     """
     app = FastAPI(
         title="sapwood",
@@ -43,8 +56,11 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.add_middleware(SameOriginOnly)
     app.include_router(openai_router(services))
     app.include_router(native_router(services))
+    app.include_router(anthropic_router(services))
+    app.include_router(ollama_router(services))
     app.include_router(web_router())
     app.add_exception_handler(SapwoodError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)

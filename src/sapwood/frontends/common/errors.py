@@ -13,6 +13,20 @@ from sapwood.schema.output import Finish
 RETRY_AFTER_S = 1
 """Said to a client that got a 503: queues and restarts take seconds, not minutes."""
 
+ANTHROPIC_OVERLOADED = 529
+"""What Anthropic's API sends where HTTP has 503."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    ANTHROPIC_OVERLOADED: "overloaded_error",
+}
+
 ErrorBody = Callable[[SapwoodError], dict[str, object]]
 
 
@@ -24,6 +38,11 @@ class BodyTooLarge(InvalidRequest):
 class WrongMethod(InvalidRequest):
     status = 405
     type = "MethodNotAllowedError"
+
+
+class OtherOrigin(InvalidRequest):
+    status = 403
+    type = "PermissionDeniedError"
 
 
 class EngineFailed(SapwoodError):
@@ -51,7 +70,22 @@ def native_body(error: SapwoodError) -> dict[str, object]:
     return {"error": openai_body(error)}
 
 
+def anthropic_body(error: SapwoodError) -> dict[str, object]:
+    kind = _ANTHROPIC_TYPES.get(error.status)
+    if kind is None:
+        kind = "invalid_request_error" if error.status < 500 else "api_error"
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def ollama_body(error: SapwoodError) -> dict[str, object]:
+    return {"error": error.message}
+
+
 def body_for_path(path: str) -> ErrorBody:
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return anthropic_body
+    if path.startswith("/api/"):
+        return ollama_body
     return openai_body if path.startswith("/v1/") or path == "/v1" else native_body
 
 
@@ -67,7 +101,8 @@ def json_response(
 
 
 def error_response(error: SapwoodError, body: ErrorBody) -> Response:
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
+    is_busy = error.status in (503, ANTHROPIC_OVERLOADED)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if is_busy else None
     return json_response(body(error), error.status, headers)
 
 

@@ -23,3 +23,8 @@ def renamed(error: InvalidRequest, names: Mapping[str, str], *, where: str = "")
     for name, on_wire in names.items():
         message = message.replace(name, on_wire)
     return InvalidRequest(message, param=path)
+
+
+def over_defaults(defaults: Mapping[str, float], **given: float | None) -> dict[str, float]:
+    """What a request gave of these sampling parameters, over the model's own defaults."""
+    return {**defaults, **{name: value for name, value in given.items() if value is not None}}

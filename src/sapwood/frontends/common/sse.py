@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
@@ -26,17 +27,6 @@ T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 
-_START: Message = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        # Proxies of the nginx kind would otherwise hold events back until a buffer is full.
-        (b"x-accel-buffering", b"no"),
-    ],
-}
-
 
 class Disconnected(Exception):
     """The client closed the connection before the answer was complete."""
@@ -44,6 +34,37 @@ class Disconnected(Exception):
 
 def event(content: object) -> bytes:
     return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """What is particular to a dialect's streams, besides their events.
+
+    end      sent after the last event, whether it was an error or not
+    failure  the event for an error after the first event
+    """
+
+    content_type: bytes
+    end: bytes
+    failure: Callable[[SapwoodError], bytes]
+
+    @property
+    def start(self) -> Message:
+        headers = [
+            (b"content-type", self.content_type),
+            (b"cache-control", b"no-cache"),
+            # Proxies of the nginx kind would otherwise hold events back until a buffer is full.
+            (b"x-accel-buffering", b"no"),
+        ]
+        return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+
+ENDED_BY_DONE = Framing(
+    content_type=EVENT_STREAM, end=DONE, failure=lambda error: event(native_body(error))
+)
+"""OpenAI's streams and the native ones."""
 
 
 async def until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
@@ -77,9 +98,15 @@ class EventStream(Response):
     the stream ends. Each item of `events` is one or more whole events, already encoded.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], error_body: ErrorBody) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        error_body: ErrorBody,
+        framing: Framing = ENDED_BY_DONE,
+    ) -> None:
         self._events = events
         self._error_body = error_body
+        self._framing = framing
         self.background = None
         self.status_code = 200
 
@@ -95,12 +122,13 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> SapwoodError | None:
         """None when events were sent, else the error that came before the first of them."""
         started = False
-        last = DONE
+        framing = self._framing
+        last = framing.end
         try:
             async with aclosing(self._events) as events:
                 async for encoded in events:
                     if not started:
-                        await send(_START)
+                        await send(framing.start)
                         started = True
                     await send({"type": "http.response.body", "body": encoded, "more_body": True})
         except Disconnected:
@@ -108,14 +136,14 @@ class EventStream(Response):
         except SapwoodError as error:
             if not started:
                 return error
-            last = event(native_body(error)) + DONE
+            last = framing.failure(error) + framing.end
         except Exception:
             logger.exception("a stream failed")
             if not started:
                 return internal_error()
-            last = event(native_body(internal_error())) + DONE
+            last = framing.failure(internal_error()) + framing.end
         if not started:
-            await send(_START)
+            await send(framing.start)
         await send({"type": "http.response.body", "body": last, "more_body": False})
         return None
 

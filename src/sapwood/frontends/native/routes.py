@@ -10,6 +10,12 @@ from sapwood.frontends.common.services import Services
 from sapwood.frontends.native import admin
 from sapwood.frontends.native.generate import generate_text
 from sapwood.frontends.native.protocol import AbortRequest, GenerateRequest
+from sapwood.frontends.native.tokens import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize,
+    tokenize,
+)
 
 
 def native_router(services: Services) -> APIRouter:
@@ -19,6 +25,16 @@ def native_router(services: Services) -> APIRouter:
     @router.post("/generate", openapi_extra=json_body(GenerateRequest))
     async def generate(request: Request) -> Response:
         return await generate_text(request, services)
+
+    @router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
+    @router.post("/v1/tokenize", openapi_extra=json_body(TokenizeRequest))
+    async def post_tokenize(request: Request) -> Response:
+        return await tokenize(request, services)
+
+    @router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
+    @router.post("/v1/detokenize", openapi_extra=json_body(DetokenizeRequest))
+    async def post_detokenize(request: Request) -> Response:
+        return await detokenize(request, services)
 
     @router.get("/health")
     async def get_health() -> Response:

@@ -1,0 +1,87 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+import uuid
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.anthropic.errors import anthropic_statuses
+from sapwood.frontends.anthropic.prompt import to_prompt
+from sapwood.frontends.anthropic.protocol import (
+    COUNT_RULES,
+    MESSAGES_RULES,
+    CountTokensRequest,
+    MessagesRequest,
+)
+from sapwood.frontends.anthropic.stream import FRAMING, encoded_events, message
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.errors import anthropic_body, json_response
+from sapwood.frontends.common.fields import parse
+from sapwood.frontends.common.generate import collect
+from sapwood.frontends.common.sampling import over_defaults, renamed
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.sse import EventStream, until_disconnect
+from sapwood.schema.sampling import SamplingParams
+from sapwood.text.generation import TextRequest
+
+MAX_TEMPERATURE = 1.0
+
+
+async def create_message(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), MessagesRequest, MESSAGES_RULES)
+    services.check_model(asked.model)
+    text_request = to_text_request(asked, services)
+    if asked.stream:
+        return EventStream(encoded_events(services, text_request), anthropic_body, FRAMING)
+    with anthropic_statuses():
+        [[choice]] = await until_disconnect(collect(services, [text_request]), request.receive)
+    content = [{"type": "text", "text": choice.text}]
+    return json_response(
+        message(text_request.request_id, services.model_name, choice, content=content)
+    )
+
+
+async def count_tokens(request: Request, services: Services) -> Response:
+    """As many as a message with this prompt would have, even if that were refused as too long."""
+    asked = parse(await read_json(request), CountTokensRequest, COUNT_RULES)
+    services.check_model(asked.model)
+    prompt = to_prompt(asked, services)
+    token_ids = await services.generator.encode(prompt, add_special_tokens=False)
+    return json_response({"input_tokens": len(token_ids)})
+
+
+def to_text_request(asked: MessagesRequest, services: Services) -> TextRequest:
+    return TextRequest(
+        request_id=f"msg_{uuid.uuid4().hex}",
+        prompt=to_prompt(asked, services),
+        # The template writes the special tokens, beginning of sequence included.
+        add_special_tokens=False,
+        sampling=_sampling_params(asked, services),
+    )
+
+
+def _sampling_params(asked: MessagesRequest, services: Services) -> SamplingParams:
+    """What the request says, else the model's defaults, else no restriction."""
+    temperature = asked.temperature
+    if temperature is not None and temperature > MAX_TEMPERATURE:
+        raise InvalidRequest(
+            f"temperature is {temperature} but must be in [0.0, {MAX_TEMPERATURE}]",
+            param="temperature",
+        )
+    chosen = over_defaults(
+        services.default_sampling,
+        temperature=temperature,
+        top_p=asked.top_p,
+        top_k=-1 if asked.top_k == 0 else asked.top_k,
+    )
+    try:
+        return SamplingParams(
+            max_new_tokens=asked.max_tokens,
+            stop=tuple(asked.stop_sequences),
+            **chosen,  # type: ignore[arg-type]
+        )
+    except InvalidRequest as error:
+        raise renamed(error, {"stop": "stop_sequences"}) from None

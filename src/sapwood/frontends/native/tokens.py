@@ -1,0 +1,85 @@
+"""POST /tokenize and /detokenize, also below /v1: what the model's tokenizer makes of a text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.fields import Rules, TokenId, parse
+from sapwood.frontends.common.services import Services
+
+DECODE_IN_THREAD_TOKENS = 4096
+"""From this many tokens on a text is decoded in a thread, so that the event loop goes on."""
+
+Texts = Annotated[list[str], msgspec.Meta(min_length=1)]
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """prompt: a text, or several; add_special_tokens: with the BOS or EOS of the tokenizer."""
+
+    prompt: str | Texts
+    model: str = ""
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """tokens: the token ids of a text, or of several."""
+
+    tokens: list[TokenId | list[TokenId]]
+    model: str = ""
+    skip_special_tokens: bool = True
+
+
+async def tokenize(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), TokenizeRequest, Rules())
+    services.check_model(asked.model)
+    is_one = isinstance(asked.prompt, str)
+    texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+    encode = services.generator.encode
+    tokens = [await encode(text, asked.add_special_tokens) for text in texts]
+    counts = [len(token_ids) for token_ids in tokens]
+    return json_response(
+        {
+            "tokens": tokens[0] if is_one else tokens,
+            "count": counts[0] if is_one else counts,
+            "max_model_len": services.engine.info.context_length,
+        }
+    )
+
+
+async def detokenize(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), DetokenizeRequest, Rules())
+    services.check_model(asked.model)
+    lists, is_one = _token_lists(asked.tokens)
+    texts: list[str] = []
+    for token_ids in lists:
+        services.generator.check_token_ids(token_ids, "tokens", param="tokens")
+        texts.append(await _decode(services, token_ids, asked.skip_special_tokens))
+    return json_response({"text": texts[0] if is_one else texts})
+
+
+def _token_lists(given: Sequence[int | list[int]]) -> tuple[list[list[int]], bool]:
+    """The token ids of each text, and whether there was one text only."""
+    flat = [item for item in given if isinstance(item, int)]
+    if len(flat) == len(given):
+        return [flat], True
+    if flat:
+        raise InvalidRequest(
+            "tokens mixes token ids with lists of them; send one list, or a list of lists",
+            param="tokens",
+        )
+    return [item for item in given if not isinstance(item, int)], False
+
+
+async def _decode(services: Services, token_ids: list[int], skip_special_tokens: bool) -> str:
+    if len(token_ids) < DECODE_IN_THREAD_TOKENS:
+        return services.tokenizer.decode(token_ids, skip_special_tokens)
+    return await asyncio.to_thread(services.tokenizer.decode, token_ids, skip_special_tokens)

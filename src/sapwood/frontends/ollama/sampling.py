@@ -1,0 +1,55 @@
+"""Ollama's options -> SamplingParams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.fields import parse
+from sapwood.frontends.common.sampling import over_defaults, renamed, stop_strings
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.ollama.protocol import OPTION_RULES, OptionFields
+from sapwood.schema.sampling import SamplingParams
+
+_UNLIMITED = (-1, -2)
+
+_NAMES = {"max_new_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
+
+
+def sampling_params(options: dict[str, Any], services: Services) -> SamplingParams:
+    """Raises InvalidRequest, naming options.<field>, and EngineUnavailable for a num_ctx too soon.
+
+    num_ctx may be less than the server's context: a client then gets no less than it counts on.
+    """
+    fields = parse(options, OptionFields, OPTION_RULES, where="options")
+    if fields.num_ctx is not None:
+        _check_context(fields.num_ctx, services.engine.info.context_length)
+    all_tokens = fields.top_k is not None and fields.top_k <= 0
+    chosen = over_defaults(
+        services.default_sampling,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=-1 if all_tokens else fields.top_k,
+        min_p=fields.min_p,
+        repetition_penalty=fields.repeat_penalty,
+    )
+    try:
+        return SamplingParams(
+            max_new_tokens=None if fields.num_predict in _UNLIMITED else fields.num_predict,
+            frequency_penalty=fields.frequency_penalty,
+            presence_penalty=fields.presence_penalty,
+            seed=None if fields.seed == -1 else fields.seed,
+            stop=stop_strings(fields.stop),
+            **chosen,  # type: ignore[arg-type]
+        )
+    except InvalidRequest as error:
+        raise renamed(error, _NAMES, where="options") from None
+
+
+def _check_context(asked: int, limit: int) -> None:
+    if asked > limit:
+        raise InvalidRequest(
+            f"num_ctx is {asked} but this server's context has {limit} tokens; ask for at most "
+            "that, or start the server with a larger --context-length",
+            param="options.num_ctx",
+        )
