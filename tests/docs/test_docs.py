@@ -1,0 +1,372 @@
+"""The documentation is right: what it names exists, and what it shows works."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import click
+import httpx
+import pytest
+
+from sapwood.app.cli.main import COMMANDS, cli
+from sapwood.app.cli.options import ConfigOption
+from sapwood.models.store import ModelFiles
+from tests.e2e.server import serving
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "sapwood"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "ARCHITECTURE.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+EXAMPLE_URL = "http://127.0.0.1:30000"
+ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
+PATH_SUFFIXES = "py|pyi|md|toml|cpp|h|jinja|js|css|html|png|svg"
+FOREIGN_FLAGS = {"--strict"}
+"""Flags of other programs that the pages mention (mypy)."""
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+# ---- reading pages -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and the line that it begins in."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(text: str) -> list[Block]:
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [Block(one[1], one[2], text.count("\n", 0, one.start()) + 2) for one in found]
+
+
+def prose(text: str) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def code_spans(text: str) -> list[str]:
+    """Inline code, with line breaks as spaces."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(text))]
+
+
+def named_paths(text: str) -> set[str]:
+    """What reads as a file or folder of this repository, in prose, blocks and diagrams."""
+    rooms = "|".join(ROOMS)
+    patterns = (
+        r"(?<![\w./:~-])((?:src|tests|docs)/[\w./-]*\w/?)",
+        rf"(?<![\w./:~-])((?:{rooms})/[\w./-]*\.(?:{PATH_SUFFIXES}))\b",
+        rf"`((?:{rooms})/(?:[\w.-]+/)*)`",
+    )
+    return {path for pattern in patterns for path in re.findall(pattern, text)}
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    kept = re.sub(r"[^\w\s-]", "", heading.replace("`", "").strip().lower())
+    return re.sub(r"\s", "-", kept)
+
+
+def anchors(text: str) -> set[str]:
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)}
+
+
+def shell_commands(text: str) -> Iterator[list[str]]:
+    """Each command of the page's shell blocks as words: variables, redirections and & are gone."""
+    for block in blocks(text):
+        if block.language in ("sh", "bash", "shell", "console"):
+            yield from commands_of(block.text)
+
+
+def commands_of(script: str) -> Iterator[list[str]]:
+    # Comments go first: shlex would take the end of their line with them.
+    script = re.sub(
+        r"""('[^']*'|"(?:\\.|[^"\\])*")|(?<!\S)#[^\n]*""", lambda found: found[1] or "", script
+    )
+    lexer = shlex.shlex(script.replace("\\\n", " "), posix=True, punctuation_chars="();<>|&\n")
+    lexer.commenters = ""
+    lexer.whitespace = " \t\r"
+    lexer.whitespace_split = True
+    words: list[str] = []
+    skip_next = False
+    for token in [*lexer, "\n"]:
+        if set(token) <= set("();|&\n"):
+            if words:
+                yield words
+            words = []
+        elif set(token) <= set("<>"):
+            skip_next = True
+        elif skip_next:
+            skip_next = False
+        elif words or not re.fullmatch(r"\w+=.*", token, re.DOTALL):
+            words.append(token)
+
+
+# ---- what reading finds --------------------------------------------------------------------------
+
+
+def test_reading_finds_what_it_should() -> None:
+    page = (
+        "# A `b` c!\nSee `engine/loop.py`, src/sapwood/app/ and [x](docs/a.md), not "
+        "http://h/docs/b nor text/plain.\n```sh\n# it's ./no\n"
+        "A=1 sapwood chat -m 'a; # b' \\\n  --seed 1 < in.txt | tee out &  # so\nmake x\n```\n"
+    )
+    assert named_paths(page) == {"engine/loop.py", "src/sapwood/app/", "docs/a.md"}
+    assert anchors(page) == {"a-b-c"}
+    assert list(shell_commands(page)) == [
+        ["sapwood", "chat", "-m", "a; # b", "--seed", "1"],
+        ["tee", "out"],
+        ["make", "x"],
+    ]
+    assert code_spans(page) == ["b", "engine/loop.py"]
+    assert [(block.language, block.line) for block in blocks(page)] == [("sh", 4)]
+
+
+def test_the_pages_have_enough_to_check() -> None:
+    """A change of style must not make the tests below look at nothing."""
+    assert len(named_paths((ROOT / "ARCHITECTURE.md").read_text("utf-8"))) > 50
+    for name in ("README.md", "docs/serving.md", "docs/command-line.md", "docs/benchmarking.md"):
+        commands = shell_commands((ROOT / name).read_text("utf-8"))
+        assert len([words for words in commands if words[0] == "sapwood"]) > 1
+    python_api = blocks((ROOT / "docs" / "python-api.md").read_text("utf-8"))
+    assert len([block for block in python_api if block.language == "python"]) > 10
+
+
+# ---- files and links -----------------------------------------------------------------------------
+
+
+@every_page
+def test_every_path_that_is_named_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    dead = [
+        path
+        for path in sorted(named_paths(text))
+        if not (ROOT / path).exists()
+        and not (SOURCE / path).exists()
+        and not (page.parent / path).exists()
+    ]
+    assert dead == []
+
+
+@every_page
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    dead = []
+    for target in re.findall(r"\]\(([^()\s]+)\)", prose(text)):
+        if re.match(r"https?://", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = page.parent / file if file else page
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text("utf-8"))):
+            dead.append(target)
+    assert dead == []
+
+
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text("utf-8")
+    pages = [path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"]
+    assert [name for name in pages if f"]({name})" not in index] == []
+
+
+# ---- commands and options ------------------------------------------------------------------------
+
+
+def command_targets() -> dict[str, str]:
+    """Sub-command -> "module:name", those of pyproject.toml's entry points included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    own = {name: command.target for name, command in COMMANDS.items()}
+    return own | project["entry-points"]["sapwood.commands"]
+
+
+def find_command(words: Sequence[str]) -> tuple[click.Command, list[str]]:
+    """The command that `sapwood <words>` runs, and the words that are its arguments."""
+    rest = list(words)
+    targets = command_targets()
+    if not rest or rest[0].startswith("-"):
+        return cli, rest
+    assert rest[0] in targets, f"sapwood has no command {rest[0]!r}"
+    module, _, name = targets[rest.pop(0)].partition(":")
+    command: click.Command = getattr(import_module(module), name)
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        found = command.commands.get(rest[0])
+        assert found is not None, f"sapwood {command.name} has no command {rest[0]!r}"
+        command = found
+        rest.pop(0)
+    return command, rest
+
+
+def top_context() -> click.Context:
+    """The context of `sapwood` itself, from which commands inherit -h; they remember the first."""
+    return click.Context(cli, info_name="sapwood", **cli.context_settings)
+
+
+def flags_of(command: click.Command) -> set[str]:
+    params = command.get_params(click.Context(command, parent=top_context()))
+    return {flag for param in params for flag in (*param.opts, *param.secondary_opts)}
+
+
+def all_commands() -> Iterator[click.Command]:
+    yield cli
+    for name in command_targets():
+        command, _ = find_command([name])
+        yield command
+        if isinstance(command, click.Group):
+            yield from command.commands.values()
+
+
+@every_page
+def test_every_sapwood_command_in_a_block_would_be_accepted(page: Path) -> None:
+    """Parsed by the command itself, so flags, their values and missing arguments are checked."""
+    for words in shell_commands(page.read_text("utf-8")):
+        if words[0] != "sapwood":
+            continue
+        command, arguments = find_command(words[1:])
+        assert not isinstance(command, click.Group) or arguments, " ".join(words)
+        try:
+            command.make_context(command.name, list(arguments), parent=top_context())
+        except click.exceptions.Exit:
+            continue
+        except click.ClickException as error:
+            raise AssertionError(f"{shlex.join(words)}: {error.format_message()}") from error
+
+
+@every_page
+def test_every_command_and_flag_in_prose_exists(page: Path) -> None:
+    known = {flag for command in all_commands() for flag in flags_of(command)} | FOREIGN_FLAGS
+    unknown = []
+    for span in code_spans(page.read_text("utf-8")):
+        words = span.split()
+        if words[0] == "sapwood" and len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]):
+            command, arguments = find_command(words[1:])
+            allowed = flags_of(command)
+        else:
+            arguments, allowed = words, known
+        flags = [re.fullmatch(r"(--[a-z][\w-]*\w|-[a-z])(=.*)?", word) for word in arguments]
+        unknown += [f"{span}: {flag[1]}" for flag in flags if flag and flag[1] not in allowed]
+    assert unknown == []
+
+
+@every_page
+def test_every_environment_variable_exists(page: Path) -> None:
+    options = [
+        param
+        for command in all_commands()
+        for param in command.params
+        if isinstance(param, ConfigOption)
+    ]
+    known = {option.spec.env for option in options} | {"SAPWOOD_HOME", "SAPWOOD_CONFIG"}
+    named = set(re.findall(r"\bSAPWOOD_[A-Z][A-Z_]*\b", page.read_text("utf-8")))
+    assert sorted(named - known) == []
+
+
+@every_page
+def test_every_make_target_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    shown = [words[1] for words in shell_commands(text) if words[0] == "make"]
+    shown += [span.split()[1] for span in code_spans(text) if re.match(r"make \w", span)]
+    assert sorted(set(shown) - targets) == []
+
+
+# ---- code, data and requests ---------------------------------------------------------------------
+
+
+@every_page
+def test_python_blocks_compile(page: Path) -> None:
+    for block in blocks(page.read_text("utf-8")):
+        if block.language == "python":
+            ast.parse("\n" * (block.line - 1) + block.text, filename=str(page))
+
+
+@every_page
+def test_json_blocks_are_json(page: Path) -> None:
+    for block in blocks(page.read_text("utf-8")):
+        if block.language == "json":
+            for line in block.text.splitlines():
+                json.loads(line)
+
+
+@every_page
+def test_names_of_modules_exist(page: Path) -> None:
+    """`sapwood.schema.env` is a module, and `sapwood.LLM` something in one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    groups = {*project["entry-points"], "sapwood.architectures", "sapwood.bench_peers"}
+    text = page.read_text("utf-8")
+    spans = {one for span in code_spans(text) for one in re.findall(r"^sapwood(?:\.\w+)+", span)}
+    for name in sorted(spans - groups):
+        path = SOURCE.joinpath(*name.split(".")[1:])
+        if path.is_dir() or path.with_suffix(".py").is_file():
+            continue
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(import_module(module), attribute), f"{page.name} names {name}"
+
+
+def test_the_python_api_page_runs(
+    smollm2_files: ModelFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All blocks one after the other, as a reader would."""
+    page = ROOT / "docs" / "python-api.md"
+    names: dict[str, object] = {"__name__": "docs"}
+    try:
+        for block in blocks(page.read_text("utf-8")):
+            if block.language == "python":
+                source = "\n" * (block.line - 1) + block.text
+                exec(compile(source, str(page), "exec"), names)
+    finally:
+        if "llm" in names:
+            names["llm"].close()  # type: ignore[attr-defined]
+    said = capsys.readouterr().out
+    assert "Paris" in said
+    assert "temperature - temperature is -1" in said
+    assert "float32" in said
+
+
+def curl_requests(text: str) -> Iterator[tuple[str, str, str | None]]:
+    """(method, path, body) of each curl command against the example's address."""
+    for words in shell_commands(text):
+        if words[0] != "curl":
+            continue
+        (url,) = [word for word in words if word.startswith("http")]
+        body = words[words.index("-d") + 1] if "-d" in words else None
+        method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
+        assert url.startswith(EXAMPLE_URL), url
+        yield method, url.removeprefix(EXAMPLE_URL), body
+
+
+def test_the_requests_of_the_docs_are_answered(
+    smollm2_files: ModelFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every curl command and every use of the official client, against a real server."""
+    texts = {page: page.read_text("utf-8") for page in PAGES}
+    requests = [request for text in texts.values() for request in curl_requests(text)]
+    clients = [
+        (page, block)
+        for page, text in texts.items()
+        for block in blocks(text)
+        if block.language == "python" and EXAMPLE_URL in block.text
+    ]
+    assert len(requests) > 8
+    assert len(clients) > 1
+    with serving("--model", smollm2_files.name, "--max-total-tokens", "8192") as server:
+        for method, path, body in requests:
+            answer = httpx.request(method, server.url + path, content=body, timeout=60)
+            assert answer.status_code == 200, f"{method} {path} {body}: {answer.text}"
+        for page, block in clients:
+            source = block.text.replace(EXAMPLE_URL, server.url)
+            exec(compile(source, str(page), "exec"), {"__name__": "docs"})
+            assert capsys.readouterr().out.strip()
