@@ -106,9 +106,11 @@ def peers(asked: Asked) -> None:
     """
     from sapwood.bench.peers.conversion import checkpoint_directory
     from sapwood.bench.peers.interface import PeerSetup
-    from sapwood.bench.peers.process import PeerProcess
+    from sapwood.bench.peers.process import PeerProcess, child_command
+    from sapwood.bench.peers.spec import peer_specs
 
     options, output = asked.build(PeersOptions), asked.build(OutputOptions)
+    specs = peer_specs(options.peer_names, Path(options.peers_file) if options.peers_file else None)
     console = Console()
     env = environment()
     progress = TerminalProgress(console)
@@ -116,14 +118,23 @@ def peers(asked: Asked) -> None:
     directory = checkpoint_directory(
         files, home=home(env), dtype=options.dtype, env=env, progress=progress
     )
-    setup = PeerSetup(
-        model_dir=str(directory), dtype=options.dtype, num_threads=options.num_threads
-    )
     with ExitStack() as stack:
         loaded = []
-        for name in options.peer_names:
+        for name, spec in specs.items():
             console.print(f"starting {name}")
-            process = PeerProcess(name, setup, timeout_s=options.peer_timeout, env=env)
+            process = PeerProcess(
+                name,
+                PeerSetup(
+                    model_dir=spec.model or str(directory),
+                    dtype=options.dtype,
+                    num_threads=options.num_threads,
+                    options=spec.options,
+                ),
+                kind=spec.kind,
+                timeout_s=options.peer_timeout,
+                env=env,
+                command=child_command(spec.python),
+            )
             loaded.append(stack.enter_context(process))
         vocabulary = read_vocabulary(directory)
         commands.bench_peers(loaded, vocabulary, options, output, console)

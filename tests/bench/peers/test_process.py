@@ -1,12 +1,13 @@
 import os
 import sys
 import textwrap
+import venv
 
 import pytest
 
 from sapwood.base.errors import EngineUnavailable
 from sapwood.bench.peers.interface import PeerSetup
-from sapwood.bench.peers.process import PeerProcess
+from sapwood.bench.peers.process import PeerProcess, child_command
 from sapwood.bench.workloads.vocabulary import TokenVocabulary
 from sapwood.bench.workloads.workload import FixedLengths, WorkloadSpec
 
@@ -86,5 +87,12 @@ def test_a_peer_that_cannot_start_leaves_nothing_behind():
 
 
 def test_unknown_peers_are_refused_by_the_real_child():
-    with pytest.raises(EngineUnavailable, match="unknown peer 'fake'; known: sapwood"):
+    with pytest.raises(EngineUnavailable, match="unknown peer 'fake'; known: openvino"):
         PeerProcess("fake", SETUP, timeout_s=60.0, env=dict(os.environ))
+
+
+def test_an_interpreter_without_sapwood_runs_the_child(tmp_path):
+    venv.create(tmp_path / "bare", symlinks=True)
+    command = child_command(str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(EngineUnavailable, match="unknown peer 'fake'; known: openvino"):
+        PeerProcess("fake", SETUP, timeout_s=60.0, env=dict(os.environ), command=command)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from sapwood.base.errors import ConfigError
 from sapwood.bench.distribution import Spread
 from sapwood.bench.offline import OfflineResult, Repeat, RunResult, measure_repeat
-from sapwood.bench.peers.interface import PEERS
 from sapwood.bench.workloads.presets import WorkloadOptions
 from sapwood.bench.workloads.vocabulary import Vocabulary
 from sapwood.bench.workloads.workload import Workload, WorkloadSpec
@@ -34,6 +33,10 @@ class PeersOptions:
     )
     peers: str = option(
         "sapwood,transformers", "Comma-separated peers; plugins may add some. See the docs."
+    )
+    peers_file: str | None = option(
+        None,
+        "YAML file that describes further peers by name: kind, python, model, options.",
     )
     baseline: str = option("transformers", "The peer that the others are shown as multiples of.")
     workload: str = option("a,b,c,d", "Comma-separated workloads, as for `bench offline`.")
@@ -60,11 +63,6 @@ class PeersOptions:
         names = self.peer_names
         if len(set(names)) != len(names) or not names:
             raise ConfigError(f"--peers is {self.peers!r} but must name each peer once")
-        unknown = [name for name in names if name not in PEERS.names()]
-        if unknown:
-            raise ConfigError(
-                f"unknown peer {', '.join(unknown)}; known: {', '.join(PEERS.names())}"
-            )
         if self.baseline not in names:
             raise ConfigError(
                 f"--baseline {self.baseline} is not compared; name one of: {', '.join(names)}"

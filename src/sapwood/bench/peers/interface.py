@@ -10,6 +10,8 @@ import msgspec
 from sapwood.base.registry import Registry
 from sapwood.bench.offline import TokenGenerator
 
+OptionValue = bool | int | float | str | list[str] | None
+
 
 class PeerSetup(msgspec.Struct, frozen=True, kw_only=True):
     """What every peer is given alike.
@@ -17,11 +19,13 @@ class PeerSetup(msgspec.Struct, frozen=True, kw_only=True):
     model_dir    directory of a transformers checkpoint (config.json, safetensors, tokenizer)
     dtype        "bfloat16", "float32" or "float16": of weights, activations and KV
     num_threads  threads that compute
+    options      what only this peer is told, by the names that it gives them
     """
 
     model_dir: str
     dtype: str
     num_threads: int
+    options: dict[str, OptionValue] = {}
 
 
 OpenPeer = Callable[[PeerSetup], AbstractContextManager[TokenGenerator]]
@@ -30,8 +34,11 @@ OpenPeer = Callable[[PeerSetup], AbstractContextManager[TokenGenerator]]
 PEERS: Registry[OpenPeer] = Registry(
     "peer",
     {
+        "openvino": "sapwood.bench.peers.openvino_peer:open_openvino",
         "sapwood": "sapwood.bench.peers.sapwood_peer:open_sapwood",
+        "server": "sapwood.bench.peers.server_peer:open_server",
         "transformers": "sapwood.bench.peers.transformers_peer:open_transformers",
+        "vllm": "sapwood.bench.peers.vllm_peer:open_vllm",
     },
     entry_point="sapwood.bench_peers",
 )

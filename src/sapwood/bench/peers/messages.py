@@ -8,7 +8,7 @@ from sapwood.bench.peers.interface import PeerSetup
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """The first line to a process."""
+    """The first line to a process; `peer` is the kind to open."""
 
     peer: str
     setup: PeerSetup

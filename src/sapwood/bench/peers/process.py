@@ -6,10 +6,13 @@ import contextlib
 import selectors
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
+import sapwood
 from sapwood.base.clock import Clock, MonotonicClock
 from sapwood.base.errors import EngineUnavailable
 from sapwood.bench.offline import RunResult
@@ -27,14 +30,28 @@ from sapwood.bench.peers.messages import (
 )
 from sapwood.bench.workloads.workload import Workload
 
-CHILD = (sys.executable, "-m", "sapwood.bench.peers.child")
+CHILD = "sapwood.bench.peers.child"
 CLOSE_TIMEOUT_S = 20.0
 LOG_TAIL_BYTES = 2000
 READ_BYTES = 1 << 16
 
 
+def child_command(python: str | None) -> list[str]:
+    """Runs the peer's side in an interpreter that need not have sapwood.
+
+    What sapwood needs is then found in this environment, after the interpreter's own packages: both
+    must be of the same version of Python."""
+    if python is None:
+        return [sys.executable, "-m", CHILD]
+    ours = [str(Path(sapwood.__file__).parents[1]), sysconfig.get_paths()["purelib"]]
+    run = f"runpy.run_module({CHILD!r}, run_name='__main__')"
+    return [python, "-c", f"import runpy, sys; sys.path += {ours!r}; {run}"]
+
+
 class PeerProcess:
     """One peer with its model loaded. A context manager; leaving it ends the process.
+
+    kind  which of PEERS opens it, where that is not its name
 
     start_s         from starting the process to its first answered request
     peak_rss_bytes  of the process and its children, as of the last run
@@ -47,7 +64,8 @@ class PeerProcess:
         *,
         timeout_s: float,
         env: Mapping[str, str],
-        command: Sequence[str] = CHILD,
+        kind: str | None = None,
+        command: Sequence[str] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.name = name
@@ -60,7 +78,7 @@ class PeerProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         started_s = self._clock.now_s()
         self._process = subprocess.Popen(
-            list(command),
+            list(command or child_command(None)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -68,7 +86,7 @@ class PeerProcess:
             env={**env, "OMP_NUM_THREADS": str(setup.num_threads)},
         )
         try:
-            self._send(Start(peer=name, setup=setup))
+            self._send(Start(peer=kind or name, setup=setup))
             ready = self._receive()
             if not isinstance(ready, Ready):
                 raise self._failure(f"it answered {type(ready).__name__} instead of Ready")

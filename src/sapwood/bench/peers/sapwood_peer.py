@@ -1,4 +1,4 @@
-"""sapwood through its Python API, as the others see it."""
+"""sapwood through its Python API, as the others see it; its options are those of the engine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from contextlib import contextmanager
 from sapwood.bench.offline import TokenGenerator
 from sapwood.bench.peers.interface import PeerSetup
 from sapwood.bench.sapwood_generator import open_llm
-from sapwood.schema.config.engine import EngineConfig
-from sapwood.schema.config.execution import ExecutionConfig
-from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.engine import COMPONENTS, EngineConfig
+from sapwood.schema.config.options import gather
 
 
 @contextmanager
 def open_sapwood(setup: PeerSetup) -> Iterator[TokenGenerator]:
-    config = EngineConfig(
-        model=ModelConfig(model=setup.model_dir, dtype=setup.dtype, offline=True),
-        execution=ExecutionConfig(num_threads=setup.num_threads),
-    )
-    with open_llm(config) as generator:
+    """ConfigError for an option that the engine does not have."""
+    common = {
+        "model": setup.model_dir,
+        "dtype": setup.dtype,
+        "num_threads": setup.num_threads,
+        "offline": True,
+    }
+    options = {**common, **setup.options}
+    values = gather(COMPONENTS, flags={}, env={}, file=options, file_name="the peer's options")
+    with open_llm(EngineConfig.of(values)) as generator:
         yield generator

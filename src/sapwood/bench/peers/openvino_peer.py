@@ -1,0 +1,62 @@
+"""OpenVINO GenAI's continuous batching pipeline on the CPU, with the prefix cache on.
+
+It loads what `optimum-cli export openvino` made of the checkpoint: the peer's `model` names that
+directory. Its options are OpenVINO's properties; `cache_size` in GiB is its scheduler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sapwood.bench.offline import Generated, TokenGenerator
+from sapwood.bench.peers.interface import PeerSetup
+
+PRECISIONS = {"bfloat16": "bf16", "float32": "f32", "float16": "f16"}
+
+
+@contextmanager
+def open_openvino(setup: PeerSetup) -> Iterator[TokenGenerator]:
+    import openvino
+    import openvino_genai as genai
+
+    options = dict(setup.options)
+    scheduler = genai.SchedulerConfig()
+    scheduler.cache_size = options.pop("cache_size", 3)
+    scheduler.enable_prefix_caching = True
+    scheduler.max_num_seqs = 64
+    scheduler.dynamic_split_fuse = True
+    properties = {
+        "INFERENCE_NUM_THREADS": setup.num_threads,
+        "INFERENCE_PRECISION_HINT": PRECISIONS[setup.dtype],
+        **options,
+    }
+    pipeline = genai.ContinuousBatchingPipeline(setup.model_dir, scheduler, "CPU", properties)
+    yield OpenVinoGenerator(pipeline, genai, openvino)
+
+
+class OpenVinoGenerator:
+    def __init__(self, pipeline: Any, genai: Any, openvino: Any) -> None:
+        self._pipeline = pipeline
+        self._genai = genai
+        self._openvino = openvino
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], output_lengths: Sequence[int]
+    ) -> list[Generated]:
+        import numpy as np
+
+        tensors = [self._openvino.Tensor(np.array([prompt], dtype=np.int64)) for prompt in prompts]
+        configs = [self._greedy(length) for length in output_lengths]
+        results = self._pipeline.generate(tensors, configs)
+        return [Generated(num_output_tokens=len(one.m_generation_ids[0])) for one in results]
+
+    def _greedy(self, num_output_tokens: int) -> Any:
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens = num_output_tokens
+        config.min_new_tokens = num_output_tokens
+        config.ignore_eos = True
+        config.do_sample = False
+        config.apply_chat_template = False
+        return config
