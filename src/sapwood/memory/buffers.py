@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor
 
 from sapwood.kernels.interface import kv_cache_shape
+from sapwood.kernels.large_pages import large_pages
 
 
 def allocate_kv_caches(
@@ -21,16 +23,16 @@ def allocate_kv_caches(
 ) -> list[tuple[Tensor, Tensor]]:
     """Per layer (keys, values), each [num_pages, num_kv_heads, page_size, head_dim], all zero.
 
-    On a CPU the operating system hands the memory out page by page when it is first written, so a
-    pool that is mostly unused costs little.
+    One page holds its tokens for all layers in one piece: a page that is used for the first time
+    touches one stretch of memory instead of two in every layer, and a transfer copies one. On a CPU
+    the operating system hands the memory out when it is first written, so a pool that is mostly
+    unused costs little.
     """
-    shape = kv_cache_shape(num_pages, num_kv_heads, page_size, head_dim)
-
-    def zeros() -> Tensor:
-        if device.type != "cpu":
-            return torch.zeros(shape, dtype=dtype, device=device)
-        # numpy's zeros are lazy, torch's are not.
-        num_bytes = int(np.prod(shape)) * dtype.itemsize
-        return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
-
-    return [(zeros(), zeros()) for _ in range(num_layers)]
+    page = kv_cache_shape(1, num_kv_heads, page_size, head_dim)[1:]
+    shape = (num_pages, num_layers, 2, *page)
+    if device.type == "cpu":
+        num_bytes = math.prod(shape) * dtype.itemsize
+        pool = large_pages(num_bytes)[:num_bytes].view(dtype).view(shape)
+    else:
+        pool = torch.zeros(shape, dtype=dtype, device=device)
+    return [(pool[:, layer, 0], pool[:, layer, 1]) for layer in range(num_layers)]

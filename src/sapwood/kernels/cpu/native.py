@@ -22,7 +22,7 @@ from sapwood.kernels.registry import Need
 
 try:
     from sapwood.kernels.cpu import _native
-    from sapwood.kernels.cpu.memory import WeightMemory
+    from sapwood.kernels.large_pages import WeightMemory
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
 except ImportError as error:
     _missing: str | None = f"the extension is not built ({error}); reinstall with a C++20 compiler"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.cpu import _native
-from sapwood.kernels.cpu.memory import WeightMemory
+from sapwood.kernels.large_pages import WeightMemory
 from sapwood.kernels.quantized import (
     BLOCK_BYTES,
     BLOCK_INPUTS,

@@ -115,7 +115,7 @@ class PagedAttention:
             plan = batch.cache[key] = self._plan(shape, q, key_cache, batch)
         compute_dtype = plan.scores.dtype
         wide_q = q.to(compute_dtype)
-        key_rows, value_rows = key_cache.view(-1, head_dim), value_cache.view(-1, head_dim)
+        key_rows, value_rows = _rows_of(key_cache), _rows_of(value_cache)
         out: Tensor | None = None
         for decodes in plan.decodes:
             keys, values = _gather(plan, key_rows, value_rows, decodes.index, compute_dtype)
@@ -223,12 +223,22 @@ def _cache_rows(shape: _Shape, key_cache: Tensor, pages: Tensor, token: Tensor) 
 
     They are int32 while the cache has few enough rows: less to read per token.
     """
-    num_rows = key_cache.shape[0] * shape.num_kv_heads * shape.page_size
-    dtype = torch.int32 if num_rows < 2**31 else torch.int64
+    rows_per_page = key_cache.stride(0) // shape.head_dim
+    dtype = torch.int32 if key_cache.shape[0] * rows_per_page < 2**31 else torch.int64
     page = pages.gather(1, token // shape.page_size).to(dtype)
-    first = page * (shape.num_kv_heads * shape.page_size) + (token % shape.page_size).to(dtype)
+    first = page * rows_per_page + (token % shape.page_size).to(dtype)
     head = torch.arange(shape.num_kv_heads, dtype=dtype, device=pages.device) * shape.page_size
     return (first.unsqueeze(1) + head.view(1, -1, 1)).flatten()
+
+
+def _rows_of(cache: Tensor) -> Tensor:
+    """[pages, Hk, page_size, D] -> all rows from the first page's to the last one's, [n, D].
+
+    Between two pages of this cache lie those of others, where one page is one piece for all layers.
+    """
+    num_pages, num_heads, page_size, head_dim = cache.shape
+    rows = (num_pages - 1) * cache.stride(0) // head_dim + num_heads * page_size
+    return cache.as_strided((rows, head_dim), (head_dim, 1))
 
 
 def _gather(

@@ -7,6 +7,12 @@
 #include "quantized.h"
 
 namespace sapwood {
+namespace {
+
+// Well below the second-level cache of one core, which holds it until it is read.
+constexpr std::size_t kFetchAheadBytes = 512 * 1024;
+
+}  // namespace
 
 std::vector<const Ops*> usable_ops() {
   std::vector<const Ops*> usable{&generic::ops};
@@ -87,6 +93,14 @@ void Context::linear(const LinearWeight& weight, DType dtype, const void* x, std
     (is_grouped(part->kind) ? ops_->linear_grouped : ops_->linear_int8)(dtype, args);
     begin += part->n * (dtype == DType::f32 ? 4 : 2);
   }
+}
+
+void Context::fetch(const LinearWeight& weight) {
+  const std::int64_t panels = (weight.n + kPanel - 1) / kPanel;
+  const std::int64_t all = weight.kind == WeightKind::f32    ? panels * kPanel * weight.k * 4
+                           : weight.kind == WeightKind::bf16 ? panels * kPanel * weight.k * 2
+                                                             : panels * panel_bytes(weight.kind, weight.k);
+  pool_->fetch(weight.data, static_cast<std::size_t>(all), kFetchAheadBytes);
 }
 
 void Context::linear_fp32(const LinearWeight& weight, DType dtype, const void* x,

@@ -57,6 +57,8 @@ class Context {
   // The same with an fp32 out, whatever `dtype`; x may be converted in `wide`.
   void linear_fp32(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
                    std::int64_t rows, float* out);
+  // Idle threads fetch the first bytes of a weight that is used next.
+  void fetch(const LinearWeight& weight);
   void set_threads(int threads);
 
   // Held during a call that uses the buffers, since calls run without the interpreter's lock.

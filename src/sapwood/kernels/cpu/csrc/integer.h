@@ -200,11 +200,12 @@ static inline void run_quantized(const QuantizedArgs& a, const Cut& cut, const R
       for (std::int64_t row = begin; row < end; row++) round_row(row, a.scratch + row * row_bytes);
     });
   }
-  std::int64_t next = 0;
+  Shares shares(cut.tasks, cut.threads);
   run_parallel(a.team, least(cut.threads, cut.tasks), [&](int thread) {
+    int helped = 0;
     std::byte* x = a.scratch + (own ? thread * a.m * row_bytes : 0);
     bool rounded = !own;
-    for (std::int64_t task; (task = take(&next)) < cut.tasks;) {
+    for (std::int64_t task; (task = shares.take_next(thread, &helped)) < cut.tasks;) {
       for (std::int64_t row = 0; !rounded && row < a.m; row++) round_row(row, x + row * row_bytes);
       rounded = true;
       const std::int64_t panel = task % cut.panel_tasks * cut.panels;

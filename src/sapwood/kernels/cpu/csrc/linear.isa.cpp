@@ -146,10 +146,11 @@ void multiply(const LinearArgs& a) {
   const int threads = worth_threads(a.team.threads, a.n * a.k * ((a.m + 7) / 8), kElementsPerThread);
   const Cut cut = cut_work(a.m, (a.n + kPanel - 1) / kPanel, a.k / Pack<T>::per_lane, threads);
   const std::int64_t tasks = cut.panel_tasks * cut.row_tasks;
-  std::int64_t next = 0;
+  Shares shares(tasks, threads);
   run_parallel(a.team, least(threads, tasks), [&](int thread) {
+    int helped = 0;
     Linear<T> linear(a, cut, a.scratch + thread * kLinearScratchFloats);
-    for (std::int64_t i; (i = take(&next)) < tasks;) linear.run(i);
+    for (std::int64_t i; (i = shares.take_next(thread, &helped)) < tasks;) linear.run(i);
   });
 }
 

@@ -185,6 +185,8 @@ void run_step(DecoderStep& step, Context& c, const AttentionPlan& plan, Address 
 NB_MODULE(_native, m) {
   using namespace sapwood;
   using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+  // The kernels live as long as the process: whatever Python has not freed at its exit is no leak.
+  nb::set_leak_warnings(false);
   m.def("usable_isas", &usable_isas);
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
   m.attr("HEAD_DIM_STEP") = kHeadDimStep;

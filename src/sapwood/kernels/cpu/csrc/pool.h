@@ -6,7 +6,8 @@
 // waits for every thread, and costs a scheduler's time slice whenever one has no core.)
 //
 // Between jobs a thread spins for a while, since the next op of a step follows within microseconds,
-// and then sleeps.
+// and then sleeps. While it spins it can fetch what the next job reads into the cache: a step of few
+// rows is limited by memory, which would rest during the small ops that one thread does alone.
 #pragma once
 
 #include <atomic>
@@ -32,14 +33,28 @@ class Pool {
   // caller does all the work itself.
   void launch(int threads, Run run, const void* body);
 
+  // Until the next job, each idle worker fetches the first `limit` bytes of its share of these: thread
+  // i's begins at bytes * i / threads. A hint: nothing depends on it, and the memory may be freed at
+  // any time. It replaces the one before.
+  void fetch(const void* begin, std::size_t bytes, std::size_t limit);
+
  private:
   void work(int thread);
+  // The bytes that one worker has still to fetch, of which hint.
+  struct Ahead {
+    std::uint32_t hint = 0;
+    std::uintptr_t next = 0, end = 0;
+  };
+  bool fetch_some(int thread, Ahead& ahead) const;
   bool enter(std::uint64_t gate, int thread);
 
   // epoch of the job << 32 | open << 31 | how many workers have entered
   alignas(64) std::atomic<std::uint64_t> gate_{0};
   alignas(64) std::atomic<std::uint32_t> left_{0};
   alignas(64) std::atomic<int> sleepers_{0};
+  // Read one by one: a worker that sees parts of two hints fetches something useless, once.
+  alignas(64) std::atomic<std::uint32_t> hint_{0};  // counts them
+  std::atomic<std::uintptr_t> hint_begin_{0}, hint_bytes_{0}, hint_limit_{0};
   std::atomic<bool> stop_{false};
   std::mutex launching_;
   Run run_ = nullptr;

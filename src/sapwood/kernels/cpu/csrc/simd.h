@@ -284,6 +284,39 @@ static inline void run_pieces(const Team& team, std::int64_t threads, std::int64
   });
 }
 
+// Tasks [0, n) in one contiguous share per thread: memory streams that the hardware can follow are read
+// half as fast again as tasks from one common counter, each thread leaping over the others' (measured
+// with tasks of 36 KiB). A thread that is done with its own share goes on with what others have left.
+class Shares {
+ public:
+  Shares(std::int64_t n, std::int64_t threads)
+      : n_(n), count_(static_cast<int>(most(1, least(threads, kMaxShares)))) {
+    for (int i = 0; i < count_; i++) next_[i].value = begin(i);
+  }
+
+  // The next task, or n. `helped`: of how many shares the thread knows that nothing is left; 0 at first.
+  std::int64_t take_next(int thread, int* helped) {
+    for (; *helped < count_; ++*helped) {
+      const int share = (thread + *helped) % count_;
+      const std::int64_t task = take(&next_[share].value);
+      if (task < begin(share + 1)) return task;
+    }
+    return n_;
+  }
+
+ private:
+  static constexpr std::int64_t kMaxShares = 64;
+  struct alignas(64) Counter {
+    std::int64_t value;
+  };
+
+  std::int64_t begin(int share) const { return n_ * share / count_; }
+
+  const std::int64_t n_;
+  const int count_;
+  Counter next_[kMaxShares];
+};
+
 // How many threads are worth waking when each should have at least `grain` elements.
 SAPWOOD_INLINE int worth_threads(int threads, std::int64_t elements, std::int64_t grain) {
   return static_cast<int>(most(1, least(threads, elements / grain)));

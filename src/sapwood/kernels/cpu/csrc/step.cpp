@@ -6,6 +6,11 @@
 #include <utility>
 
 namespace sapwood {
+namespace {
+
+constexpr std::int64_t kRowsToFetchAhead = 8;  // with more, the small ops keep all threads busy
+
+}  // namespace
 
 // Cut from one buffer, for all layers.
 struct DecoderStep::Activations {
@@ -75,9 +80,11 @@ void DecoderStep::gather(const void* from, const std::int64_t* rows, std::int64_
 
 namespace {
 
+// `next`: the weight that is used after this one.
 void multiply(Context& context, DType dtype, const LinearWeight& weight, const void* x, void* out,
-              std::int64_t rows) {
+              std::int64_t rows, const LinearWeight& next) {
   context.linear(weight, dtype, x, weight.k, rows, out);
+  if (rows <= kRowsToFetchAhead) context.fetch(next);
 }
 
 }  // namespace
@@ -85,7 +92,7 @@ void multiply(Context& context, DType dtype, const LinearWeight& weight, const v
 void DecoderStep::attend(Context& context, const AttentionPlan& plan, const Inputs& inputs,
                          const LayerWeights& layer, const Activations& a) const {
   const std::int64_t heads = static_cast<std::int64_t>(shape_.num_heads) * shape_.head_dim;
-  multiply(context, shape_.dtype, layer.qkv, a.normed, a.qkv, inputs.num_tokens);
+  multiply(context, shape_.dtype, layer.qkv, a.normed, a.qkv, inputs.num_tokens, layer.o);
   RopeArgs rope{};
   rope.qkv = a.qkv;
   rope.q_out = a.q;
@@ -112,14 +119,14 @@ void DecoderStep::attend(Context& context, const AttentionPlan& plan, const Inpu
 }
 
 void DecoderStep::feed_forward(Context& context, const LayerWeights& layer, const Activations& a,
-                               std::int64_t rows) const {
+                               std::int64_t rows, const LinearWeight& next) const {
   const Ops& ops = context.ops();
-  multiply(context, shape_.dtype, layer.o, a.attended, a.x, rows);
+  multiply(context, shape_.dtype, layer.o, a.attended, a.x, rows, layer.gate_up);
   ops.rms_norm(shape_.dtype, a.x, a.residual, layer.post_norm, a.normed, rows, shape_.hidden,
                shape_.eps, context.team());
-  multiply(context, shape_.dtype, layer.gate_up, a.normed, a.gate_up, rows);
+  multiply(context, shape_.dtype, layer.gate_up, a.normed, a.gate_up, rows, layer.down);
   ops.silu_and_mul(shape_.dtype, a.gate_up, a.gated, rows, layer.gate_up.out_stride / 2, context.team());
-  multiply(context, shape_.dtype, layer.down, a.gated, a.x, rows);
+  multiply(context, shape_.dtype, layer.down, a.gated, a.x, rows, next);
 }
 
 void DecoderStep::run(Context& context, const AttentionPlan& plan, const Inputs& inputs) {
@@ -137,7 +144,7 @@ void DecoderStep::run(Context& context, const AttentionPlan& plan, const Inputs&
   norm(a.residual, nullptr, layers_.front().input_norm, a.normed, inputs.num_tokens);
   for (std::size_t i = 0; i + 1 < layers_.size(); i++) {
     attend(context, plan, inputs, layers_[i], a);
-    feed_forward(context, layers_[i], a, inputs.num_tokens);
+    feed_forward(context, layers_[i], a, inputs.num_tokens, layers_[i + 1].qkv);
     // The sum is fused with the norm that follows it.
     norm(a.x, a.residual, layers_[i + 1].input_norm, a.normed, inputs.num_tokens);
   }
@@ -148,7 +155,7 @@ void DecoderStep::run(Context& context, const AttentionPlan& plan, const Inputs&
   gather(a.residual, inputs.logits_index, inputs.num_logits, shape_.hidden, a.normed);
   std::swap(a.attended, a.q);
   std::swap(a.residual, a.normed);
-  feed_forward(context, layers_.back(), a, inputs.num_logits);
+  feed_forward(context, layers_.back(), a, inputs.num_logits, lm_head_);
   norm(a.x, a.residual, final_norm_, a.normed, inputs.num_logits);
   context.linear_fp32(lm_head_, shape_.dtype, a.normed, lm_head_.k, inputs.num_logits, inputs.logits);
 }

@@ -53,9 +53,9 @@ class DecoderStep {
   // From a.normed to a.attended; writes the layer's keys and values.
   void attend(Context& context, const AttentionPlan& plan, const Inputs& inputs,
               const LayerWeights& layer, const Activations& a) const;
-  // The rest of the layer: from a.attended and a.residual to a.x, what is to be added to a.residual.
+  // The rest of the layer, whose weights are followed by `next`: from a.attended and a.residual to a.x, what is to be added to a.residual.
   void feed_forward(Context& context, const LayerWeights& layer, const Activations& a,
-                    std::int64_t rows) const;
+                    std::int64_t rows, const LinearWeight& next) const;
   // Rows of `width` elements, one after another.
   void gather(const void* from, const std::int64_t* rows, std::int64_t n, std::int64_t width,
               void* to) const;

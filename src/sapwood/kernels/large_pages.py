@@ -1,8 +1,9 @@
-"""Memory for weights in large pages.
+"""Host memory in large pages, for weights and for the KV pool.
 
-A step reads every weight once. With pages of 4 KiB the processor looks up a translation for each;
-with pages of 2 MiB it reads 10 to 25% faster (measured over 270 MB). The system makes large pages
-only of aligned stretches, so weights lie together in chunks instead of each in its own allocation.
+A step reads every weight once, and the KV of many requests from all over the pool. With pages of
+4 KiB the processor looks up a translation for each; with pages of 2 MiB it reads 10 to 25% faster
+(measured over 270 MB). The system makes large pages only of aligned stretches, so weights lie
+together in chunks instead of each in its own allocation.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ class WeightMemory:
         """An uninitialised tensor, its first byte on a cache line of its own."""
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes > CHUNK_BYTES // 4:
-            piece = _large_pages(num_bytes)[:num_bytes]
+            piece = large_pages(num_bytes)[:num_bytes]
         else:
             if self._used + num_bytes > self._chunk.numel():
-                self._chunk, self._used = _large_pages(CHUNK_BYTES), 0
+                self._chunk, self._used = large_pages(CHUNK_BYTES), 0
             piece = self._chunk[self._used : self._used + num_bytes]
             self._used += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         return piece.view(dtype).view(shape)
 
 
-def _large_pages(num_bytes: int) -> Tensor:
-    """At least num_bytes, beginning on a large page; what is never written takes no memory.
+def large_pages(num_bytes: int) -> Tensor:
+    """At least num_bytes, zero, beginning on a large page; what is never written takes no memory.
 
     Memory of its own from the system: what an allocator hands out may lie in small pages already.
     """

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import torch
 
-from sapwood.kernels.cpu.memory import CHUNK_BYTES, WeightMemory
+from sapwood.kernels.large_pages import CHUNK_BYTES, WeightMemory
 
 
 def test_tensors_are_whole_apart_and_aligned() -> None:
