@@ -9,6 +9,15 @@ from sapwood.models.store import ModelFiles, fetch_model
 from sapwood.schema import env
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--max-examples",
+        type=int,
+        default=2,
+        help="cases per operation that the fuzzer of the OpenAPI document tries",
+    )
+
+
 @pytest.fixture(scope="session")
 def smollm2_files() -> ModelFiles:
     """SmolLM2-135M from the user's own cache, pulled once if it is not there."""
@@ -16,3 +25,12 @@ def smollm2_files() -> ModelFiles:
         return fetch_model("smollm2-135m", home=env.home(env.environment()))
     except ModelSourceError as error:
         pytest.skip(f"SmolLM2 is neither cached nor to be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def minilm_files() -> ModelFiles:
+    """all-MiniLM-L6-v2, likewise."""
+    try:
+        return fetch_model("all-minilm-l6-v2", home=env.home(env.environment()))
+    except ModelSourceError as error:
+        pytest.skip(f"all-MiniLM-L6-v2 is neither cached nor to be had: {error}")

@@ -97,3 +97,36 @@ def save_qwen3(directory: Path) -> Path:
     model.save_pretrained(directory)
     write_tokenizer(directory)
     return directory
+
+
+POOLED_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+
+
+def save_pooled(directory: Path, architecture: str, **fields: Any) -> Any:
+    """A random model that answers with numbers, as transformers saves it, with a tokenizer.
+
+    Returns transformers' model, in fp32. Weights are drawn large enough that numbers differ.
+    """
+    import torch
+    import transformers
+
+    build = getattr(transformers, architecture)
+    sizes = POOLED_SIZES | {"bos_token_id": None, "eos_token_id": None} | fields
+    model = build(build.config_class(**sizes)).eval().float()
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name.lower() and "weight" in name:
+            parameter.data = 1.0 + 0.2 * noise
+        else:
+            parameter.data = noise * (0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return model

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sapwood.app.llm import LLM, GenerationResult
+    from sapwood.app.llm import LLM, EmbeddingResult, GenerationResult
     from sapwood.schema.sampling import SamplingParams
 
-__all__ = ["LLM", "GenerationResult", "SamplingParams"]
+__all__ = ["LLM", "EmbeddingResult", "GenerationResult", "SamplingParams"]
 
 _EXPORTS = {
     "LLM": "sapwood.app.llm",
+    "EmbeddingResult": "sapwood.app.llm",
     "GenerationResult": "sapwood.app.llm",
     "SamplingParams": "sapwood.schema.sampling",
 }

@@ -6,10 +6,11 @@ import pytest
 
 from sapwood.app.services import build_services
 from sapwood.base.channel import CallbackSender
-from sapwood.base.errors import ConfigError, ModelSourceError
+from sapwood.base.errors import ConfigError, InvalidRequest, ModelSourceError
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.models.store import fetch_model
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.sampling import SamplingParams
 from tests.tiny import VOCAB, write_llama
 
 
@@ -33,6 +34,24 @@ def test_what_a_models_directory_says(tmp_path: Path) -> None:
     assert services.template is not None
     rendered = services.template.render([{"role": "user", "content": "Hi"}])
     assert rendered.startswith("<|im_start|>user\nHi<|im_end|>")
+
+
+def test_the_models_own_defaults_can_be_left_out(tmp_path: Path) -> None:
+    directory = write_llama(tmp_path / "m")
+    (directory / "generation_config.json").write_text('{"temperature": 0.3}')
+    assert build(directory, sampling_defaults="openai").default_sampling == {}
+    assert build(directory, sampling_defaults="model").default_sampling == {"temperature": 0.3}
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_code_from_requests_is_an_option(tmp_path: Path, allowed: bool) -> None:
+    services = build(write_llama(tmp_path / "m"), enable_custom_logit_processor=allowed)
+    sampling = SamplingParams(custom_logit_processor='{"callable": "80"}')
+    if allowed:
+        services.generator.check_sampling(sampling)
+    else:
+        with pytest.raises(InvalidRequest, match="--enable-custom-logit-processor"):
+            services.generator.check_sampling(sampling)
 
 
 @pytest.mark.parametrize(("vocab_size", "known"), [(VOCAB, 258), (300, 258), (200, 200)])

@@ -30,6 +30,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 EXAMPLE_URL = "http://127.0.0.1:30000"
+EMBEDDING_URL = "http://127.0.0.1:30001"
+"""Where the pages have a server of an embedding model."""
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
 PATH_SUFFIXES = "py|pyi|md|toml|cpp|h|jinja|js|css|html|png|svg"
 FOREIGN_FLAGS = {"--strict"}
@@ -306,6 +308,7 @@ def test_names_of_modules_exist(page: Path) -> None:
     """`sapwood.schema.env` is a module, and `sapwood.LLM` something in one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     groups = {*project["entry-points"], "sapwood.architectures", "sapwood.bench_peers"}
+    groups |= {"sapwood.logits_processors"}
     text = page.read_text("utf-8")
     spans = {one for span in code_spans(text) for one in re.findall(r"^sapwood(?:\.\w+)+", span)}
     for name in sorted(spans - groups):
@@ -336,37 +339,58 @@ def test_the_python_api_page_runs(
     assert "float32" in said
 
 
-def curl_requests(text: str) -> Iterator[tuple[str, str, str | None]]:
-    """(method, path, body) of each curl command against the example's address."""
+def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None]]:
+    """(method, path, body) of each curl command against that address of the examples."""
     for words in shell_commands(text):
         if words[0] != "curl":
             continue
         (url,) = [word for word in words if word.startswith("http")]
         body = words[words.index("-d") + 1] if "-d" in words else None
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
-        assert url.startswith(EXAMPLE_URL), url
-        yield method, url.removeprefix(EXAMPLE_URL), body
+        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL)), url
+        if url.startswith(server):
+            yield method, url.removeprefix(server), body
 
 
 def test_the_requests_of_the_docs_are_answered(
     smollm2_files: ModelFiles, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every curl command and every use of the official client, against a real server."""
+    flags = ("--model", smollm2_files.name, "--max-total-tokens", "8192")
+    check_requests(EXAMPLE_URL, flags, capsys, num_requests=8, num_clients=1)
+
+
+def test_the_requests_to_an_embedding_model_are_answered(
+    minilm_files: ModelFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--model", minilm_files.name)
+    check_requests(EMBEDDING_URL, flags, capsys, num_requests=1, num_clients=0)
+
+
+def check_requests(
+    url: str,
+    flags: Sequence[str],
+    capsys: pytest.CaptureFixture[str],
+    *,
+    num_requests: int,
+    num_clients: int,
+) -> None:
+    """Every curl command and every use of an official client, against a real server; there are
+    more of them than the numbers say."""
     texts = {page: page.read_text("utf-8") for page in PAGES}
-    requests = [request for text in texts.values() for request in curl_requests(text)]
+    requests = [request for text in texts.values() for request in curl_requests(text, url)]
     clients = [
         (page, block)
         for page, text in texts.items()
         for block in blocks(text)
-        if block.language == "python" and EXAMPLE_URL in block.text
+        if block.language == "python" and url in block.text
     ]
-    assert len(requests) > 8
-    assert len(clients) > 1
-    with serving("--model", smollm2_files.name, "--max-total-tokens", "8192") as server:
+    assert len(requests) > num_requests
+    assert len(clients) > num_clients
+    with serving(*flags) as server:
         for method, path, body in requests:
             answer = httpx.request(method, server.url + path, content=body, timeout=60)
             assert answer.status_code == 200, f"{method} {path} {body}: {answer.text}"
         for page, block in clients:
-            source = block.text.replace(EXAMPLE_URL, server.url)
+            source = block.text.replace(url, server.url)
             exec(compile(source, str(page), "exec"), {"__name__": "docs"})
             assert capsys.readouterr().out.strip()

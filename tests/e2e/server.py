@@ -62,9 +62,10 @@ def serving(*flags: str) -> Iterator[Server]:
     """Start a server with these flags, wait until it is ready, end it afterwards."""
     with tempfile.TemporaryDirectory() as directory:
         log_path = Path(directory) / "log"
+        own = ["--port", "0", "--state-dir", str(Path(directory) / "state")]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sapwood", "serve", "--port", "0", *flags],
+                [sys.executable, "-m", "sapwood", "serve", *own, *flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -86,7 +87,7 @@ def _wait_for_url(process: subprocess.Popen[bytes], log_path: Path) -> str:
     end = time.monotonic() + START_LIMIT_S
     while time.monotonic() < end:
         log = log_path.read_text("utf-8", "replace")
-        found = re.search(r"ready after .* at (http://\S+)", log)
+        found = re.search(r"ready after .* at (https?://\S+)", log)
         if found:
             return found.group(1)
         assert process.poll() is None, f"the server ended before it was ready:\n{log}"

@@ -60,8 +60,10 @@ def test_generate_with_a_system_message_and_raw(client: ollama.Client) -> None:
     question = "What is the capital of France?"
     plain = client.generate(MODEL, question, options=GREEDY)
     assert "Paris" in (plain.response or "")
-    told = client.generate(MODEL, question, system="You are a very terse pirate.", options=GREEDY)
-    assert told.prompt_eval_count != plain.prompt_eval_count
+    # What a model of this size makes of a role is chance; that it got it is not.
+    system = "You are a very terse pirate who has sailed the seven seas. " * 4
+    told = client.generate(MODEL, question, system=system, options=GREEDY)
+    assert (told.prompt_eval_count or 0) > (plain.prompt_eval_count or 0) + 10
     parts = client.generate(MODEL, "1, 2, 3, 4,", raw=True, stream=True, options=GREEDY)
     assert "".join(part.response or "" for part in parts).startswith(" 5, 6, 7")
 
@@ -109,7 +111,7 @@ def test_models(client: ollama.Client, server: Server) -> None:
         ({"options": {"num_ctx": 100_000}}, "num_ctx is 100000"),
         ({"options": {"top_p": 0.0}}, "top_p"),
         ({"options": {"mirostat": 2}}, "options.mirostat"),
-        ({"format": "json"}, "format"),
+        ({"format": {"type": "no such type"}}, "no such type"),
         ({"think": True}, "think"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"messages": [{"role": "user", "content": "a", "images": [b"x"]}]}, "messages[0].images"),

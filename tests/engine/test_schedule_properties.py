@@ -32,7 +32,8 @@ def scenarios(draw: st.DrawFn) -> dict[str, object]:
             + draw(st.lists(st.integers(0, 20), min_size=1, max_size=12)),
             "max_new": draw(st.integers(0, 12)),
             "extra_key": draw(st.sampled_from(["", "", "tenant"])),
-            "priority": draw(st.sampled_from([0, 0, 1])),
+            "priority": draw(st.sampled_from([None, 0, 1, 5])),
+            "routing_key": draw(st.sampled_from(["", "a", "b"])),
             "arrives": draw(st.integers(0, 25)),
             "aborted": draw(st.none() | st.integers(0, 40)),
         }
@@ -49,6 +50,10 @@ def scenarios(draw: st.DrawFn) -> dict[str, object]:
         "conservativeness": draw(st.sampled_from([0.0, 0.3, 1.0])),
         "threshold": draw(st.sampled_from([-1, 1, 8, 32])),
         "depth": draw(st.sampled_from([1, 2, 3])),
+        "preemption": draw(st.sampled_from([0, 1, 10])),
+        "low_first": draw(st.booleans()),
+        "aging": draw(st.sampled_from([0.0, 1.0, 5.0])),
+        "delayer": draw(st.booleans()),
         "requests": requests,
     }
 
@@ -60,6 +65,7 @@ class World:
         page_size, num_pages = scenario["page_size"], scenario["num_pages"]
         key = EVICTION_POLICIES[scenario["eviction"]]
         tree = PrefixTree(page_size, key) if scenario["prefixes"] else None
+        self.clock = ManualClock()
         self.ledger = Ledger(num_pages=num_pages, page_size=page_size, tree=tree)
         self.scheduler = Scheduler(
             SchedulerConfig(
@@ -70,12 +76,18 @@ class World:
                 schedule_conservativeness=scenario["conservativeness"],
                 in_batch_prefix_threshold=scenario["threshold"],
                 overlap_depth=scenario["depth"],
+                enable_priority_scheduling=True,
+                priority_scheduling_preemption_threshold=scenario["preemption"],
+                schedule_low_priority_values_first=scenario["low_first"],
+                priority_aging_interval=scenario["aging"],
+                enable_prefill_delayer=scenario["delayer"],
+                prefill_delayer_max_delay_passes=3,
             ),
             self.ledger,
             context_length=MAX_CONTEXT,
             vocab_size=100,
             eos_token_ids=EOS,
-            clock=ManualClock(),
+            clock=self.clock,
         )
         self.rank = SimulatedRank(num_pages, page_size)
         self.executor = DelayedExecutor(self.rank)
@@ -93,6 +105,7 @@ class World:
             self.finishes[output.request_id] = output.finish
 
     def step(self) -> None:
+        self.clock.advance(0.5)
         plan = self.scheduler.plan()
         self.ledger.check()
         if plan is not None:
@@ -137,6 +150,7 @@ def _generate(request_id: str, one: dict[str, object]) -> Generate:
         sampling=SamplingParams(max_new_tokens=one["max_new"], temperature=0.0),
         extra_key=one["extra_key"],
         priority=one["priority"],
+        routing_key=one["routing_key"],
     )
 
 

@@ -11,18 +11,28 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import tokenizers
 import uvicorn
 
 from sapwood.base.errors import EngineUnavailable
+from sapwood.frontends.common.access import Access
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
-from sapwood.schema.output import CacheFlushed, EngineReady, EngineStatus, Finish, RequestOutput
-from sapwood.schema.request import Generate
+from sapwood.schema.output import (
+    CacheFlushed,
+    CallDone,
+    EngineReady,
+    EngineStatus,
+    Finish,
+    RequestOutput,
+)
+from sapwood.schema.request import Generate, StartProfile
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate, template_source
 from sapwood.text.tokenizer import Tokenizer
+from tests.frontends.scored import score_fields
 
 EOS = "<|im_end|>"
 
@@ -44,6 +54,8 @@ class ScriptedEngine:
     """Answers every request with `reply`, a token per step, then the end of sequence.
 
     fail_after  tokens after which the engine fails; 0: before the first
+    figures     of the engine's status, where they are not 0
+    refuses     whether profiles are refused; calls: those of /start_profile and the like
     hold        True: no step is made, until it is False again
     """
 
@@ -56,6 +68,9 @@ class ScriptedEngine:
     unavailable_reason: str | None = None
     flushes: bool = True
     num_cached_tokens: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+    refuses: bool = False
+    calls: list[Any] = field(default_factory=list)
     submitted: list[Generate] = field(default_factory=list)
     open: dict[str, bool] = field(default_factory=dict)
     abandoned: dict[str, int] = field(default_factory=dict)
@@ -84,8 +99,13 @@ class ScriptedEngine:
                 self.abandoned[request.request_id] = num_sent
 
     async def _outputs(self, request: Generate) -> AsyncIterator[RequestOutput]:
+        told: list[int] = []
+
         def output(token_ids: list[int], finish: Finish | None = None) -> RequestOutput:
+            is_first = not told
+            told.append(1)
             return RequestOutput(
+                **score_fields(request, token_ids, is_first=is_first),
                 request_id=request.request_id,
                 token_ids=token_ids,
                 num_prompt_tokens=len(request.prompt_ids),
@@ -120,8 +140,22 @@ class ScriptedEngine:
         return CacheFlushed(call_id="1", done=self.flushes, message=message)
 
     async def status(self) -> EngineStatus:
-        counters = dict.fromkeys(EngineStatus.__struct_fields__[1:], 0)
-        return EngineStatus(call_id="1", **(counters | {"num_running": len(self.open)}))
+        fields = msgspec.structs.fields(EngineStatus)
+        counters = {one.name: 0 for one in fields if one.required}
+        counters |= {"call_id": "1", "num_running": len(self.open)} | self.figures
+        return EngineStatus(**counters)
+
+    async def start_profile(self, order: StartProfile) -> CallDone:
+        self.calls.append(order)
+        return CallDone("1", not self.refuses, "recording")
+
+    async def stop_profile(self) -> CallDone:
+        self.calls.append("stop_profile")
+        return CallDone("1", not self.refuses, "no profile is being recorded")
+
+    async def freeze_gc(self) -> CallDone:
+        self.calls.append("freeze_gc")
+        return CallDone("1", True, "7 objects")
 
 
 class Api:
@@ -210,6 +244,20 @@ def api_with(services: Services) -> Callable[..., Api]:
 @pytest.fixture
 def live(services: Services) -> Iterator[Live]:
     server = Live(create_app(services))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def guarded(services: Services) -> Callable[..., Api]:
+    """An application with other guards: access, body_limits."""
+    return lambda **guards: Api(create_app(services, **guards))
+
+
+@pytest.fixture
+def locked_live(services: Services) -> Iterator[Live]:
+    """Live, and with the API key "open sesame"."""
+    server = Live(create_app(services, access=Access(api_key="open sesame")))
     yield server
     server.stop()
 

@@ -540,7 +540,7 @@ def test_a_model_with_fewer_ids_than_its_tokenizer_says_so(tokenizer):
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_abort_while_the_prompt_is_encoded_is_heard(tokenizer, monkeypatch, n):
     engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
-    generator = TextGenerator(engine, tokenizer)
+    generator = TextGenerator(engine, tokenizer, context_length=256)
     encoding, may_end = threading.Event(), threading.Event()
     encode = tokenizer.encode
 
@@ -571,7 +571,7 @@ def test_an_abort_while_the_prompt_is_encoded_is_heard(tokenizer, monkeypatch, n
 
 def test_a_client_that_leaves_while_its_prompt_is_encoded_starts_nothing(tokenizer, monkeypatch):
     engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
-    generator = TextGenerator(engine, tokenizer)
+    generator = TextGenerator(engine, tokenizer, context_length=256)
     encoding, may_end = threading.Event(), threading.Event()
 
     def slowly(text: str, add_special_tokens: bool = True) -> list[int]:
@@ -629,3 +629,13 @@ def test_a_refused_request_leaves_its_id_free(tokenizer):
         with pytest.raises(InvalidRequest):
             asyncio.run(read(request))
     assert len(asyncio.run(read(ask()))) == 1
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(tokenizer, monkeypatch):
+    def never(text: str, add_special_tokens: bool = True) -> list[int]:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(tokenizer, "encode", never)
+    generator = TextGenerator(ScriptedEngine([]), tokenizer, context_length=8)
+    with pytest.raises(InvalidRequest, match="1025 characters"):
+        asyncio.run(anext(generator.generate(ask("x" * 1025))))

@@ -27,7 +27,8 @@ def feed(matcher: StopMatcher, parts: list[str]) -> tuple[str, str | None]:
         shown += result.text
         if result.matched is not None:
             return shown, result.matched
-    return shown + matcher.finish(), None
+    result = matcher.finish()
+    return shown + result.text, result.matched
 
 
 texts = st.text(alphabet="abé", max_size=40)
@@ -77,7 +78,7 @@ def test_what_began_like_a_stop_is_shown_when_it_is_none():
     assert matcher.push("one\n\n").text == "one"
     assert matcher.push("two").text == "\n\ntwo"
     assert matcher.push("\n").text == ""
-    assert matcher.finish() == "\n"
+    assert matcher.finish() == StopResult("\n")
 
 
 def test_the_longest_of_those_that_end_together_wins():

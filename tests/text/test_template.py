@@ -278,9 +278,11 @@ def test_null_fields_are_left_out():
     assert "None" not in ours(QWEN_TOOLS).render(messages)
 
 
-def test_a_developer_message_is_passed_on():
-    rendered = ours(CHATML).render([{"role": "developer", "content": "Be kind."}])
-    assert "<|im_start|>developer\nBe kind.<|im_end|>" in rendered
+def test_a_developer_is_the_system_where_the_template_does_not_know_that_role():
+    messages = [{"role": "developer", "content": "Be kind."}]
+    assert "<|im_start|>system\nBe kind.<|im_end|>" in ours(CHATML).render(messages)
+    knows = "{% for m in messages %}{{ m.role if m.role == 'developer' }}{% endfor %}"
+    assert ours(knows).render(messages) == "developer"
 
 
 def test_the_templates_own_error_is_quoted():

@@ -5,18 +5,26 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import time
 import traceback
 from pathlib import Path
 
 import msgspec
+import psutil
 
+from sapwood.app.observability import build_instruments, build_watchdog, print_stacks_on_signal
 from sapwood.base.channel import ZmqReceiver, ZmqSender
 from sapwood.base.errors import StartupError
 from sapwood.base.process import end_with_parent, read_first_line
 from sapwood.observe.log import configure_logging
+from sapwood.observe.watchdog import Watchdog
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.output import EngineFatal, EngineOutput
 from sapwood.schema.request import EngineInput
+
+FAREWELL_S = 0.5
+"""So long the last message of a stuck engine has to get out of its process."""
 
 
 class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +32,7 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
 
     inbox   address from which requests come; outbox: where outputs go
     home    directory of cached models
+    observability  of the server, whose engine this is
     """
 
     config: EngineConfig
@@ -31,15 +40,20 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
     inbox: str
     outbox: str
     log_level: str
+    observability: ObservabilityConfig = ObservabilityConfig()
 
 
 def main() -> int:
     args = msgspec.json.decode(read_first_line(), type=EngineProcessArgs)
     end_with_parent()
     configure_logging(args.log_level)
+    print_stacks_on_signal()
     outbox: ZmqSender[EngineOutput] = ZmqSender(args.outbox, bind=False)
+    watchdog = build_watchdog(args.observability, "the engine", lambda why: _farewell(args, why))
+    watchdog.beat("importing torch")
+    watchdog.start()
     try:
-        return serve(args, outbox)
+        return serve(args, outbox, watchdog)
     except StartupError as error:
         outbox.send(EngineFatal(error.message))
     except Exception as error:  # noqa: BLE001 - the last stop: the parent is told, then we end
@@ -49,19 +63,40 @@ def main() -> int:
     return 1
 
 
-def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput]) -> int:
-    # Imported here so that a failure to import torch reaches the parent as a message too.
-    from sapwood.app.wiring import build_engine, resolve_config
+def _farewell(args: EngineProcessArgs, reason: str) -> None:
+    """Tell the parent why this process is about to end, from whatever thread."""
+    # Sockets belong to one thread each, and the one that has the other is stuck.
+    outbox: ZmqSender[EngineOutput] = ZmqSender(args.outbox, bind=False)
+    outbox.send(EngineFatal(reason))
+    outbox.close()
+    time.sleep(FAREWELL_S)
 
+
+def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Watchdog) -> int:
+    # Imported here so that a failure to import torch reaches the parent as a message too.
+    from sapwood.app.loading import LoadWatch
+    from sapwood.app.wiring import build_engine, resolve_config
+    from sapwood.executor.profiler import TorchRecorder
+
+    watchdog.beat("reading the model's configuration")
     resolved = resolve_config(args.config, home=Path(args.home))
     inbox: ZmqReceiver[EngineInput] = ZmqReceiver(args.inbox, EngineInput, bind=False)
-    engine = build_engine(resolved, inbox, outbox)
+    instruments = build_instruments(args.observability, watchdog, TorchRecorder())
+    watchdog.beat("building the model")
+    watch = LoadWatch(watchdog.beat)
+    engine = build_engine(resolved, inbox, outbox, instruments=instruments, watch=watch)
     # What exists now lives as long as the engine: collections need not look at it again.
     gc.collect()
     gc.freeze()
-    outbox.send(engine.ready)
+    startup_s = time.time() - psutil.Process().create_time()
+    outbox.send(msgspec.structs.replace(engine.ready, startup_s=startup_s))
+    watchdog.rest()
     engine.loop.run()
+    watchdog.stop()
+    # What stays frozen would count as leaked at the interpreter's end.
+    gc.unfreeze()
     engine.executor.close()
+    instruments.close()
     logging.getLogger(__name__).info("the engine has ended")
     outbox.close()
     return 0

@@ -4,50 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from subprocess import Popen, TimeoutExpired
-from types import FrameType
+from subprocess import Popen
 
 import msgspec
-import uvicorn
 import uvloop
 from rich.console import Console
 
 from sapwood.app.engine_process import EngineProcessArgs
+from sapwood.app.http_server import HttpServer
+from sapwood.app.observability import print_stacks_on_signal, run_while_watched
 from sapwood.app.services import build_services
-from sapwood.base.channel import AsyncZmqReceiver, ZmqSender
-from sapwood.base.process import spawn_module, watch
+from sapwood.app.stores import batch_runner, open_stores
+from sapwood.app.supervision import EngineSupervisor, RestartPolicy
+from sapwood.base.process import spawn_module
+from sapwood.base.stopping import StopSignals
 from sapwood.engine.client import AsyncEngineClient
-from sapwood.frontends.server import create_app
+from sapwood.frontends.batches.runner import BatchRunner
+from sapwood.frontends.common.access import Access
+from sapwood.frontends.common.limits import BodyLimits, RequestLimits
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.server import Stores, create_app
 from sapwood.models.store import ModelFiles, fetch_model
 from sapwood.models.store.terminal import TerminalProgress
 from sapwood.observe.log import configure_logging
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment, home
-from sapwood.schema.output import EngineOutput
-from sapwood.schema.request import EngineInput
 
 log = logging.getLogger(__name__)
 
-AFTER_DRAIN_S = 5
-"""What is still open so long after the drain limit has its connection cut."""
 FAREWELL_S = 2.0
 """After the engine has died, health checks are answered 503 for so long before the server ends."""
-ENGINE_EXIT_S = 10.0
-"""A drained engine that has not ended after this long is killed."""
 
 
-def serve(engine: EngineConfig, server: ServerConfig) -> int:
+def serve(
+    engine: EngineConfig,
+    server: ServerConfig,
+    observability: ObservabilityConfig | None = None,
+) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit code. StartupError if the model cannot be had."""
     started_s = time.monotonic()
     configure_logging(server.log_level)
+    print_stacks_on_signal()
     store = home(environment())
     files = fetch_model(
         engine.model.model,
@@ -57,14 +61,51 @@ def serve(engine: EngineConfig, server: ServerConfig) -> int:
         offline=engine.model.offline,
         progress=TerminalProgress(Console(stderr=True)),
     )
+    # Before there is anything to clean up: from here on a signal only asks for the end.
+    stop = StopSignals()
+    stop.install()
     with tempfile.TemporaryDirectory(prefix="sapwood-") as sockets:
-        session = _Session(engine, server, files, store, Path(sockets), started_s)
+        session = _Session(
+            engine,
+            server,
+            files,
+            store,
+            Path(sockets),
+            started_s,
+            stop,
+            observability or ObservabilityConfig(),
+        )
         return uvloop.run(session.run())
+
+
+def access_of(server: ServerConfig) -> Access:
+    """Who may use the server, as its options say."""
+    return Access(
+        api_key=server.api_key,
+        admin_api_key=server.admin_api_key,
+        allowed_origins=server.allowed_origins,
+    )
+
+
+def body_limits_of(server: ServerConfig) -> BodyLimits:
+    return BodyLimits(
+        max_bytes=server.max_request_bytes,
+        max_depth=server.max_json_depth,
+        timeout_s=server.request_body_timeout,
+    )
+
+
+def request_limits_of(server: ServerConfig) -> RequestLimits:
+    return RequestLimits(
+        max_samples=server.max_samples_per_request,
+        max_stop_strings=server.max_stop_strings,
+        max_stop_length=server.max_stop_length,
+    )
 
 
 @dataclass
 class _Session:
-    """One run of the server, from the engine's start to its end."""
+    """One run of the server, from the first engine's start to the last one's end."""
 
     engine_config: EngineConfig
     server_config: ServerConfig
@@ -72,28 +113,52 @@ class _Session:
     store: Path
     sockets: Path
     started_s: float
-    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    stop: StopSignals
+    observability: ObservabilityConfig
+    http: HttpServer = field(init=False)
+    client: AsyncEngineClient = field(init=False)
+    services: Services = field(init=False)
+    stores: Stores = field(default_factory=Stores)
+    batches: BatchRunner | None = None
+    run_batches: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        inbox, outbox = (f"ipc://{self.sockets}/{name}" for name in ("requests", "outputs"))
-        sender: ZmqSender[EngineInput] = ZmqSender(inbox, bind=True)
-        receiver: AsyncZmqReceiver[EngineOutput] = AsyncZmqReceiver(outbox, EngineOutput, bind=True)
-        client = AsyncEngineClient(sender)
-        process = self._spawn(inbox, outbox)
-        self._watch(process, client)
-        pump = asyncio.create_task(_pump(receiver, client))
-        http = self._http_server(client)
-        announce = asyncio.create_task(self._announce(client, http))
+        server = self.server_config
+        policy = RestartPolicy(
+            max_restarts=server.max_engine_restarts, window_s=server.engine_restart_window
+        )
+        supervisor = EngineSupervisor(
+            self._spawn,
+            self.sockets,
+            start_timeout_s=server.start_timeout,
+            policy=policy if server.restart_engine else None,
+            on_ready=self._announce,
+            on_failed=self._on_engine_failed,
+        )
+        supervise: asyncio.Task[None] | None = None
+        watched: asyncio.Task[None] | None = None
         try:
-            await http.serve()
-            return await self._end(process, client)
+            self.http = self._http_server(supervisor)
+            watched = asyncio.create_task(run_while_watched(self.observability, self.services))
+            supervise = asyncio.create_task(self._supervise(supervisor))
+            if self.batches is not None:
+                self.run_batches = asyncio.create_task(self.batches.run())
+            self.stop.act_with(self.http.handle_exit)
+            await self.http.serve()
+            self.stop.ignore()
+            return self._exit_code(await supervisor.end())
         finally:
-            for task in (pump, announce):
-                task.cancel()
-            await asyncio.gather(pump, announce, return_exceptions=True)
-            _kill(process)
-            sender.close()
-            receiver.close()
+            if supervise is not None:
+                supervise.cancel()
+                await asyncio.gather(supervise, return_exceptions=True)
+            self._stop_batches()
+            if self.run_batches is not None:
+                await asyncio.gather(self.run_batches, return_exceptions=True)
+            if watched is not None:
+                watched.cancel()
+                await asyncio.gather(watched, return_exceptions=True)
+            await supervisor.close()
+            self.stores.close()
 
     def _spawn(self, inbox: str, outbox: str) -> Popen[bytes]:
         args = EngineProcessArgs(
@@ -102,111 +167,61 @@ class _Session:
             inbox=inbox,
             outbox=outbox,
             log_level=self.server_config.log_level,
+            observability=self.observability,
         )
         return spawn_module("sapwood.app.engine_process", msgspec.json.encode(args))
 
-    def _watch(self, process: Popen[bytes], client: AsyncEngineClient) -> None:
-        loop = asyncio.get_running_loop()
-
-        def on_exit(what: str, code: int) -> None:
-            loop.call_soon_threadsafe(self.exited.set)
-            if code == 0 and client.is_draining:
-                return
-            # A message that says why may still be in the socket: it comes first.
-            delay_s = 0.0 if code < 0 else 0.5
-            loop.call_soon_threadsafe(
-                loop.call_later, delay_s, client.fail, f"the engine process {what}"
-            )
-
-        watch(process, on_exit)
-
-    def _http_server(self, client: AsyncEngineClient) -> uvicorn.Server:
-        services = build_services(client, self.files, self.engine_config)
-        config = uvicorn.Config(
-            create_app(services),
-            host=self.server_config.host,
-            port=self.server_config.port,
-            log_config=None,
-            access_log=self.server_config.log_level == "debug",
-            log_level="warning",
-            lifespan="off",
-            ws="none",
-            timeout_graceful_shutdown=int(self.server_config.drain_timeout) + AFTER_DRAIN_S,
+    def _http_server(self, supervisor: EngineSupervisor) -> HttpServer:
+        server = self.server_config
+        self.client = supervisor.client
+        services = self.services = replace(
+            build_services(supervisor.client, self.files, self.engine_config, self.observability),
+            limits=request_limits_of(server),
         )
-        # The server hands a signal on once it has drained: it must find a handler without effect.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+        self.stores = open_stores(server, self.store, services.model_name)
+        app = create_app(
+            services,
+            access=access_of(server),
+            body_limits=body_limits_of(server),
+            stores=self.stores,
+        )
+        self.batches = batch_runner(server, self.engine_config.scheduler, services, self.stores)
         loop = asyncio.get_running_loop()
 
         def drain() -> None:
-            loop.call_soon_threadsafe(client.drain, self.server_config.drain_timeout)
+            # Lines of batches are asked again by the next server; a drain would cut them short.
+            loop.call_soon_threadsafe(self._stop_batches)
+            loop.call_soon_threadsafe(supervisor.drain, server.drain_timeout)
 
-        return _DrainingServer(config, drain)
+        return HttpServer(app, server, drain)
 
-    async def _announce(self, client: AsyncEngineClient, http: uvicorn.Server) -> None:
-        """Say when the engine is ready; end the server when it never gets ready, or dies."""
-        try:
-            async with asyncio.timeout(self.server_config.start_timeout):
-                await client.wait_for_change()
-        except TimeoutError:
-            client.fail(f"the engine was not ready after {self.server_config.start_timeout:g} s")
-        if client.failure is None:
-            for note in client.info.notes:
-                log.info("resolved: %s", note)
-            name = self.engine_config.model.served_model_name or self.engine_config.model.model
-            log.info(
-                "ready after %.1f s: %s at %s", time.monotonic() - self.started_s, name, _url(http)
-            )
-            await client.wait_until_failed()
+    def _stop_batches(self) -> None:
+        if self.run_batches is not None:
+            self.run_batches.cancel()
+
+    def _announce(self, is_first: bool) -> None:
+        if not is_first:
+            log.info("ready again")
+            return
+        for note in self.client.info.notes:
+            log.info("resolved: %s", note)
+        name = self.engine_config.model.served_model_name or self.engine_config.model.model
+        seconds = time.monotonic() - self.started_s
+        log.info("ready after %.1f s: %s at %s", seconds, name, self.http.url)
+
+    async def _supervise(self, supervisor: EngineSupervisor) -> None:
+        """End the server when the engine never gets ready, or has died for good."""
+        await supervisor.run()
+        if supervisor.has_been_ready:
             await asyncio.sleep(FAREWELL_S)
-        http.should_exit = True
+        self.http.should_exit = True
 
-    async def _end(self, process: Popen[bytes], client: AsyncEngineClient) -> int:
-        """The HTTP server has ended: drained, or because the engine is gone."""
-        failure = client.failure
+    def _on_engine_failed(self, reason: str) -> None:
+        self.services.observer.write_crash_dump(reason)
+
+    def _exit_code(self, failure: str | None) -> int:
         if failure is None:
-            client.drain(0.0)
-            try:
-                async with asyncio.timeout(ENGINE_EXIT_S):
-                    await self.exited.wait()
-            except TimeoutError:
-                log.warning("the engine did not end within %.0f s; killing it", ENGINE_EXIT_S)
             log.info("ended")
             return 0
         sys.stderr.write(f"sapwood: the engine failed: {failure}\n")
         return 1
-
-
-class _DrainingServer(uvicorn.Server):
-    """On a signal the engine drains too: what is open at its limit gets its own finish."""
-
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._drain = drain
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._drain()
-        super().handle_exit(sig, frame)
-
-
-async def _pump(receiver: AsyncZmqReceiver[EngineOutput], client: AsyncEngineClient) -> None:
-    async for message in receiver.messages():
-        client.deliver(message)
-
-
-def _url(http: uvicorn.Server) -> str:
-    for server in http.servers:
-        for socket in server.sockets:
-            host, port = socket.getsockname()[:2]
-            return f"http://{host}:{port}"
-    return f"http://{http.config.host}:{http.config.port}"
-
-
-def _kill(process: Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    process.kill()
-    try:
-        process.wait(ENGINE_EXIT_S)
-    except TimeoutExpired:
-        log.error("the engine process %d cannot be killed", process.pid)

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sapwood.app.in_process import InProcessEngine
 from sapwood.app.sampling import Sampling, sampling_params
 from sapwood.app.services import build_services
@@ -25,12 +28,16 @@ from sapwood.app.wiring import resolve_config
 from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
+from sapwood.frontends.common.embed import check_dimensions, embed_all
+from sapwood.frontends.common.errors import EngineFailed
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.native.score import joined, scores_of
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.options import gather
 from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
 from sapwood.schema.request import EngineInput
+from sapwood.text.embedding import EmbedRequest, Numbers, shortened
 from sapwood.text.generation import TextChunk, TextRequest
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -51,6 +58,15 @@ class GenerationResult:
     finish: Finish
     num_prompt_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingResult:
+    """values: [numbers] fp32, the text's vector, or its numbers of a classification head."""
+
+    values: NDArray[np.float32]
+    num_prompt_tokens: int
     num_cached_tokens: int
 
 
@@ -173,6 +189,73 @@ class LLM:
         request = self._request(_as_prompt(prompt), sampling, add_special_tokens=True)
         return self._engine.loop.items_async(self._chunks(request))
 
+    # ---- numbers -----------------------------------------------------------------------------
+
+    def encode(
+        self, prompts: Prompt | Sequence[Prompt], *, dimensions: int | None = None
+    ) -> list[EmbeddingResult]:
+        """The vector of each text (or of its token ids), in their order: for embedding models.
+
+        Of a model with a classification head, what that says of the text, before any softmax.
+        dimensions  so many numbers of each vector; None: all
+        """
+        pooling = self.services.pooling
+        self.services.check_task("embed" if pooling is None else pooling.task)
+        check_dimensions(self.services, dimensions)
+        requests = [
+            EmbedRequest(request_id=f"llm-{next(self._numbers)}", text=prompt, param="prompt")
+            for prompt in _as_prompts(prompts)
+        ]
+        normalize = pooling is not None and pooling.normalize
+        return [
+            EmbeddingResult(
+                values=shortened(one.values, dimensions, normalize=normalize)
+                if dimensions is not None
+                else one.values,
+                num_prompt_tokens=one.num_prompt_tokens,
+                num_cached_tokens=one.num_cached_tokens,
+            )
+            for one in self._embed_all(requests)
+        ]
+
+    def score(
+        self,
+        query: Prompt,
+        items: Prompt | Sequence[Prompt],
+        label_token_ids: Sequence[int],
+        *,
+        apply_softmax: bool = False,
+        item_first: bool = False,
+    ) -> list[list[float]]:
+        """How likely each of the labels follows the query and an item: a list per item.
+
+        The query and the items are all texts, or all token ids.
+        apply_softmax  among the labels only, so that they sum to 1; else among all tokens
+        item_first     the item comes before the query
+        """
+        self.services.check_task("tokens")
+        if not label_token_ids:
+            raise InvalidRequest("label_token_ids is empty; give one", param="label_token_ids")
+        start = _as_prompt(query, "the query")
+        requests = [
+            EmbedRequest(
+                request_id=f"llm-{next(self._numbers)}",
+                text=joined(start, item, item_first=item_first),
+                param="items",
+                label_ids=tuple(int(label) for label in label_token_ids),
+            )
+            for item in _as_prompts(items)
+        ]
+        answers = self._embed_all(requests)
+        return [scores_of(answer, apply_softmax=apply_softmax) for answer in answers]
+
+    def _embed_all(self, requests: Sequence[EmbedRequest]) -> list[Numbers]:
+        try:
+            return self.run(embed_all(self.services, requests, room=self._room))
+        except EngineFailed as error:
+            finish = Finish(kind="error", message=error.message, status=error.status)
+            raise self._error(finish) from error
+
     # ---- the engine --------------------------------------------------------------------------
 
     def stats(self) -> EngineStatus:
@@ -209,6 +292,7 @@ class LLM:
     def _chat_request(
         self, messages: Sequence[Message], sampling: Sampling, options: Mapping[str, Any]
     ) -> TextRequest:
+        self.services.check_task("tokens")
         if self.services.template is None:
             raise InvalidRequest(
                 f"{self.services.model_name} has no chat template; use generate, or give one with "

@@ -2,43 +2,79 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 from sapwood.app.model_defaults import read_json_if_there, sampling_defaults
+from sapwood.app.observability import build_observer
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.observability.engine_figures import EngineFigures
+from sapwood.models.pooling import pooling_of
 from sapwood.models.store import ModelFiles
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.observability import ObservabilityConfig
+from sapwood.schema.logits_processors import known_processors
+from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
 
 
-def build_services(engine: EngineClient, files: ModelFiles, config: EngineConfig) -> Services:
+def build_services(
+    engine: EngineClient,
+    files: ModelFiles,
+    config: EngineConfig,
+    observability: ObservabilityConfig | None = None,
+) -> Services:
     """What the HTTP dialects and the Python API answer with."""
+    observed = observability or ObservabilityConfig()
+    observer = build_observer(observed, config)
     tokenizer_path = Path(config.model.tokenizer_path or files.path)
     tokenizer = Tokenizer.from_directory(tokenizer_path)
     model = read_json_if_there(files.path / "config.json")
+    pooling = pooling_of(
+        model,
+        files.path,
+        is_embedding=config.model.is_embedding,
+        method=config.model.pooling_method,
+    )
+    template = ChatTemplate.of_model(tokenizer, override=config.model.chat_template)
+    architectures = tuple(model.get("architectures") or ())
     return Services(
         engine=engine,
-        generator=TextGenerator(engine, tokenizer, vocab_size=model.get("vocab_size")),
+        generator=TextGenerator(
+            engine,
+            tokenizer,
+            vocab_size=model.get("vocab_size"),
+            pooling=pooling,
+            logits_processors=known_processors(),
+            allow_code=config.execution.enable_custom_logit_processor,
+        ),
         tokenizer=tokenizer,
-        template=ChatTemplate.of_model(tokenizer, override=config.model.chat_template),
+        template=template,
+        formats=AnswerFormats.of_model(
+            tool_call_parser=config.model.tool_call_parser,
+            reasoning_parser=config.model.reasoning_parser,
+            template=None if template is None else template.source,
+            architectures=architectures,
+            keeps_unknown=config.model.unknown_tool_calls == "call",
+        ),
         model_name=config.model.served_model_name or config.model.model,
         model_path=config.model.model,
         tokenizer_path=str(tokenizer_path),
         model_type=model.get("model_type"),
-        architectures=tuple(model.get("architectures") or ()),
+        architectures=architectures,
         created=int(time.time()),
         version=version("sapwood"),
-        default_sampling=sampling_defaults(files.path),
-        options=_flat(config),
+        default_sampling=sampling_defaults(files.path)
+        if config.model.sampling_defaults == "model"
+        else {},
+        options=config.flat(),
+        pooling=pooling,
+        observer=observer,
+        figures=EngineFigures(engine, observer),
+        serves_metrics=observed.enable_metrics,
+        custom_labels_header=observed.tokenizer_metrics_custom_labels_header,
     )
-
-
-def _flat(config: EngineConfig) -> dict[str, object]:
-    parts = dataclasses.asdict(config).values()
-    return {name: value for part in parts for name, value in part.items()}

@@ -18,6 +18,7 @@ from sapwood.bench.peers.compare import PeersOptions
 from sapwood.bench.report import OutputOptions
 from sapwood.bench.scheduler import SchedulerOptions, cost_table, measure_growth
 from sapwood.bench.serving import ServingOptions
+from sapwood.bench.soak import Soak, SoakOptions
 from sapwood.bench.workloads.presets import WorkloadOptions
 from sapwood.bench.workloads.vocabulary import read_vocabulary
 from sapwood.models.store import fetch_model
@@ -83,6 +84,28 @@ def scheduler(asked: Asked) -> None:
     console = Console()
     console.print(str(describe_environment()))
     console.print(cost_table(costs))
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(SoakOptions)
+@click.pass_context
+def soak(ctx: click.Context, asked: Asked) -> None:
+    """Keep a running server busy with everything at once, and look for what leaks or breaks.
+
+    Exits with 1 if pages or memory were lost, a request failed, or the counters do not add up.
+    """
+    import uvloop
+
+    options = asked.build(SoakOptions)
+    console = Console()
+    report = uvloop.run(Soak(options).run())
+    for line in report.lines():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for problem in report.problems:
+        console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
+    if not report.problems:
+        console.print("nothing leaked, broke or got lost", markup=False)
+    ctx.exit(1 if report.problems else 0)
 
 
 @bench.command(cls=ConfigCommand)

@@ -1,4 +1,4 @@
-"""How much of the pool admission keeps back for requests that are still growing.
+"""Which requests are let in: how urgent each is, and how much of the pool is kept back.
 
 If every running request were to use all its output tokens at once, few could run together; most end
 early and at different times. So admission reserves a share of the outstanding output tokens that
@@ -6,6 +6,10 @@ falls slowly while all goes well, and rises again when a request had to be retra
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.schema.config.scheduler import SchedulerConfig
 
 INITIAL_RATIO = 0.7
 LEAST_RATIO = 0.1
@@ -26,3 +30,102 @@ class OutputReserve:
 
     def after_retraction(self) -> None:
         self.ratio = self._initial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precedence:
+    """How urgent a request is; larger is sooner.
+
+    Its urgency is its priority plus one for each whole `aging_interval_s` since it arrived, so that
+    a request is overtaken only by those that arrive soon after it: one whose priority is larger by
+    d overtakes it only if it arrives less than (d + 1) * aging_interval_s later.
+
+    takes_priorities      whether requests may ask to be more urgent than the default
+    low_values_first      smaller priorities are sooner
+    default               the priority of a request that brings none
+    preemption_threshold  a waiting request may take the place of a running one that is less urgent
+                          by more than this; None: never
+    aging_interval_s      0: urgency does not grow
+    """
+
+    takes_priorities: bool = False
+    low_values_first: bool = False
+    default: int = 0
+    preemption_threshold: int | None = None
+    aging_interval_s: float = 0.0
+
+    @staticmethod
+    def of(config: SchedulerConfig) -> Precedence:
+        is_enabled = config.enable_priority_scheduling
+        return Precedence(
+            takes_priorities=is_enabled,
+            low_values_first=config.schedule_low_priority_values_first,
+            default=config.default_priority_value,
+            preemption_threshold=config.priority_scheduling_preemption_threshold
+            if is_enabled
+            else None,
+            aging_interval_s=config.priority_aging_interval,
+        )
+
+    def why_refused(self, priority: int | None) -> str | None:
+        """Why a request may not bring that priority; None if it may.
+
+        To be less urgent than others is free; to be more urgent is the operator's to allow.
+        """
+        if self.takes_priorities or self.rank(priority) <= self.rank(None):
+            return None
+        return (
+            f"priority is {priority}, but this server takes none above {self.default}; leave it "
+            "out, or start the server with --enable-priority-scheduling"
+        )
+
+    def rank(self, priority: int | None) -> int:
+        """The request's priority with larger being sooner, whichever way round it was given."""
+        value = self.default if priority is None else priority
+        return -value if self.low_values_first else value
+
+    def urgency(self, rank: int, waited_s: float) -> int:
+        if self.aging_interval_s <= 0:
+            return rank
+        return rank + int(waited_s / self.aging_interval_s)
+
+    def may_preempt(self, waiting: int, running: int) -> bool:
+        """Whether a request of the urgency `waiting` may take the place of one of `running`."""
+        threshold = self.preemption_threshold
+        return threshold is not None and waiting - running > threshold
+
+
+class PrefillDelayer:
+    """Holds prompts back while others decode, so that they are computed together.
+
+    Every step that also computes a prompt makes all running requests wait for their next token.
+    Prompts that trickle in would lengthen every step; collected, they lengthen a few.
+
+    max_delay_passes         steps that a prompt is held back at most
+    token_usage_low_watermark  no holding back while less of the KV pool than this is in use
+    """
+
+    def __init__(
+        self, *, max_delay_passes: int, token_usage_low_watermark: float | None = None
+    ) -> None:
+        self._max_delay_passes = max_delay_passes
+        self._low_watermark = token_usage_low_watermark
+        self._num_passes = 0
+
+    def holds_back(self, *, num_running: int, fills_a_step: bool, token_usage: float) -> bool:
+        """Whether this step admits nobody; called once per step in which somebody waits.
+
+        fills_a_step  the waiting requests need all tokens, or all rows, that the step has left
+        token_usage   share of the KV pool that running requests hold, 0 to 1
+        """
+        is_underused = self._low_watermark is not None and token_usage < self._low_watermark
+        if (
+            num_running == 0
+            or fills_a_step
+            or is_underused
+            or self._num_passes >= self._max_delay_passes
+        ):
+            self._num_passes = 0
+            return False
+        self._num_passes += 1
+        return True

@@ -11,8 +11,10 @@ import msgspec
 
 from sapwood.base.channel import Sender
 from sapwood.base.errors import EngineUnavailable
+from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import (
     CacheFlushed,
+    CallDone,
     EngineFatal,
     EngineOutput,
     EngineReady,
@@ -21,7 +23,17 @@ from sapwood.schema.output import (
     RequestOutput,
     StepOutputs,
 )
-from sapwood.schema.request import Abort, Drain, EngineInput, FlushCache, Generate, GetStatus
+from sapwood.schema.request import (
+    Abort,
+    Drain,
+    EngineInput,
+    FlushCache,
+    FreezeGc,
+    Generate,
+    GetStatus,
+    StartProfile,
+    StopProfile,
+)
 
 A = TypeVar("A")
 
@@ -52,6 +64,7 @@ class AsyncEngineClient:
             EngineReady: self._on_ready,
             EngineFatal: lambda message: self.fail(message.reason),
             CacheFlushed: self._on_answer,
+            CallDone: self._on_answer,
             EngineStatus: self._on_answer,
         }
 
@@ -62,6 +75,11 @@ class AsyncEngineClient:
         if self._info is None:
             raise EngineUnavailable(self._reason or "the engine is starting")
         return self._info
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine has said that it is; it may be draining."""
+        return self._started.is_set() and not self._failed
 
     @property
     def unavailable_reason(self) -> str | None:
@@ -104,6 +122,17 @@ class AsyncEngineClient:
     async def status(self) -> EngineStatus:
         return await self._call(lambda call_id: GetStatus(call_id), EngineStatus)
 
+    async def start_profile(self, order: StartProfile) -> CallDone:
+        return await self._call(
+            lambda call_id: msgspec.structs.replace(order, call_id=call_id), CallDone
+        )
+
+    async def stop_profile(self) -> CallDone:
+        return await self._call(lambda call_id: StopProfile(call_id), CallDone)
+
+    async def freeze_gc(self) -> CallDone:
+        return await self._call(lambda call_id: FreezeGc(call_id), CallDone)
+
     async def wait_for_change(self) -> None:
         """Until the engine is ready, or has failed before it was."""
         await self._started.wait()
@@ -117,6 +146,20 @@ class AsyncEngineClient:
             self.is_draining = True
             self._reason = "the server is shutting down"
             self._sender.send(Drain(timeout_s))
+
+    def restart(self, sender: Sender[EngineInput], reason: str) -> None:
+        """Another engine is starting in the place of the one that failed.
+
+        sender  leads to it
+        reason  why requests are refused until it is ready
+        """
+        if not self._failed:
+            raise RuntimeError("the engine has not failed")
+        self._sender = sender
+        self._failed = False
+        self._reason = reason
+        self._started.clear()
+        self._ended.clear()
 
     # ---- what the transport calls ------------------------------------------------------------
 
@@ -188,7 +231,7 @@ class AsyncEngineClient:
         else:
             self._reason = None
 
-    def _on_answer(self, message: CacheFlushed | EngineStatus) -> None:
+    def _on_answer(self, message: CacheFlushed | CallDone | EngineStatus) -> None:
         future = self._calls.get(message.call_id)
         if future is not None and not future.done():
             future.set_result(message)
@@ -204,10 +247,20 @@ def _merged(output: RequestOutput, stream: asyncio.Queue[RequestOutput]) -> Requ
     if stream.empty():
         return output
     token_ids = list(output.token_ids)
+    logprobs = [] if output.logprobs is None else [output.logprobs]
+    prompt_logprobs = output.prompt_logprobs
     while output.finish is None and not stream.empty():
         output = stream.get_nowait()
         token_ids += output.token_ids
-    return msgspec.structs.replace(output, token_ids=token_ids)
+        if output.logprobs is not None:
+            logprobs.append(output.logprobs)
+        prompt_logprobs = prompt_logprobs or output.prompt_logprobs
+    return msgspec.structs.replace(
+        output,
+        token_ids=token_ids,
+        logprobs=TokenLogprobs.joined(logprobs) if logprobs else None,
+        prompt_logprobs=prompt_logprobs,
+    )
 
 
 def _has_finish(stream: asyncio.Queue[RequestOutput]) -> bool:

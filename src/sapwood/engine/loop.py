@@ -13,12 +13,25 @@ from typing import Protocol
 
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import Clock
+from sapwood.engine.instruments import Instruments
 from sapwood.engine.scheduler import Scheduler
 from sapwood.schema.output import CacheFlushed, EngineOutput, Finish, RequestOutput, StepOutputs
-from sapwood.schema.request import Abort, Drain, EngineInput, FlushCache, Generate, GetStatus
+from sapwood.schema.request import (
+    Abort,
+    Drain,
+    EngineInput,
+    FlushCache,
+    FreezeGc,
+    Generate,
+    GetStatus,
+    StartProfile,
+    StopProfile,
+)
 from sapwood.schema.step import StepPlan, StepResult
 
 DRAIN_POLL_S = 0.1
+GRAMMAR_POLL_S = 0.001
+"""Between two looks at whether a grammar is compiled, while there is nothing else to do."""
 
 
 class StepHandle(Protocol):
@@ -45,7 +58,9 @@ class EngineLoop:
         *,
         depth: int,
         clock: Clock,
+        instruments: Instruments | None = None,
     ) -> None:
+        self._instruments = instruments or Instruments()
         self._scheduler = scheduler
         self._executor = executor
         self._receiver = receiver
@@ -60,6 +75,9 @@ class EngineLoop:
             Abort: self._on_abort,
             FlushCache: self._on_flush,
             GetStatus: self._on_status,
+            StartProfile: self._on_control,
+            StopProfile: self._on_control,
+            FreezeGc: self._on_control,
             Drain: self._on_drain,
         }
 
@@ -72,19 +90,27 @@ class EngineLoop:
         for message in self._receiver.receive(timeout_s):
             self._handlers[type(message)](message)
         self._abort_at_drain_limit()
+        self._outputs += self._scheduler.end_overdue()
         plan = self._scheduler.plan()
         if plan is not None:
+            self._instruments.before_step(plan)
             self._in_flight.append((plan, self._executor.launch(plan)))
         if self._in_flight and (plan is None or len(self._in_flight) >= self._depth):
             done, handle = self._in_flight.popleft()
             self._outputs += self._scheduler.update(done, handle.result())
+            self._instruments.after_step(self._scheduler)
         if self._outputs:
+            self._instruments.before_outputs(self._outputs)
             self._sender.send(StepOutputs(self._outputs))
             self._outputs = []
+        is_busy = bool(self._in_flight) or self._scheduler.has_open_requests
+        self._instruments.after_turn(is_busy=is_busy)
 
     def _patience_s(self) -> float | None:
-        if self._in_flight or self._scheduler.has_open_requests:
+        if self._in_flight or self._scheduler.has_work:
             return 0.0
+        if self._scheduler.has_open_requests:
+            return GRAMMAR_POLL_S
         return None if self._drain_until_s is None else DRAIN_POLL_S
 
     def _is_drained(self) -> bool:
@@ -101,6 +127,7 @@ class EngineLoop:
             self._take(self._scheduler.abort(request_id, reason="the server is shutting down"))
 
     def _on_generate(self, request: Generate) -> None:
+        self._instruments.before_request(request)
         if self._drain_until_s is None:
             self._take(self._scheduler.add(request))
             return
@@ -132,7 +159,10 @@ class EngineLoop:
         self._sender.send(CacheFlushed(message.call_id, done, text))
 
     def _on_status(self, message: GetStatus) -> None:
-        self._sender.send(self._scheduler.status(message.call_id))
+        self._sender.send(self._instruments.completed(self._scheduler.status(message.call_id)))
+
+    def _on_control(self, message: StartProfile | StopProfile | FreezeGc) -> None:
+        self._sender.send(self._instruments.control(message))
 
     def _on_drain(self, message: Drain) -> None:
         until_s = self._clock.now_s() + message.timeout_s

@@ -18,8 +18,10 @@ LPM_QUEUE_LIMIT = 128
 class Waiting:
     """A waiting request as a policy sees it.
 
+    priority        its urgency now
     max_new_tokens  output tokens that it may still produce
     path            (node identity, matching tokens) along its longest known prefix
+    num_same_key    running requests with its routing key; 0 if it has none
     """
 
     index: int
@@ -27,6 +29,7 @@ class Waiting:
     arrival: int
     max_new_tokens: int
     path: Sequence[tuple[int, int]] = ()
+    num_same_key: int = 0
 
     @property
     def num_hit_tokens(self) -> int:
@@ -52,6 +55,11 @@ def longest_prefix(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiti
 
 def longest_output(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
     return sorted(waiting, key=lambda one: (-one.priority, -one.max_new_tokens, one.arrival))
+
+
+def routing_key(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
+    """Requests whose routing key many running ones share come first: they share prefixes too."""
+    return sorted(waiting, key=lambda one: (-one.priority, -one.num_same_key, one.arrival))
 
 
 def shuffled(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
@@ -85,16 +93,19 @@ def depth_first_weight(waiting: Sequence[Waiting], rng: random.Random) -> list[W
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """needs_path: whether the order depends on the prefix tree."""
+    """needs_path: whether the order depends on the prefix tree; needs_keys: on routing keys."""
 
     order: Callable[[Sequence[Waiting], random.Random], list[Waiting]]
     needs_path: bool = False
+    needs_keys: bool = False
 
 
 SCHEDULE_POLICIES: dict[str, Policy] = {
     "fcfs": Policy(first_come),
+    "priority": Policy(first_come),
     "lpm": Policy(longest_prefix, needs_path=True),
     "dfs-weight": Policy(depth_first_weight, needs_path=True),
     "lof": Policy(longest_output),
     "random": Policy(shuffled),
+    "routing-key": Policy(routing_key, needs_keys=True),
 }

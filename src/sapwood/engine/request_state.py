@@ -6,6 +6,7 @@ from enum import Enum, auto
 
 from sapwood.memory.ledger import Lease
 from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
+from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish
 from sapwood.schema.request import Generate
 
@@ -37,7 +38,8 @@ class RequestState:
         self.prompt_ids = request.prompt_ids
         self.sampling = request.sampling
         self.namespace = request.extra_key
-        self.priority = request.priority
+        self.routing_key = request.routing_key
+        self.priority = request.priority or 0
         self.max_new_tokens = max_new_tokens
         self.seed = seed
         self.arrival = arrival
@@ -52,6 +54,11 @@ class RequestState:
         self.lease: Lease | None = None
         self.row = -1
         self.num_runs = 0
+        self.logprobs = request.logprobs
+        self.embed = request.embed
+        self.uses_prefixes = True
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._num_scored = 0
         self._key = token_key(request.prompt_ids)
         self._page_hashes: list[int] | None = None
 
@@ -107,6 +114,50 @@ class RequestState:
             return self.output_ids[start - num_prompt : start - num_prompt + num_new]
         ids = self.prompt_ids[start : start + num_new]
         return ids + self.output_ids[: num_new - len(ids)] if len(ids) < num_new else ids
+
+    # ---- log probabilities of the prompt -------------------------------------------------------
+
+    @property
+    def next_scored(self) -> int | None:
+        """The first prompt token that must be computed because its logits are wanted; None: none
+        (any more). A prefix hit would bring its KV but not its logits, so a hit may not cover it.
+        """
+        if self.logprobs is None or self.logprobs.prompt_start is None:
+            return None
+        position = self.logprobs.prompt_start + self._num_scored
+        return position if position < len(self.prompt_ids) - 1 else None
+
+    def matchable_key(self) -> bytes:
+        """The prefix tree's key of what a prefix hit may cover, and one token more."""
+        if not self.uses_prefixes:
+            return b""
+        limit = self.next_scored
+        return self.key() if limit is None else self.key(limit + 1)
+
+    def scored_among(self, num_new: int) -> tuple[int, int]:
+        """(first, how many) of the next `num_new` tokens whose logits are wanted."""
+        start = self.next_scored
+        if start is None:
+            return 0, 0
+        first = max(self.num_computed_tokens, start)
+        end = min(self.num_computed_tokens + num_new, len(self.prompt_ids) - 1)
+        return first, max(end - first, 0)
+
+    def take_prompt_logprobs(self, first: int, logprobs: TokenLogprobs) -> None:
+        """What the prompt tokens from `first` on brought. After a retraction in the middle of a
+        prompt a step still in flight may bring some that are computed once more."""
+        start = self.next_scored
+        new = logprobs if start is None or start == first else logprobs[start - first :]
+        if start is not None and new:
+            self._prompt_logprobs.append(new)
+            self._num_scored += len(new)
+
+    def prompt_logprobs_to_tell(self) -> TokenLogprobs | None:
+        """All of them together, once; None before they are complete and after that."""
+        if not self._prompt_logprobs or self.next_scored is not None:
+            return None
+        parts, self._prompt_logprobs = self._prompt_logprobs, []
+        return TokenLogprobs.joined(parts)
 
     def page_hashes(self, page_size: int) -> list[int]:
         """Entry i stands for the prompt's first i + 1 whole pages, in this namespace."""

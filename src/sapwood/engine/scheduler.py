@@ -16,12 +16,17 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sapwood.base.clock import Clock
-from sapwood.engine.admission import OutputReserve
+from sapwood.engine.admission import OutputReserve, Precedence, PrefillDelayer
+from sapwood.engine.deadlines import Deadlines
+from sapwood.engine.grammar_gate import GrammarGate, Grammars
 from sapwood.engine.policy import LPM_QUEUE_LIMIT, SCHEDULE_POLICIES, Waiting
+from sapwood.engine.prefixes import PrefixesInProgress
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.memory.ledger import Lease, Ledger
 from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
+from sapwood.schema.pooling import Pooling, why_not
 from sapwood.schema.request import Generate
 from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
 
@@ -40,8 +45,13 @@ class Scheduler:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         clock: Clock,
+        pooling: Pooling | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
-        """`config` is resolved: none of its values is None."""
+        """`config` is resolved: none of its values is None. `pooling`: of a model that answers with
+        numbers; None: it generates. `grammars`: None refuses requests that have one."""
+        self._gate = GrammarGate(grammars)
+        self._ended_rows: list[int] = []
         assert config.max_running_requests is not None
         assert config.max_queued_requests is not None
         assert config.chunked_prefill_size is not None
@@ -50,11 +60,30 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = clock
+        self._pooling = pooling
+        # Tokens of an encoder attend to later ones too: a prompt cannot be computed in chunks.
+        self._whole_prompts = pooling is not None and pooling.is_encoder
         self._max_queued = config.max_queued_requests
         chunk = config.chunked_prefill_size
         self._token_budget = UNLIMITED if chunk == -1 else chunk
-        self._prefix_threshold = config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1
+        self._prefixes = PrefixesInProgress(
+            page_size=ledger.page_size,
+            threshold=config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1,
+        )
         self._policy_name = config.schedule_policy
+        self._max_prompt_tokens = config.max_prompt_tokens
+        self._precedence = Precedence.of(config)
+        self._deadlines = Deadlines(
+            queue_timeout_s=config.queue_timeout, request_timeout_s=config.request_timeout
+        )
+        self._delayer = (
+            PrefillDelayer(
+                max_delay_passes=config.prefill_delayer_max_delay_passes,
+                token_usage_low_watermark=config.prefill_delayer_token_usage_low_watermark,
+            )
+            if config.enable_prefill_delayer
+            else None
+        )
         self._reserve = OutputReserve(config.schedule_conservativeness)
         self._rng = random.Random(config.random_seed)
         self._free_rows = list(range(config.max_running_requests - 1, -1, -1))
@@ -62,7 +91,7 @@ class Scheduler:
         self._running: list[RequestState] = []
         self._open: dict[str, RequestState] = {}
         self._in_flight: dict[int, list[tuple[RequestState, int, int | None]]] = {}
-        self._being_computed: dict[int, RequestState] = {}
+        self._ended_between_steps: list[RequestOutput] = []
         self._num_arrivals = 0
         self._num_steps = 0
         self._counts: Counter[str] = Counter()
@@ -74,11 +103,25 @@ class Scheduler:
         return bool(self._open)
 
     @property
+    def has_work(self) -> bool:
+        """Whether there is anything to do now besides waiting for grammars to be compiled."""
+        return len(self._open) > self._gate.num_held or bool(self._ended_rows)
+
+    @property
     def open_request_ids(self) -> list[str]:
         return list(self._open)
 
+    @property
+    def running_request_ids(self) -> list[str]:
+        return [state.request_id for state in self._running]
+
+    @property
+    def waiting_request_ids(self) -> list[str]:
+        return [state.request_id for state in self._waiting]
+
     def add(self, request: Generate) -> RequestOutput | None:
         """Take the request in; the terminal output if it is refused."""
+        self._counts["arrived"] += 1
         refusal = self._why_refused(request)
         if refusal is not None:
             self._counts["refused"] += 1
@@ -98,8 +141,11 @@ class Scheduler:
             arrival=self._num_arrivals,
             arrival_s=self._clock.now_s(),
         )
+        state.priority = self._precedence.rank(request.priority)
+        state.uses_prefixes = self._pooling is None or self._pooling.uses_prefixes
         self._num_arrivals += 1
         self._open[state.request_id] = state
+        self._gate.enter(state)
         self._waiting.append(state)
         return None
 
@@ -112,17 +158,36 @@ class Scheduler:
         self._end(state, Finish(kind="abort", message=reason))
         return self._output(state, [])
 
+    def end_overdue(self) -> list[RequestOutput]:
+        """End the requests whose time is up or whose grammar is unusable; their terminal outputs,
+        and those of displaced ones.
+
+        To be called between any two steps.
+        """
+        for state, finish in self._deadlines.overdue(self._open.values(), self._clock.now_s()):
+            self._counts["timed out"] += 1
+            self._end_between_steps(state, finish)
+        for state, finish in self._gate.settle():
+            self._counts["refused"] += 1
+            self._end_between_steps(state, finish)
+        ended, self._ended_between_steps = self._ended_between_steps, []
+        return ended
+
     # ---- steps -----------------------------------------------------------------------------
 
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before an earlier result is known."""
         shares: list[tuple[RequestState, int]] = []
         num_retractions = self._counts["retracted"]
+        has_preempted = self._preempt()
         budget = self._serve_running(self._token_budget, shares)
         # What had to make room just now must not be taken in again by the same step.
-        may_admit = self._counts["retracted"] == num_retractions
+        may_admit = self._counts["retracted"] == num_retractions and (
+            has_preempted or not self._is_held_back(budget)
+        )
         starts = self._admit(budget, shares) if may_admit else []
-        if not shares:
+        ends, self._ended_rows = self._ended_rows, []
+        if not shares and not ends:
             return None
         shares.sort(key=lambda share: share[1] != 1)
         entries = [self._schedule(state, num_new) for state, num_new in shares]
@@ -130,12 +195,16 @@ class Scheduler:
             step=self._num_steps,
             starts=[self._start(state) for state in starts],
             scheduled=entries,
+            ends=ends,
         )
         self._in_flight[plan.step] = [
             (state, state.num_runs, entry.num_output)
             for (state, _), entry in zip(shares, entries, strict=True)
         ]
         for (state, num_new), entry in zip(shares, entries, strict=True):
+            num_prompt_left = state.num_prompt_tokens - state.num_computed_tokens
+            if num_prompt_left > 0:
+                self._counts["prefilled"] += min(num_new, num_prompt_left)
             state.num_computed_tokens += num_new
             if entry.num_output is not None:
                 state.num_pending_outputs += 1
@@ -148,17 +217,26 @@ class Scheduler:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
         sampled = iter(result.token_ids)
-        for state, num_runs, num_output in self._in_flight.pop(plan.step):
+        in_flight = self._in_flight.pop(plan.step)
+        for index, (state, num_runs, num_output) in enumerate(in_flight):
             token_id = next(sampled) if num_output is not None else None
             if state.phase is Phase.FINISHED:
                 continue
-            if token_id is not None:
+            brought = result.logprobs.get(index) if result.logprobs else None
+            if brought is not None and brought.prompt is not None:
+                state.take_prompt_logprobs(plan.scheduled[index].first_scored, brought.prompt)
+            if index in result.failures:
+                self._finish(state, _failed(result.failures[index]))
+                outputs.append(self._output(state, []))
+            elif token_id is not None:
                 state.num_pending_outputs -= 1
-                state.output_ids.append(token_id)
-                self._counts["output"] += 1
-                self._settle(state, token_id)
-                outputs.append(self._output(state, [token_id]))
-            elif state.is_exhausted and state.max_new_tokens == 0:
+                new_ids = self._take(state, [token_id, *result.forced.get(index, ())])
+                logprobs = brought.output if brought is not None else None
+                outputs.append(self._output(state, new_ids, logprobs))
+            elif index in result.values:
+                self._finish(state, Finish(kind="length"))
+                outputs.append(self._output(state, [], values=result.values[index]))
+            elif state.is_exhausted and state.max_new_tokens == 0 and state.embed is None:
                 self._finish(state, Finish(kind="length"))
                 outputs.append(self._output(state, []))
             if state.phase is Phase.RUNNING and state.num_runs == num_runs:
@@ -192,6 +270,13 @@ class Scheduler:
             num_aborted=counts["aborted"],
             num_refused=counts["refused"],
             num_retractions=counts["retracted"],
+            num_preemptions=counts["preempted"],
+            num_timed_out=counts["timed out"],
+            num_arrived=counts["arrived"],
+            num_prefill_tokens=counts["prefilled"],
+            new_token_ratio=self._reserve.ratio,
+            routing_key_running_counts=_per_routing_key(self._running),
+            routing_key_all_counts=_per_routing_key(self._open.values()),
         )
 
     # ---- refusal -----------------------------------------------------------------------------
@@ -210,10 +295,23 @@ class Scheduler:
                 400,
                 "BadRequestError",
             )
+        numbers = "embed" if self._pooling is None else self._pooling.task
+        unable = why_not(self._pooling, "tokens" if request.embed is None else numbers)
+        if unable is not None:
+            return refuse(unable, 400, "BadRequestError")
         num_tokens = len(request.prompt_ids)
         if num_tokens == 0:
             return refuse("the prompt is empty; send at least one token", 400, "BadRequestError")
-        limit = min(self._context_length, self._pool_tokens) - 1
+        longest = self._max_prompt_tokens
+        if longest is not None and num_tokens > longest:
+            return refuse(
+                f"the prompt has {num_tokens} tokens but this server accepts at most {longest}, "
+                f"its --max-prompt-tokens; shorten it by {num_tokens - longest}",
+                400,
+                "BadRequestError",
+            )
+        room_for_output = 1 if request.embed is None else 0
+        limit = min(self._context_length, self._pool_tokens) - room_for_output
         if num_tokens > limit:
             return refuse(
                 f"the prompt has {num_tokens} tokens but this engine accepts at most {limit} "
@@ -230,20 +328,114 @@ class Scheduler:
                 400,
                 "BadRequestError",
             )
-        if len(self._waiting) >= self._max_queued and not self._can_run_at_once():
+        grammar_refusal = self._gate.why_refused(request.sampling)
+        if grammar_refusal is not None:
+            return refuse(grammar_refusal, 400, "BadRequestError")
+        priority_refusal = self._precedence.why_refused(request.priority)
+        if priority_refusal is not None:
+            return refuse(priority_refusal, 400, "BadRequestError")
+        if (
+            len(self._waiting) >= self._max_queued
+            and not self._can_run_at_once()
+            and not self._displace(self._precedence.rank(request.priority))
+        ):
             return refuse("The request queue is full.", 503, "ServiceUnavailableError")
         return None
 
     def _token_outside_vocabulary(self, request: Generate) -> int | None:
         """A tokenizer may know more tokens than its model; such an id must not reach a kernel."""
         sampling = request.sampling
-        for ids in (request.prompt_ids, sampling.stop_token_ids, sampling.logit_bias):
+        scored = request.logprobs.token_ids if request.logprobs is not None else ()
+        for ids in (request.prompt_ids, sampling.stop_token_ids, sampling.logit_bias, scored):
             if ids and not (min(ids) >= 0 and max(ids) < self._vocab_size):
                 return next(one for one in ids if not 0 <= one < self._vocab_size)
         return None
 
     def _can_run_at_once(self) -> bool:
         return len(self._waiting) < len(self._free_rows)
+
+    def _displace(self, rank: int) -> bool:
+        """Make room in the queue: end the least urgent request if it is less so than a new one."""
+        not_begun = [state for state in self._waiting if state.num_runs == 0]
+        if not not_begun:
+            return False
+        least = min(not_begun, key=lambda state: (self._urgency(state), -state.arrival))
+        if self._urgency(least) >= rank:
+            return False
+        self._counts["refused"] += 1
+        finish = Finish(
+            kind="error",
+            message="The request queue is full, and a more urgent request took this one's place.",
+            status=503,
+            error_type="ServiceUnavailableError",
+        )
+        self._end_between_steps(least, finish)
+        return True
+
+    def _end_between_steps(self, state: RequestState, finish: Finish) -> None:
+        self._end(state, finish)
+        self._ended_between_steps.append(self._output(state, []))
+
+    # ---- who goes first ------------------------------------------------------------------------
+
+    def _urgency(self, state: RequestState) -> int:
+        return self._precedence.urgency(state.priority, self._clock.now_s() - state.arrival_s)
+
+    def _preempt(self) -> bool:
+        """Take running requests back so that the most urgent waiting one fits into this step.
+
+        As few as possible, the least urgent first, and only those that `Precedence` allows. What
+        they have put out stays, and what they have computed too while the pool has room for it.
+        """
+        if self._precedence.preemption_threshold is None or not self._waiting or not self._running:
+            return False
+        most = max(self._urgency(state) for state in self._waiting)
+        victims = [
+            state
+            for state in self._running
+            if self._precedence.may_preempt(most, self._urgency(state))
+        ]
+        if not victims:
+            return False
+        victims.sort(key=lambda state: (-self._urgency(state), state.arrival))
+        ready = (
+            state
+            for state in self._in_policy_order()
+            if not state.num_pending_outputs and not self._gate.holds(state)
+        )
+        first = next(ready, None)
+        if first is None or self._urgency(first) < most or self._prefix_is_being_computed(first):
+            return False
+        # Its prefix is locked meanwhile: what the victims leave behind must not push it out.
+        lease, _ = self._ledger.lease(first.namespace, first.key())
+        has_preempted = False
+        while victims and not self._has_room_for(first, lease):
+            self._requeue(victims.pop())
+            self._counts["preempted"] += 1
+            has_preempted = True
+        self._ledger.release(lease)
+        return has_preempted
+
+    def _has_room_for(self, state: RequestState, lease: Lease) -> bool:
+        """Whether this step could admit it: a row, its pages, and a token of the budget."""
+        wanted = sum(one.num_missing_tokens for one in self._running if not one.is_exhausted)
+        if not self._free_rows or wanted >= self._token_budget:
+            return False
+        growth = sum(self._expected_growth(one) for one in [*self._running, state])
+        missing = self._ledger.pages_for(state.num_tokens) - len(lease.pages)
+        return missing + self._ledger.pages_for(growth) <= self._ledger.num_available_pages
+
+    def _is_held_back(self, budget: int) -> bool:
+        """Whether the prefill delayer lets nobody in."""
+        if self._delayer is None or not self._waiting or not self._free_rows or budget == 0:
+            return False
+        num_pages = self._ledger.num_pages
+        return self._delayer.holds_back(
+            num_running=len(self._running),
+            fills_a_step=len(self._waiting) >= len(self._free_rows)
+            or sum(state.num_missing_tokens for state in self._waiting) >= budget,
+            token_usage=self._ledger.num_leased_pages / num_pages,
+        )
 
     # ---- sharing a step's tokens out -----------------------------------------------------------
 
@@ -272,7 +464,7 @@ class Scheduler:
         while not self._ledger.reserve(state.lease, state.num_computed_tokens + num_new):
             chosen = {id(share[0]) for share in shares}
             victims = [one for one in self._running if id(one) not in chosen]
-            victim = max(victims, key=lambda one: (-one.priority, one.arrival))
+            victim = max(victims, key=lambda one: (-self._urgency(one), one.arrival))
             self._retract(victim)
             if victim is state:
                 return False
@@ -286,10 +478,14 @@ class Scheduler:
         for state in self._in_policy_order():
             if budget == 0 or not self._free_rows:
                 break
-            if state.num_pending_outputs or self._prefix_is_being_computed(state):
+            if state.num_pending_outputs or self._gate.holds(state):
                 continue
+            if self._prefix_is_being_computed(state):
+                continue
+            if self._whole_prompts and state.num_missing_tokens > budget:
+                break
             # The lease locks the prefix before room is counted: locked pages are not evictable.
-            lease, num_hit = self._ledger.lease(state.namespace, state.key())
+            lease, num_hit = self._ledger.lease(state.namespace, state.matchable_key())
             num_tokens = state.num_tokens
             kept_back = self._ledger.pages_for(growth + self._expected_growth(state))
             missing = self._ledger.pages_for(num_tokens) - len(lease.pages)
@@ -316,15 +512,18 @@ class Scheduler:
         if name == "lpm" and len(self._waiting) > LPM_QUEUE_LIMIT:
             name = "fcfs"
         policy = SCHEDULE_POLICIES[name]
+        keys = Counter(state.routing_key for state in self._running if policy.needs_keys)
+        now_s = self._clock.now_s()
         seen = [
             Waiting(
                 index=index,
-                priority=state.priority,
+                priority=self._precedence.urgency(state.priority, now_s - state.arrival_s),
                 arrival=state.arrival,
                 max_new_tokens=state.max_new_tokens - state.num_outputs,
-                path=self._ledger.prefix_path(state.namespace, state.key())
+                path=self._ledger.prefix_path(state.namespace, state.matchable_key())
                 if policy.needs_path
                 else (),
+                num_same_key=keys[state.routing_key] if state.routing_key else 0,
             )
             for index, state in enumerate(self._waiting)
         ]
@@ -333,30 +532,11 @@ class Scheduler:
     # ---- one prefix is computed once ---------------------------------------------------------
 
     def _prefix_is_being_computed(self, state: RequestState) -> bool:
-        """Whether a running request will soon have much more of this prefix than the cache has."""
-        if self._prefix_threshold < 0 or not self._being_computed:
+        """Whether it should wait for a running request that is computing its prefix."""
+        if self._prefixes.is_empty or not state.uses_prefixes:
             return False
-        page_size = self._ledger.page_size
         hit = sum(tokens for _, tokens in self._ledger.prefix_path(state.namespace, state.key()))
-        wanted = (hit + max(self._prefix_threshold, 1) - 1) // page_size
-        hashes = state.page_hashes(page_size)
-        # The page with the last prompt token is computed in any case.
-        if (wanted + 1) * page_size > state.num_prompt_tokens - 1:
-            return False
-        other = self._being_computed.get(hashes[wanted])
-        return other is not None and other is not state
-
-    def _announce_prefix(self, state: RequestState) -> None:
-        if self._prefix_threshold >= 0 and state.num_computed_tokens < state.num_prompt_tokens:
-            for page_hash in state.page_hashes(self._ledger.page_size):
-                self._being_computed.setdefault(page_hash, state)
-
-    def _withdraw_prefix(self, state: RequestState) -> None:
-        if not self._being_computed:
-            return
-        for page_hash in state.page_hashes(self._ledger.page_size):
-            if self._being_computed.get(page_hash) is state:
-                del self._being_computed[page_hash]
+        return self._prefixes.are_worth_waiting_for(state, hit)
 
     def _share_prompt(self, state: RequestState) -> None:
         """Let others hit what is computed of the prompt, after each of its chunks."""
@@ -365,7 +545,7 @@ class Scheduler:
         if num_computed // self._ledger.page_size > state.lease.num_shared:
             self._ledger.commit(state.lease, state.key(num_computed))
         if num_computed == state.num_prompt_tokens:
-            self._withdraw_prefix(state)
+            self._prefixes.withdraw(state)
 
     # ---- lifecycle ---------------------------------------------------------------------------
 
@@ -381,12 +561,15 @@ class Scheduler:
             self._counts["cached"] += state.num_cached_tokens
         self._waiting.remove(state)
         self._running.append(state)
-        self._announce_prefix(state)
+        self._prefixes.announce(state)
 
     def _retract(self, state: RequestState) -> None:
-        """Back to waiting; what it computed stays as a prefix for as long as the pool has room."""
         self._counts["retracted"] += 1
         self._reserve.after_retraction()
+        self._requeue(state)
+
+    def _requeue(self, state: RequestState) -> None:
+        """Back to waiting; what it computed stays as a prefix for as long as the pool has room."""
         self._leave(state)
         state.move_to(Phase.WAITING)
         state.num_computed_tokens = 0
@@ -398,17 +581,31 @@ class Scheduler:
         num_shareable = min(state.num_computed_tokens, state.num_known_tokens)
         self._ledger.commit(state.lease, state.key(num_shareable))
         self._ledger.release(state.lease)
-        self._withdraw_prefix(state)
+        self._prefixes.withdraw(state)
         state.lease = None
+        if state.sampling.grammar is not None:
+            self._ended_rows.append(state.row)
         self._free_rows.append(state.row)
         state.row = -1
         self._running.remove(state)
+
+    def _take(self, state: RequestState, token_ids: list[int]) -> list[int]:
+        """Append output tokens until one ends the request; those that were appended."""
+        for count, token_id in enumerate(token_ids, start=1):
+            state.output_ids.append(token_id)
+            self._counts["output"] += 1
+            self._settle(state, token_id)
+            if state.phase is Phase.FINISHED:
+                return token_ids[:count]
+        return token_ids
 
     def _settle(self, state: RequestState, token_id: int) -> None:
         """End the request if its newest output token ends it."""
         sampling = state.sampling
         may_stop = len(state.output_ids) > sampling.min_new_tokens
         is_eos = token_id in self._eos_token_ids and not sampling.ignore_eos
+        # A grammar that is at its end has nothing else to go on with.
+        may_stop = may_stop or (is_eos and sampling.grammar is not None)
         if may_stop and (is_eos or token_id in sampling.stop_token_ids):
             self._finish(state, Finish(kind="stop", matched=token_id))
         elif len(state.output_ids) >= state.max_new_tokens:
@@ -423,6 +620,7 @@ class Scheduler:
             self._leave(state)
         elif state.phase is Phase.WAITING:
             self._waiting.remove(state)
+        self._gate.leave(state)
         state.move_to(Phase.FINISHED)
         state.finish = finish
         del self._open[state.request_id]
@@ -436,6 +634,8 @@ class Scheduler:
             seed=state.seed,
             prompt_ids=state.prompt_ids,
             output_ids=list(state.output_ids),
+            logprobs=state.logprobs,
+            embed=state.embed,
         )
 
     def _schedule(self, state: RequestState, num_new: int) -> ScheduledTokens:
@@ -443,6 +643,7 @@ class Scheduler:
         first_page, pages = state.lease.take_changes()
         reaches_end = state.num_computed_tokens + num_new == state.num_tokens
         samples = reaches_end and state.max_new_tokens > 0
+        first_scored, num_scored = state.scored_among(num_new)
         return ScheduledTokens(
             row=state.row,
             position=state.num_computed_tokens,
@@ -450,14 +651,37 @@ class Scheduler:
             first_page=first_page,
             pages=pages,
             num_output=state.num_outputs if samples else None,
+            first_scored=first_scored,
+            num_scored=num_scored,
+            answers=reaches_end and state.embed is not None,
         )
 
-    def _output(self, state: RequestState, token_ids: list[int]) -> RequestOutput:
+    def _output(
+        self,
+        state: RequestState,
+        token_ids: list[int],
+        logprobs: TokenLogprobs | None = None,
+        *,
+        values: bytes = b"",
+    ) -> RequestOutput:
         return RequestOutput(
             request_id=state.request_id,
             token_ids=token_ids,
             num_prompt_tokens=state.num_prompt_tokens,
             num_cached_tokens=state.num_cached_tokens or 0,
             queue_time_s=state.queue_time_s,
+            logprobs=logprobs,
+            prompt_logprobs=state.prompt_logprobs_to_tell(),
+            values=values,
             finish=state.finish,
         )
+
+
+def _per_routing_key(states: Iterable[RequestState]) -> tuple[int, ...]:
+    keys = Counter(state.routing_key for state in states if state.routing_key)
+    return tuple(keys.values())
+
+
+def _failed(message: str) -> Finish:
+    """What the request itself brought (a processor of its own) cannot be gone on with."""
+    return Finish(kind="error", message=message, status=400, error_type="BadRequestError")

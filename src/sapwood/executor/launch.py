@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from sapwood.schema.step import StepPlan, StepResult
@@ -35,14 +37,34 @@ class SerialExecutor:
 
 
 class OverlappedExecutor:
-    """Runs steps one after the other in a thread, while the caller prepares the next one."""
+    """Runs steps one after the other in a thread, while the caller prepares the next one.
+
+    A daemon thread of its own and not a pool of threads: a pool takes no more work once the
+    interpreter has begun to end, and a stream that is still open then would fail.
+    """
 
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
+        self._steps: queue.SimpleQueue[tuple[StepPlan, Future[StepResult]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._work, name="step", daemon=True)
+        self._thread.start()
 
     def launch(self, plan: StepPlan) -> Future[StepResult]:
-        return self._thread.submit(self._execute, plan)
+        result: Future[StepResult] = Future()
+        self._steps.put((plan, result))
+        return result
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Wait for the steps that were launched, and end the thread. May be called twice."""
+        self._steps.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (step := self._steps.get()) is not None:
+            plan, result = step
+            try:
+                result.set_result(self._execute(plan))
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is wanted
+                result.set_exception(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sapwood.schema.request import Embed
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
 
@@ -26,3 +27,19 @@ def warm_up(execute: Callable[[StepPlan], StepResult]) -> None:
             row=0, position=0, token_ids=[], first_page=0, pages=[], num_output=1
         )
         execute(StepPlan(step=-1, starts=[], scheduled=[again]))
+
+
+def warm_up_pooling(execute: Callable[[StepPlan], StepResult]) -> None:
+    """The same for a model that answers with numbers."""
+    start = RowStart(
+        row=0,
+        sampling=SamplingParams(max_new_tokens=0),
+        seed=0,
+        prompt_ids=[0],
+        output_ids=[],
+        embed=Embed(),
+    )
+    entry = ScheduledTokens(
+        row=0, position=0, token_ids=[0], first_page=0, pages=[0], num_output=None, answers=True
+    )
+    execute(StepPlan(step=-1, starts=[start], scheduled=[entry]))

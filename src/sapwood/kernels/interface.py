@@ -63,9 +63,14 @@ class PackedLinear(Protocol):
 
 
 class Kernels(Protocol):
-    """The ops of one platform. All tensors of a call are on one device."""
+    """The ops of one platform. All tensors of a call are on one device.
+
+    multiplies_quantized  whether `pack_quantized_linear` keeps weights quantised; else it
+                          dequantises them, and they are no smaller than dense ones
+    """
 
     name: str
+    multiplies_quantized: bool
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         """token_ids [T] int64, weight [vocab, hidden] -> [T, hidden]."""
@@ -147,6 +152,15 @@ class Kernels(Protocol):
 
     def argmax(self, logits: Tensor) -> Tensor:
         """logits [S, vocab] -> [S] int64: each row's largest entry, the first of equal ones."""
+        ...
+
+    def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
+        """logits[rows[i], t] becomes -inf, in place, where bit t % 32 of masks[i, t // 32] is 0.
+
+        logits  [S, vocab] of a float dtype
+        masks   [n, ceil(vocab / 32)] int32 on the host, contiguous; bits beyond vocab are ignored
+        rows    n different rows of logits
+        """
         ...
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:

@@ -10,9 +10,10 @@ q4_1   d, an fp16 minimum m, then 16 bytes likewise; w = d * number + m.
 
 Products: x is rounded to int8 when a layer is called, with one fp32 scale per row and group of
 inputs, 64 of them (int8; fewer at the end of a row) or 32 (the others): scale = max |x| / 127,
-number = x * (127 / max |x|) rounded half to even, where a max |x| below 1e-30 counts as zero.
-Products of numbers are summed exactly within a group; what is left is fp32. Implementations that
-compute with dequantised weights say so.
+number = x * (127 / max |x|) rounded half to even. A max |x| below 1e-30 counts as zero. Where x has
+NaN or an infinity, the group's scale is NaN, and so is that row of the result. Products of numbers
+are summed exactly within a group; what is left is fp32. Implementations that compute with
+dequantised weights say so.
 
 Source of the blocks: the GGUF format, ggml-org/ggml, docs/gguf.md.
 """
@@ -33,8 +34,10 @@ INT8_GROUP_INPUTS = 64
 BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
 KINDS = ("int8", *BLOCK_BYTES)
 
-_PIECE_NUMBERS = 1 << 20
-"""Numbers that are dequantised at a time, so that their fp32 stays in the cache."""
+PIECE_NUMBERS = 1 << 15
+"""Numbers that torch works on at a time: their fp32 stays in the cache, and torch does it in one
+thread. Of more it gives every thread a share, and waiting for one that another process keeps off
+its core takes milliseconds, a thousand times per model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +120,7 @@ class QuantizedWeight:
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """w [out, in], computed in fp32 and rounded once."""
         out = torch.empty(self.shape, dtype=dtype, device=self.data.device)
-        step = max(1, _PIECE_NUMBERS // max(1, self.shape[1]))
+        step = max(1, PIECE_NUMBERS // max(1, self.shape[1]))
         for first in range(0, self.shape[0], step):
             piece = self.rows(first, min(step, self.shape[0] - first))
             out[first : first + step] = piece._dequantized_fp32()
@@ -132,7 +135,8 @@ class QuantizedWeight:
     def unpacked(self) -> tuple[Tensor, Tensor, Tensor]:
         """Blocks as fp32: numbers [out, blocks, 32], scales and minima [out, blocks];
         w = numbers * scale + minimum."""
-        blocks = self.data.view(self.shape[0], -1, BLOCK_BYTES[self.kind])
+        num_blocks = self.shape[1] // BLOCK_INPUTS
+        blocks = self.data.reshape(self.shape[0], num_blocks, BLOCK_BYTES[self.kind])
         head = 4 if self.kind == "q4_1" else 2
         halves = blocks[..., :head].contiguous().view(torch.float16).float()
         scales, body = halves[..., 0], blocks[..., head:]

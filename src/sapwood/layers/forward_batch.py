@@ -20,6 +20,7 @@ class ForwardBatch:
     attention      which keys each token attends to
     kv_caches      per layer: (keys, values), each [num_pages, Hk, page_size, D]
     logits_index   [S] int64; rows of the T whose logits are wanted
+    token_types    [T] int64, which text of a pair each token is of; None: there are no pairs
     """
 
     token_ids: Tensor
@@ -28,3 +29,4 @@ class ForwardBatch:
     attention: AttentionBatch
     kv_caches: Sequence[tuple[Tensor, Tensor]]
     logits_index: Tensor
+    token_types: Tensor | None = None

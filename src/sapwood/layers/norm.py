@@ -1,8 +1,9 @@
-"""RMS normalisation with a learned weight."""
+"""Normalisation with learned weights."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.interface import Kernels
@@ -29,3 +30,21 @@ class RMSNorm:
 
     def targets(self) -> dict[str, Target]:
         return {"weight": whole(self.weight)}
+
+
+class LayerNorm:
+    """(x - mean(x)) / deviation(x) * weight + bias over the last dimension; every rank holds both.
+
+    Source: Ba et al. 2016, arXiv:1607.06450."""
+
+    def __init__(self, size: int, *, eps: float, device: torch.device, dtype: torch.dtype) -> None:
+        self._weight = torch.empty(size, device=device, dtype=dtype)
+        self._bias = torch.empty(size, device=device, dtype=dtype)
+        self._eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, size] -> the same shape"""
+        return F.layer_norm(x, self._weight.shape, self._weight, self._bias, self._eps)
+
+    def targets(self) -> dict[str, Target]:
+        return {"weight": whole(self._weight), "bias": whole(self._bias)}

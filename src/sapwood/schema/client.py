@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from sapwood.schema.output import CacheFlushed, EngineReady, EngineStatus, RequestOutput
-from sapwood.schema.request import Generate
+from sapwood.schema.output import CacheFlushed, CallDone, EngineReady, EngineStatus, RequestOutput
+from sapwood.schema.request import Generate, StartProfile
 
 
 class EngineClient(Protocol):
@@ -35,3 +35,11 @@ class EngineClient(Protocol):
     async def flush_cache(self) -> CacheFlushed: ...
 
     async def status(self) -> EngineStatus: ...
+
+    async def start_profile(self, order: StartProfile) -> CallDone:
+        """`order.call_id` is filled in here."""
+        ...
+
+    async def stop_profile(self) -> CallDone: ...
+
+    async def freeze_gc(self) -> CallDone: ...

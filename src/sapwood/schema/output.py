@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from sapwood.schema.logprobs import TokenLogprobs
+
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why a request ended.
@@ -29,6 +31,10 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_prompt_tokens  prompt length in tokens
     num_cached_tokens  prompt tokens that came from the prefix cache
     queue_time_s       seconds between arrival and the first step that computed something
+    logprobs           of `token_ids`, if they were asked for
+    prompt_logprobs    of the prompt tokens after the index asked for, all of them, in the output
+                       that is the first to come after they were computed
+    values             the numbers that the request wanted (`Generate.embed`): fp32, little endian
     """
 
     request_id: str
@@ -36,6 +42,9 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     queue_time_s: float = 0.0
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: TokenLogprobs | None = None
+    values: bytes = b""
     finish: Finish | None = None
 
 
@@ -50,13 +59,23 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     context_length    prompt and output tokens of one request at most
     max_total_tokens  tokens that the KV pool holds
+    startup_s         seconds from the process's start to this message; load_s: of these, weights
+    weight_bytes      memory that loading the weights took; 0: unknown
+    page_bytes        KV of one page in all layers; 0: unknown
     notes             what was resolved and why, one line each
+    options           the resolved configuration, option name -> value
     """
 
     context_length: int
     max_total_tokens: int
     page_size: int
     notes: list[str]
+    options: dict[str, str | int | float | bool | None] = {}
+    max_running_requests: int = 0
+    startup_s: float = 0.0
+    load_s: float = 0.0
+    weight_bytes: int = 0
+    page_bytes: int = 0
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag=True):
@@ -71,11 +90,29 @@ class CacheFlushed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class CallDone(msgspec.Struct, frozen=True, tag=True):
+    """done: whether the engine did what it was asked for; message: what it did, or why not."""
+
+    call_id: str
+    done: bool
+    message: str
+
+
 class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Counters and gauges; counters grow from the engine's start.
 
     num_computed_tokens  tokens that went through the model
     num_cached_tokens    prompt tokens that a prefix hit saved
+    num_retractions      running requests that made room for others that were running already
+    num_preemptions      running requests that made room for a more urgent one
+    num_timed_out        requests that waited or ran too long
+    num_arrived          all requests that ever came; those that are not open have been finished,
+                         aborted, refused or timed out
+    num_prefill_tokens   of the computed tokens, those of prompts
+    new_token_ratio      share of outstanding output tokens for which admission keeps room
+    cpu_seconds          of the engine's process; resident_bytes: its memory
+    routing_key_running_counts  running requests of each routing key that has some
+    routing_key_all_counts      the same with the waiting ones
     """
 
     call_id: str
@@ -93,6 +130,15 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_aborted: int
     num_refused: int
     num_retractions: int
+    num_preemptions: int = 0
+    num_timed_out: int = 0
+    num_arrived: int = 0
+    num_prefill_tokens: int = 0
+    new_token_ratio: float = 0.0
+    cpu_seconds: float = 0.0
+    resident_bytes: int = 0
+    routing_key_running_counts: tuple[int, ...] = ()
+    routing_key_all_counts: tuple[int, ...] = ()
 
 
-EngineOutput = StepOutputs | EngineReady | EngineFatal | CacheFlushed | EngineStatus
+EngineOutput = StepOutputs | EngineReady | EngineFatal | CacheFlushed | CallDone | EngineStatus

@@ -4,7 +4,29 @@ from __future__ import annotations
 
 import msgspec
 
+from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.sampling import SamplingParams
+
+
+class Embed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Wanted of a prompt once it is computed, instead of output tokens: its vector, or the numbers
+    of a classification head, whichever the model has.
+
+    num_first  tokens of the first text, where the prompt is a pair of texts that the model tells
+               apart; None: one text
+    """
+
+    num_first: int | None = None
+
+
+class TraceContext(msgspec.Struct, frozen=True):
+    """Joins the engine's spans of a request to those of the API process.
+
+    traceparent  W3C trace context of the span above; sent_ns: Unix time when the request was sent
+    """
+
+    traceparent: str
+    sent_ns: int
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -12,14 +34,23 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
 
     prompt_ids  at least one token id
     extra_key   prefix pages are shared only among requests with the same key
-    priority    larger is sooner, where the policy looks at it
+    priority    larger is sooner, unless the server is told the opposite; None: its default
+    routing_key  requests with the same key probably share prefixes; "": none
+    logprobs    which log probabilities to tell; None: of no token
+    embed       numbers are wanted and no tokens: sampling.max_new_tokens is 0, and the request ends
+                with its prompt
+    trace       set if the request is traced
     """
 
     request_id: str
     prompt_ids: list[int]
     sampling: SamplingParams
     extra_key: str = ""
-    priority: int = 0
+    priority: int | None = None
+    routing_key: str = ""
+    logprobs: LogprobOptions | None = None
+    embed: Embed | None = None
+    trace: TraceContext | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -40,6 +71,35 @@ class GetStatus(msgspec.Struct, frozen=True, tag=True):
     call_id: str
 
 
+class StartProfile(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """Record what the engine does into files; answered by a `CallDone` with the same id.
+
+    The fields are those of `observe.profiling.ProfileOrder`.
+    """
+
+    call_id: str
+    folder: str
+    name: str
+    start_step: int | None = None
+    num_steps: int | None = None
+    activities: tuple[str, ...] = ()
+    by_stage: bool = False
+    with_stack: bool = False
+    record_shapes: bool = False
+
+
+class StopProfile(msgspec.Struct, frozen=True, tag=True):
+    """End the profile and write its files; answered by a `CallDone` with the same id."""
+
+    call_id: str
+
+
+class FreezeGc(msgspec.Struct, frozen=True, tag=True):
+    """Exempt all objects that exist now from garbage collection; answered by a `CallDone`."""
+
+    call_id: str
+
+
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Refuse new requests, finish the open ones, then end the loop.
 
@@ -49,4 +109,6 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     timeout_s: float
 
 
-EngineInput = Generate | Abort | FlushCache | GetStatus | Drain
+EngineInput = (
+    Generate | Abort | FlushCache | GetStatus | StartProfile | StopProfile | FreezeGc | Drain
+)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema.grammar import Grammar
+from sapwood.schema.thinking import ThinkingBudget
 
 GREEDY_BELOW = 1e-6
 """Temperatures below this mean greedy decoding."""
+MAX_STOPS = 1024
+"""Stop strings and regular expressions of one request; each is looked for at every token."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,11 +34,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias          token id -> added to its logit
     seed                same seed, same tokens, whatever else is in the batch; None: random
     stop                strings that end the output
+    stop_regex          regular expressions that end the output where a match of one is complete
     stop_token_ids      token ids that end the output
     ignore_eos          go on after the model's end-of-sequence tokens
     no_stop_trim        leave the matched stop string or stop token in the text
     skip_special_tokens            leave special tokens out of the text
     spaces_between_special_tokens  put spaces between special tokens that are shown
+    custom_logit_processor  name of a registered processor of logits, or, where the server allows
+                            it, code as SGLang's clients send it
+    custom_params           parameters of that processor
+    grammar                 what the output must match; None: anything
+    thinking_budget         when thinking before the answer is ended for the model; None: never
     """
 
     max_new_tokens: int | None = 128
@@ -48,11 +59,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     no_stop_trim: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    custom_logit_processor: str | None = None
+    custom_params: dict[str, Any] = {}
+    grammar: Grammar | None = None
+    thinking_budget: ThinkingBudget | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -70,8 +86,26 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _check("seed", self.seed, low=-(2**63), high=2**64 - 1)
         for token_id, bias in self.logit_bias.items():
             _check(f"logit_bias[{token_id}]", bias, low=-100.0, high=100.0)
+        if self.grammar is not None and self.ignore_eos:
+            raise InvalidRequest(
+                "ignore_eos goes on after the end, but an output that must match a grammar ends "
+                "where the grammar does; leave one of them out",
+                param="ignore_eos",
+            )
         if any(not text for text in self.stop):
             raise InvalidRequest("stop has an empty string; leave it out", param="stop")
+        for name, given in (("stop", self.stop), ("stop_regex", self.stop_regex)):
+            if len(given) > MAX_STOPS:
+                raise InvalidRequest(
+                    f"{name} has {len(given)} entries but at most {MAX_STOPS} are accepted",
+                    param=name,
+                )
+        if self.custom_params and self.custom_logit_processor is None:
+            raise InvalidRequest(
+                "custom_params are parameters of a custom_logit_processor, which is missing; name "
+                "one or leave them out",
+                param="custom_params",
+            )
 
     @property
     def is_greedy(self) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
+from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
+from sapwood.schema.request import Embed
 from sapwood.schema.sampling import SamplingParams
 
 
@@ -17,6 +19,8 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_ids  of the request; output_ids: what it had put out when it was retracted, else empty
     seed        of its random numbers
+    logprobs    which log probabilities it wants; None: none
+    embed       set if it wants numbers instead of output tokens
     """
 
     row: int
@@ -24,6 +28,8 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     prompt_ids: list[int]
     output_ids: list[int]
+    logprobs: LogprobOptions | None = None
+    embed: Embed | None = None
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +39,9 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     token_ids   ids of the new tokens; empty: one token, the one that this row sampled last
     first_page  index in the row's page table from which `pages` replaces its entries
     num_output  output tokens before the one that this step samples; None: nothing is sampled
+    num_scored  so many of the new tokens, from `first_scored` in the request on, are prompt tokens
+                whose successors' log probabilities are wanted
+    answers     the prompt ends with these tokens, and its numbers are wanted
     """
 
     row: int
@@ -41,6 +50,9 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     first_page: int
     pages: list[int]
     num_output: int | None
+    first_scored: int = 0
+    num_scored: int = 0
+    answers: bool = False
 
     @property
     def num_new(self) -> int:
@@ -48,15 +60,42 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One step. `scheduled` has the requests with one new token first."""
+    """One step. `scheduled` has the requests with one new token first; it may be empty.
+
+    ends  rows whose requests have left since the plan before and had a grammar, whose state the
+          rank then drops; before any of them starts anew
+    """
 
     step: int
     starts: list[RowStart]
     scheduled: list[ScheduledTokens]
+    ends: list[int] = []
+
+
+class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Log probabilities that one entry of `scheduled` brought.
+
+    output  of the token that it sampled
+    prompt  of the prompt tokens that follow its scored ones
+    """
+
+    output: TokenLogprobs | None = None
+    prompt: TokenLogprobs | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One sampled token id for each entry of `scheduled` that samples, in their order."""
+    """One sampled token id for each entry of `scheduled` that samples, in their order.
+
+    logprobs  by the entry's index in `scheduled`, for those that want some
+    failures  by the entry's index: why its request cannot go on, though others can
+    values    by the entry's index, the numbers of those that answer: fp32, little endian
+    forced    by the entry's index, tokens that come after the sampled one in any case, because its
+              grammar leaves no choice; not computed yet
+    """
 
     step: int
     token_ids: list[int]
+    logprobs: dict[int, EntryLogprobs] = {}
+    failures: dict[int, str] = {}
+    values: dict[int, bytes] = {}
+    forced: dict[int, list[int]] = {}

@@ -79,6 +79,32 @@ class TokenTexts:
             return True
         return self._backend.id_to_token(token_id) is None
 
+    def bytes_alone(self, token_id: int) -> bytes | None:
+        """What the token adds to a text that has begun, special or not; b"" if it is unknown. None
+        if this decoder does not let that be said of one token."""
+        if self.kind is DecodeKind.BYTES:
+            return bytes(self._bytes[False][token_id])
+        if self.kind is not DecodeKind.PIECES:
+            return None
+        piece = self._pieces[False][token_id]
+        if piece is Mark.BYTE:
+            return bytes([int((self._backend.id_to_token(token_id) or "")[3:5], 16)])
+        return b"" if isinstance(piece, Mark) else piece.encode()
+
+    def raw(self, token_id: int) -> bytes:
+        """The bytes that a token stands for where some text came before it; b"" for an id that the
+        tokenizer does not know. Special tokens are shown; a character may be spelt in several."""
+        if self.kind is DecodeKind.BYTES:
+            return self.bytes_of(skip_special_tokens=False)[token_id]
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._has_byte_tokens and _BYTE_TOKEN.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        if self.kind is DecodeKind.PIECES:
+            return self.after_start([token_id]).encode()
+        return self.from_start([token_id]).encode()
+
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
 

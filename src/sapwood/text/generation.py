@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 
 from sapwood.base.errors import InvalidRequest, PromptTooLong
+from sapwood.observe.tracing import RequestTrace
 from sapwood.schema.client import EngineClient
+from sapwood.schema.logits_processors import code_of
+from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import Finish, RequestOutput
-from sapwood.schema.request import Generate
+from sapwood.schema.pooling import Pooling, why_not
+from sapwood.schema.request import Generate, TraceContext
 from sapwood.schema.sampling import SamplingParams
-from sapwood.text.detokenizer import IncrementalDetokenizer
-from sapwood.text.stops import StopMatcher
+from sapwood.text.sample import Sample, joined
+from sapwood.text.sample import ScoredPrompt as ScoredPrompt
+from sapwood.text.sample import TextChunk as TextChunk
+from sapwood.text.stop_regex import check_patterns
 from sapwood.text.tokenizer import Tokenizer
 
 MAX_SAMPLES = 128
 """Samples that one request may ask for, as in OpenAI's API."""
+
+MAX_CHARS_PER_TOKEN = 128
+"""No text of this many characters per token of the context fits into it: runs of blanks, which some
+vocabularies have as one token, come closest."""
 
 ENCODE_IN_THREAD_CHARS = 8192
 """From this length on a prompt is encoded in a thread: it would hold up the event loop for 2 ms."""
@@ -36,44 +47,35 @@ class TextRequest:
 
     prompt              text, or token ids, which are taken as they are
     add_special_tokens  encode text with the BOS or EOS that the tokenizer adds
+    logprobs            which log probabilities to tell; None: of no token
+    stream_interval     every chunk but the last brings at least so many tokens
     n                   how many samples; with a seed, sample i takes seed + i
     extra_key           prefix pages are shared only among requests with the same key
-    priority            larger is sooner, where the policy looks at it
+    priority            larger is sooner, unless the server is told the opposite; None: its default
+    routing_key         requests with the same key probably share prefixes; "": none
+    trace               the request's spans; None: it is not traced
     """
 
     request_id: str
     prompt: str | list[int]
     add_special_tokens: bool = True
     sampling: SamplingParams
+    logprobs: LogprobOptions | None = None
+    stream_interval: int = 1
     n: int = 1
     extra_key: str = ""
-    priority: int = 0
+    priority: int | None = None
+    routing_key: str = ""
+    trace: RequestTrace | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_SAMPLES:
             raise InvalidRequest(f"n is {self.n} but must be in [1, {MAX_SAMPLES}]", param="n")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextChunk:
-    """What is new in one sample. The last chunk of a sample, and only that one, has a `finish`.
-
-    index              which of the n samples
-    text               new text; may be "" while a character or a stop string is not complete
-    token_ids          new output tokens, up to and including the one that completed a stop
-    num_output_tokens  output tokens of this sample so far
-    num_cached_tokens  prompt tokens that came from the prefix cache
-    queue_time_s       seconds between arrival and the first step that computed something
-    """
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finish: Finish | None
-    num_prompt_tokens: int
-    num_output_tokens: int
-    num_cached_tokens: int
-    queue_time_s: float
+        if self.stream_interval < 1:
+            raise InvalidRequest(
+                f"stream_interval is {self.stream_interval} but must be >= 1",
+                param="stream_interval",
+            )
 
 
 class TextGenerator:
@@ -84,6 +86,9 @@ class TextGenerator:
     context_length  prompt and output tokens at most; None: what the engine says
     vocab_size      token ids that the model knows; None: as many as the tokenizer. The smaller of
                     the two counts: an id beyond it has no embedding, or no text
+    logits_processors  names that a request may give as its custom_logit_processor
+    allow_code      whether it may bring code instead
+    pooling         of a model that generates nothing; None: it generates
     """
 
     def __init__(
@@ -93,13 +98,19 @@ class TextGenerator:
         *,
         context_length: int | None = None,
         vocab_size: int | None = None,
+        logits_processors: Collection[str] = (),
+        allow_code: bool = False,
+        pooling: Pooling | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._context_length = context_length
+        self._logits_processors = logits_processors
+        self._allow_code = allow_code
+        self._pooling = pooling
         known = tokenizer.vocab_size
         self.vocab_size = known if vocab_size is None else min(known, vocab_size)
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, OpenRequest] = {}
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:
         """Yield chunks until each of the n samples has had its `finish`.
@@ -108,24 +119,43 @@ class TextGenerator:
         chunk whose finish is of kind "error"; a prompt or parameter that cannot be served raises
         InvalidRequest or PromptTooLong before anything is submitted.
         """
-        if request.request_id in self._open:
-            raise InvalidRequest(
-                f"a request with the id {request.request_id!r} is still running; choose another id",
-                param="rid",
-            )
-        # From here on an abort finds it, even while its prompt is being encoded.
-        opened = self._open[request.request_id] = _Open()
-        try:
-            self._check_sampling(request.sampling)
+        unable = why_not(self._pooling, "tokens")
+        if unable is not None:
+            raise InvalidRequest(unable)
+        with self.opened(request.request_id) as opened:
+            self.check_sampling(request.sampling)
             prompt_ids = await self.encode_prompt(request)
+            if request.logprobs is not None:
+                self._check_logprobs(request.logprobs, prompt_ids)
+            if request.trace is not None:
+                request.trace.tokenized(len(prompt_ids))
             parts = [_engine_request(request, prompt_ids, index) for index in range(request.n)]
-            one = request.n == 1
-            chunks = self._one(0, parts[0], opened) if one else self._merged(parts, opened)
+            every = request.stream_interval
+            chunks = (
+                self._one(0, parts[0], opened, every)
+                if request.n == 1
+                else self._merged(parts, opened, every)
+            )
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
+
+    @contextmanager
+    def opened(self, request_id: str) -> Iterator[OpenRequest]:
+        """Within it an abort finds the request, even while its prompt is being encoded.
+
+        InvalidRequest if a request with that id is still open.
+        """
+        if request_id in self._open:
+            raise InvalidRequest(
+                f"a request with the id {request_id!r} is still running; choose another id",
+                param="rid",
+            )
+        opened = self._open[request_id] = OpenRequest()
+        try:
+            yield opened
         finally:
-            del self._open[request.request_id]
+            del self._open[request_id]
 
     async def abort(self, request_id: str) -> None:
         """End all samples of a request; each still gets a chunk with a finish. Unknown: no-op."""
@@ -160,7 +190,19 @@ class TextGenerator:
         return prompt_ids
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """The token ids of a text; a long one does not hold up the event loop."""
+        """The token ids of a text; a long one does not hold up the event loop.
+
+        InvalidRequest if it is so long that it cannot fit into the context: to find out by how many
+        tokens would cost minutes, and a gigabyte.
+        """
+        context_length = self._context_length or self._engine.info.context_length
+        longest = context_length * MAX_CHARS_PER_TOKEN
+        if len(text) > longest:
+            raise InvalidRequest(
+                f"the text has {len(text)} characters, but with the context length of "
+                f"{context_length} this server takes at most {longest}; shorten it",
+                param="prompt",
+            )
         if len(text) < ENCODE_IN_THREAD_CHARS:
             return self._tokenizer.encode(text, add_special_tokens)
         return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)
@@ -179,29 +221,66 @@ class TextGenerator:
             param=param,
         )
 
-    def _check_sampling(self, sampling: SamplingParams) -> None:
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """InvalidRequest, naming the parameter, for what this model or server cannot do."""
         self.check_token_ids(sampling.logit_bias, "logit_bias", param="logit_bias")
         self.check_token_ids(sampling.stop_token_ids, "stop_token_ids", param="stop_token_ids")
+        if sampling.stop_regex:
+            check_patterns(sampling.stop_regex)
+        if sampling.custom_logit_processor is not None:
+            self._check_processor(sampling.custom_logit_processor)
+
+    def _check_processor(self, asked: str) -> None:
+        name = "custom_logit_processor"
+        if code_of(asked) is not None:
+            if not self._allow_code:
+                raise InvalidRequest(
+                    f"{name} brings code, which this server does not run; name a registered "
+                    "processor, or start the server with --enable-custom-logit-processor",
+                    param=name,
+                )
+        elif asked not in self._logits_processors:
+            known = ", ".join(sorted(self._logits_processors)) or "none"
+            raise InvalidRequest(
+                f"{name} {asked[:80]!r} is not registered here; known: {known}", param=name
+            )
+
+    def _check_logprobs(self, asked: LogprobOptions, prompt_ids: Sequence[int]) -> None:
+        self.check_token_ids(asked.token_ids, "token_ids_logprob", param="token_ids_logprob")
+        start, last = asked.prompt_start, len(prompt_ids) - 1
+        if start is not None and start > last:
+            raise InvalidRequest(
+                f"logprob_start_len is {start} but must be in [-1, {last}], since the prompt has "
+                f"{last + 1} tokens",
+                param="logprob_start_len",
+            )
 
     async def _one(
-        self, index: int, request: Generate, opened: _Open
+        self, index: int, request: Generate, opened: OpenRequest, every: int
     ) -> AsyncGenerator[TextChunk, None]:
         """One sample, straight from the engine's iterator: no task and no queue in between."""
-        sample = _Sample(index, request, self._tokenizer)
+        sample = Sample(index, request, self._tokenizer)
         if opened.is_aborted:
             yield sample.ended(Finish(kind="abort"))
             return
         opened.submitted.append(request.request_id)
         outputs = self._engine.generate(request)
+        waiting: TextChunk | None = None
         try:
             async for output in outputs:
                 chunk = sample.advance(output)
+                if waiting is not None:
+                    chunk, waiting = joined(waiting, chunk), None
                 if chunk.finish is not None:
                     last = chunk
                     break
-                yield chunk
+                if every > 1 and len(chunk.token_ids) < every:
+                    waiting = chunk
+                else:
+                    yield chunk
             else:
                 last = sample.ended(_lost(request.request_id))
+                last = last if waiting is None else joined(waiting, last)
         finally:
             # Before the last chunk goes out: the engine should not compute what nobody will read.
             await self._close(outputs, request.request_id)
@@ -215,13 +294,13 @@ class TextGenerator:
             await self._engine.abort(request_id)
 
     async def _merged(
-        self, parts: Sequence[Generate], opened: _Open
+        self, parts: Sequence[Generate], opened: OpenRequest, every: int
     ) -> AsyncGenerator[TextChunk, None]:
         """Several samples at once; chunks of a sample that wait together become one."""
         arrived: asyncio.Queue[TextChunk | asyncio.Task[None]] = asyncio.Queue()
 
         async def pump(index: int, part: Generate) -> None:
-            chunks = self._one(index, part, opened)
+            chunks = self._one(index, part, opened, every)
             try:
                 async for chunk in chunks:
                     arrived.put_nowait(chunk)
@@ -241,7 +320,7 @@ class TextGenerator:
                         ended.append(item)
                     else:
                         earlier = together.get(item.index)
-                        together[item.index] = item if earlier is None else _joined(earlier, item)
+                        together[item.index] = item if earlier is None else joined(earlier, item)
                 for chunk in together.values():
                     yield chunk
                 for task in ended:
@@ -254,7 +333,7 @@ class TextGenerator:
 
 
 @dataclass(slots=True)
-class _Open:
+class OpenRequest:
     """A request that is being answered.
 
     submitted  ids of its samples that the engine has got; it is not asked to abort others
@@ -262,80 +341,6 @@ class _Open:
 
     is_aborted: bool = False
     submitted: list[str] = field(default_factory=list)
-
-
-class _Sample:
-    """One sample's way from token ids to text."""
-
-    def __init__(self, index: int, request: Generate, tokenizer: Tokenizer) -> None:
-        sampling = request.sampling
-        self._index = index
-        self._no_trim = sampling.no_stop_trim
-        self._detokenizer = IncrementalDetokenizer(
-            tokenizer,
-            skip_special_tokens=sampling.skip_special_tokens,
-            spaces_between_special_tokens=sampling.spaces_between_special_tokens,
-        )
-        self._stops = StopMatcher(sampling.stop, no_trim=self._no_trim) if sampling.stop else None
-        self._num_prompt_tokens = len(request.prompt_ids)
-        self._request_id = request.request_id
-        self._num_output_tokens = 0
-
-    def advance(self, output: RequestOutput) -> TextChunk:
-        """The chunk for what the engine answered; nothing follows one with a `finish`."""
-        token_ids, finish = output.token_ids, output.finish
-        shown = token_ids
-        if finish is not None and not self._no_trim and _ends_with_stop_token(token_ids, finish):
-            shown = token_ids[:-1]
-        if self._stops is None:
-            text = self._detokenizer.push(shown)
-            if finish is not None:
-                text += self._detokenizer.finish()
-        else:
-            text, matched, num_used = self._match(self._stops, shown, is_last=finish is not None)
-            if matched is not None:
-                token_ids = token_ids[:num_used]
-                finish = Finish(kind="stop", matched=matched)
-        self._num_output_tokens += len(token_ids)
-        return TextChunk(
-            index=self._index,
-            text=text,
-            token_ids=tuple(token_ids),
-            finish=finish,
-            num_prompt_tokens=output.num_prompt_tokens,
-            num_output_tokens=self._num_output_tokens,
-            num_cached_tokens=output.num_cached_tokens,
-            queue_time_s=output.queue_time_s,
-        )
-
-    def ended(self, finish: Finish) -> TextChunk:
-        """The last chunk of a sample whose end the engine did not tell."""
-        output = RequestOutput(
-            request_id=self._request_id,
-            token_ids=[],
-            num_prompt_tokens=self._num_prompt_tokens,
-            finish=finish,
-        )
-        return self.advance(output)
-
-    def _match(
-        self, stops: StopMatcher, token_ids: Sequence[int], *, is_last: bool
-    ) -> tuple[str, str | None, int]:
-        """New text, the stop string that was completed, and how many of the tokens led to it."""
-        parts: list[str] = []
-        for count, token_id in enumerate(token_ids, start=1):
-            # One by one, because the token that completes a stop string is the last that counts.
-            result = stops.push(self._detokenizer.push((token_id,)))
-            parts.append(result.text)
-            if result.matched is not None:
-                return "".join(parts), result.matched, count
-        if is_last:
-            result = stops.push(self._detokenizer.finish())
-            parts.append(result.text)
-            if result.matched is not None:
-                return "".join(parts), result.matched, len(token_ids)
-            parts.append(stops.finish())
-        return "".join(parts), None, len(token_ids)
 
 
 def _engine_request(request: TextRequest, prompt_ids: list[int], index: int) -> Generate:
@@ -350,19 +355,23 @@ def _engine_request(request: TextRequest, prompt_ids: list[int], index: int) -> 
         request_id=request_id,
         prompt_ids=prompt_ids,
         sampling=sampling,
+        logprobs=request.logprobs,
         extra_key=request.extra_key,
         priority=request.priority,
+        routing_key=request.routing_key,
+        trace=_trace_context(request),
     )
+
+
+def _trace_context(request: TextRequest) -> TraceContext | None:
+    if request.trace is None or not request.trace.parent:
+        return None
+    return TraceContext(request.trace.parent, time.time_ns())
 
 
 def _lost(request_id: str) -> Finish:
     message = f"the engine ended request {request_id} without saying why; send it again"
     return Finish(kind="error", message=message)
-
-
-def _ends_with_stop_token(token_ids: Sequence[int], finish: Finish) -> bool:
-    is_stop = finish.kind == "stop" and isinstance(finish.matched, int)
-    return is_stop and bool(token_ids) and token_ids[-1] == finish.matched
 
 
 async def _all_waiting(queue: asyncio.Queue[T]) -> list[T]:
@@ -371,17 +380,3 @@ async def _all_waiting(queue: asyncio.Queue[T]) -> list[T]:
     while not queue.empty():
         items.append(queue.get_nowait())
     return items
-
-
-def _joined(earlier: TextChunk, later: TextChunk) -> TextChunk:
-    """Two chunks of one sample as one."""
-    return TextChunk(
-        index=later.index,
-        text=earlier.text + later.text,
-        token_ids=earlier.token_ids + later.token_ids,
-        finish=later.finish,
-        num_prompt_tokens=later.num_prompt_tokens,
-        num_output_tokens=later.num_output_tokens,
-        num_cached_tokens=later.num_cached_tokens,
-        queue_time_s=later.queue_time_s,
-    )

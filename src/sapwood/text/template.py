@@ -56,6 +56,8 @@ class ChatTemplate:
     special_tokens  variables such as bos_token
     now             the clock that `strftime_now` reads
 
+    Attributes: `source` is the jinja text of all templates, `variables` the names that they take.
+
     Raises ConfigError, with the line, if a source is not valid jinja.
     """
 
@@ -68,11 +70,13 @@ class ChatTemplate:
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         environment = _environment(now)
+        self.source = source if tool_source is None else f"{tool_source}\n{source}"
         self._plain = _Compiled(environment, source)
         self._with_tools = self._plain
         if tool_source is not None:
             self._with_tools = _Compiled(environment, tool_source)
         self._special_tokens = dict(special_tokens or {})
+        self.variables = self._plain.traits.variables | self._with_tools.traits.variables
 
     @classmethod
     def of_model(cls, tokenizer: Tokenizer, *, override: str | None = None) -> ChatTemplate | None:
@@ -156,6 +160,7 @@ class _Compiled:
     def __init__(self, environment: jinja2.Environment, source: str) -> None:
         try:
             self.traits = traits_of(environment.parse(source))
+            self.knows_developers = "developer" in source
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
@@ -261,6 +266,9 @@ def _prepared(message: Message, template: _Compiled) -> dict[str, Any]:
     reasoning = next((prepared[name] for name in _REASONING_FIELDS if name in prepared), None)
     if reasoning is not None:
         prepared = {"thinking": reasoning, **prepared, "reasoning_content": reasoning}
+    if prepared["role"] == "developer" and not template.knows_developers:
+        # OpenAI's newer word for the system role.
+        prepared["role"] = "system"
     content = prepared.get("content")
     if isinstance(content, list) and template.traits.content == "text":
         prepared["content"] = _flattened(content)

@@ -60,6 +60,9 @@ class Tokenizer:
         self.special_token_ids = frozenset(
             token_id for token_id, token in added.items() if token.special
         )
+        self.special_token_texts = frozenset(
+            token.content for token in added.values() if token.special
+        )
         # An id may lie beyond the count where added tokens leave a hole before them.
         count = backend.get_vocab_size(with_added_tokens=True)
         self.vocab_size = max(count, max(added, default=-1) + 1)
@@ -124,6 +127,21 @@ class Tokenizer:
                 "text can have; send the whole character"
             ) from error
         return encoding.ids
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+        """The token ids of two texts as one, and how many of them belong to the first.
+
+        InvalidRequest if a text has half of a surrogate pair.
+        """
+        try:
+            # Not the fast call: without a post-processor that one forgets whose a token is.
+            [encoding] = self._backend.encode_batch([(first, second)])
+        except TypeError as error:
+            raise InvalidRequest(
+                "a text is not valid Unicode: it has half of a surrogate pair, which no UTF-8 "
+                "text can have; send the whole character"
+            ) from error
+        return encoding.ids, encoding.type_ids.count(0)
 
     def decode(
         self,

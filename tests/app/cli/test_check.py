@@ -125,7 +125,7 @@ def test_no_compiler(monkeypatch):
 
 
 def resolved(tmp_path):
-    decoder = SimpleNamespace(
+    shape = SimpleNamespace(
         architecture="LlamaForCausalLM",
         num_layers=2,
         hidden_size=8,
@@ -143,7 +143,7 @@ def resolved(tmp_path):
         ),
         decisions=[Decision("max_total_tokens", 64, "all that fits")],
         files=files,
-        decoder=decoder,
+        shape=shape,
         kernels=Selection(kernels=SimpleNamespace(name="second"), refusals={}, why="the fastest"),
     )
 

@@ -148,6 +148,7 @@ def test_help_tells_all_of_an_option():
         "Scheduler:",
         "Execution:",
         "Parallel:",
+        "Grammar:",
         "Server:",
     ]
     words = " ".join(text.split())

@@ -12,8 +12,8 @@ def launched(monkeypatch):
     """Calls of `sapwood.app.launch.serve`, which ends with status 7."""
     calls = []
 
-    def serve(engine, server):
-        calls.append((engine, server))
+    def serve(engine, server, observability):
+        calls.append((engine, server, observability))
         return 7
 
     monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))
@@ -21,8 +21,10 @@ def launched(monkeypatch):
 
 
 def test_serve_hands_over_what_was_asked_and_ends_as_the_server_does(launched):
-    assert main(["serve", "--model", "m", "--page-size", "8", "--port", "0"]) == 7
-    [(engine, server)] = launched
+    flags = ["--model", "m", "--page-size", "8", "--port", "0", "--enable-metrics"]
+    assert main(["serve", *flags]) == 7
+    [(engine, server, observability)] = launched
+    assert observability.enable_metrics
     assert (engine.model.model, engine.memory.page_size, server.port) == ("m", 8, 0)
 
 
@@ -33,7 +35,7 @@ def test_what_contradicts_itself_never_starts(launched, capsys):
 
 
 def test_a_server_that_cannot_start_says_why(monkeypatch, capsys):
-    def serve(engine, server):
+    def serve(engine, server, observability):
         raise ModelSourceError("no source could provide the model")
 
     monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))

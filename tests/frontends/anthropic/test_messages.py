@@ -326,7 +326,6 @@ def test_what_cannot_be_honoured_is_a_400_that_names_it(api, engine, extra, name
         "document",
         "search_result",
         "tool_use",
-        "tool_result",
         "thinking",
         "redacted_thinking",
     ],
@@ -362,7 +361,7 @@ def test_broken_bodies_are_refused_in_anthropics_words(api, path, raw, named):
     ("method", "path", "status", "kind"),
     [
         ("GET", PATH, 405, "invalid_request_error"),
-        ("POST", f"{PATH}/batches", 404, "not_found_error"),
+        ("POST", f"{PATH}/threads", 404, "not_found_error"),
     ],
 )
 def test_wrong_paths_and_methods(api, method, path, status, kind):

@@ -14,6 +14,7 @@ def test_one_text(api, engine, method):
     assert answer["output_ids"] == engine.tokenizer.encode("Hello")
     meta = answer["meta_info"]
     assert meta.pop("e2e_latency") > 0
+    assert meta.pop("decode_throughput") > 0
     assert meta == {
         "id": "r",
         "finish_reason": {"type": "length", "length": 5},
@@ -107,11 +108,43 @@ def test_streamed_batches_say_which_answer(api, events):
         ({"input_ids": [[]]}, "input_ids"),
         ({"input_ids": [1.5]}, "input_ids[0]"),
         ({"input_ids": [2**40]}, "input_ids[0]"),
-        ({"text": "a", "return_logprob": True}, "return_logprob"),
+        ({"text": "a", "return_logprob": 1}, "return_logprob"),
+        ({"text": "a", "top_logprobs_num": 2}, "top_logprobs_num"),
+        ({"text": "a", "logprob_start_len": 0}, "logprob_start_len"),
+        ({"text": "a", "token_ids_logprob": [1]}, "token_ids_logprob"),
+        ({"text": "a", "return_logprob": True, "logprob_start_len": 1}, "logprob_start_len"),
+        ({"text": "a", "return_logprob": True, "logprob_start_len": -2}, "logprob_start_len"),
+        ({"text": "a", "return_logprob": True, "top_logprobs_num": 999}, "top_logprobs_num"),
+        ({"text": "a", "return_logprob": True, "token_ids_logprob": [9999]}, "token_ids_logprob"),
+        ({"text": "a", "return_logprob": [True, False]}, "return_logprob"),
+        (
+            {"text": "a", "return_logprob": True, "token_ids_logprob": [1, [2]]},
+            "token_ids_logprob",
+        ),
+        ({"text": "a", "custom_logit_processor": "unheard-of"}, "custom_logit_processor"),
+        ({"text": "a", "custom_logit_processor": '{"callable": ""}'}, "custom_logit_processor"),
+        (
+            {"text": "a", "sampling_params": {"custom_params": {"a": 1}}},
+            "sampling_params.custom_params",
+        ),
+        ({"text": "a", "sampling_params": {"stop_regex": "(a"}}, "sampling_params.stop_regex"),
+        (
+            {"text": "a", "sampling_params": {"logit_bias": {"9999": 1}}},
+            "sampling_params.logit_bias",
+        ),
+        (
+            {"text": "a", "sampling_params": {"stop_token_ids": [9999]}},
+            "sampling_params.stop_token_ids",
+        ),
+        (
+            {"text": "a", "sampling_params": {"stream_interval": 0}},
+            "sampling_params.stream_interval",
+        ),
         ({"text": "a", "image_data": "x"}, "image_data"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),
         ({"text": "a", "session_params": {"id": "s"}}, "session_params"),
-        ({"text": "a", "sampling_params": {"regex": "a"}}, "sampling_params.regex"),
+        ({"text": "a", "sampling_params": {"regex": ""}}, "sampling_params.regex"),
+        ({"text": "a", "sampling_params": {"json_schema": "{"}}, "sampling_params.json_schema"),
         ({"text": "a", "sampling_params": {"top_p": 2}}, "sampling_params.top_p"),
         ({"text": "a", "sampling_params": {"max_tokens": 2}}, "sampling_params.max_tokens"),
         (

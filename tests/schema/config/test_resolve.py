@@ -215,3 +215,48 @@ def test_whatever_is_asked_the_pool_is_whole_pages_that_fit(
     token_bytes = MODEL.kv_values_per_token * DTYPE_BYTES[dtype]
     assert tokens % page_size == 0
     assert 0 < tokens * token_bytes <= machine.available_bytes
+
+
+# ---- encoders ------------------------------------------------------------------------------------
+
+ENCODER = ModelFacts(
+    name="encoder",
+    context_length=256,
+    max_context_length=512,
+    dtype="float32",
+    num_parameters=1000,
+    kv_values_per_token=0,
+    whole_prompts=True,
+)
+
+
+def encoder_config(**values: object) -> tuple[EngineConfig, dict[str, str]]:
+    machine = MachineFacts(
+        device="cpu",
+        memory_bytes=2**30,
+        available_bytes=2**29,
+        num_cores=2,
+        fast_bfloat16=True,
+    )
+    config, decisions = resolve(EngineConfig.of(values), machine, ENCODER)
+    return config, {decision.option: decision.reason for decision in decisions}
+
+
+def test_an_encoder_keeps_its_numbers_and_no_prefixes() -> None:
+    config, reasons = encoder_config()
+    assert config.model.dtype == "float32"
+    assert "compared with those of other programs" in reasons["dtype"]
+    assert config.memory.disable_radix_cache
+    assert config.memory.max_total_tokens == 32 * 256
+    assert config.scheduler.chunked_prefill_size == 1024
+    assert encoder_config(dtype="bfloat16")[0].model.dtype == "bfloat16"
+
+
+def test_an_encoders_step_holds_a_whole_context() -> None:
+    facts = {"context_length": 512}
+    config, _ = encoder_config(**facts)
+    assert config.scheduler.chunked_prefill_size == 1024
+    assert encoder_config(chunked_prefill_size=-1)[0].scheduler.chunked_prefill_size == -1
+    assert encoder_config(chunked_prefill_size=256)[0].scheduler.chunked_prefill_size == 256
+    with pytest.raises(ConfigError, match=r"--chunked-prefill-size is 255.*of up to 256 tokens"):
+        encoder_config(chunked_prefill_size=255)

@@ -18,8 +18,8 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS
 
 if TYPE_CHECKING:
-    from sapwood.app.cli.batch import Tally
     from sapwood.app.llm import LLM
+    from sapwood.frontends.batches.run import Tally
 
 INTERRUPTED = 130
 STANDARD_STREAM = "-"
@@ -63,7 +63,7 @@ def generate(
     lines whose id is in FILE already are skipped. A bad line gets an error as its answer, and the
     rest goes on.
     """
-    from sapwood.app.cli.batch import count_lines, resume
+    from sapwood.frontends.batches.run import count_lines, resume
 
     num_lines = None if source == STANDARD_STREAM else count_lines(_existing(source))
     is_piped = target == STANDARD_STREAM
@@ -89,18 +89,25 @@ def run(
     total: int | None,
 ) -> bool:
     """Answer the lines, with a bar and a summary on stderr; False if Ctrl-C ended it."""
-    from sapwood.app.cli.batch import Batch, numbered_lines
+    from sapwood.frontends.batches.lines import Reply, to_post
+    from sapwood.frontends.batches.run import LineRun, numbered_lines
+    from sapwood.frontends.common.in_process import in_process
+    from sapwood.frontends.server import create_app
 
-    def write(line: bytes) -> None:
-        answers.write(line)
+    def write(reply: Reply) -> None:
+        answers.write(reply.encoded)
         answers.flush()
+
+    services = llm.services
 
     stopped = False
     start_s = time.monotonic()
     with _bar(total) as show:
-        batch = Batch(
-            llm.services,
+        batch = LineRun(
             numbered_lines(lines),
+            to_post=lambda line: to_post(line, services),
+            post=in_process(create_app(services)),
+            why_gone=lambda: services.engine.unavailable_reason,
             done=done,
             write=write,
             in_flight=in_flight,

@@ -137,7 +137,7 @@ def kernel_rows(
 
 
 def model_rows(resolved: Resolved) -> list[Row]:
-    files, decoder = resolved.files, resolved.decoder
+    files, decoder = resolved.files, resolved.shape
     shape = f"{decoder.num_layers} layers, hidden size {decoder.hidden_size}"
     heads = f"{decoder.num_heads} heads, {decoder.num_kv_heads} for keys and values"
     return [
@@ -170,7 +170,7 @@ def _need(asked: EngineConfig, facts: Platform, resolved: Resolved | None) -> Ne
     return Need(
         device=torch.device(config.execution.device or facts.device).type,
         dtype=DTYPES.get(config.model.dtype, torch.float32),
-        head_dim=64 if resolved is None else resolved.decoder.head_dim,
+        head_dim=64 if resolved is None else resolved.shape.head_dim,
         page_size=config.memory.page_size or 16,
     )
 

@@ -20,6 +20,7 @@ import click
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
+from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.options import (
     ENV_PREFIX,
     Given,
@@ -31,7 +32,7 @@ from sapwood.schema.config.options import (
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment
 
-SHARED_CONFIGS: tuple[type, ...] = (*COMPONENTS, ServerConfig)
+SHARED_CONFIGS: tuple[type, ...] = (*COMPONENTS, ServerConfig, ObservabilityConfig)
 """Configs whose keys every --config file may have, so that all commands can share one file."""
 
 EPILOG = (
@@ -58,14 +59,7 @@ class Asked:
         return Asked({**self.given, name: Given(value, "the command line")})
 
     def engine(self) -> EngineConfig:
-        model, memory, scheduler, execution, parallel = COMPONENTS
-        return EngineConfig(
-            model=self.build(model),
-            memory=self.build(memory),
-            scheduler=self.build(scheduler),
-            execution=self.build(execution),
-            parallel=self.build(parallel),
-        )
+        return EngineConfig.of({name: item.value for name, item in self.given.items()})
 
     def from_command_line(self, configs: Sequence[type]) -> list[str]:
         """The flags of these configs that were given on the command line."""

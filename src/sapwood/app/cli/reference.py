@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from sapwood.app.cli.options import component_title, default_of, names_of
+from sapwood.app.cli.options import SHARED_CONFIGS, component_title, default_of, names_of
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.options import OptionSpec, option_specs
-from sapwood.schema.config.server import ServerConfig
 
 CONFIGURATION = "configuration.md"
 COMMAND_LINE = "command-line.md"
@@ -55,7 +54,7 @@ def stale_pages(directory: Path) -> dict[str, str]:
 
 def with_options(page: str) -> str:
     """The page with a table of options per component between its markers."""
-    tables = "\n".join(option_table(config) for config in (*COMPONENTS, ServerConfig))
+    tables = "\n".join(option_table(config) for config in SHARED_CONFIGS)
     return _OPTIONS.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", page)
 
 

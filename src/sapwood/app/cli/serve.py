@@ -6,11 +6,12 @@ import click
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.server import ServerConfig
 
 
 @click.command(cls=ConfigCommand)
-@config_options(ServerConfig, *COMPONENTS)
+@config_options(ServerConfig, ObservabilityConfig, *COMPONENTS)
 @click.pass_context
 def serve(ctx: click.Context, asked: Asked) -> None:
     """Serve a model over HTTP: OpenAI's API, the native one, and a page to chat.
@@ -19,4 +20,5 @@ def serve(ctx: click.Context, asked: Asked) -> None:
     """
     from sapwood.app.launch import serve as serve_until_stopped
 
-    ctx.exit(serve_until_stopped(asked.engine(), asked.build(ServerConfig)))
+    server, observability = asked.build(ServerConfig), asked.build(ObservabilityConfig)
+    ctx.exit(serve_until_stopped(asked.engine(), server, observability))

@@ -6,13 +6,15 @@ Each processor keeps its own state per row and costs nothing for rows that do no
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
+
+_FIRST_CAPACITY = 64
 
 
 class LogitsProcessor(Protocol):
@@ -85,15 +87,43 @@ class MinNewTokens:
         return None
 
 
-@dataclass(slots=True)
 class _Seen:
-    """Tokens of one request: counts [vocab] over the output; in_request [vocab] over all."""
+    """The distinct tokens of one request that a penalty is for.
 
-    frequency: float
-    presence: float
-    repetition: float
-    counts: Tensor
-    in_request: Tensor
+    Only their logits are looked at: a vocabulary has 150,000, a request a few hundred.
+
+    ids     [capacity] int64, of which the first `size` count; counts: [capacity] fp32, how often
+            each is in the output; 0 for what is only in the prompt
+    """
+
+    def __init__(self, sampling: SamplingParams, device: torch.device) -> None:
+        self.frequency = sampling.frequency_penalty
+        self.presence = sampling.presence_penalty
+        self.repetition = sampling.repetition_penalty
+        self._place: dict[int, int] = {}
+        self._ids = torch.zeros(_FIRST_CAPACITY, dtype=torch.int64, device=device)
+        self._counts = torch.zeros(_FIRST_CAPACITY, device=device)
+
+    def add(self, token_ids: Sequence[int], count: int) -> None:
+        """These tokens came; count: 1 in the output, 0 in the prompt."""
+        place = self._place
+        places = [place.setdefault(token_id, len(place)) for token_id in token_ids]
+        while len(place) > len(self._ids):
+            self._ids = torch.cat((self._ids, torch.zeros_like(self._ids)))
+            self._counts = torch.cat((self._counts, torch.zeros_like(self._counts)))
+        at = torch.tensor(places, dtype=torch.int64, device=self._ids.device)
+        ids = torch.tensor(token_ids, dtype=torch.int64, device=self._ids.device)
+        self._ids[at] = ids
+        if count:
+            self._counts.index_add_(0, at, torch.full_like(at, count, dtype=torch.float32))
+
+    def penalise(self, logits: Tensor) -> None:
+        """Change logits [vocab] in place."""
+        ids, counts = self._ids[: len(self._place)], self._counts[: len(self._place)]
+        seen = logits[ids]
+        if self.repetition != 1.0:
+            seen = torch.where(seen > 0, seen / self.repetition, seen * self.repetition)
+        logits[ids] = seen - self.frequency * counts - self.presence * (counts > 0)
 
 
 class Penalties:
@@ -102,8 +132,7 @@ class Penalties:
     Source of the repetition penalty: Keskar et al. 2019, arXiv:1909.05858.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seen: dict[int, _Seen] = {}
 
@@ -113,31 +142,17 @@ class Penalties:
         additive = sampling.frequency_penalty or sampling.presence_penalty
         if not additive and sampling.repetition_penalty == 1.0:
             return
-        output = torch.tensor(start.output_ids, dtype=torch.int64, device=self._device)
-        prompt = torch.tensor(start.prompt_ids, dtype=torch.int64, device=self._device)
-        counts = torch.bincount(output, minlength=self._vocab_size).float()
-        in_request = counts > 0
-        in_request[prompt] = True
-        self._seen[start.row] = _Seen(
-            sampling.frequency_penalty,
-            sampling.presence_penalty,
-            sampling.repetition_penalty,
-            counts,
-            in_request,
-        )
+        seen = self._seen[start.row] = _Seen(sampling, self._device)
+        if sampling.repetition_penalty != 1.0:
+            seen.add(start.prompt_ids, 0)
+        seen.add(start.output_ids, 1)
 
     def apply(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> None:
         if not self._seen:
             return
         for index, row in enumerate(rows):
-            seen = self._seen.get(row)
-            if seen is None:
-                continue
-            one = logits[index]
-            if seen.repetition != 1.0:
-                scaled = torch.where(one > 0, one / seen.repetition, one * seen.repetition)
-                one.copy_(torch.where(seen.in_request, scaled, one))
-            one -= seen.frequency * seen.counts + seen.presence * (seen.counts > 0)
+            if row in self._seen:
+                self._seen[row].penalise(logits[index])
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
         if not self._seen:
@@ -145,5 +160,4 @@ class Penalties:
         for row, token_id in zip(rows, token_ids, strict=True):
             seen = self._seen.get(row)
             if seen is not None:
-                seen.counts[token_id] += 1
-                seen.in_request[token_id] = True
+                seen.add((token_id,), 1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.processors import LogitsProcessor
 from sapwood.executor.sampling.random_numbers import uniforms
@@ -20,8 +21,17 @@ class Sampler:
     """Processors, then greedy or random choice; each row as if it were alone."""
 
     def __init__(
-        self, rows: RowTable, processors: Sequence[LogitsProcessor], kernels: Kernels
+        self,
+        rows: RowTable,
+        processors: Sequence[LogitsProcessor],
+        kernels: Kernels,
+        failures: dict[int, str] | None = None,
+        grammars: GrammarMasks | None = None,
     ) -> None:
+        """`failures` (row -> why) is what the processors write to when a request cannot go on.
+        `grammars` come after them: nothing may allow again what a grammar forbids."""
+        self._grammars = grammars
+        self._failures = {} if failures is None else failures
         self._rows = rows
         self._kernels = kernels
         self._processors = processors
@@ -29,6 +39,30 @@ class Sampler:
     def start(self, start: RowStart) -> None:
         for processor in self._processors:
             processor.start(start)
+        if self._grammars is not None:
+            self._grammars.start(start)
+
+    def end(self, row: int) -> None:
+        """The request of that row has left: drop the state of its grammar."""
+        if self._grammars is not None:
+            self._grammars.end(row)
+
+    def jump(self, rows: Sequence[int]) -> dict[int, list[int]]:
+        """Row -> tokens that must follow the one just sampled; they count as put out now."""
+        jumps = {} if self._grammars is None else self._grammars.jump(rows)
+        for row, token_ids in jumps.items():
+            for processor in self._processors:
+                for token_id in token_ids:
+                    processor.accept([row], [token_id])
+        return jumps
+
+    def take_failures(self) -> dict[int, str]:
+        """Row -> why its request cannot go on, of those sampled since the last call."""
+        if not self._failures:
+            return {}
+        taken = dict(self._failures)
+        self._failures.clear()
+        return taken
 
     def sample(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> Tensor:
         """logits [S, vocab], may be overwritten -> token ids [S] int64, on the logits' device.
@@ -38,6 +72,8 @@ class Sampler:
         """
         for processor in self._processors:
             processor.apply(logits, rows, num_outputs)
+        if self._grammars is not None:
+            self._grammars.apply(logits, rows)
         params = [self._rows.sampling[row] for row in rows]
         random = [index for index, one in enumerate(params) if not one.is_greedy]
         if len(random) == len(params):
@@ -55,6 +91,8 @@ class Sampler:
         for processor in self._processors:
             token_ids = token_ids or chosen.tolist()
             processor.accept(rows, token_ids)
+        if self._grammars is not None:
+            self._grammars.accept(rows, token_ids or chosen.tolist())
         return chosen
 
     def _draws(

@@ -9,18 +9,18 @@ from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.anthropic.errors import anthropic_statuses
-from sapwood.frontends.anthropic.prompt import to_prompt
+from sapwood.frontends.anthropic.prompt import to_turn
 from sapwood.frontends.anthropic.protocol import (
     COUNT_RULES,
     MESSAGES_RULES,
     CountTokensRequest,
     MessagesRequest,
 )
-from sapwood.frontends.anthropic.stream import FRAMING, encoded_events, message
+from sapwood.frontends.anthropic.stream import FRAMING, blocks, encoded_events, message
 from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.chat import Turn, collect_turn
 from sapwood.frontends.common.errors import anthropic_body, json_response
 from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.generate import collect
 from sapwood.frontends.common.sampling import over_defaults, renamed
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import EventStream, until_disconnect
@@ -33,33 +33,35 @@ MAX_TEMPERATURE = 1.0
 async def create_message(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), MessagesRequest, MESSAGES_RULES)
     services.check_model(asked.model)
-    text_request = to_text_request(asked, services)
+    turn = to_turn(asked, services, _sampling_params(asked, services))
+    text_request = to_text_request(turn)
     if asked.stream:
-        return EventStream(encoded_events(services, text_request), anthropic_body, FRAMING)
+        return EventStream(encoded_events(services, text_request, turn), anthropic_body, FRAMING)
     with anthropic_statuses():
-        [[choice]] = await until_disconnect(collect(services, [text_request]), request.receive)
-    content = [{"type": "text", "text": choice.text}]
-    return json_response(
-        message(text_request.request_id, services.model_name, choice, content=content)
-    )
+        [(choice, sample)] = await until_disconnect(
+            collect_turn(services, text_request, turn), request.receive
+        )
+    content = blocks(sample.answer)
+    answer = message(text_request.request_id, services.model_name, choice, content, sample)
+    return json_response(answer)
 
 
 async def count_tokens(request: Request, services: Services) -> Response:
     """As many as a message with this prompt would have, even if that were refused as too long."""
     asked = parse(await read_json(request), CountTokensRequest, COUNT_RULES)
     services.check_model(asked.model)
-    prompt = to_prompt(asked, services)
-    token_ids = await services.generator.encode(prompt, add_special_tokens=False)
+    turn = to_turn(asked, services, SamplingParams())
+    token_ids = await services.generator.encode(turn.prompt, add_special_tokens=False)
     return json_response({"input_tokens": len(token_ids)})
 
 
-def to_text_request(asked: MessagesRequest, services: Services) -> TextRequest:
+def to_text_request(turn: Turn) -> TextRequest:
     return TextRequest(
         request_id=f"msg_{uuid.uuid4().hex}",
-        prompt=to_prompt(asked, services),
+        prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=False,
-        sampling=_sampling_params(asked, services),
+        sampling=turn.sampling,
     )
 
 

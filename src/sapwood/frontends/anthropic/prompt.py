@@ -1,36 +1,65 @@
-"""Anthropic's system text and messages to one prompt."""
+"""Anthropic's system text, messages, tools and thinking to one turn of a conversation."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
-from sapwood.base.errors import UnsupportedFeature
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.anthropic.protocol import (
     BLOCK_RULES,
+    CHOICE_RULES,
+    THINKING_RULES,
+    TOOL_RULES,
     TURN_RULES,
+    ChoiceFields,
     CountTokensRequest,
     TextBlock,
+    ThinkingBlock,
+    ThinkingFields,
+    ToolFields,
+    ToolResultBlock,
+    ToolUseBlock,
     Turn,
 )
-from sapwood.frontends.common.chat import chat_prompt
+from sapwood.frontends.common import chat
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.tools import Tool, ToolUse, checked_tools, named_tool
+from sapwood.schema.sampling import SamplingParams
+
+Message = dict[str, Any]
+
+_INSTEAD = "use /v1/completions, which takes a plain prompt"
 
 
-def to_prompt(asked: CountTokensRequest, services: Services) -> str:
-    """The prompt, special tokens included. Raises InvalidRequest that names the field."""
-    return chat_prompt(
-        services, to_messages(asked), instead="use /v1/completions, which takes a plain prompt"
+def to_turn(asked: CountTokensRequest, services: Services, sampling: SamplingParams) -> chat.Turn:
+    """Raises InvalidRequest or UnsupportedFeature that names the field."""
+    messages = to_messages(asked)
+    goes_on = bool(messages) and messages[-1]["role"] == "assistant"
+    thinks, budget = _thinking(asked.thinking)
+    conversation = chat.Conversation(
+        messages=messages,
+        tools=_tool_use(asked),
+        goes_on=goes_on,
+        goes_on_unasked=goes_on,
+        thinks=thinks,
+        thinking_budget=budget,
+        thinking_field="thinking",
+        budget_field="thinking.budget_tokens",
     )
+    return chat.plan_turn(services, conversation, sampling, instead=_INSTEAD)
 
 
-def to_messages(asked: CountTokensRequest) -> list[dict[str, str]]:
+def to_messages(asked: CountTokensRequest) -> list[Message]:
     """Messages as a template takes them; neighbours of one role are one message.
 
-    Blocks and merged messages are joined by line breaks, as paragraphs are; but blocks of an
-    assistant's message are the pieces of one text, and are joined as they are.
+    Texts and merged messages are joined by line breaks, as paragraphs are; but the texts of an
+    assistant's message are the pieces of one, and are joined as they are. A result of a tool is a
+    message of its own.
     """
-    messages: list[dict[str, str]] = []
+    messages: list[Message] = []
     system = _text(asked.system, "system", joined_by="\n")
     # Without a turn there is nothing to answer, and the template refuses an empty list.
     if system and asked.messages:
@@ -38,13 +67,73 @@ def to_messages(asked: CountTokensRequest) -> list[dict[str, str]]:
     for position, given in enumerate(asked.messages):
         where = f"messages[{position}]"
         turn = parse(given, Turn, TURN_RULES, where=where)
-        joined_by = "" if turn.role == "assistant" else "\n"
-        text = _text(turn.content, f"{where}.content", joined_by=joined_by)
-        if messages and messages[-1]["role"] == turn.role:
-            messages[-1]["content"] += f"\n{text}"
+        where += ".content"
+        if turn.role == "assistant":
+            added = [_said(turn.content, where)]
+        elif turn.role == "user":
+            added = _told(turn.content, where)
         else:
-            messages.append({"role": turn.role, "content": text})
+            added = [{"role": "system", "content": _text(turn.content, where, joined_by="\n")}]
+        for message in added:
+            _append(messages, message)
     return messages
+
+
+def _append(messages: list[Message], message: Message) -> None:
+    last = messages[-1] if messages else None
+    is_same = last is not None and last["role"] == message["role"] != "tool"
+    if last is None or not is_same or "tool_calls" in last:
+        messages.append(message)
+        return
+    last["content"] += f"\n{message['content']}"
+    for name in ("tool_calls", "reasoning_content"):
+        if name in message:
+            last[name] = message[name]
+
+
+def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
+    """What the assistant thought, said and called."""
+    if isinstance(content, str):
+        return {"role": "assistant", "content": content}
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for i, block in enumerate(content):
+        path = f"{where}[{i}]"
+        kind = block.get("type")
+        if kind == "thinking":
+            thoughts.append(parse(block, ThinkingBlock, BLOCK_RULES, where=path).thinking)
+        elif kind == "tool_use":
+            call = parse(block, ToolUseBlock, BLOCK_RULES, where=path)
+            arguments = json.dumps(call.input, ensure_ascii=False)
+            function = {"name": call.name, "arguments": arguments}
+            calls.append({"id": call.id, "type": "function", "function": function})
+        else:
+            texts.append(_block(block, path))
+    message: Message = {"role": "assistant", "content": "".join(texts)}
+    if thoughts:
+        message["reasoning_content"] = "".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _told(content: str | Sequence[dict[str, Any]], where: str) -> list[Message]:
+    """What the user said, and the results of tools, in their order."""
+    if isinstance(content, str):
+        return [{"role": "user", "content": content}]
+    messages: list[Message] = []
+    for i, block in enumerate(content):
+        path = f"{where}[{i}]"
+        if block.get("type") == "tool_result":
+            result = parse(block, ToolResultBlock, BLOCK_RULES, where=path)
+            text = _text(result.content, f"{path}.content", joined_by="\n")
+            # Templates have no other place to say so.
+            text = f"Error: {text}" if result.is_error else text
+            messages.append({"role": "tool", "tool_call_id": result.tool_use_id, "content": text})
+        else:
+            _append(messages, {"role": "user", "content": _block(block, path)})
+    return messages or [{"role": "user", "content": ""}]
 
 
 def _text(content: str | list[dict[str, Any]], where: str, *, joined_by: str) -> str:
@@ -57,7 +146,55 @@ def _block(given: dict[str, Any], where: str) -> str:
     kind = given.get("type")
     if isinstance(kind, str) and kind != "text":
         raise UnsupportedFeature(
-            f"{where} is of type {kind!r}, but this server takes only blocks of type 'text'",
+            f"{where} is of type {kind!r}, which this server does not take there; it takes text, "
+            "thinking and tool_use of the assistant, and text and tool_result of the user",
             param=where,
         )
     return parse(given, TextBlock, BLOCK_RULES, where=where).text
+
+
+def _tool_use(asked: CountTokensRequest) -> ToolUse:
+    tools = checked_tools([_tool(one, f"tools[{i}]") for i, one in enumerate(asked.tools)])
+    if not asked.tool_choice:
+        return ToolUse(tools=tools)
+    choice = parse(asked.tool_choice, ChoiceFields, CHOICE_RULES, where="tool_choice")
+    parallel = not choice.disable_parallel_tool_use
+    if choice.type == "tool":
+        if choice.name is None:
+            raise InvalidRequest("tool_choice.name is required", param="tool_choice.name")
+        return named_tool(tools, choice.name, parallel=parallel)
+    if choice.type == "any":
+        if not tools:
+            raise InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
+        return ToolUse(tools=tools, choice="required", parallel=parallel)
+    return ToolUse(tools=tools, choice=choice.type, parallel=parallel)
+
+
+def _tool(given: dict[str, Any], where: str) -> Tool:
+    kind = given.get("type")
+    if isinstance(kind, str) and kind != "custom":
+        raise UnsupportedFeature(
+            f"{where} is of type {kind[:40]!r}, but this server takes only tools of type 'custom', "
+            "which the client runs",
+            param=where,
+        )
+    tool = parse(given, ToolFields, TOOL_RULES, where=where)
+    return Tool(
+        name=tool.name,
+        description=tool.description,
+        parameters=tool.input_schema,
+        strict=tool.strict,
+    )
+
+
+def _thinking(given: dict[str, Any]) -> tuple[bool | None, int | None]:
+    """Whether it should think, and for how many tokens at most."""
+    if not given:
+        return None, None
+    fields = parse(given, ThinkingFields, THINKING_RULES, where="thinking")
+    if fields.budget_tokens is not None and fields.type != "enabled":
+        raise InvalidRequest(
+            f"thinking.budget_tokens is only for type 'enabled', not {fields.type!r}",
+            param="thinking.budget_tokens",
+        )
+    return fields.type != "disabled", fields.budget_tokens

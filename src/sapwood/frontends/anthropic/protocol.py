@@ -12,12 +12,19 @@ from sapwood.frontends.common.fields import Count, Rules
 class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/messages/count_tokens.
 
-    system  a text, or a list of text blocks
+    system       a text, or a list of text blocks
+    tools        functions that the client runs; tool_choice: {"type": "auto", "any", "tool"
+                 (with a name) or "none"}, and whether it may call several at once
+    thinking     {"type": "enabled", "budget_tokens"}, {"type": "adaptive"} or
+                 {"type": "disabled"}; left out: as the model does
     """
 
     messages: list[dict[str, Any]]
     model: str = ""
     system: str | list[dict[str, Any]] = ""
+    tools: list[dict[str, Any]] = []
+    tool_choice: dict[str, Any] = {}
+    thinking: dict[str, Any] = {}
 
 
 class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True):
@@ -37,7 +44,7 @@ class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True):
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """One of `messages`; content is a text, or a list of text blocks."""
+    """One of `messages`; content is a text, or a list of blocks."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[dict[str, Any]]
@@ -48,10 +55,54 @@ class TextBlock(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """signature: Anthropic's proof that it wrote the text; here it means nothing."""
+
+    type: str
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultBlock(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    tool_use_id: str
+    content: str | list[dict[str, Any]] = ""
+    is_error: bool = False
+
+
+class ToolFields(msgspec.Struct, frozen=True, kw_only=True):
+    """One of `tools`."""
+
+    name: str
+    input_schema: dict[str, Any]
+    type: str = "custom"
+    description: str | None = None
+    strict: bool = False
+
+
+class ChoiceFields(msgspec.Struct, frozen=True, kw_only=True):
+    """`tool_choice`."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class ThinkingFields(msgspec.Struct, frozen=True, kw_only=True):
+    """`thinking`."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Count | None = None
+
+
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "tools": (),
-    "tool_choice": ({"type": "none"}, {"type": "auto"}),
-    "thinking": ({"type": "disabled"},),
     "mcp_servers": (),
     "container": (),
     "context_management": (),
@@ -75,4 +126,21 @@ COUNT_RULES = Rules(informational=frozenset({"cache_control"}), unsupported=_UNS
 
 TURN_RULES = Rules()
 
-BLOCK_RULES = Rules(informational=frozenset({"cache_control"}), unsupported={"citations": ()})
+BLOCK_RULES = Rules(
+    informational=frozenset({"cache_control"}),
+    unsupported={"citations": (), "caller": ({"type": "direct"},)},
+)
+
+# Calls are streamed as soon as they are complete, whatever is asked.
+TOOL_RULES = Rules(
+    informational=frozenset({"cache_control", "eager_input_streaming"}),
+    unsupported={
+        "defer_loading": (),
+        "allowed_callers": (["direct"],),
+        "input_examples": (),
+    },
+)
+
+CHOICE_RULES = Rules()
+
+THINKING_RULES = Rules(unsupported={"display": ("summarized",)})

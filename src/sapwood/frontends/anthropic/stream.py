@@ -10,18 +10,22 @@ import orjson
 
 from sapwood.base.errors import SapwoodError
 from sapwood.frontends.anthropic.errors import anthropic_statuses
+from sapwood.frontends.common.chat import Turn, TurnSample
 from sapwood.frontends.common.errors import anthropic_body
 from sapwood.frontends.common.generate import Choice, generate
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import EVENT_STREAM, Framing
 from sapwood.schema.output import Finish
-from sapwood.text.generation import TextRequest
-
-_DELTA_HEAD = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
-    b'"delta":{"type":"text_delta","text":'
+from sapwood.text.events import (
+    Answer,
+    CallArguments,
+    CallEnd,
+    CallStart,
+    Content,
+    Event,
+    Reasoning,
 )
-_DELTA_TAIL = b"}}\n\n"
+from sapwood.text.generation import TextRequest
 
 
 def _event(content: dict[str, Any]) -> bytes:
@@ -38,19 +42,39 @@ FRAMING = Framing(content_type=EVENT_STREAM, end=b"", failure=_failure)
 """No [DONE]: the last event is message_stop, or error."""
 
 
-def message(answer_id: str, model: str, so_far: Choice, content: list[Any]) -> dict[str, Any]:
+def message(
+    answer_id: str,
+    model: str,
+    so_far: Choice,
+    content: list[dict[str, Any]],
+    sample: TurnSample | None = None,
+) -> dict[str, Any]:
+    """sample: the answer, if it is complete."""
     return {
         "id": answer_id,
         "type": "message",
         "role": "assistant",
         "model": model,
         "content": content,
-        **stop_fields(so_far.finish),
+        **stop_fields(so_far.finish if sample is not None else None, sample),
         "usage": usage(so_far),
     }
 
 
-def stop_fields(finish: Finish | None) -> dict[str, str | None]:
+def blocks(answer: Answer) -> list[dict[str, Any]]:
+    """Thinking, text and calls; an answer of nothing is an empty text."""
+    content: list[dict[str, Any]] = []
+    if answer.reasoning:
+        content.append(_thinking_block(answer.reasoning))
+    if answer.content or not (answer.calls or answer.reasoning):
+        content.append({"type": "text", "text": answer.content})
+    for call in answer.calls:
+        block = {"type": "tool_use", "id": call.call_id, "name": call.name}
+        content.append({**block, "input": orjson.loads(call.arguments)})
+    return content
+
+
+def stop_fields(finish: Finish | None, sample: TurnSample | None) -> dict[str, str | None]:
     """stop_reason and stop_sequence; both null while the answer goes on."""
     if finish is None:
         return {"stop_reason": None, "stop_sequence": None}
@@ -59,6 +83,8 @@ def stop_fields(finish: Finish | None) -> dict[str, str | None]:
     if finish.kind == "abort":
         # Anthropic's word for a turn that was broken off and can be sent back to be gone on with.
         return {"stop_reason": "pause_turn", "stop_sequence": None}
+    if sample is not None and sample.finish_reason(finish) == "tool_calls":
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     if isinstance(finish.matched, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.matched}
     return {"stop_reason": "end_turn", "stop_sequence": None}
@@ -75,38 +101,102 @@ def usage(so_far: Choice) -> dict[str, int]:
     }
 
 
-async def encoded_events(services: Services, request: TextRequest) -> AsyncGenerator[bytes, None]:
+async def encoded_events(
+    services: Services, request: TextRequest, turn: Turn
+) -> AsyncGenerator[bytes, None]:
     """All events of an answer, from its first token on: that brings the prompt's counts."""
     so_far = Choice()
-    encoded: bytes | None = None
+    sample = turn.sample()
+    content = _Blocks()
+    begun = False
     with anthropic_statuses():
         async with aclosing(generate(services, [request])) as chunks:
             async for _, chunk in chunks:
                 so_far.count(chunk)
-                encoded = _opening(services, request, so_far) if encoded is None else b""
-                if chunk.text:
-                    encoded += _DELTA_HEAD + orjson.dumps(chunk.text) + _DELTA_TAIL
+                encoded = b"" if begun else _opening(services, request, so_far)
+                begun = True
+                encoded += b"".join(map(content.add, sample.add(chunk)))
                 if chunk.finish is not None:
-                    encoded += _closing(so_far)
+                    encoded += content.end() + _closing(so_far, sample)
                 if encoded:
                     yield encoded
 
 
+class _Blocks:
+    """The blocks of an answer as events: one after the other, at least one.
+
+    A call goes out when it is complete, so that no client sees one that comes to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._kind = ""
+        self._call: CallStart | None = None
+        self._arguments: list[str] = []
+
+    def add(self, event: Event) -> bytes:
+        match event:
+            case Content(text):
+                return self._text("text", {"type": "text", "text": ""}, "text_delta", text)
+            case Reasoning(text):
+                return self._text("thinking", _thinking_block(""), "thinking_delta", text)
+            case CallStart():
+                self._call, self._arguments = event, []
+            case CallArguments(_, text):
+                self._arguments.append(text)
+            case CallEnd():
+                return self._whole_call()
+            case _:
+                pass
+        return b""
+
+    def end(self) -> bytes:
+        if self._index < 0:
+            return self._start("text", {"type": "text", "text": ""}) + self._stop()
+        return self._stop()
+
+    def _text(self, kind: str, block: dict[str, Any], delta: str, text: str) -> bytes:
+        encoded = b"" if self._kind == kind else self._stop() + self._start(kind, block)
+        content = {"type": delta, kind: text}
+        return encoded + self._delta(content)
+
+    def _whole_call(self) -> bytes:
+        assert self._call is not None
+        name, call_id = self._call.name, self._call.call_id
+        block = {"type": "tool_use", "id": call_id, "name": name, "input": {}}
+        delta = {"type": "input_json_delta", "partial_json": "".join(self._arguments)}
+        return self._stop() + self._start("tool_use", block) + self._delta(delta)
+
+    def _start(self, kind: str, block: dict[str, Any]) -> bytes:
+        self._kind = kind
+        self._index += 1
+        # As Anthropic's own streams have it, a ping comes after the first of all blocks has begun.
+        ping = b"" if self._index else _event({"type": "ping"})
+        start = {"type": "content_block_start", "index": self._index, "content_block": block}
+        return _event(start) + ping
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return _event({"type": "content_block_delta", "index": self._index, "delta": delta})
+
+    def _stop(self) -> bytes:
+        if not self._kind:
+            return b""
+        self._kind = ""
+        return _event({"type": "content_block_stop", "index": self._index})
+
+
+def _thinking_block(text: str) -> dict[str, Any]:
+    """The signature is Anthropic's proof that it wrote the text; there is none here."""
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
 def _opening(services: Services, request: TextRequest, so_far: Choice) -> bytes:
     begun = message(request.request_id, services.model_name, so_far, content=[])
-    begun |= stop_fields(None)
-    block = {"type": "text", "text": ""}
-    return (
-        _event({"type": "message_start", "message": begun})
-        + _event({"type": "content_block_start", "index": 0, "content_block": block})
-        + _event({"type": "ping"})
-    )
+    return _event({"type": "message_start", "message": begun})
 
 
-def _closing(so_far: Choice) -> bytes:
-    delta = stop_fields(so_far.finish)
-    return (
-        _event({"type": "content_block_stop", "index": 0})
-        + _event({"type": "message_delta", "delta": delta, "usage": usage(so_far)})
-        + _event({"type": "message_stop"})
+def _closing(so_far: Choice, sample: TurnSample) -> bytes:
+    delta = stop_fields(so_far.finish, sample)
+    return _event({"type": "message_delta", "delta": delta, "usage": usage(so_far)}) + _event(
+        {"type": "message_stop"}
     )

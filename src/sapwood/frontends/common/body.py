@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Collection
 from typing import Any
@@ -10,11 +11,11 @@ import orjson
 from starlette.requests import Request
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.errors import BodyTooLarge
+from sapwood.frontends.common.errors import BodyTooLarge, BodyTooSlow
+from sapwood.frontends.common.limits import BodyLimits
 
-MAX_BODY_BYTES = 64 * 2**20
-MAX_DEPTH = 100
-"""Arrays and objects inside one another; the parser itself stops at 1024."""
+MAX_BODY_BYTES = BodyLimits().max_bytes
+MAX_DEPTH = BodyLimits().max_depth
 
 _KEY = re.compile(rb'"([^"\\]{1,64})"\s*:')
 _KEY_WINDOW_BYTES = 4096
@@ -24,16 +25,23 @@ async def read_json(request: Request, *, optional: bool = False) -> dict[str, An
     """The JSON object in the request's body.
 
     optional  an empty body counts as {}
-    Raises    InvalidRequest for a body that is not a JSON object, BodyTooLarge (413), and
-              ClientDisconnect if the client leaves while it sends.
+    Raises    InvalidRequest for a body that is not a JSON object, BodyTooLarge (413), BodyTooSlow
+              (408), and ClientDisconnect if the client leaves while it sends.
     """
-    raw = await _read(request)
+    limits = body_limits(request)
+    raw = await _read_in_time(request, limits)
     if optional and not raw.strip():
         return {}
-    return parse_object(raw)
+    return parse_object(raw, max_depth=limits.max_depth)
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
+def body_limits(request: Request) -> BodyLimits:
+    """Those of the application; `create_app` puts them there."""
+    limits = getattr(request.app.state, "body_limits", None)
+    return limits if isinstance(limits, BodyLimits) else BodyLimits()
+
+
+def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     if not raw.strip():
         raise InvalidRequest("the request's body is empty; send a JSON object")
     try:
@@ -45,31 +53,44 @@ def parse_object(raw: bytes) -> dict[str, Any]:
             f"the request's body is a JSON {type(value).__name__}; send a JSON object"
         )
     # Counting brackets is far cheaper than walking, and settles it for nearly every body.
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
-        _check_depth(value)
+    if raw.count(b"[") + raw.count(b"{") > max_depth:
+        _check_depth(value, max_depth)
     return value
 
 
-async def _read(request: Request) -> bytes:
+async def _read_in_time(request: Request, limits: BodyLimits) -> bytes:
+    if limits.timeout_s <= 0:
+        return await _read(request, limits.max_bytes)
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            return await _read(request, limits.max_bytes)
+    except TimeoutError:
+        raise BodyTooSlow(
+            f"the request's body had not arrived after {limits.timeout_s:g} s; send it faster, or "
+            "start the server with a larger --request-body-timeout"
+        ) from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise InvalidRequest(f"content-encoding {encoding} is not supported; send plain JSON")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-        raise _too_large(int(declared))
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(int(declared), max_bytes)
     parts: list[bytes] = []
     num_bytes = 0
     async for part in request.stream():
         num_bytes += len(part)
-        if num_bytes > MAX_BODY_BYTES:
-            raise _too_large(num_bytes)
+        if num_bytes > max_bytes:
+            raise _too_large(num_bytes, max_bytes)
         parts.append(part)
     return b"".join(parts)
 
 
-def _too_large(num_bytes: int) -> BodyTooLarge:
+def _too_large(num_bytes: int, max_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(
-        f"the request's body has {num_bytes} bytes or more, but at most {MAX_BODY_BYTES} are "
+        f"the request's body has {num_bytes} bytes or more, but at most {max_bytes} are "
         "accepted; send fewer prompts per request"
     )
 
@@ -97,14 +118,14 @@ def _last_key(raw: bytes, offset: int) -> tuple[str, str | None]:
     return f", at or after field {name!r}", name
 
 
-def _check_depth(value: Collection[Any]) -> None:
-    """InvalidRequest if containers lie deeper than MAX_DEPTH; level by level, no recursion."""
+def _check_depth(value: Collection[Any], max_depth: int) -> None:
+    """InvalidRequest if containers lie deeper than that; level by level, no recursion."""
     level: list[Collection[Any]] = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(max_depth):
         level = [item for held in level for item in _items(held) if type(item) in (list, dict)]
         if not level:
             return
-    raise InvalidRequest(f"the request's JSON is nested deeper than {MAX_DEPTH} levels")
+    raise InvalidRequest(f"the request's JSON is nested deeper than {max_depth} levels")
 
 
 def _items(held: Collection[Any]) -> Collection[Any]:

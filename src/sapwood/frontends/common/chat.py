@@ -1,35 +1,311 @@
-"""Conversations to prompts, in dialects where a last message of the assistant is a prefill."""
+"""One turn of a conversation: its prompt, what its answer must look like, and how it is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.common.generate import Choice, generate
 from sapwood.frontends.common.services import Services
-from sapwood.text.template import Message
+from sapwood.frontends.common.tools import ToolUse
+from sapwood.schema.grammar import Thinking
+from sapwood.schema.output import Finish
+from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.thinking import ThinkingBudget
+from sapwood.text.answer import AnswerShape
+from sapwood.text.events import Answer, AnswerBuilder, Event, Reasoning
+from sapwood.text.generation import TextChunk, TextRequest
+from sapwood.text.reasoning.format import Shown
+from sapwood.text.template import ChatTemplate, Message
+from sapwood.text.tools.format import ToolSet
+from sapwood.text.tools.json_array import JsonArray
+
+_SWITCHES = ("enable_thinking", "thinking")
+"""Variables by which templates turn thinking on and off."""
 
 
-def chat_prompt(services: Services, messages: Sequence[Message], *, instead: str) -> str:
-    """The prompt, special tokens included; the model goes on with a last message of its own.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What a client asks for, in whichever dialect.
 
-    instead  what a client may do if the model has no chat template
-    Raises   InvalidRequest or UnsupportedFeature, which names messages
+    options            further variables of the chat template
+    goes_on            the model goes on with the last message, which is its own
+    goes_on_unasked    the dialect says so, not the client
+    takes_apart        thinking is told apart from the answer
+    streams_reasoning  thinking goes out as it comes, not at once at its end
+    thinks             True: it should think; False: it should not; None: as the model does
+    effort             how much it should think, in the template's own words
+    thinking_budget    tokens of thinking at most
+    thinking_field     the request's own field for thinks and effort, for errors
+    budget_field       and for thinking_budget
     """
+
+    messages: Sequence[Message]
+    tools: ToolUse = field(default_factory=ToolUse)
+    documents: Sequence[Mapping[str, Any]] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    goes_on: bool = False
+    goes_on_unasked: bool = False
+    takes_apart: bool = True
+    streams_reasoning: bool = True
+    thinks: bool | None = None
+    effort: str | None = None
+    thinking_budget: int | None = None
+    thinking_field: str = "reasoning_effort"
+    budget_field: str = "thinking_budget"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A conversation made ready for the engine; special tokens are in the prompt."""
+
+    prompt: str
+    sampling: SamplingParams
+    shape: AnswerShape
+    streams_reasoning: bool = True
+
+    def sample(self) -> TurnSample:
+        return TurnSample(self)
+
+
+class TurnSample:
+    """One sample of a turn's answer as it comes."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._parser = turn.shape.parser()
+        self._holds_reasoning = not turn.streams_reasoning
+        self._held: list[Event] = []
+        self._builder = AnswerBuilder()
+        self._num_reasoning_tokens = 0
+        self._num_undecided_tokens = 0
+        self._separates = turn.shape.reasoning is not None
+
+    def add(self, chunk: TextChunk) -> list[Event]:
+        """What is new. After the chunk with a finish nothing is held any more."""
+        was_thinking = self._parser.is_thinking
+        events = self._parser.feed(chunk.text)
+        if chunk.finish is not None:
+            events += self._parser.finish()
+        # Tokens of a tag count when it is known what it is.
+        self._num_undecided_tokens += len(chunk.token_ids)
+        is_reasoning = any(isinstance(event, Reasoning) for event in events)
+        if was_thinking or self._parser.is_thinking or is_reasoning:
+            self._num_reasoning_tokens += self._num_undecided_tokens
+            self._num_undecided_tokens = 0
+        elif events:
+            self._num_undecided_tokens = 0
+        for event in events:
+            self._builder.add(event)
+        return self._in_time(events, is_last=chunk.finish is not None)
+
+    @property
+    def answer(self) -> Answer:
+        return self._builder.built()
+
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        """Tags included; None if thinking is not told apart."""
+        return self._num_reasoning_tokens if self._separates else None
+
+    def finish_reason(self, finish: Finish | None) -> str | None:
+        """Why it ended, in OpenAI's words."""
+        if finish is None:
+            return None
+        is_call = finish.kind == "stop" and self._builder.num_calls > 0
+        return "tool_calls" if is_call else finish.kind
+
+    def _in_time(self, events: list[Event], *, is_last: bool) -> list[Event]:
+        if not self._holds_reasoning:
+            return events
+        self._held += [event for event in events if isinstance(event, Reasoning)]
+        others: list[Event] = [event for event in events if not isinstance(event, Reasoning)]
+        if not self._held or (self._parser.is_thinking and not is_last):
+            return others
+        text = "".join(event.source for event in self._held)
+        self._held = []
+        return [Reasoning(text), *others]
+
+
+async def collect_turn(
+    services: Services, request: TextRequest, turn: Turn
+) -> list[tuple[Choice, TurnSample]]:
+    """The finished samples of that request; raises as `generate` does."""
+    samples = [(Choice(), turn.sample()) for _ in range(request.n)]
+    async with aclosing(generate(services, [request])) as chunks:
+        async for _, chunk in chunks:
+            choice, sample = samples[chunk.index]
+            choice.add(chunk)
+            sample.add(chunk)
+            choice.num_reasoning_tokens = sample.num_reasoning_tokens
+    return samples
+
+
+def plan_turn(
+    services: Services, asked: Conversation, sampling: SamplingParams, *, instead: str
+) -> Turn:
+    """
+    sampling  what the request says; what its tools and its thinking need is added
+    instead   what a client may do if the model has no chat template
+    Raises    InvalidRequest or UnsupportedFeature that names the field
+    """
+    services.check_task("tokens")
     if services.template is None:
         raise UnsupportedFeature(
             f"this model has no chat template; {instead}, or start the server with --chat-template",
             param="messages",
         )
-    goes_on = bool(messages) and messages[-1]["role"] == "assistant"
+    _check_tools(services, asked.tools)
+    options = _template_options(services, services.template, asked)
+    prompt = _rendered(services.template, asked, options)
+    return _turn(services, asked, sampling, prompt)
+
+
+def _turn(services: Services, asked: Conversation, sampling: SamplingParams, prompt: str) -> Turn:
+    formats, use = services.formats, asked.tools
+    special = services.tokenizer.special_token_texts
+    calls = formats.calls if use.offered else None
+    grammar = use.grammar(calls, special)
+    if use.offered and sampling.grammar is not None:
+        raise InvalidRequest(
+            "response_format and the other fields that say what the output must look like leave no "
+            'room for calls of tools; send one of the two, or tool_choice "none"',
+            param="tools",
+        )
+    grammar = grammar or sampling.grammar
+    reasoning = formats.reasoning
+    shown = Shown.CLOSED
+    if reasoning is not None:
+        shown = reasoning.shown_by(prompt, prefix=_prefix(asked))
+        if grammar is not None and shown is not Shown.CLOSED:
+            thinking = Thinking(
+                begin=reasoning.opens, end=reasoning.closes, is_open=shown is Shown.OPEN
+            )
+            grammar = msgspec.structs.replace(grammar, thinking=thinking)
+    # A grammar holds a model that may think but does not from its first token on.
+    guesses = grammar is None and reasoning is not None and reasoning.is_forced
+    shape = AnswerShape(
+        reasoning=reasoning if asked.takes_apart else None,
+        is_thinking=shown is Shown.OPEN or (shown is Shown.NOTHING and guesses),
+        calls=JsonArray(formats.calls) if use.is_forced else calls,
+        tools=ToolSet(
+            parameters={tool.name: tool.schema for tool in use.offered},
+            keeps_unknown=formats.keeps_unknown,
+            max_calls=None if use.parallel else 1,
+        ),
+    )
+    changes: dict[str, Any] = {"grammar": grammar}
+    if asked.thinking_budget is not None and shown is not Shown.CLOSED:
+        changes["thinking_budget"] = _budget(services, asked.thinking_budget, shown)
+    if shape.tags & special:
+        changes["skip_special_tokens"] = False
+    return Turn(
+        prompt=prompt,
+        sampling=msgspec.structs.replace(sampling, **changes),
+        shape=shape,
+        streams_reasoning=asked.streams_reasoning,
+    )
+
+
+def _check_tools(services: Services, use: ToolUse) -> None:
+    formats = services.formats
+    if not use.offered or use.is_forced or formats.calls is not None or formats.leaves_calls:
+        return
+    raise UnsupportedFeature(
+        "the chat template of this model does not show how it calls tools; start the server with "
+        "--tool-call-parser, or with a --chat-template such as chatml-tools, or use tool_choice "
+        '"required", which works with any model',
+        param="tools",
+    )
+
+
+def _rendered(template: ChatTemplate, asked: Conversation, options: Mapping[str, Any]) -> str:
+    offered = asked.tools.offered
     try:
-        return services.template.render(
-            messages, add_generation_prompt=not goes_on, continue_final_message=goes_on
+        return template.render(
+            asked.messages,
+            add_generation_prompt=asked.add_generation_prompt and not asked.goes_on_unasked,
+            continue_final_message=asked.goes_on,
+            tools=[tool.definition for tool in offered] or None,
+            documents=list(asked.documents) or None,
+            **options,
         )
     except InvalidRequest as error:
-        if error.param != "continue_final_message":
+        if error.param != "continue_final_message" or not asked.goes_on_unasked:
             raise
         raise InvalidRequest(
             "the last of messages is the assistant's, but the chat template of this model leaves "
             "out its end, so that the model cannot go on with it; end with a message of the user",
             param="messages",
         ) from error
+
+
+def _template_options(
+    services: Services, template: ChatTemplate, asked: Conversation
+) -> dict[str, Any]:
+    """The template's variables, with what it has for thinking set as asked."""
+    options = dict(asked.options)
+    thinks = asked.thinks
+    has_reasoning = services.formats.reasoning is not None
+    if asked.effort is not None:
+        if "reasoning_effort" in template.variables and asked.effort != "none":
+            options.setdefault("reasoning_effort", asked.effort)
+        elif thinks is None:
+            thinks = asked.effort != "none"
+    switches = [name for name in _SWITCHES if name in template.variables]
+    if thinks is not None:
+        for name in switches:
+            options.setdefault(name, thinks)
+        if thinks and not switches and not has_reasoning:
+            raise UnsupportedFeature(
+                f"{asked.thinking_field} asks for thinking, but this model does not think, as far "
+                "as its chat template and the server's --reasoning-parser show; leave it out",
+                param=asked.thinking_field,
+            )
+        if not thinks and not switches and has_reasoning:
+            raise UnsupportedFeature(
+                f"{asked.thinking_field} asks for no thinking, but the chat template of this model "
+                "has no switch that turns it off; leave it out",
+                param=asked.thinking_field,
+            )
+    if asked.thinking_budget is not None and not has_reasoning:
+        raise UnsupportedFeature(
+            f"{asked.budget_field} needs a model whose thinking the server can see; start it with "
+            "--reasoning-parser",
+            param=asked.budget_field,
+        )
+    return options
+
+
+def _prefix(asked: Conversation) -> str:
+    """The beginning of the answer that the model goes on with."""
+    if not asked.goes_on or not asked.messages:
+        return ""
+    content = asked.messages[-1].get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else ()
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
+
+
+def _budget(services: Services, max_tokens: int, shown: Shown) -> ThinkingBudget:
+    reasoning = services.formats.reasoning
+    assert reasoning is not None
+    # Harmony's thinking is open from the start, but for its header.
+    is_open = shown is Shown.OPEN and reasoning.tool_format is None
+    return ThinkingBudget(
+        max_tokens=max_tokens,
+        begin=_ids(services, reasoning.opens),
+        end=_ids(services, reasoning.ends),
+        forced=_ids(services, reasoning.forced_close),
+        is_open=is_open or (shown is Shown.NOTHING and reasoning.is_forced),
+    )
+
+
+def _ids(services: Services, text: str) -> tuple[int, ...]:
+    return tuple(services.tokenizer.encode(text, add_special_tokens=False))

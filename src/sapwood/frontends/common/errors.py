@@ -27,6 +27,10 @@ _ANTHROPIC_TYPES = {
     ANTHROPIC_OVERLOADED: "overloaded_error",
 }
 
+MAX_MESSAGE_CHARS = 2000
+MAX_PARAM_CHARS = 200
+"""A client's own text may be part of a message; of a name of ten megabytes it gets the ends."""
+
 ErrorBody = Callable[[SapwoodError], dict[str, object]]
 
 
@@ -45,6 +49,21 @@ class OtherOrigin(InvalidRequest):
     type = "PermissionDeniedError"
 
 
+class NotAuthenticated(InvalidRequest):
+    status = 401
+    type = "AuthenticationError"
+
+
+class NotAllowed(InvalidRequest):
+    status = 403
+    type = "PermissionDeniedError"
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+    type = "RequestTimeoutError"
+
+
 class EngineFailed(SapwoodError):
     """The engine ended a request with an error; status and type are the engine's."""
 
@@ -58,9 +77,9 @@ def openai_body(error: SapwoodError) -> dict[str, object]:
     """OpenAI's body, flat as SGLang and vLLM send it; the official client reads both forms."""
     return {
         "object": "error",
-        "message": error.message,
+        "message": _message(error),
         "type": error.type,
-        "param": error.param,
+        "param": None if error.param is None else _shortened(error.param, MAX_PARAM_CHARS),
         "code": error.status,
     }
 
@@ -74,14 +93,31 @@ def anthropic_body(error: SapwoodError) -> dict[str, object]:
     kind = _ANTHROPIC_TYPES.get(error.status)
     if kind is None:
         kind = "invalid_request_error" if error.status < 500 else "api_error"
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    return {"type": "error", "error": {"type": kind, "message": _message(error)}}
 
 
 def ollama_body(error: SapwoodError) -> dict[str, object]:
-    return {"error": error.message}
+    return {"error": _message(error)}
+
+
+def _message(error: SapwoodError) -> str:
+    return _shortened(error.message, MAX_MESSAGE_CHARS)
+
+
+def _shortened(text: str, max_chars: int) -> str:
+    """The text's beginning and end if it is longer: the way out is told at the end."""
+    if len(text) <= max_chars:
+        return text
+    half = max_chars // 2
+    return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
 
 
 def body_for_path(path: str) -> ErrorBody:
+    # OpenAI nests its errors; the older routes keep the flat form that SGLang's clients know.
+    if path == "/v1/responses" or path.startswith("/v1/responses/"):
+        return native_body
+    if path == "/invocations":
+        return openai_body
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return anthropic_body
     if path.startswith("/api/"):

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from sapwood.base.errors import EngineUnavailable
 from sapwood.frontends.common.errors import EngineFailed
 from sapwood.frontends.common.services import Services
+from sapwood.observe.requests import ObservedRequest
+from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish
-from sapwood.text.generation import TextChunk, TextRequest
+from sapwood.text.generation import ScoredPrompt, TextChunk, TextRequest
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Choice:
-    """What one sample of one prompt has brought so far."""
+    """What one sample of one prompt has brought so far.
+
+    num_reasoning_tokens  output tokens that were thinking; None: they are not told apart
+    """
 
     parts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
@@ -27,15 +33,29 @@ class Choice:
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
     queue_time_s: float = 0.0
+    num_reasoning_tokens: int | None = None
     finish: Finish | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    prompt: ScoredPrompt | None = None
+    _first_s: float | None = None
+    _num_first_tokens: int = 0
+    _last_s: float = 0.0
 
     def add(self, chunk: TextChunk) -> None:
         self.parts.append(chunk.text)
         self.token_ids.extend(chunk.token_ids)
+        if chunk.logprobs is not None:
+            self.logprobs.append(chunk.logprobs)
+            self.offsets.extend(chunk.offsets)
+        self.prompt = self.prompt or chunk.prompt
         self.count(chunk)
 
     def count(self, chunk: TextChunk) -> None:
         """Take over the chunk's counters but not its text, for answers that keep none."""
+        self._last_s = time.monotonic()
+        if self._first_s is None and chunk.num_output_tokens:
+            self._first_s, self._num_first_tokens = self._last_s, chunk.num_output_tokens
         self.num_prompt_tokens = chunk.num_prompt_tokens
         self.num_output_tokens = chunk.num_output_tokens
         self.num_cached_tokens = chunk.num_cached_tokens
@@ -46,27 +66,45 @@ class Choice:
     def text(self) -> str:
         return "".join(self.parts)
 
+    @property
+    def decode_throughput(self) -> float | None:
+        """Output tokens per second from the first ones on; None until more have come."""
+        seconds = self._last_s - (self._first_s or self._last_s)
+        num_tokens = self.num_output_tokens - self._num_first_tokens
+        return num_tokens / seconds if num_tokens > 0 and seconds > 0 else None
+
 
 async def generate(
     services: Services, requests: Sequence[TextRequest]
 ) -> AsyncGenerator[tuple[int, TextChunk], None]:
     """Chunks of all those requests as they come, each with its request's position.
 
+    Every text request of every dialect comes through here, so here they are counted and timed.
     Closing it early aborts what is still open; so does an error of any of the requests.
-    Raises EngineUnavailable, EngineFailed, or InvalidRequest if an id is already open.
+    Raises EngineUnavailable, EngineFailed, or InvalidRequest if an id is already open or the call
+    exceeds the server's limits.
     """
-    reason = services.engine.unavailable_reason
-    if reason is not None:
-        raise EngineUnavailable(f"the engine does not serve: {reason}; try again later")
-    with ExitStack() as held:
+    services.limits.check(requests)
+    with services.observer.observing(requests) as observed, ExitStack() as held:
+        reason = services.engine.unavailable_reason
+        if reason is not None:
+            raise EngineUnavailable(f"the engine does not serve: {reason}; try again later")
         for request in requests:
             held.enter_context(services.open_requests.held(request.request_id))
-        streams = [services.generator.generate(request) for request in requests]
+        streams = [
+            services.generator.generate(request if one.trace is None else _traced(request, one))
+            for request, one in zip(requests, observed, strict=True)
+        ]
         async with aclosing(merged(streams)) as chunks:
             async for position, chunk in chunks:
+                observed[position].chunk(chunk)
                 if chunk.finish is not None and chunk.finish.kind == "error":
                     raise EngineFailed(chunk.finish)
                 yield position, chunk
+
+
+def _traced(request: TextRequest, observed: ObservedRequest) -> TextRequest:
+    return replace(request, trace=observed.trace)
 
 
 async def collect(services: Services, requests: Sequence[TextRequest]) -> list[list[Choice]]:

@@ -11,7 +11,7 @@ browsers since 2023 to https and to localhost) and falls back to comparing Origi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -20,17 +20,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sapwood.frontends.common.errors import OtherOrigin, body_for_path, error_response
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_GETS_WITH_EFFECT = frozenset({"/flush_cache", "/health_generate"})
+_GETS_WITH_EFFECT = frozenset(
+    {"/flush_cache", "/health_generate", "/start_profile", "/stop_profile", "/freeze_gc"}
+)
 _TRUSTED_SITES = frozenset({"same-origin", "none"})
 
 
-def why_refused(headers: Mapping[str, str]) -> str | None:
+def why_refused(headers: Mapping[str, str], allowed: Collection[str] = ()) -> str | None:
     """Where a request comes from if that is another origin; None if it may pass.
 
+    allowed  origins that may; "*": all
     A proxy may rewrite Host, so the browser's own word counts before the comparison.
     """
     site = headers.get("sec-fetch-site")
     origin = headers.get("origin")
+    if "*" in allowed or (origin is not None and origin in allowed):
+        return None
     if site is not None:
         if site in _TRUSTED_SITES:
             return None
@@ -43,16 +48,18 @@ def why_refused(headers: Mapping[str, str]) -> str | None:
 class SameOriginOnly:
     """ASGI middleware that answers 403 to what `why_refused` names; all else passes untouched."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, allowed: Collection[str] = ()) -> None:
         self._app = app
+        self._allowed = frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _has_effect(scope):
-            where = why_refused(Headers(scope=scope))
+            where = why_refused(Headers(scope=scope), self._allowed)
             if where is not None:
                 refusal = OtherOrigin(
                     f"the request comes from a web page of {where}, which may not use this "
-                    "server; use the page that this server serves, or a program"
+                    "server; use the page that this server serves, or a program, or start the "
+                    "server with --cors-allow-origins"
                 )
                 response = error_response(refusal, body_for_path(scope["path"]))
                 await response(scope, receive, send)

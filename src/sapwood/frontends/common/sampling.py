@@ -19,10 +19,7 @@ def renamed(error: InvalidRequest, names: Mapping[str, str], *, where: str = "")
         return error
     wire_name = names.get(error.param, error.param)
     path = f"{where}.{wire_name}" if where else wire_name
-    message = error.message
-    for name, on_wire in names.items():
-        message = message.replace(name, on_wire)
-    return InvalidRequest(message, param=path)
+    return InvalidRequest(error.message.replace(error.param, wire_name), param=path)
 
 
 def over_defaults(defaults: Mapping[str, float], **given: float | None) -> dict[str, float]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sapwood.base.clock import Clock, MonotonicClock
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.frontends.common.limits import RequestLimits
+from sapwood.frontends.observability.engine_figures import EngineFigures
+from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
+from sapwood.schema.pooling import Pooling, Task, why_not
 from sapwood.schema.sampling import SamplingParams
+from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
@@ -53,8 +59,14 @@ class Services:
     model_name        the name that the API shows and accepts
     default_sampling  the model's own defaults, of the names in DEFAULTABLE; they come after what a
                       request says and before OpenAI's defaults
+    formats           how the model writes thinking and calls of tools
     created           Unix time in seconds at which the server started
-    options           the resolved configuration, as /server_info shows it
+    options           the configuration as it was asked for; the engine says how it was resolved
+    observer          counts, times and logs the requests
+    figures           of the engine, kept up to date by whoever runs them; None: made when needed
+    serves_metrics    whether /metrics answers
+    custom_labels_header  the header that gives a request's own metric labels
+    pooling           of a model that answers with numbers; None: it generates
     """
 
     engine: EngineClient
@@ -66,12 +78,19 @@ class Services:
     created: int
     version: str
     default_sampling: Mapping[str, float] = field(default_factory=dict)
+    formats: AnswerFormats = field(default_factory=AnswerFormats)
     tokenizer_path: str | None = None
     model_type: str | None = None
     architectures: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    pooling: Pooling | None = None
     clock: Clock = field(default_factory=MonotonicClock)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    observer: RequestObserver = field(default_factory=RequestObserver)
+    figures: EngineFigures | None = None
+    serves_metrics: bool = False
+    custom_labels_header: str = "x-custom-labels"
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
@@ -86,6 +105,12 @@ class Services:
             raise ConfigError(
                 f"the model's default sampling parameters are out of range: {error.message}"
             ) from error
+
+    def check_task(self, wanted: Task | Literal["tokens"]) -> None:
+        """InvalidRequest, with the way out, unless the model does that."""
+        unable = why_not(self.pooling, wanted)
+        if unable is not None:
+            raise InvalidRequest(unable)
 
     def check_model(self, asked: str) -> None:
         """NotFound unless that is the served model's name, "default" or empty."""

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from sapwood.base.errors import EngineUnavailable, InvalidRequest
 from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.embed import embed_all
 from sapwood.frontends.common.errors import json_response
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.generate import collect
@@ -17,6 +18,7 @@ from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.frontends.native.protocol import ABORT_RULES, AbortRequest
 from sapwood.schema.sampling import SamplingParams
+from sapwood.text.embedding import EmbedRequest
 from sapwood.text.generation import TextRequest
 
 
@@ -29,7 +31,11 @@ def health(services: Services) -> Response:
 
 
 async def health_generate(request: Request, services: Services) -> Response:
-    """200 when the engine has generated one token."""
+    """200 when the engine has generated one token, or the numbers of one word."""
+    if services.pooling is not None:
+        asked = EmbedRequest(request_id=f"health-{uuid.uuid4().hex}", text="health")
+        await until_disconnect(embed_all(services, [asked]), request.receive)
+        return json_response({"status": "ok"})
     probe = TextRequest(
         request_id=f"health-{uuid.uuid4().hex}",
         prompt="health",
@@ -43,7 +49,7 @@ def model_info(services: Services) -> dict[str, object]:
     return {
         "model_path": services.model_path,
         "tokenizer_path": services.tokenizer_path or services.model_path,
-        "is_generation": True,
+        "is_generation": services.pooling is None,
         "preferred_sampling_params": dict(services.default_sampling) or None,
         "weight_version": WEIGHT_VERSION,
         "has_image_understanding": False,
@@ -60,6 +66,7 @@ async def server_info(services: Services) -> dict[str, object]:
     counters = {name: value for name, value in status.items() if name not in ("type", "call_id")}
     return {
         **services.options,
+        **info.options,
         "version": services.version,
         "model_path": services.model_path,
         "served_model_name": services.model_name,

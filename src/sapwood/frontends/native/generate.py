@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +16,23 @@ from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.errors import json_response, native_body
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.generate import Choice, collect, generate
+from sapwood.frontends.common.grammar import chosen_grammar
+from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.sampling import renamed, stop_strings
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.common.sse import EventStream, event, until_disconnect
+from sapwood.frontends.native.logprobs import LogprobLists, logprob_options
 from sapwood.frontends.native.protocol import (
     GENERATE_RULES,
     SAMPLING_RULES,
     GenerateRequest,
     SamplingFields,
 )
+from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.output import Finish
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
+from sapwood.text.token_names import TokenNames
 
 Prompt = str | list[int]
 
@@ -36,11 +41,13 @@ Prompt = str | list[int]
 class Batch:
     """What one call asked for.
 
-    is_list  the answer is a list, since the prompts were one or n is more than 1
+    is_list    the answer is a list, since the prompts were one or n is more than 1
+    has_texts  log probabilities come with the texts of their tokens
     """
 
     requests: list[TextRequest]
     is_list: bool
+    has_texts: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -51,44 +58,90 @@ class Batch:
 async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), GenerateRequest, GENERATE_RULES)
-    batch = to_batch(asked)
+    batch = to_batch(asked, routing_key(request, asked.routing_key))
     if asked.stream:
         return EventStream(_events(services, batch, started_s), native_body)
-    by_prompt = await until_disconnect(collect(services, batch.requests), request.receive)
-    latency_s = services.clock.now_s() - started_s
-    answers = [
-        _answer(choice, choice.text, _sample_id(one, k), latency_s)
-        for one, choices in zip(batch.requests, by_prompt, strict=True)
-        for k, choice in enumerate(choices)
-    ]
+    answers = await until_disconnect(whole_answers(services, batch, started_s), request.receive)
     return json_response(answers if batch.is_list else answers[0])
 
 
-def to_batch(asked: GenerateRequest) -> Batch:
+async def whole_answers(services: Services, batch: Batch, started_s: float) -> list[dict[str, Any]]:
+    """One per sample, those of the first prompt first."""
+    with _own_names():
+        by_prompt = await collect(services, batch.requests)
+    latency_s = services.clock.now_s() - started_s
+    answers: list[dict[str, Any]] = []
+    for one, choices in zip(batch.requests, by_prompt, strict=True):
+        for k, choice in enumerate(choices):
+            lists = _lists(one, batch, services)
+            if lists is not None and choice.prompt is not None:
+                lists.add_prompt(choice.prompt)
+            if lists is not None and choice.logprobs:
+                lists.add_output(choice.token_ids, TokenLogprobs.joined(choice.logprobs))
+            answers.append(_answer(choice, choice.text, _sample_id(one, k), latency_s, lists))
+    return answers
+
+
+def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
+    """key: the routing key of all its requests."""
     prompts, is_list = _prompts(asked)
+    processors = _per_prompt(asked.custom_logit_processor, len(prompts), "custom_logit_processor")
     sampling = [
-        _sampling(given, where)
-        for given, where in _per_prompt(asked.sampling_params, len(prompts), "sampling_params")
+        _sampling(given, where, processors[i][0])
+        for i, (given, where) in enumerate(
+            _per_prompt(asked.sampling_params, len(prompts), "sampling_params")
+        )
     ]
-    if len({n for _, n in sampling}) > 1:
+    if len({fields.n for _, fields in sampling}) > 1:
         raise InvalidRequest(
             "sampling_params have different n within one batch; send one batch per n",
             param="sampling_params.n",
         )
+    logprobs = _logprobs(asked, len(prompts))
     extra_keys = _per_prompt(asked.extra_key, len(prompts), "extra_key")
     ids = _request_ids(asked.rid, len(prompts))
-    requests = [
-        TextRequest(
-            request_id=ids[i],
-            prompt=prompt,
-            sampling=sampling[i][0],
-            n=sampling[i][1],
-            extra_key=extra_keys[i][0],
-            priority=asked.priority,
-        )
-        for i, prompt in enumerate(prompts)
+    with _own_names():
+        requests = [
+            TextRequest(
+                request_id=ids[i],
+                prompt=prompt,
+                sampling=sampling[i][0],
+                n=sampling[i][1].n,
+                stream_interval=sampling[i][1].stream_interval,
+                logprobs=logprobs[i],
+                extra_key=extra_keys[i][0],
+                priority=asked.priority,
+                routing_key=key,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+    return Batch(
+        requests=requests,
+        is_list=is_list or requests[0].n > 1,
+        has_texts=asked.return_text_in_logprobs,
+    )
+
+
+def _logprobs(asked: GenerateRequest, num_prompts: int) -> list[LogprobOptions | None]:
+    """What each prompt's fields ask for."""
+    token_ids: Any = asked.token_ids_logprob
+    is_for_all = all(isinstance(one, int) for one in token_ids)
+    each = [token_ids] * num_prompts
+    if not is_for_all:
+        each = [given for given, _ in _per_prompt(token_ids, num_prompts, "token_ids_logprob")]
+        if any(isinstance(given, int) for given in each):
+            raise InvalidRequest(
+                "token_ids_logprob mixes token ids with lists of them; send one list, or a list "
+                "per prompt",
+                param="token_ids_logprob",
+            )
+    wanted = _per_prompt(asked.return_logprob, num_prompts, "return_logprob")
+    starts = _per_prompt(asked.logprob_start_len, num_prompts, "logprob_start_len")
+    num_tops = _per_prompt(asked.top_logprobs_num, num_prompts, "top_logprobs_num")
+    return [
+        logprob_options(wanted[i][0], starts[i][0], num_tops[i][0], each[i])
+        for i in range(num_prompts)
     ]
-    return Batch(requests=requests, is_list=is_list or requests[0].n > 1)
 
 
 def _prompts(asked: GenerateRequest) -> tuple[Sequence[Prompt], bool]:
@@ -140,9 +193,18 @@ def _request_ids(rid: str | list[str] | None, num_prompts: int) -> list[str]:
     return ids
 
 
-def _sampling(given: dict[str, Any], where: str) -> tuple[SamplingParams, int]:
-    """The sampling parameters and n."""
+def _sampling(
+    given: dict[str, Any], where: str, processor: str | None
+) -> tuple[SamplingParams, SamplingFields]:
+    """The sampling parameters, and the fields that they came from."""
     fields = parse(given, SamplingFields, SAMPLING_RULES, where=where)
+    grammar = chosen_grammar(
+        json_schema=fields.json_schema,
+        regex=fields.regex,
+        ebnf=fields.ebnf,
+        structural_tag=fields.structural_tag,
+        where=where,
+    )
     try:
         params = SamplingParams(
             max_new_tokens=fields.max_new_tokens,
@@ -157,15 +219,19 @@ def _sampling(given: dict[str, Any], where: str) -> tuple[SamplingParams, int]:
             logit_bias=fields.logit_bias,
             seed=fields.sampling_seed,
             stop=stop_strings(fields.stop),
+            stop_regex=stop_strings(fields.stop_regex),
             stop_token_ids=tuple(fields.stop_token_ids),
             ignore_eos=fields.ignore_eos,
             no_stop_trim=fields.no_stop_trim,
             skip_special_tokens=fields.skip_special_tokens,
             spaces_between_special_tokens=fields.spaces_between_special_tokens,
+            custom_logit_processor=processor,
+            custom_params=fields.custom_params,
+            grammar=grammar,
         )
     except InvalidRequest as error:
         raise renamed(error, {"seed": "sampling_seed"}, where=where) from None
-    return params, fields.n
+    return params, fields
 
 
 async def _events(
@@ -174,29 +240,58 @@ async def _events(
     """An event per chunk; text and output_ids are all of the output so far, as SGLang sends it."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
     texts = [""] * len(choices)
-    async with aclosing(generate(services, batch.requests)) as chunks:
-        async for position, chunk in chunks:
-            index = position * batch.num_samples + chunk.index
-            so_far = choices[index]
-            so_far.count(chunk)
-            so_far.token_ids.extend(chunk.token_ids)
-            texts[index] += chunk.text
-            answer = _answer(
-                so_far,
-                texts[index],
-                _sample_id(batch.requests[position], chunk.index),
-                services.clock.now_s() - started_s,
-            )
-            if batch.is_list:
-                answer["index"] = index
-            yield event(answer)
+    lists = [_lists(one, batch, services) for one in batch.requests for _ in range(one.n)]
+    with _own_names():
+        async with aclosing(generate(services, batch.requests)) as chunks:
+            async for position, chunk in chunks:
+                index = position * batch.num_samples + chunk.index
+                so_far = choices[index]
+                so_far.count(chunk)
+                so_far.token_ids.extend(chunk.token_ids)
+                texts[index] += chunk.text
+                so_far_lists = lists[index]
+                if so_far_lists is not None and chunk.prompt is not None:
+                    so_far_lists.add_prompt(chunk.prompt)
+                if so_far_lists is not None and chunk.logprobs is not None:
+                    so_far_lists.add_output(chunk.token_ids, chunk.logprobs)
+                answer = _answer(
+                    so_far,
+                    texts[index],
+                    _sample_id(batch.requests[position], chunk.index),
+                    services.clock.now_s() - started_s,
+                    so_far_lists,
+                )
+                if batch.is_list:
+                    answer["index"] = index
+                yield event(answer)
 
 
 def _sample_id(request: TextRequest, sample: int) -> str:
     return request.request_id if request.n == 1 else f"{request.request_id}-{sample}"
 
 
-def _answer(choice: Choice, text: str, sample_id: str, latency_s: float) -> dict[str, Any]:
+def _lists(request: TextRequest, batch: Batch, services: Services) -> LogprobLists | None:
+    if request.logprobs is None:
+        return None
+    names = TokenNames(services.tokenizer.texts) if batch.has_texts else None
+    return LogprobLists(request.logprobs, names)
+
+
+@contextmanager
+def _own_names() -> Iterator[None]:
+    """What turns out to be wrong only with the model at hand is called by its path here too."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param not in SamplingFields.__struct_fields__:
+            raise
+        path = f"sampling_params.{error.param}"
+        raise InvalidRequest(error.message.replace(error.param, path, 1), param=path) from None
+
+
+def _answer(
+    choice: Choice, text: str, sample_id: str, latency_s: float, lists: LogprobLists | None
+) -> dict[str, Any]:
     return {
         "text": text,
         "output_ids": choice.token_ids,
@@ -208,7 +303,9 @@ def _answer(choice: Choice, text: str, sample_id: str, latency_s: float) -> dict
             "cached_tokens": choice.num_cached_tokens,
             "weight_version": WEIGHT_VERSION,
             "e2e_latency": latency_s,
+            "decode_throughput": choice.decode_throughput,
             "queue_time": choice.queue_time_s,
+            **(lists.fields() if lists is not None else {}),
         },
     }
 

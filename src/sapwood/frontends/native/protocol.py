@@ -12,7 +12,14 @@ from sapwood.frontends.common.fields import Count, Int64, NumSamples, Rules, Tok
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST or PUT /generate. Exactly one of text and input_ids; a list of either is a batch.
 
-    sampling_params, rid and extra_key may be lists in a batch, one entry per prompt.
+    sampling_params, rid, extra_key, custom_logit_processor and the fields about log probabilities
+    may be lists in a batch, one entry per prompt.
+
+    return_logprob           tell the log probabilities of the output tokens
+    logprob_start_len        of the prompt's tokens after this index too; -1: of none
+    top_logprobs_num         and of the likeliest tokens at each position
+    token_ids_logprob        and of these tokens at each position
+    return_text_in_logprobs  tell the tokens' texts beside their ids
     """
 
     text: str | list[str] | None = None
@@ -20,12 +27,23 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling_params: dict[str, Any] | list[dict[str, Any]] = {}
     rid: str | list[str] | None = None
     stream: bool = False
+    return_logprob: bool | list[bool] = False
+    logprob_start_len: Int64 | list[Int64] = -1
+    top_logprobs_num: Int64 | list[Int64] = 0
+    token_ids_logprob: list[TokenId | list[TokenId]] = []
+    return_text_in_logprobs: bool = False
+    custom_logit_processor: str | list[str | None] | None = None
     extra_key: str | list[str] = ""
-    priority: Int64 = 0
+    priority: Int64 | None = None
+    routing_key: str = ""
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
-    """`sampling_params`; as SamplingParams, but the seed is called sampling_seed."""
+    """`sampling_params`; as SamplingParams, but the seed is called sampling_seed.
+
+    At most one of json_schema, regex, ebnf and structural_tag; they may be text, as SGLang has it,
+    or the object itself.
+    """
 
     n: NumSamples = 1
     max_new_tokens: Count = 128
@@ -40,11 +58,18 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[TokenId, float] = {}
     sampling_seed: int | None = None
     stop: str | list[str] = []
+    stop_regex: str | list[str] = []
     stop_token_ids: list[TokenId] = []
     ignore_eos: bool = False
     no_stop_trim: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    stream_interval: Count = 1
+    custom_params: dict[str, Any] = {}
+    json_schema: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,11 +87,6 @@ GENERATE_RULES = Rules(
         "video_data": (),
         "audio_data": (),
         "modalities": (),
-        "return_logprob": (),
-        "logprob_start_len": (-1,),
-        "top_logprobs_num": (0,),
-        "token_ids_logprob": (),
-        "return_text_in_logprobs": (True,),
         "return_hidden_states": (),
         "return_routed_experts": (),
         "session_params": (),
@@ -74,24 +94,12 @@ GENERATE_RULES = Rules(
         "bootstrap_host": (),
         "bootstrap_port": (),
         "bootstrap_room": (),
-        "data_parallel_rank": (),
-        "routing_key": (),
+        "data_parallel_rank": (0,),
         "require_reasoning": (),
-        "custom_logit_processor": (),
         "custom_labels": (),
     },
 )
 
-SAMPLING_RULES = Rules(
-    unsupported={
-        "json_schema": (),
-        "regex": (),
-        "ebnf": (),
-        "structural_tag": (),
-        "stop_regex": (),
-        "stream_interval": (1,),
-        "custom_params": (),
-    },
-)
+SAMPLING_RULES = Rules()
 
 ABORT_RULES = Rules()

@@ -9,6 +9,12 @@ from sapwood.frontends.common.openapi import json_body
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.native import admin
 from sapwood.frontends.native.generate import generate_text
+from sapwood.frontends.native.parsing import (
+    ParseFunctionCallRequest,
+    SeparateReasoningRequest,
+    parse_function_call,
+    separate_reasoning,
+)
 from sapwood.frontends.native.protocol import AbortRequest, GenerateRequest
 from sapwood.frontends.native.tokens import (
     DetokenizeRequest,
@@ -35,6 +41,14 @@ def native_router(services: Services) -> APIRouter:
     @router.post("/v1/detokenize", openapi_extra=json_body(DetokenizeRequest))
     async def post_detokenize(request: Request) -> Response:
         return await detokenize(request, services)
+
+    @router.post("/parse_function_call", openapi_extra=json_body(ParseFunctionCallRequest))
+    async def post_parse_function_call(request: Request) -> Response:
+        return await parse_function_call(request, services)
+
+    @router.post("/separate_reasoning", openapi_extra=json_body(SeparateReasoningRequest))
+    async def post_separate_reasoning(request: Request) -> Response:
+        return await separate_reasoning(request, services)
 
     @router.get("/health")
     async def get_health() -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -10,11 +11,12 @@ from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.chat import chat_prompt
+from sapwood.frontends.common.chat import Conversation, Turn, plan_turn
 from sapwood.frontends.common.errors import json_response, ollama_body
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import EventStream, until_disconnect
+from sapwood.frontends.common.tools import ToolUse, openai_tools
 from sapwood.frontends.ollama.models import check_model
 from sapwood.frontends.ollama.protocol import (
     CHAT_RULES,
@@ -29,13 +31,14 @@ from sapwood.frontends.ollama.sampling import sampling_params
 from sapwood.frontends.ollama.stream import (
     FRAMING,
     Answer,
-    TextFields,
+    PartFields,
     chat_fields,
     check_loaded,
     generate_fields,
     lines,
     whole,
 )
+from sapwood.text.answer import AnswerShape
 from sapwood.text.generation import TextRequest
 
 _AT_ONCE = (0, "0", "0s", "0m", "0h")
@@ -46,32 +49,32 @@ async def chat(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), OllamaChatRequest, CHAT_RULES)
     check_model(services, asked.model)
-    text_request = None
+    turn = None
     if asked.messages:
         messages = [_message(given, i) for i, given in enumerate(asked.messages)]
-        text_request = _templated(asked, messages, services)
-    return await _answer(request, services, asked, text_request, chat_fields, started_s)
+        turn = _templated(asked, messages, services, ToolUse(tools=openai_tools(asked.tools)))
+    return await _answer(request, services, asked, turn, chat_fields, started_s)
 
 
 async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), OllamaGenerateRequest, GENERATE_RULES)
     check_model(services, asked.model)
-    text_request = _of_prompt(asked, services) if asked.prompt else None
-    return await _answer(request, services, asked, text_request, generate_fields, started_s)
+    turn = _of_prompt(asked, services) if asked.prompt else None
+    return await _answer(request, services, asked, turn, generate_fields, started_s)
 
 
 async def _answer(
     request: Request,
     services: Services,
     asked: OllamaRequest,
-    text_request: TextRequest | None,
-    fields: TextFields,
+    turn: Turn | None,
+    fields: PartFields,
     started_s: float,
 ) -> Response:
     answer = Answer(services, fields, model=asked.model, started_s=started_s)
-    if text_request is None:
-        sampling_params(asked.options, services)
+    if turn is None:
+        sampling_params(asked.options, services, asked.format)
         if asked.keep_alive in _AT_ONCE:
             raise UnsupportedFeature(
                 "keep_alive=0 without a prompt asks to unload the model, but it stays loaded as "
@@ -80,46 +83,85 @@ async def _answer(
             )
         check_loaded(services)
         return json_response(answer.loaded())
+    is_raw = isinstance(asked, OllamaGenerateRequest) and asked.raw
+    text_request = TextRequest(
+        request_id=_request_id(),
+        prompt=turn.prompt,
+        # The template writes the special tokens, beginning of sequence included.
+        add_special_tokens=is_raw,
+        sampling=turn.sampling,
+    )
     if asked.stream:
-        return EventStream(lines(services, text_request, answer), ollama_body, FRAMING)
+        return EventStream(lines(services, text_request, turn, answer), ollama_body, FRAMING)
     return json_response(
-        await until_disconnect(whole(services, text_request, answer), request.receive)
+        await until_disconnect(whole(services, text_request, turn, answer), request.receive)
     )
 
 
-def _of_prompt(asked: OllamaGenerateRequest, services: Services) -> TextRequest:
+def _of_prompt(asked: OllamaGenerateRequest, services: Services) -> Turn:
     if asked.raw:
-        if asked.system:
-            raise InvalidRequest(
-                "raw takes the prompt as it is, so system has no place; leave one of them out",
-                param="system",
-            )
-        return TextRequest(
-            request_id=_request_id(),
-            prompt=asked.prompt,
-            sampling=sampling_params(asked.options, services),
-        )
-    messages = [{"role": "user", "content": asked.prompt}]
+        for name in ("system", "think"):
+            if getattr(asked, name):
+                raise InvalidRequest(
+                    f"raw takes the prompt as it is, so {name} has no place; leave one of them out",
+                    param=name,
+                )
+        sampling = sampling_params(asked.options, services, asked.format)
+        return Turn(prompt=asked.prompt, sampling=sampling, shape=AnswerShape())
+    messages: list[dict[str, Any]] = [{"role": "user", "content": asked.prompt}]
     if asked.system:
         messages.insert(0, {"role": "system", "content": asked.system})
-    return _templated(asked, messages, services)
+    return _templated(asked, messages, services, ToolUse())
 
 
 def _templated(
-    asked: OllamaRequest, messages: list[dict[str, str]], services: Services
-) -> TextRequest:
-    return TextRequest(
-        request_id=_request_id(),
-        prompt=chat_prompt(services, messages, instead=_INSTEAD),
-        # The template writes the special tokens, beginning of sequence included.
-        add_special_tokens=False,
-        sampling=sampling_params(asked.options, services),
+    asked: OllamaRequest, messages: list[dict[str, Any]], services: Services, tools: ToolUse
+) -> Turn:
+    goes_on = bool(messages) and messages[-1]["role"] == "assistant"
+    is_word = isinstance(asked.think, str)
+    conversation = Conversation(
+        messages=messages,
+        tools=tools,
+        goes_on=goes_on,
+        goes_on_unasked=goes_on,
+        thinks=None if asked.think is None else bool(asked.think),
+        effort=str(asked.think) if is_word else None,
+        thinking_field="think",
     )
+    sampling = sampling_params(asked.options, services, asked.format)
+    return plan_turn(services, conversation, sampling, instead=_INSTEAD)
 
 
-def _message(given: dict[str, Any], position: int) -> dict[str, str]:
-    message = parse(given, Message, MESSAGE_RULES, where=f"messages[{position}]")
-    return {"role": message.role, "content": message.content}
+def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
+    where = f"messages[{position}]"
+    message = parse(given, Message, MESSAGE_RULES, where=where)
+    checked: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.thinking is not None:
+        checked["reasoning_content"] = message.thinking
+    if message.tool_calls:
+        checked["tool_calls"] = [
+            _call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
+        ]
+    if message.tool_name is not None:
+        checked["name"] = message.tool_name
+    if message.tool_call_id is not None:
+        checked["tool_call_id"] = message.tool_call_id
+    return checked
+
+
+def _call(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """A call with its arguments as text, in which form all dialects hand them to the template."""
+    function = given.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    arguments = function.get("arguments", {}) if isinstance(function, dict) else None
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise InvalidRequest(
+            f"{where}.function must be an object with a name and an object of arguments",
+            param=f"{where}.function",
+        )
+    text = json.dumps(arguments, ensure_ascii=False)
+    call = {"type": "function", "function": {"name": name, "arguments": text}}
+    return call | ({"id": given["id"]} if isinstance(given.get("id"), str) else {})
 
 
 def _request_id() -> str:

@@ -12,6 +12,8 @@ from sapwood.frontends.common.fields import Count, Int64, Rules
 class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What chat and generate have in common.
 
+    format      "json" for any JSON object, or a JSON Schema that the answer must match
+    think       whether to think, or how much; left out: as the model does
     keep_alive  how long the model stays loaded, which here is as long as the server runs; 0 in a
                 request without a prompt would unload it, and is refused
     """
@@ -19,13 +21,19 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     stream: bool = True
     options: dict[str, Any] = {}
+    format: str | dict[str, Any] | None = None
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
     keep_alive: float | str | None = None
 
 
 class OllamaChatRequest(OllamaRequest, frozen=True, kw_only=True):
-    """POST /api/chat. Without messages it only asks whether the model is loaded."""
+    """POST /api/chat. Without messages it only asks whether the model is loaded.
+
+    tools  functions that the client runs
+    """
 
     messages: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = []
 
 
 class OllamaGenerateRequest(OllamaRequest, frozen=True, kw_only=True):
@@ -71,13 +79,17 @@ class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    role: Literal["system", "user", "assistant"]
+    """A call's arguments are an object here; tool_name: whose result a message of a tool is."""
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
+    thinking: str | None = None
+    tool_calls: list[dict[str, Any]] = []
+    tool_name: str | None = None
+    tool_call_id: str | None = None
 
 
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "format": (),
-    "think": (),
     "logprobs": (),
     "top_logprobs": (0,),
     # Their defaults are true and shorten a prompt that is too long; here it is refused.
@@ -85,7 +97,7 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "shift": (),
 }
 
-CHAT_RULES = Rules(unsupported={**_UNSUPPORTED, "tools": ()})
+CHAT_RULES = Rules(unsupported=_UNSUPPORTED)
 
 GENERATE_RULES = Rules(
     unsupported={
@@ -108,10 +120,6 @@ SHOW_RULES = Rules(
 MESSAGE_RULES = Rules(
     unsupported={
         "images": (),
-        "thinking": (),
-        "tool_calls": (),
-        "tool_name": (),
-        "tool_call_id": (),
     }
 )
 

@@ -9,6 +9,7 @@ from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.sampling import over_defaults, renamed, stop_strings
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.ollama.protocol import OPTION_RULES, OptionFields
+from sapwood.schema.grammar import Grammar, json_object, json_schema
 from sapwood.schema.sampling import SamplingParams
 
 _UNLIMITED = (-1, -2)
@@ -16,8 +17,12 @@ _UNLIMITED = (-1, -2)
 _NAMES = {"max_new_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
 
 
-def sampling_params(options: dict[str, Any], services: Services) -> SamplingParams:
-    """Raises InvalidRequest, naming options.<field>, and EngineUnavailable for a num_ctx too soon.
+def sampling_params(
+    options: dict[str, Any], services: Services, answer_format: str | dict[str, Any] | None = None
+) -> SamplingParams:
+    """answer_format: the request's `format`.
+
+    Raises InvalidRequest, naming options.<field>, and EngineUnavailable for a num_ctx too soon.
 
     num_ctx may be less than the server's context: a client then gets no less than it counts on.
     """
@@ -40,10 +45,23 @@ def sampling_params(options: dict[str, Any], services: Services) -> SamplingPara
             presence_penalty=fields.presence_penalty,
             seed=None if fields.seed == -1 else fields.seed,
             stop=stop_strings(fields.stop),
+            grammar=_grammar(answer_format),
             **chosen,  # type: ignore[arg-type]
         )
     except InvalidRequest as error:
         raise renamed(error, _NAMES, where="options") from None
+
+
+def _grammar(answer_format: str | dict[str, Any] | None) -> Grammar | None:
+    if answer_format is None or answer_format == "":
+        return None
+    if isinstance(answer_format, dict):
+        return json_schema(answer_format, param="format")
+    if answer_format != "json":
+        raise InvalidRequest(
+            f'format is {answer_format!r} but must be "json" or a JSON Schema', param="format"
+        )
+    return json_object()
 
 
 def _check_context(asked: int, limit: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
@@ -10,22 +10,30 @@ from typing import Any
 import orjson
 
 from sapwood.base.errors import EngineUnavailable, SapwoodError
+from sapwood.frontends.common.chat import Turn
 from sapwood.frontends.common.errors import ollama_body
 from sapwood.frontends.common.generate import Choice, generate
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import Framing
+from sapwood.text.events import Answer as Whole
+from sapwood.text.events import AnswerBuilder, Content, Event, Reasoning, ToolCall
 from sapwood.text.generation import TextChunk, TextRequest
 
-TextFields = Callable[[str], dict[str, Any]]
-"""How an answer holds a text: chat and generate differ in nothing else."""
+PartFields = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
+"""How an answer holds content, thinking and calls: chat and generate differ in nothing else."""
 
 
-def chat_fields(text: str) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text}}
+def chat_fields(content: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if thinking:
+        message["thinking"] = thinking
+    if calls:
+        message["tool_calls"] = calls
+    return {"message": message}
 
 
-def generate_fields(text: str) -> dict[str, Any]:
-    return {"response": text}
+def generate_fields(content: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"response": content} | ({"thinking": thinking} if thinking else {})
 
 
 def line(content: dict[str, Any]) -> bytes:
@@ -51,7 +59,7 @@ class Answer:
     """
 
     def __init__(
-        self, services: Services, fields: TextFields, *, model: str, started_s: float
+        self, services: Services, fields: PartFields, *, model: str, started_s: float
     ) -> None:
         self._clock = services.clock
         self._fields = fields
@@ -59,23 +67,39 @@ class Answer:
         self._started_s = started_s
         self._first_s: float | None = None
         self._so_far = Choice()
+        self._calls = AnswerBuilder()
+        self._num_calls = 0
 
     def count(self, chunk: TextChunk) -> None:
         if self._first_s is None:
             self._first_s = self._clock.now_s()
         self._so_far.count(chunk)
 
-    def part(self, text: str) -> dict[str, Any]:
-        return self._head(text) | {"done": False}
+    def part(self, new: Sequence[Event]) -> dict[str, Any] | None:
+        """What these events say; None if they say nothing."""
+        parts = AnswerBuilder()
+        for event in new:
+            # A call goes out whole, so its pieces are kept until it is complete.
+            (parts if isinstance(event, Content | Reasoning) else self._calls).add(event)
+        text, all_calls = parts.built(), self._calls.built().calls
+        calls, self._num_calls = all_calls[self._num_calls :], len(all_calls)
+        if not (text.content or text.reasoning or calls):
+            return None
+        shown = [_call(call) for call in calls]
+        return self._head(text.content, text.reasoning, shown) | {"done": False}
 
-    def last(self, text: str) -> dict[str, Any]:
-        """The end of the answer, after its last chunk was counted."""
+    def last(self, whole: Whole | None = None) -> dict[str, Any]:
+        """The end of the answer, after its last chunk was counted.
+
+        whole  all of it, if it was not streamed
+        """
         so_far, finish = self._so_far, self._so_far.finish
         assert finish is not None
         assert self._first_s is not None
         now_s = self._clock.now_s()
         prompt_s = self._first_s - self._started_s - so_far.queue_time_s
-        return self._head(text) | {
+        shown = whole or Whole()
+        return self._head(shown.content, shown.reasoning, [_call(one) for one in shown.calls]) | {
             "done": True,
             "done_reason": finish.kind,
             "total_duration": _ns(now_s - self._started_s),
@@ -89,11 +113,17 @@ class Answer:
 
     def loaded(self) -> dict[str, Any]:
         """The answer to a request without a prompt, by which clients load a model."""
-        return self._head("") | {"done": True, "done_reason": "load"}
+        return self._head("", "", []) | {"done": True, "done_reason": "load"}
 
-    def _head(self, text: str) -> dict[str, Any]:
+    def _head(self, content: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         created_at = rfc3339(datetime.now(UTC))
-        return {"model": self._model, "created_at": created_at} | self._fields(text)
+        head = {"model": self._model, "created_at": created_at}
+        return head | self._fields(content, thinking, calls)
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": orjson.loads(call.arguments)}
+    return {"id": call.call_id, "function": function}
 
 
 def check_loaded(services: Services) -> None:
@@ -103,25 +133,29 @@ def check_loaded(services: Services) -> None:
 
 
 async def lines(
-    services: Services, request: TextRequest, answer: Answer
+    services: Services, request: TextRequest, turn: Turn, answer: Answer
 ) -> AsyncGenerator[bytes, None]:
+    sample = turn.sample()
     async with aclosing(generate(services, [request])) as chunks:
         async for _, chunk in chunks:
             answer.count(chunk)
-            encoded = line(answer.part(chunk.text)) if chunk.text else b""
+            part = answer.part(sample.add(chunk))
+            encoded = b"" if part is None else line(part)
             if chunk.finish is not None:
-                encoded += line(answer.last(""))
+                encoded += line(answer.last())
             if encoded:
                 yield encoded
 
 
-async def whole(services: Services, request: TextRequest, answer: Answer) -> dict[str, Any]:
-    texts: list[str] = []
+async def whole(
+    services: Services, request: TextRequest, turn: Turn, answer: Answer
+) -> dict[str, Any]:
+    sample = turn.sample()
     async with aclosing(generate(services, [request])) as chunks:
         async for _, chunk in chunks:
             answer.count(chunk)
-            texts.append(chunk.text)
-    return answer.last("".join(texts))
+            sample.add(chunk)
+    return answer.last(sample.answer)
 
 
 def _ns(duration_s: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -10,11 +11,14 @@ from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.chat import Conversation, Turn, collect_turn, plan_turn
 from sapwood.frontends.common.errors import json_response, openai_body
 from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.generate import collect
+from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.common.sse import EventStream, until_disconnect
+from sapwood.frontends.common.tools import openai_tool_use
+from sapwood.frontends.openai.logprobs import chat_options, choice_logprobs
 from sapwood.frontends.openai.protocol import (
     CHAT_RULES,
     MESSAGE_RULES,
@@ -29,7 +33,8 @@ from sapwood.frontends.openai.sampling import (
     request_ids,
     sampling_params,
 )
-from sapwood.frontends.openai.stream import EventEncoder, encoded_events, finish_fields, usage
+from sapwood.frontends.openai.stream import EventEncoder, encoded_turn, finish_fields, usage
+from sapwood.text.events import Answer
 from sapwood.text.generation import TextRequest
 
 
@@ -37,7 +42,10 @@ async def chat_completions(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), ChatRequest, CHAT_RULES)
     services.check_model(asked.model)
     check_stream_options(asked)
-    text_request = to_text_request(asked, services)
+    turn = to_turn(asked, services)
+    text_request = replace(
+        to_text_request(asked, turn), routing_key=routing_key(request, asked.routing_key)
+    )
     created = int(time.time())
     if asked.stream:
         encoder = EventEncoder(
@@ -47,10 +55,9 @@ async def chat_completions(request: Request, services: Services) -> Response:
             model=services.model_name,
             options=asked.stream_options,
         )
-        return EventStream(
-            encoded_events(services, [text_request], encoder, opening=None), openai_body
-        )
-    [choices] = await until_disconnect(collect(services, [text_request]), request.receive)
+        return EventStream(encoded_turn(services, text_request, turn, encoder), openai_body)
+    samples = await until_disconnect(collect_turn(services, text_request, turn), request.receive)
+    choices = [choice for choice, _ in samples]
     return json_response(
         {
             "id": text_request.request_id,
@@ -58,9 +65,13 @@ async def chat_completions(request: Request, services: Services) -> Response:
             "created": created,
             "model": services.model_name,
             "choices": [
-                {"index": index, "message": {"role": "assistant", "content": choice.text}}
-                | finish_fields(choice.finish)
-                for index, choice in enumerate(choices)
+                {"index": index, "message": _answer(sample.answer, turn)}
+                | finish_fields(
+                    choice.finish,
+                    choice_logprobs("chat", text_request, services.tokenizer, choice),
+                    sample.finish_reason(choice.finish),
+                )
+                for index, (choice, sample) in enumerate(samples)
             ],
             "usage": usage(choices, choices[:1]),
             "metadata": {"weight_version": WEIGHT_VERSION},
@@ -68,17 +79,64 @@ async def chat_completions(request: Request, services: Services) -> Response:
     )
 
 
-def to_text_request(asked: ChatRequest, services: Services) -> TextRequest:
+def _answer(answer: Answer, turn: Turn) -> dict[str, Any]:
+    """The assistant's message; without content where there are only calls."""
+    content = answer.content if answer.content or not answer.calls else None
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if turn.shape.reasoning is not None:
+        message["reasoning_content"] = answer.reasoning or None
+    if answer.calls:
+        message["tool_calls"] = [
+            {
+                "id": call.call_id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in answer.calls
+        ]
+    return message
+
+
+def to_turn(asked: ChatRequest, services: Services) -> Turn:
+    """Raises InvalidRequest or UnsupportedFeature that names the field."""
     max_tokens, limit_name = _max_tokens(asked)
+    sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name=limit_name)
+    messages = [_message(given, i) for i, given in enumerate(asked.messages)]
+    if asked.continue_final_message and messages and messages[-1]["role"] != "assistant":
+        raise InvalidRequest(
+            "continue_final_message needs the last of messages to be the assistant's, but it is "
+            f"of role {messages[-1]['role']!r}",
+            param="messages",
+        )
+    add_generation_prompt = asked.add_generation_prompt
+    if add_generation_prompt is None:
+        add_generation_prompt = not asked.continue_final_message
+    conversation = Conversation(
+        messages=messages,
+        tools=openai_tool_use(asked.tools, asked.tool_choice, asked.parallel_tool_calls),
+        documents=asked.documents,
+        options=asked.chat_template_kwargs,
+        add_generation_prompt=add_generation_prompt,
+        goes_on=asked.continue_final_message,
+        takes_apart=asked.separate_reasoning,
+        streams_reasoning=asked.stream_reasoning,
+        effort=asked.reasoning_effort,
+        thinking_budget=asked.thinking_budget,
+    )
+    return plan_turn(services, conversation, sampling, instead="use /v1/completions")
+
+
+def to_text_request(asked: ChatRequest, turn: Turn) -> TextRequest:
     if isinstance(asked.rid, list):
         raise InvalidRequest("rid must be one string, since a chat is one prompt", param="rid")
     request_id, _ = request_ids(asked, 1, "chatcmpl")
     return TextRequest(
         request_id=request_id,
-        prompt=_prompt(asked, services),
+        prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=False,
-        sampling=sampling_params(asked, services, max_tokens=max_tokens, limit_name=limit_name),
+        sampling=turn.sampling,
+        logprobs=chat_options(asked),
         n=asked.n,
         extra_key=namespace(asked),
         priority=asked.priority,
@@ -95,38 +153,13 @@ def _max_tokens(asked: ChatRequest) -> tuple[int | None, str]:
     return (old, "max_tokens") if new is None else (new, "max_completion_tokens")
 
 
-def _prompt(asked: ChatRequest, services: Services) -> str:
-    if services.template is None:
-        raise UnsupportedFeature(
-            "this model has no chat template; use /v1/completions, or start the server with "
-            "--chat-template"
-        )
-    messages = [_message(given, i) for i, given in enumerate(asked.messages)]
-    if asked.continue_final_message and messages and messages[-1]["role"] != "assistant":
-        raise InvalidRequest(
-            "continue_final_message needs the last of messages to be the assistant's, but it is "
-            f"of role {messages[-1]['role']!r}",
-            param="messages",
-        )
-    add_generation_prompt = asked.add_generation_prompt
-    if add_generation_prompt is None:
-        add_generation_prompt = not asked.continue_final_message
-    return services.template.render(
-        messages,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=asked.continue_final_message,
-        **asked.chat_template_kwargs,
-    )
-
-
 def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
     """One message with its fields checked, as the template takes it."""
     where = f"messages[{position}]"
     message = parse(given, Message, MESSAGE_RULES, where=where)
     if message.content is None and not message.tool_calls:
         raise InvalidRequest(f"{where}.content is required", param=f"{where}.content")
-    # "developer" is OpenAI's newer word for the system role; templates know the older one.
-    checked: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+    checked: dict[str, Any] = {"role": message.role}
     if isinstance(message.content, list):
         checked["content"] = [
             _text_part(part, f"{where}.content[{i}]") for i, part in enumerate(message.content)

@@ -12,8 +12,10 @@ from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.errors import json_response, openai_body
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.generate import collect
+from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.common.sse import EventStream, until_disconnect
+from sapwood.frontends.openai.logprobs import choice_logprobs, completion_options
 from sapwood.frontends.openai.protocol import COMPLETION_RULES, CompletionRequest
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
@@ -33,7 +35,8 @@ async def completions(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), CompletionRequest, COMPLETION_RULES)
     services.check_model(asked.model)
     check_stream_options(asked)
-    answer_id, requests = to_text_requests(asked, services)
+    key = routing_key(request, asked.routing_key)
+    answer_id, requests = to_text_requests(asked, services, key)
     opening = [_echo(one.prompt, services) if asked.echo else "" for one in requests]
     created = int(time.time())
     if asked.stream:
@@ -57,7 +60,16 @@ async def completions(request: Request, services: Services) -> Response:
             "model": services.model_name,
             "choices": [
                 {"index": index, "text": opening[index // asked.n] + choice.text}
-                | finish_fields(choice.finish)
+                | finish_fields(
+                    choice.finish,
+                    choice_logprobs(
+                        "text",
+                        requests[index // asked.n],
+                        services.tokenizer,
+                        choice,
+                        opening[index // asked.n],
+                    ),
+                )
                 for index, choice in enumerate(samples)
             ],
             "usage": usage(samples, samples[:: asked.n]),
@@ -66,8 +78,10 @@ async def completions(request: Request, services: Services) -> Response:
     )
 
 
-def to_text_requests(asked: CompletionRequest, services: Services) -> tuple[str, list[TextRequest]]:
-    """The answer's id, and one text request per prompt."""
+def to_text_requests(
+    asked: CompletionRequest, services: Services, key: str
+) -> tuple[str, list[TextRequest]]:
+    """The answer's id, and one text request per prompt; key: their routing key."""
     if asked.best_of is not None and asked.best_of != asked.n:
         raise UnsupportedFeature(
             f"best_of is {asked.best_of} but must equal n, which is {asked.n}; leave it out",
@@ -77,14 +91,17 @@ def to_text_requests(asked: CompletionRequest, services: Services) -> tuple[str,
     answer_id, ids = request_ids(asked, len(prompts), "cmpl")
     max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name="max_tokens")
+    logprobs = completion_options(asked)
     return answer_id, [
         TextRequest(
             request_id=request_id,
             prompt=prompt,
             sampling=sampling,
+            logprobs=logprobs,
             n=asked.n,
             extra_key=namespace(asked),
             priority=asked.priority,
+            routing_key=key,
         )
         for request_id, prompt in zip(ids, prompts, strict=True)
     ]

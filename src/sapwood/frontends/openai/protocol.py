@@ -11,6 +11,8 @@ import msgspec
 
 from sapwood.frontends.common.fields import Count, Int64, NumSamples, Rules, TokenId
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """include_usage: a last event with the usage; continuous_usage_stats: in every event."""
@@ -24,6 +26,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     The sampling fields are SamplingParams's; max_tokens and min_tokens are its max_new_tokens and
     min_new_tokens. cache_salt and extra_key: prompts share cached prefixes only if both agree.
+    response_format, SGLang's json_schema, regex, ebnf and structural_tag, and vLLM's guided_* say
+    what the output must look like; one of them at most.
     """
 
     model: str = ""
@@ -42,32 +46,68 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[TokenId, float] = {}
     seed: int | None = None
     stop: str | list[str] = []
+    stop_regex: str | list[str] = []
     stop_token_ids: list[TokenId] = []
     ignore_eos: bool = False
     no_stop_trim: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    custom_logit_processor: str | None = None
+    custom_params: dict[str, Any] = {}
     rid: str | list[str] | None = None
     extra_key: str = ""
     cache_salt: str = ""
-    priority: Int64 = 0
+    priority: Int64 | None = None
+    routing_key: str = ""
+    response_format: dict[str, Any] | None = None
+    json_schema: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    guided_choice: list[str] | None = None
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
-    """POST /v1/chat/completions. Without max_tokens, as much as the context leaves."""
+    """POST /v1/chat/completions. Without max_tokens, as much as the context leaves.
+
+    top_logprobs  with logprobs: so many of the likeliest tokens at each position
+    separate_reasoning  tell thinking apart from the answer, as reasoning_content
+    stream_reasoning    False: in a stream, thinking comes at once when it has ended
+    reasoning_effort    how much to think, in the template's words; "none": not at all
+    thinking_budget     tokens of thinking at most; then it is ended for the model
+    documents           passed to the chat template
+    """
 
     messages: list[dict[str, Any]]
+    logprobs: bool | None = None
+    top_logprobs: Int64 | None = None
     max_completion_tokens: Count | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    documents: list[dict[str, Any]] = []
+    separate_reasoning: bool = True
+    stream_reasoning: bool = True
+    reasoning_effort: Effort | None = None
+    thinking_budget: Count | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """POST /v1/completions. prompt: a text, token ids, or a list of either."""
+    """POST /v1/completions. prompt: a text, token ids, or a list of either.
+
+    logprobs  tell log probabilities, also of so many of the likeliest tokens at each position; with
+              echo those of the prompt too
+    """
 
     prompt: str | list[str | TokenId | list[TokenId]]
     echo: bool = False
+    logprobs: Int64 | bool | None = None
     best_of: Int64 | None = None
 
 
@@ -100,22 +140,12 @@ _INFORMATIONAL = frozenset(
 )
 
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "logprobs": (),
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
-    "structural_tag": (),
-    "response_format": ({"type": "text"},),
-    "stop_regex": (),
     "lora_path": (),
     "session_params": (),
     "return_hidden_states": (),
     "return_routed_experts": (),
-    "custom_logit_processor": (),
-    "custom_params": (),
     "custom_labels": (),
     "data_parallel_rank": (),
-    "routing_key": (),
     "bootstrap_host": (),
     "bootstrap_port": (),
     "bootstrap_room": (),
@@ -127,10 +157,6 @@ CHAT_RULES = Rules(
     informational=_INFORMATIONAL,
     unsupported={
         **_UNSUPPORTED,
-        "top_logprobs": (0,),
-        "tools": (),
-        "tool_choice": ("none",),
-        "parallel_tool_calls": (True,),
         "functions": (),
         "function_call": ("none",),
         "modalities": (["text"],),
@@ -138,10 +164,6 @@ CHAT_RULES = Rules(
         "prediction": (),
         "web_search_options": (),
         "verbosity": (),
-        "reasoning_effort": (),
-        # Without a reasoning parser there is nothing to separate; their defaults are true.
-        "separate_reasoning": (True,),
-        "stream_reasoning": (True,),
     },
 )
 

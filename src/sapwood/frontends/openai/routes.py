@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from sapwood.frontends.anthropic.models import (
+    ANTHROPIC_VERSION,
+    anthropic_model,
+    anthropic_models,
+)
 from sapwood.frontends.common.errors import json_response
 from sapwood.frontends.common.openapi import json_body
 from sapwood.frontends.common.services import Services
@@ -25,12 +30,14 @@ def openai_router(services: Services) -> APIRouter:
         return await completions(request, services)
 
     @router.get("/models")
-    async def get_models() -> Response:
-        return json_response(model_list(services))
+    async def get_models(request: Request) -> Response:
+        is_anthropic = ANTHROPIC_VERSION in request.headers
+        return json_response((anthropic_models if is_anthropic else model_list)(services))
 
     @router.get("/models/{model:path}")
-    async def get_model(model: str) -> Response:
+    async def get_model(request: Request, model: str) -> Response:
         services.check_model(model)
-        return json_response(model_card(services))
+        is_anthropic = ANTHROPIC_VERSION in request.headers
+        return json_response((anthropic_model if is_anthropic else model_card)(services))
 
     return router

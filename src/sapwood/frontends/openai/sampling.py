@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.grammar import chosen_grammar
 from sapwood.frontends.common.sampling import renamed, stop_strings
 from sapwood.frontends.common.services import DEFAULTABLE, Services
 from sapwood.frontends.openai.protocol import GenerationRequest
@@ -24,6 +25,17 @@ def sampling_params(
         value = getattr(asked, name)
         if value is not None:
             chosen[name] = value
+    grammar = chosen_grammar(
+        asked.response_format,
+        json_schema=asked.json_schema,
+        regex=asked.regex,
+        ebnf=asked.ebnf,
+        structural_tag=asked.structural_tag,
+        guided_json=asked.guided_json,
+        guided_regex=asked.guided_regex,
+        guided_grammar=asked.guided_grammar,
+        guided_choice=asked.guided_choice,
+    )
     try:
         return SamplingParams(
             max_new_tokens=max_tokens,
@@ -33,11 +45,15 @@ def sampling_params(
             logit_bias=asked.logit_bias,
             seed=asked.seed,
             stop=stop_strings(asked.stop),
+            stop_regex=stop_strings(asked.stop_regex),
             stop_token_ids=tuple(asked.stop_token_ids),
             ignore_eos=asked.ignore_eos,
             no_stop_trim=asked.no_stop_trim,
             skip_special_tokens=asked.skip_special_tokens,
             spaces_between_special_tokens=asked.spaces_between_special_tokens,
+            custom_logit_processor=asked.custom_logit_processor,
+            custom_params=asked.custom_params,
+            grammar=grammar,
             **chosen,  # type: ignore[arg-type]
         )
     except InvalidRequest as error:

@@ -8,13 +8,17 @@ from typing import Literal
 
 import orjson
 
+from sapwood.frontends.common.chat import Turn
 from sapwood.frontends.common.generate import Choice, generate
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.openai.logprobs import chunk_logprobs
 from sapwood.frontends.openai.protocol import StreamOptions
 from sapwood.schema.output import Finish
+from sapwood.text.events import CallArguments, CallStart, Content, Event, Reasoning
 from sapwood.text.generation import TextRequest
 
-_MID = b',"logprobs":null,"finish_reason":null,"matched_stop":null}'
+_AFTER_LOGPROBS = b',"finish_reason":null,"matched_stop":null}'
+_MID = b',"logprobs":null' + _AFTER_LOGPROBS
 
 
 def usage(samples: Sequence[Choice], first_samples: Iterable[Choice]) -> dict[str, object]:
@@ -22,18 +26,28 @@ def usage(samples: Sequence[Choice], first_samples: Iterable[Choice]) -> dict[st
     firsts = list(first_samples)
     num_prompt_tokens = sum(one.num_prompt_tokens for one in firsts)
     num_output_tokens = sum(one.num_output_tokens for one in samples)
-    return {
+    counts: dict[str, object] = {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_output_tokens,
         "total_tokens": num_prompt_tokens + num_output_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(one.num_cached_tokens for one in firsts)},
     }
+    thought = [one.num_reasoning_tokens for one in samples if one.num_reasoning_tokens is not None]
+    if thought:
+        # Flat as SGLang has it, and in OpenAI's place.
+        counts["reasoning_tokens"] = sum(thought)
+        counts["completion_tokens_details"] = {"reasoning_tokens": sum(thought)}
+    return counts
 
 
-def finish_fields(finish: Finish | None) -> dict[str, object]:
+def finish_fields(
+    finish: Finish | None, logprobs: dict[str, object] | None = None, reason: str | None = None
+) -> dict[str, object]:
+    """reason: why it ended, where that is not the finish's own kind."""
+    kind = finish.kind if finish is not None else None
     return {
-        "logprobs": None,
-        "finish_reason": finish.kind if finish is not None else None,
+        "logprobs": logprobs,
+        "finish_reason": reason or kind,
         "matched_stop": finish.matched if finish is not None else None,
     }
 
@@ -59,29 +73,47 @@ class EventEncoder:
         self._open, self._shut = (
             (b',"delta":{"content":', b"}") if kind == "chat" else (b',"text":', b"")
         )
-        self._is_chat = kind == "chat"
+        self.kind = kind
 
     def role(self, index: int) -> bytes:
         """The first event of a chat's choice."""
         choice = b'{"index":%d,"delta":{"role":"assistant","content":""}' % index
         return self._head + choice + _MID + self._tail
 
-    def text(self, index: int, text: str, so_far: Choice) -> bytes:
+    def text(
+        self, index: int, text: str, so_far: Choice, logprobs: dict[str, object] | None = None
+    ) -> bytes:
         encoded = orjson.dumps(text)
-        choice = b'{"index":%d%b%b%b%b' % (index, self._open, encoded, self._shut, _MID)
+        mid = _MID
+        if logprobs is not None:
+            mid = b',"logprobs":' + orjson.dumps(logprobs) + _AFTER_LOGPROBS
+        choice = b'{"index":%d%b%b%b%b' % (index, self._open, encoded, self._shut, mid)
         return self._head + choice + self._tail_for(so_far)
 
-    def last(self, index: int, text: str, so_far: Choice) -> bytes:
-        """The last text of a choice and why it ended; a chat sends these as two events."""
-        before = b""
-        choice: dict[str, object] = {"index": index}
-        if self._is_chat:
-            before = self.text(index, text, so_far) if text else b""
-            choice["delta"] = {}
-        else:
-            choice["text"] = text
-        choice |= finish_fields(so_far.finish)
-        return before + self._head + orjson.dumps(choice) + self._tail_for(so_far)
+    def delta(
+        self,
+        index: int,
+        delta: dict[str, object],
+        so_far: Choice,
+        logprobs: dict[str, object] | None = None,
+    ) -> bytes:
+        """What is new in a chat's choice, if it is not content."""
+        choice: dict[str, object] = {"index": index, "delta": delta} | finish_fields(None, logprobs)
+        return self._head + orjson.dumps(choice) + self._tail_for(so_far)
+
+    def last(
+        self, index: int, text: str, so_far: Choice, logprobs: dict[str, object] | None = None
+    ) -> bytes:
+        """The last text of a completion's choice, and why it ended."""
+        choice: dict[str, object] = {"index": index, "text": text}
+        choice |= finish_fields(so_far.finish, logprobs)
+        return self._head + orjson.dumps(choice) + self._tail_for(so_far)
+
+    def end(self, index: int, so_far: Choice, reason: str | None) -> bytes:
+        """Why a chat's choice ended."""
+        choice: dict[str, object] = {"index": index, "delta": {}}
+        choice |= finish_fields(so_far.finish, reason=reason)
+        return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
     def usage(self, total: dict[str, object]) -> bytes:
         return self._head + b'],"usage":' + orjson.dumps(total) + b"}\n\n"
@@ -96,17 +128,67 @@ class EventEncoder:
         return self._options.include_usage
 
 
+async def encoded_turn(
+    services: Services, request: TextRequest, turn: Turn, encoder: EventEncoder
+) -> AsyncGenerator[bytes, None]:
+    """All events of a chat's answer but the final [DONE]."""
+    choices = [Choice() for _ in range(request.n)]
+    samples = [turn.sample() for _ in choices]
+    started = [False] * request.n
+    async with aclosing(generate(services, [request])) as chunks:
+        async for _, chunk in chunks:
+            index = chunk.index
+            so_far, sample = choices[index], samples[index]
+            so_far.count(chunk)
+            events = sample.add(chunk)
+            so_far.num_reasoning_tokens = sample.num_reasoning_tokens
+            encoded = b"" if started[index] else encoder.role(index)
+            started[index] = True
+            logprobs = None
+            if request.logprobs is not None:
+                logprobs = chunk_logprobs("chat", request, services.tokenizer, chunk)
+            for delta in map(_delta, events):
+                if delta is None:
+                    continue
+                encoded += encoder.delta(index, delta, so_far, logprobs)
+                logprobs = None
+            if logprobs is not None:
+                encoded += encoder.text(index, "", so_far, logprobs)
+            if chunk.finish is not None:
+                encoded += encoder.end(index, so_far, sample.finish_reason(chunk.finish))
+            if encoded:
+                yield encoded
+    if encoder.ends_with_usage:
+        yield encoder.usage(usage(choices, choices[:1]))
+
+
+def _delta(event: Event) -> dict[str, object] | None:
+    """An event as a chat's delta; None if there is nothing to tell of it."""
+    match event:
+        case Content(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case CallStart(index, name, call_id):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": call_id, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case _:
+            return None
+
+
 async def encoded_events(
     services: Services,
     requests: Sequence[TextRequest],
     encoder: EventEncoder,
     *,
-    opening: Sequence[str] | None,
+    opening: Sequence[str],
 ) -> AsyncGenerator[bytes, None]:
-    """All events of an answer but the final [DONE].
+    """All events of a completion's answer but the final [DONE].
 
-    opening  a text per request that each of its choices starts with (echo); None: a chat, whose
-             choices start with a role
+    opening  a text per request that each of its choices starts with (echo)
     """
     num_samples = requests[0].n
     choices = [Choice() for _ in range(len(requests) * num_samples)]
@@ -120,14 +202,16 @@ async def encoded_events(
             encoded = b""
             if not started[index]:
                 started[index] = True
-                if opening is None:
-                    encoded = encoder.role(index)
-                else:
-                    text = opening[position] + text
+                text = opening[position] + text
+            logprobs = None
+            if requests[position].logprobs is not None:
+                logprobs = chunk_logprobs(
+                    "text", requests[position], services.tokenizer, chunk, opening[position]
+                )
             if chunk.finish is not None:
-                encoded += encoder.last(index, text, so_far)
-            elif text:
-                encoded += encoder.text(index, text, so_far)
+                encoded += encoder.last(index, text, so_far, logprobs)
+            elif text or logprobs is not None:
+                encoded += encoder.text(index, text, so_far, logprobs)
             if encoded:
                 yield encoded
     if encoder.ends_with_usage:

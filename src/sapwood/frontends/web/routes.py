@@ -1,4 +1,4 @@
-"""The chat page's files, read once at start."""
+"""The files of the chat page and the live page, read once at start."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ _FILES = {
     "/web/chat.css": ("chat.css", "text/css; charset=utf-8"),
     "/web/chat.js": ("chat.js", "text/javascript; charset=utf-8"),
     "/web/markdown.js": ("markdown.js", "text/javascript; charset=utf-8"),
+    "/dashboard": ("dashboard.html", "text/html; charset=utf-8"),
+    "/web/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
+    "/web/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
 

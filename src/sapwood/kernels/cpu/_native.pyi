@@ -183,8 +183,16 @@ class LinearWeight:
 
 def packed_bytes(kind: int, n: int, k: int, /) -> int: ...
 def pack_quantized(kind: int, numbers: int, out: int, n: int, k: int, /) -> None: ...
-def quantize_q4_1(
-    context: Context, dtype: int, weights: int, blocks: int, num_blocks: int, /
+def quantize(
+    context: Context,
+    kind: int,
+    dtype: int,
+    weights: int,
+    out: int,
+    scales: int,
+    n: int,
+    k: int,
+    /,
 ) -> None: ...
 def linear_any(
     context: Context,

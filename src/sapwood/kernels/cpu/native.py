@@ -19,11 +19,12 @@ from sapwood.kernels.interface import AttentionBatch, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
 from sapwood.kernels.registry import Need
+from sapwood.kernels.torch_ops.masks import mask_logits
 
 try:
     from sapwood.kernels.cpu import _native
-    from sapwood.kernels.large_pages import WeightMemory
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
+    from sapwood.kernels.large_pages import WeightMemory
 except ImportError as error:
     _missing: str | None = f"the extension is not built ({error}); reinstall with a C++20 compiler"
 else:
@@ -43,6 +44,7 @@ class CpuKernels:
     """
 
     name = "cpu"
+    multiplies_quantized = True
 
     def __init__(self, *, num_threads: int | None = None, isa: str | None = None) -> None:
         if _missing is not None:
@@ -234,10 +236,11 @@ class CpuKernels:
         self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         """As pack_linear: nothing of the parts is kept. Results do not depend on the number of rows
-        or threads; with int8 not on the instruction set either."""
-        return QuantizedLinear(
-            self._context, self._memory, parts, bias, dtype=dtype, code=_DTYPES[dtype]
-        )
+        or threads, nor on the instruction set if it multiplies and adds in one rounding."""
+        code = _DTYPES.get(dtype)
+        if code is None:
+            raise TypeError(f"{dtype} is neither float32 nor bfloat16")
+        return QuantizedLinear(self._context, self._memory, parts, bias, dtype=dtype, code=code)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize_weight(self._context, weight, kind, _DTYPES.get(weight.dtype))
@@ -251,6 +254,9 @@ class CpuKernels:
         out = torch.empty(rows, dtype=torch.int64)
         _native.argmax(self._context, dtype, logits.data_ptr(), rows, vocab, out.data_ptr())
         return out
+
+    def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
+        mask_logits(logits, masks, rows)
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         dtype = dtype_of(logits)

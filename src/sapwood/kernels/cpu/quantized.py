@@ -140,10 +140,19 @@ def quantize_weight(
 ) -> QuantizedWeight:
     """As Kernels.quantize_weight; `code` is the compiled module's number of the weight's dtype."""
     num_out, num_in = weight.shape
-    if kind != "q4_1" or code is None or num_in % BLOCK_INPUTS or not weight.is_cpu:
+    is_int8 = kind == "int8"
+    is_here = is_int8 or (kind in ("q8_0", "q4_1") and num_in % BLOCK_INPUTS == 0)
+    if not is_here or code is None or not weight.is_cpu:
         return quantize(weight, kind)
     weight = weight.contiguous()
-    num_blocks = num_in // BLOCK_INPUTS
-    blocks = torch.empty(num_out, num_blocks * BLOCK_BYTES[kind], dtype=torch.uint8)
-    _native.quantize_q4_1(context, code, weight.data_ptr(), blocks.data_ptr(), num_out * num_blocks)
-    return QuantizedWeight(kind, (num_out, num_in), blocks)
+    if is_int8:
+        data = torch.empty(num_out, num_in, dtype=torch.int8)
+    else:
+        row_bytes = num_in // BLOCK_INPUTS * BLOCK_BYTES[kind]
+        data = torch.empty(num_out, row_bytes, dtype=torch.uint8)
+    scales = torch.empty(num_out) if is_int8 else None
+    _native.quantize(
+        context, WEIGHT_KINDS[kind], code, weight.data_ptr(), data.data_ptr(),
+        0 if scales is None else scales.data_ptr(), num_out, num_in,
+    )  # fmt: skip
+    return QuantizedWeight(kind, (num_out, num_in), data, scales)

@@ -33,6 +33,7 @@ class ReferenceKernels:
     """Runs wherever torch does. Sources of the formulas: see kernels/interface.py."""
 
     name = "reference"
+    multiplies_quantized = True
 
     @staticmethod
     def why_not(need: Need) -> str | None:
@@ -129,6 +130,12 @@ class ReferenceKernels:
 
     def argmax(self, logits: Tensor) -> Tensor:
         return logits.argmax(dim=-1)
+
+    def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
+        tokens = torch.arange(logits.shape[1])
+        for mask, row in zip(masks, rows, strict=True):
+            is_allowed = (mask[tokens // 32] >> (tokens % 32)) & 1
+            logits[row, (is_allowed == 0).to(logits.device)] = -torch.inf
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         chosen = [

@@ -5,16 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.kernels.quantized import BLOCK_INPUTS, INT8_GROUP_INPUTS, QuantizedWeight
+from sapwood.kernels.quantized import (
+    BLOCK_BYTES,
+    BLOCK_INPUTS,
+    INT8_GROUP_INPUTS,
+    PIECE_NUMBERS,
+    QuantizedWeight,
+)
 
 LEAST_MAGNITUDE = 1e-30
+MOST_HALF = 65504.0
 CANDIDATE_LEVELS = tuple(13.5 + 0.5 * step for step in range(10))
 """How many steps of a candidate's scale a block's range is: 15 is the range as it is, more clips
 both ends, which helps where one number is far from the others."""
-_PIECE_ROWS = 1 << 15
+_PIECE_BLOCKS = PIECE_NUMBERS // BLOCK_INPUTS
 
 
 def quantize(weight: Tensor, kind: str) -> QuantizedWeight:
@@ -37,7 +43,7 @@ def quantize_int8(weight: Tensor) -> QuantizedWeight:
     """Each output's largest magnitude becomes 127."""
     numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
-    step = max(1, (1 << 20) // max(1, weight.shape[1]))
+    step = max(1, PIECE_NUMBERS // max(1, weight.shape[1]))
     for first in range(0, weight.shape[0], step):
         rows = slice(first, first + step)
         rounded, scale = round_rows(weight[rows].float())
@@ -47,29 +53,37 @@ def quantize_int8(weight: Tensor) -> QuantizedWeight:
 
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., n] fp32 -> whole numbers from -127 to 127 (fp32) and scales [..., 1]."""
+    """x [..., n] fp32 -> whole numbers from -127 to 127 (fp32) and scales [..., 1].
+
+    NaN or an infinity among n makes the scale NaN, and the numbers 0."""
     largest = x.abs().amax(dim=-1, keepdim=True)
-    is_zero = largest < LEAST_MAGNITUDE
+    is_zero, is_bad = largest < LEAST_MAGNITUDE, ~largest.isfinite()
     top = torch.full_like(largest, 127.0)  # 127 / tensor would multiply by its reciprocal
-    inverse = torch.div(top, largest).masked_fill(is_zero, 0.0)
-    return (x * inverse).round(), torch.div(largest, top).masked_fill(is_zero, 0.0)
+    numbers = (x * torch.div(top, largest)).round().masked_fill(is_zero | is_bad, 0.0)
+    scale = torch.div(largest, top).masked_fill(is_zero, 0.0)
+    return numbers, scale.masked_fill(is_bad, torch.nan)
+
+
+def _half(x: Tensor) -> Tensor:
+    """Rounded to fp16; what is finite and beyond its range becomes its largest number."""
+    return torch.where(x.isfinite(), x.clamp(-MOST_HALF, MOST_HALF), x).half()
 
 
 def quantize_q8_0(weight: Tensor) -> QuantizedWeight:
     """Each block's largest magnitude becomes 127; numbers are rounded for the scale as fp16."""
-    num_out, num_in = weight.shape
     blocks = weight.reshape(-1, BLOCK_INPUTS)
-    out = torch.empty(blocks.shape[0], 34, dtype=torch.uint8, device=weight.device)
-    for first in range(0, blocks.shape[0], _PIECE_ROWS):
-        x = blocks[first : first + _PIECE_ROWS].float()
-        scale = (x.abs().amax(1, keepdim=True) / 127).half()
+    out = torch.empty(blocks.shape[0], BLOCK_BYTES["q8_0"], dtype=torch.uint8, device=weight.device)
+    for first in range(0, blocks.shape[0], _PIECE_BLOCKS):
+        x = blocks[first : first + _PIECE_BLOCKS].float()
+        largest = x.abs().amax(1, keepdim=True)
+        scale = _half(torch.div(largest, torch.full_like(largest, 127.0)))
         wide = scale.float()
         inverse = torch.where(wide > 0, 1 / wide, 0)
-        numbers = (x * inverse).round().clamp_(-127, 127).to(torch.int8)
-        piece = out[first : first + _PIECE_ROWS]
+        numbers = (x * inverse).round().nan_to_num_(0.0).clamp_(-127, 127).to(torch.int8)
+        piece = out[first : first + _PIECE_BLOCKS]
         piece[:, :2] = scale.view(torch.uint8)
         piece[:, 2:] = numbers.view(torch.uint8)
-    return QuantizedWeight("q8_0", (num_out, num_in), out.view(num_out, -1))
+    return _of_blocks("q8_0", weight, out)
 
 
 def quantize_q4_1(weight: Tensor) -> QuantizedWeight:
@@ -78,20 +92,27 @@ def quantize_q4_1(weight: Tensor) -> QuantizedWeight:
     For each candidate range, the numbers are rounded, and scale and minimum fitted to them by least
     squares; the best candidate's are kept as fp16, and the numbers rounded again for those.
     """
-    num_out, num_in = weight.shape
     blocks = weight.reshape(-1, BLOCK_INPUTS)
-    out = torch.empty(blocks.shape[0], 20, dtype=torch.uint8, device=weight.device)
-    for first in range(0, blocks.shape[0], _PIECE_ROWS):
-        x = blocks[first : first + _PIECE_ROWS].float()
-        scale, minimum = (part.half() for part in _fit(x))
+    out = torch.empty(blocks.shape[0], BLOCK_BYTES["q4_1"], dtype=torch.uint8, device=weight.device)
+    for first in range(0, blocks.shape[0], _PIECE_BLOCKS):
+        x = blocks[first : first + _PIECE_BLOCKS].float()
+        scale, minimum = (_half(part) for part in _fit(x))
         wide = scale.float()
         inverse = torch.where(wide > 0, 1 / wide, 0)
-        numbers = ((x - minimum.float()) * inverse).round().clamp_(0, 15).to(torch.uint8)
-        piece = out[first : first + _PIECE_ROWS]
+        levels = ((x - minimum.float()) * inverse).round().nan_to_num_(0.0)
+        numbers = levels.clamp_(0, 15).to(torch.uint8)
+        piece = out[first : first + _PIECE_BLOCKS]
         piece[:, :2] = scale.view(torch.uint8)
         piece[:, 2:4] = minimum.view(torch.uint8)
         piece[:, 4:] = numbers[:, :16] | numbers[:, 16:] << 4
-    return QuantizedWeight("q4_1", (num_out, num_in), out.view(num_out, -1))
+    return _of_blocks("q4_1", weight, out)
+
+
+def _of_blocks(kind: str, weight: Tensor, blocks: Tensor) -> QuantizedWeight:
+    """blocks [all blocks of `weight`, bytes]."""
+    num_out, num_in = weight.shape
+    row_bytes = num_in // BLOCK_INPUTS * BLOCK_BYTES[kind]
+    return QuantizedWeight(kind, (num_out, num_in), blocks.view(num_out, row_bytes))
 
 
 def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +137,8 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
         best = torch.where(better, gain, best)
         scale = torch.where(better, fitted, scale)
         minimum = torch.where(better, offset, minimum)
-    return scale, minimum
+    # NaN or infinity among the weights must show.
+    return scale, torch.where(sum_x.isfinite(), minimum, torch.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +167,11 @@ def multiply(x: Tensor, weight: QuantizedWeight) -> Tensor:
             # Exact: whole numbers below 2**24.
             total += (numbers @ weight.data[:, group].float().T) * scale
         return total * weight.scales
-    numbers, scale = round_rows(wide.view(x.shape[0], -1, BLOCK_INPUTS))
+    numbers, scale = round_rows(wide.reshape(x.shape[0], x.shape[1] // BLOCK_INPUTS, BLOCK_INPUTS))
     weights, weight_scales, minima = weight.unpacked()
     out = []
     for row, row_scale in zip(numbers, scale.squeeze(2), strict=True):
         sums = torch.einsum("gi,ngi->ng", row, weights)
         of_minima = minima * (row.sum(1) * row_scale)
         out.append((sums * weight_scales * row_scale + of_minima).sum(1))
-    return torch.stack(out) if out else F.linear(wide, weight.dequantized(torch.float32))
+    return torch.stack(out) if out else wide.new_empty(0, weight.shape[0])

@@ -19,6 +19,7 @@ from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops.attention import PagedAttention
 from sapwood.kernels.torch_ops.linear import pack
+from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.sampling import sample
 
 
@@ -26,6 +27,7 @@ class TorchKernels:
     """Runs wherever torch does."""
 
     name = "torch"
+    multiplies_quantized = False
 
     def __init__(self) -> None:
         self._attention = PagedAttention()
@@ -107,6 +109,9 @@ class TorchKernels:
 
     def argmax(self, logits: Tensor) -> Tensor:
         return logits.argmax(dim=-1)
+
+    def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
+        mask_logits(logits, masks, rows)
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         return sample(logits, draws)

@@ -1,4 +1,9 @@
-"""Drawing tokens with torch: the likeliest candidates first, the whole vocabulary where needed."""
+"""Drawing tokens with torch: the likeliest candidates first, the whole vocabulary where needed.
+
+The vocabulary is never sorted. A filter keeps the entries above some probability; the bits of
+positive fp32 numbers order them as the numbers do, so that this probability is found by two
+histograms, of the upper and then of the lower 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,9 @@ from sapwood.kernels.draws import Draws
 
 NUM_CANDIDATES = 256
 """top-p and min-p look at so many of the likeliest tokens first; a flat distribution needs all."""
+
+_HALF_BITS = 16
+_BINS = 1 << _HALF_BITS
 
 
 def sample(logits: Tensor, draws: Draws) -> Tensor:
@@ -21,43 +29,94 @@ def sample(logits: Tensor, draws: Draws) -> Tensor:
     filtered = [i for i, (k, p, m) in enumerate(filters) if k != -1 or p < 1.0 or m > 0.0]
     chosen = _inverse_cdf(probs, numbers)
     if filtered:
-        kept = Draws(
-            temperature=[draws.temperature[i] for i in filtered],
-            top_k=[draws.top_k[i] for i in filtered],
-            top_p=[draws.top_p[i] for i in filtered],
-            min_p=[draws.min_p[i] for i in filtered],
-            numbers=[draws.numbers[i] for i in filtered],
-        )
+        kept = _some(draws, filtered)
         chosen[filtered] = _choose_filtered(probs[filtered], kept, numbers[filtered])
     return chosen
 
 
 def _choose_filtered(probs: Tensor, draws: Draws, numbers: Tensor) -> Tensor:
+    """Rows whose filters cut within the likeliest candidates, and the others."""
     vocab = probs.shape[-1]
-    device = probs.device
-    top_k = torch.tensor([vocab if k == -1 else min(k, vocab) for k in draws.top_k])
-    top_p = torch.tensor(draws.top_p, device=device)
-    min_p = torch.tensor(draws.min_p, device=device)
     num = min(NUM_CANDIDATES, vocab)
     values, ids = probs.topk(num, dim=-1)
-    # Enough candidates if each row's filters cut within them.
-    mass = values.sum(dim=-1)
-    top_k = top_k.to(device)
-    # With top-k, top-p is a share of the mass of all k, not of that of the candidates.
-    whole = (top_k == vocab) | (top_p >= 1.0)
-    by_mass = (top_p < mass) | (values[:, -1] < min_p * values[:, 0])
-    cut = (top_k <= num) | (whole & by_mass)
-    if num < vocab and not bool(cut.all()):
-        values, ids = probs.sort(dim=-1, descending=True, stable=True)
-        num = vocab
-    top_k = top_k[:, None]
-    values = values * (torch.arange(num, device=device) < top_k)
+    mass = values.sum(dim=-1).tolist()
+    least = (values[:, -1] / values[:, 0]).tolist()
+    far: list[int] = []
+    for i, (k, p, m) in enumerate(zip(draws.top_k, draws.top_p, draws.min_p, strict=True)):
+        # With top-k, top-p is a share of the mass of all k, not of that of the candidates.
+        is_whole = k == -1 or k >= vocab or p >= 1.0
+        if not (0 < k <= num or num == vocab or (is_whole and (p < mass[i] or least[i] < m))):
+            far.append(i)
+    chosen = ids.gather(-1, _inverse_cdf(_filtered(values, draws), numbers)[:, None])[:, 0]
+    for i in far:
+        # Alone, so that its token does not depend on how many candidates another row needs.
+        one, number = _some(draws, [i]), numbers[i : i + 1]
+        if 0 < draws.top_k[i] < vocab:
+            values, ids = probs[i : i + 1].topk(draws.top_k[i], dim=-1)
+            chosen[i] = ids[0, _inverse_cdf(_filtered(values, one), number)]
+        else:
+            chosen[i] = _inverse_cdf(_cut(probs[i], draws.top_p[i], draws.min_p[i])[None], number)
+    return chosen
+
+
+def _filtered(values: Tensor, draws: Draws) -> Tensor:
+    """values [n, num] of the likeliest, likeliest first -> the same, 0 for what is dropped."""
+    num = values.shape[-1]
+    device = values.device
+    is_whole = torch.tensor([k == -1 for k in draws.top_k], device=device)[:, None]
+    top_k = torch.tensor([num if k == -1 else min(k, num) for k in draws.top_k], device=device)
+    top_p = torch.tensor(draws.top_p, device=device)[:, None]
+    min_p = torch.tensor(draws.min_p, device=device)[:, None]
+    values = values * (torch.arange(num, device=device) < top_k[:, None])
     # Without top-k the whole vocabulary's mass is 1, whether or not it is among the candidates.
-    total = torch.where(top_k == vocab, 1.0, values.sum(dim=-1, keepdim=True))
+    total = torch.where(is_whole, 1.0, values.sum(dim=-1, keepdim=True))
     before = values.cumsum(dim=-1) - values
-    values = values * (before < top_p[:, None] * total)
-    values = values * (values >= min_p[:, None] * values[:, :1])
-    return ids.gather(-1, _inverse_cdf(values, numbers)[:, None])[:, 0]
+    values = values * (before < top_p * total)
+    return values * (values >= min_p * values[:, :1])
+
+
+def _cut(probs: Tensor, top_p: float, min_p: float) -> Tensor:
+    """probs [vocab] -> the same, 0 for what is dropped; over the whole vocabulary."""
+    kept = probs if top_p >= 1.0 else _first(probs, top_p)
+    return kept * (kept >= min_p * probs.amax()) if min_p > 0 else kept
+
+
+def _first(probs: Tensor, share: float) -> Tensor:
+    """Keep the likeliest of probs [vocab] while those before have less than that share of the mass;
+    the others become 0. Equally likely ones are kept in the order of their ids."""
+    bits = probs.view(torch.int32)
+    upper, lower = (bits >> _HALF_BITS).long(), bits & (_BINS - 1)
+    missing = share * probs.sum(dtype=torch.float64)
+    upper_bin, missing = _bin_that_reaches(upper, probs.double(), missing)
+    inside = (upper == upper_bin).nonzero()[:, 0]
+    lower_bin, missing = _bin_that_reaches(lower[inside].long(), probs[inside].double(), missing)
+    edge = (upper_bin << _HALF_BITS) | lower_bin
+    at_edge = inside[lower[inside] == lower_bin]
+    before = torch.arange(len(at_edge), device=probs.device) * probs[at_edge].double()
+    kept = probs * (bits > edge)
+    some = at_edge[before < missing]
+    kept[some] = probs[some]
+    return kept
+
+
+def _bin_that_reaches(bins: Tensor, weights: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """From the highest of the bins down: the first with which the weight reaches `wanted`, or the
+    lowest; and what was still missing before it. bins [n] int64, weights [n] fp64."""
+    histogram = torch.zeros(_BINS, dtype=torch.float64, device=bins.device)
+    above = histogram.index_add_(0, bins, weights).flip(0).cumsum(0)
+    place = (above < wanted).sum().clamp(max=_BINS - 1)
+    before = torch.where(place > 0, above[(place - 1).clamp(min=0)], 0.0)
+    return _BINS - 1 - place, wanted - before
+
+
+def _some(draws: Draws, which: list[int]) -> Draws:
+    return Draws(
+        temperature=[draws.temperature[i] for i in which],
+        top_k=[draws.top_k[i] for i in which],
+        top_p=[draws.top_p[i] for i in which],
+        min_p=[draws.min_p[i] for i in which],
+        numbers=[draws.numbers[i] for i in which],
+    )
 
 
 def _inverse_cdf(weights: Tensor, numbers: Tensor) -> Tensor:

@@ -238,11 +238,15 @@ class Decoder(ABC):
         return self.ignorable + tied
 
     def finalize(self) -> None:
-        """Pack the linear layers, once all weights are placed. Layer by layer, so that at most one
-        layer's weights are held twice."""
+        """Pack the linear layers, once all weights are placed."""
+        self.pack_layers()
+        self._lm_head.pack()
+
+    def pack_layers(self) -> None:
+        """All but the output layer, for a model that has no use for it. Layer by layer, so that at
+        most one layer's weights are held twice."""
         for layer in self._layers:
             layer.pack()
-        self._lm_head.pack()
 
     def parts(self) -> DecoderParts:
         """What the model is made of on this rank, for kernels that run its step in one call.

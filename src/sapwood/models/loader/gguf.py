@@ -102,7 +102,7 @@ def iterate_blocks(
     for type_name, names in dequantised.items():
         log.warning(
             "%d tensors of %s are of type %s, which no kernel computes with; they are served as %s "
-            "(first: %s)",
+            "(first: %s). --quantization w4a8 or w8a8_int8 would keep them small",
             len(names),
             files.name,
             type_name,

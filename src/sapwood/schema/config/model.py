@@ -9,6 +9,9 @@ from sapwood.schema.config.options import check_options, option
 
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "pt", "dummy")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SAMPLING_DEFAULTS = ("model", "openai")
+POOLING_METHODS = ("last", "mean", "cls")
+UNKNOWN_TOOL_CALLS = ("content", "call")
 QUANTIZATIONS = ("w8a8_int8", "w4a8", "gguf")
 
 
@@ -45,6 +48,40 @@ class ModelConfig:
         None,
         "Prompt and output tokens of one request at most; default: the model's.",
         unit="tokens",
+    )
+    sampling_defaults: str = option(
+        "model",
+        "Where sampling parameters come from that a request leaves open: model, its "
+        "generation_config.json, and what that leaves open from openai; openai, the defaults of "
+        "OpenAI's API.",
+        choices=SAMPLING_DEFAULTS,
+    )
+    is_embedding: bool = option(
+        False,
+        "Make embeddings with a model that could generate; encoders and models with a "
+        "classification head never generate, with or without it.",
+    )
+    pooling_method: str | None = option(
+        None,
+        "Which hidden state becomes the embedding: that of the last token, the mean of all, or "
+        "that of the first (cls); default: the model's own.",
+        choices=POOLING_METHODS,
+    )
+    tool_call_parser: str = option(
+        "auto",
+        "How the model spells calls of tools; auto: as its chat template shows; none: calls stay "
+        "in the text.",
+    )
+    reasoning_parser: str = option(
+        "auto",
+        "How the model marks its thinking; auto: as its chat template shows; none: thinking stays "
+        "in the text.",
+    )
+    unknown_tool_calls: str = option(
+        "content",
+        "What becomes of a call of a tool that the request does not have: content, it comes back "
+        "as text; call, it is a call like any other.",
+        choices=UNKNOWN_TOOL_CALLS,
     )
     offline: bool = option(False, "Use only what is cached; never ask a source.")
 

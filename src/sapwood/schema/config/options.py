@@ -38,16 +38,25 @@ def option(
     choices: Sequence[str] = (),
     aliases: Sequence[str] = (),
     unit: str = "",
+    secret: bool = False,
 ) -> Any:
     """A field of a config struct.
 
     choices  the values it may have, if they can be listed
     aliases  further flag names without dashes in front ("model-path")
     unit     what a number counts ("tokens", "seconds")
+    secret   the value is not shown where the struct is printed, nor in an error
     """
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "choices": tuple(choices), "aliases": tuple(aliases), "unit": unit},
+        repr=not secret,
+        metadata={
+            "help": help,
+            "choices": tuple(choices),
+            "aliases": tuple(aliases),
+            "unit": unit,
+            "secret": secret,
+        },
     )
 
 
@@ -63,6 +72,7 @@ class OptionSpec:
     choices: tuple[str, ...]
     aliases: tuple[str, ...]
     unit: str
+    secret: bool = False
 
     @property
     def flag(self) -> str:
@@ -79,7 +89,8 @@ class OptionSpec:
         parsed = _as_type(value, self.type)
         complaint = self._why_not(value if parsed is None else parsed)
         if complaint is not None:
-            raise ConfigError(f"{self.name} is {value!r} (from {source}) but must be {complaint}")
+            shown = self._shown(value)
+            raise ConfigError(f"{self.name} is {shown} (from {source}) but must be {complaint}")
         return parsed
 
     def check(self, value: Any) -> None:
@@ -88,7 +99,10 @@ class OptionSpec:
             return
         complaint = self._why_not(value)
         if complaint is not None:
-            raise ConfigError(f"{self.flag} is {value!r} but must be {complaint}")
+            raise ConfigError(f"{self.flag} is {self._shown(value)} but must be {complaint}")
+
+    def _shown(self, value: Any) -> str:
+        return "(not shown)" if self.secret else repr(value)
 
     def _why_not(self, value: Any) -> str | None:
         accepted = (int, float) if self.type is float else self.type
@@ -205,6 +219,7 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
         choices=field.metadata["choices"],
         aliases=field.metadata["aliases"],
         unit=field.metadata["unit"],
+        secret=field.metadata["secret"],
     )
 
 

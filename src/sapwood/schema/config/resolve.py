@@ -54,6 +54,7 @@ class ModelFacts:
     num_embedding_parameters  of them, those of the token embedding, which is not quantised
     weight_format   of its files: "safetensors", "gguf", …; "dummy" for random weights
     kv_values_per_token  keys and values of all layers, in elements
+    whole_prompts   it is an encoder: computes a text in one step, and keeps no keys and values
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelFacts:
     kv_values_per_token: int
     num_embedding_parameters: int = 0
     weight_format: str = ""
+    whole_prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ def resolve(
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
     memory = _resolve_memory(asked.memory, model_config, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
+    if model.whole_prompts:
+        memory, scheduler = _for_whole_prompts(asked, model_config, memory, scheduler, decisions)
     config = replace(
         asked, model=model_config, memory=memory, scheduler=scheduler, execution=execution
     )
@@ -114,7 +118,7 @@ def _resolve_model(
 ) -> ModelConfig:
     dtype = asked.dtype
     if dtype == "auto":
-        dtype, reason = _choose_dtype(model.dtype, execution, machine)
+        dtype, reason = _choose_dtype(model, execution, machine)
         decisions.append(Decision("dtype", dtype, reason))
     if asked.quantization is not None:
         reason = _check_quantization(asked.quantization, dtype, model)
@@ -135,9 +139,42 @@ def _resolve_model(
     return replace(asked, dtype=dtype, context_length=length, served_model_name=served)
 
 
+def _for_whole_prompts(
+    asked: EngineConfig,
+    model_config: ModelConfig,
+    memory: MemoryConfig,
+    scheduler: SchedulerConfig,
+    decisions: list[Decision],
+) -> tuple[MemoryConfig, SchedulerConfig]:
+    """What changes where a text cannot be computed in chunks, nor from a prefix."""
+    length, chunk = model_config.context_length, scheduler.chunked_prefill_size
+    assert length is not None
+    assert chunk is not None
+    if asked.scheduler.chunked_prefill_size not in (None, -1) and chunk < length:
+        raise ConfigError(
+            f"--chunked-prefill-size is {chunk}, but this model computes a text in one step, of up "
+            f"to {length} tokens; leave the option out, or lower --context-length"
+        )
+    if -1 < chunk < length:
+        chunk = length
+        decisions.append(
+            Decision("chunked_prefill_size", chunk, "the model computes a text in one step")
+        )
+    decisions.append(
+        Decision("disable_radix_cache", True, "the model keeps nothing that could be shared")
+    )
+    return (
+        replace(memory, disable_radix_cache=True),
+        replace(scheduler, chunked_prefill_size=chunk),
+    )
+
+
 def _choose_dtype(
-    checkpoint: str, execution: ExecutionConfig, machine: MachineFacts
+    model: ModelFacts, execution: ExecutionConfig, machine: MachineFacts
 ) -> tuple[str, str]:
+    checkpoint = model.dtype
+    if model.whole_prompts and checkpoint == "float32":
+        return checkpoint, "the checkpoint's own: vectors are compared with those of other programs"
     on_cpu = execution.device == "cpu"
     if on_cpu and not machine.fast_bfloat16:
         return "float32", "this CPU has no instructions for bfloat16"
@@ -161,11 +198,14 @@ def _check_quantization(quantization: str, dtype: str, model: ModelFacts) -> str
             f"are {model.weight_format or 'of another format'}; use --quantization w4a8 or "
             "w8a8_int8, which quantise while loading"
         )
-    return {
+    reason = {
         "w8a8_int8": "asked for; int8 weights and activations, the output layer in Q8_0 blocks",
         "w4a8": "asked for; 4-bit weights, the output layer in Q8_0 blocks, int8 activations",
         "gguf": "asked for; the file's own blocks, int8 activations",
     }[quantization]
+    if quantization != "gguf" and model.weight_format == "gguf":
+        return f"{reason}; the GGUF file's own blocks are dequantised first"
+    return reason
 
 
 def _weight_bytes(model_config: ModelConfig, model: ModelFacts) -> int:
@@ -225,6 +265,13 @@ def _choose_pool(
     model: ModelFacts,
     token_bytes: int,
 ) -> tuple[int, str]:
+    assert model_config.context_length is not None
+    assert asked.page_size is not None
+    # Each request's last page counts whole: a context may be shorter than a page.
+    context_pages = -(-model_config.context_length // asked.page_size)
+    by_context = POOL_CONTEXTS * context_pages * asked.page_size
+    if token_bytes == 0:
+        return by_context, f"{POOL_CONTEXTS} texts of the full context; it takes no memory"
     weight_bytes = _weight_bytes(model_config, model)
     fraction = asked.mem_fraction_static
     if fraction is not None:
@@ -236,11 +283,6 @@ def _choose_pool(
         return max(pool_bytes, 0) // token_bytes, reason
     free_bytes = max(machine.available_bytes - weight_bytes, 0)
     by_memory = int(free_bytes * DEFAULT_POOL_FRACTION) // token_bytes
-    assert model_config.context_length is not None
-    assert asked.page_size is not None
-    # Each request's last page counts whole: a context may be shorter than a page.
-    context_pages = -(-model_config.context_length // asked.page_size)
-    by_context = POOL_CONTEXTS * context_pages * asked.page_size
     if by_context <= by_memory:
         gib = by_context * token_bytes / 2**30
         return by_context, f"{POOL_CONTEXTS} requests of the full context, {gib:.2f} GiB"
@@ -264,8 +306,15 @@ def _resolve_scheduler(
         decisions.append(Decision(name, chosen, reason))
         return chosen
 
+    takes_priorities = asked.enable_priority_scheduling
+    if asked.schedule_policy == "priority" and not takes_priorities:
+        takes_priorities = True
+        decisions.append(
+            Decision("enable_priority_scheduling", True, "--schedule-policy priority implies it")
+        )
     return replace(
         asked,
+        enable_priority_scheduling=takes_priorities,
         max_running_requests=choose(
             "max_running_requests", 128, 1024, "what a step still gains by"
         ),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
-POLICIES = ("fcfs", "lpm", "dfs-weight", "lof", "random")
+POLICIES = ("fcfs", "lpm", "dfs-weight", "lof", "random", "priority", "routing-key")
+DEFAULT_PREEMPTION_THRESHOLD = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +32,58 @@ class SchedulerConfig:
         "lpm",
         "Order of the waiting requests: fcfs first come first served; lpm longest prefix match; "
         "dfs-weight depth first over the prefix tree, heaviest subtree first; lof longest output "
-        "first; random.",
+        "first; random; priority highest priority first, which implies "
+        "--enable-priority-scheduling; routing-key the keys that most running requests have first.",
         choices=POLICIES,
+    )
+    max_prompt_tokens: int | None = option(
+        None,
+        "Longer prompts are refused with 400; default: as long as the context length allows.",
+        aliases=("max-req-input-len",),
+        unit="tokens",
+    )
+    queue_timeout: float = option(
+        0.0,
+        "A request that has waited this long without being begun ends with 503. 0: never.",
+        unit="seconds",
+    )
+    request_timeout: float = option(
+        0.0,
+        "A request that has not ended this long after it arrived ends with 504. 0: never.",
+        unit="seconds",
+    )
+    enable_priority_scheduling: bool = option(
+        False,
+        "Take the priority of requests: more urgent ones come first, and may preempt running ones. "
+        "Without it, a request may only ask to be less urgent than the default.",
+    )
+    schedule_low_priority_values_first: bool = option(
+        False, "Smaller priority values are more urgent; needs --enable-priority-scheduling."
+    )
+    default_priority_value: int = option(0, "Priority of requests that bring none.")
+    priority_scheduling_preemption_threshold: int = option(
+        DEFAULT_PREEMPTION_THRESHOLD,
+        "A waiting request takes the place of a running one if it is more urgent by more than "
+        "this; needs --enable-priority-scheduling.",
+    )
+    priority_aging_interval: float = option(
+        0.0,
+        "A request becomes more urgent by one priority value each time it has been here for this "
+        "long, so that none starves, whatever the policy. 0: never.",
+        unit="seconds",
+    )
+    enable_prefill_delayer: bool = option(
+        False,
+        "While requests decode, hold new prompts back until they fill a step, or for "
+        "--prefill-delayer-max-delay-passes steps: fewer steps are slowed down by a prompt.",
+    )
+    prefill_delayer_max_delay_passes: int = option(
+        30, "Steps for which the prefill delayer holds a prompt back at most.", unit="steps"
+    )
+    prefill_delayer_token_usage_low_watermark: float | None = option(
+        None,
+        "The prefill delayer holds nothing back while less than this share of the KV pool is in "
+        "use, 0 to 1; default: it always may.",
     )
     schedule_conservativeness: float = option(
         1.0,
@@ -54,7 +105,9 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        for name in ("max_running_requests", "overlap_depth"):
+        self._check_priorities()
+        self._check_limits()
+        for name in ("max_running_requests", "overlap_depth", "max_prompt_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value} but must be >= 1")
@@ -74,4 +127,43 @@ class SchedulerConfig:
             raise ConfigError(
                 f"--in-batch-prefix-threshold is {self.in_batch_prefix_threshold} but must be "
                 "-1 or >= 0"
+            )
+
+    def _check_priorities(self) -> None:
+        """Options that would do nothing are an error."""
+        if self.enable_priority_scheduling or self.schedule_policy == "priority":
+            if self.priority_scheduling_preemption_threshold < 0:
+                raise ConfigError(
+                    "--priority-scheduling-preemption-threshold is "
+                    f"{self.priority_scheduling_preemption_threshold} but must be >= 0"
+                )
+            return
+        for name, default in (
+            ("schedule_low_priority_values_first", False),
+            ("priority_scheduling_preemption_threshold", DEFAULT_PREEMPTION_THRESHOLD),
+            ("default_priority_value", 0),
+        ):
+            if getattr(self, name) != default:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} does nothing without "
+                    "--enable-priority-scheduling; give both or neither"
+                )
+
+    def _check_limits(self) -> None:
+        for name in ("queue_timeout", "request_timeout", "priority_aging_interval"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {value} but must be a finite number >= 0"
+                )
+        if self.prefill_delayer_max_delay_passes < 1:
+            raise ConfigError(
+                "--prefill-delayer-max-delay-passes is "
+                f"{self.prefill_delayer_max_delay_passes} but must be >= 1"
+            )
+        watermark = self.prefill_delayer_token_usage_low_watermark
+        if watermark is not None and not 0 <= watermark <= 1:
+            raise ConfigError(
+                f"--prefill-delayer-token-usage-low-watermark is {watermark} but must be from 0 "
+                "to 1"
             )

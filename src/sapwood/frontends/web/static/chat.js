@@ -38,12 +38,17 @@ conversation.addEventListener("click", (event) => {
   if (button?.classList.contains("idea")) send(button.textContent);
   if (button?.dataset.action === "copy") copyCode(button);
 });
+byId("api-key").addEventListener("change", showModel);
 showModel();
 if (matchMedia("(min-width: 70rem)").matches) toggleSettings();
 
 async function showModel() {
   try {
-    const response = await fetch("v1/models");
+    const response = await fetch("v1/models", { headers: keyHeader() });
+    if (response.status === 401) {
+      byId("model").textContent = "needs an API key: see Settings";
+      return;
+    }
     const { data } = await response.json();
     byId("model").textContent = data[0].id;
     document.title = `${data[0].id} – sapwood chat`;
@@ -100,6 +105,12 @@ async function send(text) {
   }
 }
 
+/** The key is kept in the page only, like all else. */
+function keyHeader() {
+  const key = byId("api-key").value.trim();
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
 function requestBody(chat) {
   const system = byId("system").value.trim();
   const body = {
@@ -122,7 +133,7 @@ function requestBody(chat) {
 async function streamAnswer(body, signal, state, view) {
   const response = await fetch("v1/chat/completions", {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
+    headers: { "Content-Type": "application/json", ...keyHeader() },
     body: JSON.stringify(body),
     signal,
   });

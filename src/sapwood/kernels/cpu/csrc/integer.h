@@ -93,7 +93,7 @@ SAPWOOD_INLINE std::int32_t total(VI v) {
 #endif
 }
 
-// W fp16 -> fp32; no infinities.
+// W fp16 -> fp32.
 SAPWOOD_INLINE VF load_halves(const std::byte* p) {
 #if defined(__AVX512F__)
   return bits_as<VF>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
@@ -102,8 +102,10 @@ SAPWOOD_INLINE VF load_halves(const std::byte* p) {
   __builtin_memcpy(&h, p, sizeof(h));
   const VU wide = __builtin_convertvector(h, VU);
   // The exponents' biases differ by 112; a product also makes normal numbers of subnormal ones.
-  const VF magnitude = bits_as<VF>((wide & 0x7fff) << 13) * splat(0x1p112f);
-  return bits_as<VF>(bits_as<VU>(magnitude) | ((wide & 0x8000) << 16));
+  const VU shifted = (wide & 0x7fff) << 13;
+  const VU finite = bits_as<VU>(bits_as<VF>(shifted) * splat(0x1p112f));
+  const VU magnitude = (wide & 0x7c00) == 0x7c00 ? shifted | 0x7f800000 : finite;
+  return bits_as<VF>(magnitude | ((wide & 0x8000) << 16));
 #endif
 }
 
@@ -149,14 +151,21 @@ SAPWOOD_INLINE std::int32_t round_to_bytes(const T* x, std::int64_t k, float inv
   return sum;
 }
 
-struct Rounding {
-  float scale, inverse;
+struct Rounded {
+  float scale;
+  std::int32_t sum;  // of the int8
 };
 
-// NaN stays in the scale, so that it shows in the result.
-SAPWOOD_INLINE Rounding rounding_for(float magnitude) {
-  if (magnitude < kLeastMagnitude) return {0.0f, 0.0f};
-  return {magnitude / 127.0f, 127.0f / magnitude};
+// k numbers -> int8 with one scale. NaN or infinity among them makes the scale NaN, so that it shows
+// in the result.
+template <class T>
+SAPWOOD_INLINE Rounded round_group(const T* x, std::int64_t k, std::int8_t* out) {
+  const float most = magnitude(x, k);
+  if (most >= kLeastMagnitude && most < __builtin_inff()) {
+    return {most / 127.0f, round_to_bytes(x, k, 127.0f / most, out)};
+  }
+  __builtin_memset(out, 0, static_cast<std::size_t>(k));
+  return {most < kLeastMagnitude ? 0.0f : __builtin_nanf(""), 0};
 }
 
 // ---- work ----

@@ -15,12 +15,10 @@ constexpr std::int64_t kScaleAt = 32, kCorrectionAt = 36;
 template <class T, WeightKind kKind>
 static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
   for (std::int64_t i = 0; i < k; i += kGroup, out += kGroupBytesOfX) {
-    const Rounding rounding = rounding_for(magnitude(x + i, kGroup));
-    const std::int32_t sum =
-        round_to_bytes(x + i, kGroup, rounding.inverse, reinterpret_cast<std::int8_t*>(out));
-    const float minimum_factor = rounding.scale * static_cast<float>(sum);
-    const std::int32_t start = sum * (kKind == WeightKind::q8_0 ? -128 : -8);
-    __builtin_memcpy(out + kScaleAt, &rounding.scale, 4);
+    const Rounded group = round_group(x + i, kGroup, reinterpret_cast<std::int8_t*>(out));
+    const float minimum_factor = group.scale * static_cast<float>(group.sum);
+    const std::int32_t start = group.sum * (kKind == WeightKind::q8_0 ? -128 : -8);
+    __builtin_memcpy(out + kScaleAt, &group.scale, 4);
     __builtin_memcpy(out + kCorrectionAt,
                      kKind == WeightKind::q4_1 ? static_cast<const void*>(&minimum_factor) : &start, 4);
   }

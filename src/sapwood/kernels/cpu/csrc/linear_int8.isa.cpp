@@ -16,11 +16,10 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
   for (std::int64_t i = 0; i < k; i += kInt8Group, out += kInt8GroupBytesOfX) {
     const std::int64_t count = least(kInt8Group, k - i);
     std::int8_t* bytes = reinterpret_cast<std::int8_t*>(out);
-    const Rounding rounding = rounding_for(magnitude(x + i, count));
-    const std::int32_t sum = round_to_bytes(x + i, count, rounding.inverse, bytes);
+    const Rounded group = round_group(x + i, count, bytes);
     for (std::int64_t j = count; j % 4 != 0; j++) bytes[j] = 0;
-    const std::int32_t correction = -128 * sum;  // of what the weights' 128 adds
-    __builtin_memcpy(out + kScaleAt, &rounding.scale, 4);
+    const std::int32_t correction = -128 * group.sum;  // of what the weights' 128 adds
+    __builtin_memcpy(out + kScaleAt, &group.scale, 4);
     __builtin_memcpy(out + kCorrectionAt, &correction, 4);
   }
 }

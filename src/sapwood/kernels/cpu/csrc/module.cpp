@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
 #include "context.h"
@@ -134,8 +135,17 @@ void pack_quantized(int kind, Address numbers, Address out, I64 n, I64 k) {
   is_grouped(of) ? pack_groups(of, in(numbers), to(out), n, k) : pack_int8(in(numbers), to(out), n, k);
 }
 
-void quantize_q4_1(const Context& c, int dtype, Address weights, Address blocks, I64 num_blocks) {
-  c.ops().quantize_q4_1(static_cast<DType>(dtype), in(weights), to(blocks), num_blocks, c.team());
+void quantize(const Context& c, int kind, int dtype, Address weights, Address out, Address scales, I64 n,
+              I64 k) {
+  const WeightKind of = static_cast<WeightKind>(kind);
+  if (of != WeightKind::int8 && of != WeightKind::q8_0 && of != WeightKind::q4_1) {
+    throw std::invalid_argument("weights can be quantised to int8, q8_0 and q4_1 only");
+  }
+  if (of != WeightKind::int8 && k % kGroup != 0) {
+    throw std::invalid_argument("blocks take a multiple of 32 inputs");
+  }
+  c.ops().quantize(static_cast<DType>(dtype),
+                   {of, in(weights), to(out), static_cast<float*>(to(scales)), n, k, c.team()});
 }
 
 void linear_any(Context& c, const LinearWeight& weight, int dtype, Address x, I64 x_stride, I64 rows,
@@ -226,7 +236,7 @@ NB_MODULE(_native, m) {
   m.def("packed_bytes",
         [](int kind, I64 n, I64 k) { return packed_bytes(static_cast<WeightKind>(kind), n, k); });
   m.def("pack_quantized", &pack_quantized, Unlocked());
-  m.def("quantize_q4_1", &quantize_q4_1, Unlocked());
+  m.def("quantize", &quantize, Unlocked());
   m.def("linear_any", &linear_any, Unlocked());
   m.attr("PANEL") = kPanel;
   m.def("pack_weight", &pack_weight, Unlocked());

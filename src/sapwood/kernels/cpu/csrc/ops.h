@@ -127,6 +127,16 @@ struct QuantizedArgs {
   Team team;
 };
 
+// weights [n, k] -> numbers of `kind`: int8, q8_0 or q4_1
+struct QuantizeArgs {
+  WeightKind kind;
+  const void* weights;
+  void* out;      // int8: [n, k]; else blocks as GGUF stores them
+  float* scales;  // int8: [n]; else null
+  std::int64_t n, k;
+  Team team;
+};
+
 struct Ops {
   const char* name;
   // residual null: out = rms_norm(x); else x + residual goes to residual first.
@@ -147,9 +157,7 @@ struct Ops {
   void (*linear)(DType, const LinearArgs&);
   void (*linear_int8)(DType, const QuantizedArgs&);
   void (*linear_grouped)(DType, const QuantizedArgs&);
-  // weights [num_blocks, 32] -> q4_1 blocks as GGUF stores them
-  void (*quantize_q4_1)(DType, const void* weights, void* blocks, std::int64_t num_blocks,
-                        const Team& team);
+  void (*quantize)(DType, const QuantizeArgs&);
 };
 
 namespace generic {

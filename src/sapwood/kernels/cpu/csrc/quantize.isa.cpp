@@ -1,15 +1,17 @@
-// Weights -> q4_1 blocks whose scale and minimum make the squared error small; the search is that of
-// kernels/reference/quantized.py. A vector holds the same entry of W blocks.
+// Weights -> int8 rows, q8_0 blocks, or q4_1 blocks whose scale and minimum make the squared error
+// small, as kernels/reference/quantized.py defines them: int8 and q8_0 bit by bit. A vector holds a
+// part of a row or block, or, of q4_1, the same entry of W blocks.
 #include "integer.h"
 #include "table.h"
 
 namespace sapwood::SAPWOOD_ISA {
 namespace {
 
-constexpr int kBlockBytes = 20;
+constexpr std::int64_t kBlockBytes = 20;      // of q4_1
+constexpr std::int64_t kByteBlockBytes = 34;  // of q8_0
 constexpr int kCandidates = 10;
 constexpr float kFirstLevels = 13.5f, kLevelsStep = 0.5f;
-constexpr std::int64_t kBlocksPerPiece = 256;
+constexpr std::int64_t kPieceNumbers = 8192;
 
 typedef VF Blocks[kGroup];
 
@@ -20,10 +22,12 @@ SAPWOOD_INLINE VF round_to_levels(VF x) {
   return vmin(vmax((rounded(x) + magic) - magic, VF{}), splat(15.0f));
 }
 
-// Rounded to the nearest even fp16; beyond its range the largest number.
+// Rounded to the nearest even fp16; what is finite and beyond its range becomes the largest.
 static inline std::uint16_t to_half(float x) {
   const std::uint32_t bits = bits_as<std::uint32_t>(x), sign = bits >> 16 & 0x8000;
   const std::uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return 0x7e00;
+  if (magnitude == 0x7f800000) return static_cast<std::uint16_t>(sign | 0x7c00);
   if (magnitude >= 0x477fefff) return static_cast<std::uint16_t>(sign | 0x7bff);
   if (magnitude < 0x38800000) {  // subnormal: adding 0.5 leaves the bits of its multiple of 2^-24
     const float shifted = bits_as<float>(magnitude) + 0.5f;
@@ -66,6 +70,8 @@ static inline Fit fit(const Blocks& x) {
     found.scale = better ? scale : found.scale;
     found.minimum = better ? minimum : found.minimum;
   }
+  // NaN or infinity among the weights must show.
+  found.minimum = sum_x - sum_x == VF{} ? found.minimum : sum_x - sum_x;
   return found;
 }
 
@@ -94,7 +100,7 @@ static inline void write_blocks(const Blocks& x, const Fit& found, std::int64_t 
 }
 
 template <class T>
-void quantize(const T* weights, std::int64_t num_blocks, std::byte* out) {
+void to_q4_1(const T* weights, std::int64_t num_blocks, std::byte* out) {
   for (std::int64_t first = 0; first < num_blocks; first += W) {
     const std::int64_t count = least(W, num_blocks - first);
     alignas(64) float entries[kGroup][W];
@@ -108,19 +114,50 @@ void quantize(const T* weights, std::int64_t num_blocks, std::byte* out) {
   }
 }
 
+template <class T>
+void to_q8_0(const T* weights, std::int64_t num_blocks, std::byte* out) {
+  const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  for (std::int64_t b = 0; b < num_blocks; b++, weights += kGroup, out += kByteBlockBytes) {
+    alignas(64) std::uint16_t halves[W] = {to_half(magnitude(weights, kGroup) / 127.0f)};
+    const float scale = load_halves(reinterpret_cast<const std::byte*>(halves))[0];
+    const VF inverse = splat(scale > 0.0f ? 1.0f / scale : 0.0f);
+    __builtin_memcpy(out, halves, 2);
+    for (std::int64_t i = 0; i < kGroup; i += W) {
+      // A tiny scale is rounded far down: its numbers may be beyond 127.
+      const VF scaled = vmin(vmax(rounded(load(weights + i) * inverse), splat(-127.0f)), splat(127.0f));
+      const VB bytes = __builtin_convertvector(bits_as<VI>(scaled + magic) - bits_as<VI>(magic), VB);
+      __builtin_memcpy(out + 2 + i, &bytes, sizeof(bytes));
+    }
+  }
+}
+
+// `count` rows or blocks from the one at `first` on.
+template <class T>
+void quantize(const QuantizeArgs& a, std::int64_t first, std::int64_t count) {
+  const T* weights = static_cast<const T*>(a.weights);
+  std::byte* out = static_cast<std::byte*>(a.out);
+  if (a.kind == WeightKind::q4_1) return to_q4_1(weights + first * kGroup, count, out + first * kBlockBytes);
+  if (a.kind == WeightKind::q8_0) {
+    return to_q8_0(weights + first * kGroup, count, out + first * kByteBlockBytes);
+  }
+  for (std::int64_t row = first; row < first + count; row++) {
+    std::int8_t* numbers = reinterpret_cast<std::int8_t*>(out) + row * a.k;
+    a.scales[row] = round_group(weights + row * a.k, a.k, numbers).scale;
+  }
+}
+
 }  // namespace
 
-void quantize_q4_1(DType dtype, const void* weights, void* blocks, std::int64_t num_blocks,
-                   const Team& team) {
-  const std::int64_t pieces = (num_blocks + kBlocksPerPiece - 1) / kBlocksPerPiece;
+void quantize(DType dtype, const QuantizeArgs& a) {
+  const bool is_int8 = a.kind == WeightKind::int8;
+  const std::int64_t units = is_int8 ? a.n : a.n * a.k / kGroup;
+  const std::int64_t step = most(1, kPieceNumbers / most(1, is_int8 ? a.k : kGroup));
+  const std::int64_t pieces = (units + step - 1) / step;
   std::int64_t next = 0;
-  run_parallel(team, least(team.threads, pieces), [&](int) {
+  run_parallel(a.team, least(a.team.threads, pieces), [&](int) {
     for (std::int64_t piece; (piece = take(&next)) < pieces;) {
-      const std::int64_t first = piece * kBlocksPerPiece;
-      const std::int64_t count = least(kBlocksPerPiece, num_blocks - first);
-      std::byte* out = static_cast<std::byte*>(blocks) + first * kBlockBytes;
-      dtype == DType::f32 ? quantize(static_cast<const float*>(weights) + first * kGroup, count, out)
-                          : quantize(static_cast<const bf16*>(weights) + first * kGroup, count, out);
+      const std::int64_t first = piece * step, count = least(step, units - first);
+      dtype == DType::f32 ? quantize<float>(a, first, count) : quantize<bf16>(a, first, count);
     }
   });
 }

@@ -48,9 +48,12 @@ void pack_int8(const void* numbers, void* out, std::int64_t n, std::int64_t k) {
   for (std::int64_t panel = 0; panel < n; panel += kPanel) {
     for (std::int64_t i = 0; i < k; i += 4) {
       for (std::int64_t column = panel; column < panel + kPanel; column++, to += 4) {
+        const std::byte* numbers = from + column * k + i;
         std::uint32_t lane = 0;
-        if (column < n) {
-          std::memcpy(&lane, from + column * k + i, static_cast<std::size_t>(std::min<std::int64_t>(4, k - i)));
+        if (column < n && i + 4 <= k) {
+          lane = lane_at(numbers);
+        } else if (column < n) {
+          std::memcpy(&lane, numbers, static_cast<std::size_t>(k - i));
         }
         lane ^= kTopBits;
         std::memcpy(to, &lane, 4);

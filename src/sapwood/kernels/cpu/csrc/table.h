@@ -19,7 +19,6 @@ std::size_t attention_scratch(DType dtype, int rows, int head_dim);
 void linear(DType dtype, const LinearArgs& args);
 void linear_int8(DType dtype, const QuantizedArgs& args);
 void linear_grouped(DType dtype, const QuantizedArgs& args);
-void quantize_q4_1(DType dtype, const void* weights, void* blocks, std::int64_t num_blocks,
-                   const Team& team);
+void quantize(DType dtype, const QuantizeArgs& args);
 
 }  // namespace sapwood::SAPWOOD_ISA

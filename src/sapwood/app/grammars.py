@@ -1,0 +1,76 @@
+"""Builds what holds outputs to grammars. The tokenizer is read when the first grammar comes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapwood.base.clock import Clock
+from sapwood.executor.grammar.compiler import GrammarCompiler
+from sapwood.executor.grammar.interface import GrammarBackend
+from sapwood.executor.grammar.masks import GrammarMasks
+from sapwood.executor.grammar.vocabulary import Vocabulary, vocabulary_of
+from sapwood.kernels.interface import Kernels
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarParts:
+    """compiler: for the scheduler and the masks; masks: makes those of one rank."""
+
+    compiler: GrammarCompiler
+    masks: Callable[[Kernels, dict[int, str]], GrammarMasks]
+
+
+def build_grammars(
+    config: EngineConfig,
+    model_path: Path,
+    *,
+    vocab_size: int,
+    eos_token_ids: Iterable[int],
+    clock: Clock,
+) -> GrammarParts | None:
+    """None if requests with a grammar are refused. `config` is resolved."""
+    options = config.grammar
+    if options.grammar_backend == "none":
+        return None
+    ends = frozenset(eos_token_ids)
+    num_rows = config.scheduler.max_running_requests
+    assert num_rows is not None, "the configuration was not resolved"
+
+    @functools.cache
+    def vocabulary() -> Vocabulary:
+        tokenizer = Tokenizer.from_directory(Path(config.model.tokenizer_path or model_path))
+        return vocabulary_of(tokenizer, size=vocab_size, ends=ends)
+
+    # Where steps overlap, the next one is on its way before this one's tokens are known.
+    may_jump = config.scheduler.overlap_depth == 1 and not options.disable_jump_forward
+
+    def make_backend() -> GrammarBackend:
+        # Imported here because it takes a second, which a server without grammars need not pay.
+        from sapwood.executor.grammar.backends import make_backend
+
+        return make_backend(options, vocabulary())
+
+    compiler = GrammarCompiler(
+        make_backend,
+        timeout_s=options.grammar_compile_timeout,
+        max_bytes=options.grammar_max_bytes,
+        clock=clock,
+    )
+
+    def make_masks(kernels: Kernels, failures: dict[int, str]) -> GrammarMasks:
+        return GrammarMasks(
+            compiler,
+            kernels,
+            num_rows=num_rows,
+            vocab_size=vocab_size,
+            failures=failures,
+            vocabulary=vocabulary,
+            may_jump=may_jump,
+        )
+
+    return GrammarParts(compiler, make_masks)

@@ -1,0 +1,120 @@
+"""uvicorn as sapwood runs it: TLS, limits on slow clients, and a drain on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.server import ServerConfig
+
+AFTER_DRAIN_S = 5
+"""What is still open so long after the drain limit has its connection cut."""
+
+
+class HttpServer(uvicorn.Server):
+    """On a signal the engine drains too: what is open at its limit gets its own finish."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, drain: Callable[[], None]) -> None:
+        """ConfigError if the TLS files cannot be used."""
+        super().__init__(_uvicorn_config(app, config))
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
+        self._drain()
+        super().handle_exit(sig, frame)
+
+    @property
+    def url(self) -> str:
+        scheme = "https" if self.config.is_ssl else "http"
+        for server in self.servers:
+            for socket in server.sockets:
+                host, port = socket.getsockname()[:2]
+                return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"{scheme}://{self.config.host}:{self.config.port}"
+
+
+class ImpatientProtocol(H11Protocol):
+    """Closes a connection that does not bring a whole request head in time.
+
+    uvicorn's own limit is on silence between two requests: a client that sends a byte now and then,
+    or nothing at all, could otherwise hold its connection for ever.
+    """
+
+    def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._set_timer()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._set_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _set_timer(self) -> None:
+        """The timer runs while there is no request to be answered, and is not put off by data."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self._head_timer is None and self._head_timeout_s > 0:
+            self._head_timer = self.loop.call_later(self._head_timeout_s, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+def _uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
+    protocol: Any = functools.partial(
+        ImpatientProtocol, head_timeout_s=config.request_header_timeout
+    )
+    made = uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        http=protocol,
+        log_config=None,
+        access_log=config.log_level == "debug",
+        log_level="warning",
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=int(config.drain_timeout) + AFTER_DRAIN_S,
+        ssl_keyfile=config.ssl_keyfile,
+        ssl_certfile=config.ssl_certfile,
+        ssl_keyfile_password=config.ssl_keyfile_password,
+        ssl_ca_certs=config.ssl_ca_certs,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if config.ssl_ca_certs else ssl.CERT_NONE,
+    )
+    try:
+        made.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the TLS files cannot be used: {error}; see --ssl-certfile, --ssl-keyfile, "
+            "--ssl-keyfile-password and --ssl-ca-certs"
+        ) from error
+    return made

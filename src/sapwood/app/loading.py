@@ -1,0 +1,114 @@
+"""Weights into a model, with the time that each step took in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import psutil
+import torch
+
+from sapwood.models.loader.assign import Loadable, load_weights
+from sapwood.models.loader.dummy import random_weights
+from sapwood.models.loader.weights import iterate_blocks, iterate_weights
+from sapwood.models.store import ModelFiles
+from sapwood.schema.config.engine import EngineConfig
+
+log = logging.getLogger(__name__)
+
+W = TypeVar("W")
+
+
+class Packable(Loadable, Protocol):
+    def finalize(self) -> None: ...
+
+
+class LoadWatch:
+    """Told of every part of loading, and asked afterwards what it took.
+
+    beat        called with what comes next, so that a watchdog can tell slow from stuck
+    load_s      seconds that models were filled for, and weight_bytes: memory that this took
+    page_bytes  of the KV pool
+    """
+
+    def __init__(self, beat: Callable[[str], None] | None = None) -> None:
+        self._beat = beat
+        self.load_s = 0.0
+        self.weight_bytes = 0
+        self.page_bytes = 0
+
+    def beat(self, doing: str) -> None:
+        if self._beat is not None:
+            self._beat(doing)
+
+    def following(self, weights: Iterable[tuple[str, W]]) -> Iterator[tuple[str, W]]:
+        for name, weight in weights:
+            self.beat(f"loading {name}")
+            yield name, weight
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        start_s, before = time.perf_counter(), _memory_bytes()
+        yield
+        self.load_s += time.perf_counter() - start_s
+        self.weight_bytes += max(0, _memory_bytes() - before)
+
+    def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Note what a page of this pool takes, in all layers together."""
+        self.page_bytes = sum(one[0].nbytes for pair in kv_caches for one in pair if len(one))
+
+
+def _memory_bytes() -> int:
+    """Of this process, on the machine and on its GPU."""
+    on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    resident: int = psutil.Process().memory_info().rss
+    return resident + on_gpu
+
+
+def fill(
+    model: Packable,
+    files: ModelFiles,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    *,
+    name_of: Callable[[str], str] = str,
+    watch: LoadWatch | None = None,
+) -> None:
+    """Load and pack. name_of: a checkpoint's name of a tensor -> the model's."""
+    watch = watch or LoadWatch()
+    with watch.filling():
+        _fill(model, files, config, dtype, name_of, watch)
+
+
+def _fill(
+    model: Packable,
+    files: ModelFiles,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    name_of: Callable[[str], str],
+    watch: LoadWatch,
+) -> None:
+    if config.model.load_format == "dummy":
+        with timed("random weights"):
+            seed = config.scheduler.random_seed
+            random = random_weights(model.targets(), seed=seed, dtype=dtype)
+            load_weights(model, watch.following(random))
+    else:
+        with timed(f"weights ({files.weight_format})"):
+            iterate = iterate_blocks if config.model.quantization == "gguf" else iterate_weights
+            weights = iterate(files, load_format=config.model.load_format, dtype=dtype)
+            named = ((name_of(name), tensor) for name, tensor in weights)
+            load_weights(model, watch.following(named))
+    watch.beat("packing weights")
+    with timed("packing weights"):
+        model.finalize()
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    log.info("loading: %s took %.2f s", what, time.perf_counter() - start)

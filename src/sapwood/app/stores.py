@@ -1,0 +1,74 @@
+"""What outlives a request of `sapwood serve`: where it is kept, and who works on it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from sapwood.base.errors import ConfigError
+from sapwood.frontends.batches.runner import BatchRunner
+from sapwood.frontends.batches.store import BatchStore
+from sapwood.frontends.common.in_process import in_process
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.responses.store import ResponseStore
+from sapwood.frontends.server import Stores, inner_app
+from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.config.server import ServerConfig
+
+log = logging.getLogger(__name__)
+
+
+def open_stores(server: ServerConfig, home: Path, model_name: str) -> Stores:
+    """As the server's options say.
+
+    home    where the state is kept unless --state-dir says otherwise; if nothing can be written
+            there, responses are kept in memory, and there are no batches
+    Raises  ConfigError if --state-dir was given and cannot be used
+    """
+    directory = Path(server.state_dir) if server.state_dir else home / "state" / _plain(model_name)
+    try:
+        return _open(server, directory.expanduser().absolute())
+    except ConfigError as error:
+        if server.state_dir:
+            raise
+        log.warning("%s. Responses are kept in memory, and there are no batches", error)
+        days = server.responses_retention
+        is_wanted = server.responses_store != "none"
+        return Stores(responses=ResponseStore(None, retention_days=days) if is_wanted else None)
+
+
+def batch_runner(
+    server: ServerConfig, scheduler: SchedulerConfig, services: Services, stores: Stores
+) -> BatchRunner | None:
+    """Nothing runs before its `run` is awaited. None if the server keeps no batches."""
+    if stores.batches is None:
+        return None
+    gap = server.batch_priority_gap
+    low_first = scheduler.schedule_low_priority_values_first
+    return BatchRunner(
+        stores.batches,
+        services,
+        in_process(inner_app(services, stores=stores)),
+        concurrency=server.batch_concurrency,
+        priority=scheduler.default_priority_value + (gap if low_first else -gap),
+    )
+
+
+def _open(server: ServerConfig, directory: Path) -> Stores:
+    batches = BatchStore(directory) if server.batch_concurrency else None
+    responses = None
+    if server.responses_store != "none":
+        kept_in = directory if server.responses_store == "sqlite" else None
+        try:
+            responses = ResponseStore(kept_in, retention_days=server.responses_retention)
+        except ConfigError:
+            if batches is not None:
+                batches.close()
+            raise
+    return Stores(responses=responses, batches=batches)
+
+
+def _plain(model_name: str) -> str:
+    """As the name of a directory; whatever else it names, it leads nowhere."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", model_name).strip("._") or "model"

@@ -1,0 +1,50 @@
+"""How long a request may wait, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sapwood.engine.request_state import RequestState
+from sapwood.schema.output import Finish
+
+CHECK_INTERVAL_S = 0.02
+"""Between two looks at all open requests; a deadline may pass by so much unnoticed."""
+
+
+class Deadlines:
+    """queue_timeout_s: until a request is begun; request_timeout_s: until it ends. 0: no limit."""
+
+    def __init__(self, *, queue_timeout_s: float, request_timeout_s: float) -> None:
+        self._queue_timeout_s = queue_timeout_s
+        self._request_timeout_s = request_timeout_s
+        self._next_check_s = 0.0
+
+    def overdue(
+        self, requests: Iterable[RequestState], now_s: float
+    ) -> list[tuple[RequestState, Finish]]:
+        """Those of the open requests whose time is up, with what to tell them."""
+        if not (self._queue_timeout_s or self._request_timeout_s) or now_s < self._next_check_s:
+            return []
+        self._next_check_s = now_s + CHECK_INTERVAL_S
+        late = ((state, self._why_ended(state, now_s)) for state in requests)
+        return [(state, finish) for state, finish in late if finish is not None]
+
+    def _why_ended(self, state: RequestState, now_s: float) -> Finish | None:
+        age_s = now_s - state.arrival_s
+        if self._request_timeout_s and age_s >= self._request_timeout_s:
+            return Finish(
+                kind="error",
+                message=f"the request was not done within {self._request_timeout_s:g} s, the "
+                "server's --request-timeout; ask for fewer tokens, or try again when it is idle",
+                status=504,
+                error_type="TimeoutError",
+            )
+        if self._queue_timeout_s and state.num_runs == 0 and age_s >= self._queue_timeout_s:
+            return Finish(
+                kind="error",
+                message=f"the request waited for {self._queue_timeout_s:g} s, the server's "
+                "--queue-timeout, and was not begun; try again later",
+                status=503,
+                error_type="ServiceUnavailableError",
+            )
+        return None

@@ -1,0 +1,50 @@
+"""The grammar backends by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.executor.grammar.interface import CompiledGrammar, GrammarBackend
+from sapwood.executor.grammar.vocabulary import Vocabulary
+from sapwood.schema.config.grammar import GrammarConfig
+from sapwood.schema.grammar import Grammar
+
+
+class FirstThatCan:
+    """Asks one backend after the other."""
+
+    def __init__(self, backends: Sequence[GrammarBackend]) -> None:
+        self._backends = backends
+        self.name = backends[0].name
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        reasons: list[str] = []
+        for backend in self._backends:
+            try:
+                return backend.compile(grammar)
+            except InvalidRequest as error:
+                reasons.append(error.message)
+        # The last one knows most, and so names what nobody knows; a repetition says nothing.
+        distinct = list(dict.fromkeys(reversed(reasons)))
+        raise InvalidRequest(
+            f"the {grammar.kind} of this request cannot be enforced: {'; '.join(distinct)}",
+            param=grammar.kind,
+        )
+
+
+def make_backend(config: GrammarConfig, vocabulary: Vocabulary) -> GrammarBackend:
+    """The backends import what they need when one is made: that takes a second."""
+    any_whitespace = not config.constrained_json_disable_any_whitespace
+    pattern = config.constrained_json_whitespace_pattern
+    from sapwood.executor.grammar.llguidance_backend import LLGuidanceBackend
+
+    general = LLGuidanceBackend(
+        vocabulary, any_whitespace=any_whitespace, whitespace_pattern=pattern
+    )
+    if config.grammar_backend == "llguidance":
+        return FirstThatCan([general])
+    from sapwood.executor.grammar.xgrammar_backend import XGrammarBackend
+
+    fast = XGrammarBackend(vocabulary, any_whitespace=any_whitespace, whitespace_pattern=pattern)
+    return FirstThatCan([fast, general])

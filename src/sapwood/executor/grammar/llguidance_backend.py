@@ -1,0 +1,164 @@
+"""llguidance: masks computed from derivatives of regular expressions and an Earley parser.
+
+It knows more of JSON Schema than xgrammar, and refuses by name what it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import llguidance
+import numpy as np
+from llguidance.gbnf_to_lark import gbnf_to_lark
+from numpy.typing import NDArray
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.executor.grammar.interface import GrammarFailed
+from sapwood.executor.grammar.json_schema import simplified
+from sapwood.executor.grammar.structural_tags import to_lark, with_schemas
+from sapwood.executor.grammar.vocabulary import Vocabulary
+from sapwood.schema.grammar import Grammar
+
+_SPECIAL_MARK = b"\xff"
+"""How llguidance tells special tokens from text, which never has this byte."""
+_BYTES_PER_CHARACTER = 200
+"""Memory of a grammar per character of it, estimated: llguidance doesn't tell."""
+
+
+class LLGuidanceMatcher:
+    def __init__(self, matcher: Any, ends: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._ends = ends
+        self.has_ended = False
+
+    def fill(self, masks: NDArray[np.int32], index: int) -> None:
+        row_bytes = masks.strides[0]
+        self._matcher.unsafe_compute_mask_ptr(masks.ctypes.data + index * row_bytes, row_bytes)
+        if self._matcher.is_error():
+            raise GrammarFailed(_first_line(self._matcher.get_error()))
+        if self._matcher.is_accepting():
+            # Its mask names one end-of-sequence token; a model may have several.
+            for end in self._ends:
+                masks[index, end // 32] |= np.int32(_BITS[end % 32])
+
+    def accept(self, token_id: int) -> bool:
+        if token_id in self._ends:
+            self.has_ended = bool(self._matcher.is_accepting())
+            return self.has_ended
+        return bool(self._matcher.try_consume_tokens([token_id]) == 1)
+
+    def forced(self) -> bytes:
+        return bytes(self._matcher.compute_ff_bytes())
+
+
+_BITS = [1 << bit if bit < 31 else -(1 << 31) for bit in range(32)]
+
+
+class LLGuidanceCompiled:
+    """first: a matcher at the grammar's beginning, which is copied for each output."""
+
+    def __init__(self, first: Any, ends: frozenset[int], num_bytes: int) -> None:
+        self._first = first
+        self._ends = ends
+        self.num_bytes = num_bytes
+
+    def matcher(self) -> LLGuidanceMatcher:
+        return LLGuidanceMatcher(self._first.deep_copy(), self._ends)
+
+
+class _Tokens:
+    """A vocabulary as llguidance takes it."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id: int | None = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id = vocabulary.ends[0]
+        self.special_token_ids: Sequence[int] = sorted(vocabulary.special | {*vocabulary.ends})
+        marked = set(self.special_token_ids)
+        self.tokens: Sequence[bytes] = [
+            _SPECIAL_MARK + (token or b"<%d>" % token_id) if token_id in marked else token
+            for token_id, token in enumerate(vocabulary.tokens)
+        ]
+        self._encode = vocabulary.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+class LLGuidanceBackend:
+    """any_whitespace, whitespace_pattern: between the parts of JSON under a schema."""
+
+    name = "llguidance"
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        any_whitespace: bool = True,
+        whitespace_pattern: str | None = None,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._ends = frozenset(vocabulary.ends)
+        self._tokenizer = llguidance.LLTokenizer(
+            _Tokens(vocabulary),  # type: ignore[arg-type]
+            n_vocab=vocabulary.size,
+            eos_token=list(vocabulary.ends),
+        )
+        options: dict[str, Any] = {"lenient": False, "whitespace_flexible": any_whitespace}
+        if not any_whitespace:
+            options |= {"item_separator": ", ", "key_separator": ": "}
+        if whitespace_pattern is not None:
+            options["whitespace_pattern"] = whitespace_pattern
+        self._options = options
+
+    def compile(self, grammar: Grammar) -> LLGuidanceCompiled:
+        try:
+            source = self._source(grammar)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # noqa: BLE001 - its converters raise what they happen to meet
+            raise _refusal(grammar, str(error)) from None
+        matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0)
+        if matcher.is_error():
+            raise _refusal(grammar, matcher.get_error())
+        return LLGuidanceCompiled(matcher, self._ends, _BYTES_PER_CHARACTER * len(source))
+
+    def _source(self, grammar: Grammar) -> str:
+        if grammar.kind == "json_schema":
+            schema: Any = simplified(grammar.text)
+            if isinstance(schema, bool):
+                schema = {} if schema else {"not": {}}
+            return str(
+                llguidance.LLMatcher.grammar_from_json_schema(
+                    json.dumps(schema),
+                    overrides=self._options,  # type: ignore[arg-type]
+                )
+            )
+        if grammar.kind == "regex":
+            # \\d, \\w and \\s are ASCII, as in the other backend.
+            body = llguidance.regex_to_lark(grammar.text, use_ascii="dws").replace("\n", "\\n")
+            return str(llguidance.LLMatcher.grammar_from_lark(f"start: /{body}/"))
+        if grammar.kind == "ebnf":
+            return str(llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text)))
+        if grammar.kind == "choice":
+            options = " | ".join(
+                json.dumps(one, ensure_ascii=False) for one in json.loads(grammar.text)
+            )
+            return str(llguidance.LLMatcher.grammar_from_lark(f"start: {options}"))
+        form = with_schemas(
+            json.loads(grammar.text)["format"], lambda schema: simplified(json.dumps(schema))
+        )
+        lark = to_lark(form, self._vocabulary, json.dumps(self._options))
+        return str(llguidance.LLMatcher.grammar_from_lark(lark))
+
+
+def _refusal(grammar: Grammar, message: str) -> InvalidRequest:
+    return InvalidRequest(f"llguidance: {_first_line(message)}", param=grammar.kind)
+
+
+def _first_line(message: str) -> str:
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    return " ".join(lines[:4])[:400] if lines else "no reason given"

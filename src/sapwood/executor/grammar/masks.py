@@ -1,0 +1,179 @@
+"""Holds the tokens of each constrained request to its grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapwood.executor.grammar.interface import CompiledGrammar, GrammarFailed, Matcher
+from sapwood.executor.grammar.thinking import AfterThinking
+from sapwood.executor.grammar.vocabulary import Vocabulary
+from sapwood.kernels.interface import Kernels
+from sapwood.schema.grammar import Grammar
+from sapwood.schema.step import RowStart
+
+MIN_FORCED_BYTES = 2
+"""Shorter continuations are one token, which costs as much to compute sampled as not."""
+
+
+class Compiled(Protocol):
+    """Where compiled grammars are."""
+
+    def compiled(self, grammar: Grammar) -> CompiledGrammar: ...
+
+
+@dataclass(slots=True)
+class _Constrained:
+    """may_jump: tokens may be put out without being sampled; may_empty: other processors may have
+    forbidden all that the grammar allows."""
+
+    matcher: Matcher
+    may_jump: bool
+    may_empty: bool
+
+
+def forced_tokens(forced: bytes, vocabulary: Vocabulary) -> list[int]:
+    """Tokens of the forced bytes, without those that what follows could still change.
+
+    A tokenizer joins characters as far as it can: the last token might be longer if the text went
+    on, so it is left to be sampled."""
+    token_ids = vocabulary.encode(forced.decode("utf-8", "ignore"))[:-1]
+    # Some tokenizers put a space in front, or normalise: then these are other bytes.
+    so_far = b"".join(vocabulary.tokens[token_id] for token_id in token_ids)
+    return token_ids if forced.startswith(so_far) else []
+
+
+class GrammarMasks:
+    """What the sampler asks after all processors have changed the logits.
+
+    grammars   where the compiled grammars are
+    failures   row -> why its request cannot go on, which the sampler hands on
+    vocabulary  called once, when the first grammar comes
+    may_jump   whether tokens that the grammar leaves no choice about are put out without sampling
+    """
+
+    def __init__(
+        self,
+        grammars: Compiled,
+        kernels: Kernels,
+        *,
+        num_rows: int,
+        vocab_size: int,
+        failures: dict[int, str],
+        vocabulary: Callable[[], Vocabulary],
+        may_jump: bool = False,
+    ) -> None:
+        self._grammars = grammars
+        self._kernels = kernels
+        self._failures = failures
+        self._vocabulary = vocabulary
+        self._may_jump = may_jump
+        self._rows: dict[int, _Constrained] = {}
+        self._words = -(-vocab_size // 32)
+        self._masks = np.zeros((min(num_rows, 8), self._words), dtype=np.int32)
+
+    @property
+    def num_constrained(self) -> int:
+        """Rows that hold the state of a grammar."""
+        return len(self._rows)
+
+    def start(self, start: RowStart) -> None:
+        """Another request takes that row; one that was retracted is put where its output is."""
+        self._rows.pop(start.row, None)
+        grammar = start.sampling.grammar
+        if grammar is None:
+            return
+        compiled = self._grammars.compiled(grammar)
+        matcher: Matcher
+        if grammar.thinking is None:
+            matcher = compiled.matcher()
+        else:
+            matcher = AfterThinking(grammar.thinking, compiled.matcher, self._vocabulary())
+        for token_id in start.output_ids:
+            if not matcher.accept(token_id):
+                self._failures[start.row] = "the output so far does not match its grammar"
+                return
+        self._rows[start.row] = _Constrained(
+            matcher,
+            may_jump=self._may_jump and start.logprobs is None,
+            may_empty=bool(
+                start.sampling.min_new_tokens or start.sampling.custom_logit_processor is not None
+            ),
+        )
+
+    def end(self, row: int) -> None:
+        """The request of that row has left."""
+        self._rows.pop(row, None)
+
+    def apply(self, logits: Tensor, rows: Sequence[int]) -> None:
+        """Forbid in logits [S, vocab], in place, what the grammar of rows[i] does not allow."""
+        if not self._rows:
+            return
+        at: list[int] = []
+        for index, row in enumerate(rows):
+            one = self._rows.get(row)
+            if one is None or one.matcher.has_ended:
+                continue
+            if len(at) == len(self._masks):
+                self._masks = np.concatenate((self._masks, np.zeros_like(self._masks)))
+            try:
+                one.matcher.fill(self._masks, len(at))
+            except GrammarFailed as error:
+                self._fail(row, str(error))
+                continue
+            at.append(index)
+        if not at:
+            return
+        masks = torch.from_numpy(self._masks[: len(at)])
+        self._kernels.mask_logits(logits, masks, at)
+        for place, index in enumerate(at):
+            if self._rows[rows[index]].may_empty:
+                self._allow_something(logits, masks, place, index)
+
+    def _allow_something(self, logits: Tensor, masks: Tensor, place: int, index: int) -> None:
+        """Where nothing is left, as with min_new_tokens when the grammar can only end, the grammar
+        prevails."""
+        if logits[index].max() == -torch.inf:
+            logits[index] = 0.0
+            self._kernels.mask_logits(logits, masks[place : place + 1], [index])
+
+    def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        """These tokens were chosen."""
+        if not self._rows:
+            return
+        for row, token_id in zip(rows, token_ids, strict=True):
+            one = self._rows.get(row)
+            if one is None or one.matcher.has_ended:
+                continue
+            if not one.matcher.accept(token_id):
+                self._fail(row, f"token {token_id} was sampled but does not match the grammar")
+
+    def jump(self, rows: Sequence[int]) -> dict[int, list[int]]:
+        """Row -> the tokens that must come next in any case, taken by its grammar already."""
+        if not self._rows or not self._may_jump:
+            return {}
+        jumps: dict[int, list[int]] = {}
+        for row in rows:
+            one = self._rows.get(row)
+            if one is None or not one.may_jump or one.matcher.has_ended:
+                continue
+            forced = one.matcher.forced()
+            if len(forced) < MIN_FORCED_BYTES:
+                continue
+            taken: list[int] = []
+            for token_id in forced_tokens(forced, self._vocabulary()):
+                if not one.matcher.accept(token_id):
+                    break
+                taken.append(token_id)
+            if taken:
+                jumps[row] = taken
+        return jumps
+
+    def _fail(self, row: int, reason: str) -> None:
+        self._failures[row] = reason
+        del self._rows[row]

@@ -1,0 +1,206 @@
+"""Structural tags: the JSON Schemas in them, and what they are in the syntax of llguidance.
+
+Formats: xgrammar's documentation of structural tags. Syntax: llguidance's of Lark grammars.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import llguidance
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.executor.grammar.vocabulary import Vocabulary
+
+_ANY_TEXT = r"/(.|\n)*/"
+
+
+def with_schemas(form: Any, change: Callable[[Any], Any]) -> Any:
+    """The format with every JSON Schema in it changed so."""
+    if isinstance(form, list):
+        return [with_schemas(one, change) for one in form]
+    if not isinstance(form, Mapping):
+        return form
+    if form.get("type") == "json_schema":
+        return {**form, "json_schema": change(form.get("json_schema"))}
+    return {key: with_schemas(value, change) for key, value in form.items()}
+
+
+def to_lark(form: Mapping[str, Any], vocabulary: Vocabulary, json_options: str) -> str:
+    """That format, its schemas simplified, as a grammar of llguidance.
+
+    json_options  the value of x-guidance for the schemas
+    Raises        InvalidRequest that names a type of format which has no such form
+    """
+    writer = _LarkWriter(vocabulary, json_options)
+    start = writer.rule(form, is_last=True)
+    return "\n".join(["%llguidance {}", f"start: {start}", *writer.lines])
+
+
+class _LarkWriter:
+    def __init__(self, vocabulary: Vocabulary, json_options: str) -> None:
+        self.lines: list[str] = []
+        self._vocabulary = vocabulary
+        self._json_options = json_options
+        self._num_names = 0
+
+    def rule(self, form: Mapping[str, Any], *, is_last: bool = False) -> str:
+        """An expression for the format; is_last: nothing comes after it."""
+        kind = form.get("type")
+        try:
+            if kind in ("sequence", "any_text"):
+                write = {"sequence": self._sequence, "any_text": self._any_text}[kind]
+                return write(form, is_last)
+            if kind == "triggered_tags":
+                return self._triggered(form, is_last)
+            if kind in _WRITERS:
+                return _WRITERS[kind](self, form)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidRequest(
+                f"a structural tag's format {kind!r} is incomplete: {error}"
+            ) from None
+        raise InvalidRequest(
+            f"a structural tag's format of type {kind!r} is not one that llguidance has; use "
+            "--grammar-backend xgrammar"
+        )
+
+    def literal(self, text: str) -> str:
+        """The text, in which special tokens stand for themselves."""
+        parts: list[str] = []
+        plain = ""
+        specials = [
+            (self._vocabulary.tokens[one].decode("utf-8", "replace"), one)
+            for one in self._vocabulary.special
+        ]
+        while text:
+            found = max(
+                ((name, one) for name, one in specials if name and text.startswith(name)),
+                key=lambda pair: len(pair[0]),
+                default=None,
+            )
+            if found is None:
+                plain, text = plain + text[0], text[1:]
+                continue
+            parts += [json.dumps(plain, ensure_ascii=False)] if plain else []
+            parts.append(f"<[{found[1]}]>")
+            plain, text = "", text[len(found[0]) :]
+        parts += [json.dumps(plain, ensure_ascii=False)] if plain else []
+        return " ".join(parts) if parts else '""'
+
+    def _name(self, prefix: str) -> str:
+        self._num_names += 1
+        return f"{prefix}_{self._num_names}"
+
+    def _define(self, prefix: str, expression: str) -> str:
+        name = self._name(prefix)
+        self.lines.append(f"{name}: {expression}")
+        return name
+
+    def _schema(self, form: Mapping[str, Any]) -> str:
+        if form.get("style", "json") != "json":
+            raise InvalidRequest(
+                f"a structural tag's style {form['style']!r} is not one that llguidance has; use "
+                "--grammar-backend xgrammar"
+            )
+        schema = form["json_schema"]
+        if isinstance(schema, bool):
+            schema = {} if schema else {"not": {}}
+        with_options = {"x-guidance": json.loads(self._json_options), **schema}
+        return self._define("json", "%json " + json.dumps(with_options, ensure_ascii=False))
+
+    def _regex(self, form: Mapping[str, Any]) -> str:
+        return self._define(
+            "R", f"/{llguidance.regex_to_lark(form['pattern'])}/".replace("\n", "\\n")
+        )
+
+    def _const(self, form: Mapping[str, Any]) -> str:
+        return self.literal(form["value"])
+
+    def _or(self, form: Mapping[str, Any]) -> str:
+        return self._define("either", " | ".join(self.rule(one) for one in form["elements"]))
+
+    def _sequence(self, form: Mapping[str, Any], is_last: bool) -> str:
+        elements = form["elements"]
+        last = len(elements) - 1
+        parts = [self.rule(one, is_last=is_last and i == last) for i, one in enumerate(elements)]
+        return self._define("seq", " ".join(parts))
+
+    def _repeated(self, form: Mapping[str, Any], times: str) -> str:
+        return f"({self.rule(form['content'])}){times}"
+
+    def _repeat(self, form: Mapping[str, Any]) -> str:
+        most = "" if form["max"] == -1 else int(form["max"])
+        return self._repeated(form, f"{{{int(form['min'])},{most}}}")
+
+    def _any_text(self, form: Mapping[str, Any], is_last: bool) -> str:
+        if not is_last or form.get("excludes"):
+            raise InvalidRequest(
+                "any_text of a structural tag must come last, or have a tag's end after it, and "
+                "exclude nothing, for llguidance; use --grammar-backend xgrammar"
+            )
+        return self._define("TEXT", _ANY_TEXT)
+
+    def _tag(self, form: Mapping[str, Any], begin: str | None = None) -> str:
+        """begin: what is left of its beginning, where a trigger has taken a part."""
+        head = self.literal(form["begin"] if begin is None else begin)
+        content, end = form["content"], form["end"]
+        if not isinstance(end, str):
+            end = end[0] if isinstance(end, list) and len(end) == 1 else ""
+            if not isinstance(end, str) or not end:
+                raise InvalidRequest(
+                    "a structural tag's end must be one string for llguidance; use "
+                    "--grammar-backend xgrammar"
+                )
+        if content.get("type") == "any_text" and end:
+            name = self._name("until")
+            self.lines.append(f"{name}[lazy]: {_ANY_TEXT} {json.dumps(end, ensure_ascii=False)}")
+            return self._define("tag", f"{head} {name}")
+        return self._define("tag", f"{head} {self.rule(content)} {self.literal(end)}")
+
+    def _separated(self, form: Mapping[str, Any]) -> str:
+        tag = self._define("tags", " | ".join(self._tag(one) for one in form["tags"]))
+        more = (
+            "" if form.get("stop_after_first") else f" ({self.literal(form['separator'])} {tag})*"
+        )
+        all_tags = f"({tag}{more})"
+        return all_tags if form.get("at_least_one") else f"{all_tags}?"
+
+    def _triggered(self, form: Mapping[str, Any], is_last: bool) -> str:
+        if not is_last or form.get("excludes"):
+            raise InvalidRequest(
+                "triggered_tags must come last, and exclude nothing, for llguidance; use "
+                "--grammar-backend xgrammar"
+            )
+        text = self._define("TEXT", _ANY_TEXT)
+        options: list[str] = []
+        for trigger in form["triggers"]:
+            tags = [one for one in form["tags"] if one["begin"].startswith(trigger)]
+            rests = [self._tag(one, one["begin"][len(trigger) :]) for one in tags]
+            special = self._vocabulary.special_named(trigger)
+            if special is not None:
+                head = self._define("trigger", f"{text} <[{special}]>")
+            else:
+                head = self._name("trigger")
+                quoted = json.dumps(trigger, ensure_ascii=False)
+                self.lines.append(f"{head}[lazy]: {text} {quoted}")
+            options.append(f"{head} ({' | '.join(rests)})")
+        once = self._define("triggered", " | ".join(options))
+        if form.get("stop_after_first"):
+            return once if form.get("at_least_one") else f"({once} | {text})"
+        return f"{once}{'+' if form.get('at_least_one') else '*'} {text}"
+
+
+_WRITERS: dict[str, Callable[[_LarkWriter, Mapping[str, Any]], str]] = {
+    "const_string": _LarkWriter._const,
+    "json_schema": _LarkWriter._schema,
+    "regex": _LarkWriter._regex,
+    "or": _LarkWriter._or,
+    "optional": lambda writer, form: writer._repeated(form, "?"),
+    "plus": lambda writer, form: writer._repeated(form, "+"),
+    "star": lambda writer, form: writer._repeated(form, "*"),
+    "repeat": _LarkWriter._repeat,
+    "tag": _LarkWriter._tag,
+    "tags_with_separator": _LarkWriter._separated,
+}

@@ -1,0 +1,101 @@
+"""Executes plans on one rank, for a model that answers with numbers instead of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sapwood.executor.inputs import build_inputs
+from sapwood.executor.rows import RowTable
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.pooling import Pooler
+from sapwood.schema.step import RowStart, StepPlan, StepResult
+
+_ONE_TEXT = 2**31 - 1
+"""More tokens than any text has: all of them are of the first text."""
+
+
+class PoolingModel(Protocol):
+    def hidden(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states of all tokens, [T, hidden]; a decoder writes their KV."""
+        ...
+
+    def answer(self, pooled: Tensor) -> Tensor:
+        """pooled [A, hidden] fp32 -> [A, numbers] fp32: what the model's head makes of it."""
+        ...
+
+
+class PoolingRunner:
+    """A model, the memory of its KV pages if it has any, and what running requests need kept."""
+
+    def __init__(
+        self,
+        model: PoolingModel,
+        pooler: Pooler,
+        *,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        rows: RowTable,
+        page_size: int,
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._pooler = pooler
+        self._kv_caches = kv_caches
+        self._rows = rows
+        self._page_size = page_size
+        self._device = device
+        self._num_first: NDArray[np.int64] = np.full(len(rows.sampling), _ONE_TEXT, dtype=np.int64)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step; plans come in the order in which they were made."""
+        for start in plan.starts:
+            self._start(start)
+        for entry in plan.scheduled:
+            self._rows.take_pages(entry)
+        inputs = build_inputs(
+            plan,
+            self._rows,
+            page_size=self._page_size,
+            kv_caches=self._kv_caches,
+            device=self._device,
+        )
+        rows = np.array([entry.row for entry in plan.scheduled], dtype=np.int64)
+        lengths = np.array(inputs.batch.attention.query_lens, dtype=np.int64)
+        hidden = self._model.hidden(self._with_types(inputs.batch, rows, lengths))
+        answering = [index for index, entry in enumerate(plan.scheduled) if entry.answers]
+        pooled = self._pooler.pool(
+            hidden,
+            rows=torch.from_numpy(rows).to(self._device),
+            lengths=torch.from_numpy(lengths).to(self._device),
+            positions=inputs.batch.positions,
+            answering=torch.tensor(answering, dtype=torch.int64, device=self._device),
+            context_lens=inputs.batch.attention.context_len,
+        )
+        if not answering:
+            return StepResult(step=plan.step, token_ids=[])
+        numbers = self._pooler.finish(self._model.answer(pooled)).cpu().numpy().astype("<f4")
+        values = {index: row.tobytes() for index, row in zip(answering, numbers, strict=True)}
+        return StepResult(step=plan.step, token_ids=[], values=values)
+
+    def _start(self, start: RowStart) -> None:
+        self._rows.start(start)
+        self._pooler.start(start.row)
+        num_first = None if start.embed is None else start.embed.num_first
+        self._num_first[start.row] = _ONE_TEXT if num_first is None else num_first
+
+    def _with_types(
+        self, batch: ForwardBatch, rows: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> ForwardBatch:
+        """With the text of a pair that each token is of, if there is a pair."""
+        num_first = self._num_first[rows]
+        if (num_first == _ONE_TEXT).all():
+            return batch
+        bounds = torch.from_numpy(num_first.repeat(lengths)).to(self._device)
+        return replace(batch, token_types=(batch.positions >= bounds).to(torch.int64))

@@ -1,0 +1,164 @@
+"""Log probabilities of sampled tokens and of prompts, for the rows that want them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapwood.schema.logprobs import LEAST_LOGPROB, LogprobOptions, TokenLogprobs
+from sapwood.schema.step import EntryLogprobs, RowStart, ScheduledTokens
+
+PIECE_BYTES = 64 * 2**20
+"""Logits of a prompt that are held at a time: 111 rows of a vocabulary of 150,000."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What one row wants; the prompt only if its log probabilities are wanted."""
+
+    options: LogprobOptions
+    token_ids: Tensor | None
+    prompt_ids: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawLogits:
+    """The model's own logits of some entries, kept before processors change them.
+
+    indices  their places among the rows that are sampled; logits [len(indices), vocab]
+    """
+
+    indices: list[int]
+    logits: Tensor
+
+
+class LogprobRecorder:
+    """Costs nothing for rows that want none."""
+
+    def __init__(self, device: torch.device, *, piece_bytes: int = PIECE_BYTES) -> None:
+        self._device = device
+        self._piece_bytes = piece_bytes
+        self._wanted: dict[int, _Wanted] = {}
+
+    def start(self, start: RowStart) -> None:
+        """Another request takes that row."""
+        self._wanted.pop(start.row, None)
+        options = start.logprobs
+        if options is None:
+            return
+        wants_prompt = options.prompt_start is not None
+        self._wanted[start.row] = _Wanted(
+            options=options,
+            token_ids=self._ids(options.token_ids) if options.token_ids else None,
+            prompt_ids=self._ids(start.prompt_ids) if wants_prompt else None,
+        )
+
+    def scores(self, scheduled: Sequence[ScheduledTokens]) -> bool:
+        """Whether logits of prompt tokens are wanted in this step."""
+        return bool(self._wanted) and any(entry.num_scored for entry in scheduled)
+
+    def keep(self, logits: Tensor, rows: Sequence[int]) -> RawLogits | None:
+        """A copy of the logits [S, vocab] of those rows that want log probabilities."""
+        if not self._wanted:
+            return None
+        indices = [index for index, row in enumerate(rows) if row in self._wanted]
+        return RawLogits(indices=indices, logits=logits[indices]) if indices else None
+
+    def of_output(
+        self, kept: RawLogits, rows: Sequence[int], chosen: Tensor
+    ) -> dict[int, TokenLogprobs]:
+        """Index among `rows` -> log probabilities of the token in chosen [S]."""
+        found: dict[int, TokenLogprobs] = {}
+        targets = chosen[kept.indices]
+        for place, index in enumerate(kept.indices):
+            one = slice(place, place + 1)
+            found[index] = _measure(kept.logits[one], targets[one], self._wanted[rows[index]])
+        return found
+
+    def of_prompts(
+        self,
+        scheduled: Sequence[ScheduledTokens],
+        hidden: Tensor,
+        logits_of: Callable[[Tensor], Tensor],
+    ) -> dict[int, TokenLogprobs]:
+        """Index in `scheduled` -> log probabilities of what follows its scored tokens.
+
+        hidden     [T, hidden] of the step's tokens, after the last norm
+        logits_of  [n, hidden] -> [n, vocab]; called with few rows at a time, so that the logits of
+                   a long prompt are never all there
+        """
+        found: dict[int, TokenLogprobs] = {}
+        begin = 0
+        for index, entry in enumerate(scheduled):
+            wanted = self._wanted.get(entry.row)
+            if entry.num_scored and wanted is not None and wanted.prompt_ids is not None:
+                # The successor of a chunk's last token is in the prompt, not in the chunk.
+                after = wanted.prompt_ids[entry.first_scored + 1 :][: entry.num_scored]
+                first = begin + entry.first_scored - entry.position
+                rows = hidden[first : first + entry.num_scored]
+                found[index] = self._in_pieces(rows, after, logits_of, wanted)
+            begin += entry.num_new
+        return found
+
+    def _in_pieces(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        logits_of: Callable[[Tensor], Tensor],
+        wanted: _Wanted,
+    ) -> TokenLogprobs:
+        """The first row tells how large a vocabulary is, and so how many rows are a piece."""
+        logits = logits_of(hidden[:1])
+        found = [_measure(logits, targets[:1], wanted)]
+        size = max(1, self._piece_bytes // (logits.element_size() * logits.shape[-1]))
+        pieces = zip(torch.split(hidden[1:], size), torch.split(targets[1:], size), strict=True)
+        found += [
+            _measure(logits_of(piece), after, wanted) for piece, after in pieces if len(piece)
+        ]
+        return TokenLogprobs.joined(found)
+
+    def _ids(self, token_ids: Sequence[int]) -> Tensor:
+        return torch.tensor(token_ids, dtype=torch.int64, device=self._device)
+
+
+def by_entry(
+    sampling: Sequence[int],
+    outputs: dict[int, TokenLogprobs],
+    prompts: dict[int, TokenLogprobs],
+) -> dict[int, EntryLogprobs]:
+    """Both kinds by index in `scheduled`; sampling: the indices of the entries that sample."""
+    of_output = {sampling[index]: found for index, found in outputs.items()}
+    return {
+        index: EntryLogprobs(output=of_output.get(index), prompt=prompts.get(index))
+        for index in sorted({*of_output, *prompts})
+    }
+
+
+def _measure(logits: Tensor, targets: Tensor, wanted: _Wanted) -> TokenLogprobs:
+    """logits [n, vocab], targets [n] -> the log probabilities that are wanted of each row."""
+    logits = logits.float()
+    total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    top_ids, top, chosen = b"", b"", b""
+    num_top = min(wanted.options.num_top, logits.shape[-1])
+    if num_top:
+        values, ids = logits.topk(num_top, dim=-1)
+        top_ids, top = _packed(ids, np.int32), _packed(values - total, np.float32)
+    if wanted.token_ids is not None:
+        chosen = _packed(logits[:, wanted.token_ids] - total, np.float32)
+    return TokenLogprobs(
+        tokens=_packed(logits.gather(-1, targets[:, None]) - total, np.float32),
+        top_ids=top_ids,
+        top=top,
+        chosen=chosen,
+    )
+
+
+def _packed(values: Tensor, dtype: type[np.generic]) -> bytes:
+    if values.is_floating_point():
+        values = values.clamp(min=LEAST_LOGPROB)
+    array = values.cpu().numpy()
+    return array.astype(np.dtype(dtype).newbyteorder("<")).tobytes()

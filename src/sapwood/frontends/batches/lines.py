@@ -1,0 +1,224 @@
+"""Lines of an offline batch: what is asked, and how the answer is written.
+
+    native  {"id", "prompt" or "messages", "sampling_params"}
+            -> {"id", "text", "output_ids", "meta_info", "error"}, as /generate answers
+    OpenAI  {"custom_id", "method", "url", "body"}
+            -> {"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}
+
+Either becomes a POST to the same application that serves HTTP, so that a line and a request with
+the same body get the same answer.
+Source: OpenAI's Batch API reference.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import orjson
+
+from sapwood.base.errors import InvalidRequest, SapwoodError, UnsupportedFeature
+from sapwood.frontends.common.body import parse_object
+from sapwood.frontends.common.errors import openai_body
+from sapwood.frontends.common.fields import Rules, parse
+from sapwood.frontends.common.services import Services
+
+BATCH_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+"""The routes of OpenAI's API that a batch may call."""
+
+OPENAI_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+"""Those of them that `sapwood generate` offers: a command has nowhere to keep a conversation."""
+
+NATIVE_URL = "/generate"
+
+_MARKS = frozenset({"custom_id", "method", "url", "body"})
+"""Any of these keys makes a line one of OpenAI's."""
+
+
+class OpenAiLine(msgspec.Struct, frozen=True, kw_only=True):
+    custom_id: str
+    method: str
+    url: str
+    body: dict[str, Any]
+
+
+class NativeLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Without an id, a line is known by its number."""
+
+    id: str | int | None = None
+    prompt: str | list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+    sampling_params: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line.
+
+    number  its place in the input, from 1
+    name    the id that its answer gets: its own, or "line-N" where it has none
+    given   the line's object; empty if it is no JSON object, and then `error` says so
+    """
+
+    number: int
+    name: str | int
+    given: Mapping[str, Any]
+    error: SapwoodError | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells whether a line of the output answers it."""
+        return str(self.name)
+
+    @property
+    def is_openai(self) -> bool:
+        return not _MARKS.isdisjoint(self.given)
+
+    def refused(self, error: SapwoodError) -> Line:
+        """The same line without its id, which is another's."""
+        return replace(self, name=_numbered(self.number), error=error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What became of a line.
+
+    answer             the line to write
+    usage              the answer's own account of its tokens, if it has one
+    num_output_tokens  tokens of all its samples
+    """
+
+    answer: dict[str, Any]
+    num_output_tokens: int
+    has_failed: bool
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def encoded(self) -> bytes:
+        return orjson.dumps(self.answer) + b"\n"
+
+
+def read_line(raw: bytes, number: int) -> Line:
+    """Never raises: what is wrong with a line is in its `error`."""
+    try:
+        given = parse_object(raw)
+    except InvalidRequest as error:
+        told = InvalidRequest(error.message.replace("the request's body", "the line"))
+        return Line(number=number, name=_numbered(number), given={}, error=told)
+    name = given.get("id" if _MARKS.isdisjoint(given) else "custom_id")
+    if not isinstance(name, str | int):
+        name = _numbered(number)
+    return Line(number=number, name=name, given=given)
+
+
+def key_of_answer(answer: dict[str, Any]) -> str | None:
+    """The key of the line that this line of an output answers."""
+    name = answer.get("custom_id")
+    if name is None:
+        name = answer.get("id")
+    return str(name) if isinstance(name, str | int) else None
+
+
+def is_failure(answer: dict[str, Any]) -> bool:
+    response = answer.get("response")
+    is_refused = isinstance(response, dict) and response.get("status_code") != 200
+    return answer.get("error") is not None or is_refused
+
+
+def to_post(line: Line, services: Services) -> tuple[str, dict[str, Any]]:
+    """The path and the body of the request that the line stands for; SapwoodError if it is none."""
+    if line.error is not None:
+        raise line.error
+    if line.is_openai:
+        return openai_post(line.given)
+    return _native_post(line.given, services)
+
+
+def reply(line: Line, status: int, content: bytes) -> Reply:
+    """The reply for what the application answered."""
+    body = orjson.loads(content)
+    answer: dict[str, Any]
+    if line.is_openai:
+        answer = {
+            "id": f"batch_req_{uuid.uuid4().hex}",
+            "custom_id": line.name,
+            "response": {"status_code": status, "request_id": uuid.uuid4().hex, "body": body},
+            "error": None,
+        }
+    elif status != 200:
+        answer = {"id": line.name, "error": body["error"]}
+    elif isinstance(body, list):
+        answer = {"id": line.name, "samples": body, "error": None}
+    else:
+        answer = {"id": line.name, **body, "error": None}
+    if status != 200:
+        return Reply(answer=answer, num_output_tokens=0, has_failed=True)
+    usage = body.get("usage") or {} if isinstance(body, dict) else {}
+    return Reply(answer=answer, num_output_tokens=_count(body), has_failed=False, usage=usage)
+
+
+def refusal(line: Line, error: SapwoodError, code: str = "invalid_line") -> Reply:
+    """The reply to a line that never became a request."""
+    answer: dict[str, Any]
+    if line.is_openai:
+        answer = {
+            "id": f"batch_req_{uuid.uuid4().hex}",
+            "custom_id": line.name,
+            "response": None,
+            "error": {"code": code, "message": f"line {line.number}: {error.message}"},
+        }
+    else:
+        body = {**openai_body(error), "message": f"line {line.number}: {error.message}"}
+        answer = {"id": line.name, "error": body}
+    return Reply(answer=answer, num_output_tokens=0, has_failed=True)
+
+
+def openai_post(
+    given: Mapping[str, Any], urls: Sequence[str] = OPENAI_URLS
+) -> tuple[str, dict[str, Any]]:
+    """The path, one of `urls`, and the body. Raises InvalidRequest or UnsupportedFeature."""
+    line = parse(given, OpenAiLine, Rules())
+    if line.method != "POST":
+        raise InvalidRequest(f"method is {line.method!r} but must be 'POST'", param="method")
+    if line.url not in urls:
+        raise UnsupportedFeature(
+            f"url is {line.url!r} but must be one of: {', '.join(urls)}", param="url"
+        )
+    for name in ("stream", "background"):
+        if line.body.get(name):
+            raise InvalidRequest(f"body.{name} has no place in a batch; leave it out", param=name)
+    return line.url, line.body
+
+
+def _native_post(given: Mapping[str, Any], services: Services) -> tuple[str, dict[str, Any]]:
+    line = parse(given, NativeLine, Rules())
+    if (line.prompt is None) == (line.messages is None):
+        raise InvalidRequest("exactly one of prompt and messages is required", param="prompt")
+    body: dict[str, Any] = {"sampling_params": line.sampling_params}
+    if isinstance(line.prompt, str):
+        return NATIVE_URL, {**body, "text": line.prompt}
+    if line.prompt is not None:
+        return NATIVE_URL, {**body, "input_ids": line.prompt}
+    if services.template is None:
+        raise UnsupportedFeature(
+            "this model has no chat template; give a prompt instead of messages, or use "
+            "--chat-template",
+            param="messages",
+        )
+    text = services.template.render(line.messages or [])
+    # The template writes the special tokens, so they must not be added once more.
+    return NATIVE_URL, {**body, "input_ids": services.tokenizer.encode(text, False)}
+
+
+def _numbered(number: int) -> str:
+    return f"line-{number}"
+
+
+def _count(body: Any) -> int:
+    if isinstance(body, list):
+        return sum(_count(one) for one in body)
+    counts = body.get("usage") or body.get("meta_info") or {}
+    return int(counts.get("completion_tokens") or counts.get("output_tokens") or 0)

@@ -1,0 +1,41 @@
+"""Requests about files and batches. Source: OpenAI's API reference."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from sapwood.frontends.common.fields import Rules
+
+MIN_LIFE_S, MAX_LIFE_S = 3600, 30 * 24 * 3600
+
+Metadata = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
+    msgspec.Meta(max_length=16),
+]
+
+
+class Expiry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a file is deleted: so many seconds after it was made."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, msgspec.Meta(ge=MIN_LIFE_S, le=MAX_LIFE_S)]
+
+
+class CreateBatchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/batches.
+
+    completion_window     the time after which what is not answered is given up: "24h", or any
+                          other number of m, h or d
+    output_expires_after  when the files of the answers are deleted; they are kept otherwise
+    """
+
+    input_file_id: str
+    endpoint: str
+    completion_window: Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,3}[mhd]$")]
+    metadata: Metadata | None = None
+    output_expires_after: Expiry | None = None
+
+
+CREATE_RULES = Rules()

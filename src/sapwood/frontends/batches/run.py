@@ -1,0 +1,234 @@
+"""A run over the lines of a batch: lines in, answers out, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, SapwoodError
+from sapwood.frontends.batches.lines import (
+    Line,
+    Reply,
+    is_failure,
+    key_of_answer,
+    read_line,
+    refusal,
+    reply,
+)
+from sapwood.frontends.common.in_process import Post
+
+BUSY_WAIT_S = 0.05
+"""A line that meets a full queue is asked again after this long."""
+
+ToPost = Callable[[Line], tuple[str, dict[str, Any]]]
+"""The path and body that a line stands for; SapwoodError if it stands for none."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far."""
+
+    num_lines: int = 0
+    num_failed: int = 0
+    num_skipped: int = 0
+    num_output_tokens: int = 0
+
+    def count(self, answered: Reply) -> None:
+        self.num_lines += 1
+        self.num_failed += answered.has_failed
+        self.num_output_tokens += answered.num_output_tokens
+
+
+class LineRun:
+    """One run over a batch's lines, on the engine's event loop.
+
+    lines        numbered from 1; blank ones are passed over. Read in a thread, as they are needed
+    to_post      what a line asks for
+    post         asks it
+    why_gone     why the engine does not serve, if so; then the run ends
+    done         keys that the output answers already
+    write        takes each reply
+    in_flight    lines that are being answered at a time
+    on_line      called after each line
+    """
+
+    def __init__(
+        self,
+        lines: Iterable[bytes],
+        *,
+        to_post: ToPost,
+        post: Post,
+        why_gone: Callable[[], str | None],
+        done: Iterable[str],
+        write: Callable[[Reply], None],
+        in_flight: int,
+        on_line: Callable[[Tally], None] = lambda _: None,
+    ) -> None:
+        self.tally = Tally()
+        self._to_post = to_post
+        self._post = post
+        self._why_gone = why_gone
+        self._lines = enumerate(lines, start=1)
+        self._reading = asyncio.Lock()
+        self._seen: dict[str, int] = {}
+        self._done = frozenset(done)
+        self._write = write
+        self._in_flight = in_flight
+        self._on_line = on_line
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
+
+    async def run(self) -> Tally:
+        """Answer all lines. EngineUnavailable if the engine dies; what is written stays written.
+
+        A run that was stopped ends early, without an error.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._tasks = [asyncio.create_task(self._work()) for _ in range(self._in_flight)]
+        try:
+            await asyncio.gather(*self._tasks)
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+        finally:
+            self._cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        return self.tally
+
+    def stop(self) -> None:
+        """Abort what is being answered and end `run`; may be called from any thread."""
+        self._stopped = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _work(self) -> None:
+        while not self._stopped and (line := await self._next()) is not None:
+            answered = await self._answer(line)
+            self._write(answered)
+            self.tally.count(answered)
+            self._on_line(self.tally)
+
+    async def _next(self) -> Line | None:
+        """The next line that has no answer yet."""
+        async with self._reading:
+            while True:
+                # In a thread, because the lines may come from a pipe, as slowly as it likes.
+                numbered = await asyncio.to_thread(next, self._lines, None)
+                if numbered is None:
+                    return None
+                number, raw = numbered
+                if not raw.strip():
+                    continue
+                line = read_line(raw, number)
+                if line.key in self._done:
+                    self.tally.num_skipped += 1
+                    self._on_line(self.tally)
+                    continue
+                return self._unless_twice(line)
+
+    def _unless_twice(self, line: Line) -> Line:
+        first = self._seen.setdefault(line.key, line.number)
+        if first == line.number:
+            return line
+        return line.refused(
+            InvalidRequest(f"the id {line.key!r} is that of line {first} too; ids must differ")
+        )
+
+    async def _answer(self, line: Line) -> Reply:
+        try:
+            path, body = self._to_post(line)
+        except SapwoodError as error:
+            return refusal(line, error)
+        while True:
+            status, content = await self._post(path, body)
+            if status != 503:
+                return reply(line, status, content)
+            reason = self._why_gone()
+            if reason is not None:
+                raise EngineUnavailable(
+                    f"the engine does not serve any more: {reason}; run the command again to go on "
+                    "with the lines that have no answer"
+                )
+            await asyncio.sleep(BUSY_WAIT_S)
+
+
+def resume(
+    path: Path,
+    *,
+    retry_errors: bool,
+    each: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> set[str]:
+    """The keys that an output answers already, after a half line at its end has been cut off.
+
+    retry_errors  lines that failed are taken out, so that they are asked again
+    each          called with each answer that stays
+    Raises        ConfigError if the file is no output of a batch
+    """
+    if not path.exists():
+        return set()
+    keys: set[str] = set()
+    kept: list[bytes] = []
+    num_bytes = 0
+    with path.open("r+b") as output:
+        for number, raw in enumerate(output, start=1):
+            if not raw.endswith(b"\n"):
+                output.truncate(num_bytes)
+                break
+            num_bytes += len(raw)
+            answer = _answer_in(raw, path, number)
+            if retry_errors and is_failure(answer):
+                continue
+            if retry_errors:
+                kept.append(raw)
+            key = key_of_answer(answer)
+            if key is not None:
+                keys.add(key)
+            each(answer)
+    if retry_errors:
+        _replace(path, kept)
+    return keys
+
+
+def _answer_in(raw: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        answer = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        answer = None
+    if not isinstance(answer, dict) or key_of_answer(answer) is None:
+        raise ConfigError(
+            f"line {number} of {path} is no answer of a batch; write to another file, or remove "
+            "this one"
+        )
+    return answer
+
+
+def _replace(path: Path, lines: list[bytes]) -> None:
+    """Write anew beside the file and take its place, so that a crash leaves one of the two."""
+    fresh = path.with_name(f"{path.name}.tmp")
+    with fresh.open("wb") as output:
+        output.writelines(lines)
+        output.flush()
+        os.fsync(output.fileno())
+    fresh.replace(path)
+
+
+def numbered_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The file's lines; a byte order mark at its beginning is no part of them."""
+    for position, raw in enumerate(file):
+        yield raw.removeprefix(b"\xef\xbb\xbf") if position == 0 else raw
+
+
+def count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for raw in file if raw.strip())

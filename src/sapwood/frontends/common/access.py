@@ -1,0 +1,54 @@
+"""Who may use the server: keys and origins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sapwood.frontends.common.auth import KeysOnly
+from sapwood.frontends.common.origin import SameOriginOnly
+
+CORS_MAX_AGE_S = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """None: no key is needed.
+
+    api_key          opens all routes but, where there is an admin key, those that steer the server
+    admin_api_key    opens all routes
+    allowed_origins  of web pages that may use the server besides its own; "*": all
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    admin_api_key: str | None = field(default=None, repr=False)
+    allowed_origins: tuple[str, ...] = ()
+
+
+class Guarded:
+    """ASGI middleware: an application behind its checks, in their order.
+
+    They hand a request's messages on as they are: a middleware that wraps them would hide a
+    client's disconnect, and then its request would go on.
+    """
+
+    def __init__(self, app: ASGIApp, *, access: Access) -> None:
+        guarded = app
+        if access.api_key is not None or access.admin_api_key is not None:
+            guarded = KeysOnly(guarded, api_key=access.api_key, admin_api_key=access.admin_api_key)
+        guarded = SameOriginOnly(guarded, allowed=access.allowed_origins)
+        if access.allowed_origins:
+            # Outermost, so that a page can read a refusal too.
+            guarded = CORSMiddleware(
+                guarded,
+                allow_origins=access.allowed_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                max_age=CORS_MAX_AGE_S,
+            )
+        self._app = guarded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)

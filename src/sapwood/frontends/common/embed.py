@@ -1,0 +1,159 @@
+"""Texts of one HTTP request whose numbers are wanted, run together."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from typing import Any
+
+from sapwood.base.errors import EngineUnavailable, InvalidRequest
+from sapwood.frontends.common.errors import EngineFailed
+from sapwood.frontends.common.services import WEIGHT_VERSION, Services
+from sapwood.observe.requests import Asked, ObservedRequest
+from sapwood.text.embedding import EmbedRequest, Numbers, TextEmbedder
+
+OPEN_AT_A_TIME = 256
+"""Texts of one HTTP request that the engine has at a time: more would fill the queue of all."""
+
+Text = str | list[int]
+
+
+async def embed_all(
+    services: Services,
+    requests: Sequence[EmbedRequest],
+    *,
+    room: AbstractAsyncContextManager[Any] | None = None,
+) -> list[Numbers]:
+    """The numbers of each of those texts, in their order.
+
+    room    entered for each text, by those who wait instead of being refused by a full queue
+    An error of one of them, or being cancelled, aborts those that are open.
+    Raises EngineUnavailable, EngineFailed, or InvalidRequest, also if one was aborted.
+    """
+    with services.observer.observing([_facts(request) for request in requests]) as observed:
+        return await _embed_all(services, requests, observed, room or nullcontext())
+
+
+async def _embed_all(
+    services: Services,
+    requests: Sequence[EmbedRequest],
+    observed: Sequence[ObservedRequest],
+    room: AbstractAsyncContextManager[Any],
+) -> list[Numbers]:
+    reason = services.engine.unavailable_reason
+    if reason is not None:
+        raise EngineUnavailable(f"the engine does not serve: {reason}; try again later")
+    embedder = TextEmbedder(services.engine, services.generator, services.tokenizer)
+    found: dict[int, Numbers] = {}
+    numbered = iter(enumerate(requests))
+
+    async def work() -> None:
+        for index, request in numbered:
+            async with room:
+                numbers = await embedder.embed(request)
+                observed[index].answered(numbers)
+                found[index] = _whole(numbers)
+
+    with ExitStack() as held:
+        for request in requests:
+            held.enter_context(services.open_requests.held(request.request_id))
+        workers = [asyncio.create_task(work()) for _ in range(min(len(requests), OPEN_AT_A_TIME))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+    return [found[index] for index in range(len(requests))]
+
+
+def _facts(request: EmbedRequest) -> Asked:
+    text = request.text
+    prompt = "\n".join(text) if isinstance(text, tuple) else text
+    return Asked(request_id=request.request_id, prompt=prompt, priority=request.priority)
+
+
+def _whole(numbers: Numbers) -> Numbers:
+    finish = numbers.finish
+    if finish.kind == "error":
+        raise EngineFailed(finish)
+    if finish.kind == "abort":
+        if finish.message is not None:
+            raise EngineUnavailable(f"the request was ended: {finish.message}")
+        raise InvalidRequest("the request was aborted before it was answered")
+    return numbers
+
+
+def texts_of(given: object, param: str) -> tuple[list[Text], bool]:
+    """A text, one text's token ids, or a list of either: the texts, and whether they were a list.
+
+    InvalidRequest if there is none, or an empty one.
+    """
+    if isinstance(given, str):
+        return [_not_empty(given, param)], False
+    items: list[Any] = given if isinstance(given, list) else []
+    if not items:
+        raise InvalidRequest(f"{param} is an empty list; send at least one text", param=param)
+    token_ids = [item for item in items if isinstance(item, int)]
+    if len(token_ids) == len(items):
+        return [token_ids], False
+    if token_ids:
+        raise InvalidRequest(
+            f"{param} mixes token ids with texts; send one list of token ids, or a list of texts",
+            param=param,
+        )
+    return [_not_empty(item, f"{param}[{i}]", param) for i, item in enumerate(items)], True
+
+
+def _not_empty(text: Text, where: str, param: str | None = None) -> Text:
+    if not text:
+        raise InvalidRequest(f"{where} is empty; send at least one token", param=param or where)
+    return text
+
+
+def request_ids(rid: str | list[str] | None, count: int, prefix: str) -> list[str]:
+    """An id for each text of a call: those given, or new ones."""
+    if rid is None:
+        return [f"{prefix}-{uuid.uuid4().hex}" for _ in range(count)]
+    if not rid or not all(rid):
+        raise InvalidRequest("rid has an empty string; leave rid out", param="rid")
+    if isinstance(rid, str):
+        return [rid] if count == 1 else [f"{rid}-{i}" for i in range(count)]
+    if len(rid) != count:
+        raise InvalidRequest(f"rid has {len(rid)} ids but there are {count} texts", param="rid")
+    return rid
+
+
+def check_dimensions(services: Services, dimensions: int | None) -> None:
+    """InvalidRequest unless vectors may be cut to that many numbers."""
+    if dimensions is None:
+        return
+    services.check_task("embed")
+    size = services.pooling.size if services.pooling is not None else 0
+    if not 1 <= dimensions <= size:
+        raise InvalidRequest(
+            f"dimensions is {dimensions} but must be in [1, {size}], the size of this model's "
+            "vectors",
+            param="dimensions",
+        )
+
+
+def usage(answers: Sequence[Numbers]) -> dict[str, int]:
+    num_tokens = sum(one.num_prompt_tokens for one in answers)
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
+
+
+def meta_info(numbers: Numbers, latency_s: float) -> dict[str, Any]:
+    """As /generate has it, for the native routes."""
+    return {
+        "id": numbers.request_id,
+        "finish_reason": {"type": "length", "length": 0},
+        "prompt_tokens": numbers.num_prompt_tokens,
+        "completion_tokens": 0,
+        "cached_tokens": numbers.num_cached_tokens,
+        "weight_version": WEIGHT_VERSION,
+        "e2e_latency": latency_s,
+        "queue_time": numbers.queue_time_s,
+    }

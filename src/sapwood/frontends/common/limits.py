@@ -1,0 +1,62 @@
+"""How large a request may be, and how long it may take to arrive. Zero seconds: no limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.text.generation import TextRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimits:
+    """Of one request's body.
+
+    max_depth  arrays and objects inside one another; the parser itself stops at 1024
+    timeout_s  from the request's head to the end of its body
+    """
+
+    max_bytes: int = 64 * 2**20
+    max_depth: int = 100
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """Of what one call asks for.
+
+    max_samples      prompts times n
+    max_stop_length  characters of one stop string
+    """
+
+    max_samples: int = 4096
+    max_stop_strings: int = 256
+    max_stop_length: int = 1024
+
+    def check(self, requests: Sequence[TextRequest]) -> None:
+        """Raises InvalidRequest, which names the field, if the call's requests are too much."""
+        num_samples = sum(request.n for request in requests)
+        if num_samples > self.max_samples:
+            raise InvalidRequest(
+                f"the call asks for {num_samples} samples, prompts times n, but this server "
+                f"accepts at most {self.max_samples}; send several calls",
+                param="n",
+            )
+        for request in requests:
+            self._check_stop(request.sampling.stop)
+
+    def _check_stop(self, stop: Sequence[str]) -> None:
+        if len(stop) > self.max_stop_strings:
+            raise InvalidRequest(
+                f"stop has {len(stop)} strings but this server accepts at most "
+                f"{self.max_stop_strings}",
+                param="stop",
+            )
+        longest = max(map(len, stop), default=0)
+        if longest > self.max_stop_length:
+            raise InvalidRequest(
+                f"stop has a string of {longest} characters but this server accepts at most "
+                f"{self.max_stop_length}",
+                param="stop",
+            )

@@ -1,0 +1,53 @@
+"""Lists as OpenAI's API gives them: a page at a time, with a cursor; and their query parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sapwood.base.errors import InvalidRequest
+
+
+def page(items: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    return {
+        "object": "list",
+        "data": list(items),
+        "first_id": items[0]["id"] if items else None,
+        "last_id": items[-1]["id"] if items else None,
+        "has_more": has_more,
+    }
+
+
+def check_query(query: Mapping[str, str], known: Collection[str]) -> None:
+    """InvalidRequest if there is a parameter that is not known."""
+    for name in query:
+        if name not in known:
+            raise InvalidRequest(
+                f"unknown query parameter {name!r}; known are {', '.join(sorted(known))}",
+                param=name,
+            )
+
+
+def query_int(query: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:
+    given = query.get(name)
+    if given is None:
+        return default
+    # Long digit strings are refused before they cost anything.
+    value = int(given) if given.isdecimal() and len(given) < 20 else None
+    if value is None or not low <= value <= high:
+        raise InvalidRequest(f"{name} is {given[:40]!r} but must be in [{low}, {high}]", param=name)
+    return value
+
+
+def query_choice(query: Mapping[str, str], name: str, choices: Sequence[str]) -> str:
+    """The first of the choices is the default."""
+    given = query.get(name, choices[0])
+    if given not in choices:
+        raise InvalidRequest(
+            f"{name} is {given[:40]!r} but must be one of: {', '.join(choices)}", param=name
+        )
+    return given
+
+
+def query_bool(query: Mapping[str, str], name: str) -> bool:
+    return query_choice(query, name, ("false", "true")) == "true"

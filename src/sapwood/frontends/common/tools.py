@@ -1,0 +1,209 @@
+"""The tools of a request, in the form that OpenAI's API has and templates take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.common.fields import Rules, parse
+from sapwood.schema.grammar import Grammar, structural_tag
+from sapwood.schema.tool_grammar import tool_call_list
+from sapwood.text.tools.format import ToolFormat
+
+MAX_TOOLS = 1024
+
+Choice = Literal["auto", "none", "required"]
+
+_NAME = re.compile(r"[A-Za-z0-9_.:/\-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """One function that the client runs. strict: the model's arguments must match `parameters`."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    strict: bool = False
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        function: dict[str, Any] = {"name": self.name}
+        if self.description is not None:
+            function["description"] = self.description
+        # Templates go through the properties without asking whether there are any.
+        function["parameters"] = self.parameters or {"type": "object", "properties": {}}
+        return {"type": "function", "function": function}
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """Of the arguments: an object, whatever the client's own schema says of its type."""
+        return {"type": "object", **(self.parameters or {})}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """
+    choice    auto: the model calls or answers; required: it calls; none: it answers
+    only      the one tool that it must call, with "required"
+    parallel  it may call several at once
+    """
+
+    tools: Sequence[Tool] = ()
+    choice: Choice = "auto"
+    only: str | None = None
+    parallel: bool = True
+
+    @property
+    def offered(self) -> Sequence[Tool]:
+        return () if self.choice == "none" else self.tools
+
+    @property
+    def is_forced(self) -> bool:
+        return bool(self.tools) and self.choice == "required"
+
+    def grammar(self, calls: ToolFormat | None, special_texts: frozenset[str]) -> Grammar | None:
+        """What makes the output calls, or the calls in it right; None if nothing is promised.
+
+        calls          the format in which the model calls
+        special_texts  the tokenizer's special tokens
+        """
+        if self.is_forced:
+            chosen = [tool for tool in self.tools if self.only in (None, tool.name)]
+            return tool_call_list(
+                [(tool.name, tool.schema) for tool in chosen],
+                at_most_one=self.only is not None or not self.parallel,
+            )
+        if not any(tool.strict for tool in self.offered) or calls is None:
+            return None
+        return self._strict_grammar(calls, special_texts)
+
+    def _strict_grammar(self, calls: ToolFormat, special_texts: frozenset[str]) -> Grammar:
+        structures: list[dict[str, Any]] = []
+        triggers: list[str] = []
+        for tool in self.offered:
+            spelled = calls.structure(tool.name)
+            # A grammar over text does not see special tokens.
+            if spelled is None or any(text in spelled.begin for text in special_texts):
+                raise UnsupportedFeature(
+                    f"strict tools need calls that a grammar can follow, which those of the "
+                    f'{calls.name} parser are not; use tool_choice "required" or a named tool, or '
+                    "leave strict out",
+                    param="tools",
+                )
+            schema = tool.schema if tool.strict else {"type": "object"}
+            structures.append({"begin": spelled.begin, "schema": schema, "end": spelled.end})
+            if spelled.trigger not in triggers:
+                triggers.append(spelled.trigger)
+        return structural_tag({"structures": structures, "triggers": triggers}, param="tools")
+
+
+class FunctionFields(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool = False
+
+
+def checked_tools(tools: Sequence[Tool], *, where: str = "tools") -> tuple[Tool, ...]:
+    """Raises InvalidRequest for names that no call could have, or that two tools have."""
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequest(
+            f"{where} has {len(tools)} tools but at most {MAX_TOOLS} are accepted", param=where
+        )
+    seen: set[str] = set()
+    for position, tool in enumerate(tools):
+        if not _NAME.fullmatch(tool.name):
+            raise InvalidRequest(
+                f"{where}[{position}] is named {tool.name[:140]!r}, but a name has 1 to 128 "
+                "letters, digits and _ - . : /",
+                param=where,
+            )
+        if tool.name in seen:
+            raise InvalidRequest(
+                f"{where} has two tools named {tool.name!r}; give each a name of its own",
+                param=where,
+            )
+        seen.add(tool.name)
+    return tuple(tools)
+
+
+def openai_tools(given: Sequence[Mapping[str, Any]], where: str = "tools") -> tuple[Tool, ...]:
+    """`tools` as OpenAI's chat completions have it."""
+    return checked_tools([_function(one, f"{where}[{i}]") for i, one in enumerate(given)])
+
+
+def openai_tool_use(
+    given: Sequence[Mapping[str, Any]],
+    choice: str | Mapping[str, Any] | None,
+    parallel: bool | None,
+) -> ToolUse:
+    """tools, tool_choice and parallel_tool_calls as OpenAI's chat completions have them."""
+    tools = openai_tools(given)
+    parallel = True if parallel is None else parallel
+    if choice is None:
+        return ToolUse(tools=tools, parallel=parallel)
+    if isinstance(choice, str):
+        if choice not in ("auto", "none", "required"):
+            raise InvalidRequest(
+                f'tool_choice is {choice[:80]!r} but must be "auto", "none", "required" or '
+                '{"type": "function", "function": {"name": …}}',
+                param="tool_choice",
+            )
+        if choice == "required" and not tools:
+            raise _no_tools()
+        return ToolUse(tools=tools, choice=choice, parallel=parallel)  # type: ignore[arg-type]
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if choice.get("type") != "function" or not isinstance(name, str):
+        raise UnsupportedFeature(
+            'tool_choice must be a word or {"type": "function", "function": {"name": …}}',
+            param="tool_choice",
+        )
+    return named_tool(tools, name, parallel=parallel)
+
+
+def named_tool(tools: Sequence[Tool], name: str, *, parallel: bool) -> ToolUse:
+    if not tools:
+        raise _no_tools()
+    if all(tool.name != name for tool in tools):
+        known = ", ".join(tool.name for tool in tools)
+        raise InvalidRequest(
+            f"tool_choice names {name[:140]!r}, but tools has only: {known}", param="tool_choice"
+        )
+    return ToolUse(tools=tools, choice="required", only=name, parallel=parallel)
+
+
+def _no_tools() -> InvalidRequest:
+    return InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
+
+
+def _function(given: Any, where: str) -> Tool:
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(f"{where} must be an object", param=where)
+    kind = given.get("type", "function")
+    if kind != "function":
+        raise UnsupportedFeature(
+            f"{where} is of type {str(kind)[:40]!r}, but this server takes only tools of type "
+            "'function', which the client runs",
+            param=where,
+        )
+    function = given.get("function")
+    if not isinstance(function, Mapping):
+        raise InvalidRequest(f"{where}.function is required", param=f"{where}.function")
+    others = [name for name in given if name not in ("type", "function")]
+    if others:
+        path = f"{where}.{others[0]}"
+        raise InvalidRequest(f"unknown field {path!r}; leave it out", param=path)
+    fields = parse(function, FunctionFields, Rules(), where=f"{where}.function")
+    return Tool(
+        name=fields.name,
+        description=fields.description,
+        parameters=fields.parameters,
+        strict=fields.strict,
+    )

@@ -1,0 +1,103 @@
+"""SageMaker's /ping and /invocations, and Vertex's predict route.
+
+Source: SageMaker's and Vertex AI's requirements of custom containers; parity with SGLang 0.5.8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.fields import Rules, parse
+from sapwood.frontends.common.openapi import NestedError, described
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.sse import until_disconnect
+from sapwood.frontends.native import admin
+from sapwood.frontends.native.generate import to_batch, whole_answers
+from sapwood.frontends.native.protocol import GENERATE_RULES, GenerateRequest
+from sapwood.frontends.openai.chat import chat_completions
+from sapwood.frontends.openai.protocol import ChatRequest
+
+
+class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /vertex_generate.
+
+    instances   each with text or input_ids, as /generate takes them
+    parameters  the other fields of /generate, sampling_params among them
+    """
+
+    instances: list[dict[str, Any]]
+    parameters: dict[str, Any] = {}
+
+
+class VertexAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    predictions: list[dict[str, Any]]
+
+
+class Healthy(msgspec.Struct, frozen=True, kw_only=True):
+    status: str
+
+
+HOST_BODIES = (VertexRequest, VertexAnswer, Healthy)
+
+
+def hosts_router(services: Services) -> APIRouter:
+    router = APIRouter(tags=["hosts"])
+
+    @router.get("/ping", openapi_extra=described(Healthy, errors=(503,), error=NestedError))
+    async def get_ping() -> Response:
+        return admin.health(services)
+
+    @router.post(
+        "/invocations", openapi_extra=described(None, body=ChatRequest, errors=(400, 404, 413, 503))
+    )
+    async def post_invocations(request: Request) -> Response:
+        return await chat_completions(request, services)
+
+    @router.post(
+        "/vertex_generate",
+        openapi_extra=described(
+            VertexAnswer, body=VertexRequest, error=NestedError, errors=(400, 413, 503)
+        ),
+    )
+    async def post_vertex(request: Request) -> Response:
+        return await vertex_generate(request, services)
+
+    return router
+
+
+async def vertex_generate(request: Request, services: Services) -> Response:
+    """The instances are the prompts of one batch of /generate, the parameters its other fields."""
+    started_s = services.clock.now_s()
+    asked = parse(await read_json(request), VertexRequest, Rules())
+    body = {**asked.parameters, **_prompts(asked.instances)}
+    batch_request = parse(body, GenerateRequest, GENERATE_RULES, where="parameters")
+    if batch_request.stream:
+        raise UnsupportedFeature(
+            "parameters.stream is not possible here; use /generate", param="parameters.stream"
+        )
+    batch = to_batch(batch_request)
+    answers = await until_disconnect(whole_answers(services, batch, started_s), request.receive)
+    return json_response({"predictions": answers})
+
+
+def _prompts(instances: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The instances' prompts as the field of /generate that takes them."""
+    if not instances:
+        raise InvalidRequest("instances is empty; send at least one", param="instances")
+    names = {name for instance in instances for name in instance}
+    if len(names) != 1 or not names <= {"text", "input_ids"}:
+        raise InvalidRequest(
+            "each of instances must have the field text, or each the field input_ids, and no other",
+            param="instances",
+        )
+    (name,) = names
+    missing = [i for i, instance in enumerate(instances) if name not in instance]
+    if missing:
+        raise InvalidRequest(f"instances[{missing[0]}].{name} is required", param="instances")
+    return {name: [instance[name] for instance in instances]}

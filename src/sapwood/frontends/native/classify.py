@@ -1,0 +1,77 @@
+"""POST /v1/classify: the label of each text, and how likely each label is."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.embed import embed_all, request_ids, texts_of, usage
+from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.fields import Int64, Rules, TokenId, parse
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.sse import until_disconnect
+from sapwood.schema.pooling import Pooling
+from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
+
+
+class ClassifyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """input: a text, one text's token ids, or a list of either."""
+
+    input: str | list[str | TokenId | list[TokenId]]
+    model: str = ""
+    rid: str | list[str] | None = None
+    priority: Int64 | None = None
+
+
+CLASSIFY_RULES = Rules(informational=frozenset({"user"}), unsupported={"routing_key": ()})
+
+
+async def classify(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), ClassifyRequest, CLASSIFY_RULES)
+    services.check_model(asked.model)
+    services.check_task("classify")
+    pooling = services.pooling
+    assert pooling is not None, "a model that classifies has a pooling"
+    texts, _ = texts_of(asked.input, "input")
+    requests = [
+        EmbedRequest(request_id=request_id, text=text, priority=asked.priority)
+        for request_id, text in zip(
+            request_ids(asked.rid, len(texts), "classify"), texts, strict=True
+        )
+    ]
+    answers = await until_disconnect(embed_all(services, requests), request.receive)
+    data = []
+    for index, answer in enumerate(answers):
+        likely = probabilities(answer.values, pooling)
+        data.append(
+            {
+                "index": index,
+                "label": pooling.labels[int(answer.values.argmax())],
+                "probs": likely.tolist(),
+                "num_classes": len(pooling.labels),
+            }
+        )
+    return json_response(
+        {
+            "id": f"classify-{uuid.uuid4().hex}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": services.model_name,
+            "data": data,
+            "usage": usage(answers),
+        }
+    )
+
+
+def probabilities(values: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float32]:
+    """[labels]: one of several labels, or each for itself where a text may have several or the
+    model knows but one."""
+    is_apart = pooling.multi_label or len(pooling.labels) == 1
+    return sigmoid(values) if is_apart else softmax(values)

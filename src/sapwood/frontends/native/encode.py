@@ -1,0 +1,117 @@
+"""POST and PUT /encode and /classify: a model's numbers as they are.
+
+/encode answers with vectors, or with what a classification head says; /classify only with the
+latter, before any softmax or sigmoid: a reward model's reward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.embed import (
+    check_dimensions,
+    embed_all,
+    meta_info,
+    request_ids,
+    texts_of,
+)
+from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.fields import Count, Int64, Rules, TokenId, parse
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.sse import until_disconnect
+from sapwood.schema.pooling import Task
+from sapwood.text.embedding import EmbedRequest, shortened
+
+
+class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Exactly one of text and input_ids; a list of either is a batch.
+
+    is_cross_encoder_request  text is a list of pairs, such as a query and a document
+    dimensions                so many numbers of each vector; default: all
+    """
+
+    text: str | list[str | list[str]] | None = None
+    input_ids: list[TokenId | list[TokenId]] | None = None
+    is_cross_encoder_request: bool = False
+    dimensions: Count | None = None
+    rid: str | list[str] | None = None
+    priority: Int64 | None = None
+
+
+ENCODE_RULES = Rules(
+    informational=frozenset({"log_metrics"}),
+    unsupported={
+        "input_embeds": (),
+        "image_data": (),
+        "video_data": (),
+        "audio_data": (),
+        "modalities": (),
+        "sampling_params": (),
+        "lora_path": (),
+        "routing_key": (),
+        "data_parallel_rank": (),
+    },
+)
+
+
+async def encode(request: Request, services: Services) -> Response:
+    task = "embed" if services.pooling is None else services.pooling.task
+    return await _answer(request, services, task)
+
+
+async def classify_raw(request: Request, services: Services) -> Response:
+    return await _answer(request, services, "classify")
+
+
+async def _answer(request: Request, services: Services, task: Task) -> Response:
+    started_s = services.clock.now_s()
+    asked = parse(await read_json(request), EncodeRequest, ENCODE_RULES)
+    services.check_task(task)
+    check_dimensions(services, asked.dimensions)
+    texts, is_list, param = _texts(asked)
+    requests = [
+        EmbedRequest(request_id=request_id, text=text, param=param, priority=asked.priority)
+        for request_id, text in zip(
+            request_ids(asked.rid, len(texts), "encode"), texts, strict=True
+        )
+    ]
+    answers = await until_disconnect(embed_all(services, requests), request.receive)
+    latency_s = services.clock.now_s() - started_s
+    normalize = services.pooling is not None and services.pooling.normalize
+    found: list[dict[str, Any]] = []
+    for answer in answers:
+        values = answer.values
+        if asked.dimensions is not None:
+            values = shortened(values, asked.dimensions, normalize=normalize)
+        found.append({"embedding": values.tolist(), "meta_info": meta_info(answer, latency_s)})
+    return json_response(found if is_list else found[0])
+
+
+def _texts(asked: EncodeRequest) -> tuple[list[str | list[int] | tuple[str, str]], bool, str]:
+    """The texts, whether they came as a list, and by which field."""
+    if (asked.text is None) == (asked.input_ids is None):
+        raise InvalidRequest("exactly one of text and input_ids is required", param="text")
+    if asked.is_cross_encoder_request:
+        return _pairs(asked.text), True, "text"
+    if isinstance(asked.text, list) and any(isinstance(one, list) for one in asked.text):
+        raise InvalidRequest(
+            "text has pairs; set is_cross_encoder_request, or send texts", param="text"
+        )
+    param = "input_ids" if asked.text is None else "text"
+    texts, is_list = texts_of(asked.input_ids if asked.text is None else asked.text, param)
+    return [*texts], is_list, param
+
+
+def _pairs(given: object) -> list[str | list[int] | tuple[str, str]]:
+    pairs = given if isinstance(given, list) else []
+    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise InvalidRequest(
+            "with is_cross_encoder_request, text must be a list of pairs of texts", param="text"
+        )
+    return [(str(first), str(second)) for first, second in pairs]

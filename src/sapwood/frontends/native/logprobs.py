@@ -1,0 +1,102 @@
+"""Log probabilities as SGLang's own dialect asks for them and spells them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.sampling import renamed
+from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
+from sapwood.text.generation import ScoredPrompt
+from sapwood.text.token_names import TokenNames
+
+Entry = tuple[float | None, int, str | None]
+"""(log probability, token id, text)"""
+
+
+def logprob_options(
+    wanted: bool, start: int, num_top: int, token_ids: Sequence[int]
+) -> LogprobOptions | None:
+    """What one prompt's fields ask for. start: -1 for no log probabilities of the prompt."""
+    if not wanted:
+        for name, given in (
+            ("logprob_start_len", start != -1),
+            ("top_logprobs_num", num_top != 0),
+            ("token_ids_logprob", bool(token_ids)),
+        ):
+            if given:
+                raise InvalidRequest(f"{name} is only for return_logprob=true", param=name)
+        return None
+    if start < -1:
+        raise InvalidRequest(
+            f"logprob_start_len is {start} but must be -1 or an index into the prompt",
+            param="logprob_start_len",
+        )
+    try:
+        return LogprobOptions(
+            prompt_start=None if start == -1 else start,
+            num_top=num_top,
+            token_ids=tuple(token_ids),
+        )
+    except InvalidRequest as error:
+        names = {"num_top": "top_logprobs_num", "token_ids": "token_ids_logprob"}
+        raise renamed(error, names) from None
+
+
+class LogprobLists:
+    """The lists of one sample's meta_info, which grow with its output.
+
+    names  None: texts are not wanted
+    """
+
+    def __init__(self, options: LogprobOptions, names: TokenNames | None) -> None:
+        self._options = options
+        self._names = names
+        self._input = _Lists()
+        self._output = _Lists()
+
+    def add_prompt(self, prompt: ScoredPrompt) -> None:
+        """The first token has no log probability: what comes before it is not told."""
+        first, *others = prompt.token_ids
+        self._input.tokens.append(self._entry(None, first))
+        self._input.top.append(None)
+        self._input.chosen.append(None)
+        if prompt.logprobs is not None:
+            self._add(self._input, others, prompt.logprobs)
+
+    def add_output(self, token_ids: Sequence[int], values: TokenLogprobs) -> None:
+        self._add(self._output, token_ids, values)
+
+    def fields(self) -> dict[str, object]:
+        given: dict[str, object] = {
+            "input_token_logprobs": self._input.tokens,
+            "output_token_logprobs": self._output.tokens,
+        }
+        if self._options.num_top:
+            given["input_top_logprobs"] = self._input.top
+            given["output_top_logprobs"] = self._output.top
+        if self._options.token_ids:
+            given["input_token_ids_logprobs"] = self._input.chosen
+            given["output_token_ids_logprobs"] = self._output.chosen
+        return given
+
+    def _add(self, lists: _Lists, token_ids: Sequence[int], values: TokenLogprobs) -> None:
+        entry = self._entry
+        lists.tokens += map(entry, values.of_tokens(), token_ids)
+        if self._options.num_top:
+            lists.top += [[entry(*one) for one in likeliest] for likeliest in values.of_likeliest()]
+        if self._options.token_ids:
+            asked = self._options.token_ids
+            lists.chosen += [list(map(entry, row, asked)) for row in values.of_chosen()]
+
+    def _entry(self, logprob: float | None, token_id: int) -> Entry:
+        return logprob, token_id, None if self._names is None else self._names.text(token_id)
+
+
+class _Lists:
+    """Of the prompt's tokens, or of the output's."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Entry] = []
+        self.top: list[list[Entry] | None] = []
+        self.chosen: list[list[Entry] | None] = []

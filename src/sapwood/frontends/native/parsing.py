@@ -1,0 +1,94 @@
+"""POST /parse_function_call and /separate_reasoning: texts taken apart, without the model."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.base.registry import Registry
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.fields import Rules, parse
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.tools import openai_tools
+from sapwood.text.answer import AnswerShape
+from sapwood.text.reasoning.registry import REASONING_FORMATS
+from sapwood.text.tools.format import ToolSet
+from sapwood.text.tools.registry import TOOL_FORMATS
+
+T = TypeVar("T")
+
+_TOOL_RULES = Rules()
+_REASONING_RULES = Rules()
+
+
+class ParseFunctionCallRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /parse_function_call. tool_call_parser: the server's own where it is left out."""
+
+    text: str
+    tools: list[dict[str, Any]]
+    tool_call_parser: str | None = None
+
+
+class SeparateReasoningRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /separate_reasoning. reasoning_parser: the server's own where it is left out."""
+
+    text: str
+    reasoning_parser: str | None = None
+
+
+PARSING_BODIES = (ParseFunctionCallRequest, SeparateReasoningRequest)
+
+
+async def parse_function_call(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), ParseFunctionCallRequest, _TOOL_RULES)
+    tools = openai_tools(asked.tools)
+    calls = services.formats.calls
+    if asked.tool_call_parser is not None:
+        calls = _found(TOOL_FORMATS, asked.tool_call_parser, "tool_call_parser")()
+    if calls is None:
+        raise _none_chosen("tool_call_parser")
+    tool_set = ToolSet(
+        parameters={tool.name: tool.schema for tool in tools},
+        keeps_unknown=services.formats.keeps_unknown,
+    )
+    answer = AnswerShape(calls=calls, tools=tool_set).parsed(asked.text)
+    return json_response(
+        {
+            "normal_text": answer.content,
+            "calls": [
+                {"tool_index": index, "name": call.name, "parameters": call.arguments}
+                for index, call in enumerate(answer.calls)
+            ],
+        }
+    )
+
+
+async def separate_reasoning(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), SeparateReasoningRequest, _REASONING_RULES)
+    reasoning = services.formats.reasoning
+    if asked.reasoning_parser is not None:
+        reasoning = _found(REASONING_FORMATS, asked.reasoning_parser, "reasoning_parser")
+    if reasoning is None:
+        raise _none_chosen("reasoning_parser")
+    shape = AnswerShape(reasoning=reasoning, is_thinking=reasoning.is_forced)
+    answer = shape.parsed(asked.text)
+    return json_response({"reasoning_text": answer.reasoning, "text": answer.content})
+
+
+def _found(registry: Registry[T], name: str, field: str) -> T:
+    if name not in registry.names():
+        known = ", ".join(registry.names())
+        raise InvalidRequest(f"{field} is {name[:80]!r} but must be one of: {known}", param=field)
+    return registry.get(name)
+
+
+def _none_chosen(field: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is required, since the template of the model that is served points at none",
+        param=field,
+    )

@@ -1,0 +1,157 @@
+"""POST and PUT /v1/rerank: documents by their relevance to a query, the most relevant first.
+
+With a cross-encoder (one label) the score is what its head says of the pair. With a model that
+generates, it is asked for a judgement in its own chat format, and the score is how likely it says
+"yes", among "yes" and "no".
+
+Source: the rerank API of SGLang 0.5.8; the question is that of Qwen3-Reranker (Zhang et al. 2025,
+arXiv:2506.05176), for which other models serve as well as they understand it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.embed import embed_all, meta_info, request_ids
+from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.fields import Int64, Rules, parse
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.sse import until_disconnect
+from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
+
+DEFAULT_INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
+SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".'
+)
+
+Documents = Annotated[list[str], msgspec.Meta(min_length=1)]
+TopN = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """instruct: what makes a document relevant, for models that generate.
+
+    top_n             so many documents at most; default: all
+    return_documents  whether the answer repeats the documents
+    """
+
+    query: str
+    documents: Documents
+    instruct: str | None = None
+    top_n: TopN | None = None
+    return_documents: bool = True
+    model: str = ""
+    rid: str | list[str] | None = None
+    priority: Int64 | None = None
+
+
+RERANK_RULES = Rules(informational=frozenset({"user"}), unsupported={"routing_key": ()})
+
+
+async def rerank(request: Request, services: Services) -> Response:
+    started_s = services.clock.now_s()
+    asked = parse(await read_json(request), RerankRequest, RERANK_RULES)
+    services.check_model(asked.model)
+    _check_not_empty(asked)
+    ids = request_ids(asked.rid, len(asked.documents), "rerank")
+    is_decoder = services.pooling is None
+    requests = _judgements(asked, services, ids) if is_decoder else _pairs(asked, services, ids)
+    answers = await until_disconnect(embed_all(services, requests), request.receive)
+    latency_s = services.clock.now_s() - started_s
+    found: list[dict[str, Any]] = []
+    for index, answer in enumerate(answers):
+        squashes = services.pooling is not None and services.pooling.squashes
+        values = softmax(answer.values) if is_decoder else answer.values
+        one: dict[str, Any] = {
+            "score": float(sigmoid(values)[0] if squashes else values[0]),
+            "index": index,
+            "meta_info": meta_info(answer, latency_s),
+        }
+        if asked.return_documents:
+            one["document"] = asked.documents[index]
+        found.append(one)
+    found.sort(key=lambda one: -one["score"])
+    return json_response(found[: asked.top_n])
+
+
+def _check_not_empty(asked: RerankRequest) -> None:
+    if not asked.query.strip():
+        raise InvalidRequest("query is empty; say what is looked for", param="query")
+    for index, document in enumerate(asked.documents):
+        if not document.strip():
+            raise InvalidRequest(f"documents[{index}] is empty; leave it out", param="documents")
+
+
+def _pairs(asked: RerankRequest, services: Services, ids: list[str]) -> list[EmbedRequest]:
+    """For a cross-encoder."""
+    services.check_task("classify")
+    assert services.pooling is not None
+    num_labels = len(services.pooling.labels)
+    if num_labels != 1:
+        raise UnsupportedFeature(
+            f"this server's model has {num_labels} labels, and a reranker has one; use /v1/classify"
+        )
+    if asked.instruct is not None:
+        raise UnsupportedFeature(
+            "instruct is for models that generate, and this server's is a cross-encoder; leave it "
+            "out",
+            param="instruct",
+        )
+    return [
+        EmbedRequest(
+            request_id=request_id,
+            text=(asked.query, document),
+            param="documents",
+            priority=asked.priority,
+        )
+        for request_id, document in zip(ids, asked.documents, strict=True)
+    ]
+
+
+def _judgements(asked: RerankRequest, services: Services, ids: list[str]) -> list[EmbedRequest]:
+    """For a model that generates."""
+    if services.template is None:
+        raise UnsupportedFeature(
+            "this model has no chat template to ask it for a judgement with; use /v1/score with a "
+            "prompt of your own, or start the server with --chat-template"
+        )
+    labels = tuple(_only_token(services, word) for word in ("yes", "no"))
+    instruct = asked.instruct or DEFAULT_INSTRUCT
+    requests = []
+    for request_id, document in zip(ids, asked.documents, strict=True):
+        question = f"<Instruct>: {instruct}\n<Query>: {asked.query}\n<Document>: {document}"
+        messages = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": question},
+        ]
+        # A model that thinks must not: its first token is to be the answer.
+        prompt = services.template.render(messages, enable_thinking=False)
+        requests.append(
+            EmbedRequest(
+                request_id=request_id,
+                text=prompt,
+                # The template writes them.
+                add_special_tokens=False,
+                param="documents",
+                label_ids=labels,
+                priority=asked.priority,
+            )
+        )
+    return requests
+
+
+def _only_token(services: Services, word: str) -> int:
+    token_ids = services.tokenizer.encode(word, False)
+    if len(token_ids) != 1:
+        raise UnsupportedFeature(
+            f"this model writes {word!r} in {len(token_ids)} tokens, so that it cannot be scored; "
+            "use /v1/score with labels of your own"
+        )
+    return token_ids[0]

@@ -1,0 +1,105 @@
+"""POST /v1/embeddings. Source: OpenAI's API reference; parity with SGLang 0.5.8."""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.frontends.common.body import read_json
+from sapwood.frontends.common.embed import (
+    check_dimensions,
+    embed_all,
+    request_ids,
+    texts_of,
+)
+from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.fields import Count, Int64, Rules, TokenId, parse
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.sse import until_disconnect
+from sapwood.text.embedding import EmbedRequest, Numbers, shortened
+
+
+class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """input: a text, one text's token ids, or a list of either; token ids are taken as they are.
+
+    dimensions       so many numbers of each vector; default: all
+    encoding_format  base64: of little-endian fp32
+    """
+
+    input: str | list[str | TokenId | list[TokenId]]
+    model: str = ""
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Count | None = None
+    rid: str | list[str] | None = None
+    priority: Int64 | None = None
+
+
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    embedding: list[float] | str
+    index: int
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+EMBEDDINGS_RULES = Rules(
+    informational=frozenset({"user"}),
+    unsupported={"lora_path": (), "routing_key": (), "data_parallel_rank": ()},
+)
+
+
+async def embeddings(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), EmbeddingsRequest, EMBEDDINGS_RULES)
+    services.check_model(asked.model)
+    services.check_task("embed")
+    check_dimensions(services, asked.dimensions)
+    texts, _ = texts_of(asked.input, "input")
+    requests = [
+        EmbedRequest(request_id=request_id, text=text, priority=asked.priority)
+        for request_id, text in zip(request_ids(asked.rid, len(texts), "embd"), texts, strict=True)
+    ]
+    answers = await until_disconnect(embed_all(services, requests), request.receive)
+    num_tokens = sum(answer.num_prompt_tokens for answer in answers)
+    vectors = [vector_of(services, answer, asked.dimensions) for answer in answers]
+    return json_response(
+        msgspec.to_builtins(
+            EmbeddingsResponse(
+                data=[
+                    Embedding(embedding=_encoded(vector, asked.encoding_format), index=index)
+                    for index, vector in enumerate(vectors)
+                ],
+                model=services.model_name,
+                usage=EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
+            )
+        )
+    )
+
+
+def vector_of(services: Services, answer: Numbers, dimensions: int | None) -> NDArray[np.float32]:
+    """The text's vector, cut to that many numbers if it is to be."""
+    if dimensions is None:
+        return answer.values
+    normalize = services.pooling is not None and services.pooling.normalize
+    return shortened(answer.values, dimensions, normalize=normalize)
+
+
+def _encoded(vector: NDArray[np.float32], encoding_format: str) -> list[float] | str:
+    if encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+    return [float(number) for number in vector.tolist()]

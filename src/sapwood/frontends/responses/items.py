@@ -1,0 +1,138 @@
+"""Items of a conversation: checked as they come in, and as messages of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.common.fields import parse
+from sapwood.frontends.responses.protocol import (
+    ITEM_RULES,
+    PART_RULES,
+    CallItem,
+    CallOutputItem,
+    MessageItem,
+    Part,
+    ReasoningItem,
+)
+from sapwood.frontends.responses.store import new_id
+
+Item = dict[str, Any]
+
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
+}
+
+
+def input_items(given: str | Sequence[Mapping[str, Any]]) -> list[Item]:
+    """The items as they are kept: each checked, with a type and an id of its own."""
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    return [_checked(item, f"input[{i}]") for i, item in enumerate(given)]
+
+
+def to_messages(items: Sequence[Item], instructions: str) -> list[dict[str, Any]]:
+    """A chat's messages; what an assistant thought, said and called in a row is one of them."""
+    messages: list[dict[str, Any]] = []
+    if instructions:
+        messages.append({"role": "system", "content": instructions})
+    for item in items:
+        kind = item["type"]
+        if kind == "function_call_output":
+            output = item["output"]
+            text = output if isinstance(output, str) else _joined(output)
+            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": text})
+        elif kind == "message" and item["role"] != "assistant":
+            _add_told(messages, item)
+        else:
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant"})
+            _add_said(messages[-1], item)
+    for message in messages:
+        if message["role"] == "assistant" and "tool_calls" not in message:
+            message.setdefault("content", "")
+    return messages
+
+
+def _add_told(messages: list[dict[str, Any]], item: Item) -> None:
+    role = "user" if item["role"] == "user" else "system"
+    text = _joined(item["content"])
+    # Most templates take a system message only as the first one, and only once.
+    if role == "system" and len(messages) == 1 and messages[0]["role"] == "system":
+        messages[0]["content"] += f"\n\n{text}"
+    else:
+        messages.append({"role": role, "content": text})
+
+
+def _add_said(message: dict[str, Any], item: Item) -> None:
+    if item["type"] == "reasoning":
+        text = _joined(item["content"])
+        message["reasoning_content"] = message.get("reasoning_content", "") + text
+    elif item["type"] == "function_call":
+        function = {"name": item["name"], "arguments": item["arguments"]}
+        call = {"id": item["call_id"], "type": "function", "function": function}
+        message.setdefault("tool_calls", []).append(call)
+    else:
+        message["content"] = message.get("content", "") + _joined(item["content"])
+
+
+def _joined(content: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(part.get("text") or part.get("refusal") or "" for part in content)
+
+
+def _checked(given: Any, where: str) -> Item:
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(f"{where} must be an object", param=where)
+    kind = given.get("type") or "message"
+    item: Item
+    if kind == "message":
+        message = parse(given, MessageItem, ITEM_RULES, where=where)
+        kept_as = "output_text" if message.role == "assistant" else "input_text"
+        content = _parts(message.content, f"{where}.content", kept_as)
+        item = {"role": message.role, "content": content}
+    elif kind == "function_call":
+        call = parse(given, CallItem, ITEM_RULES, where=where)
+        item = {"call_id": call.call_id, "name": call.name, "arguments": call.arguments}
+    elif kind == "function_call_output":
+        output = parse(given, CallOutputItem, ITEM_RULES, where=where)
+        is_text = isinstance(output.output, str)
+        kept = output.output if is_text else _parts(output.output, f"{where}.output", "input_text")
+        item = {"call_id": output.call_id, "output": kept}
+    elif kind == "reasoning":
+        reasoning = parse(given, ReasoningItem, ITEM_RULES, where=where)
+        content = _parts(reasoning.content, f"{where}.content", "reasoning_text")
+        item = {"summary": [], "content": content}
+    else:
+        raise UnsupportedFeature(
+            f"{where} is of type {str(kind)[:40]!r}, but this server takes only items of type "
+            f"{', '.join(_PREFIXES)}",
+            param=where,
+        )
+    # An id of the client's own could be that of another item in the store.
+    return {"type": kind, "id": new_id(_PREFIXES[kind]), **item, "status": "completed"}
+
+
+def _parts(content: str | Sequence[Any], where: str, kept_as: str) -> list[dict[str, Any]]:
+    """The content as parts of the type `kept_as`."""
+    if isinstance(content, str):
+        texts = [content]
+    else:
+        texts = [_text(part, f"{where}[{i}]") for i, part in enumerate(content)]
+    extra: dict[str, Any] = {"annotations": []} if kept_as == "output_text" else {}
+    return [{"type": kept_as, "text": text, **extra} for text in texts]
+
+
+def _text(given: Any, where: str) -> str:
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(f"{where} must be an object", param=where)
+    kind = given.get("type")
+    if isinstance(kind, str) and kind in ("input_image", "input_file", "input_audio"):
+        raise UnsupportedFeature(
+            f"{where} is of type {kind!r}, but this server takes only text", param=where
+        )
+    part = parse(given, Part, PART_RULES, where=where)
+    return part.text or part.refusal

@@ -1,0 +1,175 @@
+"""A request for a response -> the body of a streamed chat completion, and the response's head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.common.fields import parse
+from sapwood.frontends.common.in_process import Refused
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.responses.items import Item, to_messages
+from sapwood.frontends.responses.protocol import (
+    INCLUDABLE,
+    LOGPROBS,
+    PASSED_ON,
+    REASONING_RULES,
+    TEXT_RULES,
+    TOOL_RULES,
+    FunctionTool,
+    ReasoningFields,
+    ResponsesRequest,
+    TextFields,
+)
+from sapwood.frontends.responses.store import Record
+
+_NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "messages": "input",
+}
+"""A chat's fields -> those that the client knows."""
+
+
+def chat_body(asked: ResponsesRequest, items: Sequence[Item], response_id: str) -> dict[str, Any]:
+    """items: the whole conversation. Raises InvalidRequest or UnsupportedFeature."""
+    body: dict[str, Any] = {
+        "model": asked.model,
+        "messages": to_messages(items, asked.instructions),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "rid": response_id,
+    }
+    empty = ResponsesRequest()
+    for name in PASSED_ON:
+        value = getattr(asked, name)
+        if value != getattr(empty, name):
+            body[name] = value
+    if asked.max_output_tokens is not None:
+        body["max_completion_tokens"] = asked.max_output_tokens
+    if asked.tools:
+        body["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools)]
+        body["tool_choice"] = _tool_choice(asked.tool_choice)
+    elif asked.tool_choice not in ("auto", "none"):
+        raise InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
+    response_format = _response_format(asked)
+    if response_format is not None:
+        body["response_format"] = response_format
+    effort = parse(asked.reasoning, ReasoningFields, REASONING_RULES, where="reasoning").effort
+    if effort is not None:
+        body["reasoning_effort"] = effort
+    if has_logprobs(asked):
+        body |= {"logprobs": True, "top_logprobs": asked.top_logprobs}
+    return body
+
+
+def has_logprobs(asked: ResponsesRequest) -> bool:
+    """Whether log probabilities are asked for; InvalidRequest for what cannot be included."""
+    for name in asked.include:
+        if name not in INCLUDABLE:
+            raise UnsupportedFeature(
+                f"include has {name[:80]!r} but may only have: {', '.join(sorted(INCLUDABLE))}",
+                param="include",
+            )
+    wanted = LOGPROBS in asked.include
+    if asked.top_logprobs and not wanted:
+        raise InvalidRequest(
+            f"top_logprobs needs {LOGPROBS!r} in include, or they would not be shown",
+            param="top_logprobs",
+        )
+    return wanted
+
+
+def head(
+    asked: ResponsesRequest, services: Services, response_id: str, *, is_stored: bool
+) -> Record:
+    """The response before there is any output of it."""
+    defaults = services.default_sampling
+    temperature, top_p = asked.temperature, asked.top_p
+    parallel = asked.parallel_tool_calls
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": time.time(),
+        "completed_at": None,
+        "status": "in_progress",
+        "background": asked.background,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked.instructions or None,
+        "max_output_tokens": asked.max_output_tokens,
+        "metadata": asked.metadata,
+        "model": services.model_name,
+        "output": [],
+        "parallel_tool_calls": True if parallel is None else parallel,
+        "previous_response_id": asked.previous_response_id,
+        "reasoning": {"effort": asked.reasoning.get("effort"), "summary": None},
+        "store": is_stored,
+        "temperature": defaults.get("temperature", 1.0) if temperature is None else temperature,
+        "text": {"format": asked.text.get("format") or {"type": "text"}},
+        "tool_choice": asked.tool_choice,
+        "tools": [{"strict": None, "parameters": None, **tool} for tool in asked.tools],
+        "top_logprobs": asked.top_logprobs,
+        "top_p": defaults.get("top_p", 1.0) if top_p is None else top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": asked.user,
+        "safety_identifier": asked.safety_identifier,
+        "prompt_cache_key": asked.prompt_cache_key,
+        "service_tier": "default",
+    }
+
+
+def in_our_words(error: Refused) -> Refused:
+    """The chat's refusal with the names that the client used."""
+    for name, ours in _NAMES.items():
+        error.message = error.message.replace(name, ours)
+        if error.param is not None:
+            error.param = error.param.replace(name, ours)
+    return error
+
+
+def _tool(given: dict[str, Any], where: str) -> dict[str, Any]:
+    kind = given.get("type")
+    if isinstance(kind, str) and kind != "function":
+        raise UnsupportedFeature(
+            f"{where} is of type {kind[:40]!r}, but this server runs no tools itself; it takes "
+            "only tools of type 'function', which the client runs",
+            param=where,
+        )
+    tool = parse(given, FunctionTool, TOOL_RULES, where=where)
+    function: dict[str, Any] = {"name": tool.name}
+    for name in ("description", "parameters", "strict"):
+        value = getattr(tool, name)
+        if value is not None:
+            function[name] = value
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(choice, str):
+        return choice
+    name = choice.get("name")
+    if choice.get("type") != "function" or not isinstance(name, str):
+        raise UnsupportedFeature(
+            'tool_choice must be "auto", "none", "required", or {"type": "function", "name": …}',
+            param="tool_choice",
+        )
+    return {"type": "function", "function": {"name": name}}
+
+
+def _response_format(asked: ResponsesRequest) -> dict[str, Any] | None:
+    """`text.format` holds flat what a chat's response_format nests."""
+    given = parse(asked.text, TextFields, TEXT_RULES, where="text").format
+    kind = given.get("type", "text")
+    if kind == "text":
+        return None
+    if kind != "json_schema":
+        return given
+    return {
+        "type": "json_schema",
+        "json_schema": {name: value for name, value in given.items() if name != "type"},
+    }

@@ -1,0 +1,1 @@
+"""Encoders, and what makes numbers of the hidden states of any model."""

@@ -1,0 +1,182 @@
+"""BERT, RoBERTa and XLM-RoBERTa. Source: Devlin et al. 2018, arXiv:1810.04805; Liu et al. 2019,
+arXiv:1907.11692; Conneau et al. 2019, arXiv:1911.02116.
+
+A layer adds first and normalises then (post-norm); all linear layers have biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapwood.distributed.groups import Group
+from sapwood.kernels.interface import Kernels
+from sapwood.layers.bidirectional import EqualTexts, attend, group_texts
+from sapwood.layers.embedding import VocabEmbedding
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, divide, even_part
+from sapwood.layers.norm import LayerNorm
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme
+from sapwood.layers.targets import Target, prefixed, whole
+from sapwood.models.encoder.config import EncoderConfig
+from sapwood.models.encoder.heads import Head
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+BASES = ("bert.", "roberta.")
+"""What names begin with in checkpoints of models that have a head."""
+
+
+class EncoderLayer:
+    """norm(x + attention(x)), then norm(y + mlp(y))."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        kernels: Kernels,
+        group: Group,
+        device: torch.device,
+        dtype: torch.dtype,
+        scheme: LinearScheme,
+    ) -> None:
+        size, inner = config.hidden_size, config.intermediate_size
+        column = partial(
+            ColumnParallelLinear,
+            bias=True,
+            kernels=kernels,
+            device=device,
+            dtype=dtype,
+            scheme=scheme,
+        )
+        row = partial(
+            RowParallelLinear,
+            "dense",
+            bias=True,
+            kernels=kernels,
+            group=group,
+            device=device,
+            dtype=dtype,
+            scheme=scheme,
+        )
+        self._num_heads = divide(config.num_heads, group, f"{config.num_heads} attention heads")
+        self._head_dim = config.head_dim
+        parts = tuple(even_part(name, size, group) for name in ("query", "key", "value"))
+        self._qkv, self._o = column(size, parts), row(size, size)
+        self._up = column(size, (even_part("dense", inner, group),))
+        self._down = row(inner, size)
+        self._activation = ACTIVATIONS[config.activation]
+        norm = partial(LayerNorm, size, eps=config.layer_norm_eps, device=device, dtype=dtype)
+        self._after_attention, self._after_mlp = norm(), norm()
+
+    def __call__(self, x: Tensor, texts: Sequence[EqualTexts]) -> Tensor:
+        """x [T, hidden] -> [T, hidden]"""
+        qkv = self._qkv(x).view(x.shape[0], 3, self._num_heads, self._head_dim)
+        q, k, v = qkv.unbind(1)
+        mixed = attend(q, k, v, texts, self._head_dim**-0.5)
+        x = self._after_attention(x + self._o(mixed))
+        return self._after_mlp(x + self._down(self._activation(self._up(x))))
+
+    def targets(self) -> dict[str, Target]:
+        return (
+            prefixed("attention.self", self._qkv.targets())
+            | prefixed("attention.output", self._o.targets())
+            | prefixed("attention.output.LayerNorm", self._after_attention.targets())
+            | prefixed("intermediate", self._up.targets())
+            | prefixed("output", self._down.targets())
+            | prefixed("output.LayerNorm", self._after_mlp.targets())
+        )
+
+    def pack(self) -> None:
+        for layer in (self._qkv, self._o, self._up, self._down):
+            layer.linear.pack()
+
+
+class Encoder:
+    """Token ids to hidden states, and from those of one text to its numbers.
+
+    Life: as that of a Decoder (models/lm/decoder).
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        head: Head,
+        kernels: Kernels,
+        group: Group,
+        device: torch.device,
+        dtype: torch.dtype,
+        scheme: LinearScheme = DENSE,
+    ) -> None:
+        self.config = config
+        self._head = head
+        size = config.hidden_size
+        self._words = VocabEmbedding(
+            config.vocab_size, size, kernels=kernels, group=group, device=device, dtype=dtype
+        )
+        num_positions = config.first_position + config.num_positions
+        self._positions = torch.empty(num_positions, size, device=device, dtype=dtype)
+        self._types = torch.empty(config.num_types, size, device=device, dtype=dtype)
+        self._norm = LayerNorm(size, eps=config.layer_norm_eps, device=device, dtype=dtype)
+        self._layers = tuple(
+            EncoderLayer(
+                config, kernels=kernels, group=group, device=device, dtype=dtype, scheme=scheme
+            )
+            for _ in range(config.num_layers)
+        )
+
+    def hidden(self, batch: ForwardBatch) -> Tensor:
+        """[T, hidden] after the last layer. All tokens of a text are in the batch; no KV is kept."""
+        positions = batch.positions + self.config.first_position
+        x = self._words(batch.token_ids) + F.embedding(positions, self._positions)
+        if batch.token_types is None or self.config.num_types == 1:
+            x = x + self._types[0]
+        else:
+            x = x + F.embedding(batch.token_types, self._types)
+        x = self._norm(x)
+        texts = group_texts(batch.attention.query_lens, x.device)
+        for layer in self._layers:
+            x = layer(x, texts)
+        return x
+
+    def answer(self, pooled: Tensor) -> Tensor:
+        """pooled [R, hidden] fp32 -> [R, numbers] fp32: what the head makes of it."""
+        return self._head(pooled)
+
+    def targets(self) -> dict[str, Target]:
+        found = prefixed("embeddings.word_embeddings", self._words.targets())
+        found["embeddings.position_embeddings.weight"] = whole(self._positions)
+        found["embeddings.token_type_embeddings.weight"] = whole(self._types)
+        found |= prefixed("embeddings.LayerNorm", self._norm.targets())
+        for index, layer in enumerate(self._layers):
+            found |= prefixed(f"encoder.layer.{index}", layer.targets())
+        return found | self._head.targets()
+
+    def ignorable_tensors(self) -> tuple[str, ...]:
+        """Position ids, BERT's own pooler, and the heads that it was trained with."""
+        return ("embeddings.position_ids", "pooler.*", "cls.*", "lm_head.*")
+
+    @staticmethod
+    def checkpoint_name(name: str) -> str:
+        """The name among `targets()` of a tensor of the checkpoint."""
+        for base in BASES:
+            name = name.removeprefix(base)
+        # What LayerNorm's parameters were called when BERT came out.
+        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        )
+
+    def finalize(self) -> None:
+        """Pack the linear layers, once all weights are placed."""
+        for layer in self._layers:
+            layer.pack()

@@ -1,0 +1,43 @@
+"""A decoder whose hidden states are pooled: embeddings, or classes, instead of a next token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.targets import Target
+from sapwood.models.encoder.heads import Head
+from sapwood.models.lm.decoder import Decoder
+
+
+class PooledDecoder:
+    """Life: as that of a Decoder. Its output layer is neither loaded nor packed.
+
+    decoder  built with tied embeddings, so that it wants no output layer from the checkpoint
+    """
+
+    def __init__(self, decoder: Decoder, head: Head) -> None:
+        self._decoder = decoder
+        self._head = head
+
+    def hidden(self, batch: ForwardBatch) -> Tensor:
+        """[T, hidden] after the last norm; writes the KV of all tokens."""
+        return self._decoder.forward(batch)
+
+    def answer(self, pooled: Tensor) -> Tensor:
+        """pooled [R, hidden] fp32 -> [R, numbers] fp32: what the head makes of it."""
+        return self._head(pooled)
+
+    def targets(self) -> dict[str, Target]:
+        return self._decoder.targets() | self._head.targets()
+
+    def ignorable_tensors(self) -> tuple[str, ...]:
+        return (*self._decoder.ignorable_tensors(), "lm_head.*", "model.lm_head.*")
+
+    @staticmethod
+    def checkpoint_name(name: str) -> str:
+        """The name among `targets()`: a model saved without a head has no prefix."""
+        return name if name.startswith(("model.", "score.", "lm_head.")) else f"model.{name}"
+
+    def finalize(self) -> None:
+        self._decoder.pack_layers()

@@ -1,0 +1,472 @@
+"""Prometheus metrics: kept in plain numbers while the server works, named when they are read.
+
+Reading is rare and may cost; counting happens per token and must not. So the counters are
+attributes, and `Metrics.collect` builds the families that prometheus_client writes out.
+
+Requests add up at any moment:
+    num_requests = num_finished_requests + num_aborted_requests + num_refused_requests + open ones
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import psutil
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from sapwood.observe.histogram import Histogram, distribution
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus's text format, which every scraper reads."""
+
+PREFIX = "sapwood:"
+COMPAT_PREFIX = "sglang:"
+
+COMPAT_NAMES: Mapping[str, str] = {
+    name: name
+    for name in (
+        "prompt_tokens",
+        "generation_tokens",
+        "cached_tokens",
+        "num_aborted_requests",
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "e2e_request_latency_seconds",
+        "queue_time_seconds",
+        "prompt_tokens_histogram",
+        "generation_tokens_histogram",
+        "num_running_reqs",
+        "num_queue_reqs",
+        "num_used_tokens",
+        "token_usage",
+        "max_total_num_tokens",
+        "gen_throughput",
+        "cache_hit_rate",
+        "utilization",
+        "new_token_ratio",
+        "engine_startup_time",
+        "engine_load_weights_time",
+        "num_retracted_requests",
+        "realtime_tokens",
+        "process_cpu_seconds",
+        "http_requests",
+        "http_responses",
+        "num_unique_running_routing_keys",
+        "routing_key_running_req_count",
+        "routing_key_all_req_count",
+    )
+} | {"num_finished_requests": "num_requests"}
+"""Our name -> SGLang's for the same quantity, both without prefix and "_total".
+
+SGLang's num_requests counts what has been processed, ours what has come in.
+"""
+
+TTFT_BOUNDS = (
+    *(0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 0.6, 0.8),
+    *(1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400),
+)
+ITL_BOUNDS = (
+    *(0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06),
+    *(0.08, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8),
+)
+E2E_BOUNDS = (
+    *(0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8, 10, 20, 40, 60, 80),
+    *(100, 200, 400, 600, 1200, 1800, 2400),
+)
+QUEUE_BOUNDS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+TOKEN_BOUNDS = (
+    *(16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072),
+    *(262144, 524288, 1048576),
+)
+ROUTING_KEY_BOUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
+
+MAX_LABEL_SETS = 1000
+"""So many combinations of custom label values are kept apart; further ones count as "other"."""
+MAX_LABEL_LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buckets:
+    """Upper bounds of the histograms, in seconds or tokens."""
+
+    ttft: Sequence[float] = TTFT_BOUNDS
+    itl: Sequence[float] = ITL_BOUNDS
+    e2e: Sequence[float] = E2E_BOUNDS
+    queue_time: Sequence[float] = QUEUE_BOUNDS
+    prompt_tokens: Sequence[float] = TOKEN_BOUNDS
+    generation_tokens: Sequence[float] = TOKEN_BOUNDS
+
+
+class RequestSeries:
+    """All figures of the requests with one set of labels.
+
+    num_failed  of the aborted ones, those that an error of the engine ended
+    """
+
+    def __init__(self, buckets: Buckets) -> None:
+        self.num_requests = 0
+        self.num_open = 0
+        self.num_finished = 0
+        self.num_aborted = 0
+        self.num_failed = 0
+        self.num_refused = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generation_tokens = 0
+        self.ttft = Histogram(buckets.ttft)
+        self.itl = Histogram(buckets.itl)
+        self.e2e = Histogram(buckets.e2e)
+        self.queue_time = Histogram(buckets.queue_time)
+        self.prompt_lengths = Histogram(buckets.prompt_tokens)
+        self.output_lengths = Histogram(buckets.generation_tokens)
+
+
+class EngineFacts(Protocol):
+    """What an engine says of itself; the fields are explained in `schema.output.EngineStatus`."""
+
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def num_free_pages(self) -> int: ...
+    @property
+    def num_leased_pages(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_computed_tokens(self) -> int: ...
+    @property
+    def num_prefill_tokens(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def num_retractions(self) -> int: ...
+    @property
+    def new_token_ratio(self) -> float: ...
+    @property
+    def cpu_seconds(self) -> float: ...
+    @property
+    def resident_bytes(self) -> int: ...
+    @property
+    def routing_key_running_counts(self) -> Sequence[int]: ...
+    @property
+    def routing_key_all_counts(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConstants:
+    """What an engine says once, when it is ready.
+
+    startup_s     from the engine process's start to its first message; load_s: weights alone
+    weight_bytes  memory that loading the weights took; 0: unknown
+    page_bytes    KV of one page in all layers; 0: unknown
+    """
+
+    page_size: int
+    max_total_tokens: int
+    max_running_requests: int
+    startup_s: float
+    load_s: float
+    weight_bytes: int
+    page_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRates:
+    """Of the latest interval: tokens per second, and the cached share of the prompt tokens.
+
+    cache_hit_rate  None: there were no prompt tokens
+    """
+
+    output_tokens_per_s: float = 0.0
+    prompt_tokens_per_s: float = 0.0
+    cache_hit_rate: float | None = None
+
+
+@dataclass(slots=True)
+class EngineState:
+    """The latest that is known of the engine; None: nothing yet."""
+
+    facts: EngineFacts | None = None
+    constants: EngineConstants | None = None
+    rates: EngineRates = field(default_factory=EngineRates)
+
+
+class Metrics(Collector):
+    """Everything that /metrics shows.
+
+    custom_labels  names of the labels that callers may set, besides model_name
+    compat         give SGLang's names too
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        buckets: Buckets | None = None,
+        custom_labels: Sequence[str] = (),
+        compat: bool = False,
+    ) -> None:
+        self.model_name = model_name
+        self.custom_labels = tuple(custom_labels)
+        self.engine = EngineState()
+        self.http_requests: Counter[tuple[str, str]] = Counter()
+        self.http_responses: Counter[tuple[str, str, str]] = Counter()
+        self.num_open_calls = 0
+        self._buckets = buckets or Buckets()
+        self._compat = compat
+        self._no_labels = ("",) * len(self.custom_labels)
+        self._series: dict[tuple[str, ...], RequestSeries] = {}
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        self.series(())
+
+    def series(self, labels: tuple[str, ...]) -> RequestSeries:
+        """The figures of the requests with these custom label values; (): with none."""
+        labels = labels or self._no_labels
+        found = self._series.get(labels)
+        if found is None:
+            if len(self._series) >= MAX_LABEL_SETS:
+                labels = ("other",) * len(self.custom_labels)
+            found = self._series.setdefault(labels, RequestSeries(self._buckets))
+        return found
+
+    def labels_of(self, given: Mapping[str, object]) -> tuple[str, ...]:
+        """The values of the allowed labels among those a caller gave; what is no text is ""."""
+        values = (given.get(name) for name in self.custom_labels)
+        return tuple(one[:MAX_LABEL_LENGTH] if isinstance(one, str) else "" for one in values)
+
+    def totals(self) -> RequestTotals:
+        every = self._series.values()
+        return RequestTotals(
+            num_requests=sum(one.num_requests for one in every),
+            num_open=sum(one.num_open for one in every),
+            num_finished=sum(one.num_finished for one in every),
+            num_aborted=sum(one.num_aborted for one in every),
+            num_refused=sum(one.num_refused for one in every),
+        )
+
+    def exposition(self) -> bytes:
+        """What /metrics answers, of the type CONTENT_TYPE.
+
+        Never OpenMetrics: prometheus_client 0.26 writes our names with an underscore there, where
+        the colon was.
+        """
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        # A format has no room for one name in two places, so each family is built once per name.
+        for family in self._families():
+            yield family.under(PREFIX)
+            if self._compat and family.name in COMPAT_NAMES:
+                yield family.under(COMPAT_PREFIX, COMPAT_NAMES[family.name])
+
+    def _families(self) -> Iterator[Family]:
+        yield from self._request_families()
+        yield from self._http_families()
+        yield from self._engine_families()
+
+    def _request_families(self) -> Iterator[Family]:
+        names = ("model_name", *self.custom_labels)
+        rows = [((self.model_name, *labels), one) for labels, one in self._series.items()]
+        for name, text, attribute in _REQUEST_COUNTERS:
+            counts = [(labels, getattr(one, attribute)) for labels, one in rows]
+            yield Family("counter", name, text, names, counts)
+        opened = [(labels, one.num_open) for labels, one in rows]
+        yield Family("gauge", "num_open_requests", "Requests being answered.", names, opened)
+        for name, text, attribute in _REQUEST_HISTOGRAMS:
+            values = [(labels, getattr(one, attribute)) for labels, one in rows]
+            yield Family("histogram", name, text, names, values)
+
+    def _http_families(self) -> Iterator[Family]:
+        yield Family(
+            "counter",
+            "http_requests",
+            "HTTP calls by route.",
+            ("endpoint", "method"),
+            list(self.http_requests.items()),
+        )
+        yield Family(
+            "counter",
+            "http_responses",
+            "HTTP answers by route and status; 499: the client left before.",
+            ("endpoint", "method", "status_code"),
+            list(self.http_responses.items()),
+        )
+        text = "HTTP calls being answered."
+        yield Family("gauge", "http_requests_active", text, (), [((), self.num_open_calls)])
+
+    def _engine_families(self) -> Iterator[Family]:
+        facts, constants = self.engine.facts, self.engine.constants
+        cpu = [(("api",), time.process_time())]
+        resident: list[tuple[tuple[str, ...], float]] = [
+            (("api",), psutil.Process().memory_info().rss)
+        ]
+        if facts is not None:
+            cpu.append((("engine",), facts.cpu_seconds))
+            resident.append((("engine",), facts.resident_bytes))
+        names, text = ("component",), "CPU seconds of each process."
+        yield Family("counter", "process_cpu_seconds", text, names, cpu)
+        text = "Resident memory of each process."
+        yield Family("gauge", "process_resident_memory_bytes", text, names, resident)
+        if facts is None or constants is None:
+            return
+        yield from engine_gauges(self.model_name, facts, constants, self.engine.rates)
+        yield from _engine_counters(self.model_name, facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTotals:
+    """Over all labels."""
+
+    num_requests: int
+    num_open: int
+    num_finished: int
+    num_aborted: int
+    num_refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric before it gets a prefix; rows are (label values, number or Histogram)."""
+
+    kind: str
+    name: str
+    help: str
+    label_names: Sequence[str]
+    rows: Sequence[tuple[tuple[str, ...], float | Histogram]]
+
+    def under(self, prefix: str, name: str | None = None) -> Metric:
+        full_name = prefix + (name or self.name)
+        if self.kind == "histogram":
+            histogram = HistogramMetricFamily(full_name, self.help, labels=self.label_names)
+            for labels, value in self.rows:
+                assert isinstance(value, Histogram)
+                histogram.add_metric(labels, buckets=value.cumulative(), sum_value=value.total)
+            return histogram
+        family = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
+        metric = family(full_name, self.help, labels=self.label_names)
+        for labels, value in self.rows:
+            assert not isinstance(value, Histogram)
+            metric.add_metric(labels, value)
+        return metric
+
+
+_REQUEST_COUNTERS = (
+    ("num_requests", "Requests that came in.", "num_requests"),
+    ("num_finished_requests", "Requests that came to their end.", "num_finished"),
+    (
+        "num_aborted_requests",
+        "Requests that ended early: the client left, an abort, or a failure.",
+        "num_aborted",
+    ),
+    ("num_failed_requests", "Of the aborted ones, those ended by an error.", "num_failed"),
+    ("num_refused_requests", "Requests that were refused before any token.", "num_refused"),
+    ("prompt_tokens", "Prompt tokens of the requests.", "prompt_tokens"),
+    ("generation_tokens", "Output tokens of the requests.", "generation_tokens"),
+    ("cached_tokens", "Prompt tokens that came from the prefix cache.", "cached_tokens"),
+)
+
+_REQUEST_HISTOGRAMS = (
+    ("time_to_first_token_seconds", "Until a sample's first token.", "ttft"),
+    ("inter_token_latency_seconds", "From one token to the next.", "itl"),
+    ("e2e_request_latency_seconds", "Until a finished sample's last token.", "e2e"),
+    ("queue_time_seconds", "Until the engine began with a request.", "queue_time"),
+    ("prompt_tokens_histogram", "Prompt lengths in tokens.", "prompt_lengths"),
+    ("generation_tokens_histogram", "Output lengths of finished samples.", "output_lengths"),
+)
+
+
+def engine_gauges(
+    model_name: str, facts: EngineFacts, constants: EngineConstants, rates: EngineRates
+) -> Iterator[Family]:
+    """The engine's present state."""
+    one = (model_name,)
+    used = facts.num_leased_pages * constants.page_size
+    share = facts.num_leased_pages / max(facts.num_pages, 1)
+    busy = facts.num_running / max(constants.max_running_requests, 1)
+    hit_rate = rates.cache_hit_rate or 0.0
+    simple: Iterable[tuple[str, str, float]] = (
+        ("num_running_reqs", "Requests being computed.", facts.num_running),
+        ("num_queue_reqs", "Requests waiting.", facts.num_waiting),
+        ("num_used_tokens", "Tokens of the pages that running requests hold.", used),
+        ("token_usage", "The share of the KV pool that running requests hold.", share),
+        ("max_total_num_tokens", "Tokens that the KV pool holds.", constants.max_total_tokens),
+        ("gen_throughput", "Output tokens per second.", rates.output_tokens_per_s),
+        ("prefill_throughput", "Prompt tokens computed per second.", rates.prompt_tokens_per_s),
+        ("cache_hit_rate", "Share of prompt tokens that the cache had.", hit_rate),
+        ("utilization", "Running requests over --max-running-requests.", busy),
+        ("new_token_ratio", "Share of outstanding output reserved.", facts.new_token_ratio),
+        ("engine_startup_time", "Seconds until the engine was ready.", constants.startup_s),
+        ("engine_load_weights_time", "Seconds that loading the weights took.", constants.load_s),
+        (
+            "num_unique_running_routing_keys",
+            "Routing keys among the running requests.",
+            len(facts.routing_key_running_counts),
+        ),
+    )
+    for name, text, value in simple:
+        yield Family("gauge", name, text, ("model_name",), [(one, value)])
+    text = "KV memory by owner: running requests, the prefix cache, nobody; and the weights."
+    owners = [((model_name, owner), size) for owner, size in memory_by_owner(facts, constants)]
+    yield Family("gauge", "memory_bytes", text, ("model_name", "owner"), owners)
+    for name, counts in (
+        ("routing_key_running_req_count", facts.routing_key_running_counts),
+        ("routing_key_all_req_count", facts.routing_key_all_counts),
+    ):
+        rows = [
+            ((model_name, gt, le), float(count))
+            for gt, le, count in distribution(counts, ROUTING_KEY_BOUNDS)
+        ]
+        text = "Routing keys by how many requests they have."
+        yield Family("gauge", name, text, ("model_name", "gt", "le"), rows)
+
+
+def memory_by_owner(facts: EngineFacts, constants: EngineConstants) -> list[tuple[str, int]]:
+    """Bytes of the KV pool and the weights, by who holds them.
+
+    A cached page that a running request uses counts as the requests'.
+    """
+    page = constants.page_bytes
+    num_cached = facts.num_pages - facts.num_leased_pages - facts.num_free_pages
+    return [
+        ("requests", facts.num_leased_pages * page),
+        ("prefix_cache", num_cached * page),
+        ("free", facts.num_free_pages * page),
+        ("weights", constants.weight_bytes),
+    ]
+
+
+def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
+    one = (model_name,)
+    for name, text, value in (
+        ("num_retracted_requests", "Requests that gave their pages back.", facts.num_retractions),
+        ("num_steps", "Steps that the engine has made.", facts.num_steps),
+    ):
+        yield Family("counter", name, text, ("model_name",), [(one, value)])
+    num_decoded = facts.num_computed_tokens - facts.num_prefill_tokens
+    modes = (
+        ("prefill_compute", facts.num_prefill_tokens),
+        ("prefill_cache", facts.num_cached_tokens),
+        ("decode", num_decoded),
+    )
+    rows = [((model_name, mode), value) for mode, value in modes]
+    text = "Tokens that the engine computed, or found in its cache."
+    yield Family("counter", "realtime_tokens", text, ("model_name", "mode"), rows)

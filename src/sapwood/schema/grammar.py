@@ -1,0 +1,187 @@
+"""What an output must look like. Torch-free: what a grammar means in tokens, its backend knows.
+
+A grammar is a kind and a text, and these two are what a compiled one is cached by. The functions
+here make one of what clients send; they refuse what is malformed, and leave what a backend cannot
+express to the backend.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from sapwood.base.errors import InvalidRequest
+
+Kind = Literal["json_schema", "regex", "ebnf", "structural_tag", "choice"]
+
+MAX_DEPTH = 64
+"""Levels of nesting in a schema or a structural tag."""
+MAX_CHOICES = 4096
+
+
+class Thinking(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Reasoning that comes before what a grammar is for; it is free, but may not end the output.
+
+    begin    what opens it ("<think>"); empty: it cannot be opened. A model that does not think
+             begins with what the grammar wants, and is held to it from its first token on
+    end      what closes it ("</think>"); the grammar starts after it
+    is_open  the prompt has opened it already
+    """
+
+    end: str
+    begin: str = ""
+    is_open: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.end:
+            raise InvalidRequest("the reasoning before a grammar needs something that ends it")
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an output must match, as a whole and from its first token on.
+
+    kind      json_schema: text is a JSON Schema, draft 2020-12; regex: a regular expression;
+              ebnf: a grammar in GBNF, its first rule called root; structural_tag: see
+              `structural_tag`; choice: a JSON list of strings
+    thinking  what may come before
+    """
+
+    kind: Kind
+    text: str
+    thinking: Thinking | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Grammars of the same key are compiled once."""
+        return self.kind, self.text
+
+
+def json_schema(schema: object, *, param: str = "json_schema") -> Grammar:
+    """schema: a JSON Schema as an object, as true or false, or as JSON text.
+
+    Properties are put out in the order in which the schema has them."""
+    value = _parsed(schema, param) if isinstance(schema, str) else schema
+    if not isinstance(value, Mapping | bool):
+        raise InvalidRequest(f"{param} must be a JSON Schema, which is an object", param=param)
+    return Grammar(kind="json_schema", text=_canonical(value, param))
+
+
+def json_object() -> Grammar:
+    """Any JSON object."""
+    return Grammar(kind="json_schema", text='{"type":"object"}')
+
+
+def regex(text: str, *, param: str = "regex") -> Grammar:
+    return Grammar(kind="regex", text=_not_empty(text, param))
+
+
+def ebnf(text: str, *, param: str = "ebnf") -> Grammar:
+    return Grammar(kind="ebnf", text=_not_empty(text, param))
+
+
+def choice(options: Sequence[str], *, param: str = "choice") -> Grammar:
+    """One of those strings."""
+    if not options or not all(isinstance(one, str) and one for one in options):
+        raise InvalidRequest(f"{param} must be a list of strings, none of them empty", param=param)
+    if len(options) > MAX_CHOICES:
+        raise InvalidRequest(
+            f"{param} has {len(options)} strings but at most {MAX_CHOICES} are accepted; use a "
+            "regex or an ebnf",
+            param=param,
+        )
+    return Grammar(kind="choice", text=_canonical(list(options), param))
+
+
+def structural_tag(tag: object, *, param: str = "structural_tag") -> Grammar:
+    """Free text in which certain beginnings oblige what follows them.
+
+    tag   {"structures": [{"begin", "schema", "end"}, …], "triggers": […]}, or {"format": {…}} with
+          xgrammar's formats; an object or JSON text; "type" may be left out
+    """
+    value = _parsed(tag, param) if isinstance(tag, str) else tag
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{param} must be an object", param=param)
+    if "format" in value:
+        form: object = value["format"]
+        if not isinstance(form, Mapping) or not isinstance(form.get("type"), str):
+            raise InvalidRequest(f"{param}.format must be an object with a type", param=param)
+    else:
+        form = _triggered_tags(value, param)
+    canonical = {"type": "structural_tag", "format": form}
+    return Grammar(kind="structural_tag", text=_canonical(canonical, param))
+
+
+def _triggered_tags(value: Mapping[str, Any], param: str) -> dict[str, object]:
+    """The older form, with structures and triggers, in terms of the newer one."""
+    structures, triggers = value.get("structures"), value.get("triggers")
+    if not isinstance(structures, list) or not structures:
+        raise InvalidRequest(
+            f"{param} needs a format, or structures and triggers; structures must be a list of "
+            "objects with begin, schema and end",
+            param=param,
+        )
+    if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
+        raise InvalidRequest(f"{param}.triggers must be a list of strings", param=param)
+    tags: list[dict[str, object]] = []
+    for position, one in enumerate(structures):
+        where = f"{param}.structures[{position}]"
+        if not isinstance(one, Mapping):
+            raise InvalidRequest(f"{where} must be an object", param=param)
+        begin, end, schema = one.get("begin"), one.get("end"), one.get("schema", True)
+        if not isinstance(begin, str) or not isinstance(end, str):
+            raise InvalidRequest(f"{where} needs begin and end, both strings", param=param)
+        if not any(begin.startswith(trigger) for trigger in triggers):
+            raise InvalidRequest(
+                f"{where}.begin {begin!r} starts with none of the triggers", param=param
+            )
+        if isinstance(schema, str):
+            schema = _parsed(schema, f"{where}.schema")
+        content = {"type": "json_schema", "json_schema": schema}
+        tags.append({"type": "tag", "begin": begin, "content": content, "end": end})
+    return {"type": "triggered_tags", "triggers": triggers, "tags": tags}
+
+
+def _not_empty(text: str, param: str) -> str:
+    if not text:
+        raise InvalidRequest(f"{param} is empty; leave it out", param=param)
+    return text
+
+
+def _parsed(text: str, param: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{param} is not valid JSON: {error}", param=param) from None
+    except RecursionError:
+        raise _too_deep(param) from None
+
+
+def _canonical(value: object, param: str) -> str:
+    if _depth(value) > MAX_DEPTH:
+        raise _too_deep(param)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _too_deep(param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} is nested deeper than {MAX_DEPTH} levels", param=param)
+
+
+def _depth(value: object) -> int:
+    """Levels of lists and objects; counts no further than one beyond the limit."""
+    level: list[object] = [value]
+    depth = 0
+    while level and depth <= MAX_DEPTH:
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+        depth += bool(inner)
+        if not inner:
+            break
+        level = inner
+    return depth

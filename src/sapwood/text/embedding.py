@@ -1,0 +1,185 @@
+"""Text in, numbers out: vectors, classes, and how likely given tokens come next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sapwood.base.errors import InvalidRequest, PromptTooLong
+from sapwood.schema.client import EngineClient
+from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.output import Finish, RequestOutput
+from sapwood.schema.request import Embed, Generate
+from sapwood.schema.sampling import SamplingParams
+from sapwood.text.generation import ENCODE_IN_THREAD_CHARS, OpenRequest, TextGenerator
+from sapwood.text.tokenizer import Tokenizer
+
+NO_OUTPUT = SamplingParams(max_new_tokens=0)
+NEXT_TOKEN = SamplingParams(max_new_tokens=1, temperature=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """One text whose numbers are wanted.
+
+    text       a text; token ids, which are taken as they are; or a pair of texts, which the
+               tokenizer joins as the model was trained on
+    add_special_tokens  encode a single text with what the tokenizer adds
+    param      what the client calls it, for errors
+    label_ids  tokens whose log probabilities as the next token are wanted, of a model that
+               generates; None: the vector or the classes that the model makes of the text
+    extra_key, priority, routing_key  as in TextRequest
+    """
+
+    request_id: str
+    text: str | list[int] | tuple[str, str]
+    add_special_tokens: bool = True
+    param: str = "input"
+    label_ids: tuple[int, ...] | None = None
+    extra_key: str = ""
+    priority: int | None = None
+    routing_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What one text brought.
+
+    values  [numbers] fp32; empty unless the finish is of kind "length": nothing more was wanted
+    """
+
+    request_id: str
+    values: NDArray[np.float32]
+    finish: Finish
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    queue_time_s: float
+
+
+class TextEmbedder:
+    """Turns embed requests into engine requests. An abort finds them by `generator`."""
+
+    def __init__(
+        self, engine: EngineClient, generator: TextGenerator, tokenizer: Tokenizer
+    ) -> None:
+        self._engine = engine
+        self._generator = generator
+        self._tokenizer = tokenizer
+
+    async def embed(self, request: EmbedRequest) -> Numbers:
+        """The text's numbers. Cancelling it aborts the request.
+
+        A text that cannot be served raises InvalidRequest or PromptTooLong before anything is
+        submitted; what fails in the engine is in the `finish`.
+        """
+        with self._generator.opened(request.request_id) as opened:
+            prompt_ids, num_first = await self._encode(request)
+            self._check(prompt_ids, request)
+            labels = request.label_ids
+            asked = Generate(
+                request_id=request.request_id,
+                prompt_ids=prompt_ids,
+                sampling=NO_OUTPUT if labels is None else NEXT_TOKEN,
+                extra_key=request.extra_key,
+                priority=request.priority,
+                routing_key=request.routing_key,
+                logprobs=None if labels is None else LogprobOptions(token_ids=labels),
+                embed=Embed(num_first=num_first) if labels is None else None,
+            )
+            return _numbers(await self._ask(asked, opened), has_labels=labels is not None)
+
+    async def _encode(self, request: EmbedRequest) -> tuple[list[int], int | None]:
+        """The token ids, and how many are of the first text, if there are two."""
+        match request.text:
+            case str(text):
+                return await self._generator.encode(text, request.add_special_tokens), None
+            case (str(first), str(second)):
+                if len(first) + len(second) < ENCODE_IN_THREAD_CHARS:
+                    return self._tokenizer.encode_pair(first, second)
+                return await asyncio.to_thread(self._tokenizer.encode_pair, first, second)
+            case token_ids:
+                return list(token_ids), None
+
+    def _check(self, prompt_ids: Sequence[int], request: EmbedRequest) -> None:
+        param = request.param
+        if not prompt_ids:
+            raise InvalidRequest(f"{param} has no tokens; it must have at least one", param=param)
+        self._generator.check_token_ids(prompt_ids, param, param=param)
+        if request.label_ids is not None:
+            self._generator.check_token_ids(
+                request.label_ids, "label_token_ids", param="label_token_ids"
+            )
+        context = self._engine.info.context_length
+        # The token after the text must have room, though nobody wants it itself.
+        limit = context if request.label_ids is None else context - 1
+        if len(prompt_ids) > limit:
+            raise PromptTooLong(
+                len(prompt_ids), limit, f"the context length of {context}", param=param
+            )
+
+    async def _ask(self, asked: Generate, opened: OpenRequest) -> RequestOutput:
+        """The terminal output."""
+        if opened.is_aborted:
+            return _ended(asked, Finish(kind="abort"))
+        opened.submitted.append(asked.request_id)
+        outputs = self._engine.generate(asked)
+        try:
+            async for output in outputs:
+                if output.finish is not None:
+                    return output
+        finally:
+            if isinstance(outputs, AsyncGenerator):
+                await outputs.aclose()
+            else:
+                await self._engine.abort(asked.request_id)
+        message = f"the engine ended request {asked.request_id} without saying why; send it again"
+        return _ended(asked, Finish(kind="error", message=message))
+
+
+def _ended(asked: Generate, finish: Finish) -> RequestOutput:
+    return RequestOutput(
+        request_id=asked.request_id,
+        token_ids=[],
+        num_prompt_tokens=len(asked.prompt_ids),
+        finish=finish,
+    )
+
+
+def _numbers(output: RequestOutput, *, has_labels: bool) -> Numbers:
+    assert output.finish is not None
+    packed = output.values
+    if has_labels:
+        packed = b"" if output.logprobs is None else output.logprobs.chosen
+    return Numbers(
+        request_id=output.request_id,
+        values=np.frombuffer(packed, dtype="<f4").astype(np.float32),
+        finish=output.finish,
+        num_prompt_tokens=output.num_prompt_tokens,
+        num_cached_tokens=output.num_cached_tokens,
+        queue_time_s=output.queue_time_s,
+    )
+
+
+def shortened(vector: NDArray[np.float32], size: int, *, normalize: bool) -> NDArray[np.float32]:
+    """The first `size` numbers, again of length 1 if all of them are.
+
+    For models that are trained so that these are an embedding of their own (Kusupati et al. 2022,
+    arXiv:2205.13147)."""
+    kept = vector[:size]
+    norm = float(np.linalg.norm(kept))
+    return kept / np.float32(norm) if normalize and norm > 0 else kept
+
+
+def softmax(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n] -> [n], positive and of sum 1"""
+    weights = np.exp(values - values.max())
+    return np.asarray(weights / weights.sum(), dtype=np.float32)
+
+
+def sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    # By tanh, which does not overflow.
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)), dtype=np.float32)

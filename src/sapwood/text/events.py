@@ -1,0 +1,172 @@
+"""What a model's answer is made of, in the order in which it was written.
+
+A parser turns an answer's text into these. However the text is split, the joined texts of each kind
+are the same; and the `source` of all events together is the answer's text, to the last character,
+so that nothing is ever lost. A call that turns out to be broken is `CallFailed`, and what the model
+wrote for it follows as content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Text of the answer."""
+
+    text: str
+
+    @property
+    def source(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Text of the thinking before the answer."""
+
+    text: str
+
+    @property
+    def source(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """Tags between the parts, and the space around them. No client sees these."""
+
+    text: str
+
+    @property
+    def source(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """A call of a tool begins. index: counts the calls of one answer, failed ones included."""
+
+    index: int
+    name: str
+    call_id: str
+
+    @property
+    def source(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """More of the JSON text of a call's arguments."""
+
+    index: int
+    text: str
+
+    @property
+    def source(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnd:
+    """The call is complete: its arguments are a JSON object. source: what the model wrote."""
+
+    index: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """The call is no call after all; its arguments so far are never a complete JSON object."""
+
+    index: int
+
+    @property
+    def source(self) -> str:
+        return ""
+
+
+Event = Content | Reasoning | Markup | CallStart | CallArguments | CallEnd | CallFailed
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. arguments: the JSON text of an object."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer, put together from its events."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+
+    @staticmethod
+    def of(events: Iterable[Event]) -> Answer:
+        answer = AnswerBuilder()
+        for event in events:
+            answer.add(event)
+        return answer.built()
+
+
+class AnswerBuilder:
+    """Collects events; calls that failed or never ended are left out."""
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._started: dict[int, CallStart] = {}
+        self._arguments: dict[int, list[str]] = {}
+        self._calls: list[ToolCall] = []
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Content(text):
+                self._content.append(text)
+            case Reasoning(text):
+                self._reasoning.append(text)
+            case CallStart(index):
+                self._started[index], self._arguments[index] = event, []
+            case CallArguments(index, text):
+                self._arguments[index].append(text)
+            case CallEnd(index):
+                start = self._started[index]
+                arguments = "".join(self._arguments[index])
+                self._calls.append(ToolCall(start.call_id, start.name, arguments))
+            case _:
+                pass
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that are complete."""
+        return len(self._calls)
+
+    def built(self) -> Answer:
+        return Answer("".join(self._content), "".join(self._reasoning), list(self._calls))
+
+
+def merged(events: Iterable[Event]) -> list[Event]:
+    """The same events, neighbours of one kind as one."""
+    out: list[Event] = []
+    for event in events:
+        last = out[-1] if out else None
+        match last, event:
+            case (Content(a), Content(b)):
+                out[-1] = Content(a + b)
+            case (Reasoning(a), Reasoning(b)):
+                out[-1] = Reasoning(a + b)
+            case (Markup(a), Markup(b)):
+                out[-1] = Markup(a + b)
+            case (CallArguments(i, a), CallArguments(j, b)) if i == j:
+                out[-1] = CallArguments(i, a + b)
+            case _:
+                out.append(event)
+    return out

@@ -1,0 +1,1 @@
+"""The thinking before an answer, taken apart from it."""

@@ -1,0 +1,80 @@
+"""What a model's way of thinking says, and the parser that takes it apart from the answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import ClassVar
+
+from sapwood.text.events import Event, merged
+from sapwood.text.source import Source, Steps, run
+
+
+class Shown(Enum):
+    """What the end of a prompt shows of the thinking."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    NOTHING = "nothing"
+
+
+class ReasoningFormat(ABC):
+    """One way of marking thinking. Instances have no state.
+
+    tags          every tag of the format
+    opens         what begins the thinking
+    closes        what ends it: a grammar for the answer begins after it
+    forced_close  what is written for the model when its thinking must end now
+    ends          what ends it where its tokens are counted; as closes, if not something shorter
+    is_forced     where the prompt shows nothing, the answer begins with thinking even without a tag
+    tool_format   the format of calls of tools that takes the thinking apart itself, if one does
+    """
+
+    tags: ClassVar[tuple[str, ...]]
+    opens: str
+    closes: str
+    forced_close: str
+    is_forced: bool = False
+    tool_format: str | None = None
+
+    @property
+    def ends(self) -> str:
+        return self.closes
+
+    @abstractmethod
+    def shown_by(self, prompt: str, *, prefix: str = "") -> Shown:
+        """Whether the thinking has been opened or closed where the answer begins.
+
+        prompt  the whole of it
+        prefix  what of it is the beginning of the answer, which the model goes on with
+        """
+
+    @abstractmethod
+    def parse(self, source: Source, *, is_thinking: bool) -> Steps[None]:
+        """Emit Reasoning and Content until the text ends."""
+
+
+class ReasoningParser:
+    """Takes the thinking in one answer apart. `feed` it the text in any parts, then `finish`."""
+
+    def __init__(self, form: ReasoningFormat, *, is_thinking: bool) -> None:
+        self._source = Source()
+        self._source.is_thinking = is_thinking
+        self._steps = form.parse(self._source, is_thinking=is_thinking)
+
+    @property
+    def is_thinking(self) -> bool:
+        return self._source.is_thinking
+
+    def feed(self, text: str) -> list[Event]:
+        self._source.add(text)
+        return self._advance()
+
+    def finish(self) -> list[Event]:
+        self._source.end()
+        return self._advance()
+
+    def _advance(self) -> list[Event]:
+        run(self._source, self._steps)
+        events, self._source.events = self._source.events, []
+        return merged(events)

@@ -1,0 +1,189 @@
+"""One sample's way from token ids to text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sapwood.schema.logprobs import TokenLogprobs
+from sapwood.schema.output import Finish, RequestOutput
+from sapwood.schema.request import Generate
+from sapwood.text.detokenizer import IncrementalDetokenizer
+from sapwood.text.stops import StopMatcher
+from sapwood.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredPrompt:
+    """The prompt's tokens from the index asked for on, and the log probabilities of all but the
+    first of them; None if that is the only one."""
+
+    token_ids: tuple[int, ...]
+    logprobs: TokenLogprobs | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextChunk:
+    """What is new in one sample. The last chunk of a sample, and only that one, has a `finish`.
+
+    index              which of the n samples
+    text               new text; may be "" while a character or a stop string is not complete
+    token_ids          new output tokens, up to and including the one that completed a stop
+    num_output_tokens  output tokens of this sample so far
+    num_cached_tokens  prompt tokens that came from the prefix cache
+    queue_time_s       seconds between arrival and the first step that computed something
+    logprobs           of token_ids, if asked for; None for a chunk that has no tokens
+    offsets            with logprobs: where in the sample's text each of token_ids begins, before a
+                       stop is cut off
+    prompt             once per sample, if asked for
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Finish | None
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    queue_time_s: float
+    logprobs: TokenLogprobs | None = None
+    offsets: tuple[int, ...] = ()
+    prompt: ScoredPrompt | None = None
+
+
+class Sample:
+    """One sample: what the engine answers becomes chunks of text."""
+
+    def __init__(self, index: int, request: Generate, tokenizer: Tokenizer) -> None:
+        sampling = request.sampling
+        self._index = index
+        self._no_trim = sampling.no_stop_trim
+        self._detokenizer = IncrementalDetokenizer(
+            tokenizer,
+            skip_special_tokens=sampling.skip_special_tokens,
+            spaces_between_special_tokens=sampling.spaces_between_special_tokens,
+        )
+        self._stops: StopMatcher | None = None
+        if sampling.stop or sampling.stop_regex:
+            self._stops = StopMatcher(
+                sampling.stop, regexes=sampling.stop_regex, no_trim=self._no_trim
+            )
+        self._logprobs = request.logprobs
+        self._num_characters = 0
+        self._prompt_to_tell: tuple[int, ...] = ()
+        if request.logprobs is not None and request.logprobs.prompt_start is not None:
+            self._prompt_to_tell = tuple(request.prompt_ids[request.logprobs.prompt_start :])
+        self._num_prompt_tokens = len(request.prompt_ids)
+        self._request_id = request.request_id
+        self._num_output_tokens = 0
+
+    def advance(self, output: RequestOutput) -> TextChunk:
+        """The chunk for what the engine answered; nothing follows one with a `finish`."""
+        token_ids, finish = output.token_ids, output.finish
+        shown = token_ids
+        if finish is not None and not self._no_trim and _ends_with_stop_token(token_ids, finish):
+            shown = token_ids[:-1]
+        offsets: list[int] = []
+        if self._stops is None and self._logprobs is None:
+            text = self._detokenizer.push(shown)
+            if finish is not None:
+                text += self._detokenizer.finish()
+        else:
+            text, matched, num_used = self._match(shown, offsets, is_last=finish is not None)
+            if matched is not None:
+                token_ids = token_ids[:num_used]
+                finish = Finish(kind="stop", matched=matched)
+        self._num_output_tokens += len(token_ids)
+        logprobs = output.logprobs
+        if self._logprobs is not None:
+            # A stop token that is not shown would begin where the text ends.
+            offsets += [self._num_characters] * (len(token_ids) - len(offsets))
+            if logprobs is not None and len(logprobs) > len(token_ids):
+                logprobs = logprobs[: len(token_ids)]
+        return TextChunk(
+            index=self._index,
+            text=text,
+            token_ids=tuple(token_ids),
+            finish=finish,
+            num_prompt_tokens=output.num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+            num_cached_tokens=output.num_cached_tokens,
+            queue_time_s=output.queue_time_s,
+            logprobs=logprobs or None,
+            offsets=tuple(offsets) if self._logprobs is not None else (),
+            prompt=self._scored_prompt(output) if self._prompt_to_tell else None,
+        )
+
+    def ended(self, finish: Finish) -> TextChunk:
+        """The last chunk of a sample whose end the engine did not tell."""
+        output = RequestOutput(
+            request_id=self._request_id,
+            token_ids=[],
+            num_prompt_tokens=self._num_prompt_tokens,
+            finish=finish,
+        )
+        return self.advance(output)
+
+    def _scored_prompt(self, output: RequestOutput) -> ScoredPrompt | None:
+        """Once, when the engine has told; a single token has nothing to be told."""
+        is_alone = len(self._prompt_to_tell) == 1
+        was_cut_off = output.finish is not None and output.finish.kind in ("abort", "error")
+        if output.prompt_logprobs is None and (not is_alone or was_cut_off):
+            return None
+        told = ScoredPrompt(token_ids=self._prompt_to_tell, logprobs=output.prompt_logprobs)
+        self._prompt_to_tell = ()
+        return told
+
+    def _match(
+        self, token_ids: Sequence[int], offsets: list[int], *, is_last: bool
+    ) -> tuple[str, str | None, int]:
+        """New text, the stop that was completed, and how many of the tokens led to it; `offsets`
+        gets where each of these begins."""
+        parts: list[str] = []
+        for count, token_id in enumerate(token_ids, start=1):
+            # One by one, because the token that completes a stop string is the last that counts.
+            offsets.append(self._num_characters)
+            text, matched = self._pushed(self._detokenizer.push((token_id,)))
+            parts.append(text)
+            if matched is not None:
+                return "".join(parts), matched, count
+        matched = None
+        if is_last:
+            text, matched = self._pushed(self._detokenizer.finish())
+            parts.append(text)
+            if matched is None and self._stops is not None:
+                result = self._stops.finish()
+                parts.append(result.text)
+                matched = result.matched
+        return "".join(parts), matched, len(token_ids)
+
+    def _pushed(self, text: str) -> tuple[str, str | None]:
+        """What may be shown of the text, and the stop that it completes."""
+        self._num_characters += len(text)
+        if self._stops is None:
+            return text, None
+        result = self._stops.push(text)
+        return result.text, result.matched
+
+
+def joined(earlier: TextChunk, later: TextChunk) -> TextChunk:
+    """Two chunks of one sample as one."""
+    logprobs = [one.logprobs for one in (earlier, later) if one.logprobs is not None]
+    return TextChunk(
+        index=later.index,
+        text=earlier.text + later.text,
+        token_ids=earlier.token_ids + later.token_ids,
+        finish=later.finish,
+        num_prompt_tokens=later.num_prompt_tokens,
+        num_output_tokens=later.num_output_tokens,
+        num_cached_tokens=later.num_cached_tokens,
+        queue_time_s=later.queue_time_s,
+        logprobs=TokenLogprobs.joined(logprobs) if logprobs else None,
+        offsets=earlier.offsets + later.offsets,
+        prompt=earlier.prompt or later.prompt,
+    )
+
+
+def _ends_with_stop_token(token_ids: Sequence[int], finish: Finish) -> bool:
+    is_stop = finish.kind == "stop" and isinstance(finish.matched, int)
+    return is_stop and bool(token_ids) and token_ids[-1] == finish.matched

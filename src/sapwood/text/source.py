@@ -1,0 +1,209 @@
+"""A text that arrives in parts, read by a parser that is written as if it were all there.
+
+A parser is a generator. Where it needs text that has not arrived it yields, and goes on when more
+has; so the place where the text is split cannot change what it finds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+from sapwood.text.events import Event, Markup
+
+T = TypeVar("T")
+
+Steps = Generator[None, None, T]
+"""A computation that yields whenever it waits for more text."""
+
+Emit = Callable[[str], None]
+
+MAX_HELD = 4096
+"""Characters of a name, key or tag at most; what is longer is not one."""
+
+
+class Malformed(Exception):
+    """The text is not what the format says, or has ended before it was."""
+
+
+class Source:
+    """The text so far, where the reading is, and what was found.
+
+    pos          the first character that is not read
+    events       what was found since they were last taken
+    is_thinking  what is being read is thinking, not answer
+    tag_start    where the tag is that `passing` found
+    """
+
+    def __init__(self) -> None:
+        self.pos = 0
+        self.events: list[Event] = []
+        self.is_thinking = False
+        self.tag_start = 0
+        self._text = ""
+        self._ended = False
+
+    # ---- from outside ------------------------------------------------------------------------
+
+    def add(self, text: str) -> None:
+        self._text += text
+
+    def end(self) -> None:
+        self._ended = True
+
+    # ---- single characters and tags ----------------------------------------------------------
+
+    def peek(self, count: int = 1) -> Steps[str]:
+        """The next `count` characters; fewer only at the end of the text. Reads nothing."""
+        while len(self._text) - self.pos < count and not self._ended:
+            yield
+        return self._text[self.pos : self.pos + count]
+
+    def skips(self, tag: str) -> Steps[bool]:
+        """Whether `tag` is next; then it is read."""
+        # One character settles it in nearly every case, and fewer are waited for.
+        for length in range(1, len(tag) + 1):
+            if (yield from self.peek(length)) != tag[:length]:
+                return False
+        self.pos += len(tag)
+        return True
+
+    def match_here(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """A match at `pos` in what has arrived; it may go on in what follows."""
+        return pattern.match(self._text, self.pos)
+
+    def expect(self, tag: str) -> Steps[None]:
+        if not (yield from self.skips(tag)):
+            raise Malformed
+
+    def space(self) -> Steps[str]:
+        """Read white space. Returns the character after it, unread; "" at the end."""
+        while True:
+            next_one = yield from self.peek()
+            if not next_one.isspace():
+                return next_one
+            self.pos += 1
+
+    def skips_after_space(self, *tags: str) -> Steps[str | None]:
+        """Which of the tags comes after white space; it is read, or nothing is."""
+        start = self.pos
+        yield from self.space()
+        for tag in tags:
+            if (yield from self.skips(tag)):
+                return tag
+        self.pos = start
+        return None
+
+    # ---- runs of text ------------------------------------------------------------------------
+
+    def while_matching(self, characters: re.Pattern[str], *, limit: int = MAX_HELD) -> Steps[str]:
+        """Read the longest run of what `characters` (one or more of a set) matches."""
+        start = self.pos
+        while True:
+            match = characters.match(self._text, self.pos)
+            if match is not None:
+                self.pos = match.end()
+            if self.pos - start > limit:
+                raise Malformed
+            if self.pos < len(self._text) or self._ended:
+                return self._text[start : self.pos]
+            yield
+
+    def until(self, tag: str, *, limit: int = MAX_HELD) -> Steps[str]:
+        """Read up to and including `tag`; returns what is before it, `limit` characters at most."""
+        searched = self.pos
+        while True:
+            found = self._text.find(tag, searched)
+            if found >= 0 and found - self.pos <= limit:
+                text = self._text[self.pos : found]
+                self.pos = found + len(tag)
+                return text
+            if self._ended or len(self._text) - self.pos >= limit + len(tag):
+                raise Malformed
+            searched = max(self.pos, len(self._text) - len(tag) + 1)
+            yield
+
+    def passing(self, kind: Callable[[str], Event], tags: Sequence[str]) -> Steps[str | None]:
+        """Emit text as it comes, up to the first of `tags` and the white space before it.
+
+        Returns the tag, with `pos` at that white space; None when the text has ended, all of it
+        emitted. The tag itself is at `tag_start`.
+        """
+        while True:
+            found = first_of(tags, self._text, self.pos)
+            if found is not None:
+                self.tag_start, tag = found
+                self._emit_up_to(kind, self.before_space(self.tag_start))
+                return tag
+            if self._ended:
+                self._emit_up_to(kind, len(self._text))
+                return None
+            self._emit_up_to(kind, self.before_space(held_from(tags, self._text, self.pos)))
+            yield
+
+    def streaming_until(self, tags: Sequence[str], out: Emit) -> Steps[str]:
+        """Hand on text as it comes up to the first of `tags`, which is read and returned."""
+        while True:
+            found = first_of(tags, self._text, self.pos)
+            end = held_from(tags, self._text, self.pos) if found is None else found[0]
+            if end > self.pos:
+                out(self._text[self.pos : end])
+                self.pos = end
+            if found is not None:
+                self.pos = end + len(found[1])
+                return found[1]
+            if self._ended:
+                raise Malformed
+            yield
+
+    def before_space(self, end: int) -> int:
+        """Where the white space before `end` begins."""
+        while end > self.pos and self._text[end - 1].isspace():
+            end -= 1
+        return end
+
+    # ---- what was found ----------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def slice(self, start: int, end: int) -> str:
+        return self._text[start:end]
+
+    def markup_since(self, start: int) -> None:
+        """What was read since `start` was markup."""
+        if start < self.pos:
+            self.emit(Markup(self._text[start : self.pos]))
+
+    def _emit_up_to(self, kind: Callable[[str], Event], end: int) -> None:
+        """Emit what is before `end`, and forget all before it: nobody goes back from here."""
+        if end > self.pos:
+            self.emit(kind(self._text[self.pos : end]))
+        self.tag_start -= end
+        self._text = self._text[end:]
+        self.pos = 0
+
+
+def first_of(tags: Sequence[str], text: str, start: int) -> tuple[int, str] | None:
+    """The earliest of the tags at or after `start`, with its place."""
+    found = [(at, tag) for tag in tags if (at := text.find(tag, start)) >= 0]
+    return min(found, key=lambda pair: (pair[0], -len(pair[1])), default=None)
+
+
+def held_from(tags: Sequence[str], text: str, start: int) -> int:
+    """Where the longest end of the text begins that may still become one of the tags."""
+    longest = max((len(tag) for tag in tags), default=1)
+    for at in range(max(start, len(text) - longest + 1), len(text)):
+        if any(tag.startswith(text[at:]) for tag in tags):
+            return at
+    return len(text)
+
+
+def run(source: Source, steps: Steps[None]) -> bool:
+    """Let a parser go on until it waits for text; False when it has come to its end."""
+    try:
+        next(steps)
+    except StopIteration:
+        return False
+    return True

@@ -1,0 +1,220 @@
+"""The JSON types that a schema allows, and texts as values of them.
+
+Formats that spell arguments as elements write every value as bare text; whether `5` is a number or
+a string is for the tool's schema to say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sapwood.text.json_source import parsed
+
+ALL_TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
+STRING = frozenset({"string"})
+
+_INTEGER = re.compile(r"[-+]?[0-9]{1,4000}")
+_MAX_REFERENCES = 32
+_HINTS = {
+    "properties": "object",
+    "additionalProperties": "object",
+    "required": "object",
+    "patternProperties": "object",
+    "items": "array",
+    "prefixItems": "array",
+    "minItems": "array",
+    "maxItems": "array",
+    "uniqueItems": "array",
+    "pattern": "string",
+    "format": "string",
+    "minLength": "string",
+    "maxLength": "string",
+    "minimum": "number",
+    "maximum": "number",
+    "exclusiveMinimum": "number",
+    "exclusiveMaximum": "number",
+    "multipleOf": "number",
+}
+"""Keywords that only make sense for one type, where `type` was left out."""
+
+
+def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
+    """The types of the values that the schema allows; all of them where it does not say.
+
+    root  the whole schema, which local references ("#/$defs/…") point into
+    """
+    if depth > _MAX_REFERENCES or not isinstance(schema, Mapping):
+        return ALL_TYPES if schema is not False else frozenset()
+    types = _declared(schema)
+    if "enum" in schema and isinstance(schema["enum"], list):
+        types &= frozenset().union(*(_type_of(value) for value in schema["enum"]))
+    if "const" in schema:
+        types &= _type_of(schema["const"])
+    target = _referred(schema, root)
+    if target is not None:
+        types &= types_of(target, root, depth + 1)
+    for keyword in ("anyOf", "oneOf"):
+        branches = schema.get(keyword)
+        if isinstance(branches, list) and branches:
+            each = (types_of(branch, root, depth + 1) for branch in branches)
+            types &= frozenset().union(*each)
+    branches = schema.get("allOf")
+    if isinstance(branches, list):
+        for branch in branches:
+            types &= types_of(branch, root, depth + 1)
+    if schema.get("nullable") is True:
+        types |= {"null"}
+    return types
+
+
+def property_schema(parameters: Any, name: str) -> Any:
+    """The schema of one argument; {} where the schema of them all does not say."""
+    return _property(parameters, name, parameters, 0) or {}
+
+
+def value_text(text: str, schema: Any, root: Any) -> str:
+    """That text as JSON of a type that the schema allows; as a string where none fits."""
+    chosen = _enumerated(text, schema, root)
+    if chosen is not None:
+        return chosen
+    types = types_of(schema, root)
+    for kind in ("null", "boolean", "integer", "number", "container"):
+        value = _READERS[kind](text.strip(), types)
+        if value is not None:
+            return value
+    if types == ALL_TYPES:
+        quoted = _json_of(text.strip(), str)
+        if quoted is not None:
+            return quoted
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _declared(schema: Mapping[str, Any]) -> frozenset[str]:
+    declared = schema.get("type")
+    names = [declared] if isinstance(declared, str) else declared
+    if isinstance(names, list) and names:
+        given = frozenset(name for name in names if isinstance(name, str)) & ALL_TYPES
+        return given | {"integer"} if "number" in given else given or ALL_TYPES
+    hinted = {_HINTS[keyword] for keyword in schema if keyword in _HINTS}
+    if "number" in hinted:
+        hinted.add("integer")
+    return frozenset(hinted) or ALL_TYPES
+
+
+def _type_of(value: Any) -> frozenset[str]:
+    if value is None:
+        return frozenset({"null"})
+    if isinstance(value, bool):
+        return frozenset({"boolean"})
+    if isinstance(value, int):
+        return frozenset({"integer", "number"})
+    names = {float: "number", str: "string", list: "array", dict: "object"}
+    return frozenset({names.get(type(value), "string")})
+
+
+def _referred(schema: Mapping[str, Any], root: Any) -> Any:
+    """What a local $ref points at; None if there is none."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    target = root
+    for part in reference[1:].split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
+            target = target[int(key)]
+        elif isinstance(target, Mapping) and key in target:
+            target = target[key]
+        else:
+            return None
+    return target
+
+
+def _property(schema: Any, name: str, root: Any, depth: int) -> Any:
+    if depth > _MAX_REFERENCES or not isinstance(schema, Mapping):
+        return None
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping) and name in properties:
+        return properties[name]
+    branches = [_referred(schema, root)]
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        given = schema.get(keyword)
+        branches += given if isinstance(given, list) else []
+    for branch in branches:
+        found = _property(branch, name, root, depth + 1)
+        if found is not None:
+            return found
+    others = schema.get("additionalProperties")
+    return others if isinstance(others, Mapping) else None
+
+
+def _enumerated(text: str, schema: Any, root: Any) -> str | None:
+    """The one of the schema's listed values that the text spells."""
+    for _ in range(_MAX_REFERENCES):
+        target = _referred(schema, root) if isinstance(schema, Mapping) else None
+        if target is None:
+            break
+        schema = target
+    if not isinstance(schema, Mapping):
+        return None
+    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    for value in values if isinstance(values, list) else []:
+        spelled = json.dumps(value, ensure_ascii=False)
+        if (isinstance(value, str) and value == text) or spelled == text.strip():
+            return spelled
+    return None
+
+
+def _null(text: str, types: frozenset[str]) -> str | None:
+    words = ("null",) if "string" in types else ("null", "none")
+    return "null" if "null" in types and text.lower() in words else None
+
+
+def _boolean(text: str, types: frozenset[str]) -> str | None:
+    if "boolean" not in types:
+        return None
+    # Where it may also be text, only JSON's own spelling is taken for a boolean.
+    word = text if "string" in types else text.lower()
+    return word if word in ("true", "false") else None
+
+
+def _integer(text: str, types: frozenset[str]) -> str | None:
+    is_one = "integer" in types and _INTEGER.fullmatch(text) is not None
+    if not is_one or (types == ALL_TYPES and text != str(int(text))):
+        return None
+    return str(int(text))
+
+
+def _number(text: str, types: frozenset[str]) -> str | None:
+    if "number" in types:
+        return _json_of(text, int, float)
+    if "integer" in types:
+        # 5.0 is an integer in JSON's eyes.
+        value = _json_of(text, float)
+        return value if value is not None and float(value).is_integer() else None
+    return None
+
+
+def _container(text: str, types: frozenset[str]) -> str | None:
+    kinds = [kind for name, kind in (("array", list), ("object", dict)) if name in types]
+    return _json_of(text, *kinds) if kinds else None
+
+
+def _json_of(text: str, *kinds: type) -> str | None:
+    """The text itself if it is JSON of one of those Python types."""
+    try:
+        value = parsed(text)
+    except ValueError:
+        return None
+    return text if type(value) in kinds else None
+
+
+_READERS = {
+    "null": _null,
+    "boolean": _boolean,
+    "integer": _integer,
+    "number": _number,
+    "container": _container,
+}

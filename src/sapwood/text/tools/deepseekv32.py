@@ -1,0 +1,43 @@
+# ruff: noqa: RUF001, RUF002 - the wide bars are the formats' own
+"""DeepSeek V3.2: elements of DSML; each argument says itself whether it is text or JSON.
+
+<｜DSML｜function_calls>
+<｜DSML｜invoke name="f">
+<｜DSML｜parameter name="p" string="true">v</｜DSML｜parameter>
+</｜DSML｜invoke>
+</｜DSML｜function_calls>
+"""
+
+from __future__ import annotations
+
+from sapwood.text.source import Malformed, Steps
+from sapwood.text.tools.elements import KEY, ArgumentsObject
+from sapwood.text.tools.format import CallSource
+from sapwood.text.tools.invocations import Invocations
+
+BEGIN, END = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
+
+
+class DeepSeekV32(Invocations):
+    name = "deepseekv32"
+    openings = (BEGIN,)
+    invoke, invoke_end = '<｜DSML｜invoke name="', "</｜DSML｜invoke>"
+    parameter, parameter_end = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
+    tags = (BEGIN, END, invoke, invoke_end, parameter, parameter_end)
+
+    def calls(self, source: CallSource, opening: str) -> Steps[None]:
+        while (yield from source.skips_after_space(self.invoke)):
+            yield from self.invocation(source)
+        yield from source.close(END)
+
+    def argument(self, source: CallSource, arguments: ArgumentsObject) -> Steps[None]:
+        key = yield from source.while_matching(KEY, limit=256)
+        yield from source.expect('" string="')
+        is_text = yield from source.until('">', limit=8)
+        if is_text not in ("true", "false"):
+            raise Malformed
+        arguments.key(key)
+        if is_text == "true":
+            yield from arguments.text(self.parameter_end)
+        else:
+            yield from arguments.json(self.parameter_end)

@@ -1,0 +1,33 @@
+"""What a grammar makes any model write when a call is required: a JSON array of calls.
+
+[{"name": "f", "parameters": {…}}, …]
+"""
+
+from __future__ import annotations
+
+from sapwood.text.source import Malformed, Steps
+from sapwood.text.tools.format import CallSource, ToolFormat
+from sapwood.text.tools.json_call import json_call
+
+
+class JsonArray(ToolFormat):
+    """model: the format that its calls usually have, which says what their ids look like."""
+
+    name = "json_array"
+    openings = ()
+    opens_answer = "["
+    tags = ("[", "]", ",")
+
+    def __init__(self, model: ToolFormat | None = None) -> None:
+        self._model = model
+
+    def new_call_id(self) -> str:
+        return super().new_call_id() if self._model is None else self._model.new_call_id()
+
+    def calls(self, source: CallSource, opening: str) -> Steps[None]:
+        while True:
+            yield from json_call(source)
+            if (yield from source.skips_after_space("]")):
+                return
+            if not (yield from source.skips_after_space(",")):
+                raise Malformed

@@ -1,0 +1,12 @@
+"""MiMo: as Qwen3-Coder, with values on the line of their tags; the machine takes both.
+
+<tool_call><function=NAME><parameter=p>v</parameter></function></tool_call>
+"""
+
+from __future__ import annotations
+
+from sapwood.text.tools.qwen3_coder import Qwen3Coder
+
+
+class MiMo(Qwen3Coder):
+    name = "mimo"

@@ -1,0 +1,32 @@
+"""Qwen 2.5, Qwen 3 and Hermes: a JSON object between tags.
+
+<tool_call>
+{"name": "f", "arguments": {…}}
+</tool_call>
+"""
+
+from __future__ import annotations
+
+from sapwood.text.source import Steps
+from sapwood.text.tools.format import CallSource, CallStructure, ToolFormat
+from sapwood.text.tools.json_call import json_call
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+
+
+class Qwen25(ToolFormat):
+    name = "qwen25"
+    openings = (BEGIN,)
+    tags = (BEGIN, END)
+
+    def calls(self, source: CallSource, opening: str) -> Steps[None]:
+        while True:
+            yield from json_call(source)
+            # Several objects between one pair of tags are several calls.
+            if (yield from source.space()) != "{":
+                break
+        yield from source.close(END)
+
+    def structure(self, name: str) -> CallStructure | None:
+        begin = f'{BEGIN}\n{{"name": "{name}", "arguments": '
+        return CallStructure(trigger=BEGIN, begin=begin, end=f"}}\n{END}")

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sapwood.executor.grammar.interface import GrammarFailed
+from sapwood.executor.grammar.masks import GrammarMasks, forced_tokens
+from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.schema import grammar as grammars
+from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.step import RowStart
+from tests.executor.grammar.conftest import EOS
+
+
+@pytest.fixture
+def failures():
+    return {}
+
+
+@pytest.fixture
+def masks(backend, vocabulary, failures):
+    class Now:
+        def compiled(self, grammar):
+            return backend.compile(grammar)
+
+    return GrammarMasks(
+        Now(),
+        TorchKernels(),
+        num_rows=32,
+        vocab_size=vocabulary.size,
+        failures=failures,
+        vocabulary=lambda: vocabulary,
+        may_jump=True,
+    )
+
+
+def start(row: int, text: str | None, output_ids=(), **sampling) -> RowStart:
+    grammar = None if text is None else grammars.regex(text)
+    return RowStart(
+        row=row,
+        sampling=SamplingParams(grammar=grammar, **sampling),
+        seed=0,
+        prompt_ids=[1],
+        output_ids=list(output_ids),
+    )
+
+
+def left(logits: torch.Tensor, vocabulary) -> list[bytes]:
+    return [vocabulary.tokens[i] for i in (logits > -torch.inf).nonzero()[:, 0].tolist()]
+
+
+def test_each_row_has_its_own(masks, vocabulary):
+    for row, text in ((4, "ab"), (1, None), (7, "[x-z]")):
+        masks.start(start(row, text))
+    logits = torch.zeros(3, vocabulary.size)
+    masks.apply(logits, [7, 1, 4])
+    assert left(logits[0], vocabulary) == [b"x", b"y", b"z"]
+    assert len(left(logits[1], vocabulary)) == vocabulary.size
+    assert left(logits[2], vocabulary) == [b"a"]
+    masks.accept([7, 1, 4], [*vocabulary.encode("y"), 3, *vocabulary.encode("a")])
+    logits = torch.zeros(2, vocabulary.size)
+    masks.apply(logits, [4, 7])
+    assert left(logits[0], vocabulary) == [b"b"]
+    assert (logits[1] > -torch.inf).nonzero().tolist() == [[EOS]]
+
+
+def test_more_rows_than_it_began_with(masks, vocabulary):
+    rows = list(range(20))
+    for row in rows:
+        masks.start(start(row, "[ab]"))
+    logits = torch.zeros(20, vocabulary.size)
+    masks.apply(logits, rows)
+    assert all(left(one, vocabulary) == [b"a", b"b"] for one in logits)
+
+
+def test_a_retracted_request_goes_on_where_it_was(masks, vocabulary):
+    masks.start(start(0, "abc", vocabulary.encode("ab")))
+    logits = torch.zeros(1, vocabulary.size)
+    masks.apply(logits, [0])
+    assert left(logits[0], vocabulary) == [b"c"]
+
+
+def test_state_goes_with_the_request(masks, vocabulary):
+    masks.start(start(0, "a"))
+    masks.start(start(1, "a"))
+    assert masks.num_constrained == 2
+    masks.end(0)
+    masks.start(start(1, None))
+    assert masks.num_constrained == 0
+    masks.end(0)
+    logits = torch.zeros(2, vocabulary.size)
+    masks.apply(logits, [0, 1])
+    assert (logits == 0).all()
+
+
+def test_steps_after_the_end_are_left_alone(masks, vocabulary, failures):
+    masks.start(start(0, "a"))
+    masks.accept([0], vocabulary.encode("a"))
+    masks.accept([0], [EOS])
+    logits = torch.zeros(1, vocabulary.size)
+    masks.apply(logits, [0])
+    assert (logits == 0).all()
+    masks.accept([0], [5])
+    assert failures == {}
+
+
+def test_a_token_that_does_not_match_ends_the_request(masks, vocabulary, failures):
+    masks.start(start(3, "a"))
+    masks.accept([3], vocabulary.encode("b"))
+    assert "does not match" in failures[3]
+    assert masks.num_constrained == 0
+
+
+def test_an_output_that_does_not_match_ends_the_request(masks, vocabulary, failures):
+    masks.start(start(3, "a", vocabulary.encode("b")))
+    assert "does not match" in failures[3]
+
+
+def test_a_grammar_that_fails_ends_its_request_only(masks, vocabulary, failures):
+    class Failing:
+        has_ended = False
+
+        def fill(self, masks, index):
+            raise GrammarFailed("too complex")
+
+    masks.start(start(0, "a"))
+    masks.start(start(1, "b"))
+    masks._rows[0].matcher = Failing()
+    logits = torch.zeros(2, vocabulary.size)
+    masks.apply(logits, [0, 1])
+    assert failures == {0: "too complex"}
+    assert left(logits[1], vocabulary) == [b"b"]
+
+
+def test_the_grammar_prevails_over_min_new_tokens(masks, vocabulary):
+    masks.start(start(0, "a", vocabulary.encode("a"), min_new_tokens=5))
+    logits = torch.zeros(1, vocabulary.size)
+    logits[0, EOS] = -torch.inf
+    masks.apply(logits, [0])
+    assert (logits[0] > -torch.inf).nonzero().tolist() == [[EOS]]
+    assert logits[0, EOS].isfinite()
+
+
+def test_jumps_leave_the_last_token_open(masks, vocabulary):
+    masks.start(start(0, "hello [ab]"))
+    masks.start(start(1, "[ab]"))
+    masks.start(start(2, None))
+    jumps = masks.jump([0, 1, 2])
+    assert jumps == {0: vocabulary.encode("hello")}
+    logits = torch.zeros(1, vocabulary.size)
+    masks.apply(logits, [0])
+    assert left(logits[0], vocabulary) == [b" "]
+
+
+def test_forced_bytes_that_are_no_whole_characters(vocabulary):
+    assert forced_tokens("aé".encode()[:2] + b"", vocabulary) == []
+    assert forced_tokens("éé".encode(), vocabulary) == vocabulary.encode("éé")[:-1]

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.limits import BodyLimits, RequestLimits
+from sapwood.schema.sampling import SamplingParams
+from sapwood.text.generation import TextRequest
+
+
+def request(n: int = 1, stop: tuple[str, ...] = ()) -> TextRequest:
+    return TextRequest(request_id="r", prompt="Hi", n=n, sampling=SamplingParams(stop=stop))
+
+
+@pytest.mark.parametrize(
+    ("requests", "param"),
+    [
+        ([request(n=5)], "n"),
+        ([request(n=2)] * 3, "n"),
+        ([request(stop=("a",) * 4)], "stop"),
+        ([request(stop=("a" * 9,))], "stop"),
+    ],
+)
+def test_what_is_too_much_is_named(requests, param):
+    limits = RequestLimits(max_samples=4, max_stop_strings=3, max_stop_length=8)
+    with pytest.raises(InvalidRequest) as caught:
+        limits.check(requests)
+    assert caught.value.param == param
+    limits.check([request(n=4, stop=("a" * 8,) * 3)])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_limits_hold_in_every_dialect(api_with, stream):
+    api = api_with(limits=RequestLimits(max_stop_strings=1))
+    messages = [{"role": "user", "content": "Hi"}]
+    stop = ["a", "b"]
+    for path, body in {
+        "/generate": {"text": "Hi", "sampling_params": {"stop": stop}},
+        "/v1/completions": {"prompt": "Hi", "stop": stop},
+        "/v1/chat/completions": {"messages": messages, "stop": stop},
+        "/v1/messages": {"messages": messages, "max_tokens": 2, "stop_sequences": stop},
+        "/api/chat": {"messages": messages, "model": "default", "options": {"stop": stop}},
+    }.items():
+        refused = api.post(path, {**body, "stream": stream})
+        assert refused.status_code == 400, path
+        assert "at most 1" in refused.text
+
+
+def test_the_body_has_the_limits_that_the_server_was_given(guarded):
+    api = guarded(body_limits=BodyLimits(max_bytes=200, max_depth=3))
+    assert api.post("/tokenize", {"prompt": "a" * 300}).status_code == 413
+    nested = api.post("/tokenize", {"prompt": [[[1]]]})
+    assert nested.status_code == 400
+    assert "deeper than 3" in nested.text
+    assert api.post("/tokenize", {"prompt": "a"}).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_408(services):
+    from sapwood.frontends.server import create_app
+
+    app = create_app(services, body_limits=BodyLimits(timeout_s=0.05))
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        await asyncio.sleep(5)
+        raise AssertionError("nobody waited so long")
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/tokenize",
+        "raw_path": b"/tokenize",
+        "query_string": b"",
+        "headers": [(b"content-length", b"10")],
+        "scheme": "http",
+        "http_version": "1.1",
+        "server": ("t", 80),
+        "client": ("t", 1),
+    }
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"--request-body-timeout" in sent[1]["body"]

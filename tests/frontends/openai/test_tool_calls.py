@@ -1,0 +1,251 @@
+"""Tools through the chat route: what the engine is asked, and what clients get."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from sapwood.frontends.server import create_app
+from sapwood.text.template import ChatTemplate, template_source
+from tests.frontends.chats import SHORT_TEMPLATE, changes, read_stream, read_whole, tools_of
+from tests.text.tools.samples import TOOLS, samples_of
+from tests.text.tools.spelling import SPELLERS
+
+URL = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "Weather?"}]
+WEATHER = tools_of({"get_weather": TOOLS["get_weather"]})
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+@pytest.fixture
+def chat(api_with):
+    """A model that calls as Qwen does."""
+    return api_with(**changes("qwen25"))
+
+
+def ask(**extra):
+    return {"messages": MESSAGES, "tools": WEATHER, **extra}
+
+
+@pytest.mark.parametrize("name", sorted(SPELLERS))
+def test_the_official_clients_stream_gives_the_same_calls_as_a_whole_answer(api_with, engine, name):
+    app = api_with(**changes(name) | {"template": ChatTemplate(SHORT_TEMPLATE)}).app
+    body = {"messages": MESSAGES, "tools": tools_of(TOOLS), "tool_choice": "auto"}
+    if name == "json_array":
+        body["tool_choice"] = "required"
+    for sample in samples_of(name):
+        engine.reply = sample.text
+        whole = read_whole(app, **body)
+        assert whole["calls"] == list(sample.calls), sample.label
+        assert whole["content"] == sample.content, sample.label
+        assert whole["finish_reason"] == "tool_calls"
+        assert read_stream(app, **body) == whole, sample.label
+
+
+def test_a_call_as_a_whole_answer(chat, engine, prompt_of):
+    engine.reply = f"Let me see.\n{CALL}"
+    choice = chat.post(URL, ask()).json()["choices"][0]
+    [call] = choice["message"]["tool_calls"]
+    assert call.pop("id").startswith("call_")
+    function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    assert call == {"type": "function", "function": function}
+    assert choice["message"]["content"] == "Let me see."
+    assert (choice["finish_reason"], choice["logprobs"]) == ("tool_calls", None)
+    assert '"name": "get_weather"' in prompt_of()
+
+
+def test_content_is_null_beside_calls_alone(chat, engine):
+    engine.reply = CALL
+    assert chat.post(URL, ask()).json()["choices"][0]["message"]["content"] is None
+
+
+def test_the_events_of_a_call(chat, engine, events):
+    engine.reply = CALL
+    got = events(chat.post(URL, ask(stream=True)).text)
+    deltas = [event["choices"][0]["delta"] for event in got]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    [start] = deltas[1]["tool_calls"]
+    assert start.pop("id")
+    function = {"name": "get_weather", "arguments": ""}
+    assert start == {"index": 0, "type": "function", "function": function}
+    pieces = [delta["tool_calls"][0] for delta in deltas[2:-1]]
+    assert len(pieces) > 5
+    assert "".join(piece["function"]["arguments"] for piece in pieces) == '{"city": "Paris"}'
+    assert deltas[-1] == {}
+    assert got[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_broken_call_is_content(chat, engine):
+    engine.reply = CALL[:-20]
+    for read in (read_whole(chat.app, **ask()),):
+        assert (read["content"], read["calls"]) == (engine.reply, [])
+        assert read["finish_reason"] == "stop"
+
+
+def test_a_stream_with_a_broken_call_ends_with_its_text(chat, engine, events):
+    engine.reply = CALL[:-20]
+    got = [event["choices"][0] for event in events(chat.post(URL, ask(stream=True)).text)]
+    assert "".join(one["delta"].get("content") or "" for one in got) == engine.reply
+    assert got[-1]["finish_reason"] == "stop"
+    pieces = [one["delta"]["tool_calls"][0] for one in got if "tool_calls" in one["delta"]]
+    with pytest.raises(ValueError, match=r"delimiter|Unterminated"):
+        json.loads("".join(piece["function"]["arguments"] for piece in pieces))
+
+
+def test_several_samples_are_read_apart(chat, engine):
+    engine.reply = CALL
+    choices = chat.post(URL, ask(n=3)).json()["choices"]
+    ids = {choice["message"]["tool_calls"][0]["id"] for choice in choices}
+    assert len(ids) == 3
+
+
+def test_the_length_limit_keeps_its_reason(chat, engine):
+    engine.reply = CALL + " and more"
+    answer = chat.post(URL, ask(max_tokens=len(CALL) + 4)).json()["choices"][0]
+    assert answer["finish_reason"] == "length"
+    assert len(answer["message"]["tool_calls"]) == 1
+
+
+def test_no_tool_choice_leaves_tools_out(chat, engine, prompt_of):
+    engine.reply = CALL
+    message = chat.post(URL, ask(tool_choice="none")).json()["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": CALL}
+    assert "get_weather" not in prompt_of()
+
+
+def grammar_of(engine):
+    return engine.submitted[-1].sampling.grammar
+
+
+@pytest.mark.parametrize(
+    ("choice", "extra", "limit"),
+    [
+        ("required", {}, None),
+        ("required", {"parallel_tool_calls": False}, 1),
+        ({"type": "function", "function": {"name": "now"}}, {}, 1),
+    ],
+)
+def test_a_call_that_is_required_is_held_to_a_grammar(api_with, engine, choice, extra, limit):
+    chat = api_with(**changes("qwen25") | {"template": ChatTemplate(SHORT_TEMPLATE)})
+    engine.reply = '[{"name": "now", "parameters": {}}]'
+    body = {"messages": MESSAGES, "tools": tools_of(TOOLS), "tool_choice": choice, **extra}
+    answer = chat.post(URL, body).json()["choices"][0]
+    assert answer["message"]["tool_calls"][0]["function"]["name"] == "now"
+    schema = json.loads(grammar_of(engine).text)
+    assert (schema["type"], schema.get("maxItems")) == ("array", limit)
+    names = [one["properties"]["name"]["const"] for one in schema["items"].get("anyOf", [])]
+    assert names == (list(TOOLS) if choice == "required" else [])
+
+
+def test_a_required_call_works_without_a_parser(api_with, engine):
+    engine.reply = '[{"name": "get_weather", "parameters": {"city": "Paris"}}]'
+    api = api_with(template=ChatTemplate(template_source("chatml-tools")))
+    answer = api.post(URL, ask(tool_choice="required")).json()["choices"][0]
+    assert answer["finish_reason"] == "tool_calls"
+    refused = api.post(URL, ask())
+    assert refused.status_code == 400
+    assert "--tool-call-parser" in refused.json()["message"]
+
+
+def test_parser_none_leaves_calls_in_the_text(api_with, engine, prompt_of):
+    engine.reply = CALL
+    api = api_with(**changes(leaves_calls=True))
+    assert api.post(URL, ask()).json()["choices"][0]["message"]["content"] == CALL
+    assert "get_weather" in prompt_of()
+
+
+def test_without_parallel_calls_the_second_is_content(chat, engine):
+    engine.reply = f"{CALL}\n{CALL}"
+    message = chat.post(URL, ask(parallel_tool_calls=False)).json()["choices"][0]["message"]
+    assert len(message["tool_calls"]) == 1
+    assert message["content"].strip() == CALL
+
+
+def test_strict_tools_are_held_to_their_schema(chat, engine):
+    engine.reply = CALL
+    [tool] = WEATHER
+    strict = [{**tool, "function": {**tool["function"], "strict": True}}, *tools_of({"now": {}})]
+    assert chat.post(URL, ask(tools=strict)).status_code == 200
+    form = json.loads(grammar_of(engine).text)["format"]
+    assert form["triggers"] == ["<tool_call>"]
+    first, second = form["tags"]
+    assert first["begin"] == '<tool_call>\n{"name": "get_weather", "arguments": '
+    assert first["content"]["json_schema"] == TOOLS["get_weather"]
+    assert second["content"]["json_schema"] == {"type": "object"}
+
+
+def test_strict_tools_of_a_format_without_json_are_refused(api_with, engine):
+    [tool] = WEATHER
+    strict = [{**tool, "function": {**tool["function"], "strict": True}}]
+    refused = api_with(**changes("qwen3_coder")).post(URL, ask(tools=strict))
+    assert (refused.status_code, refused.json()["param"]) == (400, "tools")
+    assert engine.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": ["x"]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"tools": tools_of({"a b": {}})}, "tools"),
+        ({"tools": [*WEATHER, *WEATHER]}, "tools"),
+        ({"tools": [{**WEATHER[0], "colour": 1}]}, "tools[0].colour"),
+        ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "nope"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "tools"),
+        ({"tool_choice": "required", "regex": "a+"}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(chat, engine, extra, param):
+    refused = chat.post(URL, ask(**extra))
+    assert (refused.status_code, refused.json()["param"]) == (400, param)
+    assert engine.submitted == []
+
+
+def test_a_history_with_calls_goes_through_the_template(chat, prompt_of):
+    function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    history = [
+        *MESSAGES,
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "sunny"}]},
+    ]
+    assert chat.post(URL, ask(messages=history)).status_code == 200
+    assert '{"name": "get_weather", "arguments": {"city": "Paris"}}' in prompt_of()
+    assert "<tool_response>\nsunny\n</tool_response>" in prompt_of()
+
+
+def test_tags_that_are_special_tokens_are_kept_in_the_text(services, engine, api_with, tokenizer):
+    assert api_with(**changes("qwen25")).post(URL, ask()).status_code == 200
+    assert engine.submitted[-1].sampling.skip_special_tokens is True
+    special = type(tokenizer).__new__(type(tokenizer))
+    special.__dict__.update(vars(tokenizer))
+    special.special_token_texts = frozenset({"<tool_call>"})
+    api = api_with(**changes("qwen25"), tokenizer=special)
+    assert api.post(URL, ask()).status_code == 200
+    assert engine.submitted[-1].sampling.skip_special_tokens is False
+    [tool] = WEATHER
+    strict = [{**tool, "function": {**tool["function"], "strict": True}}]
+    assert api.post(URL, ask(tools=strict)).status_code == 400
+
+
+def test_log_probabilities_come_along(chat, engine):
+    engine.reply = CALL
+    answer = chat.post(URL, ask(logprobs=False))
+    assert answer.status_code == 200
+    assert msgspec.json.decode(answer.content)["choices"][0]["logprobs"] is None
+
+
+def test_the_app_is_the_same_for_every_request(services):
+    """Formats have no state: two answers at once do not meet."""
+    form = changes("qwen25")["formats"].calls
+    assert not vars(form)
+    assert create_app(services) is not None

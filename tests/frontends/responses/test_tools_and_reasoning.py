@@ -1,0 +1,93 @@
+"""Calls of functions and thinking, as items of a response."""
+
+from dataclasses import replace
+
+import openai
+import pytest
+
+from sapwood.frontends.responses.store import ResponseStore
+from sapwood.frontends.server import Stores, create_app
+from sapwood.text.formats import AnswerFormats
+from sapwood.text.template import ChatTemplate, template_source
+from tests.frontends.conftest import Live
+
+TOOL = {
+    "type": "function",
+    "name": "weather",
+    "description": "The weather somewhere.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+REPLY = (
+    "<think>Hm.</think>Let me look."
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+)
+
+
+@pytest.fixture
+def client(services, engine):
+    engine.reply = REPLY
+    store = ResponseStore(None, retention_days=1.0)
+    able = replace(
+        services,
+        template=ChatTemplate(template_source("chatml-tools")),
+        formats=AnswerFormats.of_model(
+            tool_call_parser="qwen25", reasoning_parser="qwen3", template=None
+        ),
+    )
+    live = Live(create_app(able, stores=Stores(responses=store)))
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+    live.stop()
+    store.close()
+
+
+def test_an_agent_s_turn_and_the_next(client, engine, prompt_of):
+    first = client.responses.create(input="How is it in Paris?", tools=[TOOL])
+    assert [item.type for item in first.output] == ["reasoning", "message", "function_call"]
+    thought, said, called = first.output
+    assert thought.content[0].text == "Hm."
+    assert said.content[0].text == "Let me look."
+    assert (called.name, called.arguments) == ("weather", '{"city": "Paris"}')
+    assert first.usage.output_tokens_details.reasoning_tokens > 0
+    assert '"weather"' in prompt_of()
+    engine.reply = "<think>So.</think>Rain."
+    result = {"type": "function_call_output", "call_id": called.call_id, "output": "rain"}
+    second = client.responses.create(input=[result], previous_response_id=first.id, tools=[TOOL])
+    assert second.output_text == "Rain."
+    assert "rain" in prompt_of()
+    assert "Paris" in prompt_of()
+    kinds = [item.type for item in client.responses.input_items.list(second.id, order="asc")]
+    assert kinds == [
+        "message",
+        "reasoning",
+        "message",
+        "function_call",
+        "function_call_output",
+    ]
+
+
+def test_streamed_it_is_the_same(client):
+    whole = client.responses.create(input="Hi", tools=[TOOL])
+    with client.responses.stream(input="Hi", model="org/tiny", tools=[TOOL]) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [item.type for item in final.output] == [item.type for item in whole.output]
+    assert final.output[2].arguments == whole.output[2].arguments
+    assert final.output_text == whole.output_text
+    thinking = [e.delta for e in events if e.type == "response.reasoning_text.delta"]
+    assert "".join(thinking) == "Hm."
+
+
+def test_a_format_becomes_a_grammar(client, engine):
+    engine.reply = "{}"
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    shape = {"type": "json_schema", "name": "empty", "schema": schema, "strict": True}
+    answer = client.responses.create(input="Hi", text={"format": shape})
+    assert answer.output_text == "{}"
+    assert engine.submitted[0].sampling.grammar is not None
+
+
+def test_a_tool_without_a_name_is_named(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(input="Hi", tools=[TOOL, {"type": "function"}])
+    assert refused.value.param == "tools[1].name"

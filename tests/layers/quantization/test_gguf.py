@@ -1,0 +1,175 @@
+"""The blocks of a file, kept as they are wherever a layer can."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sapwood.distributed.groups import Group
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.reference.quantized import QuantizedLinear, multiply, quantize
+from sapwood.layers.embedding import LMHead, VocabEmbedding
+from sapwood.layers.linear import ColumnParallelLinear, Linear, RowParallelLinear, even_part
+from sapwood.layers.quantization.gguf import GgufScheme
+
+CPU = torch.device("cpu")
+KERNELS = ReferenceKernels()
+MAKE = {"kernels": KERNELS, "device": CPU, "dtype": torch.float32}
+
+
+def rank_of(rank: int, size: int) -> Group:
+    """A rank that is placed, but has nobody to talk to."""
+    return Group(rank=rank, size=size, process_group=Mock(spec=dist.ProcessGroup))
+
+
+def blocks(kind: str, num_out: int, num_in: int) -> QuantizedWeight:
+    return quantize(torch.randn(num_out, num_in), kind)
+
+
+def place(layer: ColumnParallelLinear | RowParallelLinear | LMHead, name: str, weight: object):
+    target = layer.targets()[f"{name}.weight" if name else "weight"]
+    if isinstance(weight, Tensor):
+        target.place(weight)
+    else:
+        assert isinstance(weight, QuantizedWeight)
+        assert target.place_blocks is not None
+        target.place_blocks(weight)
+
+
+def fused(weights: dict[str, object], group: Group) -> Linear:
+    sizes = {name: weight.shape[0] for name, weight in weights.items()}  # type: ignore[attr-defined]
+    parts = tuple(even_part(name, size, group) for name, size in sizes.items())
+    layer = ColumnParallelLinear(64, parts, bias=False, scheme=GgufScheme(), **MAKE)
+    for name, weight in weights.items():
+        place(layer, name, weight)
+    layer.linear.pack()
+    return layer.linear
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_parts_keep_their_own_kinds_and_their_bits(rank: int) -> None:
+    weights = {"q": blocks("q4_1", 8, 64), "k": blocks("q8_0", 4, 64), "v": blocks("q8_0", 4, 64)}
+    linear = fused(dict(weights), rank_of(rank, 2))
+    assert isinstance(linear.packed, QuantizedLinear)
+    for found, whole in zip(linear.packed.parts, weights.values(), strict=True):
+        size = whole.shape[0] // 2
+        assert found.kind == whole.kind
+        assert torch.equal(found.data, whole.data[rank * size : rank * size + size])
+
+
+def test_a_layer_with_a_dense_part_is_dense() -> None:
+    dense = torch.randn(4, 64)
+    weights = {"gate": blocks("q4_1", 4, 64), "up": dense}
+    linear = fused(dict(weights), Group())
+    x = torch.randn(3, 64)
+    gate = weights["gate"].dequantized(torch.float32)  # type: ignore[attr-defined]
+    torch.testing.assert_close(linear(x), x @ torch.cat((gate, dense)).T)
+
+
+def test_a_dense_part_is_a_copy() -> None:
+    """What was placed may be a piece of a tensor that would otherwise stay in memory."""
+    dense = torch.randn(4, 64)
+    layer = Linear(64, (4,), bias=False, scheme=GgufScheme(), **MAKE)
+    layer.storage.place(0, dense)
+    x, expected = torch.randn(2, 64), dense.clone()
+    dense.zero_()
+    layer.pack()
+    torch.testing.assert_close(layer(x), x @ expected.T)
+
+
+def row_parallel(weight: QuantizedWeight, size: int) -> list[RowParallelLinear]:
+    layers = []
+    for rank in range(size):
+        layer = RowParallelLinear(
+            "down",
+            weight.shape[1],
+            weight.shape[0],
+            bias=False,
+            group=rank_of(rank, size),
+            scheme=GgufScheme(),
+            **MAKE,
+        )
+        target = layer.targets()["down.weight"]
+        if target.place_blocks is None:
+            target.place(weight.dequantized(torch.float32))
+        else:
+            target.place_blocks(weight)
+        layer.linear.pack()
+        layers.append(layer)
+    return layers
+
+
+def test_ranks_share_the_blocks_of_a_row_and_add_up_exactly() -> None:
+    weight, x = blocks("q4_1", 5, 128), torch.randn(3, 128)
+    layers = row_parallel(weight, 2)
+    assert all(isinstance(layer.linear.packed, QuantizedLinear) for layer in layers)
+    total = sum(layer.linear(x[:, 64 * i : 64 * i + 64]) for i, layer in enumerate(layers))
+    torch.testing.assert_close(total, multiply(x, weight), rtol=1e-5, atol=1e-5)
+
+
+def test_ranks_that_would_cut_a_block_dequantise_it() -> None:
+    weight, x = blocks("q4_1", 5, 96), torch.randn(3, 96)
+    layers = row_parallel(weight, 2)
+    assert not any(isinstance(layer.linear.packed, QuantizedLinear) for layer in layers)
+    total = sum(layer.linear(x[:, 48 * i : 48 * i + 48]) for i, layer in enumerate(layers))
+    exact = x @ weight.dequantized(torch.float32).T
+    torch.testing.assert_close(total, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_tied_output_layer_has_the_blocks_of_the_embedding(size: int) -> None:
+    """5 rows over 4 ranks: the third rank's is filled up with zeros, the fourth has none."""
+    weight, hidden = blocks("q8_0", 5, 64), torch.randn(3, 64)
+    logits = []
+    for rank in range(size):
+        group = rank_of(rank, size) if size > 1 else Group()
+        embedding = VocabEmbedding(5, 64, group=group, **MAKE)
+        head = LMHead(5, 64, tied=embedding, group=group, scheme=GgufScheme(), **MAKE)
+        assert head.targets() == {}
+        target = embedding.targets()["weight"]
+        assert target.place_blocks is not None
+        target.place_blocks(weight)
+        head.pack()
+        assert embedding.blocks is None  # nothing keeps them but the packed layer
+        assert isinstance(head.packed, QuantizedLinear)
+        logits.append(head.packed(hidden))
+        first = rank * embedding.weight.shape[0]
+        own = weight.dequantized(torch.float32)[first : first + embedding.weight.shape[0]]
+        assert torch.equal(embedding.weight[: len(own)], own)
+        assert not embedding.weight[len(own) :].any()
+    assert torch.equal(torch.cat(logits, dim=1)[:, :5], multiply(hidden, weight))
+
+
+def test_a_tied_output_layer_of_a_dense_embedding_is_dense() -> None:
+    table, hidden = torch.randn(5, 64), torch.randn(3, 64)
+    embedding = VocabEmbedding(5, 64, group=Group(), **MAKE)
+    head = LMHead(5, 64, tied=embedding, group=Group(), scheme=GgufScheme(), **MAKE)
+    embedding.targets()["weight"].place(table)
+    head.pack()
+    torch.testing.assert_close(head(hidden), hidden @ table.T)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_an_output_layer_of_its_own_is_filled_up_with_zeros(rank: int) -> None:
+    weight, hidden = blocks("q8_0", 5, 64), torch.randn(2, 64)
+    head = LMHead(5, 64, tied=None, group=rank_of(rank, 3), scheme=GgufScheme(), **MAKE)
+    place(head, "", weight)
+    head.pack()
+    expected = torch.zeros(2, 2)
+    own = multiply(hidden, weight)[:, 2 * rank : 2 * rank + 2]
+    expected[:, : own.shape[1]] = own
+    assert torch.equal(head.packed(hidden), expected)
+
+
+def test_what_may_not_be_done() -> None:
+    layer = Linear(64, (2, 2), bias=False, scheme=GgufScheme(), **MAKE)
+    layer.storage.place_blocks(0, blocks("q8_0", 2, 64))
+    with pytest.raises(RuntimeError, match="the file's blocks only"):
+        _ = layer.weight
+    with pytest.raises(RuntimeError, match="has not been placed"):
+        layer.pack()

@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import pytest
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.memory import MemoryConfig
+from sapwood.schema.config.model import QUANTIZATIONS, ModelConfig
+from sapwood.schema.config.resolve import QUANTIZED_BYTES, resolve
+from tests.schema.config.test_resolve import CPU, GIB, MODEL
+
+GGUF = replace(MODEL, weight_format="gguf")
+SAFETENSORS = replace(MODEL, weight_format="safetensors")
+
+
+def asked(quantization, **memory):
+    return EngineConfig(model=ModelConfig(quantization=quantization), memory=MemoryConfig(**memory))
+
+
+def reason(config, model):
+    _, decisions = resolve(config, CPU, model)
+    return next(one.reason for one in decisions if one.option == "quantization")
+
+
+def test_nobody_asked_for_quantisation():
+    _, decisions = resolve(asked(None), CPU, GGUF)
+    assert "quantization" not in {one.option for one in decisions}
+
+
+@pytest.mark.parametrize("quantization", ["w8a8_int8", "w4a8"])
+def test_what_was_quantised_before_is_dequantised_first_and_that_is_said(quantization):
+    assert "dequantised first" in reason(asked(quantization), GGUF)
+    assert "dequantised" not in reason(asked(quantization), SAFETENSORS)
+
+
+def test_blocks_of_a_gguf_file_are_taken_as_they_are():
+    assert reason(asked("gguf"), GGUF) == "asked for; the file's own blocks, int8 activations"
+
+
+@pytest.mark.parametrize("weight_format", ["safetensors", "pt", "dummy", ""])
+def test_blocks_of_other_files_are_refused(weight_format):
+    model = replace(MODEL, weight_format=weight_format)
+    wanted = rf"weights of small are {weight_format or 'of another format'}; use .*w4a8 or w8a8"
+    with pytest.raises(ConfigError, match=f"--quantization gguf.*{wanted}"):
+        resolve(asked("gguf"), CPU, model)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_fp16_activations_are_refused(quantization):
+    config = EngineConfig(model=ModelConfig(quantization=quantization, dtype="float16"))
+    with pytest.raises(ConfigError, match=rf"{quantization} .*not with float16.*--dtype bfloat16"):
+        resolve(config, CPU, GGUF)
+
+
+def test_choices_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match=r"quantization.*awq"):
+        ModelConfig(quantization="awq")
+
+
+def test_smaller_weights_leave_more_for_the_pool():
+    model = replace(
+        GGUF, num_parameters=4 * 10**9, num_embedding_parameters=10**9, context_length=16384
+    )
+    bytes_per_token = model.kv_values_per_token * 2
+    pools = {
+        choice: resolve(asked(choice, mem_fraction_static=0.5), CPU, model)[
+            0
+        ].memory.max_total_tokens
+        * bytes_per_token
+        for choice in (None, *QUANTIZATIONS)
+    }
+    for choice in QUANTIZATIONS:
+        # The embedding is looked up in the model's dtype beside the quantised output layer.
+        weight_bytes = 4 * 10**9 * QUANTIZED_BYTES[choice] + 2 * 10**9
+        assert pools[choice] == pytest.approx(12 * GIB - weight_bytes, abs=1e6)
+    assert pools[None] == pytest.approx(12 * GIB - 8 * 10**9, abs=1e6)

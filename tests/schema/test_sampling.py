@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.schema.sampling import MAX_STOPS, SamplingParams
+
+OUT_OF_RANGE = [
+    ("max_new_tokens", -1, "[0, inf)"),
+    ("temperature", -0.1, "[0.0, 1000000.0]"),
+    ("temperature", float("nan"), "[0.0, 1000000.0]"),
+    ("top_k", 0, "[1, inf)"),
+    ("top_p", 0.0, "(0.0, 1.0]"),
+    ("top_p", 1.01, "(0.0, 1.0]"),
+    ("min_p", -0.5, "[0.0, 1.0]"),
+    ("frequency_penalty", 2.5, "[-2.0, 2.0]"),
+    ("presence_penalty", float("inf"), "[-2.0, 2.0]"),
+    ("repetition_penalty", 0.0, "(0.0, 2.0]"),
+    ("seed", 2**64, f"[{-(2**63)}, {2**64 - 1}]"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "limits"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_named_with_its_range(name: str, value: float, limits: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
+    assert caught.value.message == f"{name} is {value} but must be in {limits}"
+
+
+def test_min_new_tokens_may_not_exceed_max_new_tokens() -> None:
+    with pytest.raises(InvalidRequest, match=r"min_new_tokens is 5 but must be in \[0, 4\]"):
+        SamplingParams(max_new_tokens=4, min_new_tokens=5)
+
+
+@pytest.mark.parametrize("name", ["stop", "stop_regex"])
+def test_stops_are_bounded(name: str) -> None:
+    SamplingParams(**{name: ("a",) * MAX_STOPS})
+    with pytest.raises(InvalidRequest, match=f"{name} has {MAX_STOPS + 1} entries"):
+        SamplingParams(**{name: ("a",) * (MAX_STOPS + 1)})
+
+
+def test_parameters_of_no_processor_are_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(custom_params={"a": 1})
+    assert caught.value.param == "custom_params"
+
+
+def test_they_cross_processes_unchanged() -> None:
+    params = SamplingParams(
+        stop_regex=("a+",),
+        custom_logit_processor="disallowed_tokens",
+        custom_params={"token_ids": [1, 2], "nested": {"a": [None, 1.5, "x"]}},
+    )
+    encoded = msgspec.msgpack.encode(params)
+    assert msgspec.msgpack.decode(encoded, type=SamplingParams) == params
