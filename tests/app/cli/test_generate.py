@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from sapwood.app.cli import generate as generate_module
-from sapwood.frontends.batches.run import Tally
 from sapwood.app.cli.generate import summary
 from sapwood.app.cli.main import main
+from sapwood.frontends.batches.run import Tally
 
 
 @pytest.fixture
