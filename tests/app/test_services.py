@@ -43,6 +43,24 @@ def test_the_models_own_defaults_can_be_left_out(tmp_path: Path) -> None:
     assert build(directory, sampling_defaults="model").default_sampling == {"temperature": 0.3}
 
 
+def test_how_the_model_calls_and_thinks(tmp_path: Path) -> None:
+    directory = write_llama(tmp_path / "m")
+    assert build(directory).formats.calls is None
+    named = build(
+        directory, tool_call_parser="mistral", reasoning_parser="qwen3", unknown_tool_calls="call"
+    )
+    assert named.formats.calls is not None
+    assert named.formats.calls.name == "mistral"
+    assert named.formats.reasoning is not None
+    assert named.formats.keeps_unknown
+    by_template = build(directory, chat_template="chatml-tools").formats
+    assert by_template.calls is not None
+    assert by_template.calls.name == "qwen25"
+    for option in ("tool_call_parser", "reasoning_parser"):
+        with pytest.raises(ConfigError, match=r"nope.*known"):
+            build(directory, **{option: "nope"})
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_code_from_requests_is_an_option(tmp_path: Path, allowed: bool) -> None:
     services = build(write_llama(tmp_path / "m"), enable_custom_logit_processor=allowed)

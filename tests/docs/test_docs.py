@@ -32,10 +32,12 @@ PAGES = [
 EXAMPLE_URL = "http://127.0.0.1:30000"
 EMBEDDING_URL = "http://127.0.0.1:30001"
 """Where the pages have a server of an embedding model."""
+TOOLS_URL = "http://127.0.0.1:30002"
+"""Where the pages have a server whose chat template has a place for tools."""
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
 PATH_SUFFIXES = "py|pyi|md|toml|cpp|h|jinja|js|css|html|png|svg"
-FOREIGN_FLAGS = {"--strict"}
-"""Flags of other programs that the pages mention (mypy)."""
+FOREIGN_FLAGS = {"--strict", "--max-examples"}
+"""Flags of other programs that the pages mention (mypy, pytest)."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -308,7 +310,8 @@ def test_names_of_modules_exist(page: Path) -> None:
     """`sapwood.schema.env` is a module, and `sapwood.LLM` something in one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     groups = {*project["entry-points"], "sapwood.architectures", "sapwood.bench_peers"}
-    groups |= {"sapwood.logits_processors"}
+    groups |= {"sapwood.logits_processors", "sapwood.tool_call_parsers"}
+    groups |= {"sapwood.reasoning_parsers"}
     text = page.read_text("utf-8")
     spans = {one for span in code_spans(text) for one in re.findall(r"^sapwood(?:\.\w+)+", span)}
     for name in sorted(spans - groups):
@@ -347,7 +350,7 @@ def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None
         (url,) = [word for word in words if word.startswith("http")]
         body = words[words.index("-d") + 1] if "-d" in words else None
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
-        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL)), url
+        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL, TOOLS_URL)), url
         if url.startswith(server):
             yield method, url.removeprefix(server), body
 
@@ -364,6 +367,34 @@ def test_the_requests_to_an_embedding_model_are_answered(
 ) -> None:
     flags = ("--model", minilm_files.name)
     check_requests(EMBEDDING_URL, flags, capsys, num_requests=1, num_clients=0)
+
+
+def test_the_requests_with_tools_are_answered(
+    smollm2_files: ModelFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--model", smollm2_files.name, "--chat-template", "chatml-tools")
+    flags += ("--max-total-tokens", "8192")
+    check_requests(TOOLS_URL, flags, capsys, num_requests=0, num_clients=0)
+
+
+def test_the_reasoning_page_runs(
+    smollm2_files: ModelFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "reasoning.md"
+    names: dict[str, object] = {"__name__": "docs"}
+    try:
+        for block in blocks(page.read_text("utf-8")):
+            if block.language == "python":
+                source = "\n" * (block.line - 1) + block.text
+                exec(compile(source, str(page), "exec"), names)
+    finally:
+        if "llm" in names:
+            names["llm"].close()  # type: ignore[attr-defined]
+    said = capsys.readouterr().out
+    thought, answer = said.split("said:")
+    assert len(thought.split()) > 5
+    assert answer.split("\n")[0].strip()
+    assert said.count("prime") >= 2
 
 
 def check_requests(

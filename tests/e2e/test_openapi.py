@@ -1,6 +1,6 @@
 """The OpenAPI document is true: what a fuzzer makes of it is answered as it says.
 
-`pytest tests/e2e/test_openapi.py --max-examples 60` asks far more than 2,000 times; the default is a
+`pytest tests/e2e/test_openapi.py --max-examples 40` asks more than 2,000 times; the default is a
 sample of it.
 """
 
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.e2e.server import Server, serving
@@ -56,19 +57,17 @@ def test_a_fuzzer_finds_nothing(
 
 
 def test_every_route_tells_what_it_answers(fuzzed: Server) -> None:
-    """Each operation has a description of its answer, of its errors, and an example of its body."""
-    import httpx
-
+    """Each operation tells of its answer and its errors, and has an example of its body."""
     document = httpx.get(f"{fuzzed.url}/openapi.json").json()
     lacking = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             where = f"{method.upper()} {path}"
             content = operation["responses"]["200"].get("content", {})
-            if not content or any(kind.get("schema") in ({}, None) for kind in content.values()):
+            if not content or not all(kind.get("schema") for kind in content.values()):
                 lacking.append(f"{where}: no schema of its answer")
-            for media in operation.get("requestBody", {}).get("content", {}).values():
-                if "example" not in media and "examples" not in media:
+            for kind, media in operation.get("requestBody", {}).get("content", {}).items():
+                if kind == "application/json" and "example" not in media:
                     lacking.append(f"{where}: no example")
                 if "400" not in operation["responses"]:
                     lacking.append(f"{where}: takes a body, but tells of no 400")

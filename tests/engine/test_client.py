@@ -332,3 +332,36 @@ class TestLifecycle:
             assert wire.client.unavailable_reason == "the server is shutting down"
 
         run(work())
+
+
+class TestRestart:
+    def test_another_engine_takes_the_place_of_the_one_that_failed(self) -> None:
+        async def work() -> None:
+            wire, second = Wire(), Wire(ready=False)
+            reader = asyncio.create_task(read(wire))
+            await settle()
+            wire.client.fail("it was killed")
+            wire.client.restart(second, "the engine is being restarted: it was killed")
+            [ended] = await reader
+            assert ended.finish is not None
+            assert ended.finish.status == 503
+            assert wire.client.failure is None
+            assert not wire.client.is_ready
+            assert "being restarted" in (wire.client.unavailable_reason or "")
+            [refused] = await read(wire)
+            assert refused.finish is not None
+            assert refused.finish.status == 503
+            wire.client.deliver(READY)
+            again = asyncio.create_task(read(wire))
+            await settle()
+            assert second.sent == [ask("a")]
+            wire.answer("a", [1], LENGTH)
+            [last] = await again
+            assert last.token_ids == [1]
+
+        run(work())
+
+    def test_only_what_has_failed_is_replaced(self) -> None:
+        wire = Wire()
+        with pytest.raises(RuntimeError, match="has not failed"):
+            wire.client.restart(wire, "why")

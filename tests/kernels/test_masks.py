@@ -9,7 +9,6 @@ from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
-from sapwood.kernels.torch_ops.masks import _unpacked
 
 
 @pytest.fixture(params=["reference", "torch", "cpu"])
@@ -37,12 +36,3 @@ def test_bits(kernels: Kernels, dtype: torch.dtype, vocab: int, rows: list[int])
                 expected[row, token] = -torch.inf
     kernels.mask_logits(logits, masks, rows)
     assert torch.equal(logits, expected)
-
-
-def test_shifts_and_unpacking_are_the_same() -> None:
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.randint(-(2**31), 2**31, (4, 9), generator=generator).to(torch.int32)
-    on_host = _unpacked(masks, torch.zeros(4, 260))
-    places = torch.arange(32, dtype=torch.int32)
-    bits = torch.bitwise_right_shift(masks[:, :, None], places) & 1
-    assert torch.equal(on_host, bits.view(4, -1)[:, :260] == 0)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sapwood.app.chat import chat_turn
 from sapwood.app.in_process import InProcessEngine
 from sapwood.app.sampling import Sampling, sampling_params
 from sapwood.app.services import build_services
@@ -28,6 +29,7 @@ from sapwood.app.wiring import resolve_config
 from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
+from sapwood.frontends.common.chat import Turn
 from sapwood.frontends.common.embed import check_dimensions, embed_all
 from sapwood.frontends.common.errors import EngineFailed
 from sapwood.frontends.common.services import Services
@@ -37,7 +39,9 @@ from sapwood.schema.config.options import gather
 from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
 from sapwood.schema.request import EngineInput
+from sapwood.text.answer import AnswerShape
 from sapwood.text.embedding import EmbedRequest, Numbers, shortened
+from sapwood.text.events import Answer
 from sapwood.text.generation import TextChunk, TextRequest
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -50,7 +54,11 @@ OnFinish = Callable[[int, "GenerationResult"], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """The whole output of one prompt; `finish` says why it ended."""
+    """The whole output of one prompt; `finish` says why it ended.
+
+    text    as the model wrote it
+    answer  of a chat: its content, the thinking before it, and its calls of tools, told apart
+    """
 
     prompt_index: int
     text: str
@@ -59,6 +67,7 @@ class GenerationResult:
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,17 +154,22 @@ class LLM:
     ) -> list[GenerationResult]:
         """The answer to one conversation, or to each of several, in their order.
 
-        As `generate` otherwise; template_options go to the chat template.
+        As `generate` otherwise. Options that POST /v1/chat/completions has too (tools, tool_choice,
+        parallel_tool_calls, documents, reasoning_effort, thinking_budget, separate_reasoning,
+        continue_final_message) mean the same here; all others go to the chat template. The result's
+        `answer` has the calls.
         """
         one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = [messages] if one else messages
-        requests = [
-            self._chat_request(conversation, each, template_options)
+        turns = [
+            self._turn(conversation, each, template_options)
             for conversation, each in zip(
                 conversations, _as_many(sampling, len(conversations)), strict=True
             )
         ]
-        return self.run(self._collect_all(requests, on_finish))
+        requests = [self._chat_request(turn) for turn in turns]
+        shapes = [turn.shape for turn in turns]
+        return self.run(self._collect_all(requests, on_finish, shapes))
 
     async def agenerate(self, prompt: Prompt, sampling: Sampling = None) -> GenerationResult:
         """`generate` of one prompt for an asyncio program; cancelling it aborts the request."""
@@ -180,8 +194,8 @@ class LLM:
     def stream_chat(
         self, messages: Sequence[Message], sampling: Sampling = None, **template_options: Any
     ) -> Generator[TextChunk, None, None]:
-        """`stream` of the answer to a conversation."""
-        request = self._chat_request(messages, sampling, template_options)
+        """`stream` of the answer to a conversation, as the model writes it."""
+        request = self._chat_request(self._turn(messages, sampling, template_options))
         return self._engine.loop.items(self._chunks(request))
 
     def astream(self, prompt: Prompt, sampling: Sampling = None) -> AsyncGenerator[TextChunk, None]:
@@ -289,35 +303,33 @@ class LLM:
             sampling=sampling_params(sampling, self.services.default_sampling),
         )
 
-    def _chat_request(
+    def _turn(
         self, messages: Sequence[Message], sampling: Sampling, options: Mapping[str, Any]
-    ) -> TextRequest:
-        self.services.check_task("tokens")
-        if self.services.template is None:
-            raise InvalidRequest(
-                f"{self.services.model_name} has no chat template; use generate, or give one with "
-                "chat_template="
-            )
-        if not messages or not all(isinstance(message, Mapping) for message in messages):
-            raise InvalidRequest(
-                "a conversation must be a list of at least one message, each a mapping such as "
-                '{"role": "user", "content": "Hello"}',
-                param="messages",
-            )
-        prompt = self.services.template.render(list(messages), **options)
-        return self._request(prompt, sampling, add_special_tokens=False)
+    ) -> Turn:
+        params = sampling_params(sampling, self.services.default_sampling)
+        return chat_turn(self.services, messages, params, options)
+
+    def _chat_request(self, turn: Turn) -> TextRequest:
+        return self._request(turn.prompt, turn.sampling, add_special_tokens=False)
 
     async def _collect_all(
-        self, requests: Sequence[TextRequest], on_finish: OnFinish | None
+        self,
+        requests: Sequence[TextRequest],
+        on_finish: OnFinish | None,
+        shapes: Sequence[AnswerShape] = (),
     ) -> list[GenerationResult]:
-        """All results in order, as many requests at a time as there is room for."""
+        """All results in order, as many requests at a time as there is room for.
+
+        shapes  of chats: how their answers are read
+        """
         results: dict[int, GenerationResult] = {}
         numbered = iter(enumerate(requests))
 
         async def work() -> None:
             for index, request in numbered:
                 try:
-                    results[index] = await self._collect(index, request)
+                    shape = shapes[index] if shapes else None
+                    results[index] = await self._collect(index, request, shape)
                 except Exception as error:
                     if len(requests) > 1:
                         error.add_note(f"this was prompt {index} of {len(requests)}, from 0")
@@ -335,7 +347,9 @@ class LLM:
             await asyncio.gather(*workers, return_exceptions=True)
         return [results[index] for index in range(len(requests))]
 
-    async def _collect(self, index: int, request: TextRequest) -> GenerationResult:
+    async def _collect(
+        self, index: int, request: TextRequest, shape: AnswerShape | None = None
+    ) -> GenerationResult:
         texts: list[str] = []
         token_ids: list[int] = []
         last: TextChunk | None = None
@@ -346,14 +360,16 @@ class LLM:
                 last = chunk
         assert last is not None
         assert last.finish is not None, "the last chunk of a request has a finish"
+        text = "".join(texts)
         return GenerationResult(
             prompt_index=index,
-            text="".join(texts),
+            text=text,
             token_ids=tuple(token_ids),
             finish=last.finish,
             num_prompt_tokens=last.num_prompt_tokens,
             num_output_tokens=last.num_output_tokens,
             num_cached_tokens=last.num_cached_tokens,
+            answer=None if shape is None else shape.parsed(text),
         )
 
     async def _chunks(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:

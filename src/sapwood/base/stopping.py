@@ -25,9 +25,13 @@ class EarlyExit:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # The interpreter's own end brings the default action back, but leaves this.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGALRM, _end_now)
         signal.setitimer(signal.ITIMER_REAL, UNWIND_S)
         sys.exit(0)
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    os._exit(0)
 
 
 class StopSignals:
@@ -39,7 +43,7 @@ class StopSignals:
 
     def install(self) -> None:
         """SystemExit if the process was asked to end before."""
-        if signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+        if signal.getsignal(signal.SIGALRM) is _end_now:
             sys.exit(0)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)

@@ -19,6 +19,7 @@ from sapwood.base.clock import Clock
 from sapwood.engine.admission import OutputReserve, Precedence, PrefillDelayer
 from sapwood.engine.deadlines import Deadlines
 from sapwood.engine.grammar_gate import GrammarGate, Grammars
+from sapwood.engine.limits import RequestBounds
 from sapwood.engine.policy import LPM_QUEUE_LIMIT, SCHEDULE_POLICIES, Waiting
 from sapwood.engine.prefixes import PrefixesInProgress
 from sapwood.engine.request_state import Phase, RequestState
@@ -26,7 +27,7 @@ from sapwood.memory.ledger import Lease, Ledger
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
-from sapwood.schema.pooling import Pooling, why_not
+from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
 from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
 
@@ -56,8 +57,13 @@ class Scheduler:
         assert config.max_queued_requests is not None
         assert config.chunked_prefill_size is not None
         self._ledger = ledger
-        self._context_length = context_length
-        self._vocab_size = vocab_size
+        self._bounds = RequestBounds(
+            context_length=context_length,
+            pool_tokens=ledger.num_pages * ledger.page_size,
+            vocab_size=vocab_size,
+            max_prompt_tokens=config.max_prompt_tokens,
+            pooling=pooling,
+        )
         self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = clock
         self._pooling = pooling
@@ -71,7 +77,6 @@ class Scheduler:
             threshold=config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1,
         )
         self._policy_name = config.schedule_policy
-        self._max_prompt_tokens = config.max_prompt_tokens
         self._precedence = Precedence.of(config)
         self._deadlines = Deadlines(
             queue_timeout_s=config.queue_timeout, request_timeout_s=config.request_timeout
@@ -131,7 +136,7 @@ class Scheduler:
                 num_prompt_tokens=len(request.prompt_ids),
                 finish=refusal,
             )
-        limit = min(self._context_length, self._pool_tokens) - len(request.prompt_ids)
+        limit = self._bounds.max_tokens - len(request.prompt_ids)
         asked = request.sampling.max_new_tokens
         seed = request.sampling.seed
         state = RequestState(
@@ -281,10 +286,6 @@ class Scheduler:
 
     # ---- refusal -----------------------------------------------------------------------------
 
-    @property
-    def _pool_tokens(self) -> int:
-        return self._ledger.num_pages * self._ledger.page_size
-
     def _why_refused(self, request: Generate) -> Finish | None:
         def refuse(message: str, status: int, error_type: str) -> Finish:
             return Finish(kind="error", message=message, status=status, error_type=error_type)
@@ -295,60 +296,19 @@ class Scheduler:
                 400,
                 "BadRequestError",
             )
-        numbers = "embed" if self._pooling is None else self._pooling.task
-        unable = why_not(self._pooling, "tokens" if request.embed is None else numbers)
-        if unable is not None:
-            return refuse(unable, 400, "BadRequestError")
-        num_tokens = len(request.prompt_ids)
-        if num_tokens == 0:
-            return refuse("the prompt is empty; send at least one token", 400, "BadRequestError")
-        longest = self._max_prompt_tokens
-        if longest is not None and num_tokens > longest:
-            return refuse(
-                f"the prompt has {num_tokens} tokens but this server accepts at most {longest}, "
-                f"its --max-prompt-tokens; shorten it by {num_tokens - longest}",
-                400,
-                "BadRequestError",
-            )
-        room_for_output = 1 if request.embed is None else 0
-        limit = min(self._context_length, self._pool_tokens) - room_for_output
-        if num_tokens > limit:
-            return refuse(
-                f"the prompt has {num_tokens} tokens but this engine accepts at most {limit} "
-                f"(context length {self._context_length}, KV pool {self._pool_tokens}); "
-                f"shorten it by {num_tokens - limit}",
-                400,
-                "BadRequestError",
-            )
-        outside = self._token_outside_vocabulary(request)
-        if outside is not None:
-            return refuse(
-                f"token id {outside} is outside the model's vocabulary, 0 to "
-                f"{self._vocab_size - 1}",
-                400,
-                "BadRequestError",
-            )
-        grammar_refusal = self._gate.why_refused(request.sampling)
-        if grammar_refusal is not None:
-            return refuse(grammar_refusal, 400, "BadRequestError")
-        priority_refusal = self._precedence.why_refused(request.priority)
-        if priority_refusal is not None:
-            return refuse(priority_refusal, 400, "BadRequestError")
+        wrong = (
+            self._bounds.why_refused(request)
+            or self._gate.why_refused(request.sampling)
+            or self._precedence.why_refused(request.priority)
+        )
+        if wrong is not None:
+            return refuse(wrong, 400, "BadRequestError")
         if (
             len(self._waiting) >= self._max_queued
             and not self._can_run_at_once()
             and not self._displace(self._precedence.rank(request.priority))
         ):
             return refuse("The request queue is full.", 503, "ServiceUnavailableError")
-        return None
-
-    def _token_outside_vocabulary(self, request: Generate) -> int | None:
-        """A tokenizer may know more tokens than its model; such an id must not reach a kernel."""
-        sampling = request.sampling
-        scored = request.logprobs.token_ids if request.logprobs is not None else ()
-        for ids in (request.prompt_ids, sampling.stop_token_ids, sampling.logit_bias, scored):
-            if ids and not (min(ids) >= 0 and max(ids) < self._vocab_size):
-                return next(one for one in ids if not 0 <= one < self._vocab_size)
         return None
 
     def _can_run_at_once(self) -> bool:

@@ -343,6 +343,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/configure_logging": {"log_requests": True, "log_requests_level": 1},
 }
 
+_EVENT = {
+    "type": "object",
+    "description": "One event; data is JSON, or [DONE] at the end.",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 _REF = "#/components/schemas/{name}"
 _ERROR_SHAPES = (Error, NestedError, AnthropicError, OllamaError)
 
@@ -385,6 +391,9 @@ def _describe(operation: dict[str, Any], path: str, method: str, answers: list[A
             for one in answers
         }
         responses["200"] = {"description": "What was asked for.", "content": content}
+    stream = responses["200"].get("content", {}).get(SSE)
+    if stream is not None:
+        stream["schema"] = _EVENT
     refusal = {JSON: {"schema": {"$ref": _REF.format(name=_error_shape(path).__name__)}}}
     for status in _statuses(path, method):
         description = "Overloaded" if status == ANTHROPIC_OVERLOADED else HTTPStatus(status).phrase

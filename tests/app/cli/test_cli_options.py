@@ -159,7 +159,8 @@ def test_help_tells_all_of_an_option():
     assert "A flag wins over the environment" in words
     for config in (*COMPONENTS, ServerConfig):
         for spec in option_specs(config):
-            assert spec.env in words
+            # A name that is longer than its column is broken there.
+            assert spec.env in "".join(text.split())
             assert spec.flag in words
 
 

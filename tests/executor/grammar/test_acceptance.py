@@ -11,7 +11,7 @@ from tests.executor.grammar.acceptance import cases, count
 
 @pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
 def test_every_output_that_ends_matches(smollm2_files: ModelFiles, backend: str) -> None:
-    with LLM(str(smollm2_files.path), max_total_tokens=16384, grammar_backend=backend) as llm:
+    with LLM(smollm2_files.name, max_total_tokens=16384, grammar_backend=backend) as llm:
         counts = count(llm, cases(8, 4, 2), max_new_tokens=150)
     assert not [name for name in counts if "WRONG" in name]
     assert counts["json_schema matched"] >= 3

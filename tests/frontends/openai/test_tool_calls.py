@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 
-import msgspec
 import pytest
 
-from sapwood.frontends.server import create_app
 from sapwood.text.template import ChatTemplate, template_source
 from tests.frontends.chats import SHORT_TEMPLATE, changes, read_stream, read_whole, tools_of
 from tests.text.tools.samples import TOOLS, samples_of
@@ -79,9 +77,9 @@ def test_the_events_of_a_call(chat, engine, events):
 
 def test_a_broken_call_is_content(chat, engine):
     engine.reply = CALL[:-20]
-    for read in (read_whole(chat.app, **ask()),):
-        assert (read["content"], read["calls"]) == (engine.reply, [])
-        assert read["finish_reason"] == "stop"
+    read = read_whole(chat.app, **ask())
+    assert (read["content"], read["calls"]) == (engine.reply, [])
+    assert read["finish_reason"] == "stop"
 
 
 def test_a_stream_with_a_broken_call_ends_with_its_text(chat, engine, events):
@@ -235,17 +233,3 @@ def test_tags_that_are_special_tokens_are_kept_in_the_text(services, engine, api
     [tool] = WEATHER
     strict = [{**tool, "function": {**tool["function"], "strict": True}}]
     assert api.post(URL, ask(tools=strict)).status_code == 400
-
-
-def test_log_probabilities_come_along(chat, engine):
-    engine.reply = CALL
-    answer = chat.post(URL, ask(logprobs=False))
-    assert answer.status_code == 200
-    assert msgspec.json.decode(answer.content)["choices"][0]["logprobs"] is None
-
-
-def test_the_app_is_the_same_for_every_request(services):
-    """Formats have no state: two answers at once do not meet."""
-    form = changes("qwen25")["formats"].calls
-    assert not vars(form)
-    assert create_app(services) is not None

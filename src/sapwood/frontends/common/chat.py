@@ -160,7 +160,9 @@ def plan_turn(
             f"this model has no chat template; {instead}, or start the server with --chat-template",
             param="messages",
         )
-    _check_tools(services, asked.tools)
+    # Where the template has no place for tools, it says so itself.
+    if "tools" in services.template.variables:
+        _check_tools(services, asked.tools)
     options = _template_options(services, services.template, asked)
     prompt = _rendered(services.template, asked, options)
     return _turn(services, asked, sampling, prompt)

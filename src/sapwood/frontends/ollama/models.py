@@ -55,12 +55,22 @@ async def show(request: Request, services: Services) -> Response:
                 f"{kind}.context_length": services.engine.info.context_length,
                 f"{kind}.vocab_size": services.generator.vocab_size,
             },
-            "capabilities": ["completion"],
+            "capabilities": _capabilities(services),
         }
     )
 
 
 _OPTION_NAMES = {"repetition_penalty": "repeat_penalty"}
+
+
+def _capabilities(services: Services) -> list[str]:
+    template, formats = services.template, services.formats
+    capabilities = ["completion"]
+    if template is not None and "tools" in template.variables and formats.calls is not None:
+        capabilities.append("tools")
+    if formats.reasoning is not None:
+        capabilities.append("thinking")
+    return capabilities
 
 
 def _card(services: Services) -> dict[str, Any]:

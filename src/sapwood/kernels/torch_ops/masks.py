@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 
 def mask_logits(logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
     """As Kernels.mask_logits."""
-    forbidden = _unpacked(masks, logits)
-    if len(rows) == logits.shape[0] and list(rows) == list(range(len(rows))):
-        logits.masked_fill_(forbidden, -torch.inf)
+    if not len(rows):
+        return
+    ceilings = _ceilings(masks, logits)
+    if list(rows) == list(range(logits.shape[0])):
+        torch.minimum(logits, ceilings, out=logits)
         return
     for place, row in enumerate(rows):
-        logits[row].masked_fill_(forbidden[place], -torch.inf)
+        torch.minimum(logits[row], ceilings[place], out=logits[row])
 
 
-def _unpacked(masks: Tensor, logits: Tensor) -> Tensor:
-    """[n, vocab] bool on the logits' device: where the bit is 0."""
-    vocab = logits.shape[1]
-    if logits.is_cpu:
-        # A tenth of the time that shifts and comparisons take.
-        inverted = np.bitwise_not(masks.numpy()).view(np.uint8)
-        bits = np.unpackbits(inverted, axis=1, count=vocab, bitorder="little")
-        return torch.from_numpy(bits).view(torch.bool)
+def _ceilings(masks: Tensor, logits: Tensor) -> Tensor:
+    """[n, vocab] of the logits' dtype: infinity where the bit is 1, else minus infinity.
+
+    Eight at a time from a table: on a CPU a tenth of the time that unpacking the bits and filling
+    where they are 0 takes, since that branches at each token."""
     words = masks.to(logits.device, non_blocking=True)
-    places = torch.arange(32, dtype=torch.int32, device=logits.device)
-    bits_of_words = torch.bitwise_right_shift(words[:, :, None], places) & 1
-    return bits_of_words.view(len(masks), -1)[:, :vocab] == 0
+    octets = words.view(torch.uint8).reshape(-1).to(torch.int32)
+    table = _table(logits.device, logits.dtype)
+    return table.index_select(0, octets).view(len(masks), -1)[:, : logits.shape[1]]
+
+
+@functools.cache
+def _table(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[256, 8]; row b has what the bits of the byte b stand for, the lowest first."""
+    with torch.inference_mode(False):
+        octets = torch.arange(256, device=device)[:, None]
+        bits = (octets >> torch.arange(8, device=device)) & 1
+        infinity = torch.tensor(torch.inf, dtype=dtype, device=device)
+        return torch.where(bits == 1, infinity, -infinity)

@@ -1,0 +1,55 @@
+"""A conversation as a Python program gives it, made ready for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.chat import Conversation, Turn, plan_turn
+from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.tools import openai_tool_use
+from sapwood.schema.sampling import SamplingParams
+
+_NAMES = {
+    "documents": "documents",
+    "continue_final_message": "goes_on",
+    "separate_reasoning": "takes_apart",
+    "reasoning_effort": "effort",
+    "thinking_budget": "thinking_budget",
+}
+
+
+def chat_turn(
+    services: Services,
+    messages: Sequence[Mapping[str, Any]],
+    sampling: SamplingParams,
+    options: Mapping[str, Any],
+) -> Turn:
+    """
+    options  the fields of POST /v1/chat/completions that concern tools, thinking and the template,
+             by their names there; every other name is a variable of the chat template
+    Raises   InvalidRequest that names the option
+    """
+    if not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise InvalidRequest(
+            "a conversation must be a list of at least one message, each a mapping such as "
+            '{"role": "user", "content": "Hello"}',
+            param="messages",
+        )
+    given = dict(options)
+    use = openai_tool_use(
+        given.pop("tools", None) or (),
+        given.pop("tool_choice", None),
+        given.pop("parallel_tool_calls", None),
+    )
+    goes_on = bool(given.get("continue_final_message"))
+    fields = {ours: given.pop(name) for name, ours in _NAMES.items() if name in given}
+    conversation = Conversation(
+        messages=list(messages),
+        tools=use,
+        add_generation_prompt=bool(given.pop("add_generation_prompt", not goes_on)),
+        options=given,
+        **fields,
+    )
+    return plan_turn(services, conversation, sampling, instead="use generate")

@@ -1,0 +1,63 @@
+"""What one request may ask of this engine and its model, whatever else is open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.schema.pooling import Pooling, why_not
+from sapwood.schema.request import Generate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestBounds:
+    """max_prompt_tokens: None: as the context allows; pool_tokens: all that the KV pool holds."""
+
+    context_length: int
+    pool_tokens: int
+    vocab_size: int
+    max_prompt_tokens: int | None
+    pooling: Pooling | None
+
+    @property
+    def max_tokens(self) -> int:
+        """Prompt and output tokens of one request at most."""
+        return min(self.context_length, self.pool_tokens)
+
+    def why_refused(self, request: Generate) -> str | None:
+        """None if such a request can be served."""
+        numbers = "embed" if self.pooling is None else self.pooling.task
+        unable = why_not(self.pooling, "tokens" if request.embed is None else numbers)
+        if unable is not None:
+            return unable
+        num_tokens = len(request.prompt_ids)
+        if num_tokens == 0:
+            return "the prompt is empty; send at least one token"
+        longest = self.max_prompt_tokens
+        if longest is not None and num_tokens > longest:
+            return (
+                f"the prompt has {num_tokens} tokens but this server accepts at most {longest}, "
+                f"its --max-prompt-tokens; shorten it by {num_tokens - longest}"
+            )
+        room_for_output = 1 if request.embed is None else 0
+        limit = self.max_tokens - room_for_output
+        if num_tokens > limit:
+            return (
+                f"the prompt has {num_tokens} tokens but this engine accepts at most {limit} "
+                f"(context length {self.context_length}, KV pool {self.pool_tokens}); "
+                f"shorten it by {num_tokens - limit}"
+            )
+        outside = self._token_outside_vocabulary(request)
+        if outside is not None:
+            return (
+                f"token id {outside} is outside the model's vocabulary, 0 to {self.vocab_size - 1}"
+            )
+        return None
+
+    def _token_outside_vocabulary(self, request: Generate) -> int | None:
+        """A tokenizer may know more tokens than its model; such an id must not reach a kernel."""
+        sampling = request.sampling
+        scored = request.logprobs.token_ids if request.logprobs is not None else ()
+        for ids in (request.prompt_ids, sampling.stop_token_ids, sampling.logit_bias, scored):
+            if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+                return next(one for one in ids if not 0 <= one < self.vocab_size)
+        return None
