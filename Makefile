@@ -35,6 +35,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# Not on top of .installed: that would compile the kernels twice.
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+	touch $(VENV)/.installed $@

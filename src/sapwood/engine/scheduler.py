@@ -367,7 +367,7 @@ class Scheduler:
         if first is None or self._urgency(first) < most or self._prefix_is_being_computed(first):
             return False
         # Its prefix is locked meanwhile: what the victims leave behind must not push it out.
-        lease, _ = self._ledger.lease(first.namespace, first.key())
+        lease, _ = self._ledger.lease(first.namespace, first.matchable_key())
         has_preempted = False
         while victims and not self._has_room_for(first, lease):
             self._requeue(victims.pop())

@@ -136,7 +136,7 @@ class Encoder:
         )
 
     def hidden(self, batch: ForwardBatch) -> Tensor:
-        """[T, hidden] after the last layer. All tokens of a text are in the batch; no KV is kept."""
+        """[T, hidden] after the last layer. A text is in the batch as a whole; it keeps no KV."""
         positions = batch.positions + self.config.first_position
         x = self._words(batch.token_ids) + F.embedding(positions, self._positions)
         if batch.token_types is None or self.config.num_types == 1:
