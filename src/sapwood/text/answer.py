@@ -26,10 +26,6 @@ class AnswerShape:
     tools: ToolSet = field(default_factory=ToolSet)
 
     @property
-    def is_plain(self) -> bool:
-        return self.reasoning is None and self.calls is None
-
-    @property
     def tags(self) -> frozenset[str]:
         """Tags that must be in the text, even if the tokenizer calls them special."""
         reasoning = self.reasoning.tags if self.reasoning is not None else ()

@@ -147,11 +147,10 @@ async def encoded_turn(
             logprobs = None
             if request.logprobs is not None:
                 logprobs = chunk_logprobs("chat", request, services.tokenizer, chunk)
-            for delta in map(_delta, events):
-                if delta is None:
-                    continue
-                encoded += encoder.delta(index, delta, so_far, logprobs)
-                logprobs = None
+            for event in events:
+                told = _told(encoder, index, event, so_far, logprobs)
+                encoded += told
+                logprobs = None if told else logprobs
             if logprobs is not None:
                 encoded += encoder.text(index, "", so_far, logprobs)
             if chunk.finish is not None:
@@ -162,21 +161,28 @@ async def encoded_turn(
         yield encoder.usage(usage(choices, choices[:1]))
 
 
-def _delta(event: Event) -> dict[str, object] | None:
-    """An event as a chat's delta; None if there is nothing to tell of it."""
+def _told(
+    encoder: EventEncoder,
+    index: int,
+    event: Event,
+    so_far: Choice,
+    logprobs: dict[str, object] | None,
+) -> bytes:
+    """What a client is told of an event of an answer; nothing of its markup."""
     match event:
         case Content(text):
-            return {"content": text}
+            return encoder.text(index, text, so_far, logprobs)
         case Reasoning(text):
-            return {"reasoning_content": text}
-        case CallStart(index, name, call_id):
+            delta: dict[str, object] = {"reasoning_content": text}
+        case CallStart(number, name, call_id):
             function = {"name": name, "arguments": ""}
-            call = {"index": index, "id": call_id, "type": "function", "function": function}
-            return {"tool_calls": [call]}
-        case CallArguments(index, text):
-            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+            call = {"index": number, "id": call_id, "type": "function", "function": function}
+            delta = {"tool_calls": [call]}
+        case CallArguments(number, text):
+            delta = {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
         case _:
-            return None
+            return b""
+    return encoder.delta(index, delta, so_far, logprobs)
 
 
 async def encoded_events(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum
-from typing import ClassVar
 
 from sapwood.text.events import Event, merged
 from sapwood.text.source import Source, Steps, run
@@ -30,7 +29,7 @@ class ReasoningFormat(ABC):
     tool_format   the format of calls of tools that takes the thinking apart itself, if one does
     """
 
-    tags: ClassVar[tuple[str, ...]]
+    tags: tuple[str, ...]
     opens: str
     closes: str
     forced_close: str

@@ -26,7 +26,7 @@ class Think(ReasoningFormat):
     ) -> None:
         self.opens, self.closes = opens, closes
         self.forced_close = f"\n{closes}"
-        self.tags = (opens, closes)  # type: ignore[misc]
+        self.tags = (opens, closes)
         self.is_forced = is_forced
         self._ends_before = ends_before
 

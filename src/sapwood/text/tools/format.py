@@ -101,6 +101,7 @@ class CallSource(Source):
         self.has_content = False
         self._tools = tools
         self._wire = wire
+        self._name = ""
         self._num_started = 0
         self._num_ended = 0
         self._is_open = False
