@@ -200,7 +200,7 @@ class TestManyPrompts:
     def test_results_are_told_as_they_end(self, make_llm: MakeLLM) -> None:
         llm = make_llm()
         told: dict[int, GenerationResult] = {}
-        sampling = [{**GREEDY, "max_new_tokens": length} for length in (30, 1, 5)]
+        sampling = [{**GREEDY, "max_new_tokens": length} for length in (200, 1, 5)]
         results = llm.generate(["a", "b", "c"], sampling, on_finish=told.__setitem__)
         assert list(told) == [1, 2, 0]
         assert [told[index] for index in range(3)] == results
