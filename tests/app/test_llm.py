@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,14 @@ def replace_step(
     assert engine is not None
     execute = engine.executor._execute
     engine.executor._execute = lambda plan: step(execute, plan)
+
+
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """SIGINT as in a terminal: a shell's background job starts with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class TestPrompts:
@@ -274,7 +282,7 @@ class TestStreams:
         ],
     )
     def test_ctrl_c_aborts_what_is_open(
-        self, make_llm: MakeLLM, use: Callable[[LLM], object]
+        self, make_llm: MakeLLM, use: Callable[[LLM], object], sigint: None
     ) -> None:
         llm = make_llm()
         slow_down(llm)

@@ -104,9 +104,10 @@ def test_token_ids_as_a_prompt_and_several_prompts(client: openai.OpenAI) -> Non
         ({"top_p": 0.0}, "top_p"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"n": 0}, "n"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 9999}, "top_logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"extra_body": {"temperatur": 1}}, "temperatur"),
     ],
 )
