@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.app.http_server import HttpServer
 from sapwood.base.errors import ConfigError
@@ -55,3 +60,67 @@ def test_a_secret_is_not_shown() -> None:
     with pytest.raises(ConfigError) as caught:
         ServerConfig(api_key=123456)  # type: ignore[arg-type]
     assert "123456" not in str(caught.value)
+
+
+class Running:
+    """The application of `answer` behind a real socket, until the block ends."""
+
+    def __init__(self, answer: ASGIApp, **options: Any) -> None:
+        config = ServerConfig(port=0, **options)
+        self._server = HttpServer(answer, config, lambda: None)
+
+    async def __aenter__(self) -> tuple[str, int]:
+        self._task = asyncio.create_task(self._server.serve())
+        while not self._server.started:
+            await asyncio.sleep(0.005)
+        host, port = self._server.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        await self._task
+
+
+async def early_answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without looking at the request's body."""
+    headers = [(b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def talk(pieces: Sequence[bytes], **options: Any) -> bytes:
+    """What the server says until it closes the connection."""
+
+    async def run() -> bytes:
+        async with Running(early_answer, **options) as (host, port), asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection(host, port)
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+                while read := await reader.read(65536):
+                    answer += read
+            writer.close()
+            return answer
+
+    return asyncio.run(run())
+
+
+def test_a_head_that_does_not_end_is_cut_off() -> None:
+    endless = [b"GET / HTTP/1.1\r\n", *(b"X-%d: " % i + b"a" * 8000 + b"\r\n" for i in range(9))]
+    assert talk(endless).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_head_that_does_not_come_is_not_waited_for() -> None:
+    assert talk([b"GET / HTTP/1.1\r\n"], request_header_timeout=0.2) == b""
+
+
+def test_a_body_that_nobody_reads_is_no_head() -> None:
+    body = b"a" * 200_000
+    first = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n"
+    last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    answer = talk([first, body[:100_000], body[100_000:], last])
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert b"431" not in answer

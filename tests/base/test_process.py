@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 
-from sapwood.base.process import describe_exit, watch
+from sapwood.base.process import describe_exit, hand_over, watch
 
 CHILD = """
 import time
@@ -33,6 +33,12 @@ def test_a_child_ends_when_its_tether_breaks() -> None:
         assert child.stdin is not None
         child.stdin.close()
         assert child.wait(10) == 1
+
+
+def test_what_is_handed_over_to_a_child_that_has_ended_is_lost_without_an_error() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE) as child:
+        child.wait(10)
+        hand_over(child, b"hello")
 
 
 def test_the_end_of_a_child_is_reported() -> None:

@@ -77,7 +77,11 @@ def complaint(case: Case, answer: bytes) -> str | None:
         return "a stack trace"
     if b"content-type: application/json" not in head:
         # What is no HTTP at all never reaches a dialect.
-        return None if b"Invalid HTTP request received." in body else "no JSON"
+        by_the_server = (
+            b"Invalid HTTP request received.",
+            b"the request line and the headers have",
+        )
+        return None if any(text in body for text in by_the_server) else "no JSON"
     told = json.loads(body)
     message = told.get("message") or told.get("error")
     message = message if isinstance(message, str) else (message or {}).get("message")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
+import threading
 import time
 import traceback
+from concurrent.futures import Future
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import psutil
@@ -15,7 +20,7 @@ import psutil
 from sapwood.app.observability import build_instruments, build_watchdog, print_stacks_on_signal
 from sapwood.base.channel import ZmqReceiver, ZmqSender
 from sapwood.base.errors import StartupError
-from sapwood.base.process import end_with_parent, read_first_line
+from sapwood.base.process import end_with_parent, leave_signals_to_parent, read_first_line
 from sapwood.observe.log import configure_logging
 from sapwood.observe.watchdog import Watchdog
 from sapwood.schema.config.engine import EngineConfig
@@ -44,7 +49,14 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main() -> int:
-    args = msgspec.json.decode(read_first_line(), type=EngineProcessArgs)
+    leave_signals_to_parent()
+    # It takes longer than all else, and needs to know nothing of what the parent hands over.
+    importing = import_ahead("sapwood.app.wiring")
+    try:
+        line = read_first_line()
+    except EOFError:
+        os._exit(1)  # the parent has said why it ended
+    args = msgspec.json.decode(line, type=EngineProcessArgs)
     end_with_parent()
     configure_logging(args.log_level)
     print_stacks_on_signal()
@@ -53,6 +65,7 @@ def main() -> int:
     watchdog.beat("importing torch")
     watchdog.start()
     try:
+        importing.result()
         return serve(args, outbox, watchdog)
     except StartupError as error:
         outbox.send(EngineFatal(error.message))
@@ -61,6 +74,20 @@ def main() -> int:
         outbox.send(EngineFatal(f"{type(error).__name__}: {error}"))
     outbox.close()
     return 1
+
+
+def import_ahead(module: str) -> Future[ModuleType]:
+    """Import a module in a thread; the result raises what the import raised."""
+    imported: Future[ModuleType] = Future()
+
+    def work() -> None:
+        try:
+            imported.set_result(import_module(module))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is wanted
+            imported.set_exception(error)
+
+    threading.Thread(target=work, name="import", daemon=True).start()
+    return imported
 
 
 def _farewell(args: EngineProcessArgs, reason: str) -> None:
@@ -73,7 +100,7 @@ def _farewell(args: EngineProcessArgs, reason: str) -> None:
 
 
 def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Watchdog) -> int:
-    # Imported here so that a failure to import torch reaches the parent as a message too.
+    # Imported here: what imports this module for the names in it does not need torch.
     from sapwood.app.loading import LoadWatch
     from sapwood.app.wiring import build_engine, resolve_config
     from sapwood.executor.profiler import TorchRecorder

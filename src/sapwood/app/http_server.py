@@ -11,13 +11,21 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.server import ServerConfig
 
 AFTER_DRAIN_S = 5
 """What is still open so long after the drain limit has its connection cut."""
+MAX_HEAD_BYTES = 64 << 10
+"""Of a request line and its headers together."""
+_TOO_LONG = b"the request line and the headers have more than 65536 bytes\n"
+HEAD_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: text/plain; charset=utf-8\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_TOO_LONG), _TOO_LONG)
+)
 
 
 class HttpServer(uvicorn.Server):
@@ -42,38 +50,55 @@ class HttpServer(uvicorn.Server):
         return f"{scheme}://{self.config.host}:{self.config.port}"
 
 
-class ImpatientProtocol(H11Protocol):
-    """Closes a connection that does not bring a whole request head in time.
+class ImpatientProtocol(HttpToolsProtocol):
+    """Closes a connection that does not bring a whole request head in time, or too long a one.
 
     uvicorn's own limit is on silence between two requests: a client that sends a byte now and then,
-    or nothing at all, could otherwise hold its connection for ever.
+    or nothing at all, could otherwise hold its connection for ever, or fill the memory with a head.
     """
 
     def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
+        self._num_head_bytes = 0
+        self._reads_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._set_timer()
+        self._watch_head(0)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._set_timer()
+        self._watch_head(len(data))
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._reads_body = True
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._reads_body = False
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._set_timer()
+        self._watch_head(0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_timer()
 
-    def _set_timer(self) -> None:
+    def _watch_head(self, num_bytes: int) -> None:
         """The timer runs while there is no request to be answered, and is not put off by data."""
         if self.cycle is not None and not self.cycle.response_complete:
+            self._num_head_bytes = 0
             self._stop_timer()
+            return
+        if not self._reads_body:  # the rest of one whose answer did not wait for it
+            self._num_head_bytes += num_bytes
+        if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(HEAD_TOO_LONG)
+            self.transport.close()
         elif self._head_timer is None and self._head_timeout_s > 0:
             self._head_timer = self.loop.call_later(self._head_timeout_s, self._give_up)
 

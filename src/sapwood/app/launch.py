@@ -16,12 +16,13 @@ import uvloop
 from rich.console import Console
 
 from sapwood.app.engine_process import EngineProcessArgs
+from sapwood.app.engine_start import start_engine_process
 from sapwood.app.http_server import HttpServer
 from sapwood.app.observability import print_stacks_on_signal, run_while_watched
 from sapwood.app.services import build_services
 from sapwood.app.stores import batch_runner, open_stores
 from sapwood.app.supervision import EngineSupervisor, RestartPolicy
-from sapwood.base.process import spawn_module
+from sapwood.base.process import hand_over
 from sapwood.base.stopping import StopSignals
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.frontends.batches.runner import BatchRunner
@@ -47,8 +48,13 @@ def serve(
     engine: EngineConfig,
     server: ServerConfig,
     observability: ObservabilityConfig | None = None,
+    *,
+    process: Popen[bytes] | None = None,
 ) -> int:
-    """Serve until SIGTERM or Ctrl-C; the exit code. StartupError if the model cannot be had."""
+    """Serve until SIGTERM or Ctrl-C; the exit code. StartupError if the model cannot be had.
+
+    process  the first engine's, if `start_engine_process` was called ahead
+    """
     started_s = time.monotonic()
     configure_logging(server.log_level)
     print_stacks_on_signal()
@@ -74,6 +80,7 @@ def serve(
             started_s,
             stop,
             observability or ObservabilityConfig(),
+            process,
         )
         return uvloop.run(session.run())
 
@@ -115,6 +122,7 @@ class _Session:
     started_s: float
     stop: StopSignals
     observability: ObservabilityConfig
+    process: Popen[bytes] | None
     http: HttpServer = field(init=False)
     client: AsyncEngineClient = field(init=False)
     services: Services = field(init=False)
@@ -169,7 +177,9 @@ class _Session:
             log_level=self.server_config.log_level,
             observability=self.observability,
         )
-        return spawn_module("sapwood.app.engine_process", msgspec.json.encode(args))
+        process, self.process = self.process or start_engine_process(), None
+        hand_over(process, msgspec.json.encode(args))
+        return process
 
     def _http_server(self, supervisor: EngineSupervisor) -> HttpServer:
         server = self.server_config

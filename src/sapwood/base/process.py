@@ -8,23 +8,28 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 
-def spawn_module(module: str, first_line: bytes) -> subprocess.Popen[bytes]:
-    """Start `python -m module` and hand it one line on its standard input, which stays open.
+def start_module(module: str) -> subprocess.Popen[bytes]:
+    """Start `python -m module`; it waits for the line of `hand_over`.
 
-    The open pipe is the tether: its end tells the child that the parent is gone. The child shares
-    the parent's standard output and error.
+    Its standard input is the tether: the end of that pipe tells the child that the parent is gone.
+    The child shares the parent's standard output and error.
     """
-    child = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE)
+
+
+def hand_over(child: subprocess.Popen[bytes], line: bytes) -> None:
+    """Give a child its line, once. Whoever watches the child learns if it has ended before."""
     assert child.stdin is not None
-    child.stdin.write(first_line.rstrip(b"\n") + b"\n")
-    child.stdin.flush()
-    return child
+    with suppress(BrokenPipeError):
+        child.stdin.write(line.rstrip(b"\n") + b"\n")
+        child.stdin.flush()
 
 
 def read_first_line() -> bytes:
-    """In the child: the line that the parent handed over."""
+    """In the child: the line that the parent handed over; EOFError if the parent has ended."""
     line = bytearray()
     while not line.endswith(b"\n"):
         piece = os.read(sys.stdin.fileno(), 1 << 16)
@@ -34,14 +39,15 @@ def read_first_line() -> bytes:
     return bytes(line)
 
 
-def end_with_parent() -> None:
-    """In the child: leave at once when the tether breaks; leave signals to the parent.
-
-    A terminal's Ctrl-C and a SIGTERM to the process group reach both processes, but the parent
-    decides when the child ends, so that open requests can be finished.
-    """
+def leave_signals_to_parent() -> None:
+    """In the child: a terminal's Ctrl-C and a SIGTERM to the process group reach both processes,
+    but the parent decides when the child ends, so that open requests can be finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """In the child, after its first line: leave at once when the tether breaks."""
 
     def wait_for_end() -> None:
         # Not through sys.stdin: a thread inside its lock would disturb the interpreter's end.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.app.engine_start import start_engine_process
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.server import ServerConfig
@@ -18,7 +19,10 @@ def serve(ctx: click.Context, asked: Asked) -> None:
 
     SIGTERM and Ctrl-C stop it after the open requests have ended.
     """
+    server, observability = asked.build(ServerConfig), asked.build(ObservabilityConfig)
+    engine = asked.engine()
+    process = start_engine_process()
+    # Imported while the engine's process imports torch.
     from sapwood.app.launch import serve as serve_until_stopped
 
-    server, observability = asked.build(ServerConfig), asked.build(ObservabilityConfig)
-    ctx.exit(serve_until_stopped(asked.engine(), server, observability))
+    ctx.exit(serve_until_stopped(engine, server, observability, process=process))
