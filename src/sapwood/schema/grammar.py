@@ -114,6 +114,27 @@ def structural_tag(tag: object, *, param: str = "structural_tag") -> Grammar:
     return Grammar(kind="structural_tag", text=_canonical(canonical, param))
 
 
+def as_format(grammar: Grammar, *, param: str = "structural_tag") -> dict[str, object]:
+    """That grammar as a format within a structural tag; InvalidRequest if an ebnf is none there."""
+    match grammar.kind:
+        case "json_schema":
+            return {"type": "json_schema", "json_schema": json.loads(grammar.text)}
+        case "regex":
+            return {"type": "regex", "pattern": grammar.text}
+        case "choice":
+            options = [{"type": "const_string", "value": one} for one in json.loads(grammar.text)]
+            return {"type": "or", "elements": options}
+        case "structural_tag":
+            form: dict[str, object] = json.loads(grammar.text)["format"]
+            return form
+        case _:
+            raise InvalidRequest(
+                f"{param}: an {grammar.kind} grammar cannot stand beside calls of tools; use a "
+                'JSON schema or a regex, or tool_choice "none"',
+                param=param,
+            )
+
+
 def _triggered_tags(value: Mapping[str, Any], param: str) -> dict[str, object]:
     """The older form, with structures and triggers, in terms of the newer one."""
     structures, triggers = value.get("structures"), value.get("triggers")

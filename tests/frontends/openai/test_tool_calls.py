@@ -174,6 +174,33 @@ def test_strict_tools_are_held_to_their_schema(chat, engine):
     assert second["content"]["json_schema"] == {"type": "object"}
 
 
+def test_beside_a_response_format_the_model_calls_or_answers_so(chat, engine):
+    assert chat.post(URL, ask(response_format={"type": "json_object"})).status_code == 200
+    form = json.loads(engine.submitted[-1].sampling.grammar.text)["format"]
+    assert form["type"] == "or"
+    answer, calls = form["elements"]
+    assert answer == {"type": "json_schema", "json_schema": {"type": "object"}}
+    assert calls["tags"][0]["begin"].startswith('<tool_call>\n{"name": "get_weather"')
+    assert (calls["at_least_one"], calls["stop_after_first"]) == (True, False)
+
+
+def test_a_required_call_leaves_nothing_for_a_response_format_to_say(chat, engine):
+    alone = ask(tool_choice="required")
+    grammars = []
+    for body in (alone, {**alone, "response_format": {"type": "json_object"}}):
+        assert chat.post(URL, body).status_code == 200
+        grammars.append(engine.submitted[-1].sampling.grammar)
+    assert grammars[0] == grammars[1]
+
+
+@pytest.mark.parametrize("parser", ["qwen3_coder", "pythonic"])
+def test_a_response_format_beside_calls_that_no_grammar_follows_is_refused(api_with, parser):
+    body = ask(response_format={"type": "json_object"})
+    refused = api_with(**changes(parser)).post(URL, body)
+    assert (refused.status_code, refused.json()["param"]) == (400, "tools")
+    assert "tool_choice" in refused.json()["message"]
+
+
 def test_strict_tools_of_a_format_without_json_are_refused(api_with, engine):
     [tool] = WEATHER
     strict = [{**tool, "function": {**tool["function"], "strict": True}}]
@@ -195,8 +222,7 @@ def test_strict_tools_of_a_format_without_json_are_refused(api_with, engine):
         ({"tool_choice": {"type": "function", "function": {"name": "nope"}}}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "tools"),
-        ({"tool_choice": "required", "regex": "a+"}, "tools"),
+        ({"ebnf": 'root ::= "a"'}, "tools"),
         ({"functions": [{"name": "f"}]}, "functions"),
     ],
 )

@@ -172,14 +172,7 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
     formats, use = services.formats, asked.tools
     special = services.tokenizer.special_token_texts
     calls = formats.calls if use.offered else None
-    grammar = use.grammar(calls, special)
-    if use.offered and sampling.grammar is not None:
-        raise InvalidRequest(
-            "response_format and the other fields that say what the output must look like leave no "
-            'room for calls of tools; send one of the two, or tool_choice "none"',
-            param="tools",
-        )
-    grammar = grammar or sampling.grammar
+    grammar = use.grammar(calls, special, sampling.grammar)
     reasoning = formats.reasoning
     shown = Shown.CLOSED
     if reasoning is not None:

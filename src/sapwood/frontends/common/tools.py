@@ -11,9 +11,9 @@ import msgspec
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.fields import Rules, parse
-from sapwood.schema.grammar import Grammar, structural_tag
+from sapwood.schema.grammar import Grammar, as_format, structural_tag
 from sapwood.schema.tool_grammar import tool_call_list
-from sapwood.text.tools.format import ToolFormat
+from sapwood.text.tools.format import CallStructure, ToolFormat
 
 MAX_TOOLS = 1024
 
@@ -67,11 +67,15 @@ class ToolUse:
     def is_forced(self) -> bool:
         return bool(self.tools) and self.choice == "required"
 
-    def grammar(self, calls: ToolFormat | None, special_texts: frozenset[str]) -> Grammar | None:
-        """What makes the output calls, or the calls in it right; None if nothing is promised.
+    def grammar(
+        self, calls: ToolFormat | None, special_texts: frozenset[str], content: Grammar | None
+    ) -> Grammar | None:
+        """What the output must look like; None if nothing is promised.
 
         calls          the format in which the model calls
         special_texts  the tokenizer's special tokens
+        content        what an answer without calls must look like
+        Raises         UnsupportedFeature if no grammar can say both
         """
         if self.is_forced:
             chosen = [tool for tool in self.tools if self.only in (None, tool.name)]
@@ -79,28 +83,59 @@ class ToolUse:
                 [(tool.name, tool.schema) for tool in chosen],
                 at_most_one=self.only is not None or not self.parallel,
             )
+        if content is not None and self.offered:
+            return self._calls_or(content, calls, special_texts)
         if not any(tool.strict for tool in self.offered) or calls is None:
-            return None
-        return self._strict_grammar(calls, special_texts)
+            return content
+        structures = self._structures(calls, special_texts, asked_by="strict")
+        triggers = list(dict.fromkeys(spelled.trigger for spelled, _ in structures))
+        written = [
+            {"begin": spelled.begin, "schema": schema, "end": spelled.end}
+            for spelled, schema in structures
+        ]
+        return structural_tag({"structures": written, "triggers": triggers}, param="tools")
 
-    def _strict_grammar(self, calls: ToolFormat, special_texts: frozenset[str]) -> Grammar:
-        structures: list[dict[str, Any]] = []
-        triggers: list[str] = []
+    def _calls_or(
+        self, content: Grammar, calls: ToolFormat | None, special_texts: frozenset[str]
+    ) -> Grammar:
+        """Either that content and nothing else, or one call or more."""
+        structures = self._structures(calls, special_texts, asked_by="response_format or its like")
+        tags = [
+            {
+                "type": "tag",
+                "begin": spelled.begin,
+                "content": {"type": "json_schema", "json_schema": schema},
+                "end": spelled.end,
+            }
+            for spelled, schema in structures
+        ]
+        called = {
+            "type": "tags_with_separator",
+            "tags": tags,
+            "separator": "\n",
+            "at_least_one": True,
+            "stop_after_first": not self.parallel,
+        }
+        either = [as_format(content, param="tools"), called]
+        return structural_tag({"format": {"type": "or", "elements": either}}, param="tools")
+
+    def _structures(
+        self, calls: ToolFormat | None, special_texts: frozenset[str], *, asked_by: str
+    ) -> list[tuple[CallStructure, Mapping[str, Any]]]:
+        """(how a call of it is spelled, schema of its arguments) of each tool."""
+        found: list[tuple[CallStructure, Mapping[str, Any]]] = []
         for tool in self.offered:
-            spelled = calls.structure(tool.name)
+            spelled = calls.structure(tool.name) if calls is not None else None
             # A grammar over text does not see special tokens.
             if spelled is None or any(text in spelled.begin for text in special_texts):
+                those = "this model's" if calls is None else f"those of the {calls.name} parser"
                 raise UnsupportedFeature(
-                    f"strict tools need calls that a grammar can follow, which those of the "
-                    f'{calls.name} parser are not; use tool_choice "required" or a named tool, or '
-                    "leave strict out",
+                    f"tools with {asked_by} need calls that a grammar can follow, which {those} "
+                    f'are not; use tool_choice "required" or a named tool, or leave {asked_by} out',
                     param="tools",
                 )
-            schema = tool.schema if tool.strict else {"type": "object"}
-            structures.append({"begin": spelled.begin, "schema": schema, "end": spelled.end})
-            if spelled.trigger not in triggers:
-                triggers.append(spelled.trigger)
-        return structural_tag({"structures": structures, "triggers": triggers}, param="tools")
+            found.append((spelled, tool.schema if tool.strict else {"type": "object"}))
+        return found
 
 
 class FunctionFields(msgspec.Struct, frozen=True, kw_only=True):
