@@ -14,6 +14,7 @@ from sapwood.bench import commands
 from sapwood.bench.environment import describe_environment
 from sapwood.bench.evals.options import PerplexityOptions
 from sapwood.bench.offline import OfflineOptions
+from sapwood.bench.ops.options import OpsOptions
 from sapwood.bench.peers.compare import PeersOptions
 from sapwood.bench.report import OutputOptions
 from sapwood.bench.scheduler import SchedulerOptions, cost_table, measure_growth
@@ -84,6 +85,15 @@ def scheduler(asked: Asked) -> None:
     console = Console()
     console.print(str(describe_environment()))
     console.print(cost_table(costs))
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(OpsOptions, OutputOptions)
+def ops(asked: Asked) -> None:
+    """Measure every op alone: beside torch, and beside what memory and processor allow."""
+    from sapwood.bench.ops.measure import bench_ops
+
+    bench_ops(asked.build(OpsOptions), asked.build(OutputOptions), Console())
 
 
 @bench.command(cls=ConfigCommand)

@@ -111,3 +111,21 @@ def _histogram(axis: Any, values: Sequence[float], label: str, counted: str) -> 
         axis.hist(values, bins=BINS)
     else:
         axis.text(0.5, 0.5, "no values", ha="center", transform=axis.transAxes)
+
+
+def plot_shares(shares: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
+    """A group of bars per row: of each implementation, the share of a limit that it reaches."""
+    figure, [axes] = _figure(1, width=9.0, height=1.5 + 0.28 * len(shares))
+    names = list(dict.fromkeys(name for row in shares.values() for name in row))
+    height = 0.8 / max(1, len(names))
+    for index, name in enumerate(names):
+        places = [row + index * height for row, of in enumerate(shares.values()) if name in of]
+        values = [of[name] for of in shares.values() if name in of]
+        axes.barh(places, values, height=height, label=name)
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(shares))], list(shares))
+    axes.invert_yaxis()
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xlabel("share of the limit")
+    axes.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=DPI)

@@ -1,0 +1,1 @@
+"""`sapwood bench ops`: every op alone, beside torch and beside the machine's limits."""

@@ -1,0 +1,268 @@
+"""The ops with the sizes that a model's step gives them, and what each must move and compute."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sapwood.bench.ops.options import Shape
+from sapwood.kernels.draws import Draws
+from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+
+Make = Callable[[Kernels], Callable[[], object]]
+
+COLD_BYTES = 256 << 20
+"""So much memory is used in turn for weights and KV, so that no processor cache holds them."""
+PAGE_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One op with its sizes.
+
+    setting         the sizes, in words
+    num_bytes       that must be read or written at least; operations: that must be done at least
+    make            a call of the op by those kernels, its inputs made beforehand
+    """
+
+    op: str
+    setting: str
+    num_bytes: int
+    num_operations: int
+    make: Make
+
+
+def all_cases(
+    shape: Shape, rows: Sequence[int], context: int, dtype: torch.dtype
+) -> Iterator[Case]:
+    """rows: numbers of new tokens at once; context: tokens that decodes attend to."""
+    for num in rows:
+        yield from _row_cases(shape, num, dtype)
+        yield from _linear_cases(shape, num, dtype)
+    for num in rows:
+        if num <= 64:
+            yield _attention(shape, [1] * num, [context] * num, dtype)
+            yield from _sampling_cases(shape, num)
+        else:
+            yield _attention(shape, [num], [num], dtype)
+            yield _attention(shape, [num], [num + context], dtype)
+
+
+def _row_cases(shape: Shape, num: int, dtype: torch.dtype) -> Iterator[Case]:
+    size = dtype.itemsize
+    x = torch.randn(num, shape.hidden, dtype=dtype)
+    weight = torch.ones(shape.hidden, dtype=dtype)
+    moved = num * shape.hidden * size
+    yield Case(
+        op="rms_norm",
+        setting=f"{num} x {shape.hidden}",
+        num_bytes=2 * moved,
+        num_operations=0,
+        make=lambda kernels: lambda: kernels.rms_norm(x, weight, 1e-5),
+    )
+    yield Case(
+        op="add_rms_norm",
+        setting=f"{num} x {shape.hidden}",
+        num_bytes=4 * moved,
+        num_operations=0,
+        make=lambda kernels: lambda: kernels.add_rms_norm(x, x.clone(), weight, 1e-5),
+    )
+    both = torch.randn(num, 2 * shape.inner, dtype=dtype)
+    yield Case(
+        op="silu_and_mul",
+        setting=f"{num} x {shape.inner}",
+        num_bytes=3 * num * shape.inner * size,
+        num_operations=0,
+        make=lambda kernels: lambda: kernels.silu_and_mul(both),
+    )
+    table = torch.randn(shape.vocab, shape.hidden, dtype=dtype)
+    ids = torch.randint(shape.vocab, (num,))
+    yield Case(
+        op="embedding",
+        setting=f"{num} of {shape.vocab} x {shape.hidden}",
+        num_bytes=2 * moved,
+        num_operations=0,
+        make=lambda kernels: lambda: kernels.embedding(ids, table),
+    )
+    yield _rotation(shape, num, dtype)
+
+
+def _rotation(shape: Shape, num: int, dtype: torch.dtype) -> Case:
+    heads = shape.num_heads + 2 * shape.num_kv_heads
+    qkv = torch.randn(num, heads * shape.head_dim, dtype=dtype)
+    pages = -(-num // PAGE_SIZE)
+    keys, values = (
+        torch.zeros(
+            kv_cache_shape(pages, shape.num_kv_heads, PAGE_SIZE, shape.head_dim), dtype=dtype
+        )
+        for _ in range(2)
+    )
+    norm = torch.ones(shape.head_dim, dtype=dtype)
+    index = torch.arange(num)
+    angles = torch.randn(num, shape.head_dim)
+
+    def make(kernels: Kernels) -> Callable[[], object]:
+        return lambda: kernels.qk_norm_rope_write_kv(
+            qkv.clone(),
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            q_norm=norm,
+            k_norm=norm,
+            eps=1e-6,
+            cos_sin=angles,
+            positions=index,
+            key_cache=keys,
+            value_cache=values,
+            write_index=index,
+        )
+
+    return Case(
+        op="qk_norm_rope_write_kv",
+        setting=f"{num} x {heads} heads of {shape.head_dim}",
+        num_bytes=2 * qkv.numel() * dtype.itemsize,
+        num_operations=0,
+        make=make,
+    )
+
+
+def _linear_cases(shape: Shape, num: int, dtype: torch.dtype) -> Iterator[Case]:
+    sizes = ((shape.hidden, 2 * shape.inner), (shape.inner, shape.hidden))
+    for num_in, num_out in sizes:
+        yield _linear(num, num_in, num_out, dtype, None)
+        for kind in ("int8", "q8_0", "q4_1"):
+            yield _linear(num, num_in, num_out, dtype, kind)
+
+
+def _linear(num: int, num_in: int, num_out: int, dtype: torch.dtype, kind: str | None) -> Case:
+    x = torch.randn(num, num_in, dtype=dtype)
+    bits = {None: 8 * dtype.itemsize, "int8": 8, "q8_0": 8.5, "q4_1": 5}[kind]
+    weight_bytes = int(num_in * num_out * bits / 8)
+
+    def make(kernels: Kernels) -> Callable[[], object]:
+        # A call of the same layer comes again only after all the others' weights were read.
+        copies = max(1, COLD_BYTES // weight_bytes) if num <= 64 else 1
+        weight = torch.randn(num_out, num_in, dtype=dtype)
+        if kind is None:
+            layers = [kernels.pack_linear(weight.clone(), None) for _ in range(copies)]
+        else:
+            quantized = kernels.quantize_weight(weight, kind)
+            layers = [
+                kernels.pack_quantized_linear([quantized], None, dtype) for _ in range(copies)
+            ]
+        turns = itertools.cycle(layers)
+        return lambda: next(turns)(x)
+
+    return Case(
+        op=f"linear {kind or str(dtype).removeprefix('torch.')}",
+        setting=f"{num} x {num_in} -> {num_out}",
+        num_bytes=weight_bytes + num * (num_in + num_out) * dtype.itemsize,
+        num_operations=2 * num * num_in * num_out,
+        make=make,
+    )
+
+
+def _attention(
+    shape: Shape, new: Sequence[int], contexts: Sequence[int], dtype: torch.dtype
+) -> Case:
+    num_new = sum(new)
+    pages_each = [-(-context // PAGE_SIZE) for context in contexts]
+    token_bytes = 2 * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+    num_copies = max(1, COLD_BYTES // (sum(pages_each) * PAGE_SIZE * token_bytes))
+    q = torch.randn(num_new, shape.num_heads, shape.head_dim, dtype=dtype)
+    # Of the keys up to its own place each new token sees the half, on the average.
+    seen = sum(n * (context - (n - 1) / 2) for n, context in zip(new, contexts, strict=True))
+
+    def make(kernels: Kernels) -> Callable[[], object]:
+        size = kv_cache_shape(
+            sum(pages_each) * num_copies, shape.num_kv_heads, PAGE_SIZE, shape.head_dim
+        )
+        keys, values = torch.randn(size, dtype=dtype), torch.randn(size, dtype=dtype)
+        # Pages of a request lie all over the pool, as they do after a while.
+        order = torch.randperm(size[0], dtype=torch.int32).view(num_copies, -1)
+        turns = itertools.cycle([_batch(pages, pages_each, new, contexts) for pages in order])
+        scale = shape.head_dim**-0.5
+
+        def call() -> Tensor:
+            batch = next(turns)
+            batch.cache.clear()
+            return kernels.paged_attention(q, keys, values, batch, scale)
+
+        return call
+
+    return Case(
+        op="attention, decode" if max(new) == 1 else "attention, extend",
+        setting=f"{len(new)} x {new[0]} new of {contexts[0]}",
+        num_bytes=sum(contexts) * token_bytes + 2 * q.numel() * dtype.itemsize,
+        num_operations=int(4 * seen * shape.num_heads * shape.head_dim),
+        make=make,
+    )
+
+
+def _batch(
+    pages: Tensor, pages_each: Sequence[int], new: Sequence[int], contexts: Sequence[int]
+) -> AttentionBatch:
+    table = torch.zeros(len(new), max(pages_each), dtype=torch.int32)
+    for row, own in enumerate(torch.split(pages, list(pages_each))):
+        table[row, : len(own)] = own
+    starts = list(itertools.accumulate(new, initial=0))
+    return AttentionBatch(
+        page_table=table,
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        context_len=torch.tensor(contexts, dtype=torch.int32),
+        query_lens=tuple(new),
+        context_lens=tuple(contexts),
+        num_decodes=sum(one == 1 for one in new),
+    )
+
+
+def _sampling_cases(shape: Shape, num: int) -> Iterator[Case]:
+    logits = torch.randn(num, shape.vocab) * 4
+    masks = torch.full((num, -(-shape.vocab // 32)), -1, dtype=torch.int32)
+    setting = f"{num} x {shape.vocab}"
+    num_bytes = logits.numel() * 4
+    filters = {
+        "sample": (-1, 1.0, 0.0),
+        "sample, top-k": (40, 1.0, 0.0),
+        "sample, top-p": (-1, 0.9, 0.0),
+        "sample, min-p": (-1, 1.0, 0.05),
+    }
+
+    def sampling(
+        top_k: int, top_p: float, min_p: float
+    ) -> Callable[[Kernels], Callable[[], object]]:
+        draws = Draws(
+            temperature=[0.8] * num,
+            top_k=[top_k] * num,
+            top_p=[top_p] * num,
+            min_p=[min_p] * num,
+            numbers=[(0.5 + index) / num for index in range(num)],
+        )
+        return lambda kernels: lambda: kernels.sample(logits, draws)
+
+    yield Case(
+        op="argmax",
+        setting=setting,
+        num_bytes=num_bytes,
+        num_operations=0,
+        make=lambda kernels: lambda: kernels.argmax(logits),
+    )
+    for name, values in filters.items():
+        yield Case(
+            op=name,
+            setting=setting,
+            num_bytes=num_bytes,
+            num_operations=0,
+            make=sampling(*values),
+        )
+    yield Case(
+        op="mask_logits",
+        setting=setting,
+        num_bytes=masks.numel() * 4,
+        num_operations=0,
+        make=lambda kernels: lambda: kernels.mask_logits(logits, masks, range(num)),
+    )

@@ -1,0 +1,58 @@
+"""What `sapwood bench ops` measures; without torch, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.options import option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    hidden: int
+    inner: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+
+
+SHAPES = {
+    "smollm2-135m": Shape(
+        hidden=576, inner=1536, num_heads=9, num_kv_heads=3, head_dim=64, vocab=49152
+    ),
+    "qwen3-0.6b": Shape(
+        hidden=1024, inner=3072, num_heads=16, num_kv_heads=8, head_dim=128, vocab=151936
+    ),
+    "llama-3-8b": Shape(
+        hidden=4096, inner=14336, num_heads=32, num_kv_heads=8, head_dim=128, vocab=128256
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpsOptions:
+    """What is measured."""
+
+    shape: str = option("smollm2-135m", "Sizes of this model.", choices=tuple(SHAPES))
+    dtype: str = option("bfloat16", "Of weights and activations.", choices=("bfloat16", "float32"))
+    rows: str = option("1,32,1024", "Numbers of new tokens at once, with commas.")
+    context: int = option(512, "Tokens that each decode attends to.", unit="tokens")
+    ops: str = option("", "Only ops whose name begins so, with commas; empty: all.")
+    num_threads: int = option(0, "Threads of each op; 0: the usable cores.", unit="threads")
+    seconds: float = option(0.2, "Time spent on each op of each implementation.", unit="seconds")
+
+    @property
+    def sizes(self) -> list[int]:
+        return [int(part) for part in self.rows.split(",")]
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.ops.split(",") if part.strip())
+
+    def __post_init__(self) -> None:
+        if not all(part.strip().isdigit() and int(part) > 0 for part in self.rows.split(",")):
+            raise ConfigError(f"--rows is {self.rows!r} but must look like 1,32,1024")
+        if self.context < 1 or self.seconds <= 0 or self.num_threads < 0:
+            raise ConfigError("--context must be >= 1, --seconds > 0 and --num-threads >= 0")
