@@ -25,6 +25,7 @@ from sapwood.schema.request import (
     FreezeGc,
     Generate,
     GetStatus,
+    SlowDown,
     StartProfile,
     StopProfile,
     TraceContext,
@@ -209,6 +210,17 @@ def test_garbage_collection_can_be_frozen(monkeypatch):
     world.run()
     assert [one.done for one in world.answers(CallDone)] == [True, False]
     assert frozen == [True]
+
+
+def test_every_step_waits_while_the_engine_is_slowed_down(monkeypatch):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    world = World()
+    world.channel.send(SlowDown("1", 0.25))
+    world.ask("a", new=3)
+    world.run()
+    assert [one.done for one in world.answers(CallDone)] == [True]
+    assert slept == [0.25] * 3
 
 
 @pytest.mark.parametrize("depth", [1, 2])

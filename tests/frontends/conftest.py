@@ -157,6 +157,10 @@ class ScriptedEngine:
         self.calls.append("freeze_gc")
         return CallDone("1", True, "7 objects")
 
+    async def slow_down(self, sleep_s: float) -> CallDone:
+        self.calls.append(("slow_down", sleep_s))
+        return CallDone("1", True, "slower")
+
 
 class Api:
     """Calls the application in-process, each call on an event loop of its own."""

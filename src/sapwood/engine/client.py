@@ -31,6 +31,7 @@ from sapwood.schema.request import (
     FreezeGc,
     Generate,
     GetStatus,
+    SlowDown,
     StartProfile,
     StopProfile,
 )
@@ -132,6 +133,9 @@ class AsyncEngineClient:
 
     async def freeze_gc(self) -> CallDone:
         return await self._call(lambda call_id: FreezeGc(call_id), CallDone)
+
+    async def slow_down(self, sleep_s: float) -> CallDone:
+        return await self._call(lambda call_id: SlowDown(call_id, sleep_s), CallDone)
 
     async def wait_for_change(self) -> None:
         """Until the engine is ready, or has failed before it was."""

@@ -18,7 +18,7 @@ from sapwood.observe.profiling import ACTIVITIES, ProfileOrder, ProfileSession
 from sapwood.observe.request_log import SCHEDULER_STATUS, LineSink, write_event
 from sapwood.observe.tracing import EngineSpans
 from sapwood.schema.output import CallDone, EngineStatus, RequestOutput
-from sapwood.schema.request import FreezeGc, Generate, StartProfile, StopProfile
+from sapwood.schema.request import FreezeGc, Generate, SlowDown, StartProfile, StopProfile
 from sapwood.schema.step import StepPlan
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Instruments:
         self._spans = spans
         self._profile = profile
         self._status_log = status_log
+        self._sleep_s = 0.0
         self._process = psutil.Process()
 
     def before_request(self, request: Generate) -> None:
@@ -65,6 +66,8 @@ class Instruments:
             )
 
     def before_step(self, plan: StepPlan) -> None:
+        if self._sleep_s:
+            time.sleep(self._sleep_s)
         if self._profile is not None and self._profile.is_active:
             is_prefill = bool(plan.scheduled) and plan.scheduled[-1].num_new > 1
             try:
@@ -96,12 +99,15 @@ class Instruments:
             resident_bytes=self._process.memory_info().rss,
         )
 
-    def control(self, message: StartProfile | StopProfile | FreezeGc) -> CallDone:
+    def control(self, message: StartProfile | StopProfile | FreezeGc | SlowDown) -> CallDone:
         try:
             if isinstance(message, FreezeGc):
                 gc.collect()
                 gc.freeze()
                 text = f"{gc.get_freeze_count()} objects are exempt from garbage collection"
+            elif isinstance(message, SlowDown):
+                self._sleep_s = message.sleep_s
+                text = f"the engine rests {message.sleep_s:g} s before each step"
             elif self._profile is None:
                 raise InvalidRequest("this engine cannot be profiled")
             elif isinstance(message, StartProfile):

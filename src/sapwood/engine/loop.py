@@ -24,6 +24,7 @@ from sapwood.schema.request import (
     FreezeGc,
     Generate,
     GetStatus,
+    SlowDown,
     StartProfile,
     StopProfile,
 )
@@ -78,6 +79,7 @@ class EngineLoop:
             StartProfile: self._on_control,
             StopProfile: self._on_control,
             FreezeGc: self._on_control,
+            SlowDown: self._on_control,
             Drain: self._on_drain,
         }
 
@@ -161,7 +163,7 @@ class EngineLoop:
     def _on_status(self, message: GetStatus) -> None:
         self._sender.send(self._instruments.completed(self._scheduler.status(message.call_id)))
 
-    def _on_control(self, message: StartProfile | StopProfile | FreezeGc) -> None:
+    def _on_control(self, message: StartProfile | StopProfile | FreezeGc | SlowDown) -> None:
         self._sender.send(self._instruments.control(message))
 
     def _on_drain(self, message: Drain) -> None:

@@ -282,6 +282,7 @@ ANSWERS: dict[str, tuple[Type, ...]] = {
     "/start_profile": (Done,),
     "/stop_profile": (Done,),
     "/freeze_gc": (Done,),
+    "/slow_down": (Done,),
     "/configure_logging": (Logging,),
 }
 """By path: the shape of a JSON answer, and the content types of answers that are not JSON."""

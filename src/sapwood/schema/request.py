@@ -100,6 +100,16 @@ class FreezeGc(msgspec.Struct, frozen=True, tag=True):
     call_id: str
 
 
+class SlowDown(msgspec.Struct, frozen=True, tag=True):
+    """Let the engine rest before each step from now on; answered by a `CallDone`.
+
+    sleep_s  0: no longer
+    """
+
+    call_id: str
+    sleep_s: float
+
+
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Refuse new requests, finish the open ones, then end the loop.
 
@@ -110,5 +120,13 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
 
 
 EngineInput = (
-    Generate | Abort | FlushCache | GetStatus | StartProfile | StopProfile | FreezeGc | Drain
+    Generate
+    | Abort
+    | FlushCache
+    | GetStatus
+    | StartProfile
+    | StopProfile
+    | FreezeGc
+    | SlowDown
+    | Drain
 )

@@ -71,6 +71,20 @@ def test_web_pages_of_others_cannot_steer(api, engine, path):
     assert engine.calls == []
 
 
+def test_the_engine_can_be_slowed_down_and_let_go_again(api, engine):
+    for asked in (0.5, 0, None):
+        answer = api.post("/slow_down", {"forward_sleep_time": asked})
+        assert answer.json() == {"success": True, "message": "slower"}
+    assert engine.calls == [("slow_down", 0.5), ("slow_down", 0.0), ("slow_down", 0.0)]
+
+
+@pytest.mark.parametrize("asked", [-1, 61, "long"])
+def test_a_rest_that_cannot_be_meant_is_refused(api, engine, asked):
+    answer = api.post("/slow_down", {"forward_sleep_time": asked})
+    assert (answer.status_code, engine.calls) == (400, [])
+    assert "forward_sleep_time" in answer.text
+
+
 def test_garbage_collection_is_frozen_in_both_processes(api, engine, monkeypatch):
     frozen = []
     monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))

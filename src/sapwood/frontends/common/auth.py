@@ -39,6 +39,7 @@ ADMIN_PATHS = frozenset(
         "/start_profile",
         "/stop_profile",
         "/freeze_gc",
+        "/slow_down",
         "/configure_logging",
     }
 )

@@ -21,6 +21,7 @@ from sapwood.observe.profiling import ACTIVITIES, ProfileOrder, default_folder
 from sapwood.schema.output import CallDone
 from sapwood.schema.request import StartProfile
 
+MAX_SLEEP_S = 60.0
 DEFAULT_THRESHOLD = 1000
 """Ended requests per file of /configure_logging's dump."""
 
@@ -54,6 +55,12 @@ class LoggingRequest(msgspec.Struct, frozen=True, kw_only=True):
     dump_requests_folder: str | None = None
     dump_requests_threshold: Count | None = None
     crash_dump_folder: str | None = None
+
+
+class SlowDownRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /slow_down. forward_sleep_time: seconds before each step of the engine; null: none."""
+
+    forward_sleep_time: float | None = None
 
 
 _RULES = Rules(unsupported={"merge_profiles": (), "profile_stages": ()})
@@ -104,6 +111,18 @@ async def freeze_gc(services: Services) -> Response:
     gc.collect()
     gc.freeze()
     return _answer(done)
+
+
+async def slow_down(request: Request, services: Services) -> Response:
+    """For tests of what surrounds the server: a model that takes longer."""
+    asked = parse(await read_json(request), SlowDownRequest, Rules())
+    sleep_s = asked.forward_sleep_time or 0.0
+    if not 0 <= sleep_s <= MAX_SLEEP_S:
+        raise InvalidRequest(
+            f"forward_sleep_time is {sleep_s:g} but must be in [0, {MAX_SLEEP_S:g}] seconds",
+            param="forward_sleep_time",
+        )
+    return _answer(await services.engine.slow_down(sleep_s))
 
 
 async def configure_logging(request: Request, services: Services) -> Response:

@@ -8,12 +8,16 @@ from sapwood.base.errors import NotFound
 from sapwood.frontends.common.openapi import json_body
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.observability import controls, dashboard
-from sapwood.frontends.observability.controls import LoggingRequest, ProfileRequest
+from sapwood.frontends.observability.controls import (
+    LoggingRequest,
+    ProfileRequest,
+    SlowDownRequest,
+)
 from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.frontends.observability.loads import loads, old_loads
 from sapwood.observe.metrics import CONTENT_TYPE
 
-OBSERVABILITY_BODIES = (ProfileRequest, LoggingRequest)
+OBSERVABILITY_BODIES = (ProfileRequest, LoggingRequest, SlowDownRequest)
 
 SCRAPE_MAX_AGE_S = 1.0
 
@@ -57,6 +61,10 @@ def observability_router(services: Services) -> APIRouter:
     @router.post("/freeze_gc")
     async def freeze_gc() -> Response:
         return await controls.freeze_gc(services)
+
+    @router.post("/slow_down", openapi_extra=json_body(SlowDownRequest))
+    async def slow_down(request: Request) -> Response:
+        return await controls.slow_down(request, services)
 
     @router.post("/configure_logging", openapi_extra=json_body(LoggingRequest))
     async def configure_logging(request: Request) -> Response:
