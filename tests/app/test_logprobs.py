@@ -168,15 +168,16 @@ def test_they_are_transformers(
 def test_a_long_prompts_logits_are_never_all_there(
     make_llm: Callable[..., LLM], reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder.LogprobRecorder.__init__, "__kwdefaults__", {"piece_bytes": 4000})
+    defaults = recorder.LogprobRecorder.__init__.__kwdefaults__ | {"piece_bytes": 4000}
+    monkeypatch.setattr(recorder.LogprobRecorder.__init__, "__kwdefaults__", defaults)
     llm = make_llm()
     [prompt] = prompts(60)
     largest = []
-    measure = recorder._measure
+    measure = recorder.LogprobRecorder._measure
     monkeypatch.setattr(
-        recorder,
+        recorder.LogprobRecorder,
         "_measure",
-        lambda logits, *rest: largest.append(len(logits)) or measure(logits, *rest),
+        lambda one, logits, *rest: largest.append(len(logits)) or measure(one, logits, *rest),
     )
     [result] = ask(llm, [prompt], 0)
     check(result, prompt, 0, reference)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sapwood.executor.rows import RowTable
 from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.transfer import upload
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.step import ScheduledTokens, StepPlan
 
@@ -65,35 +66,58 @@ def build_inputs(
     sampling = [entry for entry in scheduled if entry.num_output is not None]
     samples = [index for index, entry in enumerate(scheduled) if entry.num_output is not None]
 
-    def to_device(array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
+    known, unknown_at, unknown_row = _token_ids(plan, ends - lens)
+    (
+        token_ids,
+        at,
+        of_row,
+        positions_there,
+        write_index,
+        logits_index,
+        sampling_rows,
+        page_table,
+        starts,
+        context_len_there,
+    ) = upload(
+        [
+            known,
+            unknown_at,
+            unknown_row,
+            positions,
+            pages * np.int64(page_size) + offset,
+            ends[samples] - 1,
+            row[samples],
+            rows.page_table[:, :max_pages].take(row, axis=0),
+            query_start,
+            context_len.astype(np.int32),
+        ],
+        device,
+    )
+    if len(unknown_at):
+        token_ids.index_copy_(0, at, rows.last_tokens.index_select(0, of_row))
     batch = ForwardBatch(
-        token_ids=_token_ids(plan, rows, ends - lens, num_tokens, device),
-        positions=to_device(positions),
-        write_index=to_device(pages * np.int64(page_size) + offset),
+        token_ids=token_ids,
+        positions=positions_there,
+        write_index=write_index,
         attention=AttentionBatch(
-            page_table=to_device(rows.page_table[:, :max_pages].take(row, axis=0)),
-            query_start=to_device(query_start),
-            context_len=to_device(context_len.astype(np.int32)),
+            page_table=page_table,
+            query_start=starts,
+            context_len=context_len_there,
             query_lens=tuple(query_lens),
             context_lens=tuple(context_lens),
             num_decodes=query_lens.count(1),
         ),
         kv_caches=kv_caches,
-        logits_index=to_device(ends[samples] - 1),
+        logits_index=logits_index,
     )
-    return StepInputs(batch, sampling, to_device(row[samples]))
+    return StepInputs(batch, sampling, sampling_rows)
 
 
 def _token_ids(
-    plan: StepPlan,
-    rows: RowTable,
-    starts: NDArray[np.int64],
-    num_tokens: int,
-    device: torch.device,
-) -> Tensor:
-    """[num_tokens] int64; tokens that only the device knows yet are filled in on the device."""
+    plan: StepPlan, starts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The step's token ids, 0 for those that only the device knows yet; where these are, and the
+    rows that sampled them."""
     known: list[int] = []
     unknown_at: list[int] = []
     unknown_row: list[int] = []
@@ -103,8 +127,8 @@ def _token_ids(
             known.append(0)
             unknown_at.append(start)
             unknown_row.append(entry.row)
-    token_ids = torch.from_numpy(np.array(known, dtype=np.int64)).to(device)
-    if unknown_at:
-        at = torch.tensor(unknown_at, device=device)
-        token_ids[at] = rows.last_tokens[torch.tensor(unknown_row, device=device)]
-    return token_ids
+    return (
+        np.array(known, dtype=np.int64),
+        np.array(unknown_at, dtype=np.int64),
+        np.array(unknown_row, dtype=np.int64),
+    )

@@ -1,4 +1,4 @@
-"""Starting a step and collecting its result, at once or from a thread of its own."""
+"""Starting a step and collecting its result: at once, from a thread, or from a device's queue."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from sapwood.schema.step import StepPlan, StepResult
 
@@ -31,6 +32,25 @@ class SerialExecutor:
 
     def launch(self, plan: StepPlan) -> Finished:
         return Finished(self._execute(plan))
+
+    def close(self) -> None:
+        return None
+
+
+class Handle(Protocol):
+    def result(self) -> StepResult:
+        """Wait for the step; raises what it raised."""
+        ...
+
+
+class QueuedExecutor:
+    """Queues steps on a device that works through them by itself, while the caller goes on."""
+
+    def __init__(self, launch: Callable[[StepPlan], Handle]) -> None:
+        self._launch = launch
+
+    def launch(self, plan: StepPlan) -> Handle:
+        return self._launch(plan)
 
     def close(self) -> None:
         return None

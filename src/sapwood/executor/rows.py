@@ -16,6 +16,7 @@ class RowTable:
 
     page_table   [num_rows, max_pages] int32, on the host; 0 where the row's request has no page
     last_tokens  [num_rows] int64, on the device; the token sampled last
+    tenants      [num_rows]; grows with every request that takes the row
     """
 
     def __init__(self, *, num_rows: int, max_pages: int, device: torch.device) -> None:
@@ -23,9 +24,11 @@ class RowTable:
         self.last_tokens: Tensor = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
+        self.tenants: list[int] = [0] * num_rows
 
     def start(self, start: RowStart) -> None:
         self.sampling[start.row] = start.sampling
+        self.tenants[start.row] += 1
         self.seeds[start.row] = start.seed % 2**64
         self.page_table[start.row] = 0
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sapwood.executor.graphs import Graph
-from sapwood.executor.inputs import build_inputs
+from sapwood.executor.inputs import StepInputs, build_inputs
 from sapwood.executor.rows import RowTable
-from sapwood.executor.sampling.logprobs import LogprobRecorder, by_entry
+from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.kernels.recording import DecoderParts
+from sapwood.kernels.transfer import Download, download
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.step import StepPlan, StepResult
 
 
@@ -37,8 +39,67 @@ class DecoderModel(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class Launched:
+    """A step on its way. Its device may be busy with it, or with a step before it.
+
+    rows, tenants  of the requests that have a token sampled, in the plan's order
+    tokens         [len(rows)] on their way to the host; token_ids: the same, once accepted
+    of_outputs     by place among `rows`; of_prompts: by entry of the plan
+    failures       by row: why its request cannot go on
+    jumps          by row: tokens that its grammar leaves no choice about
+    """
+
+    plan: StepPlan
+    settle: Callable[[Launched], None]
+    rows: Sequence[int] = ()
+    tenants: Sequence[int] = ()
+    tokens: Download | None = None
+    token_ids: list[int] | None = None
+    of_outputs: Mapping[int, Measured] = field(default_factory=dict)
+    of_prompts: Mapping[int, Measured] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    jumps: Mapping[int, list[int]] = field(default_factory=dict)
+
+    def result(self) -> StepResult:
+        """Waits for the step, and for those launched before it."""
+        self.settle(self)
+        assert self.token_ids is not None, "the step was settled"
+        plan = self.plan
+        if not (self.of_outputs or self.of_prompts or self.failures or self.jumps):
+            return StepResult(step=plan.step, token_ids=self.token_ids)
+        scheduled = list(enumerate(plan.scheduled))
+        sampling = [index for index, entry in scheduled if entry.num_output is not None]
+        return StepResult(
+            step=plan.step,
+            token_ids=self.token_ids,
+            logprobs=by_entry(
+                sampling,
+                {index: found.tell() for index, found in self.of_outputs.items()},
+                {index: found.tell() for index, found in self.of_prompts.items()},
+            ),
+            failures={
+                index: self.failures[entry.row]
+                for index, entry in scheduled
+                if entry.row in self.failures
+            },
+            forced={
+                index: self.jumps[entry.row]
+                for index, entry in scheduled
+                if entry.row in self.jumps
+            },
+        )
+
+
 class Runner:
-    """A model, the memory of its KV pages, and a row of state per running request."""
+    """A model, the memory of its KV pages, and a row of state per running request.
+
+    A step that is launched need not be done when the next one is: its tokens stay on the device,
+    where the next step finds them, and come to the host by themselves. Only a row that is followed
+    (a grammar, a penalty: what may come next depends on the token before) is sampled after the
+    tokens before it are known. Its step is computed meanwhile: the wait comes between its forward
+    pass and its sampling.
+    """
 
     def __init__(
         self,
@@ -50,23 +111,33 @@ class Runner:
         sampler: Sampler,
         page_size: int,
         device: torch.device,
+        download: Callable[[Tensor], Download] = download,
     ) -> None:
+        """`download` brings tokens and log probabilities to the host."""
         self._model = model
         self._graph = graph
         self._kv_caches = kv_caches
         self._rows = rows
         self._sampler = sampler
-        self._logprobs = LogprobRecorder(device)
+        self._download = download
+        self._logprobs = LogprobRecorder(device, download=download)
         self._page_size = page_size
         self._device = device
+        self._unsettled: deque[Launched] = deque()
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step and wait for it; plans come in the order in which they were made."""
+        return self.launch(plan).result()
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step; plans come in the order in which they were made."""
+    def launch(self, plan: StepPlan) -> Launched:
+        """Queue one step behind those launched before."""
+        launched = Launched(plan, self._settle_through)
+        self._unsettled.append(launched)
         for row in plan.ends:
             self._sampler.end(row)
         if not plan.scheduled:
-            return StepResult(step=plan.step, token_ids=[])
+            return launched
         for start in plan.starts:
             self._rows.start(start)
             self._sampler.start(start)
@@ -80,22 +151,28 @@ class Runner:
             kv_caches=self._kv_caches,
             device=self._device,
         )
-        logits, of_prompts = self._compute(plan, inputs.batch)
-        if not inputs.sampling:
-            return _result(plan, [], {}, of_prompts, {}, {})
+        logits, launched.of_prompts = self._compute(plan, inputs.batch)
+        if inputs.sampling:
+            self._sample(launched, inputs, logits)
+        # At once, lest they be taken for those of a step that is settled later.
+        launched.failures = self._sampler.take_failures()
+        return launched
+
+    def _sample(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
         rows = [entry.row for entry in inputs.sampling]
         num_outputs = [entry.num_output or 0 for entry in inputs.sampling]
+        if self._awaits_tokens(rows):
+            self._settle_before(launched)
         kept = self._logprobs.keep(logits, rows)
         chosen = self._sampler.sample(logits, rows, num_outputs)
         self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, chosen)
-        of_outputs = self._logprobs.of_output(kept, rows, chosen) if kept is not None else {}
-        jumps = self._sampler.jump(rows)
-        failures = self._sampler.take_failures()
-        return _result(plan, chosen.tolist(), of_outputs, of_prompts, failures, jumps)
+        launched.rows = rows
+        launched.tenants = [self._rows.tenants[row] for row in rows]
+        launched.tokens = self._download(chosen)
+        if kept is not None:
+            launched.of_outputs = self._logprobs.of_output(kept, rows, chosen)
 
-    def _compute(
-        self, plan: StepPlan, batch: ForwardBatch
-    ) -> tuple[Tensor, dict[int, TokenLogprobs]]:
+    def _compute(self, plan: StepPlan, batch: ForwardBatch) -> tuple[Tensor, dict[int, Measured]]:
         """Logits [S, vocab] of the rows at batch.logits_index, and what prompts are scored with."""
         if not self._logprobs.scores(plan.scheduled):
             logits = self._graph.replay(batch)
@@ -105,26 +182,43 @@ class Runner:
         of_prompts = self._logprobs.of_prompts(plan.scheduled, hidden, self._model.logits)
         return self._model.logits(hidden.index_select(0, batch.logits_index)), of_prompts
 
+    # ---- tokens that come to the host --------------------------------------------------------
 
-def _result(
-    plan: StepPlan,
-    token_ids: list[int],
-    of_outputs: dict[int, TokenLogprobs],
-    of_prompts: dict[int, TokenLogprobs],
-    failures: dict[int, str],
-    jumps: dict[int, list[int]],
-) -> StepResult:
-    """of_outputs by place among the sampled, of_prompts by entry, failures and jumps by row."""
-    if not of_outputs and not of_prompts and not failures and not jumps:
-        return StepResult(step=plan.step, token_ids=token_ids)
-    scheduled = list(enumerate(plan.scheduled))
-    sampling = [index for index, entry in scheduled if entry.num_output is not None]
-    return StepResult(
-        step=plan.step,
-        token_ids=token_ids,
-        logprobs=by_entry(sampling, of_outputs, of_prompts),
-        failures={
-            index: failures[entry.row] for index, entry in scheduled if entry.row in failures
-        },
-        forced={index: jumps[entry.row] for index, entry in scheduled if entry.row in jumps},
-    )
+    def _awaits_tokens(self, rows: Sequence[int]) -> bool:
+        """Whether one of these rows is followed, and a token of its request is on its way."""
+        followed = self._sampler.followed(rows)
+        return bool(followed) and any(
+            row in followed and self._rows.tenants[row] == tenant
+            for step in self._unsettled
+            for row, tenant in zip(step.rows, step.tenants, strict=True)
+        )
+
+    def _settle_before(self, launched: Launched) -> None:
+        while self._unsettled[0] is not launched:
+            self._settle(self._unsettled.popleft())
+
+    def _settle_through(self, launched: Launched) -> None:
+        while launched.token_ids is None:
+            self._settle(self._unsettled.popleft())
+
+    @torch.inference_mode()
+    def _settle(self, launched: Launched) -> None:
+        """Wait for its tokens and let the sampler follow them."""
+        tokens = launched.tokens
+        launched.token_ids = [] if tokens is None else tokens.wait().tolist()
+        followed = self._sampler.followed(launched.rows) if launched.rows else None
+        if not followed:
+            return
+        # A row may belong to another request by now.
+        own = [
+            (row, token_id)
+            for row, tenant, token_id in zip(
+                launched.rows, launched.tenants, launched.token_ids, strict=True
+            )
+            if row in followed and self._rows.tenants[row] == tenant
+        ]
+        if own:
+            rows = [row for row, _ in own]
+            self._sampler.accept(rows, [token_id for _, token_id in own])
+            launched.jumps = self._sampler.jump(rows)
+            launched.failures |= self._sampler.take_failures()

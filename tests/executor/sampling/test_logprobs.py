@@ -50,8 +50,9 @@ def test_only_rows_that_want_some_are_looked_at() -> None:
     assert kept is not None
     expected = logits.log_softmax(-1)[1]
     logits.zero_()  # as a processor might
-    [(index, found)] = recorder.of_output(kept, [0, 1, 2], torch.tensor([7, 8, 9])).items()
+    [(index, measured)] = recorder.of_output(kept, [0, 1, 2], torch.tensor([7, 8, 9])).items()
     assert index == 1
+    found = measured.tell()
     assert found.of_tokens() == pytest.approx([float(expected[8])], abs=1e-5)
     [likeliest] = found.of_likeliest()
     values, ids = expected.topk(3)
@@ -82,10 +83,11 @@ def test_a_prompt_is_scored_in_pieces(rows_per_piece: int) -> None:
     assert list(found) == [1]
     assert most <= rows_per_piece
     expected = (hidden[3:] @ weight).log_softmax(-1)
-    assert found[1].of_tokens() == pytest.approx(
+    scored = found[1].tell()
+    assert scored.of_tokens() == pytest.approx(
         [float(expected[p, prompt[p + 1]]) for p in range(1, 8)], abs=1e-4
     )
-    assert [row[0][1] for row in found[1].of_likeliest()] == expected[1:8].argmax(-1).tolist()
+    assert [row[0][1] for row in scored.of_likeliest()] == expected[1:8].argmax(-1).tolist()
 
 
 def test_steps_without_scored_tokens_are_not_scored() -> None:
@@ -101,7 +103,7 @@ def test_minus_infinity_is_a_number_that_json_has() -> None:
     logits[0, 3] = -torch.inf
     kept = recorder.keep(logits, [0])
     assert kept is not None
-    found = recorder.of_output(kept, [0], torch.tensor([3]))[0]
+    found = recorder.of_output(kept, [0], torch.tensor([3]))[0].tell()
     assert found.of_tokens() == (LEAST_LOGPROB,)
     assert found.of_chosen() == [[LEAST_LOGPROB]]
 
@@ -111,7 +113,7 @@ def test_both_kinds_meet_at_their_entry() -> None:
     recorder.start(start(0, [1], LogprobOptions()))
     kept = recorder.keep(random(1, VOCAB), [0])
     assert kept is not None
-    output = recorder.of_output(kept, [0], torch.tensor([3]))
+    output = {0: recorder.of_output(kept, [0], torch.tensor([3]))[0].tell()}
     found = by_entry([2], output, {2: output[0], 5: output[0]})
     assert list(found) == [2, 5]
     assert found[2].output == found[2].prompt == output[0]

@@ -52,12 +52,17 @@ def make_sampler(params: list[SamplingParams], *, seed: int = 0, eos: set[int] |
     return sampler
 
 
+def sample_next(sampler: Sampler, logits: torch.Tensor, position: int) -> int:
+    """The token that row 0 puts out at that position, which is accepted."""
+    token_id = int(sampler.sample(logits.clone()[None], [0], [position])[0])
+    sampler.accept([0], [token_id])
+    return token_id
+
+
 def draw(params: SamplingParams, logits: torch.Tensor, count: int = 400) -> Counter[int]:
     """Tokens that one request would draw at its positions 0 .. count - 1."""
     sampler = make_sampler([params])
-    return Counter(
-        int(sampler.sample(logits.clone()[None], [0], [position])[0]) for position in range(count)
-    )
+    return Counter(sample_next(sampler, logits, position) for position in range(count))
 
 
 def ranked_logits() -> torch.Tensor:
@@ -139,9 +144,7 @@ def test_logit_bias() -> None:
 def test_min_new_tokens_forbids_the_end_until_then() -> None:
     params = SamplingParams(temperature=0.0, min_new_tokens=2, stop_token_ids=(1,))
     sampler = make_sampler([params], eos={0})
-    tokens = [
-        int(sampler.sample(ranked_logits()[None], [0], [position])[0]) for position in range(3)
-    ]
+    tokens = [sample_next(sampler, ranked_logits(), position) for position in range(3)]
     assert tokens == [2, 2, 0]
 
 
@@ -150,7 +153,7 @@ def test_repetition_penalty_looks_at_prompt_and_output() -> None:
     sampler = make_sampler([params])
     logits = torch.full((1, VOCAB), -10.0)
     logits[0, [1, 50, 51]] = torch.tensor([9.0, 6.0, 5.0])
-    tokens = [int(sampler.sample(logits.clone(), [0], [position])[0]) for position in range(3)]
+    tokens = [sample_next(sampler, logits[0], position) for position in range(3)]
     assert tokens == [50, 51, 1]
 
 
@@ -158,10 +161,10 @@ def test_frequency_and_presence_penalties_look_at_the_output() -> None:
     logits = torch.full((1, VOCAB), -10.0)
     logits[0, [1, 50]] = torch.tensor([2.0, 1.1])
     frequent = make_sampler([SamplingParams(temperature=0.0, frequency_penalty=0.5)])
-    tokens = [int(frequent.sample(logits.clone(), [0], [p])[0]) for p in range(5)]
+    tokens = [sample_next(frequent, logits[0], p) for p in range(5)]
     assert tokens == [1, 1, 50, 1, 50]
     present = make_sampler([SamplingParams(temperature=0.0, presence_penalty=1.0)])
-    tokens = [int(present.sample(logits.clone(), [0], [p])[0]) for p in range(4)]
+    tokens = [sample_next(present, logits[0], p) for p in range(4)]
     assert tokens == [1, 50, 1, 1]
 
 

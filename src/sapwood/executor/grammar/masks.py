@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +77,10 @@ class GrammarMasks:
         self._rows: dict[int, _Constrained] = {}
         self._words = -(-vocab_size // 32)
         self._masks = np.zeros((min(num_rows, 8), self._words), dtype=np.int32)
+
+    @property
+    def follows(self) -> AbstractSet[int]:
+        return self._rows.keys()
 
     @property
     def num_constrained(self) -> int:

@@ -13,6 +13,7 @@ import io
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +87,10 @@ class CustomProcessors:
         self._failures = failures
         self._allow_code = allow_code
         self._running: dict[int, _Running] = {}
+
+    @property
+    def follows(self) -> AbstractSet[int]:
+        return self._running.keys()
 
     def start(self, start: RowStart) -> None:
         self._running.pop(start.row, None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sapwood.kernels.transfer import Download, download, upload_one
 from sapwood.schema.logprobs import LEAST_LOGPROB, LogprobOptions, TokenLogprobs
 from sapwood.schema.step import EntryLogprobs, RowStart, ScheduledTokens
 
@@ -29,18 +30,43 @@ class _Wanted:
 class RawLogits:
     """The model's own logits of some entries, kept before processors change them.
 
-    indices  their places among the rows that are sampled; logits [len(indices), vocab]
+    indices  their places among the rows that are sampled; at: the same, on the device
+    logits   [len(indices), vocab]
     """
 
     indices: list[int]
+    at: Tensor
     logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Log probabilities on their way to the host: what TokenLogprobs holds, piece by piece."""
+
+    pieces: Sequence[Mapping[str, Download]]
+
+    def tell(self) -> TokenLogprobs:
+        """Waits for them."""
+        return TokenLogprobs.joined(
+            [
+                TokenLogprobs(**{name: _packed(one.wait()) for name, one in piece.items()})
+                for piece in self.pieces
+            ]
+        )
 
 
 class LogprobRecorder:
     """Costs nothing for rows that want none."""
 
-    def __init__(self, device: torch.device, *, piece_bytes: int = PIECE_BYTES) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        piece_bytes: int = PIECE_BYTES,
+        download: Callable[[Tensor], Download] = download,
+    ) -> None:
         self._device = device
+        self._download = download
         self._piece_bytes = piece_bytes
         self._wanted: dict[int, _Wanted] = {}
 
@@ -66,17 +92,21 @@ class LogprobRecorder:
         if not self._wanted:
             return None
         indices = [index for index, row in enumerate(rows) if row in self._wanted]
-        return RawLogits(indices=indices, logits=logits[indices]) if indices else None
+        if not indices:
+            return None
+        at = upload_one(indices, np.int64, logits.device)
+        return RawLogits(indices=indices, at=at, logits=logits.index_select(0, at))
 
     def of_output(
         self, kept: RawLogits, rows: Sequence[int], chosen: Tensor
-    ) -> dict[int, TokenLogprobs]:
+    ) -> dict[int, Measured]:
         """Index among `rows` -> log probabilities of the token in chosen [S]."""
-        found: dict[int, TokenLogprobs] = {}
-        targets = chosen[kept.indices]
+        found: dict[int, Measured] = {}
+        targets = chosen.index_select(0, kept.at)
         for place, index in enumerate(kept.indices):
             one = slice(place, place + 1)
-            found[index] = _measure(kept.logits[one], targets[one], self._wanted[rows[index]])
+            wanted = self._wanted[rows[index]]
+            found[index] = Measured([self._measure(kept.logits[one], targets[one], wanted)])
         return found
 
     def of_prompts(
@@ -84,14 +114,14 @@ class LogprobRecorder:
         scheduled: Sequence[ScheduledTokens],
         hidden: Tensor,
         logits_of: Callable[[Tensor], Tensor],
-    ) -> dict[int, TokenLogprobs]:
+    ) -> dict[int, Measured]:
         """Index in `scheduled` -> log probabilities of what follows its scored tokens.
 
         hidden     [T, hidden] of the step's tokens, after the last norm
         logits_of  [n, hidden] -> [n, vocab]; called with few rows at a time, so that the logits of
                    a long prompt are never all there
         """
-        found: dict[int, TokenLogprobs] = {}
+        found: dict[int, Measured] = {}
         begin = 0
         for index, entry in enumerate(scheduled):
             wanted = self._wanted.get(entry.row)
@@ -110,25 +140,38 @@ class LogprobRecorder:
         targets: Tensor,
         logits_of: Callable[[Tensor], Tensor],
         wanted: _Wanted,
-    ) -> TokenLogprobs:
+    ) -> Measured:
         """The first row tells how large a vocabulary is, and so how many rows are a piece."""
         logits = logits_of(hidden[:1])
-        found = [_measure(logits, targets[:1], wanted)]
+        found = [self._measure(logits, targets[:1], wanted)]
         size = max(1, self._piece_bytes // (logits.element_size() * logits.shape[-1]))
         pieces = zip(torch.split(hidden[1:], size), torch.split(targets[1:], size), strict=True)
         found += [
-            _measure(logits_of(piece), after, wanted) for piece, after in pieces if len(piece)
+            self._measure(logits_of(piece), after, wanted) for piece, after in pieces if len(piece)
         ]
-        return TokenLogprobs.joined(found)
+        return Measured(found)
+
+    def _measure(self, logits: Tensor, targets: Tensor, wanted: _Wanted) -> dict[str, Download]:
+        """logits [n, vocab], targets [n] -> what is wanted of each row, by TokenLogprobs' names."""
+        logits = logits.float()
+        total = torch.logsumexp(logits, dim=-1, keepdim=True)
+        found = {"tokens": logits.gather(-1, targets[:, None]) - total}
+        num_top = min(wanted.options.num_top, logits.shape[-1])
+        if num_top:
+            values, found["top_ids"] = logits.topk(num_top, dim=-1)
+            found["top"] = values - total
+        if wanted.token_ids is not None:
+            found["chosen"] = logits.index_select(-1, wanted.token_ids) - total
+        return {name: self._download(one) for name, one in found.items()}
 
     def _ids(self, token_ids: Sequence[int]) -> Tensor:
-        return torch.tensor(token_ids, dtype=torch.int64, device=self._device)
+        return upload_one(token_ids, np.int64, self._device)
 
 
 def by_entry(
     sampling: Sequence[int],
-    outputs: dict[int, TokenLogprobs],
-    prompts: dict[int, TokenLogprobs],
+    outputs: Mapping[int, TokenLogprobs],
+    prompts: Mapping[int, TokenLogprobs],
 ) -> dict[int, EntryLogprobs]:
     """Both kinds by index in `scheduled`; sampling: the indices of the entries that sample."""
     of_output = {sampling[index]: found for index, found in outputs.items()}
@@ -138,27 +181,8 @@ def by_entry(
     }
 
 
-def _measure(logits: Tensor, targets: Tensor, wanted: _Wanted) -> TokenLogprobs:
-    """logits [n, vocab], targets [n] -> the log probabilities that are wanted of each row."""
-    logits = logits.float()
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    top_ids, top, chosen = b"", b"", b""
-    num_top = min(wanted.options.num_top, logits.shape[-1])
-    if num_top:
-        values, ids = logits.topk(num_top, dim=-1)
-        top_ids, top = _packed(ids, np.int32), _packed(values - total, np.float32)
-    if wanted.token_ids is not None:
-        chosen = _packed(logits[:, wanted.token_ids] - total, np.float32)
-    return TokenLogprobs(
-        tokens=_packed(logits.gather(-1, targets[:, None]) - total, np.float32),
-        top_ids=top_ids,
-        top=top,
-        chosen=chosen,
-    )
-
-
-def _packed(values: Tensor, dtype: type[np.generic]) -> bytes:
+def _packed(values: Tensor) -> bytes:
+    """values on the host: fp32, or integers as int32; little endian."""
     if values.is_floating_point():
-        values = values.clamp(min=LEAST_LOGPROB)
-    array = values.cpu().numpy()
-    return array.astype(np.dtype(dtype).newbyteorder("<")).tobytes()
+        return values.clamp(min=LEAST_LOGPROB).numpy().astype("<f4").tobytes()
+    return values.numpy().astype("<i4").tobytes()

@@ -6,18 +6,28 @@ Each processor keeps its own state per row and costs nothing for rows that do no
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sapwood.kernels.transfer import upload, upload_one
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 
+NOBODY: AbstractSet[int] = frozenset()
 _FIRST_CAPACITY = 64
 
 
 class LogitsProcessor(Protocol):
+    @property
+    def follows(self) -> AbstractSet[int]:
+        """Rows whose next `apply` depends on the tokens accepted before it. Only their tokens have
+        to be accepted."""
+        ...
+
     def start(self, start: RowStart) -> None:
         """Another request takes that row."""
         ...
@@ -39,12 +49,16 @@ class LogitBias:
         self._device = device
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def follows(self) -> AbstractSet[int]:
+        return NOBODY
+
     def start(self, start: RowStart) -> None:
         self._bias.pop(start.row, None)
         bias = start.sampling.logit_bias
         if bias:
-            ids = torch.tensor(list(bias), dtype=torch.int64, device=self._device)
-            values = torch.tensor(list(bias.values()), device=self._device)
+            ids = upload_one(list(bias), np.int64, self._device)
+            values = upload_one(list(bias.values()), np.float32, self._device)
             self._bias[start.row] = (ids, values)
 
     def apply(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> None:
@@ -67,13 +81,17 @@ class MinNewTokens:
         self._device = device
         self._ends: dict[int, tuple[int, Tensor]] = {}
 
+    @property
+    def follows(self) -> AbstractSet[int]:
+        return NOBODY
+
     def start(self, start: RowStart) -> None:
         self._ends.pop(start.row, None)
         sampling = start.sampling
         if sampling.min_new_tokens:
             eos = frozenset() if sampling.ignore_eos else self._eos
             ids = sorted(eos | set(sampling.stop_token_ids))
-            ends = torch.tensor(ids, dtype=torch.int64, device=self._device)
+            ends = upload_one(ids, np.int64, self._device)
             self._ends[start.row] = (sampling.min_new_tokens, ends)
 
     def apply(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> None:
@@ -81,7 +99,7 @@ class MinNewTokens:
             return
         for index, (row, num_output) in enumerate(zip(rows, num_outputs, strict=True)):
             if row in self._ends and num_output < self._ends[row][0]:
-                logits[index, self._ends[row][1]] = -torch.inf
+                logits[index].index_fill_(0, self._ends[row][1], -torch.inf)
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
         return None
@@ -111,8 +129,10 @@ class _Seen:
         while len(place) > len(self._ids):
             self._ids = torch.cat((self._ids, torch.zeros_like(self._ids)))
             self._counts = torch.cat((self._counts, torch.zeros_like(self._counts)))
-        at = torch.tensor(places, dtype=torch.int64, device=self._ids.device)
-        ids = torch.tensor(token_ids, dtype=torch.int64, device=self._ids.device)
+        at, ids = upload(
+            [np.array(places, dtype=np.int64), np.array(token_ids, dtype=np.int64)],
+            self._ids.device,
+        )
         self._ids[at] = ids
         if count:
             self._counts.index_add_(0, at, torch.full_like(at, count, dtype=torch.float32))
@@ -135,6 +155,10 @@ class Penalties:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seen: dict[int, _Seen] = {}
+
+    @property
+    def follows(self) -> AbstractSet[int]:
+        return self._seen.keys()
 
     def start(self, start: RowStart) -> None:
         self._seen.pop(start.row, None)

@@ -13,6 +13,7 @@ from sapwood.executor.sampling.processors import LogitsProcessor
 from sapwood.executor.sampling.random_numbers import uniforms
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import Kernels
+from sapwood.kernels.transfer import upload_one
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 
@@ -37,6 +38,7 @@ class Sampler:
         self._processors = processors
 
     def start(self, start: RowStart) -> None:
+        self._failures.pop(start.row, None)
         for processor in self._processors:
             processor.start(start)
         if self._grammars is not None:
@@ -67,6 +69,8 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> Tensor:
         """logits [S, vocab], may be overwritten -> token ids [S] int64, on the logits' device.
 
+        The tokens of rows that are followed must be accepted before these rows are sampled again.
+
         rows         row of each entry
         num_outputs  output tokens each had before; counts the random numbers
         """
@@ -86,14 +90,26 @@ class Sampler:
                     [params[index] for index in random],
                     [num_outputs[index] for index in random],
                 )
-                chosen[random] = self._kernels.sample(logits[random], draws)
-        token_ids: list[int] = []
+                at = upload_one(random, np.int64, logits.device)
+                chosen.index_copy_(0, at, self._kernels.sample(logits.index_select(0, at), draws))
+        return chosen
+
+    def followed(self, rows: Sequence[int]) -> set[int]:
+        """Those of `rows` whose tokens must be accepted."""
+        wanted, found = set(rows), set[int]()
+        for one in self._processors:
+            if one.follows:
+                found |= wanted & one.follows
+        if self._grammars is not None and self._grammars.follows:
+            found |= wanted & self._grammars.follows
+        return found
+
+    def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        """These tokens were chosen for those rows; in the order of the steps."""
         for processor in self._processors:
-            token_ids = token_ids or chosen.tolist()
             processor.accept(rows, token_ids)
         if self._grammars is not None:
-            self._grammars.accept(rows, token_ids or chosen.tolist())
-        return chosen
+            self._grammars.accept(rows, token_ids)
 
     def _draws(
         self, rows: Sequence[int], params: Sequence[SamplingParams], num_outputs: Sequence[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -62,6 +63,10 @@ class ThinkingBudgets:
 
     def __init__(self) -> None:
         self._rows: dict[int, _Progress] = {}
+
+    @property
+    def follows(self) -> AbstractSet[int]:
+        return self._rows.keys()
 
     def start(self, start: RowStart) -> None:
         self._rows.pop(start.row, None)

@@ -1,0 +1,116 @@
+"""Between host and device, without waiting for what the device is doing.
+
+A copy from ordinary memory waits until the device has done all work before it. One from page-locked
+memory is queued like any other work. The allocator of page-locked memory hands a piece out again
+only after the copies from it are done, so that nothing here has to remember them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ALIGNMENT = 16
+"""Bytes: where an array may begin among others, for every dtype."""
+
+
+class Download(Protocol):
+    """A tensor on its way to the host."""
+
+    def wait(self) -> Tensor:
+        """The tensor on the host, once the device has computed and copied it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What was on the host already."""
+
+    value: Tensor
+
+    def wait(self) -> Tensor:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class _Arriving:
+    host: Tensor
+    event: torch.cuda.Event
+
+    def wait(self) -> Tensor:
+        self.event.synchronize()
+        return self.host
+
+
+def runs_ahead(device: torch.device) -> bool:
+    """Whether work on that device is queued, so that the host is free while it is done."""
+    return device.type == "cuda"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all that was queued."""
+    if runs_ahead(device):
+        torch.cuda.synchronize(device)
+
+
+def download(tensor: Tensor) -> Download:
+    """Queue the copy of what `tensor` holds once all work before this is done."""
+    if not runs_ahead(tensor.device):
+        return Here(tensor.cpu())
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return _Arriving(host, event)
+
+
+def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """The arrays as tensors on the device; one copy brings them all.
+
+    On a CPU they share the arrays' memory."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    staged = torch.empty(packed_bytes(arrays), dtype=torch.uint8, pin_memory=runs_ahead(device))
+    pack(arrays, staged.numpy())
+    return unpack(staged.to(device, non_blocking=True), arrays)
+
+
+def upload_one(values: Sequence[float] | NDArray[Any], dtype: Any, device: torch.device) -> Tensor:
+    """Numbers as a tensor of numpy's `dtype` on the device."""
+    return upload([np.asarray(values, dtype=dtype)], device)[0]
+
+
+def packed_bytes(arrays: Sequence[NDArray[Any]]) -> int:
+    """Bytes of the arrays one after the other, each aligned."""
+    return sum(_aligned(array.nbytes) for array in arrays)
+
+
+def pack(arrays: Sequence[NDArray[Any]], target: NDArray[np.uint8]) -> None:
+    """Write them one after the other into target [packed_bytes(arrays)]."""
+    start = 0
+    for array in arrays:
+        target[start : start + array.nbytes] = (
+            np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        )
+        start += _aligned(array.nbytes)
+
+
+def unpack(packed: Tensor, like: Sequence[NDArray[Any]]) -> list[Tensor]:
+    """Views of packed [packed_bytes(like)] uint8 with the dtypes and shapes of `like`."""
+    views = []
+    start = 0
+    for array in like:
+        dtype = torch.from_numpy(np.empty(0, dtype=array.dtype)).dtype
+        views.append(packed[start : start + array.nbytes].view(dtype).view(array.shape))
+        start += _aligned(array.nbytes)
+    return views
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,352 @@
+"""Steps that overlap on a simulated asynchronous device put out what steps one at a time do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapwood.base.channel import CallbackSender, QueueChannel
+from sapwood.base.clock import ManualClock
+from sapwood.engine.loop import EngineLoop
+from sapwood.engine.scheduler import Scheduler
+from sapwood.executor.grammar.interface import GrammarFailed
+from sapwood.executor.grammar.masks import GrammarMasks
+from sapwood.executor.graphs import NoGraph
+from sapwood.executor.launch import QueuedExecutor, SerialExecutor
+from sapwood.executor.rows import RowTable
+from sapwood.executor.runner import Launched, Runner
+from sapwood.executor.sampling.processors import LogitBias, MinNewTokens, Penalties
+from sapwood.executor.sampling.sampler import Sampler
+from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
+from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.memory.eviction import least_recently_used
+from sapwood.memory.ledger import Ledger
+from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.schema import grammar as grammars
+from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.grammar import Grammar
+from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
+from sapwood.schema.output import EngineOutput, Finish, StepOutputs
+from sapwood.schema.request import Abort, EngineInput, Generate
+from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.step import StepPlan
+from sapwood.schema.thinking import ThinkingBudget
+from tests.executor.hashing_model import VOCAB, HashingModel, make_pages
+from tests.executor.simulated_device import SimulatedDevice
+
+CPU = torch.device("cpu")
+EOS = 5
+CONTEXT = 40
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class SumMatcher:
+    """Allows the tokens that the sum of those before leads to, and the end from time to time."""
+
+    def __init__(self, name: str) -> None:
+        self._modulus = 2 + len(name) % 3
+        self._fails_at = 4 if name.startswith("failing") else None
+        self._sum = 0
+        self._count = 0
+        self.has_ended = False
+
+    def _allows(self, token_id: int) -> bool:
+        if token_id == EOS:
+            return self._sum % 5 == 4
+        return token_id % self._modulus == self._sum % self._modulus
+
+    def fill(self, masks: np.ndarray, index: int) -> None:
+        if self._count == self._fails_at:
+            raise GrammarFailed("it fails at its fifth token")
+        bits = sum(1 << token_id for token_id in range(VOCAB) if self._allows(token_id))
+        masks[index, 0] = np.uint32(bits).astype(np.int32)
+
+    def accept(self, token_id: int) -> bool:
+        if not self._allows(token_id):
+            return False
+        self._sum += token_id
+        self._count += 1
+        self.has_ended = token_id == EOS
+        return True
+
+    def forced(self) -> bytes:
+        return b""
+
+
+@dataclass
+class CompiledSum:
+    name: str
+    num_bytes: int = 1
+
+    def matcher(self) -> SumMatcher:
+        return SumMatcher(self.name)
+
+
+class ReadyGrammars:
+    """For the scheduler and the masks."""
+
+    def enter(self, grammar: Grammar) -> None: ...
+
+    def leave(self, grammar: Grammar) -> None: ...
+
+    def is_ready(self, grammar: Grammar) -> bool:
+        return True
+
+    def compiled(self, grammar: Grammar) -> CompiledSum:
+        return CompiledSum(grammar.text)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, and the turns at which it comes and is aborted."""
+
+    prompt: list[int]
+    sampling: SamplingParams
+    logprobs: LogprobOptions | None
+    arrives: int
+    aborted: int | None
+
+
+THINKING = ThinkingBudget(begin=(1,), end=(2,), forced=(3, 2), max_tokens=2, is_open=True)
+GRAMMARS = [grammars.regex(text) for text in ("a", "bb", "ccc", "failing")]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Asked:
+    constrained = draw(st.sampled_from([None, None, *GRAMMARS]))
+    special: dict[str, Any] = draw(
+        st.sampled_from(
+            [
+                {},
+                {},
+                {"presence_penalty": 1.5},
+                {"frequency_penalty": 0.7, "repetition_penalty": 1.4},
+                {"thinking_budget": THINKING},
+                {"logit_bias": {7: 3.0}},
+            ]
+        )
+    )
+    sampling = SamplingParams(
+        max_new_tokens=draw(st.integers(1, 10)),
+        temperature=draw(st.sampled_from([0.0, 1.0])),
+        seed=draw(st.integers(0, 9)),
+        top_p=draw(st.sampled_from([1.0, 0.8])),
+        stop_token_ids=draw(st.sampled_from([(), (9, 10)])),
+        ignore_eos=constrained is None and draw(st.booleans()),
+        min_new_tokens=0 if constrained else draw(st.sampled_from([0, 0, 1])),
+        grammar=constrained,
+        **special,
+    )
+    stem = draw(st.sampled_from([[], [4, 8, 15, 16, 11, 3, 4, 2]]))
+    prompt = stem + draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9))
+    return Asked(
+        prompt=prompt,
+        sampling=sampling,
+        logprobs=draw(
+            st.sampled_from(
+                [
+                    None,
+                    None,
+                    LogprobOptions(num_top=2, token_ids=(4, 6)),
+                    LogprobOptions(prompt_start=min(1, len(prompt) - 1)),
+                ]
+            )
+        ),
+        arrives=draw(st.integers(0, 10)),
+        aborted=draw(st.none() | st.none() | st.integers(0, 25)),
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    page_size: int
+    num_tokens: int
+    chunk: int
+    max_running: int
+    prefixes: bool
+    depth: int
+    seed: int
+
+
+LAYOUTS = st.builds(
+    Layout,
+    page_size=st.sampled_from([1, 2, 4]),
+    num_tokens=st.integers(30, 90),
+    chunk=st.sampled_from([2, 5, 32, -1]),
+    max_running=st.integers(1, 4),
+    prefixes=st.booleans(),
+    depth=st.sampled_from([2, 2, 2, 3]),
+    seed=st.integers(0, 3),
+)
+
+
+class World:
+    """A scheduler, a loop and a runner; on a simulated device where steps overlap."""
+
+    def __init__(self, layout: Layout, *, depth: int) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[TokenLogprobs]] = {}
+        self.finishes: dict[str, Finish] = {}
+        self.device = SimulatedDevice(layout.seed) if depth > 1 else None
+        num_pages = layout.num_tokens // layout.page_size
+        tree = PrefixTree(layout.page_size, least_recently_used) if layout.prefixes else None
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                max_running_requests=layout.max_running,
+                max_queued_requests=100,
+                chunked_prefill_size=layout.chunk,
+                schedule_conservativeness=0.0,
+            ),
+            Ledger(num_pages=num_pages, page_size=layout.page_size, tree=tree),
+            context_length=CONTEXT,
+            vocab_size=VOCAB,
+            eos_token_ids=[EOS],
+            clock=ManualClock(),
+            grammars=ReadyGrammars(),
+        )
+        self.runner = self._runner(layout, num_pages)
+        executor = (
+            SerialExecutor(self.runner.execute) if depth == 1 else QueuedExecutor(self._launch)
+        )
+        self.channel: QueueChannel[EngineInput] = QueueChannel()
+        self.loop = EngineLoop(
+            self.scheduler,
+            executor,
+            self.channel,
+            CallbackSender(self._take),
+            depth=depth,
+            clock=ManualClock(),
+        )
+
+    def _runner(self, layout: Layout, num_pages: int) -> Runner:
+        rows = RowTable(num_rows=layout.max_running, max_pages=CONTEXT, device=CPU)
+        failures: dict[int, str] = {}
+        kernels = TorchKernels()
+        sampler = Sampler(
+            rows,
+            [LogitBias(CPU), Penalties(CPU), MinNewTokens([EOS], CPU), ThinkingBudgets()],
+            kernels,
+            failures,
+            GrammarMasks(
+                ReadyGrammars(),
+                kernels,
+                num_rows=layout.max_running,
+                vocab_size=VOCAB,
+                failures=failures,
+                vocabulary=lambda: pytest.fail("nothing here needs a vocabulary"),
+            ),
+        )
+        more = {} if self.device is None else {"download": self.device.download}
+        return Runner(
+            HashingModel(),
+            NoGraph(),
+            kv_caches=make_pages(num_pages, layout.page_size),
+            rows=rows,
+            sampler=sampler,
+            page_size=layout.page_size,
+            device=CPU,
+            **more,
+        )
+
+    def _launch(self, plan: StepPlan) -> Launched:
+        assert self.device is not None
+        with self.device.launching():
+            return self.runner.launch(plan)
+
+    def _take(self, message: EngineOutput) -> None:
+        assert isinstance(message, StepOutputs)
+        for output in message.outputs:
+            name = output.request_id
+            assert name not in self.finishes, "an output after the terminal one"
+            self.tokens.setdefault(name, []).extend(output.token_ids)
+            found = self.logprobs.setdefault(name, [])
+            found += [one for one in (output.prompt_logprobs, output.logprobs) if one is not None]
+            if output.finish is not None:
+                self.finishes[name] = output.finish
+
+    def run(self, asked: Sequence[Asked], *, with_aborts: bool) -> None:
+        for turn in range(3000):
+            for index, one in enumerate(asked):
+                if one.arrives == turn:
+                    self.channel.send(
+                        Generate(
+                            request_id=str(index),
+                            prompt_ids=one.prompt,
+                            sampling=one.sampling,
+                            logprobs=one.logprobs,
+                        )
+                    )
+                if with_aborts and one.aborted == turn:
+                    self.channel.send(Abort(str(index)))
+            self.loop.turn(0.0)
+            if len(self.finishes) == len(asked):
+                break
+        assert len(self.finishes) == len(asked), "a request never ended"
+        for _ in range(4):
+            self.loop.turn(0.0)
+        assert self.scheduler.status().num_leased_pages == 0
+        if self.device is not None:
+            self.device.close()
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(requests(), min_size=1, max_size=7), LAYOUTS)
+def test_overlapping_steps_put_out_the_same(asked: list[Asked], layout: Layout) -> None:
+    one_by_one = World(layout, depth=1)
+    one_by_one.run(asked, with_aborts=False)
+    overlapping = World(layout, depth=layout.depth)
+    overlapping.run(asked, with_aborts=True)
+    for index, one in enumerate(asked):
+        name = str(index)
+        expected, got = one_by_one.tokens[name], overlapping.tokens[name]
+        logprobs, told = one_by_one.logprobs[name], overlapping.logprobs[name]
+        if overlapping.finishes[name].kind == "abort":
+            assert one.aborted is not None
+            assert got == expected[: len(got)]
+            assert told == logprobs[: len(told)]
+        else:
+            assert got == expected
+            assert told == logprobs
+            assert overlapping.finishes[name] == one_by_one.finishes[name]
+
+
+def plain(index: int, **sampling: Any) -> Asked:
+    ignore_eos = "grammar" not in sampling
+    params = SamplingParams(max_new_tokens=12, temperature=0.0, ignore_eos=ignore_eos, **sampling)
+    return Asked([index, 3, 9], params, LogprobOptions(num_top=1), arrives=index, aborted=None)
+
+
+LAYOUT = Layout(page_size=2, num_tokens=90, chunk=-1, max_running=4, prefixes=True, depth=2, seed=0)
+
+
+def test_a_launch_waits_for_nothing() -> None:
+    """Log probabilities, random sampling and biases included."""
+    world = World(LAYOUT, depth=2)
+    world.run([plain(0), plain(1, logit_bias={3: 1.0}), plain(2)], with_aborts=False)
+    assert world.device is not None
+    assert world.device.waits_in_launch == 0
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"grammar": GRAMMARS[1]}, {"presence_penalty": 1.0}, {"thinking_budget": THINKING}]
+)
+def test_only_what_depends_on_the_token_before_waits_for_it(sampling: dict[str, Any]) -> None:
+    world = World(LAYOUT, depth=2)
+    world.run([plain(0, **sampling), plain(1)], with_aborts=False)
+    assert world.device is not None
+    # The first token of a request follows none; each later one waits for the one before.
+    assert world.device.waits_in_launch == len(world.tokens["0"]) - 1
