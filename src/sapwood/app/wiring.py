@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
+from sapwood.app.gpu import capture_graph, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts, build_grammars
 from sapwood.app.loading import LoadWatch, fill, timed
 from sapwood.app.model_defaults import checkpoint_dtype, eos_token_ids, read_json
@@ -20,13 +20,19 @@ from sapwood.app.pooling import (
 )
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
-from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop, StepExecutor
 from sapwood.engine.scheduler import Scheduler
-from sapwood.executor.graphs import choose_graph
-from sapwood.executor.launch import OverlappedExecutor, SerialExecutor
+from sapwood.executor.captured import CapturePlan
+from sapwood.executor.graphs import GraphChoice, choose_graph
+from sapwood.executor.launch import (
+    Execute,
+    Launch,
+    OverlappedExecutor,
+    QueuedExecutor,
+    SerialExecutor,
+)
 from sapwood.executor.pooling_runner import PoolingRunner
 from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import DecoderModel, Runner
@@ -40,9 +46,17 @@ from sapwood.executor.sampling.processors import (
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.warmup import warm_up, warm_up_pooling
+from sapwood.kernels.capture import capture_on
 from sapwood.kernels.interface import DTYPES
-from sapwood.kernels.platform import Platform, read_platform
+from sapwood.kernels.platform import (
+    CudaMemory,
+    Platform,
+    device_memory,
+    find_device,
+    read_platform,
+)
 from sapwood.kernels.registry import Need, Selection, select_kernels
+from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.quantization import SCHEMES
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.memory.eviction import EVICTION_POLICIES
@@ -67,6 +81,7 @@ class Resolved:
     shape    the model's sizes
     eos      token ids that end an output
     pooling  of a model that answers with numbers; None: it generates
+    wanted_tokens  of KV, as asked; None: the size of the pool was left open
     """
 
     config: EngineConfig
@@ -76,11 +91,15 @@ class Resolved:
     eos: frozenset[int]
     kernels: Selection
     pooling: Pooling | None = None
+    wanted_tokens: int | None = None
 
     @property
     def decoder(self) -> DecoderConfig:
         """The model's sizes; ConfigError if it is no decoder."""
         return only_decoder(self.shape, self.files.name)
+
+
+Executor = SerialExecutor | OverlappedExecutor | QueuedExecutor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +109,7 @@ class Engine:
     loop: EngineLoop
     ready: EngineReady
     scheduler: Scheduler
-    executor: SerialExecutor | OverlappedExecutor
+    executor: Executor
 
 
 def resolve_config(
@@ -136,6 +155,9 @@ def resolve_config(
         eos=eos_token_ids(files.path),
         kernels=kernels,
         pooling=pooling,
+        wanted_tokens=None
+        if asked.memory.max_total_tokens is None
+        else config.memory.max_total_tokens,
     )
 
 
@@ -152,36 +174,15 @@ def fetch_files(asked: EngineConfig, *, home: Path, progress: Progress | None = 
 
 def machine_facts(platform: Platform, asked_device: str | None) -> MachineFacts:
     """The facts of that device; of the best one if none was asked for."""
-    name = asked_device or platform.device
-    device = _device(name)
-    free, total = (
-        torch.cuda.mem_get_info(device)
-        if device.type == "cuda"
-        else (min(psutil.virtual_memory().available, platform.memory_bytes), platform.memory_bytes)
-    )
+    device = find_device(asked_device, platform)
+    free, total = device_memory(device, platform)
     return MachineFacts(
-        device=name,
+        device=str(device),
         memory_bytes=total,
         available_bytes=free,
         num_cores=platform.num_cores,
         fast_bfloat16=not platform.cpu_flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"}),
     )
-
-
-def _device(name: str) -> torch.device:
-    """ConfigError if there is no such device here."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device is {name!r}, which is no device: {error}") from error
-    if device.type == "cuda":
-        num_devices = torch.cuda.device_count()
-        if (device.index or 0) >= num_devices:
-            raise ConfigError(
-                f"--device is {name} but this machine has {num_devices} CUDA devices; use "
-                "--device cpu, or leave it out"
-            )
-    return device
 
 
 def facts_of(files: ModelFiles, shape: Shape, dtype: str, weight_format: str) -> ModelFacts:
@@ -224,6 +225,7 @@ def build_engine(
     if _known_text(config.execution.device) == "cpu":
         torch.set_num_threads(_known(config.execution.num_threads))
     runner: Runner | PoolingRunner
+    launch: Launch | None = None
     clock = MonotonicClock()
     grammars = None
     if resolved.pooling is None:
@@ -234,7 +236,11 @@ def build_engine(
             eos_token_ids=resolved.eos,
             clock=clock,
         )
-        runner, warm = _build_runner(resolved, watch, grammars), warm_up
+        decoder = _build_runner(resolved, watch, grammars)
+        runner, resolved, warm = decoder.runner, decoder.resolved, warm_up
+        config = resolved.config
+        if runs_ahead(torch.device(_known_text(config.execution.device))):
+            launch = decoder.runner.launch
     else:
         runner = build_pooling_runner(
             config,
@@ -261,7 +267,7 @@ def build_engine(
         with timed("warm-up"):
             warm(runner.execute)
     depth = _known(config.scheduler.overlap_depth)
-    executor = SerialExecutor(runner.execute) if depth == 1 else OverlappedExecutor(runner.execute)
+    executor = _executor(runner.execute, launch, depth)
     step_executor: StepExecutor = executor
     loop = EngineLoop(
         scheduler,
@@ -286,20 +292,41 @@ def build_engine(
     return Engine(loop=loop, ready=ready, scheduler=scheduler, executor=executor)
 
 
+def _executor(execute: Execute, launch: Launch | None, depth: int) -> Executor:
+    """launch: queues a step on a device that runs ahead; None: there is none, or no such way."""
+    if depth == 1:
+        return SerialExecutor(execute)
+    return OverlappedExecutor(execute) if launch is None else QueuedExecutor(launch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """A runner, and the configuration with the size of its KV pool."""
+
+    runner: Runner
+    resolved: Resolved
+
+
 def _build_runner(
     resolved: Resolved, watch: LoadWatch, grammars: GrammarParts | None = None
-) -> Runner:
-    config, decoder = resolved.config, resolved.decoder
-    device = torch.device(_known_text(config.execution.device))
-    dtype = DTYPES[config.model.dtype]
+) -> _Decoder:
+    decoder, kernels = resolved.decoder, resolved.kernels.kernels
+    device = torch.device(_known_text(resolved.config.execution.device))
+    dtype = DTYPES[resolved.config.model.dtype]
+    model = load_model(resolved, device=device, dtype=dtype, watch=watch)
+    captures = None
+    if runs_ahead(device):
+        captures = _captures(resolved)
+        watch.beat("measuring the largest step")
+        resolved = _with_measured_pool(resolved, model, captures)
+    config = resolved.config
     page_size = _known(config.memory.page_size)
     num_pages = _known(config.memory.max_total_tokens) // page_size
-    model = load_model(resolved, device=device, dtype=dtype, watch=watch)
     watch.beat("allocating the KV pool")
     with timed("KV pool"):
         kv_caches = allocate_kv_caches(
             num_layers=decoder.num_layers,
-            num_pages=num_pages,
+            num_pages=num_pages if captures is None else num_pages + 1,
             num_kv_heads=decoder.num_kv_heads,
             page_size=page_size,
             head_dim=decoder.head_dim,
@@ -319,13 +346,23 @@ def _build_runner(
         CustomProcessors(failures, allow_code=config.execution.enable_custom_logit_processor),
         ThinkingBudgets(),
     ]
-    kernels = resolved.kernels.kernels
-    enabled = not config.execution.disable_graphs
-    choice = choose_graph(model, kernels, kv_caches, enabled=enabled)
+
+    def capture() -> GraphChoice:
+        plan = capture_plan(config, decoder, spare_page=num_pages)
+        recorder, memory = capture_on(device), CudaMemory(device)
+        return capture_graph(model, kernels, kv_caches, plan, recorder, memory, watch)
+
+    choice = choose_graph(
+        model,
+        kernels,
+        kv_caches,
+        enabled=not config.execution.disable_graphs,
+        capture=None if captures is None else capture,
+    )
     resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
     if device.type == "cpu":
         kernels.set_num_threads(_known(config.execution.num_threads))
-    return Runner(
+    runner = Runner(
         model,
         choice.graph,
         kv_caches=kv_caches,
@@ -340,6 +377,36 @@ def _build_runner(
         page_size=page_size,
         device=device,
     )
+    return _Decoder(runner, resolved)
+
+
+def _captures(resolved: Resolved) -> CapturePlan | None:
+    """What a GPU is to capture; None: nothing."""
+    if resolved.config.execution.disable_graphs or not resolved.kernels.kernels.can_be_captured:
+        return None
+    return capture_plan(resolved.config, resolved.decoder, spare_page=0)
+
+
+def _with_measured_pool(
+    resolved: Resolved, model: DecoderModel, captures: CapturePlan | None
+) -> Resolved:
+    """With the KV pool that the largest step leaves room for, instead of the estimated one."""
+    config = resolved.config
+    with timed("measuring the largest step"):
+        pool = measure_pool(
+            config,
+            resolved.decoder,
+            model,
+            resolved.kernels.kernels,
+            CudaMemory(torch.device(_known_text(config.execution.device))),
+            captures=captures,
+            wanted_tokens=resolved.wanted_tokens,
+        )
+    num_tokens = pool.num_pages * _known(config.memory.page_size)
+    memory = replace(config.memory, max_total_tokens=num_tokens)
+    kept = [one for one in resolved.decisions if one.option != "max_total_tokens"]
+    kept.append(Decision("max_total_tokens", num_tokens, pool.why))
+    return replace(resolved, config=replace(config, memory=memory), decisions=kept)
 
 
 def load_model(

@@ -6,7 +6,7 @@ possible, the kernels decide. A batch that a graph does not cover is computed ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,12 +73,16 @@ def choose_graph(
     kv_caches: Sequence[tuple[Tensor, Tensor]],
     *,
     enabled: bool,
+    capture: Callable[[], GraphChoice] | None = None,
 ) -> GraphChoice:
-    """The recorded step where there is one and it is wanted."""
+    """The recorded step where there is one and it is wanted; else what `capture` makes, where the
+    device can capture ops and these kernels' ops can be captured."""
     if not enabled:
         return GraphChoice(NoGraph(), "disabled by --disable-graphs")
     try:
         step = kernels.record(model.parts(), kv_caches)
     except CannotRecord as reason:
+        if capture is not None and kernels.can_be_captured:
+            return capture()
         return GraphChoice(NoGraph(), f"the {kernels.name} kernels cannot record it: {reason}")
     return GraphChoice(RecordedGraph(step), "a step is one call")

@@ -14,6 +14,15 @@ from sapwood.schema.step import StepPlan, StepResult
 Execute = Callable[[StepPlan], StepResult]
 
 
+class Handle(Protocol):
+    def result(self) -> StepResult:
+        """Wait for the step; raises what it raised."""
+        ...
+
+
+Launch = Callable[[StepPlan], Handle]
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The handle of a step that ran when it was launched."""
@@ -37,16 +46,10 @@ class SerialExecutor:
         return None
 
 
-class Handle(Protocol):
-    def result(self) -> StepResult:
-        """Wait for the step; raises what it raised."""
-        ...
-
-
 class QueuedExecutor:
     """Queues steps on a device that works through them by itself, while the caller goes on."""
 
-    def __init__(self, launch: Callable[[StepPlan], Handle]) -> None:
+    def __init__(self, launch: Launch) -> None:
         self._launch = launch
 
     def launch(self, plan: StepPlan) -> Handle:

@@ -1,4 +1,4 @@
-"""Recording what a device is asked to do, to have it do the same again without being asked op by op.
+"""Recording what a device is asked to do, so that it does the same again in one call.
 
 What is captured reads and writes the same memory each time: inputs are written into it before a
 replay, results read from it after. A number that the host computed during the capture is repeated
@@ -56,7 +56,7 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._entered: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
 

@@ -67,10 +67,14 @@ class Kernels(Protocol):
 
     multiplies_quantized  whether `pack_quantized_linear` keeps weights quantised; else it
                           dequantises them, and they are no smaller than dense ones
+    can_be_captured       whether a batch's sizes are read from its tensors alone, so that what a
+                          device captured of these ops stays right for other batches; the numbers
+                          that `AttentionBatch` has on the host are then upper bounds of decodes
     """
 
     name: str
     multiplies_quantized: bool
+    can_be_captured: bool
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         """token_ids [T] int64, weight [vocab, hidden] -> [T, hidden]."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import torch
+
+from sapwood.base.errors import ConfigError
 
 _NOTABLE_FLAGS = (
     "avx2",
@@ -67,6 +71,83 @@ def read_platform(root: Path = Path("/")) -> Platform:
         memory_bytes=total if limit is None else min(total, limit),
         cuda_names=names,
     )
+
+
+class DeviceMemory(Protocol):
+    """The memory of a device."""
+
+    device: torch.device
+
+    def free_and_total(self) -> tuple[int, int]:
+        """Bytes; free is what no program has, caches of this one left out."""
+        ...
+
+    def peak_bytes_of(self, run: Callable[[], None]) -> int:
+        """Bytes that `run` had at its peak, beside those that were in use before."""
+        ...
+
+
+class CudaMemory:
+    """That of a CUDA device, as torch's allocator sees it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def free_and_total(self) -> tuple[int, int]:
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.device)
+
+    def peak_bytes_of(self, run: Callable[[], None]) -> int:
+        torch.cuda.synchronize(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        run()
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+
+def find_device(asked: str | None, platform: Platform) -> torch.device:
+    """The device asked for, the best one for None and "auto"; ConfigError if it is not here."""
+    if asked is None or asked == "auto":
+        return torch.device(platform.device)
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--device is {asked!r}, which is no device; use cpu, cuda, cuda:0 … or auto"
+        ) from error
+    num_devices = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_devices:
+        raise ConfigError(f"--device is {asked}, but {_what_cuda_has(num_devices, platform)}")
+    return device
+
+
+def _what_cuda_has(num_devices: int, platform: Platform) -> str:
+    """What was found instead of the device, and the way out."""
+    if num_devices:
+        names = ", ".join(platform.cuda_names)
+        return (
+            f"this machine has {num_devices} CUDA devices ({names}); use a number from 0 to "
+            f"{num_devices - 1}"
+        )
+    here = f"{platform.cpu_name or platform.machine}, {platform.num_cores} cores"
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is built without CUDA; install a build with it "
+            "(https://pytorch.org/get-started/locally), or use --device cpu, which is here: "
+            f"{here}"
+        )
+    return (
+        f"torch {torch.__version__} finds no CUDA device; see whether nvidia-smi does, and "
+        f"what CUDA_VISIBLE_DEVICES says, or use --device cpu, which is here: {here}"
+    )
+
+
+def device_memory(device: torch.device, platform: Platform) -> tuple[int, int]:
+    """(free, total) bytes, free as seen now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    return min(psutil.virtual_memory().available, platform.memory_bytes), platform.memory_bytes
 
 
 def _read_cpuinfo(path: Path) -> tuple[str, frozenset[str]]:

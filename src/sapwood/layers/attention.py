@@ -147,7 +147,8 @@ class Attention:
             value_cache=value_cache,
             write_index=batch.write_index,
         )
-        out = self._kernels.paged_attention(q, key_cache, value_cache, batch.attention, self._scale)
+        attend = batch.attend or self._kernels.paged_attention
+        out = attend(q, key_cache, value_cache, batch.attention, self._scale)
         return self._o(out.view(x.shape[0], self._num_heads * self._head_dim))
 
     def targets(self) -> dict[str, Target]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,6 +21,8 @@ class ForwardBatch:
     kv_caches      per layer: (keys, values), each [num_pages, Hk, page_size, D]
     logits_index   [S] int64; rows of the T whose logits are wanted
     token_types    [T] int64, which text of a pair each token is of; None: there are no pairs
+    attend         called instead of the kernels' paged_attention, with its arguments: where a step
+                   is recorded piece by piece, attention is between the pieces
     """
 
     token_ids: Tensor
@@ -30,3 +32,4 @@ class ForwardBatch:
     kv_caches: Sequence[tuple[Tensor, Tensor]]
     logits_index: Tensor
     token_types: Tensor | None = None
+    attend: Callable[..., Tensor] | None = None

@@ -45,6 +45,7 @@ class CpuKernels:
 
     name = "cpu"
     multiplies_quantized = True
+    can_be_captured = False
 
     def __init__(self, *, num_threads: int | None = None, isa: str | None = None) -> None:
         if _missing is not None:

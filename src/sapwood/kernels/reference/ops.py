@@ -34,6 +34,7 @@ class ReferenceKernels:
 
     name = "reference"
     multiplies_quantized = True
+    can_be_captured = False
 
     @staticmethod
     def why_not(need: Need) -> str | None:

@@ -28,6 +28,7 @@ class TorchKernels:
 
     name = "torch"
     multiplies_quantized = False
+    can_be_captured = False
 
     def __init__(self) -> None:
         self._attention = PagedAttention()

@@ -10,10 +10,10 @@ from sapwood.schema.config.options import check_options, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionConfig:
-    """After resolution every None but `kernels` is set."""
+    """After resolution device and num_threads are set."""
 
     device: str | None = option(
-        None, "Device of the model: cpu, cuda, cuda:0 …; default: the best."
+        None, "Device of the model: cpu, cuda, cuda:0 …; auto, the default: the best."
     )
     num_threads: int | None = option(
         None, "Threads that compute a step on a CPU; default: the usable cores.", unit="threads"
@@ -26,6 +26,25 @@ class ExecutionConfig:
         "Call a step's ops one by one, also where the kernels can run it in one call.",
         aliases=("disable-cuda-graph",),
     )
+    cuda_graph_max_bs: int | None = option(
+        None,
+        "Running requests up to which a GPU captures steps that decode; default: 512, or "
+        "--max-running-requests if that is less.",
+        unit="requests",
+    )
+    cuda_graph_bs: str | None = option(
+        None,
+        "Numbers of requests for which a GPU captures steps that decode, with commas; default: "
+        "four in each doubling up to --cuda-graph-max-bs.",
+    )
+    piecewise_cuda_graph_tokens: str | None = option(
+        None,
+        "Numbers of tokens for which a GPU captures other steps, piece by piece between their "
+        "attention, with commas; default: two in each doubling from 64 up to 4096.",
+    )
+    disable_piecewise_cuda_graph: bool = option(
+        False, "Capture only steps that decode. For comparison."
+    )
     enable_custom_logit_processor: bool = option(
         False,
         "Run code that requests bring as their custom_logit_processor. It can do whatever this "
@@ -37,3 +56,28 @@ class ExecutionConfig:
         check_options(self)
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"--num-threads is {self.num_threads} but must be >= 1")
+        if self.cuda_graph_max_bs is not None and self.cuda_graph_max_bs < 1:
+            raise ConfigError(f"--cuda-graph-max-bs is {self.cuda_graph_max_bs} but must be >= 1")
+        if self.cuda_graph_max_bs is not None and self.cuda_graph_bs is not None:
+            raise ConfigError("--cuda-graph-bs names all sizes; leave --cuda-graph-max-bs out")
+        if self.disable_piecewise_cuda_graph and self.piecewise_cuda_graph_tokens is not None:
+            raise ConfigError(
+                "--piecewise-cuda-graph-tokens does nothing with --disable-piecewise-cuda-graph; "
+                "give one of them"
+            )
+        if self.disable_graphs and self.capture_options:
+            raise ConfigError(
+                f"{', '.join(self.capture_options)} does nothing with --disable-graphs; leave one "
+                "of them out"
+            )
+
+    @property
+    def capture_options(self) -> list[str]:
+        """Flags that say what a GPU captures, of those that were given."""
+        given = {
+            "--cuda-graph-max-bs": self.cuda_graph_max_bs is not None,
+            "--cuda-graph-bs": self.cuda_graph_bs is not None,
+            "--piecewise-cuda-graph-tokens": self.piecewise_cuda_graph_tokens is not None,
+            "--disable-piecewise-cuda-graph": self.disable_piecewise_cuda_graph,
+        }
+        return [flag for flag, is_given in given.items() if is_given]

@@ -99,9 +99,14 @@ def _resolve_execution(
     asked: ExecutionConfig, machine: MachineFacts, decisions: list[Decision]
 ) -> ExecutionConfig:
     device = asked.device
-    if device is None:
+    if device is None or device == "auto":
         device = machine.device
         decisions.append(Decision("device", device, "the best device found"))
+    if asked.capture_options and device == "cpu":
+        raise ConfigError(
+            f"{', '.join(asked.capture_options)} does nothing on a CPU, whose kernels record steps "
+            "of all sizes; leave it out"
+        )
     num_threads = asked.num_threads
     if num_threads is None:
         num_threads = machine.num_cores
@@ -235,6 +240,8 @@ def _resolve_memory(
             replace(asked, page_size=page_size), model_config, machine, model, token_bytes
         )
         max_tokens -= max_tokens % page_size
+        if execution.device != "cpu":
+            reason = f"an estimate ({reason}); measured once the weights are loaded"
         decisions.append(Decision("max_total_tokens", max_tokens, reason))
     elif max_tokens % page_size:
         whole = max_tokens - max_tokens % page_size
@@ -306,6 +313,8 @@ def _resolve_scheduler(
         decisions.append(Decision(name, chosen, reason))
         return chosen
 
+    if asked.disable_overlap_schedule:
+        asked = replace(asked, overlap_depth=1)
     takes_priorities = asked.enable_priority_scheduling
     if asked.schedule_policy == "priority" and not takes_priorities:
         takes_priorities = True

@@ -101,12 +101,20 @@ class SchedulerConfig:
         "Steps in flight at most; 2 prepares a step while the previous one runs.",
         unit="steps",
     )
+    disable_overlap_schedule: bool = option(
+        False, "The same as --overlap-depth 1: a step is prepared when the one before has ended."
+    )
     random_seed: int = option(0, "Seed of requests that bring none, and of the random policy.")
 
     def __post_init__(self) -> None:
         check_options(self)
         self._check_priorities()
         self._check_limits()
+        if self.disable_overlap_schedule and self.overlap_depth not in (None, 1):
+            raise ConfigError(
+                f"--disable-overlap-schedule contradicts --overlap-depth {self.overlap_depth}; "
+                "leave one of them out"
+            )
         for name in ("max_running_requests", "overlap_depth", "max_prompt_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

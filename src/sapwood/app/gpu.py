@@ -1,0 +1,203 @@
+"""What an engine on a GPU does before it serves: measure its memory, and capture its steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from sapwood.app.loading import LoadWatch
+from sapwood.base.errors import ConfigError
+from sapwood.executor import captured
+from sapwood.executor.buckets import decode_sizes, parse_sizes, prefill_sizes
+from sapwood.executor.captured import Capturable, CapturePlan, capture_steps
+from sapwood.executor.graphs import GraphChoice
+from sapwood.executor.largest_step import run_largest_steps
+from sapwood.kernels.capture import Capture
+from sapwood.kernels.interface import DTYPES, Kernels
+from sapwood.kernels.platform import DeviceMemory
+from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.memory.sizing import MemoryUse, PoolSize, size_pool
+from sapwood.models.config import DecoderConfig
+from sapwood.schema.config.engine import EngineConfig
+
+log = logging.getLogger(__name__)
+
+LARGEST_CAPTURED_PREFILL = 4096
+"""Tokens: a larger step computes for longer than its ops take to be queued."""
+LARGEST_CAPTURED_DECODE = 512
+GRAPH_OVERHEAD_BYTES = 512 * 2**20
+"""What captured steps take beside the memory that they compute in: their own descriptions."""
+
+
+def capture_plan(config: EngineConfig, decoder: DecoderConfig, *, spare_page: int) -> CapturePlan:
+    """Which sizes of steps are captured. `config` is resolved.
+
+    Raises ConfigError for a size that no step can have."""
+    execution, scheduler = config.execution, config.scheduler
+    assert scheduler.max_running_requests is not None
+    assert config.memory.page_size is not None
+    assert config.model.context_length is not None
+    assert execution.device is not None
+    most_requests, most_tokens = scheduler.max_running_requests, most_tokens_of(config)
+    largest = min(execution.cuda_graph_max_bs or LARGEST_CAPTURED_DECODE, most_requests)
+    decode = decode_sizes(largest)
+    if execution.cuda_graph_bs is not None:
+        decode = _sizes(execution.cuda_graph_bs, "--cuda-graph-bs", most_requests)
+    prefill = prefill_sizes(min(LARGEST_CAPTURED_PREFILL, most_tokens))
+    if execution.piecewise_cuda_graph_tokens is not None:
+        prefill = _sizes(
+            execution.piecewise_cuda_graph_tokens, "--piecewise-cuda-graph-tokens", most_tokens
+        )
+    page_size = config.memory.page_size
+    return CapturePlan(
+        decode=decode,
+        prefill=() if execution.disable_piecewise_cuda_graph else prefill,
+        max_pages=-(-config.model.context_length // page_size),
+        page_size=page_size,
+        spare_page=spare_page,
+        hidden_size=decoder.hidden_size,
+        dtype=DTYPES[config.model.dtype],
+        device=torch.device(execution.device),
+    )
+
+
+def most_tokens_of(config: EngineConfig) -> int:
+    """New tokens that a step computes at most."""
+    chunk, length = config.scheduler.chunked_prefill_size, config.model.context_length
+    assert chunk is not None
+    assert length is not None
+    return length if chunk == -1 else chunk
+
+
+def _sizes(text: str, flag: str, largest: int) -> tuple[int, ...]:
+    sizes = parse_sizes(text, flag=flag)
+    if sizes[-1] > largest:
+        raise ConfigError(
+            f"{flag} has {sizes[-1]}, but no step is larger than {largest}; leave out what is "
+            "larger, or raise "
+            + ("--max-running-requests" if flag == "--cuda-graph-bs" else "--chunked-prefill-size")
+        )
+    return sizes
+
+
+def measure_pool(
+    config: EngineConfig,
+    decoder: DecoderConfig,
+    model: Capturable,
+    kernels: Kernels,
+    memory: DeviceMemory,
+    *,
+    captures: CapturePlan | None,
+    wanted_tokens: int | None,
+) -> PoolSize:
+    """Run the largest steps, and give the KV pool what they leave of the memory.
+
+    captures       the steps that will be captured; None: none are
+    wanted_tokens  so many tokens of KV and no more; None: as many as fit"""
+    assert config.memory.page_size is not None
+    assert config.scheduler.max_running_requests is not None
+    page_size, num_tokens = config.memory.page_size, most_tokens_of(config)
+    page = allocate_kv_caches(
+        num_layers=decoder.num_layers,
+        num_pages=1,
+        num_kv_heads=decoder.num_kv_heads,
+        page_size=page_size,
+        head_dim=decoder.head_dim,
+        dtype=DTYPES[config.model.dtype],
+        device=memory.device,
+    )
+    max_pages = -(-_known(config.model.context_length) // page_size)
+
+    def run() -> None:
+        run_largest_steps(
+            model,
+            kernels,
+            page,
+            num_tokens=num_tokens,
+            num_requests=_known(config.scheduler.max_running_requests),
+            max_pages=max_pages,
+            device=memory.device,
+        )
+
+    step_bytes = memory.peak_bytes_of(run)
+    graph_bytes = 0
+    if captures is not None:
+        share = min(1.0, captures.most_tokens / num_tokens)
+        graph_bytes = int(step_bytes * share) + GRAPH_OVERHEAD_BYTES
+    free_bytes, total_bytes = memory.free_and_total()
+    use = MemoryUse(
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
+        step_bytes=step_bytes,
+        graph_bytes=graph_bytes,
+    )
+    spare = 0 if captures is None else 1
+    size = size_pool(
+        use,
+        page_bytes=sum(one.nbytes for pair in page for one in pair),
+        mem_fraction_static=config.memory.mem_fraction_static,
+        wanted_pages=None if wanted_tokens is None else wanted_tokens // page_size + spare,
+    )
+    return replace(size, num_pages=size.num_pages - spare)
+
+
+def capture_graph(
+    model: Capturable,
+    kernels: Kernels,
+    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    plan: CapturePlan,
+    recorder: Capture,
+    memory: DeviceMemory,
+    watch: LoadWatch,
+) -> GraphChoice:
+    """Capture the plan's steps, with a bar where somebody looks; says what they take."""
+    start_s, (free_before, _) = time.perf_counter(), memory.free_and_total()
+    with _bar(watch) as on_progress:
+        steps = capture_steps(
+            model, kernels.paged_attention, kv_caches, plan, recorder, on_progress
+        )
+    taken = free_before - memory.free_and_total()[0]
+    parts = [
+        f"{len(sizes)} sizes of {what} up to {sizes[-1]} {unit}"
+        for what, sizes, unit in (
+            ("decode", plan.decode, "requests"),
+            ("prefill", plan.prefill, "tokens"),
+        )
+        if sizes
+    ]
+    seconds = time.perf_counter() - start_s
+    why = f"{' and '.join(parts)} captured in {seconds:.1f} s, {taken / 2**30:.2f} GiB"
+    log.info("graphs: %s", why)
+    return GraphChoice(steps, why)
+
+
+@contextmanager
+def _bar(watch: LoadWatch) -> Iterator[captured.Progress]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("capturing steps"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(done: int, total: int) -> None:
+            watch.beat(f"capturing steps, {done} of {total}")
+            progress.update(task, completed=done, total=total)
+
+        yield tell
+
+
+def _known(value: int | None) -> int:
+    assert value is not None, "the configuration was not resolved"
+    return value

@@ -1,0 +1,310 @@
+"""Steps that a device has captured: its ops are queued in one call, however many they are.
+
+A step of decodes is one capture for each number of requests. Other steps are captured for numbers
+of tokens, in pieces: between them comes attention, whose work depends on how the tokens belong to
+requests. What is captured reads its inputs from fixed memory and writes hidden states to fixed
+memory. A smaller step is padded with tokens of nobody, which write to a page that no request has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sapwood.executor.buckets import smallest_that_holds
+from sapwood.kernels.capture import Capture, Replayable, capture
+from sapwood.kernels.interface import AttentionBatch
+from sapwood.layers.forward_batch import ForwardBatch
+
+Attend = Callable[..., Tensor]
+Part = Callable[[AttentionBatch, int], None]
+"""Part of a step: computes it for a batch and its number of tokens."""
+Progress = Callable[[int, int], None]
+"""Told how many of how many sizes are captured."""
+
+
+class Capturable(Protocol):
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states of all tokens after the last norm, [T, hidden]; writes their KV."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, hidden] -> [S, vocab], in fp32"""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturePlan:
+    """What is to be captured.
+
+    decode       numbers of requests, ascending; prefill: numbers of tokens; either may be empty
+    max_pages    of one request
+    spare_page   that no request has
+    hidden_size  entries of a hidden state
+    """
+
+    decode: tuple[int, ...]
+    prefill: tuple[int, ...]
+    max_pages: int
+    page_size: int
+    spare_page: int
+    hidden_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def most_tokens(self) -> int:
+        return max((*self.decode, *self.prefill))
+
+
+class StepMemory:
+    """The fixed memory of captured steps, for the most tokens of any.
+
+    token_ids, positions, write_index  [most_tokens] int64
+    page_table   [most requests, max_pages] int32; entries past a request's pages keep what they had
+    context_len  [most requests] int32
+    hidden       [most_tokens, hidden_size]: what a step computed
+    """
+
+    def __init__(self, plan: CapturePlan) -> None:
+        num_tokens, num_requests = plan.most_tokens, max((*plan.decode, 1))
+        device = plan.device
+        self._no_token = torch.zeros(num_tokens, dtype=torch.int64, device=device)
+        self._spare = torch.full_like(self._no_token, plan.spare_page * plan.page_size)
+        self._spare_page = plan.spare_page
+        self.token_ids, self.positions = self._no_token.clone(), self._no_token.clone()
+        self.write_index = self._spare.clone()
+        self.page_table = torch.full(
+            (num_requests, plan.max_pages), plan.spare_page, dtype=torch.int32, device=device
+        )
+        self.context_len = torch.ones(num_requests, dtype=torch.int32, device=device)
+        self.query_start = torch.arange(num_requests + 1, dtype=torch.int32, device=device)
+        self.hidden = torch.zeros(num_tokens, plan.hidden_size, dtype=plan.dtype, device=device)
+
+    def take_tokens(self, batch: ForwardBatch, size: int) -> None:
+        """Those of the batch, and tokens of nobody up to `size`."""
+        num, pad = len(batch.token_ids), size - len(batch.token_ids)
+        targets = [self.token_ids[:num], self.positions[:num], self.write_index[:num]]
+        sources = [batch.token_ids, batch.positions, batch.write_index]
+        if pad:
+            targets += [one[num:size] for one in (self.token_ids, self.positions, self.write_index)]
+            sources += [self._no_token[:pad], self._no_token[:pad], self._spare[:pad]]
+        torch._foreach_copy_(targets, sources)
+
+    def take_requests(self, attention: AttentionBatch, size: int) -> None:
+        """Those of the batch, one token each; the others up to `size` have one token of nobody."""
+        num, width = attention.page_table.shape
+        self.page_table[:num, :width].copy_(attention.page_table)
+        self.context_len[:num].copy_(attention.context_len)
+        if num < size:
+            self.page_table[num:size, :1].fill_(self._spare_page)
+            self.context_len[num:size].fill_(1)
+
+
+@dataclass(slots=True)
+class _AttentionCall:
+    """Attention between two pieces: from q [size, Hq, D] to out, the same shape, both fixed."""
+
+    attend: Attend
+    q: Tensor
+    out: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    more: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def __call__(self, batch: AttentionBatch, num_tokens: int) -> None:
+        q = self.q[:num_tokens]
+        out = self.attend(q, self.key_cache, self.value_cache, batch, *self.more, **self.named)
+        self.out[:num_tokens].copy_(out)
+
+
+@dataclass(slots=True)
+class _Pieces:
+    """A step of up to `size` tokens: recorded pieces, and attention between them."""
+
+    compute_attention: Attend
+    size: int
+    recorder: Capture
+    spaces: dict[tuple[int, ...], tuple[Tensor, Tensor]]
+    parts: list[Part] = field(default_factory=list)
+
+    def warm_attend(
+        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, *_: Any, **__: Any
+    ) -> Tensor:
+        """Makes the memory that `attend` will use, which a recording must not allocate."""
+        return self._space(q)[1]
+
+    def attend(
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        _: AttentionBatch,
+        *more: Any,
+        **named: Any,
+    ) -> Tensor:
+        """Ends the piece that computed q and begins the next one."""
+        space, out = self._space(q)
+        space.copy_(q)
+        self.add(self.recorder.end())
+        call = _AttentionCall(
+            self.compute_attention, space, out, key_cache, value_cache, more, named
+        )
+        self.parts.append(call)
+        self.recorder.begin()
+        return out
+
+    def add(self, piece: Replayable) -> None:
+        def replay(batch: AttentionBatch, num_tokens: int) -> None:
+            piece.replay()
+
+        self.parts.append(replay)
+
+    def _space(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for q and for what attention makes of it. Layers run one after the other, so all
+        of one shape share it."""
+        shape = tuple(q.shape[1:])
+        if shape not in self.spaces:
+            # Sizes are captured from the largest down.
+            self.spaces[shape] = (torch.zeros_like(q), torch.zeros_like(q))
+        q_space, out = self.spaces[shape]
+        return q_space[: self.size], out[: self.size]
+
+
+class CapturedSteps:
+    """A Graph (executor/graphs.py) of captured steps. Made by `capture_steps`.
+
+    It covers steps of decodes up to the largest number captured, and others up to the largest
+    number of tokens captured."""
+
+    def __init__(self, model: Capturable, plan: CapturePlan, memory: StepMemory) -> None:
+        self._model = model
+        self._plan = plan
+        self._memory = memory
+        self.decodes: dict[int, Replayable] = {}
+        self.prefills: dict[int, list[Part]] = {}
+
+    def replay(self, batch: ForwardBatch) -> Tensor | None:
+        if batch.token_types is not None:
+            return None
+        attention, num_tokens = batch.attention, len(batch.token_ids)
+        if attention.num_decodes == num_tokens == len(attention.query_lens):
+            size = smallest_that_holds(self._plan.decode, num_tokens)
+            if size is not None:
+                self._memory.take_tokens(batch, size)
+                self._memory.take_requests(attention, size)
+                self.decodes[size].replay()
+                return self._logits(batch, num_tokens)
+        size = smallest_that_holds(self._plan.prefill, num_tokens)
+        if size is None:
+            return None
+        self._memory.take_tokens(batch, size)
+        for part in self.prefills[size]:
+            part(attention, num_tokens)
+        return self._logits(batch, num_tokens)
+
+    def _logits(self, batch: ForwardBatch, num_tokens: int) -> Tensor:
+        """Of what was asked for: how many rows that are, no capture knows."""
+        hidden = self._memory.hidden[:num_tokens].index_select(0, batch.logits_index)
+        return self._model.logits(hidden)
+
+
+@torch.inference_mode()
+def capture_steps(
+    model: Capturable,
+    attend: Attend,
+    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    plan: CapturePlan,
+    recorder: Capture,
+    on_progress: Progress = lambda done, total: None,
+) -> CapturedSteps:
+    """Capture every size of the plan, the largest first, so that the smaller ones reuse its memory.
+
+    `attend` is the kernels' paged_attention; `kv_caches` hold `plan.spare_page` too."""
+    memory = StepMemory(plan)
+    steps = CapturedSteps(model, plan, memory)
+    total = len(plan.decode) + len(plan.prefill)
+    spaces: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+    for size in reversed(plan.prefill):
+        steps.prefills[size] = _capture_pieces(
+            model, memory, kv_caches, _Pieces(attend, size, recorder, spaces)
+        )
+        on_progress(len(steps.prefills), total)
+    for size in reversed(plan.decode):
+        steps.decodes[size] = _capture_decode(model, memory, kv_caches, plan, size, recorder)
+        on_progress(len(steps.prefills) + len(steps.decodes), total)
+    return steps
+
+
+def _capture_decode(
+    model: Capturable,
+    memory: StepMemory,
+    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    plan: CapturePlan,
+    size: int,
+    recorder: Capture,
+) -> Replayable:
+    def compute() -> None:
+        # A new batch each time: what kernels keep in its cache must be computed by the capture.
+        longest = plan.max_pages * plan.page_size
+        attention = AttentionBatch(
+            page_table=memory.page_table[:size],
+            query_start=memory.query_start[: size + 1],
+            context_len=memory.context_len[:size],
+            query_lens=(1,) * size,
+            context_lens=(longest,) * size,
+            num_decodes=size,
+        )
+        memory.hidden[:size].copy_(model.forward(_batch(memory, kv_caches, attention, size)))
+
+    compute()  # first uses compile and allocate, which a capture must not
+    return capture(recorder, compute)
+
+
+def _capture_pieces(
+    model: Capturable,
+    memory: StepMemory,
+    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    pieces: _Pieces,
+) -> list[Part]:
+    size = pieces.size
+    # Nothing that is captured reads it: attention gets the batch of the step itself.
+    attention = AttentionBatch(
+        page_table=memory.page_table[:1],
+        query_start=memory.query_start[:2],
+        context_len=memory.context_len[:1],
+        query_lens=(size,),
+        context_lens=(size,),
+        num_decodes=0,
+    )
+
+    def compute(attend: Attend) -> None:
+        batch = _batch(memory, kv_caches, attention, size, attend)
+        memory.hidden[:size].copy_(model.forward(batch))
+
+    compute(pieces.warm_attend)
+    pieces.add(capture(pieces.recorder, lambda: compute(pieces.attend)))
+    return pieces.parts
+
+
+def _batch(
+    memory: StepMemory,
+    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    attention: AttentionBatch,
+    size: int,
+    attend: Attend | None = None,
+) -> ForwardBatch:
+    return ForwardBatch(
+        token_ids=memory.token_ids[:size],
+        positions=memory.positions[:size],
+        write_index=memory.write_index[:size],
+        attention=attention,
+        kv_caches=kv_caches,
+        logits_index=memory.positions[:0],
+        attend=attend,
+    )

@@ -1,0 +1,159 @@
+"""An engine put together as on a GPU, with what a GPU would do pretended by the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sapwood.app import gpu, wiring
+from sapwood.app.loading import LoadWatch
+from sapwood.base.channel import CallbackSender, QueueChannel
+from sapwood.base.errors import ConfigError
+from sapwood.executor.launch import QueuedExecutor
+from sapwood.kernels import registry
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.output import EngineOutput, StepOutputs
+from sapwood.schema.request import EngineInput, Generate
+from sapwood.schema.sampling import SamplingParams
+from tests.executor.recording_capture import RecordingCapture
+
+MIB = 2**20
+OPTIONS = {
+    "load_format": "dummy",
+    "dtype": "float32",
+    "num_threads": 1,
+    "page_size": 4,
+    "chunked_prefill_size": 16,
+    "max_running_requests": 4,
+    "skip_server_warmup": True,
+    "context_length": 64,
+}
+MODULE = "tests.executor.test_captured:DeviceStyle"
+
+
+class PretendedMemory:
+    """1 GiB in all; a step takes 1 MiB, captures take 2."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._free = 600 * MIB
+
+    def free_and_total(self) -> tuple[int, int]:
+        self._free -= 2 * MIB
+        return self._free, 1024 * MIB
+
+    def peak_bytes_of(self, run: Callable[[], None]) -> int:
+        run()
+        return MIB
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[RecordingCapture]:
+    recorders = [RecordingCapture()]
+    monkeypatch.setattr(wiring, "runs_ahead", lambda device: True)
+    monkeypatch.setattr(wiring, "CudaMemory", PretendedMemory)
+    monkeypatch.setattr(wiring, "capture_on", lambda device: recorders[0])
+    monkeypatch.setattr(registry.select_kernels, "__defaults__", (None, {"torch": MODULE}))
+    return recorders
+
+
+def run(model: Path, **options: object) -> tuple[wiring.Engine, dict[str, list[int]]]:
+    before = torch.get_num_threads()
+    values = {**OPTIONS, **options, "model": str(model)}
+    resolved = wiring.resolve_config(EngineConfig.of(values), home=model)
+    tokens: dict[str, list[int]] = {}
+    finished: set[str] = set()
+
+    def take(message: EngineOutput) -> None:
+        assert isinstance(message, StepOutputs)
+        for output in message.outputs:
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+            if output.finish is not None:
+                finished.add(output.request_id)
+
+    channel: QueueChannel[EngineInput] = QueueChannel()
+    engine = wiring.build_engine(resolved, channel, CallbackSender(take))
+    for index in range(6):
+        prompt = [(7 * index + 3 * i) % 250 for i in range(1 + 5 * index)]
+        greedy = SamplingParams(temperature=0.0, max_new_tokens=9, ignore_eos=True)
+        channel.send(Generate(request_id=str(index), prompt_ids=prompt, sampling=greedy))
+    for _ in range(200):
+        engine.loop.turn(0.0)
+        if len(finished) == 6:
+            break
+    assert len(finished) == 6
+    engine.executor.close()
+    torch.set_num_threads(before)
+    return engine, tokens
+
+
+def test_it_puts_out_what_a_plain_engine_does(
+    tiny_llama: Path, as_on_a_gpu: list[RecordingCapture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, tokens = run(tiny_llama, overlap_depth=2)
+    assert isinstance(engine.executor, QueuedExecutor)
+    notes = "\n".join(engine.ready.notes)
+    assert "graphs = on (3 sizes of decode up to 4 requests and 1 sizes of prefill" in notes
+    assert "2 MiB" not in notes
+    assert sum(one.num_replays for one in as_on_a_gpu[0].recordings) > 10
+    monkeypatch.undo()
+    _, expected = run(tiny_llama, kernels="torch", max_total_tokens=512)
+    assert tokens == expected
+
+
+def test_the_pool_is_what_the_measured_step_leaves(
+    tiny_llama: Path, as_on_a_gpu: list[RecordingCapture]
+) -> None:
+    engine, _ = run(tiny_llama, disable_graphs=True)
+    # Two layers, keys and values, one head of 32 in fp32.
+    page_bytes = 2 * 2 * 4 * 32 * 4
+    left = 598 * MIB - MIB - int(1024 * MIB * 0.02)
+    assert engine.ready.max_total_tokens == left // page_bytes * 4
+    assert "the largest step takes 0.00 GiB" in "\n".join(engine.ready.notes)
+    captured, _ = run(tiny_llama)
+    less = MIB + gpu.GRAPH_OVERHEAD_BYTES
+    assert captured.ready.max_total_tokens == ((left - less) // page_bytes - 1) * 4
+
+
+def test_an_asked_pool_is_kept(tiny_llama: Path, as_on_a_gpu: list[RecordingCapture]) -> None:
+    engine, _ = run(tiny_llama, max_total_tokens=200)
+    assert engine.ready.max_total_tokens == 200
+    with pytest.raises(ConfigError, match="are left for it"):
+        run(tiny_llama, max_total_tokens=400_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cuda_graph_bs": "1,8"}, "--cuda-graph-bs has 8, but no step is larger than 4"),
+        (
+            {"piecewise_cuda_graph_tokens": "17"},
+            "--piecewise-cuda-graph-tokens has 17, but no step is larger than 16",
+        ),
+    ],
+)
+def test_sizes_that_no_step_can_have(
+    tiny_llama: Path, options: dict[str, object], message: str
+) -> None:
+    asked = EngineConfig.of({**OPTIONS, "model": str(tiny_llama)})
+    resolved = wiring.resolve_config(asked, home=tiny_llama)
+    with pytest.raises(ConfigError, match=message):
+        gpu.capture_plan(
+            EngineConfig.of({**resolved.config.flat(), **options}), resolved.decoder, spare_page=9
+        )
+
+
+def test_on_a_cpu_what_a_gpu_captures_is_refused(tiny_llama: Path) -> None:
+    asked = EngineConfig.of({**OPTIONS, "model": str(tiny_llama), "cuda_graph_max_bs": 8})
+    with pytest.raises(ConfigError, match="--cuda-graph-max-bs does nothing on a CPU"):
+        wiring.resolve_config(asked, home=tiny_llama)
+
+
+def test_progress_is_told_to_the_watchdog(tiny_llama: Path) -> None:
+    beats: list[str] = []
+    with gpu._bar(LoadWatch(beats.append)) as tell:
+        tell(2, 5)
+    assert beats == ["capturing steps, 2 of 5"]
