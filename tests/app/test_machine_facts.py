@@ -28,3 +28,26 @@ def test_the_memory_is_that_of_the_device_that_was_asked_for(
 def test_a_device_that_is_not_here_is_named(device: str) -> None:
     with pytest.raises(ConfigError, match=device):
         machine_facts(read_platform(), device)
+
+
+def test_auto_is_the_best_one() -> None:
+    platform = replace(read_platform(), device="cpu")
+    assert machine_facts(platform, "auto").device == machine_facts(platform, None).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "built_with", "says"),
+    [
+        (0, None, "is built without CUDA; install a build with it"),
+        (0, "13.0", "finds no CUDA device; see whether nvidia-smi does"),
+        (2, "13.0", r"this machine has 2 CUDA devices \(A, B\); use a number from 0 to 1"),
+    ],
+)
+def test_what_was_found_instead_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, num_devices: int, built_with: str | None, says: str
+) -> None:
+    platform = replace(read_platform(), cuda_names=("A", "B")[:num_devices])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_devices)
+    monkeypatch.setattr(torch.version, "cuda", built_with)
+    with pytest.raises(ConfigError, match=says):
+        machine_facts(platform, "cuda:2")

@@ -13,6 +13,7 @@ from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.bench import commands
 from sapwood.bench.environment import describe_environment
 from sapwood.bench.evals.options import PerplexityOptions
+from sapwood.bench.gpu.options import GpuOptions
 from sapwood.bench.offline import OfflineOptions
 from sapwood.bench.ops.options import OpsOptions
 from sapwood.bench.peers.compare import PeersOptions
@@ -94,6 +95,20 @@ def ops(asked: Asked) -> None:
     from sapwood.bench.ops.measure import bench_ops
 
     bench_ops(asked.build(OpsOptions), asked.build(OutputOptions), Console())
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(GpuOptions, OutputOptions)
+@click.pass_context
+def gpu(ctx: click.Context, asked: Asked) -> None:
+    """Check every kernel on a GPU, and measure how near its limits steps come.
+
+    Takes up to 8 minutes. Exits with 1 if a kernel's results are not the reference's.
+    """
+    from sapwood.bench.gpu.command import bench_gpu
+
+    passed = bench_gpu(asked.build(GpuOptions), asked.build(OutputOptions), Console())
+    ctx.exit(0 if passed else 1)
 
 
 @bench.command(cls=ConfigCommand)

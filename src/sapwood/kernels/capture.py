@@ -8,6 +8,7 @@ as it was.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -35,7 +36,9 @@ def capture(recorder: Capture, work: Callable[[], None]) -> Replayable:
     try:
         work()
     except BaseException:
-        recorder.end()
+        # What went wrong has often spoilt the capture too, whose own error would say less.
+        with suppress(RuntimeError):
+            recorder.end()
         raise
     return recorder.end()
 

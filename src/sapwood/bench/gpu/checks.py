@@ -1,0 +1,310 @@
+"""Every op of a kernel implementation against the reference's, on the device that it is for.
+
+A check is a function from a Case and two implementations to pairs of tensors (got, wanted). Tests
+and `sapwood bench gpu` run the same checks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sapwood.kernels.draws import Draws
+from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+
+LIMITS = {torch.float32: 2e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""Largest difference that is taken for rounding, relative to the largest wanted value."""
+QUANTIZED_LIMIT = 3e-2
+"""Activations that are rounded to int8 a little differently."""
+
+SAMPLE_LIMIT = 0.1
+"""How often each token is drawn, relative to the likeliest: random numbers lie on a grid."""
+
+Pair = tuple[Tensor, Tensor]
+CheckFunction = Callable[["Case", Kernels, Kernels], Iterable[Pair]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Sizes, dtype and device of random operands; the same seed gives the same ones."""
+
+    device: torch.device
+    dtype: torch.dtype
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    hidden_size: int = 256
+    vocab_size: int = 1000
+    seed: int = 0
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "generator", torch.Generator().manual_seed(self.seed))
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype}, heads {self.num_heads}/{self.num_kv_heads} x {self.head_dim}"
+
+    def randn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Drawn on the host, so that every device gets the same numbers."""
+        drawn = torch.randn(shape, generator=self.generator)
+        return drawn.to(self.dtype if dtype is None else dtype).to(self.device)
+
+    def randint(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=self.generator).to(self.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """error: largest difference relative to the largest wanted value; failure: what was raised."""
+
+    name: str
+    case: str
+    error: float
+    limit: float
+    seconds: float
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.failure and self.error <= self.limit
+
+
+CHECKS: dict[str, tuple[CheckFunction, float | None]] = {}
+"""Name -> the check, and its limit; None: that of the dtype."""
+
+
+def check(name: str, *, limit: float | None = None) -> Callable[[CheckFunction], CheckFunction]:
+    def register(function: CheckFunction) -> CheckFunction:
+        CHECKS[name] = (function, limit)
+        return function
+
+    return register
+
+
+@torch.inference_mode()
+def run_checks(
+    kernels: Kernels, reference: Kernels, cases: Sequence[Case], names: Iterable[str] = ()
+) -> Iterator[CheckResult]:
+    """Every check, or those named, of every case. What is raised is a failure, not an error."""
+    for name in names or CHECKS:
+        function, limit = CHECKS[name]
+        for case in cases:
+            start_s, error, failure = time.perf_counter(), 0.0, ""
+            try:
+                pairs = list(function(case, kernels, reference))
+                error = max(_difference(got, wanted) for got, wanted in pairs)
+            except Exception as raised:  # noqa: BLE001 - one kernel's failure must not hide others
+                failure = f"{type(raised).__name__}: {raised}"
+            yield CheckResult(
+                name=name,
+                case=str(case),
+                error=error,
+                limit=LIMITS[case.dtype] if limit is None else max(limit, LIMITS[case.dtype]),
+                seconds=time.perf_counter() - start_s,
+                failure=failure,
+            )
+
+
+def _difference(got: Tensor, wanted: Tensor) -> float:
+    """Infinite where one is not a number and the other is."""
+    if got.shape != wanted.shape:
+        raise ValueError(f"shape is {tuple(got.shape)} but must be {tuple(wanted.shape)}")
+    got, wanted = got.double().cpu(), wanted.double().cpu()
+    same = (got == wanted) | (got.isnan() & wanted.isnan())
+    if bool(same.all()):
+        return 0.0
+    scale = wanted[wanted.isfinite()].abs().max().clamp(min=1e-6)
+    largest = float(((got - wanted).abs()[~same]).max() / scale)
+    return largest if largest == largest else float("inf")
+
+
+@check("embedding")
+def _embedding(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    ids, weight = case.randint(case.vocab_size, 33), case.randn(case.vocab_size, case.hidden_size)
+    yield kernels.embedding(ids, weight), reference.embedding(ids, weight)
+
+
+@check("rms_norm")
+def _rms_norm(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    weight = case.randn(case.hidden_size)
+    for rows in (1, 7, 130):
+        x = case.randn(rows, case.hidden_size)
+        yield kernels.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5)
+
+
+@check("add_rms_norm")
+def _add_rms_norm(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    weight = case.randn(case.hidden_size)
+    for rows in (1, 65):
+        x, residual = (case.randn(rows, case.hidden_size) for _ in "ab")
+        got = kernels.add_rms_norm(x.clone(), residual.clone(), weight, 1e-5)
+        yield from zip(got, reference.add_rms_norm(x, residual, weight, 1e-5), strict=True)
+
+
+@check("silu_and_mul")
+def _silu_and_mul(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    for rows in (1, 33):
+        x = case.randn(rows, 2 * case.hidden_size)
+        yield kernels.silu_and_mul(x.clone()), reference.silu_and_mul(x)
+
+
+@check("qk_norm_rope_write_kv")
+def _write_kv(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    num_tokens, num_pages = 19, 9
+    width = (case.num_heads + 2 * case.num_kv_heads) * case.head_dim
+    shape = kv_cache_shape(num_pages, case.num_kv_heads, case.page_size, case.head_dim)
+    places = torch.randperm(num_pages * case.page_size, generator=case.generator)[:num_tokens]
+    for has_norms in (False, True):
+        qkv, positions = case.randn(num_tokens, width), case.randint(300, num_tokens)
+        cos_sin = case.randn(300, case.head_dim, dtype=torch.float32)
+        norms = [case.randn(case.head_dim) if has_norms else None for _ in "qk"]
+        found = []
+        for one in (kernels, reference):
+            keys, values = (torch.zeros(shape, dtype=case.dtype, device=case.device) for _ in "kv")
+            q = one.qk_norm_rope_write_kv(
+                qkv.clone(),
+                num_heads=case.num_heads,
+                num_kv_heads=case.num_kv_heads,
+                head_dim=case.head_dim,
+                q_norm=norms[0],
+                k_norm=norms[1],
+                eps=1e-6,
+                cos_sin=cos_sin,
+                positions=positions,
+                key_cache=keys,
+                value_cache=values,
+                write_index=places[: len(qkv)].to(case.device),
+            )
+            found.append((q, keys, values))
+        yield from zip(*found, strict=True)
+
+
+@check("attention of decodes")
+def _decodes(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    for requests in ([(1, 1)], [(1, 700)], [(1, 16), (1, 333), (1, 5), (1, 64)]):
+        yield _attend(case, requests, kernels, reference)
+
+
+@check("attention of prompts")
+def _prompts(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    for requests in ([(40, 40)], [(9, 260)], [(130, 130), (17, 90)]):
+        yield _attend(case, requests, kernels, reference)
+
+
+@check("attention of a mixed step")
+def _mixed(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    yield _attend(case, [(1, 20), (1, 800), (30, 30), (5, 210)], kernels, reference)
+
+
+def _attend(
+    case: Case, requests: Sequence[tuple[int, int]], kernels: Kernels, reference: Kernels
+) -> Pair:
+    """requests: (new tokens, context length). What no token wrote is not a number."""
+    counts = [-(-length // case.page_size) for _, length in requests]
+    pages = torch.split(torch.randperm(sum(counts), generator=case.generator) + 1, counts)
+    shape = kv_cache_shape(1 + sum(counts), case.num_kv_heads, case.page_size, case.head_dim)
+    caches = [torch.full(shape, torch.nan, dtype=case.dtype, device=case.device) for _ in "kv"]
+    table = torch.zeros(len(requests), max(counts), dtype=torch.int32)
+    for row, ((_, length), own) in enumerate(zip(requests, pages, strict=True)):
+        table[row, : len(own)] = own
+        for cache in caches:
+            tokens = case.randn(case.num_kv_heads, length, case.head_dim)
+            for number, page in enumerate(own.tolist()):
+                written = tokens[:, number * case.page_size : (number + 1) * case.page_size]
+                cache[page, :, : written.shape[1]] = written
+    query_lens = tuple(num_new for num_new, _ in requests)
+    context_lens = tuple(length for _, length in requests)
+    starts = torch.tensor((0, *query_lens)).cumsum(0).to(torch.int32)
+    q = case.randn(sum(query_lens), case.num_heads, case.head_dim)
+
+    def batch() -> AttentionBatch:
+        return AttentionBatch(
+            page_table=table.to(case.device),
+            query_start=starts.to(case.device),
+            context_len=torch.tensor(context_lens, dtype=torch.int32).to(case.device),
+            query_lens=query_lens,
+            context_lens=context_lens,
+            num_decodes=query_lens.count(1),
+        )
+
+    scale = case.head_dim**-0.5
+    got, wanted = (
+        one.paged_attention(q, caches[0], caches[1], batch(), scale) for one in (kernels, reference)
+    )
+    return got, wanted
+
+
+@check("linear")
+def _linear(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    weight = case.randn(3 * case.hidden_size, case.hidden_size)
+    for bias in (None, case.randn(3 * case.hidden_size)):
+        mine, its = (one.pack_linear(weight, bias) for one in (kernels, reference))
+        for rows in (1, 70):
+            x = case.randn(rows, case.hidden_size)
+            yield mine(x), its(x)
+            yield mine.fp32(x), its.fp32(x)
+
+
+def _check_quantized(kind: str) -> None:
+    @check(f"linear of {kind} weights", limit=QUANTIZED_LIMIT)
+    def _quantized(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+        if case.dtype == torch.float16:
+            return  # activations of quantised weights are bf16 or fp32
+        drawn = torch.randn(2 * case.hidden_size, case.hidden_size, generator=case.generator)
+        part = kernels.quantize_weight(drawn.to(case.device), kind)
+        mine, its = (
+            one.pack_quantized_linear([part], None, case.dtype) for one in (kernels, reference)
+        )
+        for rows in (1, 33):
+            x = case.randn(rows, case.hidden_size)
+            yield mine(x), its(x)
+
+
+for _kind in ("int8", "q8_0", "q4_1"):
+    _check_quantized(_kind)
+
+
+@check("argmax")
+def _argmax(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    logits = case.randn(9, case.vocab_size, dtype=torch.float32)
+    logits[3, 5:9] = logits[3].max() + 1  # the first of equal ones
+    yield kernels.argmax(logits.clone()), reference.argmax(logits)
+
+
+@check("mask_logits")
+def _mask_logits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    words = -(-case.vocab_size // 32)
+    masks = torch.randint(-(2**31), 2**31, (3, words), generator=case.generator).to(torch.int32)
+    logits = case.randn(5, case.vocab_size, dtype=torch.float32)
+    mine, its = logits.clone(), logits.clone()
+    kernels.mask_logits(mine, masks, [4, 0, 2])
+    reference.mask_logits(its, masks, [4, 0, 2])
+    yield mine, its
+
+
+@check("sample", limit=SAMPLE_LIMIT)
+def _sample(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    """Which tokens are drawn how often, when the random numbers are spread evenly: the order of
+    tokens within the distribution is the kernels' own."""
+    count = 256
+    logits = (case.randn(1, case.vocab_size, dtype=torch.float32) * 3).repeat(count, 1)
+    numbers = [(index + 0.5) / count for index in range(count)]
+    for top_k, top_p, min_p in ((1, 1.0, 0.0), (4, 1.0, 0.0), (-1, 0.5, 0.0), (-1, 1.0, 0.3)):
+        draws = Draws(
+            temperature=[0.9] * count,
+            top_k=[top_k] * count,
+            top_p=[top_p] * count,
+            min_p=[min_p] * count,
+            numbers=numbers,
+        )
+        got, wanted = (one.sample(logits.clone(), draws) for one in (kernels, reference))
+        drawn, expected = (
+            torch.bincount(one.cpu(), minlength=case.vocab_size) for one in (got, wanted)
+        )
+        yield drawn, expected

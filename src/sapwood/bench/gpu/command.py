@@ -1,0 +1,85 @@
+"""`sapwood bench gpu`: measure, show, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sapwood.bench.environment import describe_environment
+from sapwood.bench.gpu.measure import Figure, GpuBench, Report
+from sapwood.bench.gpu.options import GpuOptions
+from sapwood.bench.report import (
+    OutputOptions,
+    number_text,
+    options_json,
+    report_stem,
+    write_json,
+)
+
+
+def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> bool:
+    """False if a kernel check failed. ConfigError if there is no such device."""
+    environment = describe_environment()
+    report = GpuBench(options, console).run()
+    console.print(f"{report.device}; {environment}", markup=False, soft_wrap=True)
+    console.print(check_table(report))
+    if report.limits is not None:
+        console.print(
+            f"copy {report.limits.copy_bytes_s / 1e9:.1f} GB/s (read and written), "
+            f"bf16 products {report.limits.flop_s / 1e12:.2f} TFLOP/s",
+            markup=False,
+        )
+    console.print(figure_table(report.figures))
+    for line in (*report.notes, *(f"left out: {one}" for one in report.left_out)):
+        console.print(line, markup=False, soft_wrap=True)
+    if options.quick:
+        console.print("a quick run: its figures say nothing about speed", style="yellow")
+    path = (
+        Path(output.output_dir)
+        / f"{report_stem('gpu', ['quick' if options.quick else 'full'], environment)}.json"
+    )
+    write_json(
+        path,
+        {
+            "kind": "gpu",
+            "environment": environment,
+            "options": options_json(options, output),
+            "report": report,
+        },
+    )
+    if output.plot and report.figures:
+        from sapwood.bench.gpu.plot import plot_figures
+
+        plot_figures(report, path.with_suffix(".png"))
+    console.print(f"written: {path}", markup=False, soft_wrap=True)
+    return bool(report.checks) and all(one.passed for one in report.checks)
+
+
+def check_table(report: Report) -> Table:
+    """A row per check: its largest error, and whatever failed."""
+    table = Table("check", "cases", "largest error", "limit", "verdict")
+    table.title = f"kernels: {report.kernels}"
+    for name in dict.fromkeys(one.name for one in report.checks):
+        of_name = [one for one in report.checks if one.name == name]
+        failed = [one for one in of_name if not one.passed]
+        worst = max(of_name, key=lambda one: one.error / one.limit)
+        verdict = "passed"
+        if failed:
+            verdict = f"FAILED: {failed[0].case}: {failed[0].failure or 'differs'}"
+        table.add_row(name, str(len(of_name)), f"{worst.error:.1e}", f"{worst.limit:.0e}", verdict)
+    return table
+
+
+def figure_table(figures: list[Figure]) -> Table:
+    table = Table("model", "what", "variant", "value", "of the limit, or x", "aim")
+    for one in figures:
+        is_ratio = one.variant.startswith("transformers")
+        share = (
+            "-" if one.share is None else f"{one.share:.2f} x" if is_ratio else f"{one.share:.1%}"
+        )
+        aim = "-" if one.aim is None else f"{one.aim:g} x" if is_ratio else f"{one.aim:.0%}"
+        value = f"{number_text(one.value)} {one.unit}"
+        table.add_row(one.model, one.what, one.variant, value, share, aim)
+    return table
