@@ -157,3 +157,17 @@ def test_progress_is_told_to_the_watchdog(tiny_llama: Path) -> None:
     with gpu._bar(LoadWatch(beats.append)) as tell:
         tell(2, 5)
     assert beats == ["capturing steps, 2 of 5"]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and this machine has none")
+    return request.param
+
+
+def test_graphs_and_overlap_change_nothing(tiny_llama: Path, device: str) -> None:
+    pool = {"device": device, "max_total_tokens": 512}
+    _, fast = run(tiny_llama, overlap_depth=2, **pool)
+    _, plain = run(tiny_llama, disable_graphs=True, disable_overlap_schedule=True, **pool)
+    assert fast == plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -44,10 +45,15 @@ class DeviceStyle(TorchKernels):
     can_be_captured = True
 
     def paged_attention(
-        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: AttentionBatch,
+        *more: Any,
     ) -> Tensor:
         if batch.num_decodes != len(batch.query_lens):
-            return super().paged_attention(q, key_cache, value_cache, batch, scale)
+            return super().paged_attention(q, key_cache, value_cache, batch, *more)
         if "table" not in batch.cache:  # by the first layer, for the others
             batch.cache["table"] = batch.page_table.long()
         num, heads, head_dim = q.shape
@@ -59,7 +65,7 @@ class DeviceStyle(TorchKernels):
         hidden = (position >= batch.context_len[:, None])[:, None, :, None]
         keys, values = keys.masked_fill(hidden, 0.0), values.masked_fill(hidden, 0.0)
         grouped = q.view(num, keys.shape[1], -1, head_dim)
-        scores = (grouped @ keys.transpose(2, 3) * scale).masked_fill(
+        scores = (grouped @ keys.transpose(2, 3) * more[0]).masked_fill(
             hidden.transpose(2, 3), -torch.inf
         )
         return (scores.softmax(-1) @ values).reshape(num, heads, head_dim)

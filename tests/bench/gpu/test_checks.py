@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -75,9 +76,14 @@ class Broken(TorchKernels):
         raise RuntimeError("no such kernel image")
 
     def paged_attention(
-        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: AttentionBatch,
+        *more: Any,
     ) -> Tensor:
-        return super().paged_attention(q, value_cache, key_cache, batch, scale)
+        return super().paged_attention(q, value_cache, key_cache, batch, *more)
 
     def mask_logits(self, logits: Tensor, masks: Tensor, rows: list[int]) -> None:
         super().mask_logits(logits, masks[:-1], rows[:-1])
