@@ -15,7 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_LOOKED_AT = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+_LOOKED_AT = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.item.default,
+    torch.ops.aten.nonzero.default,
+}
 
 
 class HostLooked(RuntimeError):

@@ -68,7 +68,7 @@ class SimulatedDevice:
     def _work(self) -> None:
         torch.set_num_threads(1)
         while (arriving := self._queue.get()) is not None:
-            if self._random.random() < 0.2:
+            if self._random.random() < 0.05:
                 time.sleep(self._random.random() * LONGEST_DELAY_S)
             with torch.inference_mode():
                 arriving.host.copy_(arriving.computed)
