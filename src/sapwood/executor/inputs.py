@@ -62,6 +62,7 @@ def build_inputs(
     query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
     query_start[1:] = ends
     max_pages = -(-max(context_lens) // page_size)
+    page_table = rows.page_table[:, :max_pages].take(row, axis=0)
     sampling = [entry for entry in scheduled if entry.num_output is not None]
     samples = [index for index, entry in enumerate(scheduled) if entry.num_output is not None]
 
@@ -73,12 +74,13 @@ def build_inputs(
         positions=to_device(positions),
         write_index=to_device(pages * np.int64(page_size) + offset),
         attention=AttentionBatch(
-            page_table=to_device(rows.page_table[:, :max_pages].take(row, axis=0)),
+            page_table=to_device(page_table),
             query_start=to_device(query_start),
             context_len=to_device(context_len.astype(np.int32)),
             query_lens=tuple(query_lens),
             context_lens=tuple(context_lens),
             num_decodes=query_lens.count(1),
+            host_page_table=page_table,
         ),
         kv_caches=kv_caches,
         logits_index=to_device(ends[samples] - 1),
