@@ -52,6 +52,8 @@ def test_a_mixed_batch() -> None:
     assert attention.query_start.tolist() == [0, 1, 2, 5]
     assert attention.context_len.tolist() == [6, 1, 6]
     assert attention.page_table.tolist() == [[9, 3], [6, 0], [4, 5]]
+    assert attention.host_page_table is not None
+    assert attention.host_page_table.tolist() == attention.page_table.tolist()
     assert batch.logits_index.tolist() == [0, 1]
     assert attention.page_table.dtype == attention.query_start.dtype == torch.int32
 

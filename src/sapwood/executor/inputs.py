@@ -63,6 +63,7 @@ def build_inputs(
     query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
     query_start[1:] = ends
     max_pages = -(-max(context_lens) // page_size)
+    host_page_table = rows.page_table[:, :max_pages].take(row, axis=0)
     sampling = [entry for entry in scheduled if entry.num_output is not None]
     samples = [index for index, entry in enumerate(scheduled) if entry.num_output is not None]
 
@@ -87,7 +88,7 @@ def build_inputs(
             pages * np.int64(page_size) + offset,
             ends[samples] - 1,
             row[samples],
-            rows.page_table[:, :max_pages].take(row, axis=0),
+            host_page_table,
             query_start,
             context_len.astype(np.int32),
         ],
@@ -106,6 +107,7 @@ def build_inputs(
             query_lens=tuple(query_lens),
             context_lens=tuple(context_lens),
             num_decodes=query_lens.count(1),
+            host_page_table=host_page_table,
         ),
         kv_caches=kv_caches,
         logits_index=logits_index,

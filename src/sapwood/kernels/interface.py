@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.kernels.draws import Draws
@@ -38,6 +40,8 @@ class AttentionBatch:
     query_lens      the same lengths on the host, as Python ints
     context_lens    the same, on the host
     cache           what an implementation computes once per step and reuses in every layer
+    host_page_table page_table on the host, for implementations that look for pages which several
+                    requests share; None: it is not at hand, or not to be looked at
     """
 
     page_table: Tensor
@@ -47,6 +51,57 @@ class AttentionBatch:
     context_lens: tuple[int, ...]
     num_decodes: int
     cache: dict[str, Any] = field(default_factory=dict)
+    host_page_table: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionTraits:
+    """What the attention of a layer does beyond scores, causal mask and softmax.
+
+    window    a token sees the last `window` tokens, itself included; None: all (Beltagy et al.
+              2020, arXiv:2004.05150)
+    soft_cap  a scaled score s becomes soft_cap * tanh(s / soft_cap) before it is masked; None: it
+              stays as it is (Gemma Team 2024, arXiv:2408.00118)
+    sinks     [Hq] fp32, one more score per query head, which has no value: it only takes its share
+              of the softmax (OpenAI 2025, arXiv:2508.10925); None: there are none
+    Raises    ValueError if window or soft_cap is not positive
+    """
+
+    window: int | None = None
+    soft_cap: float | None = None
+    sinks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in (("window", self.window), ("soft_cap", self.soft_cap)):
+            if number is not None and number <= 0:
+                raise ValueError(f"{name} must be positive, got {number}; None means without it")
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Their names, as `Need.attention` has them; empty if attention is plain."""
+        there = {
+            SLIDING_WINDOW: self.window, SOFT_CAP: self.soft_cap, SINKS: self.sinks
+        }  # fmt: skip
+        return frozenset(name for name, value in there.items() if value is not None)
+
+    def require_plain(self, kernels: str) -> None:
+        """For kernels that know none of them. Raises ValueError if there are some."""
+        if reason := lacking(self.features):
+            raise ValueError(
+                f"{kernels} kernels: {reason}; name it in Need.attention, and kernels that have it "
+                "are chosen"
+            )
+
+
+SLIDING_WINDOW = "sliding window"
+SOFT_CAP = "logit soft cap"
+SINKS = "attention sinks"
+PLAIN = AttentionTraits()
+
+
+def lacking(features: frozenset[str]) -> str | None:
+    """Why kernels whose attention is plain cannot serve these features; None if there are none."""
+    return f"its attention has no {' and no '.join(sorted(features))}" if features else None
 
 
 class PackedLinear(Protocol):
@@ -120,11 +175,18 @@ class Kernels(Protocol):
         ...
 
     def paged_attention(
-        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        traits: AttentionTraits = PLAIN,
     ) -> Tensor:
         """Causal attention of new tokens over paged keys and values.
 
         q [T, Hq, D] -> [T, Hq, D]; softmax in fp32. Hq is a multiple of Hk (grouped queries).
+        Raises ValueError if `traits` are not among what the implementation has.
         Source: Kwon et al. 2023, arXiv:2309.06180."""
         ...
 

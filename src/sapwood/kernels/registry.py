@@ -28,12 +28,14 @@ class Need:
     dtype      of weights, activations and the KV cache
     head_dim   entries of one attention head
     page_size  tokens of one KV page
+    attention  features of AttentionTraits (kernels/interface.py) that the model's layers have
     """
 
     device: str
     dtype: torch.dtype
     head_dim: int
     page_size: int
+    attention: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.head_dim < 1 or self.page_size < 1:
@@ -43,7 +45,8 @@ class Need:
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype} on {self.device}, head size {self.head_dim}, page size {self.page_size}"
+        parts = [f"{dtype} on {self.device}", f"head size {self.head_dim}"]
+        return ", ".join([*parts, f"page size {self.page_size}", *sorted(self.attention)])
 
 
 class KernelsFactory(Protocol):

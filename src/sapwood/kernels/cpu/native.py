@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.draws import Draws
-from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.interface import (
+    PLAIN,
+    AttentionBatch,
+    AttentionTraits,
+    PackedLinear,
+    lacking,
+)
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
 from sapwood.kernels.registry import Need
@@ -65,7 +71,7 @@ class CpuKernels:
         step, limit = _native.HEAD_DIM_STEP, _native.MAX_HEAD_DIM
         if need.head_dim % step != 0 or need.head_dim > limit:
             return f"head size {need.head_dim} is not a multiple of {step} up to {limit}"
-        return None
+        return lacking(need.attention)
 
     @staticmethod
     def usable_isas() -> list[str]:
@@ -186,8 +192,15 @@ class CpuKernels:
         return out
 
     def paged_attention(
-        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        traits: AttentionTraits = PLAIN,
     ) -> Tensor:
+        traits.require_plain(self.name)
         dtype = dtype_of(q)
         num_tokens, num_heads, head_dim = q.shape
         num_kv_heads = key_cache.shape[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.draws import Draws
-from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
@@ -88,7 +88,13 @@ class ReferenceKernels:
         return q
 
     def paged_attention(
-        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        traits: AttentionTraits = PLAIN,
     ) -> Tensor:
         out = torch.empty_like(q)
         page_size = key_cache.shape[2]
@@ -109,7 +115,15 @@ class ReferenceKernels:
             key_position = torch.arange(length, device=q.device)
             query_position = torch.arange(length - num_new, length, device=q.device)
             hidden = key_position[None, :] > query_position[:, None]
-            weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+            if traits.soft_cap is not None:
+                scores = traits.soft_cap * torch.tanh(scores / traits.soft_cap)
+            if traits.window is not None:
+                hidden |= key_position[None, :] <= query_position[:, None] - traits.window
+            scores = scores.masked_fill(hidden, -torch.inf)
+            if traits.sinks is not None:
+                sinks = traits.sinks.float().view(-1, 1, 1).expand(-1, num_new, 1)
+                scores = torch.cat([scores, sinks], dim=-1)
+            weights = scores.softmax(dim=-1)[..., :length]
             out[start:end] = (weights @ values).transpose(0, 1).to(q.dtype)
             start = end
         return out

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.draws import Draws
-from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.interface import (
+    PLAIN,
+    AttentionBatch,
+    AttentionTraits,
+    PackedLinear,
+    lacking,
+)
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
@@ -37,7 +43,7 @@ class TorchKernels:
     def why_not(need: Need) -> str | None:
         if need.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"{need.dtype} is not float32, bfloat16 or float16"
-        return None
+        return lacking(need.attention)
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         return weight.index_select(0, token_ids)
@@ -87,8 +93,15 @@ class TorchKernels:
         return qk[:, :num_heads].to(qkv.dtype)
 
     def paged_attention(
-        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        traits: AttentionTraits = PLAIN,
     ) -> Tensor:
+        traits.require_plain(self.name)
         return self._attention(q, key_cache, value_cache, batch, scale)
 
     def silu_and_mul(self, x: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""What the interpreter runs must compile for the H200, and fit in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+SHARED_MEMORY = 227 * 1024
+REGISTERS = 65_536
+CASES = {
+    "decode 1 128 16 bfloat16 plain parts": (75 * 1024, 128),
+    "extend 512 128 16 bfloat16 plain one": (SHARED_MEMORY, 256),
+    "shared 512 256 64 bfloat16 traits parts": (SHARED_MEMORY, 256),
+    "merge 1 128 1 any any parts": (16 * 1024, 128),
+}
+"""Kernel, tokens per tile, head size, page size, dtype -> shared memory at most, threads."""
+
+_PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+
+
+@pytest.mark.skipif(not _PTXAS.exists(), reason="this triton has no compiler for NVIDIA GPUs")
+def test_kernels_compile_and_fit() -> None:
+    script = Path(__file__).with_name("compile_for_h200.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script), *CASES],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    taken = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [found["case"] for found in taken] == list(CASES)
+    for found in taken:
+        shared_memory, threads = CASES[found["case"]]
+        assert found["shared"] <= shared_memory, found
+        assert found["registers"] * threads <= REGISTERS, found
+        assert found["stack"] <= 64, found  # more would be registers that are spilled in the loop

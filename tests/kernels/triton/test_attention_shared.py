@@ -1,0 +1,138 @@
+"""Attention to shared pages, computed once: against kernels/reference, which knows no sharing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sapwood.kernels.interface import AttentionTraits
+from sapwood.kernels.shared_prefixes import SharedPrefix
+from sapwood.kernels.triton import attention_shared_tiles
+from sapwood.kernels.triton.attention_shared_tiles import (
+    make_shared_tiles,
+    shared_groups,
+    shared_tiles_key,
+    shared_tokens_per_tile,
+)
+from tests.kernels.triton.attention_cases import ATTENTION, Case, make_case
+
+DECODES = [(1, 300), (1, 290), (1, 257), (1, 20), (1, 400)]
+PREFIXES = [((0, 1, 2), 16), ((3, 4), 1)]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def _always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_shared_tiles, "_WORTH_SHARING", 1)
+
+
+def shares(case: Case) -> bool:
+    """Whether the last call attended to shared pages apart."""
+    return any(key.startswith("triton shared") and tiles for key, tiles in case.batch.cache.items())
+
+
+@pytest.mark.usefixtures("_always_worth_it")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "head_dim"), [((4, 2), 64), ((7, 1), 80), ((3, 3), 128)])
+def test_decodes(
+    heads: tuple[int, int], head_dim: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    case = make_case(
+        DECODES, heads=heads, head_dim=head_dim, dtype=dtype, prefixes=PREFIXES, device=device
+    )
+    case.check()
+    assert shares(case)
+
+
+@pytest.mark.usefixtures("_always_worth_it")
+@pytest.mark.parametrize(("page_size", "longest"), [(1, 4), (64, 4), (16, 40)])
+def test_with_extends(page_size: int, longest: int, device: torch.device) -> None:
+    """Extends share too, but none does if one has many new tokens."""
+    requests = [(1, 200), (1, 150), (5, 150), (longest, 180)]
+    prefixes = [((0, 1, 2, 3), 128 // page_size)]
+    case = make_case(
+        requests, heads=(4, 1), page_size=page_size, prefixes=prefixes, device=device,
+        dtype=torch.float16,
+    )  # fmt: skip
+    case.check()
+    assert shares(case)
+    (group,) = shared_groups(case.batch, page_size, tokens_per_tile=32)
+    assert group.requests == ((0, 1, 2, 3) if longest == 4 else (0, 1))
+
+
+@pytest.mark.usefixtures("_always_worth_it")
+@pytest.mark.parametrize("window", [None, 10, 100, 200])
+def test_traits(window: int | None, device: torch.device) -> None:
+    """Windows begin after the shared pages, within them and before them."""
+    sinks = torch.randn(4).to(device)
+    traits = AttentionTraits(window=window, soft_cap=4.0, sinks=sinks)
+    requests = [(1, 170), (1, 260), (4, 190)]
+    case = make_case(requests, heads=(4, 2), prefixes=[((0, 1, 2), 10)], device=device)
+    case.check(traits)
+    assert shares(case)
+
+
+def test_long_shared_pages_are_split(device: torch.device) -> None:
+    """34 requests: more tokens than a tile has, and enough saved to be worth it."""
+    requests = [(1, 1030 + i) for i in range(34)]
+    case = make_case(
+        requests, heads=(4, 1), head_dim=16, page_size=64, prefixes=[(range(34), 16)],
+        device=device, dtype=torch.float16,
+    )  # fmt: skip
+    case.check()
+    assert shares(case)
+
+
+def test_what_saves_little_is_not_shared(device: torch.device) -> None:
+    case = make_case(DECODES, heads=(2, 1), prefixes=PREFIXES, device=device)
+    case.check()
+    assert not shares(case)
+
+
+@pytest.mark.usefixtures("_always_worth_it")
+def test_page_table_on_the_device_is_not_looked_at(device: torch.device) -> None:
+    case = make_case(DECODES, heads=(2, 1), prefixes=PREFIXES, shows_pages=False, device=device)
+    case.check()
+    assert not shares(case)
+
+
+def test_pages_of_new_tokens_are_not_shared(device: torch.device) -> None:
+    """32 tokens are 2 pages, but the newest is in the second."""
+    case = make_case([(1, 32), (1, 33)], heads=(1, 1), prefixes=[((0, 1), 2)], device=device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_shared_tiles, "_WORTH_SHARING", 1)
+        (group,) = shared_groups(case.batch, 16, tokens_per_tile=16)
+    assert group.num_pages == 1
+
+
+def test_tiles_for_a_captured_graph(device: torch.device) -> None:
+    """Empty tiles fill the grid; tiles that the runtime made are used as they are."""
+    case = make_case(DECODES, heads=(4, 2), prefixes=PREFIXES, shows_pages=False, device=device)
+    groups = [SharedPrefix(requests=members, num_pages=count) for members, count in PREFIXES]
+    tokens_per_tile = shared_tokens_per_tile(case.q, case.key_cache)
+    tiles = make_shared_tiles(case.batch, groups, 16, tokens_per_tile, num_tiles=5)
+    assert tiles.tokens.shape == (5, tokens_per_tile)
+    assert tiles.shared_len.tolist() == [256, 256, 256, 16, 16]
+    key = shared_tiles_key(tokens_per_tile)
+    replace(case, batch=replace(case.batch, cache={key: tiles})).check()
+    with pytest.raises(ValueError, match="2 tiles of shared pages do not fit in 1"):
+        make_shared_tiles(case.batch, groups, 16, tokens_per_tile, num_tiles=1)
+
+
+def test_shared_pages_are_read_from_one_request(device: torch.device) -> None:
+    """It is not only a result that is right: other members' entries of the table are not used."""
+    case = make_case(DECODES, heads=(4, 2), prefixes=PREFIXES, device=device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_shared_tiles, "_WORTH_SHARING", 1)
+        want = case.check()
+        broken = case.batch.page_table.clone()
+        broken[1:3, :16] = 0  # nobody's page, NaN
+        batch = replace(case.batch, page_table=broken)
+        arguments = (case.key_cache, case.value_cache, batch, case.q.shape[2] ** -0.5)
+        assert torch.equal(ATTENTION(case.q, *arguments), want)
