@@ -25,6 +25,10 @@ class OutputReserve:
         self._fall = (self._initial - self._least) / STEPS_TO_LEAST
         self.ratio = self._initial
 
+    def expected_growth(self, num_outstanding: int) -> int:
+        """Tokens that a request is expected to add, of `num_outstanding` that it may."""
+        return int(num_outstanding * self.ratio) + 1
+
     def after_step(self) -> None:
         self.ratio = max(self.ratio - self._fall, self._least)
 

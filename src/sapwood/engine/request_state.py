@@ -9,6 +9,7 @@ from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish
 from sapwood.schema.request import Generate
+from sapwood.schema.step import RowStart
 
 
 class Phase(Enum):
@@ -76,6 +77,11 @@ class RequestState:
         return len(self.output_ids) + self.num_pending_outputs
 
     @property
+    def num_outstanding(self) -> int:
+        """Output tokens that it may still ask for."""
+        return self.max_new_tokens - self.num_outputs
+
+    @property
     def num_tokens(self) -> int:
         return self.num_known_tokens + self.num_pending_outputs
 
@@ -114,6 +120,18 @@ class RequestState:
             return self.output_ids[start - num_prompt : start - num_prompt + num_new]
         ids = self.prompt_ids[start : start + num_new]
         return ids + self.output_ids[: num_new - len(ids)] if len(ids) < num_new else ids
+
+    def row_start(self) -> RowStart:
+        """What a rank must know when the request takes its row."""
+        return RowStart(
+            row=self.row,
+            sampling=self.sampling,
+            seed=self.seed,
+            prompt_ids=self.prompt_ids,
+            output_ids=list(self.output_ids),
+            logprobs=self.logprobs,
+            embed=self.embed,
+        )
 
     # ---- log probabilities of the prompt -------------------------------------------------------
 

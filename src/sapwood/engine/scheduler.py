@@ -20,8 +20,9 @@ from sapwood.engine.admission import OutputReserve, Precedence, PrefillDelayer
 from sapwood.engine.deadlines import Deadlines
 from sapwood.engine.grammar_gate import GrammarGate, Grammars
 from sapwood.engine.limits import RequestBounds
-from sapwood.engine.policy import LPM_QUEUE_LIMIT, SCHEDULE_POLICIES, Waiting
+from sapwood.engine.preemption import Preemption
 from sapwood.engine.prefixes import PrefixesInProgress
+from sapwood.engine.queue_order import QueueOrder
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.memory.ledger import Lease, Ledger
 from sapwood.schema.config.scheduler import SchedulerConfig
@@ -29,7 +30,7 @@ from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
-from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
+from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
 
 UNLIMITED = 2**31 - 1
 
@@ -76,7 +77,6 @@ class Scheduler:
             page_size=ledger.page_size,
             threshold=config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1,
         )
-        self._policy_name = config.schedule_policy
         self._precedence = Precedence.of(config)
         self._deadlines = Deadlines(
             queue_timeout_s=config.queue_timeout, request_timeout_s=config.request_timeout
@@ -94,6 +94,16 @@ class Scheduler:
         self._free_rows = list(range(config.max_running_requests - 1, -1, -1))
         self._waiting: list[RequestState] = []
         self._running: list[RequestState] = []
+        self._order = QueueOrder(config.schedule_policy, ledger, self._rng, self._urgency)
+        self._preemption = Preemption(
+            self._precedence,
+            ledger,
+            self._reserve,
+            running=self._running,
+            free_rows=self._free_rows,
+            token_budget=self._token_budget,
+            urgency=self._urgency,
+        )
         self._open: dict[str, RequestState] = {}
         self._in_flight: dict[int, list[tuple[RequestState, int, int | None]]] = {}
         self._ended_between_steps: list[RequestOutput] = []
@@ -198,7 +208,7 @@ class Scheduler:
         entries = [self._schedule(state, num_new) for state, num_new in shares]
         plan = StepPlan(
             step=self._num_steps,
-            starts=[self._start(state) for state in starts],
+            starts=[state.row_start() for state in starts],
             scheduled=entries,
             ends=ends,
         )
@@ -316,11 +326,8 @@ class Scheduler:
 
     def _displace(self, rank: int) -> bool:
         """Make room in the queue: end the least urgent request if it is less so than a new one."""
-        not_begun = [state for state in self._waiting if state.num_runs == 0]
-        if not not_begun:
-            return False
-        least = min(not_begun, key=lambda state: (self._urgency(state), -state.arrival))
-        if self._urgency(least) >= rank:
+        least = self._preemption.displaced(self._waiting, rank)
+        if least is None:
             return False
         self._counts["refused"] += 1
         finish = Finish(
@@ -342,22 +349,11 @@ class Scheduler:
         return self._precedence.urgency(state.priority, self._clock.now_s() - state.arrival_s)
 
     def _preempt(self) -> bool:
-        """Take running requests back so that the most urgent waiting one fits into this step.
-
-        As few as possible, the least urgent first, and only those that `Precedence` allows. What
-        they have put out stays, and what they have computed too while the pool has room for it.
-        """
-        if self._precedence.preemption_threshold is None or not self._waiting or not self._running:
-            return False
-        most = max(self._urgency(state) for state in self._waiting)
-        victims = [
-            state
-            for state in self._running
-            if self._precedence.may_preempt(most, self._urgency(state))
-        ]
+        """Take running requests back so that the most urgent waiting one fits into this step."""
+        victims = self._preemption.victims(self._waiting)
         if not victims:
             return False
-        victims.sort(key=lambda state: (-self._urgency(state), state.arrival))
+        most = max(self._urgency(state) for state in self._waiting)
         ready = (
             state
             for state in self._in_policy_order()
@@ -366,24 +362,9 @@ class Scheduler:
         first = next(ready, None)
         if first is None or self._urgency(first) < most or self._prefix_is_being_computed(first):
             return False
-        # Its prefix is locked meanwhile: what the victims leave behind must not push it out.
-        lease, _ = self._ledger.lease(first.namespace, first.matchable_key())
-        has_preempted = False
-        while victims and not self._has_room_for(first, lease):
-            self._requeue(victims.pop())
-            self._counts["preempted"] += 1
-            has_preempted = True
-        self._ledger.release(lease)
-        return has_preempted
-
-    def _has_room_for(self, state: RequestState, lease: Lease) -> bool:
-        """Whether this step could admit it: a row, its pages, and a token of the budget."""
-        wanted = sum(one.num_missing_tokens for one in self._running if not one.is_exhausted)
-        if not self._free_rows or wanted >= self._token_budget:
-            return False
-        growth = sum(self._expected_growth(one) for one in [*self._running, state])
-        missing = self._ledger.pages_for(state.num_tokens) - len(lease.pages)
-        return missing + self._ledger.pages_for(growth) <= self._ledger.num_available_pages
+        num_taken = self._preemption.make_room(first, victims, self._requeue)
+        self._counts["preempted"] += num_taken
+        return num_taken > 0
 
     def _is_held_back(self, budget: int) -> bool:
         """Whether the prefill delayer lets nobody in."""
@@ -463,31 +444,10 @@ class Scheduler:
         return starts
 
     def _expected_growth(self, state: RequestState) -> int:
-        """Tokens that the request is expected to add to those it has pages for."""
-        outstanding = state.max_new_tokens - state.num_outputs
-        return int(outstanding * self._reserve.ratio) + 1
+        return self._reserve.expected_growth(state.num_outstanding)
 
     def _in_policy_order(self) -> list[RequestState]:
-        name = self._policy_name
-        if name == "lpm" and len(self._waiting) > LPM_QUEUE_LIMIT:
-            name = "fcfs"
-        policy = SCHEDULE_POLICIES[name]
-        keys = Counter(state.routing_key for state in self._running if policy.needs_keys)
-        now_s = self._clock.now_s()
-        seen = [
-            Waiting(
-                index=index,
-                priority=self._precedence.urgency(state.priority, now_s - state.arrival_s),
-                arrival=state.arrival,
-                max_new_tokens=state.max_new_tokens - state.num_outputs,
-                path=self._ledger.prefix_path(state.namespace, state.matchable_key())
-                if policy.needs_path
-                else (),
-                num_same_key=keys[state.routing_key] if state.routing_key else 0,
-            )
-            for index, state in enumerate(self._waiting)
-        ]
-        return [self._waiting[one.index] for one in policy.order(seen, self._rng)]
+        return self._order.of(self._waiting, self._running)
 
     # ---- one prefix is computed once ---------------------------------------------------------
 
@@ -586,17 +546,6 @@ class Scheduler:
         del self._open[state.request_id]
 
     # ---- messages ----------------------------------------------------------------------------
-
-    def _start(self, state: RequestState) -> RowStart:
-        return RowStart(
-            row=state.row,
-            sampling=state.sampling,
-            seed=state.seed,
-            prompt_ids=state.prompt_ids,
-            output_ids=list(state.output_ids),
-            logprobs=state.logprobs,
-            embed=state.embed,
-        )
 
     def _schedule(self, state: RequestState, num_new: int) -> ScheduledTokens:
         assert state.lease is not None, "a scheduled request has a lease"

@@ -1,0 +1,50 @@
+"""The waiting requests in the order of the schedule policy."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from sapwood.engine.policy import LPM_QUEUE_LIMIT, SCHEDULE_POLICIES, Waiting
+from sapwood.engine.request_state import RequestState
+from sapwood.memory.ledger import Ledger
+
+
+class QueueOrder:
+    """Tells the policy of that name what it looks at; urgency: of a request, now."""
+
+    def __init__(
+        self,
+        policy_name: str,
+        ledger: Ledger,
+        rng: random.Random,
+        urgency: Callable[[RequestState], int],
+    ) -> None:
+        self._policy_name = policy_name
+        self._ledger = ledger
+        self._rng = rng
+        self._urgency = urgency
+
+    def of(
+        self, waiting: Sequence[RequestState], running: Sequence[RequestState]
+    ) -> list[RequestState]:
+        name = self._policy_name
+        if name == "lpm" and len(waiting) > LPM_QUEUE_LIMIT:
+            name = "fcfs"
+        policy = SCHEDULE_POLICIES[name]
+        keys = Counter(state.routing_key for state in running if policy.needs_keys)
+        seen = [
+            Waiting(
+                index=index,
+                priority=self._urgency(state),
+                arrival=state.arrival,
+                max_new_tokens=state.num_outstanding,
+                path=self._ledger.prefix_path(state.namespace, state.matchable_key())
+                if policy.needs_path
+                else (),
+                num_same_key=keys[state.routing_key] if state.routing_key else 0,
+            )
+            for index, state in enumerate(waiting)
+        ]
+        return [waiting[one.index] for one in policy.order(seen, self._rng)]
