@@ -118,11 +118,13 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
     startup_s = time.time() - psutil.Process().create_time()
     outbox.send(msgspec.structs.replace(engine.ready, startup_s=startup_s))
     watchdog.rest()
-    engine.loop.run()
+    try:
+        engine.loop.run()
+    finally:
+        engine.close()
     watchdog.stop()
     # What stays frozen would count as leaked at the interpreter's end.
     gc.unfreeze()
-    engine.executor.close()
     instruments.close()
     logging.getLogger(__name__).info("the engine has ended")
     outbox.close()

@@ -56,7 +56,7 @@ class InProcessEngine:
             self.loop.call(self._client.drain, 0.0)
         self._thread.join()
         if self._engine is not None:
-            self._engine.executor.close()
+            self._engine.close()
         self.loop.close()
         self._engine = None
         atexit.unregister(self.close)

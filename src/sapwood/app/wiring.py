@@ -25,6 +25,7 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop, StepExecutor
 from sapwood.engine.scheduler import Scheduler
 from sapwood.executor.captured import CapturePlan
+from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.graphs import GraphChoice, choose_graph
 from sapwood.executor.launch import (
     Execute,
@@ -104,12 +105,22 @@ Executor = SerialExecutor | OverlappedExecutor | QueuedExecutor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """One engine, built; `loop.run()` serves until it is drained."""
+    """One engine, built; `loop.run()` serves until it is drained, or fails. Close it either way."""
 
     loop: EngineLoop
     ready: EngineReady
     scheduler: Scheduler
     executor: Executor
+    grammars: GrammarCompiler | None = None
+
+    def close(self) -> None:
+        """Wait for what still runs in threads of its own. May be called twice.
+
+        A failed step leaves the next one running, and the interpreter must not end before that: a
+        thread that comes back from native code afterwards takes the process down."""
+        self.executor.close()
+        if self.grammars is not None:
+            self.grammars.close()
 
 
 def resolve_config(
@@ -289,7 +300,13 @@ def build_engine(
         weight_bytes=watch.weight_bytes,
         page_bytes=watch.page_bytes,
     )
-    return Engine(loop=loop, ready=ready, scheduler=scheduler, executor=executor)
+    return Engine(
+        loop=loop,
+        ready=ready,
+        scheduler=scheduler,
+        executor=executor,
+        grammars=None if grammars is None else grammars.compiler,
+    )
 
 
 def _executor(execute: Execute, launch: Launch | None, depth: int) -> Executor:

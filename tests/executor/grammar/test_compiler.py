@@ -191,3 +191,25 @@ def test_the_memory_counts(compiler, backend, monkeypatch):
         settled(compiler, one)
         compiler.leave(one)
     assert compiler.num_kept == 2
+
+
+def test_closing_waits_for_what_runs_and_begins_no_more(compiler, backend):
+    for number in range(NUM_WORKERS + 1):
+        compiler.enter(grammars.Grammar(kind="regex", text=f"a{number}"))
+    until(lambda: len(backend.calls) == NUM_WORKERS)
+    closing = threading.Thread(target=compiler.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    backend.may_end.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert len(backend.calls) == NUM_WORKERS
+    assert "grammar-compiler" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_closing_does_not_wait_for_ever(compiler, backend, monkeypatch):
+    monkeypatch.setattr(compilers, "CLOSE_LIMIT_S", 0.02)
+    compiler.enter(grammars.Grammar(kind="regex", text="a"))
+    until(lambda: backend.calls)
+    compiler.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 NUM_WORKERS = 2
 MAX_ABANDONED = 4
 """Compilations that took too long cannot be stopped; while this many run on, no other starts."""
+CLOSE_LIMIT_S = 5.0
+"""So long the end of the engine waits for compilations that run."""
 MAX_ENTRIES = 1024
 MAX_CACHE_BYTES = 256 * 2**20
 """Limits of what is kept unused."""
@@ -67,6 +70,21 @@ class GrammarCompiler:
         self._queue: list[_Entry] = []
         self._num_running = 0
         self._num_abandoned = 0
+        self._threads: set[threading.Thread] = set()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Begin no more compilations, and wait for those that run, up to CLOSE_LIMIT_S.
+
+        To be called before the interpreter ends: a thread that comes back from native code after
+        that takes the process down (std::terminate)."""
+        with self._lock:
+            self._is_closed = True
+            self._queue.clear()
+            threads = list(self._threads)
+        end_s = time.monotonic() + CLOSE_LIMIT_S
+        for thread in threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
 
     def enter(self, grammar: Grammar) -> None:
         """A request has come that needs it: compile it unless it is known."""
@@ -130,7 +148,7 @@ class GrammarCompiler:
         self._start_workers()
 
     def _start_workers(self) -> None:
-        while self._queue and self._num_running < NUM_WORKERS:
+        while self._queue and self._num_running < NUM_WORKERS and not self._is_closed:
             if self._num_abandoned >= MAX_ABANDONED:
                 for entry in self._queue:
                     entry.result = Overloaded(
@@ -142,9 +160,11 @@ class GrammarCompiler:
             self._num_running += 1
             entry = self._queue.pop(0)
             # A daemon: a compilation without an end must not keep the process.
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._work, args=(entry,), name="grammar-compiler", daemon=True
-            ).start()
+            )
+            self._threads.add(thread)
+            thread.start()
 
     def _work(self, entry: _Entry) -> None:
         result: CompiledGrammar | SapwoodError
@@ -167,6 +187,7 @@ class GrammarCompiler:
                 self._num_running -= 1
             else:
                 self._num_abandoned -= 1
+            self._threads.discard(threading.current_thread())
             self._start_workers()
             self._forget_some()
         entry.done.set()
