@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import psutil
 import torch
 
+from sapwood.base.errors import ConfigError
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
@@ -101,10 +103,25 @@ def _fill(
             iterate = iterate_blocks if config.model.quantization == "gguf" else iterate_weights
             weights = iterate(files, load_format=config.model.load_format, dtype=dtype)
             named = ((name_of(name), tensor) for name, tensor in weights)
-            load_weights(model, watch.following(named))
+            load_weights(model, watch.following(named), source=str(_place_of(files)))
     watch.beat("packing weights")
     with timed("packing weights"):
         model.finalize()
+
+
+def _place_of(files: ModelFiles) -> Path:
+    return files.weights[0] if len(files.weights) == 1 else files.weights[0].parent
+
+
+def refuse_absurd_size(files: ModelFiles, num_parameters: int) -> None:
+    """ConfigError if the files cannot hold so many parameters, before any is built."""
+    num_bytes = sum(path.stat().st_size for path in files.weights)
+    if num_parameters > 8 * num_bytes:
+        raise ConfigError(
+            f"{files.path / 'config.json'} describes a model of {num_parameters} parameters, but "
+            f"the weights in {_place_of(files)} have {num_bytes} bytes, less than a bit for each; "
+            "download the model again"
+        )
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from sapwood.base.errors import ModelSourceError
+from sapwood.base.errors import ConfigError, ModelSourceError
 
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -22,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise ModelSourceError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelSourceError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelSourceError(f"{path} must hold a JSON object")
@@ -31,6 +33,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Errors of the body are of what that file says, and name it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ConfigError(
+            f"{path} makes no sense ({type(error).__name__}: {error}); download the model again"
+        ) from error
 
 
 def checkpoint_dtype(config: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from sapwood.app.model_defaults import read_json_if_there, sampling_defaults
+from sapwood.app.model_defaults import read_json_if_there, reading, sampling_defaults
 from sapwood.app.observability import build_observer
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.observability.engine_figures import EngineFigures
@@ -34,12 +34,13 @@ def build_services(
     tokenizer_path = Path(config.model.tokenizer_path or files.path)
     tokenizer = Tokenizer.from_directory(tokenizer_path)
     model = read_json_if_there(files.path / "config.json")
-    pooling = pooling_of(
-        model,
-        files.path,
-        is_embedding=config.model.is_embedding,
-        method=config.model.pooling_method,
-    )
+    with reading(files.path / "config.json"):
+        pooling = pooling_of(
+            model,
+            files.path,
+            is_embedding=config.model.is_embedding,
+            method=config.model.pooling_method,
+        )
     template = ChatTemplate.of_model(tokenizer, override=config.model.chat_template)
     architectures = tuple(model.get("architectures") or ())
     return Services(

@@ -9,8 +9,8 @@ import torch
 
 from sapwood.app.gpu import capture_graph, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts, build_grammars
-from sapwood.app.loading import LoadWatch, fill, timed
-from sapwood.app.model_defaults import checkpoint_dtype, eos_token_ids, read_json
+from sapwood.app.loading import LoadWatch, fill, refuse_absurd_size, timed
+from sapwood.app.model_defaults import checkpoint_dtype, eos_token_ids, read_json, reading
 from sapwood.app.pooling import (
     Shape,
     build_pooling_runner,
@@ -129,14 +129,17 @@ def resolve_config(
     """Find the model and decide everything that was left open. StartupError if it cannot be."""
     files = fetch_files(asked, home=home, progress=progress)
     hf_config = read_json(files.path / "config.json")
-    pooling = pooling_of(
-        hf_config,
-        files.path,
-        is_embedding=asked.model.is_embedding,
-        method=asked.model.pooling_method,
-    )
-    shape = read_shape(hf_config, pooling)
+    with reading(files.path / "config.json"):
+        pooling = pooling_of(
+            hf_config,
+            files.path,
+            is_embedding=asked.model.is_embedding,
+            method=asked.model.pooling_method,
+        )
+        shape = read_shape(hf_config, pooling)
     is_dummy = asked.model.load_format == "dummy"
+    if not is_dummy:
+        refuse_absurd_size(files, shape.num_parameters)
     weight_format = "dummy" if is_dummy else files.weight_format
     facts = facts_of(files, shape, checkpoint_dtype(hf_config), weight_format)
     machine = machine_facts(read_platform(), asked.execution.device)

@@ -19,11 +19,14 @@ class Target:
            and device
     place_blocks  takes a tensor that the checkpoint has quantised, whole and as it is; None: it is
                   to be dequantised and given to `place`
+    takes_integers  the tensor is part of a quantised weight: integers or 8-bit floats are taken as
+           they are. Elsewhere these are refused, since a cast makes other numbers of them
     """
 
     shape: tuple[int, ...]
     place: Callable[[Tensor], None]
     place_blocks: Callable[[QuantizedWeight], None] | None = None
+    takes_integers: bool = False
 
 
 def prefixed(prefix: str, targets: Mapping[str, Target]) -> dict[str, Target]:

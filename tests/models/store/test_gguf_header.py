@@ -72,7 +72,7 @@ def test_every_cut_through_the_header_is_found(tmp_path, gguf_sample):
         (4, struct.pack(">I", 3), "big-endian"),
         (4, struct.pack("<I", 1), "version 1"),
         (8, struct.pack("<Q", 2**40), "its header needs|unknown type|dimensions|longer than"),
-        (24, struct.pack("<Q", 2**62), "its header needs"),
+        (24, struct.pack("<Q", 2**62), "a metadata key has .* absurd"),
     ],
 )
 def test_a_damaged_header_is_explained(tmp_path, gguf_sample, start, data, message):

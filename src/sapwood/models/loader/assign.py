@@ -41,13 +41,18 @@ class LoadReport:
 
 
 def load_weights(
-    model: Loadable, weights: Iterable[tuple[str, Tensor | QuantizedWeight]]
+    model: Loadable,
+    weights: Iterable[tuple[str, Tensor | QuantizedWeight]],
+    *,
+    source: str = "the checkpoint",
 ) -> LoadReport:
     """Place every tensor where the model wants it; one at a time is held. Quantised ones go as they
     are to the layers that take them so, and dequantised to the others.
 
-    Raises WeightError if tensors are missing, unexpected, given twice or of the wrong shape, naming
-    them all (up to 20 of each kind). The model is then half filled and must not be used.
+    source  where the weights come from, for errors
+
+    Raises WeightError if tensors are missing, unexpected, given twice, or of the wrong shape or
+    type, naming them all (up to 20 of each kind). The model is then half filled: do not use it.
     """
     targets = model.targets()
     patterns = model.ignorable_tensors()
@@ -56,6 +61,7 @@ def load_weights(
     unexpected: list[str] = []
     repeated: list[str] = []
     misshapen: list[str] = []
+    mistyped: list[str] = []
     num_bytes = 0
     for name, tensor in weights:
         target = targets.get(name)
@@ -66,11 +72,13 @@ def load_weights(
             repeated.append(name)
         else:
             placed.add(name)
-            if tuple(tensor.shape) == target.shape:
-                num_bytes += _place(target, tensor)
-            else:
+            if tuple(tensor.shape) != target.shape:
                 expected = list(target.shape)
                 misshapen.append(f"{name} (is {list(tensor.shape)}, must be {expected})")
+            elif isinstance(tensor, Tensor) and not _has_numbers_for(target, tensor):
+                mistyped.append(f"{name} (is {str(tensor.dtype).removeprefix('torch.')})")
+            else:
+                num_bytes += _place(target, tensor)
     missing = [name for name in targets if name not in placed]
     _refuse_mistakes(
         {
@@ -78,9 +86,16 @@ def load_weights(
             "unexpected": unexpected,
             "given twice": repeated,
             "of the wrong shape": misshapen,
-        }
+            "not of floating point": mistyped,
+        },
+        source,
     )
     return LoadReport(num_tensors=len(placed), num_bytes=num_bytes, ignored=tuple(ignored))
+
+
+def _has_numbers_for(target: Target, tensor: Tensor) -> bool:
+    is_plain = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
+    return is_plain or target.takes_integers
 
 
 def _place(target: Target, tensor: Tensor | QuantizedWeight) -> int:
@@ -95,11 +110,11 @@ def _place(target: Target, tensor: Tensor | QuantizedWeight) -> int:
     return tensor.num_bytes
 
 
-def _refuse_mistakes(mistakes: Mapping[str, Sequence[str]]) -> None:
+def _refuse_mistakes(mistakes: Mapping[str, Sequence[str]], source: str) -> None:
     found = [f"{len(names)} {kind}: {_list(names)}" for kind, names in mistakes.items() if names]
     if found:
         raise WeightError(
-            f"the checkpoint does not fit the architecture; {'; '.join(found)}. "
+            f"{source} does not fit the architecture; {'; '.join(found)}. "
             "Check that config.json and the weights are of the same model and complete"
         )
 

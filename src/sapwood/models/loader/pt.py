@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from sapwood.base.errors import WeightError
 from sapwood.models.loader.checkpoint import Expected, as_dtype
 from sapwood.models.store.files import ModelFiles
+from sapwood.models.store.torch_archive import check_archive
 
 
 def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
@@ -28,20 +28,24 @@ def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
     # Files from before PyTorch 1.6 are a bare pickle stream, which cannot be mapped.
-    can_map = zipfile.is_zipfile(path)
+    is_archive = check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
+        if "global" not in str(error).lower():
+            raise _damaged(path, error) from error
         raise WeightError(
             f"{path} holds more than tensors and sapwood does not run code from a checkpoint; "
             f"convert it to safetensors. PyTorch says: {_first_line(error)}"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
-        raise WeightError(
-            f"{path} is not a whole PyTorch checkpoint ({_first_line(error)}); "
-            f"download the model again"
-        ) from error
+    except Exception as error:  # of garbage an unpickler makes errors of every kind
+        raise _damaged(path, error) from error
     return _state(path, loaded)
+
+
+def _damaged(path: Path, error: Exception | str) -> WeightError:
+    what = error if isinstance(error, str) else _first_line(error)
+    return WeightError(f"{path} is not a whole PyTorch checkpoint ({what}); download it again")
 
 
 def _state(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
@@ -59,7 +63,21 @@ def _state(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
             f"{path} is not a table of tensors (it has: {', '.join(map(str, strangers[:3]))}); "
             f"save the model's state_dict() alone"
         )
+    for name, tensor in loaded.items():
+        why = "its name is no text" if not isinstance(name, str) else _why_not_plain(tensor)
+        if why is not None:
+            raise _damaged(path, f"{name}: {why}")
     return dict(loaded)
+
+
+def _why_not_plain(tensor: torch.Tensor) -> str | None:
+    """Why a tensor is not simply numbers in memory; None if it is."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return "it is no dense tensor"
+    # A stride of 0 would make any number of numbers out of one.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"its shape is {list(tensor.shape)} but less than that is stored"
+    return None
 
 
 def _first_line(error: BaseException) -> str:

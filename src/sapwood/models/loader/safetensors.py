@@ -10,12 +10,14 @@ from safetensors import SafetensorError, safe_open
 from sapwood.base.errors import WeightError
 from sapwood.models.loader.checkpoint import Expected, as_dtype
 from sapwood.models.store.files import ModelFiles
+from sapwood.models.store.safetensors_header import read_safetensors_header
 
 
 def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """As `weights.iterate_weights`."""
     expected = Expected(files)
     for path in files.weights:
+        read_safetensors_header(path)
         try:
             with safe_open(path, framework="pt", device="cpu") as shard:
                 names = list(shard.keys())

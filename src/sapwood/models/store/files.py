@@ -109,11 +109,23 @@ def read_index(index: Path) -> dict[str, str]:
     """Tensor name to shard file name; ModelSourceError if the file is no such index."""
     try:
         table = json.loads(index.read_text("utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelSourceError(
             f"{index} is not a readable weight index ({error!r}); download the model again"
         ) from error
-    return dict(table)
+    if not isinstance(table, dict) or not table:
+        raise ModelSourceError(
+            f"{index} is not a readable weight index (its weight_map is no table of tensors); "
+            "download the model again"
+        )
+    for name, shard in table.items():
+        # A name with directories could point anywhere on this machine.
+        if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard:
+            raise ModelSourceError(
+                f"{index} says that {name} is in {shard!r}, which is no file beside it; download "
+                "the model again"
+            )
+    return table
 
 
 def split_parts(path: Path) -> tuple[Path, ...]:

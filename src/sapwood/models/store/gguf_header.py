@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,8 +39,17 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
-_STRING, _ARRAY = 8, 9
+_BOOL, _STRING, _ARRAY = 7, 8, 9
 _DEFAULT_ALIGNMENT = 32
+_LEAST_VALUE_BYTES, _LEAST_TENSOR_BYTES = 13, 24
+"""What a metadata value and a line of the table of tensors take at least."""
+_MAX_DIMENSIONS = 4
+_MAX_DEPTH = 4
+_MAX_ALIGNMENT = 1 << 20
+_MAX_NAME_BYTES = 1 << 16
+_MAX_HEADER_BYTES = 1 << 28
+_MAX_ELEMENTS = 1 << 24
+"""Of all arrays together. A vocabulary of 256,000 tokens has about two million, in 16 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,20 +85,27 @@ def read_header(path: Path) -> GgufHeader:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         cursor = _Cursor(path, data)
         num_tensors, num_values = _preamble(cursor)
-        metadata = {}
-        for _ in range(num_values):
-            key = cursor.string()
-            metadata[key] = cursor.value(cursor.number("I"))
+        metadata = _metadata(cursor, num_values)
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            cursor.fail(f"its alignment is {alignment!r}")
+        if not _is_alignment(alignment):
+            cursor.fail(f"its alignment is {alignment!r}, which is no power of two up to 2^20")
         table = [cursor.tensor() for _ in range(num_tensors)]
-        start = math.ceil(cursor.position / alignment) * alignment
-        tensors = tuple(_entry(path, len(data), start, *row) for row in table)
-    names = [tensor.name for tensor in tensors]
-    if len(set(names)) != len(names):
-        raise ModelSourceError(f"{path} lists a tensor twice; convert the model again")
+        tensors = _place(path, len(data), cursor.position, alignment, table)
     return GgufHeader(path=path, metadata=metadata, tensors=tensors)
+
+
+def _metadata(cursor: _Cursor, num_values: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for _ in range(num_values):
+        key = cursor.name("a metadata key")
+        if key in metadata:
+            cursor.fail(f"its metadata has {key} twice")
+        metadata[key] = cursor.value(cursor.number("I"))
+    return metadata
+
+
+def _is_alignment(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _MAX_ALIGNMENT and value & (value - 1) == 0
 
 
 class _Cursor:
@@ -98,7 +114,12 @@ class _Cursor:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path = path
         self._data = data
+        self._num_elements = 0
         self.position = 0
+
+    @property
+    def num_bytes_left(self) -> int:
+        return len(self._data) - self.position
 
     def fail(self, what: str) -> NoReturn:
         raise ModelSourceError(
@@ -110,6 +131,8 @@ class _Cursor:
         end = self.position + count
         if end > len(self._data):
             self.fail(f"its header needs {end} bytes but the file ends at {len(self._data)}")
+        if end > _MAX_HEADER_BYTES:
+            self.fail(f"its header needs {end} bytes, and more than {_MAX_HEADER_BYTES} is absurd")
         taken = self._data[self.position : end]
         self.position = end
         return taken
@@ -122,28 +145,49 @@ class _Cursor:
         # occur in real files.
         return self.bytes(self.number("Q")).decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def name(self, what: str) -> str:
+        """A string that others refer to, so it must be exact."""
+        count = self.number("Q")
+        if count > _MAX_NAME_BYTES:
+            self.fail(f"{what} has {count} bytes, and more than {_MAX_NAME_BYTES} is absurd")
+        raw = self.bytes(count)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail(f"{what} is not UTF-8: {raw[:64]!r}")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind == _BOOL:
+            return self.boolean()
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY:
             self.fail(f"metadata of unknown type {kind}")
+        if depth == _MAX_DEPTH:
+            self.fail(f"its metadata has arrays in more than {_MAX_DEPTH} levels")
         element, count = self.number("I"), self.number("Q")
-        if element in _SCALARS:
+        self._num_elements += count
+        if self._num_elements > _MAX_ELEMENTS:
+            self.fail(f"its metadata has an array of {count} elements, which is absurd")
+        if element in _SCALARS and element != _BOOL:
             code = _SCALARS[element]
             raw = self.bytes(count * struct.calcsize(f"<{code}"))
             return list(struct.unpack(f"<{count}{code}", raw))
-        # Each element has a length of 8 bytes at least: refuse a huge count before looping over it.
-        if count * 8 > len(self._data) - self.position:
-            self.fail(f"an array of {count} elements is longer than the file")
-        return [self.value(element) for _ in range(count)]
+        return [self.value(element, depth + 1) for _ in range(count)]
+
+    def boolean(self) -> bool:
+        value = self.number("B")
+        if value > 1:
+            self.fail(f"its metadata has a truth value of {value}")
+        return bool(value)
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """(name, shape in torch order, GGML type, offset within the data)."""
-        name = self.string()
+        name = self.name("a tensor's name")
         num_dimensions = self.number("I")
-        if num_dimensions > 8:
+        if num_dimensions > _MAX_DIMENSIONS:
             self.fail(f"tensor {name} has {num_dimensions} dimensions")
         shape = tuple(self.number("Q") for _ in range(num_dimensions))
         return name, shape[::-1], self.number("I"), self.number("Q")
@@ -159,17 +203,58 @@ def _preamble(cursor: _Cursor) -> tuple[int, int]:
         cursor.fail("it is in big-endian byte order")
     if version not in (2, 3):
         cursor.fail(f"it has version {version}, and only 2 and 3 are known")
-    return cursor.number("Q"), cursor.number("Q")
+    num_tensors, num_values = cursor.number("Q"), cursor.number("Q")
+    needed = num_tensors * _LEAST_TENSOR_BYTES + num_values * _LEAST_VALUE_BYTES
+    if needed > cursor.num_bytes_left:
+        cursor.fail(
+            f"its header needs {needed} bytes for {num_tensors} tensors and {num_values} values, "
+            f"but the file has only {cursor.num_bytes_left} more"
+        )
+    return num_tensors, num_values
+
+
+_Row = tuple[str, tuple[int, ...], int, int]
+
+
+def _place(
+    path: Path, file_bytes: int, header_bytes: int, alignment: int, table: Sequence[_Row]
+) -> tuple[TensorEntry, ...]:
+    """The tensors lie one after the other in the table's order, each at the next multiple of the
+    alignment, and end with the file."""
+    start = _aligned(header_bytes, alignment)
+    entries = tuple(_entry(path, start, *row) for row in table)
+    names: set[str] = set()
+    end = start
+    for entry in entries:
+        if entry.name in names:
+            raise ModelSourceError(f"{path} lists tensor {entry.name} twice; download it again")
+        names.add(entry.name)
+        if entry.offset != _aligned(end, alignment):
+            relation = "overlaps what comes before it" if entry.offset < end else "leaves a gap"
+            raise ModelSourceError(
+                f"{path}: tensor {entry.name} at byte {entry.offset} {relation}: "
+                f"{_aligned(end, alignment)} is its place; download or convert the model again"
+            )
+        end = entry.offset + entry.num_bytes
+        if end > file_bytes:
+            raise ModelSourceError(
+                f"{path} is truncated: tensor {entry.name} ends at byte {end} but the file has "
+                f"{file_bytes}; download it again"
+            )
+    if entries and file_bytes > _aligned(end, alignment):
+        raise ModelSourceError(
+            f"{path} has {file_bytes} bytes but its tensors end at byte {end}; download or convert "
+            "the model again"
+        )
+    return entries
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
 
 
 def _entry(
-    path: Path,
-    file_bytes: int,
-    start: int,
-    name: str,
-    shape: tuple[int, ...],
-    kind: int,
-    offset: int,
+    path: Path, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int
 ) -> TensorEntry:
     known = {member.value: member for member in GGMLQuantizationType}
     type_name = known[kind].name if kind in known else f"number {kind}"
@@ -179,18 +264,12 @@ def _entry(
             f"known: {', '.join(TENSOR_TYPES)}"
         )
     elements, block_bytes = GGML_QUANT_SIZES[known[kind]]
-    if not shape or shape[-1] % elements:
+    if not shape or 0 in shape or shape[-1] % elements:
         raise ModelSourceError(
             f"{path}: tensor {name} has shape {shape}, but rows of {type_name} hold a multiple of "
             f"{elements} numbers; convert the model again"
         )
     num_bytes = math.prod(shape) // elements * block_bytes
-    end = start + offset + num_bytes
-    if end > file_bytes:
-        raise ModelSourceError(
-            f"{path} is truncated: tensor {name} ends at byte {end} but the file has {file_bytes}; "
-            f"download it again"
-        )
     return TensorEntry(
         name=name, shape=shape, type=type_name, offset=start + offset, num_bytes=num_bytes
     )

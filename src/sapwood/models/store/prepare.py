@@ -55,7 +55,7 @@ def prepare_gguf(
             staged = directory / "model"
             staged.mkdir()
             with stage(progress, f"preparing {weights[0].name}", None):
-                _write(staged, weights, sidecars)
+                _write_explained(staged, weights, sidecars)
             cache.publish(staged, target)
     return target
 
@@ -71,6 +71,18 @@ def _key(weights: Sequence[Path], sidecars: Mapping[str, Path], sha256: str | No
         identity.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return f"{cache.safe_key(weights[0].stem)}-{digest[:20]}"
+
+
+def _write_explained(
+    directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path]
+) -> None:
+    try:
+        _write(directory, weights, sidecars)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ModelSourceError(
+            f"{weights[0]}: its metadata makes no model ({type(error).__name__}: {error}); "
+            "download or convert the model again"
+        ) from error
 
 
 def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path]) -> None:
