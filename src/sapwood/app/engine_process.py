@@ -106,7 +106,8 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
     from sapwood.executor.profiler import TorchRecorder
 
     watchdog.beat("reading the model's configuration")
-    resolved = resolve_config(args.config, home=Path(args.home))
+    # The parent has verified the files.
+    resolved = resolve_config(args.config, home=Path(args.home), is_verified=True)
     inbox: ZmqReceiver[EngineInput] = ZmqReceiver(args.inbox, EngineInput, bind=False)
     instruments = build_instruments(args.observability, watchdog, TorchRecorder())
     watchdog.beat("building the model")

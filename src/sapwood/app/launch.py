@@ -65,6 +65,7 @@ def serve(
         revision=engine.model.revision,
         load_format=engine.model.load_format,
         offline=engine.model.offline,
+        checksum=engine.model.model_checksum,
         progress=TerminalProgress(Console(stderr=True)),
     )
     # Before there is anything to clean up: from here on a signal only asks for the end.

@@ -124,10 +124,13 @@ class Engine:
 
 
 def resolve_config(
-    asked: EngineConfig, *, home: Path, progress: Progress | None = None
+    asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
 ) -> Resolved:
-    """Find the model and decide everything that was left open. StartupError if it cannot be."""
-    files = fetch_files(asked, home=home, progress=progress)
+    """Find the model and decide everything that was left open. StartupError if it cannot be.
+
+    is_verified  the model's files were compared with their checksums before, if that was asked for
+    """
+    files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
         pooling = pooling_of(
@@ -175,13 +178,16 @@ def resolve_config(
     )
 
 
-def fetch_files(asked: EngineConfig, *, home: Path, progress: Progress | None = None) -> ModelFiles:
+def fetch_files(
+    asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
+) -> ModelFiles:
     return fetch_model(
         asked.model.model,
         home=home,
         revision=asked.model.revision,
         load_format=asked.model.load_format,
         offline=asked.model.offline,
+        checksum=None if is_verified else asked.model.model_checksum,
         progress=progress,
     )
 

@@ -10,7 +10,8 @@
     └── StartupError              500  raised before serving begins; the command exits with 1
         ├── ConfigError                options that contradict each other or this machine
         ├── ModelSourceError           no source could provide the model
-        └── WeightError                the checkpoint does not fit the architecture
+        ├── WeightError                the checkpoint does not fit the architecture
+        └── IntegrityError             files are not what their checksums say
 
 A message says what happened, the limit, and the way out. The HTTP status lives on the class, so
 that a frontend translates an error without knowing which one it is.
@@ -86,4 +87,8 @@ class ModelSourceError(StartupError):
 
 
 class WeightError(StartupError):
+    pass
+
+
+class IntegrityError(StartupError):
     pass

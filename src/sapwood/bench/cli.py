@@ -68,6 +68,7 @@ def offline(asked: Asked) -> None:
         revision=config.model.revision,
         load_format=config.model.load_format,
         offline=config.model.offline,
+        checksum=config.model.model_checksum,
         progress=TerminalProgress(console),
     )
     tokenizer = config.model.tokenizer_path

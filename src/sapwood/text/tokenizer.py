@@ -252,7 +252,10 @@ def _converted(directory: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        # Said, because otherwise transformers asks on the terminal whether to run the code.
+        loaded = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         raise ModelSourceError(
             f"{directory} has no {TOKENIZER_FILE}, and transformers cannot make a tokenizer of its "

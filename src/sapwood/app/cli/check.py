@@ -50,7 +50,7 @@ def inspect(asked: Asked) -> Report:
     resolved, problem = None, None
     try:
         fetch_with_bar(engine.model)
-        resolved = resolve_config(engine, home=home(environment()))
+        resolved = resolve_config(engine, home=home(environment()), is_verified=True)
     except StartupError as error:
         problem = error.message
     return make_report(engine, asked.given, resolved, problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sapwood.schema.config.engine import EngineConfig
@@ -11,14 +12,21 @@ from sapwood.schema.env import environment, home
 if TYPE_CHECKING:
     from sapwood.app.llm import LLM
     from sapwood.models.store import ModelFiles
+    from sapwood.models.store.terminal import TerminalProgress
+
+
+def bar() -> TerminalProgress:
+    """Of what takes long, on stderr."""
+    from rich.console import Console
+
+    from sapwood.models.store.terminal import TerminalProgress
+
+    return TerminalProgress(Console(stderr=True))
 
 
 def fetch_with_bar(model: ModelConfig) -> ModelFiles:
-    """The files of the model, fetched unless they are cached; the bar goes to stderr."""
-    from rich.console import Console
-
+    """The files of the model, fetched unless they are cached, and verified if that is asked for."""
     from sapwood.models.store import fetch_model
-    from sapwood.models.store.terminal import TerminalProgress
 
     return fetch_model(
         model.model,
@@ -26,7 +34,8 @@ def fetch_with_bar(model: ModelConfig) -> ModelFiles:
         revision=model.revision,
         load_format=model.load_format,
         offline=model.offline,
-        progress=TerminalProgress(Console(stderr=True)),
+        checksum=model.model_checksum,
+        progress=bar(),
     )
 
 
@@ -35,4 +44,5 @@ def open_llm(config: EngineConfig) -> LLM:
     fetch_with_bar(config.model)  # first, because this takes long and has a bar
     from sapwood.app.llm import LLM
 
-    return LLM(config=config)
+    # Verified just now, with a bar.
+    return LLM(config=replace(config, model=replace(config.model, model_checksum=None)))

@@ -35,6 +35,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "sapwood.app.cli.generate:generate", "Answer a file of prompts, without a server."
     ),
     "pull": LazyCommand("sapwood.app.cli.pull:pull", "Get a model's files before they are needed."),
+    "verify": LazyCommand(
+        "sapwood.app.cli.verify:verify", "Make and check lists of checksums of a model's files."
+    ),
     "check": LazyCommand(
         "sapwood.app.cli.check:check", "Show what this machine has, and what would run on it."
     ),

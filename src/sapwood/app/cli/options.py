@@ -104,6 +104,8 @@ class ConfigOption(click.Option):
             default=None,
             type=bool if is_flag else SpecType(spec),
             metavar=None if is_flag else metavar_of(spec),
+            is_flag=is_flag,
+            flag_value=spec.bare,
             help=spec.help,
         )
 
@@ -111,6 +113,7 @@ class ConfigOption(click.Option):
         spec = self.spec
         names = ", ".join(f"--{name}" for name in names_of(spec))
         value = "" if spec.type is bool else f" {metavar_of(spec)}"
+        value = value if spec.bare is None else f" [{metavar_of(spec)}]"
         unit = [spec.unit] if spec.unit else []
         # Some options explain in words what happens when they are not given.
         default = [] if "default:" in spec.help else [f"default: {default_of(spec)}"]

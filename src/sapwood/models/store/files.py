@@ -25,6 +25,7 @@ _SUFFIXES = {
 _NOT_WEIGHTS = re.compile(
     r"^(training_args|optimizer|scheduler|scaler|rng_state|adapter_model)|mmproj", re.IGNORECASE
 )
+_SIDECAR_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
 _SPLIT_GGUF = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 
@@ -50,6 +51,16 @@ class ModelFiles:
             raise ValueError(f"unknown weight format {self.weight_format!r}")
         if (self.weight_format == "none") != (not self.weights):
             raise ValueError(f"format {self.weight_format!r} with {len(self.weights)} weight files")
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether the file of that name below a model's directory may be its configuration, tokenizer,
+    template, or index of shards."""
+    return Path(name).suffix in _SIDECAR_SUFFIXES and (
+        "/" not in name
+        or name.startswith("additional_chat_templates/")
+        or name.endswith("_Pooling/config.json")
+    )
 
 
 def detect_format(path: Path) -> str:

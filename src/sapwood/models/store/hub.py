@@ -5,23 +5,26 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from sapwood.base.errors import ModelSourceError
 from sapwood.models.store.catalogue import HubSpec
-from sapwood.models.store.files import FORMATS, detect_format, list_choices
-
-_SIDECAR_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
+from sapwood.models.store.files import FORMATS, detect_format, is_sidecar, list_choices
+from sapwood.models.store.manifest import Checksum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """commit: what the revision meant when it was asked; files: name to bytes, None if unknown."""
+    """commit: what the revision meant when it was asked; files: name to bytes, None if unknown.
+
+    checksums  of the files that the hub says a hash of
+    """
 
     commit: str
     files: Mapping[str, int | None]
+    checksums: Mapping[str, Checksum] = field(default_factory=dict)
 
 
 class HubClient(Protocol):
@@ -44,17 +47,7 @@ def choose_files(
     """
     # Directories hold other things: "original/" weights, ONNX exports, training checkpoints.
     top = [name for name in names if "/" not in name]
-    sidecars = [
-        name
-        for name in names
-        if PurePosixPath(name).suffix in _SIDECAR_SUFFIXES
-        and (
-            "/" not in name
-            or name.startswith("additional_chat_templates/")
-            or name.endswith("_Pooling/config.json")
-        )
-        and not name.endswith(".index.json")
-    ]
+    sidecars = [name for name in names if is_sidecar(name) and not name.endswith(".index.json")]
     if spec.file is not None:
         return (*sidecars, *_parts_of(label, spec.file, names))
     if load_format == "dummy":
@@ -117,8 +110,11 @@ class HuggingFaceHub:
 
         with _explained(repository, revision):
             info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-        sizes = {file.rfilename: file.size for file in info.siblings or ()}
-        return Listing(commit=str(info.sha), files=sizes)
+        siblings = info.siblings or ()
+        sizes = {file.rfilename: file.size for file in siblings}
+        sums = {file.rfilename: _checksum(file) for file in siblings}
+        known = {name: one for name, one in sums.items() if one is not None}
+        return Listing(commit=str(info.sha), files=sizes, checksums=known)
 
     def download(self, repository: str, commit: str, names: Sequence[str], cache: Path) -> Path:
         from huggingface_hub import snapshot_download
@@ -132,6 +128,15 @@ class HuggingFaceHub:
                 tqdm_class=_silent_bar(),
             )
         return Path(path)
+
+
+def _checksum(file: Any) -> Checksum | None:
+    """Of a file in LFS the hub knows the SHA-256; its blob is only a pointer there."""
+    if file.lfs is not None:
+        return Checksum(sha256=str(file.lfs.sha256).lower(), size=file.lfs.size)
+    if file.blob_id is not None:
+        return Checksum(git_sha1=str(file.blob_id).lower(), size=file.size)
+    return None
 
 
 def _silent_bar() -> Any:

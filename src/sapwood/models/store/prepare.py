@@ -45,7 +45,7 @@ def prepare_gguf(
              else path, size and modification time do
     Raises   ModelSourceError if the file is damaged or holds what sapwood cannot serve
     """
-    sidecars = _sidecars(weights[0].parent)
+    sidecars = sidecars_of(weights[0].parent)
     key = _key(weights, sidecars, sha256)
     target = home / "prepared" / key
     if target.is_dir():
@@ -60,7 +60,8 @@ def prepare_gguf(
     return target
 
 
-def _sidecars(directory: Path) -> dict[str, Path]:
+def sidecars_of(directory: Path) -> dict[str, Path]:
+    """The files beside a GGUF in that directory that are taken for it, by name."""
     return {name: directory / name for name in _SIDECARS if (directory / name).is_file()}
 
 

@@ -31,10 +31,15 @@ class SourceFailed(ModelSourceError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """path: a weight file or a directory; sha256: of the file, where it was verified."""
+    """path: a weight file or a directory; sha256: of the file, where it was verified.
+
+    repository, revision  on the hub, of what came from there; the revision is a commit
+    """
 
     path: Path
     sha256: str | None = None
+    repository: str | None = None
+    revision: str | None = None
 
 
 class Source(Protocol):
@@ -296,7 +301,12 @@ class HubSource:
         return snapshot
 
     def _fetched(self, snapshot: Path) -> Fetched:
-        return Fetched(path=snapshot / self.spec.file if self.spec.file else snapshot)
+        # huggingface_hub calls the directory of a snapshot by its commit.
+        return Fetched(
+            path=snapshot / self.spec.file if self.spec.file else snapshot,
+            repository=self.spec.repository,
+            revision=snapshot.name,
+        )
 
     @property
     def _key(self) -> str:

@@ -20,6 +20,16 @@ _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _HAS_DESCRIPTOR = 0x8
 _DESCRIPTOR_BYTES = (16, 24)
 """After a member whose header was written before its size was known; 24 in zip64."""
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    struct.error,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+)
+"""What zipfile raises on damaged archives."""
 _MAX_PICKLE_BYTES = 1 << 28
 """It holds names and shapes; the numbers are members of their own."""
 

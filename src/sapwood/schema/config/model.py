@@ -84,9 +84,29 @@ class ModelConfig:
         choices=UNKNOWN_TOOL_CALLS,
     )
     offline: bool = option(False, "Use only what is cached; never ask a source.")
+    model_checksum: str | None = option(
+        None,
+        "Verify the model's files before they are read, and start only if they are what is "
+        "expected: a manifest of `sapwood verify generate`, a hub repository (owner/name), or "
+        "origin, what the hub or the catalogue says about this model, which is also meant by the "
+        "flag alone; default: no verification.",
+        bare="origin",
+    )
+    trust_remote_code: bool = option(
+        False,
+        "Refused: it would run Python that came with the checkpoint, and no model needs that here.",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.trust_remote_code:
+            raise ConfigError(
+                "--trust-remote-code would run Python files that came with the checkpoint, with "
+                "all rights of this process, and sapwood never does that: its own architectures "
+                "read the weights, and its own tokenizers the tokenizer.json. Leave it out; for an "
+                "architecture that sapwood does not know, install a package that adds it (the "
+                "entry point sapwood.architectures, see ARCHITECTURE.md)"
+            )
         if not self.model:
             raise ConfigError("--model is empty; name a model, see `sapwood pull --list`")
         if self.context_length is not None and self.context_length < 2:

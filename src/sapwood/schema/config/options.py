@@ -38,6 +38,7 @@ def option(
     choices: Sequence[str] = (),
     aliases: Sequence[str] = (),
     unit: str = "",
+    bare: str | None = None,
     secret: bool = False,
 ) -> Any:
     """A field of a config struct.
@@ -45,6 +46,7 @@ def option(
     choices  the values it may have, if they can be listed
     aliases  further flag names without dashes in front ("model-path")
     unit     what a number counts ("tokens", "seconds")
+    bare     the value of the flag when none follows it; None: one must
     secret   the value is not shown where the struct is printed, nor in an error
     """
     return dataclasses.field(
@@ -55,6 +57,7 @@ def option(
             "choices": tuple(choices),
             "aliases": tuple(aliases),
             "unit": unit,
+            "bare": bare,
             "secret": secret,
         },
     )
@@ -72,6 +75,7 @@ class OptionSpec:
     choices: tuple[str, ...]
     aliases: tuple[str, ...]
     unit: str
+    bare: str | None = None
     secret: bool = False
 
     @property
@@ -219,6 +223,7 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
         choices=field.metadata["choices"],
         aliases=field.metadata["aliases"],
         unit=field.metadata["unit"],
+        bare=field.metadata["bare"],
         secret=field.metadata["secret"],
     )
 
