@@ -11,9 +11,10 @@ from sapwood.app.model_defaults import (
     eos_token_ids,
     read_json,
     read_json_if_there,
+    refuse_foreign_code,
     sampling_defaults,
 )
-from sapwood.base.errors import ModelSourceError
+from sapwood.base.errors import ConfigError, ModelSourceError
 
 
 def write(directory: Path, name: str, content: Any) -> None:
@@ -56,14 +57,36 @@ def test_ends_of_sequence(tmp_path: Path, generation: Any, config: Any, ids: set
         write(tmp_path, "generation_config.json", generation)
     if config is not None:
         write(tmp_path, "config.json", config)
-    assert eos_token_ids(tmp_path) == ids
+    assert eos_token_ids(tmp_path, vocab_size=10) == ids
 
 
 @pytest.mark.parametrize("wrong", ["</s>", [2, "</s>"], True, 2.5])
 def test_an_end_of_sequence_that_is_no_id_is_refused(tmp_path: Path, wrong: object) -> None:
     write(tmp_path, "generation_config.json", {"eos_token_id": wrong})
     with pytest.raises(ModelSourceError, match=r"eos_token_id in .*generation_config\.json"):
-        eos_token_ids(tmp_path)
+        eos_token_ids(tmp_path, vocab_size=10)
+
+
+@pytest.mark.parametrize("beyond", [10, -1, 2**40])
+def test_an_end_of_sequence_beyond_the_vocabulary_is_refused(tmp_path: Path, beyond: int) -> None:
+    write(tmp_path, "generation_config.json", {"eos_token_id": [9, beyond]})
+    with pytest.raises(ModelSourceError, match=f"is {beyond}, but the model has only 10 tokens"):
+        eos_token_ids(tmp_path, vocab_size=10)
+
+
+@pytest.mark.parametrize("wrong", [True, "0.7", [0.7]])
+def test_a_sampling_default_that_is_no_number_is_refused(tmp_path: Path, wrong: object) -> None:
+    write(tmp_path, "generation_config.json", {"temperature": wrong})
+    with pytest.raises(ModelSourceError, match=r"temperature in .*generation_config\.json is"):
+        sampling_defaults(tmp_path)
+
+
+def test_code_that_came_with_the_checkpoint_is_not_run_and_the_error_says_so() -> None:
+    config = {"architectures": ["MyForCausalLM"], "auto_map": {"AutoModel": "modeling_my.My"}}
+    with pytest.raises(ConfigError, match=r"MyForCausalLM is Python code .*auto_map.* never runs"):
+        refuse_foreign_code(config, ["LlamaForCausalLM"])
+    refuse_foreign_code({**config, "architectures": ["LlamaForCausalLM"]}, ["LlamaForCausalLM"])
+    refuse_foreign_code({"architectures": ["MyForCausalLM"]}, ["LlamaForCausalLM"])
 
 
 def test_sampling_defaults(tmp_path: Path) -> None:
@@ -76,7 +99,6 @@ def test_sampling_defaults(tmp_path: Path) -> None:
             "top_p": 0.9,
             "top_k": 0,
             "min_p": None,
-            "repetition_penalty": True,
             "max_length": 20,
             "do_sample": True,
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -48,13 +48,32 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def refuse_foreign_code(config: dict[str, Any], known: Collection[str]) -> None:
+    """ConfigError for an architecture that exists only as Python files beside the checkpoint."""
+    names = config.get("architectures") or []
+    if config.get("auto_map") and not any(name in known for name in names):
+        raise ConfigError(
+            f"the architecture {', '.join(map(str, names)) or '(none named)'} is Python code that "
+            "came with the checkpoint (auto_map), which sapwood never runs, with or without "
+            f"--trust-remote-code; known: {', '.join(sorted(known))}. A package can add an "
+            "architecture (the entry point sapwood.architectures, see ARCHITECTURE.md)"
+        )
+
+
 def checkpoint_dtype(config: dict[str, Any]) -> str:
     """The data type that config.json gives its weights; float32 if it does not say."""
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    given = config.get("dtype") if config.get("dtype") is not None else config.get("torch_dtype")
+    if given is not None and not isinstance(given, str):
+        raise ConfigError(
+            f"config.json must have the name of a data type as 'dtype', got {given!r}"
+        )
+    return given or "float32"
 
 
-def eos_token_ids(directory: Path) -> frozenset[int]:
-    """All end-of-sequence ids of generation_config.json; of config.json if it names none."""
+def eos_token_ids(directory: Path, *, vocab_size: int) -> frozenset[int]:
+    """All end-of-sequence ids of generation_config.json; of config.json if it names none.
+
+    ModelSourceError if one is not among the model's `vocab_size` tokens."""
     for name in ("generation_config.json", "config.json"):
         given = read_json_if_there(directory / name).get("eos_token_id")
         ids = given if isinstance(given, list) else [] if given is None else [given]
@@ -63,6 +82,12 @@ def eos_token_ids(directory: Path) -> frozenset[int]:
                 f"eos_token_id in {directory / name} is {given!r} but must be a token id, or a "
                 "list of them"
             )
+        unknown = [token_id for token_id in ids if not 0 <= token_id < vocab_size]
+        if unknown:
+            raise ModelSourceError(
+                f"eos_token_id in {directory / name} is {unknown[0]}, but the model has only "
+                f"{vocab_size} tokens; correct the file, or download the model again"
+            )
         if ids:
             return frozenset(ids)
     return frozenset()
@@ -70,12 +95,19 @@ def eos_token_ids(directory: Path) -> frozenset[int]:
 
 def sampling_defaults(directory: Path) -> dict[str, float]:
     """The model's own sampling defaults, for requests that leave them open."""
-    generation = read_json_if_there(directory / "generation_config.json")
-    found = {
-        name: generation[name]
-        for name in SAMPLING_DEFAULTS
-        if _is_number(generation.get(name), int | float)
-    }
+    path = directory / "generation_config.json"
+    generation = read_json_if_there(path)
+    found: dict[str, float] = {}
+    for name in SAMPLING_DEFAULTS:
+        value = generation.get(name)
+        if value is None:
+            continue
+        if not _is_number(value, int | float):
+            raise ModelSourceError(
+                f"{name} in {path} is {value!r} but must be a number; correct the file, or start "
+                "with --sampling-defaults openai"
+            )
+        found[name] = value
     if found.get("top_k") == 0:  # transformers' way to say "all"
         found["top_k"] = -1
     return found

@@ -10,7 +10,13 @@ import torch
 from sapwood.app.gpu import capture_graph, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts, build_grammars
 from sapwood.app.loading import LoadWatch, fill, refuse_absurd_size, timed
-from sapwood.app.model_defaults import checkpoint_dtype, eos_token_ids, read_json, reading
+from sapwood.app.model_defaults import (
+    checkpoint_dtype,
+    eos_token_ids,
+    read_json,
+    reading,
+    refuse_foreign_code,
+)
 from sapwood.app.pooling import (
     Shape,
     build_pooling_runner,
@@ -65,7 +71,7 @@ from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.config import EncoderConfig
-from sapwood.models.pooling import pooling_of
+from sapwood.models.pooling import ENCODERS, pooling_of
 from sapwood.models.registry import ARCHITECTURES
 from sapwood.models.store import ModelFiles, Progress, fetch_model
 from sapwood.schema.config.engine import EngineConfig
@@ -133,6 +139,7 @@ def resolve_config(
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
+        refuse_foreign_code(hf_config, {*ARCHITECTURES.names(), *ENCODERS})
         pooling = pooling_of(
             hf_config,
             files.path,
@@ -140,11 +147,14 @@ def resolve_config(
             method=asked.model.pooling_method,
         )
         shape = read_shape(hf_config, pooling)
+        dtype = checkpoint_dtype(hf_config)
+        if isinstance(shape, DecoderConfig):
+            ARCHITECTURES.get(shape.architecture)  # refuses one that is not known
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
     weight_format = "dummy" if is_dummy else files.weight_format
-    facts = facts_of(files, shape, checkpoint_dtype(hf_config), weight_format)
+    facts = facts_of(files, shape, dtype, weight_format)
     machine = machine_facts(read_platform(), asked.execution.device)
     config, decisions = resolve(asked, machine, facts)
     shape = shape.for_context(_known(config.model.context_length))
@@ -169,7 +179,7 @@ def resolve_config(
         decisions=decisions,
         files=files,
         shape=shape,
-        eos=eos_token_ids(files.path),
+        eos=eos_token_ids(files.path, vocab_size=shape.vocab_size),
         kernels=kernels,
         pooling=pooling,
         wanted_tokens=None

@@ -6,6 +6,7 @@ beside a top-level `rope_theta`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,21 +109,35 @@ class RopeConfig:
     @staticmethod
     def from_hf(config: Mapping[str, Any]) -> RopeConfig:
         """Read a model's config; ConfigError if it asks for what is not implemented."""
-        said: Mapping[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        said = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        if not isinstance(said, Mapping):
+            raise ConfigError(f"the config's rope parameters are {said!r} instead of an object")
         if any(isinstance(value, Mapping) for value in said.values()):
             raise ConfigError(
                 "the config has different rope_parameters for each kind of layer "
                 f"({', '.join(sorted(said))}), which the supported architectures do not use"
             )
         trained_length = int(config["max_position_embeddings"])
-        theta = said.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA
-        partial = said.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+        theta = _first(said, config, "rope_theta", DEFAULT_THETA)
+        partial = _first(said, config, "partial_rotary_factor", 1.0)
         return RopeConfig(
-            theta=float(theta),
+            theta=_positive(theta, "rope_theta"),
             trained_length=trained_length,
-            partial_factor=float(partial),
+            partial_factor=_positive(partial, "partial_rotary_factor"),
             scaling=_read_scaling(said, config, trained_length),
         )
+
+
+def _first(said: Mapping[str, Any], config: Mapping[str, Any], name: str, default: float) -> Any:
+    """From the rope parameters, else from the config itself; null counts as not given."""
+    given = said.get(name) if said.get(name) is not None else config.get(name)
+    return default if given is None else given
+
+
+def _positive(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"the config's {name} is {value!r} but must be a number above 0")
+    return float(value)
 
 
 def _read_scaling(

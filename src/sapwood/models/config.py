@@ -11,6 +11,7 @@ from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.layers.rope_config import RopeConfig
+from sapwood.models.hf_fields import epsilon, integer, switch
 
 _DEFAULT_HEAD_DIM = {"Qwen3ForCausalLM": 128}
 """Where a missing head_dim means something else than hidden_size / num_attention_heads."""
@@ -112,34 +113,34 @@ class DecoderConfig:
         """
         architecture = _architecture(config)
         _refuse_what_is_not_implemented(config)
-        num_heads = _integer(config, "num_attention_heads")
-        _integer(config, "max_position_embeddings")
+        num_heads = integer(config, "num_attention_heads")
+        integer(config, "max_position_embeddings")
         rope = RopeConfig.from_hf(config)
         window = None if architecture in _WITHOUT_WINDOW else _sliding_window(config)
         return DecoderConfig(
             architecture=architecture,
-            vocab_size=_integer(config, "vocab_size"),
-            hidden_size=_integer(config, "hidden_size"),
-            intermediate_size=_integer(config, "intermediate_size"),
-            num_layers=_integer(config, "num_hidden_layers"),
+            vocab_size=integer(config, "vocab_size"),
+            hidden_size=integer(config, "hidden_size"),
+            intermediate_size=integer(config, "intermediate_size"),
+            num_layers=integer(config, "num_hidden_layers"),
             num_heads=num_heads,
-            num_kv_heads=_integer(config, "num_key_value_heads", default=num_heads),
+            num_kv_heads=integer(config, "num_key_value_heads", default=num_heads),
             head_dim=_head_dim(config, architecture, num_heads),
-            rms_norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+            rms_norm_eps=epsilon(config, "rms_norm_eps", default=1e-6),
             rope=rope,
             context_length=min(rope.trained_length, window or rope.trained_length),
-            attention_bias=bool(config.get("attention_bias", False)),
-            mlp_bias=bool(config.get("mlp_bias", False)),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=switch(config, "attention_bias"),
+            mlp_bias=switch(config, "mlp_bias"),
+            tie_word_embeddings=switch(config, "tie_word_embeddings"),
             sliding_window=window,
         )
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures") or []
-    if len(names) != 1:
+    if not isinstance(names, list) or len(names) != 1:
         raise ConfigError(
-            f"config.json must name one architecture in 'architectures', got {list(names)}"
+            f"config.json must name one architecture in 'architectures', got {names!r}"
         )
     return str(names[0])
 
@@ -156,24 +157,15 @@ def _refuse_what_is_not_implemented(config: Mapping[str, Any]) -> None:
         )
 
 
-def _integer(config: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
-    value = config.get(name)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"config.json must have an integer {name!r}, got {value!r}")
-    return value
-
-
 def _head_dim(config: Mapping[str, Any], architecture: str, num_heads: int) -> int:
     default = _DEFAULT_HEAD_DIM.get(architecture)
-    hidden_size = _integer(config, "hidden_size")
+    hidden_size = integer(config, "hidden_size")
     if default is None and not config.get("head_dim") and hidden_size % max(num_heads, 1):
         raise ConfigError(
             f"config.json has no head_dim, and hidden_size {hidden_size} is not a multiple of "
             f"num_attention_heads {num_heads}"
         )
-    return _integer(config, "head_dim", default=default or hidden_size // max(num_heads, 1))
+    return integer(config, "head_dim", default=default or hidden_size // max(num_heads, 1))
 
 
 def _sliding_window(config: Mapping[str, Any]) -> int | None:
@@ -182,8 +174,8 @@ def _sliding_window(config: Mapping[str, Any]) -> int | None:
         return None
     kinds = config.get("layer_types")
     if kinds is not None:
-        return _integer(config, "sliding_window") if "sliding_attention" in kinds else None
-    num_layers = _integer(config, "num_hidden_layers")
+        return integer(config, "sliding_window") if "sliding_attention" in kinds else None
+    num_layers = integer(config, "num_hidden_layers")
     # Qwen's convention: layers from max_window_layers on have the window. Others: all layers.
-    first = _integer(config, "max_window_layers", default=0)
-    return _integer(config, "sliding_window") if first < num_layers else None
+    first = integer(config, "max_window_layers", default=0)
+    return integer(config, "sliding_window") if first < num_layers else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sapwood.base.errors import ConfigError
+from sapwood.models.hf_fields import epsilon, integer
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -81,15 +82,15 @@ class EncoderConfig:
         # RoBERTa keeps the positions up to the padding token's id for padding.
         is_roberta = "Roberta" in architecture
         first = int(config.get("pad_token_id") or 0) + 1 if is_roberta else 0
-        positions = _integer(config, "max_position_embeddings") - first
+        positions = integer(config, "max_position_embeddings") - first
         return EncoderConfig(
             architecture=architecture,
-            vocab_size=_integer(config, "vocab_size"),
-            hidden_size=_integer(config, "hidden_size"),
-            intermediate_size=_integer(config, "intermediate_size"),
-            num_layers=_integer(config, "num_hidden_layers"),
-            num_heads=_integer(config, "num_attention_heads"),
-            layer_norm_eps=float(config.get("layer_norm_eps") or 1e-12),
+            vocab_size=integer(config, "vocab_size"),
+            hidden_size=integer(config, "hidden_size"),
+            intermediate_size=integer(config, "intermediate_size"),
+            num_layers=integer(config, "num_hidden_layers"),
+            num_heads=integer(config, "num_attention_heads"),
+            layer_norm_eps=epsilon(config, "layer_norm_eps", default=1e-12),
             activation=str(config.get("hidden_act") or "gelu"),
             num_positions=positions,
             first_position=first,
@@ -114,10 +115,3 @@ def _refuse_what_is_not_implemented(config: Mapping[str, Any]) -> None:
             "the checkpoint's weights are quantised, which is not implemented for encoders; use "
             "the model's unquantised checkpoint"
         )
-
-
-def _integer(config: Mapping[str, Any], name: str) -> int:
-    value = config.get(name)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"config.json must have an integer {name!r}, got {value!r}")
-    return value
