@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from sapwood.base.errors import ModelSourceError
 from sapwood.models.store import ModelFiles, fetch_model
 from sapwood.schema import env
+
+if not Path("/dev/nvidiactl").exists():
+    # Without a GPU, Triton's interpreter runs its kernels. This must be said before anything
+    # imports triton, and transformers does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
