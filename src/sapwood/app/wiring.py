@@ -339,9 +339,10 @@ def _build_runner(
         num_rows=_known(config.scheduler.max_running_requests), max_pages=max_pages, device=device
     )
     failures: dict[int, str] = {}
+    kernels = resolved.kernels.kernels
     processors: list[LogitsProcessor] = [
         LogitBias(device),
-        Penalties(device),
+        Penalties(device, kernels),
         MinNewTokens(resolved.eos, device),
         CustomProcessors(failures, allow_code=config.execution.enable_custom_logit_processor),
         ThinkingBudgets(),

@@ -10,7 +10,9 @@ from sapwood.kernels.triton.pages import copy_pages, page_rows
 from sapwood.memory.buffers import allocate_kv_caches
 
 
-def make_pool(device: torch.device, dtype: torch.dtype) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def make_pool(
+    device: torch.device, dtype: torch.dtype
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     caches = allocate_kv_caches(
         num_layers=3, num_pages=7, num_kv_heads=2, page_size=3, head_dim=5, dtype=dtype,
         device=device,

@@ -18,8 +18,8 @@ from sapwood.kernels.triton.scaled_matmul import scaled_matmul
 from tests.kernels.test_quantized import random_weight
 
 TRITON = TritonKernels()
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
-"""Of the largest entry; the interpreter cuts bfloat16 off."""
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
+"""Of the largest entry. The interpreter cuts bfloat16 off where the GPU rounds: weights too."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_layers(
     assert_close(result, want, TOLERANCE[dtype])
     wide = layer.fp32(x.to(device))
     assert wide.dtype == torch.float32
-    assert_close(wide, want, 1e-5 if dtype == torch.float32 or kind == "int8" else 2**-8)
+    assert_close(wide, want, 1e-5 if kind == "int8" else TOLERANCE[dtype])
 
 
 def test_parts_of_different_kinds_fill_their_own_columns(device: torch.device) -> None:
@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused() -> None:
         fp8_linear(torch.zeros(4, 32).to(torch.float8_e4m3fn), torch.ones(5), None)
     with pytest.raises(ValueError, match="4 or 8 bits and groups of 32, 64, 128"):
         GroupedWeight(4, 16, torch.zeros(1, 1, 8, dtype=torch.uint8), torch.ones(1, 1), None)
-    with pytest.raises(ValueError, match="not to torch.float16"):
+    with pytest.raises(ValueError, match=r"not to torch\.float16"):
         round_activations(torch.zeros(1, 8), 8, torch.float16)
 
 

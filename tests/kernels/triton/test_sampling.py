@@ -10,6 +10,8 @@ from sapwood.kernels.draws import Draws
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton.sampling import sample
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy
+
 
 def make_draws(count: int, numbers: Tensor, **filters: float) -> Draws:
     how = {"temperature": 1.0, "top_k": -1, "top_p": 1.0, "min_p": 0.0, **filters}

@@ -16,8 +16,9 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.torch_ops.attention import PagedAttention
-from sapwood.kernels.triton import elementwise, logits, norms, rope, sampling
+from sapwood.kernels.triton import elementwise, norms, rope, sampling
 from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
+from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
 
 paged_attention = PagedAttention()
 
@@ -89,14 +90,26 @@ class TritonKernels:
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)
 
-    def argmax(self, logits_: Tensor) -> Tensor:
-        return logits.argmax(logits_)
+    def argmax(self, logits: Tensor) -> Tensor:
+        return argmax(logits)
 
-    def mask_logits(self, logits_: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
-        logits.mask_logits(logits_, masks, rows)
+    def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
+        mask_logits(logits, masks, rows)
 
-    def sample(self, logits_: Tensor, draws: Draws) -> Tensor:
-        return sampling.sample(logits_, draws)
+    def penalise(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        *,
+        repetition: float,
+        frequency: float,
+        presence: float,
+    ) -> None:
+        penalise(logits, ids, counts, repetition=repetition, frequency=frequency, presence=presence)
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        return sampling.sample(logits, draws)
 
     def record(
         self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]

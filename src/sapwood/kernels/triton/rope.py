@@ -85,7 +85,7 @@ def _qk_norm_rope_write_kv(
     index = tl.load(write_index_ptr + token)
     page = index // PAGE_SIZE
     offset = index % PAGE_SIZE
-    is_kept = index >= 0
+    is_kept = (entry < tl.where(index >= 0, HEAD_DIM, 0))[None, :]
     key_head = head - NUM_HEADS
     key_rows = (
         key_ptr + page * key_page_stride + (key_head[:, None] * PAGE_SIZE + offset) * HEAD_DIM
