@@ -101,4 +101,4 @@ def test_greedy_tokens_are_the_references(
         ):
             found.append(greedy_tokens(directory, kernels, there, scheme, num_steps))
     assert found[0] == found[1]
-    assert len({token for step in found[0] for token in step}) > 2
+    assert len({token for step in found[0] for token in step}) > 1

@@ -1,9 +1,11 @@
-"""When the Triton kernels can serve. Importing this module does not import triton."""
+"""When the Triton kernels can serve.
+
+Importing this module does not import triton, which takes 0.3 s: every start on a CPU would. The
+interpreter serves nobody; tests make a TritonKernels themselves."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import warnings
 
 import torch
@@ -24,7 +26,7 @@ class TritonFactory:
     """A `KernelsFactory`."""
 
     def why_not(self, need: Need) -> str | None:
-        if need.device != "cuda" and not (need.device == "cpu" and _is_interpreted()):
+        if need.device != "cuda":
             return f"they run on cuda, not on {need.device}"
         if importlib.util.find_spec("triton") is None:
             return 'triton is not installed; install it with pip install "sapwood[gpu]"'
@@ -32,7 +34,7 @@ class TritonFactory:
             return f"{need.dtype} is not float32, bfloat16 or float16"
         if need.head_dim > MAX_HEAD_DIM:
             return f"head size {need.head_dim} is above {MAX_HEAD_DIM}"
-        return _why_not_gpu() if need.device == "cuda" else None
+        return _why_not_gpu()
 
     def __call__(self) -> Kernels:
         # Triton 3.9 warns that products and sums may be fused; nothing here depends on it.
@@ -43,11 +45,6 @@ class TritonFactory:
 
 
 TRITON = TritonFactory()
-
-
-def _is_interpreted() -> bool:
-    """Triton's own switch. To ask triton itself, every start on a CPU would import it: 0.3 s."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _why_not_gpu() -> str | None:
