@@ -339,7 +339,6 @@ def _build_runner(
         num_rows=_known(config.scheduler.max_running_requests), max_pages=max_pages, device=device
     )
     failures: dict[int, str] = {}
-    kernels = resolved.kernels.kernels
     processors: list[LogitsProcessor] = [
         LogitBias(device),
         Penalties(device, kernels),

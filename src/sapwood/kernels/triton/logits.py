@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.triton.staging import sent, staged
+from sapwood.kernels.transfer import upload
 
 _BLOCK = 1024
 _SPLIT = 4096
@@ -48,13 +49,12 @@ def _largest_of_splits(value_ptr, index_ptr, out_ptr, vocab, num_splits, SPLITS:
 
 
 @triton.jit
-def _mask_logits(logits_ptr, masks_ptr, vocab, stride, masks_stride, BLOCK: tl.constexpr):
-    """masks [n, 1 + words] int32: the row of the logits, then its words."""
-    mask = masks_ptr + tl.program_id(0).to(tl.int64) * masks_stride
+def _mask_logits(logits_ptr, masks_ptr, rows_ptr, vocab, stride, words, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64)
     token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = token < vocab
-    row = tl.load(mask).to(tl.int64)
-    word = tl.load(mask + 1 + token // 32, mask=inside, other=-1)
+    row = tl.load(rows_ptr + place).to(tl.int64)
+    word = tl.load(masks_ptr + place * words + token // 32, mask=inside, other=-1)
     forbidden = ((word >> (token % 32)) & 1) == 0
     nothing = tl.full((BLOCK,), -float("inf"), logits_ptr.dtype.element_ty)
     tl.store(logits_ptr + row * stride + token, nothing, mask=inside & forbidden)
@@ -93,13 +93,10 @@ def argmax(logits: Tensor) -> Tensor:
 def mask_logits(logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
     """As Kernels.mask_logits. Masks and rows go to the device in one copy that nobody waits for."""
     num, words = masks.shape
-    host = staged((num, 1 + words), torch.int32, logits.device)
-    host[:, 0] = torch.tensor(rows, dtype=torch.int32)
-    host[:, 1:] = masks
-    on_device = sent(host, logits.device)
+    at, on_device = upload([np.asarray(rows, dtype=np.int32), masks.numpy()], logits.device)
     vocab = logits.shape[1]
     _mask_logits[(num, triton.cdiv(vocab, _BLOCK))](
-        logits, on_device, vocab, logits.stride(0), 1 + words, BLOCK=_BLOCK
+        logits, on_device, at, vocab, logits.stride(0), words, BLOCK=_BLOCK
     )
 
 

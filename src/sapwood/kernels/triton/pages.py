@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.triton.staging import sent, staged
+from sapwood.kernels.transfer import upload_one
 
 _BLOCK = 4096
 
@@ -64,13 +65,12 @@ def copy_pages(source: Tensor, target: Tensor, pairs: Sequence[tuple[int, int]])
     if not pairs:
         return
     device = target.device if source.device.type == "cpu" else source.device
-    host = staged((len(pairs), 2), torch.int64, device)
-    host.copy_(torch.tensor(pairs, dtype=torch.int64))
+    on_device = upload_one(np.array(pairs), np.int64, device)
     wide = _widest(source, target)
     source, target = source.view(wide), target.view(wide)
     width = source.shape[1]
     _copy_pages[(len(pairs), triton.cdiv(width, _BLOCK))](
-        source, target, sent(host, device), width, source.stride(0), target.stride(0),
+        source, target, on_device, width, source.stride(0), target.stride(0),
         BLOCK=_BLOCK, num_warps=8,
     )  # fmt: skip
 

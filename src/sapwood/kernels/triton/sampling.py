@@ -21,13 +21,14 @@ after exp count as equal. A row's token depends on that row alone.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels.draws import Draws
-from sapwood.kernels.triton.staging import sent, staged
+from sapwood.kernels.transfer import upload_one
 
 _SPLIT = 4096
 """Logits of one row that one program measures."""
@@ -324,13 +325,11 @@ def _choose(
 def sample(logits: Tensor, draws: Draws) -> Tensor:
     """As Kernels.sample; a row of NaN gets token 0. The filters' settings go to the device in one
     copy that nobody waits for."""
-    rows, device = logits.shape[0], logits.device
-    host = staged((5, rows), torch.float64, device)
-    for setting, values in enumerate(
-        (draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.numbers)
-    ):
-        host[setting] = torch.tensor(values, dtype=torch.float64)
-    return sample_with(logits, sent(host, device)) if rows else host.new_empty(0, dtype=torch.int64)
+    if not len(draws):
+        return torch.empty(0, dtype=torch.int64, device=logits.device)
+    settings = [draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.numbers]
+    packed = np.array(settings, dtype=np.float64)
+    return sample_with(logits, upload_one(packed, np.float64, logits.device))
 
 
 def sample_with(logits: Tensor, settings: Tensor) -> Tensor:
