@@ -238,7 +238,7 @@ class World:
         kernels = TorchKernels()
         sampler = Sampler(
             rows,
-            [LogitBias(CPU), Penalties(CPU), MinNewTokens([EOS], CPU), ThinkingBudgets()],
+            [LogitBias(CPU), Penalties(CPU, kernels), MinNewTokens([EOS], CPU), ThinkingBudgets()],
             kernels,
             failures,
             GrammarMasks(

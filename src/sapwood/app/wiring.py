@@ -377,7 +377,7 @@ def _build_runner(
     failures: dict[int, str] = {}
     processors: list[LogitsProcessor] = [
         LogitBias(device),
-        Penalties(device),
+        Penalties(device, kernels),
         MinNewTokens(resolved.eos, device),
         CustomProcessors(failures, allow_code=config.execution.enable_custom_logit_processor),
         ThinkingBudgets(),

@@ -229,6 +229,26 @@ class Kernels(Protocol):
         """
         ...
 
+    def penalise(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        *,
+        repetition: float,
+        frequency: float,
+        presence: float,
+    ) -> None:
+        """Change logits[ids], in place, as their tokens were seen: those above 0 are divided by
+        `repetition` and the others multiplied by it; then frequency * count is subtracted, and
+        `presence` where the count is above 0.
+
+        logits  [vocab] of one row, of a float dtype
+        ids     [n] int64, different ones
+        counts  [n] fp32: how often each is in the output
+        Source of the repetition penalty: Keskar et al. 2019, arXiv:1909.05858."""
+        ...
+
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         """logits [S, vocab] -> [S] int64: one token of each row at random, as `draws` (of S) says.
 

@@ -13,6 +13,7 @@ from sapwood.base.registry import Registry
 from sapwood.kernels.interface import Kernels
 
 IMPLEMENTATIONS: Mapping[str, str] = {
+    "triton": "sapwood.kernels.triton.factory:TRITON",
     "cpu": "sapwood.kernels.cpu:CpuKernels",
     "torch": "sapwood.kernels.torch_ops:TorchKernels",
     "reference": "sapwood.kernels.reference:ReferenceKernels",

@@ -37,7 +37,7 @@ def _draw_with(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def make_sampler(params: list[SamplingParams], *, seed: int = 0, eos: set[int] | None = None):
     rows = RowTable(num_rows=len(params), max_pages=1, device=CPU)
-    processors = [LogitBias(CPU), Penalties(CPU), MinNewTokens(eos or set(), CPU)]
+    processors = [LogitBias(CPU), Penalties(CPU, KERNELS[0]), MinNewTokens(eos or set(), CPU)]
     sampler = Sampler(rows, processors, KERNELS[0])
     for row, one in enumerate(params):
         start = RowStart(

@@ -288,6 +288,18 @@ def _mask_logits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[P
     yield mine, its
 
 
+@check("penalise")
+def _penalise(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    num_seen = min(200, case.vocab_size)
+    ids = torch.randperm(case.vocab_size, generator=case.generator)[:num_seen].to(case.device)
+    counts = torch.randint(0, 4, (num_seen,), generator=case.generator).float().to(case.device)
+    logits = case.randn(case.vocab_size, dtype=torch.float32)
+    mine, its = logits.clone(), logits.clone()
+    for one, row in ((kernels, mine), (reference, its)):
+        one.penalise(row, ids, counts, repetition=1.3, frequency=0.2, presence=0.4)
+    yield mine, its
+
+
 @check("sample", limit=SAMPLE_LIMIT)
 def _sample(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
     """Which tokens are drawn how often, when the random numbers are spread evenly: the order of

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sapwood.kernels.interface import Kernels
 from sapwood.kernels.transfer import upload, upload_one
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
@@ -137,23 +138,24 @@ class _Seen:
         if count:
             self._counts.index_add_(0, at, torch.full_like(at, count, dtype=torch.float32))
 
-    def penalise(self, logits: Tensor) -> None:
+    def penalise(self, logits: Tensor, kernels: Kernels) -> None:
         """Change logits [vocab] in place."""
-        ids, counts = self._ids[: len(self._place)], self._counts[: len(self._place)]
-        seen = logits[ids]
-        if self.repetition != 1.0:
-            seen = torch.where(seen > 0, seen / self.repetition, seen * self.repetition)
-        logits[ids] = seen - self.frequency * counts - self.presence * (counts > 0)
+        kernels.penalise(
+            logits,
+            self._ids[: len(self._place)],
+            self._counts[: len(self._place)],
+            repetition=self.repetition,
+            frequency=self.frequency,
+            presence=self.presence,
+        )
 
 
 class Penalties:
-    """Frequency and presence penalties over the output; repetition penalty over the prompt too.
+    """Frequency and presence penalties over the output; repetition penalty over the prompt too."""
 
-    Source of the repetition penalty: Keskar et al. 2019, arXiv:1909.05858.
-    """
-
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, kernels: Kernels) -> None:
         self._device = device
+        self._kernels = kernels
         self._seen: dict[int, _Seen] = {}
 
     @property
@@ -176,7 +178,7 @@ class Penalties:
             return
         for index, row in enumerate(rows):
             if row in self._seen:
-                self._seen[row].penalise(logits[index])
+                self._seen[row].penalise(logits[index], self._kernels)
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
         if not self._seen:

@@ -26,6 +26,7 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
 from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops.masks import mask_logits
+from sapwood.kernels.torch_ops.penalties import penalise
 
 try:
     from sapwood.kernels.cpu import _native
@@ -271,6 +272,18 @@ class CpuKernels:
 
     def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
         mask_logits(logits, masks, rows)
+
+    def penalise(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        *,
+        repetition: float,
+        frequency: float,
+        presence: float,
+    ) -> None:
+        penalise(logits, ids, counts, repetition=repetition, frequency=frequency, presence=presence)
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         dtype = dtype_of(logits)

@@ -152,6 +152,21 @@ class ReferenceKernels:
             is_allowed = (mask[tokens // 32] >> (tokens % 32)) & 1
             logits[row, (is_allowed == 0).to(logits.device)] = -torch.inf
 
+    def penalise(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        *,
+        repetition: float,
+        frequency: float,
+        presence: float,
+    ) -> None:
+        seen = logits[ids].float()
+        seen = torch.where(seen > 0, seen / repetition, seen * repetition)
+        seen = seen - frequency * counts - presence * (counts > 0)
+        logits[ids] = seen.to(logits.dtype)
+
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         chosen = [
             _draw(row.double() / draws.temperature[i], draws, i) for i, row in enumerate(logits)

@@ -26,6 +26,7 @@ from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops.attention import PagedAttention
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.masks import mask_logits
+from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.sampling import sample
 
 
@@ -126,6 +127,18 @@ class TorchKernels:
 
     def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
         mask_logits(logits, masks, rows)
+
+    def penalise(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        *,
+        repetition: float,
+        frequency: float,
+        presence: float,
+    ) -> None:
+        penalise(logits, ids, counts, repetition=repetition, frequency=frequency, presence=presence)
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         return sample(logits, draws)

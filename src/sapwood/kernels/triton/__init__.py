@@ -1,1 +1,1 @@
-"""Kernels for GPUs, written in Triton. Its interpreter runs them on a CPU for the tests."""
+"""The ops as Triton kernels, for NVIDIA GPUs. Its interpreter runs them on a CPU, for tests."""

@@ -1,0 +1,127 @@
+"""TritonKernels: the ops on an NVIDIA GPU.
+
+No op waits for the device. What an op takes from the host, it sends from pinned memory; everything
+else is on the device already, so that a step can be captured as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sapwood.kernels.draws import Draws
+from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.reference.quantized import quantize
+from sapwood.kernels.triton import elementwise, norms, rope, sampling
+from sapwood.kernels.triton.attention import PagedAttention
+from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
+from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
+
+paged_attention = PagedAttention()
+
+
+class TritonKernels:
+    """kernels/triton/factory.py says where they can serve. Dense products are cuBLAS's."""
+
+    name = "triton"
+    multiplies_quantized = True
+    can_be_captured = True
+
+    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        return elementwise.embedding(token_ids, weight)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norms.rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return norms.add_rms_norm(x, residual, weight, eps)
+
+    def qk_norm_rope_write_kv(
+        self,
+        qkv: Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        write_index: Tensor,
+    ) -> Tensor:
+        return rope.qk_norm_rope_write_kv(
+            qkv,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            positions=positions,
+            key_cache=key_cache,
+            value_cache=value_cache,
+            write_index=write_index,
+        )
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        traits: AttentionTraits = PLAIN,
+    ) -> Tensor:
+        return paged_attention(q, key_cache, value_cache, batch, scale, traits)
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        return elementwise.activate_and_mul(x, "silu")
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        return DenseLinear(weight, bias)
+
+    def pack_quantized_linear(
+        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear:
+        return quantized_linear(parts, bias)
+
+    def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
+        return quantize(weight, kind)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        return argmax(logits)
+
+    def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
+        mask_logits(logits, masks, rows)
+
+    def penalise(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        *,
+        repetition: float,
+        frequency: float,
+        presence: float,
+    ) -> None:
+        penalise(logits, ids, counts, repetition=repetition, frequency=frequency, presence=presence)
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        return sampling.sample(logits, draws)
+
+    def record(
+        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+    ) -> RecordedStep:
+        raise CannotRecord("steps are captured as CUDA graphs, not recorded as one call")
+
+    def set_num_threads(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)

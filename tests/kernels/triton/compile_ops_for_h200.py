@@ -1,0 +1,90 @@
+"""Compiles the ops' kernels for the H200, which needs no GPU, and prints what they take.
+
+A script of its own, because kernels that were imported for the interpreter cannot be compiled. One
+line of JSON per kernel: name and bytes of shared memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from sapwood.kernels.draws import Draws
+from sapwood.kernels.triton.elementwise import activate_and_mul
+from sapwood.kernels.triton.linear import fp8_linear
+from sapwood.kernels.triton.ops import TritonKernels
+from sapwood.kernels.triton.pages import copy_pages
+from tests.kernels.test_quantized import random_weight
+
+
+class AbsentH200:
+    """What Triton asks of a driver before it launches."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+_run = JITFunction.run
+
+
+def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+    kernel = _run(self, *args, grid=grid, warmup=True, **kwargs)
+    line = {"name": self.fn.__name__, "shared": kernel.metadata.shared}
+    print(json.dumps(line), flush=True)  # noqa: T201
+    return kernel
+
+
+def call_every_op() -> None:
+    """The results are whatever memory held: no kernel runs."""
+    kernels, bf16 = TritonKernels(), torch.bfloat16
+    x, norm = torch.zeros(4, 1024, dtype=bf16), torch.zeros(1024, dtype=bf16)
+    kernels.rms_norm(x, norm, 1e-6)
+    kernels.add_rms_norm(x, x.clone(), norm, 1e-6)
+    kernels.silu_and_mul(x)
+    activate_and_mul(x, "gelu")
+    kernels.embedding(torch.zeros(4, dtype=torch.int64), x)
+    cache = torch.zeros(4, 8, 16, 128, dtype=bf16)
+    kernels.qk_norm_rope_write_kv(
+        torch.zeros(4, 32 * 128, dtype=bf16),
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=128,
+        q_norm=norm[:128],
+        k_norm=norm[:128],
+        eps=1e-6,
+        cos_sin=torch.zeros(9, 128),
+        positions=torch.zeros(4, dtype=torch.int64),
+        key_cache=cache,
+        value_cache=cache,
+        write_index=torch.zeros(4, dtype=torch.int64),
+    )
+    logits = torch.zeros(2, 151_936)
+    kernels.argmax(logits)
+    kernels.mask_logits(logits, torch.zeros(2, 4748, dtype=torch.int32), [0, 1])
+    ids, counts = torch.zeros(5, dtype=torch.int64), torch.zeros(5)
+    kernels.penalise(logits[0], ids, counts, repetition=1.0, frequency=1.0, presence=1.0)
+    filters = {"temperature": [1.0] * 2, "top_k": [1] * 2, "top_p": [1.0] * 2}
+    kernels.sample(logits, Draws(**filters, min_p=[1.0] * 2, numbers=[0.0] * 2))
+    for kind, rows in (("int8", 4), ("q8_0", 4), ("q4_1", 64)):
+        weight = random_weight(kind, 256, 256)
+        kernels.pack_quantized_linear([weight], None, bf16)(x[:1, :256].repeat(rows, 1))
+    fp8 = torch.zeros(256, 256).to(torch.float8_e4m3fn)
+    fp8_linear(fp8, torch.zeros(256), None)(x[:, :256])
+    fp8_linear(fp8, torch.zeros(2, 2), None)(x[:, :256])
+    copy_pages(cache.flatten(1), cache.flatten(1), [(0, 1)])
+
+
+if __name__ == "__main__":
+    driver.set_active(AbsentH200())
+    JITFunction.run = compile_only
+    call_every_op()

@@ -1,0 +1,104 @@
+"""A whole decoder on the Triton kernels: greedy tokens as the reference's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sapwood.distributed.groups import Group
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.triton.ops import TritonKernels
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme
+from sapwood.layers.quantization.on_the_fly import Int8Scheme
+from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.models.config import DecoderConfig
+from sapwood.models.loader.assign import load_weights
+from sapwood.models.registry import ARCHITECTURES
+from tests.models.lm.harness import NewTokens, make_batch
+from tests.tiny import save_qwen3
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy
+
+PROMPTS = {"long": [5, 80, 200, 31, 7, 7, 120], "short": [44, 9]}
+PAGES = {"long": [3, 1, 6, 2], "short": [5, 4, 7]}
+PAGE_SIZE = 4
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen3(tmp_path_factory.mktemp("qwen3"))
+
+
+def to_device(batch: ForwardBatch, device: torch.device) -> ForwardBatch:
+    attention = replace(
+        batch.attention,
+        page_table=batch.attention.page_table.to(device),
+        query_start=batch.attention.query_start.to(device),
+        context_len=batch.attention.context_len.to(device),
+    )
+    return replace(
+        batch,
+        token_ids=batch.token_ids.to(device),
+        positions=batch.positions.to(device),
+        write_index=batch.write_index.to(device),
+        logits_index=batch.logits_index.to(device),
+        attention=attention,
+    )
+
+
+def greedy_tokens(
+    directory: Path, kernels: Kernels, device: torch.device, scheme: LinearScheme, num_steps: int
+) -> list[list[int]]:
+    """Both prompts in one step, then both decode together; the tokens of each step."""
+    config = DecoderConfig.from_hf(json.loads((directory / "config.json").read_text()))
+    build = ARCHITECTURES.get(config.architecture)
+    model = build(config, kernels, Group(), device, torch.float32, scheme)
+    weights: dict[str, Tensor] = load_file(directory / "model.safetensors")
+    load_weights(model, weights.items())
+    model.finalize()
+    caches = allocate_kv_caches(
+        num_layers=config.num_layers, num_pages=8, num_kv_heads=config.num_kv_heads,
+        page_size=PAGE_SIZE, head_dim=config.head_dim, dtype=torch.float32, device=device,
+    )  # fmt: skip
+    new: list[Sequence[int]] = list(PROMPTS.values())
+    computed = [0, 0]
+    chosen: list[list[int]] = []
+    for _ in range(num_steps):
+        requests = [
+            NewTokens(tokens, done, pages)
+            for tokens, done, pages in zip(new, computed, PAGES.values(), strict=True)
+        ]
+        batch = make_batch(requests, caches)
+        last = torch.tensor([len(tokens) for tokens in new]).cumsum(0) - 1
+        batch = replace(to_device(batch, device), logits_index=last.to(device))
+        chosen.append(kernels.argmax(model.compute(batch)).tolist())
+        computed = [done + len(tokens) for done, tokens in zip(computed, new, strict=True)]
+        new = [[token] for token in chosen[-1]]
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("scheme", "num_steps"), [(DENSE, 6), (Int8Scheme(), 2)], ids=["dense", "int8"]
+)
+def test_greedy_tokens_are_the_references(
+    device: torch.device, directory: Path, scheme: LinearScheme, num_steps: int
+) -> None:
+    found = []
+    with torch.inference_mode():
+        for kernels, there in (
+            (ReferenceKernels(), torch.device("cpu")),
+            (TritonKernels(), device),
+        ):
+            found.append(greedy_tokens(directory, kernels, there, scheme, num_steps))
+    assert found[0] == found[1]
+    assert len({token for step in found[0] for token in step}) > 1

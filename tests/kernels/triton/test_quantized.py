@@ -1,0 +1,178 @@
+"""Quantised products: int8 and GGUF's blocks against the reference, FP8 against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.quantized import KINDS, QuantizedWeight
+from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.reference.quantized import round_rows
+from sapwood.kernels.triton.activations import round_activations
+from sapwood.kernels.triton.grouped_matmul import GROUP_INPUTS, GroupedWeight, grouped_matmul
+from sapwood.kernels.triton.linear import fp8_linear
+from sapwood.kernels.triton.ops import TritonKernels
+from sapwood.kernels.triton.scaled_matmul import scaled_matmul
+from tests.kernels.test_quantized import random_weight
+
+TRITON = TritonKernels()
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
+"""Of the largest entry. The interpreter cuts bfloat16 off where the GPU rounds: weights too."""
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(5)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert actual.shape == expected.shape
+    error = (actual.float().cpu() - expected.float().cpu()).abs().max().item()
+    assert error <= tolerance * expected.float().abs().max().item()
+
+
+def of_dequantized(
+    x: Tensor, parts: list[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The product with the weights as numbers of `dtype`, in fp32."""
+    weight = torch.cat([part.dequantized(dtype).float() for part in parts])
+    out = x.float() @ weight.T.to(x.device)
+    return out if bias is None else out + bias.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "num_out", "num_in"), [(1, 40, 96), (17, 70, 160)])
+def test_layers(
+    device: torch.device, kind: str, rows: int, num_out: int, num_in: int, dtype: torch.dtype
+) -> None:
+    weight = random_weight(kind, num_out, num_in)
+    x = torch.randn(rows, num_in).to(dtype)
+    bias = torch.randn(num_out).to(dtype) if rows == 1 else None
+    if kind == "int8":
+        reference: PackedLinear = ReferenceKernels().pack_quantized_linear([weight], bias, dtype)
+        want = reference.fp32(x)
+    else:
+        want = of_dequantized(x, [weight], bias, dtype)
+    on_device = None if bias is None else bias.to(device)
+    layer = TRITON.pack_quantized_linear([weight.to(device)], on_device, dtype)
+    result = layer(x.to(device))
+    assert result.dtype == dtype
+    assert_close(result, want, TOLERANCE[dtype])
+    wide = layer.fp32(x.to(device))
+    assert wide.dtype == torch.float32
+    assert_close(wide, want, 1e-5 if kind == "int8" else TOLERANCE[dtype])
+
+
+def test_parts_of_different_kinds_fill_their_own_columns(device: torch.device) -> None:
+    parts = [random_weight(kind, n, 64) for kind, n in (("q8_0", 5), ("q4_1", 40), ("q4_0", 3))]
+    x, bias = torch.randn(3, 64), torch.randn(48)
+    on_device = [part.to(device) for part in parts]
+    layer = TRITON.pack_quantized_linear(on_device, bias.to(device), torch.float32)
+    # Rows of x may lie apart.
+    apart = torch.zeros(3, 2, 64, device=device)
+    apart[:, 1] = x.to(device)
+    assert_close(layer(apart[:, 1]), of_dequantized(x, parts, bias, torch.float32), 1e-5)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    one, other = random_weight("int8", 4, 64), random_weight("q8_0", 4, 32)
+    with pytest.raises(ValueError, match=r"different inputs: \[32, 64\]"):
+        TRITON.pack_quantized_linear([one, other], None, torch.float32)
+    with pytest.raises(ValueError, match=r"bias \[3\] must be \[4\]"):
+        TRITON.pack_quantized_linear([one], torch.zeros(3), torch.float32)
+    layer = TRITON.pack_quantized_linear([one], None, torch.float32)
+    with pytest.raises(ValueError, match=r"x \[2, 63\] does not fit a quantised weight \[4, 64\]"):
+        layer(torch.zeros(2, 63))
+    with pytest.raises(ValueError, match=r"scales \[5\] is no FP8 weight"):
+        fp8_linear(torch.zeros(4, 32).to(torch.float8_e4m3fn), torch.ones(5), None)
+    with pytest.raises(ValueError, match="4 or 8 bits and groups of 32, 64, 128"):
+        GroupedWeight(4, 16, torch.zeros(1, 1, 8, dtype=torch.uint8), torch.ones(1, 1), None)
+    with pytest.raises(ValueError, match=r"not to torch\.float16"):
+        round_activations(torch.zeros(1, 8), 8, torch.float16)
+
+
+@pytest.mark.parametrize("group", GROUP_INPUTS)
+@pytest.mark.parametrize("has_minima", [True, False])
+def test_groups_of_four_bits(device: torch.device, group: int, has_minima: bool) -> None:
+    num_groups, num_out = 3, 21
+    levels = torch.randint(0, 16, (num_out, num_groups * group))
+    halves = levels.view(num_out, num_groups, group // 32, 2, 16)
+    packed = (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(2).to(torch.uint8)
+    scales, minima = torch.rand(num_groups, num_out), torch.randn(num_groups, num_out)
+    each = scales.T.repeat_interleave(group, 1)
+    lifted = minima.T.repeat_interleave(group, 1)
+    weight = levels * each + lifted if has_minima else (levels - 8) * each
+    stored = GroupedWeight(
+        bits=4,
+        group_inputs=group,
+        numbers=packed.transpose(0, 1).contiguous().to(device),
+        scales=scales.to(device),
+        minima=minima.to(device) if has_minima else None,
+        zero=0 if has_minima else 8,
+    )
+    assert stored.shape == (num_out, num_groups * group)
+    x = torch.randn(2, num_groups * group)
+    out = torch.empty(2, num_out, device=device)
+    grouped_matmul(x.to(device), stored, None, out)
+    assert_close(out, x @ weight.T, 1e-5)
+
+
+@pytest.mark.parametrize("group", [64, 32, 300])
+def test_activations_are_rounded_as_the_reference_rounds_them(
+    device: torch.device, group: int
+) -> None:
+    x = torch.randn(4, 300) * torch.tensor([[1.0], [1e-31], [1e30], [1.0]])
+    x[3, 5] = torch.nan
+    rounded = round_activations(x.to(device), group, torch.int8)
+    filled = torch.nn.functional.pad(x, (0, rounded.numbers.shape[1] - 300))
+    numbers, scales = round_rows(filled.view(4, -1, group))
+    assert torch.equal(rounded.numbers.cpu(), numbers.flatten(1).to(torch.int8))
+    torch.testing.assert_close(
+        rounded.scales.cpu(), scales.squeeze(2), rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("group", [128, 256])
+def test_activations_in_fp8(device: torch.device, group: int) -> None:
+    x = torch.randn(3, 256)
+    rounded = round_activations(x.to(device), group, torch.float8_e4m3fn)
+    groups = x.view(3, -1, group)
+    scales = groups.abs().amax(-1, keepdim=True) / 448
+    torch.testing.assert_close(rounded.scales.cpu(), scales.squeeze(2))
+    want = (groups / scales).view(3, 256).to(torch.float8_e4m3fn).float()
+    differs = rounded.numbers.cpu().float() != want
+    # The interpreter loses the carry where rounding reaches the next power of two; besides, the
+    # product with a reciprocal may fall on the other side of a half.
+    assert differs.float().mean() <= (0.1 if device.type == "cpu" else 0.01)
+
+
+@pytest.mark.parametrize("has_blocks", [True, False])
+@pytest.mark.parametrize(("rows", "num_out"), [(2, 200), (20, 30)])
+def test_fp8_layers(device: torch.device, rows: int, num_out: int, has_blocks: bool) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no FP8 products: they need compute capability 8.9")
+    num_in = 256
+    weight = torch.randn(num_out, num_in).to(torch.float8_e4m3fn).to(device)
+    blocks = (-(-num_out // 128), num_in // 128)
+    scales = torch.rand(blocks if has_blocks else (num_out,), device=device)
+    x, bias = torch.randn(rows, num_in, device=device), torch.randn(num_out, device=device)
+    rounded = round_activations(x, 128 if has_blocks else num_in, torch.float8_e4m3fn)
+    if has_blocks:
+        each = scales.repeat_interleave(128, 0)[:num_out].repeat_interleave(128, 1)
+    else:
+        each = scales[:, None]
+    kept = rounded.numbers.float().view(rows, rounded.scales.shape[1], -1)
+    x_as_rounded = (kept * rounded.scales[:, :, None]).view(rows, num_in)
+    want = x_as_rounded @ (weight.float() * each).T + bias
+    assert_close(fp8_linear(weight, scales, bias)(x), want, 1e-3)
+
+
+def test_scales_that_do_not_fit_are_refused(device: torch.device) -> None:
+    rounded = round_activations(torch.zeros(1, 64, device=device), 64, torch.int8)
+    weight = torch.zeros(4, 64, dtype=torch.int8, device=device)
+    out = torch.zeros(1, 4, device=device)
+    with pytest.raises(ValueError, match=r"the scales must be \[4\]"):
+        scaled_matmul(rounded, weight, torch.ones(3, device=device), None, out)
