@@ -128,7 +128,9 @@ class CodedWeight:
                 + ("" if self.order is None else ", which are in an order of their own")
             )
         per_byte = self.shape[1] // self.row_bytes
-        groups = slice(None) if has_one_group else slice(first // group, -(-(first + size) // group))
+        groups = (
+            slice(None) if has_one_group else slice(first // group, -(-(first + size) // group))
+        )
         return replace(
             self,
             shape=(self.shape[0], size),
@@ -265,11 +267,13 @@ def quantize_codes(weight: Tensor, codes: str, group_inputs: int | None = None) 
     step = max(1, PIECE_NUMBERS // max(1, num_in))
     for first in range(0, num_out, step):
         rows = slice(first, first + step)
-        x = weight[rows].float().unflatten(1, (-1, group))
+        x = weight[rows].float().view(-1, num_in // group, group)
         scale = x.abs().amax(-1) / limit
         # Where x has NaN or an infinity, so has the scale, and the result shows it.
         numbers = (x / scale.clamp_min(1e-38).unsqueeze(-1)).nan_to_num_(0.0).clamp_(-limit, limit)
-        whole = numbers.to(torch.float8_e4m3fn) if codes == "e4m3" else numbers.round_().to(torch.int8)
+        whole = (
+            numbers.to(torch.float8_e4m3fn) if codes == "e4m3" else numbers.round_().to(torch.int8)
+        )
         data[rows] = whole.view(torch.uint8).flatten(1)
         scales[rows] = scale
     return CodedWeight(codes, (num_out, num_in), data, scales, group)

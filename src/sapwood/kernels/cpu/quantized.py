@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sapwood.kernels.cpu import _native
 from sapwood.kernels.coded import CodedWeight, LinearPart, neighbours_stacked
+from sapwood.kernels.cpu import _native
 from sapwood.kernels.large_pages import WeightMemory
 from sapwood.kernels.quantized import (
     BLOCK_BYTES,
@@ -181,7 +181,7 @@ def _showing_nan(part: CodedWeight) -> Tensor:
     if part.codes != "e4m3":
         return part.scales
     step = max(1, PIECE_NUMBERS // part.shape[1])
-    is_bad = torch.cat([((piece & 127) == 127).any(1) for piece in part.data.split(step)])
+    is_bad = torch.cat([((piece & 127) == 127).any(1) for piece in torch.split(part.data, step)])
     return part.scales.masked_fill(is_bad[:, None], torch.nan) if is_bad.any() else part.scales
 
 
