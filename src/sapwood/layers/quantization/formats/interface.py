@@ -76,8 +76,8 @@ class LinearTensors:
         if others:
             raise WeightError(
                 f"the checkpoint has {', '.join(f'{self.module}.{name}' for name in others)}, "
-                f"which mean nothing in a {self._format_name} weight; config.json and the weights do "
-                "not belong together"
+                f"which mean nothing in a {self._format_name} weight; config.json and the "
+                "weights do not belong together"
             )
 
 
