@@ -65,7 +65,9 @@ struct Nibbles<float> {
       table.entries[i] = bits_as<std::uint32_t>(kValues[static_cast<int>(codes)][i]);
     }
   }
-  VU at(VU codes, int step) const { return Table::look_in(table.entries, codes >> (4 * (step / 2 + step % 2 * 4))); }
+  VU at(VU codes, int step) const {
+    return Table::look_in(table.entries, codes >> (4 * (step / 2 + step % 2 * 4)));
+  }
 };
 
 template <>
@@ -407,33 +409,27 @@ class Product {
 
   // results += (sums + shift * the sum of x) * scale
   template <int R, int V>
-  SAPWOOD_INLINE void scale_group(const Product& p, const Streams& at, const std::byte* x, std::int64_t group,
-                                  int within, VF (&sums)[R][V], VF (&results)[R][V]) {
-    const float* sums_of_x = reinterpret_cast<const float*>(reinterpret_cast<const T*>(x) + p.e_.padded) + group;
+  __attribute__((always_inline)) void scale(const Streams& at, const std::byte* x, std::int64_t group,
+                                            int within, VF (&sums)[R][V], VF (&results)[R][V]) const {
+    const std::byte* sums_of_x = x + e_.padded * static_cast<std::int64_t>(sizeof(T)) + group * 4;
 #pragma GCC unroll 16
     for (int v = 0; v < V; v++) {
       const std::byte* head = at.heads + group * at.head_step + v / kVectors * at.head_panel;
       const int entry = within + v % kVectors * W;
-      const VF scale = p.layout_.narrow ? load(reinterpret_cast<const bf16*>(head) + entry)
-                                        : load(reinterpret_cast<const float*>(head) + entry);
-      if (p.layout_.shifted) {
-        const std::byte* shifts = head + (p.layout_.narrow ? 2 : 4) * kPanel;
+      const VF scale = layout_.narrow ? load(reinterpret_cast<const bf16*>(head) + entry)
+                                      : load(reinterpret_cast<const float*>(head) + entry);
+      if (layout_.shifted) {
+        const std::byte* shifts = head + (layout_.narrow ? 2 : 4) * kPanel;
         const VF shift = load(reinterpret_cast<const bf16*>(shifts) + entry);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-          const std::byte* of_row = reinterpret_cast<const std::byte*>(sums_of_x) + r * p.row_bytes_;
-          sums[r][v] = shift * splat(bits_as<float>(load_lane(of_row))) + sums[r][v];
+          const float sum_of_x = bits_as<float>(load_lane(sums_of_x + r * row_bytes_));
+          sums[r][v] = shift * splat(sum_of_x) + sums[r][v];
         }
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) results[r][v] = sums[r][v] * scale + results[r][v];
     }
-  }
-
-  template <int R, int V>
-  void scale(const Streams& at, const std::byte* x, std::int64_t group, int within, VF (&sums)[R][V],
-             VF (&results)[R][V]) const {
-    scale_group<R, V>(*this, at, x, group, within, sums, results);
   }
 
   void write(std::int64_t row, std::int64_t column, VF result) const {
