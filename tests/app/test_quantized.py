@@ -89,14 +89,14 @@ def test_four_bits_need_layers_of_whole_blocks(
         assert len(llm.generate("Hello", GREEDY)[0].token_ids) == 12
 
 
-def test_a_checkpoint_that_is_quantised_in_another_way_is_refused_by_name(
+def test_a_checkpoint_that_is_quantised_in_an_unknown_way_is_refused_by_name(
     tmp_path: Path, tiny_llama: Path
 ) -> None:
-    directory = tmp_path / "awq"
+    directory = tmp_path / "quip"
     directory.mkdir()
     for file in tiny_llama.iterdir():
         (directory / file.name).write_bytes(file.read_bytes())
-    config = llama_config(quantization_config={"quant_method": "awq", "bits": 4})
+    config = llama_config(quantization_config={"quant_method": "quip", "bits": 2})
     (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"weights are quantised \(awq\)"):
+    with pytest.raises(ConfigError, match=r"weights are quantised with 'quip'"):
         LLM(str(directory), load_format="dummy", quantization="w8a8_int8")

@@ -100,7 +100,6 @@ def test_a_context_longer_than_the_window_is_refused() -> None:
         ({"num_attention_heads": 7}, "hidden_size 48 is not a multiple of num_attention_heads 7"),
         ({"head_dim": 7}, "must pair up"),
         ({"hidden_act": "gelu"}, "activation 'gelu'; implemented: 'silu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
     ],
 )
 def test_refusals(fields: dict[str, Any], message: str) -> None:

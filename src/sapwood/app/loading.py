@@ -12,7 +12,15 @@ from typing import Protocol, TypeVar
 import psutil
 import torch
 
+from sapwood.app.model_defaults import read_json, reading
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.coded import LinearPart
+from sapwood.layers.quantization import SCHEMES
+from sapwood.layers.quantization.checkpoint import CheckpointScheme
+from sapwood.layers.quantization.formats import format_of
+from sapwood.layers.quantization.formats.interface import CheckpointFormat
+from sapwood.layers.quantization.interface import LinearScheme
+from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
@@ -99,9 +107,15 @@ def _fill(
             random = random_weights(model.targets(), seed=seed, dtype=dtype)
             load_weights(model, watch.following(random))
     else:
-        with timed(f"weights ({files.weight_format})"):
-            iterate = iterate_blocks if config.model.quantization == "gguf" else iterate_weights
-            weights = iterate(files, load_format=config.model.load_format, dtype=dtype)
+        form = checkpoint_format(files)
+        kind = files.weight_format if form is None else f"{files.weight_format}, {form.name}"
+        with timed(f"weights ({kind})"):
+            weights: Iterable[tuple[str, torch.Tensor | LinearPart]]
+            if form is None:
+                iterate = iterate_blocks if config.model.quantization == "gguf" else iterate_weights
+                weights = iterate(files, load_format=config.model.load_format, dtype=dtype)
+            else:
+                weights = quantized.iterate(files, form, _shapes(model, name_of))
             named = ((name_of(name), tensor) for name, tensor in weights)
             load_weights(model, watch.following(named), source=str(_place_of(files)))
     watch.beat("packing weights")
@@ -122,6 +136,31 @@ def refuse_absurd_size(files: ModelFiles, num_parameters: int) -> None:
             f"the weights in {_place_of(files)} have {num_bytes} bytes, less than a bit for each; "
             "download the model again"
         )
+
+
+def _shapes(model: Loadable, name_of: Callable[[str], str]) -> quantized.ShapeOf:
+    targets = model.targets()
+
+    def shape_of(name: str) -> tuple[int, ...] | None:
+        target = targets.get(name_of(name))
+        return None if target is None else target.shape
+
+    return shape_of
+
+
+def checkpoint_format(files: ModelFiles) -> CheckpointFormat | None:
+    """How another tool quantised this checkpoint, if one did; ConfigError if it cannot be read."""
+    path = files.path / "config.json"
+    with reading(path):
+        return format_of(read_json(path))
+
+
+def linear_scheme(config: EngineConfig, files: ModelFiles) -> LinearScheme:
+    """How linear layers are stored: as the checkpoint has them, or as was asked for."""
+    form = checkpoint_format(files)
+    if form is not None:
+        return CheckpointScheme(form.name)
+    return SCHEMES.get(config.model.quantization or "none")()
 
 
 @contextmanager

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from sapwood.app.loading import LoadWatch, fill, timed
+from sapwood.app.loading import LoadWatch, fill, linear_scheme, timed
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.rows import RowTable
 from sapwood.kernels.interface import DTYPES, Kernels
 from sapwood.layers.pooling import Pooler
-from sapwood.layers.quantization import SCHEMES
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.bert import Encoder
@@ -125,7 +124,7 @@ def load_pooling_model(
     watch: LoadWatch | None = None,
 ) -> PoolingModel:
     """The model with its weights, packed for the kernels."""
-    scheme = SCHEMES.get(config.model.quantization or "none")()
+    scheme = linear_scheme(config, files)
     num_labels = len(pooling.labels)
     model: Encoder | PooledDecoder
     with timed("model structure"):

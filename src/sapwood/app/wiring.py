@@ -9,7 +9,14 @@ import torch
 
 from sapwood.app.gpu import capture_graph, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts, build_grammars
-from sapwood.app.loading import LoadWatch, fill, refuse_absurd_size, timed
+from sapwood.app.loading import (
+    LoadWatch,
+    checkpoint_format,
+    fill,
+    linear_scheme,
+    refuse_absurd_size,
+    timed,
+)
 from sapwood.app.model_defaults import (
     checkpoint_dtype,
     eos_token_ids,
@@ -64,7 +71,6 @@ from sapwood.kernels.platform import (
 )
 from sapwood.kernels.registry import Need, Selection, select_kernels
 from sapwood.kernels.transfer import runs_ahead
-from sapwood.layers.quantization import SCHEMES
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
@@ -75,7 +81,13 @@ from sapwood.models.pooling import ENCODERS, pooling_of
 from sapwood.models.registry import ARCHITECTURES
 from sapwood.models.store import ModelFiles, Progress, fetch_model
 from sapwood.schema.config.engine import EngineConfig
-from sapwood.schema.config.resolve import Decision, MachineFacts, ModelFacts, resolve
+from sapwood.schema.config.resolve import (
+    CheckpointFacts,
+    Decision,
+    MachineFacts,
+    ModelFacts,
+    resolve,
+)
 from sapwood.schema.output import EngineOutput, EngineReady
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import EngineInput
@@ -155,6 +167,10 @@ def resolve_config(
         refuse_absurd_size(files, shape.num_parameters)
     weight_format = "dummy" if is_dummy else files.weight_format
     facts = facts_of(files, shape, dtype, weight_format)
+    form = checkpoint_format(files)
+    if form is not None:
+        found = CheckpointFacts(form.name, form.summary, form.weight_bytes)
+        facts = replace(facts, quantized=found)
     machine = machine_facts(read_platform(), asked.execution.device)
     config, decisions = resolve(asked, machine, facts)
     shape = shape.for_context(_known(config.model.context_length))
@@ -456,7 +472,7 @@ def load_model(
     config, files = resolved.config, resolved.files
     with timed("model structure"):
         build = ARCHITECTURES.get(resolved.decoder.architecture)
-        scheme = SCHEMES.get(config.model.quantization or "none")()
+        scheme = linear_scheme(config, files)
         model = build(resolved.decoder, resolved.kernels.kernels, Group(), device, dtype, scheme)
     fill(model, files, config, dtype, watch=watch)
     return model

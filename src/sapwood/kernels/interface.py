@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
@@ -199,19 +200,19 @@ class Kernels(Protocol):
         ...
 
     def pack_quantized_linear(
-        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+        self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         """Quantised weights -> the layer, packed once; called with x of `dtype`.
 
         parts  each [its outputs, in], of any kinds; the layer's outputs are theirs in this order
         bias   [all outputs] of `dtype`, or None
 
-        kernels/quantized.py states the formats and what the products are."""
+        kernels/quantized.py and kernels/coded.py state the formats and what the products are."""
         ...
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         """weight [out, in] of a float dtype -> "int8", "q8_0" or "q4_1"; see
-        kernels/quantized.py.
+        kernels/quantized.py. (kernels/coded.py quantises to codes, the same for all kernels.)
 
         Raises ValueError for another kind, or if the inputs do not fit it."""
         ...

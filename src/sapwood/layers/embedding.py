@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.layers.linear import Linear
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
@@ -37,7 +37,7 @@ class VocabEmbedding:
         size = rows_per_rank(vocab_size, group)
         self._first = group.rank * size
         self.weight = torch.empty(size, hidden_size, device=device, dtype=dtype)
-        self.blocks: QuantizedWeight | None = None
+        self.blocks: LinearPart | None = None
         """This rank's rows as a quantised checkpoint has them, for an output layer that is tied."""
 
     def __call__(self, token_ids: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class VocabEmbedding:
         def place(tensor: Tensor) -> None:
             self.weight.copy_(vocab_rows(tensor, self.weight.shape[0], self._first))
 
-        def place_blocks(weight: QuantizedWeight) -> None:
+        def place_blocks(weight: LinearPart) -> None:
             num_own = own_rows(self.weight.shape[0], self._vocab_size, self._first)
             self.blocks = weight.rows(self._first, num_own).with_rows(self.weight.shape[0])
             self.weight.copy_(self.blocks.dequantized(self.weight.dtype))
@@ -114,7 +114,7 @@ class LMHead:
         def place(tensor: Tensor) -> None:
             storage.place(0, vocab_rows(tensor, self._size, self._first))
 
-        def place_blocks(weight: QuantizedWeight) -> None:
+        def place_blocks(weight: LinearPart) -> None:
             num_own = own_rows(self._size, self._shape[0], self._first)
             storage.place_blocks(0, weight.rows(self._first, num_own).with_rows(self._size))
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme, LinearStorage
 from sapwood.layers.targets import Target
@@ -212,7 +212,7 @@ class RowParallelLinear:
         def place_weight(tensor: Tensor) -> None:
             storage.place(0, tensor[:, first : first + self._in_size])
 
-        def place_blocks(weight: QuantizedWeight) -> None:
+        def place_blocks(weight: LinearPart) -> None:
             storage.place_blocks(0, weight.columns(first, self._in_size))
 
         def place_bias(tensor: Tensor) -> None:
@@ -232,7 +232,7 @@ def _rows_target(shape: tuple[int, ...], storage: LinearStorage, index: int, par
     def place(tensor: Tensor) -> None:
         storage.place(index, tensor[part.first : part.first + part.size])
 
-    def place_blocks(weight: QuantizedWeight) -> None:
+    def place_blocks(weight: LinearPart) -> None:
         storage.place_blocks(index, weight.rows(part.first, part.size))
 
     return Target(shape, place, place_blocks if storage.takes_blocks else None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.coded import LinearPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Target:
 
     shape: tuple[int, ...]
     place: Callable[[Tensor], None]
-    place_blocks: Callable[[QuantizedWeight], None] | None = None
+    place_blocks: Callable[[LinearPart], None] | None = None
     takes_integers: bool = False
 
 

@@ -149,12 +149,6 @@ def _refuse_what_is_not_implemented(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act") or "silu"
     if activation not in ("silu", "swish"):
         raise ConfigError(f"the config asks for activation {activation!r}; implemented: 'silu'")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise ConfigError(
-            f"the checkpoint's weights are quantised ({method}), which is not implemented; "
-            "use the model's unquantised checkpoint"
-        )
 
 
 def _head_dim(config: Mapping[str, Any], architecture: str, num_heads: int) -> int:

@@ -10,15 +10,14 @@ from sapwood.kernels.reference.quantized import quantize
 from sapwood.layers.linear import Linear
 from sapwood.layers.quantization import SCHEMES
 from sapwood.layers.quantization.dense import DenseScheme
-from sapwood.schema.config.model import QUANTIZATIONS
+from sapwood.schema.config.model import ON_THE_FLY
 
 CPU = torch.device("cpu")
 
 
 def test_there_is_a_scheme_for_every_choice_and_it_knows_its_name() -> None:
-    assert {name: SCHEMES.get(name)().name for name in ("none", *QUANTIZATIONS)} == {
-        name: name for name in ("none", *QUANTIZATIONS)
-    }
+    names = ("none", *ON_THE_FLY, "gguf")
+    assert {name: SCHEMES.get(name)().name for name in names} == {name: name for name in names}
 
 
 def test_blocks_are_dequantised_into_the_part_that_they_are() -> None:

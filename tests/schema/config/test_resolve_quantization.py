@@ -5,8 +5,8 @@ import pytest
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.memory import MemoryConfig
-from sapwood.schema.config.model import QUANTIZATIONS, ModelConfig
-from sapwood.schema.config.resolve import QUANTIZED_BYTES, resolve
+from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig
+from sapwood.schema.config.resolve import QUANTIZED_BYTES, CheckpointFacts, resolve
 from tests.schema.config.test_resolve import CPU, GIB, MODEL
 
 GGUF = replace(MODEL, weight_format="gguf")
@@ -27,7 +27,7 @@ def test_nobody_asked_for_quantisation():
     assert "quantization" not in {one.option for one in decisions}
 
 
-@pytest.mark.parametrize("quantization", ["w8a8_int8", "w4a8"])
+@pytest.mark.parametrize("quantization", ON_THE_FLY)
 def test_what_was_quantised_before_is_dequantised_first_and_that_is_said(quantization):
     assert "dequantised first" in reason(asked(quantization), GGUF)
     assert "dequantised" not in reason(asked(quantization), SAFETENSORS)
@@ -45,7 +45,7 @@ def test_blocks_of_other_files_are_refused(weight_format):
         resolve(asked("gguf"), CPU, model)
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", [*ON_THE_FLY, "gguf"])
 def test_fp16_activations_are_refused(quantization):
     config = EngineConfig(model=ModelConfig(quantization=quantization, dtype="float16"))
     with pytest.raises(ConfigError, match=rf"{quantization} .*not with float16.*--dtype bfloat16"):
@@ -53,8 +53,42 @@ def test_fp16_activations_are_refused(quantization):
 
 
 def test_choices_that_do_not_exist_are_refused():
-    with pytest.raises(ConfigError, match=r"quantization.*awq"):
-        ModelConfig(quantization="awq")
+    with pytest.raises(ConfigError, match=r"quantization.*qoq"):
+        ModelConfig(quantization="qoq")
+
+
+@pytest.mark.parametrize("name", sorted(set(CHECKPOINT_FORMATS) - {"fp8"}))
+def test_formats_of_other_tools_need_such_a_checkpoint(name):
+    with pytest.raises(ConfigError, match=rf"--quantization {name} is for checkpoints.*fp8"):
+        resolve(asked(name), CPU, SAFETENSORS)
+
+
+AWQ = replace(SAFETENSORS, quantized=CheckpointFacts("awq", "AWQ: 4-bit weights", 0.5))
+
+
+@pytest.mark.parametrize("named", [None, "awq"])
+def test_a_quantised_checkpoint_says_itself_what_it_is(named):
+    config, _ = resolve(asked(named), CPU, AWQ)
+    assert config.model.quantization == "awq"
+    assert reason(asked(named), AWQ) == "the checkpoint's own; AWQ: 4-bit weights"
+
+
+@pytest.mark.parametrize("other", ["w8a8_int8", "fp8", "gptq", "gguf"])
+def test_a_quantised_checkpoint_cannot_be_something_else(other):
+    message = rf"--quantization {other} was asked for, but .* quantised already \(AWQ: 4-bit"
+    with pytest.raises(ConfigError, match=message):
+        resolve(asked(other), CPU, AWQ)
+
+
+def test_random_weights_are_not_in_a_checkpoints_format():
+    with pytest.raises(ConfigError, match=r"dummy makes weights that are not quantised.*awq"):
+        resolve(asked(None), CPU, replace(AWQ, weight_format="dummy"))
+
+
+def test_a_quantised_checkpoint_cannot_be_computed_in_fp16():
+    config = EngineConfig(model=ModelConfig(dtype="float16"))
+    with pytest.raises(ConfigError, match="awq computes with bfloat16"):
+        resolve(config, CPU, AWQ)
 
 
 def test_smaller_weights_leave_more_for_the_pool():
@@ -67,9 +101,9 @@ def test_smaller_weights_leave_more_for_the_pool():
             0
         ].memory.max_total_tokens
         * bytes_per_token
-        for choice in (None, *QUANTIZATIONS)
+        for choice in (None, *QUANTIZED_BYTES)
     }
-    for choice in QUANTIZATIONS:
+    for choice in QUANTIZED_BYTES:
         # The embedding is looked up in the model's dtype beside the quantised output layer.
         weight_bytes = 4 * 10**9 * QUANTIZED_BYTES[choice] + 2 * 10**9
         assert pools[choice] == pytest.approx(12 * GIB - weight_bytes, abs=1e6)

@@ -1,6 +1,7 @@
 """The compiled module. Addresses are tensors' data_ptr(); strides and sizes count elements."""
 
 from collections.abc import Sequence
+from typing import overload
 
 HEAD_DIM_STEP: int
 MAX_HEAD_DIM: int
@@ -163,12 +164,36 @@ def linear(
     /,
 ) -> None: ...
 
+class CodedLayout:
+    """How a coded weight is packed; see csrc/coded.h. `order` is an address or 0."""
+
+    def __init__(
+        self, codes: int, k: int, group: int, narrow: bool, shifted: bool, order: int, /
+    ) -> None: ...
+    def packed_bytes(self, n: int, /) -> int: ...
+
+def pack_coded(
+    layout: CodedLayout, codes: int, scales: int, shifts: int, n: int, out: int, /
+) -> None: ...
+
 class LinearWeight:
     """A packed weight of any kind, or the first of a chain; see csrc/ops.h."""
 
     n: int
     k: int
     out_stride: int
+    @overload
+    def __init__(
+        self,
+        layout: CodedLayout,
+        data: int,
+        scales: int,
+        bias: int,
+        n: int,
+        out_stride: int,
+        following: LinearWeight | None,
+    ) -> None: ...
+    @overload
     def __init__(
         self,
         kind: int,
@@ -195,6 +220,16 @@ def quantize(
     /,
 ) -> None: ...
 def linear_any(
+    context: Context,
+    weight: LinearWeight,
+    dtype: int,
+    x: int,
+    x_stride: int,
+    rows: int,
+    out: int,
+    /,
+) -> None: ...
+def linear_fp32(
     context: Context,
     weight: LinearWeight,
     dtype: int,

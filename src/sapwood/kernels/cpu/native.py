@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import (
     PLAIN,
@@ -248,7 +249,7 @@ class CpuKernels:
         return Linear(self._context, self._memory, weight, bias)
 
     def pack_quantized_linear(
-        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+        self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         """As pack_linear: nothing of the parts is kept. Results do not depend on the number of rows
         or threads, nor on the instruction set if it multiplies and adds in one rounding."""

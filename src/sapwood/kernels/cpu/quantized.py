@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import CodedWeight, LinearPart, neighbours_stacked
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.large_pages import WeightMemory
 from sapwood.kernels.quantized import (
     BLOCK_BYTES,
     BLOCK_INPUTS,
+    PIECE_NUMBERS,
     QuantizedWeight,
-    grouped_by_kind,
 )
 from sapwood.kernels.reference.quantized import quantize
 
@@ -27,9 +28,12 @@ WEIGHT_KINDS: dict[str | torch.dtype, int] = {
 }
 """As WeightKind in csrc/ops.h numbers them."""
 
+CODES = {"int4": 0, "fp4": 1, "nf4": 2, "int8": 3, "e4m3": 4}
+"""As Codes in csrc/coded.h numbers them."""
+
 
 class QuantizedLinear:
-    """One linear layer: a chain of packed weights, one per kind among its parts.
+    """One linear layer: a chain of packed weights, one per layout among its parts.
 
     Raises ValueError if the parts or the bias do not fit each other.
     """
@@ -38,7 +42,7 @@ class QuantizedLinear:
         self,
         context: _native.Context,
         memory: WeightMemory,
-        parts: Sequence[QuantizedWeight],
+        parts: Sequence[LinearPart],
         bias: Tensor | None,
         *,
         dtype: torch.dtype,
@@ -61,10 +65,13 @@ class QuantizedLinear:
         bias_address = 0 if bias is None else self._keep[0].data_ptr()
         weight: _native.LinearWeight | None = None
         first = self._num_out
-        for part in reversed(grouped_by_kind(parts)):
+        for part in reversed(neighbours_stacked(parts)):
             first -= part.shape[0]
             address = bias_address and bias_address + first * dtype.itemsize
-            weight = self._packed(part, address, weight)
+            if isinstance(part, CodedWeight):
+                weight = self._packed_codes(part, address, weight)
+            else:
+                weight = self._packed(part, address, weight)
         assert weight is not None
         self._weight = weight
 
@@ -81,16 +88,45 @@ class QuantizedLinear:
         data = part.data.contiguous()
         _native.pack_quantized(kind, data.data_ptr(), packed.data_ptr(), num_out, num_in)
         self._keep.append(packed)
-        scales_address = 0
-        if part.scales is not None:
-            scales = torch.zeros(-(-num_out // _native.PANEL) * _native.PANEL)
-            scales[:num_out] = part.scales
-            self._keep.append(scales)
-            scales_address = scales.data_ptr()
+        scales_address = self._whole_panels(part.scales)
         return _native.LinearWeight(
             kind, packed.data_ptr(), scales_address, bias_address, num_out, num_in, self._num_out,
             following,
         )  # fmt: skip
+
+    def _packed_codes(
+        self, part: CodedWeight, bias_address: int, following: _native.LinearWeight | None
+    ) -> _native.LinearWeight:
+        num_out, num_in = part.shape
+        scales = _showing_nan(part).contiguous()
+        # Half as large; bf16 has all e4m3 and e8m0 numbers, and those that were bf16 before.
+        narrow = torch.equal(scales.bfloat16().float(), scales)
+        shifts = None if part.shifts is None else part.shifts.contiguous()
+        order = None if part.order is None else part.order.contiguous()
+        layout = _native.CodedLayout(
+            CODES[part.codes], num_in, part.group_inputs, narrow, shifts is not None,
+            0 if order is None else order.data_ptr(),
+        )  # fmt: skip
+        packed = self._memory.empty((layout.packed_bytes(num_out),), torch.uint8)
+        codes = part.data.contiguous()
+        _native.pack_coded(
+            layout, codes.data_ptr(), scales.data_ptr(),
+            0 if shifts is None else shifts.data_ptr(), num_out, packed.data_ptr(),
+        )  # fmt: skip
+        self._keep += [packed] if order is None else [packed, order]
+        return _native.LinearWeight(
+            layout, packed.data_ptr(), self._whole_panels(part.out_scales), bias_address, num_out,
+            self._num_out, following,
+        )  # fmt: skip
+
+    def _whole_panels(self, numbers: Tensor | None) -> int:
+        """The address of a copy of numbers [outputs] that is filled up with zeros; None: 0."""
+        if numbers is None:
+            return 0
+        whole = torch.zeros(-(-numbers.numel() // _native.PANEL) * _native.PANEL)
+        whole[: numbers.numel()] = numbers
+        self._keep.append(whole)
+        return whole.data_ptr()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,31 +144,45 @@ class QuantizedLinear:
         return self._weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(x, self._code)
+        x, x_stride = self._rows_of(x)
+        out = x.new_empty((x.shape[0], self._num_out))
+        _native.linear_any(
+            self._context, self._weight, self._code, x.data_ptr(), x_stride, x.shape[0],
+            out.data_ptr(),
+        )  # fmt: skip
+        return out
 
     def fp32(self, x: Tensor) -> Tensor:
         if self._has_bias:
             return self(x).float()  # the bias has x's dtype
-        return self._multiply(x, WEIGHT_KINDS[torch.float32])
+        x, x_stride = self._rows_of(x)
+        out = torch.empty((x.shape[0], self._num_out))
+        _native.linear_fp32(
+            self._context, self._weight, self._code, x.data_ptr(), x_stride, x.shape[0],
+            out.data_ptr(),
+        )  # fmt: skip
+        return out
 
-    def _multiply(self, x: Tensor, code: int) -> Tensor:
-        """`code` is the compiled module's number of the result's dtype."""
-        rows, num_in = x.shape
+    def _rows_of(self, x: Tensor) -> tuple[Tensor, int]:
+        """x and the entries between its rows, in which entries lie one after another."""
+        num_in = x.shape[1]
         if num_in != self._num_in or x.dtype != self._dtype:
             raise ValueError(
                 f"x {list(x.shape)} {x.dtype} does not fit a quantised weight "
                 f"[{self._num_out}, {self._num_in}] for {self._dtype}"
             )
-        if code != self._code:
-            x = x.float()
         x_stride, entry_stride = x.stride()
-        if entry_stride != 1:
-            x, x_stride = x.contiguous(), num_in
-        out = x.new_empty((rows, self._num_out))
-        _native.linear_any(
-            self._context, self._weight, code, x.data_ptr(), x_stride, rows, out.data_ptr()
-        )
-        return out
+        return (x, x_stride) if entry_stride == 1 else (x.contiguous(), num_in)
+
+
+def _showing_nan(part: CodedWeight) -> Tensor:
+    """The scales, NaN for outputs that have a NaN among their codes: the kernels decode finite
+    numbers only."""
+    if part.codes != "e4m3":
+        return part.scales
+    step = max(1, PIECE_NUMBERS // part.shape[1])
+    is_bad = torch.cat([((piece & 127) == 127).any(1) for piece in torch.split(part.data, step)])
+    return part.scales.masked_fill(is_bad[:, None], torch.nan) if is_bad.any() else part.scales
 
 
 def quantize_weight(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
@@ -136,7 +137,7 @@ class ReferenceKernels:
         return _Linear(weight, bias)
 
     def pack_quantized_linear(
-        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+        self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         return QuantizedLinear(tuple(parts), bias)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import CodedWeight, LinearPart
 from sapwood.kernels.quantized import (
     BLOCK_BYTES,
     BLOCK_INPUTS,
@@ -145,7 +146,7 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
 class QuantizedLinear:
     """The parts' outputs one after another."""
 
-    parts: tuple[QuantizedWeight, ...]
+    parts: tuple[LinearPart, ...]
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -156,9 +157,11 @@ class QuantizedLinear:
         return out if self.bias is None else out + self.bias.float()
 
 
-def multiply(x: Tensor, weight: QuantizedWeight) -> Tensor:
+def multiply(x: Tensor, weight: LinearPart) -> Tensor:
     """x [T, in] -> [T, out] fp32."""
     wide = x.float()
+    if isinstance(weight, CodedWeight):
+        return wide @ weight.dequantized(torch.float32).T
     if weight.scales is not None:
         total = torch.zeros(x.shape[0], weight.shape[0], device=x.device)
         for first in range(0, x.shape[1], INT8_GROUP_INPUTS):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import (
     PLAIN,
@@ -113,7 +114,7 @@ class TorchKernels:
         return pack(weight, bias)
 
     def pack_quantized_linear(
-        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+        self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         """Computes with dequantised weights and x as it is: as exact as the weights are, and as
         large and slow as a model of `dtype`."""

@@ -17,6 +17,8 @@ SCHEMES: Registry[Callable[[], LinearScheme]] = Registry(
         "none": "sapwood.layers.quantization.dense:DenseScheme",
         "w8a8_int8": "sapwood.layers.quantization.on_the_fly:Int8Scheme",
         "w4a8": "sapwood.layers.quantization.on_the_fly:Int4Scheme",
+        "fp8": "sapwood.layers.quantization.on_the_fly:fp8_scheme",
+        "w8a16": "sapwood.layers.quantization.on_the_fly:w8a16_scheme",
         "gguf": "sapwood.layers.quantization.gguf:GgufScheme",
     },
 )

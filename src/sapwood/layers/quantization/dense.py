@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import QuantizedWeight
 
 
 class DenseStorage:
@@ -31,10 +31,10 @@ class DenseStorage:
         first = sum(self._part_sizes[:part])
         self.weight[first : first + self._part_sizes[part]].copy_(shard)
 
-    def place_blocks(self, part: int, shard: QuantizedWeight) -> None:
+    def place_blocks(self, part: int, shard: LinearPart) -> None:
         self.place(part, shard.dequantized(self.weight.dtype))
 
-    def share(self, weight: Tensor, blocks: QuantizedWeight | None) -> None:
+    def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         self._weight = weight
 
     def pack(self, bias: Tensor | None) -> PackedLinear:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import BLOCK_INPUTS, QuantizedWeight
+from sapwood.kernels.quantized import BLOCK_INPUTS
 
 
 class BlocksStorage:
@@ -17,19 +18,18 @@ class BlocksStorage:
 
     def __init__(
         self,
-        in_size: int,
         num_parts: int,
         *,
+        takes_blocks: bool,
         kernels: Kernels,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        # Else this rank's inputs cut the blocks.
-        self.takes_blocks = in_size % BLOCK_INPUTS == 0
+        self.takes_blocks = takes_blocks
         self._kernels = kernels
         self._device = device
         self._dtype = dtype
-        self._blocks: dict[int, QuantizedWeight] = {}
+        self._blocks: dict[int, LinearPart] = {}
         self._dense: dict[int, Tensor] = {}
         self._num_parts = num_parts
 
@@ -41,10 +41,10 @@ class BlocksStorage:
         # A copy: the shard may be a view of a tensor that is not needed otherwise.
         self._dense[part] = shard.to(self._device, self._dtype, copy=True)
 
-    def place_blocks(self, part: int, shard: QuantizedWeight) -> None:
+    def place_blocks(self, part: int, shard: LinearPart) -> None:
         self._blocks[part] = shard.to(self._device)
 
-    def share(self, weight: Tensor, blocks: QuantizedWeight | None) -> None:
+    def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         if blocks is not None:
             self.place_blocks(0, blocks)
         else:
@@ -83,4 +83,10 @@ class GgufScheme:
         device: torch.device,
         dtype: torch.dtype,
     ) -> BlocksStorage:
-        return BlocksStorage(in_size, len(part_sizes), kernels=kernels, device=device, dtype=dtype)
+        return BlocksStorage(
+            len(part_sizes),
+            takes_blocks=in_size % BLOCK_INPUTS == 0,  # else this rank's inputs cut the blocks
+            kernels=kernels,
+            device=device,
+            dtype=dtype,
+        )

@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import QuantizedWeight
 
 
 class LinearStorage(Protocol):
@@ -34,11 +34,11 @@ class LinearStorage(Protocol):
         """This rank's shard [outputs of the part, in] of a checkpoint's tensor."""
         ...
 
-    def place_blocks(self, part: int, shard: QuantizedWeight) -> None:
+    def place_blocks(self, part: int, shard: LinearPart) -> None:
         """The same, as the checkpoint has it; only if `takes_blocks`."""
         ...
 
-    def share(self, weight: Tensor, blocks: QuantizedWeight | None) -> None:
+    def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         """Take the weight of the embedding to which this output layer is tied: `blocks` is what the
         checkpoint had it in, where that is known. It is read and not changed."""
         ...

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.coded import LinearPart, quantize_codes
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import BLOCK_INPUTS, QuantizedWeight
+from sapwood.kernels.quantized import BLOCK_INPUTS
 
 LOGITS_KIND = "q8_0"
 """Of output layers, as in GGUF files: errors there meet nothing that evens them out. SmolLM2's
 perplexity rises by 4% with q4_1 in its place and by 0.4% with int8."""
+
+CODED_KINDS = {"fp8": "e4m3", "w8a16": "int8"}
+"""Kinds that are codes (kernels/coded.py), one scale per output; the others are blocks."""
+LOGITS_GROUP = 32
+"""Inputs per scale of an output layer in int8 codes: those of a LOGITS_KIND block."""
 
 
 class QuantizingStorage:
@@ -30,12 +36,15 @@ class QuantizingStorage:
         kernels: Kernels,
         device: torch.device,
         dtype: torch.dtype,
+        group_inputs: int | None = None,
     ) -> None:
+        """`group_inputs` of codes share a scale; None: all of an output."""
         self._kind = kind
+        self._group_inputs = group_inputs
         self._kernels = kernels
         self._device = device
         self._dtype = dtype
-        self._parts: list[QuantizedWeight | None] = [None] * num_parts
+        self._parts: list[LinearPart | None] = [None] * num_parts
 
     @property
     def weight(self) -> Tensor:
@@ -43,12 +52,16 @@ class QuantizingStorage:
 
     def place(self, part: int, shard: Tensor) -> None:
         weight = shard.to(self._device)
-        self._parts[part] = self._kernels.quantize_weight(weight, self._kind)
+        if self._kind in CODED_KINDS:
+            codes = CODED_KINDS[self._kind]
+            self._parts[part] = quantize_codes(weight, codes, self._group_inputs)
+        else:
+            self._parts[part] = self._kernels.quantize_weight(weight, self._kind)
 
-    def place_blocks(self, part: int, shard: QuantizedWeight) -> None:
+    def place_blocks(self, part: int, shard: LinearPart) -> None:
         self.place(part, shard.dequantized(self._dtype))
 
-    def share(self, weight: Tensor, blocks: QuantizedWeight | None) -> None:
+    def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         self.place(0, weight)
 
     def pack(self, bias: Tensor | None) -> PackedLinear:
@@ -104,3 +117,42 @@ class Int4Scheme:
             )
         kind = LOGITS_KIND if makes_logits else "q4_1"
         return QuantizingStorage(kind, len(part_sizes), kernels=kernels, device=device, dtype=dtype)
+
+
+class CodesScheme:
+    """8-bit weights, one scale per output, and activations as they are. The output layer is int8
+    with a scale per LOGITS_GROUP inputs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def storage(
+        self,
+        in_size: int,
+        part_sizes: tuple[int, ...],
+        *,
+        makes_logits: bool,
+        tied: bool,
+        kernels: Kernels,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> QuantizingStorage:
+        in_groups = makes_logits and in_size % LOGITS_GROUP == 0
+        return QuantizingStorage(
+            "w8a16" if makes_logits else self.name,
+            len(part_sizes),
+            kernels=kernels,
+            device=device,
+            dtype=dtype,
+            group_inputs=LOGITS_GROUP if in_groups else None,
+        )
+
+
+def fp8_scheme() -> CodesScheme:
+    """fp8: E4M3 weights, whose error is in proportion to each weight."""
+    return CodesScheme("fp8")
+
+
+def w8a16_scheme() -> CodesScheme:
+    """w8a16: int8 weights."""
+    return CodesScheme("w8a16")

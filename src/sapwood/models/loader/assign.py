@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
-from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.coded import LinearPart
 from sapwood.layers.targets import Target
 
 _NAMED_AT_MOST = 20
@@ -42,7 +42,7 @@ class LoadReport:
 
 def load_weights(
     model: Loadable,
-    weights: Iterable[tuple[str, Tensor | QuantizedWeight]],
+    weights: Iterable[tuple[str, Tensor | LinearPart]],
     *,
     source: str = "the checkpoint",
 ) -> LoadReport:
@@ -98,7 +98,7 @@ def _has_numbers_for(target: Target, tensor: Tensor) -> bool:
     return is_plain or target.takes_integers
 
 
-def _place(target: Target, tensor: Tensor | QuantizedWeight) -> int:
+def _place(target: Target, tensor: Tensor | LinearPart) -> int:
     """Returns the bytes that the tensor has in the checkpoint."""
     if isinstance(tensor, Tensor):
         target.place(tensor)

@@ -11,12 +11,13 @@ from sapwood.base.errors import WeightError
 from sapwood.models.store.files import ModelFiles, find_index, read_index
 
 
-def as_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def as_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """The tensor in `dtype` if it holds plain floating-point numbers, else as it is.
 
     Eight-bit floats are left alone: without their scales a cast would make other numbers of them.
+    With None, every tensor stays as it is.
     """
-    if tensor.is_floating_point() and tensor.dtype.itemsize >= 2:
+    if dtype is not None and tensor.is_floating_point() and tensor.dtype.itemsize >= 2:
         return tensor.to(dtype)
     return tensor
 

@@ -13,8 +13,8 @@ from sapwood.models.store.files import ModelFiles
 from sapwood.models.store.safetensors_header import read_safetensors_header
 
 
-def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """As `weights.iterate_weights`."""
+def iterate(files: ModelFiles, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """As `weights.iterate_weights`; with None, every tensor in its own dtype."""
     expected = Expected(files)
     for path in files.weights:
         read_safetensors_header(path)
@@ -28,3 +28,17 @@ def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.
             raise WeightError(
                 f"{path} is not a whole safetensors file ({error}); download the model again"
             ) from error
+
+
+def names(files: ModelFiles) -> list[str]:
+    """Of all tensors, from the files' headers."""
+    found: list[str] = []
+    for path in files.weights:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as shard:
+                found += shard.keys()
+        except (SafetensorError, OSError) as error:
+            raise WeightError(
+                f"{path} is not a whole safetensors file ({error}); download the model again"
+            ) from error
+    return found

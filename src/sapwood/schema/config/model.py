@@ -12,7 +12,19 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 SAMPLING_DEFAULTS = ("model", "openai")
 POOLING_METHODS = ("last", "mean", "cls")
 UNKNOWN_TOOL_CALLS = ("content", "call")
-QUANTIZATIONS = ("w8a8_int8", "w4a8", "gguf")
+ON_THE_FLY = ("w8a8_int8", "w4a8", "w8a16", "fp8")
+"""Quantisations of any checkpoint, while it loads."""
+CHECKPOINT_FORMATS = (
+    "awq",
+    "bitsandbytes",
+    "compressed-tensors",
+    "fp8",
+    "gptq",
+    "modelopt",
+    "mxfp4",
+)
+"""What other tools write, which config.json names: asking for it is never needed."""
+QUANTIZATIONS = tuple(dict.fromkeys((*ON_THE_FLY, "gguf", *CHECKPOINT_FORMATS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +52,9 @@ class ModelConfig:
     dtype: str = option("auto", "Data type of weights, activations and KV cache.", choices=DTYPES)
     quantization: str | None = option(
         None,
-        "Numbers of the linear layers' weights: w8a8_int8 and w4a8 quantise while loading, gguf "
-        "takes the file's own blocks; default: the data type.",
+        "Numbers of the linear layers' weights: w8a8_int8, w4a8, w8a16 and fp8 quantise while "
+        "loading, gguf takes the file's own blocks, the others (and fp8) name what the checkpoint "
+        "is in; default: as the checkpoint's config.json says, else the data type.",
         choices=QUANTIZATIONS,
     )
     context_length: int | None = option(

@@ -11,11 +11,11 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.memory import MemoryConfig
-from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig
 from sapwood.schema.config.scheduler import SchedulerConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "gguf": 0.625}
+QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625}
 """Per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
 DEFAULT_PAGE_SIZE = 16
 DEFAULT_POOL_FRACTION = 0.25
@@ -43,6 +43,20 @@ class MachineFacts:
     fast_bfloat16: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """How another tool quantised the checkpoint.
+
+    name          as --quantization spells it
+    summary       what is stored and computed
+    weight_bytes  per weight of a quantised layer
+    """
+
+    name: str
+    summary: str
+    weight_bytes: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What resolution needs to know of the model.
@@ -55,6 +69,7 @@ class ModelFacts:
     weight_format   of its files: "safetensors", "gguf", …; "dummy" for random weights
     kv_values_per_token  keys and values of all layers, in elements
     whole_prompts   it is an encoder: computes a text in one step, and keeps no keys and values
+    quantized       how its checkpoint is quantised; None: it is not, or is a GGUF file
     """
 
     name: str
@@ -66,6 +81,7 @@ class ModelFacts:
     num_embedding_parameters: int = 0
     weight_format: str = ""
     whole_prompts: bool = False
+    quantized: CheckpointFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +141,10 @@ def _resolve_model(
     if dtype == "auto":
         dtype, reason = _choose_dtype(model, execution, machine)
         decisions.append(Decision("dtype", dtype, reason))
-    if asked.quantization is not None:
+    quantization = asked.quantization if model.quantized is None else model.quantized.name
+    if quantization is not None:
         reason = _check_quantization(asked.quantization, dtype, model)
-        decisions.append(Decision("quantization", asked.quantization, reason))
+        decisions.append(Decision("quantization", quantization, reason))
     length = asked.context_length
     if length is None:
         length = model.context_length
@@ -141,7 +158,13 @@ def _resolve_model(
     if not served:
         served = asked.model
         decisions.append(Decision("served_model_name", served, "the model's own"))
-    return replace(asked, dtype=dtype, context_length=length, served_model_name=served)
+    return replace(
+        asked,
+        dtype=dtype,
+        quantization=quantization,
+        context_length=length,
+        served_model_name=served,
+    )
 
 
 def _for_whole_prompts(
@@ -190,34 +213,65 @@ def _choose_dtype(
     return checkpoint, "the checkpoint's own"
 
 
-def _check_quantization(quantization: str, dtype: str, model: ModelFacts) -> str:
+def _check_quantization(asked: str | None, dtype: str, model: ModelFacts) -> str:
     """What it means for this model, in words; ConfigError if it cannot be."""
     if dtype == "float16":
+        name = asked if model.quantized is None else model.quantized.name
         raise ConfigError(
-            f"--quantization {quantization} computes with bfloat16 or float32 activations, not "
+            f"--quantization {name} computes with bfloat16 or float32 activations, not "
             "with float16; use --dtype bfloat16"
         )
-    if quantization == "gguf" and model.weight_format != "gguf":
+    if model.quantized is not None:
+        return _check_checkpoint(asked, model, model.quantized)
+    assert asked is not None
+    if asked == "gguf" and model.weight_format != "gguf":
         raise ConfigError(
             f"--quantization gguf uses the blocks of a GGUF file, but the weights of {model.name} "
             f"are {model.weight_format or 'of another format'}; use --quantization w4a8 or "
             "w8a8_int8, which quantise while loading"
         )
+    if asked in CHECKPOINT_FORMATS and asked not in ON_THE_FLY:
+        raise ConfigError(
+            f"--quantization {asked} is for checkpoints that are stored so, but {model.name} is "
+            f"not: its config.json has no quantization_config; use one of {', '.join(ON_THE_FLY)}, "
+            "which quantise while loading"
+        )
     reason = {
         "w8a8_int8": "asked for; int8 weights and activations, the output layer in Q8_0 blocks",
         "w4a8": "asked for; 4-bit weights, the output layer in Q8_0 blocks, int8 activations",
+        "w8a16": "asked for; int8 weights, activations as they are",
+        "fp8": "asked for; FP8 E4M3 weights, the output layer in int8, activations as they are",
         "gguf": "asked for; the file's own blocks, int8 activations",
-    }[quantization]
-    if quantization != "gguf" and model.weight_format == "gguf":
+    }[asked]
+    if asked != "gguf" and model.weight_format == "gguf":
         return f"{reason}; the GGUF file's own blocks are dequantised first"
     return reason
+
+
+def _check_checkpoint(asked: str | None, model: ModelFacts, found: CheckpointFacts) -> str:
+    if asked not in (None, found.name):
+        raise ConfigError(
+            f"--quantization {asked} was asked for, but the checkpoint of {model.name} is "
+            f"quantised already ({found.summary}); leave the option out, or use the model's "
+            "unquantised checkpoint"
+        )
+    if model.weight_format == "dummy":
+        raise ConfigError(
+            f"--load-format dummy makes weights that are not quantised, but {model.name} is a "
+            f"{found.name} checkpoint; load its weights, or remove quantization_config from "
+            "config.json"
+        )
+    return f"the checkpoint's own; {found.summary}"
 
 
 def _weight_bytes(model_config: ModelConfig, model: ModelFacts) -> int:
     size = DTYPE_BYTES[model_config.dtype]
     if model_config.quantization is None:
         return model.num_parameters * size
-    quantized = QUANTIZED_BYTES[model_config.quantization]
+    if model.quantized is not None:
+        quantized = model.quantized.weight_bytes
+    else:
+        quantized = QUANTIZED_BYTES[model_config.quantization]
     return int(model.num_parameters * quantized) + model.num_embedding_parameters * size
 
 

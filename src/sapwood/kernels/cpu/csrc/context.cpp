@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "coded.h"
 #include "pack.h"
 #include "quantized.h"
 
@@ -87,6 +88,11 @@ void Context::linear(const LinearWeight& weight, DType dtype, const void* x, std
   }
   std::byte* begin = static_cast<std::byte*>(out);
   for (const LinearWeight* part = &weight; part != nullptr; part = part->next) {
+    if (part->coded != nullptr) {
+      linear_coded(*part, dtype, x, x_stride, rows, begin, false);
+      begin += part->n * (dtype == DType::f32 ? 4 : 2);
+      continue;
+    }
     const std::int64_t bytes = quantized_scratch(part->kind, rows, part->k, threads_);
     const QuantizedArgs args{x, x_stride, part, begin, rows,
                              scratch.at_least(static_cast<std::size_t>(bytes)), team()};
@@ -95,9 +101,17 @@ void Context::linear(const LinearWeight& weight, DType dtype, const void* x, std
   }
 }
 
+void Context::linear_coded(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
+                           std::int64_t rows, void* out, bool wide) {
+  const std::int64_t element = dtype == DType::f32 ? 4 : 2;
+  std::byte* own = scratch.at_least(coded_scratch(*weight.coded, rows, element, threads_));
+  ops_->linear_coded(dtype, {x, x_stride, &weight, out, rows, wide, own, team()});
+}
+
 void Context::fetch(const LinearWeight& weight) {
   const std::int64_t panels = (weight.n + kPanel - 1) / kPanel;
-  const std::int64_t all = weight.kind == WeightKind::f32    ? panels * kPanel * weight.k * 4
+  const std::int64_t all = weight.coded != nullptr ? panels * extent_of(*weight.coded).panel_bytes
+                           : weight.kind == WeightKind::f32    ? panels * kPanel * weight.k * 4
                            : weight.kind == WeightKind::bf16 ? panels * kPanel * weight.k * 2
                                                              : panels * panel_bytes(weight.kind, weight.k);
   pool_->fetch(weight.data, static_cast<std::size_t>(all), kFetchAheadBytes);
@@ -112,6 +126,10 @@ void Context::linear_fp32(const LinearWeight& weight, DType dtype, const void* x
   }
   if (weight.kind == WeightKind::bf16) {
     linear({x, x_stride, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, true}, dtype);
+    return;
+  }
+  if (weight.coded != nullptr && weight.next == nullptr) {
+    linear_coded(weight, dtype, x, x_stride, rows, out, true);
     return;
   }
   if (weight.bias != nullptr) throw std::invalid_argument("a bf16 bias does not fit an fp32 result");

@@ -66,6 +66,10 @@ class Context {
   Buffer scratch, partials, wide;
 
  private:
+  // wide: an fp32 out, whatever `dtype`
+  void linear_coded(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
+                    std::int64_t rows, void* out, bool wide);
+
   const Ops* ops_;
   int threads_ = 1;
   std::unique_ptr<Pool> pool_;

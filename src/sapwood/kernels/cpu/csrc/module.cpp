@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "coded.h"
 #include "context.h"
 #include "pack.h"
 #include "quantized.h"
@@ -154,6 +155,35 @@ void linear_any(Context& c, const LinearWeight& weight, int dtype, Address x, I6
   c.linear(weight, static_cast<DType>(dtype), in(x), x_stride, rows, to(out));
 }
 
+void linear_fp32(Context& c, const LinearWeight& weight, int dtype, Address x, I64 x_stride, I64 rows,
+                 Address out) {
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  c.linear_fp32(weight, static_cast<DType>(dtype), in(x), x_stride, rows, static_cast<float*>(to(out)));
+}
+
+void make_coded_layout(CodedLayout* self, int codes, I64 k, I64 group, bool narrow, bool shifted,
+                       Address order) {
+  if (group < 1 || (group < k && group % 8 != 0)) {
+    throw std::invalid_argument("groups of " + std::to_string(group) + " inputs: they must be multiples of 8");
+  }
+  const std::int32_t* inputs = static_cast<const std::int32_t*>(in(order));
+  for (I64 i = 0; inputs != nullptr && i < k; i++) {
+    if (inputs[i] < 0 || inputs[i] >= k) throw std::out_of_range("the order of inputs names one that is not there");
+  }
+  new (self) CodedLayout{static_cast<Codes>(codes), k, group, narrow, shifted, inputs};
+}
+
+void pack_codes(const CodedLayout& layout, Address codes, Address scales, Address shifts, I64 n, Address out) {
+  pack_coded(layout, in(codes), static_cast<const float*>(in(scales)), static_cast<const float*>(in(shifts)),
+             n, to(out));
+}
+
+void make_coded_weight(LinearWeight* self, const CodedLayout* layout, Address data, Address scales,
+                       Address bias, I64 n, I64 out_stride, const LinearWeight* next) {
+  new (self) LinearWeight{WeightKind::coded, in(data), static_cast<const float*>(in(scales)), in(bias), n,
+                          layout->k, out_stride, next, layout};
+}
+
 void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_stride, Address keys,
             I64 key_stride, Address values, I64 value_stride, Address out, float scale) {
   plan.run(c, static_cast<DType>(dtype),
@@ -226,10 +256,19 @@ NB_MODULE(_native, m) {
   m.def("argmax", &argmax, Unlocked());
   m.def("sample_rows", &sample_rows);
   m.def("qk_norm_rope_write_kv", &qk_norm_rope_write_kv, Unlocked());
+  nb::class_<CodedLayout>(m, "CodedLayout")
+      .def("__init__", &make_coded_layout)
+      .def("packed_bytes", [](const CodedLayout& layout, I64 n) {
+        return (n + kPanel - 1) / kPanel * extent_of(layout).panel_bytes;
+      });
+  m.def("pack_coded", &pack_codes, Unlocked());
   nb::class_<LinearWeight>(m, "LinearWeight")
       .def("__init__", &make_linear_weight, nb::arg("kind"), nb::arg("data"), nb::arg("scales"),
            nb::arg("bias"), nb::arg("n"), nb::arg("k"), nb::arg("out_stride"),
            nb::arg("following").none(), nb::keep_alive<1, 9>())
+      .def("__init__", &make_coded_weight, nb::arg("layout"), nb::arg("data"), nb::arg("scales"),
+           nb::arg("bias"), nb::arg("n"), nb::arg("out_stride"), nb::arg("following").none(),
+           nb::keep_alive<1, 2>(), nb::keep_alive<1, 8>())
       .def_ro("n", &LinearWeight::n)
       .def_ro("k", &LinearWeight::k)
       .def_ro("out_stride", &LinearWeight::out_stride);
@@ -238,6 +277,7 @@ NB_MODULE(_native, m) {
   m.def("pack_quantized", &pack_quantized, Unlocked());
   m.def("quantize", &quantize, Unlocked());
   m.def("linear_any", &linear_any, Unlocked());
+  m.def("linear_fp32", &linear_fp32, Unlocked());
   m.attr("PANEL") = kPanel;
   m.def("pack_weight", &pack_weight, Unlocked());
   m.def("linear", &linear, Unlocked());

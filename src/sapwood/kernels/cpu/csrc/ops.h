@@ -103,17 +103,21 @@ struct LinearArgs {
 //   int8       signed numbers, one fp32 scale per output; x is rounded to int8, one scale per 64 inputs
 //   q8_0 q4_0 q4_1  GGUF's groups of 32 inputs: 8 bits, 4 bits, 4 bits and a minimum, fp16 scales;
 //              x is rounded to int8, one scale per group
-enum class WeightKind : int { f32 = 0, bf16 = 1, int8 = 2, q8_0 = 3, q4_0 = 4, q4_1 = 5 };
+//   coded      codes times scales, x as it is: coded.h
+enum class WeightKind : int { f32 = 0, bf16 = 1, int8 = 2, q8_0 = 3, q4_0 = 4, q4_1 = 5, coded = 100 };
+
+struct CodedLayout;  // coded.h
 
 // The whole of a linear layer, or the first of its parts.
 struct LinearWeight {
   WeightKind kind;
   const void* data;          // packed
-  const float* scales;       // int8: [n rounded up to 32]; else null
+  const float* scales;       // int8: [n rounded up to 32]; coded: likewise, or null for 1; else null
   const void* bias;          // [n] of x's dtype, or null
   std::int64_t n, k;         // outputs; inputs, which is how many elements a row of x has
   std::int64_t out_stride;   // elements between the rows of out: the outputs of all parts
   const LinearWeight* next;  // the outputs that follow, stored in another way; or null
+  const CodedLayout* coded = nullptr;  // of a coded weight
 };
 
 // out[m, n] = x w^T + bias for a weight that is not dense.
@@ -124,6 +128,18 @@ struct QuantizedArgs {
   void* out;                   // rows weight->out_stride elements apart, of x's dtype
   std::int64_t m;
   std::byte* scratch;          // quantized_scratch(...) bytes, 64-byte aligned
+  Team team;
+};
+
+// out[m, n] = x w^T + bias for a coded weight.
+struct CodedArgs {
+  const void* x;  // [m, k] fp32 or bf16, rows x_stride elements apart
+  std::int64_t x_stride;
+  const LinearWeight* weight;  // without its `next`
+  void* out;                   // rows weight->out_stride elements apart
+  std::int64_t m;
+  bool wide;                   // out is fp32, whatever the dtype of x and bias
+  std::byte* scratch;          // coded_scratch(...) bytes, 64-byte aligned
   Team team;
 };
 
@@ -158,6 +174,7 @@ struct Ops {
   void (*linear_int8)(DType, const QuantizedArgs&);
   void (*linear_grouped)(DType, const QuantizedArgs&);
   void (*quantize)(DType, const QuantizeArgs&);
+  void (*linear_coded)(DType, const CodedArgs&);
 };
 
 namespace generic {

@@ -20,5 +20,6 @@ void linear(DType dtype, const LinearArgs& args);
 void linear_int8(DType dtype, const QuantizedArgs& args);
 void linear_grouped(DType dtype, const QuantizedArgs& args);
 void quantize(DType dtype, const QuantizeArgs& args);
+void linear_coded(DType dtype, const CodedArgs& args);
 
 }  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,477 @@
+// out = x w^T + bias for weights that are codes times scales (coded.h), x not rounded.
+//
+// For a few rows codes become bf16 or fp32 in registers, so that memory is read in the codes' width;
+// for more, a few panels are decoded once and used for all rows. Sums of a group are taken in fp32,
+// scaled and added group after group, the same way for any number of rows and threads.
+#include "coded.h"
+#include "simd.h"
+#include "table.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+constexpr std::int64_t kStreamBytes = 64 * 1024;    // of the weight per task, when memory is the limit
+constexpr std::int64_t kAheadBytes = 4096;          // of a panel, prefetched
+constexpr std::int64_t kElementsPerThread = 32768;  // of the weight; below, a thread costs too much
+constexpr int kVectors = 2;                         // of outputs of a register tile, per panel
+#if defined(__AVX512F__)
+constexpr int kRows = 12;  // of a register tile
+#else
+constexpr int kRows = 4;
+#endif
+
+// ---- decoding: lanes of codes to lanes of numbers of x's dtype (simd.h) ----
+
+constexpr float kValues[3][16] = {
+    {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7},
+    {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6},
+    // NormalFloat: quantiles of the normal distribution. Source: Dettmers et al. 2023, arXiv:2305.14314.
+    {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
+     0.7229568362236023f, 1.0f}};
+
+// 16 entries of 32 bits, looked up by the low four bits of a lane.
+struct Table {
+  alignas(64) std::uint32_t entries[16];
+
+  SAPWOOD_INLINE VU look_in(const std::uint32_t* entries, VU index) {
+#if defined(__AVX512F__)
+    return bits_as<VU>(_mm512_permutexvar_epi32(bits_as<__m512i>(index), _mm512_load_si512(entries)));
+#elif defined(__AVX2__)
+    const __m256i i = bits_as<__m256i>(index);
+    const __m256i* halves = reinterpret_cast<const __m256i*>(entries);
+    const __m256 low = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(_mm256_load_si256(halves), i));
+    const __m256 high = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(_mm256_load_si256(halves + 1), i));
+    return bits_as<VU>(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28))));
+#else
+    VU found;
+    for (int i = 0; i < W; i++) found[i] = entries[index[i] & 15];
+    return found;
+#endif
+  }
+};
+
+template <class T>
+struct Nibbles;
+
+template <>
+struct Nibbles<float> {
+  static constexpr int kSteps = 8;
+  Table table;
+
+  explicit Nibbles(Codes codes) {
+    for (int i = 0; i < 16; i++) {
+      table.entries[i] = bits_as<std::uint32_t>(kValues[static_cast<int>(codes)][i]);
+    }
+  }
+  VU at(VU codes, int step) const {
+    return Table::look_in(table.entries, codes >> (4 * (step / 2 + step % 2 * 4)));
+  }
+};
+
+template <>
+struct Nibbles<bf16> {
+  static constexpr int kSteps = 4;
+  alignas(64) std::uint16_t entries[32];  // twice the 16: a look-up of 16 bits minds five of the index
+  Table table;
+
+  explicit Nibbles(Codes codes) {
+    for (int i = 0; i < 32; i++) entries[i] = round_bf16(kValues[static_cast<int>(codes)][i % 16]);
+    for (int i = 0; i < 16; i++) table.entries[i] = entries[i];
+  }
+  VU at(VU codes, int step) const {
+#if defined(__AVX512BW__)
+    return bits_as<VU>(_mm512_permutexvar_epi16(bits_as<__m512i>(codes >> (4 * step)), _mm512_load_si512(entries)));
+#else
+    const VU first = Table::look_in(table.entries, codes >> (4 * step));
+    return first | (Table::look_in(table.entries, codes >> (4 * step + 16)) << 16);
+#endif
+  }
+};
+
+// Two fp32 that bf16 holds exactly -> one lane.
+SAPWOOD_INLINE VU pair(VF first, VF second) { return (bits_as<VU>(first) >> 16) | bits_as<VU>(second); }
+
+// Byte `place` of each lane as int8.
+SAPWOOD_INLINE VF int8_at(VU codes, int place) {
+  return __builtin_convertvector(bits_as<VI>(codes << (24 - 8 * place)) >> 24, VF);
+}
+
+SAPWOOD_INLINE VF e4m3_at(VU codes, int place) {
+  const VU code = codes >> (8 * place);
+  // The exponents' biases differ by 120; a product also makes normal numbers of subnormal ones.
+  const VF magnitude = bits_as<VF>((code & 0x7f) << 20) * splat(0x1p120f);
+  return bits_as<VF>(bits_as<VU>(magnitude) | ((code & 0x80) << 24));
+}
+
+constexpr int kPlace[] = {0, 2, 1, 3};  // the byte of each of four inputs
+
+template <class T, VF (*number_at)(VU, int)>
+struct Bytes;
+
+template <VF (*number_at)(VU, int)>
+struct Bytes<float, number_at> {
+  static constexpr int kSteps = 4;
+  explicit Bytes(Codes) {}
+  VU at(VU codes, int step) const { return bits_as<VU>(number_at(codes, kPlace[step])); }
+};
+
+template <VF (*number_at)(VU, int)>
+struct Bytes<bf16, number_at> {
+  static constexpr int kSteps = 2;
+  explicit Bytes(Codes) {}
+  VU at(VU codes, int step) const { return pair(number_at(codes, step), number_at(codes, step + 2)); }
+};
+
+template <class T>
+using Int8 = Bytes<T, int8_at>;
+
+#if defined(__AVX512BW__)
+template <class T>
+struct E4m3 : Bytes<T, e4m3_at> {
+  using Bytes<T, e4m3_at>::Bytes;
+};
+
+// In words: exponent and mantissa are moved to where bf16 has them, and subnormal numbers looked up.
+template <>
+struct E4m3<bf16> {
+  static constexpr int kSteps = 2;
+  alignas(64) std::uint16_t subnormal[32];
+
+  explicit E4m3(Codes) {
+    for (int i = 0; i < 32; i++) subnormal[i] = round_bf16(static_cast<float>(i % 8) * 0x1p-9f);
+  }
+  VU at(VU codes, int step) const {
+    const __m512i c = bits_as<__m512i>(codes);
+    const __m512i magnitude = _mm512_and_si512(step == 0 ? _mm512_slli_epi16(c, 4) : _mm512_srli_epi16(c, 4),
+                                               _mm512_set1_epi16(0x07f0));
+    const __m512i normal = _mm512_add_epi16(magnitude, _mm512_set1_epi16(0x3c00));
+    const __mmask32 is_subnormal = _mm512_testn_epi16_mask(magnitude, _mm512_set1_epi16(0x0780));
+    const __m512i number = _mm512_mask_permutexvar_epi16(
+        normal, is_subnormal, step == 0 ? c : _mm512_srli_epi16(c, 8), _mm512_load_si512(subnormal));
+    const __m512i sign = step == 0 ? _mm512_slli_epi16(c, 8) : c;
+    return bits_as<VU>(_mm512_ternarylogic_epi32(number, sign, _mm512_set1_epi16(-0x8000), 0xf8));
+  }
+};
+#else
+template <class T>
+using E4m3 = Bytes<T, e4m3_at>;
+#endif
+
+// Panels that were decoded before.
+template <class T>
+struct Decoded {
+  static constexpr int kSteps = 1;
+  explicit Decoded(Codes) {}
+  VU at(VU lane, int) const { return lane; }
+};
+
+// ---- products ----
+
+// A weight as one pass reads it: groups' heads and lanes may lie in different places.
+struct Streams {
+  const std::byte* heads;
+  const std::byte* lanes;
+  std::int64_t head_step, lane_step;    // from group to group
+  std::int64_t head_panel, lane_panel;  // from panel to panel
+};
+
+template <class T>
+class Product {
+ public:
+  explicit Product(const CodedArgs& args)
+      : a_(args), layout_(*args.weight->coded), e_(extent_of(layout_)),
+        row_bytes_(prepared_row_bytes(layout_, sizeof(T))),
+        panels_((args.weight->n + kPanel - 1) / kPanel),
+        threads_(worth_threads(args.team.threads, args.weight->n * layout_.k * ((args.m + 7) / 8),
+                               kElementsPerThread)) {}
+
+  template <class Decode>
+  void run() const {
+    const Decode decode(layout_.codes);
+    a_.m <= kDirectRows ? run_direct(decode) : run_decoded(decode);
+  }
+
+ private:
+  static constexpr int kPerLane = Pack<T>::per_lane;
+
+  // A row of x in the weight's order, filled up with zeros, then the groups' sums.
+  void prepare(std::int64_t row, std::byte* to) const {
+    const T* from = static_cast<const T*>(a_.x) + row * a_.x_stride;
+    T* x = reinterpret_cast<T*>(to);
+    if (layout_.order == nullptr) {
+      __builtin_memcpy(x, from, static_cast<std::size_t>(layout_.k) * sizeof(T));
+    } else {
+      for (std::int64_t i = 0; i < layout_.k; i++) x[i] = from[layout_.order[i]];
+    }
+    __builtin_memset(x + layout_.k, 0, static_cast<std::size_t>(e_.padded - layout_.k) * sizeof(T));
+    if (!layout_.shifted) return;
+    float* sums = reinterpret_cast<float*>(x + e_.padded);
+    for (std::int64_t group = 0; group < e_.groups; group++) sums[group] = sum_of(x, group);
+  }
+
+  float sum_of(const T* x, std::int64_t group) const {
+    const std::int64_t end = least((group + 1) * e_.group, e_.padded);
+    std::int64_t i = group * e_.group;
+    VF sums{};
+    for (; i + W <= end; i += W) sums += load(x + i);
+    float total = sum(sums);
+    for (; i < end; i++) total += to_float(x[i]);
+    return total;
+  }
+
+  template <class Decode>
+  void run_direct(const Decode& decode) const {
+    const std::int64_t share = most(1, panels_ / (threads_ * 4));
+    const std::int64_t stream = (most(1, kStreamBytes / e_.panel_bytes) + 3) / 4 * 4;
+    const std::int64_t step = least(share, stream), tasks = (panels_ + step - 1) / step;
+    Shares shares(tasks, threads_);
+    run_parallel(a_.team, least(threads_, tasks), [&](int thread) {
+      int helped = 0;
+      // For a few rows it is cheaper to prepare them once per thread than to wait for another thread.
+      std::byte* x = a_.scratch + thread * a_.m * row_bytes_;
+      bool prepared = false;
+      for (std::int64_t task; (task = shares.take_next(thread, &helped)) < tasks;) {
+        for (std::int64_t row = 0; !prepared && row < a_.m; row++) prepare(row, x + row * row_bytes_);
+        prepared = true;
+        const std::int64_t first = task * step;
+        multiply(decode, streams_of(first), x, 0, a_.m, first, least(step, panels_ - first));
+      }
+    });
+  }
+
+  template <class Decode>
+  void run_decoded(const Decode& decode) const {
+    std::byte* const x = a_.scratch;
+    run_pieces(a_.team, threads_, a_.m, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; row++) prepare(row, x + row * row_bytes_);
+    });
+    const std::int64_t panel_lanes = e_.padded / kPerLane * kPanel * 4;
+    const std::int64_t step = least(decoded_panels(e_, sizeof(T)), most(1, panels_ / (threads_ * 2)));
+    const std::int64_t panel_tasks = (panels_ + step - 1) / step;
+    // Rows are cut only where panels alone are too few: each cut decodes the weight again.
+    const std::int64_t tiles = (a_.m + kRows - 1) / kRows;
+    const std::int64_t cuts = most(1, least(tiles / 4, threads_ * 2 / panel_tasks));
+    const std::int64_t rows = (tiles + cuts - 1) / cuts * kRows;
+    const std::int64_t tasks = panel_tasks * ((a_.m + rows - 1) / rows);
+    Shares shares(tasks, threads_);
+    run_parallel(a_.team, least(threads_, tasks), [&](int thread) {
+      int helped = 0;
+      std::byte* decoded = x + a_.m * row_bytes_ + thread * decoded_panels(e_, sizeof(T)) * panel_lanes;
+      for (std::int64_t task; (task = shares.take_next(thread, &helped)) < tasks;) {
+        const std::int64_t first = task % panel_tasks * step, count = least(step, panels_ - first);
+        const std::int64_t row = task / panel_tasks * rows;
+        Streams streams = streams_of(first);
+        for (std::int64_t i = 0; i < count; i++) {
+          decode_panel(decode, streams.lanes + i * e_.panel_bytes, decoded + i * panel_lanes);
+        }
+        streams.lanes = decoded;
+        streams.lane_step = e_.group / kPerLane * kPanel * 4;
+        streams.lane_panel = panel_lanes;
+        multiply(Decoded<T>(layout_.codes), streams, x, row, least(rows, a_.m - row), first, count);
+      }
+    });
+  }
+
+  Streams streams_of(std::int64_t panel) const {
+    const std::byte* from = static_cast<const std::byte*>(a_.weight->data) + panel * e_.panel_bytes;
+    return {from, from + e_.head_bytes, e_.group_bytes, e_.group_bytes, e_.panel_bytes, e_.panel_bytes};
+  }
+
+  std::int64_t inputs_of(std::int64_t group) const {
+    return group + 1 < e_.groups ? e_.group : e_.padded - group * e_.group;
+  }
+
+  template <class Decode>
+  void decode_panel(const Decode& decode, const std::byte* codes, std::byte* out) const {
+    constexpr int kInputs = Decode::kSteps * kPerLane;  // of a lane of codes
+    for (std::int64_t group = 0; group < e_.groups; group++) {
+      const std::byte* from = codes + group * e_.group_bytes;
+      for (std::int64_t i = inputs_of(group) / kInputs; i > 0; i--, from += kPanel * 4) {
+        for (int v = 0; v < kPanel / W; v++) {
+          const VU lane = load_lanes(from + v * W * 4);
+          __builtin_prefetch(from + v * W * 4 + kAheadBytes, 0, 2);
+#pragma GCC unroll 8
+          for (int step = 0; step < Decode::kSteps; step++) {
+            store_lanes(out + (step * kPanel + v * W) * 4, decode.at(lane, step));
+          }
+        }
+        out += Decode::kSteps * kPanel * 4;
+      }
+    }
+  }
+
+  // Rows [row, row + rows) of x times panels [first, first + count), which begin at `streams`.
+  template <class Decode>
+  void multiply(const Decode& decode, Streams streams, const std::byte* x, std::int64_t row,
+                std::int64_t rows, std::int64_t first, std::int64_t count) const {
+    const std::int64_t tiles = (rows + kRows - 1) / kRows, height = (rows + tiles - 1) / tiles;
+    for (std::int64_t r = 0; r < rows; r += height) {
+      const std::int64_t from = row + r;
+      const int tile = static_cast<int>(least(height, rows - r));
+      Streams at = streams;
+      for (std::int64_t p = 0; p < count;) {
+        const int panels = multiply_panels(decode, at, x + from * row_bytes_, from, tile, (first + p) * kPanel, count - p);
+        at.heads += panels * at.head_panel;
+        at.lanes += panels * at.lane_panel;
+        p += panels;
+      }
+    }
+  }
+
+  // Returns how many panels it did, of the `left` that there are.
+  template <class Decode>
+  int multiply_panels(const Decode& decode, const Streams& at, const std::byte* x, std::int64_t row,
+                      int rows, std::int64_t column, std::int64_t left) const {
+#if defined(__AVX512F__)
+    // A sum waits for the one before it: several panels at once fill the time.
+    if (rows == 1 && left >= 4) return tile<Decode, 1, 4>(decode, at, x, row, column, 0), 4;
+    if (rows <= 2 && left >= 2) {
+      rows == 1 ? tile<Decode, 1, 2>(decode, at, x, row, column, 0)
+                : tile<Decode, 2, 2>(decode, at, x, row, column, 0);
+      return 2;
+    }
+#else
+    static_cast<void>(left);
+#endif
+    for (int within = 0; within < kPanel; within += kVectors * W) {
+      switch (rows) {
+#define SAPWOOD_ROWS(R) case R: tile<Decode, R, 1>(decode, at, x, row, column, within); break;
+        SAPWOOD_ROWS(1) SAPWOOD_ROWS(2) SAPWOOD_ROWS(3) SAPWOOD_ROWS(4)
+#if defined(__AVX512F__)
+        SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
+        default: tall_tile(decode, at, x, row, rows, column); break;
+#endif
+#undef SAPWOOD_ROWS
+      }
+    }
+    return 1;
+  }
+
+#if defined(__AVX512F__)
+  template <class Decode>
+  void tall_tile(const Decode& decode, const Streams& at, const std::byte* x, std::int64_t row, int rows,
+                 std::int64_t column) const {
+    if constexpr (Decode::kSteps == 1) {  // more rows than kDirectRows come with decoded panels
+      switch (rows) {
+#define SAPWOOD_ROWS(R) case R: tile<Decode, R, 1>(decode, at, x, row, column, 0); break;
+        SAPWOOD_ROWS(7) SAPWOOD_ROWS(8) SAPWOOD_ROWS(9) SAPWOOD_ROWS(10) SAPWOOD_ROWS(11) SAPWOOD_ROWS(12)
+#undef SAPWOOD_ROWS
+      }
+    }
+  }
+#endif
+
+  // R rows x V vectors of outputs, from column `within` of P panels on, over all groups.
+  template <class Decode, int R, int P>
+  void tile(const Decode& decode, const Streams& at, const std::byte* x, std::int64_t row,
+            std::int64_t column, int within) const {
+    constexpr int V = P * kVectors;
+    constexpr int kInputs = Decode::kSteps * kPerLane;
+    constexpr bool kStream = Decode::kSteps > 1;
+    VF results[R][V] = {};
+    const std::byte* left = x;
+    for (std::int64_t group = 0; group < e_.groups; group++) {
+      VF sums[R][V] = {};
+      const std::byte* lanes = at.lanes + group * at.lane_step + within * 4;
+      for (std::int64_t i = inputs_of(group) / kInputs; i > 0; i--, lanes += kPanel * 4) {
+        VU codes[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; v++) {
+          const std::byte* from = lanes + v / kVectors * at.lane_panel + v % kVectors * W * 4;
+          codes[v] = load_lanes(from);
+          if (kStream) __builtin_prefetch(from + kAheadBytes, 0, 2);
+        }
+#pragma GCC unroll 8
+        for (int step = 0; step < Decode::kSteps; step++, left += 4) {
+          VU right[V];
+#pragma GCC unroll 16
+          for (int v = 0; v < V; v++) right[v] = decode.at(codes[v], step);
+#pragma GCC unroll 16
+          for (int r = 0; r < R; r++) {
+            const VU factor = splat_lane(load_lane(left + r * row_bytes_));
+#pragma GCC unroll 16
+            for (int v = 0; v < V; v++) sums[r][v] = dot(tag<T>(), sums[r][v], factor, right[v]);
+          }
+        }
+      }
+      scale<R, V>(at, x, group, within, sums, results);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 16
+      for (int v = 0; v < V; v++) {
+        write(row + r, column + v / kVectors * kPanel + within + v % kVectors * W, results[r][v]);
+      }
+    }
+  }
+
+  // results += (sums + shift * the sum of x) * scale
+  template <int R, int V>
+  __attribute__((always_inline)) void scale(const Streams& at, const std::byte* x, std::int64_t group,
+                                            int within, VF (&sums)[R][V], VF (&results)[R][V]) const {
+    const std::byte* sums_of_x = x + e_.padded * static_cast<std::int64_t>(sizeof(T)) + group * 4;
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) {
+      const std::byte* head = at.heads + group * at.head_step + v / kVectors * at.head_panel;
+      const int entry = within + v % kVectors * W;
+      const VF scale = layout_.narrow ? load(reinterpret_cast<const bf16*>(head) + entry)
+                                      : load(reinterpret_cast<const float*>(head) + entry);
+      if (layout_.shifted) {
+        const std::byte* shifts = head + (layout_.narrow ? 2 : 4) * kPanel;
+        const VF shift = load(reinterpret_cast<const bf16*>(shifts) + entry);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          const float sum_of_x = bits_as<float>(load_lane(sums_of_x + r * row_bytes_));
+          sums[r][v] = shift * splat(sum_of_x) + sums[r][v];
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) results[r][v] = sums[r][v] * scale + results[r][v];
+    }
+  }
+
+  void write(std::int64_t row, std::int64_t column, VF result) const {
+    if (column >= a_.weight->n) return;
+    if (a_.weight->scales != nullptr) result *= load(a_.weight->scales + column);
+    a_.wide ? write_to(static_cast<float*>(a_.out), row, column, result)
+            : write_to(static_cast<T*>(a_.out), row, column, result);
+  }
+
+  template <class Out>
+  void write_to(Out* all, std::int64_t row, std::int64_t column, VF result) const {
+    const LinearWeight& w = *a_.weight;
+    Out* out = all + row * w.out_stride + column;
+    const T* bias = w.bias == nullptr ? nullptr : static_cast<const T*>(w.bias) + column;
+    if (column + W <= w.n) {
+      store(out, bias == nullptr ? result : result + load(bias));
+      return;
+    }
+    for (int i = 0; column + i < w.n; i++) put(out + i, result[i] + (bias == nullptr ? 0.0f : to_float(bias[i])));
+  }
+
+  const CodedArgs& a_;
+  const CodedLayout& layout_;
+  const Extent e_;
+  const std::int64_t row_bytes_, panels_;
+  const int threads_;
+};
+
+template <class T>
+void multiply_any(const CodedArgs& args) {
+  const Product<T> product(args);
+  switch (args.weight->coded->codes) {
+    case Codes::int8: product.template run<Int8<T>>(); break;
+    case Codes::e4m3: product.template run<E4m3<T>>(); break;
+    default: product.template run<Nibbles<T>>(); break;
+  }
+}
+
+}  // namespace
+
+void linear_coded(DType dtype, const CodedArgs& args) {
+  dtype == DType::f32 ? multiply_any<float>(args) : multiply_any<bf16>(args);
+}
+
+}  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,99 @@
+"""Tensors of checkpoints that other tools quantised, put together layer by layer.
+
+A quantised layer has several tensors: codes, scales, zero points. They are held until all that the
+files have of a layer are there, then they become its weight.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from torch import Tensor
+
+from sapwood.base.errors import WeightError
+from sapwood.kernels.coded import LinearPart
+from sapwood.layers.quantization.formats.interface import (
+    CheckpointFormat,
+    LinearTensors,
+    is_unused,
+)
+from sapwood.models.loader import safetensors
+from sapwood.models.store.files import ModelFiles
+
+log = logging.getLogger(__name__)
+
+ShapeOf = Callable[[str], tuple[int, ...] | None]
+"""A checkpoint's name of a tensor -> the shape that the model wants it in; None: it wants none."""
+
+
+def iterate(
+    files: ModelFiles, form: CheckpointFormat, shape_of: ShapeOf
+) -> Iterator[tuple[str, Tensor | LinearPart]]:
+    """Every weight, once, as (name, tensor or quantised weight); others in the checkpoint's dtype.
+
+    Raises WeightError, naming the tensor, for one that is missing or does not fit."""
+    if files.weight_format != "safetensors":
+        raise WeightError(
+            f"{files.name} is a {form.name} checkpoint with {files.weight_format} weights; such "
+            "checkpoints are read from safetensors only"
+        )
+    yield from assembled(safetensors.iterate(files, None), safetensors.names(files), form, shape_of)
+
+
+def assembled(
+    tensors: Iterable[tuple[str, Tensor]],
+    names: Sequence[str],
+    form: CheckpointFormat,
+    shape_of: ShapeOf,
+) -> Iterator[tuple[str, Tensor | LinearPart]]:
+    """`names`: of all tensors that will come."""
+    owners = {name: _owner(name, shape_of) for name in names}
+    unused = [name for name, owner in owners.items() if is_unused(name)]
+    awaited: dict[str, set[str]] = {}
+    for name, owner in owners.items():
+        if owner is not None and not is_unused(name):
+            awaited.setdefault(owner, set()).add(name)
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors:
+        owner = owners.get(name)
+        if is_unused(name):
+            continue
+        if owner is None:
+            yield name, tensor
+            continue
+        parts = held.setdefault(owner, {})
+        parts[name.removeprefix(f"{owner}.")] = tensor
+        awaited[owner].discard(name)
+        if not awaited[owner]:
+            yield f"{owner}.weight", _weight(owner, held.pop(owner), form, shape_of)
+    if unused:
+        log.info(
+            "%d scales of activations or of the KV cache are not used: activations are not in the "
+            "checkpoint's 8 bits, and --dtype is the cache's (first: %s)",
+            len(unused),
+            unused[0],
+        )
+
+
+def _owner(name: str, shape_of: ShapeOf) -> str | None:
+    """The layer whose weight the tensor is a part of; None for a bias, a norm, …"""
+    module = name
+    while "." in module:
+        module, _, _ = module.rpartition(".")
+        shape = shape_of(f"{module}.weight")
+        if shape is not None and len(shape) == 2:
+            is_own = name != f"{module}.weight" and shape_of(name) is not None
+            return None if is_own else module
+    return None
+
+
+def _weight(
+    module: str, parts: dict[str, Tensor], form: CheckpointFormat, shape_of: ShapeOf
+) -> Tensor | LinearPart:
+    shape = shape_of(f"{module}.weight")
+    assert shape is not None
+    tensors = LinearTensors(module, (shape[0], shape[1]), parts, form.name)
+    weight = form.linear(tensors)
+    tensors.refuse_others()
+    return weight
