@@ -32,7 +32,6 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-6}
 """Of the largest entry: bf16 rounds probabilities, and here what was dequantised too."""
 
 
-
 @pytest.fixture(params=["torch", *CpuKernels.usable_isas()])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     if request.param == "torch":

@@ -59,7 +59,11 @@ class Need:
             return None
         if self.kv_dtype in LARGEST_NUMBER:
             is_odd = self.head_dim % 2 != 0
-            return f"an 8-bit KV cache needs an even head size, not {self.head_dim}" if is_odd else None
+            return (
+                f"an 8-bit KV cache needs an even head size, not {self.head_dim}"
+                if is_odd
+                else None
+            )
         return f"the KV cache is {self.kv_dtype}, neither {self.dtype} nor in 8 bits"
 
 

@@ -237,8 +237,9 @@ def _resolve_memory(
     if page_size is None:
         page_size = DEFAULT_PAGE_SIZE
         decisions.append(Decision("page_size", page_size, "measured best; see docs/performance.md"))
-    kv_cache_dtype, reason = _choose_kv_cache_dtype(asked.kv_cache_dtype, model_config.dtype, model)
-    decisions.append(Decision("kv_cache_dtype", kv_cache_dtype, reason))
+    kv_cache_dtype = _resolve_kv_cache_dtype(
+        asked.kv_cache_dtype, model_config.dtype, model, decisions
+    )
     token_bytes = kv_token_bytes(model, kv_cache_dtype)
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
@@ -283,26 +284,33 @@ def kv_token_bytes(model: ModelFacts, kv_cache_dtype: str) -> int:
     return model.kv_values_per_token * DTYPE_BYTES[kv_cache_dtype]
 
 
-def _choose_kv_cache_dtype(asked: str, dtype: str, model: ModelFacts) -> tuple[str, str]:
+def _resolve_kv_cache_dtype(
+    asked: str, dtype: str, model: ModelFacts, decisions: list[Decision]
+) -> str:
     """ConfigError if it cannot be."""
+    if asked == "auto":
+        decisions.append(Decision("kv_cache_dtype", dtype, "the same as --dtype"))
+        return dtype
     if asked not in KV_CACHE_8_BIT:
-        if asked not in ("auto", dtype):
+        if asked != dtype:
             raise ConfigError(
                 f"--kv-cache-dtype is {asked}, but a KV cache that is not in 8 bits has the data "
                 f"type of the activations, {dtype}; leave the option out, change --dtype, or "
                 f"choose one of {', '.join(KV_CACHE_8_BIT)}"
             )
-        return dtype, "the same as --dtype"
+        return asked
     if model.kv_values_per_token == 0:
         raise ConfigError(
             f"--kv-cache-dtype is {asked}, but {model.name} is an encoder, which keeps no keys and "
             "values; leave the option out"
         )
     dense, small = kv_token_bytes(model, dtype), kv_token_bytes(model, asked)
-    return asked, (
+    reason = (
         f"asked for; a token takes {small:,} bytes instead of {dense:,} in {dtype}: "
         f"{dense / small:.2f} times the tokens in the same memory"
     )
+    decisions.append(Decision("kv_cache_dtype", asked, reason))
+    return asked
 
 
 def _choose_pool(

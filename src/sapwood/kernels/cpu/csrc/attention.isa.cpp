@@ -119,11 +119,13 @@ class Attention {
   }
 
   // Makes key(s_.rows[t]) and value(s_.rows[kKeyTile + t]) the rows of tokens [begin, begin + n).
-  void open_tile(std::int64_t begin, int n) {
+  // Fetches the keys of the `num_ahead` rows found ahead if it has to dequantise.
+  void open_tile(std::int64_t begin, int n, int num_ahead = 0) {
     std::int64_t* key_rows = s_.rows;
     std::int64_t* value_rows = s_.rows + kKeyTile;
     walk(*task_, begin, n, [&](int t, int count, std::int64_t offset, std::int64_t key, std::int64_t value) {
       if (!is_dense_) {
+        prefetch_rows(a_.keys, s_.ahead, t, t + count < n ? least(t + count, num_ahead) : num_ahead);
         dequantize(a_.keys, key, offset, count, s_.dense + t * d_);
         dequantize(a_.values, value, offset, count, s_.dense + (kKeyTile + t) * d_);
         key = value = (t - offset) * d_;
@@ -191,12 +193,16 @@ class Attention {
     if (ahead_task_ != task_) {  // nobody has fetched anything of this task
       ahead_task_ = task_;
       ahead_ = task_->kv_begin;
-      for (int i = 0; i < kTilesAhead; i++) prefetch_rows(0, find_ahead());
+      for (int i = 0; i < kTilesAhead; i++) {
+        const int num_rows = find_ahead();
+        prefetch_rows(a_.keys, s_.ahead, 0, num_rows);
+        prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_rows);
+      }
     }
     for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
       const int n = tile_length(*task_, begin);
       const int num_ahead = find_ahead();
-      open_tile(begin, n);
+      open_tile(begin, n, num_ahead);
       score_rows(q, s_.rows, n, num_ahead);
       constexpr int pack = Pack<T>::per_lane;
       const int padded = (n + W - 1) / W * W;
@@ -231,12 +237,16 @@ class Attention {
     return n;
   }
 
-  // Rows [first, last) of the tile found ahead.
-  __attribute__((always_inline)) void prefetch_rows(int first, int last) const {
-    for (int i = first; i < last; i++) {
-      prefetch_row(a_.keys, s_.ahead[i]);
-      prefetch_row(a_.values, s_.ahead[kKeyTile + i]);
-    }
+  // Rows [first, last) of the tile found ahead, whose places in the cache are `rows`.
+  __attribute__((always_inline)) void prefetch_rows(const void* cache, const std::int64_t* rows,
+                                                    std::int64_t first, std::int64_t last) const {
+    for (std::int64_t i = first; i < last; i++) prefetch_row(cache, rows[i]);
+  }
+
+  // Those that open_tile did not fetch.
+  __attribute__((always_inline)) void prefetch_rest(std::int64_t first, std::int64_t last) const {
+    if (is_dense_) prefetch_rows(a_.keys, s_.ahead, first, last);
+    prefetch_rows(a_.values, s_.ahead + kKeyTile, first, last);
   }
 
   static int tile_length(const AttentionTask& task, std::int64_t begin) {
@@ -248,7 +258,7 @@ class Attention {
     constexpr int step = W * Pack<T>::per_lane;
     int t = 0;
     for (; t + 4 <= n; t += 4) {
-      prefetch_rows(t, static_cast<int>(least(t + 4, num_ahead)));
+      prefetch_rest(t, least(t + 4, num_ahead));
       const T *k0 = key(rows[t]), *k1 = key(rows[t + 1]), *k2 = key(rows[t + 2]),
               *k3 = key(rows[t + 3]);
       for (int row = 0; row < rows_; row++) {
@@ -265,7 +275,7 @@ class Attention {
         __builtin_memcpy(s_.scores + row * kKeyTile + t, &four, sizeof(four));
       }
     }
-    prefetch_rows(t, num_ahead);
+    prefetch_rest(t, num_ahead);
     for (; t < n; t++) {
       for (int row = 0; row < rows_; row++) {
         VF s0{};

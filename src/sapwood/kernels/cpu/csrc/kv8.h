@@ -114,6 +114,21 @@ static inline void quantize_head(KvFormat format, const float* x, int d, std::ui
   });
 }
 
+SAPWOOD_INLINE void store_two(float* p, VF low, VF high) {
+  store(p, low);
+  store(p + W, high);
+}
+
+SAPWOOD_INLINE void store_two(bf16* p, VF low, VF high) {
+#if defined(__AVX512BF16__)
+  const __m512bh both = _mm512_cvtne2ps_pbh(bits_as<__m512>(high), bits_as<__m512>(low));
+  __builtin_memcpy(p, &both, sizeof(both));
+#else
+  store(p, low);
+  store(p + W, high);
+#endif
+}
+
 // n neighbouring tokens of one tile -> [n, d]
 template <class T>
 static inline void dequantize_rows(KvFormat format, const std::uint8_t* numbers,
@@ -127,8 +142,7 @@ static inline void dequantize_rows(KvFormat format, const std::uint8_t* numbers,
       for (int i = 0; i < d; i += 2 * W) {
         const VF low = Format::decode(load_bytes(numbers + i)) * scale;
         const VF high = Format::decode(load_bytes(numbers + i + W)) * scale;
-        store(out + i, low);
-        store(out + i + W, high);
+        store_two(out + i, low, high);
       }
     }
   });
