@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sapwood.app.wiring import Engine, Resolved, build_engine, load_model, resolve_config
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.kernels.cpu import CpuKernels
+from sapwood.kernels.interface import KV_CACHE_DTYPES
 from sapwood.kernels.registry import Need
 from sapwood.models.lm.decoder import Decoder
 from sapwood.schema.config.engine import EngineConfig
@@ -28,6 +29,12 @@ from tests.models.lm.harness import Session
 NUM_OUTPUTS = 24
 LEAST_GAP = 1e-4
 """Two largest logits closer than this may change places by rounding: neither order is wrong."""
+
+CLEAR_GAP = 1e-3
+"""The same where a last bit may decide to which number a key is rounded."""
+
+CROWDED = {"page_size": 4, "max_total_tokens": 160, "schedule_conservativeness": 0.0}
+"""So few pages that requests are retracted."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,14 +57,16 @@ def prompts() -> list[list[int]]:
 
 
 @torch.inference_mode()
-def greedy_alone(session: Session, name: str, prompt: Sequence[int]) -> list[int] | None:
+def greedy_alone(
+    session: Session, name: str, prompt: Sequence[int], *, least_gap: float = LEAST_GAP
+) -> list[int] | None:
     """The output for one prompt with nothing else around; None if it hangs on a rounding error."""
     output: list[int] = []
     new = list(prompt)
     while len(output) < NUM_OUTPUTS:
         logits = session.step({name: new})[name][-1]
         (largest, second), _ = logits.topk(2)
-        if largest - second < LEAST_GAP:
+        if largest - second < least_gap:
             return None
         new = [int(logits.argmax())]
         output += new
@@ -236,6 +245,45 @@ def test_outputs_do_not_depend_on_the_schedule(
     check(tiny_llama, [draft.of(pool) for draft in drafts], options)
 
 
+@cache
+def expected_in_8_bits(
+    directory: Path, kernels: str, kind: str
+) -> list[tuple[list[int], list[int]]]:
+    """(prompt, output) of the prompts alone, whole, over those kernels. A number on the border
+    between two may be rounded to either, so that only clear outputs count."""
+    cpu = torch.device("cpu")
+    bare = resolved(directory, kernels=kernels, page_size=8, kv_cache_dtype=kind)
+    model = load_model(bare, device=cpu, dtype=torch.float32)
+    assert isinstance(model, Decoder)
+    found = []
+    for index, prompt in enumerate(prompts()):
+        session = Session(model, page_size=8, num_pages=16, dtype=KV_CACHE_DTYPES[kind])
+        output = greedy_alone(session, str(index), prompt, least_gap=CLEAR_GAP)
+        if output is not None:
+            found.append((prompt, output))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize("kernels", ["cpu", "torch"])
+def test_it_holds_for_a_kv_cache_in_8_bits(tiny_llama: Path, kernels: str, kind: str) -> None:
+    if kernels not in kernels_here():
+        pytest.skip("this build has no C++ kernels")
+    found = expected_in_8_bits(tiny_llama, kernels, kind)
+    assert len(found) >= 8
+    requests = [
+        Asked(prompt, output, arrives=index, aborted=20 if index % 5 == 4 else None)
+        for index, (prompt, output) in enumerate(found)
+    ]
+    options = {"kernels": kernels, "kv_cache_dtype": kind, **CROWDED}
+    for depth, chunk in ((1, 16), (2, 7)):
+        status = check(
+            tiny_llama, requests, {**options, "overlap_depth": depth, "chunked_prefill_size": chunk}
+        )
+        assert status.num_retractions > 0
+        assert status.num_cached_tokens > 0
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("kernels", ["cpu", "torch"])
 def test_it_holds_where_requests_are_retracted_and_prefixes_hit(
@@ -247,14 +295,7 @@ def test_it_holds_where_requests_are_retracted_and_prefixes_hit(
         Asked(prompt, output, arrives=index, aborted=20 if index % 5 == 4 else None)
         for index, (prompt, output) in enumerate(expected(tiny_llama))
     ]
-    options = {
-        "kernels": kernels,
-        "overlap_depth": depth,
-        "page_size": 4,
-        "max_total_tokens": 160,
-        "chunked_prefill_size": 16,
-        "schedule_conservativeness": 0.0,
-    }
+    options = {"kernels": kernels, "overlap_depth": depth, "chunked_prefill_size": 16, **CROWDED}
     status = check(tiny_llama, requests, options)
     assert status.num_retractions > 0
     assert status.num_cached_tokens > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,3 +67,14 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_a_need_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="got 0 and 16"):
         Need(device="cpu", dtype=torch.float32, head_dim=0, page_size=16)
+
+
+def test_the_kv_cache_is_dense_or_in_8_bits() -> None:
+    for kv_dtype in (torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2):
+        assert select_kernels(replace(NEED, kv_dtype=kv_dtype)).refusals == {}
+    other = replace(NEED, kv_dtype=torch.float32)
+    assert str(other).endswith("page size 16, KV cache in float32")
+    with pytest.raises(ConfigError, match=r"torch: the KV cache is torch.float32, neither "):
+        select_kernels(other)
+    with pytest.raises(ConfigError, match="needs an even head size, not 33"):
+        select_kernels(replace(NEED, kv_dtype=torch.int8, head_dim=33), only="torch")

@@ -3,14 +3,14 @@ import torch
 from sapwood.memory.buffers import allocate_kv_caches
 
 
-def allocate(device="cpu"):
+def allocate(device="cpu", dtype=torch.bfloat16):
     return allocate_kv_caches(
         num_layers=3,
         num_pages=5,
         num_kv_heads=2,
         page_size=4,
         head_dim=8,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         device=torch.device(device),
     )
 
@@ -40,3 +40,13 @@ def test_other_devices_have_the_same_layout():
     assert [cache.stride() for cache, _ in allocate("meta")] == [
         cache.stride() for cache, _ in allocate()
     ]
+
+
+def test_in_8_bits_each_token_of_a_head_has_room_for_a_scale():
+    for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2):
+        caches = [cache for pair in allocate(dtype=dtype) for cache in pair]
+        assert all(cache.shape == (5, 2, 4, 8 + 2) and cache.dtype == dtype for cache in caches)
+        assert not any(cache.view(torch.uint8).any() for cache in caches)
+        page_bytes = 2 * 4 * (8 + 2)
+        starts = [cache[1].data_ptr() for cache in caches]
+        assert [start - starts[0] for start in starts] == [page_bytes * i for i in range(6)]

@@ -21,7 +21,7 @@ from sapwood.executor.captured import Capturable, CapturePlan, capture_steps
 from sapwood.executor.graphs import GraphChoice
 from sapwood.executor.largest_step import run_largest_steps
 from sapwood.kernels.capture import Capture
-from sapwood.kernels.interface import DTYPES, Kernels
+from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES, Kernels
 from sapwood.kernels.platform import DeviceMemory
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.memory.sizing import MemoryUse, PoolSize, size_pool
@@ -111,7 +111,7 @@ def measure_pool(
         num_kv_heads=decoder.num_kv_heads,
         page_size=page_size,
         head_dim=decoder.head_dim,
-        dtype=DTYPES[config.model.dtype],
+        dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
         device=memory.device,
     )
     max_pages = -(-_known(config.model.context_length) // page_size)

@@ -12,7 +12,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.rows import RowTable
-from sapwood.kernels.interface import DTYPES, Kernels
+from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES, Kernels
 from sapwood.layers.pooling import Pooler
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.models.config import DecoderConfig
@@ -86,7 +86,7 @@ def build_pooling_runner(
             num_kv_heads=shape.num_kv_heads,
             page_size=page_size,
             head_dim=shape.head_dim,
-            dtype=dtype,
+            dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
             device=device,
         )
     watch.take_kv(kv_caches)

@@ -61,7 +61,7 @@ from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.warmup import warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import (
     CudaMemory,
     Platform,
@@ -179,6 +179,7 @@ def resolve_config(
         dtype=DTYPES[config.model.dtype],
         head_dim=shape.head_dim,
         page_size=_known(config.memory.page_size),
+        kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
     )
     kernels = select_kernels(need, config.execution.kernels)
     decisions.append(Decision("kernels", kernels.kernels.name, kernels.why))
@@ -251,6 +252,7 @@ def model_facts(
         num_embedding_parameters=decoder.vocab_size * decoder.hidden_size,
         weight_format=weight_format,
         kv_values_per_token=2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim,
+        kv_heads_per_token=2 * decoder.num_layers * decoder.num_kv_heads,
     )
 
 
@@ -382,7 +384,7 @@ def _build_runner(
             num_kv_heads=decoder.num_kv_heads,
             page_size=page_size,
             head_dim=decoder.head_dim,
-            dtype=dtype,
+            dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
             device=device,
         )
     watch.take_kv(kv_caches)

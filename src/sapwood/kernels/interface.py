@@ -6,7 +6,8 @@ size.
 The KV cache of one layer is a pair of tensors [num_pages, Hk, page_size, D]: one page holds
 page_size consecutive tokens of one request, and the tokens of one head lie together in it: a head's
 part of a page is one contiguous tile. A token's `write_index` is page * page_size + offset within
-the page.
+the page. A cache of an 8-bit dtype (`kernels/kv_cache.py`) is [num_pages, Hk, page_size, D + 2],
+since its tiles hold numbers and then scales; every op takes either kind.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
+from sapwood.kernels.kv_cache import SCALE_BYTES, is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
 
@@ -170,7 +172,7 @@ class Kernels(Protocol):
         cos_sin      [max_positions, rotary_dim] fp32: cos in the first half, sin in the second;
                      rotates the first rotary_dim entries of a head, halves paired (NeoX style)
         positions    [T] int64
-        key_cache    [num_pages, Hk, page_size, D]; written at write_index [T] int64
+        key_cache    [num_pages, Hk, page_size, D], or in 8 bits; written at write_index [T] int64
         Returns      q [T, Hq, D]
         Source: Su et al. 2021, arXiv:2104.09864."""
         ...
@@ -270,14 +272,26 @@ class Kernels(Protocol):
 
 
 def kv_cache_shape(
-    num_pages: int, num_kv_heads: int, page_size: int, head_dim: int
+    num_pages: int,
+    num_kv_heads: int,
+    page_size: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[int, int, int, int]:
-    """The shape of one layer's key cache, and of its value cache."""
-    return (num_pages, num_kv_heads, page_size, head_dim)
+    """The shape of one layer's key cache, and of its value cache, of `dtype`."""
+    width = head_dim + SCALE_BYTES if is_8_bit(dtype) else head_dim
+    return (num_pages, num_kv_heads, page_size, width)
 
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+}
+
+KV_CACHE_DTYPES: dict[str, torch.dtype] = {
+    **DTYPES,
+    "int8": torch.int8,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
 }

@@ -11,6 +11,7 @@ import torch
 from sapwood.base.errors import ConfigError
 from sapwood.base.registry import Registry
 from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import LARGEST_NUMBER
 
 IMPLEMENTATIONS: Mapping[str, str] = {
     "triton": "sapwood.kernels.triton.factory:TRITON",
@@ -26,10 +27,11 @@ class Need:
     """What the ops must run on.
 
     device     torch's device type: "cpu", "cuda", …
-    dtype      of weights, activations and the KV cache
+    dtype      of weights and activations
     head_dim   entries of one attention head
     page_size  tokens of one KV page
     attention  features of AttentionTraits (kernels/interface.py) that the model's layers have
+    kv_dtype   of the KV cache, as in kernels/kv_cache.py if it has 8 bits; None: `dtype`
     """
 
     device: str
@@ -37,6 +39,7 @@ class Need:
     head_dim: int
     page_size: int
     attention: frozenset[str] = frozenset()
+    kv_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.head_dim < 1 or self.page_size < 1:
@@ -47,7 +50,22 @@ class Need:
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         parts = [f"{dtype} on {self.device}", f"head size {self.head_dim}"]
+        if self.kv_dtype not in (None, self.dtype):
+            parts.append(f"KV cache in {str(self.kv_dtype).removeprefix('torch.')}")
         return ", ".join([*parts, f"page size {self.page_size}", *sorted(self.attention)])
+
+    def why_not_kv(self) -> str | None:
+        """Why ops that take dense caches of `dtype` and 8-bit ones cannot serve this, or None."""
+        if self.kv_dtype in (None, self.dtype):
+            return None
+        if self.kv_dtype in LARGEST_NUMBER:
+            is_odd = self.head_dim % 2 != 0
+            return (
+                f"an 8-bit KV cache needs an even head size, not {self.head_dim}"
+                if is_odd
+                else None
+            )
+        return f"the KV cache is {self.kv_dtype}, neither {self.dtype} nor in 8 bits"
 
 
 class KernelsFactory(Protocol):
@@ -96,7 +114,7 @@ def select_kernels(
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
     raise ConfigError(
         f"no kernels for {need} ({reasons}); "
-        "choose another --dtype or --device, or leave the choice of kernels to sapwood"
+        "choose another --dtype, --kv-cache-dtype or --device, or leave the choice of kernels to sapwood"
     )
 
 

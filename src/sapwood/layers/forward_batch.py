@@ -18,7 +18,7 @@ class ForwardBatch:
     positions      [T] int64; a token's index in its request
     write_index    [T] int64; where its KV goes: page * page_size + offset
     attention      which keys each token attends to
-    kv_caches      per layer: (keys, values), each [num_pages, Hk, page_size, D]
+    kv_caches      per layer: (keys, values), each [num_pages, Hk, page_size, D], or in 8 bits
     logits_index   [S] int64; rows of the T whose logits are wanted
     token_types    [T] int64, which text of a pair each token is of; None: there are no pairs
     attend         called instead of the kernels' paged_attention, with its arguments: where a step

@@ -21,14 +21,14 @@ def allocate_kv_caches(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Per layer (keys, values), each [num_pages, num_kv_heads, page_size, head_dim], all zero.
+    """Per layer (keys, values), each of the shape that `kv_cache_shape` gives, all zero.
 
     One page holds its tokens for all layers in one piece: a page that is used for the first time
     touches one stretch of memory instead of two in every layer, and a transfer copies one. On a CPU
     the operating system hands the memory out when it is first written, so a pool that is mostly
     unused costs little.
     """
-    page = kv_cache_shape(1, num_kv_heads, page_size, head_dim)[1:]
+    page = kv_cache_shape(1, num_kv_heads, page_size, head_dim, dtype)[1:]
     shape = (num_pages, num_layers, 2, *page)
     if device.type == "cpu":
         num_bytes = math.prod(shape) * dtype.itemsize

@@ -13,6 +13,7 @@ from torch import Tensor
 from sapwood.distributed.groups import Group
 from sapwood.executor.graphs import choose_graph
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
@@ -94,12 +95,15 @@ def make_kv_caches(
     """Filled with NaN, so that whoever reads what no token of the request wrote is found out."""
     size = 1 if group is None else group.size
     shape = kv_cache_shape(
-        num_pages, max(1, config.num_kv_heads // size), page_size, config.head_dim
+        num_pages, max(1, config.num_kv_heads // size), page_size, config.head_dim, dtype
     )
-    return [
-        (torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
-        for _ in range(config.num_layers)
-    ]
+
+    def full_of_nan() -> Tensor:
+        if is_8_bit(dtype):  # so are its scales then
+            return torch.full(shape, 255, dtype=torch.uint8).view(dtype)
+        return torch.full(shape, torch.nan, dtype=dtype)
+
+    return [(full_of_nan(), full_of_nan()) for _ in range(config.num_layers)]
 
 
 def make_decoder(
@@ -133,7 +137,8 @@ class Session:
         group: Group | None = None,
         recorded_by: Kernels | None = None,
     ) -> None:
-        """`recorded_by`: run steps as these kernels record them, not op by op."""
+        """`dtype`: of the KV cache; `recorded_by`: run steps as these kernels record them, not op
+        by op."""
         self._model = model
         self._page_size = page_size
         self._kv_caches = make_kv_caches(

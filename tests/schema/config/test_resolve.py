@@ -65,6 +65,7 @@ def test_nothing_asked_gives_a_config_without_open_choices():
         "context_length",
         "served_model_name",
         "page_size",
+        "kv_cache_dtype",
         "max_total_tokens",
         "max_running_requests",
         "max_queued_requests",
@@ -76,7 +77,7 @@ def test_nothing_asked_gives_a_config_without_open_choices():
 def test_what_was_asked_is_kept_and_needs_no_reason():
     asked = EngineConfig(
         model=ModelConfig(dtype="float32", context_length=512, served_model_name="mine"),
-        memory=MemoryConfig(page_size=8, max_total_tokens=4096),
+        memory=MemoryConfig(page_size=8, max_total_tokens=4096, kv_cache_dtype="float32"),
         scheduler=SchedulerConfig(
             max_running_requests=4,
             max_queued_requests=0,

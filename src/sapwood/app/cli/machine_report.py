@@ -16,7 +16,7 @@ import torch
 
 from sapwood.app.wiring import Resolved
 from sapwood.base.errors import StartupError
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, read_platform
 from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels
 from sapwood.schema.config.engine import EngineConfig
@@ -172,6 +172,7 @@ def _need(asked: EngineConfig, facts: Platform, resolved: Resolved | None) -> Ne
         dtype=DTYPES.get(config.model.dtype, torch.float32),
         head_dim=64 if resolved is None else resolved.shape.head_dim,
         page_size=config.memory.page_size or 16,
+        kv_dtype=KV_CACHE_DTYPES.get(config.memory.kv_cache_dtype),
     )
 
 

@@ -21,7 +21,7 @@ from sapwood.bench.evals.perplexity import (
     measure,
 )
 from sapwood.bench.report import report_stem, write_json
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.models.store import Progress
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def bench_perplexity(
         window=options.window,
         page_size=resolved.config.memory.page_size or 1,
         device=device,
-        dtype=dtype,
+        dtype=KV_CACHE_DTYPES[resolved.config.memory.kv_cache_dtype],
     )
     tokenizer = Tokenizer.from_directory(model_config.tokenizer_path or resolved.files.path)
     token_ids = tokenizer.encode(text, add_special_tokens=False)

@@ -58,7 +58,7 @@ def _docstrings(source: bytes) -> Iterator[str]:
 
 
 class WindowScorer:
-    """Scores windows of tokens with a model; holds the KV pages of one window."""
+    """Scores windows of tokens with a model; holds the KV pages of one window, in `dtype`."""
 
     def __init__(
         self,

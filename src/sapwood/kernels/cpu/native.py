@@ -8,7 +8,7 @@ writes to: these are refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from sapwood.kernels.interface import (
     AttentionBatch,
     AttentionTraits,
     PackedLinear,
+    kv_cache_shape,
     lacking,
 )
 from sapwood.kernels.quantized import QuantizedWeight
@@ -39,6 +40,7 @@ else:
     _missing = None
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_KV_FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.float8_e5m2: 3}
 
 
 class CpuKernels:
@@ -70,6 +72,8 @@ class CpuKernels:
             return f"runs on cpu, not on {need.device}"
         if need.dtype not in _DTYPES:
             return f"{need.dtype} is neither float32 nor bfloat16"
+        if need.why_not_kv() is not None:
+            return need.why_not_kv()
         step, limit = _native.HEAD_DIM_STEP, _native.MAX_HEAD_DIM
         if need.head_dim % step != 0 or need.head_dim > limit:
             return f"head size {need.head_dim} is not a multiple of {step} up to {limit}"
@@ -165,14 +169,7 @@ class CpuKernels:
                 f"qkv {describe(qkv)} does not hold {num_heads} + 2 * {num_kv_heads} heads "
                 f"of {head_dim}"
             )
-        num_pages, page_size, key_stride = page_layout(key_cache, qkv, num_kv_heads, head_dim)
-        value_pages, value_page_size, value_stride = page_layout(
-            value_cache, qkv, num_kv_heads, head_dim
-        )
-        if value_pages != num_pages or value_page_size != page_size:
-            raise ValueError(
-                f"key_cache {describe(key_cache)} and value_cache {describe(value_cache)} differ"
-            )
+        layout = cache_layout(key_cache, value_cache, qkv, num_kv_heads, head_dim)
         check_indices(positions, "positions", num_tokens)
         check_indices(write_index, "write_index", num_tokens)
         if cos_sin.dtype != torch.float32 or not cos_sin.is_contiguous():
@@ -188,8 +185,8 @@ class CpuKernels:
             address_of(q_norm, qkv, head_dim, "q_norm"),
             address_of(k_norm, qkv, head_dim, "k_norm"),
             eps, cos_sin.data_ptr(), max_positions, positions.data_ptr(), write_index.data_ptr(),
-            key_cache.data_ptr(), key_stride, value_cache.data_ptr(), value_stride,
-            num_pages, page_size,
+            key_cache.data_ptr(), layout.key_stride, value_cache.data_ptr(), layout.value_stride,
+            layout.kv, layout.num_pages, layout.page_size,
         )  # fmt: skip
         return out
 
@@ -206,19 +203,13 @@ class CpuKernels:
         dtype = dtype_of(q)
         num_tokens, num_heads, head_dim = q.shape
         num_kv_heads = key_cache.shape[1]
-        num_pages, page_size, key_stride = page_layout(key_cache, q, num_kv_heads, head_dim)
-        value_pages, value_page_size, value_stride = page_layout(
-            value_cache, q, num_kv_heads, head_dim
-        )
-        if value_pages != num_pages or value_page_size != page_size:
-            raise ValueError(
-                f"key_cache {describe(key_cache)} and value_cache {describe(value_cache)} differ"
-            )
+        layout = cache_layout(key_cache, value_cache, q, num_kv_heads, head_dim)
         q_stride, head_stride, entry_stride = q.stride()
         if (head_stride != head_dim and num_heads > 1) or entry_stride != 1:
             q = q.contiguous()
             q_stride = num_heads * head_dim
-        plan = self.plan(batch, (num_heads, num_kv_heads, head_dim, page_size, num_pages))
+        shape = (num_heads, num_kv_heads, head_dim, layout.page_size, layout.num_pages)
+        plan = self.plan(batch, shape)
         if plan.num_tokens != num_tokens:
             raise ValueError(
                 f"q has {num_tokens} tokens but the batch's query lengths add up to "
@@ -226,8 +217,8 @@ class CpuKernels:
             )
         out = q.new_empty((num_tokens, num_heads, head_dim))
         plan.run(
-            self._context, dtype, q.data_ptr(), q_stride, key_cache.data_ptr(), key_stride,
-            value_cache.data_ptr(), value_stride, out.data_ptr(), scale,
+            self._context, dtype, q.data_ptr(), q_stride, key_cache.data_ptr(), layout.key_stride,
+            value_cache.data_ptr(), layout.value_stride, layout.kv, out.data_ptr(), scale,
         )  # fmt: skip
         return out
 
@@ -433,26 +424,47 @@ def check_indices(index: Tensor, name: str, size: int) -> None:
         raise ValueError(f"{name} {describe(index)} must be [{size}] int64 and contiguous")
 
 
-def page_layout(
-    cache: Tensor, like: Tensor, num_kv_heads: int, head_dim: int
-) -> tuple[int, int, int]:
-    """(pages, page size, entries between pages) of a cache [pages, Hk, page_size, D].
+class CacheLayout(NamedTuple):
+    """How one layer's keys and values lie; strides count elements between pages.
+
+    kv  the compiled module's number for how entries are stored
+    """
+
+    num_pages: int
+    page_size: int
+    key_stride: int
+    value_stride: int
+    kv: int
+
+
+def cache_layout(
+    keys: Tensor, values: Tensor, like: Tensor, num_kv_heads: int, head_dim: int
+) -> CacheLayout:
+    """Of caches that fit activations `like`, dense or in 8 bits; ValueError if they do not.
 
     Pages may lie apart (keys and values of a page side by side); inside, a page is contiguous.
     """
-    num_pages, heads, page_size, size = cache.shape
-    strides = cache.stride()
-    if (
-        heads != num_kv_heads
-        or size != head_dim
-        or cache.dtype != like.dtype
-        or strides[1:] != (page_size * head_dim, head_dim, 1)
-    ):
-        raise ValueError(
-            f"KV cache {describe(cache)} with strides {list(strides)} must be "
-            f"[pages, {num_kv_heads}, page_size, {head_dim}] {like.dtype}, each page contiguous"
-        )
-    return num_pages, page_size, strides[0]
+    num_pages, _, page_size, _ = keys.shape
+    kv = 0 if keys.dtype == like.dtype else _KV_FORMATS.get(keys.dtype, -1)
+    shape = kv_cache_shape(num_pages, num_kv_heads, page_size, head_dim, keys.dtype)
+    width = shape[-1]
+    for cache in (keys, values):
+        strides = cache.stride()
+        if (
+            kv < 0
+            or cache.shape[1] != num_kv_heads
+            or cache.shape[3] != width
+            or cache.dtype not in (keys.dtype, like.dtype)
+            or strides[1:] != (page_size * width, width, 1)
+        ):
+            raise ValueError(
+                f"KV cache {describe(cache)} with strides {list(strides)} must be "
+                f"[pages, {num_kv_heads}, page_size, {width}] {like.dtype} or in 8 bits, "
+                "each page contiguous"
+            )
+    if values.shape != keys.shape or values.dtype != keys.dtype:
+        raise ValueError(f"key_cache {describe(keys)} and value_cache {describe(values)} differ")
+    return CacheLayout(num_pages, page_size, keys.stride(0), values.stride(0), kv)
 
 
 def _table_of(batch: AttentionBatch) -> tuple[int, int, int]:

@@ -16,10 +16,10 @@ from sapwood.kernels.cpu.native import (
     CpuKernels,
     Linear,
     address_of,
+    cache_layout,
     check_indices,
     describe,
     dtype_of,
-    page_layout,
 )
 from sapwood.kernels.cpu.quantized import QuantizedLinear
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
@@ -29,7 +29,8 @@ from sapwood.kernels.recording import CannotRecord, DecoderParts
 class DecoderStep:
     """Keeps the model and the KV caches alive; one step at a time.
 
-    kv_caches  per layer (keys, values), each [num_pages, Hk, page_size, D]; all of one layout
+    kv_caches  per layer (keys, values), each [num_pages, Hk, page_size, D] or in 8 bits; all of one
+               layout
     Raises     ValueError if a weight or a cache does not fit the model
     """
 
@@ -50,25 +51,21 @@ class DecoderStep:
         if len(kv_caches) != len(parts.layers):
             raise ValueError(f"{len(kv_caches)} KV caches for {len(parts.layers)} layers")
         layouts = {
-            tuple(
-                page_layout(cache, embedding, parts.num_kv_heads, parts.head_dim) for cache in pair
-            )
-            for pair in kv_caches
+            cache_layout(*pair, embedding, parts.num_kv_heads, parts.head_dim) for pair in kv_caches
         }
         if len(layouts) != 1:
             raise ValueError(f"the layers' KV caches differ in their layout: {layouts}")
-        ((num_pages, page_size, key_stride), (value_pages, value_size, value_stride)) = (
-            layouts.pop()
-        )
-        if (value_pages, value_size) != (num_pages, page_size):
-            raise ValueError("the key cache and the value cache differ in their layout")
-        self._shape = (parts.num_heads, parts.num_kv_heads, parts.head_dim, page_size, num_pages)
+        layout = layouts.pop()
+        self._shape = (
+            parts.num_heads, parts.num_kv_heads, parts.head_dim, layout.page_size, layout.num_pages
+        )  # fmt: skip
         # Kept: fresh memory costs the system a fault per page, 0.5 ms per step of 32 requests.
         self._logits = torch.empty((0, self._vocab))
         self._step = _native.DecoderStep(
             dtype_of(embedding), hidden, self._vocab, cos_sin.shape[0],
-            parts.num_heads, parts.num_kv_heads, parts.head_dim, cos_sin.shape[1], page_size,
-            num_pages, key_stride, value_stride, parts.eps, parts.scale,
+            parts.num_heads, parts.num_kv_heads, parts.head_dim, cos_sin.shape[1],
+            layout.page_size, layout.num_pages, layout.key_stride, layout.value_stride, layout.kv,
+            parts.eps, parts.scale,
             embedding.data_ptr(), cos_sin.data_ptr(),
             address_of(parts.final_norm, embedding, hidden, "final_norm"),
             self._linear(parts.lm_head, "lm_head", self._vocab, hidden),

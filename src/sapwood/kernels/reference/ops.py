@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sapwood.kernels import kv_cache
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
+from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
@@ -41,7 +43,7 @@ class ReferenceKernels:
     def why_not(need: Need) -> str | None:
         if not need.dtype.is_floating_point:
             return f"{need.dtype} is not a floating point type"
-        return None
+        return need.why_not_kv()
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         return weight[token_ids]
@@ -81,6 +83,10 @@ class ReferenceKernels:
         if k_norm is not None:
             k = self.rms_norm(k, k_norm, eps)
         q, k = _rotate(q, cos_sin[positions]), _rotate(k, cos_sin[positions])
+        if is_8_bit(key_cache.dtype):
+            kv_cache.write(key_cache, write_index, k)
+            kv_cache.write(value_cache, write_index, v)
+            return q
         page_size = key_cache.shape[2]
         for row, index in enumerate(write_index.tolist()):
             page, offset = divmod(index, page_size)
@@ -108,7 +114,7 @@ class ReferenceKernels:
             pages = batch.page_table[row, : -(-length // page_size)].long()
             # [num_pages, Hk, page_size, D] -> [Hq, length, D]
             keys, values = (
-                cache[pages].transpose(0, 1).flatten(1, 2)[:, :length].float()
+                _pages_of(cache, pages, q).transpose(0, 1).flatten(1, 2)[:, :length].float()
                 .repeat_interleave(group, dim=0)
                 for cache in (key_cache, value_cache)
             )  # fmt: skip
@@ -181,6 +187,13 @@ class ReferenceKernels:
 
     def set_num_threads(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+
+
+def _pages_of(cache: Tensor, pages: Tensor, q: Tensor) -> Tensor:
+    """[len(pages), Hk, page_size, D]"""
+    if is_8_bit(cache.dtype):
+        return kv_cache.dequantize_pages(cache, pages, q.shape[-1], torch.float32)
+    return cache[pages]
 
 
 def _rotate(x: Tensor, cos_sin: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ cores with AVX-512 BF16, hidden size 576."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.kernels import kv_cache
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import (
@@ -20,6 +23,7 @@ from sapwood.kernels.interface import (
     PackedLinear,
     lacking,
 )
+from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
@@ -45,7 +49,7 @@ class TorchKernels:
     def why_not(need: Need) -> str | None:
         if need.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"{need.dtype} is not float32, bfloat16 or float16"
-        return lacking(need.attention)
+        return need.why_not_kv() or lacking(need.attention)
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         return weight.index_select(0, token_ids)
@@ -88,6 +92,10 @@ class TorchKernels:
         if q_norm is not None or k_norm is not None:
             qk = _norm_heads(qk, num_heads, q_norm, k_norm, eps)
         qk = _rotate(qk, cos_sin.index_select(0, positions))
+        if is_8_bit(key_cache.dtype):
+            kv_cache.write(key_cache, write_index, qk[:, num_heads:])
+            kv_cache.write(value_cache, write_index, heads[:, num_rotated:])
+            return qk[:, :num_heads].to(qkv.dtype)
         page_size = key_cache.shape[2]
         where = (write_index // page_size, write_index % page_size)
         key_cache.transpose(1, 2).index_put_(where, qk[:, num_heads:].to(qkv.dtype))
@@ -104,7 +112,25 @@ class TorchKernels:
         traits: AttentionTraits = PLAIN,
     ) -> Tensor:
         traits.require_plain(self.name)
+        if is_8_bit(key_cache.dtype):
+            return self._attend_8_bit(q, key_cache, value_cache, batch, scale)
         return self._attention(q, key_cache, value_cache, batch, scale)
+
+    def _attend_8_bit(
+        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
+    ) -> Tensor:
+        """Over a copy of the step's pages in q's dtype, numbered as they come in the table."""
+        dense = cast("AttentionBatch | None", batch.cache.get("torch dense"))
+        pages = batch.page_table.flatten()
+        if dense is None:
+            numbered = torch.arange(pages.numel(), dtype=torch.int32, device=pages.device)
+            dense = replace(batch, page_table=numbered.view_as(batch.page_table), cache={})
+            batch.cache["torch dense"] = dense
+        keys, values = (
+            kv_cache.dequantize_pages(cache, pages, q.shape[-1], q.dtype)
+            for cache in (key_cache, value_cache)
+        )
+        return self._attention(q, keys, values, dense, scale)
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         gate, up = x.chunk(2, dim=-1)

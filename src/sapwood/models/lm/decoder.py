@@ -141,7 +141,10 @@ class Decoder(ABC):
     models/loader/assign), `finalize()`, then call `compute` under torch.inference_mode().
     """
 
-    ignorable: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
+    ignorable: ClassVar[tuple[str, ...]] = (
+        "*.rotary_emb.inv_freq",
+        "*.self_attn.[kv]_scale",  # of a calibrated 8-bit KV cache; ours makes a scale per token
+    )
     """Patterns of checkpoint tensors that are not parameters of the model."""
     ignorable_when_tied: ClassVar[tuple[str, ...]] = ("lm_head.weight",)
     """Those that are superfluous when the embedding is also the output layer."""

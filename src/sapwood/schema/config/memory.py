@@ -8,17 +8,26 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
 EVICTION_POLICIES = ("lru", "lfu")
+KV_CACHE_8_BIT = ("int8", "fp8_e4m3", "fp8_e5m2")
+KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16", *KV_CACHE_8_BIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryConfig:
-    """After resolution `page_size` and `max_total_tokens` are set."""
+    """After resolution `page_size` and `max_total_tokens` are set, and `kv_cache_dtype` is not
+    "auto"."""
 
     page_size: int | None = option(
         None, "Tokens of KV per page; prefixes are shared in whole pages.", unit="tokens"
     )
     max_total_tokens: int | None = option(
         None, "Tokens that the KV pool holds; overrides --mem-fraction-static.", unit="tokens"
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        "Numbers of the KV cache; auto: those of --dtype. The 8-bit ones have a scale per token "
+        "and head, and fit almost twice the tokens of bfloat16 into the pool.",
+        choices=KV_CACHE_DTYPES,
     )
     mem_fraction_static: float | None = option(
         None, "Fraction of the machine's memory for weights and KV pool together."

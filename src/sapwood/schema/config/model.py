@@ -49,7 +49,11 @@ class ModelConfig:
         "Format of the weights; dummy: random weights of the configured shape.",
         choices=LOAD_FORMATS,
     )
-    dtype: str = option("auto", "Data type of weights, activations and KV cache.", choices=DTYPES)
+    dtype: str = option(
+        "auto",
+        "Data type of weights, activations and, unless --kv-cache-dtype says otherwise, KV cache.",
+        choices=DTYPES,
+    )
     quantization: str | None = option(
         None,
         "Numbers of the linear layers' weights: w8a8_int8, w4a8, w8a16 and fp8 quantise while "

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
-from sapwood.schema.config.memory import MemoryConfig
+from sapwood.schema.config.memory import KV_CACHE_8_BIT, MemoryConfig
 from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig
 from sapwood.schema.config.scheduler import SchedulerConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625}
 """Per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
+KV_SCALE_BYTES = 2
+"""Of each key and value head of a token, in an 8-bit cache."""
 DEFAULT_PAGE_SIZE = 16
 DEFAULT_POOL_FRACTION = 0.25
 """Share of the free memory that the KV pool takes on a CPU, where other programs live too."""
@@ -68,6 +70,7 @@ class ModelFacts:
     num_embedding_parameters  of them, those of the token embedding, which is not quantised
     weight_format   of its files: "safetensors", "gguf", …; "dummy" for random weights
     kv_values_per_token  keys and values of all layers, in elements
+    kv_heads_per_token   key and value heads of all layers
     whole_prompts   it is an encoder: computes a text in one step, and keeps no keys and values
     quantized       how its checkpoint is quantised; None: it is not, or is a GGUF file
     """
@@ -78,6 +81,7 @@ class ModelFacts:
     dtype: str
     num_parameters: int
     kv_values_per_token: int
+    kv_heads_per_token: int = 0
     num_embedding_parameters: int = 0
     weight_format: str = ""
     whole_prompts: bool = False
@@ -287,7 +291,10 @@ def _resolve_memory(
     if page_size is None:
         page_size = DEFAULT_PAGE_SIZE
         decisions.append(Decision("page_size", page_size, "measured best; see docs/performance.md"))
-    token_bytes = model.kv_values_per_token * DTYPE_BYTES[model_config.dtype]
+    kv_cache_dtype = _resolve_kv_cache_dtype(
+        asked.kv_cache_dtype, model_config.dtype, model, decisions
+    )
+    token_bytes = kv_token_bytes(model, kv_cache_dtype)
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
         max_tokens, reason = _choose_pool(
@@ -316,7 +323,48 @@ def _resolve_memory(
             f"--max-total-tokens {max_tokens} takes {pool_bytes / 2**30:.1f} GiB of KV but "
             f"{execution.device} has {machine.memory_bytes / 2**30:.1f} GiB; ask for fewer tokens"
         )
-    return replace(asked, page_size=page_size, max_total_tokens=num_pages * page_size)
+    return replace(
+        asked,
+        page_size=page_size,
+        max_total_tokens=num_pages * page_size,
+        kv_cache_dtype=kv_cache_dtype,
+    )
+
+
+def kv_token_bytes(model: ModelFacts, kv_cache_dtype: str) -> int:
+    """What the pool takes per token."""
+    if kv_cache_dtype in KV_CACHE_8_BIT:
+        return model.kv_values_per_token + model.kv_heads_per_token * KV_SCALE_BYTES
+    return model.kv_values_per_token * DTYPE_BYTES[kv_cache_dtype]
+
+
+def _resolve_kv_cache_dtype(
+    asked: str, dtype: str, model: ModelFacts, decisions: list[Decision]
+) -> str:
+    """ConfigError if it cannot be."""
+    if asked == "auto":
+        decisions.append(Decision("kv_cache_dtype", dtype, "the same as --dtype"))
+        return dtype
+    if asked not in KV_CACHE_8_BIT:
+        if asked != dtype:
+            raise ConfigError(
+                f"--kv-cache-dtype is {asked}, but a KV cache that is not in 8 bits has the data "
+                f"type of the activations, {dtype}; leave the option out, change --dtype, or "
+                f"choose one of {', '.join(KV_CACHE_8_BIT)}"
+            )
+        return asked
+    if model.kv_values_per_token == 0:
+        raise ConfigError(
+            f"--kv-cache-dtype is {asked}, but {model.name} is an encoder, which keeps no keys and "
+            "values; leave the option out"
+        )
+    dense, small = kv_token_bytes(model, dtype), kv_token_bytes(model, asked)
+    reason = (
+        f"asked for; a token takes {small:,} bytes instead of {dense:,} in {dtype}: "
+        f"{dense / small:.2f} times the tokens in the same memory"
+    )
+    decisions.append(Decision("kv_cache_dtype", asked, reason))
+    return asked
 
 
 def _choose_pool(

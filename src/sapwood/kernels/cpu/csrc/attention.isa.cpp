@@ -4,9 +4,11 @@
 //   few rows of one token   each key row is read once and multiplied with all rows (decode)
 //   many rows               key and value tiles are repacked once for all rows, and both products
 //                           run on the register tile below (prefill)
-// Probabilities are rounded to the cache's dtype before they meet the values; all sums are fp32.
+// Keys and values in 8 bits become the activations' dtype tile by tile, and are then like any others.
+// Probabilities are rounded to the activations' dtype before they meet the values; all sums are fp32.
 // Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
 // arXiv:2205.14135 (tiling); merging of parts by their log-sum-exp as in Flash-Decoding (2023).
+#include "kv8.h"
 #include "simd.h"
 #include "table.h"
 #include "tile.h"
@@ -33,7 +35,9 @@ struct Scratch {
   T* probabilities;     // [rows, kKeyTile]
   std::uint32_t* keys;  // [D / per_lane, kKeyTile] lanes
   std::uint32_t* values;  // [kKeyTile / per_lane, D] lanes
-  std::int64_t* rows;     // [2, kKeyTile] offsets of token rows within the caches, elements
+  std::int64_t* rows;     // [2, kKeyTile] offsets of token rows within key(0) and value(0), elements
+  std::int64_t* ahead;    // [2, kKeyTile] of rows to be fetched within the caches, bytes
+  T* dense;               // [2, kKeyTile, D] a tile that is stored in 8 bits
   std::size_t bytes;
 
   Scratch(std::byte* base, int n, int d) {
@@ -52,7 +56,9 @@ struct Scratch {
     cut(probabilities, rows_ * kKeyTile);
     cut(keys, d_ / Pack<T>::per_lane * kKeyTile);
     cut(values, kKeyTile / Pack<T>::per_lane * d_);
-    cut(rows, 4 * kKeyTile);
+    cut(rows, 2 * kKeyTile);
+    cut(ahead, 2 * kKeyTile);
+    cut(dense, 2 * kKeyTile * d_);
     bytes = used;
   }
 };
@@ -62,7 +68,10 @@ class Attention {
  public:
   Attention(const AttentionArgs& args, std::byte* scratch)
       : a_(args), s_(scratch, args.rows_per_tile, args.head_dim), d_(args.head_dim),
-        group_(args.num_heads / args.num_kv_heads), scale_(args.scale * 1.44269504f) {}
+        group_(args.num_heads / args.num_kv_heads), scale_(args.scale * 1.44269504f),
+        is_dense_(args.kv == KvFormat::dense), element_(is_dense_ ? sizeof(T) : 1),
+        keys_(is_dense_ ? static_cast<const T*>(args.keys) : s_.dense),
+        values_(is_dense_ ? static_cast<const T*>(args.values) : s_.dense + kKeyTile * d_) {}
 
   // `next`: the task that this thread runs after it, or null if that is not known.
   void run(const AttentionTask& task, const AttentionTask* next) {
@@ -93,32 +102,56 @@ class Attention {
     return static_cast<T*>(a_.out) + (token * a_.num_heads + head) * d_;
   }
 
-  // Where the rows of tokens [begin, begin + n) lie in the key and in the value cache.
-  void locate(const AttentionTask& task, std::int64_t begin, int n, std::int64_t* key_rows,
-              std::int64_t* value_rows) const {
+  // Calls body(t, count, offset, key_tile, value_tile) for each page of tokens [begin, begin + n): of
+  // these, `count` from the t-th on lie in one page, from its token `offset` on; the tiles are where
+  // this head's part of the page begins in the caches, in elements.
+  template <class Body>
+  __attribute__((always_inline)) void walk(const AttentionTask& task, std::int64_t begin, int n, const Body& body) const {
     const std::int32_t* pages = a_.page_table + task.request * a_.page_table_stride;
-    const std::int64_t head = static_cast<std::int64_t>(task.kv_head) * a_.page_size;
+    const std::int64_t head = static_cast<std::int64_t>(task.kv_head) * a_.page_size * kv_width(a_.kv, d_);
     std::int64_t index = begin / a_.page_size, offset = begin % a_.page_size;
     for (int t = 0; t < n; index++, offset = 0) {
       const std::int64_t page = pages[index];
-      const std::int64_t key = page * a_.key_stride + head * d_;
-      const std::int64_t value = page * a_.value_stride + head * d_;
-      for (; t < n && offset < a_.page_size; t++, offset++) {
-        key_rows[t] = key + offset * d_;
-        value_rows[t] = value + offset * d_;
-      }
+      const int count = static_cast<int>(least(n - t, a_.page_size - offset));
+      body(t, count, offset, page * a_.key_stride + head, page * a_.value_stride + head);
+      t += count;
     }
   }
 
-  const T* key(std::int64_t offset) const { return static_cast<const T*>(a_.keys) + offset; }
-  const T* value(std::int64_t offset) const { return static_cast<const T*>(a_.values) + offset; }
+  // Makes key(s_.rows[t]) and value(s_.rows[kKeyTile + t]) the rows of tokens [begin, begin + n).
+  // Fetches the keys of the `num_ahead` rows found ahead if it has to dequantise.
+  void open_tile(std::int64_t begin, int n, int num_ahead = 0) {
+    std::int64_t* key_rows = s_.rows;
+    std::int64_t* value_rows = s_.rows + kKeyTile;
+    walk(*task_, begin, n, [&](int t, int count, std::int64_t offset, std::int64_t key, std::int64_t value) {
+      if (!is_dense_) {
+        prefetch_rows(a_.keys, s_.ahead, t, t + count < n ? least(t + count, num_ahead) : num_ahead);
+        dequantize(a_.keys, key, offset, count, s_.dense + t * d_);
+        dequantize(a_.values, value, offset, count, s_.dense + (kKeyTile + t) * d_);
+        key = value = (t - offset) * d_;
+      }
+      for (int i = 0; i < count; i++) {
+        key_rows[t + i] = key + (offset + i) * d_;
+        value_rows[t + i] = value + (offset + i) * d_;
+      }
+    });
+  }
 
-  // Inlined by force: a function that only prefetches has no effect that GCC knows of, and calls to
-  // it are dropped.
-  __attribute__((always_inline)) void prefetch_row(const T* row) const {
-    const char* p = reinterpret_cast<const char*>(row);
-    const int bytes = d_ * static_cast<int>(sizeof(T));
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+  void dequantize(const void* cache, std::int64_t tile, std::int64_t offset, int count, T* to) const {
+    const std::uint8_t* numbers = static_cast<const std::uint8_t*>(cache) + tile;
+    const std::uint8_t* scales = numbers + static_cast<std::int64_t>(a_.page_size) * d_;
+    dequantize_rows(a_.kv, numbers + offset * d_, scales + offset * kScaleBytes, count, d_, to);
+  }
+
+  const T* key(std::int64_t offset) const { return keys_ + offset; }
+  const T* value(std::int64_t offset) const { return values_ + offset; }
+
+  // Inlined by force, as its callers are: a function that only prefetches has no effect that GCC knows
+  // of, and calls to it are dropped.
+  __attribute__((always_inline)) void prefetch_row(const void* cache, std::int64_t offset) const {
+    const char* p = static_cast<const char*>(cache) + offset;
+    const std::int64_t bytes = d_ * element_;
+    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
   }
 
   // Turns scores[row][0 .. n) into probabilities relative to the new maximum, rescales what was
@@ -155,18 +188,22 @@ class Attention {
   // ---- few rows ----
 
   void run_rows() {
-    std::int64_t* key_rows = s_.rows;
     std::int64_t* value_rows = s_.rows + kKeyTile;
     const T* q = query(0);  // the heads of a group are neighbours: [group, D]
     if (ahead_task_ != task_) {  // nobody has fetched anything of this task
       ahead_task_ = task_;
       ahead_ = task_->kv_begin;
-      for (int i = 0; i < kTilesAhead; i++) prefetch_rows(0, find_ahead());
+      for (int i = 0; i < kTilesAhead; i++) {
+        const int num_rows = find_ahead();
+        prefetch_rows(a_.keys, s_.ahead, 0, num_rows);
+        prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_rows);
+      }
     }
     for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
       const int n = tile_length(*task_, begin);
-      locate(*task_, begin, n, key_rows, value_rows);
-      score_rows(q, key_rows, n, find_ahead());
+      const int num_ahead = find_ahead();
+      open_tile(begin, n, num_ahead);
+      score_rows(q, s_.rows, n, num_ahead);
       constexpr int pack = Pack<T>::per_lane;
       const int padded = (n + W - 1) / W * W;
       for (int row = 0; row < rows_; row++) soften(row, n, padded);
@@ -176,23 +213,40 @@ class Attention {
   }
 
   // Finds the rows of the tile to fetch next, of this task or the one after it; how many they are.
-  int find_ahead() {
+  // Fetches their scales.
+  __attribute__((always_inline)) int find_ahead() {
     if (ahead_ >= ahead_task_->kv_end && ahead_task_ == task_ && next_ != nullptr && next_->num_queries == 1) {
       ahead_task_ = next_;
       ahead_ = next_->kv_begin;
     }
     const int n = tile_length(*ahead_task_, ahead_);
-    locate(*ahead_task_, ahead_, n, s_.rows + 2 * kKeyTile, s_.rows + 3 * kKeyTile);
+    std::int64_t* key_rows = s_.ahead;
+    std::int64_t* value_rows = s_.ahead + kKeyTile;
+    walk(*ahead_task_, ahead_, n, [&](int t, int count, std::int64_t offset, std::int64_t key, std::int64_t value) {
+      for (int i = 0; i < count; i++) {
+        key_rows[t + i] = (key + (offset + i) * d_) * element_;
+        value_rows[t + i] = (value + (offset + i) * d_) * element_;
+      }
+      if (!is_dense_) {
+        const std::int64_t scales = a_.page_size * static_cast<std::int64_t>(d_) + offset * kScaleBytes;
+        __builtin_prefetch(static_cast<const char*>(a_.keys) + key + scales);
+        __builtin_prefetch(static_cast<const char*>(a_.values) + value + scales);
+      }
+    });
     ahead_ += kKeyTile;
     return n;
   }
 
-  // Rows [first, last) of the tile found ahead.
-  __attribute__((always_inline)) void prefetch_rows(int first, int last) const {
-    for (int i = first; i < last; i++) {
-      prefetch_row(key(s_.rows[2 * kKeyTile + i]));
-      prefetch_row(value(s_.rows[3 * kKeyTile + i]));
-    }
+  // Rows [first, last) of the tile found ahead, whose places in the cache are `rows`.
+  __attribute__((always_inline)) void prefetch_rows(const void* cache, const std::int64_t* rows,
+                                                    std::int64_t first, std::int64_t last) const {
+    for (std::int64_t i = first; i < last; i++) prefetch_row(cache, rows[i]);
+  }
+
+  // Those that open_tile did not fetch.
+  __attribute__((always_inline)) void prefetch_rest(std::int64_t first, std::int64_t last) const {
+    if (is_dense_) prefetch_rows(a_.keys, s_.ahead, first, last);
+    prefetch_rows(a_.values, s_.ahead + kKeyTile, first, last);
   }
 
   static int tile_length(const AttentionTask& task, std::int64_t begin) {
@@ -204,7 +258,7 @@ class Attention {
     constexpr int step = W * Pack<T>::per_lane;
     int t = 0;
     for (; t + 4 <= n; t += 4) {
-      prefetch_rows(t, static_cast<int>(least(t + 4, num_ahead)));
+      prefetch_rest(t, least(t + 4, num_ahead));
       const T *k0 = key(rows[t]), *k1 = key(rows[t + 1]), *k2 = key(rows[t + 2]),
               *k3 = key(rows[t + 3]);
       for (int row = 0; row < rows_; row++) {
@@ -221,7 +275,7 @@ class Attention {
         __builtin_memcpy(s_.scores + row * kKeyTile + t, &four, sizeof(four));
       }
     }
-    prefetch_rows(t, num_ahead);
+    prefetch_rest(t, num_ahead);
     for (; t < n; t++) {
       for (int row = 0; row < rows_; row++) {
         VF s0{};
@@ -293,7 +347,7 @@ class Attention {
     }
     for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
       const int n = tile_length(*task_, begin);
-      locate(*task_, begin, n, s_.rows, s_.rows + kKeyTile);
+      open_tile(begin, n);
       pack_keys(n);
       pack_values(n);
       constexpr int pack = Pack<T>::per_lane;
@@ -391,6 +445,9 @@ class Attention {
   Scratch<T> s_;
   const int d_, group_;
   const float scale_;  // of scores, such that probabilities are powers of 2
+  const bool is_dense_;
+  const std::int64_t element_;  // bytes
+  const T *const keys_, *const values_;  // that s_.rows refers to: the caches, or what was dequantised
   const AttentionTask* task_ = nullptr;
   const AttentionTask* next_ = nullptr;
   const AttentionTask* ahead_task_ = nullptr;  // whose keys and values are fetched up to ahead_

@@ -292,6 +292,7 @@ void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tenso
   args.values = tensors.values;
   args.key_stride = tensors.key_stride;
   args.value_stride = tensors.value_stride;
+  args.kv = tensors.kv;
   args.out = tensors.out;
   args.scale = tensors.scale;
   args.rows_per_tile = rows_per_tile_;

@@ -97,6 +97,7 @@ class AttentionPlan {
     std::int64_t key_stride;
     const void* values;
     std::int64_t value_stride;
+    KvFormat kv;
     void* out;
     float scale;
   };

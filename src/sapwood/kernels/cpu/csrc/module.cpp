@@ -77,8 +77,8 @@ void qk_norm_rope_write_kv(const Context& c, int dtype, Address qkv, Address q_o
                            int num_heads, int num_kv_heads, int head_dim, int rotary_dim,
                            Address q_norm, Address k_norm, float eps, Address cos_sin,
                            I64 max_positions, Address positions, Address write_index, Address keys,
-                           I64 key_stride, Address values, I64 value_stride, I64 num_pages,
-                           int page_size) {
+                           I64 key_stride, Address values, I64 value_stride, int kv,
+                           I64 num_pages, int page_size) {
   RopeArgs a{};
   a.positions = static_cast<const I64*>(in(positions));
   a.write_index = static_cast<const I64*>(in(write_index));
@@ -100,6 +100,7 @@ void qk_norm_rope_write_kv(const Context& c, int dtype, Address qkv, Address q_o
   a.values = to(values);
   a.key_stride = key_stride;
   a.value_stride = value_stride;
+  a.kv = static_cast<KvFormat>(kv);
   a.team = c.team();
   c.ops().qk_norm_rope_write_kv(static_cast<DType>(dtype), a);
 }
@@ -185,9 +186,10 @@ void make_coded_weight(LinearWeight* self, const CodedLayout* layout, Address da
 }
 
 void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_stride, Address keys,
-            I64 key_stride, Address values, I64 value_stride, Address out, float scale) {
+            I64 key_stride, Address values, I64 value_stride, int kv, Address out, float scale) {
   plan.run(c, static_cast<DType>(dtype),
-           {in(q), q_stride, in(keys), key_stride, in(values), value_stride, to(out), scale});
+           {in(q), q_stride, in(keys), key_stride, in(values), value_stride, static_cast<KvFormat>(kv),
+            to(out), scale});
 }
 
 // (input_norm, q_norm, k_norm, post_norm, keys, values) and (qkv, o, gate_up, down) of each layer.
@@ -195,7 +197,7 @@ using LayerTuple = std::pair<std::array<Address, 6>, std::array<const LinearWeig
 
 void make_step(DecoderStep* self, int dtype, I64 hidden, I64 vocab, I64 max_positions, int num_heads,
                int num_kv_heads, int head_dim, int rotary_dim, int page_size, I64 num_pages,
-               I64 key_stride, I64 value_stride, float eps, float scale, Address embedding,
+               I64 key_stride, I64 value_stride, int kv, float eps, float scale, Address embedding,
                Address cos_sin, Address final_norm, const LinearWeight& lm_head,
                const std::vector<LayerTuple>& layers) {
   std::vector<LayerWeights> weights;
@@ -206,7 +208,7 @@ void make_step(DecoderStep* self, int dtype, I64 hidden, I64 vocab, I64 max_posi
   }
   new (self) DecoderStep({static_cast<DType>(dtype), hidden, vocab, max_positions, num_heads,
                           num_kv_heads, head_dim, rotary_dim, page_size, num_pages, key_stride,
-                          value_stride, eps, scale},
+                          value_stride, static_cast<KvFormat>(kv), eps, scale},
                          in(embedding), static_cast<const float*>(in(cos_sin)), in(final_norm),
                          lm_head, std::move(weights));
 }

@@ -17,6 +17,16 @@ namespace sapwood {
 
 enum class DType : int { f32 = 0, bf16 = 1 };
 
+// How keys and values are stored: as the activations are, or in 8 bits with a scale per token and head
+// (see kv8.h). Strides of a cache count its elements: bytes, if it is not dense.
+enum class KvFormat : int { dense = 0, int8 = 1, fp8_e4m3 = 2, fp8_e5m2 = 3 };
+constexpr int kScaleBytes = 2;
+
+// Elements that a token of one head takes.
+constexpr int kv_width(KvFormat format, int head_dim) {
+  return format == KvFormat::dense ? head_dim : head_dim + kScaleBytes;
+}
+
 // Limits of the attention kernels; the scratch layouts depend on them.
 constexpr int kKeyTile = 64;     // keys per tile
 // Query rows (token x head of the group) per tile at most: a multiple of the register tile's rows
@@ -60,6 +70,7 @@ struct AttentionArgs {
   const void* keys;    // [pages, Hk, page_size, D], pages key_stride elements apart
   const void* values;  // likewise
   std::int64_t key_stride, value_stride;
+  KvFormat kv;
   void* out;  // [T, Hq, D], contiguous
   float scale;
   int rows_per_tile;          // query rows of the largest task
@@ -83,6 +94,7 @@ struct RopeArgs {
   void* keys;
   void* values;
   std::int64_t key_stride, value_stride;
+  KvFormat kv;
   Team team;
 };
 

@@ -1,6 +1,7 @@
 // Ops over rows: RMSNorm, SwiGLU, and the q/k norm + rotary embedding + KV write.
-#include "table.h"
+#include "kv8.h"
 #include "simd.h"
+#include "table.h"
 
 namespace sapwood::SAPWOOD_ISA {
 namespace {
@@ -144,16 +145,15 @@ void argmax_rows(const T* x, std::int64_t rows, std::int64_t columns, std::int64
   });
 }
 
-template <class T>
-void store_row(const float* x, T* out, int n) {
+template <class From, class To>
+void copy_row(const From* x, To* out, int n) {
   for (int i = 0; i < n; i += W) store(out + i, load(x + i));
 }
 
-// One head in fp32: load, norm (if any), rotate, store. head_dim is a multiple of W.
+// One head in fp32: load, norm (if any), rotate. head_dim is a multiple of W.
 template <class T>
 void rotate_head(const T* x, const T* norm, float eps, const float* cos_sin, int rotary_dim,
-                 int head_dim, T* out) {
-  alignas(64) float head[kMaxHeadDim];
+                 int head_dim, float* head) {
   const float factor = norm != nullptr ? inverse_rms(x, head_dim, eps) : 1.0f;
   for (int i = 0; i < head_dim; i += W) {
     VF v = load(x + i);
@@ -175,8 +175,49 @@ void rotate_head(const T* x, const T* norm, float eps, const float* cos_sin, int
     head[i] = a * cosine[i] - b * sine[i];
     head[half + i] = b * cosine[i] + a * sine[i];
   }
-  store_row(head, out, head_dim);
 }
+
+// One layer's keys or values of one token, head by head.
+class TokenWriter {
+ public:
+  TokenWriter(const RopeArgs& a, void* cache, std::int64_t stride, std::int64_t write_index)
+      : format_(a.kv), d_(a.head_dim), page_size_(a.page_size), offset_(write_index % a.page_size),
+        page_(write_index / a.page_size * stride), cache_(cache) {}
+
+  // x [D] fp32
+  template <class T>
+  void write(int head, const float* x) const {
+    if (format_ == KvFormat::dense) {
+      copy_row(x, dense<T>(head), d_);
+    } else {
+      std::uint8_t* tile = static_cast<std::uint8_t*>(cache_) + tile_of(head);
+      quantize_head(format_, x, d_, tile + offset_ * d_, tile + page_size_ * d_ + offset_ * kScaleBytes);
+    }
+  }
+
+  // x [D] as it came
+  template <class T>
+  void write(int head, const T* x, float* wide) const {
+    if (format_ == KvFormat::dense) {
+      __builtin_memcpy(dense<T>(head), x, static_cast<std::size_t>(d_) * sizeof(T));
+    } else {
+      copy_row(x, wide, d_);
+      write<T>(head, wide);
+    }
+  }
+
+ private:
+  std::int64_t tile_of(int head) const { return page_ + head * page_size_ * kv_width(format_, d_); }
+  template <class T>
+  T* dense(int head) const {
+    return static_cast<T*>(cache_) + tile_of(head) + offset_ * d_;
+  }
+
+  const KvFormat format_;
+  const int d_;
+  const std::int64_t page_size_, offset_, page_;
+  void* cache_;
+};
 
 template <class T>
 void rope_token(const RopeArgs& a, std::int64_t token) {
@@ -184,20 +225,19 @@ void rope_token(const RopeArgs& a, std::int64_t token) {
   const T* x = static_cast<const T*>(a.qkv) + token * (a.num_heads + 2 * a.num_kv_heads) * d;
   const float* cos_sin = a.cos_sin + a.positions[token] * a.rotary_dim;
   T* q = static_cast<T*>(a.q_out) + token * a.num_heads * d;
+  alignas(64) float wide[kMaxHeadDim];
   for (int head = 0; head < a.num_heads; head++, x += d, q += d) {
-    rotate_head(x, static_cast<const T*>(a.q_norm), a.eps, cos_sin, a.rotary_dim, d, q);
+    rotate_head(x, static_cast<const T*>(a.q_norm), a.eps, cos_sin, a.rotary_dim, d, wide);
+    copy_row(wide, q, d);
   }
-  const std::int64_t page = a.write_index[token] / a.page_size;
-  const std::int64_t offset = a.write_index[token] % a.page_size;
-  T* keys = static_cast<T*>(a.keys) + page * a.key_stride + offset * d;
-  T* values = static_cast<T*>(a.values) + page * a.value_stride + offset * d;
-  const std::int64_t head_stride = static_cast<std::int64_t>(a.page_size) * d;
+  const TokenWriter keys(a, a.keys, a.key_stride, a.write_index[token]);
   for (int head = 0; head < a.num_kv_heads; head++, x += d) {
-    rotate_head(x, static_cast<const T*>(a.k_norm), a.eps, cos_sin, a.rotary_dim, d,
-                keys + head * head_stride);
+    rotate_head(x, static_cast<const T*>(a.k_norm), a.eps, cos_sin, a.rotary_dim, d, wide);
+    keys.write<T>(head, wide);
   }
+  const TokenWriter values(a, a.values, a.value_stride, a.write_index[token]);
   for (int head = 0; head < a.num_kv_heads; head++, x += d) {
-    __builtin_memcpy(values + head * head_stride, x, static_cast<std::size_t>(d) * sizeof(T));
+    values.write(head, x, wide);
   }
 }
 

@@ -112,10 +112,11 @@ void DecoderStep::attend(Context& context, const AttentionPlan& plan, const Inpu
   rope.values = layer.values;
   rope.key_stride = shape_.key_stride;
   rope.value_stride = shape_.value_stride;
+  rope.kv = shape_.kv;
   rope.team = context.team();
   context.ops().qk_norm_rope_write_kv(shape_.dtype, rope);
   plan.run_held(context, shape_.dtype, {a.q, heads, layer.keys, shape_.key_stride, layer.values,
-                                        shape_.value_stride, a.attended, shape_.scale});
+                                        shape_.value_stride, shape_.kv, a.attended, shape_.scale});
 }
 
 void DecoderStep::feed_forward(Context& context, const LayerWeights& layer, const Activations& a,

@@ -28,6 +28,7 @@ class DecoderStep {
     std::int64_t hidden, vocab, max_positions;
     int num_heads, num_kv_heads, head_dim, rotary_dim, page_size;
     std::int64_t num_pages, key_stride, value_stride;
+    KvFormat kv;
     float eps, scale;
   };
 

@@ -1,0 +1,152 @@
+// The KV cache in 8 bits: a head's part of a page (its tile) holds page_size * D numbers, then a bf16
+// scale per token; an entry is number * scale. Included only by *.isa.cpp.
+//
+// The scale is the largest entry's size over the format's largest number, rounded up, so that nothing
+// saturates. Entries that are infinite or NaN make the scale so: they must show.
+// Source of the fp8 formats: OCP 8-bit Floating Point Specification, revision 1.0 (2023).
+#pragma once
+
+#include "simd.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+typedef std::int8_t VB __attribute__((vector_size(W)));
+
+constexpr float kSmallestTop = 1e-30f;  // a vector whose entries are all smaller is zero
+
+SAPWOOD_INLINE VI rounded_to_int(VF x) {
+  const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  return bits_as<VI>(x + magic) - bits_as<VI>(magic);
+}
+
+SAPWOOD_INLINE float power_of_2(int n) { return bits_as<float>((127 + n) << 23); }
+
+// W bytes, sign-extended. GCC 12 takes a vector conversion from bytes apart, entry by entry.
+SAPWOOD_INLINE VI load_bytes(const std::uint8_t* p) {
+#if defined(__AVX512F__)
+  return bits_as<VI>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return bits_as<VI>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  VB bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, VI);
+#endif
+}
+
+// The lowest byte of each entry.
+SAPWOOD_INLINE void store_bytes(std::uint8_t* p, VI v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(bits_as<__m512i>(v)));
+#else
+  const VB bytes = __builtin_convertvector(v, VB);
+  __builtin_memcpy(p, &bytes, sizeof(bytes));
+#endif
+}
+
+struct Int8 {
+  static constexpr float largest = 127.0f;
+  static VI encode(VF x) { return rounded_to_int(x); }
+  static VF decode(VI number) { return __builtin_convertvector(number, VF); }
+};
+
+// Sign, exponent and M bits of mantissa; an exponent is kBias less than fp32's.
+template <int M, int kBias, int kLargest>
+struct Float8 {
+  static constexpr float largest = kLargest;
+  static constexpr int shift = 23 - M;
+
+  // To the nearest, ties to even.
+  static VI encode(VF x) {
+    const VI bits = bits_as<VI>(x), size = bits & 0x7fffffff;
+    const VI normal = ((size + ((1 << (shift - 1)) - 1) + ((size >> shift) & 1)) >> shift) - (kBias << M);
+    const VI subnormal = rounded_to_int(bits_as<VF>(size) * splat(power_of_2(126 - kBias + M)));
+    const VI number = size < ((kBias + 1) << 23) ? subnormal : normal;
+    return number | ((bits >> 24) & 0x80);
+  }
+
+  // The bits at their place in an fp32, whose exponent is then kBias too small.
+  static VF decode(VI number) {
+    const VI bits = (number << shift) & static_cast<std::int32_t>(0x80000000u | (0x7fu << shift));
+    return bits_as<VF>(bits) * splat(power_of_2(kBias));
+  }
+};
+
+typedef Float8<3, 120, 448> E4M3;
+typedef Float8<2, 112, 57344> E5M2;
+
+// Calls body(format) with the format's struct above.
+template <class Body>
+SAPWOOD_INLINE void with_format(KvFormat format, const Body& body) {
+  switch (format) {
+    case KvFormat::int8: body(Int8()); break;
+    case KvFormat::fp8_e4m3: body(E4M3()); break;
+    case KvFormat::fp8_e5m2: body(E5M2()); break;
+    case KvFormat::dense: break;
+  }
+}
+
+// x [d] -> its numbers and its scale.
+static inline void quantize_head(KvFormat format, const float* x, int d, std::uint8_t* numbers,
+                                 std::uint8_t* scale) {
+  VI tops{};  // of the bits, in whose order NaN is above all
+  for (int i = 0; i < d; i += W) {
+    const VI size = bits_as<VI>(load(x + i)) & 0x7fffffff;
+    tops = size > tops ? size : tops;
+  }
+  std::int32_t top_bits = 0;
+  for (int i = 0; i < W; i++) top_bits = tops[i] > top_bits ? tops[i] : top_bits;
+  const float top = bits_as<float>(top_bits);
+  with_format(format, [&](auto f) {
+    using Format = decltype(f);
+    bf16 rounded_up{0};
+    if (top != top) rounded_up.bits = 0x7fc0;
+    if (top >= kSmallestTop) {
+      const std::uint32_t bits = bits_as<std::uint32_t>(top / Format::largest);
+      rounded_up.bits = static_cast<std::uint16_t>((bits + 0xffff) >> 16);
+    }
+    __builtin_memcpy(scale, &rounded_up, sizeof(rounded_up));
+    const VF inverse = splat(top >= kSmallestTop ? 1.0f / to_float(rounded_up) : 0.0f);
+    for (int i = 0; i < d; i += W) {
+      store_bytes(numbers + i, Format::encode(load(x + i) * inverse));
+    }
+  });
+}
+
+SAPWOOD_INLINE void store_two(float* p, VF low, VF high) {
+  store(p, low);
+  store(p + W, high);
+}
+
+SAPWOOD_INLINE void store_two(bf16* p, VF low, VF high) {
+#if defined(__AVX512BF16__)
+  const __m512bh both = _mm512_cvtne2ps_pbh(bits_as<__m512>(high), bits_as<__m512>(low));
+  __builtin_memcpy(p, &both, sizeof(both));
+#else
+  store(p, low);
+  store(p + W, high);
+#endif
+}
+
+// n neighbouring tokens of one tile -> [n, d]
+template <class T>
+static inline void dequantize_rows(KvFormat format, const std::uint8_t* numbers,
+                                   const std::uint8_t* scales, int n, int d, T* out) {
+  with_format(format, [&](auto f) {
+    using Format = decltype(f);
+    for (int t = 0; t < n; t++, numbers += d, out += d) {
+      bf16 one;
+      __builtin_memcpy(&one, scales + t * sizeof(one), sizeof(one));
+      const VF scale = splat(to_float(one));
+      for (int i = 0; i < d; i += 2 * W) {
+        const VF low = Format::decode(load_bytes(numbers + i)) * scale;
+        const VF high = Format::decode(load_bytes(numbers + i + W)) * scale;
+        store_two(out + i, low, high);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace sapwood::SAPWOOD_ISA

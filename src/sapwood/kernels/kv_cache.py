@@ -1,0 +1,73 @@
+"""The KV cache in 8 bits: how a tile holds numbers and scales, in torch.
+
+A cache of dtype int8, float8_e4m3fn or float8_e5m2 is a tensor [pages, Hk, page_size, D + 2]. Its
+last two dimensions are one contiguous tile of bytes: page_size * D numbers, token by token, then
+page_size scales in bf16. An entry is number * scale.
+
+The scale of a token and head is the largest entry's size over the format's largest number, rounded
+up to bf16, so that nothing saturates and nothing has to be calibrated. Entries that are infinite or
+NaN make the scale so.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SCALE_BYTES = 2
+
+LARGEST_NUMBER = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
+"""Cache dtype -> its largest number. These are the 8-bit dtypes."""
+
+_SMALLEST_TOP = 1e-30
+"""A vector whose entries are all smaller is zero."""
+
+
+def is_8_bit(dtype: torch.dtype) -> bool:
+    return dtype in LARGEST_NUMBER
+
+
+def numbers_and_scales(cache: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Views of a cache [pages, Hk, page_size, D + 2]: (numbers [pages, Hk, page_size, D] uint8,
+    scales [pages, Hk, page_size] bf16)."""
+    pages, heads, page_size, _ = cache.shape
+    page_bytes, tile_bytes = cache.stride()[:2]
+    at = cache.storage_offset()
+    numbers = cache.view(torch.uint8).as_strided(
+        (pages, heads, page_size, head_dim), (page_bytes, tile_bytes, head_dim, 1), at
+    )
+    scales = cache.view(torch.bfloat16).as_strided(
+        (pages, heads, page_size),
+        (page_bytes // SCALE_BYTES, tile_bytes // SCALE_BYTES, 1),
+        (at + page_size * head_dim) // SCALE_BYTES,
+    )
+    return numbers, scales
+
+
+def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [..., D] -> (numbers [..., D] of 8-bit `dtype`, scales [...] bf16)."""
+    wide = x.float()
+    top = wide.abs().amax(dim=-1)
+    bits = (top / LARGEST_NUMBER[dtype]).view(torch.int32)
+    rounded_up = ((bits + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
+    scales = torch.where(top < _SMALLEST_TOP, torch.zeros_like(rounded_up), rounded_up)
+    inverse = torch.where(scales > 0, scales.float().reciprocal(), 0.0)
+    scaled = wide * inverse.unsqueeze(-1)
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scales
+
+
+def write(cache: Tensor, write_index: Tensor, x: Tensor) -> None:
+    """Quantise x [T, Hk, D] into an 8-bit cache, at write_index [T]."""
+    page_size = cache.shape[2]
+    where = (write_index // page_size, write_index % page_size)
+    numbers, scales = quantize(x, cache.dtype)
+    all_numbers, all_scales = numbers_and_scales(cache, x.shape[-1])
+    all_numbers.transpose(1, 2).index_put_(where, numbers.view(torch.uint8))
+    all_scales.transpose(1, 2).index_put_(where, scales)
+
+
+def dequantize_pages(cache: Tensor, pages: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+    """The pages [n] of an 8-bit cache -> [n, Hk, page_size, D] of `dtype`."""
+    numbers, scales = numbers_and_scales(cache, head_dim)
+    wide = numbers[pages].view(cache.dtype).float()
+    return (wide * scales[pages].float().unsqueeze(-1)).to(dtype)
