@@ -4,7 +4,6 @@ against the reference, on each instruction set that this machine has."""
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -17,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.quantized import (
-    BLOCK_BYTES,
     KINDS,
     QuantizedWeight,
     grouped_by_kind,
@@ -34,6 +33,14 @@ _ISAS = CpuKernels.usable_isas()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 """Of the largest entry of a result: the order of fp32 sums, and one rounding to bfloat16."""
 
+HALVES_AT = {
+    **dict.fromkeys(("q4_1", "q5_1", "q4_k", "q5_k"), (0, 2)),
+    "q2_k": (80, 82),
+    "q3_k": (108,),
+    "q6_k": (208,),
+}
+"""Where the fp16 numbers of a block lie; of the other types, at its beginning."""
+
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_isa = pytest.mark.parametrize("isa", _ISAS)
 every_dtype = pytest.mark.parametrize(
@@ -47,15 +54,21 @@ def _seed() -> Iterator[None]:
     return
 
 
+def inputs(kind: str, count: int) -> int:
+    """So many times 32 inputs, or whole blocks where those are larger."""
+    return count * (FORMATS[kind].inputs if kind in FORMATS else 32)
+
+
 def random_weight(kind: str, num_out: int, num_in: int) -> QuantizedWeight:
     """Any numbers that the format has, also those at its ends."""
     if kind == "int8":
         data = torch.randint(-127, 128, (num_out, num_in)).to(torch.int8)
         return QuantizedWeight(kind, (num_out, num_in), data, torch.rand(num_out) * 0.01)
-    blocks = torch.randint(0, 256, (num_out, num_in // 32, BLOCK_BYTES[kind])).to(torch.uint8)
-    head = 2 if kind == "q4_1" else 1
-    halves = (torch.randn(num_out, num_in // 32, head) * 0.01).half()
-    blocks[..., : 2 * head] = halves.view(torch.uint8)
+    of = FORMATS[kind]
+    blocks = torch.randint(0, 256, (num_out, num_in // of.inputs, of.num_bytes)).to(torch.uint8)
+    for at in HALVES_AT.get(kind, (0,)):
+        halves = (torch.randn(num_out, num_in // of.inputs, 1) * 0.01).half()
+        blocks[..., at : at + 2] = halves.view(torch.uint8)
     return QuantizedWeight(kind, (num_out, num_in), blocks.view(num_out, -1))
 
 
@@ -67,9 +80,9 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 class TestFormats:
-    @pytest.mark.parametrize("kind", BLOCK_BYTES)
+    @pytest.mark.parametrize("kind", FORMATS)
     def test_blocks_are_read_as_the_gguf_library_reads_them(self, kind: str) -> None:
-        weight = random_weight(kind, 7, 96)
+        weight = random_weight(kind, 7, inputs(kind, 3))
         numbers = gguf.dequantize(weight.data.numpy(), gguf.GGMLQuantizationType[kind.upper()])
         assert np.array_equal(weight.dequantized(torch.float32).numpy(), numbers)
 
@@ -88,10 +101,12 @@ class TestFormats:
 
     @every_kind
     def test_parts_of_a_weight(self, kind: str) -> None:
-        weight = random_weight(kind, 9, 128)
+        step = inputs(kind, 1)
+        weight = random_weight(kind, 9, 4 * step)
         whole = weight.dequantized(torch.float32)
         assert torch.equal(weight.rows(2, 5).dequantized(torch.float32), whole[2:7])
-        assert torch.equal(weight.columns(32, 64).dequantized(torch.float32), whole[:, 32:96])
+        columns = weight.columns(step, 2 * step).dequantized(torch.float32)
+        assert torch.equal(columns, whole[:, step : 3 * step])
         padded = weight.rows(0, 9).with_rows(12).dequantized(torch.float32)
         assert torch.equal(padded[:9], whole)
         assert not padded[9:].any()
@@ -100,7 +115,7 @@ class TestFormats:
 
     @every_kind
     def test_stacking_keeps_the_outputs_in_order(self, kind: str) -> None:
-        weights = [random_weight(kind, n, 64) for n in (3, 1, 4)]
+        weights = [random_weight(kind, n, inputs(kind, 2)) for n in (3, 1, 4)]
         whole = torch.cat([weight.dequantized(torch.float32) for weight in weights])
         assert torch.equal(stacked(weights).dequantized(torch.float32), whole)
         assert stacked(weights).num_bytes == sum(weight.num_bytes for weight in weights)
@@ -114,11 +129,11 @@ class TestFormats:
         with pytest.raises(ValueError, match="different kinds"):
             stacked(weights)
 
-    @pytest.mark.parametrize("kind", BLOCK_BYTES)
+    @pytest.mark.parametrize("kind", FORMATS)
     @pytest.mark.parametrize(("first", "size"), [(16, 32), (0, 48)])
     def test_a_cut_through_a_block_is_refused(self, kind: str, first: int, size: int) -> None:
         with pytest.raises(ValueError, match=rf"inputs {first} to {first + size} cut a block"):
-            random_weight(kind, 2, 96).columns(first, size)
+            random_weight(kind, 2, inputs(kind, 3)).columns(first, size)
 
     @pytest.mark.parametrize(
         ("kind", "shape", "data", "scales"),
@@ -129,6 +144,7 @@ class TestFormats:
             ("q8_0", (2, 48), torch.zeros(2, 51, dtype=torch.uint8), None),
             ("q4_1", (2, 32), torch.zeros(2, 18, dtype=torch.uint8), None),
             ("q4_0", (2, 32), torch.zeros(2, 18, dtype=torch.uint8), torch.ones(2)),
+            ("q6_k", (2, 288), torch.zeros(2, 236, dtype=torch.uint8), None),
         ],
     )
     def test_what_does_not_fit_is_no_weight(
@@ -138,8 +154,8 @@ class TestFormats:
             QuantizedWeight(kind, shape, data, scales)
 
     def test_kinds_that_nobody_knows(self) -> None:
-        with pytest.raises(ValueError, match="'q5_k' but must be one of int8, q8_0, q4_0, q4_1"):
-            QuantizedWeight("q5_k", (1, 32), torch.zeros(1, 22, dtype=torch.uint8))
+        with pytest.raises(ValueError, match="'q9_k' but must be one of int8, q8_0, q4_0, q4_1"):
+            QuantizedWeight("q9_k", (1, 32), torch.zeros(1, 22, dtype=torch.uint8))
 
 
 class TestQuantizing:
@@ -206,7 +222,10 @@ class TestQuantizing:
 def by_definition(x: list[float], weight: QuantizedWeight, output: int) -> float:
     """One product as kernels/quantized.py describes it, number by number."""
     size = 64 if weight.kind == "int8" else 32
-    raw = bytes(weight.data[output].view(torch.uint8).tolist())
+    of_blocks: list[float] = []
+    if weight.kind != "int8":
+        kind = gguf.GGMLQuantizationType[weight.kind.upper()]
+        of_blocks = gguf.dequantize(weight.data[output].numpy(), kind).tolist()
     total = 0.0
     for first in range(0, len(x), size):
         group = x[first : first + size]
@@ -220,24 +239,14 @@ def by_definition(x: list[float], weight: QuantizedWeight, output: int) -> float
             dot = sum(a * b for a, b in zip(rounded, numbers, strict=True))
             total += dot * scale * weight.scales[output].item()
             continue
-        at = first // 32 * BLOCK_BYTES[weight.kind]
-        (d,) = struct.unpack_from("<e", raw, at)
-        if weight.kind == "q8_0":
-            values = [d * n for n in struct.unpack_from("<32b", raw, at + 2)]
-        elif weight.kind == "q4_0":
-            body = raw[at + 2 : at + 18]
-            values = [d * ((b & 15) - 8) for b in body] + [d * ((b >> 4) - 8) for b in body]
-        else:
-            (m,) = struct.unpack_from("<e", raw, at + 2)
-            body = raw[at + 4 : at + 20]
-            values = [d * (b & 15) + m for b in body] + [d * (b >> 4) + m for b in body]
+        values = of_blocks[first : first + size]
         total += scale * sum(a * b for a, b in zip(rounded, values, strict=True))
     return total
 
 
 @every_kind
 def test_the_reference_is_the_definition(kind: str) -> None:
-    num_in = 160 if kind == "int8" else 96  # int8: a last group that is not full
+    num_in = 160 if kind == "int8" else inputs(kind, 3)  # int8: a last group that is not full
     weight = random_weight(kind, 5, num_in)
     x = torch.randn(3, num_in) * torch.tensor([[1.0], [1e-3], [300.0]])
     x[0, 64:] = 0.0
@@ -282,8 +291,8 @@ def cases(draw: st.DrawFn) -> tuple[list[tuple[str, int]], int, int, bool]:
     """(kind, outputs) of each part, inputs, rows, whether there is a bias."""
     kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3))
     parts = [(kind, draw(st.integers(1, 130))) for kind in kinds]
-    only_int8 = set(kinds) == {"int8"}
-    num_in = draw(st.integers(1, 200)) if only_int8 else 32 * draw(st.integers(1, 9))
+    step = max(FORMATS[kind].inputs if kind in FORMATS else 1 for kind in kinds)
+    num_in = step * draw(st.integers(1, {1: 200, 32: 9, 256: 2}[step]))
     return parts, num_in, draw(st.integers(0, 45)), draw(st.booleans())
 
 
@@ -322,6 +331,7 @@ class TestNative:
     def test_shapes_of_models(self, isa: str, kind: str, shape: tuple[int, int, int]) -> None:
         """Several tasks per thread, rows cut between tasks, and rows that threads share."""
         rows, num_in, num_out = shape
+        num_in -= num_in % inputs(kind, 1) if num_in > 256 else num_in - inputs(kind, 3)
         parts = [random_weight(kind, num_out, num_in)]
         kernels = CpuKernels(isa=isa, num_threads=2)
         layer, reference = layer_pair(kernels, parts, None, torch.float32)
@@ -332,8 +342,9 @@ class TestNative:
     @every_kind
     def test_a_row_depends_on_itself_alone(self, isa: str, kind: str) -> None:
         """Not on the rows beside it, nor on the number of threads: bit by bit."""
-        parts = [random_weight(kind, 333, 192), random_weight("int8", 40, 192)]
-        x = torch.randn(50, 192).to(torch.bfloat16)
+        num_in = max(192, inputs(kind, 1))
+        parts = [random_weight(kind, 333, num_in), random_weight("int8", 40, num_in)]
+        x = torch.randn(50, num_in).to(torch.bfloat16)
         results = []
         for num_threads in (1, 2):
             kernels = CpuKernels(isa=isa, num_threads=num_threads)
@@ -346,8 +357,9 @@ class TestNative:
 
     @every_kind
     def test_instruction_sets_with_fused_products_agree_bit_by_bit(self, kind: str) -> None:
-        parts = [random_weight(kind, 70, 224)]
-        x = torch.randn(9, 224)
+        num_in = max(224, inputs(kind, 1))
+        parts = [random_weight(kind, 70, num_in)]
+        x = torch.randn(9, num_in)
         results = [
             CpuKernels(isa=isa, num_threads=1).pack_quantized_linear(parts, None, torch.float32)(x)
             for isa in _ISAS
@@ -374,7 +386,8 @@ class TestNative:
     def test_what_is_no_number_shows_in_its_row_only(
         self, isa: str, kind: str, dtype: torch.dtype, bad: float
     ) -> None:
-        parts, x = [random_weight(kind, 50, 96)], torch.randn(20, 96).to(dtype)
+        num_in = max(96, inputs(kind, 1))
+        parts, x = [random_weight(kind, 50, num_in)], torch.randn(20, num_in).to(dtype)
         kernels = CpuKernels(isa=isa, num_threads=2)
         layer, reference = layer_pair(kernels, parts, None, dtype)
         clean = layer(x)
@@ -389,8 +402,9 @@ class TestNative:
     @every_kind
     @pytest.mark.parametrize("size", [0.0, 1e-38, 9e-31, 2e-30, 1e-20, 1e30])
     def test_tiny_and_huge_activations(self, isa: str, kind: str, size: float) -> None:
-        parts, bias = [random_weight(kind, 40, 64)], torch.randn(40)
-        x = torch.rand(3, 64) * size
+        num_in = max(64, inputs(kind, 1))
+        parts, bias = [random_weight(kind, 40, num_in)], torch.randn(40)
+        x = torch.rand(3, num_in) * size
         x[:, 0] = size
         layer, reference = layer_pair(
             CpuKernels(isa=isa, num_threads=1), parts, bias, torch.float32
@@ -402,13 +416,14 @@ class TestNative:
             assert torch.equal(layer(x), bias.expand(3, 40))
 
     @every_isa
-    @pytest.mark.parametrize("kind", BLOCK_BYTES)
+    @pytest.mark.parametrize("kind", FORMATS)
     @pytest.mark.parametrize("half", [0x0001, 0x83FF, 0x0400, 0x7BFF, 0x7C00, 0xFC00, 0x7E01])
     def test_every_kind_of_scale(self, isa: str, kind: str, half: int) -> None:
         """Subnormal, the smallest normal, the largest, infinite, NaN."""
-        weight = random_weight(kind, 40, 64)
-        weight.data[3, :2] = torch.tensor([half & 255, half >> 8])
-        x = torch.randn(4, 64)
+        weight = random_weight(kind, 40, max(64, inputs(kind, 1)))
+        at = HALVES_AT.get(kind, (0,))[0]
+        weight.data[3, at : at + 2] = torch.tensor([half & 255, half >> 8])
+        x = torch.randn(4, weight.shape[1])
         kernels = CpuKernels(isa=isa, num_threads=1)
         layer, reference = layer_pair(kernels, [weight], None, torch.float32)
         expected = reference(x)

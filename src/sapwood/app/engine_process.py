@@ -104,6 +104,7 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
     from sapwood.app.loading import LoadWatch
     from sapwood.app.wiring import build_engine, resolve_config
     from sapwood.executor.profiler import TorchRecorder
+    from sapwood.models.store.terminal import bar_on_terminal
 
     watchdog.beat("reading the model's configuration")
     # The parent has verified the files.
@@ -111,7 +112,7 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
     inbox: ZmqReceiver[EngineInput] = ZmqReceiver(args.inbox, EngineInput, bind=False)
     instruments = build_instruments(args.observability, watchdog, TorchRecorder())
     watchdog.beat("building the model")
-    watch = LoadWatch(watchdog.beat)
+    watch = LoadWatch(watchdog.beat, bar_on_terminal())
     engine = build_engine(resolved, inbox, outbox, instruments=instruments, watch=watch)
     # What exists now lives as long as the engine: collections need not look at it again.
     gc.collect()

@@ -7,11 +7,13 @@ import logging
 import threading
 from contextlib import suppress
 
+from sapwood.app.loading import LoadWatch
 from sapwood.app.loop_thread import LoopThread
 from sapwood.app.wiring import Engine, Resolved, build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.errors import EngineUnavailable
 from sapwood.engine.client import AsyncEngineClient
+from sapwood.models.store.terminal import bar_on_terminal
 from sapwood.schema.output import EngineOutput
 from sapwood.schema.request import EngineInput
 
@@ -34,7 +36,8 @@ class InProcessEngine:
         self, resolved: Resolved, channel: QueueChannel[EngineInput], client: AsyncEngineClient
     ) -> None:
         sender: CallbackSender[EngineOutput] = CallbackSender(self._deliver)
-        engine = build_engine(resolved, channel, sender)
+        watch = LoadWatch(progress=bar_on_terminal())
+        engine = build_engine(resolved, channel, sender, watch=watch)
         self.loop = LoopThread("sapwood-loop", closed_reason=CLOSED)
         self._client = client
         self._engine: Engine | None = engine

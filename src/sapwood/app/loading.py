@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.models.store import ModelFiles
+from sapwood.models.store.progress import Progress, Silent, stage
 from sapwood.schema.config.engine import EngineConfig
 
 log = logging.getLogger(__name__)
@@ -40,12 +42,16 @@ class LoadWatch:
     """Told of every part of loading, and asked afterwards what it took.
 
     beat        called with what comes next, so that a watchdog can tell slow from stuck
+    progress    shows how much of the weights is read
     load_s      seconds that models were filled for, and weight_bytes: memory that this took
     page_bytes  of the KV pool
     """
 
-    def __init__(self, beat: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, beat: Callable[[str], None] | None = None, progress: Progress | None = None
+    ) -> None:
         self._beat = beat
+        self.progress = progress or Silent()
         self.load_s = 0.0
         self.weight_bytes = 0
         self.page_bytes = 0
@@ -55,16 +61,33 @@ class LoadWatch:
             self._beat(doing)
 
     def following(self, weights: Iterable[tuple[str, W]]) -> Iterator[tuple[str, W]]:
+        """The same, and in the log what of the time was spent waiting for them."""
+        waited_s, start_s = 0.0, time.perf_counter()
         for name, weight in weights:
+            waited_s += time.perf_counter() - start_s
             self.beat(f"loading {name}")
             yield name, weight
+            start_s = time.perf_counter()
+        log.info("loading: waiting for tensors to be read took %.2f s of it", waited_s)
 
     @contextmanager
     def filling(self) -> Iterator[None]:
         start_s, before = time.perf_counter(), _memory_bytes()
+        peak_before = _peak_bytes()
         yield
         self.load_s += time.perf_counter() - start_s
-        self.weight_bytes += max(0, _memory_bytes() - before)
+        weight_bytes = max(0, _memory_bytes() - before)
+        self.weight_bytes += weight_bytes
+        peak = _peak_bytes()
+        # A peak that did not rise is of something before, which hides ours.
+        if peak > peak_before and weight_bytes:
+            log.info(
+                "loading: the weights take %.0f MB of memory; %.0f MB at most while they were "
+                "loaded, %.2f x",
+                weight_bytes / 1e6,
+                (peak - before) / 1e6,
+                (peak - before) / weight_bytes,
+            )
 
     def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Note what a page of this pool takes, in all layers together."""
@@ -76,6 +99,16 @@ def _memory_bytes() -> int:
     on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     resident: int = psutil.Process().memory_info().rss
     return resident + on_gpu
+
+
+def _peak_bytes() -> int:
+    """The most that this process had resident so far; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii", "replace")
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def fill(
@@ -110,17 +143,34 @@ def _fill(
         form = checkpoint_format(files)
         kind = files.weight_format if form is None else f"{files.weight_format}, {form.name}"
         with timed(f"weights ({kind})"):
-            weights: Iterable[tuple[str, torch.Tensor | LinearPart]]
-            if form is None:
-                iterate = iterate_blocks if config.model.quantization == "gguf" else iterate_weights
-                weights = iterate(files, load_format=config.model.load_format, dtype=dtype)
-            else:
-                weights = quantized.iterate(files, form, _shapes(model, name_of))
-            named = ((name_of(name), tensor) for name, tensor in weights)
-            load_weights(model, watch.following(named), source=str(_place_of(files)))
+            _read(model, files, form, config, dtype, name_of, watch)
     watch.beat("packing weights")
-    with timed("packing weights"):
+    with timed("packing what was not packed meanwhile"):
         model.finalize()
+
+
+def _read(
+    model: Packable,
+    files: ModelFiles,
+    form: CheckpointFormat | None,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    name_of: Callable[[str], str],
+    watch: LoadWatch,
+) -> None:
+    weights: Iterable[tuple[str, torch.Tensor | LinearPart]]
+    advance = watch.progress.advance
+    total = sum(path.stat().st_size for path in files.weights if path.is_file())
+    with stage(watch.progress, f"loading {files.name}", total):
+        if form is None:
+            iterate = iterate_blocks if config.model.quantization == "gguf" else iterate_weights
+            weights = iterate(
+                files, load_format=config.model.load_format, dtype=dtype, advance=advance
+            )
+        else:
+            weights = quantized.iterate(files, form, _shapes(model, name_of), advance)
+        named = ((name_of(name), tensor) for name, tensor in weights)
+        load_weights(model, watch.following(named), source=str(_place_of(files)))
 
 
 def _place_of(files: ModelFiles) -> Path:

@@ -3,19 +3,17 @@
 Formats, with w the weight [out, in] that they stand for:
 
 int8   numbers [out, in] int8 from -127 to 127, scales [out] fp32; w = number * its row's scale.
-q8_0   GGUF's blocks of 32 inputs, as in the file: an fp16 scale d, 32 int8; w = d * number.
-q4_0   d, then 16 bytes: number i in the low half of byte i, number 16 + i in its high half;
-       w = d * (number - 8).
-q4_1   d, an fp16 minimum m, then 16 bytes likewise; w = d * number + m.
+q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl   GGUF's blocks of 32 inputs, as in the file.
+q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs   GGUF's blocks of 256 inputs, as in the file; the numbers that
+       all of them stand for are in kernels/blocks.py.
 
 Products: x is rounded to int8 when a layer is called, with one fp32 scale per row and group of
 inputs, 64 of them (int8; fewer at the end of a row) or 32 (the others): scale = max |x| / 127,
 number = x * (127 / max |x|) rounded half to even. A max |x| below 1e-30 counts as zero. Where x has
 NaN or an infinity, the group's scale is NaN, and so is that row of the result. Products of numbers
-are summed exactly within a group; what is left is fp32. Implementations that compute with
+are summed exactly within a group of inputs that share a scale of x and one of w; what is left is
+fp32. Implementations that compute with
 dequantised weights say so.
-
-Source of the blocks: the GGUF format, ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -27,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_INPUTS = 32
+from sapwood.kernels.blocks import FORMATS, Decoded
+
 INT8_GROUP_INPUTS = 64
 """Inputs that share a scale of x, for int8 weights. One scale per row costs ten times the accuracy:
 3.4% of SmolLM2's perplexity instead of 0.4%."""
-BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
-KINDS = ("int8", *BLOCK_BYTES)
+KINDS = ("int8", *FORMATS)
 
 PIECE_NUMBERS = 1 << 15
 """Numbers that torch works on at a time: their fp32 stays in the cache, and torch does it in one
@@ -44,7 +42,7 @@ its core takes milliseconds, a thousand times per model."""
 class QuantizedWeight:
     """A weight [out, in] in one of the formats above.
 
-    data    int8: [out, in] int8; blocks: [out, in / 32 * bytes of a block] uint8
+    data    int8: [out, in] int8; blocks: [out, blocks * bytes of a block] uint8
     scales  int8: [out] fp32; blocks: None
     Raises  ValueError if they do not fit
     """
@@ -62,8 +60,9 @@ class QuantizedWeight:
             fits = self.scales is not None and self.scales.shape == (num_out,)
             wanted, dtype = (num_out, num_in), torch.int8
         else:
-            fits = self.scales is None and num_in % BLOCK_INPUTS == 0
-            row_bytes = num_in // BLOCK_INPUTS * BLOCK_BYTES[self.kind]
+            blocks = FORMATS[self.kind]
+            fits = self.scales is None and num_in % blocks.inputs == 0
+            row_bytes = num_in // blocks.inputs * blocks.num_bytes
             wanted, dtype = (num_out, row_bytes), torch.uint8
         if not fits or self.data.shape != wanted or self.data.dtype != dtype:
             raise ValueError(
@@ -92,13 +91,14 @@ class QuantizedWeight:
             return replace(
                 self, shape=(self.shape[0], size), data=self.data[:, first : first + size]
             )
-        if first % BLOCK_INPUTS or size % BLOCK_INPUTS:
+        blocks = FORMATS[self.kind]
+        if first % blocks.inputs or size % blocks.inputs:
             raise ValueError(
-                f"inputs {first} to {first + size} cut a block of {BLOCK_INPUTS} inputs of a "
+                f"inputs {first} to {first + size} cut a block of {blocks.inputs} inputs of a "
                 f"{self.kind} weight"
             )
-        step = BLOCK_BYTES[self.kind]
-        start, width = first // BLOCK_INPUTS * step, size // BLOCK_INPUTS * step
+        step = blocks.num_bytes
+        start, width = first // blocks.inputs * step, size // blocks.inputs * step
         return replace(self, shape=(self.shape[0], size), data=self.data[:, start : start + width])
 
     def to(self, device: torch.device) -> QuantizedWeight:
@@ -133,20 +133,26 @@ class QuantizedWeight:
         return (numbers * scales.unsqueeze(2) + minima.unsqueeze(2)).view(self.shape)
 
     def unpacked(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Blocks as fp32: numbers [out, blocks, 32], scales and minima [out, blocks];
-        w = numbers * scale + minimum."""
-        num_blocks = self.shape[1] // BLOCK_INPUTS
-        blocks = self.data.reshape(self.shape[0], num_blocks, BLOCK_BYTES[self.kind])
-        head = 4 if self.kind == "q4_1" else 2
-        halves = blocks[..., :head].contiguous().view(torch.float16).float()
-        scales, body = halves[..., 0], blocks[..., head:]
-        if self.kind == "q8_0":
-            numbers = body.contiguous().view(torch.int8).float()
+        """Blocks as fp32: numbers [out, groups, inputs of a group], scales and minima
+        [out, groups]; w = numbers * scale + minimum."""
+        blocks, decoded = FORMATS[self.kind], self.decoded()
+        num_out, groups = self.shape[0], self.shape[1] // blocks.group
+        numbers = decoded.numbers.float().sub_(blocks.offset).view(num_out, groups, blocks.group)
+        scales = _per_group(decoded.d, decoded.scales).view(num_out, groups)
+        if decoded.least is None:
             return numbers, scales, torch.zeros_like(scales)
-        numbers = torch.cat((body & 15, body >> 4), dim=-1).float()
-        if self.kind == "q4_0":
-            return numbers - 8, scales, torch.zeros_like(scales)
-        return numbers, scales, halves[..., 1]
+        return numbers, scales, _per_group(decoded.least, decoded.minima).view(num_out, groups)
+
+    def decoded(self) -> Decoded:
+        """Blocks as whole numbers, row after row."""
+        blocks = FORMATS[self.kind]
+        return blocks.decode(self.data.reshape(-1, blocks.num_bytes))
+
+
+def _per_group(of_block: Tensor, of_group: Tensor | None) -> Tensor:
+    """[B] fp16 and [B, groups] int8 -> their products, fp32."""
+    wide = of_block.float()
+    return wide if of_group is None else wide[:, None] * of_group.float()
 
 
 def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:

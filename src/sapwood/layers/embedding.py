@@ -37,8 +37,6 @@ class VocabEmbedding:
         size = rows_per_rank(vocab_size, group)
         self._first = group.rank * size
         self.weight = torch.empty(size, hidden_size, device=device, dtype=dtype)
-        self.blocks: LinearPart | None = None
-        """This rank's rows as a quantised checkpoint has them, for an output layer that is tied."""
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] int64 -> [T, hidden], the same on every rank"""
@@ -54,18 +52,22 @@ class VocabEmbedding:
             self.weight.copy_(vocab_rows(tensor, self.weight.shape[0], self._first))
 
         def place_blocks(weight: LinearPart) -> None:
-            num_own = own_rows(self.weight.shape[0], self._vocab_size, self._first)
-            self.blocks = weight.rows(self._first, num_own).with_rows(self.weight.shape[0])
-            self.weight.copy_(self.blocks.dequantized(self.weight.dtype))
+            self.weight.copy_(self.own_blocks(weight).dequantized(self.weight.dtype))
 
         shape = (self._vocab_size, self.weight.shape[1])
         return {"weight": Target(shape, place, place_blocks)}
+
+    def own_blocks(self, weight: LinearPart) -> LinearPart:
+        """This rank's rows of the whole vocabulary's; zeros past its end."""
+        num_own = own_rows(self.weight.shape[0], self._vocab_size, self._first)
+        return weight.rows(self._first, num_own).with_rows(self.weight.shape[0])
 
 
 class LMHead:
     """Hidden rows to logits over the whole vocabulary.
 
-    With `tied`, the embedding whose weight it shares, it wants nothing from the checkpoint.
+    With `tied`, the embedding whose weight it shares, it has no target of its own but
+    `tied_target`.
     """
 
     def __init__(
@@ -121,10 +123,29 @@ class LMHead:
         blocks = place_blocks if storage.takes_blocks else None
         return {"weight": Target(self._shape, place, blocks)}
 
+    def tied_target(self) -> Target:
+        """Of the embedding that this layer is tied to: fills both, and packs this layer.
+
+        RuntimeError if it is not tied."""
+        if self._tied is None:
+            raise RuntimeError("this output layer has a weight of its own")
+        tied, storage = self._tied, self._linear.storage
+        target = tied.targets()["weight"]
+
+        def place(tensor: Tensor) -> None:
+            target.place(tensor)
+            storage.share(tied.weight, None)
+            self._linear.pack()
+
+        def place_blocks(weight: LinearPart) -> None:
+            assert target.place_blocks is not None
+            target.place_blocks(weight)
+            storage.share(tied.weight, tied.own_blocks(weight))
+            self._linear.pack()
+
+        return Target(target.shape, place, place_blocks)
+
     def pack(self) -> None:
-        if self._tied is not None and not self._linear.is_packed:
-            self._linear.storage.share(self._tied.weight, self._tied.blocks)
-            self._tied.blocks = None
         self._linear.pack()
 
 

@@ -213,7 +213,7 @@ class RowParallelLinear:
             storage.place(0, tensor[:, first : first + self._in_size])
 
         def place_blocks(weight: LinearPart) -> None:
-            storage.place_blocks(0, weight.columns(first, self._in_size))
+            storage.place_blocks(0, self._own_columns(weight, first))
 
         def place_bias(tensor: Tensor) -> None:
             if bias is not None:
@@ -224,6 +224,15 @@ class RowParallelLinear:
         if self._bias:
             found[f"{self._name}.bias"] = Target(self._whole_shape[:1], place_bias)
         return found
+
+    def _own_columns(self, weight: LinearPart, first: int) -> LinearPart:
+        try:
+            return weight.columns(first, self._in_size)
+        except ValueError as error:
+            raise ConfigError(
+                f"the {self._whole_shape[1]} inputs of {self._name} over {self._group.size} ranks: "
+                f"{error}; choose a smaller --tp-size, or leave out --quantization"
+            ) from error
 
 
 def _rows_target(shape: tuple[int, ...], storage: LinearStorage, index: int, part: Part) -> Target:

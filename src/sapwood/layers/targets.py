@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -29,6 +30,9 @@ class Target:
     takes_integers: bool = False
 
 
+W = TypeVar("W")
+
+
 def prefixed(prefix: str, targets: Mapping[str, Target]) -> dict[str, Target]:
     """The same targets under `prefix.name`."""
     return {f"{prefix}.{name}": target for name, target in targets.items()}
@@ -41,3 +45,26 @@ def whole(parameter: Tensor) -> Target:
         parameter.copy_(tensor)
 
     return Target(tuple(parameter.shape), place)
+
+
+def once_filled(targets: Mapping[str, Target], done: Callable[[], None]) -> dict[str, Target]:
+    """The same targets; `done` is called when each of them has been given its tensor."""
+    waiting = set(targets)
+
+    def noting(name: str, place: Callable[[W], None]) -> Callable[[W], None]:
+        def place_and_note(tensor: W) -> None:
+            place(tensor)
+            waiting.discard(name)
+            if not waiting:
+                done()
+
+        return place_and_note
+
+    return {
+        name: replace(
+            target,
+            place=noting(name, target.place),
+            place_blocks=target.place_blocks and noting(name, target.place_blocks),
+        )
+        for name, target in targets.items()
+    }

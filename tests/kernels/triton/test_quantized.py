@@ -15,7 +15,7 @@ from sapwood.kernels.triton.grouped_matmul import GROUP_INPUTS, GroupedWeight, g
 from sapwood.kernels.triton.linear import fp8_linear
 from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.kernels.triton.scaled_matmul import scaled_matmul
-from tests.kernels.test_quantized import random_weight
+from tests.kernels.test_quantized import inputs, random_weight
 
 TRITON = TritonKernels()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
@@ -48,6 +48,7 @@ def of_dequantized(
 def test_layers(
     device: torch.device, kind: str, rows: int, num_out: int, num_in: int, dtype: torch.dtype
 ) -> None:
+    num_in = max(num_in, inputs(kind, 1))
     weight = random_weight(kind, num_out, num_in)
     x = torch.randn(rows, num_in).to(dtype)
     bias = torch.randn(num_out).to(dtype) if rows == 1 else None

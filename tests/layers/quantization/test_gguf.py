@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
+from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import QuantizedLinear, multiply, quantize
@@ -94,11 +96,7 @@ def row_parallel(weight: QuantizedWeight, size: int) -> list[RowParallelLinear]:
             scheme=GgufScheme(),
             **MAKE,
         )
-        target = layer.targets()["down.weight"]
-        if target.place_blocks is None:
-            target.place(weight.dequantized(torch.float32))
-        else:
-            target.place_blocks(weight)
+        place(layer, "down", weight)
         layer.linear.pack()
         layers.append(layer)
     return layers
@@ -112,13 +110,17 @@ def test_ranks_share_the_blocks_of_a_row_and_add_up_exactly() -> None:
     torch.testing.assert_close(total, multiply(x, weight), rtol=1e-5, atol=1e-5)
 
 
-def test_ranks_that_would_cut_a_block_dequantise_it() -> None:
-    weight, x = blocks("q4_1", 5, 96), torch.randn(3, 96)
-    layers = row_parallel(weight, 2)
-    assert not any(isinstance(layer.linear.packed, QuantizedLinear) for layer in layers)
-    total = sum(layer.linear(x[:, 48 * i : 48 * i + 48]) for i, layer in enumerate(layers))
-    exact = x @ weight.dequantized(torch.float32).T
-    torch.testing.assert_close(total, exact, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(("kind", "num_in", "size"), [("q4_1", 96, 2), ("q6_k", 512, 4)])
+def test_ranks_that_would_cut_a_block_are_refused(kind: str, num_in: int, size: int) -> None:
+    block = FORMATS[kind]
+    data = torch.zeros(5, num_in // block.inputs * block.num_bytes, dtype=torch.uint8)
+    share = num_in // size
+    with pytest.raises(
+        ConfigError,
+        match=rf"the {num_in} inputs of down over {size} ranks: inputs 0 to {share} cut a block of "
+        rf"{block.inputs} inputs of a {kind} weight; choose a smaller --tp-size",
+    ):
+        row_parallel(QuantizedWeight(kind, (5, num_in), data), size)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -131,11 +133,9 @@ def test_a_tied_output_layer_has_the_blocks_of_the_embedding(size: int) -> None:
         embedding = VocabEmbedding(5, 64, group=group, **MAKE)
         head = LMHead(5, 64, tied=embedding, group=group, scheme=GgufScheme(), **MAKE)
         assert head.targets() == {}
-        target = embedding.targets()["weight"]
+        target = head.tied_target()
         assert target.place_blocks is not None
         target.place_blocks(weight)
-        head.pack()
-        assert embedding.blocks is None  # nothing keeps them but the packed layer
         assert isinstance(head.packed, QuantizedLinear)
         logits.append(head.packed(hidden))
         first = rank * embedding.weight.shape[0]
@@ -149,8 +149,7 @@ def test_a_tied_output_layer_of_a_dense_embedding_is_dense() -> None:
     table, hidden = torch.randn(5, 64), torch.randn(3, 64)
     embedding = VocabEmbedding(5, 64, group=Group(), **MAKE)
     head = LMHead(5, 64, tied=embedding, group=Group(), scheme=GgufScheme(), **MAKE)
-    embedding.targets()["weight"].place(table)
-    head.pack()
+    head.tied_target().place(table)
     torch.testing.assert_close(head(hidden), hidden @ table.T)
 
 

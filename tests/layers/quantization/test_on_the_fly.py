@@ -78,7 +78,8 @@ def test_output_layers_have_eight_bits_and_a_scale_per_block(name: str, tied: bo
     make = {"kernels": KERNELS, "group": Group(), "device": CPU, "dtype": torch.float32}
     embedding = VocabEmbedding(10, 32, **make)
     head = LMHead(10, 32, tied=embedding if tied else None, scheme=scheme_of(name), **make)
-    embedding.targets()["weight"].place(table)
+    target = head.tied_target() if tied else embedding.targets()["weight"]
+    target.place(table)
     for target in head.targets().values():
         target.place(table)
     head.pack()

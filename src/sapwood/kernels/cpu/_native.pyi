@@ -210,7 +210,19 @@ class LinearWeight:
     ) -> None: ...
 
 def packed_bytes(kind: int, n: int, k: int, /) -> int: ...
-def pack_quantized(kind: int, numbers: int, out: int, n: int, k: int, /) -> None: ...
+def pack_int8(numbers: int, out: int, n: int, k: int, /) -> None: ...
+def pack_blocks(
+    kind: int,
+    numbers: int,
+    d: int,
+    scales: int,
+    least: int,
+    minima: int,
+    out: int,
+    n: int,
+    k: int,
+    /,
+) -> None: ...
 def quantize(
     context: Context,
     kind: int,

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sapwood.kernels.blocks import BLOCK_INPUTS, FORMATS
 from sapwood.kernels.coded import CodedWeight, LinearPart, neighbours_stacked
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.large_pages import WeightMemory
-from sapwood.kernels.quantized import (
-    BLOCK_BYTES,
-    BLOCK_INPUTS,
-    PIECE_NUMBERS,
-    QuantizedWeight,
-)
+from sapwood.kernels.quantized import PIECE_NUMBERS, QuantizedWeight
 from sapwood.kernels.reference.quantized import quantize
 
 WEIGHT_KINDS: dict[str | torch.dtype, int] = {
@@ -25,11 +21,23 @@ WEIGHT_KINDS: dict[str | torch.dtype, int] = {
     "q8_0": 3,
     "q4_0": 4,
     "q4_1": 5,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q2_k": 8,
+    "q3_k": 9,
+    "q4_k": 10,
+    "q5_k": 11,
+    "q6_k": 12,
+    "iq4_xs": 13,
+    "iq4_nl": 3,  # bytes with a scale per 32 inputs, as q8_0
 }
 """As WeightKind in csrc/ops.h numbers them."""
 
 CODES = {"int4": 0, "fp4": 1, "nf4": 2, "int8": 3, "e4m3": 4}
 """As Codes in csrc/coded.h numbers them."""
+
+UNPACKED_NUMBERS = 1 << 18
+"""Of blocks at a time, so that a weight is not held in bytes beside its blocks."""
 
 
 class QuantizedLinear:
@@ -85,8 +93,11 @@ class QuantizedLinear:
         num_out, num_in = part.shape
         num_bytes = _native.packed_bytes(kind, num_out, num_in)
         packed = self._memory.empty((num_bytes,), torch.uint8)
-        data = part.data.contiguous()
-        _native.pack_quantized(kind, data.data_ptr(), packed.data_ptr(), num_out, num_in)
+        if part.kind == "int8":
+            numbers = part.data.contiguous()
+            _native.pack_int8(numbers.data_ptr(), packed.data_ptr(), num_out, num_in)
+        else:
+            _pack_blocks(part, packed)
         self._keep.append(packed)
         scales_address = self._whole_panels(part.scales)
         return _native.LinearWeight(
@@ -185,6 +196,22 @@ def _showing_nan(part: CodedWeight) -> Tensor:
     return part.scales.masked_fill(is_bad[:, None], torch.nan) if is_bad.any() else part.scales
 
 
+def _pack_blocks(weight: QuantizedWeight, packed: Tensor) -> None:
+    """Panels of outputs, several at a time, into `packed` (csrc/quantized.h)."""
+    kind, (num_out, num_in) = WEIGHT_KINDS[weight.kind], weight.shape
+    step = max(1, UNPACKED_NUMBERS // (num_in * _native.PANEL)) * _native.PANEL
+    for first in range(0, num_out, step):
+        piece = weight.rows(first, min(step, num_out - first))
+        found = piece.decoded()
+        arrays = [found.numbers, found.d, found.scales, found.least, found.minima]
+        whole = [None if array is None else array.contiguous() for array in arrays]
+        numbers, d, scales, least, minima = (
+            0 if array is None else array.data_ptr() for array in whole
+        )
+        start = packed.data_ptr() + _native.packed_bytes(kind, first, num_in)
+        _native.pack_blocks(kind, numbers, d, scales, least, minima, start, piece.shape[0], num_in)
+
+
 def quantize_weight(
     context: _native.Context, weight: Tensor, kind: str, code: int | None
 ) -> QuantizedWeight:
@@ -198,7 +225,7 @@ def quantize_weight(
     if is_int8:
         data = torch.empty(num_out, num_in, dtype=torch.int8)
     else:
-        row_bytes = num_in // BLOCK_INPUTS * BLOCK_BYTES[kind]
+        row_bytes = num_in // BLOCK_INPUTS * FORMATS[kind].num_bytes
         data = torch.empty(num_out, row_bytes, dtype=torch.uint8)
     scales = torch.empty(num_out) if is_int8 else None
     _native.quantize(

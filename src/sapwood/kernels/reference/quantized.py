@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sapwood.kernels.blocks import BLOCK_INPUTS, FORMATS
 from sapwood.kernels.coded import CodedWeight, LinearPart
 from sapwood.kernels.quantized import (
-    BLOCK_BYTES,
-    BLOCK_INPUTS,
     INT8_GROUP_INPUTS,
     PIECE_NUMBERS,
     QuantizedWeight,
@@ -73,7 +72,9 @@ def _half(x: Tensor) -> Tensor:
 def quantize_q8_0(weight: Tensor) -> QuantizedWeight:
     """Each block's largest magnitude becomes 127; numbers are rounded for the scale as fp16."""
     blocks = weight.reshape(-1, BLOCK_INPUTS)
-    out = torch.empty(blocks.shape[0], BLOCK_BYTES["q8_0"], dtype=torch.uint8, device=weight.device)
+    out = torch.empty(
+        blocks.shape[0], FORMATS["q8_0"].num_bytes, dtype=torch.uint8, device=weight.device
+    )
     for first in range(0, blocks.shape[0], _PIECE_BLOCKS):
         x = blocks[first : first + _PIECE_BLOCKS].float()
         largest = x.abs().amax(1, keepdim=True)
@@ -94,7 +95,9 @@ def quantize_q4_1(weight: Tensor) -> QuantizedWeight:
     squares; the best candidate's are kept as fp16, and the numbers rounded again for those.
     """
     blocks = weight.reshape(-1, BLOCK_INPUTS)
-    out = torch.empty(blocks.shape[0], BLOCK_BYTES["q4_1"], dtype=torch.uint8, device=weight.device)
+    out = torch.empty(
+        blocks.shape[0], FORMATS["q4_1"].num_bytes, dtype=torch.uint8, device=weight.device
+    )
     for first in range(0, blocks.shape[0], _PIECE_BLOCKS):
         x = blocks[first : first + _PIECE_BLOCKS].float()
         scale, minimum = (_half(part) for part in _fit(x))
@@ -112,7 +115,7 @@ def quantize_q4_1(weight: Tensor) -> QuantizedWeight:
 def _of_blocks(kind: str, weight: Tensor, blocks: Tensor) -> QuantizedWeight:
     """blocks [all blocks of `weight`, bytes]."""
     num_out, num_in = weight.shape
-    row_bytes = num_in // BLOCK_INPUTS * BLOCK_BYTES[kind]
+    row_bytes = num_in // BLOCK_INPUTS * FORMATS[kind].num_bytes
     return QuantizedWeight(kind, (num_out, num_in), blocks.view(num_out, row_bytes))
 
 
@@ -172,8 +175,10 @@ def multiply(x: Tensor, weight: LinearPart) -> Tensor:
         return total * weight.scales
     numbers, scale = round_rows(wide.reshape(x.shape[0], x.shape[1] // BLOCK_INPUTS, BLOCK_INPUTS))
     weights, weight_scales, minima = weight.unpacked()
+    _, groups, size = weights.shape
+    scales = scale.squeeze(2).repeat_interleave(BLOCK_INPUTS // size, dim=1)
     out = []
-    for row, row_scale in zip(numbers, scale.squeeze(2), strict=True):
+    for row, row_scale in zip(numbers.reshape(-1, groups, size), scales, strict=True):
         sums = torch.einsum("gi,ngi->ng", row, weights)
         of_minima = minima * (row.sum(1) * row_scale)
         out.append((sums * weight_scales * row_scale + of_minima).sum(1))

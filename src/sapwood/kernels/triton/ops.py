@@ -92,7 +92,7 @@ class TritonKernels:
     def pack_quantized_linear(
         self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
-        return quantized_linear(parts, bias)
+        return quantized_linear(parts, bias, dtype)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)

@@ -26,6 +26,4 @@ class CheckpointScheme:
         device: torch.device,
         dtype: torch.dtype,
     ) -> BlocksStorage:
-        return BlocksStorage(
-            len(part_sizes), takes_blocks=True, kernels=kernels, device=device, dtype=dtype
-        )
+        return BlocksStorage(len(part_sizes), kernels=kernels, device=device, dtype=dtype)

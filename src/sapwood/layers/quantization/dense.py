@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -10,21 +13,28 @@ from sapwood.kernels.interface import Kernels, PackedLinear
 
 
 class DenseStorage:
-    """One tensor [out, in] in which the parts lie one after another."""
+    """One tensor [out, in] in which the parts lie one after another; allocated when it is first
+    asked for, so that a model takes memory layer by layer as it is filled."""
 
     takes_blocks = False
 
     def __init__(
-        self, part_sizes: tuple[int, ...], kernels: Kernels, weight: Tensor | None
+        self, part_sizes: tuple[int, ...], kernels: Kernels, allocate: Callable[[], Tensor] | None
     ) -> None:
+        """allocate: makes the tensor; None: it will be shared."""
         self._kernels = kernels
         self._part_sizes = part_sizes
-        self._weight = weight
+        self._allocate = allocate
+        self._weight: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
         if self._weight is None:
-            raise RuntimeError("this layer's weight is another's, which has not been shared yet")
+            if self._allocate is None:
+                raise RuntimeError(
+                    "this layer's weight is another's, which has not been shared yet"
+                )
+            self._weight = self._allocate()
         return self._weight
 
     def place(self, part: int, shard: Tensor) -> None:
@@ -38,7 +48,9 @@ class DenseStorage:
         self._weight = weight
 
     def pack(self, bias: Tensor | None) -> PackedLinear:
-        return self._kernels.pack_linear(self.weight, bias)
+        packed = self._kernels.pack_linear(self.weight, bias)
+        self._weight = None  # targets may still refer to this storage
+        return packed
 
 
 class DenseScheme:
@@ -57,10 +69,8 @@ class DenseScheme:
         device: torch.device,
         dtype: torch.dtype,
     ) -> DenseStorage:
-        weight = None
-        if not tied:
-            weight = torch.empty(sum(part_sizes), in_size, device=device, dtype=dtype)
-        return DenseStorage(part_sizes, kernels, weight)
+        allocate = partial(torch.empty, (sum(part_sizes), in_size), device=device, dtype=dtype)
+        return DenseStorage(part_sizes, kernels, None if tied else allocate)
 
 
 DENSE = DenseScheme()

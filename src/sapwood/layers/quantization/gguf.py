@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import BLOCK_INPUTS
 
 
 class BlocksStorage:
@@ -16,16 +15,16 @@ class BlocksStorage:
     A fused layer with a dense part is dense altogether: one matrix product serves it.
     """
 
+    takes_blocks = True
+
     def __init__(
         self,
         num_parts: int,
         *,
-        takes_blocks: bool,
         kernels: Kernels,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.takes_blocks = takes_blocks
         self._kernels = kernels
         self._device = device
         self._dtype = dtype
@@ -53,14 +52,14 @@ class BlocksStorage:
     def pack(self, bias: Tensor | None) -> PackedLinear:
         if len(self._blocks) + len(self._dense) != self._num_parts:
             raise RuntimeError("a part of this layer has not been placed")
+        blocks, dense = self._blocks, self._dense
+        self._blocks, self._dense = {}, {}  # targets may still refer to this storage
         order = range(self._num_parts)
-        if not self._dense:
-            parts = [self._blocks[part] for part in order]
+        if not dense:
+            parts = [blocks[part] for part in order]
             return self._kernels.pack_quantized_linear(parts, bias, self._dtype)
         weights = [
-            self._dense[part]
-            if part in self._dense
-            else self._blocks[part].dequantized(self._dtype)
+            dense[part] if part in dense else blocks[part].dequantized(self._dtype)
             for part in order
         ]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
@@ -83,10 +82,4 @@ class GgufScheme:
         device: torch.device,
         dtype: torch.dtype,
     ) -> BlocksStorage:
-        return BlocksStorage(
-            len(part_sizes),
-            takes_blocks=in_size % BLOCK_INPUTS == 0,  # else this rank's inputs cut the blocks
-            kernels=kernels,
-            device=device,
-            dtype=dtype,
-        )
+        return BlocksStorage(len(part_sizes), kernels=kernels, device=device, dtype=dtype)

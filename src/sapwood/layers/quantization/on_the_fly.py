@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.blocks import BLOCK_INPUTS
 from sapwood.kernels.coded import LinearPart, quantize_codes
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import BLOCK_INPUTS
 
 LOGITS_KIND = "q8_0"
 """Of output layers, as in GGUF files: errors there meet nothing that evens them out. SmolLM2's
@@ -68,6 +68,7 @@ class QuantizingStorage:
         parts = [part for part in self._parts if part is not None]
         if len(parts) != len(self._parts):
             raise RuntimeError("a part of this layer has not been placed")
+        self._parts = [None] * len(parts)  # targets may still refer to this storage
         return self._kernels.pack_quantized_linear(parts, bias, self._dtype)
 
 

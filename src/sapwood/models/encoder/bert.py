@@ -22,7 +22,7 @@ from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, divid
 from sapwood.layers.norm import LayerNorm
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
-from sapwood.layers.targets import Target, prefixed, whole
+from sapwood.layers.targets import Target, once_filled, prefixed, whole
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.encoder.heads import Head
 
@@ -159,7 +159,7 @@ class Encoder:
         found["embeddings.token_type_embeddings.weight"] = whole(self._types)
         found |= prefixed("embeddings.LayerNorm", self._norm.targets())
         for index, layer in enumerate(self._layers):
-            found |= prefixed(f"encoder.layer.{index}", layer.targets())
+            found |= prefixed(f"encoder.layer.{index}", once_filled(layer.targets(), layer.pack))
         return found | self._head.targets()
 
     def ignorable_tensors(self) -> tuple[str, ...]:

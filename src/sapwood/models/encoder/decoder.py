@@ -29,7 +29,7 @@ class PooledDecoder:
         return self._head(pooled)
 
     def targets(self) -> dict[str, Target]:
-        return self._decoder.targets() | self._head.targets()
+        return self._decoder.body_targets() | self._head.targets()
 
     def ignorable_tensors(self) -> tuple[str, ...]:
         return (*self._decoder.ignorable_tensors(), "lm_head.*", "model.lm_head.*")

@@ -24,7 +24,7 @@ from sapwood.layers.norm import RMSNorm
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.rotary import cos_sin_table
-from sapwood.layers.targets import Target, prefixed
+from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.config import DecoderConfig
 
 
@@ -228,12 +228,21 @@ class Decoder(ABC):
         return self.logits(self.forward(batch).index_select(0, batch.logits_index))
 
     def targets(self) -> dict[str, Target]:
-        """Checkpoint name -> where it goes, for every parameter of this rank."""
+        """Checkpoint name -> where it goes, for every parameter of this rank. A layer is packed as
+        soon as all of its tensors are placed."""
+        found = self.body_targets()
+        if self.config.tie_word_embeddings:
+            found["model.embed_tokens.weight"] = self._lm_head.tied_target()
+            return found
+        head = once_filled(self._lm_head.targets(), self._lm_head.pack)
+        return found | prefixed("lm_head", head)
+
+    def body_targets(self) -> dict[str, Target]:
+        """All but the output layer's, for a model that has no use for it."""
         found = prefixed("model.embed_tokens", self._embedding.targets())
         for index, layer in enumerate(self._layers):
-            found |= prefixed(f"model.layers.{index}", layer.targets())
-        found |= prefixed("model.norm", self._norm.targets())
-        return found | prefixed("lm_head", self._lm_head.targets())
+            found |= prefixed(f"model.layers.{index}", once_filled(layer.targets(), layer.pack))
+        return found | prefixed("model.norm", self._norm.targets())
 
     def ignorable_tensors(self) -> tuple[str, ...]:
         """Patterns (fnmatch) of checkpoint tensors that may be there and are not used."""
@@ -246,8 +255,7 @@ class Decoder(ABC):
         self._lm_head.pack()
 
     def pack_layers(self) -> None:
-        """All but the output layer, for a model that has no use for it. Layer by layer, so that at
-        most one layer's weights are held twice."""
+        """All but the output layer, for a model that has no use for it."""
         for layer in self._layers:
             layer.pack()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sapwood.base.errors import WeightError
+from sapwood.models.loader.reading import empty
 from sapwood.models.store.files import ModelFiles, find_index, read_index
 
 
@@ -17,9 +18,10 @@ def as_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     Eight-bit floats are left alone: without their scales a cast would make other numbers of them.
     With None, every tensor stays as it is.
     """
-    if dtype is not None and tensor.is_floating_point() and tensor.dtype.itemsize >= 2:
-        return tensor.to(dtype)
-    return tensor
+    is_plain = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
+    if not is_plain or dtype is None or tensor.dtype == dtype:
+        return tensor
+    return empty(tensor.shape, dtype).copy_(tensor)
 
 
 class Expected:

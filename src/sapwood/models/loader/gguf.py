@@ -9,10 +9,11 @@ numpy spend their time handing the interpreter's lock around.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,10 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from sapwood.base.errors import WeightError
-from sapwood.kernels.quantized import BLOCK_BYTES, QuantizedWeight
+from sapwood.kernels.blocks import FORMATS
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.models.loader.checkpoint import as_dtype
+from sapwood.models.loader.reading import Advance, Stored, empty, ignore, read_ahead, read_bytes
 from sapwood.models.store.files import ModelFiles
 
 PIECE_NUMBERS = 1 << 17
@@ -52,10 +56,9 @@ LAYER_NAMES: Mapping[str, str] = {
 CONFIGURATION = frozenset({"rope_freqs.weight"})
 """Tensors that models.store read into config.json; they are no weights."""
 
-log = logging.getLogger(__name__)
-
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _Bytes = npt.NDArray[np.uint8]
+W = TypeVar("W")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,42 +76,57 @@ class _Stored:
     num_bytes: int
     heads: int
 
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
 
-def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+
+def iterate(
+    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
+) -> Iterator[tuple[str, torch.Tensor]]:
     """As `weights.iterate_weights`."""
-    mapped = [np.memmap(path, dtype=np.uint8, mode="r") for path in files.weights]
-    for stored in _table(files):
-        yield stored.name, _tensor(_rows(mapped[stored.file], stored, files), stored, dtype)
+    return read_ahead(
+        (
+            _lazy(stored, stored.numbers * dtype.itemsize, partial(_read, stored, files, dtype))
+            for stored in _table(files)
+        ),
+        advance=advance,
+    )
 
 
 def iterate_blocks(
-    files: ModelFiles, dtype: torch.dtype
+    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
 ) -> Iterator[tuple[str, torch.Tensor | QuantizedWeight]]:
-    """As `iterate`, but matrices of types that kernels have (kernels/quantized.py) as they are.
-
-    The log says which types had to be dequantised."""
-    mapped = [np.memmap(path, dtype=np.uint8, mode="r") for path in files.weights]
-    dequantised: dict[str, list[str]] = {}
+    """As `iterate`, but quantised matrices (kernels/blocks.py) as they are."""
+    tensors: list[Stored[torch.Tensor | QuantizedWeight]] = []
     for stored in _table(files):
-        data = _rows(mapped[stored.file], stored, files)
-        kind = stored.type.lower()
-        if kind in BLOCK_BYTES and len(stored.shape) == 2:
-            blocks = torch.from_numpy(np.array(data)).view(stored.shape[0], -1)
-            yield stored.name, QuantizedWeight(kind, (stored.shape[0], stored.shape[1]), blocks)
-            continue
-        if stored.type not in _FLOATS:
-            dequantised.setdefault(stored.type, []).append(stored.name)
-        yield stored.name, _tensor(data, stored, dtype)
-    for type_name, names in dequantised.items():
-        log.warning(
-            "%d tensors of %s are of type %s, which no kernel computes with; they are served as %s "
-            "(first: %s). --quantization w4a8 or w8a8_int8 would keep them small",
-            len(names),
-            files.name,
-            type_name,
-            str(dtype).removeprefix("torch."),
-            names[0],
-        )
+        if stored.type.lower() in FORMATS and len(stored.shape) == 2:
+            tensors.append(_lazy(stored, stored.num_bytes, partial(_read_blocks, stored, files)))
+        else:
+            size = stored.numbers * dtype.itemsize
+            tensors.append(_lazy(stored, size, partial(_read, stored, files, dtype)))
+    return read_ahead(tensors, advance=advance)
+
+
+def _lazy(stored: _Stored, num_bytes: int, read: Callable[[], W]) -> Stored[W]:
+    """num_bytes: of what `read` returns."""
+    return Stored(
+        name=stored.name,
+        file_bytes=stored.num_bytes,
+        num_bytes=max(stored.num_bytes, num_bytes),
+        read=read,
+    )
+
+
+def _read(stored: _Stored, files: ModelFiles, dtype: torch.dtype) -> torch.Tensor:
+    return _tensor(_rows(stored, files), stored, dtype)
+
+
+def _read_blocks(stored: _Stored, files: ModelFiles) -> QuantizedWeight:
+    num_out, num_in = stored.shape
+    return QuantizedWeight(
+        stored.type.lower(), (num_out, num_in), _rows(stored, files).view(num_out, -1)
+    )
 
 
 def hf_name(name: str) -> str | None:
@@ -158,33 +176,27 @@ def _rotary_heads(table: Mapping[str, Any]) -> dict[str, int]:
     return {"attn_q": table["num_attention_heads"], "attn_k": table["num_key_value_heads"]}
 
 
-def _rows(mapped: npt.NDArray[np.uint8], stored: _Stored, files: ModelFiles) -> _Bytes:
-    """The tensor's bytes, rows in Hugging Face's order: [num_bytes].
+def _rows(stored: _Stored, files: ModelFiles) -> torch.Tensor:
+    """The tensor's bytes, rows in Hugging Face's order: [num_bytes] uint8.
 
     llama.cpp stores the two halves of each rotary head interleaved. Rows of a quantised matrix are
     independent, so they are put back in order while they are still small.
     """
-    data: _Bytes = mapped[stored.offset : stored.offset + stored.num_bytes]
-    if len(data) != stored.num_bytes:
-        raise WeightError(
-            f"{files.weights[stored.file]} ends within {stored.name}; it was changed after it was "
-            f"prepared, so remove {files.path} and download the model again"
-        )
+    data = read_bytes(files.weights[stored.file], stored.offset, stored.num_bytes)
     if not stored.heads:
         return data
     num_rows = stored.shape[0]
     if num_rows % (2 * stored.heads):
         raise WeightError(f"{stored.name} has {num_rows} rows for {stored.heads} rotary heads")
-    interleaved = data.reshape(stored.heads, num_rows // stored.heads // 2, 2, -1)
-    return np.ascontiguousarray(interleaved.swapaxes(1, 2)).reshape(-1)
+    interleaved = data.view(stored.heads, num_rows // stored.heads // 2, 2, -1)
+    return interleaved.transpose(1, 2).reshape(-1)
 
 
-def _tensor(data: _Bytes, stored: _Stored, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(data: torch.Tensor, stored: _Stored, dtype: torch.dtype) -> torch.Tensor:
     if stored.type in _FLOATS:
-        own = torch.from_numpy(np.array(data)).view(_FLOATS[stored.type])
-        return own.view(stored.shape).to(dtype)
-    tensor = torch.empty(stored.shape, dtype=dtype)
-    _dequantize(data, GGMLQuantizationType[stored.type], tensor.view(-1))
+        return as_dtype(data.view(_FLOATS[stored.type]).view(stored.shape), dtype)
+    tensor = empty(stored.shape, dtype)
+    _dequantize(data.numpy(), GGMLQuantizationType[stored.type], tensor.view(-1))
     return tensor
 
 

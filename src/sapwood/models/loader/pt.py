@@ -1,8 +1,15 @@
-"""Tensors of PyTorch checkpoints (.bin, .pt, .pth), read without running what is in them."""
+"""Tensors of PyTorch checkpoints (.bin, .pt, .pth), read without running what is in them.
+
+Files of the zip format are mapped. The two older formats, a bare pickle stream and before that a
+tar archive, cannot be: the first is read whole, with a warning, and the second is refused, since
+PyTorch reads it only by running what is in it.
+"""
 
 from __future__ import annotations
 
+import logging
 import pickle
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +18,16 @@ import torch
 
 from sapwood.base.errors import WeightError
 from sapwood.models.loader.checkpoint import Expected, as_dtype
+from sapwood.models.loader.reading import Advance, ignore
 from sapwood.models.store.files import ModelFiles
 from sapwood.models.store.torch_archive import check_archive
 
+log = logging.getLogger(__name__)
 
-def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+
+def iterate(
+    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
+) -> Iterator[tuple[str, torch.Tensor]]:
     """As `weights.iterate_weights`."""
     expected = Expected(files)
     for path in files.weights:
@@ -23,12 +35,15 @@ def iterate(files: ModelFiles, dtype: torch.dtype) -> Iterator[tuple[str, torch.
         expected.check(path, tensors)
         for name in list(tensors):
             # Popped, so that a tensor that was copied into another dtype is freed at once.
-            yield name, as_dtype(tensors.pop(name), dtype)
+            tensor = tensors.pop(name)
+            advance(tensor.nbytes)
+            yield name, as_dtype(tensor, dtype)
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
-    # Files from before PyTorch 1.6 are a bare pickle stream, which cannot be mapped.
     is_archive = check_archive(path)
+    if not is_archive:
+        _check_legacy(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
@@ -46,6 +61,20 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 def _damaged(path: Path, error: Exception | str) -> WeightError:
     what = error if isinstance(error, str) else _first_line(error)
     return WeightError(f"{path} is not a whole PyTorch checkpoint ({what}); download it again")
+
+
+def _check_legacy(path: Path) -> None:
+    if tarfile.is_tarfile(path):
+        raise WeightError(
+            f"{path} is in the tar format of PyTorch before 0.2, which can only be read by running "
+            "what is in it; load it with torch.load where you trust it, and save the state_dict() "
+            "as safetensors"
+        )
+    log.warning(
+        "%s is in the legacy format of PyTorch before 1.6: it is read into memory whole; "
+        "convert it to safetensors",
+        path,
+    )
 
 
 def _state(path: Path, loaded: Any) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from sapwood.layers.quantization.formats.interface import (
     is_unused,
 )
 from sapwood.models.loader import safetensors
+from sapwood.models.loader.reading import Advance, ignore
 from sapwood.models.store.files import ModelFiles
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ ShapeOf = Callable[[str], tuple[int, ...] | None]
 
 
 def iterate(
-    files: ModelFiles, form: CheckpointFormat, shape_of: ShapeOf
+    files: ModelFiles, form: CheckpointFormat, shape_of: ShapeOf, advance: Advance = ignore
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
     """Every weight, once, as (name, tensor or quantised weight); others in the checkpoint's dtype.
 
@@ -38,7 +39,8 @@ def iterate(
             f"{files.name} is a {form.name} checkpoint with {files.weight_format} weights; such "
             "checkpoints are read from safetensors only"
         )
-    yield from assembled(safetensors.iterate(files, None), safetensors.names(files), form, shape_of)
+    tensors = safetensors.iterate(files, None, advance)
+    yield from assembled(tensors, safetensors.names(files), form, shape_of)
 
 
 def assembled(

@@ -1,44 +1,76 @@
-"""Tensors of safetensors files, one or many, memory-mapped."""
+"""Tensors of safetensors files, one or many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from sapwood.base.errors import WeightError
 from sapwood.models.loader.checkpoint import Expected, as_dtype
+from sapwood.models.loader.reading import Advance, Stored, ignore, read_ahead, read_bytes
 from sapwood.models.store.files import ModelFiles
-from sapwood.models.store.safetensors_header import read_safetensors_header
+from sapwood.models.store.safetensors_header import SafetensorsEntry, read_safetensors_header
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
-def iterate(files: ModelFiles, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+def iterate(
+    files: ModelFiles, dtype: torch.dtype | None, advance: Advance = ignore
+) -> Iterator[tuple[str, Tensor]]:
     """As `weights.iterate_weights`; with None, every tensor in its own dtype."""
     expected = Expected(files)
+    tensors: list[Stored[Tensor]] = []
     for path in files.weights:
-        read_safetensors_header(path)
-        try:
-            with safe_open(path, framework="pt", device="cpu") as shard:
-                names = list(shard.keys())
-                expected.check(path, names)
-                for name in names:
-                    yield name, as_dtype(shard.get_tensor(name), dtype)
-        except (SafetensorError, OSError) as error:
-            raise WeightError(
-                f"{path} is not a whole safetensors file ({error}); download the model again"
-            ) from error
+        entries = read_safetensors_header(path)
+        expected.check(path, (entry.name for entry in entries))
+        tensors += [_stored(path, entry, dtype) for entry in entries]
+    return read_ahead(tensors, advance=advance)
 
 
 def names(files: ModelFiles) -> list[str]:
     """Of all tensors, from the files' headers."""
-    found: list[str] = []
-    for path in files.weights:
-        try:
-            with safe_open(path, framework="pt", device="cpu") as shard:
-                found += shard.keys()
-        except (SafetensorError, OSError) as error:
-            raise WeightError(
-                f"{path} is not a whole safetensors file ({error}); download the model again"
-            ) from error
-    return found
+    return [entry.name for path in files.weights for entry in read_safetensors_header(path)]
+
+
+def _stored(path: Path, entry: SafetensorsEntry, dtype: torch.dtype | None) -> Stored[Tensor]:
+    own = DTYPES.get(entry.dtype)
+    if own is None:
+        raise WeightError(
+            f"{path}: tensor {entry.name} has data type {entry.dtype}, which sapwood cannot read; "
+            f"known: {', '.join(DTYPES)}"
+        )
+    return Stored(
+        name=entry.name,
+        file_bytes=entry.num_bytes,
+        num_bytes=max(entry.num_bytes, math.prod(entry.shape) * (dtype or own).itemsize),
+        read=partial(_read, path, entry, own, dtype),
+    )
+
+
+def _read(
+    path: Path, entry: SafetensorsEntry, own: torch.dtype, dtype: torch.dtype | None
+) -> Tensor:
+    data = read_bytes(path, entry.offset, entry.num_bytes)
+    return as_dtype(data.view(own).view(entry.shape), dtype)

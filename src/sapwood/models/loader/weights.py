@@ -10,11 +10,13 @@ from torch import Tensor
 from sapwood.base.errors import WeightError
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.models.loader import gguf, pt, safetensors
+from sapwood.models.loader.reading import Advance, ignore
 from sapwood.models.store.files import ModelFiles, detect_format
 
 __all__ = ["detect_format", "iterate_blocks", "iterate_weights"]
 
-_READERS: Mapping[str, Callable[[ModelFiles, torch.dtype], Iterator[tuple[str, Tensor]]]] = {
+_Reader = Callable[[ModelFiles, torch.dtype, Advance], Iterator[tuple[str, Tensor]]]
+_READERS: Mapping[str, _Reader] = {
     "safetensors": safetensors.iterate,
     "gguf": gguf.iterate,
     "pt": pt.iterate,
@@ -22,25 +24,35 @@ _READERS: Mapping[str, Callable[[ModelFiles, torch.dtype], Iterator[tuple[str, T
 
 
 def iterate_weights(
-    files: ModelFiles, *, load_format: str = "auto", dtype: torch.dtype
+    files: ModelFiles,
+    *,
+    load_format: str = "auto",
+    dtype: torch.dtype,
+    advance: Advance = ignore,
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint, once, as (name, tensor on the CPU).
 
     Names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"). Tensors of 16 and more bits
     of floating point come in `dtype`; others (integers, 8-bit floats of a quantised checkpoint) as
-    they are. Tensors are made one after the other, so that the peak is the model that the caller
-    keeps plus a few tensors.
+    they are. Layers come one after the other, whatever their order in the files, and a few tensors
+    are read ahead (loader/reading.py), so that the peak is the model that the caller keeps plus
+    those.
 
     load_format  "auto", or the format that the files must have. "dummy" has nothing to read: see
-                 `dummy.randomize`
+                 `dummy.random_weights`
+    advance      told of every tensor's bytes in its file, once it is handed out
     Raises       WeightError, naming the file and the tensor, for a shard that is missing or damaged
                  or does not hold what the index says
     """
-    return _READERS[_checked_format(files, load_format)](files, dtype)
+    return _READERS[_checked_format(files, load_format)](files, dtype, advance)
 
 
 def iterate_blocks(
-    files: ModelFiles, *, load_format: str = "auto", dtype: torch.dtype
+    files: ModelFiles,
+    *,
+    load_format: str = "auto",
+    dtype: torch.dtype,
+    advance: Advance = ignore,
 ) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
     """As `iterate_weights`, but quantised matrices come as they are where kernels can use them so.
 
@@ -51,7 +63,7 @@ def iterate_blocks(
             f"{files.name} has {wanted} weights, and only GGUF files hold quantised blocks; "
             "use --quantization w4a8 or w8a8_int8, which quantise while loading"
         )
-    return gguf.iterate_blocks(files, dtype)
+    return gguf.iterate_blocks(files, dtype, advance)
 
 
 def _checked_format(files: ModelFiles, load_format: str) -> str:

@@ -12,6 +12,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichBar
 
+from sapwood.models.store.progress import Progress, Silent
+
 
 class TerminalProgress:
     """A Progress on a terminal; a console that is no terminal gets one plain line per stage."""
@@ -44,3 +46,9 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def bar_on_terminal() -> Progress:
+    """A bar on standard error if that is a terminal, else nothing: for what the log tells too."""
+    console = Console(stderr=True)
+    return TerminalProgress(console) if console.is_terminal else Silent()

@@ -1,119 +1,191 @@
-// out = x w^T + bias for weights in GGUF's groups of 32 inputs; x is rounded to int8 with one scale
-// per group, so that the sums within a group are exact integers. They are scaled and added in fp32,
-// group after group: the result does not depend on the number of rows or threads.
+// out = x w^T + bias for weights in groups of 32 inputs (quantized.h); x is rounded to int8 with one
+// scale per group, so that the sums of inputs that share a scale of w are exact integers. They are
+// scaled and added in fp32, in order: the result does not depend on the number of rows or threads.
 #include "integer.h"
 #include "table.h"
 
 namespace sapwood::SAPWOOD_ISA {
 namespace {
 
-// Of a group of x, after its 32 int8.
+// Of a group of x, after its 32 int8: a scale, and a correction for each run of inputs.
 constexpr std::int64_t kScaleAt = 32, kCorrectionAt = 36;
+// A function of its own for each shape of tile: inlined into both types of x it would be there twice.
+#define SAPWOOD_TILE __attribute__((noinline)) static void
 
-// The correction: for q4_1 (a minimum is added to each number) the sum of the rounded x times their
-// scale; for q4_0 and q8_0 (8 or 128 must be taken from each number) what the integer sum starts at.
+// A correction: where the kind has minima, the sum of the run's rounded x times their scale; else what
+// the integer sum starts at, since the numbers have an offset.
 template <class T, WeightKind kKind>
 static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
+  constexpr Layout kLayout = layout_of(kKind);
   for (std::int64_t i = 0; i < k; i += kGroup, out += kGroupBytesOfX) {
-    const Rounded group = round_group(x + i, kGroup, reinterpret_cast<std::int8_t*>(out));
-    const float minimum_factor = group.scale * static_cast<float>(group.sum);
-    const std::int32_t start = group.sum * (kKind == WeightKind::q8_0 ? -128 : -8);
-    __builtin_memcpy(out + kScaleAt, &group.scale, 4);
-    __builtin_memcpy(out + kCorrectionAt,
-                     kKind == WeightKind::q4_1 ? static_cast<const void*>(&minimum_factor) : &start, 4);
+    const float most = magnitude(x + i, kGroup);
+    const bool is_zero = most < kLeastMagnitude, is_number = most < __builtin_inff();
+    const float scale = is_zero ? 0.0f : is_number ? most / 127.0f : __builtin_nanf("");
+    __builtin_memcpy(out + kScaleAt, &scale, 4);
+    for (std::int64_t run = 0; run < kGroup / kLayout.run; run++) {
+      std::int8_t* bytes = reinterpret_cast<std::int8_t*>(out) + run * kLayout.run;
+      std::int32_t sum = 0;
+      if (!is_zero && is_number) {
+        sum = round_to_bytes(x + i + run * kLayout.run, kLayout.run, 127.0f / most, bytes);
+      } else {
+        __builtin_memset(bytes, 0, kLayout.run);
+      }
+      const float minimum_factor = scale * static_cast<float>(sum);
+      const std::int32_t start = -sum * kLayout.offset;
+      __builtin_memcpy(out + kCorrectionAt + run * 4,
+                       kLayout.minima ? static_cast<const void*>(&minimum_factor) : &start, 4);
+    }
   }
 }
 
-// sums += the numbers of one group. `numbers` are V vectors of outputs, x the group of the first row.
+// W int8 -> fp32.
+SAPWOOD_INLINE VF load_bytes(const std::byte* p) {
+  VB bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return to_floats(__builtin_convertvector(bytes, VI));
+}
+
+// Of lane `lane` of the first (kHigh: the second) 16 inputs: what its numbers have above four bits.
+// `numbers` are those of the group.
+template <int kBits, bool kHigh>
+SAPWOOD_INLINE VU top_bits(const std::byte* numbers, int lane) {
+  if (kBits == 5) {
+    const VU rest = load_lanes(numbers + 4 * kPanel * 4);
+    return (kHigh ? rest >> lane : rest << (4 - lane)) & 0x10101010u;
+  }
+  const VU rest = load_lanes(numbers + (4 + lane / 2) * kPanel * 4);
+  const bool upper = lane % 2 != 0;
+  if (kHigh) return (upper ? rest >> 2 : rest << 2) & 0x30303030u;
+  return (upper ? rest : rest << 4) & 0x30303030u;
+}
+
+template <int kBits, bool kHigh>
+SAPWOOD_INLINE VU numbers_of(const std::byte* numbers, int lane) {
+  const VU both = load_lanes(numbers + lane * kPanel * 4);
+  if (kBits == 8) return both;
+  const VU four = (kHigh ? both >> 4 : both) & 0x0f0f0f0fu;
+  return kBits == 4 ? four : four | top_bits<kBits, kHigh>(numbers, lane);
+}
+
+// sums += the numbers of 16 inputs: the first of a group, or kHigh the second. `numbers` are the
+// group's, for V vectors of outputs; x is the group of the first row.
+template <int kBits, bool kHigh, int R, int V>
+SAPWOOD_INLINE void add_half(VI (&sums)[R][V], const std::byte* numbers, const std::byte* x,
+                             std::int64_t row_bytes) {
+  constexpr int kFirst = kBits == 8 && kHigh ? 4 : 0;
+#pragma GCC unroll 4
+  for (int lane = 0; lane < 4; lane++) {
+    VU right[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) right[v] = numbers_of<kBits, kHigh>(numbers + v * W * 4, kFirst + lane);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const VU left = splat_lane(load_lane(x + r * row_bytes + (kHigh ? 16 : 0) + lane * 4));
+#pragma GCC unroll 16
+      for (int v = 0; v < V; v++) sums[r][v] = dot_bytes<kBits != 8>(sums[r][v], right[v], left);
+    }
+  }
+}
+
+struct Factors {
+  VF scale, minimum;
+};
+
+// Of run kRun of a group and W outputs from `column` on: the block's d and least times the group's own
+// integers, or without heads fp16 of the group's own.
+template <WeightKind kKind, int kRun>
+SAPWOOD_INLINE Factors factors_of(const std::byte* head, const std::byte* group, int column) {
+  constexpr Layout kLayout = layout_of(kKind);
+  constexpr int kRuns = kGroup / kLayout.run;
+  const std::byte* halves = (kLayout.heads ? head : group) + column * 2;
+  Factors found{load_halves(halves), VF{}};
+  if (kLayout.minima) found.minimum = load_halves(halves + kPanel * 2);
+  if (!kLayout.heads) return found;
+  found.scale *= load_bytes(group + kRun * kPanel + column);
+  if (kLayout.minima) found.minimum *= load_bytes(group + (kRuns + kRun) * kPanel + column);
+  return found;
+}
+
+// results += the products of run kRun of one group. The factors are read after the sums are made: they
+// and the sums would not fit the registers together.
+template <WeightKind kKind, int kRun, int R, int V>
+SAPWOOD_INLINE void add_run(VF (&results)[R][V], const std::byte* head, const std::byte* group, int within,
+                            const std::byte* x, std::int64_t row_bytes) {
+  constexpr Layout kLayout = layout_of(kKind);
+  VI sums[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    const std::uint32_t start =
+        kLayout.minima ? 0 : load_lane(x + r * row_bytes + kCorrectionAt + kRun * 4);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) sums[r][v] = splat_int(static_cast<std::int32_t>(start));
+  }
+  const std::byte* numbers = group + scale_bytes(kLayout) + within * 4;
+  if (kRun == 0) add_half<kLayout.bits, false>(sums, numbers, x, row_bytes);
+  if (kRun == 1 || kLayout.run == kGroup) add_half<kLayout.bits, true>(sums, numbers, x, row_bytes);
+#pragma GCC unroll 16
+  for (int v = 0; v < V; v++) {
+    const Factors factors = factors_of<kKind, kRun>(head, group, within + v * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const std::byte* of_row = x + r * row_bytes;
+      const VF both = factors.scale * splat(bits_as<float>(load_lane(of_row + kScaleAt)));
+      results[r][v] = to_floats(sums[r][v]) * both + results[r][v];
+      if (kLayout.minima) {
+        const float factor = bits_as<float>(load_lane(of_row + kCorrectionAt + kRun * 4));
+        results[r][v] = factors.minimum * splat(factor) + results[r][v];
+      }
+    }
+  }
+}
+
+// R rows x V vectors of outputs, the first at column `within` of the panel, over all groups -> out
+// [R, V]. stream: the panel comes from memory.
 template <WeightKind kKind, int R, int V>
-SAPWOOD_INLINE void add_group(VI (&sums)[R][V], const std::byte* numbers, const std::byte* x,
-                              std::int64_t row_bytes) {
-  constexpr bool kBytes = kKind == WeightKind::q8_0;
-#pragma GCC unroll 8
-  for (int lane = 0; lane < (kBytes ? 8 : 4); lane++) {
-    VU low[V], high[V];
-#pragma GCC unroll 16
-    for (int v = 0; v < V; v++) {
-      const VU both = load_lanes(numbers + (lane * kPanel + v * W) * 4);
-      low[v] = kBytes ? both : both & 0x0f0f0f0fu;
-      high[v] = (both >> 4) & 0x0f0f0f0fu;
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const VU first = splat_lane(load_lane(x + r * row_bytes + lane * 4));
-#pragma GCC unroll 16
-      for (int v = 0; v < V; v++) sums[r][v] = dot_bytes<!kBytes>(sums[r][v], low[v], first);
-      if (!kBytes) {
-        const VU second = splat_lane(load_lane(x + r * row_bytes + 16 + lane * 4));
-#pragma GCC unroll 16
-        for (int v = 0; v < V; v++) sums[r][v] = dot_bytes<true>(sums[r][v], high[v], second);
-      }
-    }
-  }
-}
-
-// R rows x V vectors of outputs, the first at column `within` of the panel, over all groups.
-template <class T, WeightKind kKind, int R, int V, bool kStream>
-static inline void tile(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
-                        const std::byte* panel, std::int64_t row, std::int64_t column, int within) {
-  constexpr bool kMinimum = kKind == WeightKind::q4_1;
-  constexpr std::int64_t kBytes = group_bytes(kKind);
-  const std::int64_t groups = a.weight->k / kGroup;
+SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* panel, std::int64_t k,
+                  int within, bool stream, VF* out) {
+  constexpr Layout kLayout = layout_of(kKind);
+  constexpr std::int64_t kBytes = group_bytes(kLayout);
+  const std::int64_t blocks = k / (kGroup * block_groups(kLayout));
   VF results[R][V] = {};
-  const std::byte* left = x;
-  const std::byte* scales = panel + within * 2;
-  const std::byte* numbers = panel + scale_bytes(kKind) + within * 4;
-  for (std::int64_t group = 0; group < groups; group++) {
-    if (kStream && within == 0) {
+  for (std::int64_t block = 0; block < blocks; block++) {
+    const std::byte* head = panel;
+    panel += head_bytes(kLayout);
+    for (std::int64_t group = 0; group < block_groups(kLayout); group++, panel += kBytes, x += kGroupBytesOfX) {
+      if (stream) {
 #pragma GCC unroll 32
-      for (std::int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(scales + i + kAheadBytes, 0, 2);
-    }
-    VI sums[R][V];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const std::uint32_t start = kMinimum ? 0 : load_lane(left + r * row_bytes + kCorrectionAt);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; v++) sums[r][v] = splat_int(static_cast<std::int32_t>(start));
-    }
-    add_group<kKind, R, V>(sums, numbers, left, row_bytes);
-#pragma GCC unroll 16
-    for (int v = 0; v < V; v++) {
-      const VF scale = load_halves(scales + v * W * 2);
-      const VF minimum = kMinimum ? load_halves(scales + kPanel * 2 + v * W * 2) : VF{};
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) {
-        const std::byte* of_row = left + r * row_bytes;
-        const VF both = scale * splat(bits_as<float>(load_lane(of_row + kScaleAt)));
-        results[r][v] = to_floats(sums[r][v]) * both + results[r][v];
-        if (kMinimum) {
-          results[r][v] = minimum * splat(bits_as<float>(load_lane(of_row + kCorrectionAt))) + results[r][v];
-        }
+        for (std::int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(panel + i + kAheadBytes, 0, 2);
       }
+      add_run<kKind, 0>(results, head, panel, within, x, row_bytes);
+      if (kLayout.run < kGroup) add_run<kKind, 1>(results, head, panel, within, x, row_bytes);
     }
-    left += kGroupBytesOfX;
-    scales += kBytes;
-    numbers += kBytes;
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; r++) write_results<T, V>(a, row + r, column, results[r]);
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) out[r * V + v] = results[r][v];
 }
 
-template <class T, WeightKind kKind, bool kStream>
+template <class T, WeightKind kKind>
 static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
                              const std::byte* panel, std::int64_t row, std::int64_t column,
-                             std::int64_t rows) {
-  for (int within = 0; within < kPanel; within += kIntVectors * W) {
+                             std::int64_t rows, bool stream) {
+  constexpr int V = kIntVectors;
+  for (int within = 0; within < kPanel; within += V * W) {
+    VF results[kTileHeight * V];
+    const bool fetches = stream && within == 0;
     switch (rows) {
-#define SAPWOOD_ROWS(R)                                                                               \
-  case R:                                                                                             \
-    tile<T, kKind, R, kIntVectors, kStream>(a, x, row_bytes, panel, row, column + within, within);    \
-    break;
+#define SAPWOOD_ROWS(R) \
+  case R: tile<kKind, R, V>(x, row_bytes, panel, a.weight->k, within, fetches, results); break;
       SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
 #if defined(__AVX512F__)
       SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
 #endif
 #undef SAPWOOD_ROWS
       default: break;
+    }
+    for (std::int64_t r = 0; r < rows; r++) {
+      write_results<T, V>(a, row + r, column + within, results + r * V);
     }
   }
 }
@@ -133,8 +205,7 @@ void multiply(const QuantizedArgs& a) {
       const std::int64_t count = least(cut.tile_rows, rows - r);
       for (std::int64_t p = panel; p < panel + panels; p++) {
         const std::byte* from = static_cast<const std::byte*>(weight.data) + p * bytes;
-        r == 0 ? tile_rows<T, kKind, true>(a, x, row_bytes, from, row, p * kPanel, count)
-               : tile_rows<T, kKind, false>(a, x + r * row_bytes, row_bytes, from, row + r, p * kPanel, count);
+        tile_rows<T, kKind>(a, x + r * row_bytes, row_bytes, from, row + r, p * kPanel, count, r == 0);
       }
     }
   });
@@ -143,9 +214,12 @@ void multiply(const QuantizedArgs& a) {
 template <class T>
 void multiply_any(const QuantizedArgs& a) {
   switch (a.weight->kind) {
-    case WeightKind::q8_0: multiply<T, WeightKind::q8_0>(a); break;
-    case WeightKind::q4_0: multiply<T, WeightKind::q4_0>(a); break;
-    case WeightKind::q4_1: multiply<T, WeightKind::q4_1>(a); break;
+#define SAPWOOD_KIND(kind) \
+  case WeightKind::kind: multiply<T, WeightKind::kind>(a); break;
+    SAPWOOD_KIND(q8_0) SAPWOOD_KIND(q4_0) SAPWOOD_KIND(q4_1) SAPWOOD_KIND(q5_0) SAPWOOD_KIND(q5_1)
+    SAPWOOD_KIND(q2_k) SAPWOOD_KIND(q3_k) SAPWOOD_KIND(q4_k) SAPWOOD_KIND(q5_k) SAPWOOD_KIND(q6_k)
+    SAPWOOD_KIND(iq4_xs)
+#undef SAPWOOD_KIND
     default: break;
   }
 }

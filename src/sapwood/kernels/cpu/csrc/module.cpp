@@ -132,9 +132,16 @@ void make_linear_weight(LinearWeight* self, int kind, Address data, Address scal
                           in(bias), n, k, out_stride, next};
 }
 
-void pack_quantized(int kind, Address numbers, Address out, I64 n, I64 k) {
-  const WeightKind of = static_cast<WeightKind>(kind);
-  is_grouped(of) ? pack_groups(of, in(numbers), to(out), n, k) : pack_int8(in(numbers), to(out), n, k);
+void pack_int8_weight(Address numbers, Address out, I64 n, I64 k) { pack_int8(in(numbers), to(out), n, k); }
+
+void pack_blocks(int kind, Address numbers, Address d, Address scales, Address least, Address minima,
+                 Address out, I64 n, I64 k) {
+  const auto halves = [](Address address) { return static_cast<const std::uint16_t*>(in(address)); };
+  const auto bytes = [](Address address) { return static_cast<const std::int8_t*>(in(address)); };
+  pack_groups(static_cast<WeightKind>(kind),
+              {static_cast<const std::uint8_t*>(in(numbers)), halves(d), bytes(scales), halves(least),
+               bytes(minima)},
+              to(out), n, k);
 }
 
 void quantize(const Context& c, int kind, int dtype, Address weights, Address out, Address scales, I64 n,
@@ -276,7 +283,8 @@ NB_MODULE(_native, m) {
       .def_ro("out_stride", &LinearWeight::out_stride);
   m.def("packed_bytes",
         [](int kind, I64 n, I64 k) { return packed_bytes(static_cast<WeightKind>(kind), n, k); });
-  m.def("pack_quantized", &pack_quantized, Unlocked());
+  m.def("pack_int8", &pack_int8_weight, Unlocked());
+  m.def("pack_blocks", &pack_blocks, Unlocked());
   m.def("quantize", &quantize, Unlocked());
   m.def("linear_any", &linear_any, Unlocked());
   m.def("linear_fp32", &linear_fp32, Unlocked());

@@ -113,10 +113,14 @@ struct LinearArgs {
 // How the weight of a linear layer is stored; the layouts are in pack.h and quantized.h.
 //   f32, bf16  dense, of the activations' dtype
 //   int8       signed numbers, one fp32 scale per output; x is rounded to int8, one scale per 64 inputs
-//   q8_0 q4_0 q4_1  GGUF's groups of 32 inputs: 8 bits, 4 bits, 4 bits and a minimum, fp16 scales;
-//              x is rounded to int8, one scale per group
 //   coded      codes times scales, x as it is: coded.h
-enum class WeightKind : int { f32 = 0, bf16 = 1, int8 = 2, q8_0 = 3, q4_0 = 4, q4_1 = 5, coded = 100 };
+//   the others GGUF's blocks, as numbers of 4 to 8 bits; layout_of in quantized.h says what each has.
+//              x is rounded to int8, one scale per 32 inputs
+enum class WeightKind : int {
+  f32 = 0, bf16 = 1, int8 = 2, q8_0 = 3, q4_0 = 4, q4_1 = 5,
+  q5_0 = 6, q5_1 = 7, q2_k = 8, q3_k = 9, q4_k = 10, q5_k = 11, q6_k = 12, iq4_xs = 13,
+  coded = 100,
+};
 
 struct CodedLayout;  // coded.h
 

@@ -16,22 +16,57 @@ std::uint32_t lane_at(const std::byte* p) {
   return lane;
 }
 
-// One group of one panel; blocks [columns], row_bytes apart.
-void pack_group(WeightKind kind, const std::byte* blocks, std::int64_t row_bytes, std::byte* out,
-                std::int64_t columns) {
-  const std::int64_t head = scale_bytes(kind) / kPanel;  // of a block: its scale and minimum
-  const std::int64_t lanes = (group_bytes(kind) - scale_bytes(kind)) / (kPanel * 4);
-  const std::uint32_t flip = kind == WeightKind::q8_0 ? kTopBits : 0;
-  for (std::int64_t column = 0; column < columns; column++) {
-    const std::byte* block = blocks + column * row_bytes;
-    for (std::int64_t half = 0; half < head; half += 2) {
-      std::memcpy(out + half * kPanel + column * 2, block + half, 2);
+// 32 numbers of one output -> its lanes of a group, kPanel lanes apart.
+void pack_numbers(int bits, const std::uint8_t* numbers, std::byte* out) {
+  const int lanes = bits == 8 ? 8 : 4;
+  std::uint32_t rest[2] = {0, 0};
+  for (int lane = 0; lane < lanes; lane++) {
+    std::uint32_t packed = 0;
+    for (int j = 0; j < 4; j++) {
+      const std::uint32_t low = numbers[lane * 4 + j];
+      if (bits == 8) {
+        packed |= low << (8 * j);
+        continue;
+      }
+      const std::uint32_t high = numbers[16 + lane * 4 + j];
+      packed |= ((low & 15) | (high & 15) << 4) << (8 * j);
+      if (bits == 5) rest[0] |= (low >> 4 << lane | high >> 4 << (4 + lane)) << (8 * j);
+      if (bits == 6) rest[lane / 2] |= (low >> 4 | high >> 4 << 2) << (8 * j + lane % 2 * 4);
     }
-    std::byte* numbers = out + scale_bytes(kind) + column * 4;
-    for (std::int64_t lane = 0; lane < lanes; lane++) {
-      const std::uint32_t bits = lane_at(block + head + lane * 4) ^ flip;
-      std::memcpy(numbers + lane * kPanel * 4, &bits, 4);
+    std::memcpy(out + lane * kPanel * 4, &packed, 4);
+  }
+  for (int i = 0; i < bits - 4 && bits < 8; i++) {
+    std::memcpy(out + (lanes + i) * kPanel * 4, &rest[i], 4);
+  }
+}
+
+// Group `group` of one output, which lies in the given column of a panel.
+void pack_group(Layout layout, const Numbers& from, std::int64_t group, std::byte* out,
+                std::int64_t column) {
+  const std::int64_t runs = kGroup / layout.run;
+  if (layout.heads) {
+    std::byte* minima = out + runs * kPanel;
+    for (std::int64_t run = 0; run < runs; run++) {
+      out[run * kPanel + column] = static_cast<std::byte>(from.scales[group * runs + run]);
+      if (layout.minima) minima[run * kPanel + column] = static_cast<std::byte>(from.minima[group * runs + run]);
     }
+  } else {
+    std::memcpy(out + column * 2, from.d + group, 2);
+    if (layout.minima) std::memcpy(out + kPanel * 2 + column * 2, from.least + group, 2);
+  }
+  pack_numbers(layout.bits, from.numbers + group * kGroup, out + scale_bytes(layout) + column * 4);
+}
+
+// Block `block` of all outputs.
+void pack_block(Layout layout, const Numbers& from, std::int64_t block, std::byte* out, std::int64_t column) {
+  if (layout.heads) {
+    std::memcpy(out + column * 2, from.d + block, 2);
+    if (layout.minima) std::memcpy(out + kPanel * 2 + column * 2, from.least + block, 2);
+  }
+  const std::int64_t groups = block_groups(layout);
+  for (std::int64_t group = 0; group < groups; group++) {
+    pack_group(layout, from, block * groups + group, out + head_bytes(layout) + group * group_bytes(layout),
+               column);
   }
 }
 
@@ -62,19 +97,19 @@ void pack_int8(const void* numbers, void* out, std::int64_t n, std::int64_t k) {
   }
 }
 
-void pack_groups(WeightKind kind, const void* blocks, void* out, std::int64_t n, std::int64_t k) {
-  if (!is_grouped(kind) || k % kGroup != 0) {
-    throw std::invalid_argument("grouped weights need a number of inputs that is a multiple of 32");
+void pack_groups(WeightKind kind, const Numbers& from, void* out, std::int64_t n, std::int64_t k) {
+  const Layout layout = layout_of(kind);
+  if (!is_grouped(kind) || k % (kGroup * block_groups(layout)) != 0) {
+    throw std::invalid_argument("a weight's inputs must be whole blocks");
   }
-  const std::int64_t groups = k / kGroup;
-  const std::int64_t block_bytes = group_bytes(kind) / kPanel;
-  const std::byte* from = static_cast<const std::byte*>(blocks);
+  const std::int64_t blocks = k / (kGroup * block_groups(layout));
   std::byte* to = static_cast<std::byte*>(out);
   std::memset(out, 0, packed_bytes(kind, n, k));  // a scale of 0 for outputs beyond n
   for (std::int64_t panel = 0; panel < n; panel += kPanel) {
-    for (std::int64_t group = 0; group < groups; group++, to += group_bytes(kind)) {
-      pack_group(kind, from + (panel * groups + group) * block_bytes, groups * block_bytes, to,
-                 std::min(kPanel, n - panel));
+    for (std::int64_t block = 0; block < blocks; block++, to += block_bytes(layout)) {
+      for (std::int64_t column = 0; column < std::min(kPanel, n - panel); column++) {
+        pack_block(layout, from, (panel + column) * blocks + block, to, column);
+      }
     }
   }
 }
