@@ -156,7 +156,7 @@ def test_a_file_that_shrank_after_it_was_prepared_is_named(tmp_path, gguf_sample
     path = gguf_sample().write(tmp_path / "m.gguf")
     files = fetch_model(str(path), home=tmp_path / "home")
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(WeightError, match=r"m\.gguf ends within model\.layers\.1"):
+    with pytest.raises(WeightError, match=r"m\.gguf ends before byte \d+, up to which"):
         list(iterate_weights(files, dtype=torch.float32))
 
 

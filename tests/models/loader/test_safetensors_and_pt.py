@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from sapwood.base.errors import WeightError
+from sapwood.models.loader.safetensors import DTYPES
 from sapwood.models.loader.weights import detect_format, iterate_weights
 from sapwood.models.store import ModelFiles
 from sapwood.models.store.files import find_weights
@@ -118,10 +120,45 @@ def test_a_checkpoint_of_other_things_is_refused(tmp_path):
         list(iterate_weights(files_of(tmp_path, "pt"), dtype=torch.float32))
 
 
-def test_checkpoints_from_before_the_zip_format_are_read(tmp_path):
+def test_checkpoints_from_before_the_zip_format_are_read_with_a_warning(tmp_path, caplog):
     torch.save(FIRST, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
     loaded = dict(iterate_weights(files_of(tmp_path, "pt"), dtype=torch.float32))
     assert torch.equal(loaded["model.a.weight"], FIRST["model.a.weight"])
+    assert "model.pt is in the legacy format of PyTorch before 1.6" in caplog.text
+
+
+def test_tar_checkpoints_are_refused_with_a_way_out(tmp_path):
+    (tmp_path / "pickle").write_bytes(b"")
+    with tarfile.open(tmp_path / "model.pt", "w") as archive:
+        archive.add(tmp_path / "pickle", "pickle")
+    with pytest.raises(WeightError, match=r"model\.pt is in the tar format.*as safetensors"):
+        list(iterate_weights(files_of(tmp_path, "pt"), dtype=torch.float32))
+
+
+def test_every_data_type_is_read_as_the_library_reads_it(tmp_path):
+    tensors = {
+        name: torch.zeros(3, dtype=dtype) if dtype.is_complex else torch.ones(3).to(dtype)
+        for name, dtype in DTYPES.items()
+        if dtype != torch.float8_e8m0fnu
+    }
+    tensors["empty"] = torch.empty(0, 4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    loaded = dict(iterate_weights(files_of(tmp_path, "safetensors"), dtype=torch.float32))
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].shape == tensor.shape
+        assert torch.equal(loaded[name].float(), tensor.float()), name
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({f"layers.{i}.w": torch.ones(1 << 20) for i in range(12)}, path)
+    weights = iterate_weights(files_of(tmp_path, "safetensors"), dtype=torch.float32)
+    next(weights)
+    with path.open("r+b") as file:
+        file.truncate(1 << 20)
+    with pytest.raises(WeightError, match=r"model\.safetensors ends before byte \d+, up to which"):
+        list(weights)
 
 
 def test_a_format_that_the_files_do_not_have_is_refused(sharded):

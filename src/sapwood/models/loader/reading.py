@@ -116,7 +116,7 @@ def read_bytes(path: Path, offset: int, num_bytes: int) -> Tensor:
         raise WeightError(f"{path} cannot be read: {error}") from error
     if done < num_bytes:
         raise WeightError(
-            f"{path} ends at byte {offset + done}, but a tensor lies up to {offset + num_bytes}; "
+            f"{path} ends before byte {offset + num_bytes}, up to which a tensor lies; "
             "download the model again"
         )
     return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
@@ -126,7 +126,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor in memory of its own."""
     numbers = math.prod(shape)
     memory = _memory(numbers * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype)[:numbers].view(*shape)
+    return torch.frombuffer(memory, dtype=dtype)[:numbers].view(tuple(shape))
 
 
 def _memory(num_bytes: int) -> mmap.mmap | bytearray:

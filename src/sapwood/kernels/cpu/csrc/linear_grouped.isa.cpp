@@ -12,6 +12,11 @@ constexpr std::int64_t kScaleAt = 32, kCorrectionAt = 36;
 // A function of its own for each shape of tile: inlined into both types of x it would be there twice.
 #define SAPWOOD_TILE __attribute__((noinline)) static void
 
+// Rows of a register tile: what the scales of a block and of a group take is left to fewer.
+static constexpr std::int64_t tile_height(Layout layout) {
+  return layout.heads ? least(kTileHeight, 4) : kTileHeight;
+}
+
 // A correction: where the kind has minima, the sum of the run's rounded x times their scale; else what
 // the integer sum starts at, since the numbers have an offset.
 template <class T, WeightKind kKind>
@@ -87,30 +92,10 @@ SAPWOOD_INLINE void add_half(VI (&sums)[R][V], const std::byte* numbers, const s
   }
 }
 
-struct Factors {
-  VF scale, minimum;
-};
-
-// Of run kRun of a group and W outputs from `column` on: the block's d and least times the group's own
-// integers, or without heads fp16 of the group's own.
-template <WeightKind kKind, int kRun>
-SAPWOOD_INLINE Factors factors_of(const std::byte* head, const std::byte* group, int column) {
-  constexpr Layout kLayout = layout_of(kKind);
-  constexpr int kRuns = kGroup / kLayout.run;
-  const std::byte* halves = (kLayout.heads ? head : group) + column * 2;
-  Factors found{load_halves(halves), VF{}};
-  if (kLayout.minima) found.minimum = load_halves(halves + kPanel * 2);
-  if (!kLayout.heads) return found;
-  found.scale *= load_bytes(group + kRun * kPanel + column);
-  if (kLayout.minima) found.minimum *= load_bytes(group + (kRuns + kRun) * kPanel + column);
-  return found;
-}
-
-// results += the products of run kRun of one group. The factors are read after the sums are made: they
-// and the sums would not fit the registers together.
+// results += the products of run kRun of one group, whose numbers share `scale` and `minimum`.
 template <WeightKind kKind, int kRun, int R, int V>
-SAPWOOD_INLINE void add_run(VF (&results)[R][V], const std::byte* head, const std::byte* group, int within,
-                            const std::byte* x, std::int64_t row_bytes) {
+SAPWOOD_INLINE void add_run(VF (&results)[R][V], const VF (&scale)[V], const VF (&minimum)[V],
+                            const std::byte* numbers, const std::byte* x, std::int64_t row_bytes) {
   constexpr Layout kLayout = layout_of(kKind);
   VI sums[R][V];
 #pragma GCC unroll 16
@@ -120,21 +105,39 @@ SAPWOOD_INLINE void add_run(VF (&results)[R][V], const std::byte* head, const st
 #pragma GCC unroll 16
     for (int v = 0; v < V; v++) sums[r][v] = splat_int(static_cast<std::int32_t>(start));
   }
-  const std::byte* numbers = group + scale_bytes(kLayout) + within * 4;
   if (kRun == 0) add_half<kLayout.bits, false>(sums, numbers, x, row_bytes);
   if (kRun == 1 || kLayout.run == kGroup) add_half<kLayout.bits, true>(sums, numbers, x, row_bytes);
 #pragma GCC unroll 16
   for (int v = 0; v < V; v++) {
-    const Factors factors = factors_of<kKind, kRun>(head, group, within + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const std::byte* of_row = x + r * row_bytes;
-      const VF both = factors.scale * splat(bits_as<float>(load_lane(of_row + kScaleAt)));
+      const VF both = scale[v] * splat(bits_as<float>(load_lane(of_row + kScaleAt)));
       results[r][v] = to_floats(sums[r][v]) * both + results[r][v];
       if (kLayout.minima) {
         const float factor = bits_as<float>(load_lane(of_row + kCorrectionAt + kRun * 4));
-        results[r][v] = factors.minimum * splat(factor) + results[r][v];
+        results[r][v] = minimum[v] * splat(factor) + results[r][v];
       }
+    }
+  }
+}
+
+// The scales and minima of run kRun of a group: those of its block, d and least, times its own
+// integers, or without heads fp16 of its own.
+template <WeightKind kKind, int kRun, int V>
+SAPWOOD_INLINE void read_scales(const std::byte* group, int within, const VF (&d)[V], const VF (&least)[V],
+                                VF (&scale)[V], VF (&minimum)[V]) {
+  constexpr Layout kLayout = layout_of(kKind);
+  constexpr int kRuns = kGroup / kLayout.run;
+#pragma GCC unroll 16
+  for (int v = 0; v < V; v++) {
+    const int column = within + v * W;
+    if (kLayout.heads) {
+      scale[v] = d[v] * load_bytes(group + kRun * kPanel + column);
+      if (kLayout.minima) minimum[v] = least[v] * load_bytes(group + (kRuns + kRun) * kPanel + column);
+    } else {
+      scale[v] = load_halves(group + column * 2);
+      if (kLayout.minima) minimum[v] = load_halves(group + (kPanel + column) * 2);
     }
   }
 }
@@ -149,15 +152,27 @@ SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* p
   const std::int64_t blocks = k / (kGroup * block_groups(kLayout));
   VF results[R][V] = {};
   for (std::int64_t block = 0; block < blocks; block++) {
-    const std::byte* head = panel;
+    VF d[V] = {}, least[V] = {};
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) {
+      if (!kLayout.heads) break;
+      d[v] = load_halves(panel + (within + v * W) * 2);
+      if (kLayout.minima) least[v] = load_halves(panel + (kPanel + within + v * W) * 2);
+    }
     panel += head_bytes(kLayout);
     for (std::int64_t group = 0; group < block_groups(kLayout); group++, panel += kBytes, x += kGroupBytesOfX) {
       if (stream) {
 #pragma GCC unroll 32
         for (std::int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(panel + i + kAheadBytes, 0, 2);
       }
-      add_run<kKind, 0>(results, head, panel, within, x, row_bytes);
-      if (kLayout.run < kGroup) add_run<kKind, 1>(results, head, panel, within, x, row_bytes);
+      const std::byte* numbers = panel + scale_bytes(kLayout) + within * 4;
+      VF scale[V], minimum[V] = {};
+      read_scales<kKind, 0>(panel, within, d, least, scale, minimum);
+      add_run<kKind, 0>(results, scale, minimum, numbers, x, row_bytes);
+      if (kLayout.run < kGroup) {
+        read_scales<kKind, 1>(panel, within, d, least, scale, minimum);
+        add_run<kKind, 1>(results, scale, minimum, numbers, x, row_bytes);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -195,7 +210,7 @@ void multiply(const QuantizedArgs& a) {
   const LinearWeight& weight = *a.weight;
   const std::int64_t row_bytes = rounded_row_bytes(kKind, weight.k);
   const std::int64_t bytes = panel_bytes(kKind, weight.k);
-  const Cut cut = cut_work(a, kTileHeight);
+  const Cut cut = cut_work(a, tile_height(layout_of(kKind)));
   const auto round = [&](std::int64_t row, std::byte* to) {
     round_row<T, kKind>(static_cast<const T*>(a.x) + row * a.x_stride, weight.k, to);
   };
