@@ -12,11 +12,6 @@ constexpr std::int64_t kScaleAt = 32, kCorrectionAt = 36;
 // A function of its own for each shape of tile: inlined into both types of x it would be there twice.
 #define SAPWOOD_TILE __attribute__((noinline)) static void
 
-// Rows of a register tile: what the scales of a block and of a group take is left to fewer.
-static constexpr std::int64_t tile_height(Layout layout) {
-  return layout.heads ? least(kTileHeight, 4) : kTileHeight;
-}
-
 // A correction: where the kind has minima, the sum of the run's rounded x times their scale; else what
 // the integer sum starts at, since the numbers have an offset.
 template <class T, WeightKind kKind>
@@ -210,7 +205,7 @@ void multiply(const QuantizedArgs& a) {
   const LinearWeight& weight = *a.weight;
   const std::int64_t row_bytes = rounded_row_bytes(kKind, weight.k);
   const std::int64_t bytes = panel_bytes(kKind, weight.k);
-  const Cut cut = cut_work(a, tile_height(layout_of(kKind)));
+  const Cut cut = cut_work(a, kTileHeight);
   const auto round = [&](std::int64_t row, std::byte* to) {
     round_row<T, kKind>(static_cast<const T*>(a.x) + row * a.x_stride, weight.k, to);
   };
