@@ -114,7 +114,8 @@ def select_kernels(
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
     raise ConfigError(
         f"no kernels for {need} ({reasons}); "
-        "choose another --dtype, --kv-cache-dtype or --device, or leave the choice of kernels to sapwood"
+        "choose another --dtype, --kv-cache-dtype or --device, or leave the choice of kernels to "
+        "sapwood"
     )
 
 
