@@ -10,7 +10,7 @@ from sapwood.schema.config.options import check_options, option
 SCHEMES = ("int8", "fp8", "fp8_block", "int4")
 METHODS = ("nearest", "gptq")
 
-DEFAULT_CALIBRATION_TOKENS = 65536
+DEFAULT_CALIBRATION_TOKENS = 32768
 DEFAULT_DAMPING = 0.01
 
 
@@ -99,7 +99,7 @@ class ConvertOptions:
     @property
     def rounding(self) -> str:
         """ "nearest" or "gptq"."""
-        return self.method or ("gptq" if self.scheme == "int4" else "nearest")
+        return self.method or "gptq"
 
     @property
     def rescales(self) -> bool:
@@ -115,11 +115,11 @@ class ConvertOptions:
                 if value is not None:
                     raise ConfigError(
                         f"{flag} is an option of gptq, and this conversion rounds to the nearest; "
-                        "add --method gptq or leave it out"
+                        "leave one of them out"
                     )
         given = self.calibration_file is not None or self.calibration_tokens is not None
         if given and not self.needs_calibration:
             raise ConfigError(
-                f"--scheme {self.scheme} without gptq and without --rescale uses no calibration "
-                "text; add one of them, or leave the text out"
+                f"--scheme {self.scheme} with --method nearest and without --rescale uses no "
+                "calibration text; leave the text out, or change one of them"
             )
