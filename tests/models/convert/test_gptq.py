@@ -5,9 +5,11 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
+from sapwood.models.convert.calibration import Moments
 from sapwood.models.convert.gptq import gptq_codes
 from sapwood.models.convert.rounding import choose_grid
 from sapwood.models.convert.scheme import WeightScheme
+from sapwood.models.convert.tapped import rounded_inputs
 
 INT4 = WeightScheme(num_bits=4, strategy="group", group_size=32, rounds_activations=False)
 INT4_ASYMMETRIC = WeightScheme(
@@ -43,6 +45,22 @@ def test_outputs_change_less_than_with_rounding_to_the_nearest(
     assert error(grid.values(codes)) < 0.6 * error(grid.values(grid.codes(weight)))
     # They are codes of that grid, each in its own place: another round changes nothing.
     assert torch.equal(grid.codes(grid.values(codes)), codes)
+
+
+@pytest.mark.parametrize("scheme", [WeightScheme(num_bits=8), FP8], ids=["int8", "fp8"])
+def test_weights_make_up_for_the_rounding_of_inputs(scheme: WeightScheme) -> None:
+    weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(5))
+    fitted, unseen = torch.split(correlated_inputs(4500, 160), [4000, 500])
+    moments = Moments(160, torch.device("cpu"), scheme)
+    moments.add(fitted)
+    grid = choose_grid(weight, scheme, importance=None, dtype=torch.float32)
+
+    def error(lost: Tensor | None) -> float:
+        codes = gptq_codes(weight, moments.hessian, grid, lost=lost, act_order=True, damping=0.001)
+        found = rounded_inputs(unseen, scheme) @ grid.values(codes).t()
+        return (found - unseen @ weight.t()).norm().item()
+
+    assert error(moments.lost) < 0.98 * error(None)
 
 
 @pytest.mark.parametrize("act_order", [False, True])

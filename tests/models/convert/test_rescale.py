@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.models.config import DecoderConfig
-from sapwood.models.convert.calibration import observe
+from sapwood.models.convert.calibration import sample_inputs
 from sapwood.models.convert.rescale import Rescaler
 from sapwood.models.convert.scheme import WeightScheme
 from sapwood.models.convert.walk import Walk
@@ -86,9 +86,9 @@ def test_a_rescaled_layer_computes_the_same(peer: Peer, scheme: WeightScheme) ->
     tensors[name] = tensors[name] * torch.randn(len(tensors[name])).mul(1.5).exp()
     hidden = walk.embed(tensors, windows(3))
     layer = walk.layer(0, tensors)
-    statistics = observe(walk, layer, hidden, with_hessians=True)
+    samples = sample_inputs(walk, layer, hidden)
     rescaler = Rescaler(decoder, scheme, linear_names(peer))
-    rescaled = rescaler.rescaled("model.layers.0", tensors, statistics)
+    rescaled = rescaler.rescaled("model.layers.0", tensors, samples)
     again = walk.layer(0, rescaled)
     for found, expected in zip(walk.run(again, hidden), walk.run(layer, hidden), strict=True):
         assert (found - expected).norm() < 1e-5 * expected.norm()
@@ -96,19 +96,13 @@ def test_a_rescaled_layer_computes_the_same(peer: Peer, scheme: WeightScheme) ->
     assert name in changed
     assert "model.layers.0.self_attn.q_proj.weight" in changed
     assert all(key.startswith("model.layers.0.") for key in changed)
-    # What is known of the inputs is what the rescaled layer sees.
-    seen = observe(walk, again, hidden, with_hessians=True)
-    for key, found in statistics.items():
-        assert found.hessian is not None
-        assert torch.allclose(found.largest, seen[key].largest, rtol=1e-3, atol=1e-5)
-        assert (found.hessian - seen[key].hessian).norm() < 1e-3 * found.hessian.norm()
 
 
 @torch.inference_mode()
 def test_only_places_whose_layers_are_all_converted_are_rescaled(peer: Peer) -> None:
     walk, decoder = make_walk(peer)
     hidden = walk.embed(peer.weights, windows(2))
-    statistics = observe(walk, walk.layer(0, peer.weights), hidden, with_hessians=False)
+    samples = sample_inputs(walk, walk.layer(0, peer.weights), hidden)
     only = frozenset({"model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"})
-    rescaled = Rescaler(decoder, INT8, only).rescaled("model.layers.0", peer.weights, statistics)
+    rescaled = Rescaler(decoder, INT8, only).rescaled("model.layers.0", peer.weights, samples)
     assert all(torch.equal(rescaled[name], peer.weights[name]) for name in peer.weights)

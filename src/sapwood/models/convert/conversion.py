@@ -20,7 +20,12 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError, WeightError
 from sapwood.models.config import DecoderConfig
-from sapwood.models.convert.calibration import InputStatistics, observe, parts_of
+from sapwood.models.convert.calibration import (
+    Moments,
+    input_moments,
+    parts_of,
+    sample_inputs,
+)
 from sapwood.models.convert.gptq import gptq_codes
 from sapwood.models.convert.options import DEFAULT_DAMPING, ConvertOptions
 from sapwood.models.convert.plan import EMBEDDING, NORM, OUTPUT_LAYER, Plan
@@ -111,7 +116,6 @@ class Converter:
         self._device = device
         self._dtype = dtype
         self._rescaler = Rescaler(decoder, plan.scheme, plan.converted)
-        self._uses_gptq = options.rounding == "gptq"
         self.layers: list[LayerError] = []
 
     @torch.inference_mode()
@@ -147,25 +151,24 @@ class Converter:
             if not bool(tensor.isfinite().all()):
                 raise WeightError(f"{name} has numbers that are not finite; nothing can be made")
         layer = self._walk.layer(index, tensors)
-        statistics: dict[str, InputStatistics] = {}
-        if streams.calibration:
-            statistics = observe(
-                self._walk, layer, streams.calibration, with_hessians=self._uses_gptq
-            )
         streams.original = self._walk.run(layer, streams.original)
         if self._options.rescales:
-            tensors = self._rescaler.rescaled(layer_prefix(index), tensors, statistics)
+            samples = sample_inputs(self._walk, layer, streams.calibration)
+            tensors = self._rescaler.rescaled(layer_prefix(index), tensors, samples)
             layer = self._walk.layer(index, tensors)
+        moments: dict[str, Moments] = {}
+        if self._options.rounding == "gptq":
+            moments = input_moments(self._walk, layer, streams.calibration, self._plan.scheme)
         for linear in layer.linears:
             if self._plan.converted.issuperset(linear.names):
-                self._convert_linear(linear, statistics.get(linear.names[0]))
+                self._convert_linear(linear, moments.get(linear.names[0]))
         for name, tensor in tensors.items():
             if name.removesuffix(".weight") not in self._plan.converted:
                 self._writer.add(name, tensor.to(self._dtype))
         streams.calibration = self._walk.run(layer, streams.calibration)
         streams.converted = self._walk.run(layer, streams.converted)
 
-    def _convert_linear(self, linear: TappedLinear, inputs: InputStatistics | None) -> None:
+    def _convert_linear(self, linear: TappedLinear, inputs: Moments | None) -> None:
         """Rounds and writes its parts, and lets it compute with what was written."""
         hessian = None if inputs is None else inputs.hessian
         all_codes: list[Tensor] = []
@@ -178,7 +181,7 @@ class Converter:
                 importance=None if hessian is None else hessian.diagonal(),
                 dtype=self._dtype,
             )
-            codes = self._codes(weight, grid, hessian)
+            codes = self._codes(weight, grid, inputs)
             for suffix, tensor in stored_tensors(codes, grid, self._dtype).items():
                 self._writer.add(f"{name}.{suffix}", tensor)
             self.layers.append(_error(name, weight, grid.values(codes), hessian))
@@ -194,14 +197,15 @@ class Converter:
         else:
             linear.use(values)
 
-    def _codes(self, weight: Tensor, grid: Grid, hessian: Tensor | None) -> Tensor:
-        if hessian is None:
+    def _codes(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Tensor:
+        if inputs is None:
             return grid.codes(weight)
         options = self._options
         return gptq_codes(
             weight,
-            hessian,
+            inputs.hessian,
             grid,
+            lost=inputs.lost,
             act_order=options.act_order is not False,
             damping=options.damping or DEFAULT_DAMPING,
         )

@@ -22,12 +22,20 @@ log = logging.getLogger(__name__)
 
 
 def gptq_codes(
-    weight: Tensor, hessian: Tensor, grid: Grid, *, act_order: bool, damping: float
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    *,
+    lost: Tensor | None = None,
+    act_order: bool,
+    damping: float,
 ) -> Tensor:
     """Codes [out, in] fp32 of a weight [out, in] fp32.
 
     hessian    [in, in] fp32; inputs that were always 0 are rounded to the nearest
     grid       the scales, chosen beforehand: so groups stay where they are in any order
+    lost       [in, in] fp32, the sum of (x - r) r^T over inputs x that the layer gets as r, whose
+               sum of r r^T is the Hessian: weights make up for what is lost of the inputs too
     act_order  round the inputs of the largest activations first, while most others can make up
     damping    share of the mean diagonal that is added to it
     Raises     WeightError if the Hessian has no Cholesky factor even with much damping
@@ -36,8 +44,12 @@ def gptq_codes(
     order = torch.arange(num_inputs, device=weight.device)
     if act_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    factor = _inverse_factor(hessian[order][:, order], damping)
+    inverse, factor = _inverse(hessian[order][:, order], damping)
     columns = weight.t()[order].contiguous()
+    if lost is not None:
+        # The weights with the smallest squared error for the inputs as they arrive: W x ~ V r has
+        # V = W (sum x r^T) (sum r r^T)^-1 = W + W (sum (x - r) r^T) (sum r r^T)^-1.
+        columns += inverse @ (lost[order][:, order].t() @ columns)
     codes = torch.empty_like(columns)
     groups = grid.group_of(num_inputs)[order].tolist()
     scale = grid.scale.t().contiguous()
@@ -60,8 +72,8 @@ def gptq_codes(
     return restored.t().contiguous()
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse."""
+def _inverse(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """The damped Hessian's inverse, and the upper Cholesky factor of that."""
     diagonal = hessian.diagonal()
     never = diagonal == 0
     mean = diagonal[~never].mean().item() if not never.all() else 1.0
@@ -70,13 +82,14 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         damped.diagonal()[never] = mean
         damped.diagonal().add_(damping * 10**attempt * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if failed:
+            continue
+        inverse = torch.cholesky_inverse(lower)
+        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not failed and bool(upper.isfinite().all()):
             if attempt:
                 log.warning("gptq needed a damping of %g", damping * 10**attempt)
-            factor: Tensor = upper
-            return factor
+            return inverse, upper
     raise WeightError(
         f"the Hessian of a layer has no Cholesky factor even with a damping of "
         f"{damping * 10 ** (ATTEMPTS - 1):g}; give a longer calibration text or a larger --damping"

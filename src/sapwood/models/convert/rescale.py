@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from sapwood.models.config import DecoderConfig
-from sapwood.models.convert.calibration import InputStatistics
+from sapwood.models.convert.calibration import InputSample
 from sapwood.models.convert.rounding import choose_grid
 from sapwood.models.convert.scheme import WeightScheme
-from sapwood.models.convert.tapped import round_inputs
+from sapwood.models.convert.tapped import rounded_inputs
 
 EXPONENTS = tuple(step / 10 for step in range(11))
 SMALLEST = 1e-5
@@ -62,11 +62,9 @@ class Rescaler:
         self._converted = converted
 
     def rescaled(
-        self, prefix: str, tensors: Mapping[str, Tensor], statistics: Mapping[str, InputStatistics]
+        self, prefix: str, tensors: Mapping[str, Tensor], samples: Mapping[str, InputSample]
     ) -> dict[str, Tensor]:
-        """The layer's tensors by whole names; changed ones of linear layers are fp32.
-
-        The statistics are changed along."""
+        """The layer's tensors by whole names; changed ones of linear layers are fp32."""
         found = dict(tensors)
         for place in PLACES:
             readers = [f"{prefix}.{name}" for name in place.readers]
@@ -74,11 +72,11 @@ class Rescaler:
             of_norm = f"{maker}.weight" in found and found[f"{maker}.weight"].dim() == 1
             linears = readers if of_norm else [maker, *readers]
             if self._converted.issuperset(linears):
-                self._move(found, maker, readers, statistics[readers[0]])
+                self._move(found, maker, readers, samples[readers[0]])
         return found
 
     def _move(
-        self, tensors: dict[str, Tensor], maker: str, readers: list[str], inputs: InputStatistics
+        self, tensors: dict[str, Tensor], maker: str, readers: list[str], inputs: InputSample
     ) -> None:
         device = inputs.largest.device
         weights = [tensors[f"{name}.weight"].to(device).float() for name in readers]
@@ -98,11 +96,10 @@ class Rescaler:
                 tensors[f"{maker}.bias"] = (bias.to(device).float() / rows).to(bias.dtype)
         for name, weight in zip(readers, weights, strict=True):
             tensors[f"{name}.weight"] = weight * factors
-        inputs.divide(factors)
 
-    def _best_factors(self, weight: Tensor, inputs: InputStatistics, maker: str) -> Tensor:
+    def _best_factors(self, weight: Tensor, inputs: InputSample, maker: str) -> Tensor:
         """[in]: the candidate with the smallest error of the outputs of the sample."""
-        sample = inputs.sample
+        sample = inputs.rows
         exact = sample @ weight.t()
         best_error, best = torch.inf, torch.ones_like(inputs.largest)
         for exponent in EXPONENTS:
@@ -114,7 +111,7 @@ class Rescaler:
         return best
 
     def _factors(
-        self, weight: Tensor, inputs: InputStatistics, sample: Tensor, exponent: float
+        self, weight: Tensor, inputs: InputSample, sample: Tensor, exponent: float
     ) -> Tensor:
         if self._scheme.rounds_activations:
             large = inputs.largest.clamp(min=SMALLEST)
@@ -146,7 +143,5 @@ class Rescaler:
         )
         rounded = grid.values(grid.codes(weight))
         if self._scheme.rounds_activations:
-            size = self._scheme.group_size or x.shape[1]
-            codes, scale = round_inputs(x.reshape(-1, size), self._scheme)
-            x = (codes * scale).view(x.shape)
+            x = rounded_inputs(x, self._scheme)
         return x @ rounded.t()

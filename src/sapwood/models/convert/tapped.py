@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sapwood.kernels.interface import Kernels, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.models.convert.scheme import BLOCK, WeightScheme
+from sapwood.models.convert.scheme import WeightScheme
 
 
 class TappedLinear:
@@ -59,7 +59,7 @@ class TappedLinear:
         self._layer = _PerToken(scheme, inner, torch.cat(scales).to(self._device), self._bias)
 
     def use_block_rounded(self, scheme: WeightScheme, weights: list[Tensor]) -> None:
-        """As `use`, and inputs are rounded per token and BLOCK of them."""
+        """As `use`, and inputs are rounded per token and group of them."""
         self.use(weights)
         self._layer = _PerBlock(scheme, self._layer)
 
@@ -98,14 +98,10 @@ class _PerBlock:
         self._layer = layer
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._layer(self._rounded(x))
+        return self._layer(rounded_inputs(x, self._scheme))
 
     def fp32(self, x: Tensor) -> Tensor:
-        return self._layer.fp32(self._rounded(x))
-
-    def _rounded(self, x: Tensor) -> Tensor:
-        codes, scale = round_inputs(x.float().view(-1, BLOCK), self._scheme)
-        return (codes * scale).view(x.shape).to(x.dtype)
+        return self._layer.fp32(rounded_inputs(x, self._scheme))
 
 
 def round_inputs(x: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
@@ -116,6 +112,12 @@ def round_inputs(x: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
     if scheme.is_float:
         return codes.to(torch.float8_e4m3fn).float(), scale
     return codes.round_(), scale
+
+
+def rounded_inputs(x: Tensor, scheme: WeightScheme) -> Tensor:
+    """x [T, in] -> what a layer of that scheme computes with, in x's dtype."""
+    codes, scale = round_inputs(x.float().reshape(-1, scheme.group_size or x.shape[1]), scheme)
+    return (codes * scale).view(x.shape).to(x.dtype)
 
 
 class TappedStorage:
