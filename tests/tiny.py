@@ -64,7 +64,7 @@ def write_llama(directory: Path, **fields: Any) -> Path:
     return directory
 
 
-def save_qwen3(directory: Path) -> Path:
+def save_qwen3(directory: Path, **fields: Any) -> Path:
     """A random Qwen3 as transformers saves it: config.json, safetensors, and a tokenizer.
 
     Weights are drawn so that logits spread over several units and no two candidates are close.
@@ -72,20 +72,21 @@ def save_qwen3(directory: Path) -> Path:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=96,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
-        eos_token_id=257,
-        bos_token_id=None,
-        pad_token_id=None,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": False,
+        "eos_token_id": 257,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    }
+    config = Qwen3Config(**sizes | fields)
     model = Qwen3ForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():

@@ -11,7 +11,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.bench.evals import perplexity
 from sapwood.bench.evals.options import PerplexityOptions
-from sapwood.bench.evals.perplexity import Perplexity, WindowScorer, library_text, measure
+from sapwood.bench.evals.perplexity import Perplexity, WindowScorer, measure
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.models.config import DecoderConfig
@@ -151,10 +151,3 @@ def test_perplexity_is_e_to_the_mean() -> None:
     assert Perplexity(num_tokens=5, negative_log_likelihood=math.log(7)).perplexity == (
         pytest.approx(7)
     )
-
-
-def test_the_text_is_english_long_and_the_same_each_time() -> None:
-    text = library_text()
-    assert text == library_text()
-    assert len(text) > 400_000  # over 100,000 tokens of most tokenizers
-    assert text.count(" the ") > 2000

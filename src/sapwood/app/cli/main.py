@@ -38,6 +38,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "verify": LazyCommand(
         "sapwood.app.cli.verify:verify", "Make and check lists of checksums of a model's files."
     ),
+    "convert": LazyCommand(
+        "sapwood.app.cli.convert:convert", "Write a model with its weights in fewer bits."
+    ),
     "check": LazyCommand(
         "sapwood.app.cli.check:check", "Show what this machine has, and what would run on it."
     ),

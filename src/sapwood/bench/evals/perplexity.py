@@ -7,12 +7,9 @@ Source: Jelinek et al. 1977, "Perplexity - a measure of the difficulty of speech
 
 from __future__ import annotations
 
-import ast
 import math
-import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,23 +35,6 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         return math.exp(self.negative_log_likelihood)
-
-
-def library_text() -> str:
-    """The docstrings of the modules at the top of Python's library, in the order of their names:
-    a deterministic English text that every installation has, the same for one Python version."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    return "\n\n".join(
-        doc for path in sorted(library.glob("*.py")) for doc in _docstrings(path.read_bytes())
-    )
-
-
-def _docstrings(source: bytes) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            doc = ast.get_docstring(node)
-            if doc:
-                yield doc
 
 
 class WindowScorer:

@@ -1,0 +1,90 @@
+"""`sapwood convert`: a checkpoint into one of fewer bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.models.convert.options import ConvertOptions
+from sapwood.schema.config.execution import ExecutionConfig
+from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.env import environment, home
+
+if TYPE_CHECKING:
+    from sapwood.app.converting import Converted, Job
+
+MODEL_OPTIONS = ("revision", "load_format", "dtype", "offline")
+EXECUTION_OPTIONS = ("device", "num_threads", "kernels")
+
+
+@click.command(cls=ConfigCommand)
+@click.argument("name")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--ignore",
+    multiple=True,
+    metavar="REGEX",
+    help="Leave linear layers as they are whose name this matches from its beginning; may be given "
+    "several times. The output layer and the embedding always stay.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be made, and write nothing.")
+@click.option("--force", is_flag=True, help="Replace a model that is at OUTPUT.")
+@config_options(
+    ConvertOptions,
+    ModelConfig,
+    ExecutionConfig,
+    only={*MODEL_OPTIONS, *EXECUTION_OPTIONS, *ConvertOptions.__dataclass_fields__},
+)
+def convert(
+    name: str,
+    output: Path,
+    ignore: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    asked: Asked,
+) -> None:
+    """Write a model with its linear layers in fewer bits.
+
+    NAME is a catalogue name, a hub repository (owner/name) or a path; OUTPUT is the directory to
+    make, in the compressed-tensors format that sapwood, vLLM and transformers read. It has the
+    tokenizer and chat template too, and conversion.json with what was measured.
+    """
+    # Built first: a contradiction must not show only after the model has been fetched.
+    options = asked.build(ConvertOptions)
+    from rich.console import Console
+
+    from sapwood.app.converting import prepare, run
+    from sapwood.models.store.terminal import TerminalProgress
+
+    progress = TerminalProgress(Console(stderr=True))
+    job = prepare(
+        asked.with_flag("model", name).engine(),
+        options,
+        output.expanduser().absolute(),
+        ignore=ignore,
+        force=force,
+        home=home(environment()),
+        progress=progress,
+    )
+    console = Console()
+    for line in job.describe():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not dry_run:
+        print_result(job, run(job, progress), console)
+
+
+def print_result(job: Job, converted: Converted, console: object) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    assert isinstance(console, Console)
+    table = Table()
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in converted.rows():
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"wrote {job.output}", markup=False, highlight=False, soft_wrap=True)

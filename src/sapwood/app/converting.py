@@ -1,0 +1,224 @@
+"""Puts a conversion together: the model's files, its kernels, the texts and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sapwood.app.model_defaults import checkpoint_dtype, read_json
+from sapwood.app.wiring import Resolved, resolve_config
+from sapwood.base.errors import ConfigError
+from sapwood.kernels.interface import DTYPES
+from sapwood.models.convert.conversion import Conversion, Texts, convert, cut
+from sapwood.models.convert.options import DEFAULT_CALIBRATION_TOKENS, ConvertOptions
+from sapwood.models.convert.plan import Plan, make_plan
+from sapwood.models.convert.walk import Walk
+from sapwood.models.convert.writer import check_target, new_directory, write_json
+from sapwood.models.lm.decoder import Decoder
+from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.store import Progress
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.text.standard_library import library_text, package_text
+from sapwood.text.tokenizer import Tokenizer
+
+REPORT = "conversion.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A conversion that can be done: everything is decided, and nothing is written.
+
+    hf_config     the model's config.json
+    stored_dtype  of what is not converted
+    """
+
+    resolved: Resolved
+    options: ConvertOptions
+    output: Path
+    force: bool
+    hf_config: Mapping[str, Any]
+    architecture: type[Decoder]
+    plan: Plan
+    stored_dtype: torch.dtype
+
+    def describe(self) -> list[str]:
+        """What will be made, for people."""
+        scheme, plan = self.plan.scheme, self.plan
+        before, after = plan.num_bytes(self.stored_dtype.itemsize)
+        scale = {
+            "channel": "a scale per output",
+            "group": f"a scale per {scheme.group_size} inputs",
+            "block": "a scale per 128 x 128 weights",
+        }[scheme.strategy]
+        zero = "" if scheme.symmetric else " and a zero point"
+        how = self.options.rounding + (", rescaled" if self.options.rescales else "")
+        stored = str(self.stored_dtype).removeprefix("torch.")
+        return [
+            f"{self.resolved.files.name} -> {self.output}",
+            f"{scheme.format}: {len(plan.converted)} linear layers in {self.options.scheme}, "
+            f"{scale}{zero}; {how}",
+            f"in {stored} as they are: {_few(plan.ignored)}, embedding, norms, biases",
+            f"{before / 1e6:.1f} MB of tensors become {after / 1e6:.1f} MB",
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What was made."""
+
+    conversion: Conversion
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Of the table that is printed: what, before, after, change."""
+        found = self.conversion
+        before, after = found.bytes_before, found.bytes_after
+        rows = [("MB", f"{before / 1e6:.1f}", f"{after / 1e6:.1f}", f"{after / before - 1:+.1%}")]
+        if found.perplexity_before is not None and found.perplexity_after is not None:
+            first, second = found.perplexity_before, found.perplexity_after
+            rows.append(
+                (
+                    f"perplexity ({found.num_scored_tokens} tokens)",
+                    f"{first:.4f}",
+                    f"{second:.4f}",
+                    f"{second / first - 1:+.2%}",
+                )
+            )
+        return rows
+
+
+def prepare(
+    config: EngineConfig,
+    options: ConvertOptions,
+    output: Path,
+    *,
+    ignore: Sequence[str],
+    force: bool,
+    home: Path,
+    progress: Progress | None = None,
+) -> Job:
+    """Fetch the model and decide everything. StartupError if it cannot be converted so."""
+    check_target(output, force=force)
+    if config.model.load_format == "dummy":
+        raise ConfigError("--load-format dummy has no weights to convert; give a model that does")
+    resolved = resolve_config(config, home=home, progress=progress)
+    files, decoder = resolved.files, resolved.decoder
+    if files.path.resolve() == output.resolve():
+        raise ConfigError(f"{output} is the model itself; name another directory")
+    hf_config = read_json(files.path / "config.json")
+    if hf_config.get("quantization_config"):
+        raise ConfigError(
+            f"{files.name} is quantised already "
+            f"({hf_config['quantization_config'].get('quant_method', 'unknown')}); convert the "
+            "model's unquantised checkpoint"
+        )
+    context_length = resolved.config.model.context_length or decoder.context_length
+    if options.window > context_length:
+        raise ConfigError(
+            f"--window is {options.window} but the model's context is {context_length} tokens"
+        )
+    architecture = ARCHITECTURES.get(decoder.architecture)
+    return Job(
+        resolved=resolved,
+        options=options,
+        output=output,
+        force=force,
+        hf_config=hf_config,
+        architecture=architecture,
+        plan=make_plan(architecture, decoder, resolved.kernels.kernels, options, ignore=ignore),
+        stored_dtype=DTYPES.get(checkpoint_dtype(hf_config), torch.float32),
+    )
+
+
+def run(job: Job, progress: Progress) -> Converted:
+    """Convert, and write the directory with its report."""
+    resolved, options = job.resolved, job.options
+    texts = _texts(job)
+    config = resolved.config
+    device = torch.device(config.execution.device or "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(config.execution.num_threads or 1)
+        resolved.kernels.kernels.set_num_threads(config.execution.num_threads or 1)
+    walk = Walk(
+        job.architecture,
+        resolved.decoder,
+        resolved.kernels.kernels,
+        window=options.window,
+        page_size=config.memory.page_size or 1,
+        device=device,
+        dtype=DTYPES[config.model.dtype],
+    )
+    with new_directory(job.output, force=job.force) as directory:
+        conversion = convert(
+            walk,
+            resolved.files,
+            job.hf_config,
+            resolved.decoder,
+            job.plan,
+            options,
+            texts,
+            directory,
+            stored_dtype=job.stored_dtype,
+            device=device,
+            progress=progress,
+        )
+        write_json(directory / REPORT, _report(job, conversion))
+    return Converted(conversion=conversion)
+
+
+def _texts(job: Job) -> Texts:
+    options, files = job.options, job.resolved.files
+    if not options.needs_calibration and not options.num_text_tokens:
+        return Texts(calibration=(), measured=())
+    tokenizer = Tokenizer.from_directory(files.path)
+
+    def windows(
+        flag: str, path: str | None, default: Callable[[], str], num_tokens: int, spread: bool
+    ) -> list[torch.Tensor]:
+        text = default() if path is None else _read_text(flag, path)
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        return cut(token_ids, window=options.window, num_tokens=num_tokens, spread=spread)
+
+    calibration: list[torch.Tensor] = []
+    if options.needs_calibration:
+        num_tokens = options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS
+        calibration = windows(
+            "--calibration-file", options.calibration_file, package_text, num_tokens, True
+        )
+    measured: list[torch.Tensor] = []
+    if options.num_text_tokens:
+        measured = windows(
+            "--text-file", options.text_file, library_text, options.num_text_tokens, False
+        )
+    return Texts(calibration=calibration, measured=measured)
+
+
+def _read_text(flag: str, name: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {flag} {path}: {error}") from error
+
+
+def _report(job: Job, conversion: Conversion) -> dict[str, Any]:
+    return {
+        "kind": "conversion",
+        "model": job.resolved.files.name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("sapwood", "torch")},
+        "options": asdict(job.options),
+        "computed_in": job.resolved.config.model.dtype,
+        "ignored": list(job.plan.ignored),
+        **asdict(conversion),
+    }
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

@@ -1,0 +1,301 @@
+"""A checkpoint into a compressed-tensors directory, one decoder layer after the other.
+
+Two texts go through the model meanwhile, layer by layer: the calibration text through the converted
+layers, so that each is fitted to the inputs that it will get, and the measured text through the
+original and through the converted ones, so that both perplexities are known at the end. No more
+than one layer is held in the dtype of the computation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sapwood.base.errors import ConfigError, WeightError
+from sapwood.models.config import DecoderConfig
+from sapwood.models.convert.calibration import (
+    Moments,
+    input_moments,
+    parts_of,
+    sample_inputs,
+)
+from sapwood.models.convert.gptq import gptq_codes
+from sapwood.models.convert.options import DEFAULT_DAMPING, ConvertOptions
+from sapwood.models.convert.plan import EMBEDDING, NORM, OUTPUT_LAYER, Plan
+from sapwood.models.convert.rescale import Rescaler
+from sapwood.models.convert.rounding import Grid, choose_grid, stored_tensors
+from sapwood.models.convert.scheme import quantization_config
+from sapwood.models.convert.tapped import TappedLinear
+from sapwood.models.convert.walk import Walk, layer_prefix
+from sapwood.models.convert.writer import ShardWriter, copy_side_files, write_json
+from sapwood.models.loader.weights import iterate_weights
+from sapwood.models.store import ModelFiles, Progress
+from sapwood.models.store.progress import stage
+
+GB = 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """Windows of token ids, all of one length.
+
+    calibration  what weights are fitted to; empty if nothing is
+    measured     what perplexity is measured with; empty: it is not measured
+    """
+
+    calibration: Sequence[Tensor]
+    measured: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerError:
+    """How far a converted layer is from the original.
+
+    weight_error  |W - Q| / |W|, in Frobenius norms
+    output_error  |x (W - Q)| / |x W| over the calibration text's inputs x, before inputs are
+                  rounded; None if gptq did not look at them
+    """
+
+    name: str
+    weight_error: float
+    output_error: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What became of a checkpoint.
+
+    bytes_before, bytes_after      of all tensors
+    perplexity_before, …_after     None if it was not measured
+    num_scored_tokens              that they are the mean over
+    """
+
+    bytes_before: int
+    bytes_after: int
+    layers: list[LayerError]
+    perplexity_before: float | None
+    perplexity_after: float | None
+    num_scored_tokens: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Streams:
+    """Hidden states of all windows on their way through the layers."""
+
+    calibration: list[Tensor] = field(default_factory=list)
+    original: list[Tensor] = field(default_factory=list)
+    converted: list[Tensor] = field(default_factory=list)
+
+
+class Converter:
+    """Converts one model; see `convert`."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        decoder: DecoderConfig,
+        plan: Plan,
+        options: ConvertOptions,
+        writer: ShardWriter,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._walk = walk
+        self._plan = plan
+        self._options = options
+        self._writer = writer
+        self._device = device
+        self._dtype = dtype
+        self._rescaler = Rescaler(decoder, plan.scheme, plan.converted)
+        self.layers: list[LayerError] = []
+
+    @torch.inference_mode()
+    def convert(
+        self, tensors: dict[str, Tensor], texts: Texts, progress: Progress
+    ) -> tuple[float, float] | None:
+        """Write all tensors; they are taken out of the table. The mean negative log-likelihoods of
+        the measured text before and after, in nats, if there is one."""
+        streams = _Streams(
+            calibration=self._walk.embed(tensors, texts.calibration),
+            original=self._walk.embed(tensors, texts.measured),
+            converted=self._walk.embed(tensors, texts.measured),
+        )
+        self._writer.add(EMBEDDING, tensors[EMBEDDING])
+        for index in range(self._walk.num_layers):
+            prefix = f"{layer_prefix(index)}."
+            own = {name: tensors.pop(name) for name in self._plan.shapes if name.startswith(prefix)}
+            self._convert_layer(index, own, streams)
+            progress.advance(sum(tensor.nbytes for tensor in own.values()))
+        for name in (NORM, f"{OUTPUT_LAYER}.weight"):
+            if name in self._plan.shapes:
+                self._writer.add(name, tensors[name])
+        if not texts.measured:
+            return None
+        before, after = (
+            self._walk.negative_log_likelihood(tensors, hidden, texts.measured)
+            for hidden in (streams.original, streams.converted)
+        )
+        return before, after
+
+    def _convert_layer(self, index: int, tensors: dict[str, Tensor], streams: _Streams) -> None:
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise WeightError(f"{name} has numbers that are not finite; nothing can be made")
+        layer = self._walk.layer(index, tensors)
+        streams.original = self._walk.run(layer, streams.original)
+        if self._options.rescales:
+            samples = sample_inputs(self._walk, layer, streams.calibration)
+            tensors = self._rescaler.rescaled(layer_prefix(index), tensors, samples)
+            layer = self._walk.layer(index, tensors)
+        moments: dict[str, Moments] = {}
+        if self._options.rounding == "gptq":
+            moments = input_moments(self._walk, layer, streams.calibration, self._plan.scheme)
+        for linear in layer.linears:
+            if self._plan.converted.issuperset(linear.names):
+                self._convert_linear(linear, moments.get(linear.names[0]))
+        for name, tensor in tensors.items():
+            if name.removesuffix(".weight") not in self._plan.converted:
+                self._writer.add(name, tensor.to(self._dtype))
+        streams.calibration = self._walk.run(layer, streams.calibration)
+        streams.converted = self._walk.run(layer, streams.converted)
+
+    def _convert_linear(self, linear: TappedLinear, inputs: Moments | None) -> None:
+        """Rounds and writes its parts, and lets it compute with what was written."""
+        hessian = None if inputs is None else inputs.hessian
+        all_codes: list[Tensor] = []
+        grids: list[Grid] = []
+        for name, weight in parts_of(linear):
+            weight = weight.to(self._device)
+            grid = choose_grid(
+                weight,
+                self._plan.scheme,
+                importance=None if hessian is None else hessian.diagonal(),
+                dtype=self._dtype,
+            )
+            codes = self._codes(weight, grid, inputs)
+            for suffix, tensor in stored_tensors(codes, grid, self._dtype).items():
+                self._writer.add(f"{name}.{suffix}", tensor)
+            self.layers.append(_error(name, weight, grid.values(codes), hessian))
+            all_codes.append(codes)
+            grids.append(grid)
+        scheme = self._plan.scheme
+        if scheme.rounds_activations and scheme.strategy == "channel":
+            linear.use_rounded(scheme, all_codes, [grid.scale[:, 0] for grid in grids])
+            return
+        values = [grid.values(codes) for grid, codes in zip(grids, all_codes, strict=True)]
+        if scheme.rounds_activations:
+            linear.use_block_rounded(scheme, values)
+        else:
+            linear.use(values)
+
+    def _codes(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Tensor:
+        if inputs is None:
+            return grid.codes(weight)
+        options = self._options
+        return gptq_codes(
+            weight,
+            inputs.hessian,
+            grid,
+            lost=inputs.lost,
+            act_order=options.act_order is not False,
+            damping=options.damping or DEFAULT_DAMPING,
+        )
+
+
+def convert(
+    walk: Walk,
+    files: ModelFiles,
+    config: Mapping[str, Any],
+    decoder: DecoderConfig,
+    plan: Plan,
+    options: ConvertOptions,
+    texts: Texts,
+    directory: Path,
+    *,
+    stored_dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> Conversion:
+    """Write the converted model into a directory that is there and empty.
+
+    config        what the model's config.json holds
+    stored_dtype  of all tensors that are not converted, and of scales
+    Raises        WeightError if the checkpoint does not fit the plan
+    """
+    start = time.perf_counter()
+    tensors = _read(files, plan, stored_dtype)
+    writer = ShardWriter(directory, int(options.max_shard_size * GB))
+    converter = Converter(walk, decoder, plan, options, writer, device=device, dtype=stored_dtype)
+    before, _ = plan.num_bytes(stored_dtype.itemsize)
+    with stage(progress, f"converting {files.name} to {options.scheme}", before):
+        measured = converter.convert(tensors, texts, progress)
+    writer.finish()
+    act_order = options.rounding == "gptq" and options.act_order is not False
+    quantization = quantization_config(plan.scheme, plan.ignored, act_order=act_order)
+    dtype = str(stored_dtype).removeprefix("torch.")
+    own = {name: value for name, value in config.items() if name != "torch_dtype"}
+    write_json(
+        directory / "config.json", {**own, "dtype": dtype, "quantization_config": quantization}
+    )
+    copy_side_files(files.path, directory)
+    return Conversion(
+        bytes_before=before,
+        bytes_after=writer.num_bytes,
+        layers=converter.layers,
+        perplexity_before=None if measured is None else math.exp(measured[0]),
+        perplexity_after=None if measured is None else math.exp(measured[1]),
+        num_scored_tokens=sum(len(window) - 1 for window in texts.measured),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def cut(token_ids: Sequence[int], *, window: int, num_tokens: int, spread: bool) -> list[Tensor]:
+    """Whole windows of at most so many tokens: from the text's beginning, or spread over it.
+
+    Raises ConfigError if the text has less than one."""
+    available = len(token_ids) // window
+    if available == 0:
+        raise ConfigError(
+            f"a text has {len(token_ids)} tokens, less than one --window of {window}; give a "
+            "longer text or a shorter window"
+        )
+    count = min(available, num_tokens // window)
+    chosen: Iterator[int] = iter(range(count))
+    if spread:
+        chosen = (index * available // count for index in range(count))
+    tokens = torch.tensor(token_ids, dtype=torch.int64)
+    return [tokens[index * window : (index + 1) * window] for index in chosen]
+
+
+def _read(files: ModelFiles, plan: Plan, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All tensors; of safetensors of that dtype they stay in the file until they are used."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in iterate_weights(files, dtype=dtype):
+        if name in found:
+            raise WeightError(f"{files.name} has {name} twice")
+        found[name] = tensor
+    plan.check_names(found)
+    return found
+
+
+def _error(name: str, weight: Tensor, values: Tensor, hessian: Tensor | None) -> LayerError:
+    difference = weight - values
+    output_error = None
+    if hessian is not None:
+        squares = [torch.sum((each @ hessian) * each).item() for each in (difference, weight)]
+        output_error = math.sqrt(max(squares[0], 0.0) / squares[1]) if squares[1] > 0 else 0.0
+    norm = weight.norm().item()
+    return LayerError(
+        name=name,
+        weight_error=difference.norm().item() / norm if norm else 0.0,
+        output_error=output_error,
+    )

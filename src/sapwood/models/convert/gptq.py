@@ -1,0 +1,96 @@
+"""GPTQ: weights are rounded one input after the other, and what an input's rounding changes in the
+layer's outputs is made up for by the inputs that are still to come.
+
+Source: Frantar et al. 2022, arXiv:2210.17323."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from sapwood.base.errors import WeightError
+from sapwood.models.convert.rounding import Grid, nearest
+
+BLOCK_INPUTS = 64
+"""Inputs after which all later ones are updated, by one matrix product."""
+ATTEMPTS = 4
+"""Each with ten times the damping of the one before."""
+
+log = logging.getLogger(__name__)
+
+
+def gptq_codes(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    *,
+    lost: Tensor | None = None,
+    act_order: bool,
+    damping: float,
+) -> Tensor:
+    """Codes [out, in] fp32 of a weight [out, in] fp32.
+
+    hessian    [in, in] fp32; inputs that were always 0 are rounded to the nearest
+    grid       the scales, chosen beforehand: so groups stay where they are in any order
+    lost       [in, in] fp32, the sum of (x - r) r^T over inputs x that the layer gets as r, whose
+               sum of r r^T is the Hessian: weights make up for what is lost of the inputs too
+    act_order  round the inputs of the largest activations first, while most others can make up
+    damping    share of the mean diagonal that is added to it
+    Raises     WeightError if the Hessian has no Cholesky factor even with much damping
+    """
+    num_inputs = weight.shape[1]
+    order = torch.arange(num_inputs, device=weight.device)
+    if act_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+    inverse, factor = _inverse(hessian[order][:, order], damping)
+    columns = weight.t()[order].contiguous()
+    if lost is not None:
+        # The weights with the smallest squared error for the inputs as they arrive: W x ~ V r has
+        # V = W (sum x r^T) (sum r r^T)^-1 = W + W (sum (x - r) r^T) (sum r r^T)^-1.
+        columns += inverse @ (lost[order][:, order].t() @ columns)
+    codes = torch.empty_like(columns)
+    groups = grid.group_of(num_inputs)[order].tolist()
+    scale = grid.scale.t().contiguous()
+    zero = None if grid.zero is None else grid.zero.t().contiguous()
+    for first in range(0, num_inputs, BLOCK_INPUTS):
+        end = min(first + BLOCK_INPUTS, num_inputs)
+        errors = torch.empty_like(columns[first:end])
+        for index in range(first, end):
+            group = groups[index]
+            shift = None if zero is None else zero[group]
+            code = nearest(grid.scheme, columns[index], scale[group], shift)
+            codes[index] = code
+            value = (code if shift is None else code - shift) * scale[group]
+            error = (columns[index] - value) / factor[index, index]
+            errors[index - first] = error
+            columns[index + 1 : end].addr_(factor[index, index + 1 : end], error, alpha=-1.0)
+        columns[end:].addmm_(factor[first:end, end:].t(), errors, alpha=-1.0)
+    restored = torch.empty_like(codes)
+    restored[order] = codes
+    return restored.t().contiguous()
+
+
+def _inverse(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """The damped Hessian's inverse, and the upper Cholesky factor of that."""
+    diagonal = hessian.diagonal()
+    never = diagonal == 0
+    mean = diagonal[~never].mean().item() if not never.all() else 1.0
+    for attempt in range(ATTEMPTS):
+        damped = hessian.clone()
+        damped.diagonal()[never] = mean
+        damped.diagonal().add_(damping * 10**attempt * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if failed:
+            continue
+        inverse = torch.cholesky_inverse(lower)
+        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+        if not failed and bool(upper.isfinite().all()):
+            if attempt:
+                log.warning("gptq needed a damping of %g", damping * 10**attempt)
+            return inverse, upper
+    raise WeightError(
+        f"the Hessian of a layer has no Cholesky factor even with a damping of "
+        f"{damping * 10 ** (ATTEMPTS - 1):g}; give a longer calibration text or a larger --damping"
+    )

@@ -1,0 +1,125 @@
+"""Options of a conversion. No torch, so that the command line starts fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.options import check_options, option
+
+SCHEMES = ("int8", "fp8", "fp8_block", "int4")
+METHODS = ("nearest", "gptq")
+
+DEFAULT_CALIBRATION_TOKENS = 32768
+DEFAULT_DAMPING = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """What is made, and how it is measured."""
+
+    scheme: str = option(
+        "int8",
+        "Numbers of the weights: int8 and fp8, one scale per output, with activations rounded per "
+        "token; fp8_block, a scale per 128x128 weights; int4, a scale per group of inputs, with "
+        "activations as they are.",
+        choices=SCHEMES,
+    )
+    method: str | None = option(
+        None,
+        "How weights are rounded: nearest, each for itself; gptq, so that the layer's outputs for "
+        "a calibration text change least; default: gptq for int4, else nearest.",
+        choices=METHODS,
+    )
+    rescale: bool | None = option(
+        None,
+        "Move factors from the layers' inputs into their weights before rounding, as SmoothQuant "
+        "and AWQ do; default: on for int8.",
+    )
+    group_size: int | None = option(
+        None,
+        "Inputs per scale of int4; default: the largest of 128, 64 and 32 that fits all layers.",
+        unit="inputs",
+    )
+    asymmetric: bool = option(False, "Give each group of int4 a zero point of its own.")
+    act_order: bool | None = option(
+        None, "Let gptq round the inputs with the largest activations first; default: on."
+    )
+    damping: float | None = option(
+        None,
+        f"Share of the mean diagonal that gptq adds to its Hessian; default: {DEFAULT_DAMPING:g}.",
+    )
+    calibration_file: str | None = option(
+        None,
+        "Calibration text, UTF-8; default: docstrings of the packages in Python's standard "
+        "library.",
+    )
+    calibration_tokens: int | None = option(
+        None,
+        f"Tokens of that text to use at most; default: {DEFAULT_CALIBRATION_TOKENS}.",
+        unit="tokens",
+    )
+    text_file: str | None = option(
+        None,
+        "Text to measure perplexity with, UTF-8; default: docstrings of the modules at the top of "
+        "Python's standard library, as `sapwood bench perplexity` has it.",
+    )
+    num_text_tokens: int = option(
+        32768, "Tokens of the text to score at most; 0: measure nothing.", unit="tokens"
+    )
+    window: int = option(
+        1024, "Tokens that both texts are cut into, each on its own context.", unit="tokens"
+    )
+    max_shard_size: float = option(5.0, "Size of one weight file at most.", unit="GB")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.scheme != "int4" and (self.group_size is not None or self.asymmetric):
+            raise ConfigError(
+                f"--group-size and --asymmetric are for --scheme int4, not {self.scheme}"
+            )
+        self._check_calibration()
+        if self.group_size is not None and self.group_size < 1:
+            raise ConfigError(f"--group-size is {self.group_size} but must be >= 1")
+        if self.damping is not None and not 0 < self.damping <= 1:
+            raise ConfigError(f"--damping is {self.damping} but must be above 0 and at most 1")
+        if self.window < 2:
+            raise ConfigError(f"--window is {self.window} but must be >= 2")
+        for flag, value in (
+            ("--num-text-tokens", self.num_text_tokens or self.window),
+            ("--calibration-tokens", self.calibration_tokens or self.window),
+        ):
+            if value < self.window:
+                raise ConfigError(
+                    f"{flag} is {value} but must be at least one --window ({self.window})"
+                )
+        if not self.max_shard_size > 0:
+            raise ConfigError(f"--max-shard-size is {self.max_shard_size} but must be above 0")
+
+    @property
+    def rounding(self) -> str:
+        """ "nearest" or "gptq"."""
+        return self.method or "gptq"
+
+    @property
+    def rescales(self) -> bool:
+        return self.scheme == "int8" if self.rescale is None else self.rescale
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.rounding == "gptq" or self.rescales
+
+    def _check_calibration(self) -> None:
+        if self.rounding != "gptq":
+            for flag, value in (("--act-order", self.act_order), ("--damping", self.damping)):
+                if value is not None:
+                    raise ConfigError(
+                        f"{flag} is an option of gptq, and this conversion rounds to the nearest; "
+                        "leave one of them out"
+                    )
+        given = self.calibration_file is not None or self.calibration_tokens is not None
+        if given and not self.needs_calibration:
+            raise ConfigError(
+                f"--scheme {self.scheme} with --method nearest and without --rescale uses no "
+                "calibration text; leave the text out, or change one of them"
+            )

@@ -1,0 +1,147 @@
+"""Factors moved from the inputs of a layer into its weights, where rounding costs less.
+
+What makes a layer's inputs (a norm, or a linear layer before it) is divided by a factor per input,
+and the weights that read them are multiplied by it: the same function of numbers that are easier to
+round. Where inputs are rounded too, factors even out inputs and weights (SmoothQuant: Xiao et al.
+2022, arXiv:2211.10438); where only weights are, they make those of large inputs count more (AWQ:
+Lin et al. 2023, arXiv:2306.00978). How far to go is searched per place, on a sample of inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sapwood.models.config import DecoderConfig
+from sapwood.models.convert.calibration import InputSample
+from sapwood.models.convert.rounding import choose_grid
+from sapwood.models.convert.scheme import WeightScheme
+from sapwood.models.convert.tapped import rounded_inputs
+
+EXPONENTS = tuple(step / 10 for step in range(11))
+SMALLEST = 1e-5
+"""Of what factors are made from: an input that is always 0 gets a factor near 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where factors can go, by names within a decoder layer.
+
+    maker    what makes the inputs: a norm, or a linear layer
+    readers  linear layers that read them
+    """
+
+    maker: str
+    readers: tuple[str, ...]
+
+
+PLACES = (
+    Place("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    Place("self_attn.v_proj", ("self_attn.o_proj",)),
+    Place("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+    Place("mlp.up_proj", ("mlp.down_proj",)),
+)
+"""Of the decoder layers that DecoderLayer makes."""
+
+
+class Rescaler:
+    """Rescales one decoder layer after the other.
+
+    converted  names of linear layers that are rounded; only what touches nothing else is rescaled
+    """
+
+    def __init__(
+        self, decoder: DecoderConfig, scheme: WeightScheme, converted: frozenset[str]
+    ) -> None:
+        self._heads_per_kv = decoder.num_heads // decoder.num_kv_heads
+        self._head_dim = decoder.head_dim
+        self._scheme = scheme
+        self._converted = converted
+
+    def rescaled(
+        self, prefix: str, tensors: Mapping[str, Tensor], samples: Mapping[str, InputSample]
+    ) -> dict[str, Tensor]:
+        """The layer's tensors by whole names; changed ones of linear layers are fp32."""
+        found = dict(tensors)
+        for place in PLACES:
+            readers = [f"{prefix}.{name}" for name in place.readers]
+            maker = f"{prefix}.{place.maker}"
+            of_norm = f"{maker}.weight" in found and found[f"{maker}.weight"].dim() == 1
+            linears = readers if of_norm else [maker, *readers]
+            if self._converted.issuperset(linears):
+                self._move(found, maker, readers, samples[readers[0]])
+        return found
+
+    def _move(
+        self, tensors: dict[str, Tensor], maker: str, readers: list[str], inputs: InputSample
+    ) -> None:
+        device = inputs.largest.device
+        weights = [tensors[f"{name}.weight"].to(device).float() for name in readers]
+        factors = self._best_factors(torch.cat(weights), inputs, maker)
+        made = tensors[f"{maker}.weight"]
+        if made.dim() == 1:
+            # The divided norm is rounded to its dtype; what it was divided by in effect is exact.
+            divided = (made.to(device).float() / factors).to(made.dtype)
+            kept = divided != 0
+            factors = torch.where(kept, made.to(device).float() / divided.float(), 1.0)
+            tensors[f"{maker}.weight"] = torch.where(kept, divided, made.to(device)).to(made.device)
+        else:
+            rows = self._rows(factors, maker)
+            tensors[f"{maker}.weight"] = made.to(device).float() / rows[:, None]
+            if f"{maker}.bias" in tensors:
+                bias = tensors[f"{maker}.bias"]
+                tensors[f"{maker}.bias"] = (bias.to(device).float() / rows).to(bias.dtype)
+        for name, weight in zip(readers, weights, strict=True):
+            tensors[f"{name}.weight"] = weight * factors
+
+    def _best_factors(self, weight: Tensor, inputs: InputSample, maker: str) -> Tensor:
+        """[in]: the candidate with the smallest error of the outputs of the sample."""
+        sample = inputs.rows
+        exact = sample @ weight.t()
+        best_error, best = torch.inf, torch.ones_like(inputs.largest)
+        for exponent in EXPONENTS:
+            factors = self._shared(self._factors(weight, inputs, sample, exponent), maker)
+            error = (self._rounded_output(weight * factors, sample / factors) - exact).square_()
+            total = error.sum().item()
+            if total < best_error:
+                best_error, best = total, factors
+        return best
+
+    def _factors(
+        self, weight: Tensor, inputs: InputSample, sample: Tensor, exponent: float
+    ) -> Tensor:
+        if self._scheme.rounds_activations:
+            large = inputs.largest.clamp(min=SMALLEST)
+            heavy = weight.abs().amax(dim=0).clamp(min=SMALLEST)
+            # 0: weights alone decide; an exponent without any effect is a candidate too.
+            factors = torch.ones_like(large)
+            if exponent > 0:
+                factors = large**exponent / heavy ** (1 - exponent)
+        else:
+            factors = sample.abs().mean(dim=0).clamp(min=SMALLEST) ** exponent
+        return factors / (factors.amax() * factors.amin()).sqrt()
+
+    def _shared(self, factors: Tensor, maker: str) -> Tensor:
+        """The heads of queries that read one value head have one factor per entry: the largest."""
+        if not maker.endswith("v_proj"):
+            return factors
+        heads = factors.view(-1, self._heads_per_kv, self._head_dim)
+        return heads.amax(dim=1, keepdim=True).expand_as(heads).reshape(-1)
+
+    def _rows(self, factors: Tensor, maker: str) -> Tensor:
+        """The factors of a maker's outputs."""
+        if not maker.endswith("v_proj"):
+            return factors
+        return factors.view(-1, self._heads_per_kv, self._head_dim)[:, 0].reshape(-1)
+
+    def _rounded_output(self, weight: Tensor, x: Tensor) -> Tensor:
+        grid = choose_grid(
+            weight, self._scheme, importance=None, dtype=torch.float32, shares=(1.0,)
+        )
+        rounded = grid.values(grid.codes(weight))
+        if self._scheme.rounds_activations:
+            x = rounded_inputs(x, self._scheme)
+        return x @ rounded.t()

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.base.errors import WeightError
+from sapwood.models.convert.calibration import Moments
+from sapwood.models.convert.gptq import gptq_codes
+from sapwood.models.convert.rounding import choose_grid
+from sapwood.models.convert.scheme import WeightScheme
+from sapwood.models.convert.tapped import rounded_inputs
+
+INT4 = WeightScheme(num_bits=4, strategy="group", group_size=32, rounds_activations=False)
+INT4_ASYMMETRIC = WeightScheme(
+    num_bits=4, strategy="group", group_size=32, symmetric=False, rounds_activations=False
+)
+FP8 = WeightScheme(num_bits=8, is_float=True)
+SCHEMES = {"int4": INT4, "int4-asymmetric": INT4_ASYMMETRIC, "fp8": FP8}
+
+
+def correlated_inputs(num_tokens: int, in_size: int, *, seed: int = 0) -> Tensor:
+    """Few directions, and entries of very different sizes, as decoders have them."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(in_size // 4, in_size, generator=generator)
+    x = torch.randn(num_tokens, in_size // 4, generator=generator) @ directions
+    x += 0.3 * torch.randn(num_tokens, in_size, generator=generator)
+    return x * torch.rand(in_size, generator=generator).mul(3).exp()
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_outputs_change_less_than_with_rounding_to_the_nearest(
+    scheme: WeightScheme, act_order: bool
+) -> None:
+    weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(1))
+    fitted, unseen = torch.split(correlated_inputs(2500, 160), [2000, 500])
+    hessian = fitted.t() @ fitted
+    grid = choose_grid(weight, scheme, importance=hessian.diagonal(), dtype=torch.float32)
+    codes = gptq_codes(weight, hessian, grid, act_order=act_order, damping=0.01)
+
+    def error(values: Tensor) -> float:
+        return (unseen @ (values - weight).t()).norm().item()
+
+    assert error(grid.values(codes)) < 0.6 * error(grid.values(grid.codes(weight)))
+    # They are codes of that grid, each in its own place: another round changes nothing.
+    assert torch.equal(grid.codes(grid.values(codes)), codes)
+
+
+@pytest.mark.parametrize("scheme", [WeightScheme(num_bits=8), FP8], ids=["int8", "fp8"])
+def test_weights_make_up_for_the_rounding_of_inputs(scheme: WeightScheme) -> None:
+    weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(5))
+    fitted, unseen = torch.split(correlated_inputs(4500, 160), [4000, 500])
+    moments = Moments(160, torch.device("cpu"), scheme)
+    moments.add(fitted)
+    grid = choose_grid(weight, scheme, importance=None, dtype=torch.float32)
+
+    def error(lost: Tensor | None) -> float:
+        codes = gptq_codes(weight, moments.hessian, grid, lost=lost, act_order=True, damping=0.001)
+        found = rounded_inputs(unseen, scheme) @ grid.values(codes).t()
+        return (found - unseen @ weight.t()).norm().item()
+
+    assert error(moments.lost) < 0.98 * error(None)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest(act_order: bool) -> None:
+    weight = torch.randn(16, 96, generator=torch.Generator().manual_seed(2))
+    hessian = torch.diag(torch.rand(96) + 0.5)
+    grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
+    codes = gptq_codes(weight, hessian, grid, act_order=act_order, damping=0.01)
+    assert torch.equal(codes, grid.codes(weight))
+
+
+def test_inputs_that_are_always_zero_are_rounded_to_the_nearest() -> None:
+    weight = torch.randn(16, 96, generator=torch.Generator().manual_seed(3))
+    x = correlated_inputs(500, 96)
+    x[:, 10:20] = 0.0
+    grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
+    codes = gptq_codes(weight, x.t() @ x, grid, act_order=True, damping=0.01)
+    assert torch.equal(codes[:, 10:20], grid.codes(weight)[:, 10:20])
+
+
+def test_fewer_inputs_than_entries_are_enough() -> None:
+    weight = torch.randn(16, 96, generator=torch.Generator().manual_seed(4))
+    x = correlated_inputs(3, 96)
+    grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
+    values = grid.values(gptq_codes(weight, x.t() @ x, grid, act_order=False, damping=0.01))
+    plain = grid.values(grid.codes(weight))
+    assert (x @ (values - weight).t()).norm() < (x @ (plain - weight).t()).norm()
+
+
+def test_a_hessian_that_is_none_is_refused() -> None:
+    weight = torch.ones(8, 32)
+    grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
+    with pytest.raises(WeightError, match="longer calibration text or a larger --damping"):
+        gptq_codes(weight, torch.full((32, 32), torch.nan), grid, act_order=False, damping=0.01)
