@@ -108,6 +108,7 @@ def request_limits_of(server: ServerConfig) -> RequestLimits:
         max_samples=server.max_samples_per_request,
         max_stop_strings=server.max_stop_strings,
         max_stop_length=server.max_stop_length,
+        max_embed_bytes=server.max_request_bytes,
     )
 
 

@@ -52,6 +52,8 @@ def build_services(
             pooling=pooling,
             logits_processors=known_processors(),
             allow_code=config.execution.enable_custom_logit_processor,
+            tells_hidden=config.execution.enable_return_hidden_states,
+            hidden_size=model.get("hidden_size"),
         ),
         tokenizer=tokenizer,
         template=template,

@@ -308,6 +308,7 @@ def build_engine(
         eos_token_ids=resolved.eos,
         clock=clock,
         pooling=resolved.pooling,
+        hidden_size=resolved.shape.hidden_size,
         grammars=None if grammars is None else grammars.compiler,
     )
     if not config.execution.skip_server_warmup:

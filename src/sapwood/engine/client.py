@@ -253,17 +253,20 @@ def _merged(output: RequestOutput, stream: asyncio.Queue[RequestOutput]) -> Requ
     token_ids = list(output.token_ids)
     logprobs = [] if output.logprobs is None else [output.logprobs]
     prompt_logprobs = output.prompt_logprobs
+    hidden_states = list(output.hidden_states)
     while output.finish is None and not stream.empty():
         output = stream.get_nowait()
         token_ids += output.token_ids
         if output.logprobs is not None:
             logprobs.append(output.logprobs)
         prompt_logprobs = prompt_logprobs or output.prompt_logprobs
+        hidden_states += output.hidden_states
     return msgspec.structs.replace(
         output,
         token_ids=token_ids,
         logprobs=TokenLogprobs.joined(logprobs) if logprobs else None,
         prompt_logprobs=prompt_logprobs,
+        hidden_states=hidden_states,
     )
 
 

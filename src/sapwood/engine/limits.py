@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from sapwood.schema.pooling import Pooling, why_not
 from sapwood.schema.request import Generate
 
+FLOAT32_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestBounds:
-    """max_prompt_tokens: None: as the context allows; pool_tokens: all that the KV pool holds."""
+    """max_prompt_tokens: None: as the context allows; pool_tokens: all that the KV pool holds;
+    hidden_size: numbers of a token's embedding."""
 
     context_length: int
     pool_tokens: int
     vocab_size: int
     max_prompt_tokens: int | None
     pooling: Pooling | None
+    hidden_size: int = 0
 
     @property
     def max_tokens(self) -> int:
@@ -30,6 +34,9 @@ class RequestBounds:
         if unable is not None:
             return unable
         num_tokens = len(request.prompt_ids)
+        unfit = self._unfit_embeds(request) if request.input_embeds else None
+        if unfit is not None:
+            return unfit
         if num_tokens == 0:
             return "the prompt is empty; send at least one token"
         longest = self.max_prompt_tokens
@@ -51,6 +58,18 @@ class RequestBounds:
             return (
                 f"token id {outside} is outside the model's vocabulary, 0 to {self.vocab_size - 1}"
             )
+        return None
+
+    def _unfit_embeds(self, request: Generate) -> str | None:
+        if request.embed is not None:
+            return "input_embeds are only for models that generate; send text or token ids"
+        if request.logprobs is not None and request.logprobs.prompt_start is not None:
+            return "a prompt of input_embeds has no tokens whose log probabilities could be told"
+        sizes = {len(vector) for vector in request.input_embeds}
+        if sizes != {FLOAT32_BYTES * self.hidden_size}:
+            return f"input_embeds must be vectors of {self.hidden_size} numbers each"
+        if len(request.input_embeds) != len(request.prompt_ids):
+            return "input_embeds must have a vector for each token of the prompt"
         return None
 
     def _token_outside_vocabulary(self, request: Generate) -> int | None:

@@ -32,7 +32,9 @@ class PrefixesInProgress:
         return other is not None and other is not state
 
     def announce(self, state: RequestState) -> None:
-        if self._threshold >= 0 and state.num_computed_tokens < state.num_prompt_tokens:
+        if self._threshold < 0 or not state.shares_prefixes:
+            return
+        if state.num_computed_tokens < state.num_prompt_tokens:
             for page_hash in state.page_hashes(self._page_size):
                 self._computing.setdefault(page_hash, state)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 
+from sapwood.engine.hidden_states import HiddenStates
 from sapwood.memory.ledger import Lease
 from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
 from sapwood.schema.logprobs import TokenLogprobs
@@ -57,11 +59,18 @@ class RequestState:
         self.num_runs = 0
         self.logprobs = request.logprobs
         self.embed = request.embed
-        self.uses_prefixes = True
+        self.input_embeds = request.input_embeds
+        self.hidden_states = HiddenStates() if request.return_hidden_states else None
+        self.uses_prefixes = self.shares_prefixes
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._num_scored = 0
         self._key = token_key(request.prompt_ids)
         self._page_hashes: list[int] | None = None
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether others may hit what it computes: prefixes are known by their token ids."""
+        return not self.input_embeds
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -127,29 +136,36 @@ class RequestState:
             row=self.row,
             sampling=self.sampling,
             seed=self.seed,
-            prompt_ids=self.prompt_ids,
+            prompt_ids=[] if self.input_embeds else self.prompt_ids,
             output_ids=list(self.output_ids),
             logprobs=self.logprobs,
             embed=self.embed,
+            input_embeds=self.input_embeds,
+            return_hidden_states=self.hidden_states is not None,
         )
 
-    # ---- log probabilities of the prompt -------------------------------------------------------
+    # ---- what must be computed though its KV is known --------------------------------------------
 
     @property
     def next_scored(self) -> int | None:
-        """The first prompt token that must be computed because its logits are wanted; None: none
-        (any more). A prefix hit would bring its KV but not its logits, so a hit may not cover it.
-        """
+        """The first prompt token whose logits are wanted; None: none (any more)."""
         if self.logprobs is None or self.logprobs.prompt_start is None:
             return None
         position = self.logprobs.prompt_start + self._num_scored
         return position if position < len(self.prompt_ids) - 1 else None
 
+    @property
+    def first_needed(self) -> int | None:
+        """The first token that this request must compute itself, since a prefix hit would bring its
+        KV but neither its logits nor its hidden state; None: none (any more)."""
+        hidden = None if self.hidden_states is None else self.hidden_states.num_known
+        return min((one for one in (self.next_scored, hidden) if one is not None), default=None)
+
     def matchable_key(self) -> bytes:
         """The prefix tree's key of what a prefix hit may cover, and one token more."""
         if not self.uses_prefixes:
             return b""
-        limit = self.next_scored
+        limit = self.first_needed
         return self.key() if limit is None else self.key(limit + 1)
 
     def scored_among(self, num_new: int) -> tuple[int, int]:
@@ -160,6 +176,12 @@ class RequestState:
         first = max(self.num_computed_tokens, start)
         end = min(self.num_computed_tokens + num_new, len(self.prompt_ids) - 1)
         return first, max(end - first, 0)
+
+    def num_hidden_among(self, num_new: int) -> int:
+        """How many of the next `num_new` tokens, the last ones, are to bring hidden states."""
+        if self.hidden_states is None:
+            return 0
+        return self.hidden_states.num_wanted(self.num_computed_tokens, num_new)
 
     def take_prompt_logprobs(self, first: int, logprobs: TokenLogprobs) -> None:
         """What the prompt tokens from `first` on brought. After a retraction in the middle of a
@@ -176,6 +198,14 @@ class RequestState:
             return None
         parts, self._prompt_logprobs = self._prompt_logprobs, []
         return TokenLogprobs.joined(parts)
+
+    def take_hidden_states(self, first: int, brought: Sequence[bytes]) -> None:
+        """What the tokens from `first` on brought."""
+        if self.hidden_states is not None:
+            self.hidden_states.take(first, brought)
+
+    def hidden_states_to_tell(self) -> list[bytes]:
+        return [] if self.hidden_states is None else self.hidden_states.to_tell()
 
     def page_hashes(self, page_size: int) -> list[int]:
         """Entry i stands for the prompt's first i + 1 whole pages, in this namespace."""

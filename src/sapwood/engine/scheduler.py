@@ -48,10 +48,12 @@ class Scheduler:
         eos_token_ids: Iterable[int],
         clock: Clock,
         pooling: Pooling | None = None,
+        hidden_size: int = 0,
         grammars: Grammars | None = None,
     ) -> None:
         """`config` is resolved: none of its values is None. `pooling`: of a model that answers with
-        numbers; None: it generates. `grammars`: None refuses requests that have one."""
+        numbers; None: it generates. `hidden_size`: of vectors that come in the place of tokens.
+        `grammars`: None refuses requests that have one."""
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
         assert config.max_running_requests is not None
@@ -64,6 +66,7 @@ class Scheduler:
             vocab_size=vocab_size,
             max_prompt_tokens=config.max_prompt_tokens,
             pooling=pooling,
+            hidden_size=hidden_size,
         )
         self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = clock
@@ -157,7 +160,7 @@ class Scheduler:
             arrival_s=self._clock.now_s(),
         )
         state.priority = self._precedence.rank(request.priority)
-        state.uses_prefixes = self._pooling is None or self._pooling.uses_prefixes
+        state.uses_prefixes &= self._pooling is None or self._pooling.uses_prefixes
         self._num_arrivals += 1
         self._open[state.request_id] = state
         self._gate.enter(state)
@@ -240,6 +243,9 @@ class Scheduler:
             brought = result.logprobs.get(index) if result.logprobs else None
             if brought is not None and brought.prompt is not None:
                 state.take_prompt_logprobs(plan.scheduled[index].first_scored, brought.prompt)
+            if index in result.hidden_states:
+                first = plan.scheduled[index].first_hidden
+                state.take_hidden_states(first, result.hidden_states[index])
             if index in result.failures:
                 self._finish(state, _failed(result.failures[index]))
                 outputs.append(self._output(state, []))
@@ -453,7 +459,7 @@ class Scheduler:
 
     def _prefix_is_being_computed(self, state: RequestState) -> bool:
         """Whether it should wait for a running request that is computing its prefix."""
-        if self._prefixes.is_empty or not state.uses_prefixes:
+        if self._prefixes.is_empty or not state.uses_prefixes or state.first_needed == 0:
             return False
         hit = sum(tokens for _, tokens in self._ledger.prefix_path(state.namespace, state.key()))
         return self._prefixes.are_worth_waiting_for(state, hit)
@@ -461,6 +467,8 @@ class Scheduler:
     def _share_prompt(self, state: RequestState) -> None:
         """Let others hit what is computed of the prompt, after each of its chunks."""
         assert state.lease is not None, "a running request has a lease"
+        if not state.shares_prefixes:
+            return
         num_computed = min(state.num_computed_tokens, state.num_prompt_tokens)
         if num_computed // self._ledger.page_size > state.lease.num_shared:
             self._ledger.commit(state.lease, state.key(num_computed))
@@ -499,9 +507,10 @@ class Scheduler:
         """Give back the row and the pages of a running request."""
         assert state.lease is not None, "a running request has a lease"
         num_shareable = min(state.num_computed_tokens, state.num_known_tokens)
-        self._ledger.commit(state.lease, state.key(num_shareable))
+        if state.shares_prefixes:
+            self._ledger.commit(state.lease, state.key(num_shareable))
+            self._prefixes.withdraw(state)
         self._ledger.release(state.lease)
-        self._prefixes.withdraw(state)
         state.lease = None
         if state.sampling.grammar is not None:
             self._ended_rows.append(state.row)
@@ -562,6 +571,7 @@ class Scheduler:
             num_output=state.num_outputs if samples else None,
             first_scored=first_scored,
             num_scored=num_scored,
+            num_hidden=state.num_hidden_among(num_new),
             answers=reaches_end and state.embed is not None,
         )
 
@@ -581,6 +591,7 @@ class Scheduler:
             queue_time_s=state.queue_time_s,
             logprobs=logprobs,
             prompt_logprobs=state.prompt_logprobs_to_tell(),
+            hidden_states=state.hidden_states_to_tell(),
             values=values,
             finish=state.finish,
         )

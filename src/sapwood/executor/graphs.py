@@ -40,12 +40,15 @@ class NoGraph:
 
 
 class RecordedGraph:
-    """A recorded step of the kernels. It takes batches of every size and mixture."""
+    """A recorded step of the kernels. It takes batches of every size and mixture, as long as all
+    their tokens have ids."""
 
     def __init__(self, step: RecordedStep) -> None:
         self._step = step
 
     def replay(self, batch: ForwardBatch) -> Tensor | None:
+        if batch.embeds is not None:
+            return None
         return self._step(
             batch.token_ids,
             batch.positions,

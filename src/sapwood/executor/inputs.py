@@ -17,7 +17,7 @@ from torch import Tensor
 from sapwood.executor.rows import RowTable
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.transfer import upload
-from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.forward_batch import ForwardBatch, InputEmbeds
 from sapwood.schema.step import ScheduledTokens, StepPlan
 
 
@@ -111,8 +111,18 @@ def build_inputs(
         ),
         kv_caches=kv_caches,
         logits_index=logits_index,
+        embeds=_embeds(scheduled, rows, device) if rows.embeds else None,
     )
     return StepInputs(batch, sampling, sampling_rows)
+
+
+def _embeds(
+    scheduled: Sequence[ScheduledTokens], rows: RowTable, device: torch.device
+) -> InputEmbeds | None:
+    at, pieces = rows.take_embeds(scheduled)
+    if not pieces:
+        return None
+    return InputEmbeds(*upload([np.array(at, dtype=np.int64), np.concatenate(pieces)], device))
 
 
 def _token_ids(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ class RowTable:
     page_table   [num_rows, max_pages] int32, on the host; 0 where the row's request has no page
     last_tokens  [num_rows] int64, on the device; the token sampled last
     tenants      [num_rows]; grows with every request that takes the row
+    embeds       row -> [prompt tokens, hidden] fp32, on the host, of requests whose prompts came as
+                 vectors, until the prompt is computed
     """
 
     def __init__(self, *, num_rows: int, max_pages: int, device: torch.device) -> None:
@@ -25,12 +29,36 @@ class RowTable:
         self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
         self.tenants: list[int] = [0] * num_rows
+        self.embeds: dict[int, NDArray[np.float32]] = {}
 
     def start(self, start: RowStart) -> None:
         self.sampling[start.row] = start.sampling
         self.tenants[start.row] += 1
         self.seeds[start.row] = start.seed % 2**64
         self.page_table[start.row] = 0
+        self.embeds.pop(start.row, None)
+        if start.input_embeds:
+            vectors = [np.frombuffer(one, dtype="<f4") for one in start.input_embeds]
+            self.embeds[start.row] = np.stack(vectors)
+
+    def take_embeds(
+        self, scheduled: Sequence[ScheduledTokens]
+    ) -> tuple[list[int], list[NDArray[np.float32]]]:
+        """Where in the step tokens are whose prompts came as vectors, and these vectors, piece by
+        piece."""
+        at: list[int] = []
+        pieces: list[NDArray[np.float32]] = []
+        start = 0
+        for entry in scheduled:
+            embeds = self.embeds.get(entry.row)
+            if embeds is not None:
+                end = entry.position + entry.num_new
+                pieces.append(embeds[entry.position : end])
+                at += range(start, start + len(pieces[-1]))
+                if end >= len(embeds):
+                    del self.embeds[entry.row]
+            start += entry.num_new
+        return at, pieces
 
     def take_pages(self, scheduled: ScheduledTokens) -> None:
         if scheduled.pages:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.graphs import Graph
+from sapwood.executor.hidden_states import HiddenRows, kept_hidden, wants_hidden
 from sapwood.executor.inputs import StepInputs, build_inputs
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
@@ -45,7 +46,7 @@ class Launched:
 
     rows, tenants  of the requests that have a token sampled, in the plan's order
     tokens         [len(rows)] on their way to the host; token_ids: the same, once accepted
-    of_outputs     by place among `rows`; of_prompts: by entry of the plan
+    of_outputs     by place among `rows`; of_prompts, hidden: by entry of the plan
     failures       by row: why its request cannot go on
     jumps          by row: tokens that its grammar leaves no choice about
     """
@@ -58,6 +59,7 @@ class Launched:
     token_ids: list[int] | None = None
     of_outputs: Mapping[int, Measured] = field(default_factory=dict)
     of_prompts: Mapping[int, Measured] = field(default_factory=dict)
+    hidden: Mapping[int, HiddenRows] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
 
@@ -66,7 +68,8 @@ class Launched:
         self.settle(self)
         assert self.token_ids is not None, "the step was settled"
         plan = self.plan
-        if not (self.of_outputs or self.of_prompts or self.failures or self.jumps):
+        extras = (self.of_outputs, self.of_prompts, self.hidden, self.failures, self.jumps)
+        if not any(extras):
             return StepResult(step=plan.step, token_ids=self.token_ids)
         scheduled = list(enumerate(plan.scheduled))
         sampling = [index for index, entry in scheduled if entry.num_output is not None]
@@ -78,6 +81,7 @@ class Launched:
                 {index: found.tell() for index, found in self.of_outputs.items()},
                 {index: found.tell() for index, found in self.of_prompts.items()},
             ),
+            hidden_states={index: found.tell() for index, found in self.hidden.items()},
             failures={
                 index: self.failures[entry.row]
                 for index, entry in scheduled
@@ -151,7 +155,7 @@ class Runner:
             kv_caches=self._kv_caches,
             device=self._device,
         )
-        logits, launched.of_prompts = self._compute(plan, inputs.batch)
+        logits = self._compute(launched, inputs.batch)
         if inputs.sampling:
             self._sample(launched, inputs, logits)
         # At once, lest they be taken for those of a step that is settled later.
@@ -172,15 +176,18 @@ class Runner:
         if kept is not None:
             launched.of_outputs = self._logprobs.of_output(kept, rows, chosen)
 
-    def _compute(self, plan: StepPlan, batch: ForwardBatch) -> tuple[Tensor, dict[int, Measured]]:
-        """Logits [S, vocab] of the rows at batch.logits_index, and what prompts are scored with."""
-        if not self._logprobs.scores(plan.scheduled):
+    def _compute(self, launched: Launched, batch: ForwardBatch) -> Tensor:
+        """Logits [S, vocab] of the rows at batch.logits_index; `launched` gets what prompts are
+        scored with, and the hidden states that are wanted."""
+        scheduled = launched.plan.scheduled
+        if not self._logprobs.scores(scheduled) and not wants_hidden(scheduled):
             logits = self._graph.replay(batch)
-            return (self._model.compute(batch) if logits is None else logits), {}
+            return self._model.compute(batch) if logits is None else logits
         # A graph gives only the logits of what is sampled.
         hidden = self._model.forward(batch)
-        of_prompts = self._logprobs.of_prompts(plan.scheduled, hidden, self._model.logits)
-        return self._model.logits(hidden.index_select(0, batch.logits_index)), of_prompts
+        launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._model.logits)
+        launched.hidden = kept_hidden(scheduled, hidden, self._download)
+        return self._model.logits(hidden.index_select(0, batch.logits_index))
 
     # ---- tokens that come to the host --------------------------------------------------------
 

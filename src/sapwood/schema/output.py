@@ -34,6 +34,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     logprobs           of `token_ids`, if they were asked for
     prompt_logprobs    of the prompt tokens after the index asked for, all of them, in the output
                        that is the first to come after they were computed
+    hidden_states      of the tokens after those told of before, the prompt's first: the output of
+                       the last norm, fp32, little endian, one piece per token
     values             the numbers that the request wanted (`Generate.embed`): fp32, little endian
     """
 
@@ -44,6 +46,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     queue_time_s: float = 0.0
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: TokenLogprobs | None = None
+    hidden_states: list[bytes] = []
     values: bytes = b""
     finish: Finish | None = None
 

@@ -32,24 +32,29 @@ class TraceContext(msgspec.Struct, frozen=True):
 class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     """One request for one continuation.
 
-    prompt_ids  at least one token id
+    prompt_ids  at least one token id; zeros, as many as there are vectors, with input_embeds
+    input_embeds  the vectors in the place of the embeddings of the prompt's tokens, if it came so:
+                fp32, little endian, one piece per token
     extra_key   prefix pages are shared only among requests with the same key
     priority    larger is sooner, unless the server is told the opposite; None: its default
     routing_key  requests with the same key probably share prefixes; "": none
     logprobs    which log probabilities to tell; None: of no token
     embed       numbers are wanted and no tokens: sampling.max_new_tokens is 0, and the request ends
                 with its prompt
+    return_hidden_states  the hidden state of every token but the last output token is wanted
     trace       set if the request is traced
     """
 
     request_id: str
     prompt_ids: list[int]
     sampling: SamplingParams
+    input_embeds: list[bytes] = []
     extra_key: str = ""
     priority: int | None = None
     routing_key: str = ""
     logprobs: LogprobOptions | None = None
     embed: Embed | None = None
+    return_hidden_states: bool = False
     trace: TraceContext | None = None
 
 

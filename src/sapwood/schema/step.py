@@ -17,10 +17,12 @@ from sapwood.schema.sampling import SamplingParams
 class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     """A request takes this row from this step on.
 
-    prompt_ids  of the request; output_ids: what it had put out when it was retracted, else empty
+    prompt_ids  of the request; empty if there are input_embeds, which are as in `Generate`
+    output_ids  what it had put out when it was retracted, else empty
     seed        of its random numbers
     logprobs    which log probabilities it wants; None: none
     embed       set if it wants numbers instead of output tokens
+    return_hidden_states  of each of its tokens: none is put out without having been computed
     """
 
     row: int
@@ -30,6 +32,8 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     output_ids: list[int]
     logprobs: LogprobOptions | None = None
     embed: Embed | None = None
+    input_embeds: list[bytes] = []
+    return_hidden_states: bool = False
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +45,7 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     num_output  output tokens before the one that this step samples; None: nothing is sampled
     num_scored  so many of the new tokens, from `first_scored` in the request on, are prompt tokens
                 whose successors' log probabilities are wanted
+    num_hidden  the hidden states of so many of the new tokens, the last ones, are wanted
     answers     the prompt ends with these tokens, and its numbers are wanted
     """
 
@@ -52,11 +57,17 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     num_output: int | None
     first_scored: int = 0
     num_scored: int = 0
+    num_hidden: int = 0
     answers: bool = False
 
     @property
     def num_new(self) -> int:
         return len(self.token_ids) or 1
+
+    @property
+    def first_hidden(self) -> int:
+        """Index in the request of the first token whose hidden state is wanted."""
+        return self.position + self.num_new - self.num_hidden
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +98,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """One sampled token id for each entry of `scheduled` that samples, in their order.
 
     logprobs  by the entry's index in `scheduled`, for those that want some
+    hidden_states  by the entry's index, those that are wanted: fp32, little endian, one per token
     failures  by the entry's index: why its request cannot go on, though others can
     values    by the entry's index, the numbers of those that answer: fp32, little endian
     forced    by the entry's index, tokens that come after the sampled one in any case, because its
@@ -96,6 +108,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     token_ids: list[int]
     logprobs: dict[int, EntryLogprobs] = {}
+    hidden_states: dict[int, list[bytes]] = {}
     failures: dict[int, str] = {}
     values: dict[int, bytes] = {}
     forced: dict[int, list[int]] = {}

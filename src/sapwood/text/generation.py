@@ -36,6 +36,8 @@ vocabularies have as one token, come closest."""
 ENCODE_IN_THREAD_CHARS = 8192
 """From this length on a prompt is encoded in a thread: it would hold up the event loop for 2 ms."""
 
+FLOAT32_BYTES = 4
+
 _NUM_SEEDS = 2**64
 
 T = TypeVar("T")
@@ -45,12 +47,15 @@ T = TypeVar("T")
 class TextRequest:
     """One prompt and how to go on with it.
 
-    prompt              text, or token ids, which are taken as they are
+    prompt              text, or token ids, which are taken as they are; empty with input_embeds
+    input_embeds        vectors in the place of the embeddings of the prompt's tokens: fp32, little
+                        endian, one piece per token
     add_special_tokens  encode text with the BOS or EOS that the tokenizer adds
     logprobs            which log probabilities to tell; None: of no token
     stream_interval     every chunk but the last brings at least so many tokens
     n                   how many samples; with a seed, sample i takes seed + i
     extra_key           prefix pages are shared only among requests with the same key
+    return_hidden_states  tell the hidden state of every token but the last output token
     priority            larger is sooner, unless the server is told the opposite; None: its default
     routing_key         requests with the same key probably share prefixes; "": none
     trace               the request's spans; None: it is not traced
@@ -63,6 +68,8 @@ class TextRequest:
     logprobs: LogprobOptions | None = None
     stream_interval: int = 1
     n: int = 1
+    input_embeds: Sequence[bytes] = ()
+    return_hidden_states: bool = False
     extra_key: str = ""
     priority: int | None = None
     routing_key: str = ""
@@ -88,6 +95,8 @@ class TextGenerator:
                     the two counts: an id beyond it has no embedding, or no text
     logits_processors  names that a request may give as its custom_logit_processor
     allow_code      whether it may bring code instead
+    tells_hidden    whether requests may ask for hidden states
+    hidden_size     numbers of a token's embedding; None: only the engine knows
     pooling         of a model that generates nothing; None: it generates
     """
 
@@ -100,6 +109,8 @@ class TextGenerator:
         vocab_size: int | None = None,
         logits_processors: Collection[str] = (),
         allow_code: bool = False,
+        tells_hidden: bool = False,
+        hidden_size: int | None = None,
         pooling: Pooling | None = None,
     ) -> None:
         self._engine = engine
@@ -107,6 +118,8 @@ class TextGenerator:
         self._context_length = context_length
         self._logits_processors = logits_processors
         self._allow_code = allow_code
+        self._tells_hidden = tells_hidden
+        self._hidden_size = hidden_size
         self._pooling = pooling
         known = tokenizer.vocab_size
         self.vocab_size = known if vocab_size is None else min(known, vocab_size)
@@ -127,6 +140,7 @@ class TextGenerator:
             prompt_ids = await self.encode_prompt(request)
             if request.logprobs is not None:
                 self._check_logprobs(request.logprobs, prompt_ids)
+            self._check_hidden(request)
             if request.trace is not None:
                 request.trace.tokenized(len(prompt_ids))
             parts = [_engine_request(request, prompt_ids, index) for index in range(request.n)]
@@ -167,7 +181,11 @@ class TextGenerator:
 
     async def encode_prompt(self, request: TextRequest) -> list[int]:
         """The prompt's token ids, checked: `generate` accepts a prompt that passes here."""
-        if isinstance(request.prompt, str):
+        param = "input_embeds" if request.input_embeds else "prompt"
+        if request.input_embeds:
+            self._check_embeds(request)
+            prompt_ids = [0] * len(request.input_embeds)
+        elif isinstance(request.prompt, str):
             prompt_ids = await self.encode(request.prompt, request.add_special_tokens)
             if self._tokenizer.vocab_size > self.vocab_size:
                 self.check_token_ids(prompt_ids, "the prompt", param="prompt")
@@ -185,9 +203,33 @@ class TextGenerator:
                 len(prompt_ids),
                 context_length - 1,
                 f"the context length of {context_length}",
-                param="prompt",
+                param=param,
             )
         return prompt_ids
+
+    def _check_embeds(self, request: TextRequest) -> None:
+        for position, vector in enumerate(request.input_embeds):
+            size = len(vector) // FLOAT32_BYTES
+            if self._hidden_size is not None and size != self._hidden_size:
+                raise InvalidRequest(
+                    f"input_embeds[{position}] has {size} numbers but this model's embeddings have "
+                    f"{self._hidden_size}; take vectors of this model",
+                    param="input_embeds",
+                )
+        if request.logprobs is not None and request.logprobs.prompt_start is not None:
+            raise InvalidRequest(
+                "logprob_start_len asks for log probabilities of the prompt, but input_embeds are "
+                "no tokens that could have any; leave it out",
+                param="logprob_start_len",
+            )
+
+    def _check_hidden(self, request: TextRequest) -> None:
+        if request.return_hidden_states and not self._tells_hidden:
+            raise InvalidRequest(
+                "return_hidden_states is not possible on this server as it was started; leave it "
+                "out, or start the server with --enable-return-hidden-states",
+                param="return_hidden_states",
+            )
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """The token ids of a text; a long one does not hold up the event loop.
@@ -355,6 +397,8 @@ def _engine_request(request: TextRequest, prompt_ids: list[int], index: int) -> 
         request_id=request_id,
         prompt_ids=prompt_ids,
         sampling=sampling,
+        input_embeds=list(request.input_embeds),
+        return_hidden_states=request.return_hidden_states,
         logprobs=request.logprobs,
         extra_key=request.extra_key,
         priority=request.priority,

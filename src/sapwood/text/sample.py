@@ -36,6 +36,8 @@ class TextChunk:
     offsets            with logprobs: where in the sample's text each of token_ids begins, before a
                        stop is cut off
     prompt             once per sample, if asked for
+    hidden_states      if asked for, of the tokens after those told of before: the prompt's first, the
+                       last output token's never; fp32, little endian, one piece per token
     """
 
     index: int
@@ -49,6 +51,7 @@ class TextChunk:
     logprobs: TokenLogprobs | None = None
     offsets: tuple[int, ...] = ()
     prompt: ScoredPrompt | None = None
+    hidden_states: tuple[bytes, ...] = ()
 
 
 class Sample:
@@ -76,6 +79,7 @@ class Sample:
         self._num_prompt_tokens = len(request.prompt_ids)
         self._request_id = request.request_id
         self._num_output_tokens = 0
+        self._num_hidden = 0
 
     def advance(self, output: RequestOutput) -> TextChunk:
         """The chunk for what the engine answered; nothing follows one with a `finish`."""
@@ -112,6 +116,7 @@ class Sample:
             logprobs=logprobs or None,
             offsets=tuple(offsets) if self._logprobs is not None else (),
             prompt=self._scored_prompt(output) if self._prompt_to_tell else None,
+            hidden_states=self._hidden(output.hidden_states),
         )
 
     def ended(self, finish: Finish) -> TextChunk:
@@ -123,6 +128,15 @@ class Sample:
             finish=finish,
         )
         return self.advance(output)
+
+    def _hidden(self, brought: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Without those of output tokens that a stop string cut off, and of the last one."""
+        if not brought:
+            return ()
+        wanted = self._num_prompt_tokens + max(self._num_output_tokens - 1, 0)
+        told = tuple(brought[: wanted - self._num_hidden])
+        self._num_hidden += len(told)
+        return told
 
     def _scored_prompt(self, output: RequestOutput) -> ScoredPrompt | None:
         """Once, when the engine has told; a single token has nothing to be told."""
@@ -181,6 +195,7 @@ def joined(earlier: TextChunk, later: TextChunk) -> TextChunk:
         logprobs=TokenLogprobs.joined(logprobs) if logprobs else None,
         offsets=earlier.offsets + later.offsets,
         prompt=earlier.prompt or later.prompt,
+        hidden_states=earlier.hidden_states + later.hidden_states,
     )
 
 

@@ -10,8 +10,9 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 
 
-def request(n: int = 1, stop: tuple[str, ...] = ()) -> TextRequest:
-    return TextRequest(request_id="r", prompt="Hi", n=n, sampling=SamplingParams(stop=stop))
+def request(n: int = 1, stop: tuple[str, ...] = (), embeds: tuple[bytes, ...] = ()) -> TextRequest:
+    sampling = SamplingParams(stop=stop)
+    return TextRequest(request_id="r", prompt="Hi", n=n, sampling=sampling, input_embeds=embeds)
 
 
 @pytest.mark.parametrize(
@@ -21,10 +22,14 @@ def request(n: int = 1, stop: tuple[str, ...] = ()) -> TextRequest:
         ([request(n=2)] * 3, "n"),
         ([request(stop=("a",) * 4)], "stop"),
         ([request(stop=("a" * 9,))], "stop"),
+        ([request(n=2, embeds=(bytes(16),) * 4)], "input_embeds"),
+        ([request(embeds=(bytes(16),) * 4)] * 2, "input_embeds"),
     ],
 )
 def test_what_is_too_much_is_named(requests, param):
-    limits = RequestLimits(max_samples=4, max_stop_strings=3, max_stop_length=8)
+    limits = RequestLimits(
+        max_samples=4, max_stop_strings=3, max_stop_length=8, max_embed_bytes=100
+    )
     with pytest.raises(InvalidRequest) as caught:
         limits.check(requests)
     assert caught.value.param == param

@@ -105,7 +105,7 @@ class GrammarMasks:
                 return
         self._rows[start.row] = _Constrained(
             matcher,
-            may_jump=self._may_jump and start.logprobs is None,
+            may_jump=self._may_jump and start.logprobs is None and not start.return_hidden_states,
             may_empty=bool(
                 start.sampling.min_new_tokens or start.sampling.custom_logit_processor is not None
             ),

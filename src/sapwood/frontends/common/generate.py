@@ -38,6 +38,7 @@ class Choice:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     prompt: ScoredPrompt | None = None
+    hidden_states: list[bytes] = field(default_factory=list)
     _first_s: float | None = None
     _num_first_tokens: int = 0
     _last_s: float = 0.0
@@ -52,7 +53,7 @@ class Choice:
         self.count(chunk)
 
     def count(self, chunk: TextChunk) -> None:
-        """Take over the chunk's counters but not its text, for answers that keep none."""
+        """Take over the chunk's counters and hidden states, for answers that keep no text."""
         self._last_s = time.monotonic()
         if self._first_s is None and chunk.num_output_tokens:
             self._first_s, self._num_first_tokens = self._last_s, chunk.num_output_tokens
@@ -61,6 +62,8 @@ class Choice:
         self.num_cached_tokens = chunk.num_cached_tokens
         self.queue_time_s = chunk.queue_time_s
         self.finish = chunk.finish
+        if chunk.hidden_states:
+            self.hidden_states += chunk.hidden_states
 
     @property
     def text(self) -> str:

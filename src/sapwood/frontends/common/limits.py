@@ -28,11 +28,13 @@ class RequestLimits:
 
     max_samples      prompts times n
     max_stop_length  characters of one stop string
+    max_embed_bytes  of input_embeds as fp32, times n: each sample's prompt is sent by itself
     """
 
     max_samples: int = 4096
     max_stop_strings: int = 256
     max_stop_length: int = 1024
+    max_embed_bytes: int = 64 * 2**20
 
     def check(self, requests: Sequence[TextRequest]) -> None:
         """Raises InvalidRequest, which names the field, if the call's requests are too much."""
@@ -42,6 +44,13 @@ class RequestLimits:
                 f"the call asks for {num_samples} samples, prompts times n, but this server "
                 f"accepts at most {self.max_samples}; send several calls",
                 param="n",
+            )
+        num_bytes = sum(sum(map(len, one.input_embeds)) * one.n for one in requests)
+        if num_bytes > self.max_embed_bytes:
+            raise InvalidRequest(
+                f"input_embeds are {num_bytes} bytes as fp32, times n, but this server accepts at "
+                f"most {self.max_embed_bytes}, its --max-request-bytes; send several calls",
+                param="input_embeds",
             )
         for request in requests:
             self._check_stop(request.sampling.stop)

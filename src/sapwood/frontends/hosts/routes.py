@@ -27,7 +27,7 @@ from sapwood.frontends.openai.protocol import ChatRequest
 class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /vertex_generate.
 
-    instances   each with text or input_ids, as /generate takes them
+    instances   each with text, input_ids or input_embeds, as /generate takes them
     parameters  the other fields of /generate, sampling_params among them
     """
 
@@ -91,9 +91,10 @@ def _prompts(instances: list[dict[str, Any]]) -> dict[str, list[Any]]:
     if not instances:
         raise InvalidRequest("instances is empty; send at least one", param="instances")
     names = {name for instance in instances for name in instance}
-    if len(names) != 1 or not names <= {"text", "input_ids"}:
+    if len(names) != 1 or not names <= {"text", "input_ids", "input_embeds"}:
         raise InvalidRequest(
-            "each of instances must have the field text, or each the field input_ids, and no other",
+            "each of instances must have the same one of the fields text, input_ids and "
+            "input_embeds, and no other",
             param="instances",
         )
     (name,) = names

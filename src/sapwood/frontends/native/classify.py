@@ -15,6 +15,7 @@ from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.embed import embed_all, request_ids, texts_of, usage
 from sapwood.frontends.common.errors import json_response
 from sapwood.frontends.common.fields import Int64, Rules, TokenId, parse
+from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.schema.pooling import Pooling
@@ -28,9 +29,10 @@ class ClassifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     rid: str | list[str] | None = None
     priority: Int64 | None = None
+    routing_key: str = ""
 
 
-CLASSIFY_RULES = Rules(informational=frozenset({"user"}), unsupported={"routing_key": ()})
+CLASSIFY_RULES = Rules(informational=frozenset({"user"}))
 
 
 async def classify(request: Request, services: Services) -> Response:
@@ -40,8 +42,9 @@ async def classify(request: Request, services: Services) -> Response:
     pooling = services.pooling
     assert pooling is not None, "a model that classifies has a pooling"
     texts, _ = texts_of(asked.input, "input")
+    key = routing_key(request, asked.routing_key)
     requests = [
-        EmbedRequest(request_id=request_id, text=text, priority=asked.priority)
+        EmbedRequest(request_id=request_id, text=text, priority=asked.priority, routing_key=key)
         for request_id, text in zip(
             request_ids(asked.rid, len(texts), "classify"), texts, strict=True
         )

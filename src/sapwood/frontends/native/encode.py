@@ -23,6 +23,7 @@ from sapwood.frontends.common.embed import (
 )
 from sapwood.frontends.common.errors import json_response
 from sapwood.frontends.common.fields import Count, Int64, Rules, TokenId, parse
+from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.schema.pooling import Task
@@ -42,6 +43,7 @@ class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: Count | None = None
     rid: str | list[str] | None = None
     priority: Int64 | None = None
+    routing_key: str = ""
 
 
 ENCODE_RULES = Rules(
@@ -54,7 +56,6 @@ ENCODE_RULES = Rules(
         "modalities": (),
         "sampling_params": (),
         "lora_path": (),
-        "routing_key": (),
         "data_parallel_rank": (),
     },
 )
@@ -75,8 +76,15 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
     services.check_task(task)
     check_dimensions(services, asked.dimensions)
     texts, is_list, param = _texts(asked)
+    key = routing_key(request, asked.routing_key)
     requests = [
-        EmbedRequest(request_id=request_id, text=text, param=param, priority=asked.priority)
+        EmbedRequest(
+            request_id=request_id,
+            text=text,
+            param=param,
+            priority=asked.priority,
+            routing_key=key,
+        )
         for request_id, text in zip(
             request_ids(asked.rid, len(texts), "encode"), texts, strict=True
         )

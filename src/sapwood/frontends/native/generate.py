@@ -17,10 +17,12 @@ from sapwood.frontends.common.errors import json_response, native_body
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.generate import Choice, collect, generate
 from sapwood.frontends.common.grammar import chosen_grammar
+from sapwood.frontends.common.hidden_states import encoded_hidden_states
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.sampling import renamed, stop_strings
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.common.sse import EventStream, event, until_disconnect
+from sapwood.frontends.native.input_embeds import prompts_of_vectors
 from sapwood.frontends.native.logprobs import LogprobLists, logprob_options
 from sapwood.frontends.native.protocol import (
     GENERATE_RULES,
@@ -34,7 +36,13 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 from sapwood.text.token_names import TokenNames
 
-Prompt = str | list[int]
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text or token ids, or vectors in the place of both."""
+
+    text: str | list[int] = ""
+    vectors: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +86,10 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
                 lists.add_prompt(choice.prompt)
             if lists is not None and choice.logprobs:
                 lists.add_output(choice.token_ids, TokenLogprobs.joined(choice.logprobs))
-            answers.append(_answer(choice, choice.text, _sample_id(one, k), latency_s, lists))
+            answer = _answer(choice, choice.text, _sample_id(one, k), latency_s, lists)
+            if one.return_hidden_states:
+                answer["meta_info"]["hidden_states"] = await encoded_hidden_states(choice)
+            answers.append(answer)
     return answers
 
 
@@ -99,12 +110,15 @@ def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
         )
     logprobs = _logprobs(asked, len(prompts))
     extra_keys = _per_prompt(asked.extra_key, len(prompts), "extra_key")
+    wants_hidden = _per_prompt(asked.return_hidden_states, len(prompts), "return_hidden_states")
     ids = _request_ids(asked.rid, len(prompts))
     with _own_names():
         requests = [
             TextRequest(
                 request_id=ids[i],
-                prompt=prompt,
+                prompt=prompt.text,
+                input_embeds=prompt.vectors,
+                return_hidden_states=wants_hidden[i][0],
                 sampling=sampling[i][0],
                 n=sampling[i][1].n,
                 stream_interval=sampling[i][1].stream_interval,
@@ -146,16 +160,21 @@ def _logprobs(asked: GenerateRequest, num_prompts: int) -> list[LogprobOptions |
 
 def _prompts(asked: GenerateRequest) -> tuple[Sequence[Prompt], bool]:
     """The prompts, and whether they came as a list."""
-    if (asked.text is None) == (asked.input_ids is None):
-        raise InvalidRequest("exactly one of text and input_ids is required", param="text")
+    if sum(one is not None for one in (asked.text, asked.input_ids, asked.input_embeds)) != 1:
+        raise InvalidRequest(
+            "exactly one of text, input_ids and input_embeds is required", param="text"
+        )
+    if asked.input_embeds is not None:
+        prompts, is_list = prompts_of_vectors(asked.input_embeds)
+        return [Prompt(vectors=vectors) for vectors in prompts], is_list
     if isinstance(asked.text, str):
-        return [asked.text], False
+        return [Prompt(asked.text)], False
     name, given = ("text", asked.text) if asked.text is not None else ("input_ids", asked.input_ids)
     if not given:
         raise InvalidRequest(f"{name} is an empty list; send at least one prompt", param=name)
     token_ids = [item for item in given if isinstance(item, int)]
     if len(token_ids) == len(given):
-        return [token_ids], False
+        return [Prompt(token_ids)], False
     if token_ids:
         raise InvalidRequest(
             "input_ids mixes token ids with lists of them; send one list, or a list of lists",
@@ -164,7 +183,7 @@ def _prompts(asked: GenerateRequest) -> tuple[Sequence[Prompt], bool]:
     for position, item in enumerate(given):
         if isinstance(item, list) and not item:
             raise InvalidRequest(f"{name}[{position}] has no token ids", param=name)
-    return [item for item in given if not isinstance(item, int)], True
+    return [Prompt(item) for item in given if not isinstance(item, int)], True
 
 
 def _per_prompt(given: Any, num_prompts: int, name: str) -> list[tuple[Any, str]]:
@@ -237,7 +256,9 @@ def _sampling(
 async def _events(
     services: Services, batch: Batch, started_s: float
 ) -> AsyncGenerator[bytes, None]:
-    """An event per chunk; text and output_ids are all of the output so far, as SGLang sends it."""
+    """An event per chunk; text and output_ids are all of the output so far, as SGLang sends it.
+
+    Hidden states come with the last event only: in each one they would be gigabytes."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
     texts = [""] * len(choices)
     lists = [_lists(one, batch, services) for one in batch.requests for _ in range(one.n)]
@@ -261,6 +282,8 @@ async def _events(
                     services.clock.now_s() - started_s,
                     so_far_lists,
                 )
+                if chunk.finish is not None and batch.requests[position].return_hidden_states:
+                    answer["meta_info"]["hidden_states"] = await encoded_hidden_states(so_far)
                 if batch.is_list:
                     answer["index"] = index
                 yield event(answer)

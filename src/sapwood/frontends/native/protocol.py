@@ -10,11 +10,15 @@ from sapwood.frontends.common.fields import Count, Int64, NumSamples, Rules, Tok
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """POST or PUT /generate. Exactly one of text and input_ids; a list of either is a batch.
+    """POST or PUT /generate. Exactly one of text, input_ids and input_embeds; a list of either is a
+    batch.
 
-    sampling_params, rid, extra_key, custom_logit_processor and the fields about log probabilities
-    may be lists in a batch, one entry per prompt.
+    sampling_params, rid, extra_key, custom_logit_processor, return_hidden_states and the fields
+    about log probabilities may be lists in a batch, one entry per prompt.
 
+    input_embeds             vectors in the place of the embeddings of the prompt's tokens:
+                             [tokens][hidden size], a list of such in a batch
+    return_hidden_states     tell those of the prompt and of the output, after the last norm
     return_logprob           tell the log probabilities of the output tokens
     logprob_start_len        of the prompt's tokens after this index too; -1: of none
     top_logprobs_num         and of the likeliest tokens at each position
@@ -24,6 +28,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str | list[str] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
+    input_embeds: list[list[float | list[float]]] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] = {}
     rid: str | list[str] | None = None
     stream: bool = False
@@ -32,6 +37,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs_num: Int64 | list[Int64] = 0
     token_ids_logprob: list[TokenId | list[TokenId]] = []
     return_text_in_logprobs: bool = False
+    return_hidden_states: bool | list[bool] = False
     custom_logit_processor: str | list[str | None] | None = None
     extra_key: str | list[str] = ""
     priority: Int64 | None = None
@@ -82,12 +88,10 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
 GENERATE_RULES = Rules(
     informational=frozenset({"log_metrics"}),
     unsupported={
-        "input_embeds": (),
         "image_data": (),
         "video_data": (),
         "audio_data": (),
         "modalities": (),
-        "return_hidden_states": (),
         "return_routed_experts": (),
         "session_params": (),
         "lora_path": (),

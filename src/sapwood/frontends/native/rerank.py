@@ -21,6 +21,7 @@ from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.embed import embed_all, meta_info, request_ids
 from sapwood.frontends.common.errors import json_response
 from sapwood.frontends.common.fields import Int64, Rules, parse
+from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
@@ -50,9 +51,10 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     rid: str | list[str] | None = None
     priority: Int64 | None = None
+    routing_key: str = ""
 
 
-RERANK_RULES = Rules(informational=frozenset({"user"}), unsupported={"routing_key": ()})
+RERANK_RULES = Rules(informational=frozenset({"user"}))
 
 
 async def rerank(request: Request, services: Services) -> Response:
@@ -61,8 +63,9 @@ async def rerank(request: Request, services: Services) -> Response:
     services.check_model(asked.model)
     _check_not_empty(asked)
     ids = request_ids(asked.rid, len(asked.documents), "rerank")
+    key = routing_key(request, asked.routing_key)
     is_decoder = services.pooling is None
-    requests = _judgements(asked, services, ids) if is_decoder else _pairs(asked, services, ids)
+    requests = (_judgements if is_decoder else _pairs)(asked, services, ids, key)
     answers = await until_disconnect(embed_all(services, requests), request.receive)
     latency_s = services.clock.now_s() - started_s
     found: list[dict[str, Any]] = []
@@ -89,7 +92,9 @@ def _check_not_empty(asked: RerankRequest) -> None:
             raise InvalidRequest(f"documents[{index}] is empty; leave it out", param="documents")
 
 
-def _pairs(asked: RerankRequest, services: Services, ids: list[str]) -> list[EmbedRequest]:
+def _pairs(
+    asked: RerankRequest, services: Services, ids: list[str], key: str
+) -> list[EmbedRequest]:
     """For a cross-encoder."""
     services.check_task("classify")
     assert services.pooling is not None
@@ -110,12 +115,15 @@ def _pairs(asked: RerankRequest, services: Services, ids: list[str]) -> list[Emb
             text=(asked.query, document),
             param="documents",
             priority=asked.priority,
+            routing_key=key,
         )
         for request_id, document in zip(ids, asked.documents, strict=True)
     ]
 
 
-def _judgements(asked: RerankRequest, services: Services, ids: list[str]) -> list[EmbedRequest]:
+def _judgements(
+    asked: RerankRequest, services: Services, ids: list[str], key: str
+) -> list[EmbedRequest]:
     """For a model that generates."""
     if services.template is None:
         raise UnsupportedFeature(
@@ -142,6 +150,7 @@ def _judgements(asked: RerankRequest, services: Services, ids: list[str]) -> lis
                 param="documents",
                 label_ids=labels,
                 priority=asked.priority,
+                routing_key=key,
             )
         )
     return requests

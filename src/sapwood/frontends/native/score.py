@@ -17,6 +17,7 @@ from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.embed import Text, embed_all, request_ids, usage
 from sapwood.frontends.common.errors import json_response
 from sapwood.frontends.common.fields import Int64, Rules, TokenId, parse
+from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.schema.logprobs import MAX_TOKEN_IDS
@@ -41,6 +42,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     rid: str | list[str] | None = None
     priority: Int64 | None = None
+    routing_key: str = ""
 
 
 SCORE_RULES = Rules(
@@ -50,7 +52,6 @@ SCORE_RULES = Rules(
         "embed_override_token_id": (),
         "query_embed_overrides": (),
         "item_embed_overrides": (),
-        "routing_key": (),
     },
 )
 
@@ -60,6 +61,7 @@ async def score(request: Request, services: Services) -> Response:
     services.check_model(asked.model)
     services.check_task("tokens")
     prompts = _prompts(asked)
+    key = routing_key(request, asked.routing_key)
     requests = [
         EmbedRequest(
             request_id=request_id,
@@ -67,6 +69,7 @@ async def score(request: Request, services: Services) -> Response:
             param="items",
             label_ids=tuple(asked.label_token_ids),
             priority=asked.priority,
+            routing_key=key,
         )
         for request_id, prompt in zip(
             request_ids(asked.rid, len(prompts), "score"), prompts, strict=True

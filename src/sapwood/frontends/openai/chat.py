@@ -33,7 +33,13 @@ from sapwood.frontends.openai.sampling import (
     request_ids,
     sampling_params,
 )
-from sapwood.frontends.openai.stream import EventEncoder, encoded_turn, finish_fields, usage
+from sapwood.frontends.openai.stream import (
+    EventEncoder,
+    encoded_turn,
+    finish_fields,
+    hidden_field,
+    usage,
+)
 from sapwood.text.events import Answer
 from sapwood.text.generation import TextRequest
 
@@ -71,6 +77,7 @@ async def chat_completions(request: Request, services: Services) -> Response:
                     choice_logprobs("chat", text_request, services.tokenizer, choice),
                     sample.finish_reason(choice.finish),
                 )
+                | hidden_field(asked.return_hidden_states, choice)
                 for index, (choice, sample) in enumerate(samples)
             ],
             "usage": usage(choices, choices[:1]),
@@ -137,6 +144,7 @@ def to_text_request(asked: ChatRequest, turn: Turn) -> TextRequest:
         add_special_tokens=False,
         sampling=turn.sampling,
         logprobs=chat_options(asked),
+        return_hidden_states=asked.return_hidden_states,
         n=asked.n,
         extra_key=namespace(asked),
         priority=asked.priority,

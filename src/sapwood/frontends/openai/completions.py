@@ -23,7 +23,13 @@ from sapwood.frontends.openai.sampling import (
     request_ids,
     sampling_params,
 )
-from sapwood.frontends.openai.stream import EventEncoder, encoded_events, finish_fields, usage
+from sapwood.frontends.openai.stream import (
+    EventEncoder,
+    encoded_events,
+    finish_fields,
+    hidden_field,
+    usage,
+)
 from sapwood.text.generation import TextRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -70,6 +76,7 @@ async def completions(request: Request, services: Services) -> Response:
                         opening[index // asked.n],
                     ),
                 )
+                | hidden_field(asked.return_hidden_states, choice)
                 for index, choice in enumerate(samples)
             ],
             "usage": usage(samples, samples[:: asked.n]),
@@ -98,6 +105,7 @@ def to_text_requests(
             prompt=prompt,
             sampling=sampling,
             logprobs=logprobs,
+            return_hidden_states=asked.return_hidden_states,
             n=asked.n,
             extra_key=namespace(asked),
             priority=asked.priority,

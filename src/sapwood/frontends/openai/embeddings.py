@@ -20,6 +20,7 @@ from sapwood.frontends.common.embed import (
 )
 from sapwood.frontends.common.errors import json_response
 from sapwood.frontends.common.fields import Count, Int64, Rules, TokenId, parse
+from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.text.embedding import EmbedRequest, Numbers, shortened
@@ -38,6 +39,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: Count | None = None
     rid: str | list[str] | None = None
     priority: Int64 | None = None
+    routing_key: str = ""
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +62,7 @@ class EmbeddingsResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 EMBEDDINGS_RULES = Rules(
     informational=frozenset({"user"}),
-    unsupported={"lora_path": (), "routing_key": (), "data_parallel_rank": ()},
+    unsupported={"lora_path": (), "data_parallel_rank": ()},
 )
 
 
@@ -70,8 +72,9 @@ async def embeddings(request: Request, services: Services) -> Response:
     services.check_task("embed")
     check_dimensions(services, asked.dimensions)
     texts, _ = texts_of(asked.input, "input")
+    key = routing_key(request, asked.routing_key)
     requests = [
-        EmbedRequest(request_id=request_id, text=text, priority=asked.priority)
+        EmbedRequest(request_id=request_id, text=text, priority=asked.priority, routing_key=key)
         for request_id, text in zip(request_ids(asked.rid, len(texts), "embd"), texts, strict=True)
     ]
     answers = await until_disconnect(embed_all(services, requests), request.receive)

@@ -27,7 +27,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     The sampling fields are SamplingParams's; max_tokens and min_tokens are its max_new_tokens and
     min_new_tokens. cache_salt and extra_key: prompts share cached prefixes only if both agree.
     response_format, SGLang's json_schema, regex, ebnf and structural_tag, and vLLM's guided_* say
-    what the output must look like; one of them at most.
+    what the output must look like; one of them at most. return_hidden_states: tell that of the last
+    token that was computed.
     """
 
     model: str = ""
@@ -59,6 +60,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     priority: Int64 | None = None
     routing_key: str = ""
+    return_hidden_states: bool = False
     response_format: dict[str, Any] | None = None
     json_schema: str | dict[str, Any] | bool | None = None
     regex: str | None = None
@@ -142,7 +144,6 @@ _INFORMATIONAL = frozenset(
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "lora_path": (),
     "session_params": (),
-    "return_hidden_states": (),
     "return_routed_experts": (),
     "custom_labels": (),
     "data_parallel_rank": (),

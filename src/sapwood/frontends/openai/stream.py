@@ -10,6 +10,7 @@ import orjson
 
 from sapwood.frontends.common.chat import Turn
 from sapwood.frontends.common.generate import Choice, generate
+from sapwood.frontends.common.hidden_states import encoded_last_hidden_state
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.openai.logprobs import chunk_logprobs
 from sapwood.frontends.openai.protocol import StreamOptions
@@ -50,6 +51,11 @@ def finish_fields(
         "finish_reason": reason or kind,
         "matched_stop": finish.matched if finish is not None else None,
     }
+
+
+def hidden_field(is_wanted: bool, choice: Choice) -> dict[str, object]:
+    """A choice's hidden_states, if it was asked for."""
+    return {"hidden_states": encoded_last_hidden_state(choice)} if is_wanted else {}
 
 
 class EventEncoder:
@@ -115,6 +121,14 @@ class EventEncoder:
         choice |= finish_fields(so_far.finish, reason=reason)
         return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
+    def hidden_states(self, index: int, so_far: Choice) -> bytes:
+        """After the last event of a choice that was asked for its hidden states."""
+        hidden = hidden_field(True, so_far)
+        if self.kind == "chat":
+            return self.delta(index, hidden, so_far)
+        choice: dict[str, object] = {"index": index, "text": ""} | hidden | finish_fields(None)
+        return self._head + orjson.dumps(choice) + self._tail_for(so_far)
+
     def usage(self, total: dict[str, object]) -> bytes:
         return self._head + b'],"usage":' + orjson.dumps(total) + b"}\n\n"
 
@@ -155,6 +169,8 @@ async def encoded_turn(
                 encoded += encoder.text(index, "", so_far, logprobs)
             if chunk.finish is not None:
                 encoded += encoder.end(index, so_far, sample.finish_reason(chunk.finish))
+                if request.return_hidden_states:
+                    encoded += encoder.hidden_states(index, so_far)
             if encoded:
                 yield encoded
     if encoder.ends_with_usage:
@@ -216,6 +232,8 @@ async def encoded_events(
                 )
             if chunk.finish is not None:
                 encoded += encoder.last(index, text, so_far, logprobs)
+                if requests[position].return_hidden_states:
+                    encoded += encoder.hidden_states(index, so_far)
             elif text or logprobs is not None:
                 encoded += encoder.text(index, text, so_far, logprobs)
             if encoded:

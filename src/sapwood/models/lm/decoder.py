@@ -214,6 +214,8 @@ class Decoder(ABC):
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Hidden states after the last norm, [T, hidden]; writes every layer's KV."""
         x = self._embedding(batch.token_ids)
+        if batch.embeds is not None:
+            x = x.index_copy(0, batch.embeds.at, batch.embeds.vectors.to(x.dtype))
         residual: Tensor | None = None
         for layer in self._layers:
             x, residual = layer(x, residual, batch)

@@ -50,6 +50,11 @@ class ExecutionConfig:
         "Run code that requests bring as their custom_logit_processor. It can do whatever this "
         "process can: only for clients that are trusted with the machine.",
     )
+    enable_return_hidden_states: bool = option(
+        False,
+        "Let requests ask for hidden states with return_hidden_states. An answer then has a vector "
+        "for each of its tokens, in JSON some 12 bytes per number.",
+    )
     skip_server_warmup: bool = option(False, "Answer the first request without a warm-up step.")
 
     def __post_init__(self) -> None:

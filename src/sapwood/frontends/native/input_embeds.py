@@ -1,0 +1,54 @@
+"""Prompts that come as vectors in the place of token embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sapwood.base.errors import InvalidRequest
+
+Vectors = list[bytes]
+"""One prompt's vectors: fp32, little endian, one piece per token."""
+
+NAME = "input_embeds"
+
+
+def prompts_of_vectors(given: Sequence[Sequence[Any]]) -> tuple[list[Vectors], bool]:
+    """[tokens][numbers], or a list of such: each prompt's vectors, and whether there was a list.
+
+    given   lists of numbers or of lists of numbers, not yet told apart
+    Raises  InvalidRequest that says where something is empty, mixed, or no finite fp32
+    """
+    if not given or not given[0]:
+        raise InvalidRequest(
+            f"{NAME} is empty, or its first entry is; send at least one vector", param=NAME
+        )
+    if not isinstance(given[0][0], list):
+        return [_packed(given, NAME)], False
+    return [_packed(prompt, f"{NAME}[{i}]") for i, prompt in enumerate(given)], True
+
+
+def _packed(vectors: Sequence[Any], where: str) -> Vectors:
+    if not vectors:
+        raise InvalidRequest(f"{where} has no vectors; send at least one", param=NAME)
+    return [_vector(one, f"{where}[{i}]") for i, one in enumerate(vectors)]
+
+
+def _vector(numbers: Any, where: str) -> bytes:
+    if not isinstance(numbers, list) or any(isinstance(one, list) for one in numbers):
+        raise InvalidRequest(
+            f"{where} must be a list of numbers; send one list of vectors, or a list of such lists",
+            param=NAME,
+        )
+    with np.errstate(over="ignore"):
+        vector = np.array(numbers, dtype="<f4")
+    finite = np.isfinite(vector)
+    if not finite.all():
+        wrong = int(np.argmin(finite))
+        raise InvalidRequest(
+            f"{where}[{wrong}] is {numbers[wrong]} but must be a finite number of fp32",
+            param=NAME,
+        )
+    return vector.tobytes()
