@@ -34,6 +34,10 @@ def test_a_gpu_is_served_and_the_cpu_is_not() -> None:
     [
         ({"dtype": torch.float64}, "torch.float64 is not float32, bfloat16 or float16"),
         ({"head_dim": 320}, "head size 320 is above 256"),
+        (
+            {"kv_dtype": torch.int8},
+            "they need a KV cache of torch.bfloat16, not of torch.int8",
+        ),
         ({"device": "mps"}, "they run on cuda, not on mps"),
     ],
 )
