@@ -32,13 +32,4 @@ def iterate(files: ModelFiles, dtype: torch.dtype | None) -> Iterator[tuple[str,
 
 def names(files: ModelFiles) -> list[str]:
     """Of all tensors, from the files' headers."""
-    found: list[str] = []
-    for path in files.weights:
-        try:
-            with safe_open(path, framework="pt", device="cpu") as shard:
-                found += shard.keys()
-        except (SafetensorError, OSError) as error:
-            raise WeightError(
-                f"{path} is not a whole safetensors file ({error}); download the model again"
-            ) from error
-    return found
+    return [entry.name for path in files.weights for entry in read_safetensors_header(path)]
