@@ -36,8 +36,8 @@ class TextChunk:
     offsets            with logprobs: where in the sample's text each of token_ids begins, before a
                        stop is cut off
     prompt             once per sample, if asked for
-    hidden_states      if asked for, of the tokens after those told of before: the prompt's first, the
-                       last output token's never; fp32, little endian, one piece per token
+    hidden_states      if asked for, of the tokens after those told of before: the prompt's first,
+                       the last output token's never; fp32, little endian, one piece per token
     """
 
     index: int
