@@ -217,8 +217,10 @@ def test_samples_of_one_prompt_do_not_wait_for_each_others_prefix() -> None:
     assert [entry.num_hidden for entry in plan.scheduled] == [16, 16]
 
 
-def test_a_request_without_an_output_tells_of_its_prompt() -> None:
-    world = World()
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_request_without_an_output_tells_of_its_whole_prompt(depth: int) -> None:
+    """Its last chunk may still be on its way when the one before it is done."""
+    world = World(depth=depth, config={"chunked_prefill_size": 1})
     world.add("a", Asked([3, 1, 4], 0, wants_hidden=True))
     world.run()
     world.check("a", Asked([3, 1, 4], 0, wants_hidden=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sapwood.engine.policy import LPM_QUEUE_LIMIT, SCHEDULE_POLICIES, Waiting
 from sapwood.engine.request_state import RequestState
@@ -48,3 +48,9 @@ class QueueOrder:
             for index, state in enumerate(waiting)
         ]
         return [waiting[one.index] for one in policy.order(seen, self._rng)]
+
+
+def per_routing_key(states: Iterable[RequestState]) -> tuple[int, ...]:
+    """How many of the requests have each of their routing keys."""
+    keys = Counter(state.routing_key for state in states if state.routing_key)
+    return tuple(keys.values())

@@ -109,6 +109,11 @@ class RequestState:
             self.max_new_tokens > 0 or self.num_missing_tokens == 0
         )
 
+    @property
+    def ends_with_prompt(self) -> bool:
+        """Neither output tokens nor numbers are wanted: it ends when its prompt is computed."""
+        return self.max_new_tokens == 0 and self.embed is None
+
     def move_to(self, phase: Phase) -> None:
         if phase not in _NEXT[self.phase]:
             raise RuntimeError(f"{self.request_id}: {self.phase} -> {phase}")

@@ -22,7 +22,7 @@ from sapwood.engine.grammar_gate import GrammarGate, Grammars
 from sapwood.engine.limits import RequestBounds
 from sapwood.engine.preemption import Preemption
 from sapwood.engine.prefixes import PrefixesInProgress
-from sapwood.engine.queue_order import QueueOrder
+from sapwood.engine.queue_order import QueueOrder, per_routing_key
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.memory.ledger import Lease, Ledger
 from sapwood.schema.config.scheduler import SchedulerConfig
@@ -235,17 +235,16 @@ class Scheduler:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
         sampled = iter(result.token_ids)
-        in_flight = self._in_flight.pop(plan.step)
-        for index, (state, num_runs, num_output) in enumerate(in_flight):
+        pairs = zip(plan.scheduled, self._in_flight.pop(plan.step), strict=True)
+        for index, (entry, (state, num_runs, num_output)) in enumerate(pairs):
             token_id = next(sampled) if num_output is not None else None
             if state.phase is Phase.FINISHED:
                 continue
             brought = result.logprobs.get(index) if result.logprobs else None
             if brought is not None and brought.prompt is not None:
-                state.take_prompt_logprobs(plan.scheduled[index].first_scored, brought.prompt)
+                state.take_prompt_logprobs(entry.first_scored, brought.prompt)
             if index in result.hidden_states:
-                first = plan.scheduled[index].first_hidden
-                state.take_hidden_states(first, result.hidden_states[index])
+                state.take_hidden_states(entry.first_hidden, result.hidden_states[index])
             if index in result.failures:
                 self._finish(state, _failed(result.failures[index]))
                 outputs.append(self._output(state, []))
@@ -257,7 +256,7 @@ class Scheduler:
             elif index in result.values:
                 self._finish(state, Finish(kind="length"))
                 outputs.append(self._output(state, [], values=result.values[index]))
-            elif state.is_exhausted and state.max_new_tokens == 0 and state.embed is None:
+            elif state.ends_with_prompt and entry.end == state.num_prompt_tokens:
                 self._finish(state, Finish(kind="length"))
                 outputs.append(self._output(state, []))
             if state.phase is Phase.RUNNING and state.num_runs == num_runs:
@@ -296,8 +295,8 @@ class Scheduler:
             num_arrived=counts["arrived"],
             num_prefill_tokens=counts["prefilled"],
             new_token_ratio=self._reserve.ratio,
-            routing_key_running_counts=_per_routing_key(self._running),
-            routing_key_all_counts=_per_routing_key(self._open.values()),
+            routing_key_running_counts=per_routing_key(self._running),
+            routing_key_all_counts=per_routing_key(self._open.values()),
         )
 
     # ---- refusal -----------------------------------------------------------------------------
@@ -467,10 +466,9 @@ class Scheduler:
     def _share_prompt(self, state: RequestState) -> None:
         """Let others hit what is computed of the prompt, after each of its chunks."""
         assert state.lease is not None, "a running request has a lease"
-        if not state.shares_prefixes:
-            return
         num_computed = min(state.num_computed_tokens, state.num_prompt_tokens)
-        if num_computed // self._ledger.page_size > state.lease.num_shared:
+        num_pages = num_computed // self._ledger.page_size
+        if state.shares_prefixes and num_pages > state.lease.num_shared:
             self._ledger.commit(state.lease, state.key(num_computed))
         if num_computed == state.num_prompt_tokens:
             self._prefixes.withdraw(state)
@@ -509,8 +507,8 @@ class Scheduler:
         num_shareable = min(state.num_computed_tokens, state.num_known_tokens)
         if state.shares_prefixes:
             self._ledger.commit(state.lease, state.key(num_shareable))
-            self._prefixes.withdraw(state)
         self._ledger.release(state.lease)
+        self._prefixes.withdraw(state)
         state.lease = None
         if state.sampling.grammar is not None:
             self._ended_rows.append(state.row)
@@ -595,11 +593,6 @@ class Scheduler:
             values=values,
             finish=state.finish,
         )
-
-
-def _per_routing_key(states: Iterable[RequestState]) -> tuple[int, ...]:
-    keys = Counter(state.routing_key for state in states if state.routing_key)
-    return tuple(keys.values())
 
 
 def _failed(message: str) -> Finish:

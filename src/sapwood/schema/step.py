@@ -65,9 +65,14 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.token_ids) or 1
 
     @property
+    def end(self) -> int:
+        """Tokens of the request that are computed after this step."""
+        return self.position + self.num_new
+
+    @property
     def first_hidden(self) -> int:
         """Index in the request of the first token whose hidden state is wanted."""
-        return self.position + self.num_new - self.num_hidden
+        return self.end - self.num_hidden
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):

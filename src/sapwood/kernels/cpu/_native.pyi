@@ -112,6 +112,17 @@ def silu_and_mul(
     context: Context, dtype: int, x: int, out: int, rows: int, inner: int, /
 ) -> None: ...
 def argmax(context: Context, dtype: int, x: int, rows: int, columns: int, out: int, /) -> None: ...
+def mask_logits(
+    context: Context,
+    dtype: int,
+    x: int,
+    num_rows: int,
+    stride: int,
+    columns: int,
+    masks: int,
+    rows: list[int],
+    /,
+) -> None: ...
 def sample_rows(
     context: Context,
     dtype: int,

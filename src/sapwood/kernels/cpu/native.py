@@ -27,7 +27,6 @@ from sapwood.kernels.interface import (
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
 from sapwood.kernels.registry import Need
-from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
 
 try:
@@ -263,7 +262,18 @@ class CpuKernels:
         return out
 
     def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
-        mask_logits(logits, masks, rows)
+        dtype = dtype_of(logits)
+        num_rows, vocab = logits.shape
+        if vocab > 1 and logits.stride(1) != 1:
+            raise ValueError(f"the rows of logits {describe(logits)} are not contiguous")
+        if masks.shape != (len(rows), -(-vocab // 32)) or masks.dtype != torch.int32:
+            raise ValueError(f"masks {describe(masks)} do not fit {len(rows)} rows of {vocab}")
+        if not masks.is_contiguous():
+            raise ValueError(f"masks {describe(masks)} are not contiguous")
+        _native.mask_logits(
+            self._context, dtype, logits.data_ptr(), num_rows, logits.stride(0), vocab,
+            masks.data_ptr(), list(rows),
+        )  # fmt: skip
 
     def penalise(
         self,

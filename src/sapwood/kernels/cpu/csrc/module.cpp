@@ -60,6 +60,16 @@ void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Addre
                  c.team());
 }
 
+// x [num_rows, columns], rows stride elements apart
+void mask_logits(const Context& c, int dtype, Address x, I64 num_rows, I64 stride, I64 columns,
+                 Address masks, const std::vector<I64>& rows) {
+  const nb::gil_scoped_release unlocked;
+  const I64 count = static_cast<I64>(rows.size());
+  check_indices("rows", rows.data(), count, num_rows);
+  c.ops().mask_logits(static_cast<DType>(dtype), to(x), stride, columns,
+                      static_cast<const std::uint32_t*>(in(masks)), rows.data(), count, c.team());
+}
+
 // Each row's (temperature, top_k, top_p, min_p, number), as Draw has them.
 void sample_rows(Context& c, int dtype, Address logits, I64 vocab, const std::vector<double>& temperatures,
                  const std::vector<I64>& top_ks, const std::vector<double>& top_ps,
@@ -263,6 +273,7 @@ NB_MODULE(_native, m) {
   m.def("rms_norm", &rms_norm, Unlocked());
   m.def("silu_and_mul", &silu_and_mul, Unlocked());
   m.def("argmax", &argmax, Unlocked());
+  m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);
   m.def("qk_norm_rope_write_kv", &qk_norm_rope_write_kv, Unlocked());
   nb::class_<CodedLayout>(m, "CodedLayout")

@@ -179,6 +179,11 @@ struct Ops {
   // out[row]: the first of the row's largest; NaN is never it, unless all are NaN (then 0).
   void (*argmax)(DType, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
                  const Team& team);
+  // x[rows[i]][t] = -inf where bit t % 32 of word t / 32 of masks[i] is 0. Rows of x have `columns`
+  // entries, `stride` apart, those of masks as many words as these need; the `count` rows differ.
+  void (*mask_logits)(DType, void* x, std::int64_t stride, std::int64_t columns,
+                      const std::uint32_t* masks, const std::int64_t* rows, std::int64_t count,
+                      const Team& team);
   // weights[i] = e^((x[i] - largest of x) * inverse_temperature) of one row, 0 up to a whole block,
   // and the sum and the largest of each block.
   void (*sampling_weights)(DType, const void* x, std::int64_t n, float inverse_temperature,

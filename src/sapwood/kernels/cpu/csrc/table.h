@@ -11,6 +11,9 @@ void silu_and_mul(DType dtype, const void* x, void* out, std::int64_t rows, std:
                   const Team& team);
 void argmax(DType dtype, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
             const Team& team);
+void mask_logits(DType dtype, void* x, std::int64_t stride, std::int64_t columns,
+                 const std::uint32_t* masks, const std::int64_t* rows, std::int64_t count,
+                 const Team& team);
 void sampling_weights(DType dtype, const void* x, std::int64_t n, float inverse_temperature,
                       float* weights, float* block_sum, float* block_top);
 void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args);

@@ -8,7 +8,7 @@ namespace sapwood::SAPWOOD_ISA {
 
 const Ops ops = {
     SAPWOOD_TEXT(SAPWOOD_ISA), rms_norm,        silu_and_mul,      argmax,
-    sampling_weights,          qk_norm_rope_write_kv, paged_attention, attention_scratch,
+    mask_logits,               sampling_weights, qk_norm_rope_write_kv, paged_attention, attention_scratch,
     linear,                    linear_int8,     linear_grouped,    quantize,
     linear_coded,
 };
