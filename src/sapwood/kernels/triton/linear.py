@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.blocks import FORMATS
+from sapwood.kernels.coded import CodedWeight, LinearPart, neighbours_stacked
 from sapwood.kernels.interface import PackedLinear
 from sapwood.kernels.quantized import (
     INT8_GROUP_INPUTS,
     QuantizedWeight,
-    grouped_by_kind,
 )
 from sapwood.kernels.triton.activations import round_activations
 from sapwood.kernels.triton.grouped_matmul import GROUP_INPUTS, GroupedWeight, grouped_matmul
@@ -141,9 +141,9 @@ class _Fp8:
 
 
 def quantized_linear(
-    parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+    parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
 ) -> PackedLinear:
-    """As Kernels.pack_quantized_linear.
+    """As Kernels.pack_quantized_linear; weights of codes are dequantised, and as large as dense.
 
     Raises ValueError if the parts or the bias do not fit each other."""
     inputs = sorted({part.shape[1] for part in parts})
@@ -152,7 +152,7 @@ def quantized_linear(
     num_out = sum(part.shape[0] for part in parts)
     if bias is not None and bias.shape != (num_out,):
         raise ValueError(f"the bias {list(bias.shape)} must be [{num_out}]")
-    packed = [_packed(part, dtype) for part in grouped_by_kind(parts) if part.shape[0]]
+    packed = [_packed(part, dtype) for part in neighbours_stacked(parts) if part.shape[0]]
     return QuantizedLinear(packed, bias, inputs[0])
 
 
@@ -179,7 +179,9 @@ def fp8_linear(weight: Tensor, scales: Tensor, bias: Tensor | None) -> PackedLin
     return QuantizedLinear([_Fp8(weight, scales)], bias, num_in)
 
 
-def _packed(weight: QuantizedWeight, dtype: torch.dtype) -> _Multiply:
+def _packed(weight: LinearPart, dtype: torch.dtype) -> _Multiply:
+    if isinstance(weight, CodedWeight):
+        return _Dense(weight.dequantized(dtype))
     if weight.kind == "int8":
         return _Int8(weight)
     if FORMATS[weight.kind].group not in GROUP_INPUTS:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
@@ -90,7 +91,7 @@ class TritonKernels:
         return DenseLinear(weight, bias)
 
     def pack_quantized_linear(
-        self, parts: Sequence[QuantizedWeight], bias: Tensor | None, dtype: torch.dtype
+        self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         return quantized_linear(parts, bias, dtype)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.models.convert.scheme import WeightScheme
 
 
@@ -153,10 +153,10 @@ class TappedStorage:
         self._names[part] = self._scheme.placing.removesuffix(".weight")
         self._parts[part] = shard
 
-    def place_blocks(self, part: int, shard: QuantizedWeight) -> None:
+    def place_blocks(self, part: int, shard: LinearPart) -> None:
         self.place(part, shard.dequantized(self._dtype))
 
-    def share(self, weight: Tensor, blocks: QuantizedWeight | None) -> None:
+    def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         self.place(0, weight)
 
     def pack(self, bias: Tensor | None) -> TappedLinear:
