@@ -226,3 +226,12 @@ def test_what_cannot_be_done_is_explained(
 def test_a_directory_without_weights_is_refused(convert: Convert, tmp_path: Path) -> None:
     result = convert(write_llama(tmp_path / "empty"))
     assert "weights" in str(result.exception)
+
+
+def test_a_tied_model_is_converted_and_measured(convert: Convert, tmp_path: Path) -> None:
+    tied = save_qwen3(tmp_path / "tied", num_hidden_layers=1, tie_word_embeddings=True)
+    result = convert(tied, "--scheme", "int8")
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = report(tmp_path / "out")
+    assert found["perplexity_before"] == pytest.approx(perplexity_in_transformers(tied), rel=1e-3)
+    assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")

@@ -111,7 +111,7 @@ class Walk:
             device=self._device,
             dtype=self._dtype,
         )
-        tied = self._embedding(tensors) if self._decoder.tie_word_embeddings else None
+        tied = self._empty_embedding() if self._decoder.tie_word_embeddings else None
         head = LMHead(
             self._decoder.vocab_size,
             self._decoder.hidden_size,
@@ -122,6 +122,8 @@ class Walk:
             dtype=self._dtype,
         )
         targets = prefixed("model.norm", norm.targets()) | prefixed("lm_head", head.targets())
+        if tied is not None:
+            targets["model.embed_tokens.weight"] = head.tied_target()
         load_weights(_Targets(targets), _wanted(targets, tensors).items())
         head.pack()
         total, count = 0.0, 0
@@ -138,7 +140,13 @@ class Walk:
         return total / count
 
     def _embedding(self, tensors: Mapping[str, Tensor]) -> VocabEmbedding:
-        embedding = VocabEmbedding(
+        embedding = self._empty_embedding()
+        targets = prefixed("model.embed_tokens", embedding.targets())
+        load_weights(_Targets(targets), _wanted(targets, tensors).items())
+        return embedding
+
+    def _empty_embedding(self) -> VocabEmbedding:
+        return VocabEmbedding(
             self._decoder.vocab_size,
             self._decoder.hidden_size,
             kernels=self._kernels,
@@ -146,9 +154,6 @@ class Walk:
             device=self._device,
             dtype=self._dtype,
         )
-        targets = prefixed("model.embed_tokens", embedding.targets())
-        load_weights(_Targets(targets), _wanted(targets, tensors).items())
-        return embedding
 
 
 def layer_prefix(index: int) -> str:
