@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 
-from sapwood.base.process import describe_exit, hand_over, watch
+from sapwood.base.process import describe_exit, hand_over, start_module, watch
 
 CHILD = """
 import time
@@ -36,7 +36,7 @@ def test_a_child_ends_when_its_tether_breaks() -> None:
 
 
 def test_what_is_handed_over_to_a_child_that_has_ended_is_lost_without_an_error() -> None:
-    with subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE) as child:
+    with start_module("sapwood.base") as child:
         child.wait(10)
         hand_over(child, b"hello")
 

@@ -17,7 +17,8 @@ def start_module(module: str) -> subprocess.Popen[bytes]:
     Its standard input is the tether: the end of that pipe tells the child that the parent is gone.
     The child shares the parent's standard output and error.
     """
-    return subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE)
+    # Unbuffered: what a child that has ended does not take is gone, and not tried again at the end.
+    return subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, bufsize=0)
 
 
 def hand_over(child: subprocess.Popen[bytes], line: bytes) -> None:
@@ -25,7 +26,6 @@ def hand_over(child: subprocess.Popen[bytes], line: bytes) -> None:
     assert child.stdin is not None
     with suppress(BrokenPipeError):
         child.stdin.write(line.rstrip(b"\n") + b"\n")
-        child.stdin.flush()
 
 
 def read_first_line() -> bytes:

@@ -165,7 +165,7 @@ def found(monkeypatch, tmp_path):
     """What the command resolves, instead of a model of this machine."""
     asked = []
 
-    def resolve_config(config, *, home, progress=None):
+    def resolve_config(config, *, home, progress=None, is_verified=False):
         asked.append((config, home))
         return resolved(tmp_path)
 

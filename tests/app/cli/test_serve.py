@@ -9,12 +9,15 @@ from sapwood.base.errors import ModelSourceError
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Calls of `sapwood.app.launch.serve`, which ends with status 7."""
+    """Calls of `sapwood.app.launch.serve`, which ends with status 7; no engine is started."""
     calls = []
 
-    def serve(engine, server, observability):
+    def serve(engine, server, observability, *, process):
+        assert process == "started"
         calls.append((engine, server, observability))
         return 7
+
+    monkeypatch.setattr("sapwood.app.cli.serve.start_engine_process", lambda: "started")
 
     monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))
     return calls
@@ -34,8 +37,8 @@ def test_what_contradicts_itself_never_starts(launched, capsys):
     assert launched == []
 
 
-def test_a_server_that_cannot_start_says_why(monkeypatch, capsys):
-    def serve(engine, server, observability):
+def test_a_server_that_cannot_start_says_why(launched, monkeypatch, capsys):
+    def serve(engine, server, observability, *, process):
         raise ModelSourceError("no source could provide the model")
 
     monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))
