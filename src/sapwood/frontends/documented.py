@@ -341,6 +341,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "/api/show": {"model": "default"},
     "/start_profile": {"num_steps": 10},
+    "/slow_down": {"forward_sleep_time": 0.0},
     "/configure_logging": {"log_requests": True, "log_requests_level": 1},
 }
 
