@@ -359,6 +359,7 @@ def test_the_requests_of_the_docs_are_answered(
     smollm2_files: ModelFiles, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--model", smollm2_files.name, "--max-total-tokens", "8192")
+    flags += ("--enable-return-hidden-states",)
     check_requests(EXAMPLE_URL, flags, capsys, num_requests=8, num_clients=1)
 
 

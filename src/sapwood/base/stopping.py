@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ class EarlyExit:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # The interpreter's own end brings the default action back, but leaves this.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # An interpreter that ends has not swallowed it, however long its end takes.
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, _end_now)
         signal.setitimer(signal.ITIMER_REAL, UNWIND_S)
         sys.exit(0)
