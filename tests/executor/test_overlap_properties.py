@@ -318,6 +318,11 @@ def test_overlapping_steps_put_out_the_same(asked: list[Asked], layout: Layout) 
             assert one.aborted is not None
             assert got == expected[: len(got)]
             assert told == logprobs[: len(told)]
+        elif one_by_one.finishes[name].kind == "error" and got != expected:
+            # A token in flight at a retraction is told before the grammar gets to refuse it.
+            assert overlapping.finishes[name].kind == "error"
+            assert got[: len(expected)] == expected
+            assert len(got) - len(expected) < layout.depth
         else:
             assert got == expected
             assert told == logprobs
