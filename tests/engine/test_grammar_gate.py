@@ -73,7 +73,16 @@ class Rank(SimulatedRank):
         return StepResult(step=plan.step, token_ids=result.token_ids, forced=forced)
 
 
-def make(*, num_pages: int = 64, rows: int = 8, depth: int = 1, jumps: bool = False):
+def make(
+    *,
+    num_pages: int = 64,
+    rows: int = 8,
+    depth: int = 1,
+    jumps: bool = False,
+    clock: ManualClock | None = None,
+    request_timeout: float = 0.0,
+    queue_timeout: float = 0.0,
+):
     ledger = Ledger(num_pages=num_pages, page_size=4, tree=PrefixTree(4, EVICTION_POLICIES["lru"]))
     slow = SlowGrammars()
     scheduler = Scheduler(
@@ -82,12 +91,14 @@ def make(*, num_pages: int = 64, rows: int = 8, depth: int = 1, jumps: bool = Fa
             max_queued_requests=100,
             chunked_prefill_size=16,
             overlap_depth=depth,
+            request_timeout=request_timeout,
+            queue_timeout=queue_timeout,
         ),
         ledger,
         context_length=60,
         vocab_size=100,
         eos_token_ids={7},
-        clock=ManualClock(),
+        clock=clock or ManualClock(),
         grammars=slow,
     )
     rank = Rank(num_pages, 4, jumps=jumps)
@@ -221,6 +232,12 @@ def scenarios(draw):
             }
             for _ in range(draw(st.integers(1, 10)))
         ],
+        # A turn takes a second.
+        "timeouts": draw(
+            st.fixed_dictionaries(
+                {name: st.just(0.0) | st.floats(1.0, 30.0) for name in ("request", "queue")}
+            )
+        ),
         "ready": {name: draw(st.integers(0, 25)) for name in ("a", "b", "bad")},
     }
 
@@ -229,12 +246,20 @@ def scenarios(draw):
 @given(scenarios())
 def test_nothing_stays_behind(scenario) -> None:
     jumps = scenario["depth"] == 1
+    clock = ManualClock()
     scheduler, slow, rank, ledger = make(
-        num_pages=scenario["pages"], rows=scenario["rows"], depth=scenario["depth"], jumps=jumps
+        num_pages=scenario["pages"],
+        rows=scenario["rows"],
+        depth=scenario["depth"],
+        jumps=jumps,
+        clock=clock,
+        request_timeout=scenario["timeouts"]["request"],
+        queue_timeout=scenario["timeouts"]["queue"],
     )
     executor = DelayedExecutor(rank)
     in_flight: deque = deque()
     finishes: dict[str, str] = {}
+    late: set[str] = set()
     tokens: dict[str, list[int]] = {}
 
     def take(outputs) -> None:
@@ -243,8 +268,11 @@ def test_nothing_stays_behind(scenario) -> None:
             tokens.setdefault(one.request_id, []).extend(one.token_ids)
             if one.finish is not None:
                 finishes[one.request_id] = one.finish.kind
+                if one.finish.status in (503, 504):
+                    late.add(one.request_id)
 
     for turn in range(2000):
+        clock.advance(1.0)
         slow.ready |= {name for name, when in scenario["ready"].items() if when <= turn}
         for index, one in enumerate(scenario["requests"]):
             if one["arrives"] == turn:
@@ -270,7 +298,9 @@ def test_nothing_stays_behind(scenario) -> None:
     for index, one in enumerate(scenario["requests"]):
         name = f"r{index}"
         kind = finishes[name]
-        if one["regex"] == "bad":
+        if name in late:
+            assert any(scenario["timeouts"].values())
+        elif one["regex"] == "bad":
             assert kind in ("error", "abort")
         elif kind != "abort" and not jumps:
             expected = expected_outputs(request(name).prompt_ids, one["max_new"], {7})
