@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator
 
 import pytest
 
 from sapwood.base.errors import EngineUnavailable, InvalidRequest, PromptTooLong
 from sapwood.schema.output import (
-    CacheFlushed,
-    EngineReady,
-    EngineStatus,
     Finish,
     RequestOutput,
 )
@@ -21,109 +16,18 @@ from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import MAX_SAMPLES, TextChunk, TextGenerator, TextRequest
 from sapwood.text.tokenizer import Tokenizer
-
-LENGTH = Finish(kind="length")
-Script = list[tuple[list[int], Finish | None]]
-
-
-class ScriptedEngine:
-    """Answers each request with a script; after the last line it waits until it is aborted.
-
-    requests  what was submitted
-    closed    ids of requests whose iterator was closed while they ran
-    aborted   ids that were aborted by name
-    """
-
-    def __init__(self, script: Script | Callable[[Generate], Script], *, pause: int = 1) -> None:
-        self._script = script
-        self._pause = pause
-        self.requests: list[Generate] = []
-        self.closed: list[str] = []
-        self.aborted: list[str] = []
-        self._stop: dict[str, asyncio.Event] = {}
-        self.info = EngineReady(context_length=32, max_total_tokens=64, page_size=8, notes=[])
-        self.unavailable_reason: str | None = None
-
-    async def generate(self, request: Generate) -> AsyncGenerator[RequestOutput, None]:
-        self.requests.append(request)
-        script = self._script(request) if callable(self._script) else self._script
-        stop = self._stop[request.request_id] = asyncio.Event()
-        finished = False
-        try:
-            for token_ids, finish in script:
-                for _ in range(self._pause):
-                    await asyncio.sleep(0)
-                finished = finish is not None
-                yield output(request, token_ids, finish)
-                if finished:
-                    return
-            await stop.wait()
-            finished = True
-            yield output(request, [], Finish(kind="abort"))
-        finally:
-            if not finished:
-                self.closed.append(request.request_id)
-
-    async def abort(self, request_id: str) -> None:
-        self.aborted.append(request_id)
-        if request_id in self._stop:
-            self._stop[request_id].set()
-
-    async def flush_cache(self) -> CacheFlushed:
-        raise NotImplementedError
-
-    async def status(self) -> EngineStatus:
-        raise NotImplementedError
-
-
-def output(request: Generate, token_ids: list[int], finish: Finish | None) -> RequestOutput:
-    return RequestOutput(
-        request_id=request.request_id,
-        token_ids=token_ids,
-        num_prompt_tokens=len(request.prompt_ids),
-        num_cached_tokens=1,
-        queue_time_s=0.5,
-        finish=finish,
-    )
-
-
-def one_by_one(token_ids: Sequence[int], finish: Finish | None = LENGTH) -> Script:
-    script: Script = [([token_id], None) for token_id in token_ids]
-    if finish is not None:
-        script[-1] = (script[-1][0], finish)
-    return script
-
-
-def ask(prompt: str | list[int] = "Hello", *, n: int = 1, **sampling: Any) -> TextRequest:
-    return TextRequest(request_id="r", prompt=prompt, n=n, sampling=SamplingParams(**sampling))
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end, and see that no task is left behind."""
-
-    async def checked() -> Any:
-        result = await work
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        return result
-
-    return asyncio.run(checked())
-
-
-def chunks_of(
-    engine: ScriptedEngine, tokenizer: Tokenizer, request: TextRequest
-) -> list[TextChunk]:
-    async def collect() -> list[TextChunk]:
-        return [chunk async for chunk in TextGenerator(engine, tokenizer).generate(request)]
-
-    return run(collect())  # type: ignore[no-any-return]
-
-
-def text_of(chunks: Sequence[TextChunk], index: int = 0) -> str:
-    return "".join(chunk.text for chunk in chunks if chunk.index == index)
-
-
-def ids_of(chunks: Sequence[TextChunk], index: int = 0) -> list[int]:
-    return [token_id for chunk in chunks if chunk.index == index for token_id in chunk.token_ids]
+from tests.text.scripted_engine import (
+    LENGTH,
+    Script,
+    ScriptedEngine,
+    ask,
+    chunks_of,
+    ids_of,
+    one_by_one,
+    output,
+    run,
+    text_of,
+)
 
 
 @pytest.fixture
@@ -282,88 +186,6 @@ def test_one_sample_that_stops_leaves_the_others_running(tokenizer):
     chunks = chunks_of(engine, tokenizer, ask(n=2, stop=("STOP",)))
     assert (text_of(chunks, 0), text_of(chunks, 1)) == ("stop ", "this one goes on for longer")
     assert engine.closed == ["r-0"]
-
-
-@pytest.mark.parametrize("n", [1, 3])
-def test_closing_early_aborts_every_sample(tokenizer, n):
-    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b c"), None))
-
-    async def disconnect() -> None:
-        generator = TextGenerator(engine, tokenizer)
-        chunks = generator.generate(ask(n=n))
-        await anext(chunks)
-        await chunks.aclose()
-        assert len(engine.closed) == n
-        # The id is free again.
-        again = generator.generate(ask(n=n))
-        await anext(again)
-        await again.aclose()
-
-    run(disconnect())
-    ids = ["r"] if n == 1 else ["r-0", "r-1", "r-2"]
-    assert sorted(engine.closed) == sorted(ids * 2)
-
-
-@pytest.mark.parametrize("n", [1, 3])
-def test_cancelling_the_reader_aborts_every_sample(tokenizer, n):
-    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b c"), None))
-
-    async def cancel() -> None:
-        async def read() -> None:
-            async for _ in TextGenerator(engine, tokenizer).generate(ask(n=n)):
-                continue
-
-        reader = asyncio.create_task(read())
-        await asyncio.sleep(0.02)
-        reader.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reader
-
-    run(cancel())
-    assert len(engine.closed) == n
-
-
-def test_an_iterator_that_cannot_be_closed_is_aborted_by_its_id(tokenizer):
-    ids = tokenizer.encode("stop STOP more")
-
-    class PlainIterator:
-        def __init__(self, request: Generate) -> None:
-            self._outputs = iter([output(request, [token_id], None) for token_id in ids])
-
-        def __aiter__(self) -> AsyncIterator[RequestOutput]:
-            return self
-
-        async def __anext__(self) -> RequestOutput:
-            return next(self._outputs)
-
-    class PlainEngine(ScriptedEngine):
-        def generate(self, request: Generate) -> Any:
-            return PlainIterator(request)
-
-    engine = PlainEngine([])
-    assert text_of(chunks_of(engine, tokenizer, ask(stop=("STOP",)))) == "stop "
-    assert engine.aborted == ["r"]
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_abort_reaches_every_sample_and_ends_it(tokenizer, n):
-    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
-
-    async def aborted() -> list[TextChunk]:
-        generator = TextGenerator(engine, tokenizer)
-        chunks = []
-        async for chunk in generator.generate(ask(n=n)):
-            chunks.append(chunk)
-            if chunk.finish is None and chunk.index == 0:
-                await generator.abort("r")
-        await generator.abort("r")
-        await generator.abort("unknown")
-        return chunks
-
-    chunks = run(aborted())
-    finishes = [chunk.finish for chunk in chunks if chunk.finish]
-    assert finishes == [Finish(kind="abort")] * n
-    assert set(engine.aborted) == ({"r"} if n == 1 else {"r-0", "r-1"})
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -535,88 +357,6 @@ def test_a_model_with_fewer_ids_than_its_tokenizer_says_so(tokenizer):
     padded = TextGenerator(engine, tokenizer, vocab_size=tokenizer.vocab_size + 64)
     assert padded.vocab_size == tokenizer.vocab_size
     assert asyncio.run(first(padded, ask(text))).finish == LENGTH
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_an_abort_while_the_prompt_is_encoded_is_heard(tokenizer, monkeypatch, n):
-    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
-    generator = TextGenerator(engine, tokenizer, context_length=256)
-    encoding, may_end = threading.Event(), threading.Event()
-    encode = tokenizer.encode
-
-    def slowly(text: str, add_special_tokens: bool = True) -> list[int]:
-        encoding.set()
-        assert may_end.wait(10)
-        return encode("Hello", add_special_tokens)
-
-    monkeypatch.setattr(tokenizer, "encode", slowly)
-
-    async def abort_early() -> list[TextChunk]:
-        async def read() -> list[TextChunk]:
-            return [chunk async for chunk in generator.generate(ask("Hello " * 2000, n=n))]
-
-        reader = asyncio.create_task(read())
-        await asyncio.to_thread(encoding.wait, 10)
-        await generator.abort("r")
-        may_end.set()
-        return await reader
-
-    chunks = run(abort_early())
-    assert [(chunk.index, chunk.finish) for chunk in chunks] == [
-        (index, Finish(kind="abort")) for index in range(n)
-    ]
-    assert chunks[0].num_prompt_tokens == len(encode("Hello"))
-    assert (engine.requests, engine.aborted) == ([], [])
-
-
-def test_a_client_that_leaves_while_its_prompt_is_encoded_starts_nothing(tokenizer, monkeypatch):
-    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
-    generator = TextGenerator(engine, tokenizer, context_length=256)
-    encoding, may_end = threading.Event(), threading.Event()
-
-    def slowly(text: str, add_special_tokens: bool = True) -> list[int]:
-        encoding.set()
-        assert may_end.wait(10)
-        return [1, 2]
-
-    async def leave() -> None:
-        monkeypatch.setattr(tokenizer, "encode", slowly)
-        reader = asyncio.ensure_future(anext(generator.generate(ask("Hello " * 2000))))
-        await asyncio.to_thread(encoding.wait, 10)
-        reader.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reader
-        may_end.set()
-        await asyncio.sleep(0.02)
-        assert engine.requests == []
-        # The id is free again.
-        monkeypatch.undo()
-        again = generator.generate(ask())
-        await anext(again)
-        await again.aclose()
-
-    run(leave())
-
-
-def test_an_abort_between_two_samples_stops_the_one_that_has_not_started(tokenizer):
-    engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
-    generator = TextGenerator(engine, tokenizer)
-
-    class Curious(ScriptedEngine):
-        def generate(self, request: Generate) -> AsyncGenerator[RequestOutput, None]:
-            aborting.append(asyncio.ensure_future(generator.abort("r")))
-            return super().generate(request)
-
-    aborting: list[asyncio.Future[None]] = []
-    engine.__class__ = Curious
-
-    async def read() -> list[TextChunk]:
-        chunks = [chunk async for chunk in generator.generate(ask(n=3))]
-        await asyncio.gather(*aborting)
-        return chunks
-
-    finishes = [chunk.finish for chunk in run(read()) if chunk.finish]
-    assert finishes == [Finish(kind="abort")] * 3
 
 
 def test_a_refused_request_leaves_its_id_free(tokenizer):
