@@ -43,6 +43,7 @@ class DeviceStyle(TorchKernels):
     """Decodes read the batch's sizes from its tensors alone, as kernels of a GPU do."""
 
     can_be_captured = True
+    isa = ""
 
     def paged_attention(
         self,

@@ -128,11 +128,15 @@ class Kernels(Protocol):
     can_be_captured       whether a batch's sizes are read from its tensors alone, so that what a
                           device captured of these ops stays right for other batches; the numbers
                           that `AttentionBatch` has on the host are then upper bounds of decodes
+    isa                   the instruction set used, or "" for those that have no choice
     """
 
     name: str
     multiplies_quantized: bool
     can_be_captured: bool
+
+    @property
+    def isa(self) -> str: ...
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         """token_ids [T] int64, weight [vocab, hidden] -> [T, hidden]."""

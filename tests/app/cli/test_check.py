@@ -43,6 +43,7 @@ class Refusing:
 
 class Working(Refusing):
     name = "second"
+    isa = "avx9"
 
     @staticmethod
     def why_not(need):
@@ -74,7 +75,7 @@ def test_kernels_are_used_refused_or_not_needed():
     rows = {row.name: (row.value, row.why) for row in kernel_rows(NEED, None, TABLE)}
     assert rows == {
         "first": ("refused", "needs a GPU"),
-        "second": ("used", f"for {NEED}"),
+        "second": ("used", f"for {NEED}, with avx9 instructions"),
         "third": ("not needed", "slower than the one used"),
     }
 

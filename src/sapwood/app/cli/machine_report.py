@@ -126,7 +126,8 @@ def kernel_rows(
     rows = []
     for name in table:
         if name == selection.kernels.name:
-            rows.append(Row(name=name, value="used", why=f"for {need}"))
+            isa = f", with {selection.kernels.isa} instructions" if selection.kernels.isa else ""
+            rows.append(Row(name=name, value="used", why=f"for {need}{isa}"))
         elif name in selection.refusals:
             rows.append(Row(name=name, value="refused", why=selection.refusals[name]))
         elif only is not None:

@@ -38,6 +38,7 @@ class ReferenceKernels:
     name = "reference"
     multiplies_quantized = True
     can_be_captured = False
+    isa = ""
 
     @staticmethod
     def why_not(need: Need) -> str | None:

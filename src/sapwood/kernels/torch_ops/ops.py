@@ -41,6 +41,7 @@ class TorchKernels:
     name = "torch"
     multiplies_quantized = False
     can_be_captured = False
+    isa = ""
 
     def __init__(self) -> None:
         self._attention = PagedAttention()

@@ -30,6 +30,7 @@ class TritonKernels:
     name = "triton"
     multiplies_quantized = True
     can_be_captured = True
+    isa = ""
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         return elementwise.embedding(token_ids, weight)

@@ -3,12 +3,13 @@
 // Two kernels, chosen per task by its number of query rows (tokens x heads of the kv group):
 //   few rows of one token   each key row is read once and multiplied with all rows (decode)
 //   many rows               key and value tiles are repacked once for all rows, and both products
-//                           run on the register tile below (prefill)
+//                           run on register tiles or the matrix unit (prefill)
 // Keys and values in 8 bits become the activations' dtype tile by tile, and are then like any others.
 // Probabilities are rounded to the activations' dtype before they meet the values; all sums are fp32.
 // Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
 // arXiv:2205.14135 (tiling); merging of parts by their log-sum-exp as in Flash-Decoding (2023).
 #include "kv8.h"
+#include "matrix.h"
 #include "simd.h"
 #include "table.h"
 #include "tile.h"
@@ -352,15 +353,14 @@ class Attention {
       pack_values(n);
       constexpr int pack = Pack<T>::per_lane;
       const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
-      multiply_tile<T, false>(reinterpret_cast<const std::uint32_t*>(s_.q), d_ / pack, s_.keys,
-                              kKeyTile, s_.scores, kKeyTile, rows_, padded, d_ / pack);
+      multiply_on<T, false>(unit_, reinterpret_cast<const std::uint32_t*>(s_.q), d_ / pack, s_.keys,
+                            kKeyTile, s_.scores, kKeyTile, rows_, padded, d_ / pack);
       for (int row = 0; row < rows_; row++) {
         const std::int64_t last = task_->first_position + row / group_;  // a query sees itself
         soften(row, static_cast<int>(most(0, least(n, last + 1 - begin))), padded);
       }
-      multiply_tile<T, true>(reinterpret_cast<const std::uint32_t*>(s_.probabilities),
-                             kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, d_,
-                             padded / pack);
+      multiply_on<T, true>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities),
+                           kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, d_, padded / pack);
     }
   }
 
@@ -453,6 +453,7 @@ class Attention {
   const AttentionTask* ahead_task_ = nullptr;  // whose keys and values are fetched up to ahead_
   std::int64_t ahead_ = 0;
   int rows_ = 0;
+  MatrixUnit unit_;
 };
 
 template <class T>

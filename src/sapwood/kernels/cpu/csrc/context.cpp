@@ -15,26 +15,8 @@ constexpr std::size_t kFetchAheadBytes = 512 * 1024;
 
 }  // namespace
 
-std::vector<const Ops*> usable_ops() {
-  std::vector<const Ops*> usable{&generic::ops};
-#if defined(SAPWOOD_X86)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (!has_avx2) return usable;
-  usable.push_back(&avx2::ops);
-  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (!has_avx512) return usable;
-  usable.push_back(&avx512::ops);
-  if (!__builtin_cpu_supports("avx512vnni")) return usable;
-  usable.push_back(&avx512_vnni::ops);
-  if (__builtin_cpu_supports("avx512bf16")) usable.push_back(&avx512_bf16::ops);
-#endif
-  return usable;
-}
-
 Context::Context(const std::string& isa, int threads) {
-  const std::vector<const Ops*> usable = usable_ops();
+  const std::vector<const Ops*>& usable = usable_ops();
   ops_ = usable.back();
   if (!isa.empty()) {
     const auto found = std::find_if(usable.begin(), usable.end(),

@@ -2,7 +2,9 @@
 //
 // One layout serves every number of rows: a panel is one contiguous stream from memory when there
 // are few rows, and the right operand of a register tile when there are many. Around the tile, a
-// few rows of x stay in L1 and a chunk of panels in L2 while all rows pass over it.
+// few rows of x stay in L1 and a chunk of panels in L2 while all rows pass over it. The matrix unit,
+// where there is one, takes a panel as it lies, too.
+#include "matrix.h"
 #include "pack.h"
 #include "table.h"
 #include "tile.h"
@@ -14,30 +16,52 @@ constexpr std::int64_t kStreamBytes = 64 * 1024;    // of the weight per task, w
 constexpr std::int64_t kPrefetchLanes = 8192 / 4;   // measured best of 1 to 16 KiB
 constexpr std::int64_t kElementsPerThread = 32768;  // of the weight; below, a thread costs too much
 
+// Rows of x that share one pass over a panel, and such passes per task.
+#if defined(SAPWOOD_AMX)
+template <class T>
+constexpr std::int64_t kRowsPerPass = Pack<T>::per_lane == 2 ? kMostPassRows : kLinearRows;
+#else
+template <class T>
+constexpr std::int64_t kRowsPerPass = kLinearRows;
+#endif
+template <class T>
+constexpr std::int64_t kPassesPerTask = kLinearRows * kTaskTiles / kRowsPerPass<T>;
+static_assert(kRowsPerPass<bf16> <= kLinearMostRows);
+
 // How the work is cut: a task is `panels` panels x `rows` rows, done `tile_rows` rows at a time.
 struct Cut {
   std::int64_t panels, rows, tile_rows, panel_tasks, row_tasks;
 };
 
+template <class T>
 Cut cut_work(std::int64_t m, std::int64_t all_panels, std::int64_t lanes, int threads) {
+  constexpr std::int64_t most_panels = least(kStreamPanels, kLinearSums / (kRowsPerPass<T> * kPanel));
   Cut cut{};
-  const std::int64_t tiles = (m + kLinearRows - 1) / kLinearRows;
+  const std::int64_t tiles = (m + kRowsPerPass<T> - 1) / kRowsPerPass<T>;
   cut.tile_rows = (m + tiles - 1) / tiles;
   const std::int64_t share = most(1, all_panels / (threads * 4));
-  const std::int64_t stream = most(1, least(kStreamPanels, kStreamBytes / (lanes * kPanel * 4)));
+  const std::int64_t stream = most(1, least(most_panels, kStreamBytes / (lanes * kPanel * 4)));
   cut.panels = least(share, tiles == 1 ? stream : kTaskPanels);
   cut.panel_tasks = (all_panels + cut.panels - 1) / cut.panels;
   const std::int64_t wanted = most(1, threads * 4 / cut.panel_tasks);
-  const std::int64_t tiles_per_task = most(1, least(kTaskTiles, tiles / wanted));
+  const std::int64_t tiles_per_task = most(1, least(kPassesPerTask<T>, tiles / wanted));
   cut.rows = tiles_per_task * cut.tile_rows;
   cut.row_tasks = (m + cut.rows - 1) / cut.rows;
   return cut;
 }
 
 template <class T, bool kAdd, bool kStream>
-SAPWOOD_INLINE void multiply_panel(const std::uint32_t* x, std::int64_t x_stride,
+SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, const std::uint32_t* x, std::int64_t x_stride,
                                    const std::uint32_t* panel, float* c, std::int64_t c_stride,
                                    int rows, int lanes, const std::uint32_t* ahead) {
+#if defined(SAPWOOD_AMX)
+  if (uses_unit<T>(rows)) {
+    unit.multiply<kAdd, kStream>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead);
+    return;
+  }
+#else
+  static_cast<void>(unit);
+#endif
 #if defined(__AVX512F__)
   // Two vectors cover a panel, so that up to twelve rows share each load of it.
   switch (rows) {
@@ -70,7 +94,7 @@ class Linear {
     const std::int64_t row = task / cut_.panel_tasks * cut_.rows;
     const std::int64_t rows = least(cut_.rows, a_.m - row);
     // With one tile, x is small, and splitting k would only cut the stream of weights.
-    const bool streams = a_.m <= kLinearRows;
+    const bool streams = a_.m <= kRowsPerPass<T>;
     const std::int64_t depth = streams ? lanes_ : kDepthLanes;
     for (std::int64_t k = 0; k < lanes_; k += depth) {
       for (std::int64_t r = 0; r < rows; r += cut_.tile_rows) {
@@ -106,11 +130,11 @@ class Linear {
       // What is read next: further on in the panel, or the same lanes of the next one.
       const std::uint32_t* ahead = panel + (lanes == lanes_ ? kPrefetchLanes : lanes_ * kPanel);
       if (from_memory) {
-        k > 0 ? multiply_panel<T, true, true>(x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
-              : multiply_panel<T, false, true>(x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<T, true, true>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
+              : multiply_panel<T, false, true>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
       } else {
-        k > 0 ? multiply_panel<T, true, false>(x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
-              : multiply_panel<T, false, false>(x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<T, true, false>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
+              : multiply_panel<T, false, false>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
       }
     }
   }
@@ -136,15 +160,16 @@ class Linear {
   const LinearArgs& a_;
   const Cut& cut_;
   float* sums_;            // [rows, panels * kPanel] of a task
-  std::uint32_t* x_tile_;  // [kLinearRows, kDepthStride]
+  std::uint32_t* x_tile_;  // [kRowsPerPass, kDepthStride]
   const std::int64_t lanes_;
   std::int64_t first_ = 0, panels_ = 0;  // the task's panels
+  MatrixUnit unit_;
 };
 
 template <class T>
 void multiply(const LinearArgs& a) {
   const int threads = worth_threads(a.team.threads, a.n * a.k * ((a.m + 7) / 8), kElementsPerThread);
-  const Cut cut = cut_work(a.m, (a.n + kPanel - 1) / kPanel, a.k / Pack<T>::per_lane, threads);
+  const Cut cut = cut_work<T>(a.m, (a.n + kPanel - 1) / kPanel, a.k / Pack<T>::per_lane, threads);
   const std::int64_t tasks = cut.panel_tasks * cut.row_tasks;
   Shares shares(tasks, threads);
   run_parallel(a.team, least(threads, tasks), [&](int thread) {

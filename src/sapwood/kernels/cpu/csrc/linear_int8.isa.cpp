@@ -3,6 +3,7 @@
 // activations has a few entries far larger than the others.) Sums within a group are exact; groups
 // are added in fp32, in order: the result does not depend on the number of rows or threads.
 #include "integer.h"
+#include "matrix.h"
 #include "table.h"
 
 namespace sapwood::SAPWOOD_ISA {
@@ -94,26 +95,87 @@ static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::in
   }
 }
 
+#if defined(SAPWOOD_AMX)
+// Up to kMostPassRows rows x a panel, group by group. Bit by bit what vectors compute.
+template <class T, bool kStream>
+static inline void unit_tile(MatrixUnit& unit, const QuantizedArgs& a, const std::byte* x,
+                             std::int64_t row_bytes, const std::byte* w, std::int64_t row,
+                             std::int64_t column, int rows) {
+  constexpr int V = kPanel / W;
+  constexpr std::int64_t bytes = kInt8Group * kPanel;
+  alignas(64) std::int32_t sums[kMostPassRows * kPanel];
+  VF results[kMostPassRows][V];
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < V; v++) results[r][v] = VF{};
+  for (std::int64_t i = 0; i < a.weight->k; i += kInt8Group, x += kInt8GroupBytesOfX, w += bytes) {
+    unit.multiply_bytes(x, row_bytes, w, sums, rows);
+    if (kStream) {
+      for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(w + bytes + kAheadBytes + at, 0, 2);
+    }
+    for (int r = 0; r < rows; r++) {
+      const std::byte* group = x + r * row_bytes;
+      const VI correction = splat_int(static_cast<std::int32_t>(load_lane(group + kCorrectionAt)));
+      const VF scale = splat(bits_as<float>(load_lane(group + kScaleAt)));
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        const VI sum = bits_as<VI>(load_lanes(sums + r * kPanel + v * W)) + correction;
+        results[r][v] = to_floats(sum) * scale + results[r][v];
+      }
+    }
+  }
+  for (int r = 0; r < rows; r++) {
+    for (int v = 0; v < V; v++) results[r][v] *= load(a.weight->scales + column + v * W);
+    write_results<T, V>(a, row + r, column, results[r]);
+  }
+}
+#endif
+
+// A panel with the rows of one tile.
+template <class T, bool kStream>
+static inline void tile_panel(MatrixUnit& unit, const QuantizedArgs& a, const std::byte* x,
+                              std::int64_t row_bytes, const std::byte* w, std::int64_t row,
+                              std::int64_t column, std::int64_t rows) {
+#if defined(SAPWOOD_AMX)
+  if (rows > kTileHeight) {
+    unit_tile<T, kStream>(unit, a, x, row_bytes, w, row, column, static_cast<int>(rows));
+    return;
+  }
+#else
+  static_cast<void>(unit);
+#endif
+  for (std::int64_t v = 0; v < kPanel; v += kIntVectors * W) {
+    tile_rows<T, kStream>(a, x, row_bytes, w + v * 4, row, column + v, rows);
+  }
+}
+
+// Rows that share one pass over a panel.
+static inline std::int64_t rows_per_pass(const QuantizedArgs& a) {
+#if defined(SAPWOOD_AMX)
+  if (a.weight->k % kInt8Group == 0) return kMostPassRows;
+#else
+  static_cast<void>(a);
+#endif
+  return kTileHeight;
+}
+
 template <class T>
 void multiply(const QuantizedArgs& a) {
   const LinearWeight& weight = *a.weight;
   const std::int64_t row_bytes = rounded_row_bytes(weight.kind, weight.k);
   const std::int64_t bytes = panel_bytes(weight.kind, weight.k);
-  const Cut cut = cut_work(a, kTileHeight);
+  const Cut cut = cut_work(a, rows_per_pass(a));
   const auto round = [&](std::int64_t row, std::byte* to) {
     round_row(static_cast<const T*>(a.x) + row * a.x_stride, weight.k, to);
   };
   run_quantized(a, cut, round, [&](const std::byte* x, std::int64_t panel, std::int64_t panels,
                                    std::int64_t row, std::int64_t rows) {
+    MatrixUnit unit;
     for (std::int64_t r = 0; r < rows; r += cut.tile_rows) {
       const std::int64_t count = least(cut.tile_rows, rows - r);
       for (std::int64_t p = panel; p < panel + panels; p++) {
         const std::byte* w = static_cast<const std::byte*>(weight.data) + p * bytes;
-        for (std::int64_t v = 0; v < kPanel; v += kIntVectors * W) {
-          const std::byte* from = w + v * 4;
-          r == 0 ? tile_rows<T, true>(a, x, row_bytes, from, row, p * kPanel + v, count)
-                 : tile_rows<T, false>(a, x + r * row_bytes, row_bytes, from, row + r, p * kPanel + v, count);
-        }
+        r == 0 ? tile_panel<T, true>(unit, a, x, row_bytes, w, row, p * kPanel, count)
+               : tile_panel<T, false>(unit, a, x + r * row_bytes, row_bytes, w, row + r, p * kPanel, count);
       }
     }
   });

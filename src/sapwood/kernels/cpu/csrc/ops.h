@@ -213,5 +213,11 @@ extern const Ops ops;
 namespace avx512_bf16 {
 extern const Ops ops;
 }
+namespace amx {  // the same with the matrix unit (matrix.h)
+extern const Ops ops;
+}
+namespace amx_emulated {  // what amx does, without the unit: for tests
+extern const Ops ops;
+}
 
 }  // namespace sapwood

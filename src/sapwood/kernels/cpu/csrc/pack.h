@@ -16,9 +16,11 @@ constexpr std::int64_t kStreamPanels = 64;   // at most, when one pass is all
 constexpr std::int64_t kDepthLanes = 384;    // of k at a time: 8 panels take 384 KiB of L2
 constexpr std::int64_t kDepthStride = kDepthLanes + 16;  // copied rows start in different cache sets
 
+constexpr std::int64_t kLinearMostRows = 32;  // of a pass on any instruction set
+
 // Per thread: the sums of a task, then a tile of x.
 constexpr std::int64_t kLinearSums = kTaskTiles * kLinearRows * kTaskPanels * kPanel;
-constexpr std::int64_t kLinearScratchFloats = kLinearSums + kLinearRows * kDepthStride;
+constexpr std::int64_t kLinearScratchFloats = kLinearSums + kLinearMostRows * kDepthStride;
 static_assert(kLinearSums >= kLinearRows * kStreamPanels * kPanel);
 
 }  // namespace sapwood

@@ -61,8 +61,8 @@ SAPWOOD_INLINE To bits_as(From from) {
   return to;
 }
 
-SAPWOOD_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-SAPWOOD_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+SAPWOOD_INLINE constexpr std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+SAPWOOD_INLINE constexpr std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
 SAPWOOD_INLINE VF splat(float x) { return x - VF{}; }
 SAPWOOD_INLINE VU splat_lane(std::uint32_t x) { return x - VU{}; }

@@ -1,0 +1,103 @@
+// Which tables of kernels this machine can run.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "context.h"
+#include "pack.h"
+#include "quantized.h"
+
+#if defined(SAPWOOD_X86)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace sapwood {
+namespace {
+
+#if defined(SAPWOOD_X86)
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+// The processor has the matrix unit, the system keeps its registers, and lets this process use it.
+// Source: Intel SDM volume 1, 13.3 and 18.2; Linux, Documentation/arch/x86/xstate.rst.
+bool has_matrix_unit() {
+  constexpr unsigned kOsxsave = 1u << 27;                                 // leaf 1, ecx
+  constexpr unsigned kUnit = 1u << 22 | 1u << 24 | 1u << 25;              // leaf 7, edx: bf16, tiles, int8
+  constexpr unsigned kStates = 1u << 17 | 1u << 18;                       // shapes and tiles
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kOsxsave) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kUnit) != kUnit) return false;
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & kStates) == kStates && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+constexpr std::int64_t kRows = 37, kInputs = 160, kOutputs = 32;  // of the comparison below
+
+std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
+  std::vector<std::uint16_t> numbers(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < numbers.size(); i++) {
+    const float number = static_cast<float>(static_cast<int>(i * static_cast<std::size_t>(step) % 15) - 7);
+    std::uint32_t bits;
+    std::memcpy(&bits, &number, 4);
+    numbers[i] = static_cast<std::uint16_t>(bits >> 16);
+  }
+  return numbers;
+}
+
+// The products of whole numbers by one table: no rounding, so that all must agree.
+std::vector<float> products(const Ops& ops) {
+  const Team alone{1, nullptr, nullptr};
+  const std::vector<std::uint16_t> x = whole_numbers(kRows * kInputs, 7);
+  const std::vector<std::uint16_t> weight = whole_numbers(kOutputs * kInputs, 11);
+  const std::vector<float> scales(kOutputs, 1.0f);
+  const std::size_t scratch_bytes = static_cast<std::size_t>(
+      std::max<std::int64_t>(kLinearScratchFloats * 4, quantized_scratch(WeightKind::int8, kRows, 128, 1)));
+  Buffer scratch;
+  std::byte* own = scratch.at_least(scratch_bytes);
+  std::vector<float> out(kRows * kOutputs);
+  ops.linear(DType::bf16, {x.data(), kInputs, weight.data(), nullptr, out.data(), kRows, kOutputs, kInputs,
+                           reinterpret_cast<float*>(own), alone, true});
+  // The same bytes as int8; 128 inputs, of which the rows of x begin kInputs apart.
+  const LinearWeight bytes{WeightKind::int8, weight.data(), scales.data(), nullptr, kOutputs, 128, kOutputs,
+                           nullptr};
+  std::vector<std::uint16_t> rounded(kRows * kOutputs);
+  ops.linear_int8(DType::bf16, {x.data(), kInputs, &bytes, rounded.data(), kRows, own, alone});
+  out.insert(out.end(), rounded.begin(), rounded.end());
+  return out;
+}
+
+#endif
+
+std::vector<const Ops*> find_usable() {
+  std::vector<const Ops*> usable{&generic::ops};
+#if defined(SAPWOOD_X86)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return usable;
+  usable.push_back(&avx2::ops);
+  if (!has_avx512()) return usable;
+  usable.push_back(&avx512::ops);
+  if (!__builtin_cpu_supports("avx512vnni")) return usable;
+  usable.push_back(&avx512_vnni::ops);
+  if (!__builtin_cpu_supports("avx512bf16")) return usable;
+  usable.push_back(&amx_emulated::ops);
+  usable.push_back(&avx512_bf16::ops);
+  if (has_matrix_unit() && products(amx::ops) == products(avx512_bf16::ops)) usable.push_back(&amx::ops);
+#endif
+  return usable;
+}
+
+}  // namespace
+
+const std::vector<const Ops*>& usable_ops() {
+  static const std::vector<const Ops*> usable = find_usable();
+  return usable;
+}
+
+}  // namespace sapwood

@@ -1,0 +1,296 @@
+// Products on the matrix unit of Intel processors (AMX), where an instruction set has it.
+//
+// Eight registers hold tiles of up to 16 rows of 64 bytes. Four are sums of 16 x 16; the other four
+// are two tiles of a, one above the other, and two of b, side by side: each that is loaded is used
+// twice. What lies in memory needs no other layout: 16 rows of lanes (see simd.h) are a tile of b.
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and
+// volume 2, LDTILECFG, TILELOADD, TDPBF16PS and TDPBSUD.
+//
+// With SAPWOOD_AMX_EMULATED the instructions are functions of this file, so that machines without
+// the unit test all that is around them. Included only by *.isa.cpp.
+#pragma once
+
+#include "tile.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+#if defined(SAPWOOD_AMX)
+
+constexpr int kUnitRows = 16;         // of a tile
+constexpr int kUnitBytes = 64;        // of a row of a tile
+constexpr int kUnitLanes = 16;        // of a row of a tile; and the rows of a tile of b
+constexpr int kLeastUnitRows = 5;     // with fewer rows, memory is the limit, and vectors do
+constexpr int kMostPassRows = 2 * kUnitRows;
+
+// Which register is which.
+constexpr int kSums = 0, kLeft = 4, kRight = 6;
+
+// What LDTILECFG reads.
+struct alignas(64) TileShapes {
+  std::uint8_t palette, start_row, reserved[14];
+  std::uint16_t row_bytes[16];
+  std::uint8_t rows[16];
+};
+static_assert(sizeof(TileShapes) == 64);
+
+#if defined(SAPWOOD_AMX_EMULATED)
+
+struct Tiles {
+  std::uint32_t lanes[8][kUnitRows][kUnitLanes];
+  TileShapes shapes;
+
+  void configure(const TileShapes& to) {
+    shapes = to;
+    __builtin_memset(lanes, 0, sizeof(lanes));
+  }
+  void release() { configure(TileShapes{}); }
+
+  template <int kTile>
+  void zero() {
+    __builtin_memset(lanes[kTile], 0, sizeof(lanes[kTile]));
+  }
+
+  template <int kTile>
+  void load(const void* from, std::int64_t stride) {
+    zero<kTile>();
+    for (int r = 0; r < shapes.rows[kTile]; r++) {
+      __builtin_memcpy(lanes[kTile][r], static_cast<const char*>(from) + r * stride, shapes.row_bytes[kTile]);
+    }
+  }
+
+  template <int kTile>
+  void save(void* to, std::int64_t stride) const {
+    for (int r = 0; r < shapes.rows[kTile]; r++) {
+      __builtin_memcpy(static_cast<char*>(to) + r * stride, lanes[kTile][r], shapes.row_bytes[kTile]);
+    }
+  }
+
+  // Even and odd inputs have sums of their own, which meet at the end.
+  template <int kSum, int kA, int kB>
+  void add_bf16() {
+    for (int r = 0; r < shapes.rows[kA]; r++) {
+      VF even{}, odd{};
+      for (int k = 0; k < shapes.rows[kB]; k++) {
+        const VU a = splat_lane(lanes[kA][r][k]), b = load_lanes(lanes[kB][k]);
+        even += bits_as<VF>(a << 16) * bits_as<VF>(b << 16);
+        odd += bits_as<VF>(a & 0xffff0000u) * bits_as<VF>(b & 0xffff0000u);
+      }
+      store_lanes(lanes[kSum][r], bits_as<VU>(bits_as<VF>(load_lanes(lanes[kSum][r])) + (even + odd)));
+    }
+  }
+
+  // a's bytes are signed, b's unsigned.
+  template <int kSum, int kA, int kB>
+  void add_bytes() {
+    for (int r = 0; r < shapes.rows[kA]; r++) {
+      VI sum = bits_as<VI>(load_lanes(lanes[kSum][r]));
+      for (int k = 0; k < shapes.rows[kB]; k++) {
+        const VI a = bits_as<VI>(splat_lane(lanes[kA][r][k]));
+        const VU b = load_lanes(lanes[kB][k]);
+        for (int byte = 0; byte < 4; byte++) {
+          sum += ((a << (24 - 8 * byte)) >> 24) * bits_as<VI>((b >> (8 * byte)) & 255u);
+        }
+      }
+      store_lanes(lanes[kSum][r], bits_as<VU>(sum));
+    }
+  }
+};
+
+#else
+
+// In assembly, since GCC's own functions do not say that a load reads memory.
+struct Tiles {
+  void configure(const TileShapes& to) { asm volatile("ldtilecfg %0" ::"m"(to)); }
+  void release() { asm volatile("tilerelease"); }
+
+  template <int kTile>
+  __attribute__((always_inline)) void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+  }
+  template <int kTile>
+  __attribute__((always_inline)) void load(const void* from, std::int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+  }
+  template <int kTile>
+  __attribute__((always_inline)) void save(void* to, std::int64_t stride) const {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
+  }
+  template <int kSum, int kA, int kB>
+  __attribute__((always_inline)) void add_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c0, %%tmm%c1, %%tmm%c2" ::"i"(kB), "i"(kA), "i"(kSum));
+  }
+  template <int kSum, int kA, int kB>
+  __attribute__((always_inline)) void add_bytes() {  // a's are signed, b's unsigned
+    asm volatile("tdpbsud %%tmm%c0, %%tmm%c1, %%tmm%c2" ::"i"(kB), "i"(kA), "i"(kSum));
+  }
+};
+
+#endif
+
+// One thread's use of the unit, from the first product to the object's end.
+class MatrixUnit {
+ public:
+  MatrixUnit() = default;
+  MatrixUnit(const MatrixUnit&) = delete;
+  MatrixUnit& operator=(const MatrixUnit&) = delete;
+  ~MatrixUnit() {
+    if (rows_ > 0) tiles_.release();
+  }
+
+  // c[rows, columns] (+)= a[rows, lanes] x b[lanes, columns] of bf16; columns is a multiple of 32.
+  // Strides in lanes. Fetches what lies as far after `ahead` as b's lanes after b.
+  template <bool kAdd, bool kStream = false>
+  void multiply(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
+                std::int64_t b_stride, float* c, std::int64_t c_stride, int rows, int columns,
+                int lanes, const std::uint32_t* ahead = nullptr) {
+    const int whole = lanes / kUnitLanes * kUnitLanes;
+    if (whole == 0) {
+      multiply_tile<bf16, kAdd>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
+      return;
+    }
+    const int passes = (rows + kMostPassRows - 1) / kMostPassRows;
+    const int height = (rows + passes - 1) / passes;  // equal heights: shapes change seldom
+    for (int column = 0; column < columns; column += 2 * kUnitLanes) {
+      for (int r = 0; r < rows; r += height) {
+        set_rows(static_cast<int>(least(height, rows - r)));
+        const std::uint32_t* to_fetch = kStream && r == 0 ? ahead + column : nullptr;
+        const auto pass = rows_ > kUnitRows ? &MatrixUnit::pass<kAdd, true> : &MatrixUnit::pass<kAdd, false>;
+        (this->*pass)(a + r * a_stride, a_stride * 4, b + column, b_stride, c + r * c_stride + column,
+                      c_stride * 4, whole, to_fetch);
+      }
+    }
+    if (whole < lanes) {
+      multiply_tile<bf16, true>(a + whole, a_stride, b + whole * b_stride, b_stride, c, c_stride, rows,
+                                columns, lanes - whole);
+    }
+  }
+
+  // sums[rows, 32] = a x b of bytes: rows of 64 signed ones a_stride bytes apart, up to
+  // kMostPassRows; and 16 x 32 lanes of four unsigned ones each, one after the other.
+  void multiply_bytes(const std::byte* a, std::int64_t a_stride, const std::byte* b, std::int32_t* sums,
+                      int rows) {
+    constexpr std::int64_t stride = 2 * kUnitBytes;  // of b and of the sums
+    set_rows(rows);
+    tiles_.zero<kSums>();
+    tiles_.zero<kSums + 1>();
+    tiles_.load<kLeft>(a, a_stride);
+    tiles_.load<kRight>(b, stride);
+    tiles_.load<kRight + 1>(b + kUnitBytes, stride);
+    tiles_.add_bytes<kSums, kLeft, kRight>();
+    tiles_.add_bytes<kSums + 1, kLeft, kRight + 1>();
+    tiles_.save<kSums>(sums, stride);
+    tiles_.save<kSums + 1>(sums + kUnitLanes, stride);
+    if (rows <= kUnitRows) return;
+    std::int32_t* lower = sums + kUnitRows * 2 * kUnitLanes;
+    tiles_.zero<kSums + 2>();
+    tiles_.zero<kSums + 3>();
+    tiles_.load<kLeft + 1>(a + kUnitRows * a_stride, a_stride);
+    tiles_.add_bytes<kSums + 2, kLeft + 1, kRight>();
+    tiles_.add_bytes<kSums + 3, kLeft + 1, kRight + 1>();
+    tiles_.save<kSums + 2>(lower, stride);
+    tiles_.save<kSums + 3>(lower + kUnitLanes, stride);
+  }
+
+ private:
+  // The rows of a pass, over one or two tiles. Setting shapes empties all tiles.
+  void set_rows(int rows) {
+    if (rows == rows_) return;
+    rows_ = rows;
+    TileShapes shapes{};
+    shapes.palette = 1;
+    const auto set = [&](int tile, int count) {
+      shapes.rows[tile] = static_cast<std::uint8_t>(count);
+      shapes.row_bytes[tile] = count > 0 ? kUnitBytes : 0;
+    };
+    const int upper = static_cast<int>(least(rows, kUnitRows)), lower = rows - upper;
+    for (int i = 0; i < 2; i++) {
+      set(kSums + i, upper);
+      set(kSums + 2 + i, lower);
+      set(kLeft + i, i == 0 ? upper : lower);
+      set(kRight + i, kUnitLanes);
+    }
+    tiles_.configure(shapes);
+  }
+
+  // Up to kMostPassRows rows x 32 columns; strides of a and c in bytes. kLower: more than kUnitRows.
+  template <bool kAdd, bool kLower>
+  void pass(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b, std::int64_t b_stride,
+            float* c, std::int64_t c_stride, int lanes, const std::uint32_t* ahead) {
+    const std::uint32_t* lower_a = a + kUnitRows * (a_stride / 4);
+    float* lower_c = c + kUnitRows * (c_stride / 4);
+    open<kAdd, kSums>(c, c_stride);
+    if (kLower) open<kAdd, kSums + 2>(lower_c, c_stride);
+    for (int lane = 0; lane < lanes; lane += kUnitLanes) {
+      const std::uint32_t* right = b + lane * b_stride;
+      tiles_.load<kRight>(right, b_stride * 4);
+      tiles_.load<kLeft>(a + lane, a_stride);
+      tiles_.load<kRight + 1>(right + kUnitLanes, b_stride * 4);
+      if (ahead != nullptr) {
+        for (int i = 0; i < kUnitLanes; i++) {
+          __builtin_prefetch(ahead + (lane + i) * b_stride, 0, 2);
+          __builtin_prefetch(ahead + (lane + i) * b_stride + kUnitLanes, 0, 2);
+        }
+      }
+      tiles_.add_bf16<kSums, kLeft, kRight>();
+      tiles_.add_bf16<kSums + 1, kLeft, kRight + 1>();
+      if (kLower) {
+        tiles_.load<kLeft + 1>(lower_a + lane, a_stride);
+        tiles_.add_bf16<kSums + 2, kLeft + 1, kRight>();
+        tiles_.add_bf16<kSums + 3, kLeft + 1, kRight + 1>();
+      }
+    }
+    tiles_.save<kSums>(c, c_stride);
+    tiles_.save<kSums + 1>(c + kUnitLanes, c_stride);
+    if (kLower) {
+      tiles_.save<kSums + 2>(lower_c, c_stride);
+      tiles_.save<kSums + 3>(lower_c + kUnitLanes, c_stride);
+    }
+  }
+
+  // Two neighbouring sums: what c holds, or 0.
+  template <bool kAdd, int kFirst>
+  void open(const float* c, std::int64_t c_stride) {
+    if (kAdd) {
+      tiles_.load<kFirst>(c, c_stride);
+      tiles_.load<kFirst + 1>(c + kUnitLanes, c_stride);
+    } else {
+      tiles_.zero<kFirst>();
+      tiles_.zero<kFirst + 1>();
+    }
+  }
+
+  Tiles tiles_;
+  int rows_ = 0;  // that the shapes are set for
+};
+
+// Whether the unit multiplies so many rows of T.
+template <class T>
+constexpr bool uses_unit(std::int64_t rows) {
+  return Pack<T>::per_lane == 2 && rows >= kLeastUnitRows;
+}
+
+#else
+
+struct MatrixUnit {};
+
+#endif
+
+// multiply_tile, on the matrix unit where it serves.
+template <class T, bool kAdd>
+SAPWOOD_INLINE void multiply_on(MatrixUnit& unit, const std::uint32_t* a, std::int64_t a_stride,
+                                const std::uint32_t* b, std::int64_t b_stride, float* c,
+                                std::int64_t c_stride, int rows, int columns, int lanes) {
+#if defined(SAPWOOD_AMX)
+  if (uses_unit<T>(rows)) {
+    unit.multiply<kAdd>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
+    return;
+  }
+#else
+  static_cast<void>(unit);
+#endif
+  multiply_tile<T, kAdd>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
+}
+
+}  // namespace
+}  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,55 @@
+"""The matrix unit of Intel processors (AMX): natively where there is one, and emulated.
+
+The emulation replaces the unit's instructions only (csrc/matrix.h): tiles, their shapes, and what
+is left over at the edges are the same code. Attention on it is in test_cpu_kernels.py, with all
+instruction sets.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sapwood.kernels.cpu import CpuKernels
+
+_ISAS = [isa for isa in CpuKernels.usable_isas() if isa.startswith("amx")]
+
+pytestmark = pytest.mark.skipif(
+    not _ISAS, reason="no AVX-512 BF16, on which the matrix unit builds"
+)
+
+_ROWS = [1, 4, 5, 15, 16, 17, 31, 32, 33, 40, 64, 129, 300]
+
+
+@pytest.fixture(params=_ISAS)
+def kernels(request: pytest.FixtureRequest) -> CpuKernels:
+    return CpuKernels(isa=request.param, num_threads=2)
+
+
+@pytest.mark.parametrize("inputs", [6, 31, 32, 40, 96, 800, 1600])
+@pytest.mark.parametrize("outputs", [1, 33, 288])
+def test_dense_products(kernels: CpuKernels, inputs: int, outputs: int) -> None:
+    torch.manual_seed(inputs)
+    weight = torch.randn(outputs, inputs).bfloat16()
+    layer = kernels.pack_linear(weight, None)
+    for rows in _ROWS:
+        x = torch.randn(rows, inputs).bfloat16()
+        expected = x.double() @ weight.double().T
+        error = (layer.fp32(x).double() - expected).abs().max().item()
+        # fp32 sums of exact products
+        assert error <= 2e-6 * inputs**0.5 * expected.abs().max().item(), rows
+
+
+@pytest.mark.parametrize("inputs", [64, 100, 576])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_bytes_are_those_of_vectors(
+    kernels: CpuKernels, inputs: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(inputs)
+    vectors = CpuKernels(isa="avx512_bf16", num_threads=1)
+    weight = kernels.quantize_weight(torch.randn(70, inputs), "int8")
+    layer = kernels.pack_quantized_linear([weight], None, dtype)
+    plain = vectors.pack_quantized_linear([weight], None, dtype)
+    for rows in _ROWS:
+        x = torch.randn(rows, inputs).to(dtype)
+        assert torch.equal(layer(x), plain(x)), rows
