@@ -301,7 +301,7 @@ class TestPagedAttention:
                 context_lens=[1501],
             )
             (plan,) = batch.cache["cpu_plans"].values()
-            assert plan.num_partials > 1
+            assert plan.num_merges > 0
 
     def test_keys_and_values_side_by_side(self, kernels: CpuKernels, dtype: torch.dtype) -> None:
         batch, num_pages = make_batch([1, 9], [40, 9], 16)

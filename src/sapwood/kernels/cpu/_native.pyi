@@ -17,7 +17,7 @@ class Context:
 class AttentionPlan:
     num_tokens: int
     num_tasks: int
-    num_partials: int
+    num_merges: int
     def __init__(
         self,
         context: Context,
@@ -31,6 +31,7 @@ class AttentionPlan:
         max_pages: int,
         query_lens: list[int] | tuple[int, ...],
         context_lens: list[int] | tuple[int, ...],
+        groups: list[tuple[tuple[int, ...], int]],
         /,
     ) -> None: ...
     def run(

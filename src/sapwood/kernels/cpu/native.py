@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
+from sapwood.kernels.cpu.shared import groups_of_decodes
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import (
     PLAIN,
@@ -320,9 +321,11 @@ class CpuKernels:
         )
         plan = plans.get(shape)
         if plan is None:
+            num_heads, num_kv_heads, _, page_size, _ = shape
             plan = plans[shape] = _native.AttentionPlan(
-                self._context, *shape, *_table_of(batch), batch.query_lens, batch.context_lens
-            )
+                self._context, *shape, *_table_of(batch), batch.query_lens, batch.context_lens,
+                groups_of_decodes(batch, page_size, num_heads // num_kv_heads),
+            )  # fmt: skip
         return plan
 
 

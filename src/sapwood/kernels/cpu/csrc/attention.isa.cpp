@@ -94,7 +94,8 @@ class Attention {
 
  private:
   const T* query(int row) const {
-    const std::int64_t token = task_->first_row + row / group_;
+    const std::int64_t token = task_->shared < 0 ? task_->first_row + row / group_
+                                                 : a_.shared_tokens[task_->shared + row / group_];
     const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * group_ + row % group_;
     return static_cast<const T*>(a_.q) + token * a_.q_stride + head * d_;
   }
@@ -405,15 +406,22 @@ class Attention {
     for (int i = 0; i < d_; i += W) store(to + i, load(from + i) * factor);
   }
 
-  float* partial(std::int64_t index) const {
-    return a_.partials + index * a_.rows_per_tile * (d_ + 2);
-  }
+  float* partial(std::int64_t row) const { return a_.partials + row * partial_row_floats(d_); }
 
   void write_partial() {
-    float* to = partial(task_->partial);
-    __builtin_memcpy(to, s_.max, sizeof(float) * static_cast<std::size_t>(rows_));
-    for (int row = 0; row < rows_; row++) to[rows_ + row] = sum(load(s_.total + row * W));
-    __builtin_memcpy(to + 2 * rows_, s_.out, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
+    for (int row = 0; row < rows_; row++) {
+      float* to = partial(task_->partial + row);
+      __builtin_memcpy(to, s_.out + row * d_, sizeof(float) * static_cast<std::size_t>(d_));
+      to[d_] = s_.max[row];
+      to[d_ + 1] = sum(load(s_.total + row * W));
+    }
+  }
+
+  // Calls body(partial result) for each part of one of the merged rows.
+  template <class Body>
+  void each_part(const AttentionMerge& m, int row, const Body& body) const {
+    for (int i = 0; i < m.shared.count; i++) body(partial(m.shared.first_row + i * m.shared.stride + row));
+    for (int i = 0; i < m.own.count; i++) body(partial(m.own.first_row + i * m.own.stride + row));
   }
 
  public:
@@ -421,20 +429,15 @@ class Attention {
     const int rows = m.num_queries * group_;
     for (int row = 0; row < rows; row++) {
       float top = kMinusInfinity;
-      for (int i = 0; i < m.num_partials; i++) {
-        const float x = partial(m.first_partial + i)[row];
-        top = x > top ? x : top;
-      }
+      each_part(m, row, [&](const float* part) { top = part[d_] > top ? part[d_] : top; });
       float* out = s_.out;
       __builtin_memset(out, 0, sizeof(float) * static_cast<std::size_t>(d_));
       float total = 0.0f;
-      for (int i = 0; i < m.num_partials; i++) {
-        const float* part = partial(m.first_partial + i);
-        const float factor = exp2_1(part[row] - top);
-        total += part[rows + row] * factor;
-        const float* from = part + 2 * rows + row * d_;
-        for (int d = 0; d < d_; d += W) store(out + d, load(from + d) * splat(factor) + load(out + d));
-      }
+      each_part(m, row, [&](const float* part) {
+        const float factor = exp2_1(part[d_] - top);
+        total += part[d_ + 1] * factor;
+        for (int d = 0; d < d_; d += W) store(out + d, load(part + d) * splat(factor) + load(out + d));
+      });
       const std::int64_t head = static_cast<std::int64_t>(m.kv_head) * group_ + row % group_;
       write_row(out, total, out_row(m.first_row + row / group_, head));
     }

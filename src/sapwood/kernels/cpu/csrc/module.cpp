@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "coded.h"
+#include "attention_plan.h"
 #include "context.h"
 #include "pack.h"
 #include "quantized.h"
@@ -257,15 +258,18 @@ NB_MODULE(_native, m) {
       .def("__init__",
            [](AttentionPlan* self, const Context& c, int num_heads, int num_kv_heads, int head_dim,
               int page_size, I64 num_pages, Address page_table, I64 page_table_stride, I64 max_pages,
-              const std::vector<I64>& query_lens, const std::vector<I64>& context_lens) {
+              const std::vector<I64>& query_lens, const std::vector<I64>& context_lens,
+              const std::vector<std::pair<std::vector<I64>, I64>>& groups) {
+             std::vector<AttentionPlan::Group> shared;
+             for (const auto& [requests, pages] : groups) shared.push_back({requests, pages});
              new (self) AttentionPlan({num_heads, num_kv_heads, head_dim, page_size, num_pages},
-                                      page_table, page_table_stride, max_pages, query_lens,
-                                      context_lens, c.threads());
+                                      page_table, page_table_stride, max_pages,
+                                      {query_lens, context_lens}, shared, c.threads());
            })
       .def("run", &attend, Unlocked())
       .def_prop_ro("num_tokens", &AttentionPlan::num_tokens)
       .def_prop_ro("num_tasks", &AttentionPlan::num_tasks)
-      .def_prop_ro("num_partials", &AttentionPlan::num_partials);
+      .def_prop_ro("num_merges", &AttentionPlan::num_merges);
   nb::class_<DecoderStep>(m, "DecoderStep")
       .def("__init__", &make_step)
       .def("run", &run_step, Unlocked());

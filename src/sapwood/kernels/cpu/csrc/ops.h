@@ -46,15 +46,26 @@ struct Team {
 
 // Queries [first_row, first_row + num_queries) of one request and one kv head over keys
 // [kv_begin, kv_end). first_position is the position of the first query in its request.
-// partial >= 0: unnormalised output goes to that partial buffer, to be merged.
+// shared >= 0: the queries are instead the tokens shared_tokens[shared ..] of several requests, whose
+// pages for these keys are those of `request`, and which see all of them.
+// partial >= 0: unnormalised output goes to the rows of partials from there on, to be merged.
 struct AttentionTask {
-  std::int32_t request, kv_head, first_row, num_queries, first_position, kv_begin, kv_end, partial;
+  std::int32_t request, kv_head, first_row, shared, num_queries, first_position, kv_begin, kv_end, partial;
 };
 
-// The parts [first_partial, first_partial + num_partials) of the same queries.
-struct AttentionMerge {
-  std::int32_t kv_head, first_row, num_queries, first_partial, num_partials;
+// Partial results of the same queries: `count` times their rows, `stride` rows apart.
+struct AttentionParts {
+  std::int32_t first_row, count, stride;
 };
+
+// The parts of the same queries: over keys shared with others, if any, and over their own.
+struct AttentionMerge {
+  std::int32_t kv_head, first_row, num_queries;
+  AttentionParts shared, own;
+};
+
+// A row of partial results: [D] unnormalised output, the maximum, the total; whole cache lines.
+constexpr std::int64_t partial_row_floats(int head_dim) { return head_dim + 16; }
 
 struct AttentionArgs {
   const AttentionTask* tasks;
@@ -64,6 +75,7 @@ struct AttentionArgs {
   std::int64_t num_merges;
   const std::int32_t* page_table;
   std::int64_t page_table_stride;
+  const std::int32_t* shared_tokens;
   int num_heads, num_kv_heads, head_dim, page_size;
   const void* q;  // [T, Hq, D], rows q_stride elements apart
   std::int64_t q_stride;
@@ -76,7 +88,7 @@ struct AttentionArgs {
   int rows_per_tile;          // query rows of the largest task
   std::byte* scratch;         // per thread scratch_stride bytes
   std::size_t scratch_stride;
-  float* partials;            // per partial rows_per_tile * (D + 2) floats
+  float* partials;            // rows of partial_row_floats(D)
   Team team;
 };
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "attention_plan.h"
 #include "context.h"
 
 namespace sapwood {
