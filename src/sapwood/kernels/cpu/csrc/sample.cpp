@@ -2,10 +2,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <functional>
+#include <limits>
 
 namespace sapwood {
 namespace {
+
+constexpr float kLeastWeight = std::numeric_limits<float>::min();  // what is lighter counts as 0
+constexpr std::int32_t kLastToken = std::numeric_limits<std::int32_t>::max();
 
 // A token that may be drawn. Ranked by weight; of equal ones the first comes first.
 struct Candidate {
@@ -31,6 +36,10 @@ double sum_of(const Candidate* begin, const Candidate* end) {
   return sum;
 }
 
+std::int64_t block_end(const Weights& w, std::int64_t block) {
+  return std::min(w.vocab, (block + 1) * kSamplingBlock);
+}
+
 // The token at `number` of the whole distribution, in the order of the vocabulary.
 std::int64_t draw_any(const Weights& w, double number) {
   const double target = number * w.total;
@@ -43,7 +52,7 @@ std::int64_t draw_any(const Weights& w, double number) {
       last = block * kSamplingBlock;
       continue;
     }
-    for (std::int64_t i = block * kSamplingBlock; i < std::min(w.vocab, (block + 1) * kSamplingBlock); i++) {
+    for (std::int64_t i = block * kSamplingBlock; i < block_end(w, block); i++) {
       before += w.weight[i];
       if (w.weight[i] > 0.0f) last = i;
       if (w.weight[i] > 0.0f && before > target) return i;
@@ -67,14 +76,26 @@ double lightest_kept(const Weights& w, const Draw& draw, float* tops) {
   return std::max(draw.min_p, tail);
 }
 
+// Tokens of at least the weight `lightest`, above 0, in the order of the vocabulary; their end.
 Candidate* collect(const Weights& w, float lightest, Candidate* to) {
   for (std::int64_t block = 0; block < w.blocks; block++) {
-    if (w.block_top[block] < lightest) continue;
-    for (std::int64_t i = block * kSamplingBlock; i < std::min(w.vocab, (block + 1) * kSamplingBlock); i++) {
-      if (w.weight[i] >= lightest && w.weight[i] > 0.0f) *to++ = {w.weight[i], static_cast<std::int32_t>(i)};
+    if (!(w.block_top[block] >= lightest)) continue;
+    for (std::int64_t i = block * kSamplingBlock; i < block_end(w, block); i++) {
+      *to = {w.weight[i], static_cast<std::int32_t>(i)};  // no branch: which are kept looks random
+      to += w.weight[i] >= lightest;
     }
   }
   return to;
+}
+
+// 32 bins for each power of two, in the order of the weights, which are at most 1.
+constexpr int kBinShift = 18;
+constexpr std::size_t kBins = (0x3f800000u >> kBinShift) + 1;  // up to that of 1
+
+std::size_t bin_of(float weight) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &weight, 4);
+  return std::min<std::size_t>(bits >> kBinShift, kBins - 1);  // rounding may make 1 a little more
 }
 
 // The end of the highest ranked that are kept: each one before which there is less than `mass`.
@@ -94,28 +115,58 @@ Candidate* cut_mass(Candidate* begin, Candidate* end, double mass) {
   return end;
 }
 
-std::int64_t draw_filtered(const Weights& w, const Draw& draw, float* tops, Candidate* candidates) {
-  Candidate* end = collect(w, static_cast<float>(lightest_kept(w, draw, tops)), candidates);
-  if (end == candidates) return 0;  // every logit is NaN
-  double total = w.total;
-  if (draw.top_k > 0) {
-    if (end - candidates > draw.top_k) {
-      std::nth_element(candidates, candidates + draw.top_k, end);
-      end = candidates + draw.top_k;
-    }
-    total = sum_of(candidates, end);
-  }
-  if (draw.top_p < 1) end = cut_mass(candidates, end, draw.top_p * total);
-  if (draw.min_p > 0) {
-    end = std::remove_if(candidates, end, [&](const Candidate& c) { return c.weight < draw.min_p; });
-  }
-  const double target = draw.number * sum_of(candidates, end);
+// The last token that is kept, if those are which have less than `mass` before them. Bins of the
+// weights' leading bits say in which of them it is: only that one's tokens are ranked, in `ranked`.
+Candidate last_of_mass(const Candidate* begin, const Candidate* end, double mass, double* bins, Candidate* ranked) {
+  std::fill(bins, bins + kBins, 0.0);
+  for (const Candidate* c = begin; c != end; c++) bins[bin_of(c->weight)] += c->weight;
+  std::size_t bin = kBins - 1;
   double before = 0;
-  for (const Candidate* c = candidates; c != end; c++) {
-    before += c->weight;
-    if (before > target) return c->token;
+  for (; bin > 0 && before + bins[bin] < mass; bin--) before += bins[bin];
+  Candidate* last = ranked;
+  for (const Candidate* c = begin; c != end; c++) {
+    *last = *c;
+    last += bin_of(c->weight) == bin;
   }
-  return (end - 1)->token;
+  if (last == ranked) return {0, kLastToken};
+  return *std::max_element(ranked, cut_mass(ranked, last, mass - before));
+}
+
+Candidate last_kept(const Candidate* begin, const Candidate* end, const Draw& draw, double total, double* bins,
+                    Candidate* ranked) {
+  if (draw.top_k < 1) {
+    return draw.top_p < 1 ? last_of_mass(begin, end, draw.top_p * total, bins, ranked) : Candidate{0, kLastToken};
+  }
+  Candidate* last = std::copy(begin, end, ranked);
+  if (last - ranked > draw.top_k) {
+    std::nth_element(ranked, ranked + draw.top_k, last);
+    last = ranked + draw.top_k;
+  }
+  if (draw.top_p < 1) last = cut_mass(ranked, last, draw.top_p * sum_of(ranked, last));
+  return *std::max_element(ranked, last);
+}
+
+// `candidates` and `ranked` have room for the vocabulary, and one more.
+std::int64_t draw_filtered(const Weights& w, const Draw& draw, float* tops, double* bins, Candidate* candidates,
+                           Candidate* ranked) {
+  const float lightest = std::max(static_cast<float>(lightest_kept(w, draw, tops)), kLeastWeight);
+  const Candidate* end = collect(w, lightest, candidates);
+  if (end == candidates) return 0;  // every logit is NaN
+  Candidate last = last_kept(candidates, end, draw, w.total, bins, ranked);
+  if (draw.min_p > last.weight) last = {static_cast<float>(draw.min_p), kLastToken};
+  Candidate* kept = ranked;
+  for (const Candidate* c = candidates; c != end; c++) {
+    *kept = *c;
+    kept += (c->weight > last.weight) | ((c->weight == last.weight) & (c->token <= last.token));
+  }
+  const double target = draw.number * sum_of(ranked, kept);
+  double before = 0;
+  const Candidate* drawn = ranked;
+  for (const Candidate* c = ranked; c != kept && before <= target; c++) {
+    before += c->weight;
+    drawn = c;
+  }
+  return drawn->token;
 }
 
 constexpr std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -127,7 +178,9 @@ void sample(Context& context, DType dtype, const void* logits, std::int64_t voca
   const std::int64_t blocks = (vocab + kSamplingBlock - 1) / kSamplingBlock;
   const std::size_t weight_bytes = aligned(static_cast<std::size_t>(blocks * kSamplingBlock) * sizeof(float));
   const std::size_t block_bytes = aligned(static_cast<std::size_t>(blocks) * sizeof(float));
-  const std::size_t stride = weight_bytes + 3 * block_bytes + aligned(static_cast<std::size_t>(vocab) * sizeof(Candidate));
+  const std::size_t bin_bytes = aligned(kBins * sizeof(double));
+  const std::size_t candidate_bytes = aligned(static_cast<std::size_t>(vocab + 1) * sizeof(Candidate));
+  const std::size_t stride = weight_bytes + 3 * block_bytes + bin_bytes + 2 * candidate_bytes;
   std::byte* scratch = context.scratch.at_least(stride * static_cast<std::size_t>(context.threads()));
   const std::size_t row_bytes = static_cast<std::size_t>(vocab) * (dtype == DType::f32 ? 4 : 2);
   const std::int64_t rows = static_cast<std::int64_t>(draws.size());
@@ -138,7 +191,9 @@ void sample(Context& context, DType dtype, const void* logits, std::int64_t voca
     float* block_sum = reinterpret_cast<float*>(base + weight_bytes);
     float* block_top = reinterpret_cast<float*>(base + weight_bytes + block_bytes);
     float* tops = reinterpret_cast<float*>(base + weight_bytes + 2 * block_bytes);
-    Candidate* candidates = reinterpret_cast<Candidate*>(base + weight_bytes + 3 * block_bytes);
+    double* bins = reinterpret_cast<double*>(base + weight_bytes + 3 * block_bytes);
+    Candidate* candidates = reinterpret_cast<Candidate*>(base + weight_bytes + 3 * block_bytes + bin_bytes);
+    Candidate* ranked = candidates + candidate_bytes / sizeof(Candidate);
     for (std::int64_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows;) {
       Draw draw = draws[static_cast<std::size_t>(row)];
       if (draw.top_k >= vocab) draw.top_k = 0;
@@ -148,7 +203,7 @@ void sample(Context& context, DType dtype, const void* logits, std::int64_t voca
       for (std::int64_t i = 0; i < blocks; i++) total += block_sum[i];
       const Weights weights{weight, block_sum, block_top, vocab, blocks, total};
       const bool filtered = draw.top_k > 0 || draw.top_p < 1 || draw.min_p > 0;
-      out[row] = filtered ? draw_filtered(weights, draw, tops, candidates) : draw_any(weights, draw.number);
+      out[row] = filtered ? draw_filtered(weights, draw, tops, bins, candidates, ranked) : draw_any(weights, draw.number);
     }
   };
   if (rows == 1) {
