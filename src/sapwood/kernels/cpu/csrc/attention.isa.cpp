@@ -19,6 +19,7 @@ namespace {
 
 constexpr float kMinusInfinity = -__builtin_inff();
 constexpr std::size_t kAlign = 64;
+constexpr int kFetchTo = 2;     // the second-level cache
 constexpr int kTilesAhead = 4;  // fetched before they are used, for tasks that memory limits
 constexpr std::int64_t kTasksForLookahead = 8;    // per thread; fewer would not end together
 constexpr std::int64_t kEntriesPerThread = 8192;  // of keys, times query rows
@@ -153,7 +154,7 @@ class Attention {
   __attribute__((always_inline)) void prefetch_row(const void* cache, std::int64_t offset) const {
     const char* p = static_cast<const char*>(cache) + offset;
     const std::int64_t bytes = d_ * element_;
-    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, kFetchTo);
   }
 
   // Turns scores[row][0 .. n) into probabilities relative to the new maximum, rescales what was
@@ -210,7 +211,7 @@ class Attention {
       const int padded = (n + W - 1) / W * W;
       for (int row = 0; row < rows_; row++) soften(row, n, padded);
       if (n % pack != 0) value_rows[n] = value_rows[n - 1];  // its probability is 0
-      add_values(value_rows, (n + pack - 1) / pack);
+      add_values(value_rows, (n + pack - 1) / pack, num_ahead);
     }
   }
 
@@ -245,22 +246,17 @@ class Attention {
     for (std::int64_t i = first; i < last; i++) prefetch_row(cache, rows[i]);
   }
 
-  // Those that open_tile did not fetch.
-  __attribute__((always_inline)) void prefetch_rest(std::int64_t first, std::int64_t last) const {
-    if (is_dense_) prefetch_rows(a_.keys, s_.ahead, first, last);
-    prefetch_rows(a_.values, s_.ahead + kKeyTile, first, last);
-  }
-
   static int tile_length(const AttentionTask& task, std::int64_t begin) {
     return static_cast<int>(most(0, least(kKeyTile, task.kv_end - begin)));
   }
 
-  // Fetches the tile found ahead on the way.
+  // Fetches the keys of the tile found ahead on the way, unless open_tile did. Keys and values are
+  // fetched at different times, evenly: a burst would wait for memory, and leave it idle afterwards.
   void score_rows(const T* q, const std::int64_t* rows, int n, int num_ahead) {
     constexpr int step = W * Pack<T>::per_lane;
     int t = 0;
     for (; t + 4 <= n; t += 4) {
-      prefetch_rest(t, least(t + 4, num_ahead));
+      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, t, least(t + 4, num_ahead));
       const T *k0 = key(rows[t]), *k1 = key(rows[t + 1]), *k2 = key(rows[t + 2]),
               *k3 = key(rows[t + 3]);
       for (int row = 0; row < rows_; row++) {
@@ -277,7 +273,7 @@ class Attention {
         __builtin_memcpy(s_.scores + row * kKeyTile + t, &four, sizeof(four));
       }
     }
-    prefetch_rest(t, num_ahead);
+    if (is_dense_) prefetch_rows(a_.keys, s_.ahead, t, num_ahead);
     for (; t < n; t++) {
       for (int row = 0; row < rows_; row++) {
         VF s0{};
@@ -289,26 +285,29 @@ class Attention {
     }
   }
 
-  void add_values(const std::int64_t* rows, int pairs) {
+  // Fetches the values of the tile found ahead on the way.
+  void add_values(const std::int64_t* rows, int pairs, int num_ahead) {
     int row = 0;
-    for (; row + 4 <= rows_; row += 4) add_values_to<4>(rows, pairs, row);
+    for (; row + 4 <= rows_; row += 4, num_ahead = 0) add_values_to<4>(rows, pairs, row, num_ahead);
     switch (rows_ - row) {
-      case 3: add_values_to<3>(rows, pairs, row); break;
-      case 2: add_values_to<2>(rows, pairs, row); break;
-      case 1: add_values_to<1>(rows, pairs, row); break;
+      case 3: add_values_to<3>(rows, pairs, row, num_ahead); break;
+      case 2: add_values_to<2>(rows, pairs, row, num_ahead); break;
+      case 1: add_values_to<1>(rows, pairs, row, num_ahead); break;
       default: break;
     }
   }
 
   // out[row .. row + R) += probabilities x values, two vectors of columns at a time.
   template <int R>
-  void add_values_to(const std::int64_t* rows, int pairs, int row) {
+  void add_values_to(const std::int64_t* rows, int pairs, int row, int num_ahead) {
     constexpr int pack = Pack<T>::per_lane;
     constexpr int vectors = 2;
     constexpr int columns = vectors * W;
     const char* weights = reinterpret_cast<const char*>(s_.probabilities + row * kKeyTile);
     constexpr std::int64_t weights_stride = kKeyTile * sizeof(T);
+    const std::int64_t* ahead = s_.ahead + kKeyTile;
     for (int d = 0; d < d_; d += columns) {
+      const char* to_fetch = static_cast<const char*>(a_.values) + d * element_;
       VF sums[R][vectors];
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
@@ -317,6 +316,9 @@ class Attention {
       for (int pair = 0; pair < pairs; pair++) {
         VU lanes[vectors];
         load_pair(rows + pair * pack, d, lanes);
+        for (int i = pair * pack; i < num_ahead && i < (pair + 1) * pack; i++) {
+          __builtin_prefetch(to_fetch + ahead[i], 0, kFetchTo);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
           const VU p = splat_lane(load_lane(weights + r * weights_stride + pair * 4));
@@ -324,6 +326,7 @@ class Attention {
           for (int v = 0; v < vectors; v++) sums[r][v] = dot(tag<T>(), sums[r][v], p, lanes[v]);
         }
       }
+      for (int i = pairs * pack; i < num_ahead; i++) __builtin_prefetch(to_fetch + ahead[i], 0, kFetchTo);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
