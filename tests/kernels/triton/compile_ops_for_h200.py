@@ -18,6 +18,7 @@ from sapwood.kernels.triton.elementwise import activate_and_mul
 from sapwood.kernels.triton.linear import fp8_linear
 from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.kernels.triton.pages import copy_pages
+from tests.kernels.test_coded import random_weight as random_codes
 from tests.kernels.test_quantized import random_weight
 
 
@@ -78,6 +79,12 @@ def call_every_op() -> None:
     for kind, rows in (("int8", 4), ("q8_0", 4), ("q4_1", 64)):
         weight = random_weight(kind, 256, 256)
         kernels.pack_quantized_linear([weight], None, bf16)(x[:1, :256].repeat(rows, 1))
+    for codes, group, rows in (
+        ("e4m3", 256, 200), ("e4m3", 128, 1), ("fp4", 16, 1), ("fp4", 32, 70), ("int4", 128, 200),
+        ("nf4", 64, 1), ("int8", 24, 200),
+    ):  # fmt: skip
+        coded = random_codes(codes, (256, 256, group), shifts=codes == "int4")
+        kernels.pack_quantized_linear([coded], None, bf16)(x[:1, :256].repeat(rows, 1))
     fp8 = torch.zeros(256, 256).to(torch.float8_e4m3fn)
     fp8_linear(fp8, torch.zeros(256), None)(x[:, :256])
     fp8_linear(fp8, torch.zeros(2, 2), None)(x[:, :256])

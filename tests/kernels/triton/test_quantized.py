@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import CODES, CodedWeight
 from sapwood.kernels.interface import PackedLinear
 from sapwood.kernels.quantized import KINDS, QuantizedWeight
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import round_rows
 from sapwood.kernels.triton.activations import round_activations
-from sapwood.kernels.triton.grouped_matmul import GROUP_INPUTS, GroupedWeight, grouped_matmul
 from sapwood.kernels.triton.linear import fp8_linear
 from sapwood.kernels.triton.ops import TritonKernels
+from sapwood.kernels.triton.packing import packed_codes
 from sapwood.kernels.triton.scaled_matmul import scaled_matmul
+from tests.kernels.test_coded import exact
+from tests.kernels.test_coded import random_weight as random_codes
 from tests.kernels.test_quantized import inputs, random_weight
 
 TRITON = TritonKernels()
@@ -89,36 +92,54 @@ def test_what_does_not_fit_is_refused() -> None:
         layer(torch.zeros(2, 63))
     with pytest.raises(ValueError, match=r"scales \[5\] is no FP8 weight"):
         fp8_linear(torch.zeros(4, 32).to(torch.float8_e4m3fn), torch.ones(5), None)
-    with pytest.raises(ValueError, match="4 or 8 bits and groups of 32, 64, 128"):
-        GroupedWeight(4, 16, torch.zeros(1, 1, 8, dtype=torch.uint8), torch.ones(1, 1), None)
     with pytest.raises(ValueError, match=r"not to torch\.float16"):
         round_activations(torch.zeros(1, 8), 8, torch.float16)
 
 
-@pytest.mark.parametrize("group", GROUP_INPUTS)
-@pytest.mark.parametrize("has_minima", [True, False])
-def test_groups_of_four_bits(device: torch.device, group: int, has_minima: bool) -> None:
-    num_groups, num_out = 3, 21
-    levels = torch.randint(0, 16, (num_out, num_groups * group))
-    halves = levels.view(num_out, num_groups, group // 32, 2, 16)
-    packed = (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(2).to(torch.uint8)
-    scales, minima = torch.rand(num_groups, num_out), torch.randn(num_groups, num_out)
-    each = scales.T.repeat_interleave(group, 1)
-    lifted = minima.T.repeat_interleave(group, 1)
-    weight = levels * each + lifted if has_minima else (levels - 8) * each
-    stored = GroupedWeight(
-        bits=4,
-        group_inputs=group,
-        numbers=packed.transpose(0, 1).contiguous().to(device),
-        scales=scales.to(device),
-        minima=minima.to(device) if has_minima else None,
-        zero=0 if has_minima else 8,
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize(
+    ("num_out", "num_in", "group"),
+    [(33, 64, 16), (40, 96, 32), (35, 272, 128), (21, 100, 100), (7, 120, 24), (5, 20, 32)],
+)
+def test_codes(
+    device: torch.device, codes: str, num_out: int, num_in: int, group: int, dtype: torch.dtype
+) -> None:
+    """Groups as wide as a block and narrower, of a width that no block has, and single ones."""
+    rows, is_odd = (1, False) if num_out % 2 else (17, True)
+    weight = random_codes(
+        codes, (num_out, num_in, group), shifts=is_odd, order=is_odd, out_scales=num_in > 96
     )
-    assert stored.shape == (num_out, num_groups * group)
-    x = torch.randn(2, num_groups * group)
-    out = torch.empty(2, num_out, device=device)
-    grouped_matmul(x.to(device), stored, None, out)
-    assert_close(out, x @ weight.T, 1e-5)
+    x = torch.randn(rows, num_in).to(dtype)
+    layer = TRITON.pack_quantized_linear([weight.to(device)], None, dtype)
+    assert_close(layer.fp32(x.to(device)), exact(x, weight), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("shift", [None, 3.0])
+def test_every_code_stands_for_its_value(
+    device: torch.device, codes: str, shift: float | None
+) -> None:
+    """One output per code, so that E4M3's NaN stays in its own."""
+    num_codes = 256 if codes in ("int8", "e4m3") else 16
+    data = torch.arange(num_codes, dtype=torch.uint8).unsqueeze(1)
+    ones = torch.ones(num_codes, 1)
+    shifts = None if shift is None else shift * ones
+    weight = CodedWeight(codes, (num_codes, 1), data, ones, 8, shifts)
+    layer = TRITON.pack_quantized_linear([weight.to(device)], None, torch.float32)
+    torch.testing.assert_close(
+        layer(torch.ones(1, 1, device=device)).cpu(),
+        weight.dequantized(torch.float32).T,
+        rtol=0,
+        atol=0,
+        equal_nan=True,
+    )
+
+
+def test_weights_of_codes_stay_as_small_as_they_are() -> None:
+    for codes in CODES:
+        weight = random_codes(codes, (64, 256, 32), shifts=True, out_scales=True)
+        assert packed_codes(weight).num_bytes <= weight.num_bytes
 
 
 @pytest.mark.parametrize("group", [64, 32, 300])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import CodedWeight, quantize_codes
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 
@@ -268,6 +269,31 @@ def _check_quantized(kind: str) -> None:
 
 for _kind in ("int8", "q8_0", "q4_1"):
     _check_quantized(_kind)
+
+
+@check("linear of codes", limit=QUANTIZED_LIMIT)
+def _codes(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    """A scale per output (FP8, int8), per block, and per 16 and 64 inputs."""
+    if case.dtype == torch.float16:
+        return
+    shape = (2 * case.hidden_size, case.hidden_size)
+    drawn = torch.randn(shape, generator=case.generator)
+    parts = [quantize_codes(drawn, codes) for codes in ("e4m3", "int8")]
+    for codes, wanted in (("e4m3", 128), ("fp4", 16), ("nf4", 64), ("int4", 64)):
+        group = min(wanted, case.hidden_size)
+        width = shape[1] if codes == "e4m3" else shape[1] // 2
+        # Codes of E4M3 below 120 are numbers, and none is much larger than the others.
+        data = torch.randint(0, 120, (shape[0], width), generator=case.generator).to(torch.uint8)
+        scales = torch.rand((shape[0], shape[1] // group), generator=case.generator)
+        parts.append(CodedWeight(codes, shape, data, scales, group))
+    for part in parts:
+        there = [part.to(case.device)]
+        mine, its = (
+            one.pack_quantized_linear(there, None, case.dtype) for one in (kernels, reference)
+        )
+        for rows in (1, 33):
+            x = case.randn(rows, case.hidden_size)
+            yield mine(x), its(x)
 
 
 @check("argmax")

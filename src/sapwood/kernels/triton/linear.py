@@ -1,9 +1,9 @@
 """Linear layers: dense ones through cuBLAS, quantised ones through the products in this package.
 
-int8 weights are multiplied as kernels/quantized.py says, with x rounded to int8 per 64 inputs.
-GGUF's blocks are dequantised on the way to the matrix units and x stays as it is: more exact than
-products of rounded x, and no slower where reading the weight is what takes the time. Numbers of 5
-bits and of IQ4 take 8; types with a scale per 16 inputs (q2_k, q3_k, q6_k) are dense."""
+int8 weights (kernels/quantized.py) are multiplied as said there, with x rounded to int8 per 64
+inputs. Weights of codes and GGUF's blocks are decoded on the way to the matrix units and x stays as
+it is: for the blocks more exact than products of rounded x, and no slower where reading the weight
+is what takes the time. All of them stay quantised in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.coded import CodedWeight, LinearPart, neighbours_stacked
 from sapwood.kernels.interface import PackedLinear
 from sapwood.kernels.quantized import (
@@ -23,7 +22,8 @@ from sapwood.kernels.quantized import (
     QuantizedWeight,
 )
 from sapwood.kernels.triton.activations import round_activations
-from sapwood.kernels.triton.grouped_matmul import GROUP_INPUTS, GroupedWeight, grouped_matmul
+from sapwood.kernels.triton.grouped_matmul import GroupedWeight, grouped_matmul
+from sapwood.kernels.triton.packing import packed_blocks, packed_codes
 from sapwood.kernels.triton.scaled_matmul import scaled_matmul
 
 FP8_BLOCK = 128
@@ -107,24 +107,17 @@ class _Int8:
 
 
 class _Grouped:
-    def __init__(self, weight: GroupedWeight) -> None:
+    """order  [in] int32: as CodedWeight has it, or None"""
+
+    def __init__(self, weight: GroupedWeight, order: Tensor | None = None) -> None:
         self.num_out = weight.shape[0]
         self._weight = weight
+        self._order = order
 
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        if self._order is not None:
+            x = x.index_select(1, self._order)
         grouped_matmul(x, self._weight, bias, out)
-
-
-class _Dense:
-    """weight [out, in] of the dtype of x"""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.num_out = weight.shape[0]
-        self._weight = weight
-
-    def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        layer = DenseLinear(self._weight, bias)
-        out.copy_(layer(x) if out.dtype == x.dtype else layer.fp32(x))
 
 
 class _Fp8:
@@ -140,10 +133,8 @@ class _Fp8:
         scaled_matmul(rounded, self._weight, self._scales, bias, out, weight_rows=rows)
 
 
-def quantized_linear(
-    parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
-) -> PackedLinear:
-    """As Kernels.pack_quantized_linear; weights of codes are dequantised, and as large as dense.
+def quantized_linear(parts: Sequence[LinearPart], bias: Tensor | None) -> PackedLinear:
+    """As Kernels.pack_quantized_linear.
 
     Raises ValueError if the parts or the bias do not fit each other."""
     inputs = sorted({part.shape[1] for part in parts})
@@ -152,7 +143,7 @@ def quantized_linear(
     num_out = sum(part.shape[0] for part in parts)
     if bias is not None and bias.shape != (num_out,):
         raise ValueError(f"the bias {list(bias.shape)} must be [{num_out}]")
-    packed = [_packed(part, dtype) for part in neighbours_stacked(parts) if part.shape[0]]
+    packed = [_packed(part) for part in neighbours_stacked(parts) if part.shape[0]]
     return QuantizedLinear(packed, bias, inputs[0])
 
 
@@ -179,39 +170,7 @@ def fp8_linear(weight: Tensor, scales: Tensor, bias: Tensor | None) -> PackedLin
     return QuantizedLinear([_Fp8(weight, scales)], bias, num_in)
 
 
-def _packed(weight: LinearPart, dtype: torch.dtype) -> _Multiply:
+def _packed(weight: LinearPart) -> _Multiply:
     if isinstance(weight, CodedWeight):
-        return _Dense(weight.dequantized(dtype))
-    if weight.kind == "int8":
-        return _Int8(weight)
-    if FORMATS[weight.kind].group not in GROUP_INPUTS:
-        return _Dense(weight.dequantized(dtype))
-    return _Grouped(grouped_blocks(weight))
-
-
-def grouped_blocks(weight: QuantizedWeight) -> GroupedWeight:
-    """Blocks with scales and numbers apart, and the outputs of a group beside each other."""
-    of, decoded = FORMATS[weight.kind], weight.decoded()
-    num_out, num_in = weight.shape
-    groups = num_in // of.group
-    numbers = decoded.numbers.view(num_out, groups, of.group).transpose(0, 1)
-    has_minima = decoded.least is not None
-    # Four bits are counted from a fixed zero, where there are no minima.
-    is_small = weight.kind in ("q4_0", "q4_1", "q4_k")
-    if is_small:
-        numbers = numbers[..., :16] | numbers[..., 16:] << 4
-    else:
-        numbers = (numbers.to(torch.int16) - of.offset).to(torch.int8)
-
-    def per_group(of_block: Tensor, of_group: Tensor | None) -> Tensor:
-        wide = of_block if of_group is None else of_block.float()[:, None] * of_group.float()
-        return wide.view(num_out, groups).T.contiguous()
-
-    return GroupedWeight(
-        bits=4 if is_small else 8,
-        group_inputs=of.group,
-        numbers=numbers.contiguous(),
-        scales=per_group(decoded.d, decoded.scales),
-        minima=per_group(decoded.least, decoded.minima) if decoded.least is not None else None,
-        zero=of.offset if is_small and not has_minima else 0,
-    )
+        return _Grouped(packed_codes(weight), weight.order)
+    return _Int8(weight) if weight.kind == "int8" else _Grouped(packed_blocks(weight))

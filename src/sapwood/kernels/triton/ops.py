@@ -94,7 +94,7 @@ class TritonKernels:
     def pack_quantized_linear(
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
-        return quantized_linear(parts, bias, dtype)
+        return quantized_linear(parts, bias)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)
