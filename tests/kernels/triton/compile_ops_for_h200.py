@@ -14,6 +14,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from sapwood.kernels.draws import Draws
+from sapwood.kernels.interface import kv_cache_shape
+from sapwood.kernels.kv_cache import LARGEST_NUMBER
 from sapwood.kernels.triton.elementwise import activate_and_mul
 from sapwood.kernels.triton.linear import fp8_linear
 from sapwood.kernels.triton.ops import TritonKernels
@@ -54,21 +56,25 @@ def call_every_op() -> None:
     kernels.silu_and_mul(x)
     activate_and_mul(x, "gelu")
     kernels.embedding(torch.zeros(4, dtype=torch.int64), x)
-    cache = torch.zeros(4, 8, 16, 128, dtype=bf16)
-    kernels.qk_norm_rope_write_kv(
-        torch.zeros(4, 32 * 128, dtype=bf16),
-        num_heads=16,
-        num_kv_heads=8,
-        head_dim=128,
-        q_norm=norm[:128],
-        k_norm=norm[:128],
-        eps=1e-6,
-        cos_sin=torch.zeros(9, 128),
-        positions=torch.zeros(4, dtype=torch.int64),
-        key_cache=cache,
-        value_cache=cache,
-        write_index=torch.zeros(4, dtype=torch.int64),
-    )
+    caches = {
+        dtype: torch.zeros(kv_cache_shape(4, 8, 16, 128, dtype), dtype=torch.uint8).view(dtype)
+        for dtype in LARGEST_NUMBER
+    } | {bf16: torch.zeros(4, 8, 16, 128, dtype=bf16)}
+    for cache in caches.values():
+        kernels.qk_norm_rope_write_kv(
+            torch.zeros(4, 32 * 128, dtype=bf16),
+            num_heads=16,
+            num_kv_heads=8,
+            head_dim=128,
+            q_norm=norm[:128],
+            k_norm=norm[:128],
+            eps=1e-6,
+            cos_sin=torch.zeros(9, 128),
+            positions=torch.zeros(4, dtype=torch.int64),
+            key_cache=cache,
+            value_cache=cache,
+            write_index=torch.zeros(4, dtype=torch.int64),
+        )
     logits = torch.zeros(2, 151_936)
     kernels.argmax(logits)
     kernels.mask_logits(logits, torch.zeros(2, 4748, dtype=torch.int32), [0, 1])
@@ -88,7 +94,8 @@ def call_every_op() -> None:
     fp8 = torch.zeros(256, 256).to(torch.float8_e4m3fn)
     fp8_linear(fp8, torch.zeros(256), None)(x[:, :256])
     fp8_linear(fp8, torch.zeros(2, 2), None)(x[:, :256])
-    copy_pages(cache.flatten(1), cache.flatten(1), [(0, 1)])
+    pages = caches[bf16].flatten(1)
+    copy_pages(pages, pages, [(0, 1)])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels.triton.scaled_matmul import tile
+from sapwood.kernels.triton.small_floats import decode
 
 Values = Literal["int8", "e4m3", "int4", "fp4", "table"]
 
@@ -78,10 +79,7 @@ def _multiply(x, weight, total):
 
 @triton.jit
 def _value(code, table_ptr, VALUES: tl.constexpr, ZERO: tl.constexpr):
-    """What codes (uint8) stand for, in fp32.
-
-    Exponents and mantissas are put where fp32 has them; what is left is the exponents' bias, also
-    for subnormal numbers. No conversion of the hardware's, so that older GPUs do it too."""
+    """What codes (uint8) stand for, in fp32."""
     bits = code.to(tl.int32)
     if VALUES == "int8":
         value = code.to(tl.int8, bitcast=True).to(tl.float32)
@@ -90,12 +88,9 @@ def _value(code, table_ptr, VALUES: tl.constexpr, ZERO: tl.constexpr):
     elif VALUES == "table":
         value = tl.load(table_ptr + bits)
     elif VALUES == "fp4":
-        wide = ((bits & 7) << 22) | ((bits & 8) << 28)
-        value = wide.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126
+        value = decode(bits, 4, 1, 1)
     else:
-        wide = ((bits & 127) << 20) | ((bits & 128) << 24)
-        value = wide.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
-        value = tl.where((bits & 127) == 127, float("nan"), value)
+        value = tl.where((bits & 127) == 127, float("nan"), decode(bits, 8, 3, 7))
     return value
 
 
