@@ -262,6 +262,11 @@ class Kernels(Protocol):
         A row's token depends on that row alone."""
         ...
 
+    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
+        """The same with `Draws.table` [5, S] fp64 on the device of the logits, where kernels that
+        `can_be_captured` leave it."""
+        ...
+
     def record(
         self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
     ) -> RecordedStep:

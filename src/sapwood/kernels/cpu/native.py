@@ -301,6 +301,9 @@ class CpuKernels:
         )  # fmt: skip
         return out
 
+    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
+        return self.sample(logits, Draws.of_table(settings.cpu().numpy()))
+
     def record(
         self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
     ) -> RecordedStep:

@@ -120,6 +120,9 @@ class TritonKernels:
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         return sampling.sample(logits, draws)
 
+    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
+        return sampling.sample_with(logits, settings)
+
     def record(
         self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
     ) -> RecordedStep:
