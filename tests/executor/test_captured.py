@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
-from sapwood.executor.captured import CapturedSteps, CapturePlan, capture_steps
+from sapwood.executor.captured import (
+    SHARING_FROM,
+    CapturedSteps,
+    CapturePlan,
+    capture_steps,
+)
 from sapwood.kernels.capture import capture, capture_on
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch
@@ -219,6 +224,61 @@ def test_the_largest_is_captured_first_and_progress_is_told() -> None:
     )
     assert (list(graph.prefills), list(graph.decodes)) == ([16, 8], [2, 1])
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+class Sharing:
+    """Plans where the first two requests have one first page; counts the layers that follow it."""
+
+    def __init__(self) -> None:
+        self.num_layers = torch.zeros(1)
+
+    def install(self, batch: AttentionBatch) -> None:
+        batch.cache["sharing"] = self
+
+    def plan(self, batch: AttentionBatch) -> bool:
+        table = batch.host_page_table
+        return table is not None and len(table) > 1 and table[0, 0] == table[1, 0]
+
+
+class SharingStyle(DeviceStyle):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharings: dict[int, Sharing] = {}
+
+    def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> Any:
+        self.sharings[num_requests] = Sharing()
+        return self.sharings[num_requests]
+
+    def paged_attention(
+        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, *more: Any
+    ) -> Tensor:
+        if "sharing" in batch.cache:
+            batch.cache["sharing"].num_layers.add_(1)
+        return super().paged_attention(q, key_cache, value_cache, batch, *more)
+
+
+@torch.inference_mode()
+def test_steps_that_share_pages_replay_what_was_captured_for_them() -> None:
+    kernels, caches = SharingStyle(), make_caches()
+    weights = dict(random_weights(make_model_blank(kernels).targets(), seed=1, dtype=torch.float32))
+    model = make_decoder(llama_config(), weights, kernels)
+    graph = capture_steps(
+        model, kernels, caches, make_plan((4, SHARING_FROM), ()), RecordingCapture()
+    )
+    assert list(kernels.sharings) == [SHARING_FROM], "fewer requests save too little"
+    sharing = kernels.sharings[SHARING_FROM]
+    sharing.num_layers.zero_()
+    for num, first_pages, shares in ((6, (3, 3), True), (6, (3, 9), False), (3, (3, 3), False)):
+        pages = [*first_pages, 10, 11, 12, 13][:num]
+        batch = make_batch([NewTokens([7 + one], 0, (one,)) for one in pages], caches)
+        table = batch.attention.page_table.numpy()
+        attention = replace(batch.attention, host_page_table=table)
+        batch = replace(batch, attention=attention, logits_index=torch.arange(num))
+        got = graph.replay(batch)
+        assert sharing.num_layers.item() == (model.config.num_layers if shares else 0)
+        sharing.num_layers.zero_()
+        expected = model.compute(replace(batch, attention=replace(attention, cache={})))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def draws(num: int, seed: int) -> Draws:

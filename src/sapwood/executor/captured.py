@@ -1,6 +1,7 @@
 """Steps that a device has captured: its ops are queued in one call, however many they are.
 
-A step of decodes is one capture for each number of requests, up to its logits. Other steps are
+A step of decodes is one capture for each number of requests, up to its logits; from a few requests
+on it is captured twice, once for steps in which several share pages of their KV. Other steps are
 captured for numbers of tokens, in pieces: between them comes attention, whose work depends on how
 the tokens belong to requests. What is captured reads its inputs from fixed memory and writes hidden
 states, or logits, to fixed memory. A smaller step is padded with tokens of nobody, which write to a
@@ -19,7 +20,12 @@ from torch import Tensor
 from sapwood.executor.buckets import smallest_that_holds
 from sapwood.executor.captured_choice import CapturedChoice, ChoiceOps
 from sapwood.kernels.capture import Capture, Replayable, capture
-from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits
+from sapwood.kernels.interface import (
+    PLAIN,
+    AttentionBatch,
+    AttentionTraits,
+    CapturedSharing,
+)
 from sapwood.layers.forward_batch import ForwardBatch
 
 Attend = Callable[..., Tensor]
@@ -27,6 +33,10 @@ Part = Callable[[AttentionBatch, int], None]
 """Part of a step: computes it for a batch and its number of tokens."""
 Progress = Callable[[int, int], None]
 """Told how many of how many sizes are captured."""
+
+SHARING_FROM = 8
+"""Requests: steps of as many are captured a second time, so that pages which several of them share
+are read once. Fewer requests save too little."""
 
 
 class Capturable(Protocol):
@@ -51,6 +61,10 @@ class CapturableKernels(ChoiceOps, Protocol):
         scale: float,
         traits: AttentionTraits = PLAIN,
     ) -> Tensor: ...
+
+    def captured_sharing(
+        self, num_requests: int, page_size: int, device: torch.device
+    ) -> CapturedSharing | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +229,7 @@ class CapturedSteps:
         self._plan = plan
         self._memory = memory
         self.decodes: dict[int, Replayable] = {}
+        self.sharing: dict[int, tuple[CapturedSharing, Replayable]] = {}
         self.prefills: dict[int, list[Part]] = {}
 
     def replay(self, batch: ForwardBatch) -> Tensor | None:
@@ -226,7 +241,7 @@ class CapturedSteps:
             if size is not None:
                 self._memory.take_tokens(batch, size)
                 self._memory.take_requests(attention, size)
-                self.decodes[size].replay()
+                self._decode(attention, size).replay()
                 logits = self._memory.logits[:num_tokens]
                 if len(batch.logits_index) == num_tokens:
                     return logits
@@ -240,6 +255,13 @@ class CapturedSteps:
         # Of what was asked for: how many rows that are, no capture knows.
         hidden = self._memory.hidden[:num_tokens].index_select(0, batch.logits_index)
         return self._model.logits(hidden)
+
+    def _decode(self, attention: AttentionBatch, size: int) -> Replayable:
+        if size in self.sharing:
+            sharing, captured = self.sharing[size]
+            if sharing.plan(attention):
+                return captured
+        return self.decodes[size]
 
 
 @torch.inference_mode()
@@ -265,7 +287,12 @@ def capture_steps(
         )
         on_progress(len(steps.prefills), total)
     for size in reversed(plan.decode):
-        steps.decodes[size] = _capture_decode(model, memory, kv_caches, plan, size, recorder)
+        decode = (model, memory, kv_caches, plan, size, recorder)
+        steps.decodes[size] = _capture_decode(*decode)
+        if size >= SHARING_FROM:
+            sharing = kernels.captured_sharing(size, plan.page_size, plan.device)
+            if sharing is not None:
+                steps.sharing[size] = (sharing, _capture_decode(*decode, sharing))
         choice.capture(size, recorder)
         on_progress(len(steps.prefills) + len(steps.decodes), total)
     return steps
@@ -278,6 +305,7 @@ def _capture_decode(
     plan: CapturePlan,
     size: int,
     recorder: Capture,
+    sharing: CapturedSharing | None = None,
 ) -> Replayable:
     def compute() -> None:
         # A new batch each time: what kernels keep in its cache must be computed by the capture.
@@ -290,6 +318,8 @@ def _capture_decode(
             context_lens=(longest,) * size,
             num_decodes=size,
         )
+        if sharing is not None:
+            sharing.install(attention)
         hidden = model.forward(_batch(memory, kv_caches, attention, size))
         memory.logits[:size].copy_(model.logits(hidden))
 

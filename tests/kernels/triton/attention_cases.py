@@ -34,17 +34,21 @@ class Case:
 
     def check(self, traits: AttentionTraits = PLAIN) -> Tensor:
         """The result, after it was compared."""
+        return self.check_rows(self.q.shape[0], self, traits)
+
+    def check_rows(self, num_rows: int, wanted: Case, traits: AttentionTraits = PLAIN) -> Tensor:
+        """The same of the first rows, compared with what the reference makes of `wanted`."""
         scale = self.q.shape[2] ** -0.5
-        arguments = (self.batch, scale, traits)
         caches = [
             cache if is_8_bit(cache.dtype) else cache.float()
             for cache in (self.key_cache, self.value_cache)
         ]
-        want = REFERENCE.paged_attention(self.q.float(), *caches, *arguments)
-        got = ATTENTION(self.q, self.key_cache, self.value_cache, *arguments)
+        want = REFERENCE.paged_attention(wanted.q.float(), *caches, wanted.batch, scale, traits)
+        got = ATTENTION(self.q, self.key_cache, self.value_cache, self.batch, scale, traits)
         assert got.dtype == self.q.dtype
         assert got.shape == self.q.shape
         # Token by token, so that no wrong one hides behind many right ones.
+        got, want = got[:num_rows], want[:num_rows]
         error = (got.float() - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
         # Keys and values in 8 bits are rounded to q's dtype, too.
         limit = ERROR[self.q.dtype] * (2 if is_8_bit(self.key_cache.dtype) else 1)
