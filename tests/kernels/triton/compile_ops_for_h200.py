@@ -6,6 +6,7 @@ line of JSON per kernel: name and bytes of shared memory."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import kv_cache_shape
 from sapwood.kernels.kv_cache import LARGEST_NUMBER
 from sapwood.kernels.triton.elementwise import activate_and_mul
-from sapwood.kernels.triton.linear import fp8_linear
 from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.kernels.triton.pages import copy_pages
 from tests.kernels.test_coded import random_weight as random_codes
@@ -91,9 +91,9 @@ def call_every_op() -> None:
     ):  # fmt: skip
         coded = random_codes(codes, (256, 256, group), shifts=codes == "int4")
         kernels.pack_quantized_linear([coded], None, bf16)(x[:1, :256].repeat(rows, 1))
-    fp8 = torch.zeros(256, 256).to(torch.float8_e4m3fn)
-    fp8_linear(fp8, torch.zeros(256), None)(x[:, :256])
-    fp8_linear(fp8, torch.zeros(2, 2), None)(x[:, :256])
+    for group in (256, 128):
+        fp8 = replace(random_codes("e4m3", (256, 256, group)), rounds_inputs=True)
+        kernels.pack_quantized_linear([fp8], None, bf16)(x[:, :256])
     pages = caches[bf16].flatten(1)
     copy_pages(pages, pages, [(0, 1)])
 

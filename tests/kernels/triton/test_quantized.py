@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,6 @@ from sapwood.kernels.quantized import KINDS, QuantizedWeight
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import round_rows
 from sapwood.kernels.triton.activations import round_activations
-from sapwood.kernels.triton.linear import fp8_linear
 from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.kernels.triton.packing import packed_codes
 from sapwood.kernels.triton.scaled_matmul import scaled_matmul
@@ -90,8 +91,6 @@ def test_what_does_not_fit_is_refused() -> None:
     layer = TRITON.pack_quantized_linear([one], None, torch.float32)
     with pytest.raises(ValueError, match=r"x \[2, 63\] does not fit a quantised weight \[4, 64\]"):
         layer(torch.zeros(2, 63))
-    with pytest.raises(ValueError, match=r"scales \[5\] is no FP8 weight"):
-        fp8_linear(torch.zeros(4, 32).to(torch.float8_e4m3fn), torch.ones(5), None)
     with pytest.raises(ValueError, match=r"not to torch\.float16"):
         round_activations(torch.zeros(1, 8), 8, torch.float16)
 
@@ -171,30 +170,35 @@ def test_activations_in_fp8(device: torch.device, group: int) -> None:
     assert differs.float().mean() <= (0.1 if device.type == "cpu" else 0.01)
 
 
-@pytest.mark.parametrize("has_blocks", [True, False])
+@pytest.mark.parametrize("group", [32, 128, 256])
 @pytest.mark.parametrize(("rows", "num_out"), [(2, 200), (20, 30)])
-def test_fp8_layers(device: torch.device, rows: int, num_out: int, has_blocks: bool) -> None:
+def test_fp8_layers(device: torch.device, rows: int, num_out: int, group: int) -> None:
+    """Weights that were made for FP8 activations: x is rounded per token, or per group too."""
     if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no FP8 products: they need compute capability 8.9")
     num_in = 256
-    weight = torch.randn(num_out, num_in).to(torch.float8_e4m3fn).to(device)
-    blocks = (-(-num_out // 128), num_in // 128)
-    scales = torch.rand(blocks if has_blocks else (num_out,), device=device)
+    weight = replace(random_codes("e4m3", (num_out, num_in, group)), rounds_inputs=True)
     x, bias = torch.randn(rows, num_in, device=device), torch.randn(num_out, device=device)
-    rounded = round_activations(x, 128 if has_blocks else num_in, torch.float8_e4m3fn)
-    if has_blocks:
-        each = scales.repeat_interleave(128, 0)[:num_out].repeat_interleave(128, 1)
-    else:
-        each = scales[:, None]
-    kept = rounded.numbers.float().view(rows, rounded.scales.shape[1], -1)
-    x_as_rounded = (kept * rounded.scales[:, :, None]).view(rows, num_in)
-    want = x_as_rounded @ (weight.float() * each).T + bias
-    assert_close(fp8_linear(weight, scales, bias)(x), want, 1e-3)
+    rounded = round_activations(x, group, torch.float8_e4m3fn)
+    kept = rounded.numbers.float().view(rows, -1, group) * rounded.scales[:, :, None]
+    want = kept.view(rows, num_in) @ weight.dequantized(torch.float32).T.to(device) + bias
+    layer = TRITON.pack_quantized_linear([weight.to(device)], bias, torch.float32)
+    assert_close(layer(x), want, 1e-3)
+
+
+@pytest.mark.parametrize("group", [24, 48, 160])
+def test_fp8_weights_whose_groups_have_no_product_are_decoded(
+    device: torch.device, group: int
+) -> None:
+    weight = replace(random_codes("e4m3", (20, 240, group)), rounds_inputs=True)
+    x = torch.randn(2, 240)
+    layer = TRITON.pack_quantized_linear([weight.to(device)], None, torch.float32)
+    assert_close(layer(x.to(device)), exact(x, weight), 1e-5)
 
 
 def test_scales_that_do_not_fit_are_refused(device: torch.device) -> None:
     rounded = round_activations(torch.zeros(1, 64, device=device), 64, torch.int8)
     weight = torch.zeros(4, 64, dtype=torch.int8, device=device)
     out = torch.zeros(1, 4, device=device)
-    with pytest.raises(ValueError, match=r"the scales must be \[4\]"):
+    with pytest.raises(ValueError, match=r"the scales must be \[4, 1\]"):
         scaled_matmul(rounded, weight, torch.ones(3, device=device), None, out)
