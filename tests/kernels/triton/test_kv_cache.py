@@ -140,17 +140,21 @@ def test_what_is_not_finite_shows(device: torch.device, kv_dtype: torch.dtype) -
 
 
 @every_kv_dtype
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("heads", "head_dim", "page_size"), [((4, 2), 64, 16), ((3, 1), 96, 1), ((2, 2), 128, 128)]
+    ("heads", "head_dim", "page_size", "dtype"),
+    [
+        ((4, 2), 64, 16, torch.float32),
+        ((3, 1), 96, 1, torch.bfloat16),
+        ((2, 2), 128, 128, torch.float16),
+    ],
 )
 def test_ragged_batch(
     device: torch.device,
     kv_dtype: torch.dtype,
-    dtype: torch.dtype,
     heads: tuple[int, int],
     head_dim: int,
     page_size: int,
+    dtype: torch.dtype,
 ) -> None:
     make_case(
         RAGGED, heads=heads, head_dim=head_dim, page_size=page_size, dtype=dtype,
