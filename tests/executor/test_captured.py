@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -14,10 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
-from sapwood.executor.captured import CapturedSteps, CapturePlan, capture_steps
+from sapwood.executor.captured import (
+    SHARING_FROM,
+    CapturedSteps,
+    CapturePlan,
+    capture_steps,
+)
 from sapwood.kernels.capture import capture, capture_on
+from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.recording import CannotRecord
+from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.decoder import Decoder
@@ -71,6 +79,19 @@ class DeviceStyle(TorchKernels):
         )
         return (scores.softmax(-1) @ values).reshape(num, heads, head_dim)
 
+    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
+        temperature, top_k, top_p, min_p, numbers = settings[:, :, None]
+        probs, ids = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)
+        rank = torch.arange(probs.shape[1])
+        probs = probs.masked_fill((top_k >= 0) & (rank >= top_k), 0.0)
+        before = probs.cumsum(-1) - probs
+        dropped = (before >= top_p * probs.sum(-1, keepdim=True)) & (top_p < 1.0)
+        probs = probs.masked_fill(dropped, 0.0)
+        probs = probs.masked_fill(probs < min_p * probs[:, :1], 0.0)
+        sums = probs.cumsum(-1)
+        place = (sums <= numbers * sums[:, -1:]).sum(-1, keepdim=True)
+        return ids.gather(1, place.clamp(max=probs.shape[1] - 1)).squeeze(1)
+
 
 @cache
 def make_model() -> Decoder:
@@ -91,6 +112,7 @@ def make_plan(decode: tuple[int, ...], prefill: tuple[int, ...]) -> CapturePlan:
         page_size=PAGE,
         spare_page=NUM_PAGES - 1,
         hidden_size=make_model().config.hidden_size,
+        vocab_size=make_model().config.vocab_size,
         dtype=torch.float32,
         device=CPU,
     )
@@ -109,8 +131,7 @@ def captured(
 ) -> tuple[CapturedSteps, Caches, RecordingCapture]:
     caches, recorder = make_caches(), RecordingCapture()
     plan = make_plan(decode, prefill)
-    attend = DeviceStyle().paged_attention
-    return capture_steps(make_model(), attend, caches, plan, recorder), caches, recorder
+    return capture_steps(make_model(), DeviceStyle(), caches, plan, recorder), caches, recorder
 
 
 @torch.inference_mode()
@@ -195,7 +216,7 @@ def test_the_largest_is_captured_first_and_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     graph = capture_steps(
         make_model(),
-        DeviceStyle().paged_attention,
+        DeviceStyle(),
         make_caches(),
         make_plan((1, 2), (8, 16)),
         RecordingCapture(),
@@ -203,6 +224,108 @@ def test_the_largest_is_captured_first_and_progress_is_told() -> None:
     )
     assert (list(graph.prefills), list(graph.decodes)) == ([16, 8], [2, 1])
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+class Sharing:
+    """Plans where the first two requests have one first page; counts the layers that follow it."""
+
+    def __init__(self) -> None:
+        self.num_layers = torch.zeros(1)
+
+    def install(self, batch: AttentionBatch) -> None:
+        batch.cache["sharing"] = self
+
+    def plan(self, batch: AttentionBatch) -> bool:
+        table = batch.host_page_table
+        return table is not None and len(table) > 1 and table[0, 0] == table[1, 0]
+
+
+class SharingStyle(DeviceStyle):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharings: dict[int, Sharing] = {}
+
+    def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> Any:
+        self.sharings[num_requests] = Sharing()
+        return self.sharings[num_requests]
+
+    def paged_attention(
+        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, *more: Any
+    ) -> Tensor:
+        if "sharing" in batch.cache:
+            batch.cache["sharing"].num_layers.add_(1)
+        return super().paged_attention(q, key_cache, value_cache, batch, *more)
+
+
+@torch.inference_mode()
+def test_steps_that_share_pages_replay_what_was_captured_for_them() -> None:
+    kernels, caches = SharingStyle(), make_caches()
+    weights = dict(random_weights(make_model_blank(kernels).targets(), seed=1, dtype=torch.float32))
+    model = make_decoder(llama_config(), weights, kernels)
+    graph = capture_steps(
+        model, kernels, caches, make_plan((4, SHARING_FROM), ()), RecordingCapture()
+    )
+    assert list(kernels.sharings) == [SHARING_FROM], "fewer requests save too little"
+    sharing = kernels.sharings[SHARING_FROM]
+    sharing.num_layers.zero_()
+    for num, first_pages, shares in ((6, (3, 3), True), (6, (3, 9), False), (3, (3, 3), False)):
+        pages = [*first_pages, 10, 11, 12, 13][:num]
+        batch = make_batch([NewTokens([7 + one], 0, (one,)) for one in pages], caches)
+        table = batch.attention.page_table.numpy()
+        attention = replace(batch.attention, host_page_table=table)
+        batch = replace(batch, attention=attention, logits_index=torch.arange(num))
+        got = graph.replay(batch)
+        assert sharing.num_layers.item() == (model.config.num_layers if shares else 0)
+        sharing.num_layers.zero_()
+        expected = model.compute(replace(batch, attention=replace(attention, cache={})))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def draws(num: int, seed: int) -> Draws:
+    choose = random.Random(seed)
+    return Draws(
+        temperature=[choose.choice([0.5, 1.0, 3.0]) for _ in range(num)],
+        top_k=[choose.choice([-1, 1, 5, 40]) for _ in range(num)],
+        top_p=[choose.choice([1.0, 0.3, 0.9]) for _ in range(num)],
+        min_p=[choose.choice([0.0, 0.0, 0.2]) for _ in range(num)],
+        numbers=[choose.random() for _ in range(num)],
+    )
+
+
+@torch.inference_mode()
+def test_tokens_are_chosen_by_a_replay_too() -> None:
+    """From a step's logits, also where these were changed after it."""
+    graph, caches, recorder = captured(*PLANS[0])
+    reference = ReferenceKernels()
+    for seed, num in enumerate((4, 1, 3, 2)):
+        requests = [NewTokens([index], 0, (index,)) for index in range(num)]
+        batch = make_batch(requests, caches)
+        batch = replace(batch, logits_index=torch.arange(num))
+        logits = graph.replay(batch)
+        assert logits is not None
+        logits[:, seed] += 5.0
+        replays = sum(one.num_replays for one in recorder.recordings)
+        first = graph.choice.argmax(logits)
+        assert torch.equal(first, logits.argmax(-1))
+        drawn = draws(num, seed)
+        second = graph.choice.sample(logits, drawn)
+        assert torch.equal(second, reference.sample(logits.clone(), drawn))
+        assert torch.equal(first, logits.argmax(-1)), "what was chosen before stays"
+        assert sum(one.num_replays for one in recorder.recordings) == replays + 2
+
+
+@torch.inference_mode()
+def test_tokens_of_other_logits_are_chosen_op_by_op() -> None:
+    """Of some of a step's rows, of a prompt's, of more requests than were captured."""
+    graph, caches, recorder = captured(*PLANS[0])
+    batch = make_batch([NewTokens([index], 0, (index,)) for index in range(3)], caches)
+    logits = graph.replay(replace(batch, logits_index=torch.tensor([0, 2])))
+    assert logits is not None
+    replays = sum(one.num_replays for one in recorder.recordings)
+    drawn = draws(2, 1)
+    assert torch.equal(graph.choice.argmax(logits), logits.argmax(-1))
+    assert torch.equal(graph.choice.sample(logits, drawn), TorchKernels().sample(logits, drawn))
+    assert sum(one.num_replays for one in recorder.recordings) == replays
 
 
 def test_prefill_is_cut_at_each_layers_attention() -> None:
@@ -233,9 +356,7 @@ def test_kernels_that_look_at_the_batch_on_the_host_cannot_be_captured() -> None
     )
     recorder = RecordingCapture()
     with pytest.raises(HostLooked):
-        capture_steps(
-            model, Looking().paged_attention, make_caches(), make_plan((1,), ()), recorder
-        )
+        capture_steps(model, Looking(), make_caches(), make_plan((1,), ()), recorder)
     assert not recorder.is_open
 
 

@@ -64,6 +64,7 @@ def capture_plan(config: EngineConfig, decoder: DecoderConfig, *, spare_page: in
         page_size=page_size,
         spare_page=spare_page,
         hidden_size=decoder.hidden_size,
+        vocab_size=decoder.vocab_size,
         dtype=DTYPES[config.model.dtype],
         device=torch.device(execution.device),
     )
@@ -131,7 +132,7 @@ def measure_pool(
     graph_bytes = 0
     if captures is not None:
         share = min(1.0, captures.most_tokens / num_tokens)
-        graph_bytes = int(step_bytes * share) + GRAPH_OVERHEAD_BYTES
+        graph_bytes = int(step_bytes * share) + captures.logits_bytes + GRAPH_OVERHEAD_BYTES
     free_bytes, total_bytes = memory.free_and_total()
     use = MemoryUse(
         total_bytes=total_bytes,
@@ -161,9 +162,7 @@ def capture_graph(
     """Capture the plan's steps, with a bar where somebody looks; says what they take."""
     start_s, (free_before, _) = time.perf_counter(), memory.free_and_total()
     with _bar(watch) as on_progress:
-        steps = capture_steps(
-            model, kernels.paged_attention, kv_caches, plan, recorder, on_progress
-        )
+        steps = capture_steps(model, kernels, kv_caches, plan, recorder, on_progress)
     taken = free_before - memory.free_and_total()[0]
     parts = [
         f"{len(sizes)} sizes of {what} up to {sizes[-1]} {unit}"
@@ -176,7 +175,7 @@ def capture_graph(
     seconds = time.perf_counter() - start_s
     why = f"{' and '.join(parts)} captured in {seconds:.1f} s, {taken / 2**30:.2f} GiB"
     log.info("graphs: %s", why)
-    return GraphChoice(steps, why)
+    return GraphChoice(steps, why, steps.choice)
 
 
 @contextmanager

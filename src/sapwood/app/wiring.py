@@ -425,7 +425,7 @@ def _build_runner(
         sampler=Sampler(
             rows,
             processors,
-            kernels,
+            choice.chooser or kernels,
             failures,
             None if grammars is None else grammars.masks(kernels, failures),
         ),

@@ -1,9 +1,11 @@
 """Steps that a device has captured: its ops are queued in one call, however many they are.
 
-A step of decodes is one capture for each number of requests. Other steps are captured for numbers
-of tokens, in pieces: between them comes attention, whose work depends on how the tokens belong to
-requests. What is captured reads its inputs from fixed memory and writes hidden states to fixed
-memory. A smaller step is padded with tokens of nobody, which write to a page that no request has.
+A step of decodes is one capture for each number of requests, up to its logits; from a few requests
+on it is captured twice, once for steps in which several share pages of their KV. Other steps are
+captured for numbers of tokens, in pieces: between them comes attention, whose work depends on how
+the tokens belong to requests. What is captured reads its inputs from fixed memory and writes hidden
+states, or logits, to fixed memory. A smaller step is padded with tokens of nobody, which write to a
+page that no request has.
 """
 
 from __future__ import annotations
@@ -16,8 +18,14 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.buckets import smallest_that_holds
+from sapwood.executor.captured_choice import CapturedChoice, ChoiceOps
 from sapwood.kernels.capture import Capture, Replayable, capture
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.interface import (
+    PLAIN,
+    AttentionBatch,
+    AttentionTraits,
+    CapturedSharing,
+)
 from sapwood.layers.forward_batch import ForwardBatch
 
 Attend = Callable[..., Tensor]
@@ -25,6 +33,10 @@ Part = Callable[[AttentionBatch, int], None]
 """Part of a step: computes it for a batch and its number of tokens."""
 Progress = Callable[[int, int], None]
 """Told how many of how many sizes are captured."""
+
+SHARING_FROM = 8
+"""Requests: steps of as many are captured a second time, so that pages which several of them share
+are read once. Fewer requests save too little."""
 
 
 class Capturable(Protocol):
@@ -35,6 +47,24 @@ class Capturable(Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab], in fp32"""
         ...
+
+
+class CapturableKernels(ChoiceOps, Protocol):
+    """Those of `Kernels`, which say what they do."""
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        traits: AttentionTraits = PLAIN,
+    ) -> Tensor: ...
+
+    def captured_sharing(
+        self, num_requests: int, page_size: int, device: torch.device
+    ) -> CapturedSharing | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +83,19 @@ class CapturePlan:
     page_size: int
     spare_page: int
     hidden_size: int
+    vocab_size: int
     dtype: torch.dtype
     device: torch.device
 
     @property
     def most_tokens(self) -> int:
         return max((*self.decode, *self.prefill))
+
+    @property
+    def logits_bytes(self) -> int:
+        """What logits of decodes take, and what is computed from them at a time, which is not
+        more."""
+        return 2 * 4 * max((*self.decode, 0)) * self.vocab_size
 
 
 class StepMemory:
@@ -67,7 +104,8 @@ class StepMemory:
     token_ids, positions, write_index  [most_tokens] int64
     page_table   [most requests, max_pages] int32; entries past a request's pages keep what they had
     context_len  [most requests] int32
-    hidden       [most_tokens, hidden_size]: what a step computed
+    hidden       [most_tokens, hidden_size]: what a step in pieces computed
+    logits       [most requests, vocab] fp32: what a step of decodes computed
     """
 
     def __init__(self, plan: CapturePlan) -> None:
@@ -84,6 +122,7 @@ class StepMemory:
         self.context_len = torch.ones(num_requests, dtype=torch.int32, device=device)
         self.query_start = torch.arange(num_requests + 1, dtype=torch.int32, device=device)
         self.hidden = torch.zeros(num_tokens, plan.hidden_size, dtype=plan.dtype, device=device)
+        self.logits = torch.zeros(num_requests, plan.vocab_size, device=device)
 
     def take_tokens(self, batch: ForwardBatch, size: int) -> None:
         """Those of the batch, and tokens of nobody up to `size`."""
@@ -182,11 +221,15 @@ class CapturedSteps:
     It covers steps of decodes up to the largest number captured, and others up to the largest
     number of tokens captured."""
 
-    def __init__(self, model: Capturable, plan: CapturePlan, memory: StepMemory) -> None:
+    def __init__(
+        self, model: Capturable, plan: CapturePlan, memory: StepMemory, choice: CapturedChoice
+    ) -> None:
+        self.choice = choice
         self._model = model
         self._plan = plan
         self._memory = memory
         self.decodes: dict[int, Replayable] = {}
+        self.sharing: dict[int, tuple[CapturedSharing, Replayable]] = {}
         self.prefills: dict[int, list[Part]] = {}
 
     def replay(self, batch: ForwardBatch) -> Tensor | None:
@@ -198,26 +241,33 @@ class CapturedSteps:
             if size is not None:
                 self._memory.take_tokens(batch, size)
                 self._memory.take_requests(attention, size)
-                self.decodes[size].replay()
-                return self._logits(batch, num_tokens)
+                self._decode(attention, size).replay()
+                logits = self._memory.logits[:num_tokens]
+                if len(batch.logits_index) == num_tokens:
+                    return logits
+                return logits.index_select(0, batch.logits_index)
         size = smallest_that_holds(self._plan.prefill, num_tokens)
         if size is None:
             return None
         self._memory.take_tokens(batch, size)
         for part in self.prefills[size]:
             part(attention, num_tokens)
-        return self._logits(batch, num_tokens)
-
-    def _logits(self, batch: ForwardBatch, num_tokens: int) -> Tensor:
-        """Of what was asked for: how many rows that are, no capture knows."""
+        # Of what was asked for: how many rows that are, no capture knows.
         hidden = self._memory.hidden[:num_tokens].index_select(0, batch.logits_index)
         return self._model.logits(hidden)
+
+    def _decode(self, attention: AttentionBatch, size: int) -> Replayable:
+        if size in self.sharing:
+            sharing, captured = self.sharing[size]
+            if sharing.plan(attention):
+                return captured
+        return self.decodes[size]
 
 
 @torch.inference_mode()
 def capture_steps(
     model: Capturable,
-    attend: Attend,
+    kernels: CapturableKernels,
     kv_caches: Sequence[tuple[Tensor, Tensor]],
     plan: CapturePlan,
     recorder: Capture,
@@ -225,18 +275,25 @@ def capture_steps(
 ) -> CapturedSteps:
     """Capture every size of the plan, the largest first, so that the smaller ones reuse its memory.
 
-    `attend` is the kernels' paged_attention; `kv_caches` hold `plan.spare_page` too."""
+    `kv_caches` hold `plan.spare_page` too."""
     memory = StepMemory(plan)
-    steps = CapturedSteps(model, plan, memory)
+    choice = CapturedChoice(kernels, memory.logits, plan.decode)
+    steps = CapturedSteps(model, plan, memory, choice)
     total = len(plan.decode) + len(plan.prefill)
     spaces: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     for size in reversed(plan.prefill):
         steps.prefills[size] = _capture_pieces(
-            model, memory, kv_caches, _Pieces(attend, size, recorder, spaces)
+            model, memory, kv_caches, _Pieces(kernels.paged_attention, size, recorder, spaces)
         )
         on_progress(len(steps.prefills), total)
     for size in reversed(plan.decode):
-        steps.decodes[size] = _capture_decode(model, memory, kv_caches, plan, size, recorder)
+        decode = (model, memory, kv_caches, plan, size, recorder)
+        steps.decodes[size] = _capture_decode(*decode)
+        if size >= SHARING_FROM:
+            sharing = kernels.captured_sharing(size, plan.page_size, plan.device)
+            if sharing is not None:
+                steps.sharing[size] = (sharing, _capture_decode(*decode, sharing))
+        choice.capture(size, recorder)
         on_progress(len(steps.prefills) + len(steps.decodes), total)
     return steps
 
@@ -248,6 +305,7 @@ def _capture_decode(
     plan: CapturePlan,
     size: int,
     recorder: Capture,
+    sharing: CapturedSharing | None = None,
 ) -> Replayable:
     def compute() -> None:
         # A new batch each time: what kernels keep in its cache must be computed by the capture.
@@ -260,7 +318,10 @@ def _capture_decode(
             context_lens=(longest,) * size,
             num_decodes=size,
         )
-        memory.hidden[:size].copy_(model.forward(_batch(memory, kv_caches, attention, size)))
+        if sharing is not None:
+            sharing.install(attention)
+        hidden = model.forward(_batch(memory, kv_caches, attention, size))
+        memory.logits[:size].copy_(model.logits(hidden))
 
     compute()  # first uses compile and allocate, which a capture must not
     return capture(recorder, compute)

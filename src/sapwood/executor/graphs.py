@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sapwood.executor.sampling.sampler import Chooser
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.layers.forward_batch import ForwardBatch
@@ -60,10 +61,14 @@ class RecordedGraph:
 
 @dataclass(frozen=True, slots=True)
 class GraphChoice:
-    """The graph, and one line for the operator that says why this one."""
+    """The graph, and one line for the operator that says why this one.
+
+    chooser  chooses from the logits of the graph's steps; None: the kernels' own ops do
+    """
 
     graph: Graph
     why: str
+    chooser: Chooser | None = None
 
     @property
     def is_recorded(self) -> bool:

@@ -56,6 +56,8 @@ class CodedWeight:
     shifts        like scales, whole numbers from -256 to 256; None: 0
     out_scales    [out] fp32; None: 1
     order         [in] int32: the i-th input of the codes is input order[i] of x; None: they agree
+    rounds_inputs whether x was meant to be rounded as well; kernels to which products of two
+                  numbers of 8 bits come faster may do so, and say so
     Raises        ValueError if they do not fit
     """
 
@@ -67,6 +69,7 @@ class CodedWeight:
     shifts: Tensor | None = None
     out_scales: Tensor | None = None
     order: Tensor | None = None
+    rounds_inputs: bool = False
 
     def __post_init__(self) -> None:
         num_out, num_in = self.shape
@@ -205,6 +208,7 @@ class CodedWeight:
             and self.shape[1] == other.shape[1]
             and self.scales.shape[1] == other.scales.shape[1]
             and self.group_inputs == other.group_inputs
+            and self.rounds_inputs == other.rounds_inputs
             and (self.shifts is None) == (other.shifts is None)
             and (self.out_scales is None) == (other.out_scales is None)
             and _equal(self.order, other.order)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
@@ -26,3 +29,19 @@ class Draws:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def table(self) -> NDArray[np.float64]:
+        """[5, rows]: temperature, top_k, top_p, min_p and numbers, for a device."""
+        columns = (self.temperature, self.top_k, self.top_p, self.min_p, self.numbers)
+        return np.array(columns, dtype=np.float64)
+
+    @staticmethod
+    def of_table(table: NDArray[np.float64]) -> Draws:
+        temperature, top_k, top_p, min_p, numbers = table.tolist()
+        return Draws(
+            temperature=temperature,
+            top_k=[int(one) for one in top_k],
+            top_p=top_p,
+            min_p=min_p,
+            numbers=numbers,
+        )

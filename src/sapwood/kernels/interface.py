@@ -120,6 +120,20 @@ class PackedLinear(Protocol):
         ...
 
 
+class CapturedSharing(Protocol):
+    """Pages that several requests of a captured decode share: found on the host before a replay,
+    and read once by what was captured."""
+
+    def install(self, batch: AttentionBatch) -> None:
+        """Attention to `batch`, which is captured, is to follow the plan of each replay."""
+        ...
+
+    def plan(self, batch: AttentionBatch) -> bool:
+        """For the step that is replayed next. False, and nothing done, if sharing saves nothing
+        worth it: then a capture without this is to be replayed."""
+        ...
+
+
 class Kernels(Protocol):
     """The ops of one platform. All tensors of a call are on one device.
 
@@ -260,6 +274,17 @@ class Kernels(Protocol):
         """logits [S, vocab] -> [S] int64: one token of each row at random, as `draws` (of S) says.
 
         A row's token depends on that row alone."""
+        ...
+
+    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
+        """The same with `Draws.table` [5, S] fp64 on the device of the logits, where kernels that
+        `can_be_captured` leave it."""
+        ...
+
+    def captured_sharing(
+        self, num_requests: int, page_size: int, device: torch.device
+    ) -> CapturedSharing | None:
+        """For a captured decode of so many requests; None if attention shares no pages in one."""
         ...
 
     def record(

@@ -114,6 +114,7 @@ def test_what_is_wrong_is_found() -> None:
         "attention of decodes",
         "attention of prompts",
         "attention of a mixed step",
+        "8-bit KV cache",
         "argmax",
         "mask_logits",
         "sample",

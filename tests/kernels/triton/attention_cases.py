@@ -9,7 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from sapwood.kernels import kv_cache
 from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, kv_cache_shape
+from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton.attention import PagedAttention
 
@@ -32,17 +34,25 @@ class Case:
 
     def check(self, traits: AttentionTraits = PLAIN) -> Tensor:
         """The result, after it was compared."""
+        return self.check_rows(self.q.shape[0], self, traits)
+
+    def check_rows(self, num_rows: int, wanted: Case, traits: AttentionTraits = PLAIN) -> Tensor:
+        """The same of the first rows, compared with what the reference makes of `wanted`."""
         scale = self.q.shape[2] ** -0.5
-        arguments = (self.batch, scale, traits)
-        want = REFERENCE.paged_attention(
-            self.q.float(), self.key_cache.float(), self.value_cache.float(), *arguments
-        )
-        got = ATTENTION(self.q, self.key_cache, self.value_cache, *arguments)
+        caches = [
+            cache if is_8_bit(cache.dtype) else cache.float()
+            for cache in (self.key_cache, self.value_cache)
+        ]
+        want = REFERENCE.paged_attention(wanted.q.float(), *caches, wanted.batch, scale, traits)
+        got = ATTENTION(self.q, self.key_cache, self.value_cache, self.batch, scale, traits)
         assert got.dtype == self.q.dtype
         assert got.shape == self.q.shape
         # Token by token, so that no wrong one hides behind many right ones.
+        got, want = got[:num_rows], want[:num_rows]
         error = (got.float() - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
-        assert error.max() <= ERROR[self.q.dtype], f"largest error of a token {error.max():.1e}"
+        # Keys and values in 8 bits are rounded to q's dtype, too.
+        limit = ERROR[self.q.dtype] * (2 if is_8_bit(self.key_cache.dtype) else 1)
+        assert error.max() <= limit, f"largest error of a token {error.max():.1e}"
         return got
 
 
@@ -54,6 +64,7 @@ def make_case(
     head_dim: int = 64,
     page_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    kv_dtype: torch.dtype | None = None,
     prefixes: Sequence[tuple[Sequence[int], int]] = (),
     shows_pages: bool = True,
 ) -> Case:
@@ -61,6 +72,7 @@ def make_case(
 
     requests     (new tokens, tokens with them) each; the first ones of one new token are decodes
     heads        query heads, key and value heads
+    kv_dtype     of the cache, 8 bits; None: dtype
     prefixes     (requests, pages) each: these requests have their first pages in common
     shows_pages  whether the page table is there on the host
     """
@@ -94,5 +106,20 @@ def make_case(
         host_page_table=table.numpy() if shows_pages else None,
     )
     q = torch.randn(sum(query_lens), num_heads, head_dim).to(dtype)
+    if kv_dtype is not None:
+        caches = [in_8_bits(cache, kv_dtype) for cache in caches]
     key_cache, value_cache = (cache.to(device) for cache in caches)
     return Case(q.to(device), key_cache, value_cache, batch)
+
+
+def in_8_bits(cache: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same entries; the scales of what no token wrote are NaN."""
+    num_pages, num_kv_heads, page_size, head_dim = cache.shape
+    packed = torch.zeros(
+        kv_cache_shape(num_pages, num_kv_heads, page_size, head_dim, dtype), dtype=torch.uint8
+    ).view(dtype)
+    numbers, scales = kv_cache.numbers_and_scales(packed, head_dim)
+    rounded, of_tokens = kv_cache.quantize(cache, dtype)
+    numbers.copy_(rounded.view(torch.uint8))
+    scales.copy_(of_tokens)
+    return packed

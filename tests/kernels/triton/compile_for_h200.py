@@ -31,6 +31,7 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _INT32 = ("page_table", "context_len", "query_start", "shared_len", "tile_tokens", "tile_requests")
 _FLOAT32 = ("parts", "part_lse", "sinks")
+_SCALES = ("key_scales", "value_scales")
 _ONE_PART = ("parts", "part_lse", "shared_len")
 
 
@@ -48,6 +49,10 @@ def compile_kernel(
     for index, name in enumerate(kernel.arg_names):
         if name in absent or name in constants:
             signature[name], constexprs[(index,)] = "constexpr", constants.get(name)
+        elif name in _SCALES:
+            signature[name] = "*bf16"
+        elif name in ("key_cache", "value_cache") and constants.get("KV"):
+            signature[name] = "*u8"
         elif name in ("q", "key_cache", "value_cache", "out"):
             signature[name] = f"*{_NAMES[dtype]}"
         elif name in _INT32 or name in _FLOAT32:
@@ -76,18 +81,21 @@ def compile_attention(
     head_dim: int,
     page_size: int,
     dtype: torch.dtype,
+    kv: str,
     *,
     traits: bool,
     parts: bool,
 ) -> dict[str, int]:
     sizes = tile_sizes(tokens, _GROUP, head_dim, dtype)
     constants = {
-        "GROUP": _GROUP, "HEAD_DIM": head_dim, "PAGE_SIZE": page_size,
+        "GROUP": _GROUP, "HEAD_DIM": head_dim, "PAGE_SIZE": page_size, "KV": kv,
         "SOFT_CAP": 30.0 if traits else 0.0, "WINDOW": 1024 if traits else 0,
         "BLOCK_M": sizes.block_m, "BLOCK_N": sizes.block_n, "BLOCK_D": sizes.block_d,
         "MIN_CHUNK": 128,
     }  # fmt: skip
     absent = () if parts else _ONE_PART
+    if not kv:
+        absent += _SCALES
     if not traits:
         absent += ("sinks",)
     return compile_kernel(
@@ -96,16 +104,17 @@ def compile_attention(
 
 
 def main(wanted: list[str]) -> None:
-    """Of each case "kernel tokens head_dim page_size dtype traits parts" the resources."""
+    """Of each case "kernel tokens head_dim page_size dtype kv traits parts" the resources."""
     kernels = {"decode": decode_kernel, "extend": extend_kernel, "shared": shared_kernel}
     for case in wanted:
-        name, tokens, head_dim, page_size, dtype, traits, parts = case.split()
+        name, tokens, head_dim, page_size, dtype, kv, traits, parts = case.split()
         if name == "merge":
             constants = {"HEAD_DIM": int(head_dim), "BLOCK_D": int(head_dim), "BLOCK_P": 16}
             taken = compile_kernel(merge_kernel, constants, torch.bfloat16, (), num_warps=4)
         else:
             taken = compile_attention(
                 kernels[name], int(tokens), int(head_dim), int(page_size), getattr(torch, dtype),
+                "" if kv == "dense" else kv,
                 traits=traits == "traits", parts=parts == "parts",
             )  # fmt: skip
         print(json.dumps({"case": case} | taken), flush=True)  # noqa: T201

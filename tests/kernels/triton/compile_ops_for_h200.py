@@ -6,6 +6,7 @@ line of JSON per kernel: name and bytes of shared memory."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from sapwood.kernels.draws import Draws
+from sapwood.kernels.interface import kv_cache_shape
 from sapwood.kernels.triton.elementwise import activate_and_mul
-from sapwood.kernels.triton.linear import fp8_linear
 from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.kernels.triton.pages import copy_pages
+from tests.kernels.test_coded import random_weight as random_codes
 from tests.kernels.test_quantized import random_weight
 
 
@@ -53,21 +55,25 @@ def call_every_op() -> None:
     kernels.silu_and_mul(x)
     activate_and_mul(x, "gelu")
     kernels.embedding(torch.zeros(4, dtype=torch.int64), x)
-    cache = torch.zeros(4, 8, 16, 128, dtype=bf16)
-    kernels.qk_norm_rope_write_kv(
-        torch.zeros(4, 32 * 128, dtype=bf16),
-        num_heads=16,
-        num_kv_heads=8,
-        head_dim=128,
-        q_norm=norm[:128],
-        k_norm=norm[:128],
-        eps=1e-6,
-        cos_sin=torch.zeros(9, 128),
-        positions=torch.zeros(4, dtype=torch.int64),
-        key_cache=cache,
-        value_cache=cache,
-        write_index=torch.zeros(4, dtype=torch.int64),
-    )
+    caches = {
+        dtype: torch.zeros(kv_cache_shape(4, 8, 16, 128, dtype), dtype=torch.uint8).view(dtype)
+        for dtype in (torch.int8, torch.float8_e4m3fn)
+    } | {bf16: torch.zeros(4, 8, 16, 128, dtype=bf16)}
+    for cache in caches.values():
+        kernels.qk_norm_rope_write_kv(
+            torch.zeros(4, 32 * 128, dtype=bf16),
+            num_heads=16,
+            num_kv_heads=8,
+            head_dim=128,
+            q_norm=norm[:128],
+            k_norm=norm[:128],
+            eps=1e-6,
+            cos_sin=torch.zeros(9, 128),
+            positions=torch.zeros(4, dtype=torch.int64),
+            key_cache=cache,
+            value_cache=cache,
+            write_index=torch.zeros(4, dtype=torch.int64),
+        )
     logits = torch.zeros(2, 151_936)
     kernels.argmax(logits)
     kernels.mask_logits(logits, torch.zeros(2, 4748, dtype=torch.int32), [0, 1])
@@ -78,10 +84,16 @@ def call_every_op() -> None:
     for kind, rows in (("int8", 4), ("q8_0", 4), ("q4_1", 64)):
         weight = random_weight(kind, 256, 256)
         kernels.pack_quantized_linear([weight], None, bf16)(x[:1, :256].repeat(rows, 1))
-    fp8 = torch.zeros(256, 256).to(torch.float8_e4m3fn)
-    fp8_linear(fp8, torch.zeros(256), None)(x[:, :256])
-    fp8_linear(fp8, torch.zeros(2, 2), None)(x[:, :256])
-    copy_pages(cache.flatten(1), cache.flatten(1), [(0, 1)])
+    for codes, group, rows in (
+        ("e4m3", 256, 200), ("fp4", 16, 1), ("int4", 128, 200), ("nf4", 64, 1), ("int8", 24, 200),
+    ):  # fmt: skip
+        coded = random_codes(codes, (256, 256, group), shifts=codes == "int4")
+        kernels.pack_quantized_linear([coded], None, bf16)(x[:1, :256].repeat(rows, 1))
+    for group in (256, 128):
+        fp8 = replace(random_codes("e4m3", (256, 256, group)), rounds_inputs=True)
+        kernels.pack_quantized_linear([fp8], None, bf16)(x[:, :256])
+    pages = caches[bf16].flatten(1)
+    copy_pages(pages, pages, [(0, 1)])
 
 
 if __name__ == "__main__":

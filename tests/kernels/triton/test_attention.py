@@ -175,9 +175,9 @@ class TestRefusals:
     def test_shapes_and_dtypes(self, device: torch.device) -> None:
         case = make_case([(1, 4)], heads=(4, 2), device=device)
         q, cache, batch = case.q, case.key_cache, case.batch
-        with pytest.raises(ValueError, match="end with q's head size 32"):
+        with pytest.raises(ValueError, match=r"must be \[pages, 2, 16, 32\]"):
             ATTENTION(q[..., :32], cache, cache, batch, 1.0)
-        with pytest.raises(TypeError, match=r"q is torch\.float16, key_cache torch\.float32"):
+        with pytest.raises(TypeError, match=r"q is torch\.float16 and key_cache torch\.float32"):
             ATTENTION(q.half(), cache, cache, batch, 1.0)
         with pytest.raises(ValueError, match="3 query heads must be a multiple of 2"):
             ATTENTION(q[:, :3], cache, cache, batch, 1.0)

@@ -14,12 +14,15 @@ import triton
 SHARED_MEMORY = 227 * 1024
 REGISTERS = 65_536
 CASES = {
-    "decode 1 128 16 bfloat16 plain parts": (75 * 1024, 128),
-    "extend 512 128 16 bfloat16 plain one": (SHARED_MEMORY, 256),
-    "shared 512 256 64 bfloat16 traits parts": (SHARED_MEMORY, 256),
-    "merge 1 128 1 any any parts": (16 * 1024, 128),
+    "decode 1 128 16 bfloat16 dense plain parts": (75 * 1024, 128),
+    "decode 1 128 16 bfloat16 int8 plain parts": (75 * 1024, 128),
+    "extend 512 128 16 bfloat16 dense plain one": (SHARED_MEMORY, 256),
+    "extend 512 128 16 bfloat16 fp8_e4m3 plain one": (SHARED_MEMORY, 256),
+    "shared 512 256 64 bfloat16 dense traits parts": (SHARED_MEMORY, 256),
+    "shared 512 256 64 bfloat16 fp8_e5m2 traits parts": (SHARED_MEMORY, 256),
+    "merge 1 128 1 any any any parts": (16 * 1024, 128),
 }
-"""Kernel, tokens per tile, head size, page size, dtype -> shared memory at most, threads."""
+"""Kernel, tokens per tile, head size, page size, dtype, cache -> shared memory at most, threads."""
 
 _PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 

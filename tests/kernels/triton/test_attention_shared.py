@@ -7,14 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapwood.kernels.interface import AttentionTraits
-from sapwood.kernels.shared_prefixes import SharedPrefix
+from sapwood.kernels.interface import AttentionBatch, AttentionTraits
 from sapwood.kernels.triton import attention_shared_tiles
 from sapwood.kernels.triton.attention_shared_tiles import (
-    make_shared_tiles,
+    CapturedTiles,
     shared_groups,
-    shared_tiles_key,
-    shared_tokens_per_tile,
 )
 from tests.kernels.triton.attention_cases import ATTENTION, Case, make_case
 
@@ -111,18 +108,63 @@ def test_pages_of_new_tokens_are_not_shared(device: torch.device) -> None:
     assert group.num_pages == 1
 
 
-def test_tiles_for_a_captured_graph(device: torch.device) -> None:
-    """Empty tiles fill the grid; tiles that the runtime made are used as they are."""
-    case = make_case(DECODES, heads=(4, 2), prefixes=PREFIXES, shows_pages=False, device=device)
-    groups = [SharedPrefix(requests=members, num_pages=count) for members, count in PREFIXES]
-    tokens_per_tile = shared_tokens_per_tile(case.q, case.key_cache)
-    tiles = make_shared_tiles(case.batch, groups, 16, tokens_per_tile, num_tiles=5)
-    assert tiles.tokens.shape == (5, tokens_per_tile)
-    assert tiles.shared_len.tolist() == [256, 256, 256, 16, 16]
-    key = shared_tiles_key(tokens_per_tile)
-    replace(case, batch=replace(case.batch, cache={key: tiles})).check()
-    with pytest.raises(ValueError, match="2 tiles of shared pages do not fit in 1"):
-        make_shared_tiles(case.batch, groups, 16, tokens_per_tile, num_tiles=1)
+@pytest.mark.usefixtures("_always_worth_it")
+def test_a_captured_step_follows_the_plan_of_each_replay(device: torch.device) -> None:
+    """Seven requests were captured; five, then two of them, then others share pages."""
+    sharing = CapturedTiles(7, 16, device)
+    warm = make_case([(1, 1)] * 7, heads=(4, 2), shows_pages=False, device=device)
+    sharing.install(warm.batch)
+    warm.check()
+    for prefixes in (PREFIXES, [((1, 4), 3)], [((0, 4), 9), ((1, 2), 8)]):
+        case = make_case(DECODES, heads=(4, 2), prefixes=prefixes, device=device)
+        assert sharing.plan(case.batch)
+        # What is captured sees tensors of seven requests; the last two are nobody's.
+        table = torch.zeros(7, case.batch.page_table.shape[1], dtype=torch.int32, device=device)
+        table[:5] = case.batch.page_table
+        context_len = torch.ones(7, dtype=torch.int32, device=device)
+        context_len[:5] = case.batch.context_len
+        for cache in (case.key_cache, case.value_cache):
+            cache[0] = 0.0
+        captured = AttentionBatch(
+            page_table=table,
+            query_start=torch.arange(8, dtype=torch.int32, device=device),
+            context_len=context_len,
+            query_lens=(1,) * 7,
+            context_lens=(table.shape[1] * 16,) * 7,
+            num_decodes=7,
+        )
+        sharing.install(captured)
+        q = torch.cat((case.q, torch.zeros_like(case.q[:2])))
+        replace(case, q=q, batch=captured).check_rows(5, case)
+        if prefixes is PREFIXES:
+            # That pages are read from a group's first request shows that they are read once.
+            table[1:3, :16] = 0
+            replace(case, q=q, batch=captured).check_rows(5, case)
+
+
+@pytest.mark.usefixtures("_always_worth_it")
+def test_groups_that_do_not_fit_in_a_captured_step_are_left_out(device: torch.device) -> None:
+    """Those that save the most come first."""
+    prefixes = [((2 * i, 2 * i + 1), 2 + i) for i in range(6)]
+    requests = [(1, 16 * 9)] * 12
+    case = make_case(requests, heads=(1, 1), prefixes=prefixes, device=device)
+    sharing = CapturedTiles(12, 16, device)
+    tiles = sharing.tiles(16)
+    assert sharing.plan(case.batch)
+    assert (
+        tiles.shared_len.tolist()
+        == [0] * 4 + [4 * 16] * 2 + [5 * 16] * 2 + [6 * 16] * 2 + [7 * 16] * 2
+    )
+    assert (tiles.requests[:, 0] >= 0).all()
+
+
+def test_nothing_is_planned_where_nothing_is_worth_sharing(device: torch.device) -> None:
+    sharing = CapturedTiles(5, 16, device)
+    sharing.tiles(32)
+    case = make_case(DECODES, heads=(4, 2), prefixes=PREFIXES, device=device)
+    assert not sharing.plan(case.batch)
+    hidden = make_case(DECODES, heads=(4, 2), prefixes=PREFIXES, shows_pages=False, device=device)
+    assert not sharing.plan(hidden.batch)
 
 
 def test_shared_pages_are_read_from_one_request(device: torch.device) -> None:

@@ -24,6 +24,7 @@ def _hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_is_served_and_the_cpu_is_not() -> None:
     assert TRITON.why_not(NEED) is None
+    assert TRITON.why_not(replace(NEED, kv_dtype=torch.int8)) is None
     assert select_kernels(NEED).kernels.name == "triton"
     refusals = select_kernels(replace(NEED, device="cpu")).refusals
     assert refusals["triton"] == "they run on cuda, not on cpu"
@@ -35,8 +36,12 @@ def test_a_gpu_is_served_and_the_cpu_is_not() -> None:
         ({"dtype": torch.float64}, "torch.float64 is not float32, bfloat16 or float16"),
         ({"head_dim": 320}, "head size 320 is above 256"),
         (
-            {"kv_dtype": torch.int8},
-            "they need a KV cache of torch.bfloat16, not of torch.int8",
+            {"kv_dtype": torch.float16},
+            "the KV cache is torch.float16, neither torch.bfloat16 nor in 8 bits",
+        ),
+        (
+            {"kv_dtype": torch.int8, "head_dim": 65},
+            "an 8-bit KV cache needs an even head size, not 65",
         ),
         ({"device": "mps"}, "they run on cuda, not on mps"),
     ],

@@ -19,7 +19,7 @@ from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
-from sapwood.layers.quantization.on_the_fly import Int8Scheme
+from sapwood.layers.quantization.on_the_fly import CodesScheme, Int8Scheme
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.loader.assign import load_weights
@@ -57,7 +57,12 @@ def to_device(batch: ForwardBatch, device: torch.device) -> ForwardBatch:
 
 
 def greedy_tokens(
-    directory: Path, kernels: Kernels, device: torch.device, scheme: LinearScheme, num_steps: int
+    directory: Path,
+    kernels: Kernels,
+    device: torch.device,
+    scheme: LinearScheme,
+    num_steps: int,
+    kv_dtype: torch.dtype,
 ) -> list[list[int]]:
     """Both prompts in one step, then both decode together; the tokens of each step."""
     config = DecoderConfig.from_hf(json.loads((directory / "config.json").read_text()))
@@ -68,7 +73,7 @@ def greedy_tokens(
     model.finalize()
     caches = allocate_kv_caches(
         num_layers=config.num_layers, num_pages=8, num_kv_heads=config.num_kv_heads,
-        page_size=PAGE_SIZE, head_dim=config.head_dim, dtype=torch.float32, device=device,
+        page_size=PAGE_SIZE, head_dim=config.head_dim, dtype=kv_dtype, device=device,
     )  # fmt: skip
     new: list[Sequence[int]] = list(PROMPTS.values())
     computed = [0, 0]
@@ -88,10 +93,20 @@ def greedy_tokens(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "num_steps"), [(DENSE, 6), (Int8Scheme(), 2)], ids=["dense", "int8"]
+    ("scheme", "num_steps", "kv_dtype"),
+    [
+        (DENSE, 6, torch.float32),
+        (Int8Scheme(), 2, torch.float32),
+        (CodesScheme("fp8"), 2, torch.int8),
+    ],
+    ids=["dense", "int8", "fp8 and 8-bit KV"],
 )
 def test_greedy_tokens_are_the_references(
-    device: torch.device, directory: Path, scheme: LinearScheme, num_steps: int
+    device: torch.device,
+    directory: Path,
+    scheme: LinearScheme,
+    num_steps: int,
+    kv_dtype: torch.dtype,
 ) -> None:
     found = []
     with torch.inference_mode():
@@ -99,6 +114,6 @@ def test_greedy_tokens_are_the_references(
             (ReferenceKernels(), torch.device("cpu")),
             (TritonKernels(), device),
         ):
-            found.append(greedy_tokens(directory, kernels, there, scheme, num_steps))
+            found.append(greedy_tokens(directory, kernels, there, scheme, num_steps, kv_dtype))
     assert found[0] == found[1]
     assert len({token for step in found[0] for token in step}) > 1

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from sapwood.kernels.coded import CodedWeight, quantize_codes
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.kv_cache import LARGEST_NUMBER, dequantize_pages
 
 LIMITS = {torch.float32: 2e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference that is taken for rounding, relative to the largest wanted value."""
@@ -240,6 +242,60 @@ def _attend(
     return got, wanted
 
 
+@check("8-bit KV cache")
+def _kv_in_8_bits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    """What is written of values, which are not rotated, and attention to one and the same cache."""
+    lengths = (5, 3 * case.page_size, 70)
+    num_pages = [-(-length // case.page_size) for length in lengths]
+    width = (case.num_heads + 2 * case.num_kv_heads) * case.head_dim
+    table = torch.zeros(len(lengths), max(num_pages), dtype=torch.int32)
+    first, places = 1, []
+    for row, length, num in zip(table, lengths, num_pages, strict=True):
+        row[:num] = torch.arange(first, first + num)
+        places.append(torch.arange(length) + first * case.page_size)
+        first += num
+    batch = AttentionBatch(
+        page_table=table.to(case.device),
+        query_start=torch.arange(4, dtype=torch.int32).to(case.device),
+        context_len=torch.tensor(lengths, dtype=torch.int32).to(case.device),
+        query_lens=(1, 1, 1),
+        context_lens=lengths,
+        num_decodes=3,
+    )
+    for dtype in LARGEST_NUMBER:
+        shape = kv_cache_shape(first, case.num_kv_heads, case.page_size, case.head_dim, dtype)
+        qkv, found = case.randn(sum(lengths), width), []
+        for one in (kernels, reference):
+            caches = [torch.zeros(shape, dtype=torch.uint8, device=case.device) for _ in "kv"]
+            keys, values = (cache.view(dtype) for cache in caches)
+            one.qk_norm_rope_write_kv(
+                qkv.clone(),
+                num_heads=case.num_heads,
+                num_kv_heads=case.num_kv_heads,
+                head_dim=case.head_dim,
+                q_norm=None,
+                k_norm=None,
+                eps=1e-6,
+                cos_sin=torch.ones(1, case.head_dim, device=case.device),
+                positions=torch.zeros(sum(lengths), dtype=torch.int64, device=case.device),
+                key_cache=keys,
+                value_cache=values,
+                write_index=torch.cat(places).to(case.device),
+            )
+            found.append((keys, values))
+        pages = torch.arange(first, device=case.device)
+        got, wanted = (
+            dequantize_pages(values, pages, case.head_dim, torch.float32) for _, values in found
+        )
+        yield got, wanted
+        q = case.randn(3, case.num_heads, case.head_dim)
+        got, wanted = (
+            one.paged_attention(q, *found[1], replace(batch, cache={}), case.head_dim**-0.5)
+            for one in (kernels, reference)
+        )
+        yield got, wanted
+
+
 @check("linear")
 def _linear(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
     weight = case.randn(3 * case.hidden_size, case.hidden_size)
@@ -268,6 +324,31 @@ def _check_quantized(kind: str) -> None:
 
 for _kind in ("int8", "q8_0", "q4_1"):
     _check_quantized(_kind)
+
+
+@check("linear of codes", limit=QUANTIZED_LIMIT)
+def _codes(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    """A scale per output (FP8, int8), per block, and per 16 and 64 inputs."""
+    if case.dtype == torch.float16:
+        return
+    shape = (2 * case.hidden_size, case.hidden_size)
+    drawn = torch.randn(shape, generator=case.generator)
+    parts = [quantize_codes(drawn, codes) for codes in ("e4m3", "int8")]
+    for codes, wanted in (("e4m3", 128), ("fp4", 16), ("nf4", 64), ("int4", 64)):
+        group = min(wanted, case.hidden_size)
+        width = shape[1] if codes == "e4m3" else shape[1] // 2
+        # Codes of E4M3 below 120 are numbers, and none is much larger than the others.
+        data = torch.randint(0, 120, (shape[0], width), generator=case.generator).to(torch.uint8)
+        scales = torch.rand((shape[0], shape[1] // group), generator=case.generator)
+        parts.append(CodedWeight(codes, shape, data, scales, group))
+    for part in parts:
+        there = [part.to(case.device)]
+        mine, its = (
+            one.pack_quantized_linear(there, None, case.dtype) for one in (kernels, reference)
+        )
+        for rows in (1, 33):
+            x = case.randn(rows, case.hidden_size)
+            yield mine(x), its(x)
 
 
 @check("argmax")

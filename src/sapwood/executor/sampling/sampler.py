@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -12,10 +13,17 @@ from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.processors import LogitsProcessor
 from sapwood.executor.sampling.random_numbers import uniforms
 from sapwood.kernels.draws import Draws
-from sapwood.kernels.interface import Kernels
 from sapwood.kernels.transfer import upload_one
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
+
+
+class Chooser(Protocol):
+    """`Kernels` is one, and so is what was captured of their ops."""
+
+    def argmax(self, logits: Tensor) -> Tensor: ...
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor: ...
 
 
 class Sampler:
@@ -25,7 +33,7 @@ class Sampler:
         self,
         rows: RowTable,
         processors: Sequence[LogitsProcessor],
-        kernels: Kernels,
+        chooser: Chooser,
         failures: dict[int, str] | None = None,
         grammars: GrammarMasks | None = None,
     ) -> None:
@@ -34,7 +42,7 @@ class Sampler:
         self._grammars = grammars
         self._failures = {} if failures is None else failures
         self._rows = rows
-        self._kernels = kernels
+        self._chooser = chooser
         self._processors = processors
 
     def start(self, start: RowStart) -> None:
@@ -81,9 +89,9 @@ class Sampler:
         params = [self._rows.sampling[row] for row in rows]
         random = [index for index, one in enumerate(params) if not one.is_greedy]
         if len(random) == len(params):
-            chosen = self._kernels.sample(logits, self._draws(rows, params, num_outputs))
+            chosen = self._chooser.sample(logits, self._draws(rows, params, num_outputs))
         else:
-            chosen = self._kernels.argmax(logits)
+            chosen = self._chooser.argmax(logits)
             if random:
                 draws = self._draws(
                     [rows[index] for index in random],
@@ -91,7 +99,7 @@ class Sampler:
                     [num_outputs[index] for index in random],
                 )
                 at = upload_one(random, np.int64, logits.device)
-                chosen.index_copy_(0, at, self._kernels.sample(logits.index_select(0, at), draws))
+                chosen.index_copy_(0, at, self._chooser.sample(logits.index_select(0, at), draws))
         return chosen
 
     def followed(self, rows: Sequence[int]) -> set[int]:

@@ -171,6 +171,12 @@ class TorchKernels:
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         return sample(logits, draws)
 
+    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
+        return self.sample(logits, Draws.of_table(settings.cpu().numpy()))
+
+    def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
+        return None
+
     def record(
         self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
     ) -> RecordedStep:

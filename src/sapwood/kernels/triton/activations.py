@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sapwood.kernels.triton.small_floats import encode
+
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
@@ -62,11 +64,12 @@ def _round(
     scale = tl.where(is_finite, scale, float("nan"))
     if IS_INT8:
         # Rounds half to even: the sum has no bits left for what is below 1.
-        scaled = (scaled + 12582912.0) - 12582912.0
+        numbers = ((scaled + 12582912.0) - 12582912.0).to(tl.int8)
     else:
         scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
+        numbers = encode(scaled, 3, 7).to(tl.uint8)
     to = numbers_ptr + token * num_groups * GROUP + column
-    tl.store(to, scaled.to(numbers_ptr.dtype.element_ty), mask=in_group)
+    tl.store(to, numbers, mask=in_group)
     tl.store(scales_ptr + token * num_groups + group, scale, mask=is_group)
 
 
@@ -86,7 +89,8 @@ def round_activations(x: Tensor, group_inputs: int, dtype: torch.dtype) -> Round
     block_groups = triton.next_power_of_2(min(num_groups, max(1, _AT_ONCE // block)))
     # Fused, the product and the sum of the rounding would be rounded once instead of twice.
     _round[(rows, triton.cdiv(num_groups, block_groups))](
-        x, numbers, scales, width, x.stride(0), num_groups, LARGEST=_LARGEST[dtype],
+        x, numbers if dtype == torch.int8 else numbers.view(torch.uint8), scales, width,
+        x.stride(0), num_groups, LARGEST=_LARGEST[dtype],
         IS_INT8=dtype == torch.int8, GROUP=group_inputs, BLOCK_G=block_groups, BLOCK=block,
         num_warps=min(16, max(1, block * block_groups // 512)), enable_fp_fusion=False,
     )  # fmt: skip

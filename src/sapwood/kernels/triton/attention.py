@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits
+from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, kv_cache_shape
 from sapwood.kernels.triton.attention_decode import decode_kernel
 from sapwood.kernels.triton.attention_extend import extend_kernel
 from sapwood.kernels.triton.attention_merge import merge_kernel
@@ -32,6 +32,7 @@ from sapwood.kernels.triton.attention_sizes import (
     next_power_of_2,
     tile_sizes,
 )
+from sapwood.kernels.triton.kv_format import KV_NAMES, parted
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -54,11 +55,19 @@ class _Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """One layer's attention: what its launches have in common."""
+    """One layer's attention: what its launches have in common.
+
+    key_cache   [num_pages, Hk, page_size, D]; of an 8-bit cache its numbers, uint8
+    key_scales  [num_pages, Hk, page_size] bf16 of an 8-bit cache, or None
+    kv          as attention_core.attend has it
+    """
 
     q: Tensor
     key_cache: Tensor
     value_cache: Tensor
+    key_scales: Tensor | None
+    value_scales: Tensor | None
+    kv: str
     batch: AttentionBatch
     scale: float
     traits: AttentionTraits
@@ -75,6 +84,10 @@ class _Call:
     @property
     def group(self) -> int:
         return self.q.shape[1] // self.num_kv_heads
+
+    @property
+    def operands(self) -> tuple[Tensor | None, ...]:
+        return self.q, self.key_cache, self.value_cache, self.key_scales, self.value_scales
 
     def sizes(self, max_tokens: int) -> TileSizes:
         """For tiles of at most `max_tokens` tokens."""
@@ -100,6 +113,7 @@ class _Call:
             "GROUP": self.group,
             "HEAD_DIM": self.q.shape[2],
             "PAGE_SIZE": self.page_size,
+            "KV": self.kv,
             "SOFT_CAP": self.traits.soft_cap or 0.0,
             "WINDOW": self.traits.window or 0,
             "BLOCK_M": sizes.block_m,
@@ -113,7 +127,8 @@ class _Call:
 
 class PagedAttention:
     """See `Kernels.paged_attention`: all traits, head sizes up to 256, any page size, float16,
-    bfloat16 and float32, keys and values of q's dtype.
+    bfloat16 and float32, keys and values of q's dtype or in 8 bits, which are dequantised to it
+    as they are read.
 
     Deviation from fp32 arithmetic as ||difference|| / ||result|| of a token, largest of the tests'
     random inputs: float32 5e-7, float16 6e-4 (weights are rounded before they multiply values),
@@ -131,10 +146,15 @@ class PagedAttention:
     ) -> Tensor:
         _check(q, key_cache, value_cache, traits)
         q = q if q.stride(2) == 1 else q.contiguous()
+        keys, key_scales = parted(key_cache, q.shape[2])
+        values, value_scales = parted(value_cache, q.shape[2])
         call = _Call(
             q=q,
-            key_cache=key_cache,
-            value_cache=value_cache,
+            key_cache=keys,
+            value_cache=values,
+            key_scales=key_scales,
+            value_scales=value_scales,
+            kv=KV_NAMES.get(key_cache.dtype, ""),
             batch=batch,
             scale=scale,
             traits=traits,
@@ -153,19 +173,23 @@ class PagedAttention:
 
 def _check(q: Tensor, key_cache: Tensor, value_cache: Tensor, traits: AttentionTraits) -> None:
     num_heads, head_dim = q.shape[1:]
-    num_kv_heads = key_cache.shape[1]
-    if q.dtype not in DTYPES or not q.dtype == key_cache.dtype == value_cache.dtype:
+    num_kv_heads, page_size = key_cache.shape[1:3]
+    if q.dtype not in DTYPES or key_cache.dtype not in (q.dtype, *KV_NAMES):
         raise TypeError(
-            f"q is {q.dtype}, key_cache {key_cache.dtype}, value_cache {value_cache.dtype}; they "
-            "must all be float16, bfloat16 or float32"
+            f"q is {q.dtype} and key_cache {key_cache.dtype}; q must be float16, bfloat16 or "
+            "float32, and the cache of the same dtype or in 8 bits"
         )
-    if key_cache.shape != value_cache.shape or key_cache.shape[3] != head_dim:
-        raise ValueError(
-            f"key_cache {tuple(key_cache.shape)} and value_cache {tuple(value_cache.shape)} must "
-            f"be equal and end with q's head size {head_dim}"
-        )
-    if key_cache.stride(3) != 1 or value_cache.stride(3) != 1:
-        raise ValueError("the entries of a head must lie together in key_cache and value_cache")
+    width = kv_cache_shape(1, num_kv_heads, page_size, head_dim, key_cache.dtype)[3]
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        if cache.dtype != key_cache.dtype or tuple(cache.shape[1:]) != (
+            num_kv_heads, page_size, width
+        ):  # fmt: skip
+            raise ValueError(
+                f"{name} {list(cache.shape)} {cache.dtype} must be [pages, {num_kv_heads}, "
+                f"{page_size}, {width}] {key_cache.dtype} for q's head size {head_dim}"
+            )
+        if cache.stride(3) != 1:
+            raise ValueError(f"the entries of a head must lie together in {name}")
     if head_dim > MAX_HEAD_DIM:
         raise ValueError(f"head size {head_dim} is more than {MAX_HEAD_DIM}")
     if num_heads % num_kv_heads or num_heads // num_kv_heads > MAX_GROUP:
@@ -223,7 +247,7 @@ def _attend_shared(call: _Call, tiles: SharedTiles, *, with_extends: bool) -> No
     # Not every row has all parts: those that are not written count as parts without keys.
     parts.lse.fill_(-torch.inf)
     shared_kernel[(num_shared, call.num_kv_heads, tiles.tokens.shape[0])](
-        call.q, call.key_cache, call.value_cache, batch.page_table, batch.context_len,
+        *call.operands, batch.page_table, batch.context_len,
         batch.query_start, tiles.tokens, tiles.requests, tiles.shared_len,
         parts.values, parts.lse, call.scale,
         *call.strides(), num_shared, parts.num_parts,
@@ -246,7 +270,7 @@ def _decode(
     batch = call.batch
     values, lse, num_parts = _fields(parts)
     decode_kernel[(num_splits, call.num_kv_heads, batch.num_decodes)](
-        call.q, call.key_cache, call.value_cache, batch.page_table, batch.context_len, shared_len,
+        *call.operands, batch.page_table, batch.context_len, shared_len,
         call.out, values, lse, call.traits.sinks, call.scale,
         *call.strides(), num_splits, num_parts, first_part,
         **call.constants(call.sizes(1), DECODE),
@@ -275,7 +299,7 @@ def _extend(
     first = batch.num_decodes
     values, lse, num_parts = _fields(parts)
     extend_kernel[(num_splits, call.num_kv_heads, num_tiles)](
-        call.q, call.key_cache, call.value_cache, batch.page_table[first:],
+        *call.operands, batch.page_table[first:],
         batch.context_len[first:], batch.query_start[first:],
         None if shared_len is None else shared_len[first:],
         call.out, values, lse, call.traits.sinks, call.scale,

@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sapwood.kernels.triton.small_floats import decode
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -61,12 +63,30 @@ def chunk_of_keys(
 
 
 @triton.jit
+def _dequantized(
+    numbers, scales, page, offset, page_stride, exists, dtype: tl.constexpr,
+    KV: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Tokens of an 8-bit cache (kernels/kv_cache.py), numbers [N, BLOCK_D] uint8, as `dtype`."""
+    where = scales + page * (page_stride // 2) + offset
+    scale = tl.load(where, mask=exists, other=0.0) if MASKED else tl.load(where)
+    if KV == "int8":
+        value = numbers.to(tl.int8, bitcast=True).to(tl.float32)
+    elif KV == "fp8_e4m3":
+        value = decode(numbers.to(tl.int32), 8, 3, 7)
+    else:
+        value = decode(numbers.to(tl.int32), 8, 2, 15)
+    return (value * scale.to(tl.float32)[:, None]).to(dtype)
+
+
+@triton.jit
 def attend(
     q, highest, total, weighted,
-    keys, values, pages, start, stop, low, position,
+    keys, values, key_scales, value_scales, pages, start, stop, low, position,
     key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+    KV: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """One pass over the keys start .. stop; returns (highest, total, weighted) after them.
 
@@ -74,6 +94,8 @@ def attend(
     highest, total   [M] the highest score so far in log2 units, and the sum of 2^(score - highest)
     weighted         [M, BLOCK_D] the same sum of values
     keys, values     the cache at the program's key and value head
+    key_scales, ...  of an 8-bit cache, at the same head: bf16, half as many to a page as bytes
+    KV               what the cache is in: "" (q's dtype), "int8", "fp8_e4m3" or "fp8_e5m2"
     pages            the request's row of the page table
     low, position    keys before `low` are not read; position [M] of each row's token
     SOFT_CAP, WINDOW 0 if there is none
@@ -98,14 +120,22 @@ def attend(
         # What is masked out is not read either: it may be another request's, or NaN.
         if MASKED:
             mask = exists[:, None] & in_head
-            key = tl.load(keys + key_at, mask=mask, other=0.0)
-            value = tl.load(values + value_at, mask=mask, other=0.0)
+            key = tl.load(keys + key_at, mask=mask, other=0)
+            value = tl.load(values + value_at, mask=mask, other=0)
         elif HEAD_DIM == BLOCK_D:
             key = tl.load(keys + key_at)
             value = tl.load(values + value_at)
         else:
-            key = tl.load(keys + key_at, mask=in_head, other=0.0)
-            value = tl.load(values + value_at, mask=in_head, other=0.0)
+            key = tl.load(keys + key_at, mask=in_head, other=0)
+            value = tl.load(values + value_at, mask=in_head, other=0)
+
+        if KV != "":
+            key = _dequantized(
+                key, key_scales, page, offset, key_page_stride, exists, q.dtype, KV, MASKED
+            )
+            value = _dequantized(
+                value, value_scales, page, offset, value_page_stride, exists, q.dtype, KV, MASKED
+            )
 
         none = tl.zeros([q.shape[0], BLOCK_N], tl.float32)
         score = _dot(q, tl.trans(key), none) * scale

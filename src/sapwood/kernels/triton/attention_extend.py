@@ -38,14 +38,15 @@ def _request_of(tile, query_start, num_requests, BLOCK_Q: tl.constexpr):
     ]
 )  # fmt: skip
 def extend_kernel(
-    q, key_cache, value_cache, page_table, context_len, query_start, shared_len,
+    q, key_cache, value_cache, key_scales, value_scales,
+    page_table, context_len, query_start, shared_len,
     out, parts, part_lse, sinks, scale,
     q_token_stride, q_head_stride, page_table_stride,
     key_page_stride, key_head_stride, key_token_stride,
     value_page_stride, value_head_stride, value_token_stride,
     num_heads, num_requests, num_tiles, num_splits, num_parts, first_part,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
+    KV: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MIN_CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Grid (num_splits, Hk, num_tiles). Row r of a tile is its token r // GROUP, query head
@@ -85,6 +86,9 @@ def extend_kernel(
             )
             keys = key_cache + kv_head.to(tl.int64) * key_head_stride
             values = value_cache + kv_head.to(tl.int64) * value_head_stride
+            if KV != "":
+                key_scales += kv_head.to(tl.int64) * (key_head_stride // 2)
+                value_scales += kv_head.to(tl.int64) * (value_head_stride // 2)
             pages = page_table + request.to(tl.int64) * page_table_stride
             masked_from = start
             if WINDOW == 0:
@@ -92,15 +96,16 @@ def extend_kernel(
                 masked_from = start + seen_by_all // BLOCK_N * BLOCK_N
                 highest, total, weighted = attend(
                     queries, highest, total, weighted,
-                    keys, values, pages, start, masked_from, low, position,
+                    keys, values, key_scales, value_scales,
+                    pages, start, masked_from, low, position,
                     key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
-                    HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, SOFT_CAP, WINDOW, True, False,
+                    HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, True, False,
                 )  # fmt: skip
             highest, total, weighted = attend(
                 queries, highest, total, weighted,
-                keys, values, pages, masked_from, stop, low, position,
+                keys, values, key_scales, value_scales, pages, masked_from, stop, low, position,
                 key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
-                HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, SOFT_CAP, WINDOW, True, True,
+                HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, True, True,
             )  # fmt: skip
         store(
             highest, total, weighted, token, head, is_row,

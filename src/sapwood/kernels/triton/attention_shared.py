@@ -18,14 +18,14 @@ from sapwood.kernels.triton.attention_core import attend, chunk_of_keys, load_qu
 
 @triton.jit(do_not_specialize=["page_table_stride", "num_splits", "num_parts"])
 def shared_kernel(
-    q, key_cache, value_cache, page_table, context_len, query_start,
+    q, key_cache, value_cache, key_scales, value_scales, page_table, context_len, query_start,
     tile_tokens, tile_requests, shared_len, parts, part_lse, scale,
     q_token_stride, q_head_stride, page_table_stride,
     key_page_stride, key_head_stride, key_token_stride,
     value_page_stride, value_head_stride, value_token_stride,
     num_heads, num_splits, num_parts,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
+    KV: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MIN_CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Grid (num_splits, Hk, tiles); writes parts 0 .. num_splits.
@@ -64,21 +64,25 @@ def shared_kernel(
             )
             keys = key_cache + kv_head.to(tl.int64) * key_head_stride
             values = value_cache + kv_head.to(tl.int64) * value_head_stride
+            if KV != "":
+                key_scales += kv_head.to(tl.int64) * (key_head_stride // 2)
+                value_scales += kv_head.to(tl.int64) * (value_head_stride // 2)
             pages = page_table + owner.to(tl.int64) * page_table_stride
             masked_from = start
             if WINDOW == 0:
                 masked_from = start + (stop - start) // BLOCK_N * BLOCK_N
                 highest, total, weighted = attend(
                     queries, highest, total, weighted,
-                    keys, values, pages, start, masked_from, low, position,
+                    keys, values, key_scales, value_scales,
+                    pages, start, masked_from, low, position,
                     key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
-                    HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, SOFT_CAP, WINDOW, False, False,
+                    HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, False, False,
                 )  # fmt: skip
             highest, total, weighted = attend(
                 queries, highest, total, weighted,
-                keys, values, pages, masked_from, stop, low, position,
+                keys, values, key_scales, value_scales, pages, masked_from, stop, low, position,
                 key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
-                HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, SOFT_CAP, WINDOW, False, True,
+                HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, False, True,
             )  # fmt: skip
         store(
             highest, total, weighted, token, head, is_row,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.shared_prefixes import SharedPrefix, find_shared_prefixes
-from sapwood.kernels.triton.attention_sizes import MAX_GROUP, tile_sizes
+from sapwood.kernels.transfer import upload
 
 _SHARED_QUERY_LEN = 16
 """Requests with more new tokens fill tiles with rows of their own: sharing saves nothing. A batch
@@ -22,6 +22,13 @@ _WORTH_SHARING = 16_384
 """Tokens' reads that shared pages must save per key and value head: two more launches and the
 merge cost about 10 us, in which an H200 reads that many tokens of 8 heads of 128 from its L2 cache,
 where the pages of a shared prefix mostly are. An estimate; not measured."""
+
+_SPARE_TILES = 3
+"""Of a captured step, beside those that all its requests fill as one group: one more for each
+group whose last tile is not full."""
+
+_CAPTURED = "triton captured tiles"
+"""Where CapturedTiles are in `AttentionBatch.cache`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,24 +52,15 @@ def extends_share(batch: AttentionBatch) -> bool:
 
 def shared_tiles(batch: AttentionBatch, page_size: int, tokens_per_tile: int) -> SharedTiles | None:
     """The step's tiles, made by its first layer; None if no shared pages are worth it."""
-    key = shared_tiles_key(tokens_per_tile)
+    captured = cast("CapturedTiles | None", batch.cache.get(_CAPTURED))
+    if captured is not None:
+        return captured.tiles(tokens_per_tile)
+    key = f"triton shared {tokens_per_tile}"
     if key not in batch.cache:
         groups = shared_groups(batch, page_size, tokens_per_tile)
         tiles = make_shared_tiles(batch, groups, page_size, tokens_per_tile) if groups else None
         batch.cache[key] = tiles
     return cast("SharedTiles | None", batch.cache[key])
-
-
-def shared_tokens_per_tile(q: Tensor, key_cache: Tensor) -> int:
-    """The width of SharedTiles for such queries and keys."""
-    group = q.shape[1] // key_cache.shape[1]
-    return tile_sizes(MAX_GROUP, group, q.shape[2], q.dtype).tokens(group)
-
-
-def shared_tiles_key(tokens_per_tile: int) -> str:
-    """Where tiles are in `AttentionBatch.cache`: a runtime that captures a graph puts its own
-    there, whose tensors it rewrites before each replay."""
-    return f"triton shared {tokens_per_tile}"
 
 
 def shared_groups(
@@ -97,36 +95,95 @@ def _reads_saved(
 
 
 def make_shared_tiles(
-    batch: AttentionBatch,
-    groups: list[SharedPrefix],
-    page_size: int,
-    tokens_per_tile: int,
-    num_tiles: int | None = None,
+    batch: AttentionBatch, groups: list[SharedPrefix], page_size: int, tokens_per_tile: int
 ) -> SharedTiles:
-    """The groups' tokens in tiles. With `num_tiles`, empty tiles are added up to that number, so
-    that a captured graph's grid fits; ValueError if there are more."""
+    """The groups' tokens in tiles."""
+    tiles = _tiles_of(batch, groups, tokens_per_tile)
+    table = _table(tiles, len(tiles), tokens_per_tile)
+    shared_len = _shared_len(groups, len(batch.query_lens), page_size)
+    tokens, requests, there = upload([table[0], table[1], shared_len], batch.page_table.device)
+    return SharedTiles(tokens=tokens, requests=requests, shared_len=there)
+
+
+class CapturedTiles:
+    """A CapturedSharing: tiles in fixed memory, of which a captured step always has as many.
+
+    Groups that do not fit in them read their pages apart; those that save the most reads fit
+    first."""
+
+    def __init__(self, num_requests: int, page_size: int, device: torch.device) -> None:
+        self._num_requests = num_requests
+        self._page_size = page_size
+        self._device = device
+        self._tiles: dict[int, SharedTiles] = {}
+
+    def install(self, batch: AttentionBatch) -> None:
+        batch.cache[_CAPTURED] = self
+
+    def tiles(self, tokens_per_tile: int) -> SharedTiles:
+        """Made when a layer first asks for tiles of that width, which is before the capture."""
+        if tokens_per_tile not in self._tiles:
+            num_tiles = -(-self._num_requests // tokens_per_tile) + _SPARE_TILES
+            nobody = torch.full(
+                (2, num_tiles, tokens_per_tile), -1, dtype=torch.int32, device=self._device
+            )
+            shared_len = torch.zeros(self._num_requests, dtype=torch.int32, device=self._device)
+            self._tiles[tokens_per_tile] = SharedTiles(
+                tokens=nobody[0], requests=nobody[1], shared_len=shared_len
+            )
+        return self._tiles[tokens_per_tile]
+
+    def plan(self, batch: AttentionBatch) -> bool:
+        found = {width: shared_groups(batch, self._page_size, width) for width in self._tiles}
+        if not any(found.values()):
+            return False
+        for width, groups in found.items():
+            self._write(batch, groups, width)
+        return True
+
+    def _write(self, batch: AttentionBatch, groups: list[SharedPrefix], width: int) -> None:
+        there = self._tiles[width]
+        chosen: list[SharedPrefix] = []
+        left = there.tokens.shape[0]
+        for group in sorted(groups, key=lambda one: -one.num_saved_pages):
+            num_tiles = -(-len(group.requests) // width)
+            if num_tiles <= left:
+                chosen.append(group)
+                left -= num_tiles
+        table = _table(_tiles_of(batch, chosen, width), there.tokens.shape[0], width)
+        shared_len = _shared_len(chosen, self._num_requests, self._page_size)
+        sources = upload([table[0], table[1], shared_len], self._device)
+        torch._foreach_copy_([there.tokens, there.requests, there.shared_len], sources)
+
+
+_Tile = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Tokens, and their requests."""
+
+
+def _tiles_of(batch: AttentionBatch, groups: list[SharedPrefix], width: int) -> list[_Tile]:
     start = np.cumsum([0, *batch.query_lens])
-    shared_len = np.zeros(len(batch.query_lens), dtype=np.int32)
-    tiles: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    tiles: list[_Tile] = []
     for group in groups:
-        members = np.array(group.requests)
-        shared_len[members] = group.num_pages * page_size
         lens = np.array([batch.query_lens[request] for request in group.requests])
-        requests = members.repeat(lens)
+        requests = np.array(group.requests).repeat(lens)
         tokens = np.concatenate([np.arange(start[r], start[r + 1]) for r in group.requests])
-        for begin in range(0, len(tokens), tokens_per_tile):
-            here = slice(begin, begin + tokens_per_tile)
+        for begin in range(0, len(tokens), width):
+            here = slice(begin, begin + width)
             tiles.append((tokens[here], requests[here]))
-    if num_tiles is not None and len(tiles) > num_tiles:
-        raise ValueError(f"{len(tiles)} tiles of shared pages do not fit in {num_tiles}")
-    table = np.full((2, num_tiles or len(tiles), tokens_per_tile), -1, dtype=np.int32)
+    return tiles
+
+
+def _table(tiles: list[_Tile], num_tiles: int, width: int) -> NDArray[np.int32]:
+    """[2, num_tiles, width]: tokens and requests, -1 where there is none."""
+    table = np.full((2, num_tiles, width), -1, dtype=np.int32)
     for index, (tokens, requests) in enumerate(tiles):
         table[0, index, : len(tokens)] = tokens
         table[1, index, : len(tokens)] = requests
+    return table
 
-    device = batch.page_table.device
-    host = torch.from_numpy(np.concatenate([table.ravel(), shared_len]))
-    # From pinned memory the copy waits for nothing; torch keeps that memory until it is done.
-    there = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
-    tokens_there, requests_there = there[: table.size].view(table.shape)
-    return SharedTiles(tokens=tokens_there, requests=requests_there, shared_len=there[table.size :])
+
+def _shared_len(groups: list[SharedPrefix], num_requests: int, page_size: int) -> NDArray[np.int32]:
+    shared_len = np.zeros(num_requests, dtype=np.int32)
+    for group in groups:
+        shared_len[list(group.requests)] = group.num_pages * page_size
+    return shared_len

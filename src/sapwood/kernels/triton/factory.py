@@ -32,8 +32,8 @@ class TritonFactory:
             return 'triton is not installed; install it with pip install "sapwood[gpu]"'
         if need.dtype not in _DTYPES:
             return f"{need.dtype} is not float32, bfloat16 or float16"
-        if need.kv_dtype not in (None, need.dtype):
-            return f"they need a KV cache of {need.dtype}, not of {need.kv_dtype}"
+        if reason := need.why_not_kv():
+            return reason
         if need.head_dim > MAX_HEAD_DIM:
             return f"head size {need.head_dim} is above {MAX_HEAD_DIM}"
         return _why_not_gpu()

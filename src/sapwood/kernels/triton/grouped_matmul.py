@@ -1,69 +1,72 @@
-"""Products of activations as they are and weights of 4 or 8 bits, whose groups of inputs have a
-scale and, maybe, a minimum: w = number * scale + minimum.
+"""Products of activations as they are and weights of 4 or 8 bits, which are decoded on the way to
+the matrix units: w = ((value of a code) + shift) * scale + minimum, times an output's scale.
 
-The weight is computed in fp32 and rounded to the dtype of x, as a dense model of that dtype would
-have it; the sums are fp32. Errors against the product with such a weight in fp32, of the largest
-entry: 1e-5 in fp32, one rounding of the result in the others."""
+The weight but for the output's scale is computed in fp32 and rounded to the dtype of x, as a dense
+model of that dtype would have it; the sums are fp32. Errors against the product with such a weight
+in fp32, of the largest entry: 1e-5 in fp32, one rounding of the result in the others."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels.triton.scaled_matmul import tile
+from sapwood.kernels.triton.small_floats import decode
 
-GROUP_INPUTS = (32, 64, 128)
+Values = Literal["int8", "e4m3", "int4", "fp4", "table"]
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupedWeight:
-    """A weight [out, in] whose bytes lie so that the outputs of a group are neighbours: then a
-    program's tile is one piece of memory.
+    """A weight [out, in] whose bytes lie so that the outputs of a block of inputs are neighbours:
+    then a program's tile is one piece of memory. Made by kernels/triton/packing.py.
 
-    numbers  8 bits: [groups, out, group_inputs] int8; 4 bits: [groups, out, group_inputs / 2]
-             uint8, where in each 32 inputs byte i holds number i in its low half and number 16 + i
-             in its high half, as in GGUF's blocks
-    scales   [groups, out] of a float dtype
-    minima   likewise, or None where there are none: then w = (number - zero) * scale
-    zero     what 4-bit numbers are counted from where there are no minima
-    Raises   ValueError if they do not fit
+    values        what codes stand for: int8 and e4m3 their own bits (the latter finite or NaN),
+                  int4 code - zero, fp4 E2M1, table table[code]
+    shape         [out, in]
+    numbers       [blocks, out, bytes] uint8: blocks of 2^n inputs, what is beyond `in` is any
+                  finite number. 4 bits: byte i has input i in its low half, and in its high half
+                  the one half a block later
+    group_inputs  inputs that share a scale; 0: there are no scales of groups
+    scales        [groups, out] of a float dtype; unused without groups
+    shifts        likewise, or None: 0
+    minima        likewise, or None: 0
+    out_scales    [out] fp32, or None: 1
+    table         [16] fp32 for values "table"
+    zero          for values "int4"
     """
 
-    bits: int
-    group_inputs: int
+    values: Values
+    shape: tuple[int, int]
     numbers: Tensor
-    scales: Tensor
-    minima: Tensor | None
+    group_inputs: int = 0
+    scales: Tensor | None = None
+    shifts: Tensor | None = None
+    minima: Tensor | None = None
+    out_scales: Tensor | None = None
+    table: Tensor | None = None
     zero: int = 0
 
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8) or self.group_inputs not in GROUP_INPUTS:
-            raise ValueError(
-                f"weights have 4 or 8 bits and groups of {', '.join(map(str, GROUP_INPUTS))} "
-                f"inputs, not {self.bits} bits and {self.group_inputs} inputs"
-            )
-        groups, num_out, _ = self.numbers.shape
-        wanted = (groups, num_out, self.group_inputs * self.bits // 8)
-        dtype = torch.int8 if self.bits == 8 else torch.uint8
-        others = [one.shape for one in (self.scales, self.minima) if one is not None]
-        fits = all(tuple(shape) == (groups, num_out) for shape in others)
-        if tuple(self.numbers.shape) != wanted or self.numbers.dtype != dtype or not fits:
-            raise ValueError(
-                f"numbers {self.numbers.dtype} {list(self.numbers.shape)} must be {dtype} "
-                f"{list(wanted)}, scales and minima {[groups, num_out]}"
-            )
+    @property
+    def bits(self) -> int:
+        return 8 if self.values in ("int8", "e4m3") else 4
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """[out, in]"""
-        return self.numbers.shape[1], self.numbers.shape[0] * self.group_inputs
+    def block_inputs(self) -> int:
+        return self.numbers.shape[2] * 8 // self.bits
+
+    @property
+    def num_bytes(self) -> int:
+        """That the device keeps of it."""
+        parts = (self.numbers, self.scales, self.shifts, self.minima, self.out_scales, self.table)
+        return sum(one.numel() * one.element_size() for one in parts if one is not None)
 
 
 @triton.jit
@@ -74,24 +77,85 @@ def _multiply(x, weight, total):
     return tl.dot(x, weight, total, input_precision="ieee")
 
 
+@triton.jit
+def _value(code, table_ptr, VALUES: tl.constexpr, ZERO: tl.constexpr):
+    """What codes (uint8) stand for, in fp32."""
+    bits = code.to(tl.int32)
+    if VALUES == "int8":
+        value = code.to(tl.int8, bitcast=True).to(tl.float32)
+    elif VALUES == "int4":
+        value = (bits - ZERO).to(tl.float32)
+    elif VALUES == "table":
+        value = tl.load(table_ptr + bits)
+    elif VALUES == "fp4":
+        value = decode(bits, 4, 1, 1)
+    else:
+        value = tl.where((bits & 127) == 127, float("nan"), decode(bits, 8, 3, 7))
+    return value
+
+
+@triton.jit
+def _of_groups(
+    ptr, first, column, n, in_outputs, num_out, num_in, GROUP: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Scales, shifts or minima of WIDTH inputs from `first` on: [1, N] where these are of one
+    group, else [WIDTH, N]."""
+    # Beyond the inputs there may be no group.
+    if GROUP % WIDTH == 0:
+        group = tl.minimum(first, num_in - 1) // GROUP
+        numbers = tl.load(ptr + group * num_out + n, mask=in_outputs, other=0.0)[None, :]
+    else:
+        group = tl.minimum(first + column, num_in - 1) // GROUP
+        place = (group * num_out)[:, None] + n[None, :]
+        numbers = tl.load(ptr + place, mask=in_outputs[None, :], other=0.0)
+    return numbers.to(tl.float32)
+
+
+@triton.jit
+def _weight(
+    code, table_ptr, scales_ptr, shifts_ptr, minima_ptr,
+    first, column, n, in_outputs, num_out, num_in,
+    VALUES: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    weight = _value(code, table_ptr, VALUES, ZERO)
+    if shifts_ptr is not None:
+        weight += _of_groups(
+            shifts_ptr, first, column, n, in_outputs, num_out, num_in, GROUP, WIDTH
+        )
+    if GROUP != 0:
+        weight *= _of_groups(
+            scales_ptr, first, column, n, in_outputs, num_out, num_in, GROUP, WIDTH
+        )
+    if minima_ptr is not None:
+        weight += _of_groups(
+            minima_ptr, first, column, n, in_outputs, num_out, num_in, GROUP, WIDTH
+        )
+    return weight
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _grouped_matmul(
     x_ptr,
     numbers_ptr,
     scales_ptr,
+    shifts_ptr,
     minima_ptr,
+    out_scales_ptr,
+    table_ptr,
     bias_ptr,
     out_ptr,
     rows,
     num_out,
-    num_groups,
+    num_in,
+    num_blocks,
     x_stride,
     out_stride,
+    VALUES: tl.constexpr,
     BITS: tl.constexpr,
-    GROUP: tl.constexpr,
     ZERO: tl.constexpr,
-    HAS_MINIMA: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WHOLE_BLOCKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -99,33 +163,32 @@ def _grouped_matmul(
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_rows, in_outputs = m < rows, n < num_out
-    num_bytes: tl.constexpr = GROUP * BITS // 8
-    byte = tl.arange(0, num_bytes)
-    column = byte if BITS == 8 else byte // 16 * 32 + byte % 16
+    width: tl.constexpr = BLOCK_K * BITS // 8  # inputs at a time, and bytes of a block
+    column = tl.arange(0, width)
     x_ptrs = x_ptr + m.to(tl.int64)[:, None] * x_stride + column[None, :]
-    number_ptrs = numbers_ptr + n[None, :] * num_bytes + byte[:, None]
+    number_ptrs = numbers_ptr + n[None, :] * width + column[:, None]
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for group in tl.range(0, num_groups, loop_unroll_factor=UNROLL):
-        at = group * num_out
+    for block in tl.range(0, num_blocks, loop_unroll_factor=UNROLL):
         number = tl.load(number_ptrs, mask=in_outputs[None, :], other=0)
-        number_ptrs += num_out * num_bytes
-        scale = tl.load(scales_ptr + at + n, mask=in_outputs, other=0.0).to(tl.float32)[None, :]
-        if HAS_MINIMA:
-            minimum = tl.load(minima_ptr + at + n, mask=in_outputs, other=0.0)
-            minimum = minimum.to(tl.float32)[None, :]
-        else:
-            minimum = tl.zeros((1, BLOCK_N), tl.float32)
-        x = tl.load(x_ptrs + group * GROUP, mask=in_rows[:, None], other=0.0)
-        if BITS == 8:
-            weight = (number.to(tl.float32) * scale + minimum).to(x.dtype)
-            total = _multiply(x, weight, total)
-        else:
-            low = ((number & 15).to(tl.int32) - ZERO).to(tl.float32) * scale + minimum
-            total = _multiply(x, low.to(x_ptr.dtype.element_ty), total)
-            x = tl.load(x_ptrs + group * GROUP + 16, mask=in_rows[:, None], other=0.0)
-            high = ((number >> 4).to(tl.int32) - ZERO).to(tl.float32) * scale + minimum
-            total = _multiply(x, high.to(x_ptr.dtype.element_ty), total)
-    if HAS_BIAS:
+        number_ptrs += num_out * width
+        for part in tl.static_range(8 // BITS):
+            first = block * BLOCK_K + part * width
+            code = number
+            if BITS == 4:
+                code = (number >> (4 * part)) & 15
+            weight = _weight(
+                code, table_ptr, scales_ptr, shifts_ptr, minima_ptr,
+                first, column, n, in_outputs, num_out, num_in, VALUES, ZERO, GROUP, width,
+            )  # fmt: skip
+            mask = in_rows[:, None]
+            if not WHOLE_BLOCKS:
+                mask = mask & (first + column < num_in)[None, :]
+            x = tl.load(x_ptrs + first, mask=mask, other=0.0)
+            total = _multiply(x, weight.to(dtype), total)
+    if out_scales_ptr is not None:
+        total *= tl.load(out_scales_ptr + n, mask=in_outputs, other=0.0)[None, :]
+    if bias_ptr is not None:
         total += tl.load(bias_ptr + n, mask=in_outputs, other=0.0).to(tl.float32)[None, :]
     out_ptrs = out_ptr + m.to(tl.int64)[:, None] * out_stride + n[None, :]
     out = total.to(out_ptr.dtype.element_ty)
@@ -137,18 +200,18 @@ def grouped_matmul(x: Tensor, weight: GroupedWeight, bias: Tensor | None, out: T
 
     x  [T, in] bf16, fp16 or fp32"""
     x = x if x.stride(1) == 1 else x.contiguous()
-    rows = x.shape[0]
+    rows, num_in = x.shape
     num_out = weight.shape[0]
     block_m, block_n, num_warps = tile(rows)
+    block_k = weight.block_inputs
     # Few rows: what counts is how many bytes of the weight are under way.
-    unroll = max(1, 128 // weight.group_inputs) if block_m == 16 else 1
+    unroll = max(1, 128 // block_k) if block_m == 16 else 1
     _grouped_matmul[(triton.cdiv(num_out, block_n), triton.cdiv(rows, block_m))](
-        x, weight.numbers, weight.scales,
-        weight.scales if weight.minima is None else weight.minima,
-        weight.scales if bias is None else bias, out,
-        rows, num_out, weight.numbers.shape[0], x.stride(0), out.stride(0),
-        BITS=weight.bits, GROUP=weight.group_inputs, ZERO=weight.zero,
-        HAS_MINIMA=weight.minima is not None, HAS_BIAS=bias is not None,
+        x, weight.numbers, weight.scales, weight.shifts, weight.minima, weight.out_scales,
+        weight.table, bias, out,
+        rows, num_out, num_in, weight.numbers.shape[0], x.stride(0), out.stride(0),
+        VALUES=weight.values, BITS=weight.bits, ZERO=weight.zero, GROUP=weight.group_inputs,
+        BLOCK_K=block_k, WHOLE_BLOCKS=num_in % block_k == 0,
         BLOCK_M=block_m, BLOCK_N=block_n, UNROLL=unroll, num_warps=num_warps,
         num_stages=5 if block_m == 16 else 3,
     )  # fmt: skip

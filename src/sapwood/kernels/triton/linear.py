@@ -1,9 +1,11 @@
 """Linear layers: dense ones through cuBLAS, quantised ones through the products in this package.
 
-int8 weights are multiplied as kernels/quantized.py says, with x rounded to int8 per 64 inputs.
-GGUF's blocks are dequantised on the way to the matrix units and x stays as it is: more exact than
-products of rounded x, and no slower where reading the weight is what takes the time. Numbers of 5
-bits and of IQ4 take 8; types with a scale per 16 inputs (q2_k, q3_k, q6_k) are dense."""
+The latter stay quantised in memory. int8 weights are multiplied as kernels/quantized.py says, with
+x rounded to int8 per 64 inputs. FP8 weights that were made for FP8 activations are multiplied with
+x rounded to FP8, by GPUs that have such products (compute capability 8.9). All other weights of
+codes, and GGUF's blocks, are decoded on the way to the matrix units, and x stays as it is: for the
+blocks more exact than products of rounded x, and no slower where reading the weight is what takes
+the time."""
 
 from __future__ import annotations
 
@@ -15,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.coded import CodedWeight, LinearPart, neighbours_stacked
 from sapwood.kernels.interface import PackedLinear
 from sapwood.kernels.quantized import (
@@ -23,11 +24,9 @@ from sapwood.kernels.quantized import (
     QuantizedWeight,
 )
 from sapwood.kernels.triton.activations import round_activations
-from sapwood.kernels.triton.grouped_matmul import GROUP_INPUTS, GroupedWeight, grouped_matmul
-from sapwood.kernels.triton.scaled_matmul import scaled_matmul
-
-FP8_BLOCK = 128
-"""Outputs and inputs that share a scale in FP8 weights with block scales."""
+from sapwood.kernels.triton.grouped_matmul import GroupedWeight, grouped_matmul
+from sapwood.kernels.triton.packing import packed_blocks, packed_codes
+from sapwood.kernels.triton.scaled_matmul import LEAST_GROUP, scaled_matmul
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +98,7 @@ class _Int8:
         self.num_out, num_in = weight.shape
         filling = -num_in % INT8_GROUP_INPUTS
         self._numbers = F.pad(weight.data, (0, filling)).contiguous()
-        self._scales = weight.scales.contiguous()
+        self._scales = weight.scales.unsqueeze(1).contiguous()
 
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
         rounded = round_activations(x, INT8_GROUP_INPUTS, torch.int8)
@@ -107,43 +106,42 @@ class _Int8:
 
 
 class _Grouped:
-    def __init__(self, weight: GroupedWeight) -> None:
+    """order  [in] int32: as CodedWeight has it, or None"""
+
+    def __init__(self, weight: GroupedWeight, order: Tensor | None = None) -> None:
         self.num_out = weight.shape[0]
         self._weight = weight
+        self._order = order
 
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        if self._order is not None:
+            x = x.index_select(1, self._order)
         grouped_matmul(x, self._weight, bias, out)
 
 
-class _Dense:
-    """weight [out, in] of the dtype of x"""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.num_out = weight.shape[0]
-        self._weight = weight
-
-    def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        layer = DenseLinear(self._weight, bias)
-        out.copy_(layer(x) if out.dtype == x.dtype else layer.fp32(x))
-
-
 class _Fp8:
-    def __init__(self, weight: Tensor, scales: Tensor) -> None:
-        self.num_out = weight.shape[0]
-        self._weight = weight.contiguous()
-        self._scales = scales.float().contiguous()
-        self._has_blocks = scales.dim() == 2
+    """Products of E4M3 with x rounded to it: one scale per token, or per token and group."""
+
+    def __init__(self, weight: CodedWeight) -> None:
+        self.num_out, num_in = weight.shape
+        self._weight = weight.data.view(torch.float8_e4m3fn).contiguous()
+        self._group = min(weight.group_inputs, num_in)
+        self._scales = weight.scales.contiguous()
 
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        group, rows = (FP8_BLOCK, FP8_BLOCK) if self._has_blocks else (x.shape[1], 0)
-        rounded = round_activations(x, group, torch.float8_e4m3fn)
-        scaled_matmul(rounded, self._weight, self._scales, bias, out, weight_rows=rows)
+        rounded = round_activations(x, self._group, torch.float8_e4m3fn)
+        scaled_matmul(rounded, self._weight, self._scales, bias, out)
+
+    @staticmethod
+    def takes(weight: CodedWeight) -> bool:
+        num_in, group = weight.shape[1], weight.group_inputs
+        is_plain = weight.shifts is None and weight.out_scales is None and weight.order is None
+        fits = group >= num_in or (group % LEAST_GROUP == 0 and num_in % group == 0)
+        return weight.codes == "e4m3" and weight.rounds_inputs and is_plain and fits
 
 
-def quantized_linear(
-    parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
-) -> PackedLinear:
-    """As Kernels.pack_quantized_linear; weights of codes are dequantised, and as large as dense.
+def quantized_linear(parts: Sequence[LinearPart], bias: Tensor | None) -> PackedLinear:
+    """As Kernels.pack_quantized_linear.
 
     Raises ValueError if the parts or the bias do not fit each other."""
     inputs = sorted({part.shape[1] for part in parts})
@@ -152,66 +150,17 @@ def quantized_linear(
     num_out = sum(part.shape[0] for part in parts)
     if bias is not None and bias.shape != (num_out,):
         raise ValueError(f"the bias {list(bias.shape)} must be [{num_out}]")
-    packed = [_packed(part, dtype) for part in neighbours_stacked(parts) if part.shape[0]]
+    packed = [_packed(part) for part in neighbours_stacked(parts) if part.shape[0]]
     return QuantizedLinear(packed, bias, inputs[0])
 
 
-def fp8_linear(weight: Tensor, scales: Tensor, bias: Tensor | None) -> PackedLinear:
-    """A layer whose weight [out, in] is float8_e4m3fn; x is rounded to FP8 when it is called.
-
-    scales  [out] fp32, one per output: then x gets one scale per token; or
-            [ceil(out / 128), in / 128] fp32, one per block of 128 x 128: then x gets one per token
-            and 128 inputs, of which `in` must be a multiple
-    Source  Micikevicius et al. 2022, arXiv:2209.05433; blocks: DeepSeek-AI 2024, arXiv:2412.19437
-    Raises  ValueError if the scales do not fit the weight
-    """
-    num_out, num_in = weight.shape
-    blocks = (-(-num_out // FP8_BLOCK), -(-num_in // FP8_BLOCK))
-    has_blocks = tuple(scales.shape) == blocks and num_in % FP8_BLOCK == 0
-    if weight.dtype != torch.float8_e4m3fn or (
-        tuple(scales.shape) != (num_out,) and not has_blocks
-    ):
-        raise ValueError(
-            f"{weight.dtype} {list(weight.shape)} with scales {list(scales.shape)} is no FP8 "
-            f"weight: it takes float8_e4m3fn, and scales [{num_out}] or, if the inputs are a "
-            f"multiple of {FP8_BLOCK}, {list(blocks)}"
-        )
-    return QuantizedLinear([_Fp8(weight, scales)], bias, num_in)
-
-
-def _packed(weight: LinearPart, dtype: torch.dtype) -> _Multiply:
+def _packed(weight: LinearPart) -> _Multiply:
     if isinstance(weight, CodedWeight):
-        return _Dense(weight.dequantized(dtype))
-    if weight.kind == "int8":
-        return _Int8(weight)
-    if FORMATS[weight.kind].group not in GROUP_INPUTS:
-        return _Dense(weight.dequantized(dtype))
-    return _Grouped(grouped_blocks(weight))
+        if _Fp8.takes(weight) and _multiplies_fp8(weight.data.device):
+            return _Fp8(weight)
+        return _Grouped(packed_codes(weight), weight.order)
+    return _Int8(weight) if weight.kind == "int8" else _Grouped(packed_blocks(weight))
 
 
-def grouped_blocks(weight: QuantizedWeight) -> GroupedWeight:
-    """Blocks with scales and numbers apart, and the outputs of a group beside each other."""
-    of, decoded = FORMATS[weight.kind], weight.decoded()
-    num_out, num_in = weight.shape
-    groups = num_in // of.group
-    numbers = decoded.numbers.view(num_out, groups, of.group).transpose(0, 1)
-    has_minima = decoded.least is not None
-    # Four bits are counted from a fixed zero, where there are no minima.
-    is_small = weight.kind in ("q4_0", "q4_1", "q4_k")
-    if is_small:
-        numbers = numbers[..., :16] | numbers[..., 16:] << 4
-    else:
-        numbers = (numbers.to(torch.int16) - of.offset).to(torch.int8)
-
-    def per_group(of_block: Tensor, of_group: Tensor | None) -> Tensor:
-        wide = of_block if of_group is None else of_block.float()[:, None] * of_group.float()
-        return wide.view(num_out, groups).T.contiguous()
-
-    return GroupedWeight(
-        bits=4 if is_small else 8,
-        group_inputs=of.group,
-        numbers=numbers.contiguous(),
-        scales=per_group(decoded.d, decoded.scales),
-        minima=per_group(decoded.least, decoded.minima) if decoded.least is not None else None,
-        zero=of.offset if is_small and not has_minima else 0,
-    )
+def _multiplies_fp8(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)

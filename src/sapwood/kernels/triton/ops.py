@@ -12,12 +12,19 @@ from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
-from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
+from sapwood.kernels.interface import (
+    PLAIN,
+    AttentionBatch,
+    AttentionTraits,
+    CapturedSharing,
+    PackedLinear,
+)
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.triton import elementwise, norms, rope, sampling
 from sapwood.kernels.triton.attention import PagedAttention
+from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
 
@@ -94,7 +101,7 @@ class TritonKernels:
     def pack_quantized_linear(
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
-        return quantized_linear(parts, bias, dtype)
+        return quantized_linear(parts, bias)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)
@@ -119,6 +126,14 @@ class TritonKernels:
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         return sampling.sample(logits, draws)
+
+    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
+        return sampling.sample_with(logits, settings)
+
+    def captured_sharing(
+        self, num_requests: int, page_size: int, device: torch.device
+    ) -> CapturedSharing | None:
+        return CapturedTiles(num_requests, page_size, device)
 
     def record(
         self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]

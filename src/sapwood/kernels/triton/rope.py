@@ -11,7 +11,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sapwood.kernels.kv_cache import LARGEST_NUMBER
+from sapwood.kernels.triton.kv_format import KV_NAMES, parted
+from sapwood.kernels.triton.small_floats import encode
+
 _HEADS_AT_ONCE = 8
+
+
+@triton.jit
+def _quantized(x, KV: tl.constexpr, LARGEST: tl.constexpr, BLOCK_H: tl.constexpr):
+    """x [BLOCK_H, BLOCK_D] fp32 -> numbers uint8 and scales [BLOCK_H] bf16, as kernels/kv_cache.py
+    has them, bit by bit for all numbers."""
+    magnitude = tl.abs(x)
+    top = tl.max(magnitude, axis=1)
+    # The maximum of a row passes over NaN.
+    has_nan = tl.sum((x != x).to(tl.int32), axis=1) > 0
+    top = tl.where(has_nan, float("nan"), top)
+    largest = tl.full((BLOCK_H,), LARGEST, tl.float32)
+    bits = tl.div_rn(top, largest).to(tl.int32, bitcast=True)
+    scale = tl.where(top < 1e-30, 0, (bits + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
+    one = tl.full((BLOCK_H,), 1.0, tl.float32)
+    inverse = tl.where(scale > 0, tl.div_rn(one, tl.where(scale > 0, scale, one)), 0.0)
+    scaled = x * inverse[:, None]
+    scaled = tl.where(scaled == scaled, scaled, 0.0)  # then the scale is no number
+    if KV == "int8":
+        # Rounds half to even: the sum has no bits left for what is below 1.
+        numbers = ((scaled + 12582912.0) - 12582912.0).to(tl.int32)
+    elif KV == "fp8_e4m3":
+        numbers = encode(scaled, 3, 7)
+    else:
+        numbers = encode(scaled, 2, 15)
+    return numbers.to(tl.uint8), scale.to(tl.bfloat16)
 
 
 @triton.jit
@@ -25,6 +55,8 @@ def _qk_norm_rope_write_kv(
     q_ptr,
     key_ptr,
     value_ptr,
+    key_scales_ptr,
+    value_scales_ptr,
     qkv_stride,
     key_page_stride,
     value_page_stride,
@@ -34,6 +66,9 @@ def _qk_norm_rope_write_kv(
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    KV: tl.constexpr,
+    LARGEST: tl.constexpr,
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -85,18 +120,25 @@ def _qk_norm_rope_write_kv(
     index = tl.load(write_index_ptr + token)
     page = index // PAGE_SIZE
     offset = index % PAGE_SIZE
-    is_kept = (entry < tl.where(index >= 0, HEAD_DIM, 0))[None, :]
+    is_kept = head < tl.where(index >= 0, NUM_HEADS + 2 * NUM_KV_HEADS, 0)
     key_head = head - NUM_HEADS
-    key_rows = (
-        key_ptr + page * key_page_stride + (key_head[:, None] * PAGE_SIZE + offset) * HEAD_DIM
-    )
-    key_type = key_ptr.dtype.element_ty
-    tl.store(key_rows + entry[None, :], out.to(key_type), mask=inside & is_k[:, None] & is_kept)
     value_head = key_head - NUM_KV_HEADS
-    value_rows = value_ptr + page * value_page_stride
-    value_rows += (value_head[:, None] * PAGE_SIZE + offset) * HEAD_DIM
-    value_type = value_ptr.dtype.element_ty
-    tl.store(value_rows + entry[None, :], raw.to(value_type), mask=inside & is_v[:, None] & is_kept)
+    writes_key, writes_value = is_k & is_kept, is_v & is_kept
+    key_tile = page * key_page_stride + key_head * TILE
+    value_tile = page * value_page_stride + value_head * TILE
+    in_tile = (offset * HEAD_DIM + entry)[None, :]
+    if KV == "":
+        keys, values = out.to(key_ptr.dtype.element_ty), raw.to(value_ptr.dtype.element_ty)
+    else:
+        # A key is rounded to the model's dtype first, as it is where the cache has that dtype.
+        entries = tl.where(is_k[:, None], out.to(q_type).to(tl.float32), raw.to(tl.float32))
+        entries = tl.where(inside, entries, 0.0)
+        keys, scales = _quantized(entries, KV, LARGEST, BLOCK_H)
+        values = keys
+        tl.store(key_scales_ptr + key_tile // 2 + offset, scales, mask=writes_key)
+        tl.store(value_scales_ptr + value_tile // 2 + offset, scales, mask=writes_value)
+    tl.store(key_ptr + key_tile[:, None] + in_tile, keys, mask=inside & writes_key[:, None])
+    tl.store(value_ptr + value_tile[:, None] + in_tile, values, mask=inside & writes_value[:, None])
 
 
 def qk_norm_rope_write_kv(
@@ -118,6 +160,8 @@ def qk_norm_rope_write_kv(
     which fill up a captured batch leave no trace."""
     num_tokens = qkv.shape[0]
     q = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+    keys, key_scales = parted(key_cache, head_dim)
+    values, value_scales = parted(value_cache, head_dim)
     all_heads = num_heads + 2 * num_kv_heads
     _qk_norm_rope_write_kv[(num_tokens, triton.cdiv(all_heads, _HEADS_AT_ONCE))](
         qkv,
@@ -127,21 +171,28 @@ def qk_norm_rope_write_kv(
         positions,
         write_index,
         q,
-        key_cache,
-        value_cache,
+        keys,
+        values,
+        key_scales,
+        value_scales,
         qkv.stride(0),
-        key_cache.stride(0),
-        value_cache.stride(0),
+        keys.stride(0),
+        values.stride(0),
         eps,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         ROTARY_DIM=cos_sin.shape[1],
-        PAGE_SIZE=key_cache.shape[2],
+        PAGE_SIZE=keys.shape[2],
+        TILE=keys.stride(1),
+        KV=KV_NAMES.get(key_cache.dtype, ""),
+        LARGEST=LARGEST_NUMBER.get(key_cache.dtype, 0.0),
         HAS_Q_NORM=q_norm is not None,
         HAS_K_NORM=k_norm is not None,
         BLOCK_H=_HEADS_AT_ONCE,
         BLOCK_D=triton.next_power_of_2(head_dim),
         num_warps=4,
+        # Fused, a product and the sum that rounds it would be rounded once instead of twice.
+        enable_fp_fusion=key_scales is None,
     )
     return q

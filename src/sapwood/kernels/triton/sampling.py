@@ -327,9 +327,7 @@ def sample(logits: Tensor, draws: Draws) -> Tensor:
     copy that nobody waits for."""
     if not len(draws):
         return torch.empty(0, dtype=torch.int64, device=logits.device)
-    settings = [draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.numbers]
-    packed = np.array(settings, dtype=np.float64)
-    return sample_with(logits, upload_one(packed, np.float64, logits.device))
+    return sample_with(logits, upload_one(draws.table(), np.float64, logits.device))
 
 
 def sample_with(logits: Tensor, settings: Tensor) -> Tensor:

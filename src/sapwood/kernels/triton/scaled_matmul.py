@@ -14,6 +14,9 @@ from torch import Tensor
 
 from sapwood.kernels.triton.activations import RoundedActivations
 
+LEAST_GROUP = 32
+"""Inputs that share a scale of x, if not all of them do."""
+
 
 @triton.jit(do_not_specialize=["rows"])
 def _scaled_matmul(
@@ -27,10 +30,9 @@ def _scaled_matmul(
     num_out,
     num_in,
     num_x_groups,
-    weight_scales_stride,
     out_stride,
     X_GROUP: tl.constexpr,
-    WEIGHT_ROWS: tl.constexpr,
+    HAS_WEIGHT_GROUPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     IS_INT8: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -38,8 +40,8 @@ def _scaled_matmul(
     BLOCK_K: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """X_GROUP: inputs that share a scale of x; 0: all. WEIGHT_ROWS: a weight scale is for so many
-    outputs and X_GROUP inputs; 0: for one output and all inputs."""
+    """X_GROUP: inputs that share a scale of x; 0: all. HAS_WEIGHT_GROUPS: a weight scale is for
+    X_GROUP inputs of an output; else for all of them."""
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
@@ -60,13 +62,13 @@ def _scaled_matmul(
                 group = start // X_GROUP
                 scale = tl.load(x_scales_ptr + m * num_x_groups + group, mask=in_rows, other=0.0)
                 part *= scale[:, None]
-                if WEIGHT_ROWS > 0:
-                    of_weight = weight_scales_ptr + n // WEIGHT_ROWS * weight_scales_stride + group
+                if HAS_WEIGHT_GROUPS:
+                    of_weight = weight_scales_ptr + n * num_x_groups + group
                     part *= tl.load(of_weight, mask=in_outputs, other=0.0)[None, :]
             total += part
     if X_GROUP == 0:
         total *= tl.load(x_scales_ptr + m, mask=in_rows, other=0.0)[:, None]
-    if WEIGHT_ROWS == 0:
+    if not HAS_WEIGHT_GROUPS:
         total *= tl.load(weight_scales_ptr + n, mask=in_outputs, other=0.0)[None, :]
     if HAS_BIAS:
         total += tl.load(bias_ptr + n, mask=in_outputs, other=0.0).to(tl.float32)[None, :]
@@ -91,34 +93,33 @@ def scaled_matmul(
     weight_scales: Tensor,
     bias: Tensor | None,
     out: Tensor,
-    *,
-    weight_rows: int = 0,
 ) -> None:
     """Fill out [T, out] (fp32, bf16 or fp16; rows may be apart) with x @ weight.T + bias.
 
     weight         [out, in], of the dtype of x.numbers and with as many inputs, contiguous
-    weight_scales  [out] fp32; with `weight_rows` [ceil(out / weight_rows), groups] fp32: one per so
-                   many outputs and per group of x
+    weight_scales  [out, 1] fp32, or [out, groups of x] fp32, contiguous
     Raises         ValueError if groups are no multiple of 32 inputs, or shapes do not fit
     """
     rows, num_in = x.numbers.shape
     num_out, num_groups = weight.shape[0], x.scales.shape[1]
     group = num_in // num_groups
-    if num_groups > 1 and group % 32:
-        raise ValueError(f"groups of {group} inputs are no multiple of 32")
-    wanted = (triton.cdiv(num_out, weight_rows), num_groups) if weight_rows else (num_out,)
-    if weight.shape[1] != num_in or tuple(weight_scales.shape) != wanted:
+    if num_groups > 1 and group % LEAST_GROUP:
+        raise ValueError(f"groups of {group} inputs are no multiple of {LEAST_GROUP}")
+    wanted = [(num_out, 1), (num_out, num_groups)]
+    if weight.shape[1] != num_in or tuple(weight_scales.shape) not in wanted:
         raise ValueError(
             f"a weight {list(weight.shape)} with scales {list(weight_scales.shape)} does not fit "
-            f"{num_in} inputs in {num_groups} groups: the scales must be {list(wanted)}"
+            f"{num_in} inputs in {num_groups} groups: the scales must be {list(wanted[0])} or "
+            f"{list(wanted[1])}"
         )
-    is_grouped = num_groups > 1 or weight_rows > 0
+    is_grouped = num_groups > 1
     block_m, block_n, num_warps = tile(rows)
     block_k = min(128, group & -group) if is_grouped else 128
     _scaled_matmul[(triton.cdiv(num_out, block_n), triton.cdiv(rows, block_m))](
         x.numbers, x.scales, weight, weight_scales, weight if bias is None else bias, out,
-        rows, num_out, num_in, num_groups, weight_scales.stride(0), out.stride(0),
-        X_GROUP=group if is_grouped else 0, WEIGHT_ROWS=weight_rows, HAS_BIAS=bias is not None,
+        rows, num_out, num_in, num_groups, out.stride(0),
+        X_GROUP=group if is_grouped else 0, HAS_WEIGHT_GROUPS=weight_scales.shape[1] > 1,
+        HAS_BIAS=bias is not None,
         IS_INT8=weight.dtype == torch.int8, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
         UNROLL=256 // block_k if block_m == 16 else 1,
         num_warps=num_warps, num_stages=4 if block_m == 16 else 3,

@@ -3,6 +3,7 @@ rounding; what is missing or does not fit is named."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -54,6 +55,22 @@ def test_weights_stay_small(name: str) -> None:
     else:
         assert isinstance(weight, CodedWeight)
     assert weight.num_bytes <= 1.3 * SHAPE[0] * SHAPE[1]
+
+
+def test_fp8_says_whether_activations_were_meant_to_be_fp8() -> None:
+    rounding = set()
+    for name in CASES:
+        weight = read(name, made(name)[0])
+        if isinstance(weight, CodedWeight) and weight.rounds_inputs:
+            rounding.add(name)
+    assert rounding == {"fp8 per tensor", "fp8 per output", "fp8 blocks", "modelopt fp8"}
+    config = copy.deepcopy(CASES["fp8, compressed"].config)
+    config["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "type": "float"}
+    form = format_of({"quantization_config": config})
+    assert form is not None
+    weight = form.linear(LinearTensors(MODULE, SHAPE, made("fp8, compressed")[0], form.name))
+    assert isinstance(weight, CodedWeight)
+    assert weight.rounds_inputs
 
 
 @every_case

@@ -17,7 +17,7 @@ from sapwood.base.errors import ConfigError, WeightError
 from sapwood.kernels.coded import CodedWeight, LinearPart
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.layers.quantization.formats.fp4 import mxfp4_weight, nvfp4_weight
-from sapwood.layers.quantization.formats.fp8 import block_of, e4m3_weight
+from sapwood.layers.quantization.formats.fp8 import FP8_ACTIVATIONS, block_of, e4m3_weight
 from sapwood.layers.quantization.formats.interface import LinearTensors, in_groups
 from sapwood.layers.quantization.formats.packing import order_of, packed_nibbles, unpacked
 
@@ -81,6 +81,8 @@ class LayerGroup:
         }.get(self.strategy, in_groups(self.group))
         if self.is_int8_product:
             activations = "int8 activations, a scale per token and 64 inputs"
+        elif self.rounds_activations and self.kind == "float" and self.bits == 8:
+            activations = FP8_ACTIVATIONS
         elif self.rounds_activations:
             activations = f"activations as they are (W{self.bits}A16), not rounded"
         else:
@@ -128,7 +130,9 @@ class CompressedTensorsFormat:
             return mxfp4_weight(tensors, codes, "weight_scale")
         if group.kind == "float":
             block = (1, group.group) if group.strategy == "group" else group.block
-            return e4m3_weight(tensors, "weight_scale", block)
+            return e4m3_weight(
+                tensors, "weight_scale", block, rounds_inputs=group.rounds_activations
+            )
         return _integers(tensors, group)
 
 

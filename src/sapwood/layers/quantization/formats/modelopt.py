@@ -11,7 +11,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import CodedWeight
 from sapwood.layers.quantization.formats.fp4 import nvfp4_weight
-from sapwood.layers.quantization.formats.fp8 import e4m3_weight
+from sapwood.layers.quantization.formats.fp8 import FP8_ACTIVATIONS, e4m3_weight
 from sapwood.layers.quantization.formats.interface import CheckpointFormat, LinearTensors
 
 _ALGORITHMS = ("FP8", "NVFP4")
@@ -32,7 +32,7 @@ class ModelOptFormat:
     @property
     def summary(self) -> str:
         what = (
-            "FP8 E4M3 weights, one scale per tensor; activations as they are (W8A16)"
+            f"FP8 E4M3 weights, one scale per tensor; {FP8_ACTIVATIONS}"
             if self.algorithm == "FP8"
             else "NVFP4: E2M1 weights, an E4M3 scale per 16 inputs; activations as they are (W4A16)"
         )
@@ -43,7 +43,7 @@ class ModelOptFormat:
         if dense is not None:
             return dense
         if self.algorithm == "FP8":
-            return e4m3_weight(tensors, "weight_scale", None)
+            return e4m3_weight(tensors, "weight_scale", None, rounds_inputs=True)
         return nvfp4_weight(tensors, "weight", "weight_scale_2", divides=False)
 
 

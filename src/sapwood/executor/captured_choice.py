@@ -1,0 +1,99 @@
+"""Choosing tokens from the logits of captured steps, in one call.
+
+It is a capture of its own, because a step's logits may be changed (penalties, grammars) before a
+token is chosen from them. Settings that differ from request to request are in fixed memory, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sapwood.executor.buckets import smallest_that_holds
+from sapwood.kernels.capture import Capture, Replayable, capture
+from sapwood.kernels.draws import Draws
+from sapwood.kernels.transfer import upload_one
+
+
+class ChoiceOps(Protocol):
+    """Those of `Kernels`, which say what they do."""
+
+    def argmax(self, logits: Tensor) -> Tensor: ...
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor: ...
+
+    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor: ...
+
+
+class CapturedChoice:
+    """A Chooser (executor/sampling/sampler.py): replays where the logits are those of a captured
+    step, all of them; else calls the ops.
+
+    logits  [most requests, vocab] fp32, where captured steps leave them
+    sizes   numbers of requests, ascending
+    """
+
+    def __init__(self, ops: ChoiceOps, logits: Tensor, sizes: Sequence[int]) -> None:
+        most = logits.shape[0]
+        self._ops = ops
+        self._logits = logits
+        self._sizes = sizes
+        self._settings = torch.ones(5 * most, dtype=torch.float64, device=logits.device)
+        self._chosen = torch.zeros(most, dtype=torch.int64, device=logits.device)
+        self._greedy: dict[int, Replayable] = {}
+        self._random: dict[int, Replayable] = {}
+
+    def capture(self, size: int, recorder: Capture) -> None:
+        """For so many requests; the largest first, as its memory serves the others."""
+        logits, chosen = self._logits[:size], self._chosen[:size]
+        settings = self._settings_of(size)
+        settings.copy_(upload_one(_filled([], size), np.float64, logits.device))
+
+        def greedy() -> None:
+            chosen.copy_(self._ops.argmax(logits))
+
+        def random() -> None:
+            chosen.copy_(self._ops.sample_with(logits, settings))
+
+        for work, captured in ((greedy, self._greedy), (random, self._random)):
+            work()  # first uses compile and allocate, which a capture must not
+            captured[size] = capture(recorder, work)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        size = self._size_of(logits)
+        if size is None:
+            return self._ops.argmax(logits)
+        self._greedy[size].replay()
+        return self._chosen[: len(logits)].clone()
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        size = self._size_of(logits)
+        if size is None:
+            return self._ops.sample(logits, draws)
+        filled = _filled([draws], size)
+        self._settings_of(size).copy_(upload_one(filled, np.float64, logits.device))
+        self._random[size].replay()
+        return self._chosen[: len(logits)].clone()
+
+    def _settings_of(self, size: int) -> Tensor:
+        """[5, size], together in memory"""
+        return self._settings[: 5 * size].view(5, size)
+
+    def _size_of(self, logits: Tensor) -> int | None:
+        if logits.data_ptr() != self._logits.data_ptr():
+            return None
+        return smallest_that_holds(self._sizes, len(logits))
+
+
+_NOBODY = Draws(temperature=[1.0], top_k=[-1], top_p=[1.0], min_p=[0.0], numbers=[0.0])
+
+
+def _filled(draws: Sequence[Draws], size: int) -> NDArray[np.float64]:
+    """Their tables side by side, with draws of nobody after them: [5, size]."""
+    missing = size - sum(len(one) for one in draws)
+    return np.concatenate([one.table() for one in (*draws, *[_NOBODY] * missing)], axis=1)
