@@ -5,8 +5,10 @@ last two dimensions are one contiguous tile of bytes: page_size * D numbers, tok
 page_size scales in bf16. An entry is number * scale.
 
 The scale of a token and head is the largest entry's size over the format's largest number, rounded
-up to bf16, so that nothing saturates and nothing has to be calibrated. Entries that are infinite or
-NaN make the scale so.
+up to bf16, so that nothing saturates and nothing has to be calibrated. Steps between fp8 numbers
+double at every power of two, so that up to twice that scale may fit the entries better: of
+`top_numbers` that the largest entry may become, the one with the smallest squared error is taken.
+Entries that are infinite or NaN make the scale so.
 """
 
 from __future__ import annotations
@@ -44,16 +46,53 @@ def numbers_and_scales(cache: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     return numbers, scales
 
 
+def top_numbers(dtype: torch.dtype) -> list[float]:
+    """What the largest entry of a vector may become, at most: the largest number, and for fp8 those
+    down to its half in steps of 2**(1/8), which are rounded to fp32."""
+    largest = LARGEST_NUMBER[dtype]
+    return [largest * 2 ** (-step / 8) for step in range(1 if dtype == torch.int8 else 8)]
+
+
 def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x [..., D] -> (numbers [..., D] of 8-bit `dtype`, scales [...] bf16)."""
     wide = x.float()
     top = wide.abs().amax(dim=-1)
-    bits = (top / LARGEST_NUMBER[dtype]).view(torch.int32)
+    first, *others = top_numbers(dtype)
+    scales = _scales(top, first)
+    least = _squared_error(wide, scales, scales, dtype)
+    best = scales
+    for number in others:
+        candidate = _scales(top, number)
+        error = _squared_error(wide, candidate, scales, dtype)
+        is_better = error < least
+        best = torch.where(is_better, candidate, best)
+        least = torch.where(is_better, error, least)
+    return _numbers(wide, best, dtype), best
+
+
+def _scales(top: Tensor, number: float) -> Tensor:
+    """bf16 scales with which `top` becomes `number` at most."""
+    bits = (top / torch.tensor(number)).view(torch.int32)
     rounded_up = ((bits + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
-    scales = torch.where(top < _SMALLEST_TOP, torch.zeros_like(rounded_up), rounded_up)
+    return torch.where(top < _SMALLEST_TOP, torch.zeros_like(rounded_up), rounded_up)
+
+
+def _scaled(wide: Tensor, scales: Tensor) -> Tensor:
     inverse = torch.where(scales > 0, scales.float().reciprocal(), 0.0)
-    scaled = wide * inverse.unsqueeze(-1)
-    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scales
+    return wide * inverse.unsqueeze(-1)
+
+
+def _numbers(wide: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    scaled = _scaled(wide, scales)
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype)
+
+
+def _squared_error(wide: Tensor, scales: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
+    """Over the last dimension, in squares of `unit`: squares of entries might overflow."""
+    scaled = _scaled(wide, scales)
+    error = _numbers(wide, scales, dtype).float() - scaled
+    factor = scales.float() / unit.float()
+    return error.square().sum(dim=-1) * factor * factor
 
 
 def write(cache: Tensor, write_index: Tensor, x: Tensor) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from sapwood.base.errors import WeightError
 from sapwood.models.convert.calibration import Moments
 from sapwood.models.convert.gptq import gptq_codes
-from sapwood.models.convert.rounding import choose_grid
+from sapwood.models.convert.rounding import Grid, choose_grid
 from sapwood.models.convert.scheme import WeightScheme
 from sapwood.models.convert.tapped import rounded_inputs
 
@@ -28,6 +28,26 @@ def correlated_inputs(num_tokens: int, in_size: int, *, seed: int = 0) -> Tensor
     return x * torch.rand(in_size, generator=generator).mul(3).exp()
 
 
+def fit(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    *,
+    lost: Tensor | None = None,
+    act_order: bool = True,
+    damping: float = 0.01,
+) -> tuple[Tensor, Grid]:
+    return gptq_codes(
+        weight,
+        hessian,
+        grid,
+        lost=lost,
+        act_order=act_order,
+        damping=damping,
+        dtype=torch.float32,
+    )
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_outputs_change_less_than_with_rounding_to_the_nearest(
@@ -37,14 +57,14 @@ def test_outputs_change_less_than_with_rounding_to_the_nearest(
     fitted, unseen = torch.split(correlated_inputs(2500, 160), [2000, 500])
     hessian = fitted.t() @ fitted
     grid = choose_grid(weight, scheme, importance=hessian.diagonal(), dtype=torch.float32)
-    codes = gptq_codes(weight, hessian, grid, act_order=act_order, damping=0.01)
+    codes, fitted_grid = fit(weight, hessian, grid, act_order=act_order)
 
     def error(values: Tensor) -> float:
         return (unseen @ (values - weight).t()).norm().item()
 
-    assert error(grid.values(codes)) < 0.6 * error(grid.values(grid.codes(weight)))
+    assert error(fitted_grid.values(codes)) < 0.6 * error(grid.values(grid.codes(weight)))
     # They are codes of that grid, each in its own place: another round changes nothing.
-    assert torch.equal(grid.codes(grid.values(codes)), codes)
+    assert torch.equal(fitted_grid.codes(fitted_grid.values(codes)), codes)
 
 
 @pytest.mark.parametrize("scheme", [WeightScheme(num_bits=8), FP8], ids=["int8", "fp8"])
@@ -52,15 +72,32 @@ def test_weights_make_up_for_the_rounding_of_inputs(scheme: WeightScheme) -> Non
     weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(5))
     fitted, unseen = torch.split(correlated_inputs(4500, 160), [4000, 500])
     moments = Moments(160, torch.device("cpu"), scheme)
-    moments.add(fitted)
+    moments.add(fitted, fitted)
     grid = choose_grid(weight, scheme, importance=None, dtype=torch.float32)
 
     def error(lost: Tensor | None) -> float:
-        codes = gptq_codes(weight, moments.hessian, grid, lost=lost, act_order=True, damping=0.001)
-        found = rounded_inputs(unseen, scheme) @ grid.values(codes).t()
+        codes, fitted_grid = fit(weight, moments.hessian, grid, lost=lost, damping=0.001)
+        found = rounded_inputs(unseen, scheme) @ fitted_grid.values(codes).t()
         return (found - unseen @ weight.t()).norm().item()
 
     assert error(moments.lost) < 0.98 * error(None)
+
+
+def test_weights_make_up_for_inputs_that_differ_from_the_original_models() -> None:
+    weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(6))
+    original = correlated_inputs(4500, 160)
+    distortion = torch.eye(160) + 0.05 * correlated_inputs(160, 160, seed=7) / 40
+    received = original @ distortion
+    moments = Moments(160, torch.device("cpu"), INT4)
+    moments.add(original[:4000], received[:4000])
+    grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
+
+    def error(lost: Tensor | None) -> float:
+        codes, fitted_grid = fit(weight, moments.hessian, grid, lost=lost)
+        found = received[4000:] @ fitted_grid.values(codes).t()
+        return (found - original[4000:] @ weight.t()).norm().item()
+
+    assert error(moments.lost) < 0.7 * error(None)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -68,8 +105,8 @@ def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest(act_order
     weight = torch.randn(16, 96, generator=torch.Generator().manual_seed(2))
     hessian = torch.diag(torch.rand(96) + 0.5)
     grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
-    codes = gptq_codes(weight, hessian, grid, act_order=act_order, damping=0.01)
-    assert torch.equal(codes, grid.codes(weight))
+    codes, fitted_grid = fit(weight, hessian, grid, act_order=act_order)
+    assert torch.equal(codes, fitted_grid.codes(weight))
 
 
 def test_inputs_that_are_always_zero_are_rounded_to_the_nearest() -> None:
@@ -77,15 +114,16 @@ def test_inputs_that_are_always_zero_are_rounded_to_the_nearest() -> None:
     x = correlated_inputs(500, 96)
     x[:, 10:20] = 0.0
     grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
-    codes = gptq_codes(weight, x.t() @ x, grid, act_order=True, damping=0.01)
-    assert torch.equal(codes[:, 10:20], grid.codes(weight)[:, 10:20])
+    codes, fitted_grid = fit(weight, x.t() @ x, grid)
+    assert torch.equal(codes[:, 10:20], fitted_grid.codes(weight)[:, 10:20])
 
 
 def test_fewer_inputs_than_entries_are_enough() -> None:
     weight = torch.randn(16, 96, generator=torch.Generator().manual_seed(4))
     x = correlated_inputs(3, 96)
     grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
-    values = grid.values(gptq_codes(weight, x.t() @ x, grid, act_order=False, damping=0.01))
+    codes, fitted_grid = fit(weight, x.t() @ x, grid, act_order=False)
+    values = fitted_grid.values(codes)
     plain = grid.values(grid.codes(weight))
     assert (x @ (values - weight).t()).norm() < (x @ (plain - weight).t()).norm()
 
@@ -94,4 +132,4 @@ def test_a_hessian_that_is_none_is_refused() -> None:
     weight = torch.ones(8, 32)
     grid = choose_grid(weight, INT4, importance=None, dtype=torch.float32)
     with pytest.raises(WeightError, match="longer calibration text or a larger --damping"):
-        gptq_codes(weight, torch.full((32, 32), torch.nan), grid, act_order=False, damping=0.01)
+        fit(weight, torch.full((32, 32), torch.nan), grid)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,24 +42,25 @@ class InputSample:
 
 
 class Moments:
-    """Sums over the inputs x of one linear layer, which it gets as r: rounded, if the scheme does.
+    """Sums over tokens of the calibration text. The input of a linear layer is x in the original
+    model and r in the converted one: after layers that were converted, and rounded if the scheme
+    does that.
 
     hessian  [in, in] fp32, the sum of r r^T
-    lost     [in, in] fp32, the sum of (x - r) r^T; None if nothing is rounded
+    lost     [in, in] fp32, the sum of (x - r) r^T
     """
 
     def __init__(self, in_size: int, device: torch.device, scheme: WeightScheme) -> None:
         self._scheme = scheme
         self.hessian = torch.zeros(in_size, in_size, device=device)
-        self.lost = torch.zeros_like(self.hessian) if scheme.rounds_activations else None
+        self.lost = torch.zeros_like(self.hessian)
 
-    def add(self, x: Tensor) -> None:
-        """x [T, in]"""
-        wide = x.float()
-        seen = wide
-        if self.lost is not None:
-            seen = rounded_inputs(wide, self._scheme)
-            self.lost.addmm_((wide - seen).t(), seen)
+    def add(self, original: Tensor, converted: Tensor) -> None:
+        """Both [T, in], of the same tokens; `converted` is not rounded yet."""
+        seen = converted.float()
+        if self._scheme.rounds_activations:
+            seen = rounded_inputs(seen, self._scheme)
+        self.lost.addmm_((original.float() - seen).t(), seen)
         self.hessian.addmm_(seen.t(), seen)
 
 
@@ -69,32 +72,51 @@ def sample_inputs(
         linear.names[0]: InputSample(linear.in_size, hidden[0].device, num_windows=len(hidden))
         for linear in layer.linears
     }
-    _watch(walk, layer, hidden, {name: one.add for name, one in found.items()})
+    with _watched(layer.linears, [found[linear.names[0]].add for linear in layer.linears]):
+        walk.run(layer, hidden)
     return found
+
+
+def run_keeping_inputs(
+    walk: Walk, layer: TappedLayer, hidden: Sequence[Tensor]
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """As `Walk.run`, and what each linear layer got [T, in] of each window."""
+    kept: list[list[Tensor]] = [[] for _ in layer.linears]
+    with _watched(layer.linears, [partial(_keep, one) for one in kept]):
+        return walk.run(layer, hidden), kept
 
 
 def input_moments(
-    walk: Walk, layer: TappedLayer, hidden: Sequence[Tensor], scheme: WeightScheme
-) -> dict[str, Moments]:
-    """Likewise."""
-    found = {
-        linear.names[0]: Moments(linear.in_size, hidden[0].device, scheme)
-        for linear in layer.linears
-    }
-    _watch(walk, layer, hidden, {name: one.add for name, one in found.items()})
-    return found
-
-
-def _watch(
     walk: Walk,
     layer: TappedLayer,
+    linear: TappedLinear,
     hidden: Sequence[Tensor],
-    watchers: Mapping[str, Callable[[Tensor], None]],
-) -> None:
-    for linear in layer.linears:
-        linear.watch = watchers[linear.names[0]]
-    walk.run(layer, hidden)
-    for linear in layer.linears:
+    originals: Sequence[Tensor],
+    scheme: WeightScheme,
+) -> Moments:
+    """Of one linear layer of a decoder layer whose earlier ones are converted.
+
+    originals  what it got in the original model, of each window
+    """
+    moments = Moments(linear.in_size, hidden[0].device, scheme)
+    waiting = iter(originals)
+    with _watched([linear], [lambda x: moments.add(next(waiting), x)]):
+        walk.run(layer, hidden)
+    return moments
+
+
+def _keep(kept: list[Tensor], x: Tensor) -> None:
+    kept.append(x.clone())  # layers compute in place
+
+
+@contextmanager
+def _watched(
+    linears: Sequence[TappedLinear], watchers: Sequence[Callable[[Tensor], None]]
+) -> Iterator[None]:
+    for linear, watcher in zip(linears, watchers, strict=True):
+        linear.watch = watcher
+    yield
+    for linear in linears:
         linear.watch = None
 
 

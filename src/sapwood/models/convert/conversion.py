@@ -1,9 +1,10 @@
 """A checkpoint into a compressed-tensors directory, one decoder layer after the other.
 
-Two texts go through the model meanwhile, layer by layer: the calibration text through the converted
-layers, so that each is fitted to the inputs that it will get, and the measured text through the
-original and through the converted ones, so that both perplexities are known at the end. No more
-than one layer is held in the dtype of the computation.
+Two texts go through the model meanwhile, layer by layer, both through the original layers and
+through the converted ones. With the calibration text each linear layer is fitted to the inputs that
+it will get, so that it gives what the original gave for the inputs that it had; with the measured
+text both perplexities are known at the end. No more than one layer is held in the dtype of the
+computation.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sapwood.models.convert.calibration import (
     Moments,
     input_moments,
     parts_of,
+    run_keeping_inputs,
     sample_inputs,
 )
 from sapwood.models.convert.gptq import gptq_codes
@@ -33,7 +35,7 @@ from sapwood.models.convert.rescale import Rescaler
 from sapwood.models.convert.rounding import Grid, choose_grid, stored_tensors
 from sapwood.models.convert.scheme import quantization_config
 from sapwood.models.convert.tapped import TappedLinear
-from sapwood.models.convert.walk import Walk, layer_prefix
+from sapwood.models.convert.walk import TappedLayer, Walk, layer_prefix
 from sapwood.models.convert.writer import ShardWriter, copy_side_files, write_json
 from sapwood.models.loader.weights import iterate_weights
 from sapwood.models.store import ModelFiles, Progress
@@ -88,11 +90,13 @@ class Conversion:
 
 @dataclass(slots=True)
 class _Streams:
-    """Hidden states of all windows on their way through the layers."""
+    """Hidden states of all windows on their way through the layers: of the calibration text and of
+    the measured one, in the original model and in the converted one."""
 
-    calibration: list[Tensor] = field(default_factory=list)
-    original: list[Tensor] = field(default_factory=list)
-    converted: list[Tensor] = field(default_factory=list)
+    calibration_original: list[Tensor]
+    calibration: list[Tensor]
+    original: list[Tensor]
+    converted: list[Tensor]
 
 
 class Converter:
@@ -125,6 +129,7 @@ class Converter:
         """Write all tensors; they are taken out of the table. The mean negative log-likelihoods of
         the measured text before and after, in nats, if there is one."""
         streams = _Streams(
+            calibration_original=self._walk.embed(tensors, texts.calibration),
             calibration=self._walk.embed(tensors, texts.calibration),
             original=self._walk.embed(tensors, texts.measured),
             converted=self._walk.embed(tensors, texts.measured),
@@ -156,38 +161,54 @@ class Converter:
             samples = sample_inputs(self._walk, layer, streams.calibration)
             tensors = self._rescaler.rescaled(layer_prefix(index), tensors, samples)
             layer = self._walk.layer(index, tensors)
-        moments: dict[str, Moments] = {}
+        kept: list[list[Tensor]] = []
         if self._options.rounding == "gptq":
-            moments = input_moments(self._walk, layer, streams.calibration, self._plan.scheme)
-        for linear in layer.linears:
+            streams.calibration_original, kept = run_keeping_inputs(
+                self._walk, layer, streams.calibration_original
+            )
+        for place, linear in enumerate(layer.linears):
             if self._plan.converted.issuperset(linear.names):
-                self._convert_linear(linear, moments.get(linear.names[0]))
+                originals = kept[place] if kept else []
+                self._convert_linear(layer, linear, streams.calibration, originals)
         for name, tensor in tensors.items():
             if name.removesuffix(".weight") not in self._plan.converted:
                 self._writer.add(name, tensor.to(self._dtype))
         streams.calibration = self._walk.run(layer, streams.calibration)
         streams.converted = self._walk.run(layer, streams.converted)
 
-    def _convert_linear(self, linear: TappedLinear, inputs: Moments | None) -> None:
-        """Rounds and writes its parts, and lets it compute with what was written."""
-        hessian = None if inputs is None else inputs.hessian
+    def _convert_linear(
+        self,
+        layer: TappedLayer,
+        linear: TappedLinear,
+        hidden: Sequence[Tensor],
+        originals: Sequence[Tensor],
+    ) -> None:
+        """Rounds and writes its parts, and lets it compute with what was written.
+
+        hidden     the calibration text's, which the decoder layer gets
+        originals  what this linear layer got of it in the original model; empty: rounds to nearest
+        """
+        scheme = self._plan.scheme
+        inputs = hessian = None
+        if originals:
+            inputs = input_moments(self._walk, layer, linear, hidden, originals, scheme)
+            hessian = inputs.hessian
         all_codes: list[Tensor] = []
         grids: list[Grid] = []
         for name, weight in parts_of(linear):
             weight = weight.to(self._device)
             grid = choose_grid(
                 weight,
-                self._plan.scheme,
+                scheme,
                 importance=None if hessian is None else hessian.diagonal(),
                 dtype=self._dtype,
             )
-            codes = self._codes(weight, grid, inputs)
+            codes, grid = self._codes(weight, grid, inputs)
             for suffix, tensor in stored_tensors(codes, grid, self._dtype).items():
                 self._writer.add(f"{name}.{suffix}", tensor)
             self.layers.append(_error(name, weight, grid.values(codes), hessian))
             all_codes.append(codes)
             grids.append(grid)
-        scheme = self._plan.scheme
         if scheme.rounds_activations and scheme.strategy == "channel":
             linear.use_rounded(scheme, all_codes, [grid.scale[:, 0] for grid in grids])
             return
@@ -197,9 +218,9 @@ class Converter:
         else:
             linear.use(values)
 
-    def _codes(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Tensor:
+    def _codes(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> tuple[Tensor, Grid]:
         if inputs is None:
-            return grid.codes(weight)
+            return grid.codes(weight), grid
         options = self._options
         return gptq_codes(
             weight,
@@ -208,6 +229,7 @@ class Converter:
             lost=inputs.lost,
             act_order=options.act_order is not False,
             damping=options.damping or DEFAULT_DAMPING,
+            dtype=self._dtype,
         )
 
 

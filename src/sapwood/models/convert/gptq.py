@@ -1,7 +1,9 @@
 """GPTQ: weights are rounded one input after the other, and what an input's rounding changes in the
-layer's outputs is made up for by the inputs that are still to come.
+layer's outputs is made up for by the inputs that are still to come. Then codes and scales are
+improved in turn (descent.py).
 
-Source: Frantar et al. 2022, arXiv:2210.17323."""
+Sources: Frantar et al. 2022, arXiv:2210.17323; Li et al. 2025, arXiv:2504.02692 (weights that make
+up for inputs that differ from the original model's)."""
 
 from __future__ import annotations
 
@@ -11,10 +13,12 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
+from sapwood.models.convert.descent import descend
 from sapwood.models.convert.rounding import Grid, nearest
 
 BLOCK_INPUTS = 64
 """Inputs after which all later ones are updated, by one matrix product."""
+NUM_SWEEPS = 3
 ATTEMPTS = 4
 """Each with ten times the damping of the one before."""
 
@@ -29,27 +33,32 @@ def gptq_codes(
     lost: Tensor | None = None,
     act_order: bool,
     damping: float,
-) -> Tensor:
-    """Codes [out, in] fp32 of a weight [out, in] fp32.
+    dtype: torch.dtype,
+) -> tuple[Tensor, Grid]:
+    """Codes [out, in] fp32 of a weight [out, in] fp32, and the grid with scales that fit them.
 
     hessian    [in, in] fp32; inputs that were always 0 are rounded to the nearest
     grid       the scales, chosen beforehand: so groups stay where they are in any order
-    lost       [in, in] fp32, the sum of (x - r) r^T over inputs x that the layer gets as r, whose
-               sum of r r^T is the Hessian: weights make up for what is lost of the inputs too
+    lost       [in, in] fp32, the sum of (x - r) r^T over inputs r, whose sum of r r^T is the
+               Hessian, that were x in the original model: weights make up for that too; None: 0
     act_order  round the inputs of the largest activations first, while most others can make up
     damping    share of the mean diagonal that is added to it
+    dtype      what scales are stored in
     Raises     WeightError if the Hessian has no Cholesky factor even with much damping
     """
     num_inputs = weight.shape[1]
     order = torch.arange(num_inputs, device=weight.device)
     if act_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    inverse, factor = _inverse(hessian[order][:, order], damping)
+    damped, inverse, factor = _inverse(hessian[order][:, order], damping)
     columns = weight.t()[order].contiguous()
     if lost is not None:
         # The weights with the smallest squared error for the inputs as they arrive: W x ~ V r has
         # V = W (sum x r^T) (sum r r^T)^-1 = W + W (sum (x - r) r^T) (sum r r^T)^-1.
         columns += inverse @ (lost[order][:, order].t() @ columns)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(num_inputs, device=order.device)
+    target = columns[back].t()
     codes = torch.empty_like(columns)
     groups = grid.group_of(num_inputs)[order].tolist()
     scale = grid.scale.t().contiguous()
@@ -67,13 +76,18 @@ def gptq_codes(
             errors[index - first] = error
             columns[index + 1 : end].addr_(factor[index, index + 1 : end], error, alpha=-1.0)
         columns[end:].addmm_(factor[first:end, end:].t(), errors, alpha=-1.0)
-    restored = torch.empty_like(codes)
-    restored[order] = codes
-    return restored.t().contiguous()
+    return descend(
+        target,
+        damped[back][:, back],
+        grid,
+        codes[back].t(),
+        num_sweeps=NUM_SWEEPS,
+        dtype=dtype,
+    )
 
 
-def _inverse(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The damped Hessian's inverse, and the upper Cholesky factor of that."""
+def _inverse(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The damped Hessian, its inverse, and the upper Cholesky factor of that."""
     diagonal = hessian.diagonal()
     never = diagonal == 0
     mean = diagonal[~never].mean().item() if not never.all() else 1.0
@@ -89,7 +103,7 @@ def _inverse(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         if not failed and bool(upper.isfinite().all()):
             if attempt:
                 log.warning("gptq needed a damping of %g", damping * 10**attempt)
-            return inverse, upper
+            return damped, inverse, upper
     raise WeightError(
         f"the Hessian of a layer has no Cholesky factor even with a damping of "
         f"{damping * 10 ** (ATTEMPTS - 1):g}; give a longer calibration text or a larger --damping"

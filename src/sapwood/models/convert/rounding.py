@@ -63,7 +63,7 @@ def choose_grid(
     dtype: torch.dtype,
     shares: Sequence[float] | None = None,
 ) -> Grid:
-    """The scales with the smallest squared error, of those that cut up to half of the range away.
+    """The scales with the smallest squared error, of those that `_shares` has.
 
     weight      [out, in] fp32
     importance  [in]: how much an error of each input's weights counts; None: all the same
@@ -128,10 +128,11 @@ def _search(
 
 
 def _shares(scheme: WeightScheme) -> list[float]:
-    """Shares of the range to try. 4 bits gain most from a shorter one; a float has no need of it,
-    as its steps shrink with the numbers. 0.875 lets -8 of -8 … 7 be the largest number."""
+    """Shares of the range to try. 4 bits gain most from a shorter one. 0.875 lets -8 of -8 … 7 be
+    the largest number. A float has no need of a shorter one, as its steps shrink with the numbers;
+    but they double at every power of two, and where those lie makes a difference."""
     if scheme.is_float:
-        return [1.0]
+        return [2.0 ** (step / 8) for step in range(8)]
     if scheme.num_bits == 8:
         return [1.0 - 0.02 * step for step in range(11)]
     return [1.0 - 0.025 * step for step in range(21)]

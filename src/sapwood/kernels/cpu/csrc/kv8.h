@@ -2,7 +2,9 @@
 // scale per token; an entry is number * scale. Included only by *.isa.cpp.
 //
 // The scale is the largest entry's size over the format's largest number, rounded up, so that nothing
-// saturates. Entries that are infinite or NaN make the scale so: they must show.
+// saturates. The steps of fp8 double at powers of two, so that up to twice that scale may fit the
+// entries better: of a few, the one with the smallest squared error is taken (kernels/kv_cache.py).
+// Entries that are infinite or NaN make the scale so: they must show.
 // Source of the fp8 formats: OCP 8-bit Floating Point Specification, revision 1.0 (2023).
 #pragma once
 
@@ -14,6 +16,10 @@ namespace {
 typedef std::int8_t VB __attribute__((vector_size(W)));
 
 constexpr float kSmallestTop = 1e-30f;  // a vector whose entries are all smaller is zero
+
+// 2^(-i / 8): what share of the format's largest number the largest entry may become.
+constexpr double kShares[] = {1.0, 0.9170040432046712, 0.8408964152537145, 0.7711054127039704,
+                              0.7071067811865476, 0.6484197773255048, 0.5946035575013605, 0.5452538663326288};
 
 SAPWOOD_INLINE VI rounded_to_int(VF x) {
   const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -47,6 +53,7 @@ SAPWOOD_INLINE void store_bytes(std::uint8_t* p, VI v) {
 
 struct Int8 {
   static constexpr float largest = 127.0f;
+  static constexpr bool is_float = false;
   static VI encode(VF x) { return rounded_to_int(x); }
   static VF decode(VI number) { return __builtin_convertvector(number, VF); }
 };
@@ -55,6 +62,7 @@ struct Int8 {
 template <int M, int kBias, int kLargest>
 struct Float8 {
   static constexpr float largest = kLargest;
+  static constexpr bool is_float = true;
   static constexpr int shift = 23 - M;
 
   // To the nearest, ties to even.
@@ -87,6 +95,36 @@ SAPWOOD_INLINE void with_format(KvFormat format, const Body& body) {
   }
 }
 
+// Not smaller than size.
+SAPWOOD_INLINE bf16 rounded_up(float size) {
+  return bf16{static_cast<std::uint16_t>((bits_as<std::uint32_t>(size) + 0xffff) >> 16)};
+}
+
+// Of the scales that let the largest entry of x [d], top, become the shares of the largest number.
+template <class Format>
+SAPWOOD_INLINE bf16 closest_scale(const float* x, int d, float top) {
+  bf16 best{0};
+  float least_error = 0, first_scale = 0;
+  for (const double share : kShares) {
+    const bf16 one = rounded_up(top / static_cast<float>(Format::largest * share));
+    const float scale = to_float(one);
+    const VF inverse = splat(1.0f / scale);
+    VF squares{};
+    for (int i = 0; i < d; i += W) {
+      const VF size = bits_as<VF>(bits_as<VI>(load(x + i)) & 0x7fffffff) * inverse;
+      const VF error = Format::decode(Format::encode(size)) - size;
+      squares += error * error;
+    }
+    if (share == 1.0) first_scale = scale;
+    const float factor = scale / first_scale;  // of errors; squares of scales might overflow
+    const float error = sum(squares) * factor * factor;
+    if (share < 1.0 && !(error < least_error)) continue;
+    least_error = error;
+    best = one;
+  }
+  return best;
+}
+
 // x [d] -> its numbers and its scale.
 static inline void quantize_head(KvFormat format, const float* x, int d, std::uint8_t* numbers,
                                  std::uint8_t* scale) {
@@ -100,14 +138,14 @@ static inline void quantize_head(KvFormat format, const float* x, int d, std::ui
   const float top = bits_as<float>(top_bits);
   with_format(format, [&](auto f) {
     using Format = decltype(f);
-    bf16 rounded_up{0};
-    if (top != top) rounded_up.bits = 0x7fc0;
-    if (top >= kSmallestTop) {
-      const std::uint32_t bits = bits_as<std::uint32_t>(top / Format::largest);
-      rounded_up.bits = static_cast<std::uint16_t>((bits + 0xffff) >> 16);
+    bf16 one{0};
+    if (top != top) one.bits = 0x7fc0;
+    if (top >= kSmallestTop) one = rounded_up(top / Format::largest);
+    if constexpr (Format::is_float) {
+      if (top >= kSmallestTop && top_bits < 0x7f800000) one = closest_scale<Format>(x, d, top);
     }
-    __builtin_memcpy(scale, &rounded_up, sizeof(rounded_up));
-    const VF inverse = splat(top >= kSmallestTop ? 1.0f / to_float(rounded_up) : 0.0f);
+    __builtin_memcpy(scale, &one, sizeof(one));
+    const VF inverse = splat(top >= kSmallestTop ? 1.0f / to_float(one) : 0.0f);
     for (int i = 0; i < d; i += W) {
       store_bytes(numbers + i, Format::encode(load(x + i) * inverse));
     }

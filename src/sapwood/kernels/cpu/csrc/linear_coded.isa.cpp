@@ -14,11 +14,15 @@ constexpr std::int64_t kStreamBytes = 64 * 1024;    // of the weight per task, w
 constexpr std::int64_t kAheadBytes = 4096;          // of a panel, prefetched
 constexpr std::int64_t kElementsPerThread = 32768;  // of the weight; below, a thread costs too much
 constexpr int kVectors = 2;                         // of outputs of a register tile, per panel
+constexpr std::int64_t kTasksPerThread = 4;         // at least, where panels are decoded first
 #if defined(__AVX512F__)
 constexpr int kRows = 12;  // of a register tile
 #else
 constexpr int kRows = 4;
 #endif
+// Where a group's sums are scaled this soon, they and the results should both stay in registers.
+constexpr std::int64_t kShortGroup = 32;
+constexpr int kShortGroupRows = kRows < 6 ? kRows : 6;
 
 // ---- decoding: lanes of codes to lanes of numbers of x's dtype (simd.h) ----
 
@@ -248,7 +252,10 @@ class Product {
       for (std::int64_t row = begin; row < end; row++) prepare(row, x + row * row_bytes_);
     });
     const std::int64_t panel_lanes = e_.padded / kPerLane * kPanel * 4;
-    const std::int64_t step = least(decoded_panels(e_, sizeof(T)), most(1, panels_ / (threads_ * 2)));
+    // As many tasks for each thread, a few at least: the last one should not leave the others idle.
+    const std::int64_t most_panels = decoded_panels(e_, sizeof(T));
+    const std::int64_t rounds = most(kTasksPerThread, (panels_ + threads_ * most_panels - 1) / (threads_ * most_panels));
+    const std::int64_t step = (panels_ + threads_ * rounds - 1) / (threads_ * rounds);
     const std::int64_t panel_tasks = (panels_ + step - 1) / step;
     // Rows are cut only where panels alone are too few: each cut decodes the weight again.
     const std::int64_t tiles = (a_.m + kRows - 1) / kRows;
@@ -306,10 +313,11 @@ class Product {
   template <class Decode>
   void multiply(const Decode& decode, Streams streams, const std::byte* x, std::int64_t row,
                 std::int64_t rows, std::int64_t first, std::int64_t count) const {
-    const std::int64_t tiles = (rows + kRows - 1) / kRows, height = (rows + tiles - 1) / tiles;
-    for (std::int64_t r = 0; r < rows; r += height) {
-      const std::int64_t from = row + r;
-      const int tile = static_cast<int>(least(height, rows - r));
+    const std::int64_t highest = e_.group > kShortGroup ? kRows : kShortGroupRows;
+    const std::int64_t tiles = (rows + highest - 1) / highest;
+    for (std::int64_t t = 0; t < tiles; t++) {
+      const std::int64_t begin = rows * t / tiles, from = row + begin;
+      const int tile = static_cast<int>(rows * (t + 1) / tiles - begin);
       Streams at = streams;
       for (std::int64_t p = 0; p < count;) {
         const int panels = multiply_panels(decode, at, x + from * row_bytes_, from, tile, (first + p) * kPanel, count - p);

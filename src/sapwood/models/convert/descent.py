@@ -1,0 +1,98 @@
+"""Coordinate descent: codes and scales that gptq found, improved one after the other.
+
+gptq decides about each input once, before it knows how the later ones are rounded. Going over all
+inputs again, each code becomes the best for the codes that the others have, and each group's scale
+the best for the codes of its group. So the squared error of the layer's outputs only falls.
+
+Source: Behdin et al. 2023, arXiv:2309.01885."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sapwood.models.convert.rounding import Grid, nearest, stored_scale
+
+BLOCK_INPUTS = 64
+"""Inputs after which all others are told of the changes, where groups are not shorter."""
+
+
+def descend(
+    target: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    codes: Tensor,
+    *,
+    num_sweeps: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Grid]:
+    """Better codes [out, in] fp32 for weights that should be `target` [out, in] fp32.
+
+    hessian     [in, in] fp32: the error is the sum over outputs of d H d^T, d = target - weights
+    codes       [out, in] fp32, to begin with
+    num_sweeps  over all inputs
+    dtype       what scales are stored in
+    """
+    num_inputs = target.shape[1]
+    group = grid.group_of(num_inputs)
+    scale = grid.scale.t().clone()
+    zero = None if grid.zero is None else grid.zero.t().contiguous()
+    shifted = codes.t().contiguous()
+    if zero is not None:
+        shifted -= zero[group]
+    # The error's gradient, halved: H d, of all inputs.
+    pull = hessian @ (target.t() - shifted * scale[group])
+    size = grid.scheme.group_size or num_inputs
+    weights = hessian.diagonal()[:, None]
+    for _ in range(num_sweeps):
+        for first in range(0, num_inputs, size):
+            if grid.scheme.strategy != "block":  # whose scales are shared with other outputs
+                _refit(first, first + size, first // size, hessian, shifted, scale, pull, dtype)
+            for start in range(first, first + size, BLOCK_INPUTS):
+                end = min(start + BLOCK_INPUTS, first + size)
+                own = scale[first // size]
+                shift = None if zero is None else zero[first // size]
+                before = shifted[start:end].clone()
+                local = pull[start:end]
+                for index in range(start, end):
+                    old = shifted[index]
+                    wanted = old * own + local[index - start] / weights[index]
+                    code = nearest(grid.scheme, wanted, own, shift)
+                    if shift is not None:
+                        code -= shift
+                    step = (code - old) * own
+                    shifted[index] = code
+                    local.addr_(hessian[start:end, index], step, alpha=-1.0)
+                change = (shifted[start:end] - before) * own
+                pull[:start].addmm_(hessian[:start, start:end], change, alpha=-1.0)
+                pull[end:].addmm_(hessian[end:, start:end], change, alpha=-1.0)
+    if zero is not None:
+        shifted += zero[group]
+    return shifted.t().contiguous(), replace(grid, scale=scale.t().contiguous())
+
+
+def _refit(
+    first: int,
+    end: int,
+    group: int,
+    hessian: Tensor,
+    shifted: Tensor,
+    scale: Tensor,
+    pull: Tensor,
+    dtype: torch.dtype,
+) -> None:
+    """The scale [out] of one group that is best for its codes, in place, where that is positive."""
+    own = shifted[first:end]
+    curvature = (own * (hessian[first:end, first:end] @ own)).sum(dim=0)
+    slope = (own * pull[first:end]).sum(dim=0)
+    old = scale[group].clone()
+    best = old + torch.where(curvature > 0, slope / curvature, 0.0)
+    stored = stored_scale(best, dtype)
+    # Rounded, a scale may be worse than the old one.
+    step = stored - old
+    better = (best > 0) & (curvature * step * step < 2 * slope * step)
+    step = torch.where(better, step, 0.0)
+    scale[group] += step
+    pull.addmm_(hessian[:, first:end], own * step, alpha=-1.0)

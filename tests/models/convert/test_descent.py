@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.models.convert.descent import descend
+from sapwood.models.convert.rounding import Grid, choose_grid
+from sapwood.models.convert.scheme import WeightScheme
+from tests.models.convert.test_gptq import SCHEMES, correlated_inputs
+
+FP8_BLOCK = WeightScheme(num_bits=8, is_float=True, strategy="block", group_size=128)
+
+
+def squared_error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:
+    difference = (weight - values).double()
+    return torch.sum((difference @ hessian.double()) * difference).item()
+
+
+def hessian_of(in_size: int) -> Tensor:
+    x = correlated_inputs(800, in_size)
+    return x.t() @ x + 10.0 * torch.eye(in_size)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_every_sweep_lowers_the_error_of_the_outputs(scheme: WeightScheme) -> None:
+    weight = torch.randn(24, 160, generator=torch.Generator().manual_seed(1))
+    hessian = hessian_of(160)
+    grid = choose_grid(weight, scheme, importance=None, dtype=torch.bfloat16)
+    codes = grid.codes(weight)
+    errors = [squared_error(weight, grid.values(codes), hessian)]
+    for _ in range(3):
+        codes, grid = descend(weight, hessian, grid, codes, num_sweeps=1, dtype=torch.bfloat16)
+        errors.append(squared_error(weight, grid.values(codes), hessian))
+        assert torch.equal(grid.scale, grid.scale.bfloat16().float())
+        assert codes.min() >= scheme.lowest
+        assert codes.max() <= scheme.highest
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.4 * errors[0]
+
+
+def test_several_sweeps_are_as_many_single_ones() -> None:
+    weight = torch.randn(8, 96, generator=torch.Generator().manual_seed(2))
+    scheme, hessian = SCHEMES["int4-asymmetric"], hessian_of(96)
+    grid = choose_grid(weight, scheme, importance=None, dtype=torch.float32)
+
+    def after(sweeps: list[int]) -> tuple[Tensor, Grid]:
+        codes, found = grid.codes(weight), grid
+        for count in sweeps:
+            codes, found = descend(
+                weight, hessian, found, codes, num_sweeps=count, dtype=torch.float32
+            )
+        return codes, found
+
+    (codes, once), (again, one_by_one) = after([3]), after([1, 1, 1])
+    assert (codes != again).float().mean() < 0.01  # sums in another order decide a few
+    torch.testing.assert_close(once.scale, one_by_one.scale, rtol=0.05, atol=0)
+
+
+def test_scales_of_blocks_stay_shared() -> None:
+    weight = torch.randn(256, 128, generator=torch.Generator().manual_seed(3))
+    grid = choose_grid(weight, FP8_BLOCK, importance=None, dtype=torch.bfloat16)
+    hessian = hessian_of(128)
+    codes, found = descend(
+        weight, hessian, grid, grid.codes(weight), num_sweeps=2, dtype=torch.bfloat16
+    )
+    assert torch.equal(found.scale, grid.scale)
+    before = squared_error(weight, grid.values(grid.codes(weight)), hessian)
+    assert squared_error(weight, found.values(codes), hessian) < 0.6 * before
