@@ -42,9 +42,8 @@ class InputSample:
 
 
 class Moments:
-    """Sums over tokens of the calibration text. The input of a linear layer is x in the original
-    model and r in the converted one: after layers that were converted, and rounded if the scheme
-    does that.
+    """Sums over tokens of the calibration text. A linear layer gets r, rounded if the scheme does
+    that, and should give what it gave for x.
 
     hessian  [in, in] fp32, the sum of r r^T
     lost     [in, in] fp32, the sum of (x - r) r^T
@@ -55,12 +54,12 @@ class Moments:
         self.hessian = torch.zeros(in_size, in_size, device=device)
         self.lost = torch.zeros_like(self.hessian)
 
-    def add(self, original: Tensor, converted: Tensor) -> None:
-        """Both [T, in], of the same tokens; `converted` is not rounded yet."""
-        seen = converted.float()
+    def add(self, wanted: Tensor, received: Tensor) -> None:
+        """Both [T, in], of the same tokens: x, and r before it is rounded."""
+        seen = received.float()
         if self._scheme.rounds_activations:
             seen = rounded_inputs(seen, self._scheme)
-        self.lost.addmm_((original.float() - seen).t(), seen)
+        self.lost.addmm_((wanted.float() - seen).t(), seen)
         self.hessian.addmm_(seen.t(), seen)
 
 
@@ -91,16 +90,17 @@ def input_moments(
     layer: TappedLayer,
     linear: TappedLinear,
     hidden: Sequence[Tensor],
-    originals: Sequence[Tensor],
+    originals: Sequence[Tensor] | None,
     scheme: WeightScheme,
 ) -> Moments:
     """Of one linear layer of a decoder layer whose earlier ones are converted.
 
-    originals  what it got in the original model, of each window
+    originals  what it got in the original model, of each window, and should be fitted to; None: it
+               is fitted to what it gets, before that is rounded
     """
     moments = Moments(linear.in_size, hidden[0].device, scheme)
-    waiting = iter(originals)
-    with _watched([linear], [lambda x: moments.add(next(waiting), x)]):
+    waiting = iter(originals or ())
+    with _watched([linear], [lambda x: moments.add(next(waiting, x), x)]):
         walk.run(layer, hidden)
     return moments
 

@@ -1,10 +1,12 @@
 """A checkpoint into a compressed-tensors directory, one decoder layer after the other.
 
-Two texts go through the model meanwhile, layer by layer, both through the original layers and
-through the converted ones. With the calibration text each linear layer is fitted to the inputs that
-it will get, so that it gives what the original gave for the inputs that it had; with the measured
-text both perplexities are known at the end. No more than one layer is held in the dtype of the
-computation.
+Two texts go through the model meanwhile, layer by layer. The calibration text goes through the
+converted layers, so that each linear layer is fitted to the inputs that it will get. Where inputs
+are not rounded it goes through the original layers too: a layer is then fitted to what it gave
+there. Where they are, errors of earlier layers are mostly noise, and making up for them was measured
+to cost more than it brings. The measured text goes through the original and through the converted
+layers, so that both perplexities are known at the end. No more than one layer is held in the dtype
+of the computation.
 """
 
 from __future__ import annotations
@@ -161,14 +163,14 @@ class Converter:
             samples = sample_inputs(self._walk, layer, streams.calibration)
             tensors = self._rescaler.rescaled(layer_prefix(index), tensors, samples)
             layer = self._walk.layer(index, tensors)
-        kept: list[list[Tensor]] = []
-        if self._options.rounding == "gptq":
+        kept: list[list[Tensor]] | None = None
+        if self._options.rounding == "gptq" and not self._plan.scheme.rounds_activations:
             streams.calibration_original, kept = run_keeping_inputs(
                 self._walk, layer, streams.calibration_original
             )
         for place, linear in enumerate(layer.linears):
             if self._plan.converted.issuperset(linear.names):
-                originals = kept[place] if kept else []
+                originals = None if kept is None else kept[place]
                 self._convert_linear(layer, linear, streams.calibration, originals)
         for name, tensor in tensors.items():
             if name.removesuffix(".weight") not in self._plan.converted:
@@ -181,16 +183,16 @@ class Converter:
         layer: TappedLayer,
         linear: TappedLinear,
         hidden: Sequence[Tensor],
-        originals: Sequence[Tensor],
+        originals: Sequence[Tensor] | None,
     ) -> None:
         """Rounds and writes its parts, and lets it compute with what was written.
 
         hidden     the calibration text's, which the decoder layer gets
-        originals  what this linear layer got of it in the original model; empty: rounds to nearest
+        originals  what this linear layer got of it in the original model, if it is fitted to that
         """
         scheme = self._plan.scheme
         inputs = hessian = None
-        if originals:
+        if self._options.rounding == "gptq":
             inputs = input_moments(self._walk, layer, linear, hidden, originals, scheme)
             hessian = inputs.hessian
         all_codes: list[Tensor] = []

@@ -3,7 +3,7 @@ layer's outputs is made up for by the inputs that are still to come. Then codes 
 improved in turn (descent.py).
 
 Sources: Frantar et al. 2022, arXiv:2210.17323; Li et al. 2025, arXiv:2504.02692 (weights that make
-up for inputs that differ from the original model's)."""
+up for what inputs have lost)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gptq_codes(
     hessian    [in, in] fp32; inputs that were always 0 are rounded to the nearest
     grid       the scales, chosen beforehand: so groups stay where they are in any order
     lost       [in, in] fp32, the sum of (x - r) r^T over inputs r, whose sum of r r^T is the
-               Hessian, that were x in the original model: weights make up for that too; None: 0
+               Hessian, that should have been x: weights make up for that too; None: 0
     act_order  round the inputs of the largest activations first, while most others can make up
     damping    share of the mean diagonal that is added to it
     dtype      what scales are stored in

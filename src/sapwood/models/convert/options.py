@@ -28,7 +28,7 @@ class ConvertOptions:
     method: str | None = option(
         None,
         "How weights are rounded: nearest, each for itself; gptq, so that the layer's outputs for "
-        "a calibration text change least; default: gptq for int4, else nearest.",
+        "a calibration text change least; default: gptq.",
         choices=METHODS,
     )
     rescale: bool | None = option(

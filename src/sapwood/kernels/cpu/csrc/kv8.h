@@ -74,6 +74,12 @@ struct Float8 {
     return number | ((bits >> 24) & 0x80);
   }
 
+  // To a number of so many bits of mantissa, of any exponent: subnormal numbers are rounded less than
+  // they would be, by too little to matter.
+  static VF rounded(VF x) {
+    return bits_as<VF>((bits_as<VI>(x) + (1 << (shift - 1))) & ~((1 << shift) - 1));
+  }
+
   // The bits at their place in an fp32, whose exponent is then kBias too small.
   static VF decode(VI number) {
     const VI bits = (number << shift) & static_cast<std::int32_t>(0x80000000u | (0x7fu << shift));
@@ -111,8 +117,8 @@ SAPWOOD_INLINE bf16 closest_scale(const float* x, int d, float top) {
     const VF inverse = splat(1.0f / scale);
     VF squares{};
     for (int i = 0; i < d; i += W) {
-      const VF size = bits_as<VF>(bits_as<VI>(load(x + i)) & 0x7fffffff) * inverse;
-      const VF error = Format::decode(Format::encode(size)) - size;
+      const VF number = load(x + i) * inverse;
+      const VF error = Format::rounded(number) - number;
       squares += error * error;
     }
     if (share == 1.0) first_scale = scale;

@@ -20,9 +20,6 @@ constexpr int kRows = 12;  // of a register tile
 #else
 constexpr int kRows = 4;
 #endif
-// Where a group's sums are scaled this soon, they and the results should both stay in registers.
-constexpr std::int64_t kShortGroup = 32;
-constexpr int kShortGroupRows = kRows < 6 ? kRows : 6;
 
 // ---- decoding: lanes of codes to lanes of numbers of x's dtype (simd.h) ----
 
@@ -313,11 +310,10 @@ class Product {
   template <class Decode>
   void multiply(const Decode& decode, Streams streams, const std::byte* x, std::int64_t row,
                 std::int64_t rows, std::int64_t first, std::int64_t count) const {
-    const std::int64_t highest = e_.group > kShortGroup ? kRows : kShortGroupRows;
-    const std::int64_t tiles = (rows + highest - 1) / highest;
-    for (std::int64_t t = 0; t < tiles; t++) {
-      const std::int64_t begin = rows * t / tiles, from = row + begin;
-      const int tile = static_cast<int>(rows * (t + 1) / tiles - begin);
+    const std::int64_t tiles = (rows + kRows - 1) / kRows, height = (rows + tiles - 1) / tiles;
+    for (std::int64_t r = 0; r < rows; r += height) {
+      const std::int64_t from = row + r;
+      const int tile = static_cast<int>(least(height, rows - r));
       Streams at = streams;
       for (std::int64_t p = 0; p < count;) {
         const int panels = multiply_panels(decode, at, x + from * row_bytes_, from, tile, (first + p) * kPanel, count - p);
