@@ -3,10 +3,10 @@
 Two texts go through the model meanwhile, layer by layer. The calibration text goes through the
 converted layers, so that each linear layer is fitted to the inputs that it will get. Where inputs
 are not rounded it goes through the original layers too: a layer is then fitted to what it gave
-there. Where they are, errors of earlier layers are mostly noise, and making up for them was measured
-to cost more than it brings. The measured text goes through the original and through the converted
-layers, so that both perplexities are known at the end. No more than one layer is held in the dtype
-of the computation.
+there. Where they are, errors of earlier layers are mostly noise, and making up for them costs more
+than it brings. The measured text goes through the original and through the converted layers, so
+that both perplexities are known at the end. No more than one layer is held in the dtype of the
+computation.
 """
 
 from __future__ import annotations
