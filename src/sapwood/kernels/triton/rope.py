@@ -13,35 +13,51 @@ from torch import Tensor
 
 from sapwood.kernels.kv_cache import LARGEST_NUMBER
 from sapwood.kernels.triton.kv_format import KV_NAMES, parted
-from sapwood.kernels.triton.small_floats import encode
+from sapwood.kernels.triton.small_floats import decode, encode
 
 _HEADS_AT_ONCE = 8
 
 
 @triton.jit
+def _scaled(x, top, number, BLOCK_H: tl.constexpr):
+    """Scales [BLOCK_H] with which `top` becomes `number` at most, fp32, and x by them."""
+    bits = tl.div_rn(top, tl.full((BLOCK_H,), number, tl.float32)).to(tl.int32, bitcast=True)
+    scale = tl.where(top < 1e-30, 0, (bits + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
+    one = tl.full((BLOCK_H,), 1.0, tl.float32)
+    inverse = tl.where(scale > 0, tl.div_rn(one, tl.where(scale > 0, scale, one)), 0.0)
+    scaled = x * inverse[:, None]
+    return scale, tl.where(scaled == scaled, scaled, 0.0)  # then the scale is no number
+
+
+@triton.jit
 def _quantized(x, KV: tl.constexpr, LARGEST: tl.constexpr, BLOCK_H: tl.constexpr):
     """x [BLOCK_H, BLOCK_D] fp32 -> numbers uint8 and scales [BLOCK_H] bf16, as kernels/kv_cache.py
-    has them, bit by bit for all numbers."""
+    has them, bit by bit for all numbers, but where sums in another order make another scale of
+    fp8's the best one."""
     magnitude = tl.abs(x)
     top = tl.max(magnitude, axis=1)
     # The maximum of a row passes over NaN.
     has_nan = tl.sum((x != x).to(tl.int32), axis=1) > 0
     top = tl.where(has_nan, float("nan"), top)
-    largest = tl.full((BLOCK_H,), LARGEST, tl.float32)
-    bits = tl.div_rn(top, largest).to(tl.int32, bitcast=True)
-    scale = tl.where(top < 1e-30, 0, (bits + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
-    one = tl.full((BLOCK_H,), 1.0, tl.float32)
-    inverse = tl.where(scale > 0, tl.div_rn(one, tl.where(scale > 0, scale, one)), 0.0)
-    scaled = x * inverse[:, None]
-    scaled = tl.where(scaled == scaled, scaled, 0.0)  # then the scale is no number
+    scale, scaled = _scaled(x, top, LARGEST, BLOCK_H)
     if KV == "int8":
         # Rounds half to even: the sum has no bits left for what is below 1.
         numbers = ((scaled + 12582912.0) - 12582912.0).to(tl.int32)
-    elif KV == "fp8_e4m3":
-        numbers = encode(scaled, 3, 7)
-    else:
-        numbers = encode(scaled, 2, 15)
-    return numbers.to(tl.uint8), scale.to(tl.bfloat16)
+        return numbers.to(tl.uint8), scale.to(tl.bfloat16)
+    mantissa: tl.constexpr = 3 if KV == "fp8_e4m3" else 2
+    bias: tl.constexpr = 7 if KV == "fp8_e4m3" else 15
+    first = scale
+    least = tl.full((BLOCK_H,), float("inf"), tl.float32)
+    for step in tl.static_range(8):
+        candidate, numbers = _scaled(x, top, LARGEST * 2 ** (-step / 8), BLOCK_H)
+        error = decode(encode(numbers, mantissa, bias), 8, mantissa, bias) - numbers
+        factor = tl.where(first > 0, candidate / first, 1.0)
+        total = tl.sum(error * error, axis=1) * factor * factor
+        is_better = total < least
+        least = tl.where(is_better, total, least)
+        scale = tl.where(is_better, candidate, scale)
+        scaled = tl.where(is_better[:, None], numbers, scaled)
+    return encode(scaled, mantissa, bias).to(tl.uint8), scale.to(tl.bfloat16)
 
 
 @triton.jit
