@@ -43,21 +43,22 @@ def _quantized(x, KV: tl.constexpr, LARGEST: tl.constexpr, BLOCK_H: tl.constexpr
     if KV == "int8":
         # Rounds half to even: the sum has no bits left for what is below 1.
         numbers = ((scaled + 12582912.0) - 12582912.0).to(tl.int32)
-        return numbers.to(tl.uint8), scale.to(tl.bfloat16)
-    mantissa: tl.constexpr = 3 if KV == "fp8_e4m3" else 2
-    bias: tl.constexpr = 7 if KV == "fp8_e4m3" else 15
-    first = scale
-    least = tl.full((BLOCK_H,), float("inf"), tl.float32)
-    for step in tl.static_range(8):
-        candidate, numbers = _scaled(x, top, LARGEST * 2 ** (-step / 8), BLOCK_H)
-        error = decode(encode(numbers, mantissa, bias), 8, mantissa, bias) - numbers
-        factor = tl.where(first > 0, candidate / first, 1.0)
-        total = tl.sum(error * error, axis=1) * factor * factor
-        is_better = total < least
-        least = tl.where(is_better, total, least)
-        scale = tl.where(is_better, candidate, scale)
-        scaled = tl.where(is_better[:, None], numbers, scaled)
-    return encode(scaled, mantissa, bias).to(tl.uint8), scale.to(tl.bfloat16)
+    else:
+        mantissa: tl.constexpr = 3 if KV == "fp8_e4m3" else 2
+        bias: tl.constexpr = 7 if KV == "fp8_e4m3" else 15
+        first = scale
+        least = tl.full((BLOCK_H,), float("inf"), tl.float32)
+        for step in tl.static_range(8):
+            candidate, tried = _scaled(x, top, LARGEST * 2 ** (-step / 8), BLOCK_H)
+            error = decode(encode(tried, mantissa, bias), 8, mantissa, bias) - tried
+            factor = tl.where(first > 0, candidate / first, 1.0)
+            total = tl.sum(error * error, axis=1) * factor * factor
+            is_better = total < least
+            least = tl.where(is_better, total, least)
+            scale = tl.where(is_better, candidate, scale)
+            scaled = tl.where(is_better[:, None], tried, scaled)
+        numbers = encode(scaled, mantissa, bias)
+    return numbers.to(tl.uint8), scale.to(tl.bfloat16)
 
 
 @triton.jit
