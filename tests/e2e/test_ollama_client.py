@@ -82,7 +82,9 @@ def test_limits_and_seeds(client: ollama.Client) -> None:
     options = {"num_predict": 12, "temperature": 0.9, "top_k": 50, "seed": 7, "num_ctx": 4096}
     first, second = (client.generate(MODEL, "My favourite", options=options) for _ in range(2))
     assert first.response == second.response
-    assert (first.done_reason, first.eval_count) == ("length", 12)
+    limited = {**GREEDY, "num_predict": 12}
+    counted = client.generate(MODEL, "1, 2, 3, 4,", raw=True, options=limited)
+    assert (counted.done_reason, counted.eval_count) == ("length", 12)
     nothing = client.generate(MODEL, "My favourite", options={"num_predict": 0})
     assert (nothing.response, nothing.eval_count, nothing.done_reason) == ("", 0, "length")
 

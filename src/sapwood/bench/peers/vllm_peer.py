@@ -1,11 +1,13 @@
 """vLLM's offline `LLM`, with the prefix cache on.
 
-Its options are those of `vllm.LLM`. On a CPU it takes the memory of its KV cache from the
-environment, VLLM_CPU_KVCACHE_SPACE in GiB.
+Its options are those of `vllm.LLM`. On a CPU it also reads the environment: by itself it would keep
+one core free and take most of the memory, which is neither a fair comparison nor a safe one, so
+VLLM_CPU_OMP_THREADS_BIND and VLLM_CPU_KVCACHE_SPACE (GiB) are set where they are not.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +15,19 @@ from typing import Any
 from sapwood.bench.offline import Generated, TokenGenerator
 from sapwood.bench.peers.interface import PeerSetup
 
+KV_CACHE_GIB = 4
+
+
+def set_environment(num_threads: int) -> None:
+    """One thread for each of the first usable cores, as the other peers have."""
+    cores = sorted(os.sched_getaffinity(0))[:num_threads]
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(KV_CACHE_GIB))
+
 
 @contextmanager
 def open_vllm(setup: PeerSetup) -> Iterator[TokenGenerator]:
+    set_environment(setup.num_threads)
     from vllm import LLM, SamplingParams
 
     options = {
