@@ -17,7 +17,9 @@ constexpr int kIntVectors = 2;  // vectors of outputs of a register tile
 
 constexpr std::int64_t kStreamTaskBytes = 32 * 1024;   // of the weight per task, when memory is the limit
 constexpr std::int64_t kResidentBytes = 320 * 1024;    // of the weight per task that stay in L2
+constexpr std::int64_t kMostStreamedPasses = 8;        // for each panel in turn
 constexpr std::int64_t kAheadBytes = 4096;             // of the weight, prefetched
+constexpr std::int64_t kLineBytes = 64;                // of a cache
 constexpr std::int64_t kProductsPerThread = 65536;     // below, a thread costs too much
 constexpr float kLeastMagnitude = 1e-30f;  // what is smaller counts as zero: 127 / it must be finite
 
@@ -184,11 +186,11 @@ static inline Cut cut_work(const QuantizedArgs& a, std::int64_t rows_per_tile) {
   cut.threads = worth_threads(a.team.threads, w.n * w.k * ((a.m + 3) / 4), kProductsPerThread);
   cut.tile_rows = (a.m + tiles - 1) / tiles;
   const std::int64_t share = most(1, all_panels / (cut.threads * 4));
-  const std::int64_t bytes = a.m <= kOwnRows ? kStreamTaskBytes : kResidentBytes;
+  const std::int64_t bytes = tiles <= kMostStreamedPasses ? kStreamTaskBytes : kResidentBytes;
   cut.panels = least(share, most(1, bytes / panel_bytes(w.kind, w.k)));
   cut.panel_tasks = (all_panels + cut.panels - 1) / cut.panels;
   // Rows are cut only where panels alone are too few: each cut reads the weight again.
-  const std::int64_t wanted = most(1, cut.threads * 4 / cut.panel_tasks);
+  const std::int64_t wanted = tiles <= kMostStreamedPasses ? 1 : most(1, cut.threads * 4 / cut.panel_tasks);
   cut.rows = (tiles + wanted - 1) / wanted * cut.tile_rows;
   cut.tasks = cut.panel_tasks * ((a.m + cut.rows - 1) / cut.rows);
   return cut;
@@ -223,6 +225,44 @@ static inline void run_quantized(const QuantizedArgs& a, const Cut& cut, const R
                least(cut.rows, a.m - row));
     }
   });
+}
+
+// What a pass over a group of weights fetches of the memory after it: lines `step` bytes apart from
+// the `first` on, `offset` bytes on.
+struct Fetch {
+  std::int64_t offset, first, step;
+};
+
+constexpr Fetch kNoFetch{0, INT64_MAX, 1};
+
+SAPWOOD_INLINE void fetch(const Fetch& lines, const std::byte* group, std::int64_t bytes) {
+  for (std::int64_t i = lines.first; i < bytes; i += lines.step) {
+    __builtin_prefetch(group + lines.offset + i, 0, 2);
+  }
+}
+
+// Calls pass(panel, first row, rows, fetch) for all tiles of a task. A few passes go over one panel
+// after the other, each fetching its share of the next one, so that memory never rests. More of them
+// go over all panels, which the first one brings into the cache.
+template <class Pass>
+static inline void each_pass(const Cut& cut, std::int64_t panels, std::int64_t rows, std::int64_t bytes,
+                             const Pass& pass) {
+  const std::int64_t passes = (rows + cut.tile_rows - 1) / cut.tile_rows;
+  const Fetch all{kAheadBytes, 0, kLineBytes};
+  const auto run = [&](std::int64_t panel, std::int64_t i, const Fetch& lines) {
+    pass(panel, i * cut.tile_rows, least(cut.tile_rows, rows - i * cut.tile_rows), lines);
+  };
+  if (passes == 1) {
+    for (std::int64_t p = 0; p < panels; p++) run(p, 0, all);
+  } else if (passes <= kMostStreamedPasses) {
+    for (std::int64_t p = 0; p < panels; p++) {
+      for (std::int64_t i = 0; i < passes; i++) run(p, i, {bytes, i * kLineBytes, passes * kLineBytes});
+    }
+  } else {
+    for (std::int64_t i = 0; i < passes; i++) {
+      for (std::int64_t p = 0; p < panels; p++) run(p, i, i == 0 ? all : kNoFetch);
+    }
+  }
 }
 
 // Results of one row, columns [column, column + width) of a panel's 32; those beyond n are dropped.

@@ -33,30 +33,42 @@ struct Cut {
   std::int64_t panels, rows, tile_rows, panel_tasks, row_tasks;
 };
 
+// A few passes go over one part of a panel after the other, while the next part is on its way, so that
+// neither memory nor products wait. With more of them products take so much longer that a task's panels
+// are read in the first one.
+constexpr std::int64_t kMostStreamedPasses = 8;
+constexpr std::int64_t kPartLanes = 96;
+
+template <class T>
+constexpr bool streams(std::int64_t m) {
+  constexpr bool has_unit = kRowsPerPass<T> != kLinearRows;
+  return m <= (has_unit ? 1 : kMostStreamedPasses) * kRowsPerPass<T>;
+}
+
 template <class T>
 Cut cut_work(std::int64_t m, std::int64_t all_panels, std::int64_t lanes, int threads) {
-  constexpr std::int64_t most_panels = least(kStreamPanels, kLinearSums / (kRowsPerPass<T> * kPanel));
   Cut cut{};
   const std::int64_t tiles = (m + kRowsPerPass<T> - 1) / kRowsPerPass<T>;
+  const std::int64_t most_panels = least(kStreamPanels, kLinearSums / (tiles * kRowsPerPass<T> * kPanel));
   cut.tile_rows = (m + tiles - 1) / tiles;
   const std::int64_t share = most(1, all_panels / (threads * 4));
   const std::int64_t stream = most(1, least(most_panels, kStreamBytes / (lanes * kPanel * 4)));
-  cut.panels = least(share, tiles == 1 ? stream : kTaskPanels);
+  cut.panels = least(share, streams<T>(m) ? stream : kTaskPanels);
   cut.panel_tasks = (all_panels + cut.panels - 1) / cut.panels;
-  const std::int64_t wanted = most(1, threads * 4 / cut.panel_tasks);
+  const std::int64_t wanted = streams<T>(m) ? 1 : most(1, threads * 4 / cut.panel_tasks);
   const std::int64_t tiles_per_task = most(1, least(kPassesPerTask<T>, tiles / wanted));
   cut.rows = tiles_per_task * cut.tile_rows;
   cut.row_tasks = (m + cut.rows - 1) / cut.rows;
   return cut;
 }
 
-template <class T, bool kAdd, bool kStream>
+template <class T, bool kAdd, int kFetched>
 SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, const std::uint32_t* x, std::int64_t x_stride,
                                    const std::uint32_t* panel, float* c, std::int64_t c_stride,
-                                   int rows, int lanes, const std::uint32_t* ahead) {
+                                   int rows, int lanes, const Ahead& ahead) {
 #if defined(SAPWOOD_AMX)
   if (uses_unit<T>(rows)) {
-    unit.multiply<kAdd, kStream>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead);
+    unit.multiply<kAdd, (kFetched > 0)>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead.at);
     return;
   }
 #else
@@ -66,7 +78,7 @@ SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, const std::uint32_t* x, std
   // Two vectors cover a panel, so that up to twelve rows share each load of it.
   switch (rows) {
 #define SAPWOOD_ROWS(R) \
-  case R: tile<T, kAdd, R, 2, kStream>(x, x_stride, panel, kPanel, c, c_stride, lanes, ahead); break;
+  case R: tile<T, kAdd, R, 2, kFetched>(x, x_stride, panel, kPanel, c, c_stride, lanes, ahead); break;
     SAPWOOD_ROWS(1) SAPWOOD_ROWS(2) SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
     SAPWOOD_ROWS(7) SAPWOOD_ROWS(8) SAPWOOD_ROWS(9) SAPWOOD_ROWS(10) SAPWOOD_ROWS(11)
     SAPWOOD_ROWS(12)
@@ -93,13 +105,14 @@ class Linear {
     panels_ = least(cut_.panels, all_panels - first_);
     const std::int64_t row = task / cut_.panel_tasks * cut_.rows;
     const std::int64_t rows = least(cut_.rows, a_.m - row);
-    // With one tile, x is small, and splitting k would only cut the stream of weights.
-    const bool streams = a_.m <= kRowsPerPass<T>;
-    const std::int64_t depth = streams ? lanes_ : kDepthLanes;
-    for (std::int64_t k = 0; k < lanes_; k += depth) {
-      for (std::int64_t r = 0; r < rows; r += cut_.tile_rows) {
-        run_tile(row + r, static_cast<int>(least(cut_.tile_rows, rows - r)), k,
-                 static_cast<int>(least(depth, lanes_ - k)), sums_ + r * panels_ * kPanel, r == 0, streams);
+    if (streams<T>(a_.m)) {
+      for (std::int64_t p = 0; p < panels_; p++) stream_panel(p);
+    } else {
+      for (std::int64_t k = 0; k < lanes_; k += kDepthLanes) {
+        for (std::int64_t r = 0; r < rows; r += cut_.tile_rows) {
+          run_tile(row + r, static_cast<int>(least(cut_.tile_rows, rows - r)), k,
+                   static_cast<int>(least(kDepthLanes, lanes_ - k)), sums_ + r * panels_ * kPanel, r == 0);
+        }
       }
     }
     const std::int64_t columns = least(a_.n - first_ * kPanel, panels_ * kPanel);
@@ -107,34 +120,57 @@ class Linear {
   }
 
  private:
+  const std::uint32_t* row_of_x(std::int64_t row) const {
+    return reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(a_.x) + row * a_.x_stride);
+  }
+
+  // All rows of x with a panel, which is read once from beginning to end. One pass takes it as a
+  // whole. Several take a part of it each in turn, and each fetches its share of the next part.
+  void stream_panel(std::int64_t p) {
+    const std::int64_t x_stride = a_.x_stride / Pack<T>::per_lane, sums_stride = panels_ * kPanel;
+    const std::uint32_t* panel = static_cast<const std::uint32_t*>(a_.weight) + (first_ + p) * lanes_ * kPanel;
+    float* c = sums_ + p * kPanel;
+    if (a_.m <= kRowsPerPass<T>) {
+      multiply_panel<T, false, 2>(unit_, row_of_x(0), x_stride, panel, c, sums_stride, static_cast<int>(a_.m),
+                                  static_cast<int>(lanes_), {panel + kPrefetchLanes, kPanel});
+      return;
+    }
+    const std::int64_t passes = (a_.m + cut_.tile_rows - 1) / cut_.tile_rows;
+    const std::int64_t step = (kPanel + passes - 1) / passes;  // of the next part, per lane of this one
+    for (std::int64_t k = 0; k < lanes_; k += kPartLanes) {
+      const int lanes = static_cast<int>(least(kPartLanes, lanes_ - k));
+      const std::uint32_t* part = panel + k * kPanel;
+      Ahead ahead{part + lanes * kPanel, step};
+      for (std::int64_t r = 0; r < a_.m; r += cut_.tile_rows, ahead.at += lanes * step) {
+        const int rows = static_cast<int>(least(cut_.tile_rows, a_.m - r));
+        const std::uint32_t* x = row_of_x(r) + k;
+        k > 0 ? multiply_panel<T, true, 1>(unit_, x, x_stride, part, c + r * sums_stride, sums_stride, rows, lanes, ahead)
+              : multiply_panel<T, false, 1>(unit_, x, x_stride, part, c + r * sums_stride, sums_stride, rows, lanes, ahead);
+      }
+    }
+  }
+
   // Lanes [k, k + lanes) of some rows, for all panels of the task. The first tile brings the panels
   // into the cache for the others.
-  void run_tile(std::int64_t row, int rows, std::int64_t k, int lanes, float* sums, bool from_memory,
-                bool streams) {
-    const std::uint32_t* x =
-        reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(a_.x) + row * a_.x_stride) + k;
-    std::int64_t x_stride = a_.x_stride / Pack<T>::per_lane;
-    if (!streams) {
-      // Rows a power of two apart would fall into the same few cache sets.
-      for (int r = 0; r < rows; r++) {
-        __builtin_memcpy(x_tile_ + r * kDepthStride, x + r * x_stride, static_cast<std::size_t>(lanes) * 4);
-      }
-      x = x_tile_;
-      x_stride = kDepthStride;
+  void run_tile(std::int64_t row, int rows, std::int64_t k, int lanes, float* sums, bool from_memory) {
+    // Rows a power of two apart would fall into the same few cache sets.
+    for (int r = 0; r < rows; r++) {
+      __builtin_memcpy(x_tile_ + r * kDepthStride, row_of_x(row + r) + k, static_cast<std::size_t>(lanes) * 4);
     }
+    const std::uint32_t* x = x_tile_;
+    constexpr std::int64_t x_stride = kDepthStride;
     const std::uint32_t* w = static_cast<const std::uint32_t*>(a_.weight) + first_ * lanes_ * kPanel;
     const std::int64_t sums_stride = panels_ * kPanel;
     for (std::int64_t p = 0; p < panels_; p++) {
       const std::uint32_t* panel = w + (p * lanes_ + k) * kPanel;
       float* c = sums + p * kPanel;
-      // What is read next: further on in the panel, or the same lanes of the next one.
-      const std::uint32_t* ahead = panel + (lanes == lanes_ ? kPrefetchLanes : lanes_ * kPanel);
+      const Ahead ahead{panel + lanes_ * kPanel, kPanel};  // the same lanes of the next one
       if (from_memory) {
-        k > 0 ? multiply_panel<T, true, true>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
-              : multiply_panel<T, false, true>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<T, true, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
+              : multiply_panel<T, false, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
       } else {
-        k > 0 ? multiply_panel<T, true, false>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
-              : multiply_panel<T, false, false>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<T, true, 0>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
+              : multiply_panel<T, false, 0>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
       }
     }
   }

@@ -138,10 +138,10 @@ SAPWOOD_INLINE void read_scales(const std::byte* group, int within, const VF (&d
 }
 
 // R rows x V vectors of outputs, the first at column `within` of the panel, over all groups -> out
-// [R, V]. stream: the panel comes from memory.
+// [R, V].
 template <WeightKind kKind, int R, int V>
 SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* panel, std::int64_t k,
-                  int within, bool stream, VF* out) {
+                  int within, const Fetch& lines, VF* out) {
   constexpr Layout kLayout = layout_of(kKind);
   constexpr std::int64_t kBytes = group_bytes(kLayout);
   const std::int64_t blocks = k / (kGroup * block_groups(kLayout));
@@ -156,10 +156,7 @@ SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* p
     }
     panel += head_bytes(kLayout);
     for (std::int64_t group = 0; group < block_groups(kLayout); group++, panel += kBytes, x += kGroupBytesOfX) {
-      if (stream) {
-#pragma GCC unroll 32
-        for (std::int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(panel + i + kAheadBytes, 0, 2);
-      }
+      if (within == 0) fetch(lines, panel, kBytes);
       const std::byte* numbers = panel + scale_bytes(kLayout) + within * 4;
       VF scale[V], minimum[V] = {};
       read_scales<kKind, 0>(panel, within, d, least, scale, minimum);
@@ -179,14 +176,13 @@ SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* p
 template <class T, WeightKind kKind>
 static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
                              const std::byte* panel, std::int64_t row, std::int64_t column,
-                             std::int64_t rows, bool stream) {
+                             std::int64_t rows, const Fetch& lines) {
   constexpr int V = kIntVectors;
   for (int within = 0; within < kPanel; within += V * W) {
     VF results[kTileHeight * V];
-    const bool fetches = stream && within == 0;
     switch (rows) {
 #define SAPWOOD_ROWS(R) \
-  case R: tile<kKind, R, V>(x, row_bytes, panel, a.weight->k, within, fetches, results); break;
+  case R: tile<kKind, R, V>(x, row_bytes, panel, a.weight->k, within, lines, results); break;
       SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
 #if defined(__AVX512F__)
       SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
@@ -211,13 +207,10 @@ void multiply(const QuantizedArgs& a) {
   };
   run_quantized(a, cut, round, [&](const std::byte* x, std::int64_t panel, std::int64_t panels,
                                    std::int64_t row, std::int64_t rows) {
-    for (std::int64_t r = 0; r < rows; r += cut.tile_rows) {
-      const std::int64_t count = least(cut.tile_rows, rows - r);
-      for (std::int64_t p = panel; p < panel + panels; p++) {
-        const std::byte* from = static_cast<const std::byte*>(weight.data) + p * bytes;
-        tile_rows<T, kKind>(a, x + r * row_bytes, row_bytes, from, row + r, p * kPanel, count, r == 0);
-      }
-    }
+    const std::byte* w = static_cast<const std::byte*>(weight.data) + panel * bytes;
+    each_pass(cut, panels, rows, bytes, [&](std::int64_t p, std::int64_t r, std::int64_t count, const Fetch& lines) {
+      tile_rows<T, kKind>(a, x + r * row_bytes, row_bytes, w + p * bytes, row + r, (panel + p) * kPanel, count, lines);
+    });
   });
 }
 

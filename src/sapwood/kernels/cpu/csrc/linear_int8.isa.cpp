@@ -26,9 +26,10 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
 }
 
 // results += one group of x times `lanes` lanes of the weight.
-template <int R, int V, bool kStream>
+template <int R, int V>
 SAPWOOD_INLINE void add_group(VF (&results)[R][V], const std::byte* x, std::int64_t row_bytes,
-                              const std::byte* w, std::int64_t lanes) {
+                              const std::byte* w, std::int64_t lanes, const Fetch& lines) {
+  fetch(lines, w, lanes * kPanel * 4);
   VI sums[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
@@ -43,7 +44,6 @@ SAPWOOD_INLINE void add_group(VF (&results)[R][V], const std::byte* x, std::int6
 #pragma GCC unroll 16
     for (int v = 0; v < V; v++) {
       right[v] = load_lanes(w + v * W * 4);
-      if (kStream) __builtin_prefetch(w + v * W * 4 + kAheadBytes, 0, 2);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
@@ -60,18 +60,18 @@ SAPWOOD_INLINE void add_group(VF (&results)[R][V], const std::byte* x, std::int6
   }
 }
 
-// R rows x V vectors of outputs, over all inputs. kStream: the weight comes from memory.
-template <class T, int R, int V, bool kStream>
+// R rows x V vectors of outputs, over all inputs.
+template <class T, int R, int V>
 static inline void tile(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
-                        const std::byte* w, std::int64_t row, std::int64_t column) {
+                        const std::byte* w, std::int64_t row, std::int64_t column, const Fetch& lines) {
   constexpr std::int64_t kLanes = kInt8Group / 4;
   const std::int64_t lanes = (a.weight->k + 3) / 4;
   VF results[R][V] = {};
   std::int64_t lane = 0;
   for (; lane + kLanes <= lanes; lane += kLanes, x += kInt8GroupBytesOfX, w += kLanes * kPanel * 4) {
-    add_group<R, V, kStream>(results, x, row_bytes, w, kLanes);
+    add_group<R, V>(results, x, row_bytes, w, kLanes, lines);
   }
-  if (lane < lanes) add_group<R, V, kStream>(results, x, row_bytes, w, lanes - lane);
+  if (lane < lanes) add_group<R, V>(results, x, row_bytes, w, lanes - lane, lines);
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 16
@@ -80,12 +80,12 @@ static inline void tile(const QuantizedArgs& a, const std::byte* x, std::int64_t
   }
 }
 
-template <class T, bool kStream>
-static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
-                             const std::byte* w, std::int64_t row, std::int64_t column, std::int64_t rows) {
+template <class T>
+static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes, const std::byte* w,
+                             std::int64_t row, std::int64_t column, std::int64_t rows, const Fetch& lines) {
   switch (rows) {
 #define SAPWOOD_ROWS(R) \
-  case R: tile<T, R, kIntVectors, kStream>(a, x, row_bytes, w, row, column); break;
+  case R: tile<T, R, kIntVectors>(a, x, row_bytes, w, row, column, lines); break;
     SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
 #if defined(__AVX512F__)
     SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
@@ -97,10 +97,10 @@ static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::in
 
 #if defined(SAPWOOD_AMX)
 // Up to kMostPassRows rows x a panel, group by group. Bit by bit what vectors compute.
-template <class T, bool kStream>
+template <class T>
 static inline void unit_tile(MatrixUnit& unit, const QuantizedArgs& a, const std::byte* x,
                              std::int64_t row_bytes, const std::byte* w, std::int64_t row,
-                             std::int64_t column, int rows) {
+                             std::int64_t column, int rows, const Fetch& lines) {
   constexpr int V = kPanel / W;
   constexpr std::int64_t bytes = kInt8Group * kPanel;
   alignas(64) std::int32_t sums[kMostPassRows * kPanel];
@@ -109,9 +109,7 @@ static inline void unit_tile(MatrixUnit& unit, const QuantizedArgs& a, const std
     for (int v = 0; v < V; v++) results[r][v] = VF{};
   for (std::int64_t i = 0; i < a.weight->k; i += kInt8Group, x += kInt8GroupBytesOfX, w += bytes) {
     unit.multiply_bytes(x, row_bytes, w, sums, rows);
-    if (kStream) {
-      for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(w + bytes + kAheadBytes + at, 0, 2);
-    }
+    fetch(lines, w, bytes);
     for (int r = 0; r < rows; r++) {
       const std::byte* group = x + r * row_bytes;
       const VI correction = splat_int(static_cast<std::int32_t>(load_lane(group + kCorrectionAt)));
@@ -131,20 +129,20 @@ static inline void unit_tile(MatrixUnit& unit, const QuantizedArgs& a, const std
 #endif
 
 // A panel with the rows of one tile.
-template <class T, bool kStream>
+template <class T>
 static inline void tile_panel(MatrixUnit& unit, const QuantizedArgs& a, const std::byte* x,
                               std::int64_t row_bytes, const std::byte* w, std::int64_t row,
-                              std::int64_t column, std::int64_t rows) {
+                              std::int64_t column, std::int64_t rows, const Fetch& lines) {
 #if defined(SAPWOOD_AMX)
   if (rows > kTileHeight) {
-    unit_tile<T, kStream>(unit, a, x, row_bytes, w, row, column, static_cast<int>(rows));
+    unit_tile<T>(unit, a, x, row_bytes, w, row, column, static_cast<int>(rows), lines);
     return;
   }
 #else
   static_cast<void>(unit);
 #endif
   for (std::int64_t v = 0; v < kPanel; v += kIntVectors * W) {
-    tile_rows<T, kStream>(a, x, row_bytes, w + v * 4, row, column + v, rows);
+    tile_rows<T>(a, x, row_bytes, w + v * 4, row, column + v, rows, v == 0 ? lines : kNoFetch);
   }
 }
 
@@ -170,14 +168,10 @@ void multiply(const QuantizedArgs& a) {
   run_quantized(a, cut, round, [&](const std::byte* x, std::int64_t panel, std::int64_t panels,
                                    std::int64_t row, std::int64_t rows) {
     MatrixUnit unit;
-    for (std::int64_t r = 0; r < rows; r += cut.tile_rows) {
-      const std::int64_t count = least(cut.tile_rows, rows - r);
-      for (std::int64_t p = panel; p < panel + panels; p++) {
-        const std::byte* w = static_cast<const std::byte*>(weight.data) + p * bytes;
-        r == 0 ? tile_panel<T, true>(unit, a, x, row_bytes, w, row, p * kPanel, count)
-               : tile_panel<T, false>(unit, a, x + r * row_bytes, row_bytes, w, row + r, p * kPanel, count);
-      }
-    }
+    const std::byte* w = static_cast<const std::byte*>(weight.data) + panel * bytes;
+    each_pass(cut, panels, rows, bytes, [&](std::int64_t p, std::int64_t r, std::int64_t count, const Fetch& lines) {
+      tile_panel<T>(unit, a, x + r * row_bytes, row_bytes, w + p * bytes, row + r, (panel + p) * kPanel, count, lines);
+    });
   });
 }
 
