@@ -17,7 +17,7 @@ constexpr int kIntVectors = 2;  // vectors of outputs of a register tile
 
 constexpr std::int64_t kStreamTaskBytes = 32 * 1024;   // of the weight per task, when memory is the limit
 constexpr std::int64_t kResidentBytes = 320 * 1024;    // of the weight per task that stay in L2
-constexpr std::int64_t kMostStreamedPasses = 8;        // for each panel in turn
+constexpr std::int64_t kMostStreamedRows = 48;         // in all passes over one panel after the other
 constexpr std::int64_t kAheadBytes = 4096;             // of the weight, prefetched
 constexpr std::int64_t kLineBytes = 64;                // of a cache
 constexpr std::int64_t kProductsPerThread = 65536;     // below, a thread costs too much
@@ -186,11 +186,11 @@ static inline Cut cut_work(const QuantizedArgs& a, std::int64_t rows_per_tile) {
   cut.threads = worth_threads(a.team.threads, w.n * w.k * ((a.m + 3) / 4), kProductsPerThread);
   cut.tile_rows = (a.m + tiles - 1) / tiles;
   const std::int64_t share = most(1, all_panels / (cut.threads * 4));
-  const std::int64_t bytes = tiles <= kMostStreamedPasses ? kStreamTaskBytes : kResidentBytes;
+  const std::int64_t bytes = a.m <= kMostStreamedRows ? kStreamTaskBytes : kResidentBytes;
   cut.panels = least(share, most(1, bytes / panel_bytes(w.kind, w.k)));
   cut.panel_tasks = (all_panels + cut.panels - 1) / cut.panels;
   // Rows are cut only where panels alone are too few: each cut reads the weight again.
-  const std::int64_t wanted = tiles <= kMostStreamedPasses ? 1 : most(1, cut.threads * 4 / cut.panel_tasks);
+  const std::int64_t wanted = a.m <= kMostStreamedRows ? 1 : most(1, cut.threads * 4 / cut.panel_tasks);
   cut.rows = (tiles + wanted - 1) / wanted * cut.tile_rows;
   cut.tasks = cut.panel_tasks * ((a.m + cut.rows - 1) / cut.rows);
   return cut;
@@ -254,7 +254,7 @@ static inline void each_pass(const Cut& cut, std::int64_t panels, std::int64_t r
   };
   if (passes == 1) {
     for (std::int64_t p = 0; p < panels; p++) run(p, 0, all);
-  } else if (passes <= kMostStreamedPasses) {
+  } else if (rows <= kMostStreamedRows) {
     for (std::int64_t p = 0; p < panels; p++) {
       for (std::int64_t i = 0; i < passes; i++) run(p, i, {bytes, i * kLineBytes, passes * kLineBytes});
     }

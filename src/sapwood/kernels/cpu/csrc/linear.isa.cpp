@@ -36,13 +36,13 @@ struct Cut {
 // A few passes go over one part of a panel after the other, while the next part is on its way, so that
 // neither memory nor products wait. With more of them products take so much longer that a task's panels
 // are read in the first one.
-constexpr std::int64_t kMostStreamedPasses = 8;
+constexpr std::int64_t kMostStreamedRows = 96;
 constexpr std::int64_t kPartLanes = 96;
 
 template <class T>
 constexpr bool streams(std::int64_t m) {
   constexpr bool has_unit = kRowsPerPass<T> != kLinearRows;
-  return m <= (has_unit ? 1 : kMostStreamedPasses) * kRowsPerPass<T>;
+  return m <= (has_unit ? kRowsPerPass<T> : kMostStreamedRows);
 }
 
 template <class T>
