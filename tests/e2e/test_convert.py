@@ -15,7 +15,7 @@ from sapwood.app.cli.main import cli
 from sapwood.bench.cli import bench
 from tests.tiny import save_qwen3
 
-TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 50
 WINDOW = 64
 SCHEMES = {
     "int8": ["--scheme", "int8"],
@@ -23,6 +23,8 @@ SCHEMES = {
     "fp8_block": ["--scheme", "fp8_block"],
     "int4": ["--scheme", "int4", "--group-size", "32"],
     "int4 asymmetric": ["--scheme", "int4", "--asymmetric"],
+    "nvfp4": ["--scheme", "nvfp4"],
+    "mxfp4": ["--scheme", "mxfp4"],
 }
 
 
@@ -38,7 +40,7 @@ def invoke(tmp_path: Path) -> Callable[..., None]:
     environment = {"COLUMNS": "160", "SAPWOOD_HOME": str(tmp_path / "home")}
     (tmp_path / "text.txt").write_text(TEXT)
     shared = ["--text-file", str(tmp_path / "text.txt"), "--window", str(WINDOW)]
-    shared += ["--num-text-tokens", str(4 * WINDOW), "--num-threads", "1"]
+    shared += ["--num-text-tokens", str(32 * WINDOW), "--num-threads", "1"]
 
     def run(command: object, *arguments: str) -> None:
         try:

@@ -54,6 +54,7 @@ class Job:
         scale = {
             "channel": "a scale per output",
             "group": f"a scale per {scheme.group_size} inputs",
+            "tensor_group": f"a scale per {scheme.group_size} inputs and one per product",
             "block": "a scale per 128 x 128 weights",
         }[scheme.strategy]
         zero = "" if scheme.symmetric else " and a zero point"

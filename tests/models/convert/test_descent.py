@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sapwood.models.convert.descent import descend
-from sapwood.models.convert.rounding import Grid, choose_grid
+from sapwood.models.convert.rounding import Grid, ScaleFormat, choose_grid, scale_format
 from sapwood.models.convert.scheme import WeightScheme
 from tests.models.convert.test_gptq import SCHEMES, correlated_inputs
 
@@ -26,13 +26,14 @@ def hessian_of(in_size: int) -> Tensor:
 def test_every_sweep_lowers_the_error_of_the_outputs(scheme: WeightScheme) -> None:
     weight = torch.randn(24, 160, generator=torch.Generator().manual_seed(1))
     hessian = hessian_of(160)
-    grid = choose_grid(weight, scheme, importance=None, dtype=torch.bfloat16)
+    scales = scale_format(scheme, [weight], torch.bfloat16)
+    grid = choose_grid(weight, scheme, importance=None, scales=scales)
     codes = grid.codes(weight)
     errors = [squared_error(weight, grid.values(codes), hessian)]
     for _ in range(3):
-        codes, grid = descend(weight, hessian, grid, codes, num_sweeps=1, dtype=torch.bfloat16)
+        codes, grid = descend(weight, hessian, grid, codes, num_sweeps=1)
         errors.append(squared_error(weight, grid.values(codes), hessian))
-        assert torch.equal(grid.scale, grid.scale.bfloat16().float())
+        assert torch.equal(grid.scale, scales.nearest(grid.scale))
         assert codes.min() >= scheme.lowest
         assert codes.max() <= scheme.highest
     assert errors == sorted(errors, reverse=True)
@@ -42,14 +43,12 @@ def test_every_sweep_lowers_the_error_of_the_outputs(scheme: WeightScheme) -> No
 def test_several_sweeps_are_as_many_single_ones() -> None:
     weight = torch.randn(8, 96, generator=torch.Generator().manual_seed(2))
     scheme, hessian = SCHEMES["int4-asymmetric"], hessian_of(96)
-    grid = choose_grid(weight, scheme, importance=None, dtype=torch.float32)
+    grid = choose_grid(weight, scheme, importance=None, scales=ScaleFormat(torch.float32))
 
     def after(sweeps: list[int]) -> tuple[Tensor, Grid]:
         codes, found = grid.codes(weight), grid
         for count in sweeps:
-            codes, found = descend(
-                weight, hessian, found, codes, num_sweeps=count, dtype=torch.float32
-            )
+            codes, found = descend(weight, hessian, found, codes, num_sweeps=count)
         return codes, found
 
     (codes, once), (again, one_by_one) = after([3]), after([1, 1, 1])
@@ -59,11 +58,10 @@ def test_several_sweeps_are_as_many_single_ones() -> None:
 
 def test_scales_of_blocks_stay_shared() -> None:
     weight = torch.randn(256, 128, generator=torch.Generator().manual_seed(3))
-    grid = choose_grid(weight, FP8_BLOCK, importance=None, dtype=torch.bfloat16)
+    scales = ScaleFormat(torch.bfloat16)
+    grid = choose_grid(weight, FP8_BLOCK, importance=None, scales=scales)
     hessian = hessian_of(128)
-    codes, found = descend(
-        weight, hessian, grid, grid.codes(weight), num_sweeps=2, dtype=torch.bfloat16
-    )
+    codes, found = descend(weight, hessian, grid, grid.codes(weight), num_sweeps=2)
     assert torch.equal(found.scale, grid.scale)
     before = squared_error(weight, grid.values(grid.codes(weight)), hessian)
     assert squared_error(weight, found.values(codes), hessian) < 0.6 * before

@@ -98,7 +98,7 @@ def test_tensors_are_checked_before_any_work() -> None:
         ({"window": 1}, "--window is 1"),
         ({"num_text_tokens": 10}, "--num-text-tokens is 10 but must be at least one --window"),
         ({"max_shard_size": 0.0}, "--max-shard-size is 0.0"),
-        ({"scheme": "int5"}, "must be one of: int8, fp8, fp8_block, int4"),
+        ({"scheme": "int5"}, "must be one of: int8, fp8, fp8_block, int4, nvfp4, mxfp4"),
     ],
 )
 def test_options_that_contradict_each_other(fields: dict[str, Any], message: str) -> None:

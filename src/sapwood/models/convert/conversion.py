@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ from sapwood.models.convert.gptq import gptq_codes
 from sapwood.models.convert.options import DEFAULT_DAMPING, ConvertOptions
 from sapwood.models.convert.plan import EMBEDDING, NORM, OUTPUT_LAYER, Plan
 from sapwood.models.convert.rescale import Rescaler
-from sapwood.models.convert.rounding import Grid, choose_grid, stored_tensors
+from sapwood.models.convert.rounding import (
+    Grid,
+    ScaleFormat,
+    choose_grid,
+    scale_format,
+    stored_tensors,
+)
 from sapwood.models.convert.scheme import quantization_config
 from sapwood.models.convert.tapped import TappedLinear
 from sapwood.models.convert.walk import TappedLayer, Walk, layer_prefix
@@ -197,16 +204,11 @@ class Converter:
             hessian = inputs.hessian
         all_codes: list[Tensor] = []
         grids: list[Grid] = []
-        for name, weight in parts_of(linear):
-            weight = weight.to(self._device)
-            grid = choose_grid(
-                weight,
-                scheme,
-                importance=None if hessian is None else hessian.diagonal(),
-                dtype=self._dtype,
-            )
-            codes, grid = self._codes(weight, grid, inputs)
-            for suffix, tensor in stored_tensors(codes, grid, self._dtype).items():
+        parts = [(name, weight.to(self._device)) for name, weight in parts_of(linear)]
+        scales = scale_format(scheme, [weight for _, weight in parts], self._dtype)
+        for name, weight in parts:
+            codes, grid = self._codes(weight, scales, inputs)
+            for suffix, tensor in stored_tensors(codes, grid).items():
                 self._writer.add(f"{name}.{suffix}", tensor)
             self.layers.append(_error(name, weight, grid.values(codes), hessian))
             all_codes.append(codes)
@@ -220,18 +222,24 @@ class Converter:
         else:
             linear.use(values)
 
-    def _codes(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> tuple[Tensor, Grid]:
+    def _codes(
+        self, weight: Tensor, scales: ScaleFormat, inputs: Moments | None
+    ) -> tuple[Tensor, Grid]:
+        importance = None if inputs is None else inputs.hessian.diagonal()
+        choose = partial(
+            choose_grid, scheme=self._plan.scheme, importance=importance, scales=scales
+        )
         if inputs is None:
+            grid = choose(weight)
             return grid.codes(weight), grid
         options = self._options
         return gptq_codes(
             weight,
             inputs.hessian,
-            grid,
+            choose,
             lost=inputs.lost,
             act_order=options.act_order is not False,
             damping=options.damping or DEFAULT_DAMPING,
-            dtype=self._dtype,
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sapwood.models.convert.rounding import Grid, nearest, stored_scale
+from sapwood.models.convert.rounding import Grid, ScaleFormat, nearest
 
 BLOCK_INPUTS = 64
 """Inputs after which all others are told of the changes, where groups are not shorter."""
@@ -26,14 +26,12 @@ def descend(
     codes: Tensor,
     *,
     num_sweeps: int,
-    dtype: torch.dtype,
 ) -> tuple[Tensor, Grid]:
     """Better codes [out, in] fp32 for weights that should be `target` [out, in] fp32.
 
     hessian     [in, in] fp32: the error is the sum over outputs of d H d^T, d = target - weights
     codes       [out, in] fp32, to begin with
     num_sweeps  over all inputs
-    dtype       what scales are stored in
     """
     num_inputs = target.shape[1]
     group = grid.group_of(num_inputs)
@@ -49,7 +47,8 @@ def descend(
     for _ in range(num_sweeps):
         for first in range(0, num_inputs, size):
             if grid.scheme.strategy != "block":  # whose scales are shared with other outputs
-                _refit(first, first + size, first // size, hessian, shifted, scale, pull, dtype)
+                end = first + size
+                _refit(first, end, first // size, hessian, shifted, scale, pull, grid.scales)
             for start in range(first, first + size, BLOCK_INPUTS):
                 end = min(start + BLOCK_INPUTS, first + size)
                 own = scale[first // size]
@@ -81,7 +80,7 @@ def _refit(
     shifted: Tensor,
     scale: Tensor,
     pull: Tensor,
-    dtype: torch.dtype,
+    scales: ScaleFormat,
 ) -> None:
     """The scale [out] of one group that is best for its codes, in place, where that is positive."""
     own = shifted[first:end]
@@ -89,7 +88,7 @@ def _refit(
     slope = (own * pull[first:end]).sum(dim=0)
     old = scale[group].clone()
     best = old + torch.where(curvature > 0, slope / curvature, 0.0)
-    stored = stored_scale(best, dtype)
+    stored = scales.nearest(best)
     # Rounded, a scale may be worse than the old one.
     step = stored - old
     better = (best > 0) & (curvature * step * step < 2 * slope * step)

@@ -8,6 +8,7 @@ up for what inputs have lost)."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,23 +29,22 @@ log = logging.getLogger(__name__)
 def gptq_codes(
     weight: Tensor,
     hessian: Tensor,
-    grid: Grid,
+    choose_grid: Callable[[Tensor], Grid],
     *,
     lost: Tensor | None = None,
     act_order: bool,
     damping: float,
-    dtype: torch.dtype,
 ) -> tuple[Tensor, Grid]:
     """Codes [out, in] fp32 of a weight [out, in] fp32, and the grid with scales that fit them.
 
-    hessian    [in, in] fp32; inputs that were always 0 are rounded to the nearest
-    grid       the scales, chosen beforehand: so groups stay where they are in any order
-    lost       [in, in] fp32, the sum of (x - r) r^T over inputs r, whose sum of r r^T is the
-               Hessian, that should have been x: weights make up for that too; None: 0
-    act_order  round the inputs of the largest activations first, while most others can make up
-    damping    share of the mean diagonal that is added to it
-    dtype      what scales are stored in
-    Raises     WeightError if the Hessian has no Cholesky factor even with much damping
+    hessian      [in, in] fp32; inputs that were always 0 are rounded to the nearest
+    choose_grid  scales for the numbers [out, in] fp32 that are to be rounded, of all inputs
+                 beforehand: so groups stay where they are in any order
+    lost         [in, in] fp32, the sum of (x - r) r^T over inputs r, whose sum of r r^T is the
+                 Hessian, that should have been x: weights make up for that too; None: 0
+    act_order    round the inputs of the largest activations first, while most others can make up
+    damping      share of the mean diagonal that is added to it
+    Raises       WeightError if the Hessian has no Cholesky factor even with much damping
     """
     num_inputs = weight.shape[1]
     order = torch.arange(num_inputs, device=weight.device)
@@ -58,7 +58,8 @@ def gptq_codes(
         columns += inverse @ (lost[order][:, order].t() @ columns)
     back = torch.empty_like(order)
     back[order] = torch.arange(num_inputs, device=order.device)
-    target = columns[back].t()
+    target = columns[back].t().contiguous()
+    grid = choose_grid(target)
     codes = torch.empty_like(columns)
     groups = grid.group_of(num_inputs)[order].tolist()
     scale = grid.scale.t().contiguous()
@@ -82,7 +83,6 @@ def gptq_codes(
         grid,
         codes[back].t(),
         num_sweeps=NUM_SWEEPS,
-        dtype=dtype,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
-SCHEMES = ("int8", "fp8", "fp8_block", "int4")
+SCHEMES = ("int8", "fp8", "fp8_block", "int4", "nvfp4", "mxfp4")
 METHODS = ("nearest", "gptq")
 
 DEFAULT_CALIBRATION_TOKENS = 32768
@@ -21,8 +21,9 @@ class ConvertOptions:
     scheme: str = option(
         "int8",
         "Numbers of the weights: int8 and fp8, one scale per output, with activations rounded per "
-        "token; fp8_block, a scale per 128x128 weights; int4, a scale per group of inputs, with "
-        "activations as they are.",
+        "token; fp8_block, a scale per 128x128 weights; int4, a scale per group of inputs; nvfp4, "
+        "E2M1, per 16; mxfp4, E2M1, a power of two per 32; these three with activations as they "
+        "are.",
         choices=SCHEMES,
     )
     method: str | None = option(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sapwood.models.config import DecoderConfig
 from sapwood.models.convert.calibration import InputSample
-from sapwood.models.convert.rounding import choose_grid
+from sapwood.models.convert.rounding import choose_grid, scale_format
 from sapwood.models.convert.scheme import WeightScheme
 from sapwood.models.convert.tapped import rounded_inputs
 
@@ -138,9 +138,8 @@ class Rescaler:
         return factors.view(-1, self._heads_per_kv, self._head_dim)[:, 0].reshape(-1)
 
     def _rounded_output(self, weight: Tensor, x: Tensor) -> Tensor:
-        grid = choose_grid(
-            weight, self._scheme, importance=None, dtype=torch.float32, shares=(1.0,)
-        )
+        scales = scale_format(self._scheme, [weight], torch.float32)
+        grid = choose_grid(weight, self._scheme, importance=None, scales=scales, shares=(1.0,))
         rounded = grid.values(grid.codes(weight))
         if self._scheme.rounds_activations:
             x = rounded_inputs(x, self._scheme)

@@ -8,21 +8,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.models.convert.scheme import BLOCK, PACKED_BITS, WeightScheme
+from sapwood.models.convert.scheme import (
+    BLOCK,
+    E2M1_MAX,
+    E4M3_MAX,
+    PACKED_BITS,
+    WeightScheme,
+)
 
 PIECE_NUMBERS = 1 << 18
 """Weights whose scales are searched at once: what a core's cache holds several times."""
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleFormat:
+    """What scales are stored as: numbers of that dtype, so many times as large as they are."""
+
+    dtype: torch.dtype
+    factor: float = 1.0
+
+    def nearest(self, scale: Tensor) -> Tensor:
+        """scale, fp32, as it will be read back; never 0, which nothing could be divided by."""
+        return self.stored(scale).float() / self.factor
+
+    def stored(self, scale: Tensor) -> Tensor:
+        limits = torch.finfo(self.dtype)
+        return (scale * self.factor).clamp(limits.tiny, limits.max).to(self.dtype)
+
+
+def scale_format(
+    scheme: WeightScheme, weights: Sequence[Tensor], dtype: torch.dtype
+) -> ScaleFormat:
+    """weights: all parts of one product, which share what there is one of per tensor; dtype: of
+    scales that have no format of their own."""
+    if not scheme.is_e2m1:
+        return ScaleFormat(dtype)
+    if scheme.strategy == "group":
+        return ScaleFormat(torch.float8_e8m0fnu)
+    # The largest group's scale becomes half of E4M3's largest number: gptq may want larger weights
+    # than these. The factor is what will be read: fp32.
+    largest = max(weight.abs().max().item() for weight in weights)
+    factor = torch.tensor(E4M3_MAX / 2 * E2M1_MAX / (largest or 1.0), dtype=torch.float32)
+    return ScaleFormat(torch.float8_e4m3fn, factor.item())
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
     """The numbers that each weight of a matrix [out, in] can become: (code - zero) * scale.
 
-    scale  [out, groups] fp32, each exactly a number of the dtype that it will be stored in
+    scale  [out, groups] fp32, each exactly a number of the format that it will be stored in
     zero   [out, groups] fp32, whole numbers; None: all 0
     """
 
     scheme: WeightScheme
+    scales: ScaleFormat
     scale: Tensor
     zero: Tensor | None
 
@@ -48,11 +87,19 @@ def nearest(scheme: WeightScheme, weight: Tensor, scale: Tensor, zero: Tensor | 
     """The nearest codes, fp32; scale and zero are of a shape that goes with weight's."""
     codes = weight / scale
     if scheme.is_float:
-        return codes.clamp_(scheme.lowest, scheme.highest).to(torch.float8_e4m3fn).float()
+        codes.clamp_(scheme.lowest, scheme.highest)
+        return _nearest_e2m1(codes) if scheme.is_e2m1 else codes.to(torch.float8_e4m3fn).float()
     codes.round_()
     if zero is not None:
         codes += zero
     return codes.clamp_(scheme.lowest, scheme.highest)
+
+
+def _nearest_e2m1(numbers: Tensor) -> Tensor:
+    """Of 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives; ties go to the even code."""
+    sizes = numbers.abs()
+    steps = torch.where(sizes < 2.0, 0.5, torch.where(sizes < 4.0, 1.0, 2.0))
+    return (numbers / steps).round_().mul_(steps)
 
 
 def choose_grid(
@@ -60,18 +107,17 @@ def choose_grid(
     scheme: WeightScheme,
     *,
     importance: Tensor | None,
-    dtype: torch.dtype,
+    scales: ScaleFormat,
     shares: Sequence[float] | None = None,
 ) -> Grid:
     """The scales with the smallest squared error, of those that `_shares` has.
 
     weight      [out, in] fp32
     importance  [in]: how much an error of each input's weights counts; None: all the same
-    dtype       what scales will be stored in
     shares      of the range, to try; None: those that pay for the scheme
     """
     if scheme.strategy == "block":
-        return Grid(scheme, _block_scales(weight, scheme, dtype), None)
+        return Grid(scheme, scales, _block_scales(weight, scheme, scales), None)
     num_rows, num_columns = weight.shape
     size = scheme.group_size or num_columns
     weights = weight.view(-1, size)
@@ -84,20 +130,20 @@ def choose_grid(
     step = max(1, PIECE_NUMBERS // num_columns) * per_row
     shares = shares or _shares(scheme)
     pieces = [
-        _search(piece, scheme, counts.repeat(len(piece) // per_row, 1), dtype, shares)
+        _search(piece, scheme, counts.repeat(len(piece) // per_row, 1), scales, shares)
         for piece in torch.split(weights, step)
     ]
     scale, zero = (
         torch.cat([piece[index] for piece in pieces]).view(num_rows, per_row) for index in (0, 1)
     )
-    return Grid(scheme, scale, None if scheme.symmetric else zero)
+    return Grid(scheme, scales, scale, None if scheme.symmetric else zero)
 
 
 def _search(
     weights: Tensor,
     scheme: WeightScheme,
     counts: Tensor,
-    dtype: torch.dtype,
+    scales: ScaleFormat,
     shares: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point [groups] of weights [groups, size]."""
@@ -108,10 +154,10 @@ def _search(
     for share in shares:
         if scheme.symmetric:
             scale = torch.maximum(-low, high) * (share / scheme.highest)
-            scale, zero = stored_scale(scale, dtype), None
+            scale, zero = scales.nearest(scale), None
         else:
             scale = (high - low) * (share / (scheme.highest - scheme.lowest))
-            scale = stored_scale(scale, dtype)
+            scale = scales.nearest(scale)
             zero = (scheme.lowest - low * share / scale).round_()
             zero = zero.clamp_(scheme.lowest, scheme.highest)
         column = None if zero is None else zero[:, None]
@@ -130,7 +176,12 @@ def _search(
 def _shares(scheme: WeightScheme) -> list[float]:
     """Shares of the range to try. 4 bits gain most from a shorter one. 0.875 lets -8 of -8 … 7 be
     the largest number. A float has no need of a shorter one, as its steps shrink with the numbers;
-    but they double at every power of two, and where those lie makes a difference."""
+    but they double at every power of two, and where those lie makes a difference. E2M1 has so few
+    that a shorter range can pay too, or one of which 4 is the largest number and not 6."""
+    if scheme.is_e2m1 and scheme.strategy == "group":
+        return [0.5, 1.0, 2.0]  # rounded to powers of two
+    if scheme.is_e2m1:
+        return [0.7 + 0.05 * step for step in range(19)]
     if scheme.is_float:
         return [2.0 ** (step / 8) for step in range(8)]
     if scheme.num_bits == 8:
@@ -138,27 +189,27 @@ def _shares(scheme: WeightScheme) -> list[float]:
     return [1.0 - 0.025 * step for step in range(21)]
 
 
-def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """As it will be read back; never 0, which nothing could be divided by."""
-    return scale.clamp(min=torch.finfo(dtype).tiny).to(dtype).float()
-
-
-def _block_scales(weight: Tensor, scheme: WeightScheme, dtype: torch.dtype) -> Tensor:
+def _block_scales(weight: Tensor, scheme: WeightScheme, scales: ScaleFormat) -> Tensor:
     num_rows, num_columns = weight.shape
     blocks = weight.view(num_rows // BLOCK, BLOCK, num_columns // BLOCK, BLOCK)
     largest = blocks.abs().amax(dim=(1, 3))
-    return stored_scale(largest / scheme.highest, dtype).repeat_interleave(BLOCK, dim=0)
+    return scales.nearest(largest / scheme.highest).repeat_interleave(BLOCK, dim=0)
 
 
-def stored_tensors(codes: Tensor, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
+def stored_tensors(codes: Tensor, grid: Grid) -> dict[str, Tensor]:
     """What a checkpoint holds of one layer: "weight" or "weight_packed", "weight_scale", …
 
     codes  [out, in] fp32
-    dtype  of the scales
     """
     scheme = grid.scheme
     scale = grid.scale[::BLOCK] if scheme.strategy == "block" else grid.scale
-    scales = {"weight_scale": scale.to(dtype).contiguous()}
+    scales = {"weight_scale": grid.scales.stored(scale).contiguous()}
+    if scheme.is_e2m1:
+        if scheme.strategy == "tensor_group":
+            scales["weight_global_scale"] = torch.tensor([grid.scales.factor])
+        else:
+            scales["weight_scale"] = scales["weight_scale"].view(torch.uint8)
+        return {"weight_packed": pack_e2m1(codes), **scales}
     if scheme.is_float:
         return {"weight": codes.to(torch.float8_e4m3fn), **scales}
     if scheme.rounds_activations:
@@ -172,6 +223,15 @@ def stored_tensors(codes: Tensor, grid: Grid, dtype: torch.dtype) -> dict[str, T
         packed = pack(grid.zero.t().to(torch.int32), scheme)
         found["weight_zero_point"] = packed.t().contiguous()
     return found
+
+
+def pack_e2m1(codes: Tensor) -> Tensor:
+    """codes [rows, n] fp32, numbers of E2M1 -> [rows, n / 2] uint8, the first in the lower half."""
+    # Twice the size is 0, 1, 2, 3, 4, 6, 8 or 12, of which each power of two has two.
+    places = torch.zeros(13, dtype=torch.uint8, device=codes.device)
+    places[[0, 1, 2, 3, 4, 6, 8, 12]] = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    halves = places[(codes.abs() * 2).long()] + 8 * (codes < 0).to(torch.uint8)
+    return halves[:, ::2] + 16 * halves[:, 1::2]
 
 
 def pack(codes: Tensor, scheme: WeightScheme) -> Tensor:

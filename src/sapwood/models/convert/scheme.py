@@ -19,6 +19,7 @@ GROUP_SIZES = (128, 64, 32)
 BLOCK = 128
 """Rows and columns that share a scale in fp8_block, and inputs that do in its activations."""
 PACKED_BITS = 32
+E4M3_MAX, E2M1_MAX = 448.0, 6.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +27,10 @@ class WeightScheme:
     """How a weight [out, in] is stored.
 
     num_bits    of one weight
-    is_float    E4M3 instead of whole numbers
-    strategy    "channel": a scale per output; "group": per output and group_size inputs; "block":
-                per BLOCK x BLOCK weights
+    is_float    E4M3, or in 4 bits E2M1, instead of whole numbers
+    strategy    "channel": a scale per output; "group": per output and group_size inputs, of E2M1 a
+                power of two; "tensor_group": the same in E4M3, and a scale of the whole tensor;
+                "block": per BLOCK x BLOCK weights
     group_size  inputs per scale, None: all
     symmetric   no zero points
     rounds_activations  layers are to round their inputs too: per token, or per token and BLOCK
@@ -45,17 +47,25 @@ class WeightScheme:
     @property
     def format(self) -> str:
         """compressed-tensors' name of the layout on disk."""
+        if self.is_e2m1:
+            return f"{'nv' if self.strategy == 'tensor_group' else 'mx'}fp4-pack-quantized"
         if self.is_float:
             return "float-quantized"
         return "int-quantized" if self.rounds_activations else "pack-quantized"
 
     @property
+    def is_e2m1(self) -> bool:
+        return self.is_float and self.num_bits == 4
+
+    @property
     def lowest(self) -> float:
-        return -448.0 if self.is_float else -float(2 ** (self.num_bits - 1))
+        return -self.highest if self.is_float else -float(2 ** (self.num_bits - 1))
 
     @property
     def highest(self) -> float:
-        return 448.0 if self.is_float else float(2 ** (self.num_bits - 1) - 1)
+        if self.is_float:
+            return E2M1_MAX if self.is_e2m1 else E4M3_MAX
+        return float(2 ** (self.num_bits - 1) - 1)
 
     def scale_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         num_rows, num_columns = shape
@@ -64,17 +74,19 @@ class WeightScheme:
         return num_rows, -(-num_columns // (self.group_size or num_columns))
 
     def num_bytes(self, shape: tuple[int, int], scale_bytes: int) -> int:
-        """On disk, of a weight of that shape with its scales."""
+        """On disk, of a weight of that shape; scale_bytes: of a scale that is no FP4's."""
         weights = -(-shape[1] * self.num_bits // PACKED_BITS) * (PACKED_BITS // 8) * shape[0]
         scales = math.prod(self.scale_shape(shape))
         zeros = 0 if self.symmetric else scales * self.num_bits // 8
+        if self.is_e2m1:
+            return weights + scales + (4 if self.strategy == "tensor_group" else 0)
         noted_shape = 16 if self.format == "pack-quantized" else 0
         return weights + scales * scale_bytes + zeros + noted_shape
 
     def why_not(self, shape: tuple[int, int]) -> str | None:
         """Why a weight of that shape cannot be stored so."""
         num_rows, num_columns = shape
-        if self.group_size is not None and self.strategy == "group":
+        if self.group_size is not None and self.strategy != "block":
             if num_columns % self.group_size:
                 return f"its {num_columns} inputs are no multiple of the group's {self.group_size}"
             per_word = PACKED_BITS // self.num_bits
@@ -87,6 +99,18 @@ class WeightScheme:
         return None
 
 
+NVFP4 = WeightScheme(
+    num_bits=4,
+    is_float=True,
+    strategy="tensor_group",
+    group_size=16,
+    rounds_activations=False,
+)
+MXFP4 = WeightScheme(
+    num_bits=4, is_float=True, strategy="group", group_size=32, rounds_activations=False
+)
+
+
 def choose_scheme(options: ConvertOptions, in_sizes: Sequence[int]) -> WeightScheme:
     """in_sizes: inputs of all layers that are to be converted."""
     match options.scheme:
@@ -96,6 +120,10 @@ def choose_scheme(options: ConvertOptions, in_sizes: Sequence[int]) -> WeightSch
             return WeightScheme(num_bits=8, is_float=True)
         case "fp8_block":
             return WeightScheme(num_bits=8, is_float=True, strategy="block", group_size=BLOCK)
+        case "nvfp4":
+            return NVFP4
+        case "mxfp4":
+            return MXFP4
         case _:
             fitting = (size for size in GROUP_SIZES if not any(n % size for n in in_sizes))
             return WeightScheme(
@@ -122,10 +150,13 @@ def quantization_config(
         "strategy": scheme.strategy,
         "dynamic": False,
     }
-    if scheme.strategy == "group":
+    if scheme.strategy in ("group", "tensor_group"):
         weights["group_size"] = scheme.group_size
     if scheme.strategy == "block":
         weights["block_structure"] = [BLOCK, BLOCK]
+    if scheme.is_e2m1:
+        scales = "float8_e4m3fn" if scheme.strategy == "tensor_group" else "uint8"
+        weights |= {"scale_dtype": f"torch.{scales}", "zp_dtype": f"torch.{scales}"}
     if act_order:
         weights["actorder"] = "weight"
     return {
