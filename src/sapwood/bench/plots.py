@@ -86,7 +86,8 @@ def plot_ratios(
     ratios  peer -> workload -> ratio; above 1 is faster than the baseline
     """
     workloads = list(dict.fromkeys(name for of_peer in ratios.values() for name in of_peer))
-    figure, (axis,) = _figure(1, width=2.0 + 1.5 * max(len(workloads), 2))
+    num_bars = len(workloads) * len(ratios)
+    figure, (axis,) = _figure(1, width=2.0 + max(1.5 * max(len(workloads), 2), 0.4 * num_bars))
     width = 0.8 / max(len(ratios), 1)
     for position, (peer, of_peer) in enumerate(ratios.items()):
         shown = [name for name in workloads if name in of_peer]
@@ -99,7 +100,10 @@ def plot_ratios(
     axis.axhline(1.0, color="grey", linewidth=1, linestyle="--")
     axis.set_xticks(range(len(workloads)), workloads)
     axis.set_ylabel(f"speed relative to {baseline}")
-    axis.legend(fontsize=8)
+    # Below the axes: bars leave no place among them.
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
+    )
     figure.suptitle(title)
     figure.savefig(path, dpi=DPI)
 
