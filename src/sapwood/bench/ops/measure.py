@@ -70,7 +70,7 @@ def measure_ops(options: OpsOptions, show_progress: bool = True) -> tuple[Limits
     ]
     if not cases:
         raise ConfigError(f"--ops {options.ops!r} names no op; leave it out to see them all")
-    limits = measure_limits(dtype, threads)
+    limits = measure_limits(dtype, threads, [own, other])
     costs: list[OpCost] = []
     for case in track(cases, "measuring", transient=True, disable=not show_progress):
         costs.append(_measure(case, own, other, limits, threads, options.seconds))
@@ -135,8 +135,8 @@ def bench_ops(options: OpsOptions, output: OutputOptions, console: Console) -> N
     console.print(str(environment), markup=False)
     console.print(
         f"limits: {limits.bandwidth / 1e9:.1f} GB/s read, {limits.rate / 1e12:.2f} TFLOP/s of "
-        f"{options.dtype} matrix products by torch; small inputs stay in the cache, so that they "
-        "may exceed the first",
+        f"{options.dtype} matrix products by the fastest here; small inputs stay in the cache, so "
+        "that they may exceed the first, and products of bytes may exceed the second",
         markup=False,
     )
     Console(file=console.file, width=max(console.width, WIDTH)).print(ops_table(costs))
