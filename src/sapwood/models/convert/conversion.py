@@ -51,6 +51,10 @@ from sapwood.models.store import ModelFiles, Progress
 from sapwood.models.store.progress import stage
 
 GB = 10**9
+LOST_SHARE = 0.5
+"""Of what the inputs have lost by earlier layers' rounding, how much the weights make up for. What
+a calibration text says of it is partly chance: all of it costs SmolLM2 9.1% in int4 after 8,192
+tokens, a half 6.0%, a quarter 6.4%; in MXFP4 16.7%, 11.2% and 9.3%, and none of it 12.4%."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,10 +229,9 @@ class Converter:
     def _codes(
         self, weight: Tensor, scales: ScaleFormat, inputs: Moments | None
     ) -> tuple[Tensor, Grid]:
+        scheme = self._plan.scheme
         importance = None if inputs is None else inputs.hessian.diagonal()
-        choose = partial(
-            choose_grid, scheme=self._plan.scheme, importance=importance, scales=scales
-        )
+        choose = partial(choose_grid, scheme=scheme, importance=importance, scales=scales)
         if inputs is None:
             grid = choose(weight)
             return grid.codes(weight), grid
@@ -237,7 +240,7 @@ class Converter:
             weight,
             inputs.hessian,
             choose,
-            lost=inputs.lost,
+            lost=inputs.lost if scheme.rounds_activations else LOST_SHARE * inputs.lost,
             act_order=options.act_order is not False,
             damping=options.damping or DEFAULT_DAMPING,
         )
