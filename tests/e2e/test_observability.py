@@ -86,9 +86,11 @@ def test_counters_add_up_whatever_happens_to_requests(qwen3: Path) -> None:
         wait_for(lambda: metrics_of(server.url)["num_open_requests"] == 0)
         found = metrics_of(server.url)
         assert found["num_requests_total"] == 22
-        assert found["num_finished_requests_total"] == 12
+        # On a busy machine somebody may leave so late that all tokens have been made.
+        late = found["num_finished_requests_total"] - 12
+        assert 0 <= late < 6
         assert found["num_refused_requests_total"] == 4
-        assert found["num_aborted_requests_total"] == 6
+        assert found["num_aborted_requests_total"] == 6 - late
         assert found["num_failed_requests_total"] == 0
         assert found["e2e_request_latency_seconds_count"] == 18
         counters = server.counters()
