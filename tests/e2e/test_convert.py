@@ -63,6 +63,8 @@ def test_what_was_converted_is_served_with_the_perplexity_that_was_reported(
     (path,) = (tmp_path / "results").glob("perplexity-*.json")
     served = json.loads(path.read_text())["perplexity"]
     reported = json.loads((out / "conversion.json").read_text())
-    # sapwood does not round the inputs of FP8 layers, and those of int8 per 64 of them.
-    loss = abs(math.log(reported["perplexity_after"] / reported["perplexity_before"]))
-    assert abs(math.log(served / reported["perplexity_after"])) < max(0.01, 1.5 * loss)
+    # sapwood does not round the inputs of FP8 layers, and those of int8 per 64 of them. Else it
+    # computes what was measured.
+    rounds_inputs = arguments[1] in ("int8", "fp8", "fp8_block")
+    difference = abs(math.log(served / reported["perplexity_after"]))
+    assert difference < (0.02 if rounds_inputs else 1e-4)
