@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,17 @@ def test_what_breaks_is_found(model: Path) -> None:
             url=server.url, duration=4, settle_time=1, concurrency=4, max_prompt_words=20
         )
         soak = Soak(options)
-        killer = threading.Timer(1.5, lambda: os.kill(server.engine_pid(), signal.SIGKILL))
+
+        def kill_amid_requests() -> None:
+            engine_pid = server.engine_pid()
+            end = time.monotonic() + options.duration
+            while server.counters()["num_running"] == 0 and time.monotonic() < end:
+                time.sleep(0.01)
+            os.kill(engine_pid, signal.SIGSTOP)  # what runs cannot end before it is killed
+            time.sleep(0.3)
+            os.kill(engine_pid, signal.SIGKILL)
+
+        killer = threading.Timer(1.5, kill_amid_requests)
         killer.start()
         report = asyncio.run(soak.run())
         killer.join()
