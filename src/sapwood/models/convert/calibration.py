@@ -115,9 +115,11 @@ def _watched(
 ) -> Iterator[None]:
     for linear, watcher in zip(linears, watchers, strict=True):
         linear.watch = watcher
-    yield
-    for linear in linears:
-        linear.watch = None
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.watch = None
 
 
 def parts_of(linear: TappedLinear) -> list[tuple[str, Tensor]]:

@@ -37,7 +37,7 @@ struct Cut {
 // neither memory nor products wait. With more of them products take so much longer that a task's panels
 // are read in the first one.
 constexpr std::int64_t kMostStreamedRows = 96;
-constexpr std::int64_t kPartLanes = 96;
+constexpr std::int64_t kPartLanes = 96;  // of k: with the rows of x they stay in the first-level cache
 
 template <class T>
 constexpr bool streams(std::int64_t m) {
