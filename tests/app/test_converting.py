@@ -91,6 +91,8 @@ SCHEMES = {
     "int4 asymmetric": ["--scheme", "int4", "--asymmetric", "--rescale", "--no-act-order"],
     "nvfp4": ["--scheme", "nvfp4"],
     "mxfp4": ["--scheme", "mxfp4"],
+    "nf4": ["--scheme", "nf4"],
+    "bitsandbytes int8": ["--scheme", "int8", "--format", "bitsandbytes"],
 }
 
 

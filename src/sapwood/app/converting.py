@@ -50,7 +50,7 @@ class Job:
     def describe(self) -> list[str]:
         """What will be made, for people."""
         scheme, plan = self.plan.scheme, self.plan
-        before, after = plan.num_bytes(self.stored_dtype.itemsize)
+        before, after = plan.num_bytes(self.stored_dtype)
         scale = {
             "channel": "a scale per output",
             "group": f"a scale per {scheme.group_size} inputs",
@@ -62,7 +62,7 @@ class Job:
         stored = str(self.stored_dtype).removeprefix("torch.")
         return [
             f"{self.resolved.files.name} -> {self.output}",
-            f"{scheme.format}: {len(plan.converted)} linear layers in {self.options.scheme}, "
+            f"{scheme.layout}: {len(plan.converted)} linear layers in {self.options.scheme}, "
             f"{scale}{zero}; {how}",
             f"in {stored} as they are: {_few(plan.ignored)}, embedding, norms, biases",
             f"{before / 1e6:.1f} MB of tensors become {after / 1e6:.1f} MB",

@@ -9,7 +9,7 @@ from sapwood.models.convert.rounding import Grid, ScaleFormat, choose_grid, scal
 from sapwood.models.convert.scheme import WeightScheme
 from tests.models.convert.test_gptq import SCHEMES, correlated_inputs
 
-FP8_BLOCK = WeightScheme(num_bits=8, is_float=True, strategy="block", group_size=128)
+FP8_BLOCK = WeightScheme(num_bits=8, numbers="e4m3", strategy="block", group_size=128)
 
 
 def squared_error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:

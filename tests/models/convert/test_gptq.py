@@ -17,7 +17,7 @@ INT4 = WeightScheme(num_bits=4, strategy="group", group_size=32, rounds_activati
 INT4_ASYMMETRIC = WeightScheme(
     num_bits=4, strategy="group", group_size=32, symmetric=False, rounds_activations=False
 )
-FP8 = WeightScheme(num_bits=8, is_float=True)
+FP8 = WeightScheme(num_bits=8, numbers="e4m3")
 SCHEMES = {
     "int4": INT4,
     "int4-asymmetric": INT4_ASYMMETRIC,

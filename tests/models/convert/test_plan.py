@@ -85,8 +85,16 @@ def test_tensors_are_checked_before_any_work() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scheme": "int8", "group_size": 32}, "are for --scheme int4, not int8"),
-        ({"scheme": "fp8", "asymmetric": True}, "are for --scheme int4, not fp8"),
+        ({"scheme": "int8", "group_size": 32}, "for --format gptq, not for int8 in"),
+        ({"scheme": "fp8", "asymmetric": True}, "are for --scheme int4 and for"),
+        (
+            {"scheme": "fp8", "format": "awq"},
+            "--format awq cannot hold --scheme fp8, which compressed-tensors can; it holds int4",
+        ),
+        (
+            {"scheme": "nf4", "format": "gptq"},
+            "which bitsandbytes can; it holds int4 and int8",
+        ),
         ({"scheme": "int4", "group_size": 0}, "--group-size is 0"),
         ({"method": "nearest", "damping": 0.1}, "--damping is an option of gptq"),
         ({"method": "nearest", "act_order": False}, "--act-order is an option of gptq"),
@@ -98,7 +106,7 @@ def test_tensors_are_checked_before_any_work() -> None:
         ({"window": 1}, "--window is 1"),
         ({"num_text_tokens": 10}, "--num-text-tokens is 10 but must be at least one --window"),
         ({"max_shard_size": 0.0}, "--max-shard-size is 0.0"),
-        ({"scheme": "int5"}, "must be one of: int8, fp8, fp8_block, int4, nvfp4, mxfp4"),
+        ({"scheme": "int5"}, "must be one of: int8, fp8, fp8_block, int4, nvfp4, mxfp4, nf4"),
     ],
 )
 def test_options_that_contradict_each_other(fields: dict[str, Any], message: str) -> None:

@@ -1,32 +1,25 @@
-"""Codes, scales and packing, against compressed-tensors itself."""
+"""Codes and scales."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-from compressed_tensors.quantization import QuantizationConfig
 from torch import Tensor
 
+from sapwood.kernels.coded import VALUES
 from sapwood.models.convert.rounding import (
     Grid,
     ScaleFormat,
     choose_grid,
     nearest,
-    pack,
-    pack_e2m1,
     scale_format,
-    stored_tensors,
 )
-from sapwood.models.convert.scheme import MXFP4, NVFP4, WeightScheme, quantization_config
-from tests.quantized_checkpoints import four_bit_floats
+from sapwood.models.convert.scheme import MXFP4, NF4, NVFP4, WeightScheme
 
 INT8 = WeightScheme(num_bits=8)
 FP32 = ScaleFormat(torch.float32)
-FP8 = WeightScheme(num_bits=8, is_float=True)
-FP8_BLOCK = WeightScheme(num_bits=8, is_float=True, strategy="block", group_size=128)
+FP8 = WeightScheme(num_bits=8, numbers="e4m3")
+FP8_BLOCK = WeightScheme(num_bits=8, numbers="e4m3", strategy="block", group_size=128)
 
 
 def int4(group_size: int, *, symmetric: bool = True) -> WeightScheme:
@@ -39,13 +32,11 @@ def int4(group_size: int, *, symmetric: bool = True) -> WeightScheme:
     )
 
 
-SCHEMES = [INT8, FP8, FP8_BLOCK, int4(32), int4(64, symmetric=False), NVFP4, MXFP4]
-LOSS = {(8, False): 0.012, (8, True): 0.03, (4, False): 0.11, (4, True): 0.12}
-"""Relative error of normal numbers, by bits and whether they are floats."""
+SCHEMES = [INT8, FP8, FP8_BLOCK, int4(32), int4(64, symmetric=False), NVFP4, MXFP4, NF4]
 
 
 def names(scheme: WeightScheme) -> str:
-    return f"{scheme.format}-{scheme.strategy}{'' if scheme.symmetric else '-asymmetric'}"
+    return f"{scheme.numbers}-{scheme.strategy}{'' if scheme.symmetric else '-asymmetric'}"
 
 
 def best_grid(weight: Tensor, scheme: WeightScheme, dtype: torch.dtype) -> Grid:
@@ -59,58 +50,6 @@ def random_weight(num_rows: int = 256, num_columns: int = 384, *, seed: int = 0)
     return weight * torch.rand(num_rows, 1, generator=generator).add_(0.1)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=names)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_library_reads_exactly_the_weights_that_were_meant(
-    scheme: WeightScheme, dtype: torch.dtype
-) -> None:
-    weight = random_weight()
-    grid = best_grid(weight, scheme, dtype)
-    codes = grid.codes(weight)
-    tensors = stored_tensors(codes, grid)
-    config = QuantizationConfig(**quantization_config(scheme, ["lm_head"], act_order=False))
-    group = config.config_groups["group_0"]
-    compressor = BaseCompressor.get_value_from_registry(config.format)
-    # Scales as fp32: the same numbers, and the library's product is then not rounded again.
-    wide = {
-        name: tensor.float() if tensor.dtype == dtype else tensor
-        for name, tensor in tensors.items()
-    }
-    read = compressor.decompress(wide, group)["weight"]
-    if scheme.is_e2m1:  # which the library rounds to bfloat16
-        exact = four_bit_floats(tensors, weight.shape[1])
-        torch.testing.assert_close(grid.values(codes).double(), exact, rtol=1e-6, atol=0)
-        torch.testing.assert_close(read.double(), exact, rtol=2**-7, atol=0)
-    else:
-        assert torch.equal(read.float(), grid.values(codes))
-        assert tensors["weight_scale"].dtype == dtype
-    assert (read - weight).norm() < LOSS[scheme.num_bits, scheme.is_float] * weight.norm()
-
-
-@pytest.mark.parametrize("scheme", SCHEMES, ids=names)
-def test_the_planned_size_is_the_size(scheme: WeightScheme) -> None:
-    weight = random_weight()
-    grid = best_grid(weight, scheme, torch.bfloat16)
-    tensors = stored_tensors(grid.codes(weight), grid)
-    assert sum(one.nbytes for one in tensors.values()) == scheme.num_bytes((256, 384), 2)
-
-
-@pytest.mark.parametrize("num_bits", [4, 8])
-def test_packing_is_the_library_s(num_bits: int) -> None:
-    scheme = WeightScheme(num_bits=num_bits, rounds_activations=False)
-    codes = torch.randint(int(scheme.lowest), int(scheme.highest) + 1, (24, 64))
-    expected = pack_to_int32(codes.to(torch.int8), num_bits)
-    assert torch.equal(pack(codes.to(torch.int32), scheme), expected)
-
-
-def test_packing_of_e2m1_is_the_library_s() -> None:
-    numbers = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-    choice = torch.randint(16, (24, 64))
-    codes = numbers[choice % 8] * torch.where(choice < 8, 1.0, -1.0)
-    # The library keeps the sign of zero, which we do not.
-    assert torch.equal(pack_e2m1(codes), pack_fp4_to_uint8(codes + 0.0))
-
-
 def test_numbers_become_the_nearest_of_e2m1() -> None:
     numbers = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     numbers = torch.cat([-numbers, numbers])
@@ -120,6 +59,14 @@ def test_numbers_become_the_nearest_of_e2m1() -> None:
     assert torch.equal((found - x).abs(), distance.amin(dim=-1))
     ties = torch.tensor([[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]])
     assert nearest(NVFP4, ties, torch.ones(1, 1), None).tolist() == [[0, 1, 1, 2, 2, 4, 4]]
+
+
+def test_numbers_become_the_nearest_of_nf4() -> None:
+    values = torch.tensor(VALUES["nf4"])
+    x = torch.linspace(-1.2, 1.2, 2401)[None]
+    found = nearest(NF4, x * 3.0, torch.full((1, 1), 3.0), None)
+    distance = (x[..., None] - values).abs()
+    torch.testing.assert_close((found - x).abs(), distance.amin(dim=-1))
 
 
 def test_parts_of_one_product_share_the_scale_of_the_tensor() -> None:

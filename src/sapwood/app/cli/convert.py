@@ -49,8 +49,8 @@ def convert(
     """Write a model with its linear layers in fewer bits.
 
     NAME is a catalogue name, a hub repository (owner/name) or a path; OUTPUT is the directory to
-    make, in the compressed-tensors format that sapwood, vLLM and transformers read. It has the
-    tokenizer and chat template too, and conversion.json with what was measured.
+    make, in a format that sapwood, vLLM and transformers read. It has the tokenizer and chat
+    template too, and conversion.json with what was measured.
     """
     # Built first: a contradiction must not show only after the model has been fetched.
     options = asked.build(ConvertOptions)

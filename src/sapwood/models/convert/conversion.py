@@ -1,4 +1,4 @@
-"""A checkpoint into a compressed-tensors directory, one decoder layer after the other.
+"""A checkpoint into one of fewer bits, one decoder layer after the other.
 
 Two texts go through the model meanwhile, layer by layer. The calibration text goes through the
 converted layers, so that each linear layer is fitted to the inputs that it will get. Where inputs
@@ -32,6 +32,7 @@ from sapwood.models.convert.calibration import (
     sample_inputs,
 )
 from sapwood.models.convert.gptq import gptq_codes
+from sapwood.models.convert.layouts import quantization_config, stored_tensors
 from sapwood.models.convert.options import DEFAULT_DAMPING, ConvertOptions
 from sapwood.models.convert.plan import EMBEDDING, NORM, OUTPUT_LAYER, Plan
 from sapwood.models.convert.rescale import Rescaler
@@ -40,9 +41,7 @@ from sapwood.models.convert.rounding import (
     ScaleFormat,
     choose_grid,
     scale_format,
-    stored_tensors,
 )
-from sapwood.models.convert.scheme import quantization_config
 from sapwood.models.convert.tapped import TappedLinear
 from sapwood.models.convert.walk import TappedLayer, Walk, layer_prefix
 from sapwood.models.convert.writer import ShardWriter, copy_side_files, write_json
@@ -212,7 +211,7 @@ class Converter:
         scales = scale_format(scheme, [weight for _, weight in parts], self._dtype)
         for name, weight in parts:
             codes, grid = self._codes(weight, scales, inputs)
-            for suffix, tensor in stored_tensors(codes, grid).items():
+            for suffix, tensor in stored_tensors(codes, grid, self._dtype).items():
                 self._writer.add(f"{name}.{suffix}", tensor)
             self.layers.append(_error(name, weight, grid.values(codes), hessian))
             all_codes.append(codes)
@@ -270,12 +269,14 @@ def convert(
     tensors = _read(files, plan, stored_dtype)
     writer = ShardWriter(directory, int(options.max_shard_size * GB))
     converter = Converter(walk, decoder, plan, options, writer, device=device, dtype=stored_dtype)
-    before, _ = plan.num_bytes(stored_dtype.itemsize)
+    before, _ = plan.num_bytes(stored_dtype)
     with stage(progress, f"converting {files.name} to {options.scheme}", before):
         measured = converter.convert(tensors, texts, progress)
     writer.finish()
     act_order = options.rounding == "gptq" and options.act_order is not False
-    quantization = quantization_config(plan.scheme, plan.ignored, act_order=act_order)
+    quantization = quantization_config(
+        plan.scheme, plan.ignored, act_order=act_order, dtype=stored_dtype
+    )
     dtype = str(stored_dtype).removeprefix("torch.")
     own = {name: value for name, value in config.items() if name != "torch_dtype"}
     write_json(

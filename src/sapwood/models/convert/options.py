@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
-SCHEMES = ("int8", "fp8", "fp8_block", "int4", "nvfp4", "mxfp4")
+SCHEMES = ("int8", "fp8", "fp8_block", "int4", "nvfp4", "mxfp4", "nf4")
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "compressed-tensors": ("int8", "fp8", "fp8_block", "int4", "nvfp4", "mxfp4"),
+    "awq": ("int4",),
+    "gptq": ("int4", "int8"),
+    "bitsandbytes": ("nf4", "int8"),
+}
+"""Layouts on disk, and the schemes that each can hold."""
 METHODS = ("nearest", "gptq")
 
 DEFAULT_CALIBRATION_TOKENS = 32768
@@ -22,9 +30,16 @@ class ConvertOptions:
         "int8",
         "Numbers of the weights: int8 and fp8, one scale per output, with activations rounded per "
         "token; fp8_block, a scale per 128x128 weights; int4, a scale per group of inputs; nvfp4, "
-        "E2M1, per 16; mxfp4, E2M1, a power of two per 32; these three with activations as they "
-        "are.",
+        "E2M1, per 16; mxfp4, E2M1, a power of two per 32; nf4, per 64; these four with "
+        "activations as they are.",
         choices=SCHEMES,
+    )
+    format: str | None = option(
+        None,
+        "How files hold them: as compressed-tensors does; as AutoAWQ does (int4); as GPTQModel "
+        "does (int4, and int8 with activations as they are); as bitsandbytes does (nf4, and int8 "
+        "with activations as they are); default: bitsandbytes for nf4, else compressed-tensors.",
+        choices=tuple(FORMATS),
     )
     method: str | None = option(
         None,
@@ -35,14 +50,17 @@ class ConvertOptions:
     rescale: bool | None = option(
         None,
         "Move factors from the layers' inputs into their weights before rounding, as SmoothQuant "
-        "and AWQ do; default: on for int8.",
+        "and AWQ do; default: on for int8 with activations that are rounded.",
     )
     group_size: int | None = option(
         None,
-        "Inputs per scale of int4; default: the largest of 128, 64 and 32 that fits all layers.",
+        "Inputs per scale of int4, and of int8 as GPTQModel has it; default: the largest of 128, "
+        "64 and 32 that fits all layers.",
         unit="inputs",
     )
-    asymmetric: bool = option(False, "Give each group of int4 a zero point of its own.")
+    asymmetric: bool | None = option(
+        None, "Give each such group a zero point of its own; default: on for awq."
+    )
     act_order: bool | None = option(
         None, "Let gptq round the inputs with the largest activations first; default: on."
     )
@@ -75,9 +93,16 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.scheme != "int4" and (self.group_size is not None or self.asymmetric):
+        if self.scheme not in FORMATS[self.layout]:
+            fitting = " or ".join(name for name, held in FORMATS.items() if self.scheme in held)
             raise ConfigError(
-                f"--group-size and --asymmetric are for --scheme int4, not {self.scheme}"
+                f"--format {self.layout} cannot hold --scheme {self.scheme}, which {fitting} can; "
+                f"it holds {' and '.join(FORMATS[self.layout])}"
+            )
+        if not self.has_groups and (self.group_size is not None or self.asymmetric is not None):
+            raise ConfigError(
+                "--group-size and --asymmetric are for --scheme int4 and for --format gptq, not "
+                f"for {self.scheme} in {self.layout}"
             )
         self._check_calibration()
         if self.group_size is not None and self.group_size < 1:
@@ -98,13 +123,31 @@ class ConvertOptions:
             raise ConfigError(f"--max-shard-size is {self.max_shard_size} but must be above 0")
 
     @property
+    def layout(self) -> str:
+        """One of FORMATS."""
+        return self.format or ("bitsandbytes" if self.scheme == "nf4" else "compressed-tensors")
+
+    @property
+    def has_groups(self) -> bool:
+        """Of whole numbers, whose size can be chosen."""
+        return self.scheme == "int4" or self.layout == "gptq"
+
+    @property
+    def has_zeros(self) -> bool:
+        return self.layout == "awq" if self.asymmetric is None else self.asymmetric
+
+    @property
+    def rounds_int8_inputs(self) -> bool:
+        return self.scheme == "int8" and self.layout == "compressed-tensors"
+
+    @property
     def rounding(self) -> str:
         """ "nearest" or "gptq"."""
         return self.method or "gptq"
 
     @property
     def rescales(self) -> bool:
-        return self.scheme == "int8" if self.rescale is None else self.rescale
+        return self.rounds_int8_inputs if self.rescale is None else self.rescale
 
     @property
     def needs_calibration(self) -> bool:

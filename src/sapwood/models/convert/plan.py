@@ -15,6 +15,7 @@ from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
 from sapwood.layers.targets import prefixed
 from sapwood.models.config import DecoderConfig
+from sapwood.models.convert.layouts import num_bytes
 from sapwood.models.convert.options import ConvertOptions
 from sapwood.models.convert.scheme import WeightScheme, choose_scheme
 from sapwood.models.convert.tapped import TappedScheme
@@ -45,14 +46,14 @@ class Plan:
     ignored: tuple[str, ...]
     ignorable: tuple[str, ...]
 
-    def num_bytes(self, number_bytes: int) -> tuple[int, int]:
-        """Of all tensors, as they are and converted; number_bytes: of one number as it is."""
+    def num_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
+        """Of all tensors, as they are and converted; dtype: of the checkpoint."""
         before = after = 0
         for name, shape in self.shapes.items():
-            plain = math.prod(shape) * number_bytes
+            plain = math.prod(shape) * dtype.itemsize
             before += plain
             if len(shape) == 2 and name.removesuffix(".weight") in self.converted:
-                after += self.scheme.num_bytes((shape[0], shape[1]), number_bytes)
+                after += num_bytes(self.scheme, (shape[0], shape[1]), dtype)
             else:
                 after += plain
         return before, after

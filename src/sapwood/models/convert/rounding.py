@@ -8,13 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.models.convert.scheme import (
-    BLOCK,
-    E2M1_MAX,
-    E4M3_MAX,
-    PACKED_BITS,
-    WeightScheme,
-)
+from sapwood.kernels.coded import VALUES
+from sapwood.models.convert.scheme import BLOCK, E2M1_MAX, E4M3_MAX, WeightScheme
 
 PIECE_NUMBERS = 1 << 18
 """Weights whose scales are searched at once: what a core's cache holds several times."""
@@ -41,6 +36,10 @@ def scale_format(
 ) -> ScaleFormat:
     """weights: all parts of one product, which share what there is one of per tensor; dtype: of
     scales that have no format of their own."""
+    if scheme.layout in ("awq", "gptq"):
+        return ScaleFormat(torch.float16)
+    if scheme.layout == "bitsandbytes":
+        return ScaleFormat(torch.float32)
     if not scheme.is_e2m1:
         return ScaleFormat(dtype)
     if scheme.strategy == "group":
@@ -86,6 +85,8 @@ class Grid:
 def nearest(scheme: WeightScheme, weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     """The nearest codes, fp32; scale and zero are of a shape that goes with weight's."""
     codes = weight / scale
+    if scheme.numbers == "nf4":
+        return _nearest_nf4(codes)
     if scheme.is_float:
         codes.clamp_(scheme.lowest, scheme.highest)
         return _nearest_e2m1(codes) if scheme.is_e2m1 else codes.to(torch.float8_e4m3fn).float()
@@ -100,6 +101,11 @@ def _nearest_e2m1(numbers: Tensor) -> Tensor:
     sizes = numbers.abs()
     steps = torch.where(sizes < 2.0, 0.5, torch.where(sizes < 4.0, 1.0, 2.0))
     return (numbers / steps).round_().mul_(steps)
+
+
+def _nearest_nf4(numbers: Tensor) -> Tensor:
+    values = torch.tensor(VALUES["nf4"], device=numbers.device)
+    return values[torch.bucketize(numbers, (values[1:] + values[:-1]) / 2)]
 
 
 def choose_grid(
@@ -159,7 +165,7 @@ def _search(
             scale = (high - low) * (share / (scheme.highest - scheme.lowest))
             scale = scales.nearest(scale)
             zero = (scheme.lowest - low * share / scale).round_()
-            zero = zero.clamp_(scheme.lowest, scheme.highest)
+            zero = zero.clamp_(scheme.lowest_zero, scheme.highest)
         column = None if zero is None else zero[:, None]
         values = nearest(scheme, weights, scale[:, None], column)
         if column is not None:
@@ -194,52 +200,3 @@ def _block_scales(weight: Tensor, scheme: WeightScheme, scales: ScaleFormat) -> 
     blocks = weight.view(num_rows // BLOCK, BLOCK, num_columns // BLOCK, BLOCK)
     largest = blocks.abs().amax(dim=(1, 3))
     return scales.nearest(largest / scheme.highest).repeat_interleave(BLOCK, dim=0)
-
-
-def stored_tensors(codes: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """What a checkpoint holds of one layer: "weight" or "weight_packed", "weight_scale", …
-
-    codes  [out, in] fp32
-    """
-    scheme = grid.scheme
-    scale = grid.scale[::BLOCK] if scheme.strategy == "block" else grid.scale
-    scales = {"weight_scale": grid.scales.stored(scale).contiguous()}
-    if scheme.is_e2m1:
-        if scheme.strategy == "tensor_group":
-            scales["weight_global_scale"] = torch.tensor([grid.scales.factor])
-        else:
-            scales["weight_scale"] = scales["weight_scale"].view(torch.uint8)
-        return {"weight_packed": pack_e2m1(codes), **scales}
-    if scheme.is_float:
-        return {"weight": codes.to(torch.float8_e4m3fn), **scales}
-    if scheme.rounds_activations:
-        return {"weight": codes.to(torch.int8), **scales}
-    found = {
-        "weight_packed": pack(codes.to(torch.int32), scheme),
-        **scales,
-        "weight_shape": torch.tensor(codes.shape, dtype=torch.int64),
-    }
-    if grid.zero is not None:
-        packed = pack(grid.zero.t().to(torch.int32), scheme)
-        found["weight_zero_point"] = packed.t().contiguous()
-    return found
-
-
-def pack_e2m1(codes: Tensor) -> Tensor:
-    """codes [rows, n] fp32, numbers of E2M1 -> [rows, n / 2] uint8, the first in the lower half."""
-    # Twice the size is 0, 1, 2, 3, 4, 6, 8 or 12, of which each power of two has two.
-    places = torch.zeros(13, dtype=torch.uint8, device=codes.device)
-    places[[0, 1, 2, 3, 4, 6, 8, 12]] = torch.arange(8, dtype=torch.uint8, device=codes.device)
-    halves = places[(codes.abs() * 2).long()] + 8 * (codes < 0).to(torch.uint8)
-    return halves[:, ::2] + 16 * halves[:, 1::2]
-
-
-def pack(codes: Tensor, scheme: WeightScheme) -> Tensor:
-    """codes [rows, n] int32, whole words of them -> [rows, n * num_bits / 32] int32.
-
-    The first code is in a word's lowest bits; codes are stored from 0 on, the lowest as 0."""
-    per_word = PACKED_BITS // scheme.num_bits
-    words = (codes - int(scheme.lowest)).view(codes.shape[0], -1, per_word)
-    shifts = torch.arange(per_word, device=codes.device, dtype=torch.int32) * scheme.num_bits
-    # Codes share no bits, so their sum is their union.
-    return (words << shifts).sum(dim=2, dtype=torch.int32)

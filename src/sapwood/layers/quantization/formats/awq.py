@@ -19,7 +19,7 @@ from sapwood.layers.quantization.formats.interface import (
 )
 from sapwood.layers.quantization.formats.packing import packed_nibbles, unpacked
 
-_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Which nibble of a word has each of eight neighbouring outputs."""
 
 
@@ -58,7 +58,7 @@ class AwqFormat:
 def _in_order(words: Tensor) -> Tensor:
     """[rows, out / 8] int32 -> [rows, out] uint8."""
     rows, num_words = words.shape
-    return unpacked(words, 4).view(rows, num_words, 8)[:, :, list(_PLACES)].flatten(1)
+    return unpacked(words, 4).view(rows, num_words, 8)[:, :, list(PLACES)].flatten(1)
 
 
 def read(config: Mapping[str, Any]) -> AwqFormat:

@@ -19,7 +19,7 @@ from sapwood.kernels.coded import VALUES, CodedWeight
 from sapwood.layers.quantization.formats.interface import CheckpointFormat, LinearTensors
 from sapwood.layers.quantization.formats.packing import swapped_nibbles
 
-_STATE = "weight.quant_state.bitsandbytes__nf4"
+NF4_STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,14 @@ class Nf4Format:
 
     @staticmethod
     def _state(tensors: LinearTensors) -> dict[str, Any]:
-        raw = tensors.take(_STATE, dtypes=[torch.uint8])
+        raw = tensors.take(NF4_STATE, dtypes=[torch.uint8])
         try:
             state = json.loads(bytes(raw.tolist()).decode("utf-8"))
             sizes = (state["blocksize"], state.get("nested_blocksize", 1))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightError(f"{tensors.module}.{_STATE} cannot be read: {error!r}") from error
+            raise WeightError(f"{tensors.module}.{NF4_STATE} cannot be read: {error!r}") from error
         if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise WeightError(f"{tensors.module}.{_STATE} has blocks of {sizes} numbers")
+            raise WeightError(f"{tensors.module}.{NF4_STATE} has blocks of {sizes} numbers")
         if list(state.get("shape", tensors.shape)) != list(tensors.shape):
             raise WeightError(
                 f"{tensors.module}.weight is {state['shape']} but must be {list(tensors.shape)}"
