@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -125,14 +124,6 @@ def test_checkpoints_from_before_the_zip_format_are_read_with_a_warning(tmp_path
     loaded = dict(iterate_weights(files_of(tmp_path, "pt"), dtype=torch.float32))
     assert torch.equal(loaded["model.a.weight"], FIRST["model.a.weight"])
     assert "model.pt is in the legacy format of PyTorch before 1.6" in caplog.text
-
-
-def test_tar_checkpoints_are_refused_with_a_way_out(tmp_path):
-    (tmp_path / "pickle").write_bytes(b"")
-    with tarfile.open(tmp_path / "model.pt", "w") as archive:
-        archive.add(tmp_path / "pickle", "pickle")
-    with pytest.raises(WeightError, match=r"model\.pt is in the tar format.*as safetensors"):
-        list(iterate_weights(files_of(tmp_path, "pt"), dtype=torch.float32))
 
 
 def test_every_data_type_is_read_as_the_library_reads_it(tmp_path):

@@ -1,8 +1,7 @@
 """Tensors of PyTorch checkpoints (.bin, .pt, .pth), read without running what is in them.
 
 Files of the zip format are mapped. The two older formats, a bare pickle stream and before that a
-tar archive, cannot be: the first is read whole, with a warning, and the second is refused, since
-PyTorch reads it only by running what is in it.
+tar archive, cannot be: they are read whole, with a warning.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from sapwood.base.errors import WeightError
 from sapwood.models.loader.checkpoint import Expected, as_dtype
 from sapwood.models.loader.reading import Advance, ignore
+from sapwood.models.loader.torch_tar import read_tar
 from sapwood.models.store.files import ModelFiles
 from sapwood.models.store.torch_archive import check_archive
 
@@ -42,10 +42,19 @@ def iterate(
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
     is_archive = check_archive(path)
+    is_tar = not is_archive and tarfile.is_tarfile(path)
     if not is_archive:
-        _check_legacy(path)
+        log.warning(
+            "%s is in the %s: it is read into memory whole; convert it to safetensors",
+            path,
+            "tar format of PyTorch before 0.2" if is_tar else "legacy format of PyTorch before 1.6",
+        )
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        if is_tar:
+            # PyTorch itself reads these only by running what is in them.
+            loaded = read_tar(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         if "global" not in str(error).lower():
             raise _damaged(path, error) from error
@@ -61,20 +70,6 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 def _damaged(path: Path, error: Exception | str) -> WeightError:
     what = error if isinstance(error, str) else _first_line(error)
     return WeightError(f"{path} is not a whole PyTorch checkpoint ({what}); download it again")
-
-
-def _check_legacy(path: Path) -> None:
-    if tarfile.is_tarfile(path):
-        raise WeightError(
-            f"{path} is in the tar format of PyTorch before 0.2, which can only be read by running "
-            "what is in it; load it with torch.load where you trust it, and save the state_dict() "
-            "as safetensors"
-        )
-    log.warning(
-        "%s is in the legacy format of PyTorch before 1.6: it is read into memory whole; "
-        "convert it to safetensors",
-        path,
-    )
 
 
 def _state(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
