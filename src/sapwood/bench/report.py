@@ -157,22 +157,22 @@ def offline_table(results: Sequence[OfflineResult]) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A row per workload; each peer's figure, and its multiple of the baseline's speed."""
-    ratios = comparison.ratios()
+    """A row per peer, of which there may be many; its figure on each workload, and its multiple of
+    the baseline's speed."""
     table = Table(
         title=Text(f"medians [min-max]; x: speed as a multiple of {comparison.baseline}'s"),
         title_justify="left",
     )
-    table.add_column("workload")
-    for peer in ratios:
-        table.add_column(peer, justify="right")
-    for workload, of_peer in comparison.results.items():
+    table.add_column("peer")
+    for workload in comparison.results:
+        table.add_column(workload, justify="right")
+    for peer, of_peer in comparison.ratios().items():
         cells = []
-        for peer, result in of_peer.items():
-            ratio = ratios[peer].get(workload)
-            multiple = "" if ratio is None else f"\n{spread_text(ratio)} x"
-            cells.append(Text(headline_text(result) + multiple))
-        table.add_row(workload, *cells)
+        for workload, results in comparison.results.items():
+            figure = headline_text(results[peer]) if peer in results else "-"
+            multiple = f"\n{spread_text(of_peer[workload])} x" if workload in of_peer else ""
+            cells.append(Text(figure + multiple))
+        table.add_row(peer, *cells)
     return table
 
 

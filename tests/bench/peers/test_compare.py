@@ -1,10 +1,13 @@
 from dataclasses import dataclass, field
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from sapwood.base.errors import ConfigError
 from sapwood.bench.offline import RunResult
 from sapwood.bench.peers.compare import PeerFacts, PeersOptions, compare, rotated
+from sapwood.bench.report import comparison_table
 from sapwood.bench.workloads.vocabulary import TokenVocabulary
 from sapwood.bench.workloads.workload import WALL_TIME, FixedLengths, WorkloadSpec
 
@@ -61,6 +64,19 @@ def test_peers_take_turns_on_the_same_prompts():
     assert fast.prompts == slow.prompts
     flat = [prompt for prompts in fast.prompts for prompt in prompts]
     assert len(set(flat)) == len(flat) == 8
+
+
+def test_the_table_of_many_peers_is_not_cut():
+    peers = [TimedPeer(f"peer-{index}", [9.0, 1.0 + index], []) for index in range(20)]
+    comparison = compare(peers, [WALL], TOKENS, baseline="peer-0", repeats=1, seed=0)
+    console = Console(file=StringIO(), width=80)
+    console.print(comparison_table(comparison))
+    text = console.file.getvalue()
+    for index in range(20):
+        assert f"peer-{index} " in text
+        assert f"{1.0 + index:.2f} s" in text or f"{1.0 + index:.1f} s" in text
+    assert "0.500 x" in text
+    assert "…" not in text
 
 
 def test_every_repeat_is_told():
