@@ -63,7 +63,7 @@ def build_inputs(
     query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
     query_start[1:] = ends
     max_pages = -(-max(context_lens) // page_size)
-    host_page_table = rows.page_table[:, :max_pages].take(row, axis=0)
+    host_page_table = rows.page_table[row, :max_pages]
     sampling = [entry for entry in scheduled if entry.num_output is not None]
     samples = [index for index, entry in enumerate(scheduled) if entry.num_output is not None]
 
