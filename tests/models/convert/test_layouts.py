@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -148,11 +149,11 @@ def test_packing_of_e2m1_is_the_library_s() -> None:
 def test_layers_that_stay_are_named_as_each_format_does() -> None:
     ignored = ["model.layers.1.mlp.up_proj", "lm_head"]
 
-    def config(scheme: WeightScheme) -> dict[str, object]:
+    def config(scheme: WeightScheme) -> dict[str, Any]:
         return quantization_config(scheme, ignored, act_order=True, dtype=torch.float16)
 
     assert config(int4(32))["ignore"] == ignored
     assert config(replace(int4(32), layout="awq"))["modules_to_not_convert"] == ignored
     assert config(NF4)["llm_int8_skip_modules"] == ignored
     assert config(NF4)["bnb_4bit_compute_dtype"] == "float16"
-    assert list(config(GPTQ8)["dynamic"]) == [r"-:^model\.layers\.1\.mlp\.up_proj$"]  # type: ignore[call-overload]
+    assert list(config(GPTQ8)["dynamic"]) == [r"-:^model\.layers\.1\.mlp\.up_proj$"]

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapwood.kernels.coded import VALUES
 from sapwood.layers.quantization.formats.awq import PLACES
 from sapwood.layers.quantization.formats.bitsandbytes import NF4_STATE
-from sapwood.models.convert.rounding import Grid
+from sapwood.models.convert.rounding import Grid, nf4_indices, nf4_values
 from sapwood.models.convert.scheme import BLOCK, PACKED_BITS, WeightScheme
 
 
@@ -188,13 +187,12 @@ def _gptq(codes: Tensor, grid: Grid) -> dict[str, Tensor]:
 
 def _nf4(codes: Tensor, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
     """weight [out * in / 2, 1] uint8, the earlier number in the high half."""
-    values = torch.tensor(VALUES["nf4"], device=codes.device)
-    indices = torch.bucketize(codes, (values[1:] + values[:-1]) / 2).to(torch.uint8)
+    indices = nf4_indices(codes).to(torch.uint8)
     state = _nf4_state((codes.shape[0], codes.shape[1]), grid.scheme, dtype)
     return {
         "weight": (16 * indices[:, ::2] + indices[:, 1::2]).reshape(-1, 1),
         "weight.absmax": grid.scale.flatten(),
-        "weight.quant_map": values,
+        "weight.quant_map": nf4_values(codes.device).clone(),
         NF4_STATE: torch.tensor(list(state), dtype=torch.uint8),
     }
 

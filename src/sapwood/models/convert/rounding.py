@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def nearest(scheme: WeightScheme, weight: Tensor, scale: Tensor, zero: Tensor | 
     """The nearest codes, fp32; scale and zero are of a shape that goes with weight's."""
     codes = weight / scale
     if scheme.numbers == "nf4":
-        return _nearest_nf4(codes)
+        return nf4_values(codes.device)[nf4_indices(codes)]
     if scheme.is_float:
         codes.clamp_(scheme.lowest, scheme.highest)
         return _nearest_e2m1(codes) if scheme.is_e2m1 else codes.to(torch.float8_e4m3fn).float()
@@ -103,9 +104,21 @@ def _nearest_e2m1(numbers: Tensor) -> Tensor:
     return (numbers / steps).round_().mul_(steps)
 
 
-def _nearest_nf4(numbers: Tensor) -> Tensor:
-    values = torch.tensor(VALUES["nf4"], device=numbers.device)
-    return values[torch.bucketize(numbers, (values[1:] + values[:-1]) / 2)]
+def nf4_indices(numbers: Tensor) -> Tensor:
+    """Of the nearest of NF4's sixteen values, int64."""
+    return torch.bucketize(numbers, _nf4(numbers.device)[1])
+
+
+def nf4_values(device: torch.device) -> Tensor:
+    """[16] fp32, ascending."""
+    return _nf4(device)[0]
+
+
+@cache
+def _nf4(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The values, and what lies halfway between neighbours."""
+    values = torch.tensor(VALUES["nf4"], device=device)
+    return values, (values[1:] + values[:-1]) / 2
 
 
 def choose_grid(

@@ -76,7 +76,7 @@ class WeightScheme:
             per_word = PACKED_BITS // self.num_bits
             if num_columns % per_word:
                 return f"its {num_columns} inputs are no multiple of {per_word}, which one word has"
-            # Those two have zero points, or outputs side by side, even where all zeros are equal.
+            # AWQ and GPTQ store zero points even where all are equal.
             rows_share_words = not self.symmetric or self.layout in ("awq", "gptq")
             if rows_share_words and num_rows % per_word:
                 return f"its {num_rows} outputs are no multiple of {per_word} zero points of a word"

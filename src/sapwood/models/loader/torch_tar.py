@@ -103,8 +103,8 @@ def _exactly(file: IO[bytes], size: int) -> bytearray:
     file.seek(here)
     if not 0 <= size <= left:
         raise DamagedTar(f"it has {left} bytes where {size} should be")
-    data = bytearray(size)
-    if file.readinto(data) != size:  # type: ignore[attr-defined]
+    data = bytearray(file.read(size))
+    if len(data) != size:
         raise DamagedTar("it ends early")
     return data
 
