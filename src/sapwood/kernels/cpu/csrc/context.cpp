@@ -16,18 +16,18 @@ constexpr std::size_t kFetchAheadBytes = 512 * 1024;
 }  // namespace
 
 Context::Context(const std::string& isa, int threads) {
-  const std::vector<const Ops*>& usable = usable_ops();
-  ops_ = usable.back();
+  const std::vector<Ops>& usable = usable_ops();
+  ops_ = &usable.back();
   if (!isa.empty()) {
     const auto found = std::find_if(usable.begin(), usable.end(),
-                                    [&](const Ops* ops) { return isa == ops->name; });
+                                    [&](const Ops& ops) { return isa == ops.name; });
     if (found == usable.end()) {
       std::string known;
-      for (const Ops* ops : usable) known += (known.empty() ? "" : ", ") + std::string(ops->name);
+      for (const Ops& ops : usable) known += (known.empty() ? "" : ", ") + std::string(ops.name);
       throw std::invalid_argument("this machine cannot run instruction set '" + isa +
                                   "'; it can run: " + known);
     }
-    ops_ = *found;
+    ops_ = &*found;
   }
   set_threads(threads);
 }

@@ -16,7 +16,7 @@ namespace sapwood {
 
 // The instruction sets that this build has and this machine can run, slowest first. The matrix unit's
 // is among them only after its products were compared with those of vectors.
-const std::vector<const Ops*>& usable_ops();
+const std::vector<Ops>& usable_ops();
 
 // Throws std::out_of_range unless every index[i] is in [0, limit).
 void check_indices(const char* what, const std::int64_t* index, std::int64_t n, std::int64_t limit);

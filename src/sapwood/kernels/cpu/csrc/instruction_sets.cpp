@@ -1,4 +1,6 @@
-// Which tables of kernels this machine can run.
+// The tables of kernels that were compiled, and which of them this machine can run. CMakeLists.txt
+// defines SAPWOOD_HAS_<SET> for each. Compiled without flags for any instruction set, as all that runs
+// when the module loads or chooses.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -13,10 +15,37 @@
 #include <unistd.h>
 #endif
 
+#define SAPWOOD_ISA generic
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA avx2
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA avx512
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA avx512_vnni
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA avx512_bf16
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA amx
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA amx_emulated
+#include "table.h"
+#undef SAPWOOD_ISA
+
 namespace sapwood {
+
 namespace {
 
 #if defined(SAPWOOD_X86)
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -25,7 +54,7 @@ bool has_avx512() {
 
 // The processor has the matrix unit, the system keeps its registers, and lets this process use it.
 // Source: Intel SDM volume 1, 13.3 and 18.2; Linux, Documentation/arch/x86/xstate.rst.
-bool has_matrix_unit() {
+[[maybe_unused]] bool has_matrix_unit() {
   constexpr unsigned kOsxsave = 1u << 27;                                 // leaf 1, ecx
   constexpr unsigned kUnit = 1u << 22 | 1u << 24 | 1u << 25;              // leaf 7, edx: bf16, tiles, int8
   constexpr unsigned kStates = 1u << 17 | 1u << 18;                       // shapes and tiles
@@ -52,7 +81,7 @@ std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
 }
 
 // The products of whole numbers by one table: no rounding, so that all must agree.
-std::vector<float> products(const Ops& ops) {
+[[maybe_unused]] std::vector<float> products(const Ops& ops) {
   const Team alone{1, nullptr, nullptr};
   const std::vector<std::uint16_t> x = whole_numbers(kRows * kInputs, 7);
   const std::vector<std::uint16_t> weight = whole_numbers(kOutputs * kInputs, 11);
@@ -75,28 +104,69 @@ std::vector<float> products(const Ops& ops) {
 
 #endif
 
-std::vector<const Ops*> find_usable() {
-  std::vector<const Ops*> usable{&generic::ops};
+// Sets that do otherwise than another one only what they name.
+#if defined(SAPWOOD_HAS_AVX512_VNNI)
+Ops with_vnni(Ops table) {
+  table.name = "avx512_vnni";
+  table.linear_int8 = avx512_vnni::linear_int8;
+  table.linear_grouped = avx512_vnni::linear_grouped;
+  return table;
+}
+#endif
+
+#define SAPWOOD_WITH_UNIT(SET)                                \
+  Ops with_##SET(Ops table) {                                 \
+    table.name = #SET;                                        \
+    table.paged_attention = SET::paged_attention;             \
+    table.attention_scratch = SET::attention_scratch;         \
+    table.linear = SET::linear;                               \
+    table.linear_int8 = SET::linear_int8;                     \
+    return table;                                             \
+  }
+#if defined(SAPWOOD_HAS_AMX)
+SAPWOOD_WITH_UNIT(amx)
+#endif
+#if defined(SAPWOOD_HAS_AMX_EMULATED)
+SAPWOOD_WITH_UNIT(amx_emulated)
+#endif
+
+std::vector<Ops> find_usable() {
+  std::vector<Ops> usable{generic::ops};
 #if defined(SAPWOOD_X86)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return usable;
-  usable.push_back(&avx2::ops);
+  if (!has_avx2()) return usable;
+#if defined(SAPWOOD_HAS_AVX2)
+  usable.push_back(avx2::ops);
+#endif
   if (!has_avx512()) return usable;
-  usable.push_back(&avx512::ops);
+#if defined(SAPWOOD_HAS_AVX512)
+  usable.push_back(avx512::ops);
+#endif
   if (!__builtin_cpu_supports("avx512vnni")) return usable;
-  usable.push_back(&avx512_vnni::ops);
+#if defined(SAPWOOD_HAS_AVX512_VNNI)
+  usable.push_back(with_vnni(avx512::ops));
+#endif
   if (!__builtin_cpu_supports("avx512bf16")) return usable;
-  usable.push_back(&amx_emulated::ops);
-  usable.push_back(&avx512_bf16::ops);
-  if (has_matrix_unit() && products(amx::ops) == products(avx512_bf16::ops)) usable.push_back(&amx::ops);
+#if defined(SAPWOOD_HAS_AMX_EMULATED)
+  usable.push_back(with_amx_emulated(avx512_bf16::ops));
+#endif
+#if defined(SAPWOOD_HAS_AVX512_BF16)
+  usable.push_back(avx512_bf16::ops);
+#endif
+#if defined(SAPWOOD_HAS_AMX)
+  if (has_matrix_unit()) {
+    const Ops unit = with_amx(avx512_bf16::ops);
+    if (products(unit) == products(avx512_bf16::ops)) usable.push_back(unit);
+  }
+#endif
 #endif
   return usable;
 }
 
 }  // namespace
 
-const std::vector<const Ops*>& usable_ops() {
-  static const std::vector<const Ops*> usable = find_usable();
+const std::vector<Ops>& usable_ops() {
+  static const std::vector<Ops> usable = find_usable();
   return usable;
 }
 

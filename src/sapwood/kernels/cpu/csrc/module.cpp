@@ -32,7 +32,7 @@ void* to(Address address) { return reinterpret_cast<void*>(address); }
 
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
-  for (const Ops* ops : usable_ops()) names.emplace_back(ops->name);
+  for (const Ops& ops : usable_ops()) names.emplace_back(ops.name);
   return names;
 }
 

@@ -210,26 +210,4 @@ struct Ops {
   void (*linear_coded)(DType, const CodedArgs&);
 };
 
-namespace generic {
-extern const Ops ops;
-}
-namespace avx2 {
-extern const Ops ops;
-}
-namespace avx512 {
-extern const Ops ops;
-}
-namespace avx512_vnni {
-extern const Ops ops;
-}
-namespace avx512_bf16 {
-extern const Ops ops;
-}
-namespace amx {  // the same with the matrix unit (matrix.h)
-extern const Ops ops;
-}
-namespace amx_emulated {  // what amx does, without the unit: for tests
-extern const Ops ops;
-}
-
 }  // namespace sapwood

@@ -1,6 +1,5 @@
-// What the *.isa.cpp files of one instruction set offer to its table.
-#pragma once
-
+// What the *.isa.cpp files of one instruction set offer to its table. Without an include guard: it
+// declares them for SAPWOOD_ISA as it is now, and whoever joins tables includes it for several.
 #include "ops.h"
 
 namespace sapwood::SAPWOOD_ISA {
@@ -24,5 +23,7 @@ void linear_int8(DType dtype, const QuantizedArgs& args);
 void linear_grouped(DType dtype, const QuantizedArgs& args);
 void quantize(DType dtype, const QuantizeArgs& args);
 void linear_coded(DType dtype, const CodedArgs& args);
+
+extern const Ops ops;  // of the sets that provide every op (table.isa.cpp)
 
 }  // namespace sapwood::SAPWOOD_ISA
