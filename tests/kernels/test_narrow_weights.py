@@ -1,5 +1,5 @@
-"""Weights of 16 bits with float32 activations: the products are those of their float32 copies, bit by
-bit, and half the bytes are kept."""
+"""Weights of 16 bits with float32 activations: the products are those of their float32 copies, bit
+by bit, and half the bytes are kept."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_other_kernels_widen_once() -> None:
 
 
 def test_activations_are_not_narrower_than_weights(kernels: CpuKernels) -> None:
-    with pytest.raises(TypeError, match="float16.*bfloat16"):
+    with pytest.raises(TypeError, match=r"float16.*bfloat16"):
         kernels.pack_linear(torch.ones(32, 32).half(), None, torch.bfloat16)
-    with pytest.raises(ValueError, match="float32.*bfloat16"):
+    with pytest.raises(ValueError, match=r"float32.*bfloat16"):
         kernels.embedding(torch.tensor([0]), torch.ones(4, 32), torch.bfloat16)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.cpu import CpuKernels, fast_bfloat16
+from sapwood.kernels.platform import read_platform
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels
 from sapwood.kernels.torch_ops import TorchKernels
@@ -79,3 +81,25 @@ def test_the_kv_cache_is_dense_or_in_8_bits() -> None:
         select_kernels(other)
     with pytest.raises(ConfigError, match="needs an even head size, not 33"):
         select_kernels(replace(NEED, kv_dtype=torch.int8, head_dim=33), only="torch")
+
+
+@pytest.mark.skipif(not CpuKernels.usable_isas(), reason="no native kernels")
+def test_an_instruction_set_can_be_asked_for() -> None:
+    need = replace(NEED, dtype=torch.float32)
+    selection = select_kernels(need, only="cpu:generic")
+    assert selection.kernels.isa == "generic"
+    assert selection.why == "cpu:generic: asked for"
+    with pytest.raises(ConfigError, match=r"cpu:sparc, but .*can run: generic"):
+        select_kernels(need, only="cpu:sparc")
+    with pytest.raises(ConfigError, match="torch have no variants"):
+        select_kernels(need, only="torch:avx2")
+
+
+@pytest.mark.skipif(not CpuKernels.usable_isas(), reason="no native kernels")
+def test_fast_bfloat16_is_that_of_the_kernels_which_serve() -> None:
+    platform = replace(read_platform(), cpu_flags=frozenset({"avx512_bf16"}))
+    assert not fast_bfloat16(platform, "cpu:generic")
+    assert fast_bfloat16(platform, "torch")
+    assert not fast_bfloat16(replace(platform, cpu_flags=frozenset()), "torch")
+    best = CpuKernels.usable_isas()[-1]
+    assert fast_bfloat16(platform, None) == ("bf16" in best or "amx" in best)

@@ -62,6 +62,7 @@ from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.warmup import warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
+from sapwood.kernels.cpu import fast_bfloat16
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import (
     CudaMemory,
@@ -172,7 +173,7 @@ def resolve_config(
     if form is not None:
         found = CheckpointFacts(form.name, form.summary, form.weight_bytes)
         facts = replace(facts, quantized=found)
-    machine = machine_facts(read_platform(), asked.execution.device)
+    machine = machine_facts(read_platform(), asked.execution.device, asked.execution.kernels)
     config, decisions = resolve(asked, machine, facts)
     shape = shape.for_context(_known(config.model.context_length))
     need = Need(
@@ -220,8 +221,10 @@ def fetch_files(
     )
 
 
-def machine_facts(platform: Platform, asked_device: str | None) -> MachineFacts:
-    """The facts of that device; of the best one if none was asked for."""
+def machine_facts(
+    platform: Platform, asked_device: str | None, asked_kernels: str | None = None
+) -> MachineFacts:
+    """The facts of that device, of the best one if none was asked for, as those kernels see it."""
     device = find_device(asked_device, platform)
     free, total = device_memory(device, platform)
     return MachineFacts(
@@ -229,7 +232,7 @@ def machine_facts(platform: Platform, asked_device: str | None) -> MachineFacts:
         memory_bytes=total,
         available_bytes=free,
         num_cores=platform.num_cores,
-        fast_bfloat16=not platform.cpu_flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"}),
+        fast_bfloat16=fast_bfloat16(platform, asked_kernels),
     )
 
 

@@ -21,6 +21,10 @@ IMPLEMENTATIONS: Mapping[str, str] = {
 }
 """Name -> "module:Name", the fastest first. The target is a `KernelsFactory`, loaded when asked."""
 
+VARIANTS: Mapping[str, str] = {"cpu": "sapwood.kernels.cpu:with_isa"}
+"""Name -> "module:name" of a function that makes these kernels with less than this machine has:
+"cpu:avx2" is variant "avx2" of "cpu". ValueError for a variant that cannot be."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
@@ -99,17 +103,18 @@ def select_kernels(
 ) -> Selection:
     """The fastest implementation that can serve `need`; with `only`, that one or none.
 
-    Raises ConfigError if none can, with each one's reason, or if `only` names none.
+    only    a name, or a name and a variant: "cpu:avx2"
+    Raises  ConfigError if none can, with each one's reason, or if `only` names none
     """
     registry: Registry[KernelsFactory] = Registry("kernels", dict(table))
-    names = list(table) if only is None else [only]
+    asked, _, variant = (only or "").partition(":")
+    names = [asked] if asked else list(table)
     refusals: dict[str, str] = {}
     for name in names:
         factory, reason = _load(registry, name, need)
         if factory is not None and reason is None:
-            return Selection(
-                kernels=factory(), refusals=refusals, why=_explain(name, only, refusals)
-            )
+            kernels = _variant(name, variant) if variant else factory()
+            return Selection(kernels=kernels, refusals=refusals, why=_explain(name, only, refusals))
         refusals[name] = reason or "unavailable"
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
     raise ConfigError(
@@ -117,6 +122,17 @@ def select_kernels(
         "choose another --dtype, --kv-cache-dtype or --device, or leave the choice of kernels to "
         "sapwood"
     )
+
+
+def _variant(name: str, variant: str) -> Kernels:
+    """ConfigError if these kernels have no such variant on this machine."""
+    if name not in VARIANTS:
+        raise ConfigError(f"kernels {name} have no variants; use --kernels {name}")
+    make = Registry[Callable[[str], Kernels]]("kernels' variants", dict(VARIANTS)).get(name)
+    try:
+        return make(variant)
+    except ValueError as error:
+        raise ConfigError(f"--kernels is {name}:{variant}, but {error}") from error
 
 
 def _load(
@@ -132,7 +148,7 @@ def _load(
 
 def _explain(name: str, only: str | None, refusals: Mapping[str, str]) -> str:
     if only is not None:
-        return f"{name}: asked for"
+        return f"{only}: asked for"
     if not refusals:
         return f"{name}: the fastest"
     reasons = "; ".join(f"{other}: {reason}" for other, reason in refusals.items())

@@ -117,7 +117,12 @@ def test_nothing_asked_gives_a_config_without_open_choices():
 
 def test_what_was_asked_is_kept_and_needs_no_reason():
     asked = EngineConfig(
-        model=ModelConfig(dtype="float32", context_length=512, served_model_name="mine"),
+        model=ModelConfig(
+            dtype="float32",
+            weight_dtype="float32",
+            context_length=512,
+            served_model_name="mine",
+        ),
         memory=MemoryConfig(page_size=8, max_total_tokens=4096, kv_cache_dtype="float32"),
         scheduler=SchedulerConfig(
             max_running_requests=4,

@@ -25,6 +25,7 @@ from sapwood.kernels.interface import (
     kv_cache_shape,
     lacking,
 )
+from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
 from sapwood.kernels.registry import Need
@@ -39,6 +40,7 @@ except ImportError as error:
 else:
     _missing = None
 
+_BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated"})
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _KV_FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.float8_e5m2: 3}
 
@@ -48,8 +50,8 @@ class CpuKernels:
 
     num_threads  threads of each op, the caller included; the default is torch's number. They are
                  not torch's threads: they spin for 200 us after an op, then sleep
-    isa          "generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx" or, for tests,
-                 "amx_emulated"; the default is the fastest usable one
+    isa          "generic", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx" or,
+                 for tests, "amx_emulated"; the default is the fastest usable one
     Raises       ValueError if this machine cannot run `isa`
     """
 
@@ -240,7 +242,9 @@ class CpuKernels:
         """The packed copy replaces the weight: nothing of `weight` is kept."""
         dtype = weight.dtype if dtype is None else dtype
         if dtype not in _DTYPES or not weight.is_cpu or not is_held(weight.dtype, dtype):
-            raise TypeError(f"a weight {describe(weight)} cannot be kept for activations of {dtype}")
+            raise TypeError(
+                f"a weight {describe(weight)} cannot be kept for activations of {dtype}"
+            )
         if bias is not None and (bias.dtype != dtype or bias.numel() != weight.shape[0]):
             raise ValueError(f"bias {describe(bias)} does not fit weight {describe(weight)}")
         return Linear(self._context, self._memory, weight, bias, dtype)
@@ -339,6 +343,22 @@ class CpuKernels:
                 groups_of_decodes(batch, page_size, num_heads // num_kv_heads),
             )  # fmt: skip
         return plan
+
+
+def with_isa(isa: str) -> CpuKernels:
+    """The kernels with a given instruction set; ValueError if this machine cannot run it."""
+    return CpuKernels(isa=isa)
+
+
+def fast_bfloat16(platform: Platform, only: str | None) -> bool:
+    """Whether matrix products of bfloat16 on the CPU have instructions of their own: in the
+    compiled kernels that would serve, or for torch where these were not built or are not asked
+    for."""
+    asked, _, variant = (only or "cpu").partition(":")
+    usable = CpuKernels.usable_isas()
+    if asked != "cpu" or not usable:
+        return not platform.cpu_flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return (variant or usable[-1]) in _BFLOAT16_ISAS
 
 
 class Linear:

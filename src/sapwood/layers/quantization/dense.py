@@ -62,7 +62,7 @@ class DenseStorage:
 
 
 def check_range(stored: Tensor, shard: Tensor) -> None:
-    """WeightError if a finite number of `shard` became infinite in `stored`, its copy in float16."""
+    """WeightError if a finite number of `shard` is infinite in `stored`, its copy in float16."""
     if stored.dtype != torch.float16 or shard.dtype == torch.float16:
         return
     if bool((stored.isinf() & shard.to(stored.device).isfinite()).any()):

@@ -19,7 +19,10 @@ class ExecutionConfig:
         None, "Threads that compute a step on a CPU; default: the usable cores.", unit="threads"
     )
     kernels: str | None = option(
-        None, "Use only this implementation of the ops; default: the fastest that can."
+        None,
+        "Use only this implementation of the ops (triton, cpu, torch, reference), or the compiled "
+        "ones with an instruction set that this machine has, such as cpu:avx2; default: the "
+        "fastest that can.",
     )
     disable_graphs: bool = option(
         False,

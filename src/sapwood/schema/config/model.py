@@ -51,8 +51,8 @@ class ModelConfig:
     )
     dtype: str = option(
         "auto",
-        "Data type of activations and, unless --weight-dtype and --kv-cache-dtype say otherwise, of "
-        "weights and KV cache.",
+        "Data type of activations and, unless --weight-dtype and --kv-cache-dtype say otherwise, "
+        "of weights and KV cache.",
         choices=DTYPES,
     )
     weight_dtype: str | None = option(

@@ -145,9 +145,9 @@ def _resolve_model(
     if dtype == "auto":
         dtype, reason = _choose_dtype(model, execution, machine)
         decisions.append(Decision("dtype", dtype, reason))
-    weight_dtype, reason = _choose_weight_dtype(asked, dtype, execution, model)
-    if reason is not None:
-        decisions.append(Decision("weight_dtype", weight_dtype, reason))
+    weight_dtype, why = _choose_weight_dtype(asked, dtype, execution, model)
+    if why is not None:
+        decisions.append(Decision("weight_dtype", weight_dtype, why))
     quantization = asked.quantization if model.quantized is None else model.quantized.name
     if quantization is not None:
         reason = _check_quantization(asked.quantization, dtype, model)
@@ -230,9 +230,9 @@ def _choose_weight_dtype(
     if asked.weight_dtype is not None:
         if asked.weight_dtype != dtype and not widens:
             raise ConfigError(
-                f"--weight-dtype {asked.weight_dtype} needs --dtype {asked.weight_dtype} here: only "
-                "on a CPU and with float32 activations are weights of another type multiplied, and "
-                "encoders have none"
+                f"--weight-dtype {asked.weight_dtype} needs --dtype {asked.weight_dtype} here: "
+                "weights of another type are multiplied on a CPU only, with float32 activations, and "
+                "not by encoders"
             )
         return asked.weight_dtype, None
     if not widens:
@@ -240,7 +240,10 @@ def _choose_weight_dtype(
     # A GGUF file's bfloat16 stands for its quantised types (models/store/gguf_config.py).
     is_narrow = model.dtype == "bfloat16" and model.weight_format != "gguf"
     if is_narrow or model.dtype == "float16":
-        return model.dtype, "the checkpoint's own: exactly its numbers, in half the bytes of float32"
+        return (
+            model.dtype,
+            "the checkpoint's own: exactly its numbers, in half the bytes of float32",
+        )
     if asked.dtype == "auto":
         return "float16", "half the bytes of float32; rounds weights to 11 bits, bfloat16 to 8"
     return "float32", "as the activations, which were asked for"
