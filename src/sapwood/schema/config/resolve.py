@@ -231,8 +231,8 @@ def _choose_weight_dtype(
         if asked.weight_dtype != dtype and not widens:
             raise ConfigError(
                 f"--weight-dtype {asked.weight_dtype} needs --dtype {asked.weight_dtype} here: "
-                "weights of another type are multiplied on a CPU only, with float32 activations, and "
-                "not by encoders"
+                "weights of another type are multiplied on a CPU only, with float32 activations, "
+                "and not by encoders"
             )
         return asked.weight_dtype, None
     if not widens:

@@ -57,6 +57,7 @@ void Context::linear(LinearArgs args, DType dtype) {
   }
   args.scratch = scratch.at_least(ops_->linear_scratch(dtype, args.kind, args.m, args.k, threads_));
   args.team = team();
+  args.widens = ops_->widens_bf16;
   ops_->linear(dtype, args);
 }
 

@@ -5,7 +5,7 @@
 // few rows of x stay in L1 and a chunk of panels in L2 while all rows pass over it. The matrix unit,
 // where there is one, takes a panel as it lies, too.
 //
-// Products are of bf16 where the instruction set has them and both factors are bf16, else of fp32. A
+// Products are of bf16 where the processor has them, fast, and both factors are bf16, else of fp32. A
 // weight of 16 bits is then widened: in registers for a row or two, into a cache for more, so that
 // memory is read in 16 bits. Each output adds its products in the order of the inputs, whatever the
 // weight is stored as and however many rows there are: an fp32 copy of the weight gives the same bits.
@@ -370,11 +370,9 @@ void linear(DType dtype, const LinearArgs& a) {
   float* scratch = reinterpret_cast<float*>(a.scratch);
   if (dtype == DType::bf16) {
     if constexpr (kMultipliesBf16) {
-      multiply<bf16, bf16, bf16>(a, static_cast<const bf16*>(a.x), a.x_stride, scratch);
-    } else {
-      multiply_widened(a);
+      if (!a.widens) return multiply<bf16, bf16, bf16>(a, static_cast<const bf16*>(a.x), a.x_stride, scratch);
     }
-    return;
+    return multiply_widened(a);
   }
   const float* x = static_cast<const float*>(a.x);
   switch (a.kind) {
@@ -385,7 +383,7 @@ void linear(DType dtype, const LinearArgs& a) {
 }
 
 std::size_t linear_scratch(DType dtype, WeightKind, std::int64_t m, std::int64_t k, int threads) {
-  const std::int64_t wide = dtype == DType::bf16 && !kMultipliesBf16 ? widened_floats(m, k) : 0;
+  const std::int64_t wide = dtype == DType::bf16 ? widened_floats(m, k) : 0;
   return static_cast<std::size_t>(wide + threads * kThreadFloats) * sizeof(float);
 }
 

@@ -138,6 +138,7 @@ struct LinearArgs {
   std::byte* scratch;  // Ops::linear_scratch(...) bytes, 64-byte aligned
   Team team;
   bool wide = false;   // out is fp32, whatever the dtype of x and bias
+  bool widens = false; // factors of bf16 are multiplied as fp32 (Ops::widens_bf16)
 };
 
 struct CodedLayout;  // coded.h
@@ -217,6 +218,8 @@ struct Ops {
   void (*linear_grouped)(DType, const QuantizedArgs&);
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
+  // The processor has products of bf16 that are slower than widening both factors.
+  bool widens_bf16 = false;
 };
 
 }  // namespace sapwood
