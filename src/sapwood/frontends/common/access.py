@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.frontends.common.auth import KeysOnly
+from sapwood.frontends.common.endpoints import EndpointTable
 from sapwood.frontends.common.origin import SameOriginOnly
 
 CORS_MAX_AGE_S = 600
@@ -34,11 +35,16 @@ class Guarded:
     client's disconnect, and then its request would go on.
     """
 
-    def __init__(self, app: ASGIApp, *, access: Access) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access, endpoints: EndpointTable) -> None:
         guarded = app
         if access.api_key is not None or access.admin_api_key is not None:
-            guarded = KeysOnly(guarded, api_key=access.api_key, admin_api_key=access.admin_api_key)
-        guarded = SameOriginOnly(guarded, allowed=access.allowed_origins)
+            guarded = KeysOnly(
+                guarded,
+                endpoints=endpoints,
+                api_key=access.api_key,
+                admin_api_key=access.admin_api_key,
+            )
+        guarded = SameOriginOnly(guarded, endpoints=endpoints, allowed=access.allowed_origins)
         if access.allowed_origins:
             # Outermost, so that a page can read a refusal too.
             guarded = CORSMiddleware(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import msgspec
 import orjson
 from starlette.responses import Response
 
@@ -112,17 +114,62 @@ def _shortened(text: str, max_chars: int) -> str:
     return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
 
 
-def body_for_path(path: str) -> ErrorBody:
-    # OpenAI nests its errors; the older routes keep the flat form that SGLang's clients know.
-    if path == "/v1/responses" or path.startswith("/v1/responses/"):
-        return native_body
-    if path == "/invocations":
-        return openai_body
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
-        return anthropic_body
-    if path.startswith("/api/"):
-        return ollama_body
-    return openai_body if path.startswith("/v1/") or path == "/v1" else native_body
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as OpenAI's endpoints send it; param: the field at fault, if there is one."""
+
+    object: str
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class NestedError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as the native endpoints and /v1/responses send it."""
+
+    error: Error
+
+
+class AnthropicProblem(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as Anthropic's endpoints send it."""
+
+    type: str
+    error: AnthropicProblem
+
+
+class OllamaError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as Ollama's endpoints send it."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorForm:
+    """How errors are spelled.
+
+    body         makes the JSON of an error
+    shape        the schema of that JSON
+    busy_status  of a server that cannot take the request now
+    """
+
+    body: ErrorBody
+    shape: type[msgspec.Struct]
+    busy_status: int = 503
+
+
+OPENAI_ERRORS = ErrorForm(body=openai_body, shape=Error)
+"""Flat, as SGLang's clients know it; OpenAI itself nests its errors."""
+
+NATIVE_ERRORS = ErrorForm(body=native_body, shape=NestedError)
+ANTHROPIC_ERRORS = ErrorForm(
+    body=anthropic_body, shape=AnthropicError, busy_status=ANTHROPIC_OVERLOADED
+)
+OLLAMA_ERRORS = ErrorForm(body=ollama_body, shape=OllamaError)
 
 
 def json_response(

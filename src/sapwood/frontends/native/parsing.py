@@ -41,9 +41,6 @@ class SeparateReasoningRequest(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: str | None = None
 
 
-PARSING_BODIES = (ParseFunctionCallRequest, SeparateReasoningRequest)
-
-
 async def parse_function_call(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), ParseFunctionCallRequest, _TOOL_RULES)
     tools = openai_tools(asked.tools)
