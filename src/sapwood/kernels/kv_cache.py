@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCALE_BYTES = 2
+from sapwood.base.dtypes import KV_SCALE_BYTES
 
 LARGEST_NUMBER = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 """Cache dtype -> its largest number. These are the 8-bit dtypes."""
@@ -40,8 +40,8 @@ def numbers_and_scales(cache: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     )
     scales = cache.view(torch.bfloat16).as_strided(
         (pages, heads, page_size),
-        (page_bytes // SCALE_BYTES, tile_bytes // SCALE_BYTES, 1),
-        (at + page_size * head_dim) // SCALE_BYTES,
+        (page_bytes // KV_SCALE_BYTES, tile_bytes // KV_SCALE_BYTES, 1),
+        (at + page_size * head_dim) // KV_SCALE_BYTES,
     )
     return numbers, scales
 

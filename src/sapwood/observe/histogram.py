@@ -23,10 +23,6 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
-    @property
-    def num_observations(self) -> int:
-        return sum(self.counts)
-
     def cumulative(self) -> list[tuple[str, float]]:
         """(upper bound, observations up to it) as Prometheus has it, "+Inf" last."""
         so_far = 0

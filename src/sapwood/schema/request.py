@@ -7,6 +7,9 @@ import msgspec
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.sampling import SamplingParams
 
+FLOAT32_BYTES = 4
+"""Of a number in a vector of `Generate.input_embeds`."""
+
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Wanted of a prompt once it is computed, instead of output tokens: its vector, or the numbers

@@ -7,6 +7,8 @@ or row that a plan frees may be used by the next one at once, even while the fir
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
@@ -117,3 +119,11 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[int, str] = {}
     values: dict[int, bytes] = {}
     forced: dict[int, list[int]] = {}
+
+
+class StepHandle(Protocol):
+    """A step that has been started; a concurrent.futures.Future is such a handle too."""
+
+    def result(self) -> StepResult:
+        """Wait for the step and return what it sampled; raises what the step raised."""
+        ...

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sapwood.text.events import Answer, Content, Event, Reasoning, merged
-from sapwood.text.reasoning.format import ReasoningFormat, ReasoningParser
-from sapwood.text.tools.format import ToolFormat, ToolParser, ToolSet
+from sapwood.text.reasoning.format import ReasoningFormat, reasoning_parser
+from sapwood.text.source import Parser
+from sapwood.text.tools.format import ToolFormat, ToolSet, tool_parser
 from sapwood.text.tools.harmony import Harmony
 
 
@@ -45,18 +46,18 @@ class AnswerParser:
     """One answer as it comes; `feed` it the text in any parts, then `finish`."""
 
     def __init__(self, shape: AnswerShape) -> None:
-        self._thinking: ReasoningParser | ToolParser | None = None
-        self._calls: ToolParser | None = None
+        self._thinking: Parser | None = None
+        self._calls: Parser | None = None
         self._keeps_reasoning = True
         reasoning, calls = shape.reasoning, shape.calls
         if calls is not None:
-            self._calls = ToolParser(calls, shape.tools)
+            self._calls = tool_parser(calls, shape.tools)
         if calls is not None and calls.separates_reasoning:
             self._keeps_reasoning = reasoning is not None
         elif reasoning is not None and reasoning.tool_format is not None:
-            self._thinking = ToolParser(Harmony(calls_tools=False), ToolSet())
+            self._thinking = tool_parser(Harmony(calls_tools=False), ToolSet())
         elif reasoning is not None:
-            self._thinking = ReasoningParser(reasoning, is_thinking=shape.is_thinking)
+            self._thinking = reasoning_parser(reasoning, is_thinking=shape.is_thinking)
 
     @property
     def is_thinking(self) -> bool:

@@ -18,7 +18,7 @@ from sapwood.schema.logits_processors import code_of
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.pooling import Pooling, why_not
-from sapwood.schema.request import Generate, TraceContext
+from sapwood.schema.request import FLOAT32_BYTES, Generate, TraceContext
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.sample import Sample, joined
 from sapwood.text.sample import ScoredPrompt as ScoredPrompt
@@ -35,8 +35,6 @@ vocabularies have as one token, come closest."""
 
 ENCODE_IN_THREAD_CHARS = 8192
 """From this length on a prompt is encoded in a thread: it would hold up the event loop for 2 ms."""
-
-FLOAT32_BYTES = 4
 
 _NUM_SEEDS = 2**64
 

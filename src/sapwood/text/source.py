@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from sapwood.text.events import Event, Markup
+from sapwood.text.events import Event, Markup, merged
 
 T = TypeVar("T")
 
@@ -198,6 +198,35 @@ def held_from(tags: Sequence[str], text: str, start: int) -> int:
         if any(tag.startswith(text[at:]) for tag in tags):
             return at
     return len(text)
+
+
+class Parser:
+    """Takes one answer apart. `feed` it the text in any parts, then `finish`.
+
+    source  what the text is added to; steps: the format's way of reading it, which emits the events
+    """
+
+    def __init__(self, source: Source, steps: Steps[None]) -> None:
+        self._source = source
+        self._steps = steps
+
+    @property
+    def is_thinking(self) -> bool:
+        return self._source.is_thinking
+
+    def feed(self, text: str) -> list[Event]:
+        self._source.add(text)
+        return self._advance()
+
+    def finish(self) -> list[Event]:
+        """The text has ended; what was held comes now."""
+        self._source.end()
+        return self._advance()
+
+    def _advance(self) -> list[Event]:
+        run(self._source, self._steps)
+        events, self._source.events = self._source.events, []
+        return merged(events)
 
 
 def run(source: Source, steps: Steps[None]) -> bool:

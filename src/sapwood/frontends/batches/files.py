@@ -24,7 +24,6 @@ MAX_FILE_BYTES = 512 * 2**20
 """As in OpenAI's API."""
 MAX_FIELD_BYTES = 4096
 PURPOSES = ("batch",)
-OUTPUT_PURPOSE = "batch_output"
 MAX_LISTED = 10_000
 
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"

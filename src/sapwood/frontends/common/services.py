@@ -14,14 +14,11 @@ from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.pooling import Pooling, Task, why_not
-from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
-
-DEFAULTABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Sampling parameters whose defaults a model may set in its generation_config.json."""
 
 WEIGHT_VERSION = "default"
 """The name of the weights that the server started with; they never change while it runs."""

@@ -7,9 +7,9 @@ import uuid
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.grammar import chosen_grammar
 from sapwood.frontends.common.sampling import renamed, stop_strings
-from sapwood.frontends.common.services import DEFAULTABLE, Services
+from sapwood.frontends.common.services import Services
 from sapwood.frontends.openai.protocol import GenerationRequest
-from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
 
 
 def sampling_params(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "pt", "dummy")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 SAMPLING_DEFAULTS = ("model", "openai")
 POOLING_METHODS = ("last", "mean", "cls")
 UNKNOWN_TOOL_CALLS = ("content", "call")
@@ -52,7 +52,7 @@ class ModelConfig:
     dtype: str = option(
         "auto",
         "Data type of weights, activations and, unless --kv-cache-dtype says otherwise, KV cache.",
-        choices=DTYPES,
+        choices=("auto", *DTYPE_BYTES),
     )
     quantization: str | None = option(
         None,

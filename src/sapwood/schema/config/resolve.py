@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
-from sapwood.schema.config.memory import KV_CACHE_8_BIT, MemoryConfig
+from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig
 from sapwood.schema.config.scheduler import SchedulerConfig
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625}
 """Per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
-KV_SCALE_BYTES = 2
-"""Of each key and value head of a token, in an 8-bit cache."""
 DEFAULT_PAGE_SIZE = 16
 DEFAULT_POOL_FRACTION = 0.25
 """Share of the free memory that the KV pool takes on a CPU, where other programs live too."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from enum import Enum
 
-from sapwood.text.events import Event, merged
-from sapwood.text.source import Source, Steps, run
+from sapwood.text.source import Parser, Source, Steps
 
 
 class Shown(Enum):
@@ -53,27 +52,11 @@ class ReasoningFormat(ABC):
         """Emit Reasoning and Content until the text ends."""
 
 
-class ReasoningParser:
-    """Takes the thinking in one answer apart. `feed` it the text in any parts, then `finish`."""
+def reasoning_parser(form: ReasoningFormat, *, is_thinking: bool) -> Parser:
+    """Takes the thinking in one answer apart from the rest.
 
-    def __init__(self, form: ReasoningFormat, *, is_thinking: bool) -> None:
-        self._source = Source()
-        self._source.is_thinking = is_thinking
-        self._steps = form.parse(self._source, is_thinking=is_thinking)
-
-    @property
-    def is_thinking(self) -> bool:
-        return self._source.is_thinking
-
-    def feed(self, text: str) -> list[Event]:
-        self._source.add(text)
-        return self._advance()
-
-    def finish(self) -> list[Event]:
-        self._source.end()
-        return self._advance()
-
-    def _advance(self) -> list[Event]:
-        run(self._source, self._steps)
-        events, self._source.events = self._source.events, []
-        return merged(events)
+    is_thinking  whether the answer begins inside the thinking
+    """
+    source = Source()
+    source.is_thinking = is_thinking
+    return Parser(source, form.parse(source, is_thinking=is_thinking))

@@ -17,9 +17,8 @@ from sapwood.text.events import (
     CallStart,
     Content,
     Event,
-    merged,
 )
-from sapwood.text.source import Malformed, Source, Steps, run
+from sapwood.text.source import Malformed, Parser, Source, Steps
 
 NAME = re.compile(r"[\w.:/\-]+")
 """Characters of a tool's name."""
@@ -179,73 +178,53 @@ class CallSource(Source):
         return name
 
 
-class ToolParser:
-    """Finds the calls in one answer. `feed` it the text in any parts, then `finish`."""
+def tool_parser(wire: ToolFormat, tools: ToolSet) -> Parser:
+    """Finds the calls in one answer."""
+    source = CallSource(tools, wire)
+    return Parser(source, _calls_and_content(source, wire))
 
-    def __init__(self, wire: ToolFormat, tools: ToolSet) -> None:
-        self._wire = wire
-        self._source = CallSource(tools, wire)
-        self._steps = self._parse()
 
-    @property
-    def is_thinking(self) -> bool:
-        return self._source.is_thinking
+def _calls_and_content(source: CallSource, wire: ToolFormat) -> Steps[None]:
+    if wire.opens_answer is not None:
+        yield from source.space()
+        start = source.pos
+        source.pos = 0
+        if (yield from _stands_at(source, start, wire.opens_answer)):
+            source.tag_start = start
+            yield from _attempt(source, wire, wire.opens_answer)
+    while True:
+        may_open = source.may_call or wire.separates_reasoning
+        openings = wire.openings if may_open else ()
+        opening = yield from source.passing(Content, openings)
+        if opening is None:
+            return
+        yield from _attempt(source, wire, opening)
 
-    def feed(self, text: str) -> list[Event]:
-        self._source.add(text)
-        return self._advance()
 
-    def finish(self) -> list[Event]:
-        """The text has ended; what was held comes now."""
-        self._source.end()
-        return self._advance()
+def _stands_at(source: CallSource, start: int, tag: str) -> Steps[bool]:
+    found = yield from source.peek(start + len(tag))
+    return found[start:] == tag
 
-    def _advance(self) -> list[Event]:
-        run(self._source, self._steps)
-        events, self._source.events = self._source.events, []
-        return merged(events)
 
-    def _parse(self) -> Steps[None]:
-        source, wire = self._source, self._wire
-        if wire.opens_answer is not None:
-            yield from source.space()
-            start = source.pos
-            source.pos = 0
-            if (yield from self._stands_at(start, wire.opens_answer)):
-                source.tag_start = start
-                yield from self._attempt(wire.opens_answer)
-        while True:
-            may_open = source.may_call or wire.separates_reasoning
-            openings = wire.openings if may_open else ()
-            opening = yield from source.passing(Content, openings)
-            if opening is None:
-                return
-            yield from self._attempt(opening)
-
-    def _stands_at(self, start: int, tag: str) -> Steps[bool]:
-        found = yield from self._source.peek(start + len(tag))
-        return found[start:] == tag
-
-    def _attempt(self, opening: str) -> Steps[None]:
-        """The opening at `tag_start` may begin calls; if none comes of it, it is content."""
-        source = self._source
-        first_mark = source.mark = source.pos
-        source.pos = after_opening = source.tag_start + len(opening)
-        num_ended = source.num_ended
-        try:
-            yield from self._wire.calls(source, opening)
-            if source.num_ended == num_ended and not self._wire.separates_reasoning:
-                raise Malformed
-            after_calls = source.pos
-            next_one = yield from source.space()
-            if source.has_content and next_one:
-                # White space between two pieces of content; before a call it goes all the same.
-                source.pos = after_calls
-            source.commit()
-        except Malformed:
-            source.fail_call()
-            # Only the opening is taken for content: what follows it may hold calls of its own.
-            resume = after_opening if source.mark == first_mark else source.mark + 1
-            source.pos = resume
-            source.emit(Content(source.slice(source.mark, resume)))
-            source.mark = resume
+def _attempt(source: CallSource, wire: ToolFormat, opening: str) -> Steps[None]:
+    """Read the calls that the opening at `tag_start` begins; without any it is content."""
+    first_mark = source.mark = source.pos
+    source.pos = after_opening = source.tag_start + len(opening)
+    num_ended = source.num_ended
+    try:
+        yield from wire.calls(source, opening)
+        if source.num_ended == num_ended and not wire.separates_reasoning:
+            raise Malformed
+        after_calls = source.pos
+        next_character = yield from source.space()
+        if source.has_content and next_character:
+            # White space between two pieces of content; before a call it goes all the same.
+            source.pos = after_calls
+        source.commit()
+    except Malformed:
+        source.fail_call()
+        # Only the opening is taken for content: what follows it may hold calls of its own.
+        resume = after_opening if source.mark == first_mark else source.mark + 1
+        source.pos = resume
+        source.emit(Content(source.slice(source.mark, resume)))
+        source.mark = resume
