@@ -14,7 +14,6 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.errors import BodyTooLarge, BodyTooSlow
 from sapwood.frontends.common.limits import BodyLimits
 
-MAX_BODY_BYTES = BodyLimits().max_bytes
 MAX_DEPTH = BodyLimits().max_depth
 
 _KEY = re.compile(rb'"([^"\\]{1,64})"\s*:')
