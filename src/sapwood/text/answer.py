@@ -1,4 +1,4 @@
-"""An answer taken apart: thinking first, then content and calls of tools."""
+"""Takes an answer apart: first the thinking, then content and tool calls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from sapwood.text.tools.harmony import Harmony
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerShape:
-    """How one request's answers are written, and what of them is taken apart.
+    """Which formats the answers to one request are written in.
 
-    reasoning    None: thinking stays in the content as the model wrote it
-    is_thinking  the answer begins inside the thinking
-    calls        None: calls stay in the content as the model wrote them
+    reasoning    format of the thinking; None: thinking stays in the content as the model wrote it
+    is_thinking  whether the answer begins inside the thinking
+    calls        format of tool calls; None: calls stay in the content as the model wrote them
+    tools        the tools that the answer may call
     """
 
     reasoning: ReasoningFormat | None = None
@@ -34,7 +35,7 @@ class AnswerShape:
         return frozenset((*reasoning, *calls))
 
     def parser(self) -> AnswerParser:
-        """For one answer."""
+        """A new parser for one answer."""
         return AnswerParser(self)
 
     def parsed(self, text: str) -> Answer:
@@ -43,7 +44,7 @@ class AnswerShape:
 
 
 class AnswerParser:
-    """One answer as it comes; `feed` it the text in any parts, then `finish`."""
+    """Parses one answer while it arrives: `feed` it the text in any parts, then `finish`."""
 
     def __init__(self, shape: AnswerShape) -> None:
         self._thinking: Parser | None = None
@@ -77,7 +78,7 @@ class AnswerParser:
         return merged(events)
 
     def _later(self, events: Iterable[Event]) -> list[Event]:
-        """What the second stage makes of the content of the first."""
+        """The events of the first stage, with its content parsed by the second stage."""
         if self._calls is None:
             return list(events)
         out: list[Event] = []

@@ -23,7 +23,7 @@ CHECKPOINT_FORMATS = (
     "modelopt",
     "mxfp4",
 )
-"""What other tools write, which config.json names: asking for it is never needed."""
+"""Formats that other tools write. The option is never needed for them: config.json names them."""
 QUANTIZATIONS = tuple(dict.fromkeys((*ON_THE_FLY, "gguf", *CHECKPOINT_FORMATS)))
 
 
