@@ -41,7 +41,7 @@ from sapwood.frontends.web.routes import web_dialect
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """None: the server keeps none of them, and says so."""
+    """Where the server keeps responses and batches; None: it keeps none, and says so."""
 
     responses: ResponseStore | None = None
     batches: BatchStore | None = None
@@ -62,14 +62,14 @@ def create_app(
 ) -> FastAPI:
     """An ASGI application; run it with one worker.
 
-    access  who may use it; None: whoever reaches it, but no web page of another origin
-    stores  what outlives a request; whoever gives them runs the batches
+    access  who may use the server; None: everybody who reaches it, but no page of another origin
+    stores  where responses and batches are kept; the caller runs the batches
     """
     app = inner_app(services, body_limits=body_limits, stores=stores)
     endpoints: EndpointTable = app.state.endpoints
     endpoints.check_routes(app.routes)
     app.add_middleware(Guarded, access=access or Access(), endpoints=endpoints)
-    # Outermost, so that what the others refuse is counted too.
+    # Outermost, so that refused calls are counted too.
     app.add_middleware(
         ObservedCalls,
         observer=services.observer,
@@ -100,7 +100,7 @@ def inner_app(
 
 
 def _app_of(dialects: list[Dialect], services: Services, body_limits: BodyLimits) -> FastAPI:
-    """Errors are answered as the dialect of their path has them."""
+    """An application of these dialects. It answers errors in the form of their path."""
     # The framework makes no document of its own, nor pages that load scripts from elsewhere.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     endpoints = EndpointTable([*dialects, _documents(app, services)])
@@ -116,7 +116,7 @@ def _app_of(dialects: list[Dialect], services: Services, body_limits: BodyLimits
 
 
 def _documents(app: FastAPI, services: Services) -> Dialect:
-    """What describes the application's other endpoints."""
+    """The endpoint that describes all endpoints."""
     dialect = Dialect("documents")
 
     @cache
@@ -149,7 +149,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
-    """Wrong paths and methods; the framework raises nothing else here."""
+    """Answer calls with an unknown path or method; the framework raises no other error here."""
     assert isinstance(error, HTTPException)
     path, method = request.url.path, request.method
     if error.status_code != 405:
@@ -160,7 +160,7 @@ async def _not_routed(request: Request, error: Exception) -> Response:
 
 
 async def _left(request: Request, error: Exception) -> Response:
-    """Nobody reads this; 499 is what access logs show for a client that left."""
+    """Nobody reads this answer; access logs show 499 for a client that has left."""
     return Response(status_code=499)
 
 

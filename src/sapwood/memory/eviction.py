@@ -30,4 +30,4 @@ def _key_function(policy: EvictionPolicy) -> Callable[[int, int], EvictionKey]:
 EVICTION_POLICIES: dict[str, Callable[[int, int], EvictionKey]] = {
     policy: _key_function(policy) for policy in EvictionPolicy
 }
-"""Name to key function of (num_hits, last_used); `last_used` counts uses, not seconds."""
+"""Name -> function from (num_hits, last_used) to the key; `last_used` counts uses, not seconds."""

@@ -38,7 +38,10 @@ _FILE_QUERY = (
 
 
 def batches_dialect(services: Services, store: BatchStore | None) -> Dialect:
-    """store: None where this server keeps no files; then every endpoint says so."""
+    """The endpoints of files and batches.
+
+    store  where they are kept; None: this server keeps none, and every endpoint says so
+    """
     dialect = Dialect("batches")
 
     def kept() -> BatchStore:

@@ -16,11 +16,12 @@ CORS_MAX_AGE_S = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """None: no key is needed.
+    """Who may use the server.
 
-    api_key          opens all routes but, where there is an admin key, those that steer the server
-    admin_api_key    opens all routes
-    allowed_origins  of web pages that may use the server besides its own; "*": all
+    api_key          opens all endpoints, except those for admins if there is an admin key; None:
+                     users need no key
+    admin_api_key    opens all endpoints; None: the API key opens those for admins too
+    allowed_origins  origins of web pages that may use the server besides its own; "*": all
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -31,8 +32,8 @@ class Access:
 class Guarded:
     """ASGI middleware: an application behind its checks, in their order.
 
-    They hand a request's messages on as they are: a middleware that wraps them would hide a
-    client's disconnect, and then its request would go on.
+    The checks pass on a request's messages unwrapped: otherwise a client's disconnect would be
+    hidden, and its request would go on.
     """
 
     def __init__(self, app: ASGIApp, *, access: Access, endpoints: EndpointTable) -> None:

@@ -53,7 +53,7 @@ class KeysOnly:
         if not needs_admin and self._api_key is None:
             return None
         given = _given_key(Headers(scope=scope))
-        # Both are compared in any case, and digests are of one length: time tells nothing.
+        # Both keys are compared in any case, as digests of equal length: the time reveals nothing.
         digest = _digest(given)
         is_user = self._api_key is not None and hmac.compare_digest(digest, self._api_key)
         is_admin = self._admin_key is not None and hmac.compare_digest(digest, self._admin_key)

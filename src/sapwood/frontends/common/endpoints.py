@@ -35,12 +35,12 @@ class Endpoint:
                     of others, and the caller needs the admin key, if the server has one
     get_has_effect  whether a GET changes something or computes, so that web pages of other origins
                     may not send it; every GET of an admin endpoint counts as such
-    errors          how errors are spelled; None: as the dialect of the path's beginning does it
+    errors          how errors are spelled; None: as the dialect says for the path's beginning
     body            the schema of a POST's or PUT's JSON
     form            the schema of a POST's multipart form, where the body is no JSON
-    example         of the JSON body
+    example         an example of the JSON body
     answers         the schema of the JSON that a 200 has, and the content types of other answers
-    parameters      from `query_parameter`; those in the path are read from the path
+    parameters      query parameters, made by `query_parameter`; path parameters are in the path
     is_documented   whether the OpenAPI document has the endpoint
     """
 

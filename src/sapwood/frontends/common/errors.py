@@ -13,10 +13,10 @@ from sapwood.base.errors import InvalidRequest, SapwoodError
 from sapwood.schema.output import Finish
 
 RETRY_AFTER_S = 1
-"""Said to a client that got a 503: queues and restarts take seconds, not minutes."""
+"""The header Retry-After of a 503: queues and restarts take seconds, not minutes."""
 
 ANTHROPIC_OVERLOADED = 529
-"""What Anthropic's API sends where HTTP has 503."""
+"""The status of Anthropic's API for an overloaded server, where others send 503."""
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -31,7 +31,7 @@ _ANTHROPIC_TYPES = {
 
 MAX_MESSAGE_CHARS = 2000
 MAX_PARAM_CHARS = 200
-"""A client's own text may be part of a message; of a name of ten megabytes it gets the ends."""
+"""A client's own text may be part of a message; a name of ten megabytes is cut to these lengths."""
 
 ErrorBody = Callable[[SapwoodError], dict[str, object]]
 
@@ -87,7 +87,7 @@ def openai_body(error: SapwoodError) -> dict[str, object]:
 
 
 def native_body(error: SapwoodError) -> dict[str, object]:
-    """The native routes' body, and that of an error event inside any stream."""
+    """The body of the native routes, and of an error event inside any stream."""
     return {"error": openai_body(error)}
 
 
@@ -107,7 +107,7 @@ def _message(error: SapwoodError) -> str:
 
 
 def _shortened(text: str, max_chars: int) -> str:
-    """The text's beginning and end if it is longer: the way out is told at the end."""
+    """The beginning and the end of a text that is too long: the way out is told at the end."""
     if len(text) <= max_chars:
         return text
     half = max_chars // 2
@@ -190,5 +190,5 @@ def error_response(error: SapwoodError, body: ErrorBody) -> Response:
 
 
 def internal_error() -> SapwoodError:
-    """What a client hears of a bug of ours, which the log describes."""
+    """The error that a client gets for a bug of ours, which only the log describes."""
     return SapwoodError("the server failed on this request; its log says why")

@@ -30,7 +30,7 @@ _EVENT = {
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
 }
 _SCHEMAS: dict[str, dict[str, Any]] = {SSE: _EVENT, BINARY: {"type": "string", "format": "binary"}}
-"""By content type; an answer of any other type that is no JSON is a text."""
+"""Schemas of answers by content type; any other content type that is not JSON is a text."""
 
 _REF = "#/components/schemas/{name}"
 
@@ -76,7 +76,7 @@ def openapi_document(table: EndpointTable, *, title: str, version: str) -> dict[
 
 
 def _shapes(table: EndpointTable) -> Iterator[Any]:
-    """Types whose schemas the document has."""
+    """The types that have a schema in the document: bodies, answers and errors."""
     for endpoint in table:
         if not endpoint.is_documented:
             continue
@@ -99,7 +99,7 @@ def _named(handler: Handler, path: str, method: str) -> dict[str, str]:
 def _described(
     endpoint: Endpoint, method: str, path_parameters: list[str], schema_of: dict[Any, Any]
 ) -> dict[str, Any]:
-    """What a call has: its parameters and its body."""
+    """The part of an operation that describes a call: its parameters and its body."""
     told: dict[str, Any] = {}
     in_path = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}

@@ -87,7 +87,7 @@ def hosts_dialect(services: Services) -> Dialect:
 
 
 async def vertex_generate(request: Request, services: Services) -> Response:
-    """The instances are the prompts of one batch of /generate, the parameters its other fields."""
+    """Answer like /generate: instances are the prompts of a batch, parameters its other fields."""
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), VertexRequest, Rules())
     body = {**asked.parameters, **_prompts(asked.instances)}
@@ -102,7 +102,7 @@ async def vertex_generate(request: Request, services: Services) -> Response:
 
 
 def _prompts(instances: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The instances' prompts as the field of /generate that takes them."""
+    """The field of /generate that takes the instances' prompts, with these prompts."""
     if not instances:
         raise InvalidRequest("instances is empty; send at least one", param="instances")
     names = {name for instance in instances for name in instance}

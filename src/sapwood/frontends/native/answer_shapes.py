@@ -17,7 +17,7 @@ class GenerateAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Lists of lists where several texts were given."""
+    """The tokens and their count; for several texts, a list for each text."""
 
     tokens: list[int | list[int]]
     count: int | list[int]
@@ -54,7 +54,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """All options as they were resolved, too, each under its own name."""
+    """The answer also has every resolved option, each under its own name."""
 
     version: str
     model_path: str
@@ -70,7 +70,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Aborted(msgspec.Struct, frozen=True, kw_only=True):
-    """aborted: ids of the requests that were ended."""
+    """`aborted` has the ids of the requests that were ended."""
 
     success: bool
     aborted: list[str]
@@ -98,7 +98,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
-    """document: only if return_documents was asked for."""
+    """One document's score. The field `document` is there if return_documents was asked for."""
 
     score: float
     index: int

@@ -1,4 +1,4 @@
-"""The endpoints that answer with numbers: vectors, classes, scores, ranks."""
+"""The endpoints of models that do not generate: embeddings, classes, scores, ranks."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What the live page draws."""
+    """The data of the live page."""
 
     model: str
     version: str

@@ -11,7 +11,7 @@ import msgspec
 
 
 class OllamaAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """With `message` from /api/chat and `response` from /api/generate."""
+    """An answer has `message` too from /api/chat, and `response` from /api/generate."""
 
     model: str
     created_at: str

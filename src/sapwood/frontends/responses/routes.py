@@ -36,7 +36,11 @@ _ITEMS = (
 def responses_dialect(
     services: Services, store: ResponseStore | None, chat_app: ASGIApp
 ) -> Dialect:
-    """store: where responses are kept, if they are; chat_app: answers chat completions."""
+    """The endpoints of the Responses API.
+
+    store     where responses are kept; None: nowhere
+    chat_app  the application that answers chat completions
+    """
     # These errors are nested, as OpenAI has them; the older endpoints keep the flat form that
     # SGLang's clients know.
     dialect = Dialect("responses", errors={"/v1/responses": NATIVE_ERRORS})

@@ -21,14 +21,14 @@ _FILES = {
 }
 
 _HEADERS = {
-    # No inline script and nothing from elsewhere: an answer that got in as markup could not run.
+    # No inline script and nothing from elsewhere: script that came in with an answer cannot run.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Asked anew each time, so that a page never runs with another version's script.
+    # The browser asks every time, so that a page never runs with another version's script.
     "Cache-Control": "no-cache",
 }
 
