@@ -302,11 +302,11 @@ class TestStreams:
     def test_a_slow_reader_loses_nothing(self, make_llm: MakeLLM) -> None:
         llm = make_llm()
         [whole] = llm.generate("Hello", GREEDY)
-        text = ""
-        for chunk in llm.stream("Hello", GREEDY):
-            text += chunk.text
-            time.sleep(0.01)
-        assert text == whole.text
+        stream = llm.stream("Hello", GREEDY)
+        text = next(stream).text
+        # The engine puts out all the rest before any of it is read.
+        until(lambda: is_idle(llm))
+        assert text + "".join(chunk.text for chunk in stream) == whole.text
 
 
 class TestAsyncio:
@@ -423,9 +423,15 @@ class TestLifecycle:
             except EngineUnavailable:
                 ends["generate"] = "unavailable"
 
+        waits = threading.Event()
+
+        async def wait_long() -> None:
+            waits.set()
+            await asyncio.sleep(3600)
+
         def wait() -> None:
             try:
-                llm.run(asyncio.sleep(3600))
+                llm.run(wait_long())
             except EngineUnavailable as error:
                 ends["run"] = str(error)
 
@@ -435,7 +441,8 @@ class TestLifecycle:
         threads = [reader, threading.Thread(target=generate), threading.Thread(target=wait)]
         for thread in threads[1:]:
             thread.start()
-        time.sleep(0.05)
+        until(lambda: llm.stats().num_waiting == 1)
+        assert waits.wait(10)
         llm.close()
         for thread in threads:
             thread.join(10)

@@ -3,10 +3,16 @@ from dataclasses import replace
 import pytest
 
 from sapwood.bench.distribution import Spread
-from sapwood.bench.plots import output_rates, plot_ratios, plot_repeats, plot_serving
+from sapwood.bench.plots import (
+    output_rates,
+    plot_ratios,
+    plot_repeats,
+    plot_serving,
+    plot_shares,
+)
 from sapwood.bench.timeline import RequestTimeline
+from tests.bench.images import num_colours
 
-PNG = b"\x89PNG\r\n\x1a\n"
 TIMELINE = RequestTimeline(
     index=0,
     asked_prompt_tokens=10,
@@ -23,19 +29,17 @@ TIMELINE = RequestTimeline(
 )
 
 
-def is_png(path):
-    data = path.read_bytes()
-    return data.startswith(PNG) and len(data) > 5000
-
-
-@pytest.mark.parametrize(
-    "timelines",
-    [[TIMELINE], [TIMELINE, replace(TIMELINE, error="failed")], [replace(TIMELINE, error="x")]],
-)
+@pytest.mark.parametrize("timelines", [[TIMELINE], [TIMELINE, replace(TIMELINE, error="failed")]])
 def test_a_serving_run_is_drawn(tmp_path, timelines):
     path = tmp_path / "serving.png"
     plot_serving(timelines, "a title", path)
-    assert is_png(path)
+    assert num_colours(path) == 1
+
+
+def test_a_run_of_failures_is_drawn_without_bars(tmp_path):
+    path = tmp_path / "serving.png"
+    plot_serving([replace(TIMELINE, error="x")], "a title", path)
+    assert num_colours(path) == 0
 
 
 def test_throughput_over_time_keeps_every_token():
@@ -58,11 +62,17 @@ def test_repeats_are_drawn(tmp_path):
     path = tmp_path / "offline.png"
     figures = {"a": ("decode (tok/s)", [10.0, 11.0, 9.0]), "d": ("wall (s)", [3.0])}
     plot_repeats(figures, "offline", path)
-    assert is_png(path)
+    assert num_colours(path) == 1
 
 
-def test_ratios_are_drawn(tmp_path):
+def test_ratios_are_drawn_in_a_colour_per_peer(tmp_path):
     path = tmp_path / "peers.png"
     spread = Spread.of([2.0, 2.5, 1.5])
     plot_ratios({"sapwood": {"a": spread, "b": spread}, "other": {"b": spread}}, "other", "t", path)
-    assert is_png(path)
+    assert num_colours(path) == 2
+
+
+def test_shares_are_drawn_in_a_colour_per_implementation(tmp_path):
+    path = tmp_path / "ops.png"
+    plot_shares({"linear": {"a": 0.5, "b": 0.7, "c": 0.9}, "norm": {"a": 0.4}}, "t", path)
+    assert num_colours(path) == 3

@@ -9,7 +9,7 @@ import pytest
 
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.clock import ManualClock
-from sapwood.engine.loop import EngineLoop, StepHandle
+from sapwood.engine.loop import EngineLoop
 from sapwood.engine.scheduler import Scheduler
 from sapwood.memory.eviction import least_recently_used
 from sapwood.memory.ledger import Ledger
@@ -24,7 +24,7 @@ from sapwood.schema.output import (
 )
 from sapwood.schema.request import Abort, Drain, EngineInput, FlushCache, Generate, GetStatus
 from sapwood.schema.sampling import SamplingParams
-from sapwood.schema.step import StepPlan, StepResult
+from sapwood.schema.step import StepHandle, StepPlan, StepResult
 from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
 
 PAGE = 4

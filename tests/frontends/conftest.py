@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import socket
 import threading
 import time
@@ -57,6 +59,8 @@ class ScriptedEngine:
     figures     of the engine's status, where they are not 0
     refuses     whether profiles are refused; calls: those of /start_profile and the like
     hold        True: no step is made, until it is False again
+    hold_after  tokens of a request after which none follows; held: ids of requests that wait so
+    most_open   requests that were open at the same time at most
     """
 
     tokenizer: Tokenizer
@@ -65,6 +69,9 @@ class ScriptedEngine:
     fail_after: int | None = None
     failure: Finish = Finish(kind="error", message="out of pages", status=503)  # noqa: RUF009
     hold: bool = False
+    hold_after: int | None = None
+    held: set[str] = field(default_factory=set)
+    most_open: int = 0
     unavailable_reason: str | None = None
     flushes: bool = True
     num_cached_tokens: int = 0
@@ -86,6 +93,7 @@ class ScriptedEngine:
     async def generate(self, request: Generate) -> AsyncIterator[RequestOutput]:
         self.submitted.append(request)
         self.open[request.request_id] = True
+        self.most_open = max(self.most_open, len(self.open))
         num_sent = 0
         try:
             async for output in self._outputs(request):
@@ -117,7 +125,8 @@ class ScriptedEngine:
         limit = request.sampling.max_new_tokens
         reply = self.tokenizer.encode(self.reply + EOS)
         for i, token_id in enumerate(reply):
-            while self.hold and self.open[request.request_id]:
+            while (self.hold or i == self.hold_after) and self.open[request.request_id]:
+                self.held.add(request.request_id)
                 await asyncio.sleep(0.002)
             await asyncio.sleep(self.step_s)
             if not self.open[request.request_id]:
@@ -269,6 +278,19 @@ def locked_live(services: Services) -> Iterator[Live]:
 @pytest.fixture
 def until() -> Callable[..., None]:
     return wait_until
+
+
+@pytest.fixture
+def leave() -> Callable[..., None]:
+    """POSTs, and closes the connection once a condition has come true."""
+
+    def ask_and_leave(url: str, path: str, body: object, when: Callable[[], bool]) -> None:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        connection.request("POST", path, json.dumps(body))
+        wait_until(when)
+        connection.close()
+
+    return ask_and_leave
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import httpx
 import pytest
 
-from sapwood.frontends.common.body import MAX_BODY_BYTES
+from sapwood.frontends.common.limits import BodyLimits
 
 CHAT = "/v1/chat/completions"
+MAX_BODY_BYTES = BodyLimits().max_bytes
 MESSAGES = '"messages": [{"role": "user", "content": "Hi"}]'
 
 
@@ -155,42 +155,32 @@ def test_the_openapi_document_describes_the_bodies(api):
     assert "temperature" in schemas["ChatRequest"]["properties"]
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        (CHAT, {"messages": [{"role": "user", "content": "Hi"}], "rid": "gone"}),
-        (CHAT, {"messages": [{"role": "user", "content": "Hi"}], "rid": "gone", "n": 2}),
-        ("/v1/completions", {"prompt": ["a", "b"], "rid": "gone", "max_tokens": 500}),
-        ("/generate", {"text": "a", "rid": "gone", "sampling_params": {"max_new_tokens": 500}}),
-    ],
-)
+HI = [{"role": "user", "content": "Hi"}]
+ASKED = [
+    (CHAT, {"messages": HI}),
+    (CHAT, {"messages": HI, "n": 2}),
+    ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 500}),
+    ("/generate", {"text": "a", "sampling_params": {"max_new_tokens": 500}}),
+    ("/v1/messages", {"model": "default", "messages": HI, "max_tokens": 500}),
+    ("/api/chat", {"model": "default", "messages": HI}),
+    ("/api/generate", {"model": "default", "prompt": "a"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED)
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_aborts_its_request_within_a_step(
-    live, engine, until, path, body, stream
+@pytest.mark.parametrize("num_tokens", [0, 3])
+def test_a_client_that_leaves_aborts_its_request(
+    live, engine, until, leave, path, body, stream, num_tokens
 ):
+    """Whether it leaves before the first token or after some."""
     engine.reply = "x" * 500
-    engine.step_s = 0.05
-    with httpx.Client(base_url=live.url, timeout=20) as client:
-        if stream:
-            with client.stream("POST", path, json={**body, "stream": True}) as response:
-                next(response.iter_raw())
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                client.post(path, json=body, timeout=0.3)
-    left_s = time.monotonic()
+    engine.hold_after = num_tokens
+    num_parts = 2 if body.get("n") == 2 or body.get("prompt") == ["a", "b"] else 1
+    leave(live.url, path, {**body, "stream": stream}, lambda: len(engine.held) == num_parts)
     until(lambda: not engine.open)
-    assert time.monotonic() - left_s < 0.5
-    num_parts = len(engine.submitted)
-    assert len(engine.abandoned) == num_parts
-    assert all(0 < num_sent < 20 for num_sent in engine.abandoned.values())
-
-
-def test_a_client_that_leaves_before_the_first_token_aborts_too(live, engine, until):
-    engine.hold = True
-    body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{live.url}{CHAT}", json=body, timeout=0.3)
-    until(lambda: len(engine.abandoned) == 1)
+    assert engine.abandoned == dict.fromkeys(engine.held, num_tokens)
+    assert len(engine.submitted) == num_parts
 
 
 def test_64_streams_at_once_are_whole(live, engine):

@@ -19,7 +19,7 @@ def test_an_observation_falls_at_or_under_its_bound():
 def test_one_observation_may_count_several_times():
     histogram = Histogram([1])
     histogram.observe(0.25, 4)
-    assert (histogram.num_observations, histogram.total) == (4, 1.0)
+    assert (histogram.counts, histogram.total) == ([4, 0], 1.0)
 
 
 @given(st.lists(st.floats(0, 100), max_size=50))

@@ -108,9 +108,10 @@ def test_start_up_is_watched():
         watchdog = Watchdog("the engine", soft_timeout_s=0, hard_timeout_s=0.6)
         watchdog.beat("importing torch")
         watchdog.start()
-        for tensor in range(8):
-            time.sleep(0.15)
-            watchdog.beat(f"loading layer {{tensor}}")
+        end = time.monotonic() + 1.2
+        while time.monotonic() < end:
+            time.sleep(0.01)
+            watchdog.beat("loading layers")
 
         def read_a_file_on_a_dead_disk():
             time.sleep(1000)
@@ -121,7 +122,7 @@ def test_start_up_is_watched():
     ended = run(script)
     assert ended.returncode == EXIT_STUCK
     assert "alive after twice the limit" in ended.stdout
-    assert "while loading layer 7" in ended.stderr
+    assert "while loading layers" in ended.stderr
     assert "read_a_file_on_a_dead_disk" in ended.stderr
 
 

@@ -23,6 +23,7 @@ from tests.text.scripted_engine import (
     ask,
     chunks_of,
     ids_of,
+    let_others_run,
     one_by_one,
     output,
     run,
@@ -166,7 +167,7 @@ def test_chunks_of_a_sample_that_wait_together_are_one(tokenizer):
         generator = TextGenerator(ScriptedEngine(one_by_one(ids)), tokenizer)
         async for chunk in generator.generate(ask(n=2)):
             chunks.append(chunk)
-            await asyncio.sleep(0.02)
+            await let_others_run()
         return chunks
 
     chunks = run(slowly())

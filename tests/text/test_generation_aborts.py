@@ -20,6 +20,7 @@ from tests.text.scripted_engine import (
     ScriptedEngine,
     ask,
     chunks_of,
+    let_others_run,
     one_by_one,
     output,
     run,
@@ -62,7 +63,8 @@ def test_cancelling_the_reader_aborts_every_sample(tokenizer, n):
                 continue
 
         reader = asyncio.create_task(read())
-        await asyncio.sleep(0.02)
+        while len(engine.requests) < n:
+            await asyncio.sleep(0)
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
@@ -149,11 +151,12 @@ def test_an_abort_while_the_prompt_is_encoded_is_heard(tokenizer, monkeypatch, n
 def test_a_client_that_leaves_while_its_prompt_is_encoded_starts_nothing(tokenizer, monkeypatch):
     engine = ScriptedEngine(one_by_one(tokenizer.encode("a b"), None))
     generator = TextGenerator(engine, tokenizer, context_length=256)
-    encoding, may_end = threading.Event(), threading.Event()
+    encoding, may_end, has_ended = threading.Event(), threading.Event(), threading.Event()
 
     def slowly(text: str, add_special_tokens: bool = True) -> list[int]:
         encoding.set()
         assert may_end.wait(10)
+        has_ended.set()
         return [1, 2]
 
     async def leave() -> None:
@@ -164,7 +167,8 @@ def test_a_client_that_leaves_while_its_prompt_is_encoded_starts_nothing(tokeniz
         with pytest.raises(asyncio.CancelledError):
             await reader
         may_end.set()
-        await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(has_ended.wait, 10)
+        await let_others_run()
         assert engine.requests == []
         # The id is free again.
         monkeypatch.undo()

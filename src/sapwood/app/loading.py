@@ -18,10 +18,10 @@ from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import DTYPES
 from sapwood.layers.quantization import SCHEMES
-from sapwood.layers.quantization.checkpoint import CheckpointScheme
 from sapwood.layers.quantization.dense import DenseScheme
 from sapwood.layers.quantization.formats import format_of
 from sapwood.layers.quantization.formats.interface import CheckpointFormat
+from sapwood.layers.quantization.gguf import CheckpointScheme
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights

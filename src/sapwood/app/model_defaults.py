@@ -10,8 +10,7 @@ from types import UnionType
 from typing import Any
 
 from sapwood.base.errors import ConfigError, ModelSourceError
-
-SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+from sapwood.schema.sampling import DEFAULTABLE
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def sampling_defaults(directory: Path) -> dict[str, float]:
     path = directory / "generation_config.json"
     generation = read_json_if_there(path)
     found: dict[str, float] = {}
-    for name in SAMPLING_DEFAULTS:
+    for name in DEFAULTABLE:
         value = generation.get(name)
         if value is None:
             continue

@@ -1,1 +1,1 @@
-"""What every room needs and knows nothing back: errors, registry, channel, process, clock."""
+"""Errors, registry, channel, process, clock: every room uses them, and they use no other room."""

@@ -31,7 +31,7 @@ class Receiver(Protocol[T]):
 
 
 class CallbackSender(Generic[T]):
-    """Hands each message to a function, for instance another thread's event loop."""
+    """Hands each message to a function, which may pass it on to another thread's event loop."""
 
     def __init__(self, deliver: Callable[[T], None]) -> None:
         self._deliver = deliver
@@ -41,7 +41,7 @@ class CallbackSender(Generic[T]):
 
 
 class QueueChannel(Generic[T]):
-    """Sender and receiver of one process; any thread may send, one receives."""
+    """Sender and receiver within one process; any thread may send, one thread receives."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()

@@ -18,7 +18,7 @@ class MonotonicClock:
 
 
 class ManualClock:
-    """A clock that stands still until told otherwise."""
+    """A clock for tests, which stands still until a test moves it."""
 
     def __init__(self, now_s: float = 0.0) -> None:
         self._now_s = now_s

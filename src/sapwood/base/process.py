@@ -17,19 +17,22 @@ def start_module(module: str) -> subprocess.Popen[bytes]:
     Its standard input is the tether: the end of that pipe tells the child that the parent is gone.
     The child shares the parent's standard output and error.
     """
-    # Unbuffered: what a child that has ended does not take is gone, and not tried again at the end.
+    # Unbuffered: else the interpreter would try at its end to write to a child that is gone.
     return subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, bufsize=0)
 
 
 def hand_over(child: subprocess.Popen[bytes], line: bytes) -> None:
-    """Give a child its line, once. Whoever watches the child learns if it has ended before."""
+    """Write the child's line to it, once.
+
+    A child that has ended already is no error here: whoever watches the child reports its end.
+    """
     assert child.stdin is not None
     with suppress(BrokenPipeError):
         child.stdin.write(line.rstrip(b"\n") + b"\n")
 
 
 def read_first_line() -> bytes:
-    """In the child: the line that the parent handed over; EOFError if the parent has ended."""
+    """For the child: the line from the parent's `hand_over`; EOFError if the parent has ended."""
     line = bytearray()
     while not line.endswith(b"\n"):
         piece = os.read(sys.stdin.fileno(), 1 << 16)

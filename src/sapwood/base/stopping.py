@@ -10,23 +10,23 @@ from collections.abc import Callable
 from types import FrameType
 
 UNWIND_S = 1.0
-"""What an exception has not ended after this long has been swallowed somewhere."""
+"""A process that still runs this long after SystemExit has swallowed the exception somewhere."""
 
 
 class EarlyExit:
     """Until there is something to stop in order, SIGTERM ends the process with status 0.
 
-    It does so by SystemExit, so that files are closed. But an exception that comes out of the blue
-    may strike where it is only reported, such as inside a finaliser; so an alarm follows.
+    The handler raises SystemExit, so that files are closed. If the signal comes while a finaliser
+    runs, Python prints that exception and goes on; so an alarm ends the process a little later.
     """
 
     def install(self) -> None:
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # The interpreter's own end brings the default action back, but leaves this.
+        # At its end the interpreter would restore SIGTERM's default action, but it leaves SIG_IGN.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # An interpreter that ends has not swallowed it, however long its end takes.
+        # An interpreter that is ending has not swallowed the exception, however long its end takes.
         atexit.register(signal.setitimer, signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, _end_now)
         signal.setitimer(signal.ITIMER_REAL, UNWIND_S)
@@ -45,14 +45,14 @@ class StopSignals:
         self._act: Callable[[int], None] | None = None
 
     def install(self) -> None:
-        """SystemExit if the process was asked to end before."""
+        """Raises SystemExit if SIGTERM came before, while EarlyExit was in place."""
         if signal.getsignal(signal.SIGALRM) is _end_now:
             sys.exit(0)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def act_with(self, act: Callable[[int], None]) -> None:
-        """From now on a signal calls `act`; so does one that came before, at once."""
+        """From now on a signal calls `act`; if a signal came before, `act` is called at once."""
         self._act = act
         if self.first is not None:
             act(self.first)

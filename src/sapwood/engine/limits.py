@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapwood.schema.pooling import Pooling, why_not
-from sapwood.schema.request import Generate
-
-FLOAT32_BYTES = 4
+from sapwood.schema.request import FLOAT32_BYTES, Generate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

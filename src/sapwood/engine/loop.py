@@ -28,17 +28,11 @@ from sapwood.schema.request import (
     StartProfile,
     StopProfile,
 )
-from sapwood.schema.step import StepPlan, StepResult
+from sapwood.schema.step import StepHandle, StepPlan
 
 DRAIN_POLL_S = 0.1
 GRAMMAR_POLL_S = 0.001
 """Between two looks at whether a grammar is compiled, while there is nothing else to do."""
-
-
-class StepHandle(Protocol):
-    def result(self) -> StepResult:
-        """Wait for the step and return what it sampled; raises what the step raised."""
-        ...
 
 
 class StepExecutor(Protocol):

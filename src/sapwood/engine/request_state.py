@@ -99,10 +99,6 @@ class RequestState:
         return self.num_tokens - self.num_computed_tokens
 
     @property
-    def num_tokens_at_most(self) -> int:
-        return len(self.prompt_ids) + self.max_new_tokens
-
-    @property
     def is_exhausted(self) -> bool:
         """All its output tokens are known or on their way: there is nothing left to compute."""
         return self.num_outputs >= self.max_new_tokens and (

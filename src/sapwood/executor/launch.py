@@ -7,20 +7,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
 
-from sapwood.schema.step import StepPlan, StepResult
+from sapwood.schema.step import StepHandle, StepPlan, StepResult
 
 Execute = Callable[[StepPlan], StepResult]
-
-
-class Handle(Protocol):
-    def result(self) -> StepResult:
-        """Wait for the step; raises what it raised."""
-        ...
-
-
-Launch = Callable[[StepPlan], Handle]
+Launch = Callable[[StepPlan], StepHandle]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +43,7 @@ class QueuedExecutor:
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
 
-    def launch(self, plan: StepPlan) -> Handle:
+    def launch(self, plan: StepPlan) -> StepHandle:
         return self._launch(plan)
 
     def close(self) -> None:

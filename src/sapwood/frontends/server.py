@@ -3,67 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from sapwood.base.errors import NotFound, SapwoodError
-from sapwood.frontends.anthropic.routes import ANTHROPIC_BODIES, anthropic_router
-from sapwood.frontends.batches.routes import BATCH_BODIES, batches_router
+from sapwood.frontends.anthropic.routes import anthropic_dialect
+from sapwood.frontends.batches.routes import batches_dialect
 from sapwood.frontends.batches.store import BatchStore
 from sapwood.frontends.common.access import Access, Guarded
+from sapwood.frontends.common.endpoints import Dialect, Endpoint, EndpointTable
 from sapwood.frontends.common.errors import (
     WrongMethod,
-    body_for_path,
     error_response,
     internal_error,
+    json_response,
 )
 from sapwood.frontends.common.limits import BodyLimits
-from sapwood.frontends.common.openapi import ERROR_BODIES, component_schemas
+from sapwood.frontends.common.openapi import openapi_document
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import Disconnected
-from sapwood.frontends.documented import complete
-from sapwood.frontends.hosts.routes import HOST_BODIES, hosts_router
-from sapwood.frontends.native.numbers_routes import NUMBERS_BODIES, numbers_router
-from sapwood.frontends.native.parsing import PARSING_BODIES
-from sapwood.frontends.native.protocol import AbortRequest, GenerateRequest
-from sapwood.frontends.native.routes import native_router
-from sapwood.frontends.native.tokens import DetokenizeRequest, TokenizeRequest
+from sapwood.frontends.hosts.routes import hosts_dialect
+from sapwood.frontends.native.numbers_routes import numbers_dialect
+from sapwood.frontends.native.routes import native_dialect
 from sapwood.frontends.observability.calls import ObservedCalls
-from sapwood.frontends.observability.routes import OBSERVABILITY_BODIES, observability_router
-from sapwood.frontends.ollama.routes import OLLAMA_BODIES, ollama_router
-from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
-from sapwood.frontends.openai.routes import openai_router
-from sapwood.frontends.responses.routes import RESPONSES_BODIES, responses_router
+from sapwood.frontends.observability.routes import observability_dialect
+from sapwood.frontends.ollama.routes import ollama_dialect
+from sapwood.frontends.openai.routes import openai_dialect
+from sapwood.frontends.responses.routes import responses_dialect
 from sapwood.frontends.responses.store import ResponseStore
-from sapwood.frontends.web.routes import web_router
-
-_BODIES = (
-    ChatRequest,
-    CompletionRequest,
-    GenerateRequest,
-    AbortRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-    *PARSING_BODIES,
-    *NUMBERS_BODIES,
-    *ANTHROPIC_BODIES,
-    *OLLAMA_BODIES,
-    *OBSERVABILITY_BODIES,
-    *RESPONSES_BODIES,
-    *BATCH_BODIES,
-    *HOST_BODIES,
-    *ERROR_BODIES,
-)
+from sapwood.frontends.web.routes import web_dialect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """None: the server keeps none of them, and says so."""
+    """Where the server keeps responses and batches; None: it keeps none, and says so."""
 
     responses: ResponseStore | None = None
     batches: BatchStore | None = None
@@ -84,12 +62,14 @@ def create_app(
 ) -> FastAPI:
     """An ASGI application; run it with one worker.
 
-    access  who may use it; None: whoever reaches it, but no web page of another origin
-    stores  what outlives a request; whoever gives them runs the batches
+    access  who may use the server; None: everybody who reaches it, but no page of another origin
+    stores  where responses and batches are kept; the caller runs the batches
     """
     app = inner_app(services, body_limits=body_limits, stores=stores)
-    app.add_middleware(Guarded, access=access or Access())
-    # Outermost, so that what the others refuse is counted too.
+    endpoints: EndpointTable = app.state.endpoints
+    endpoints.check_routes(app.routes)
+    app.add_middleware(Guarded, access=access or Access(), endpoints=endpoints)
+    # Outermost, so that refused calls are counted too.
     app.add_middleware(
         ObservedCalls,
         observer=services.observer,
@@ -101,35 +81,31 @@ def create_app(
 def inner_app(
     services: Services, *, body_limits: BodyLimits | None = None, stores: Stores | None = None
 ) -> FastAPI:
-    """The routes without what guards them, for calls from inside this process."""
+    """The endpoints without their guards, for calls from inside this process."""
     stores = stores or Stores()
-    chat_app = _bare_app(services, BodyLimits())
-    chat_app.include_router(openai_router(services))
-    app = _bare_app(services, body_limits or BodyLimits())
-    app.include_router(openai_router(services))
-    app.include_router(responses_router(services, stores.responses, chat_app))
-    app.include_router(batches_router(services, stores.batches))
-    app.include_router(native_router(services))
-    app.include_router(hosts_router(services))
-    app.include_router(numbers_router(services))
-    app.include_router(anthropic_router(services))
-    app.include_router(ollama_router(services))
-    app.include_router(observability_router(services))
-    app.include_router(web_router())
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    return app
+    chat_app = _app_of([openai_dialect(services)], services, BodyLimits())
+    dialects = [
+        openai_dialect(services),
+        responses_dialect(services, stores.responses, chat_app),
+        batches_dialect(services, stores.batches),
+        native_dialect(services),
+        hosts_dialect(services),
+        numbers_dialect(services),
+        anthropic_dialect(services),
+        ollama_dialect(services),
+        observability_dialect(services),
+        web_dialect(),
+    ]
+    return _app_of(dialects, services, body_limits or BodyLimits())
 
 
-def _bare_app(services: Services, body_limits: BodyLimits) -> FastAPI:
-    """No routes yet; errors are answered as the dialect of their path has them."""
-    app = FastAPI(
-        title="sapwood",
-        version=services.version,
-        # The interactive pages load their scripts from elsewhere; /openapi.json needs nothing.
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
+def _app_of(dialects: list[Dialect], services: Services, body_limits: BodyLimits) -> FastAPI:
+    """An application of these dialects. It answers errors in the form of their path."""
+    # The framework makes no document of its own, nor pages that load scripts from elsewhere.
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    endpoints = EndpointTable([*dialects, _documents(app, services)])
+    endpoints.mount(app)
+    app.state.endpoints = endpoints
     app.state.body_limits = body_limits
     app.add_exception_handler(SapwoodError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
@@ -139,40 +115,55 @@ def _bare_app(services: Services, body_limits: BodyLimits) -> FastAPI:
     return app
 
 
+def _documents(app: FastAPI, services: Services) -> Dialect:
+    """The endpoint that describes all endpoints."""
+    dialect = Dialect("documents")
+
+    @cache
+    def document() -> dict[str, Any]:
+        return openapi_document(app.state.endpoints, title="sapwood", version=services.version)
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/openapi.json",), methods=("GET", "HEAD"), access="user", is_documented=False
+        )
+    )
+    async def get_document(request: Request) -> Response:
+        return json_response(document())
+
+    return dialect
+
+
+def _endpoints(request: Request) -> EndpointTable:
+    endpoints: EndpointTable = request.app.state.endpoints
+    return endpoints
+
+
+def _answer(request: Request, error: SapwoodError) -> Response:
+    return error_response(error, _endpoints(request).error_form(request.url.path).body)
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, SapwoodError)
-    return error_response(error, body_for_path(request.url.path))
+    return _answer(request, error)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
-    """Wrong paths and methods; the framework raises nothing else here."""
+    """Answer calls with an unknown path or method; the framework raises no other error here."""
     assert isinstance(error, HTTPException)
     path, method = request.url.path, request.method
-    problem: SapwoodError
-    if error.status_code == 405:
-        problem = WrongMethod(f"{path} does not take {method}; see /openapi.json")
-    else:
-        problem = NotFound(f"there is no {method} {path}; see /openapi.json")
-    response = error_response(problem, body_for_path(path))
-    response.headers.update(error.headers or {})
+    if error.status_code != 405:
+        return _answer(request, NotFound(f"there is no {method} {path}; see /openapi.json"))
+    response = _answer(request, WrongMethod(f"{path} does not take {method}; see /openapi.json"))
+    response.headers["Allow"] = ", ".join(_endpoints(request).methods(path))
     return response
 
 
 async def _left(request: Request, error: Exception) -> Response:
-    """Nobody reads this; 499 is what access logs show for a client that left."""
+    """Nobody reads this answer; access logs show 499 for a client that has left."""
     return Response(status_code=499)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     """A bug of ours: the framework raises it again for the server's log after this answer."""
-    return error_response(internal_error(), body_for_path(request.url.path))
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        components = document.setdefault("components", {})
-        components.setdefault("schemas", {}).update(component_schemas(_BODIES))
-        complete(document)
-        app.openapi_schema = document
-    return app.openapi_schema
+    return _answer(request, internal_error())

@@ -1,1 +1,1 @@
-"""One op, many implementations; the only room that knows hardware."""
+"""The ops, each with several implementations. No other room knows about hardware."""

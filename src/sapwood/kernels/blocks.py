@@ -1,4 +1,4 @@
-"""GGUF's blocks: how each type stores the weights of a row, and what they are as whole numbers.
+"""GGUF's blocks: how each type stores the weights of a row, and how to decode them.
 
 A block holds the weights of 32 or 256 neighbouring inputs of one output. Whatever the type,
 
@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 BLOCK_INPUTS = 32
-"""Of the types without groups of their own; every type's blocks are a multiple of it."""
+"""Inputs of a block without groups; the blocks of the other types have a multiple of this."""
 
 NONLINEAR_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""What the four bits of IQ4 stand for."""
+"""The numbers that the sixteen codes of IQ4 stand for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Blocks as whole numbers; B is any number of blocks.
+    """The whole numbers in some blocks, of which there are B.
 
     numbers  [B, inputs] uint8
     d        [B] fp16
@@ -46,7 +46,10 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """inputs     of a block, which has num_bytes
+    """One type of blocks.
+
+    inputs     inputs of a block
+    num_bytes  bytes of a block
     group      inputs that share a scale
     offset     the number that stands for zero
     decode     bytes of blocks [B, num_bytes] uint8 -> Decoded
@@ -70,7 +73,7 @@ def _split(packed: Tensor, bits: int, count: int) -> Tensor:
 
 
 def _nibbles(packed: Tensor, pieces: int) -> Tensor:
-    """[B, bytes] -> [B, 2 * bytes]; in each of the pieces, all low halves come before the high."""
+    """[B, bytes] -> [B, 2 * bytes]; within each piece, all low halves come before the high ones."""
     num = len(packed)
     return _split(packed.reshape(num, pieces, -1), 4, 2).reshape(num, -1)
 
@@ -187,4 +190,4 @@ FORMATS: Mapping[str, BlockFormat] = {
     "q6_k": BlockFormat(256, 210, 16, 32, _q6_k),
     "iq4_xs": BlockFormat(256, 136, 32, 128, _iq4_xs),
 }
-"""By GGUF's name, in lower case."""
+"""The block formats by GGUF's name, in lower case."""

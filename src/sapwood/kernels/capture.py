@@ -1,8 +1,8 @@
-"""Recording what a device is asked to do, so that it does the same again in one call.
+"""Captures: a device records the work that it is given, and repeats all of it in one call.
 
-What is captured reads and writes the same memory each time: inputs are written into it before a
-replay, results read from it after. A number that the host computed during the capture is repeated
-as it was.
+A captured piece of work reads and writes the same memory each time: the caller writes inputs there
+before a replay, and reads results from there afterwards. A number that the host computed during the
+capture stays what it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sapwood.kernels.recording import CannotRecord
 
 class Replayable(Protocol):
     def replay(self) -> None:
-        """Do again what was captured, on what is in the same memory now."""
+        """Repeat the captured work, with the numbers that are in its memory now."""
         ...
 
 
@@ -31,12 +31,12 @@ class Capture(Protocol):
 
 
 def capture(recorder: Capture, work: Callable[[], None]) -> Replayable:
-    """All that `work` asks of the device. If it raises, nothing is left open."""
+    """Capture the device's part of `work`. If `work` raises, the capture is ended too."""
     recorder.begin()
     try:
         work()
     except BaseException:
-        # What went wrong has often spoilt the capture too, whose own error would say less.
+        # The same problem has often spoilt the capture; the error of `end` would say less about it.
         with suppress(RuntimeError):
             recorder.end()
         raise
@@ -44,7 +44,7 @@ def capture(recorder: Capture, work: Callable[[], None]) -> Replayable:
 
 
 def capture_on(device: torch.device) -> Capture:
-    """Raises CannotRecord if that device has no such thing."""
+    """A way to capture on the device; raises CannotRecord if the device has none."""
     if device.type != "cuda":
         raise CannotRecord(f"a {device.type} device captures nothing")
     return CudaCapture(device)
@@ -53,7 +53,8 @@ def capture_on(device: torch.device) -> Capture:
 class CudaCapture:
     """CUDA graphs that share one pool of memory, and so are replayed one at a time.
 
-    Captured on a stream of its own, since the default one cannot be; replayed on the current one.
+    Work is captured on a stream of this object, since the default stream cannot be captured, and
+    replayed on the current stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -68,7 +69,7 @@ class CudaCapture:
         self._entered = torch.cuda.stream(self._stream)
         self._entered.__enter__()
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may do what they like meanwhile: only this one's work is captured.
+        # Only the work of this thread is captured; other threads may use the device meanwhile.
         self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
 
     def end(self) -> Replayable:

@@ -42,7 +42,7 @@ VALUES: dict[str, tuple[float, ...]] = {
 CODES = (*VALUES, "int8", "e4m3")
 E4M3_MAX = 448.0
 GROUP_STEP = 8
-"""Groups are of a multiple of so many inputs, or of all inputs of a row."""
+"""A group has a multiple of this number of inputs, or all inputs of a row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,10 +55,10 @@ class CodedWeight:
     group_inputs  inputs that share a scale: a multiple of 8, or at least all inputs
     shifts        like scales, whole numbers from -256 to 256; None: 0
     out_scales    [out] fp32; None: 1
-    order         [in] int32: the i-th input of the codes is input order[i] of x; None: they agree
-    rounds_inputs whether x was meant to be rounded as well; kernels to which products of two
-                  numbers of 8 bits come faster may do so, and say so
-    Raises        ValueError if they do not fit
+    order         [in] int32: the i-th input of the codes is input order[i] of x; None: input i
+    rounds_inputs whether the checkpoint was made for activations that are rounded too; kernels may
+                  round them where products of two 8-bit numbers are faster, and say so
+    Raises        ValueError if shapes or dtypes do not fit each other
     """
 
     codes: str
@@ -97,7 +97,7 @@ class CodedWeight:
 
     @property
     def row_bytes(self) -> int:
-        """Of one output's codes."""
+        """Bytes of one output's codes."""
         return self.shape[1] if self.codes in ("int8", "e4m3") else -(-self.shape[1] // 2)
 
     @property
@@ -106,7 +106,7 @@ class CodedWeight:
         return self.data.numel() + sum(4 * one.numel() for one in others if one is not None)
 
     def rows(self, first: int, size: int) -> CodedWeight:
-        """Outputs first .. first + size."""
+        """The weight of the outputs first .. first + size."""
         cut = slice(first, first + size)
         return replace(
             self,
@@ -118,7 +118,10 @@ class CodedWeight:
         )
 
     def columns(self, first: int, size: int) -> CodedWeight:
-        """Inputs first .. first + size; ValueError if they cut a group or are in another order."""
+        """The weight of the inputs first .. first + size.
+
+        Raises ValueError if these cut a group, or if the weight has another order of inputs.
+        """
         num_in, group = self.shape[1], self.group_inputs
         if (first, size) == (0, num_in):
             return self
@@ -153,7 +156,7 @@ class CodedWeight:
         )
 
     def with_rows(self, num_rows: int) -> CodedWeight:
-        """The same, with outputs that are zero at its end so that there are `num_rows`."""
+        """The weight with outputs that are zero added at its end, until it has `num_rows`."""
         more = num_rows - self.shape[0]
         if more == 0:
             return self
@@ -192,7 +195,7 @@ class CodedWeight:
         return in_order
 
     def values(self) -> Tensor:
-        """What the codes stand for, [out, in] fp32, in the codes' own order of inputs."""
+        """The values of the codes, [out, in] fp32, in the codes' own order of inputs."""
         if self.codes == "int8":
             return self.data.view(torch.int8).float()
         if self.codes == "e4m3":
@@ -202,7 +205,7 @@ class CodedWeight:
         return table[both[:, : self.shape[1]].int()]
 
     def stacks_with(self, other: CodedWeight) -> bool:
-        """Whether both have one layout, so that their outputs can follow each other in one."""
+        """Whether both weights have the same layout, so that one weight can hold all outputs."""
         return (
             self.codes == other.codes
             and self.shape[1] == other.shape[1]
@@ -226,7 +229,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def neighbours_stacked(parts: Sequence[LinearPart]) -> tuple[LinearPart, ...]:
-    """The same outputs in the same order, neighbours of one layout stacked."""
+    """The same outputs in the same order, with neighbours of the same layout joined to one."""
     found: list[LinearPart] = []
     for part in parts:
         last = found[-1] if found else None
@@ -273,7 +276,7 @@ def quantize_codes(weight: Tensor, codes: str, group_inputs: int | None = None) 
         rows = slice(first, first + step)
         x = weight[rows].float().view(-1, num_in // group, group)
         scale = x.abs().amax(-1) / limit
-        # Where x has NaN or an infinity, so has the scale, and the result shows it.
+        # NaN or infinity among the weights makes the scale so too, and every result shows it.
         numbers = (x / scale.clamp_min(1e-38).unsqueeze(-1)).nan_to_num_(0.0).clamp_(-limit, limit)
         whole = (
             numbers.to(torch.float8_e4m3fn) if codes == "e4m3" else numbers.round_().to(torch.int8)

@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.draws import Draws
-from sapwood.kernels.kv_cache import SCALE_BYTES, is_8_bit
+from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
 
@@ -316,19 +317,13 @@ def kv_cache_shape(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[int, int, int, int]:
     """The shape of one layer's key cache, and of its value cache, of `dtype`."""
-    width = head_dim + SCALE_BYTES if is_8_bit(dtype) else head_dim
+    width = head_dim + KV_SCALE_BYTES if is_8_bit(dtype) else head_dim
     return (num_pages, num_kv_heads, page_size, width)
 
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 
 KV_CACHE_DTYPES: dict[str, torch.dtype] = {
     **DTYPES,
-    "int8": torch.int8,
-    "fp8_e4m3": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
+    **{name: getattr(torch, torch_name) for name, torch_name in KV_CACHE_8_BIT.items()},
 }

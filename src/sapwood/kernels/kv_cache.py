@@ -6,9 +6,9 @@ page_size scales in bf16. An entry is number * scale.
 
 The scale of a token and head is the largest entry's size over the format's largest number, rounded
 up to bf16, so that nothing saturates and nothing has to be calibrated. Steps between fp8 numbers
-double at every power of two, so that up to twice that scale may fit the entries better: of
-`top_numbers` that the largest entry may become, the one with the smallest squared error is taken.
-Entries that are infinite or NaN make the scale so.
+double at every power of two, so a scale up to twice as large may fit the entries better. So several
+numbers are tried for the largest entry (`top_numbers`), and the one with the smallest squared error
+is taken. An entry that is infinite or NaN makes the scale so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCALE_BYTES = 2
+from sapwood.base.dtypes import KV_SCALE_BYTES
 
 LARGEST_NUMBER = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 """Cache dtype -> its largest number. These are the 8-bit dtypes."""
@@ -40,15 +40,17 @@ def numbers_and_scales(cache: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     )
     scales = cache.view(torch.bfloat16).as_strided(
         (pages, heads, page_size),
-        (page_bytes // SCALE_BYTES, tile_bytes // SCALE_BYTES, 1),
-        (at + page_size * head_dim) // SCALE_BYTES,
+        (page_bytes // KV_SCALE_BYTES, tile_bytes // KV_SCALE_BYTES, 1),
+        (at + page_size * head_dim) // KV_SCALE_BYTES,
     )
     return numbers, scales
 
 
 def top_numbers(dtype: torch.dtype) -> list[float]:
-    """What the largest entry of a vector may become, at most: the largest number, and for fp8 those
-    down to its half in steps of 2**(1/8), which are rounded to fp32."""
+    """The numbers that are tried for the largest entry of a vector.
+
+    These are the format's largest number, and for fp8 also smaller ones down to its half, in steps
+    of 2**(1/8), rounded to fp32."""
     largest = LARGEST_NUMBER[dtype]
     return [largest * 2 ** (-step / 8) for step in range(1 if dtype == torch.int8 else 8)]
 
@@ -71,7 +73,7 @@ def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _scales(top: Tensor, number: float) -> Tensor:
-    """bf16 scales with which `top` becomes `number` at most."""
+    """The bf16 scales with which an entry of size `top` becomes at most `number`."""
     bits = (top / torch.tensor(number)).view(torch.int32)
     rounded_up = ((bits + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
     return torch.where(top < _SMALLEST_TOP, torch.zeros_like(rounded_up), rounded_up)
@@ -88,7 +90,7 @@ def _numbers(wide: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _squared_error(wide: Tensor, scales: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
-    """Over the last dimension, in squares of `unit`: squares of entries might overflow."""
+    """Sums over the last dimension, in units of `unit` squared: other squares might overflow."""
     scaled = _scaled(wide, scales)
     error = _numbers(wide, scales, dtype).float() - scaled
     factor = scales.float() / unit.float()

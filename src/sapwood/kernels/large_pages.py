@@ -18,7 +18,7 @@ LARGE_PAGE_BYTES = 2 << 20
 CHUNK_BYTES = 16 * LARGE_PAGE_BYTES
 _ALIGNMENT = 64
 _ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
-"""Only Linux takes it. The system may decline; what is stored is the same."""
+"""Advice to the operating system, which only Linux knows and may ignore."""
 
 
 class WeightMemory:
@@ -42,9 +42,10 @@ class WeightMemory:
 
 
 def large_pages(num_bytes: int) -> Tensor:
-    """At least num_bytes, zero, beginning on a large page; what is never written takes no memory.
+    """A tensor of at least num_bytes zeros that begins on a large page.
 
-    Memory of its own from the system: what an allocator hands out may lie in small pages already.
+    Parts that are never written take no memory. The memory comes straight from the operating
+    system: an allocator's memory may lie in small pages already.
     """
     size = -(-num_bytes // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
     memory = mmap.mmap(-1, size + LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -35,11 +35,11 @@ _NOTABLE_FLAGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
-    """What this process may use.
+    """The hardware that this process may use.
 
-    device        torch's device type that is served on by default: "cuda" if there is one, or "cpu"
+    device        torch's device type for the model by default: "cuda" if there is one, else "cpu"
     machine       instruction set, as uname says it: "x86_64", "aarch64", …
-    cpu_name      the processor's marketing name; "" where the system does not tell
+    cpu_name      the processor's marketing name; "" if the system does not tell
     cpu_flags     the processor's notable features; empty where there is no /proc/cpuinfo
     num_cores     cores that this process may run on, by affinity and cgroup quota, at least 1
     memory_bytes  main memory, or the cgroup's limit if that is less
@@ -56,7 +56,7 @@ class Platform:
 
 
 def read_platform(root: Path = Path("/")) -> Platform:
-    """Read this machine's facts; `root` is where /proc and /sys are looked for."""
+    """Read this machine's facts from the folders proc and sys below `root`."""
     cpu_name, flags = _read_cpuinfo(root / "proc/cpuinfo")
     names = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     cgroup = root / "sys/fs/cgroup"
@@ -79,16 +79,16 @@ class DeviceMemory(Protocol):
     device: torch.device
 
     def free_and_total(self) -> tuple[int, int]:
-        """Bytes; free is what no program has, caches of this one left out."""
+        """(free, total) bytes; free memory is used by no program, nor cached by this one."""
         ...
 
     def peak_bytes_of(self, run: Callable[[], None]) -> int:
-        """Bytes that `run` had at its peak, beside those that were in use before."""
+        """Call `run`. Returns the bytes that it used at its peak, beside those in use before."""
         ...
 
 
 class CudaMemory:
-    """That of a CUDA device, as torch's allocator sees it."""
+    """The memory of a CUDA device, as torch's allocator sees it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -107,7 +107,7 @@ class CudaMemory:
 
 
 def find_device(asked: str | None, platform: Platform) -> torch.device:
-    """The device asked for, the best one for None and "auto"; ConfigError if it is not here."""
+    """The device called `asked`; for None and "auto" the best one. ConfigError if there is none."""
     if asked is None or asked == "auto":
         return torch.device(platform.device)
     try:
@@ -123,7 +123,7 @@ def find_device(asked: str | None, platform: Platform) -> torch.device:
 
 
 def _what_cuda_has(num_devices: int, platform: Platform) -> str:
-    """What was found instead of the device, and the way out."""
+    """What this machine has instead of the device that was asked for, and the way out."""
     if num_devices:
         names = ", ".join(platform.cuda_names)
         return (
@@ -144,7 +144,7 @@ def _what_cuda_has(num_devices: int, platform: Platform) -> str:
 
 
 def device_memory(device: torch.device, platform: Platform) -> tuple[int, int]:
-    """(free, total) bytes, free as seen now."""
+    """(bytes that are free at this moment, all bytes)"""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     return min(psutil.virtual_memory().available, platform.memory_bytes), platform.memory_bytes

@@ -1,4 +1,4 @@
-"""Weights of linear layers as quantised numbers: what every implementation of the ops is given.
+"""Quantised weights of linear layers, in the form in which every implementation gets them.
 
 Formats, with w the weight [out, in] that they stand for:
 
@@ -11,9 +11,8 @@ Products: x is rounded to int8 when a layer is called, with one fp32 scale per r
 inputs, 64 of them (int8; fewer at the end of a row) or 32 (the others): scale = max |x| / 127,
 number = x * (127 / max |x|) rounded half to even. A max |x| below 1e-30 counts as zero. Where x has
 NaN or an infinity, the group's scale is NaN, and so is that row of the result. Products of numbers
-are summed exactly within a group of inputs that share a scale of x and one of w; what is left is
-fp32. Implementations that compute with
-dequantised weights say so.
+are summed exactly within a group of inputs that share a scale of x and a scale of w; the rest is
+computed in fp32. Implementations that compute with dequantised weights say so.
 """
 
 from __future__ import annotations
@@ -33,9 +32,11 @@ INT8_GROUP_INPUTS = 64
 KINDS = ("int8", *FORMATS)
 
 PIECE_NUMBERS = 1 << 15
-"""Numbers that torch works on at a time: their fp32 stays in the cache, and torch does it in one
-thread. Of more it gives every thread a share, and waiting for one that another process keeps off
-its core takes milliseconds, a thousand times per model."""
+"""Numbers that torch works on at a time: as fp32 they stay in the cache, and one thread does them.
+
+A larger piece would be shared among all threads. If another process keeps one of them off its core,
+the others wait for milliseconds, and there are a thousand such pieces in a model.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +77,7 @@ class QuantizedWeight:
         return self.data.numel() + scales
 
     def rows(self, first: int, size: int) -> QuantizedWeight:
-        """Outputs first .. first + size."""
+        """The weight of the outputs first .. first + size."""
         scales = None if self.scales is None else self.scales[first : first + size]
         return replace(
             self,
@@ -86,7 +87,7 @@ class QuantizedWeight:
         )
 
     def columns(self, first: int, size: int) -> QuantizedWeight:
-        """Inputs first .. first + size; ValueError if they cut a block."""
+        """The weight of the inputs first .. first + size; ValueError if these cut a block."""
         if self.kind == "int8":
             return replace(
                 self, shape=(self.shape[0], size), data=self.data[:, first : first + size]
@@ -106,7 +107,7 @@ class QuantizedWeight:
         return replace(self, data=self.data.to(device), scales=scales)
 
     def with_rows(self, num_rows: int) -> QuantizedWeight:
-        """The same, with outputs that are zero at its end so that there are `num_rows`."""
+        """The weight with outputs that are zero added at its end, until it has `num_rows`."""
         more = num_rows - self.shape[0]
         if more == 0:
             return self
@@ -156,7 +157,7 @@ def _per_group(of_block: Tensor, of_group: Tensor | None) -> Tensor:
 
 
 def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Weights of one kind and with the same inputs, as one: outputs one after another."""
+    """One weight in the place of several of the same kind and inputs: their outputs in order."""
     first = weights[0]
     if len(weights) == 1:
         return first
@@ -172,7 +173,7 @@ def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
 
 
 def grouped_by_kind(weights: Sequence[QuantizedWeight]) -> tuple[QuantizedWeight, ...]:
-    """The same outputs in the same order, neighbours of one kind stacked."""
+    """The same outputs in the same order, with neighbours of the same kind joined to one weight."""
     groups: list[list[QuantizedWeight]] = []
     for weight in weights:
         if groups and groups[-1][0].kind == weight.kind:

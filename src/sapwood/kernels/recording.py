@@ -1,4 +1,4 @@
-"""What a model says of itself so that an implementation can run its whole step in one call."""
+"""The parts of a model, from which an implementation can build a step that is a single call."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class DecoderParts:
     embedding  [vocab, hidden] of this dtype, or narrower
     lm_head    hidden -> vocab, of rows after final_norm [hidden]
     cos_sin    [max_positions, rotary_dim] fp32, as in Kernels.qk_norm_rope_write_kv
-    scale      of the attention scores
-    num_ranks  ranks that share the model; with several, o and down are summed over them
+    scale      factor of the attention scores
+    num_ranks  ranks that share the model; the outputs of o and down are summed over all ranks
     """
 
     dtype: torch.dtype
@@ -77,8 +77,8 @@ class RecordedStep(Protocol):
     ) -> Tensor:
         """Logits [S, vocab] in fp32 of the rows at logits_index [S]; writes every layer's KV.
 
-        The first three are [T]; all are int64 and contiguous. Exactly what the ops give one by one.
-        They are the caller's, also to write to, until the next step.
-        Raises IndexError if one of them holds an index outside its table; nothing is written then.
+        The first three arguments are [T]; all indices are int64 and contiguous. The result is
+        bitwise that of the single ops. Until the next step the caller may keep it and write to it.
+        Raises IndexError, before anything is written, if an index is outside its table.
         """
         ...

@@ -1,4 +1,4 @@
-"""Which implementation of the ops serves a given need: the fastest that can."""
+"""Chooses the implementation of the ops: the fastest of those that can serve a given need."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ VARIANTS: Mapping[str, str] = {"cpu": "sapwood.kernels.cpu:with_isa"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What the ops must run on.
+    """The device and the model that the ops must serve.
 
     device     torch's device type: "cpu", "cuda", …
-    dtype      of weights and activations
+    dtype      dtype of weights and activations
     head_dim   entries of one attention head
     page_size  tokens of one KV page
     attention  features of AttentionTraits (kernels/interface.py) that the model's layers have
-    kv_dtype   of the KV cache, as in kernels/kv_cache.py if it has 8 bits; None: `dtype`
+    kv_dtype   dtype of the KV cache, whose 8-bit kinds are in kernels/kv_cache.py; None: `dtype`
     """
 
     device: str
@@ -59,7 +59,7 @@ class Need:
         return ", ".join([*parts, f"page size {self.page_size}", *sorted(self.attention)])
 
     def why_not_kv(self) -> str | None:
-        """Why ops that take dense caches of `dtype` and 8-bit ones cannot serve this, or None."""
+        """Why ops for KV caches of `dtype` or 8 bits cannot serve the need; None if they can."""
         if self.kv_dtype in (None, self.dtype):
             return None
         if self.kv_dtype in LARGEST_NUMBER:
@@ -76,11 +76,11 @@ class KernelsFactory(Protocol):
     """An implementation, as the table names it: a class with a `why_not` of its own."""
 
     def why_not(self, need: Need) -> str | None:
-        """Why it cannot serve this need (no compiler, wrong device, …), or None if it can."""
+        """Why this implementation cannot serve the need (no compiler, …); None if it can."""
         ...
 
     def __call__(self) -> Kernels:
-        """The ops; only called after `why_not` returned None."""
+        """Make the ops. Only called after `why_not` has returned None."""
         ...
 
 
@@ -101,10 +101,11 @@ class Selection:
 def select_kernels(
     need: Need, only: str | None = None, table: Mapping[str, str] = IMPLEMENTATIONS
 ) -> Selection:
-    """The fastest implementation that can serve `need`; with `only`, that one or none.
+    """The fastest implementation that can serve `need`; with `only`, the one of that name.
 
     only    a name, or a name and a variant: "cpu:avx2"
-    Raises  ConfigError if none can, with each one's reason, or if `only` names none
+    Raises  ConfigError with the reason of each implementation if none can serve the need, and if
+            there is no implementation called `only`
     """
     registry: Registry[KernelsFactory] = Registry("kernels", dict(table))
     asked, _, variant = (only or "").partition(":")
@@ -138,7 +139,7 @@ def _variant(name: str, variant: str) -> Kernels:
 def _load(
     registry: Registry[KernelsFactory], name: str, need: Need
 ) -> tuple[KernelsFactory | None, str | None]:
-    """The implementation and its refusal; one that cannot be imported refuses too."""
+    """An implementation, or the reason why it cannot serve; failing to import is such a reason."""
     try:
         factory = registry.get(name)
     except ImportError as error:

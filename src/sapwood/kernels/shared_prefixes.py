@@ -1,4 +1,4 @@
-"""Which requests of a batch have their first pages in common."""
+"""Finds the requests of a batch that have their first pages in common."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedPrefix:
-    """Pages that lie at the begin of several requests.
+    """Pages with which several requests begin.
 
-    requests   two or more rows of the page table, ascending
-    num_pages  their first so many entries are equal
+    requests   two or more rows of the page table, in ascending order
+    num_pages  number of entries that are equal at the beginning of all these rows
     """
 
     requests: tuple[int, ...]
@@ -22,17 +22,17 @@ class SharedPrefix:
 
     @property
     def num_saved_pages(self) -> int:
-        """Reads of a page that are saved if each is read once."""
+        """Number of page reads that are saved if each shared page is read once for all."""
         return (len(self.requests) - 1) * self.num_pages
 
 
 @dataclass(slots=True)
 class _Node:
-    """Requests of which the first `depth` pages are equal, and no more of all of them.
+    """The requests that have their first `depth` pages, and not one more, in common.
 
-    num_loose  those of its members that are in none of its children
-    gains      number of pages that a group further up shares -> what members gain over being alone
-               if that group would have them, and whether this node is a group for that
+    num_loose  number of members that are in none of the node's children
+    gains      for each number of pages that a group further up may share: (page reads that the
+               members save if that group takes them, whether this node forms a group for that)
     """
 
     members: NDArray[np.int64]
@@ -49,10 +49,10 @@ def find_shared_prefixes(
     """Groups of requests, each request in at most one, that together save the most page reads.
 
     page_table  [R, max_pages]
-    num_pages   per request: so many of its pages may be shared; 0 keeps it out of every group
+    num_pages   per request: number of its pages that may be shared; 0 keeps it out of every group
 
-    There is one level of groups: of a system prompt that all have and examples that some have,
-    those with examples may be a group of their own, and read the system prompt once more.
+    Groups have one level. For instance, if all requests have the same system prompt and some of
+    them the same examples too, the latter may form a group that reads the system prompt once more.
     """
     nodes = _prefix_tree(page_table, np.asarray(num_pages, dtype=np.int64))
     for node in reversed(nodes):
@@ -77,7 +77,7 @@ def _prefix_tree(page_table: NDArray[np.int32], limits: NDArray[np.int64]) -> li
 
 
 def _common(rows: NDArray[np.int32]) -> int:
-    """How many first columns are equal in all rows."""
+    """Number of columns, from the first on, that are equal in all rows."""
     differs = (rows != rows[0]).any(axis=0)
     return int(differs.argmax()) if differs.any() else rows.shape[1]
 
@@ -85,7 +85,7 @@ def _common(rows: NDArray[np.int32]) -> int:
 def _by_page(
     page_table: NDArray[np.int32], members: NDArray[np.int64], index: int
 ) -> list[NDArray[np.int64]]:
-    """The members by their page at `index`, without those that are alone."""
+    """The members grouped by their page at `index`; groups of a single member are left out."""
     if members.size < 2:
         return []
     _, group, sizes = np.unique(page_table[members, index], return_inverse=True, return_counts=True)
@@ -93,9 +93,10 @@ def _by_page(
 
 
 def _weigh(nodes: list[_Node], node: _Node) -> None:
-    """Fill `node.gains`, after its children's.
+    """Fill `node.gains`; the children's gains must be filled already.
 
-    A group of `depth` pages reads them once, and each of its members need not."""
+    A group reads its `depth` pages once, instead of once per member.
+    """
 
     def gain(depth: int) -> int:
         below = sum(nodes[child].gains[depth][0] for child in node.children)

@@ -1,8 +1,8 @@
-"""Between host and device, without waiting for what the device is doing.
+"""Copies between host and device that do not wait until the device has finished earlier work.
 
-A copy from ordinary memory waits until the device has done all work before it. One from page-locked
-memory is queued like any other work. The allocator of page-locked memory hands a piece out again
-only after the copies from it are done, so that nothing here has to remember them.
+A copy from ordinary memory waits for all earlier work of the device; a copy from page-locked memory
+is queued like any other work. The allocator of page-locked memory hands a piece out again only when
+the copies from it are done, so that nothing here has to remember them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNMENT = 16
-"""Bytes: where an array may begin among others, for every dtype."""
+"""An array among others begins at a multiple of this number of bytes, which suits every dtype."""
 
 
 class Download(Protocol):
@@ -30,7 +30,7 @@ class Download(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What was on the host already."""
+    """A download of a tensor that was on the host already."""
 
     value: Tensor
 
@@ -49,18 +49,18 @@ class _Arriving:
 
 
 def runs_ahead(device: torch.device) -> bool:
-    """Whether work on that device is queued, so that the host is free while it is done."""
+    """Whether the device queues its work, so that the host goes on meanwhile."""
     return device.type == "cuda"
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all that was queued."""
+    """Wait until the device has done all its queued work."""
     if runs_ahead(device):
         torch.cuda.synchronize(device)
 
 
 def download(tensor: Tensor) -> Download:
-    """Queue the copy of what `tensor` holds once all work before this is done."""
+    """Queue a copy to the host of the numbers that `tensor` has after all earlier work."""
     if not runs_ahead(tensor.device):
         return Here(tensor.cpu())
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -71,7 +71,7 @@ def download(tensor: Tensor) -> Download:
 
 
 def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
-    """The arrays as tensors on the device; one copy brings them all.
+    """The arrays as tensors on the device, all of them brought by one copy.
 
     On a CPU they share the arrays' memory."""
     if device.type == "cpu":
@@ -92,7 +92,7 @@ def packed_bytes(arrays: Sequence[NDArray[Any]]) -> int:
 
 
 def pack(arrays: Sequence[NDArray[Any]], target: NDArray[np.uint8]) -> None:
-    """Write them one after the other into target [packed_bytes(arrays)]."""
+    """Write the arrays one after the other into target [packed_bytes(arrays)]."""
     start = 0
     for array in arrays:
         target[start : start + array.nbytes] = (

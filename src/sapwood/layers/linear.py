@@ -103,10 +103,6 @@ class Linear:
         return self._bias
 
     @property
-    def is_packed(self) -> bool:
-        return self._packed is not None
-
-    @property
     def packed(self) -> PackedLinear:
         """What the kernels made of it; RuntimeError before `pack`."""
         if self._packed is None:

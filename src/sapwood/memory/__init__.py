@@ -1,1 +1,1 @@
-"""Who owns which page of KV, on which tier."""
+"""The pages of the KV cache: who owns each, and which prefixes are kept."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sapwood.schema.config.memory import EvictionPolicy
+
 EvictionKey = tuple[int, int]
 """The node with the smallest key goes first."""
 
@@ -17,8 +19,15 @@ def least_frequently_used(num_hits: int, last_used: int) -> EvictionKey:
     return (num_hits, last_used)
 
 
+def _key_function(policy: EvictionPolicy) -> Callable[[int, int], EvictionKey]:
+    match policy:
+        case EvictionPolicy.LRU:
+            return least_recently_used
+        case EvictionPolicy.LFU:
+            return least_frequently_used
+
+
 EVICTION_POLICIES: dict[str, Callable[[int, int], EvictionKey]] = {
-    "lru": least_recently_used,
-    "lfu": least_frequently_used,
+    policy: _key_function(policy) for policy in EvictionPolicy
 }
-"""Name to key function of (num_hits, last_used); `last_used` counts uses, not seconds."""
+"""Name -> function from (num_hits, last_used) to the key; `last_used` counts uses, not seconds."""

@@ -21,7 +21,7 @@ class Lease:
     """The pages of one running request; only the ledger changes it.
 
     pages          page table: entry i holds tokens i * page_size .. of the request
-    num_shared     the first so many pages belong to the prefix tree
+    num_shared     number of pages, from the first on, that belong to the prefix tree
     first_changed  the lowest index whose page changed since `take_changes`
     """
 
@@ -32,17 +32,20 @@ class Lease:
     first_changed: int = 0
 
     def take_changes(self) -> tuple[int, list[int]]:
-        """(index, pages from there on) that changed since the last call."""
+        """(index, pages from that index on): the part that has changed since the last call."""
         first = self.first_changed
         self.first_changed = len(self.pages)
         return first, self.pages[first:]
 
 
 class Ledger:
-    """Leases pages to requests. Nothing else takes, shares or frees one."""
+    """Leases pages to requests. Only a ledger takes, shares and frees pages."""
 
     def __init__(self, *, num_pages: int, page_size: int, tree: PrefixTree | None) -> None:
-        """`tree` None: no prefix is kept, every page is private to its lease."""
+        """A ledger of free pages.
+
+        tree  keeps prefixes; None: none is kept, and every page is private to its lease
+        """
         self.page_size = page_size
         self._allocator = PageAllocator(num_pages)
         self._tree = tree
@@ -66,7 +69,7 @@ class Ledger:
 
     @property
     def num_available_pages(self) -> int:
-        """Free pages and those of unused prefixes."""
+        """Number of free pages and of pages in prefixes that no lease uses."""
         evictable = self._tree.num_evictable_pages if self._tree else 0
         return self._allocator.num_free + evictable
 
@@ -94,7 +97,7 @@ class Ledger:
         return [(id(node), num_pages * self.page_size) for node, num_pages in path]
 
     def lease(self, namespace: str, key: bytes) -> tuple[Lease, int]:
-        """A lease that starts with the longest known prefix of `key`, and that prefix's tokens."""
+        """(a lease that starts with the longest known prefix of `key`, tokens of that prefix)"""
         if self._tree is None:
             lease = Lease(namespace, [], 0, None)
         else:
@@ -105,7 +108,10 @@ class Ledger:
         return lease, lease.num_shared * self.page_size
 
     def reserve(self, lease: Lease, num_tokens: int) -> bool:
-        """Make room for the first `num_tokens`; False, and no change, if there is none."""
+        """Make room for the request's first `num_tokens` tokens.
+
+        Returns False, and changes nothing, if there are not enough pages.
+        """
         missing = self.pages_for(num_tokens) - len(lease.pages)
         if missing <= 0:
             return True
@@ -119,10 +125,10 @@ class Ledger:
         return True
 
     def commit(self, lease: Lease, key: bytes) -> None:
-        """Share the pages that hold `key`, all of whose KV is computed; a last part page stays.
+        """Share the whole pages of `key`, whose KV must be computed.
 
-        Where the tree knew the same tokens before, the lease goes over to the tree's page and the
-        request's own copy is freed.
+        A last page that is not full stays private. If the tree has a page with the same tokens
+        already, the lease takes the tree's page and its own copy is freed.
         """
         if self._tree is None:
             return
@@ -153,7 +159,7 @@ class Ledger:
         lease.pages = []
 
     def flush(self) -> int:
-        """Forget every prefix that no lease uses; returns how many pages that freed."""
+        """Forget every prefix that no lease uses. Returns the number of freed pages."""
         if self._tree is None:
             return 0
         pages = self._tree.evict(self._tree.num_pages)

@@ -23,7 +23,7 @@ class PageAllocator:
         return len(self._free)
 
     def take(self, num_pages: int) -> list[int]:
-        """That many free pages. The caller has made sure that there are enough."""
+        """Take `count` free pages. The caller has made sure that there are enough."""
         assert 0 <= num_pages <= len(self._free), "took more pages than are free"
         if num_pages == 0:
             return []

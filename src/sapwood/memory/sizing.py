@@ -1,4 +1,4 @@
-"""How many pages a GPU's memory holds beside everything else. Pure: what was measured is given."""
+"""How many pages a GPU's memory holds beside everything else: pure functions of measured sizes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from sapwood.base.errors import ConfigError
 
 MARGIN = 0.02
-"""Share of the memory that stays free, for what allocators lose between pieces."""
+"""Share of the memory that stays free, because allocators lose some between their pieces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUse:
     """Bytes of one device once the weights are loaded.
 
-    free_bytes   of total_bytes; the rest is weights, and what other programs have
-    step_bytes   that the largest step takes at its peak, beside weights and KV
-    graph_bytes  that captured steps will take
+    free_bytes   free memory; weights and other programs have the rest of total_bytes
+    step_bytes   memory of the largest step at its peak, beside weights and KV
+    graph_bytes  memory that captured steps will take
     """
 
     total_bytes: int
@@ -30,7 +30,7 @@ class MemoryUse:
 
     @property
     def most_pool_bytes(self) -> int:
-        """What is left for the pool."""
+        """Bytes that are left for the pool."""
         margin = int(self.total_bytes * MARGIN)
         return self.free_bytes - self.step_bytes - self.graph_bytes - margin
 
@@ -60,8 +60,8 @@ def size_pool(
 
     mem_fraction_static  share of the whole memory for weights and pool together; None: as much as
                          is left
-    wanted_pages         so many and no more; None: as many as fit
-    Raises               ConfigError if what is wanted, or one page, does not fit
+    wanted_pages         the pool's number of pages; None: as many as fit
+    Raises               ConfigError if the wanted pages, or a single page, do not fit
     """
     most = use.most_pool_bytes // page_bytes
     if wanted_pages is not None:

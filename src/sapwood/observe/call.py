@@ -16,9 +16,9 @@ from typing import Any
 class Call:
     """One HTTP call.
 
-    path    as it was asked for
-    labels  the caller's own metric labels, in the order of the allowed ones
-    trace   the span of the call, an `opentelemetry.trace.Span`; None: it is not traced
+    path    the path in the request line
+    labels  values of the caller's own metric labels, in the order of the allowed names
+    trace   the span of the call, an `opentelemetry.trace.Span`; None: the call is not traced
     """
 
     path: str

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 KEPT_S = 300.0
 MAX_KEPT_CHARS = 64 * 2**20
-"""Prompts and outputs that are kept at most; the oldest ended requests are forgotten first."""
+"""Characters of prompts and outputs together; beyond, the oldest ended requests are forgotten."""
 
 Record = dict[str, Any]
 
@@ -34,7 +34,7 @@ class RecentRequests:
         self._num_chars = 0
 
     def begin(self, key: int, record: Callable[[], Record]) -> None:
-        """`record` says what is known of the request whenever it is asked."""
+        """Keep a request; `record` returns all that is known about it at the time of the call."""
         self._open[key] = record
 
     def end(self, key: int, record: Record) -> None:
@@ -45,7 +45,7 @@ class RecentRequests:
         self._forget()
 
     def records(self) -> list[Record]:
-        """Ended ones first, in the order in which they ended."""
+        """Records of ended requests, in the order in which they ended, and then of open ones."""
         self._forget()
         return [record for _, _, record in self._ended] + [one() for one in self._open.values()]
 
@@ -60,7 +60,7 @@ def write_crash_dump(
 ) -> Path | None:
     """A JSON file that only its owner can read; None, and a message, if it cannot be written.
 
-    about  what ran: version, model, options
+    about  version, model and options of the server
     """
     content = {
         "reason": reason,
@@ -95,7 +95,7 @@ class RequestDump:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has gathered, in a thread: thousands of prompts take a while."""
+        """Write the gathered requests, in a thread: thousands of prompts take a while."""
         if not self._records:
             return
         records, self._records = self._records, []

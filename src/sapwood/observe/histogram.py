@@ -10,7 +10,11 @@ from itertools import accumulate
 
 
 class Histogram:
-    """How many observations fell at or under each upper bound; one more bucket is for the rest."""
+    """Counts observations in buckets.
+
+    A bucket holds the observations above the bound before it and not above its own; the last bucket
+    holds all that are larger than every bound.
+    """
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -23,12 +27,8 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
-    @property
-    def num_observations(self) -> int:
-        return sum(self.counts)
-
     def cumulative(self) -> list[tuple[str, float]]:
-        """(upper bound, observations up to it) as Prometheus has it, "+Inf" last."""
+        """(upper bound, number of observations up to it), as Prometheus wants them; "+Inf" last."""
         so_far = 0
         rows: list[tuple[str, float]] = []
         for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
@@ -42,7 +42,10 @@ def bound_text(bound: float) -> str:
 
 
 def distribution(values: Sequence[float], bounds: Sequence[float]) -> list[tuple[str, str, int]]:
-    """(gt, le, how many of the values lie between): buckets that do not add up, for heat maps."""
+    """(lower bound, upper bound, number of values between them), for heat maps.
+
+    Unlike Prometheus's buckets these do not include the smaller ones.
+    """
     edges = (-math.inf, *bounds, math.inf)
     counts = [0] * (len(edges) - 1)
     for value in values:
@@ -54,8 +57,8 @@ def distribution(values: Sequence[float], bounds: Sequence[float]) -> list[tuple
 class LatencyWindow:
     """Percentiles of the latest durations, to within 2.5%, from 10 microseconds to 20 minutes.
 
-    Observations are counted in buckets that grow by 5%. `tick` marks a moment; the percentiles are
-    of what came after the oldest of the last `num_ticks` moments.
+    Observations are counted in buckets that grow by 5%. `tick` marks a moment; observations older
+    than the last `num_ticks` moments count no longer.
     """
 
     _SMALLEST_S = 1e-5
@@ -77,7 +80,10 @@ class LatencyWindow:
         self._marks.append(list(self._counts))
 
     def percentiles(self, wanted: Sequence[float]) -> list[float | None]:
-        """In seconds, each of `wanted` being in (0, 1); None where nothing was observed."""
+        """The percentiles in seconds; None for each if nothing was observed.
+
+        wanted  fractions between 0 and 1
+        """
         recent = [now - then for now, then in zip(self._counts, self._marks[0], strict=True)]
         total = sum(recent)
         if total == 0:

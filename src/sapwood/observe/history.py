@@ -17,8 +17,8 @@ class Sample:
     """One second of a server.
 
     at_s        Unix time
-    cache_hit_rate  of the prompt tokens of this second; None: there were none
-    ttft_s, itl_s   at PERCENTILES, of the last minute; None: nothing was observed
+    cache_hit_rate  cached share of the prompt tokens of this second; None: there were none
+    ttft_s, itl_s   percentiles of the last minute, as PERCENTILES lists them; None: no observation
     """
 
     at_s: float
@@ -48,6 +48,6 @@ class History:
         self._num_added += 1
 
     def since(self, number: int) -> list[Sample]:
-        """The samples from that number on, as far as they are kept."""
+        """The samples whose number is at least `first`, as far as they are kept."""
         oldest = self._num_added - len(self._samples)
         return list(self._samples)[max(0, number - oldest) :]

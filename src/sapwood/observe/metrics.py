@@ -93,7 +93,7 @@ TOKEN_BOUNDS = (
 ROUTING_KEY_BOUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
 MAX_LABEL_SETS = 1000
-"""So many combinations of custom label values are kept apart; further ones count as "other"."""
+"""Combinations of custom label values that are kept apart; any further one counts as "other"."""
 MAX_LABEL_LENGTH = 128
 
 
@@ -112,7 +112,7 @@ class Buckets:
 class RequestSeries:
     """All figures of the requests with one set of labels.
 
-    num_failed  of the aborted ones, those that an error of the engine ended
+    num_failed  aborted requests that an error of the engine ended
     """
 
     def __init__(self, buckets: Buckets) -> None:
@@ -134,7 +134,7 @@ class RequestSeries:
 
 
 class EngineFacts(Protocol):
-    """What an engine says of itself; the fields are explained in `schema.output.EngineStatus`."""
+    """An engine's report on itself; the fields are explained in `schema.output.EngineStatus`."""
 
     @property
     def num_running(self) -> int: ...
@@ -172,11 +172,12 @@ class EngineFacts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConstants:
-    """What an engine says once, when it is ready.
+    """Facts that an engine reports once, when it is ready.
 
-    startup_s     from the engine process's start to its first message; load_s: weights alone
+    startup_s     seconds from the engine process's start to its first message
+    load_s        seconds that loading the weights took
     weight_bytes  memory that loading the weights took; 0: unknown
-    page_bytes    KV of one page in all layers; 0: unknown
+    page_bytes    bytes of one page's KV in all layers; 0: unknown
     """
 
     page_size: int
@@ -190,7 +191,7 @@ class EngineConstants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRates:
-    """Of the latest interval: tokens per second, and the cached share of the prompt tokens.
+    """Tokens per second in the latest interval, and the cached share of its prompt tokens.
 
     cache_hit_rate  None: there were no prompt tokens
     """
@@ -202,7 +203,7 @@ class EngineRates:
 
 @dataclass(slots=True)
 class EngineState:
-    """The latest that is known of the engine; None: nothing yet."""
+    """The latest known facts about the engine; None: no report has come yet."""
 
     facts: EngineFacts | None = None
     constants: EngineConstants | None = None
@@ -213,7 +214,7 @@ class Metrics(Collector):
     """Everything that /metrics shows.
 
     custom_labels  names of the labels that callers may set, besides model_name
-    compat         give SGLang's names too
+    compat         whether metrics are shown under SGLang's names too
     """
 
     def __init__(
@@ -239,7 +240,7 @@ class Metrics(Collector):
         self.series(())
 
     def series(self, labels: tuple[str, ...]) -> RequestSeries:
-        """The figures of the requests with these custom label values; (): with none."""
+        """The figures of all requests with these custom label values; (): those without any."""
         labels = labels or self._no_labels
         found = self._series.get(labels)
         if found is None:
@@ -249,7 +250,7 @@ class Metrics(Collector):
         return found
 
     def labels_of(self, given: Mapping[str, object]) -> tuple[str, ...]:
-        """The values of the allowed labels among those a caller gave; what is no text is ""."""
+        """The allowed labels' values among those that a caller gave; "" for any that is no text."""
         values = (given.get(name) for name in self.custom_labels)
         return tuple(one[:MAX_LABEL_LENGTH] if isinstance(one, str) else "" for one in values)
 
@@ -264,10 +265,10 @@ class Metrics(Collector):
         )
 
     def exposition(self) -> bytes:
-        """What /metrics answers, of the type CONTENT_TYPE.
+        """The body of /metrics, whose content type is CONTENT_TYPE.
 
-        Never OpenMetrics: prometheus_client 0.26 writes our names with an underscore there, where
-        the colon was.
+        The format is never OpenMetrics: there prometheus_client 0.26 replaces the colon in our
+        names by an underscore.
         """
         return generate_latest(self._registry)
 
@@ -334,7 +335,7 @@ class Metrics(Collector):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTotals:
-    """Over all labels."""
+    """Counts of requests, added up over all labels."""
 
     num_requests: int
     num_open: int
@@ -440,9 +441,9 @@ def engine_gauges(
 
 
 def memory_by_owner(facts: EngineFacts, constants: EngineConstants) -> list[tuple[str, int]]:
-    """Bytes of the KV pool and the weights, by who holds them.
+    """Bytes by their holder: the weights, and the KV pool of requests, of the cache and free.
 
-    A cached page that a running request uses counts as the requests'.
+    A cached page that a running request uses counts for the requests.
     """
     page = constants.page_bytes
     num_cached = facts.num_pages - facts.num_leased_pages - facts.num_free_pages

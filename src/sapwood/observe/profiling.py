@@ -1,8 +1,8 @@
-"""When a profile begins and ends, counted in steps. What records is given: `executor/profiler.py`.
+"""When a profile begins and ends, counted in steps; `executor/profiler.py` does the recording.
 
-A profile is asked for at any time and starts at once, or at `start_step`. It ends when it is told
-to, or after `num_steps`. With `by_stage` steps with prompt tokens (prefill) and steps without
-(decode) go into files of their own.
+A profile starts as soon as it is ordered, or at `start_step`. It ends when somebody stops it, or
+after `num_steps`. With `by_stage`, steps with prompt tokens (prefill) go into one file and steps
+without (decode) into another.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ _MAX_STEPS = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileOrder:
-    """What to record.
+    """What a profile records.
 
-    folder      where the files go; name: what their names begin with
-    start_step  the engine's step at which it begins; None: the next one
-    num_steps   steps to record, per stage with by_stage; None: until it is stopped
-    with_stack  Python stacks too; record_shapes: shapes of the operands too
+    folder      folder of its files
+    name        beginning of the files' names
+    start_step  the engine's step at which the profile begins; None: the next one
+    num_steps   steps to record, per stage with by_stage; None: until somebody stops the profile
+    with_stack  whether Python stacks are recorded
+    record_shapes  whether shapes of operands are recorded
     """
 
     folder: Path
@@ -70,7 +72,7 @@ class Recorder(Protocol):
     """Records what all threads of the process do between `start` and `stop`."""
 
     def start(self, order: ProfileOrder) -> None:
-        """OSError if it cannot record."""
+        """Begin to record; OSError if that fails."""
         ...
 
     def stop(self, path: Path) -> None:
@@ -93,7 +95,10 @@ class ProfileSession:
         return self._order is not None
 
     def begin(self, order: ProfileOrder) -> str:
-        """Take the order; what happens, in words. InvalidRequest if one is in progress."""
+        """Take an order, and say in words when the profile begins.
+
+        Raises InvalidRequest if another profile is in progress.
+        """
         if self._order is not None:
             raise InvalidRequest("a profile is being recorded; POST /stop_profile ends it")
         try:
@@ -111,7 +116,7 @@ class ProfileSession:
         return f"recording into {order.folder}"
 
     def end(self) -> list[Path]:
-        """Stop; the files written. InvalidRequest if no profile is in progress."""
+        """End the profile; returns its files. InvalidRequest if none is in progress."""
         if self._order is None:
             raise InvalidRequest("no profile is being recorded; POST /start_profile begins one")
         try:
@@ -131,7 +136,7 @@ class ProfileSession:
             self._start(wanted)
 
     def after_step(self) -> list[Path] | None:
-        """The files of the profile if this step was its last."""
+        """Count a step; returns the profile's files if this step was its last."""
         order = self._order
         if order is None or order.num_steps is None or self._recording is None:
             return None

@@ -42,17 +42,17 @@ class StreamSink:
             self._stream.write(line + "\n")
             self._stream.flush()
         except (OSError, ValueError):
-            # Whoever read the stream is gone; requests are answered nevertheless.
+            # The stream's reader is gone; requests are answered nevertheless.
             log.debug("a line of the request log was lost")
 
     def close(self) -> None:
-        """The stream goes on."""
+        """Does nothing: the stream belongs to others, who go on using it."""
 
 
 class HourlyFiles:
     """Lines to DIRECTORY/NAME-HOST-PID-YYYYMMDD-HH.log, a new file each hour of UTC.
 
-    A line that cannot be written is dropped, and the first of a row of them is reported.
+    A line that cannot be written is dropped; of several in a row only the first is reported.
     """
 
     def __init__(
@@ -128,9 +128,10 @@ def _json(value: object) -> str:
 
 
 class RequestLog:
-    """Events of requests at a level of detail; what it does may change while it runs.
+    """Logs the events of requests. All attributes may be changed while the server runs.
 
-    level  0: ids, lengths, times; 1: sampling parameters; 2: beginnings of texts; 3: all of them
+    level  0: ids, lengths and times; 1: sampling parameters too; 2: the beginnings of texts too;
+           3: whole texts
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class RequestLog:
             self._write(FINISHED, shown)
 
     def _shown(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Without what this level hides."""
+        """The event without the fields that this level hides."""
         shown: dict[str, Any] = {}
         for name, value in content.items():
             if name == "sampling_params" and self.level < 1:
@@ -183,7 +184,7 @@ class RequestLog:
 
 
 def _cut(value: Any) -> Any:
-    """The first of a text's characters or a list's items, and how many there were in all."""
+    """The first characters of a text, or items of a list, and how many there are in all."""
     if isinstance(value, list) and value and isinstance(value[0], str):
         return [_cut(one) for one in value]
     if len(value) <= MAX_SHOWN:

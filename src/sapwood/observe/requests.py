@@ -21,13 +21,13 @@ from sapwood.observe.request_log import RequestLog
 from sapwood.observe.tracing import RequestTrace, Tracing
 
 WINDOW_TICKS = 60
-"""The live percentiles are of so many ticks, one second each."""
+"""The live percentiles cover this many ticks of one second each."""
 
 Outcome = Literal["finished", "aborted", "failed", "refused"]
 
 
 class RequestFacts(Protocol):
-    """What was asked for; see `text.generation.TextRequest`."""
+    """The fields of a request that are observed; see `text.generation.TextRequest`."""
 
     @property
     def request_id(self) -> str: ...
@@ -43,7 +43,7 @@ class RequestFacts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """`RequestFacts` of what is no text request."""
+    """`RequestFacts` for requests that are no `TextRequest`."""
 
     request_id: str
     prompt: str | list[int]
@@ -62,7 +62,7 @@ class FinishFacts(Protocol):
 
 
 class ChunkFacts(Protocol):
-    """What is new in one sample; see `text.generation.TextChunk`."""
+    """The fields of a chunk of text that are observed; see `text.generation.TextChunk`."""
 
     @property
     def index(self) -> int: ...
@@ -98,7 +98,7 @@ class AnswerFacts(Protocol):
 class RequestObserver:
     """Observes the text requests of one API process, on its event loop.
 
-    about  what ran, for a crash dump: version, model, options
+    about  version, model and options of the server, for a crash dump
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class RequestObserver:
         self.set_crash_dump_folder(crash_dump_folder)
 
     def set_crash_dump_folder(self, folder: Path | None) -> None:
-        """None: keep nothing and write nothing."""
+        """Write crash dumps there from now on; None: keep no requests and write no dumps."""
         self._crash_dump_folder = folder
         self.recent = None if folder is None else self.recent or RecentRequests()
 
@@ -132,7 +132,10 @@ class RequestObserver:
 
     @contextmanager
     def observing(self, requests: Sequence[RequestFacts]) -> Iterator[list[ObservedRequest]]:
-        """Observe requests that are answered together; leaving it ends them, with the reason."""
+        """Observe requests that are answered together, until the `with` block is left.
+
+        An exception that leaves the block is the reason for which they have ended.
+        """
         call = current_call.get()
         observed = [ObservedRequest(self, request, call) for request in requests]
         try:
@@ -157,7 +160,7 @@ class RequestObserver:
         return write_crash_dump(self._crash_dump_folder, reason, records, self._about)
 
     def close(self) -> None:
-        """Write and send what is still here."""
+        """Write the gathered requests and send the traces that are left."""
         if self.dump is not None:
             self.dump.flush()
         if self.tracing is not None:
@@ -198,7 +201,7 @@ class ObservedRequest:
             self.trace = RequestTrace(observer.tracing, parent, request.request_id, request.n)
 
     def chunk(self, chunk: ChunkFacts) -> None:
-        """Count what is new; called for every chunk of text, so every line here costs."""
+        """Count a chunk of text. This is called for every chunk, so every line here costs."""
         num_new = len(chunk.token_ids)
         if num_new:
             series = self._series
@@ -220,14 +223,14 @@ class ObservedRequest:
             self._sample_ended(chunk, chunk.finish)
 
     def answered(self, answer: AnswerFacts) -> None:
-        """The whole answer to a request that wanted no tokens."""
+        """Count the answer to a request for an embedding or scores."""
         self._finishes[0] = answer.finish
         if answer.finish.kind in ("stop", "length"):
             self._series.e2e.observe(time.monotonic() - self._arrived_s)
             self._take_prompt(answer)
 
     def end(self, error: BaseException | None) -> None:
-        """The request is over: by itself, or because of `error`."""
+        """The request has ended: by itself, or because of `error`."""
         outcome = self._outcome(error)
         series = self._series
         series.num_open -= 1
@@ -283,7 +286,7 @@ class ObservedRequest:
     def _outcome(self, error: BaseException | None) -> Outcome:
         kinds = [None if finish is None else finish.kind for finish in self._finishes]
         if all(kind in ("stop", "length") for kind in kinds):
-            # Even if a reader left before it asked for the end, or another of its call failed.
+            # Also for a reader that left early, and when another request of its call has failed.
             return "finished"
         if error is None:
             return "failed" if "error" in kinds else "aborted"

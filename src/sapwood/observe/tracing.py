@@ -33,7 +33,7 @@ Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
 
 
 class Tracing:
-    """The spans of one process. `close` sends what is left, for a few seconds at most."""
+    """The spans of one process. `close` sends the last spans, for a few seconds at most."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -93,7 +93,10 @@ class Tracing:
 
 
 def open_tracing(endpoint: str, *, service: str, version: str) -> Tracing:
-    """Spans that go to that endpoint in the background; ConfigError if that cannot be set up."""
+    """Tracing that sends spans to the endpoint in the background.
+
+    Raises ConfigError if the endpoint cannot be used.
+    """
     try:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -121,7 +124,7 @@ def _exporter(endpoint: str) -> SpanExporter:
 
             return HttpExporter(endpoint=endpoint)
 
-        # Not among the dependencies, since it brings gRPC along.
+        # This exporter is not among the dependencies, since it brings gRPC along.
         grpc = import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
     except ImportError as error:
         raise ConfigError(
@@ -173,7 +176,7 @@ class FinishFacts(Protocol):
 
 
 class OutputFacts(Protocol):
-    """What the engine answers about a request; see `schema.output.RequestOutput`."""
+    """The fields of an engine's output that are traced; see `schema.output.RequestOutput`."""
 
     @property
     def request_id(self) -> str: ...
@@ -200,7 +203,7 @@ class EngineSpans:
         self._open[request_id] = _Stages(self._tracing, request_id, traceparent, sent_ns)
 
     def outputs(self, outputs: Sequence[OutputFacts]) -> None:
-        """What is about to be sent; a request that is not traced costs a look into a dict."""
+        """Note the outputs that are about to be sent. An untraced request costs one dict lookup."""
         if not self._open:
             return
         for output in outputs:

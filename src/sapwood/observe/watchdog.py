@@ -23,9 +23,10 @@ class Watchdog:
     """Beats say that there is progress; too long without one means that the process is stuck.
 
     what            the process, for messages: "the engine"
-    soft_timeout_s  then every thread's stack is printed, once per beat; 0: never
-    hard_timeout_s  then too, `on_stuck` is called with the reason, and the process ends; 0: never
-    stream          where stacks go; it must be a file of the system
+    soft_timeout_s  silence after which every thread's stack is printed, once per beat; 0: never
+    hard_timeout_s  silence after which the stacks are printed, `on_stuck` is called with the
+                    reason, and the process ends; 0: never
+    stream          receives the stacks; it must be a file of the operating system
 
     Code that holds the interpreter's lock for ever stops this object's thread too. For that case a
     thread of the C library, which `faulthandler` has, is wound up again and again; when it runs

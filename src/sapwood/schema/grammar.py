@@ -1,8 +1,8 @@
-"""What an output must look like. Torch-free: what a grammar means in tokens, its backend knows.
+"""Grammars: what an output must look like, before a backend compiles it for a vocabulary.
 
-A grammar is a kind and a text, and these two are what a compiled one is cached by. The functions
-here make one of what clients send; they refuse what is malformed, and leave what a backend cannot
-express to the backend.
+A grammar is a kind and a text, and compiled grammars are cached by these two. The functions here
+make grammars of the fields that clients send. They refuse malformed fields; whether a grammar can
+be enforced is for the backend to say.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ MAX_CHOICES = 4096
 
 
 class Thinking(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Reasoning that comes before what a grammar is for; it is free, but may not end the output.
+    """Reasoning before the part of an output that a grammar constrains.
 
-    begin    what opens it ("<think>"); empty: it cannot be opened. A model that does not think
-             begins with what the grammar wants, and is held to it from its first token on
-    end      what closes it ("</think>"); the grammar starts after it
-    is_open  the prompt has opened it already
+    The reasoning itself is free, but may not end the output. A model that does not think is held
+    to the grammar from its first token on.
+
+    begin    the text that opens the reasoning ("<think>"); empty: the output cannot open it
+    end      the text that closes it ("</think>"); the grammar starts after that text
+    is_open  whether the prompt has opened the reasoning already
     """
 
     end: str
@@ -46,7 +48,7 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind      json_schema: text is a JSON Schema, draft 2020-12; regex: a regular expression;
               ebnf: a grammar in GBNF, its first rule called root; structural_tag: see
               `structural_tag`; choice: a JSON list of strings
-    thinking  what may come before
+    thinking  the reasoning that may come before; None: none may
     """
 
     kind: Kind
@@ -55,12 +57,14 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> tuple[str, str]:
-        """Grammars of the same key are compiled once."""
+        """Two grammars with the same key are the same grammar, and are compiled once."""
         return self.kind, self.text
 
 
 def json_schema(schema: object, *, param: str = "json_schema") -> Grammar:
-    """schema: a JSON Schema as an object, as true or false, or as JSON text.
+    """A grammar of the JSON that a schema describes.
+
+    schema  a JSON Schema as an object, as true or false, or as JSON text
 
     Properties are put out in the order in which the schema has them."""
     value = _parsed(schema, param) if isinstance(schema, str) else schema
@@ -96,7 +100,7 @@ def choice(options: Sequence[str], *, param: str = "choice") -> Grammar:
 
 
 def structural_tag(tag: object, *, param: str = "structural_tag") -> Grammar:
-    """Free text in which certain beginnings oblige what follows them.
+    """Free text in which certain beginnings, once written, determine the text after them.
 
     tag   {"structures": [{"begin", "schema", "end"}, …], "triggers": […]}, or {"format": {…}} with
           xgrammar's formats; an object or JSON text; "type" may be left out
@@ -115,7 +119,7 @@ def structural_tag(tag: object, *, param: str = "structural_tag") -> Grammar:
 
 
 def as_format(grammar: Grammar, *, param: str = "structural_tag") -> dict[str, object]:
-    """That grammar as a format within a structural tag; InvalidRequest if an ebnf is none there."""
+    """The grammar as a format within a structural tag; InvalidRequest if it cannot be a format."""
     match grammar.kind:
         case "json_schema":
             return {"type": "json_schema", "json_schema": json.loads(grammar.text)}
@@ -136,7 +140,7 @@ def as_format(grammar: Grammar, *, param: str = "structural_tag") -> dict[str, o
 
 
 def _triggered_tags(value: Mapping[str, Any], param: str) -> dict[str, object]:
-    """The older form, with structures and triggers, in terms of the newer one."""
+    """A structural tag of the older form, with structures and triggers, in the newer form."""
     structures, triggers = value.get("structures"), value.get("triggers")
     if not isinstance(structures, list) or not structures:
         raise InvalidRequest(
@@ -191,7 +195,7 @@ def _too_deep(param: str) -> InvalidRequest:
 
 
 def _depth(value: object) -> int:
-    """Levels of lists and objects; counts no further than one beyond the limit."""
+    """How deeply lists and objects are nested; the count stops at one beyond the limit."""
     level: list[object] = [value]
     depth = 0
     while level and depth <= MAX_DEPTH:

@@ -19,7 +19,7 @@ MAX_TOP_LOGPROBS = 256
 MAX_TOKEN_IDS = 1024
 """Further tokens per position whose log probabilities one request may ask for."""
 LEAST_LOGPROB = -9999.0
-"""In place of what is less, minus infinity above all: JSON has no such number. OpenAI's."""
+"""Shown for any lower log probability, as in OpenAI's API: JSON has no minus infinity."""
 
 _BYTES = 4
 
@@ -29,9 +29,9 @@ T = TypeVar("T")
 class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which log probabilities one request wants besides those of its output tokens.
 
-    prompt_start  of the prompt's tokens after this index too (the first of a prompt has none);
-                  None: of no prompt token
-    num_top       the likeliest tokens at each position
+    prompt_start  log probabilities of the prompt tokens after this index are wanted too (a prompt's
+                  first token has none); None: of no prompt token
+    num_top       how many of the likeliest tokens are wanted at each position
     token_ids     tokens whose log probability is wanted at each position
 
     Raises InvalidRequest, naming the field, its value and its range, when one is out of range.
@@ -61,9 +61,10 @@ class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Log probabilities at n consecutive positions, packed: little-endian, 4 bytes a number.
 
-    tokens   [n] fp32: of the token that is there
-    top_ids  [n, num_top] int32: the likeliest tokens, likeliest first; top: [n, num_top] fp32
-    chosen   [n, number of token_ids] fp32: of the tokens asked for, in their order
+    tokens   [n] fp32: log probability of the token at each position
+    top_ids  [n, num_top] int32: ids of the likeliest tokens, likeliest first
+    top      [n, num_top] fp32: log probabilities of `top_ids`
+    chosen   [n, number of token_ids] fp32: of the tokens that the request named, in their order
     """
 
     tokens: bytes = b""
@@ -75,7 +76,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         return len(self.tokens) // _BYTES
 
     def __getitem__(self, positions: slice) -> TokenLogprobs:
-        """Those of consecutive positions."""
+        """The log probabilities at a slice of consecutive positions."""
         first, last, _ = positions.indices(len(self))
         count = max(len(self), 1)
 
@@ -92,7 +93,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     @staticmethod
     def joined(parts: Sequence[TokenLogprobs]) -> TokenLogprobs:
-        """One after the other; all of one request."""
+        """The positions of all parts one after the other; the parts belong to one request."""
         if len(parts) == 1:
             return parts[0]
         return TokenLogprobs(
@@ -106,13 +107,13 @@ class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         return _floats(self.tokens)
 
     def of_likeliest(self) -> list[list[tuple[float, int]]]:
-        """Per position (log probability, token id) of the likeliest, likeliest first."""
+        """Per position: (log probability, token id) of the likeliest tokens, likeliest first."""
         ids = struct.unpack(f"<{len(self.top_ids) // _BYTES}i", self.top_ids)
         pairs = list(zip(_floats(self.top), ids, strict=True))
         return _rows(pairs, len(self))
 
     def of_chosen(self) -> list[list[float]]:
-        """Per position, of the tokens asked for, in their order."""
+        """Per position: log probabilities of the tokens that the request named, in their order."""
         return _rows(_floats(self.chosen), len(self))
 
 

@@ -31,12 +31,12 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_prompt_tokens  prompt length in tokens
     num_cached_tokens  prompt tokens that came from the prefix cache
     queue_time_s       seconds between arrival and the first step that computed something
-    logprobs           of `token_ids`, if they were asked for
-    prompt_logprobs    of the prompt tokens after the index asked for, all of them, in the output
-                       that is the first to come after they were computed
-    hidden_states      of the tokens after those told of before, the prompt's first: the output of
-                       the last norm, fp32, little endian, one piece per token
-    values             the numbers that the request wanted (`Generate.embed`): fp32, little endian
+    logprobs           log probabilities of `token_ids`, if the request wants them
+    prompt_logprobs    log probabilities of all prompt tokens after `prompt_start`, in the first
+                       output after they were computed
+    hidden_states      outputs of the last norm (fp32, little endian, one piece per token) for the
+                       tokens that no earlier output had, beginning with the prompt's
+    values             the embedding or scores that `Generate.embed` asks for: fp32, little endian
     """
 
     request_id: str
@@ -62,10 +62,11 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     context_length    prompt and output tokens of one request at most
     max_total_tokens  tokens that the KV pool holds
-    startup_s         seconds from the process's start to this message; load_s: of these, weights
+    startup_s         seconds from the process's start to this message
+    load_s            seconds of these that went into loading the weights
     weight_bytes      memory that loading the weights took; 0: unknown
-    page_bytes        KV of one page in all layers; 0: unknown
-    notes             what was resolved and why, one line each
+    page_bytes        bytes of one page's KV in all layers; 0: unknown
+    notes             one line for each choice that was resolved, with its reason
     options           the resolved configuration, option name -> value
     """
 
@@ -94,7 +95,11 @@ class CacheFlushed(msgspec.Struct, frozen=True, tag=True):
 
 
 class CallDone(msgspec.Struct, frozen=True, tag=True):
-    """done: whether the engine did what it was asked for; message: what it did, or why not."""
+    """The answer to a call that asks the engine to do something.
+
+    done     whether the engine did so
+    message  what the engine did, or why not
+    """
 
     call_id: str
     done: bool
@@ -111,11 +116,12 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_timed_out        requests that waited or ran too long
     num_arrived          all requests that ever came; those that are not open have been finished,
                          aborted, refused or timed out
-    num_prefill_tokens   of the computed tokens, those of prompts
+    num_prefill_tokens   prompt tokens among the computed tokens
     new_token_ratio      share of outstanding output tokens for which admission keeps room
-    cpu_seconds          of the engine's process; resident_bytes: its memory
-    routing_key_running_counts  running requests of each routing key that has some
-    routing_key_all_counts      the same with the waiting ones
+    cpu_seconds          processor time of the engine's process
+    resident_bytes       resident memory of the engine's process
+    routing_key_running_counts  running requests per routing key, for each key that has some
+    routing_key_all_counts      running and waiting requests per routing key
     """
 
     call_id: str

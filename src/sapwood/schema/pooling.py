@@ -1,4 +1,4 @@
-"""What a model does that answers with numbers instead of tokens."""
+"""Pooling: how a model makes an embedding or scores of a text, instead of generating tokens."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ METHODS: tuple[Method, ...] = ("last", "mean", "cls")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pooling:
-    """How one model makes its numbers of a text's hidden states.
+    """How one model makes an embedding or scores from the hidden states of a text.
 
     task         "embed": one vector per text; "classify": one number per label
     method       the hidden state that stands for the text: the last token's, the mean of all
                  tokens', or the first token's ("cls")
-    why          where the method comes from, for the operator
-    normalize    vectors are scaled to length 1
+    why          which file or option the method comes from, for the operator
+    normalize    whether vectors are scaled to length 1
     decoder      architecture of the decoder that computes the hidden states; None: an encoder,
                  whose tokens attend to all others of their text, later ones too
     labels       names of the classes, by index
-    squashes     a relevance score is the sigmoid of the number, for a model with one label
-    multi_label  a text may have several labels (sigmoid of each) or exactly one (softmax)
-    size         hidden size: numbers of a vector
-    max_tokens   tokens of a text that the model was made for, if it says so
+    squashes     whether a relevance score is the sigmoid of the output, in a model with one label
+    multi_label  whether a text may have several labels (sigmoid of each) or has one (softmax)
+    size         hidden size, which is the length of an embedding
+    max_tokens   tokens of the longest text that the model was made for; None: it does not say
     """
 
     task: Task
@@ -45,14 +45,20 @@ class Pooling:
 
     @property
     def uses_prefixes(self) -> bool:
-        """Whether a cached prefix spares a text its computation. The hidden states of its tokens
-        stay unknown then, so only the last token's may be wanted; and an encoder's depend on all
-        that follows them."""
+        """Whether a text may use a cached prefix instead of computing its tokens.
+
+        A cached prefix brings keys and values, but no hidden states. So only a method that needs
+        nothing but the last token's hidden state may use prefixes, and only in a decoder: in an
+        encoder all hidden states depend on the tokens that follow.
+        """
         return self.decoder is not None and self.method == "last"
 
 
 def why_not(pooling: Pooling | None, wanted: Task | Literal["tokens"]) -> str | None:
-    """Why a model cannot do that, with the way out; None if it can. pooling None: it generates."""
+    """Why a model cannot do the task, with the way out; None if it can.
+
+    pooling  of the model; None: the model generates
+    """
     task = "tokens" if pooling is None else pooling.task
     return None if task == wanted else _WHY_NOT[task, wanted]
 

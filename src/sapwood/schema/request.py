@@ -7,13 +7,18 @@ import msgspec
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.sampling import SamplingParams
 
+FLOAT32_BYTES = 4
+"""Bytes of each number in the vectors of `Generate.input_embeds`."""
+
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Wanted of a prompt once it is computed, instead of output tokens: its vector, or the numbers
-    of a classification head, whichever the model has.
+    """Asks for the prompt's embedding, or for the scores of a classification head.
 
-    num_first  tokens of the first text, where the prompt is a pair of texts that the model tells
-               apart; None: one text
+    Such a request ends with its prompt: it has no output tokens. Which of the two it gets depends
+    on the model.
+
+    num_first  tokens of the first text, if the prompt is a pair of texts that the model tells
+               apart; None: the prompt is one text
     """
 
     num_first: int | None = None
@@ -22,7 +27,8 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class TraceContext(msgspec.Struct, frozen=True):
     """Joins the engine's spans of a request to those of the API process.
 
-    traceparent  W3C trace context of the span above; sent_ns: Unix time when the request was sent
+    traceparent  W3C trace context of the span above
+    sent_ns      Unix time at which the request was sent
     """
 
     traceparent: str
@@ -32,16 +38,16 @@ class TraceContext(msgspec.Struct, frozen=True):
 class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     """One request for one continuation.
 
-    prompt_ids  at least one token id; zeros, as many as there are vectors, with input_embeds
-    input_embeds  the vectors in the place of the embeddings of the prompt's tokens, if it came so:
-                fp32, little endian, one piece per token
+    prompt_ids  at least one token id; with input_embeds, a zero for each vector
+    input_embeds  vectors that take the place of the token embeddings: fp32, little endian, one
+                piece per token; empty: the prompt consists of token ids
     extra_key   prefix pages are shared only among requests with the same key
     priority    larger is sooner, unless the server is told the opposite; None: its default
     routing_key  requests with the same key probably share prefixes; "": none
-    logprobs    which log probabilities to tell; None: of no token
-    embed       numbers are wanted and no tokens: sampling.max_new_tokens is 0, and the request ends
-                with its prompt
-    return_hidden_states  the hidden state of every token but the last output token is wanted
+    logprobs    the log probabilities that the request wants; None: none
+    embed       set if the request wants an embedding or scores; then sampling.max_new_tokens is 0
+    return_hidden_states  whether the request wants the hidden state of every token, except that of
+                its last output token
     trace       set if the request is traced
     """
 
@@ -59,7 +65,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """End that request now, in whatever state it is; an id that has ended is ignored."""
+    """End the request with that id now, in whatever state it is; an unknown id is ignored."""
 
     request_id: str
 
@@ -118,7 +124,7 @@ class SlowDown(msgspec.Struct, frozen=True, tag=True):
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Refuse new requests, finish the open ones, then end the loop.
 
-    timeout_s  what is still open after this long is aborted
+    timeout_s  requests that are still open after this long are aborted
     """
 
     timeout_s: float

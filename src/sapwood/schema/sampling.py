@@ -13,6 +13,8 @@ from sapwood.schema.thinking import ThinkingBudget
 
 GREEDY_BELOW = 1e-6
 """Temperatures below this mean greedy decoding."""
+DEFAULTABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Sampling parameters whose defaults a model may set in its generation_config.json."""
 MAX_STOPS = 1024
 """Stop strings and regular expressions of one request; each is looked for at every token."""
 

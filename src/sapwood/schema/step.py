@@ -1,4 +1,4 @@
-"""What the scheduler asks of every rank for one step, and what comes back.
+"""The plan of one step, which the scheduler sends to every rank, and the result that comes back.
 
 A rank keeps a row of state per running request: its page table, its sampling parameters and the
 token that it sampled last. A plan carries only what changed. Plans are executed in order, so a page
@@ -6,6 +6,8 @@ or row that a plan frees may be used by the next one at once, even while the fir
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import msgspec
 
@@ -17,12 +19,13 @@ from sapwood.schema.sampling import SamplingParams
 class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     """A request takes this row from this step on.
 
-    prompt_ids  of the request; empty if there are input_embeds, which are as in `Generate`
-    output_ids  what it had put out when it was retracted, else empty
-    seed        of its random numbers
-    logprobs    which log probabilities it wants; None: none
-    embed       set if it wants numbers instead of output tokens
-    return_hidden_states  of each of its tokens: none is put out without having been computed
+    prompt_ids  the request's prompt; empty if there are input_embeds, which are as in `Generate`
+    output_ids  the request's output tokens so far, if it was retracted; else empty
+    seed        seed of the request's random numbers
+    logprobs    the log probabilities that the request wants; None: none
+    embed       set if the request wants an embedding or scores instead of output tokens
+    return_hidden_states  whether the request wants the hidden states of its tokens; then every
+                token is computed before it is put out
     """
 
     row: int
@@ -40,13 +43,13 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     """New tokens of the request in `row`.
 
     position    index of the first new token in the request
-    token_ids   ids of the new tokens; empty: one token, the one that this row sampled last
+    token_ids   ids of the new tokens; empty: the single token that this row sampled last
     first_page  index in the row's page table from which `pages` replaces its entries
-    num_output  output tokens before the one that this step samples; None: nothing is sampled
-    num_scored  so many of the new tokens, from `first_scored` in the request on, are prompt tokens
-                whose successors' log probabilities are wanted
-    num_hidden  the hidden states of so many of the new tokens, the last ones, are wanted
-    answers     the prompt ends with these tokens, and its numbers are wanted
+    num_output  output tokens before the token that this step samples; None: nothing is sampled
+    num_scored  number of new tokens, from `first_scored` in the request on, after which the log
+                probability of the next prompt token is wanted
+    num_hidden  number of new tokens, counted from the end, whose hidden states are wanted
+    answers     whether these tokens end a prompt whose embedding or scores are wanted
     """
 
     row: int
@@ -66,7 +69,7 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def end(self) -> int:
-        """Tokens of the request that are computed after this step."""
+        """Number of the request's tokens that are computed once this step is done."""
         return self.position + self.num_new
 
     @property
@@ -78,8 +81,8 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One step. `scheduled` has the requests with one new token first; it may be empty.
 
-    ends  rows whose requests have left since the plan before and had a grammar, whose state the
-          rank then drops; before any of them starts anew
+    ends  rows of requests with a grammar that have left since the plan before; the rank drops the
+          state of these grammars before any row starts anew
     """
 
     step: int
@@ -89,10 +92,10 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Log probabilities that one entry of `scheduled` brought.
+    """Log probabilities of one entry of `scheduled`.
 
-    output  of the token that it sampled
-    prompt  of the prompt tokens that follow its scored ones
+    output  log probability of the token that the entry sampled
+    prompt  log probabilities of the prompt tokens that follow the entry's scored tokens
     """
 
     output: TokenLogprobs | None = None
@@ -102,12 +105,14 @@ class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """One sampled token id for each entry of `scheduled` that samples, in their order.
 
-    logprobs  by the entry's index in `scheduled`, for those that want some
-    hidden_states  by the entry's index, those that are wanted: fp32, little endian, one per token
-    failures  by the entry's index: why its request cannot go on, though others can
-    values    by the entry's index, the numbers of those that answer: fp32, little endian
-    forced    by the entry's index, tokens that come after the sampled one in any case, because its
-              grammar leaves no choice; not computed yet
+    All other fields are by the entry's index in `scheduled`:
+
+    logprobs  of the entries that want some
+    hidden_states  of the entries that want some: fp32, little endian, one piece per token
+    failures  why an entry's request cannot go on, though others can
+    values    embedding or scores of an entry that answers: fp32, little endian
+    forced    tokens that must follow the sampled one because the grammar leaves no choice; they are
+              not computed yet
     """
 
     step: int
@@ -117,3 +122,11 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[int, str] = {}
     values: dict[int, bytes] = {}
     forced: dict[int, list[int]] = {}
+
+
+class StepHandle(Protocol):
+    """A step that has been started; a concurrent.futures.Future is such a handle too."""
+
+    def result(self) -> StepResult:
+        """Wait for the step and return what it sampled; raises what the step raised."""
+        ...

@@ -8,13 +8,14 @@ from sapwood.base.errors import InvalidRequest
 
 
 class ThinkingBudget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """When that many tokens of thinking are put out, its end is written for the model.
+    """After `max_tokens` tokens of thinking, the end of the thinking is written for the model.
 
-    max_tokens  counts from the first token after `begin`, or from the first of all if it is open
+    max_tokens  counted from the first token after `begin`, or from the first output token if the
+                prompt has opened the thinking
     begin       token ids that open the thinking
-    end         token ids that close it
-    forced      what is put out when the budget is used up; it has `end` in it
-    is_open     the prompt has opened it already
+    end         token ids that close the thinking
+    forced      token ids that are put out when the budget is used up; `end` is among them
+    is_open     whether the prompt has opened the thinking already
     """
 
     max_tokens: int

@@ -40,7 +40,7 @@ def tool_call_list(
 
 
 def moved(schema: Any, root: str) -> Any:
-    """That schema as a part of a larger one: its references to itself start at `root`."""
+    """The schema as a part of a larger schema: its references to itself start at `root`."""
     if isinstance(schema, list):
         return [moved(one, root) for one in schema]
     if not isinstance(schema, Mapping):

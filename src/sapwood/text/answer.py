@@ -1,4 +1,4 @@
-"""An answer taken apart: thinking first, then content and calls of tools."""
+"""Takes an answer apart: first the thinking, then content and tool calls."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sapwood.text.events import Answer, Content, Event, Reasoning, merged
-from sapwood.text.reasoning.format import ReasoningFormat, ReasoningParser
-from sapwood.text.tools.format import ToolFormat, ToolParser, ToolSet
+from sapwood.text.reasoning.format import ReasoningFormat, reasoning_parser
+from sapwood.text.source import Parser
+from sapwood.text.tools.format import ToolFormat, ToolSet, tool_parser
 from sapwood.text.tools.harmony import Harmony
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerShape:
-    """How one request's answers are written, and what of them is taken apart.
+    """Which formats the answers to one request are written in.
 
-    reasoning    None: thinking stays in the content as the model wrote it
-    is_thinking  the answer begins inside the thinking
-    calls        None: calls stay in the content as the model wrote them
+    reasoning    format of the thinking; None: thinking stays in the content as the model wrote it
+    is_thinking  whether the answer begins inside the thinking
+    calls        format of tool calls; None: calls stay in the content as the model wrote them
+    tools        the tools that the answer may call
     """
 
     reasoning: ReasoningFormat | None = None
@@ -33,7 +35,7 @@ class AnswerShape:
         return frozenset((*reasoning, *calls))
 
     def parser(self) -> AnswerParser:
-        """For one answer."""
+        """A new parser for one answer."""
         return AnswerParser(self)
 
     def parsed(self, text: str) -> Answer:
@@ -42,21 +44,21 @@ class AnswerShape:
 
 
 class AnswerParser:
-    """One answer as it comes; `feed` it the text in any parts, then `finish`."""
+    """Parses one answer while it arrives: `feed` it the text in any parts, then `finish`."""
 
     def __init__(self, shape: AnswerShape) -> None:
-        self._thinking: ReasoningParser | ToolParser | None = None
-        self._calls: ToolParser | None = None
+        self._thinking: Parser | None = None
+        self._calls: Parser | None = None
         self._keeps_reasoning = True
         reasoning, calls = shape.reasoning, shape.calls
         if calls is not None:
-            self._calls = ToolParser(calls, shape.tools)
+            self._calls = tool_parser(calls, shape.tools)
         if calls is not None and calls.separates_reasoning:
             self._keeps_reasoning = reasoning is not None
         elif reasoning is not None and reasoning.tool_format is not None:
-            self._thinking = ToolParser(Harmony(calls_tools=False), ToolSet())
+            self._thinking = tool_parser(Harmony(calls_tools=False), ToolSet())
         elif reasoning is not None:
-            self._thinking = ReasoningParser(reasoning, is_thinking=shape.is_thinking)
+            self._thinking = reasoning_parser(reasoning, is_thinking=shape.is_thinking)
 
     @property
     def is_thinking(self) -> bool:
@@ -76,7 +78,7 @@ class AnswerParser:
         return merged(events)
 
     def _later(self, events: Iterable[Event]) -> list[Event]:
-        """What the second stage makes of the content of the first."""
+        """The events of the first stage, with its content parsed by the second stage."""
         if self._calls is None:
             return list(events)
         out: list[Event] = []

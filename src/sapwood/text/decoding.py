@@ -1,4 +1,4 @@
-"""How the token ids of one tokenizer become text, taken apart so that it can be done in pieces.
+"""How the token ids of one tokenizer become text, piece by piece.
 
 The `tokenizers` library decodes a whole list of ids. To decode incrementally and still give the
 very same text, we must know which part of a decoder looks beyond one token. Three kinds cover the
@@ -32,10 +32,10 @@ class DecodeKind(Enum):
 
 
 class Mark(Enum):
-    """What a token is when it is no text of its own.
+    """Stands for a token that has no text of its own.
 
-    BYTE    one byte of a character that is spelled in several tokens
-    HIDDEN  nothing: a special token that is left out, or an id that the tokenizer does not know
+    BYTE    the token is one byte of a character that is spelled in several tokens
+    HIDDEN  the token is a special token that is left out, or an id that the tokenizer does not know
     """
 
     BYTE = "byte"
@@ -67,11 +67,11 @@ class TokenTexts:
         self._pieces = {skip: _Table(self._reader_of_pieces(skip)) for skip in (False, True)}
 
     def bytes_of(self, *, skip_special_tokens: bool) -> dict[int, bytes]:
-        """A table id -> bytes; for kind BYTES. A hidden token is b""."""
+        """For kind BYTES: a table from token id to bytes, which are b"" for a hidden token."""
         return self._bytes[skip_special_tokens]
 
     def pieces_of(self, *, skip_special_tokens: bool) -> dict[int, str | Mark]:
-        """A table id -> text of that token anywhere but at the start; for kind PIECES."""
+        """For kind PIECES: a table from token id to the token's text anywhere but at the start."""
         return self._pieces[skip_special_tokens]
 
     def is_hidden(self, token_id: int, *, skip_special_tokens: bool) -> bool:
@@ -80,8 +80,10 @@ class TokenTexts:
         return self._backend.id_to_token(token_id) is None
 
     def bytes_alone(self, token_id: int) -> bytes | None:
-        """What the token adds to a text that has begun, special or not; b"" if it is unknown. None
-        if this decoder does not let that be said of one token."""
+        """The bytes that a token, special or not, adds to a text that has begun.
+
+        b"" for an unknown token; None if the decoder looks at several tokens together.
+        """
         if self.kind is DecodeKind.BYTES:
             return bytes(self._bytes[False][token_id])
         if self.kind is not DecodeKind.PIECES:
@@ -92,8 +94,10 @@ class TokenTexts:
         return b"" if isinstance(piece, Mark) else piece.encode()
 
     def raw(self, token_id: int) -> bytes:
-        """The bytes that a token stands for where some text came before it; b"" for an id that the
-        tokenizer does not know. Special tokens are shown; a character may be spelt in several."""
+        """The bytes that a token, special or not, stands for after some other text.
+
+        A token may be only a part of a character. An id that the tokenizer does not know has b"".
+        """
         if self.kind is DecodeKind.BYTES:
             return self.bytes_of(skip_special_tokens=False)[token_id]
         token = self._backend.id_to_token(token_id)
@@ -109,17 +113,17 @@ class TokenTexts:
         return token_id in self._special_ids
 
     def from_start(self, token_ids: Sequence[int]) -> str:
-        """The text of these tokens where nothing came before them; special tokens are shown."""
+        """The tokens' text at the very beginning of a text; special tokens are shown."""
         return self._backend.decode(list(token_ids), skip_special_tokens=False)
 
     def after_start(self, token_ids: Sequence[int]) -> str:
-        """The text of these tokens where some text came before them; for kind PIECES."""
+        """For kind PIECES: the tokens' text after some other text; special tokens are shown."""
         assert self._anchor is not None
         anchor_id, anchor_text = self._anchor
         return self.from_start([anchor_id, *token_ids])[len(anchor_text) :]
 
     def without_gaps(self, token_ids: Sequence[int]) -> str:
-        """The text with special tokens shown and no space between two that follow each other."""
+        """The text, with special tokens shown, and no space between two neighbouring ones."""
         parts: list[str] = []
         previous_is_special = False
         for token_id in token_ids:

@@ -27,8 +27,8 @@ class IncrementalDetokenizer:
     """The text of one request's output, token by token.
 
     The joined results of `push` and `finish` equal `tokenizer.decode` of all token ids. A piece
-    never holds a broken character: what may yet become one waits. At the end an incomplete one
-    becomes U+FFFD, as in a whole decode. The work per token does not grow with the text.
+    never holds a broken character: the bytes of an incomplete character wait for the rest. At the
+    end they become U+FFFD, as in a whole decode. The work per token does not grow with the text.
 
     Where a tokenizer spells characters in byte tokens (`<0xE4>`), a run of them waits until it
     ends, because the library reads a run as a whole: one malformed byte makes all of it U+FFFD.
@@ -61,7 +61,7 @@ class IncrementalDetokenizer:
         return self._strategy.push(token_ids)
 
     def finish(self) -> str:
-        """What was held back. Nothing may be pushed afterwards."""
+        """The text that was held back. Nothing may be pushed afterwards."""
         return self._strategy.finish()
 
 
@@ -121,7 +121,7 @@ class _Pieces:
             return text
         text = self._texts.from_start(self._held)
         if text:
-            # Until some text came out the decoder is still at the start, where a space may vanish.
+            # While no text has come out, the decoder is at the start, where a space may vanish.
             self._started = True
             self._held.clear()
         return text

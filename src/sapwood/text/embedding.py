@@ -1,4 +1,4 @@
-"""Text in, numbers out: vectors, classes, and how likely given tokens come next."""
+"""From a text to its embedding, its scores, or the likelihood of given next tokens."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NEXT_TOKEN = SamplingParams(max_new_tokens=1, temperature=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedRequest:
-    """One text whose numbers are wanted.
+    """A request for the embedding or the scores of one text.
 
     text       a text; token ids, which are taken as they are; or a pair of texts, which the
-               tokenizer joins as the model was trained on
-    add_special_tokens  encode a single text with what the tokenizer adds
-    param      what the client calls it, for errors
-    label_ids  tokens whose log probabilities as the next token are wanted, of a model that
-               generates; None: the vector or the classes that the model makes of the text
+               tokenizer joins as in the model's training
+    add_special_tokens  whether the tokenizer adds BOS or EOS to a single text
+    param      the text's field in the client's request, for errors
+    label_ids  for a model that generates: tokens whose log probabilities as the next token are
+               wanted; None: the model's embedding or class scores are wanted
     extra_key, priority, routing_key  as in TextRequest
     """
 
@@ -47,9 +47,10 @@ class EmbedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """What one text brought.
+    """The embedding or scores of one text.
 
-    values  [numbers] fp32; empty unless the finish is of kind "length": nothing more was wanted
+    values  [n] fp32; empty unless the finish is of kind "length", which stands for success here: a
+            request without output tokens is at its limit when its prompt is computed
     """
 
     request_id: str
@@ -71,10 +72,10 @@ class TextEmbedder:
         self._tokenizer = tokenizer
 
     async def embed(self, request: EmbedRequest) -> Numbers:
-        """The text's numbers. Cancelling it aborts the request.
+        """Compute one text's embedding or scores. Cancelling this call aborts the request.
 
-        A text that cannot be served raises InvalidRequest or PromptTooLong before anything is
-        submitted; what fails in the engine is in the `finish`.
+        Raises InvalidRequest or PromptTooLong, before anything is submitted, if the text cannot be
+        served. A failure in the engine is reported by the `finish`.
         """
         with self._generator.opened(request.request_id) as opened:
             prompt_ids, num_first = await self._encode(request)
@@ -93,7 +94,7 @@ class TextEmbedder:
             return _numbers(await self._ask(asked, opened), has_labels=labels is not None)
 
     async def _encode(self, request: EmbedRequest) -> tuple[list[int], int | None]:
-        """The token ids, and how many are of the first text, if there are two."""
+        """The token ids, and for a pair of texts how many of them belong to the first text."""
         match request.text:
             case str(text):
                 return await self._generator.encode(text, request.add_special_tokens), None
@@ -114,7 +115,7 @@ class TextEmbedder:
                 request.label_ids, "label_token_ids", param="label_token_ids"
             )
         context = self._engine.info.context_length
-        # The token after the text must have room, though nobody wants it itself.
+        # The context must have room for a token after the text, whose likelihood is asked for.
         limit = context if request.label_ids is None else context - 1
         if len(prompt_ids) > limit:
             raise PromptTooLong(
@@ -122,7 +123,7 @@ class TextEmbedder:
             )
 
     async def _ask(self, asked: Generate, opened: OpenRequest) -> RequestOutput:
-        """The terminal output."""
+        """Submit the request and wait for its one output, which has a `finish`."""
         if opened.is_aborted:
             return _ended(asked, Finish(kind="abort"))
         opened.submitted.append(asked.request_id)
@@ -165,10 +166,11 @@ def _numbers(output: RequestOutput, *, has_labels: bool) -> Numbers:
 
 
 def shortened(vector: NDArray[np.float32], size: int, *, normalize: bool) -> NDArray[np.float32]:
-    """The first `size` numbers, again of length 1 if all of them are.
+    """The first `size` numbers of an embedding, scaled to length 1 if `normalize`.
 
-    For models that are trained so that these are an embedding of their own (Kusupati et al. 2022,
-    arXiv:2205.13147)."""
+    For models that are trained so that the first numbers of an embedding are an embedding too
+    (Kusupati et al. 2022, arXiv:2205.13147).
+    """
     kept = vector[:size]
     norm = float(np.linalg.norm(kept))
     return kept / np.float32(norm) if normalize and norm > 0 else kept

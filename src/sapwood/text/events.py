@@ -1,9 +1,9 @@
-"""What a model's answer is made of, in the order in which it was written.
+"""Events: the parts of a model's answer, in the order in which the model wrote them.
 
-A parser turns an answer's text into these. However the text is split, the joined texts of each kind
-are the same; and the `source` of all events together is the answer's text, to the last character,
-so that nothing is ever lost. A call that turns out to be broken is `CallFailed`, and what the model
-wrote for it follows as content.
+A parser turns an answer's text into events. Wherever the text is split, the joined texts of each
+kind of event are the same; and the `source` of all events together is the answer's text, to the
+last character, so that nothing is ever lost. A call that turns out to be broken ends with
+`CallFailed`, and its text follows as content.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class Markup:
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call of a tool begins. index: counts the calls of one answer, failed ones included."""
+    """A tool call begins.
+
+    index  number of the call within the answer; failed calls are counted too
+    """
 
     index: int
     name: str
@@ -72,7 +75,10 @@ class CallArguments:
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The call is complete: its arguments are a JSON object. source: what the model wrote."""
+    """A tool call is complete: its arguments are a JSON object.
+
+    source  the call's text as the model wrote it
+    """
 
     index: int
     source: str
@@ -80,7 +86,7 @@ class CallEnd:
 
 @dataclass(frozen=True, slots=True)
 class CallFailed:
-    """The call is no call after all; its arguments so far are never a complete JSON object."""
+    """The text was no tool call after all; the arguments so far are never a whole JSON object."""
 
     index: int
 
@@ -94,7 +100,7 @@ Event = Content | Reasoning | Markup | CallStart | CallArguments | CallEnd | Cal
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool. arguments: the JSON text of an object."""
+    """A tool call; `arguments` is the JSON text of an object."""
 
     call_id: str
     name: str
@@ -118,7 +124,7 @@ class Answer:
 
 
 class AnswerBuilder:
-    """Collects events; calls that failed or never ended are left out."""
+    """Collects the events of an answer; calls that failed or never ended are left out."""
 
     def __init__(self) -> None:
         self._content: list[str] = []
@@ -146,7 +152,7 @@ class AnswerBuilder:
 
     @property
     def num_calls(self) -> int:
-        """Calls that are complete."""
+        """Number of complete calls so far."""
         return len(self._calls)
 
     def built(self) -> Answer:
@@ -154,7 +160,7 @@ class AnswerBuilder:
 
 
 def merged(events: Iterable[Event]) -> list[Event]:
-    """The same events, neighbours of one kind as one."""
+    """The same events, but neighbours of one kind joined to one event."""
     out: list[Event] = []
     for event in events:
         last = out[-1] if out else None

@@ -1,4 +1,4 @@
-"""How the model that is served writes thinking and calls of tools."""
+"""The formats in which the served model writes its thinking and its tool calls."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ NONE = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFormats:
-    """
-    reasoning      None: thinking stays in the content
-    calls          None: the model's calls of tools cannot be read
-    leaves_calls   calls are left in the content on purpose
-    keeps_unknown  a call of a tool that the request does not have is a call too
+    """The formats of one model's answers.
+
+    reasoning      format of the thinking; None: thinking stays in the content
+    calls          format of tool calls; None: there is none, and calls stay in the content
+    leaves_calls   whether the operator wants calls left in the content
+    keeps_unknown  whether a call of a tool that the request does not have is a call too
     """
 
     reasoning: ReasoningFormat | None = None
@@ -38,7 +39,7 @@ class AnswerFormats:
         architectures: tuple[str, ...] = (),
         keeps_unknown: bool = False,
     ) -> AnswerFormats:
-        """The named parsers; for "auto" those that the chat template points at.
+        """The formats of the named parsers; "auto" stands for what the chat template points at.
 
         Raises ConfigError for a name that is not known.
         """
@@ -57,6 +58,6 @@ class AnswerFormats:
 
 def _calls_of_model(template: str, architectures: tuple[str, ...]) -> str:
     found = calls_of_template(template) or NONE
-    # MiMo's template has the tags of Qwen3-Coder's, whose machine reads both.
+    # MiMo's template has the same tags as Qwen3-Coder's, so the architecture decides.
     is_mimo = any(name.startswith("MiMo") for name in architectures)
     return "mimo" if found == "qwen3_coder" and is_mimo else found

@@ -1,4 +1,4 @@
-"""Text in, text out: what an engine's token ids mean to a client, as a stream."""
+"""From prompts to streams of text, with an engine that knows only token ids in between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sapwood.schema.logits_processors import code_of
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.pooling import Pooling, why_not
-from sapwood.schema.request import Generate, TraceContext
+from sapwood.schema.request import FLOAT32_BYTES, Generate, TraceContext
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.sample import Sample, joined
 from sapwood.text.sample import ScoredPrompt as ScoredPrompt
@@ -30,13 +30,13 @@ MAX_SAMPLES = 128
 """Samples that one request may ask for, as in OpenAI's API."""
 
 MAX_CHARS_PER_TOKEN = 128
-"""No text of this many characters per token of the context fits into it: runs of blanks, which some
-vocabularies have as one token, come closest."""
+"""A text with more characters per token of the context than this cannot fit into the context.
+
+Runs of blanks, which some vocabularies have as one token, are the longest tokens there are.
+"""
 
 ENCODE_IN_THREAD_CHARS = 8192
-"""From this length on a prompt is encoded in a thread: it would hold up the event loop for 2 ms."""
-
-FLOAT32_BYTES = 4
+"""Longer prompts are encoded in a thread: this length would hold up the event loop for 2 ms."""
 
 _NUM_SEEDS = 2**64
 
@@ -48,17 +48,17 @@ class TextRequest:
     """One prompt and how to go on with it.
 
     prompt              text, or token ids, which are taken as they are; empty with input_embeds
-    input_embeds        vectors in the place of the embeddings of the prompt's tokens: fp32, little
+    input_embeds        vectors that take the place of the prompt's token embeddings: fp32, little
                         endian, one piece per token
-    add_special_tokens  encode text with the BOS or EOS that the tokenizer adds
-    logprobs            which log probabilities to tell; None: of no token
-    stream_interval     every chunk but the last brings at least so many tokens
-    n                   how many samples; with a seed, sample i takes seed + i
+    add_special_tokens  whether the tokenizer adds BOS or EOS to a text
+    logprobs            the log probabilities that are wanted; None: none
+    stream_interval     tokens that every chunk but the last has at least
+    n                   number of samples; with a seed, sample i takes seed + i
     extra_key           prefix pages are shared only among requests with the same key
-    return_hidden_states  tell the hidden state of every token but the last output token
+    return_hidden_states  whether the hidden states of all tokens but the last one are wanted
     priority            larger is sooner, unless the server is told the opposite; None: its default
     routing_key         requests with the same key probably share prefixes; "": none
-    trace               the request's spans; None: it is not traced
+    trace               the request's spans; None: the request is not traced
     """
 
     request_id: str
@@ -88,16 +88,17 @@ class TextRequest:
 class TextGenerator:
     """Turns text requests into engine requests, and the engine's tokens into text.
 
-    engine          where the tokens come from
-    tokenizer       of the model that the engine serves
-    context_length  prompt and output tokens at most; None: what the engine says
-    vocab_size      token ids that the model knows; None: as many as the tokenizer. The smaller of
-                    the two counts: an id beyond it has no embedding, or no text
+    engine          generates the tokens
+    tokenizer       the tokenizer of the engine's model
+    context_length  prompt and output tokens at most; None: the engine reports it
+    vocab_size      token ids that the model knows; None: as many as the tokenizer knows. An id must
+                    be known to both: without the model it has no embedding, without the tokenizer
+                    no text
     logits_processors  names that a request may give as its custom_logit_processor
-    allow_code      whether it may bring code instead
+    allow_code      whether a request may bring code as its custom_logit_processor
     tells_hidden    whether requests may ask for hidden states
-    hidden_size     numbers of a token's embedding; None: only the engine knows
-    pooling         of a model that generates nothing; None: it generates
+    hidden_size     length of a token's embedding; None: only the engine knows
+    pooling         how the model makes embeddings or scores; None: the model generates
     """
 
     def __init__(
@@ -128,9 +129,9 @@ class TextGenerator:
     async def generate(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:
         """Yield chunks until each of the n samples has had its `finish`.
 
-        Closing the generator early aborts what still runs. What fails in the engine comes as a
-        chunk whose finish is of kind "error"; a prompt or parameter that cannot be served raises
-        InvalidRequest or PromptTooLong before anything is submitted.
+        Closing the generator early aborts the samples that still run. A failure in the engine
+        comes as a chunk whose finish is of kind "error"; a prompt or parameter that cannot be
+        served raises InvalidRequest or PromptTooLong before anything is submitted.
         """
         unable = why_not(self._pooling, "tokens")
         if unable is not None:
@@ -156,7 +157,7 @@ class TextGenerator:
 
     @contextmanager
     def opened(self, request_id: str) -> Iterator[OpenRequest]:
-        """Within it an abort finds the request, even while its prompt is being encoded.
+        """While the `with` block runs, `abort` finds the request, even during its encoding.
 
         InvalidRequest if a request with that id is still open.
         """
@@ -172,7 +173,10 @@ class TextGenerator:
             del self._open[request_id]
 
     async def abort(self, request_id: str) -> None:
-        """End all samples of a request; each still gets a chunk with a finish. Unknown: no-op."""
+        """End all samples of a request; each still gets a chunk with a finish.
+
+        An id that no open request has is ignored.
+        """
         opened = self._open.get(request_id)
         if opened is not None:
             opened.is_aborted = True
@@ -197,7 +201,7 @@ class TextGenerator:
                 "the prompt is empty; it must have at least one token", param="prompt"
             )
         context_length = self._context_length or self._engine.info.context_length
-        # One token of the context must be left for the output.
+        # The context must have room for at least one output token.
         if len(prompt_ids) > context_length - 1:
             raise PromptTooLong(
                 len(prompt_ids),
@@ -232,10 +236,10 @@ class TextGenerator:
             )
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """The token ids of a text; a long one does not hold up the event loop.
+        """The token ids of a text. A long text is encoded in a thread.
 
-        InvalidRequest if it is so long that it cannot fit into the context: to find out by how many
-        tokens would cost minutes, and a gigabyte.
+        Raises InvalidRequest if the text has too many characters for the context. Its number of
+        tokens is not told then: encoding such a text could take minutes and a gigabyte.
         """
         context_length = self._context_length or self._engine.info.context_length
         longest = context_length * MAX_CHARS_PER_TOKEN
@@ -250,9 +254,10 @@ class TextGenerator:
         return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)
 
     def check_token_ids(self, token_ids: Collection[int], what: str, *, param: str) -> None:
-        """InvalidRequest if one of them is not in the vocabulary.
+        """Raises InvalidRequest if a token id is not in the vocabulary.
 
-        what   whose they are, for the error ("the prompt"); param: that field's name
+        what   the ids' place in the request, for the error ("the prompt")
+        param  name of that field
         """
         if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
             return
@@ -264,7 +269,7 @@ class TextGenerator:
         )
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        """InvalidRequest, naming the parameter, for what this model or server cannot do."""
+        """Raises InvalidRequest for a parameter that this model or server cannot honour."""
         self.check_token_ids(sampling.logit_bias, "logit_bias", param="logit_bias")
         self.check_token_ids(sampling.stop_token_ids, "stop_token_ids", param="stop_token_ids")
         if sampling.stop_regex:
@@ -300,7 +305,7 @@ class TextGenerator:
     async def _one(
         self, index: int, request: Generate, opened: OpenRequest, every: int
     ) -> AsyncGenerator[TextChunk, None]:
-        """One sample, straight from the engine's iterator: no task and no queue in between."""
+        """The chunks of a single sample, straight from the engine's iterator, without a task."""
         sample = Sample(index, request, self._tokenizer)
         if opened.is_aborted:
             yield sample.ended(Finish(kind="abort"))
@@ -324,7 +329,7 @@ class TextGenerator:
                 last = sample.ended(_lost(request.request_id))
                 last = last if waiting is None else joined(waiting, last)
         finally:
-            # Before the last chunk goes out: the engine should not compute what nobody will read.
+            # Before the last chunk goes out: the engine should not compute tokens for nobody.
             await self._close(outputs, request.request_id)
         yield last
 
@@ -338,7 +343,7 @@ class TextGenerator:
     async def _merged(
         self, parts: Sequence[Generate], opened: OpenRequest, every: int
     ) -> AsyncGenerator[TextChunk, None]:
-        """Several samples at once; chunks of a sample that wait together become one."""
+        """The chunks of several samples as they come; waiting chunks of one sample are joined."""
         arrived: asyncio.Queue[TextChunk | asyncio.Task[None]] = asyncio.Queue()
 
         async def pump(index: int, part: Generate) -> None:
@@ -378,7 +383,7 @@ class TextGenerator:
 class OpenRequest:
     """A request that is being answered.
 
-    submitted  ids of its samples that the engine has got; it is not asked to abort others
+    submitted  ids of the samples that the engine has got; only these can be aborted there
     """
 
     is_aborted: bool = False
@@ -419,7 +424,7 @@ def _lost(request_id: str) -> Finish:
 
 
 async def _all_waiting(queue: asyncio.Queue[T]) -> list[T]:
-    """Wait for one item, then take every other that is already there."""
+    """Wait for one item, then take all further items that have arrived already."""
     items = [await queue.get()]
     while not queue.empty():
         items.append(queue.get_nowait())

@@ -1,4 +1,4 @@
-"""JSON as it arrives: each piece is handed on at once, and checked as it goes."""
+"""Reads JSON while it arrives: each piece is checked and handed on at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sapwood.text.source import Emit, Malformed, Source, Steps
 
 MAX_DEPTH = 100
-"""Arrays and objects inside one another."""
+"""How deeply arrays and objects may be nested."""
 
 _SPACE = re.compile(r"[ \t\r\n]+")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
@@ -21,7 +21,7 @@ _NO_LIMIT = 2**62
 
 
 def json_value(source: Source, out: Emit, depth: int = 0) -> Steps[None]:
-    """Read one value and hand on its text; Malformed at the first character that cannot be right.
+    """Read one value and hand on its text; raises Malformed at the first wrong character.
 
     A control character inside a string, which JSON forbids but models write, is handed on escaped.
     """
@@ -44,7 +44,7 @@ def json_value(source: Source, out: Emit, depth: int = 0) -> Steps[None]:
 
 
 def json_space(source: Source, out: Emit) -> Steps[str]:
-    """Hand on white space; the character after it, unread."""
+    """Read white space and hand it on. Returns the character after it, unread."""
     space = yield from source.while_matching(_SPACE, limit=_NO_LIMIT)
     if space:
         out(space)
@@ -72,16 +72,17 @@ def json_string(source: Source, out: Emit) -> Steps[None]:
 
 
 def decoded_string(source: Source) -> Steps[str]:
-    """Read a string; its value."""
+    """Read a string and return its value."""
     parts: list[str] = []
     yield from json_string(source, parts.append)
     return str(json.loads("".join(parts)))
 
 
 def parsed(text: str) -> Any:
-    """The value of a whole JSON text; ValueError for what not every reader of JSON takes.
+    """The value of a whole JSON text.
 
-    That is NaN, infinities, and halves of surrogate pairs, which UTF-8 cannot hold.
+    Raises ValueError for malformed JSON, and for three things that not every reader of JSON
+    accepts: NaN, infinities, and halves of surrogate pairs, which UTF-8 cannot hold.
     """
     try:
         value = json.loads(text, parse_constant=_refuse)
@@ -97,7 +98,7 @@ def _refuse(name: str) -> None:
 
 
 def _plain(source: Source) -> Steps[str]:
-    """The characters of a string that are there, at least one; the rest comes in another round."""
+    """The characters of a string that have arrived, at least one; a later call reads the rest."""
     yield from source.peek()
     start = source.pos
     match = source.match_here(_PLAIN)
@@ -116,7 +117,7 @@ def _escape(source: Source, out: Emit) -> Steps[None]:
         return
     code = yield from _code_unit(source, out)
     if 0xD800 <= code < 0xE000:
-        # Half of a pair, which UTF-8 cannot hold alone; the other half must follow.
+        # Half of a surrogate pair, which UTF-8 cannot hold alone; the other half must follow.
         second = (yield from _code_unit(source, out)) if code < 0xDC00 else 0
         if not 0xDC00 <= second < 0xE000:
             raise Malformed

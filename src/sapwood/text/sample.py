@@ -15,8 +15,10 @@ from sapwood.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredPrompt:
-    """The prompt's tokens from the index asked for on, and the log probabilities of all but the
-    first of them; None if that is the only one."""
+    """The prompt's tokens from `prompt_start` on, and their log probabilities.
+
+    logprobs  of all these tokens but the first; None if there is only one
+    """
 
     token_ids: tuple[int, ...]
     logprobs: TokenLogprobs | None
@@ -24,20 +26,22 @@ class ScoredPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextChunk:
-    """What is new in one sample. The last chunk of a sample, and only that one, has a `finish`.
+    """The new part of one sample. The last chunk of a sample, and only the last, has a `finish`.
 
-    index              which of the n samples
+    index              number of the sample, from 0 to n - 1
     text               new text; may be "" while a character or a stop string is not complete
     token_ids          new output tokens, up to and including the one that completed a stop
     num_output_tokens  output tokens of this sample so far
     num_cached_tokens  prompt tokens that came from the prefix cache
     queue_time_s       seconds between arrival and the first step that computed something
-    logprobs           of token_ids, if asked for; None for a chunk that has no tokens
-    offsets            with logprobs: where in the sample's text each of token_ids begins, before a
-                       stop is cut off
-    prompt             once per sample, if asked for
-    hidden_states      if asked for, of the tokens after those told of before: the prompt's first,
-                       the last output token's never; fp32, little endian, one piece per token
+    logprobs           log probabilities of token_ids, if the request wants them; None for a chunk
+                       without tokens
+    offsets            if the request wants log probabilities: where in the sample's text each of
+                       token_ids begins, in characters, before a stop is cut off
+    prompt             the scored prompt, once per sample, if the request wants it
+    hidden_states      if the request wants them, those of the tokens that no earlier chunk had,
+                       beginning with the prompt's; the last output token never has one. fp32,
+                       little endian, one piece per token
     """
 
     index: int
@@ -55,7 +59,7 @@ class TextChunk:
 
 
 class Sample:
-    """One sample: what the engine answers becomes chunks of text."""
+    """Turns the engine's outputs for one sample into chunks of text."""
 
     def __init__(self, index: int, request: Generate, tokenizer: Tokenizer) -> None:
         sampling = request.sampling
@@ -82,7 +86,7 @@ class Sample:
         self._num_hidden = 0
 
     def advance(self, output: RequestOutput) -> TextChunk:
-        """The chunk for what the engine answered; nothing follows one with a `finish`."""
+        """The chunk for one output of the engine; a chunk with a `finish` is the last."""
         token_ids, finish = output.token_ids, output.finish
         shown = token_ids
         if finish is not None and not self._no_trim and _ends_with_stop_token(token_ids, finish):
@@ -120,7 +124,7 @@ class Sample:
         )
 
     def ended(self, finish: Finish) -> TextChunk:
-        """The last chunk of a sample whose end the engine did not tell."""
+        """The last chunk of a sample that ends without an output of the engine."""
         output = RequestOutput(
             request_id=self._request_id,
             token_ids=[],
@@ -130,7 +134,7 @@ class Sample:
         return self.advance(output)
 
     def _hidden(self, brought: Sequence[bytes]) -> tuple[bytes, ...]:
-        """Without those of output tokens that a stop string cut off, and of the last one."""
+        """The hidden states without those of the last output token and of tokens after a stop."""
         if not brought:
             return ()
         wanted = self._num_prompt_tokens + max(self._num_output_tokens - 1, 0)
@@ -139,7 +143,10 @@ class Sample:
         return told
 
     def _scored_prompt(self, output: RequestOutput) -> ScoredPrompt | None:
-        """Once, when the engine has told; a single token has nothing to be told."""
+        """The scored prompt, as soon as the engine has sent its scores; None before and after.
+
+        A prompt of a single token has no scores, so nothing has to come from the engine.
+        """
         is_alone = len(self._prompt_to_tell) == 1
         was_cut_off = output.finish is not None and output.finish.kind in ("abort", "error")
         if output.prompt_logprobs is None and (not is_alone or was_cut_off):
@@ -151,8 +158,10 @@ class Sample:
     def _match(
         self, token_ids: Sequence[int], offsets: list[int], *, is_last: bool
     ) -> tuple[str, str | None, int]:
-        """New text, the stop that was completed, and how many of the tokens led to it; `offsets`
-        gets where each of these begins."""
+        """(new text, the stop that was completed or None, number of tokens up to that stop).
+
+        The beginning of each of these tokens in the sample's text is appended to `offsets`.
+        """
         parts: list[str] = []
         for count, token_id in enumerate(token_ids, start=1):
             # One by one, because the token that completes a stop string is the last that counts.
@@ -172,7 +181,7 @@ class Sample:
         return "".join(parts), matched, len(token_ids)
 
     def _pushed(self, text: str) -> tuple[str, str | None]:
-        """What may be shown of the text, and the stop that it completes."""
+        """(the text that may be shown now, the stop that `text` completes or None)"""
         self._num_characters += len(text)
         if self._stops is None:
             return text, None
@@ -181,7 +190,7 @@ class Sample:
 
 
 def joined(earlier: TextChunk, later: TextChunk) -> TextChunk:
-    """Two chunks of one sample as one."""
+    """One chunk in the place of two chunks of the same sample."""
     logprobs = [one.logprobs for one in (earlier, later) if one.logprobs is not None]
     return TextChunk(
         index=later.index,

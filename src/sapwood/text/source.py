@@ -1,7 +1,7 @@
-"""A text that arrives in parts, read by a parser that is written as if it were all there.
+"""A text that arrives in parts, for parsers that are written as if all of it were there.
 
-A parser is a generator. Where it needs text that has not arrived it yields, and goes on when more
-has; so the place where the text is split cannot change what it finds.
+A parser is a generator. It yields whenever it needs text that has not arrived, and is resumed when
+more text is there; so the places where the text is split cannot change the result.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from sapwood.text.events import Event, Markup
+from sapwood.text.events import Event, Markup, merged
 
 T = TypeVar("T")
 
@@ -20,20 +20,20 @@ Steps = Generator[None, None, T]
 Emit = Callable[[str], None]
 
 MAX_HELD = 4096
-"""Characters of a name, key or tag at most; what is longer is not one."""
+"""Characters that a name, key or tag may have; a longer text is taken for something else."""
 
 
 class Malformed(Exception):
-    """The text is not what the format says, or has ended before it was."""
+    """The text breaks the format's rules, or has ended too early."""
 
 
 class Source:
-    """The text so far, where the reading is, and what was found.
+    """The text so far, how far it has been read, and the events that were found in it.
 
-    pos          the first character that is not read
-    events       what was found since they were last taken
-    is_thinking  what is being read is thinking, not answer
-    tag_start    where the tag is that `passing` found
+    pos          index of the first unread character
+    events       events that nobody has taken yet
+    is_thinking  whether the text that is being read belongs to the thinking
+    tag_start    index of the tag that `passing` found
     """
 
     def __init__(self) -> None:
@@ -61,8 +61,8 @@ class Source:
         return self._text[self.pos : self.pos + count]
 
     def skips(self, tag: str) -> Steps[bool]:
-        """Whether `tag` is next; then it is read."""
-        # One character settles it in nearly every case, and fewer are waited for.
+        """Read `tag` if it comes next. Returns whether it did."""
+        # The first character decides in nearly every case, so the rest is not waited for.
         for length in range(1, len(tag) + 1):
             if (yield from self.peek(length)) != tag[:length]:
                 return False
@@ -70,7 +70,7 @@ class Source:
         return True
 
     def match_here(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """A match at `pos` in what has arrived; it may go on in what follows."""
+        """A match at `pos` in the text so far; it could be longer once more text has arrived."""
         return pattern.match(self._text, self.pos)
 
     def expect(self, tag: str) -> Steps[None]:
@@ -86,7 +86,10 @@ class Source:
             self.pos += 1
 
     def skips_after_space(self, *tags: str) -> Steps[str | None]:
-        """Which of the tags comes after white space; it is read, or nothing is."""
+        """Read white space and one of the tags, if that is what follows; else read nothing.
+
+        Returns the tag that was read, or None.
+        """
         start = self.pos
         yield from self.space()
         for tag in tags:
@@ -98,7 +101,7 @@ class Source:
     # ---- runs of text ------------------------------------------------------------------------
 
     def while_matching(self, characters: re.Pattern[str], *, limit: int = MAX_HELD) -> Steps[str]:
-        """Read the longest run of what `characters` (one or more of a set) matches."""
+        """Read as long as the pattern `characters` matches, which is one or more of a set."""
         start = self.pos
         while True:
             match = characters.match(self._text, self.pos)
@@ -111,7 +114,10 @@ class Source:
             yield
 
     def until(self, tag: str, *, limit: int = MAX_HELD) -> Steps[str]:
-        """Read up to and including `tag`; returns what is before it, `limit` characters at most."""
+        """Read up to and including `tag`. Returns the text before the tag.
+
+        Raises Malformed if there are more than `limit` characters before the tag.
+        """
         searched = self.pos
         while True:
             found = self._text.find(tag, searched)
@@ -143,7 +149,7 @@ class Source:
             yield
 
     def streaming_until(self, tags: Sequence[str], out: Emit) -> Steps[str]:
-        """Hand on text as it comes up to the first of `tags`, which is read and returned."""
+        """Hand on text as it comes, up to the first of `tags`. Reads that tag and returns it."""
         while True:
             found = first_of(tags, self._text, self.pos)
             end = held_from(tags, self._text, self.pos) if found is None else found[0]
@@ -172,12 +178,12 @@ class Source:
         return self._text[start:end]
 
     def markup_since(self, start: int) -> None:
-        """What was read since `start` was markup."""
+        """Emit the text from `start` to `pos` as markup."""
         if start < self.pos:
             self.emit(Markup(self._text[start : self.pos]))
 
     def _emit_up_to(self, kind: Callable[[str], Event], end: int) -> None:
-        """Emit what is before `end`, and forget all before it: nobody goes back from here."""
+        """Emit the text from `pos` to `end`, and forget it: no parser goes back behind `end`."""
         if end > self.pos:
             self.emit(kind(self._text[self.pos : end]))
         self.tag_start -= end
@@ -186,7 +192,7 @@ class Source:
 
 
 def first_of(tags: Sequence[str], text: str, start: int) -> tuple[int, str] | None:
-    """The earliest of the tags at or after `start`, with its place."""
+    """(index, tag) of the first tag in the text at or after `start`; None if there is no tag."""
     found = [(at, tag) for tag in tags if (at := text.find(tag, start)) >= 0]
     return min(found, key=lambda pair: (pair[0], -len(pair[1])), default=None)
 
@@ -200,8 +206,38 @@ def held_from(tags: Sequence[str], text: str, start: int) -> int:
     return len(text)
 
 
+class Parser:
+    """Takes one answer apart. `feed` it the text in any parts, then `finish`.
+
+    source  receives the text and collects the events
+    steps   the format's generator, which reads the source
+    """
+
+    def __init__(self, source: Source, steps: Steps[None]) -> None:
+        self._source = source
+        self._steps = steps
+
+    @property
+    def is_thinking(self) -> bool:
+        return self._source.is_thinking
+
+    def feed(self, text: str) -> list[Event]:
+        self._source.add(text)
+        return self._advance()
+
+    def finish(self) -> list[Event]:
+        """The text has ended; what was held comes now."""
+        self._source.end()
+        return self._advance()
+
+    def _advance(self) -> list[Event]:
+        run(self._source, self._steps)
+        events, self._source.events = self._source.events, []
+        return merged(events)
+
+
 def run(source: Source, steps: Steps[None]) -> bool:
-    """Let a parser go on until it waits for text; False when it has come to its end."""
+    """Resume a parser until it waits for text. Returns False if it has come to its end."""
     try:
         next(steps)
     except StopIteration:

@@ -1,5 +1,7 @@
-"""Docstrings of Python's standard library: English text that every installation has, and the same
-for one Python version."""
+"""Docstrings of Python's standard library: English text that every installation has.
+
+The text is the same wherever the version of Python is the same.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,15 @@ _OTHERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib
 
 
 def library_text() -> str:
-    """Of the modules at the top of the library, in the order of their names: to measure with."""
+    """Docstrings of the library's top-level modules, in the order of names: to measure with."""
     return _joined(_library().glob("*.py"))
 
 
 def package_text() -> str:
-    """Of the modules in its packages, in the order of their paths: to calibrate with, as it has
-    next to nothing in common with `library_text`."""
+    """Docstrings of the modules in the library's packages, ordered by path: to calibrate with.
+
+    This text has next to nothing in common with `library_text`.
+    """
     library = _library()
     return _joined(
         path

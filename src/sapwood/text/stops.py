@@ -10,11 +10,11 @@ from sapwood.text.stop_regex import RegexSearch, compiled
 
 @dataclass(frozen=True, slots=True)
 class StopResult:
-    """What may be shown now.
+    """The text that may be shown now.
 
-    text     new text that no stop string can still claim
-    matched  the stop string, or the pattern of the regular expression, of which a match was
-             completed; nothing may follow
+    text     new text that cannot be part of a stop string any more
+    matched  the stop string, or the pattern of the regular expression, that was matched; after a
+             match nothing may follow. None: the text goes on
     """
 
     text: str
@@ -23,9 +23,12 @@ class StopResult:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Match:
-    """In the order in which they win: first known, then longest.
+    """A match in the held text; of several matches the smallest one wins.
 
-    known_at  characters of the text after which it is known; begin, end: where it lies
+    known_at  number of characters after which the match is certain
+    begin     index of the match's first character; of equally early matches the longest wins
+    end       index after the match's last character
+    name      the stop string or the pattern
     """
 
     known_at: int
@@ -44,8 +47,8 @@ class StopMatcher:
     one that ends in \\b is known to match a character later.
 
     stop     strings that end the text; none may be empty
-    regexes  patterns of regular expressions that do; each must pass `check_patterns`
-    no_trim  leave what matched in the text
+    regexes  patterns of regular expressions that end the text; each must pass `check_patterns`
+    no_trim  whether the match stays in the text
     """
 
     def __init__(
@@ -86,15 +89,17 @@ class StopMatcher:
         return StopResult(text[:keep_from])
 
     def finish(self) -> StopResult:
-        """What was held back, when it turns out that no text follows; a regular expression that
-        ends in \\b may match only now."""
+        """The text that was held back, once it is known that no text follows.
+
+        A regular expression that ends in \\b may match only now.
+        """
         held, self._held = self._held, ""
         found = [(search.finish(), search.pattern) for search in self._searches]
         matches = [self._match(len(held), match, name) for match, name in found if match]
         return self._ended(held, min(matches)) if matches else StopResult(held)
 
     def _search(self, text: str, new_from: int) -> list[_Match]:
-        """Matches that the first character to complete any of them completes."""
+        """All matches of regular expressions that end at the earliest possible character."""
         for position in range(new_from, len(text)):
             found = [(search.push(text[position]), search.pattern) for search in self._searches]
             matches = [self._match(position + 1, match, name) for match, name in found if match]
@@ -111,7 +116,7 @@ class StopMatcher:
         return StopResult(text[: match.end if self._no_trim else match.begin], match.name)
 
     def _hold_from(self, text: str) -> int:
-        """Where the longest end of `text` begins that is the beginning of a stop string."""
+        """First index from which `text` could begin a stop string; its length if there is none."""
         for start in range(max(0, len(text) - self._longest_hold), len(text)):
             if text[start] in self._first_characters:
                 end_of_text = text[start:]

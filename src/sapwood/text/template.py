@@ -41,7 +41,7 @@ _RENDER_ERRORS = (
     AttributeError,
     ArithmeticError,
 )
-"""What a template may raise on messages of a shape that it does not expect."""
+"""Exceptions that a template may raise on messages of an unexpected shape."""
 
 
 class ChatTemplate:
@@ -80,7 +80,7 @@ class ChatTemplate:
 
     @classmethod
     def of_model(cls, tokenizer: Tokenizer, *, override: str | None = None) -> ChatTemplate | None:
-        """The template that came with the tokenizer, or what `--chat-template` says; None if none.
+        """The template of `--chat-template`, or else the tokenizer's own; None if it has none.
 
         override  a built-in name, a file, or the jinja text itself
         """
@@ -105,7 +105,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **kwargs: Any,
     ) -> str:
-        """The prompt. Special tokens are in it: encode it with add_special_tokens=False.
+        """The messages as one prompt. It has special tokens: use add_special_tokens=False on it.
 
         messages                each with a role; content is a string or a list of parts
         add_generation_prompt   end with the beginning of the assistant's answer
@@ -113,8 +113,8 @@ class ChatTemplate:
         continue_final_message  leave the last message open, so that the model goes on with it
         kwargs                  further variables (chat_template_kwargs)
 
-        Raises InvalidRequest, quoting it, if the template raises an error, and UnsupportedFeature
-        if the template has no place for what the request has.
+        Raises InvalidRequest with the template's own words if the template raises an error, and
+        UnsupportedFeature if the template has no place for a part of the request.
         """
         _check_messages(messages)
         clash = RESERVED_NAMES & kwargs.keys()
@@ -155,7 +155,7 @@ class ChatTemplate:
 
 
 class _Compiled:
-    """One template with what it expects."""
+    """One compiled template, and the form in which it expects messages."""
 
     def __init__(self, environment: jinja2.Environment, source: str) -> None:
         try:
@@ -260,7 +260,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
 
 
 def _prepared(message: Message, template: _Compiled) -> dict[str, Any]:
-    """The message as this template wants it; the caller's own is not touched."""
+    """A copy of the message in the form that this template expects."""
     # Templates test for a key; `content: null` would be rendered as the word None.
     prepared = {key: value for key, value in message.items() if value is not None}
     reasoning = next((prepared[name] for name in _REASONING_FIELDS if name in prepared), None)

@@ -1,4 +1,4 @@
-"""What a chat template expects of the messages, read off its syntax tree.
+"""In which form a chat template expects the messages, as its syntax tree shows.
 
 Templates do not declare whether a message's content is a string or a list of parts, nor whether
 the arguments of a tool call are an object or JSON text. A wrong guess renders Python's spelling of
@@ -17,11 +17,11 @@ ContentForm = Literal["text", "parts", "either"]
 
 @dataclass(frozen=True, slots=True)
 class TemplateTraits:
-    """What one template reads.
+    """The form of messages that one template expects.
 
     content            the form of a message's content: a string, a list of parts, or either
-    arguments_as_text  a tool call's arguments are put into the prompt as they are, as JSON text
-    variables          names that the template takes from outside
+    arguments_as_text  whether a tool call's arguments must be JSON text, which the template prints
+    variables          names of the variables that the template reads
     """
 
     content: ContentForm
@@ -76,7 +76,7 @@ def _takes_arguments_as_text(tree: nodes.Template) -> bool:
 
 
 class _Field:
-    """Which expressions give a certain field of some object, directly or through a variable."""
+    """Recognises the expressions whose value is a certain field, directly or through a variable."""
 
     def __init__(self, name: str, tree: nodes.Template) -> None:
         self._name = name

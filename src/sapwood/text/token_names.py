@@ -1,4 +1,4 @@
-"""What single tokens are called where they are listed one by one."""
+"""Names of single tokens, for lists of tokens with their log probabilities."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class TokenNames:
         self._raw = texts.raw
 
     def text(self, token_id: int) -> str:
-        """As it reads in the middle of a text; a part of a character is U+FFFD."""
+        """The token's text in the middle of a text; a part of a character is shown as U+FFFD."""
         return self._raw(token_id).decode(errors="replace")
 
     def name(self, token_id: int) -> str:
-        """The text, by which tokens can be told apart: a part of a character is spelt as OpenAI
-        does, `bytes:\\\\xe2\\\\x82`."""
+        """A name that no other token has: the text, or for a part of a character its bytes, spelled
+        as in OpenAI's API: `bytes:\\\\xe2\\\\x82`."""
         raw = self._raw(token_id)
         try:
             return raw.decode()

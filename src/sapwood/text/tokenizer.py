@@ -34,12 +34,12 @@ _ADDED_TOKEN_FIELDS = {"content", "lstrip", "rstrip", "single_word", "normalized
 class Tokenizer:
     """One model's tokenizer. Every method may be called from several threads at once.
 
-    What `encode` adds around a text (BOS, EOS) is what tokenizer.json's post-processor says. The
-    options `add_bos_token` and `add_eos_token` of tokenizer_config.json are not looked at beside a
-    tokenizer.json, as in transformers 5. Nor is `clean_up_tokenization_spaces`, which would make
-    the text of a token depend on the tokens after it.
+    The post-processor in tokenizer.json decides whether `encode` adds BOS or EOS. Beside a
+    tokenizer.json the options `add_bos_token` and `add_eos_token` of tokenizer_config.json are
+    ignored, as in transformers 5. So is `clean_up_tokenization_spaces`, which would make the text
+    of a token depend on the tokens after it.
 
-    backend         of the `tokenizers` library; taken over and changed: truncation and padding go
+    backend         an object of the `tokenizers` library; its truncation and padding are turned off
     special_tokens  role -> token, as templates know them: {"bos_token": "<s>", …}
     chat_templates  name -> jinja source; "default" is the model's usual one
     """
@@ -70,10 +70,10 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer:
-        """Read tokenizer.json and the files beside it; ModelSourceError if they make no tokenizer.
+        """Read tokenizer.json and the files beside it.
 
-        Without a tokenizer.json, transformers converts what there is (vocab.json and merges.txt,
-        tokenizer.model, …), which takes longer.
+        Without a tokenizer.json, transformers converts older files (vocab.json and merges.txt,
+        tokenizer.model, …), which takes longer. ModelSourceError if the files make no tokenizer.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -134,7 +134,8 @@ class Tokenizer:
         InvalidRequest if a text has half of a surrogate pair.
         """
         try:
-            # Not the fast call: without a post-processor that one forgets whose a token is.
+            # Not `encode_batch_fast`: without a post-processor its result does not say which of the
+            # two texts a token belongs to.
             [encoding] = self._backend.encode_batch([(first, second)])
         except TypeError as error:
             raise InvalidRequest(
@@ -151,9 +152,9 @@ class Tokenizer:
     ) -> str:
         """The text of token ids; ids that the tokenizer does not know are left out.
 
-        spaces_between_special_tokens  False: no space between two special tokens that follow each
-                                       other. Only a decoder that puts spaces between all tokens
-                                       (WordPiece, or none) has any there
+        spaces_between_special_tokens  whether neighbouring special tokens have a space in between.
+                                       This matters only for decoders that put a space between all
+                                       tokens (WordPiece, or no decoder)
         """
         gaps = spaces_between_special_tokens or skip_special_tokens
         if not gaps and self.texts.joins_with_space:
@@ -188,7 +189,7 @@ def _content_of(token: object) -> str | None:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Every `*_token` of the config by its role, and the named ones of `extra_special_tokens`."""
+    """Special tokens by their role: each `*_token` of the config, and `extra_special_tokens`."""
     named = {key: value for key, value in config.items() if key.endswith("_token")}
     extra = config.get("extra_special_tokens")
     if isinstance(extra, dict):
@@ -198,7 +199,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Add what tokenizer_config.json says beyond tokenizer.json, in the order of transformers."""
+    """Add the tokens that only tokenizer_config.json has, in the same order as transformers."""
     known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
     declared = config.get("added_tokens_decoder") or {}
     for _, fields in sorted(declared.items(), key=lambda item: int(item[0])):
@@ -220,7 +221,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> Non
 
 
 def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """name -> source. A template file of its own goes before what tokenizer_config.json says."""
+    """Chat templates by name; a template in a file of its own replaces the config's."""
     templates: dict[str, str] = {}
     if (directory / TEMPLATE_FILE).is_file():
         templates["default"] = (directory / TEMPLATE_FILE).read_text(encoding="utf-8")
@@ -247,12 +248,12 @@ def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
 
 
 def _converted(directory: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """The tokenizer that transformers makes of older files."""
+    """The tokenizer and special tokens that transformers makes from files of older formats."""
     # Imported here because it takes a second, which a directory with a tokenizer.json need not pay.
     from transformers import AutoTokenizer
 
     try:
-        # Said, because otherwise transformers asks on the terminal whether to run the code.
+        # Without trust_remote_code=False transformers would ask on the terminal.
         loaded = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )

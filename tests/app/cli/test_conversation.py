@@ -1,7 +1,5 @@
 import json
-import os
 import signal
-import time
 
 import pytest
 
@@ -40,8 +38,7 @@ class Script:
 
 
 def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.01)
+    signal.raise_signal(signal.SIGINT)
 
 
 def user(text):

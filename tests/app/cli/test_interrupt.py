@@ -1,6 +1,4 @@
-import os
 import signal
-import time
 
 import pytest
 
@@ -8,8 +6,7 @@ from sapwood.app.cli.interrupt import on_interrupt
 
 
 def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.01)  # the handler runs between two bytecodes
+    signal.raise_signal(signal.SIGINT)
 
 
 def test_the_first_interrupt_is_a_wish_and_the_second_an_exception():

@@ -18,6 +18,7 @@ from sapwood.bench.gpu.measure import VARIANTS, GpuBench
 from sapwood.bench.gpu.options import GpuOptions
 from sapwood.bench.gpu.shapes import shapes
 from sapwood.bench.gpu.transformers_peer import open_transformers
+from tests.bench.images import num_colours
 
 CPU = torch.device("cpu")
 
@@ -48,7 +49,7 @@ def test_a_quick_run_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
             assert (shape.name, what, variant) in found
     assert (shape.name, "6 requests, 8 + 8", measure.BEST) in found
     assert all(one["value"] > 0 for one in report["figures"])
-    assert path.with_suffix(".png").stat().st_size > 1000
+    assert num_colours(path.with_suffix(".png")) > 0
 
 
 def test_transformers_on_the_same_shape() -> None:

@@ -1,6 +1,6 @@
 import asyncio
 import sqlite3
-import time
+import threading
 
 import pytest
 
@@ -56,23 +56,29 @@ def test_a_loss_nobody_waits_for_is_logged(database, caplog):
 
 
 def test_the_loop_goes_on_while_the_disk_works(database):
-    async def both():
-        slow = asyncio.create_task(database.run(lambda db: time.sleep(0.2)))
-        ticks = 0
-        while not slow.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        return ticks
+    may_end = threading.Event()
 
-    assert asyncio.run(both()) > 3
+    async def both():
+        slow = asyncio.create_task(database.run(lambda db: may_end.wait(10)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not slow.done()
+        may_end.set()
+        return await slow
+
+    assert asyncio.run(both())
 
 
 def test_a_cancelled_caller_s_work_is_done(database):
+    may_end = threading.Event()
+
     async def leave():
-        blocked = asyncio.create_task(database.run(lambda db: time.sleep(0.1)))
+        blocked = asyncio.create_task(database.run(lambda db: may_end.wait(10)))
         waiting = asyncio.create_task(database.run(insert(7)))
-        await asyncio.sleep(0.01)
+        for _ in range(10):
+            await asyncio.sleep(0)
         waiting.cancel()
+        may_end.set()
         await blocked
         return await database.run(rows)
 

@@ -1,4 +1,4 @@
-"""The document about the routes that this room describes by hand."""
+"""The OpenAPI document, as it is made from the table of endpoints."""
 
 import pytest
 

@@ -7,6 +7,8 @@ import httpx
 import openai
 import pytest
 
+from sapwood.frontends.responses import store as response_store
+
 TEXT = "Hello, wörld!"
 
 
@@ -162,12 +164,13 @@ def test_conversations_survive_a_restart_unless_they_are_in_memory(serve):
     assert volatile.client.responses.retrieve(answer.id).output_text == TEXT
 
 
-def test_old_responses_are_deleted(serve):
+def test_old_responses_are_deleted(serve, monkeypatch):
     first = serve()
     answer = first.client.responses.create(input="Hi")
     first.close()
-    time.sleep(0.02)
-    second = serve(retention_days=1e-7)
+    tomorrow = time.time() + 86_500
+    monkeypatch.setattr(response_store.time, "time", lambda: tomorrow)
+    second = serve(retention_days=1)
     with pytest.raises(openai.NotFoundError):
         second.client.responses.retrieve(answer.id)
 

@@ -21,8 +21,8 @@ from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need
-from sapwood.layers.quantization.checkpoint import CheckpointScheme
 from sapwood.layers.quantization.formats import format_of
+from sapwood.layers.quantization.gguf import CheckpointScheme
 from sapwood.models.config import DecoderConfig
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import load_weights

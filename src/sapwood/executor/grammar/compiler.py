@@ -128,11 +128,6 @@ class GrammarCompiler:
         with self._lock:
             return sum(entry.num_users > 0 for entry in self._entries.values())
 
-    @property
-    def num_kept(self) -> int:
-        with self._lock:
-            return len(self._entries)
-
     # ---- with the lock held, except `_work` and `_prepared` --------------------------------------
 
     def _begin(self, entry: _Entry) -> None:

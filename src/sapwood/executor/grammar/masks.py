@@ -82,11 +82,6 @@ class GrammarMasks:
     def follows(self) -> AbstractSet[int]:
         return self._rows.keys()
 
-    @property
-    def num_constrained(self) -> int:
-        """Rows that hold the state of a grammar."""
-        return len(self._rows)
-
     def start(self, start: RowStart) -> None:
         """Another request takes that row; one that was retracted is put where its output is."""
         self._rows.pop(start.row, None)

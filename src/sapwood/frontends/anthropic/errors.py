@@ -1,4 +1,4 @@
-"""Statuses that Anthropic's API has and HTTP has not."""
+"""The statuses of Anthropic's API that HTTP does not define."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from sapwood.frontends.common.errors import ANTHROPIC_OVERLOADED
 
 
 class AnthropicOverloaded(SapwoodError):
-    """What is a 503 elsewhere: a full queue, a drain, an engine that starts or has died.
+    """The server cannot take the request now; other dialects answer 503 then.
+
+    The queue is full, the server drains, or the engine is starting or has died.
 
     Anthropic's clients try again after it, as they do after any 5xx.
     """

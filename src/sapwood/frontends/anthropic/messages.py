@@ -47,7 +47,7 @@ async def create_message(request: Request, services: Services) -> Response:
 
 
 async def count_tokens(request: Request, services: Services) -> Response:
-    """As many as a message with this prompt would have, even if that were refused as too long."""
+    """The number of prompt tokens, also of a prompt that would be refused as too long."""
     asked = parse(await read_json(request), CountTokensRequest, COUNT_RULES)
     services.check_model(asked.model)
     turn = to_turn(asked, services, SamplingParams())
@@ -66,7 +66,7 @@ def to_text_request(turn: Turn) -> TextRequest:
 
 
 def _sampling_params(asked: MessagesRequest, services: Services) -> SamplingParams:
-    """What the request says, else the model's defaults, else no restriction."""
+    """The request's sampling parameters, else the model's defaults, else no restriction."""
     temperature = asked.temperature
     if temperature is not None and temperature > MAX_TEMPERATURE:
         raise InvalidRequest(

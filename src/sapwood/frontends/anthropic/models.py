@@ -1,6 +1,7 @@
-"""The served model as Anthropic's API lists models. Source: its API reference.
+"""The served model as Anthropic's API lists models. Source: Anthropic's API reference.
 
-The path is OpenAI's too; a client of Anthropic's is known by the version that it must send.
+OpenAI's API has the same path; Anthropic's clients are recognised by the version header, which they
+must send.
 """
 
 from __future__ import annotations

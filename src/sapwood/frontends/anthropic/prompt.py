@@ -35,7 +35,10 @@ _INSTEAD = "use /v1/completions, which takes a plain prompt"
 
 
 def to_turn(asked: CountTokensRequest, services: Services, sampling: SamplingParams) -> chat.Turn:
-    """Raises InvalidRequest or UnsupportedFeature that names the field."""
+    """The request as a conversation, ready for the engine.
+
+    Raises InvalidRequest or UnsupportedFeature, which name the field.
+    """
     messages = to_messages(asked)
     goes_on = bool(messages) and messages[-1]["role"] == "assistant"
     thinks, budget = _thinking(asked.thinking)
@@ -55,13 +58,13 @@ def to_turn(asked: CountTokensRequest, services: Services, sampling: SamplingPar
 def to_messages(asked: CountTokensRequest) -> list[Message]:
     """Messages as a template takes them; neighbours of one role are one message.
 
-    Texts and merged messages are joined by line breaks, as paragraphs are; but the texts of an
-    assistant's message are the pieces of one, and are joined as they are. A result of a tool is a
-    message of its own.
+    Texts and merged messages are joined by line breaks, like paragraphs; but the texts of an
+    assistant's message are pieces of one text, and are joined without anything in between. The
+    result of a tool becomes a message of its own.
     """
     messages: list[Message] = []
     system = _text(asked.system, "system", joined_by="\n")
-    # Without a turn there is nothing to answer, and the template refuses an empty list.
+    # Without a turn there is nothing to answer; the template then refuses an empty list.
     if system and asked.messages:
         messages.append({"role": "system", "content": system})
     for position, given in enumerate(asked.messages):
@@ -92,7 +95,7 @@ def _append(messages: list[Message], message: Message) -> None:
 
 
 def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
-    """What the assistant thought, said and called."""
+    """The assistant's message: its thinking, text and tool calls."""
     if isinstance(content, str):
         return {"role": "assistant", "content": content}
     texts: list[str] = []
@@ -119,7 +122,7 @@ def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
 
 
 def _told(content: str | Sequence[dict[str, Any]], where: str) -> list[Message]:
-    """What the user said, and the results of tools, in their order."""
+    """The user's text and the results of tools, as messages in their order."""
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
     messages: list[Message] = []
@@ -188,7 +191,7 @@ def _tool(given: dict[str, Any], where: str) -> Tool:
 
 
 def _thinking(given: dict[str, Any]) -> tuple[bool | None, int | None]:
-    """Whether it should think, and for how many tokens at most."""
+    """(whether the model should think, tokens of thinking at most); None where it may choose."""
     if not given:
         return None, None
     fields = parse(given, ThinkingFields, THINKING_RULES, where="thinking")

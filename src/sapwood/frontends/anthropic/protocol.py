@@ -56,7 +56,7 @@ class TextBlock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """signature: Anthropic's proof that it wrote the text; here it means nothing."""
+    """A block of thinking. The signature is Anthropic's proof of its origin, and unused here."""
 
     type: str
     thinking: str

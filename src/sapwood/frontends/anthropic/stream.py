@@ -49,7 +49,10 @@ def message(
     content: list[dict[str, Any]],
     sample: TurnSample | None = None,
 ) -> dict[str, Any]:
-    """sample: the answer, if it is complete."""
+    """A message of Anthropic's API.
+
+    sample  the answer, if it is complete; None: the message that begins a stream
+    """
     return {
         "id": answer_id,
         "type": "message",
@@ -62,7 +65,7 @@ def message(
 
 
 def blocks(answer: Answer) -> list[dict[str, Any]]:
-    """Thinking, text and calls; an answer of nothing is an empty text."""
+    """The blocks of an answer: thinking, text and calls; an empty answer is an empty text."""
     content: list[dict[str, Any]] = []
     if answer.reasoning:
         content.append(_thinking_block(answer.reasoning))
@@ -81,7 +84,7 @@ def stop_fields(finish: Finish | None, sample: TurnSample | None) -> dict[str, s
     if finish.kind == "length":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
     if finish.kind == "abort":
-        # Anthropic's word for a turn that was broken off and can be sent back to be gone on with.
+        # Anthropic's word for an interrupted turn; a client may send it back to continue it.
         return {"stop_reason": "pause_turn", "stop_sequence": None}
     if sample is not None and sample.finish_reason(finish) == "tool_calls":
         return {"stop_reason": "tool_use", "stop_sequence": None}
@@ -91,7 +94,7 @@ def stop_fields(finish: Finish | None, sample: TurnSample | None) -> dict[str, s
 
 
 def usage(so_far: Choice) -> dict[str, int]:
-    """Anthropic's input_tokens leaves out what came from the cache; the prompt has both."""
+    """The usage. Anthropic's input_tokens does not count the prompt tokens from the cache."""
     return {
         "input_tokens": so_far.num_prompt_tokens - so_far.num_cached_tokens,
         # Their count of tokens that are billed as written to the cache; here all are, for nothing.
@@ -104,7 +107,7 @@ def usage(so_far: Choice) -> dict[str, int]:
 async def encoded_events(
     services: Services, request: TextRequest, turn: Turn
 ) -> AsyncGenerator[bytes, None]:
-    """All events of an answer, from its first token on: that brings the prompt's counts."""
+    """All events of an answer; the first waits for a token, which brings the prompt's counts."""
     so_far = Choice()
     sample = turn.sample()
     content = _Blocks()
@@ -123,9 +126,9 @@ async def encoded_events(
 
 
 class _Blocks:
-    """The blocks of an answer as events: one after the other, at least one.
+    """Turns an answer into the events of its blocks, of which there is at least one.
 
-    A call goes out when it is complete, so that no client sees one that comes to nothing.
+    A tool call is sent when it is complete, so that no client sees a call that fails.
     """
 
     def __init__(self) -> None:
@@ -170,7 +173,7 @@ class _Blocks:
     def _start(self, kind: str, block: dict[str, Any]) -> bytes:
         self._kind = kind
         self._index += 1
-        # As Anthropic's own streams have it, a ping comes after the first of all blocks has begun.
+        # Like Anthropic's own streams, ours have a ping after the beginning of the first block.
         ping = b"" if self._index else _event({"type": "ping"})
         start = {"type": "content_block_start", "index": self._index, "content_block": block}
         return _event(start) + ping

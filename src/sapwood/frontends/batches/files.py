@@ -1,4 +1,4 @@
-"""The routes of /v1/files: what batches read, and what they have written."""
+"""The routes of /v1/files: the inputs and the results of batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ MAX_FILE_BYTES = 512 * 2**20
 """As in OpenAI's API."""
 MAX_FIELD_BYTES = 4096
 PURPOSES = ("batch",)
-OUTPUT_PURPOSE = "batch_output"
 MAX_LISTED = 10_000
 
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
@@ -44,7 +43,7 @@ FORM_SCHEMA: dict[str, Any] = {
 
 
 async def upload(request: Request, store: BatchStore) -> Response:
-    """Parts are written to disk as they come, not gathered in memory."""
+    """POST /v1/files. The parts of the form go to disk as they arrive, and not to memory."""
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
         raise InvalidRequest(
@@ -107,13 +106,13 @@ async def delete(file_id: str, store: BatchStore) -> Response:
 
 
 async def _bounded(request: Request) -> AsyncGenerator[bytes, None]:
-    # Boundaries and fields come on top of the file.
+    # The form has boundaries and other fields beside the file.
     limit = MAX_FILE_BYTES + 2**16
     declared = request.headers.get("content-length", "")
     num_bytes = int(declared) if declared.isdecimal() else 0
     if num_bytes <= limit:
         num_bytes = 0
-        # A large file may take its time, but something of it has to come.
+        # A large file may take long, but every part of it must come in time.
         patience_s = body_limits(request).timeout_s or None
         parts = request.stream()
         while num_bytes <= limit:
@@ -133,7 +132,7 @@ async def _bounded(request: Request) -> AsyncGenerator[bytes, None]:
 
 
 def _checked(form: FormData) -> tuple[UploadFile, int | None]:
-    """The file, and the seconds until it is to be deleted."""
+    """(the uploaded file, seconds until the server deletes it)"""
     for name in form:
         if name not in _FIELDS:
             known = ", ".join(sorted(_FIELDS))

@@ -68,7 +68,7 @@ async def list_batches(request: Request, store: BatchStore) -> Response:
 
 
 async def cancel(batch_id: str, store: BatchStore) -> Response:
-    """What is being answered is aborted; what has been answered stays."""
+    """Cancel a batch: lines in progress are aborted, and finished answers are kept."""
     record = await store.update_batch(batch_id, _cancelled)
     store.changed.set()
     return json_response(record.shown())

@@ -1,4 +1,4 @@
-"""Lines of an offline batch: what is asked, and how the answer is written.
+"""The lines of an offline batch: how requests are read, and how answers are written.
 
     native  {"id", "prompt" or "messages", "sampling_params"}
             -> {"id", "text", "output_ids", "meta_info", "error"}, as /generate answers
@@ -30,7 +30,7 @@ BATCH_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/e
 """The routes of OpenAI's API that a batch may call."""
 
 OPENAI_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-"""Those of them that `sapwood generate` offers: a command has nowhere to keep a conversation."""
+"""The same without responses: the command `sapwood generate` has nowhere to keep conversations."""
 
 NATIVE_URL = "/generate"
 
@@ -46,7 +46,7 @@ class OpenAiLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NativeLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Without an id, a line is known by its number."""
+    """A line in sapwood's own format. A line without an id is identified by its number."""
 
     id: str | int | None = None
     prompt: str | list[int] | None = None
@@ -58,9 +58,10 @@ class NativeLine(msgspec.Struct, frozen=True, kw_only=True):
 class Line:
     """One line.
 
-    number  its place in the input, from 1
-    name    the id that its answer gets: its own, or "line-N" where it has none
-    given   the line's object; empty if it is no JSON object, and then `error` says so
+    number  the line's place in the input, from 1
+    name    the id in the answer: the line's own, or "line-N" if it has none
+    given   the line's JSON object; empty if the line is none, and then `error` says so
+    error   why the line cannot be answered; None: it can
     """
 
     number: int
@@ -70,7 +71,7 @@ class Line:
 
     @property
     def key(self) -> str:
-        """What tells whether a line of the output answers it."""
+        """The name as text: the answer to this line has the same key."""
         return str(self.name)
 
     @property
@@ -78,17 +79,18 @@ class Line:
         return not _MARKS.isdisjoint(self.given)
 
     def refused(self, error: SapwoodError) -> Line:
-        """The same line without its id, which is another's."""
+        """The line with an error, and without its id, which an earlier line has too."""
         return replace(self, name=_numbered(self.number), error=error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What became of a line.
+    """The answer to a line.
 
-    answer             the line to write
-    usage              the answer's own account of its tokens, if it has one
-    num_output_tokens  tokens of all its samples
+    answer             the object to write to the output
+    num_output_tokens  output tokens of all samples
+    has_failed         whether the answer is an error
+    usage              the answer's own usage field; empty if it has none
     """
 
     answer: dict[str, Any]
@@ -102,7 +104,7 @@ class Reply:
 
 
 def read_line(raw: bytes, number: int) -> Line:
-    """Never raises: what is wrong with a line is in its `error`."""
+    """Parse one line of the input. Never raises: the line's `error` describes any problem."""
     try:
         given = parse_object(raw)
     except InvalidRequest as error:
@@ -115,7 +117,7 @@ def read_line(raw: bytes, number: int) -> Line:
 
 
 def key_of_answer(answer: dict[str, Any]) -> str | None:
-    """The key of the line that this line of an output answers."""
+    """The key of the input line to which this line of the output is the answer."""
     name = answer.get("custom_id")
     if name is None:
         name = answer.get("id")
@@ -129,7 +131,7 @@ def is_failure(answer: dict[str, Any]) -> bool:
 
 
 def to_post(line: Line, services: Services) -> tuple[str, dict[str, Any]]:
-    """The path and the body of the request that the line stands for; SapwoodError if it is none."""
+    """(path, body) of the request in the line; raises SapwoodError if there is none."""
     if line.error is not None:
         raise line.error
     if line.is_openai:
@@ -138,7 +140,7 @@ def to_post(line: Line, services: Services) -> tuple[str, dict[str, Any]]:
 
 
 def reply(line: Line, status: int, content: bytes) -> Reply:
-    """The reply for what the application answered."""
+    """The reply to a line, made from the application's status and body."""
     body = orjson.loads(content)
     answer: dict[str, Any]
     if line.is_openai:
@@ -179,7 +181,10 @@ def refusal(line: Line, error: SapwoodError, code: str = "invalid_line") -> Repl
 def openai_post(
     given: Mapping[str, Any], urls: Sequence[str] = OPENAI_URLS
 ) -> tuple[str, dict[str, Any]]:
-    """The path, one of `urls`, and the body. Raises InvalidRequest or UnsupportedFeature."""
+    """(path, body) of a line in OpenAI's format; the path must be one of `urls`.
+
+    Raises InvalidRequest or UnsupportedFeature.
+    """
     line = parse(given, OpenAiLine, Rules())
     if line.method != "POST":
         raise InvalidRequest(f"method is {line.method!r} but must be 'POST'", param="method")

@@ -17,7 +17,7 @@ Metadata = Annotated[
 
 
 class Expiry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a file is deleted: so many seconds after it was made."""
+    """A file is deleted this number of seconds after it was made."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, msgspec.Meta(ge=MIN_LIFE_S, le=MAX_LIFE_S)]
@@ -26,9 +26,9 @@ class Expiry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class CreateBatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/batches.
 
-    completion_window     the time after which what is not answered is given up: "24h", or any
-                          other number of m, h or d
-    output_expires_after  when the files of the answers are deleted; they are kept otherwise
+    completion_window     time after which unanswered lines become errors: "24h", or any other
+                          number of m, h or d
+    output_expires_after  when the result files are deleted; default: never
     """
 
     input_file_id: str

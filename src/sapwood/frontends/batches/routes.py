@@ -1,11 +1,10 @@
-"""Where files and batches are mounted."""
+"""Files and batches as a table of endpoints."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from sapwood.base.errors import UnsupportedFeature
 from sapwood.frontends.batches import files, jobs
@@ -18,13 +17,11 @@ from sapwood.frontends.batches.store import (
     FileDeleted,
     FileList,
 )
+from sapwood.frontends.common.endpoints import Dialect, Endpoint, query_parameter
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.openapi import described, path_parameter, query_parameter
+from sapwood.frontends.common.openapi import BINARY
 from sapwood.frontends.common.services import Services
 
-BATCH_BODIES = (CreateBatchRequest, File, FileList, FileDeleted, Batch, BatchList)
-
-_FILE_ID, _BATCH_ID = path_parameter("file_id"), path_parameter("batch_id")
 _AFTER = query_parameter("after", type="string")
 
 
@@ -38,17 +35,14 @@ _FILE_QUERY = (
     query_parameter("order", type="string", enum=["desc", "asc"], default="desc"),
     query_parameter("purpose", type="string"),
 )
-_UPLOAD = described(File, errors=(400, 413)) | {
-    "requestBody": {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": files.FORM_SCHEMA}},
-    }
-}
 
 
-def batches_router(services: Services, store: BatchStore | None) -> APIRouter:
-    """store: None where this server keeps no files; then every route says so."""
-    router = APIRouter(prefix="/v1", tags=["batches"])
+def batches_dialect(services: Services, store: BatchStore | None) -> Dialect:
+    """The endpoints of files and batches.
+
+    store  where they are kept; None: this server keeps none, and every endpoint says so
+    """
+    dialect = Dialect("batches")
 
     def kept() -> BatchStore:
         if store is None:
@@ -58,51 +52,105 @@ def batches_router(services: Services, store: BatchStore | None) -> APIRouter:
             )
         return store
 
-    @router.post("/files", openapi_extra=_UPLOAD)
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/files",),
+            methods=("POST",),
+            access="user",
+            form=files.FORM_SCHEMA,
+            answers=(File,),
+        )
+    )
     async def post_file(request: Request) -> Response:
         return await files.upload(request, kept())
 
-    @router.get("/files", openapi_extra=described(FileList, parameters=_FILE_QUERY))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/files",),
+            methods=("GET",),
+            access="user",
+            answers=(FileList,),
+            parameters=_FILE_QUERY,
+        )
+    )
     async def get_files(request: Request) -> Response:
         return await files.list_files(request, kept())
 
-    one_file = partial(described, parameters=(_FILE_ID,), errors=(400, 404))
-
-    @router.get("/files/{file_id}", openapi_extra=one_file(File))
+    @dialect.serves(
+        Endpoint(paths=("/v1/files/{file_id}",), methods=("GET",), access="user", answers=(File,))
+    )
     async def get_file(request: Request) -> Response:
         return await files.shown(request.path_params["file_id"], kept())
 
-    @router.get(
-        "/files/{file_id}/content",
-        openapi_extra=one_file(None, also={"application/octet-stream": "binary"}),
-        response_class=Response,
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/files/{file_id}/content",),
+            methods=("GET",),
+            access="user",
+            answers=(BINARY,),
+        )
     )
     async def get_content(request: Request) -> Response:
         return await files.content(request.path_params["file_id"], kept())
 
-    @router.delete("/files/{file_id}", openapi_extra=one_file(FileDeleted))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/files/{file_id}",),
+            methods=("DELETE",),
+            access="user",
+            answers=(FileDeleted,),
+        )
+    )
     async def delete_file(request: Request) -> Response:
         return await files.delete(request.path_params["file_id"], kept())
 
-    @router.post("/batches", openapi_extra=described(Batch, body=CreateBatchRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/batches",),
+            methods=("POST",),
+            access="user",
+            body=CreateBatchRequest,
+            example={
+                "input_file_id": "file-1",
+                "endpoint": "/v1/chat/completions",
+                "completion_window": "24h",
+            },
+            answers=(Batch,),
+        )
+    )
     async def post_batch(request: Request) -> Response:
         return await jobs.create(request, services, kept())
 
-    @router.get(
-        "/batches", openapi_extra=described(BatchList, parameters=(_AFTER, _limit(100, 20)))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/batches",),
+            methods=("GET",),
+            access="user",
+            answers=(BatchList,),
+            parameters=(_AFTER, _limit(100, 20)),
+        )
     )
     async def get_batches(request: Request) -> Response:
         return await jobs.list_batches(request, kept())
 
-    one_batch = partial(described, parameters=(_BATCH_ID,), errors=(400, 404))
-
-    @router.get("/batches/{batch_id}", openapi_extra=one_batch(Batch))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/batches/{batch_id}",), methods=("GET",), access="user", answers=(Batch,)
+        )
+    )
     async def get_batch(request: Request) -> Response:
         record = await kept().batch(request.path_params["batch_id"])
         return json_response(record.shown())
 
-    @router.post("/batches/{batch_id}/cancel", openapi_extra=one_batch(Batch))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/batches/{batch_id}/cancel",),
+            methods=("POST",),
+            access="user",
+            answers=(Batch,),
+        )
+    )
     async def post_cancel(request: Request) -> Response:
         return await jobs.cancel(request.path_params["batch_id"], kept())
 
-    return router
+    return dialect

@@ -27,12 +27,12 @@ BUSY_WAIT_S = 0.05
 """A line that meets a full queue is asked again after this long."""
 
 ToPost = Callable[[Line], tuple[str, dict[str, Any]]]
-"""The path and body that a line stands for; SapwoodError if it stands for none."""
+"""From a line to (path, body) of its request; raises SapwoodError if the line has none."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a run has done so far."""
+    """The counts of a run so far."""
 
     num_lines: int = 0
     num_failed: int = 0
@@ -48,13 +48,14 @@ class Tally:
 class LineRun:
     """One run over a batch's lines, on the engine's event loop.
 
-    lines        numbered from 1; blank ones are passed over. Read in a thread, as they are needed
-    to_post      what a line asks for
-    post         asks it
-    why_gone     why the engine does not serve, if so; then the run ends
-    done         keys that the output answers already
-    write        takes each reply
-    in_flight    lines that are being answered at a time
+    lines        (number from 1, line) of each line, blank lines left out. They are read in a
+                 thread, as they are needed
+    to_post      makes the request of a line
+    post         sends the request
+    why_gone     says why the engine does not serve, which ends the run; None: it serves
+    done         keys of the lines that have an answer already
+    write        receives each reply
+    in_flight    number of lines that are being answered at a time
     on_line      called after each line
     """
 
@@ -86,7 +87,7 @@ class LineRun:
         self._stopped = False
 
     async def run(self) -> Tally:
-        """Answer all lines. EngineUnavailable if the engine dies; what is written stays written.
+        """Answer all lines. Raises EngineUnavailable if the engine dies; written replies stay.
 
         A run that was stopped ends early, without an error.
         """
@@ -103,7 +104,7 @@ class LineRun:
         return self.tally
 
     def stop(self) -> None:
-        """Abort what is being answered and end `run`; may be called from any thread."""
+        """Abort the lines in flight and end `run`. May be called from any thread."""
         self._stopped = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._cancel)
@@ -169,11 +170,11 @@ def resume(
     retry_errors: bool,
     each: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> set[str]:
-    """The keys that an output answers already, after a half line at its end has been cut off.
+    """The keys of the answers in an output file, whose last line is cut off if it is incomplete.
 
-    retry_errors  lines that failed are taken out, so that they are asked again
+    retry_errors  whether failed answers are removed, so that their lines are asked again
     each          called with each answer that stays
-    Raises        ConfigError if the file is no output of a batch
+    Raises        ConfigError if the file is not the output of a batch
     """
     if not path.exists():
         return set()
@@ -214,7 +215,7 @@ def _answer_in(raw: bytes, path: Path, number: int) -> dict[str, Any]:
 
 
 def _replace(path: Path, lines: list[bytes]) -> None:
-    """Write anew beside the file and take its place, so that a crash leaves one of the two."""
+    """Replace the file in one step, so that a crash leaves either the old or the new file."""
     fresh = path.with_name(f"{path.name}.tmp")
     with fresh.open("wb") as output:
         output.writelines(lines)
@@ -224,7 +225,7 @@ def _replace(path: Path, lines: list[bytes]) -> None:
 
 
 def numbered_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The file's lines; a byte order mark at its beginning is no part of them."""
+    """(number, line) of each line; a byte order mark at the file's beginning is dropped."""
     for position, raw in enumerate(file):
         yield raw.removeprefix(b"\xef\xbb\xbf") if position == 0 else raw
 

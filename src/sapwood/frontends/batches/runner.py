@@ -1,8 +1,8 @@
 """Runs the batches of a store, beside live traffic and below it.
 
-A batch's progress is its two result files: whatever line has an answer there is done. So a server
-that starts again, however it ended, goes on where the last one was. Of several servers with one
-directory, the one that has its lock runs the batches; another takes over when it ends.
+A batch's progress is in its two result files: a line with an answer there is done. So a server that
+starts again goes on where the last one stopped, however that ended. Of several servers with one
+directory, the holder of the directory's lock runs the batches; another takes over when it ends.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from sapwood.frontends.common.services import Services
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
-"""How often the store is looked at for what another server has changed, and for time that is up."""
+"""How often to look at the clock, and at the store, which another server may have changed."""
 AT_ONCE = 8
-"""Batches that share the lines in flight; further ones wait."""
+"""Batches that run at the same time and share the lines in flight; further batches wait."""
 SAVE_EVERY_S = 0.5
 ENGINE_WAIT_S = 0.5
 MAX_PROBLEMS = 100
@@ -52,11 +52,11 @@ MAX_PROBLEMS = 100
 
 
 class BatchRunner:
-    """Works on all open batches until `run` is cancelled; nothing is lost by that.
+    """Works on all open batches until `run` is cancelled; no finished answer is lost then.
 
-    post         asks the application of this server
-    concurrency  lines of all batches that are being answered at a time
-    priority     of their requests
+    post         sends a request to this server's own application
+    concurrency  lines, of all batches together, that are being answered at a time
+    priority     priority of the lines' requests
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class BatchRunner:
                 await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _look(self) -> None:
-        """Start what is new, stop what was cancelled or whose time is up."""
+        """Start new batches, and stop those that were cancelled or whose time is up."""
         await self._store.delete_expired()
         for record in await self._store.open_batches():
             job = self._jobs.get(record.id)
@@ -113,7 +113,7 @@ class BatchRunner:
 
         def ended(task: asyncio.Task[None]) -> None:
             del self._jobs[record.id], self._tasks[record.id]
-            # A place is free for the next one.
+            # Now the next batch may start.
             self._store.changed.set()
             if not task.cancelled() and task.exception() is not None:
                 log.error("batch %s stopped", record.id, exc_info=task.exception())
@@ -137,14 +137,14 @@ class BatchRunner:
 
     async def _post(self, path: str, body: dict[str, Any], /) -> tuple[int, bytes]:
         async with self._turns:
-            # While it starts, or starts again, lines wait; a server that ends cancels them.
+            # Lines wait while the engine starts or restarts; a server that ends cancels them.
             while self._services.engine.unavailable_reason is not None:
                 await asyncio.sleep(ENGINE_WAIT_S)
             return await self._ask(path, body)
 
 
 class _Job:
-    """One batch, from wherever it stands to its end."""
+    """Runs one batch from its present state to its end."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _Job:
             if self._record.is_open:
                 await self._answer()
         except (OSError, SapwoodError) as error:
-            # Such as a full disk, or an input that somebody has removed: others go on.
+            # For instance a full disk, or a removed input file. Other batches go on.
             log.exception("batch %s failed", self._record.id)
             await self._fail([LineProblem(code="server_error", message=str(error))])
 
@@ -239,7 +239,7 @@ class _Job:
         )
 
     async def _give_up(self, progress: _Progress) -> None:
-        """An error for every line that has no answer, since the batch's time is up."""
+        """Write an error for every line without an answer, because the batch's time is up."""
         error = InvalidRequest("the batch's completion window ended before this line was answered")
 
         def write() -> None:
@@ -275,7 +275,7 @@ class _Job:
         await self._change(ended)
 
     async def _publish(self, num_lines: int, file_id: str, kind: str) -> str | None:
-        """The id of that file, now one that clients can read; None if there is nothing in it."""
+        """Let clients read a result file, and return its id; None if the file is empty."""
         if num_lines == 0:
             self._store.path_of(file_id).unlink(missing_ok=True)
             return None
@@ -308,7 +308,7 @@ class _Job:
 
 
 class _Progress:
-    """The two result files of a batch: what is in them is done."""
+    """The two result files of a batch, which show which lines are done."""
 
     def __init__(self, results: Path, failures: Path) -> None:
         self.usage = BatchUsage()
@@ -320,7 +320,7 @@ class _Progress:
         self._failures = failures.open("ab")
 
     def write(self, reply: Reply) -> None:
-        """Handed to the system at once, so that the end of this process loses nothing."""
+        """Write a reply and hand it to the system at once, so that a crash here loses nothing."""
         file = self._failures if reply.has_failed else self._results
         file.write(reply.encoded)
         file.flush()
@@ -343,7 +343,7 @@ class _Progress:
 
 
 def checked_line(line: Line, endpoint: str) -> tuple[str, dict[str, Any]]:
-    """The path and the body of a line of a batch for that endpoint; SapwoodError if it is none."""
+    """(path, body) of a batch's line; raises SapwoodError if it is no request to the endpoint."""
     if line.error is not None:
         raise line.error
     path, body = openai_post(line.given, (endpoint,))
@@ -357,7 +357,7 @@ def checked_line(line: Line, endpoint: str) -> tuple[str, dict[str, Any]]:
 
 
 def validate(path: Path, endpoint: str) -> tuple[int, list[LineProblem]]:
-    """The number of lines, and what is wrong with the first bad ones. To be called in a thread."""
+    """(number of lines, problems of the first bad lines). Slow: call this in a thread."""
     problems: list[LineProblem] = []
     seen: dict[str, int] = {}
     with path.open("rb") as file:

@@ -39,7 +39,7 @@ Status = Literal[
     "cancelled",
 ]
 OPEN: frozenset[str] = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
-"""A batch of these has something left to do."""
+"""Statuses of batches that are not finished."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,11 +102,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchRecord(Batch, frozen=True, kw_only=True):
-    """A batch as it is kept.
+    """A batch as the store keeps it.
 
-    results_id      the file of the answers, from the first line on; it becomes output_file_id
-    failures_id     that of the lines that failed; it becomes error_file_id
-    results_live_s  seconds that those files are kept; None: until they are deleted
+    results_id      id of the file that gathers the answers; at the end it is the output_file_id
+    failures_id     id of the file that gathers the failures; at the end it is the error_file_id
+    results_live_s  seconds for which both files are kept; None: until somebody deletes them
     """
 
     results_id: str
@@ -175,13 +175,16 @@ class BatchStore:
     # ---- files -------------------------------------------------------------------------------
 
     def path_of(self, file_id: str) -> Path:
-        """Only for ids that this store made: an id from outside could name any path."""
+        """The file's path. The id must come from this store: any other could name any path."""
         return self._contents / file_id
 
     async def add_file(
         self, content: IO[bytes], *, filename: str, purpose: str, lives_s: int | None = None
     ) -> File:
-        """Copies the content. lives_s: seconds until it is deleted; None: kept."""
+        """Copy the content into the store.
+
+        lives_s  seconds until the file is deleted; None: never
+        """
         file_id = new_id("file-")
         path = self.path_of(file_id)
         try:
@@ -196,7 +199,7 @@ class BatchStore:
     async def add_written(
         self, file_id: str, *, filename: str, purpose: str, lives_s: int | None = None
     ) -> File:
-        """The record of a file whose content is at `path_of` already; doing it twice is no harm."""
+        """Record a file whose content is at `path_of` already. Recording it twice does no harm."""
         now = int(time.time())
         record = File(
             id=file_id,
@@ -242,7 +245,7 @@ class BatchStore:
         return [_file(record) for (record,) in rows]
 
     async def delete_file(self, file_id: str) -> None:
-        """NotFound, or InvalidRequest if an open batch reads it."""
+        """Delete a file. Raises NotFound, and InvalidRequest if an open batch reads the file."""
 
         def delete(connection: sqlite3.Connection) -> None:
             for (record,) in connection.execute("SELECT record FROM batches WHERE is_open"):
@@ -260,7 +263,7 @@ class BatchStore:
         await asyncio.to_thread(self.path_of(file_id).unlink, missing_ok=True)
 
     async def delete_expired(self) -> None:
-        """Files whose time is over, but for inputs of open batches."""
+        """Delete the files whose time is over, except for the inputs of open batches."""
         now = int(time.time())
 
         def delete(connection: sqlite3.Connection) -> list[str]:
@@ -300,7 +303,7 @@ class BatchStore:
         return [_batch(record) for (record,) in rows]
 
     async def open_batches(self) -> list[BatchRecord]:
-        """What has something left to do, oldest first."""
+        """The batches that are not finished, oldest first."""
 
         def select(connection: sqlite3.Connection) -> list[Any]:
             query = "SELECT record FROM batches WHERE is_open ORDER BY number"
@@ -311,7 +314,7 @@ class BatchStore:
     async def update_batch(
         self, batch_id: str, change: Callable[[BatchRecord], BatchRecord]
     ) -> BatchRecord:
-        """Replaces a batch by what `change` makes of it, with nothing in between."""
+        """Replace a batch's record by the result of `change`, in one transaction."""
 
         def update(connection: sqlite3.Connection) -> BatchRecord:
             query = "SELECT record FROM batches WHERE id = ?"

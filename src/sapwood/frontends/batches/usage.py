@@ -1,4 +1,4 @@
-"""The tokens of a whole batch, in the words of OpenAI's batches."""
+"""The tokens of a whole batch, in the fields of OpenAI's batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class BatchUsage:
-    """Adds up the usages of answers, whether of chats and completions or of responses."""
+    """Adds up the usages of answers: those of chats and completions, and those of responses."""
 
     def __init__(self) -> None:
         self._num_input_tokens = 0

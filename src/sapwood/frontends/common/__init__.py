@@ -1,1 +1,1 @@
-"""What every dialect needs: bodies, fields, errors, event streams and the services behind them."""
+"""The common part of all dialects: bodies, fields, errors, event streams, services."""

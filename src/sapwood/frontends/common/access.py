@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.frontends.common.auth import KeysOnly
+from sapwood.frontends.common.endpoints import EndpointTable
 from sapwood.frontends.common.origin import SameOriginOnly
 
 CORS_MAX_AGE_S = 600
@@ -15,11 +16,12 @@ CORS_MAX_AGE_S = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """None: no key is needed.
+    """Who may use the server.
 
-    api_key          opens all routes but, where there is an admin key, those that steer the server
-    admin_api_key    opens all routes
-    allowed_origins  of web pages that may use the server besides its own; "*": all
+    api_key          opens all endpoints, except those for admins if there is an admin key; None:
+                     users need no key
+    admin_api_key    opens all endpoints; None: the API key opens those for admins too
+    allowed_origins  origins of web pages that may use the server besides its own; "*": all
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -30,15 +32,20 @@ class Access:
 class Guarded:
     """ASGI middleware: an application behind its checks, in their order.
 
-    They hand a request's messages on as they are: a middleware that wraps them would hide a
-    client's disconnect, and then its request would go on.
+    The checks pass on a request's messages unwrapped: otherwise a client's disconnect would be
+    hidden, and its request would go on.
     """
 
-    def __init__(self, app: ASGIApp, *, access: Access) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access, endpoints: EndpointTable) -> None:
         guarded = app
         if access.api_key is not None or access.admin_api_key is not None:
-            guarded = KeysOnly(guarded, api_key=access.api_key, admin_api_key=access.admin_api_key)
-        guarded = SameOriginOnly(guarded, allowed=access.allowed_origins)
+            guarded = KeysOnly(
+                guarded,
+                endpoints=endpoints,
+                api_key=access.api_key,
+                admin_api_key=access.admin_api_key,
+            )
+        guarded = SameOriginOnly(guarded, endpoints=endpoints, allowed=access.allowed_origins)
         if access.allowed_origins:
             # Outermost, so that a page can read a refusal too.
             guarded = CORSMiddleware(

@@ -8,42 +8,8 @@ from hashlib import sha256
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sapwood.frontends.common.errors import (
-    NotAllowed,
-    NotAuthenticated,
-    body_for_path,
-    error_response,
-)
-
-OPEN_PATHS = frozenset({"/health", "/health_generate", "/metrics", "/ping"})
-"""Probes and scrapers bring no keys."""
-
-PAGE_PATHS = frozenset(
-    {
-        "/",
-        "/favicon.svg",
-        "/web/chat.css",
-        "/web/chat.js",
-        "/web/markdown.js",
-        "/dashboard",
-        "/web/dashboard.css",
-        "/web/dashboard.js",
-    }
-)
-"""The chat page and the live page themselves, which hold nothing secret and ask for the key."""
-
-ADMIN_PATHS = frozenset(
-    {
-        "/flush_cache",
-        "/abort_request",
-        "/start_profile",
-        "/stop_profile",
-        "/freeze_gc",
-        "/slow_down",
-        "/configure_logging",
-    }
-)
-"""Routes that steer the server, or concern the requests of others."""
+from sapwood.frontends.common.endpoints import EndpointTable
+from sapwood.frontends.common.errors import NotAllowed, NotAuthenticated, error_response
 
 
 class KeysOnly:
@@ -51,11 +17,19 @@ class KeysOnly:
 
     A key is `Authorization: Bearer KEY`, as OpenAI's clients send it, or `x-api-key: KEY`, as
     Anthropic's do. All else passes untouched. With an admin key and no API key, only the admin
-    routes need one.
+    endpoints need one. A path without an endpoint needs what users need.
     """
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, admin_api_key: str | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        endpoints: EndpointTable,
+        api_key: str | None,
+        admin_api_key: str | None,
+    ) -> None:
         self._app = app
+        self._endpoints = endpoints
         self._api_key = None if api_key is None else _digest(api_key)
         self._admin_key = None if admin_api_key is None else _digest(admin_api_key)
 
@@ -64,20 +38,22 @@ class KeysOnly:
         if refusal is None:
             await self._app(scope, receive, send)
             return
-        response = error_response(refusal, body_for_path(scope["path"]))
+        response = error_response(refusal, self._endpoints.error_form(scope["path"]).body)
         if refusal.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
         await response(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> NotAuthenticated | NotAllowed | None:
         path = scope["path"]
-        if scope["method"] == "OPTIONS" or path in OPEN_PATHS or path in PAGE_PATHS:
+        endpoint = self._endpoints.find(scope["method"], path)
+        access = "user" if endpoint is None else endpoint.access
+        if scope["method"] == "OPTIONS" or access == "open":
             return None
-        needs_admin = path in ADMIN_PATHS and self._admin_key is not None
+        needs_admin = access == "admin" and self._admin_key is not None
         if not needs_admin and self._api_key is None:
             return None
         given = _given_key(Headers(scope=scope))
-        # Both are compared in any case, and digests are of one length: time tells nothing.
+        # Both keys are compared in any case, as digests of equal length: the time reveals nothing.
         digest = _digest(given)
         is_user = self._api_key is not None and hmac.compare_digest(digest, self._api_key)
         is_admin = self._admin_key is not None and hmac.compare_digest(digest, self._admin_key)

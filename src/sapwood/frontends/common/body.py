@@ -14,7 +14,6 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.errors import BodyTooLarge, BodyTooSlow
 from sapwood.frontends.common.limits import BodyLimits
 
-MAX_BODY_BYTES = BodyLimits().max_bytes
 MAX_DEPTH = BodyLimits().max_depth
 
 _KEY = re.compile(rb'"([^"\\]{1,64})"\s*:')
@@ -36,7 +35,7 @@ async def read_json(request: Request, *, optional: bool = False) -> dict[str, An
 
 
 def body_limits(request: Request) -> BodyLimits:
-    """Those of the application; `create_app` puts them there."""
+    """The limits on bodies that `create_app` has given to the application."""
     limits = getattr(request.app.state, "body_limits", None)
     return limits if isinstance(limits, BodyLimits) else BodyLimits()
 
@@ -52,7 +51,7 @@ def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
         raise InvalidRequest(
             f"the request's body is a JSON {type(value).__name__}; send a JSON object"
         )
-    # Counting brackets is far cheaper than walking, and settles it for nearly every body.
+    # Counting brackets is far cheaper than walking the tree, and enough for nearly every body.
     if raw.count(b"[") + raw.count(b"{") > max_depth:
         _check_depth(value, max_depth)
     return value
@@ -110,7 +109,7 @@ def _not_json(raw: bytes, error: orjson.JSONDecodeError) -> InvalidRequest:
 
 
 def _last_key(raw: bytes, offset: int) -> tuple[str, str | None]:
-    """The last object key before that byte: what a person looks for in their body."""
+    """The last object key before that byte, by which a person finds the place in their body."""
     keys = _KEY.findall(raw, max(0, offset - _KEY_WINDOW_BYTES), offset)
     if not keys:
         return "", None

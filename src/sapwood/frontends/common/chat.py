@@ -1,4 +1,4 @@
-"""One turn of a conversation: its prompt, what its answer must look like, and how it is read."""
+"""One turn of a conversation: its prompt, the grammar of its answer, and the parsing of that."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _SWITCHES = ("enable_thinking", "thinking")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What a client asks for, in whichever dialect.
+    """A client's request for the next turn, whatever the dialect.
 
     options            further variables of the chat template
-    goes_on            the model goes on with the last message, which is its own
-    goes_on_unasked    the dialect says so, not the client
-    takes_apart        thinking is told apart from the answer
-    streams_reasoning  thinking goes out as it comes, not at once at its end
-    thinks             True: it should think; False: it should not; None: as the model does
-    effort             how much it should think, in the template's own words
+    goes_on            whether the model continues the last message, which is the assistant's
+    goes_on_unasked    whether `goes_on` is the dialect's rule instead of the client's wish
+    takes_apart        whether thinking is separated from the answer
+    streams_reasoning  whether a stream sends thinking as it comes, or all of it at its end
+    thinks             whether the model should think; None: as it usually does
+    effort             how much the model should think, in the template's own words
     thinking_budget    tokens of thinking at most
-    thinking_field     the request's own field for thinks and effort, for errors
-    budget_field       and for thinking_budget
+    thinking_field     name of the request's field for thinks and effort, for errors
+    budget_field       name of the request's field for thinking_budget, for errors
     """
 
     messages: Sequence[Message]
@@ -87,12 +87,12 @@ class TurnSample:
         self._separates = turn.shape.reasoning is not None
 
     def add(self, chunk: TextChunk) -> list[Event]:
-        """What is new. After the chunk with a finish nothing is held any more."""
+        """The new events in a chunk. The chunk with a finish brings everything that was held."""
         was_thinking = self._parser.is_thinking
         events = self._parser.feed(chunk.text)
         if chunk.finish is not None:
             events += self._parser.finish()
-        # Tokens of a tag count when it is known what it is.
+        # The tokens of a tag are counted as soon as the tag is recognised.
         self._num_undecided_tokens += len(chunk.token_ids)
         is_reasoning = any(isinstance(event, Reasoning) for event in events)
         if was_thinking or self._parser.is_thinking or is_reasoning:
@@ -110,11 +110,11 @@ class TurnSample:
 
     @property
     def num_reasoning_tokens(self) -> int | None:
-        """Tags included; None if thinking is not told apart."""
+        """Tokens of thinking, tags included; None if thinking is not separated."""
         return self._num_reasoning_tokens if self._separates else None
 
     def finish_reason(self, finish: Finish | None) -> str | None:
-        """Why it ended, in OpenAI's words."""
+        """Why the sample ended, in OpenAI's words."""
         if finish is None:
             return None
         is_call = finish.kind == "stop" and self._builder.num_calls > 0
@@ -135,7 +135,7 @@ class TurnSample:
 async def collect_turn(
     services: Services, request: TextRequest, turn: Turn
 ) -> list[tuple[Choice, TurnSample]]:
-    """The finished samples of that request; raises as `generate` does."""
+    """The finished samples of the turn. Raises the errors of `generate`."""
     samples = [(Choice(), turn.sample()) for _ in range(request.n)]
     async with aclosing(generate(services, [request])) as chunks:
         async for _, chunk in chunks:
@@ -160,7 +160,7 @@ def plan_turn(
             f"this model has no chat template; {instead}, or start the server with --chat-template",
             param="messages",
         )
-    # Where the template has no place for tools, it says so itself.
+    # If the template has no place for tools, rendering it raises the error.
     if "tools" in services.template.variables:
         _check_tools(services, asked.tools)
     options = _template_options(services, services.template, asked)
@@ -182,7 +182,8 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
                 begin=reasoning.opens, end=reasoning.closes, is_open=shown is Shown.OPEN
             )
             grammar = msgspec.structs.replace(grammar, thinking=thinking)
-    # A grammar holds a model that may think but does not from its first token on.
+    # A grammar applies from the first token on unless the answer opens its thinking. So with a
+    # grammar an answer without tags is no thinking, even if the format would take it for that.
     guesses = grammar is None and reasoning is not None and reasoning.is_forced
     shape = AnswerShape(
         reasoning=reasoning if asked.takes_apart else None,
@@ -243,7 +244,7 @@ def _rendered(template: ChatTemplate, asked: Conversation, options: Mapping[str,
 def _template_options(
     services: Services, template: ChatTemplate, asked: Conversation
 ) -> dict[str, Any]:
-    """The template's variables, with what it has for thinking set as asked."""
+    """The template's variables; those that control thinking are set as the client wants."""
     options = dict(asked.options)
     thinks = asked.thinks
     has_reasoning = services.formats.reasoning is not None
@@ -278,7 +279,7 @@ def _template_options(
 
 
 def _prefix(asked: Conversation) -> str:
-    """The beginning of the answer that the model goes on with."""
+    """The text of the unfinished answer that the model continues; "" if it begins a new one."""
     if not asked.goes_on or not asked.messages:
         return ""
     content = asked.messages[-1].get("content")
@@ -291,7 +292,7 @@ def _prefix(asked: Conversation) -> str:
 def _budget(services: Services, max_tokens: int, shown: Shown) -> ThinkingBudget:
     reasoning = services.formats.reasoning
     assert reasoning is not None
-    # Harmony's thinking is open from the start, but for its header.
+    # In Harmony's format thinking is open from the start, but the answer still writes its header.
     is_open = shown is Shown.OPEN and reasoning.tool_format is None
     return ThinkingBudget(
         max_tokens=max_tokens,

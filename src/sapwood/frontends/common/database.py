@@ -1,7 +1,7 @@
-"""SQLite for what outlives a request: one database, used from one thread of its own.
+"""SQLite for data that outlives a request: one database, used from one thread of its own.
 
-The event loop never waits for the disk: work is a function of the connection, runs in the
-database's thread, one at a time, and is one transaction.
+The event loop never waits for the disk. A piece of work is a function of the connection; the
+database's thread runs one after the other, each as one transaction.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 BUSY_TIMEOUT_S = 10.0
-"""How long a transaction waits for that of another server on the same file."""
+"""How long a transaction waits for another server's transaction on the same file."""
 
 
 class Database:
-    """Opened at once, so that a directory that cannot be written is an error at the start.
+    """One database. It is opened at once, so that an unwritable directory is an error at the start.
 
-    path        None: in memory, gone with the process
-    migrations  statements that make the tables, a script per version; the database remembers how
-                many of them it has had. They bear being run twice, by servers that start together
-    Raises      ConfigError if the file cannot be opened, or a newer version wrote it
+    path        the file; None: the database is in memory, and gone with the process
+    migrations  one script per version, which makes or changes the tables; the database remembers
+                how many have run. Servers that start together may run a script twice, without harm
+    Raises      ConfigError if the file cannot be opened, or if a newer version wrote it
     """
 
     def __init__(self, path: Path | None, migrations: Sequence[str]) -> None:
@@ -46,16 +46,16 @@ class Database:
             raise
 
     async def run(self, work: Work[T]) -> T:
-        """The result of `work`; it is done even if the caller is cancelled while it waits."""
+        """Run `work` and return its result. Cancelling the caller does not stop running work."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, work)
 
     def run_soon(self, work: Work[None]) -> None:
-        """The same where nobody can wait, such as when a stream is closed."""
+        """Run `work` without waiting for it, for instance while a stream is being closed."""
         if not self._closed:
             self._thread.submit(self._do, work).add_done_callback(_log_failure)
 
     def close(self) -> None:
-        """After what was asked before; nothing may be asked afterwards."""
+        """Finish the work that was asked for, and close the database. No work may follow."""
         if not self._closed:
             self._closed = True
             self._thread.submit(self._connection.close)

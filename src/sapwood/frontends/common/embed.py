@@ -1,4 +1,4 @@
-"""Texts of one HTTP request whose numbers are wanted, run together."""
+"""Embeddings or scores of all texts of one HTTP request, computed together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sapwood.observe.requests import Asked, ObservedRequest
 from sapwood.text.embedding import EmbedRequest, Numbers, TextEmbedder
 
 OPEN_AT_A_TIME = 256
-"""Texts of one HTTP request that the engine has at a time: more would fill the queue of all."""
+"""Texts of one HTTP request that the engine has at a time: more would fill everybody's queue."""
 
 Text = str | list[int]
 
@@ -26,11 +26,12 @@ async def embed_all(
     *,
     room: AbstractAsyncContextManager[Any] | None = None,
 ) -> list[Numbers]:
-    """The numbers of each of those texts, in their order.
+    """The embedding or scores of each text, in the order of the texts.
 
-    room    entered for each text, by those who wait instead of being refused by a full queue
-    An error of one of them, or being cancelled, aborts those that are open.
-    Raises EngineUnavailable, EngineFailed, or InvalidRequest, also if one was aborted.
+    An error of one text, or a cancellation of this call, aborts the others.
+
+    room    entered for each text, by callers that wait instead of being refused by a full queue
+    Raises  EngineUnavailable, EngineFailed, or InvalidRequest, also if a text was aborted
     """
     with services.observer.observing([_facts(request) for request in requests]) as observed:
         return await _embed_all(services, requests, observed, room or nullcontext())
@@ -87,9 +88,10 @@ def _whole(numbers: Numbers) -> Numbers:
 
 
 def texts_of(given: object, param: str) -> tuple[list[Text], bool]:
-    """A text, one text's token ids, or a list of either: the texts, and whether they were a list.
+    """(the texts, whether they came as a list) of a field that has one text or several.
 
-    InvalidRequest if there is none, or an empty one.
+    given   a text, one text's token ids, or a list of either
+    Raises  InvalidRequest if there is no text, or an empty one
     """
     if isinstance(given, str):
         return [_not_empty(given, param)], False
@@ -114,7 +116,7 @@ def _not_empty(text: Text, where: str, param: str | None = None) -> Text:
 
 
 def request_ids(rid: str | list[str] | None, count: int, prefix: str) -> list[str]:
-    """An id for each text of a call: those given, or new ones."""
+    """An id for each text of a call: the client's ids, or new ones."""
     if rid is None:
         return [f"{prefix}-{uuid.uuid4().hex}" for _ in range(count)]
     if not rid or not all(rid):
@@ -146,7 +148,7 @@ def usage(answers: Sequence[Numbers]) -> dict[str, int]:
 
 
 def meta_info(numbers: Numbers, latency_s: float) -> dict[str, Any]:
-    """As /generate has it, for the native routes."""
+    """The field meta_info of the native routes, as in the answers of /generate."""
     return {
         "id": numbers.request_id,
         "finish_reason": {"type": "length", "length": 0},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import msgspec
 import orjson
 from starlette.responses import Response
 
@@ -11,10 +13,10 @@ from sapwood.base.errors import InvalidRequest, SapwoodError
 from sapwood.schema.output import Finish
 
 RETRY_AFTER_S = 1
-"""Said to a client that got a 503: queues and restarts take seconds, not minutes."""
+"""The header Retry-After of a 503: queues and restarts take seconds, not minutes."""
 
 ANTHROPIC_OVERLOADED = 529
-"""What Anthropic's API sends where HTTP has 503."""
+"""The status of Anthropic's API for an overloaded server, where others send 503."""
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -29,7 +31,7 @@ _ANTHROPIC_TYPES = {
 
 MAX_MESSAGE_CHARS = 2000
 MAX_PARAM_CHARS = 200
-"""A client's own text may be part of a message; of a name of ten megabytes it gets the ends."""
+"""A client's own text may be part of a message; a name of ten megabytes is cut to these lengths."""
 
 ErrorBody = Callable[[SapwoodError], dict[str, object]]
 
@@ -85,7 +87,7 @@ def openai_body(error: SapwoodError) -> dict[str, object]:
 
 
 def native_body(error: SapwoodError) -> dict[str, object]:
-    """The native routes' body, and that of an error event inside any stream."""
+    """The body of the native routes, and of an error event inside any stream."""
     return {"error": openai_body(error)}
 
 
@@ -105,24 +107,69 @@ def _message(error: SapwoodError) -> str:
 
 
 def _shortened(text: str, max_chars: int) -> str:
-    """The text's beginning and end if it is longer: the way out is told at the end."""
+    """The beginning and the end of a text that is too long: the way out is told at the end."""
     if len(text) <= max_chars:
         return text
     half = max_chars // 2
     return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
 
 
-def body_for_path(path: str) -> ErrorBody:
-    # OpenAI nests its errors; the older routes keep the flat form that SGLang's clients know.
-    if path == "/v1/responses" or path.startswith("/v1/responses/"):
-        return native_body
-    if path == "/invocations":
-        return openai_body
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
-        return anthropic_body
-    if path.startswith("/api/"):
-        return ollama_body
-    return openai_body if path.startswith("/v1/") or path == "/v1" else native_body
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as OpenAI's endpoints send it; param: the field at fault, if there is one."""
+
+    object: str
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class NestedError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as the native endpoints and /v1/responses send it."""
+
+    error: Error
+
+
+class AnthropicProblem(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as Anthropic's endpoints send it."""
+
+    type: str
+    error: AnthropicProblem
+
+
+class OllamaError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as Ollama's endpoints send it."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorForm:
+    """How errors are spelled.
+
+    body         makes the JSON of an error
+    shape        the schema of that JSON
+    busy_status  of a server that cannot take the request now
+    """
+
+    body: ErrorBody
+    shape: type[msgspec.Struct]
+    busy_status: int = 503
+
+
+OPENAI_ERRORS = ErrorForm(body=openai_body, shape=Error)
+"""Flat, as SGLang's clients know it; OpenAI itself nests its errors."""
+
+NATIVE_ERRORS = ErrorForm(body=native_body, shape=NestedError)
+ANTHROPIC_ERRORS = ErrorForm(
+    body=anthropic_body, shape=AnthropicError, busy_status=ANTHROPIC_OVERLOADED
+)
+OLLAMA_ERRORS = ErrorForm(body=ollama_body, shape=OllamaError)
 
 
 def json_response(
@@ -143,5 +190,5 @@ def error_response(error: SapwoodError, body: ErrorBody) -> Response:
 
 
 def internal_error() -> SapwoodError:
-    """What a client hears of a bug of ours, which the log describes."""
+    """The error that a client gets for a bug of ours, which only the log describes."""
     return SapwoodError("the server failed on this request; its log says why")

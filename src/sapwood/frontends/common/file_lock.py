@@ -1,4 +1,4 @@
-"""A lock that one process at a time has, for as long as it lives."""
+"""A lock that one process holds at a time, until it gives the lock back or ends."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 class FileLock:
-    """Given back by `close`, and by the system when the process ends in whatever way."""
+    """A lock on a file. `close` gives it back; so does the system when the process ends."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab")
         self._is_ours = False
 
     def try_to_take(self) -> bool:
-        """Whether this object has the lock now."""
+        """Take the lock if it is free. Returns whether this object holds it now."""
         if not self._is_ours:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Choice:
-    """What one sample of one prompt has brought so far.
+    """All chunks of one sample so far, put together.
 
-    num_reasoning_tokens  output tokens that were thinking; None: they are not told apart
+    num_reasoning_tokens  output tokens that were thinking; None: thinking is not separated
     """
 
     parts: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Choice:
 
     @property
     def decode_throughput(self) -> float | None:
-        """Output tokens per second from the first ones on; None until more have come."""
+        """Output tokens per second after the first chunk; None until more tokens have come."""
         seconds = self._last_s - (self._first_s or self._last_s)
         num_tokens = self.num_output_tokens - self._num_first_tokens
         return num_tokens / seconds if num_tokens > 0 and seconds > 0 else None
@@ -80,11 +80,11 @@ class Choice:
 async def generate(
     services: Services, requests: Sequence[TextRequest]
 ) -> AsyncGenerator[tuple[int, TextChunk], None]:
-    """Chunks of all those requests as they come, each with its request's position.
+    """The chunks of all these requests as they come, each with its request's position.
 
-    Every text request of every dialect comes through here, so here they are counted and timed.
-    Closing it early aborts what is still open; so does an error of any of the requests.
-    Raises EngineUnavailable, EngineFailed, or InvalidRequest if an id is already open or the call
+    Every text request of every dialect comes through this function, which counts and times it.
+    Closing the generator early aborts the open requests; so does an error of any of them.
+    Raises EngineUnavailable, EngineFailed, and InvalidRequest if an id is open already or the call
     exceeds the server's limits.
     """
     services.limits.check(requests)
@@ -111,7 +111,7 @@ def _traced(request: TextRequest, observed: ObservedRequest) -> TextRequest:
 
 
 async def collect(services: Services, requests: Sequence[TextRequest]) -> list[list[Choice]]:
-    """The finished samples of each of those requests; raises as `generate` does."""
+    """The finished samples of each of these requests. Raises the errors of `generate`."""
     choices = [[Choice() for _ in range(request.n)] for request in requests]
     async with aclosing(generate(services, requests)) as chunks:
         async for position, chunk in chunks:
@@ -122,8 +122,8 @@ async def collect(services: Services, requests: Sequence[TextRequest]) -> list[l
 async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """Items of all streams as they come, each with its stream's position.
 
-    One stream is passed through; several take one task each, not one per item. The first error
-    ends it; streams that are still open when it ends are closed.
+    A single stream is passed through; several take one task each, not one per item. The first
+    error ends all; streams that are still open at the end are closed.
     """
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:

@@ -1,4 +1,4 @@
-"""Hidden states as JSON, a few vectors at a time: those of a long prompt are tens of megabytes."""
+"""Hidden states as JSON, encoded a few at a time: a long prompt has tens of megabytes of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import orjson
 from sapwood.frontends.common.generate import Choice
 
 VECTORS_AT_A_TIME = 16
-"""Encoded between two looks at what else is to be done: less than a millisecond."""
+"""Vectors that are encoded before other tasks of the loop get a turn: less than a millisecond."""
 
 
 async def encoded_hidden_states(choice: Choice) -> orjson.Fragment:
-    """The prompt's, [prompt tokens][hidden size], then one vector per output token but the last,
-    which is not computed any more. As SGLang has them."""
+    """Hidden states in SGLang's form.
+
+    The first item is [prompt tokens][hidden size]; then comes a vector for each output token except
+    the last, which is never computed.
+    """
     vectors: list[bytes] = []
     for packed in choice.hidden_states:
         vectors.append(_encoded(packed))
@@ -26,15 +29,17 @@ async def encoded_hidden_states(choice: Choice) -> orjson.Fragment:
 
 
 def encoded_last_hidden_state(choice: Choice) -> orjson.Fragment:
-    """The vector of the last token that was computed; an empty list if that is the prompt's. As
-    SGLang has it in OpenAI's dialect."""
+    """The hidden state of the last computed token, as in SGLang's version of OpenAI's dialect.
+
+    An empty list if that token is the prompt's.
+    """
     if len(choice.hidden_states) <= choice.num_prompt_tokens:
         return orjson.Fragment(b"[]")
     return orjson.Fragment(_encoded(choice.hidden_states[-1]))
 
 
 def _encoded(packed: bytes) -> bytes:
-    """Fewest digits that tell one fp32 from another."""
+    """The vectors as JSON, each number with the fewest digits that identify the fp32 number."""
     vector = np.frombuffer(packed, dtype="<f4").astype(np.float32, copy=False)
     return orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
 

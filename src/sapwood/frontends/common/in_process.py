@@ -1,7 +1,7 @@
-"""POSTs to an application in the same process: what answers HTTP answers these too.
+"""POSTs to an application in the same process, by the same code that answers HTTP.
 
-The application is one without guards (`frontends.server.inner_app`): a call from inside was let in
-already, or comes from no client at all.
+The application has no guards (`frontends.server.inner_app`): a call from inside has passed them
+already, or does not come from a client at all.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _EVENT, _DONE = b"data: ", b"[DONE]"
 
 
 class Post(Protocol):
-    """The status and the body of the answer to a POST of that JSON object to that path."""
+    """POSTs a JSON object to a path. Returns (status, body) of the answer."""
 
     def __call__(self, path: str, body: dict[str, Any], /) -> Awaitable[tuple[int, bytes]]: ...
 
 
 class Refused(SapwoodError):
-    """What the application answered instead of doing what was asked."""
+    """The application answered with an error."""
 
     def __init__(self, status: int, content: bytes) -> None:
         told = orjson.loads(content)
@@ -42,7 +42,7 @@ class Refused(SapwoodError):
 
 
 def in_process(app: ASGIApp) -> Post:
-    """A cancelled call is to the application what a client that leaves is."""
+    """A `Post` to that application. Cancelling a call is like a client that disconnects."""
 
     async def post(path: str, body: dict[str, Any], /) -> tuple[int, bytes]:
         status = 500
@@ -64,7 +64,7 @@ def in_process(app: ASGIApp) -> Post:
 async def streamed(
     app: ASGIApp, path: str, body: dict[str, Any], headers: RawHeaders = ()
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The events of an answer, as objects; closing it is what a client's leaving is.
+    """The events of an answer, as objects. Closing the generator is like a client's disconnect.
 
     Raises Refused if the status is not 200, and for an error event.
     """
@@ -130,7 +130,7 @@ def _receive(content: bytes) -> Callable[[], Awaitable[Message]]:
 
     async def receive() -> Message:
         if not messages:
-            # Nobody leaves in here; who stops waiting cancels the call.
+            # There is no connection that could break; a caller that gives up cancels the call.
             await asyncio.Event().wait()
         return messages.pop()
 

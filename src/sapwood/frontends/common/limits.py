@@ -11,10 +11,10 @@ from sapwood.text.generation import TextRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyLimits:
-    """Of one request's body.
+    """Limits on the body of a request.
 
-    max_depth  arrays and objects inside one another; the parser itself stops at 1024
-    timeout_s  from the request's head to the end of its body
+    max_depth  levels of nested arrays and objects; the parser itself stops at 1024
+    timeout_s  seconds from the request's head to the end of its body
     """
 
     max_bytes: int = 64 * 2**20
@@ -24,11 +24,11 @@ class BodyLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """Of what one call asks for.
+    """Limits on the contents of one call.
 
-    max_samples      prompts times n
+    max_samples      number of prompts times n
     max_stop_length  characters of one stop string
-    max_embed_bytes  of input_embeds as fp32, times n: each sample's prompt is sent by itself
+    max_embed_bytes  bytes of all input_embeds as fp32, times n: each sample sends its own prompt
     """
 
     max_samples: int = 4096
@@ -37,7 +37,7 @@ class RequestLimits:
     max_embed_bytes: int = 64 * 2**20
 
     def check(self, requests: Sequence[TextRequest]) -> None:
-        """Raises InvalidRequest, which names the field, if the call's requests are too much."""
+        """Raises InvalidRequest, which names the field, if the call exceeds a limit."""
         num_samples = sum(request.n for request in requests)
         if num_samples > self.max_samples:
             raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""Lists as OpenAI's API gives them: a page at a time, with a cursor; and their query parameters."""
+"""Lists in the form of OpenAI's API, a page at a time with a cursor, and their query parameters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def query_int(query: Mapping[str, str], name: str, default: int, *, low: int, hi
 
 
 def query_choice(query: Mapping[str, str], name: str, choices: Sequence[str]) -> str:
-    """The first of the choices is the default."""
+    """The parameter's value, which must be among `choices`; the first choice is the default."""
     given = query.get(name, choices[0])
     if given not in choices:
         raise InvalidRequest(

@@ -17,12 +17,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sapwood.frontends.common.errors import OtherOrigin, body_for_path, error_response
+from sapwood.frontends.common.endpoints import SAFE_METHODS, EndpointTable
+from sapwood.frontends.common.errors import OtherOrigin, error_response
 
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_GETS_WITH_EFFECT = frozenset(
-    {"/flush_cache", "/health_generate", "/start_profile", "/stop_profile", "/freeze_gc"}
-)
 _TRUSTED_SITES = frozenset({"same-origin", "none"})
 
 
@@ -48,12 +45,15 @@ def why_refused(headers: Mapping[str, str], allowed: Collection[str] = ()) -> st
 class SameOriginOnly:
     """ASGI middleware that answers 403 to what `why_refused` names; all else passes untouched."""
 
-    def __init__(self, app: ASGIApp, *, allowed: Collection[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, *, endpoints: EndpointTable, allowed: Collection[str] = ()
+    ) -> None:
         self._app = app
+        self._endpoints = endpoints
         self._allowed = frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _has_effect(scope):
+        if scope["type"] == "http" and self._has_effect(scope):
             where = why_refused(Headers(scope=scope), self._allowed)
             if where is not None:
                 refusal = OtherOrigin(
@@ -61,11 +61,13 @@ class SameOriginOnly:
                     "server; use the page that this server serves, or a program, or start the "
                     "server with --cors-allow-origins"
                 )
-                response = error_response(refusal, body_for_path(scope["path"]))
+                form = self._endpoints.error_form(scope["path"])
+                response = error_response(refusal, form.body)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-
-def _has_effect(scope: Scope) -> bool:
-    return scope["method"] not in _SAFE_METHODS or scope["path"] in _GETS_WITH_EFFECT
+    def _has_effect(self, scope: Scope) -> bool:
+        method = scope["method"]
+        endpoint = self._endpoints.find(method, scope["path"])
+        return method not in SAFE_METHODS if endpoint is None else endpoint.has_effect(method)

@@ -1,4 +1,4 @@
-"""Which requests belong together: the routing key."""
+"""The routing key, which says which requests belong together."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ ROUTING_KEY_HEADER = "x-smg-routing-key"
 
 
 def routing_key(request: Request, given: str) -> str:
-    """The body's own field, else the header, which a gateway sets; "": none."""
+    """The key in the body's field, else in the header, which a gateway may set; "": no key."""
     return given or request.headers.get(ROUTING_KEY_HEADER, "")

@@ -1,4 +1,4 @@
-"""What the dialects' sampling fields have in common."""
+"""The common part of the dialects' sampling fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def stop_strings(stop: str | list[str]) -> tuple[str, ...]:
 
 
 def renamed(error: InvalidRequest, names: Mapping[str, str], *, where: str = "") -> InvalidRequest:
-    """That error, speaking of the field by the name and path that the client used."""
+    """The same error, but with the field's name and path in the client's own request."""
     if error.param is None:
         return error
     wire_name = names.get(error.param, error.param)
@@ -23,5 +23,5 @@ def renamed(error: InvalidRequest, names: Mapping[str, str], *, where: str = "")
 
 
 def over_defaults(defaults: Mapping[str, float], **given: float | None) -> dict[str, float]:
-    """What a request gave of these sampling parameters, over the model's own defaults."""
+    """The model's own defaults, replaced by the sampling parameters that the request has."""
     return {**defaults, **{name: value for name, value in given.items() if value is not None}}

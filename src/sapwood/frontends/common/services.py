@@ -1,4 +1,4 @@
-"""What the dialects are given: one model's engine, text and names."""
+"""The services behind the dialects: the engine, the text machinery and the names of one model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.pooling import Pooling, Task, why_not
-from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
-
-DEFAULTABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Sampling parameters whose defaults a model may set in its generation_config.json."""
 
 WEIGHT_VERSION = "default"
 """The name of the weights that the server started with; they never change while it runs."""
@@ -55,18 +52,19 @@ class OpenRequests:
 class Services:
     """Everything that a dialect needs to answer requests about one model.
 
-    template          None: the model has none, and chat is refused
+    template          the chat template; None: the model has none, and chat is refused
     model_name        the name that the API shows and accepts
-    default_sampling  the model's own defaults, of the names in DEFAULTABLE; they come after what a
-                      request says and before OpenAI's defaults
-    formats           how the model writes thinking and calls of tools
+    default_sampling  the model's own defaults of the parameters in DEFAULTABLE; a request's values
+                      come first, and OpenAI's defaults last
+    formats           the formats of the model's thinking and tool calls
     created           Unix time in seconds at which the server started
     options           the configuration as it was asked for; the engine says how it was resolved
     observer          counts, times and logs the requests
-    figures           of the engine, kept up to date by whoever runs them; None: made when needed
+    figures           the engine's figures, which the caller keeps up to date; None: they are asked
+                      for when a route needs them
     serves_metrics    whether /metrics answers
-    custom_labels_header  the header that gives a request's own metric labels
-    pooling           of a model that answers with numbers; None: it generates
+    custom_labels_header  name of the header with a request's own metric labels
+    pooling           how the model makes embeddings or scores; None: the model generates
     """
 
     engine: EngineClient
@@ -107,13 +105,13 @@ class Services:
             ) from error
 
     def check_task(self, wanted: Task | Literal["tokens"]) -> None:
-        """InvalidRequest, with the way out, unless the model does that."""
+        """Raises InvalidRequest, with the way out, unless the model can do the task."""
         unable = why_not(self.pooling, wanted)
         if unable is not None:
             raise InvalidRequest(unable)
 
     def check_model(self, asked: str) -> None:
-        """NotFound unless that is the served model's name, "default" or empty."""
+        """Raises NotFound unless `asked` is the served model's name, "default" or empty."""
         if asked not in ("", "default", self.model_name):
             raise NotFound(
                 f"the model {asked!r} is not served here; this server has {self.model_name!r}",

@@ -38,10 +38,10 @@ def event(content: object) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Framing:
-    """What is particular to a dialect's streams, besides their events.
+    """The bytes around the events of a dialect's streams.
 
-    end      sent after the last event, whether it was an error or not
-    failure  the event for an error after the first event
+    end      bytes after the last event, whether that is an error or not
+    failure  makes the event for an error that comes after the first event
     """
 
     content_type: bytes
@@ -64,13 +64,13 @@ EVENT_STREAM = b"text/event-stream; charset=utf-8"
 ENDED_BY_DONE = Framing(
     content_type=EVENT_STREAM, end=DONE, failure=lambda error: event(native_body(error))
 )
-"""OpenAI's streams and the native ones."""
+"""The framing of OpenAI's streams and of the native ones."""
 
 
 async def until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     """The result of `work`; when the client leaves, `work` is cancelled and Disconnected is raised.
 
-    The request's body must have been read: what `receive` brings next is the disconnect.
+    The request's body must have been read before: then the next message can only be the disconnect.
     """
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(receive))
@@ -92,10 +92,10 @@ async def _disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Sends events as they come; the status line waits for the first of them.
+    """Sends events as they come; the status line waits for the first event.
 
-    So an error before the first event gets its own HTTP status; a later one becomes an event, and
-    the stream ends. Each item of `events` is one or more whole events, already encoded.
+    So an error before the first event gets its own HTTP status; a later error becomes an event and
+    ends the stream. Each item of `events` is one or more whole events, already encoded.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class EventStream(Response):
             await error_response(refused, self._error_body)(scope, receive, send)
 
     async def _send_events(self, send: Send) -> SapwoodError | None:
-        """None when events were sent, else the error that came before the first of them."""
+        """Send all events. Returns the error that came before the first event; None: none did."""
         started = False
         framing = self._framing
         last = framing.end

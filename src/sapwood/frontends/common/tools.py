@@ -24,7 +24,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.:/\-]{1,128}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """One function that the client runs. strict: the model's arguments must match `parameters`."""
+    """One function that the client runs.
+
+    strict  whether the model's arguments must match `parameters`
+    """
 
     name: str
     description: str | None = None
@@ -36,13 +39,13 @@ class Tool:
         function: dict[str, Any] = {"name": self.name}
         if self.description is not None:
             function["description"] = self.description
-        # Templates go through the properties without asking whether there are any.
+        # Templates iterate over the properties without testing whether there are any.
         function["parameters"] = self.parameters or {"type": "object", "properties": {}}
         return {"type": "function", "function": function}
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        """Of the arguments: an object, whatever the client's own schema says of its type."""
+        """The schema of the arguments; its type is object, whatever the client's schema says."""
         return {"type": "object", **(self.parameters or {})}
 
 
@@ -70,12 +73,12 @@ class ToolUse:
     def grammar(
         self, calls: ToolFormat | None, special_texts: frozenset[str], content: Grammar | None
     ) -> Grammar | None:
-        """What the output must look like; None if nothing is promised.
+        """The grammar that the output must match; None if it need not match any.
 
-        calls          the format in which the model calls
+        calls          the format of the model's tool calls
         special_texts  the tokenizer's special tokens
-        content        what an answer without calls must look like
-        Raises         UnsupportedFeature if no grammar can say both
+        content        the grammar of an answer without calls; None: anything
+        Raises         UnsupportedFeature if no grammar can require both
         """
         if self.is_forced:
             chosen = [tool for tool in self.tools if self.only in (None, tool.name)]
@@ -98,7 +101,7 @@ class ToolUse:
     def _calls_or(
         self, content: Grammar, calls: ToolFormat | None, special_texts: frozenset[str]
     ) -> Grammar:
-        """Either that content and nothing else, or one call or more."""
+        """A grammar of either the content alone, or of one call or more."""
         structures = self._structures(calls, special_texts, asked_by="response_format or its like")
         tags = [
             {
@@ -122,7 +125,7 @@ class ToolUse:
     def _structures(
         self, calls: ToolFormat | None, special_texts: frozenset[str], *, asked_by: str
     ) -> list[tuple[CallStructure, Mapping[str, Any]]]:
-        """(how a call of it is spelled, schema of its arguments) of each tool."""
+        """For each tool: (the text around a call's arguments, schema of the arguments)."""
         found: list[tuple[CallStructure, Mapping[str, Any]]] = []
         for tool in self.offered:
             spelled = calls.structure(tool.name) if calls is not None else None
@@ -146,7 +149,7 @@ class FunctionFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def checked_tools(tools: Sequence[Tool], *, where: str = "tools") -> tuple[Tool, ...]:
-    """Raises InvalidRequest for names that no call could have, or that two tools have."""
+    """The tools. Raises InvalidRequest for a name that no call can have, or that comes twice."""
     if len(tools) > MAX_TOOLS:
         raise InvalidRequest(
             f"{where} has {len(tools)} tools but at most {MAX_TOOLS} are accepted", param=where
@@ -169,7 +172,7 @@ def checked_tools(tools: Sequence[Tool], *, where: str = "tools") -> tuple[Tool,
 
 
 def openai_tools(given: Sequence[Mapping[str, Any]], where: str = "tools") -> tuple[Tool, ...]:
-    """`tools` as OpenAI's chat completions have it."""
+    """The tools of the field `tools`, in the form of OpenAI's chat completions."""
     return checked_tools([_function(one, f"{where}[{i}]") for i, one in enumerate(given)])
 
 
@@ -178,7 +181,7 @@ def openai_tool_use(
     choice: str | Mapping[str, Any] | None,
     parallel: bool | None,
 ) -> ToolUse:
-    """tools, tool_choice and parallel_tool_calls as OpenAI's chat completions have them."""
+    """The fields tools, tool_choice and parallel_tool_calls of OpenAI's chat completions."""
     tools = openai_tools(given)
     parallel = True if parallel is None else parallel
     if choice is None:

@@ -8,20 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response
+from sapwood.frontends.common.endpoints import Dialect, Endpoint
+from sapwood.frontends.common.errors import OPENAI_ERRORS, json_response
 from sapwood.frontends.common.fields import Rules, parse
-from sapwood.frontends.common.openapi import NestedError, described
+from sapwood.frontends.common.openapi import SSE
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.frontends.native import admin
+from sapwood.frontends.native.answer_shapes import HealthAnswer
 from sapwood.frontends.native.generate import to_batch, whole_answers
 from sapwood.frontends.native.protocol import GENERATE_RULES, GenerateRequest
+from sapwood.frontends.openai.answer_shapes import ChatAnswer
 from sapwood.frontends.openai.chat import chat_completions
 from sapwood.frontends.openai.protocol import ChatRequest
+from sapwood.frontends.openai.routes import CHAT_EXAMPLE
 
 
 class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,40 +43,51 @@ class VertexAnswer(msgspec.Struct, frozen=True, kw_only=True):
     predictions: list[dict[str, Any]]
 
 
-class Healthy(msgspec.Struct, frozen=True, kw_only=True):
-    status: str
+def hosts_dialect(services: Services) -> Dialect:
+    dialect = Dialect("hosts")
 
-
-HOST_BODIES = (VertexRequest, VertexAnswer, Healthy)
-
-
-def hosts_router(services: Services) -> APIRouter:
-    router = APIRouter(tags=["hosts"])
-
-    @router.get("/ping", openapi_extra=described(Healthy, errors=(503,), error=NestedError))
-    async def get_ping() -> Response:
+    # Probes bring no keys.
+    @dialect.serves(
+        Endpoint(paths=("/ping",), methods=("GET",), access="open", answers=(HealthAnswer,))
+    )
+    async def get_ping(request: Request) -> Response:
         return admin.health(services)
 
-    @router.post(
-        "/invocations", openapi_extra=described(None, body=ChatRequest, errors=(400, 404, 413, 503))
+    @dialect.serves(
+        Endpoint(
+            paths=("/invocations",),
+            methods=("POST",),
+            access="user",
+            errors=OPENAI_ERRORS,
+            body=ChatRequest,
+            example=CHAT_EXAMPLE,
+            answers=(ChatAnswer, SSE),
+        )
     )
     async def post_invocations(request: Request) -> Response:
         return await chat_completions(request, services)
 
-    @router.post(
-        "/vertex_generate",
-        openapi_extra=described(
-            VertexAnswer, body=VertexRequest, error=NestedError, errors=(400, 413, 503)
-        ),
+    @dialect.serves(
+        Endpoint(
+            paths=("/vertex_generate",),
+            methods=("POST",),
+            access="user",
+            body=VertexRequest,
+            example={
+                "instances": [{"text": "The oak is"}],
+                "parameters": {"sampling_params": {"max_new_tokens": 16}},
+            },
+            answers=(VertexAnswer,),
+        )
     )
     async def post_vertex(request: Request) -> Response:
         return await vertex_generate(request, services)
 
-    return router
+    return dialect
 
 
 async def vertex_generate(request: Request, services: Services) -> Response:
-    """The instances are the prompts of one batch of /generate, the parameters its other fields."""
+    """Answer like /generate: instances are the prompts of a batch, parameters its other fields."""
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), VertexRequest, Rules())
     body = {**asked.parameters, **_prompts(asked.instances)}
@@ -87,7 +102,7 @@ async def vertex_generate(request: Request, services: Services) -> Response:
 
 
 def _prompts(instances: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The instances' prompts as the field of /generate that takes them."""
+    """The field of /generate that takes the instances' prompts, with these prompts."""
     if not instances:
         raise InvalidRequest("instances is empty; send at least one", param="instances")
     names = {name for instance in instances for name in instance}

@@ -1,1 +1,1 @@
-"""SGLang's own dialect: /generate and the routes that tell about and steer the server."""
+"""SGLang's own dialect: /generate, and routes that describe or control the server."""

@@ -1,4 +1,4 @@
-"""What the native routes tell about the server, and how they steer it."""
+"""The native routes that describe or control the server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def health(services: Services) -> Response:
 
 
 async def health_generate(request: Request, services: Services) -> Response:
-    """200 when the engine has generated one token, or the numbers of one word."""
+    """200 when the engine has generated a token, or made the embedding or scores of a word."""
     if services.pooling is not None:
         asked = EmbedRequest(request_id=f"health-{uuid.uuid4().hex}", text="health")
         await until_disconnect(embed_all(services, [asked]), request.receive)
@@ -60,7 +60,7 @@ def model_info(services: Services) -> dict[str, object]:
 
 
 async def server_info(services: Services) -> dict[str, object]:
-    """The resolved configuration, what was resolved and why, and the engine's counters."""
+    """The resolved configuration, the reasons of its choices, and the engine's counters."""
     info = services.engine.info
     status = msgspec.to_builtins(await services.engine.status())
     counters = {name: value for name, value in status.items() if name not in ("type", "call_id")}
@@ -89,7 +89,7 @@ async def flush_cache(services: Services) -> Response:
 
 
 async def abort_request(request: Request, services: Services) -> Response:
-    """End the open requests that are meant; each of them is answered with finish reason abort."""
+    """End the open requests with that prefix; each is answered with the finish reason abort."""
     asked = parse(await read_json(request), AbortRequest, ABORT_RULES)
     if not asked.rid and not asked.abort_all:
         raise InvalidRequest("rid is empty; name a request, or set abort_all", param="rid")

@@ -74,7 +74,10 @@ async def classify(request: Request, services: Services) -> Response:
 
 
 def probabilities(values: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float32]:
-    """[labels]: one of several labels, or each for itself where a text may have several or the
-    model knows but one."""
+    """[labels] probabilities.
+
+    They sum to 1, unless a text may have several labels or the model knows only one label; then
+    each probability stands for itself.
+    """
     is_apart = pooling.multi_label or len(pooling.labels) == 1
     return sigmoid(values) if is_apart else softmax(values)

@@ -1,7 +1,7 @@
-"""POST and PUT /encode and /classify: a model's numbers as they are.
+"""POST and PUT /encode and /classify: a model's embeddings and scores without further processing.
 
-/encode answers with vectors, or with what a classification head says; /classify only with the
-latter, before any softmax or sigmoid: a reward model's reward.
+/encode answers with embeddings, or with the outputs of a classification head; /classify only with
+the latter, before any softmax or sigmoid, for instance with the reward of a reward model.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from sapwood.text.embedding import EmbedRequest, shortened
 
 
 class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Exactly one of text and input_ids; a list of either is a batch.
+    """Exactly one of text and input_ids must be given; a list of either is a batch.
 
     is_cross_encoder_request  text is a list of pairs, such as a query and a document
-    dimensions                so many numbers of each vector; default: all
+    dimensions                length to which embeddings are cut; default: not cut
     """
 
     text: str | list[str | list[str]] | None = None
@@ -102,7 +102,7 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
 
 
 def _texts(asked: EncodeRequest) -> tuple[list[str | list[int] | tuple[str, str]], bool, str]:
-    """The texts, whether they came as a list, and by which field."""
+    """(the texts, whether they came as a list, name of their field)"""
     if (asked.text is None) == (asked.input_ids is None):
         raise InvalidRequest("exactly one of text and input_ids is required", param="text")
     if asked.is_cross_encoder_request:

@@ -39,7 +39,7 @@ from sapwood.text.token_names import TokenNames
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text or token ids, or vectors in the place of both."""
+    """A prompt: a text, token ids, or embeddings."""
 
     text: str | list[int] = ""
     vectors: Sequence[bytes] = ()
@@ -47,10 +47,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What one call asked for.
+    """The requests of one call.
 
-    is_list    the answer is a list, since the prompts were one or n is more than 1
-    has_texts  log probabilities come with the texts of their tokens
+    is_list    whether the answer is a list: the prompts came as a list, or n is more than 1
+    has_texts  whether log probabilities come with the texts of their tokens
     """
 
     requests: list[TextRequest]
@@ -59,7 +59,7 @@ class Batch:
 
     @property
     def num_samples(self) -> int:
-        """Samples per prompt; the same for all of them."""
+        """Number of samples per prompt, which is the same for all prompts."""
         return self.requests[0].n
 
 
@@ -74,7 +74,7 @@ async def generate_text(request: Request, services: Services) -> Response:
 
 
 async def whole_answers(services: Services, batch: Batch, started_s: float) -> list[dict[str, Any]]:
-    """One per sample, those of the first prompt first."""
+    """One answer per sample; the samples of the first prompt come first."""
     with _own_names():
         by_prompt = await collect(services, batch.requests)
     latency_s = services.clock.now_s() - started_s
@@ -94,7 +94,10 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
 
 
 def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
-    """key: the routing key of all its requests."""
+    """The requests that a call's body asks for.
+
+    key  the routing key of all these requests
+    """
     prompts, is_list = _prompts(asked)
     processors = _per_prompt(asked.custom_logit_processor, len(prompts), "custom_logit_processor")
     sampling = [
@@ -137,7 +140,7 @@ def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
 
 
 def _logprobs(asked: GenerateRequest, num_prompts: int) -> list[LogprobOptions | None]:
-    """What each prompt's fields ask for."""
+    """The log probabilities that each prompt's fields ask for."""
     token_ids: Any = asked.token_ids_logprob
     is_for_all = all(isinstance(one, int) for one in token_ids)
     each = [token_ids] * num_prompts
@@ -159,7 +162,7 @@ def _logprobs(asked: GenerateRequest, num_prompts: int) -> list[LogprobOptions |
 
 
 def _prompts(asked: GenerateRequest) -> tuple[Sequence[Prompt], bool]:
-    """The prompts, and whether they came as a list."""
+    """(the prompts, whether they came as a list)"""
     if sum(one is not None for one in (asked.text, asked.input_ids, asked.input_embeds)) != 1:
         raise InvalidRequest(
             "exactly one of text, input_ids and input_embeds is required", param="text"
@@ -187,7 +190,7 @@ def _prompts(asked: GenerateRequest) -> tuple[Sequence[Prompt], bool]:
 
 
 def _per_prompt(given: Any, num_prompts: int, name: str) -> list[tuple[Any, str]]:
-    """One value per prompt, each with its path; a single value is for all of them."""
+    """One (value, path in the body) per prompt; a single value holds for all prompts."""
     if not isinstance(given, list):
         return [(given, name)] * num_prompts
     if len(given) != num_prompts:
@@ -215,7 +218,7 @@ def _request_ids(rid: str | list[str] | None, num_prompts: int) -> list[str]:
 def _sampling(
     given: dict[str, Any], where: str, processor: str | None
 ) -> tuple[SamplingParams, SamplingFields]:
-    """The sampling parameters, and the fields that they came from."""
+    """(the sampling parameters, the fields that they came from)"""
     fields = parse(given, SamplingFields, SAMPLING_RULES, where=where)
     grammar = chosen_grammar(
         json_schema=fields.json_schema,
@@ -256,9 +259,9 @@ def _sampling(
 async def _events(
     services: Services, batch: Batch, started_s: float
 ) -> AsyncGenerator[bytes, None]:
-    """An event per chunk; text and output_ids are all of the output so far, as SGLang sends it.
+    """An event per chunk, each with all of text and output_ids so far, as in SGLang.
 
-    Hidden states come with the last event only: in each one they would be gigabytes."""
+    Hidden states come with the last event only: in every event they would be gigabytes."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
     texts = [""] * len(choices)
     lists = [_lists(one, batch, services) for one in batch.requests for _ in range(one.n)]
@@ -302,7 +305,7 @@ def _lists(request: TextRequest, batch: Batch, services: Services) -> LogprobLis
 
 @contextmanager
 def _own_names() -> Iterator[None]:
-    """What turns out to be wrong only with the model at hand is called by its path here too."""
+    """Errors about a sampling parameter, also late ones, name the field's path in this dialect."""
     try:
         yield
     except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""Prompts that come as vectors in the place of token embeddings."""
+"""Prompts that come as embeddings instead of tokens."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NAME = "input_embeds"
 
 
 def prompts_of_vectors(given: Sequence[Sequence[Any]]) -> tuple[list[Vectors], bool]:
-    """[tokens][numbers], or a list of such: each prompt's vectors, and whether there was a list.
+    """(the embeddings of each prompt, whether the prompts came as a list)
 
-    given   lists of numbers or of lists of numbers, not yet told apart
-    Raises  InvalidRequest that says where something is empty, mixed, or no finite fp32
+    given   one prompt, [tokens][hidden size], or a list of prompts
+    Raises  InvalidRequest, with the place of anything that is empty, mixed, or no finite fp32
     """
     if not given or not given[0]:
         raise InvalidRequest(

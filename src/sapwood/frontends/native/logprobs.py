@@ -1,4 +1,4 @@
-"""Log probabilities as SGLang's own dialect asks for them and spells them."""
+"""Log probabilities in the fields of SGLang's own dialect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Entry = tuple[float | None, int, str | None]
 def logprob_options(
     wanted: bool, start: int, num_top: int, token_ids: Sequence[int]
 ) -> LogprobOptions | None:
-    """What one prompt's fields ask for. start: -1 for no log probabilities of the prompt."""
+    """The log probabilities that one prompt's fields ask for.
+
+    start  prompt token after which they are wanted; -1: for no prompt token
+    """
     if not wanted:
         for name, given in (
             ("logprob_start_len", start != -1),
@@ -44,9 +47,9 @@ def logprob_options(
 
 
 class LogprobLists:
-    """The lists of one sample's meta_info, which grow with its output.
+    """The lists of log probabilities in one sample's meta_info, which grow with its output.
 
-    names  None: texts are not wanted
+    names  names of the tokens; None: tokens are listed without their texts
     """
 
     def __init__(self, options: LogprobOptions, names: TokenNames | None) -> None:
@@ -56,7 +59,7 @@ class LogprobLists:
         self._output = _Lists()
 
     def add_prompt(self, prompt: ScoredPrompt) -> None:
-        """The first token has no log probability: what comes before it is not told."""
+        """Add the prompt's tokens. The first has no log probability: nothing known precedes it."""
         first, *others = prompt.token_ids
         self._input.tokens.append(self._entry(None, first))
         self._input.top.append(None)
@@ -94,7 +97,7 @@ class LogprobLists:
 
 
 class _Lists:
-    """Of the prompt's tokens, or of the output's."""
+    """The lists for the prompt's tokens, or for the output's."""
 
     def __init__(self) -> None:
         self.tokens: list[Entry] = []

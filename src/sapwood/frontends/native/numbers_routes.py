@@ -1,48 +1,103 @@
-"""Where the routes are mounted that answer with numbers: vectors, classes, scores, ranks."""
+"""The endpoints of models that do not generate: embeddings, classes, scores, ranks."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from sapwood.frontends.common.openapi import json_body
+from sapwood.frontends.common.endpoints import Dialect, Endpoint
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.native.answer_shapes import Classes, NumbersAnswer, Ranked, Scores
 from sapwood.frontends.native.classify import ClassifyRequest, classify
 from sapwood.frontends.native.encode import EncodeRequest, classify_raw, encode
 from sapwood.frontends.native.rerank import RerankRequest, rerank
 from sapwood.frontends.native.score import ScoreRequest, score
+from sapwood.frontends.openai.answer_shapes import EmbeddingList
 from sapwood.frontends.openai.embeddings import EmbeddingsRequest, embeddings
 
-NUMBERS_BODIES = (EncodeRequest, ClassifyRequest, ScoreRequest, RerankRequest, EmbeddingsRequest)
 
+def numbers_dialect(services: Services) -> Dialect:
+    dialect = Dialect("numbers")
 
-def numbers_router(services: Services) -> APIRouter:
-    router = APIRouter(tags=["numbers"])
-
-    @router.put("/encode", openapi_extra=json_body(EncodeRequest))
-    @router.post("/encode", openapi_extra=json_body(EncodeRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/encode",),
+            methods=("POST", "PUT"),
+            access="user",
+            body=EncodeRequest,
+            example={"text": "The oak is a tree."},
+            answers=(NumbersAnswer | list[NumbersAnswer],),
+        )
+    )
     async def post_encode(request: Request) -> Response:
         return await encode(request, services)
 
-    @router.put("/classify", openapi_extra=json_body(EncodeRequest))
-    @router.post("/classify", openapi_extra=json_body(EncodeRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/classify",),
+            methods=("POST", "PUT"),
+            access="user",
+            body=EncodeRequest,
+            example={"text": "The oak is a tree."},
+            answers=(NumbersAnswer | list[NumbersAnswer],),
+        )
+    )
     async def post_classify_raw(request: Request) -> Response:
         return await classify_raw(request, services)
 
-    @router.post("/v1/embeddings", openapi_extra=json_body(EmbeddingsRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/embeddings",),
+            methods=("POST",),
+            access="user",
+            body=EmbeddingsRequest,
+            example={"input": "The oak is a tree."},
+            answers=(EmbeddingList,),
+        )
+    )
     async def post_embeddings(request: Request) -> Response:
         return await embeddings(request, services)
 
-    @router.post("/v1/classify", openapi_extra=json_body(ClassifyRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/classify",),
+            methods=("POST",),
+            access="user",
+            body=ClassifyRequest,
+            example={"input": "The oak is a tree."},
+            answers=(Classes,),
+        )
+    )
     async def post_classify(request: Request) -> Response:
         return await classify(request, services)
 
-    @router.post("/v1/score", openapi_extra=json_body(ScoreRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/score",),
+            methods=("POST",),
+            access="user",
+            body=ScoreRequest,
+            example={
+                "query": "The oak is a",
+                "items": [" tree", " fish"],
+                "label_token_ids": [1, 2],
+            },
+            answers=(Scores,),
+        )
+    )
     async def post_score(request: Request) -> Response:
         return await score(request, services)
 
-    @router.put("/v1/rerank", openapi_extra=json_body(RerankRequest))
-    @router.post("/v1/rerank", openapi_extra=json_body(RerankRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/rerank",),
+            methods=("POST", "PUT"),
+            access="user",
+            body=RerankRequest,
+            example={"query": "What is an oak?", "documents": ["A tree.", "A fish."]},
+            answers=(list[Ranked],),
+        )
+    )
     async def post_rerank(request: Request) -> Response:
         return await rerank(request, services)
 
-    return router
+    return dialect

@@ -1,4 +1,4 @@
-"""POST /parse_function_call and /separate_reasoning: texts taken apart, without the model."""
+"""POST /parse_function_call and /separate_reasoning: the parsers alone, without the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REASONING_RULES = Rules()
 
 
 class ParseFunctionCallRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /parse_function_call. tool_call_parser: the server's own where it is left out."""
+    """POST /parse_function_call. tool_call_parser defaults to the server's own."""
 
     text: str
     tools: list[dict[str, Any]]
@@ -35,13 +35,10 @@ class ParseFunctionCallRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SeparateReasoningRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /separate_reasoning. reasoning_parser: the server's own where it is left out."""
+    """POST /separate_reasoning. reasoning_parser defaults to the server's own."""
 
     text: str
     reasoning_parser: str | None = None
-
-
-PARSING_BODIES = (ParseFunctionCallRequest, SeparateReasoningRequest)
 
 
 async def parse_function_call(request: Request, services: Services) -> Response:

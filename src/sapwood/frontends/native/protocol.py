@@ -16,14 +16,14 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling_params, rid, extra_key, custom_logit_processor, return_hidden_states and the fields
     about log probabilities may be lists in a batch, one entry per prompt.
 
-    input_embeds             vectors in the place of the embeddings of the prompt's tokens:
-                             [tokens][hidden size], a list of such in a batch
-    return_hidden_states     tell those of the prompt and of the output, after the last norm
-    return_logprob           tell the log probabilities of the output tokens
-    logprob_start_len        of the prompt's tokens after this index too; -1: of none
-    top_logprobs_num         and of the likeliest tokens at each position
-    token_ids_logprob        and of these tokens at each position
-    return_text_in_logprobs  tell the tokens' texts beside their ids
+    input_embeds             embeddings instead of prompt tokens: [tokens][hidden size], or a list
+                             of such in a batch
+    return_hidden_states     answer with the hidden states of prompt and output, after the last norm
+    return_logprob           answer with the log probabilities of the output tokens
+    logprob_start_len        add those of the prompt's tokens after this index; -1: of none
+    top_logprobs_num         add those of this number of likeliest tokens at each position
+    token_ids_logprob        add those of these tokens at each position
+    return_text_in_logprobs  add the tokens' texts beside their ids
     """
 
     text: str | list[str] | None = None
@@ -45,10 +45,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
-    """`sampling_params`; as SamplingParams, but the seed is called sampling_seed.
+    """`sampling_params`: the fields of SamplingParams, but the seed is called sampling_seed.
 
-    At most one of json_schema, regex, ebnf and structural_tag; they may be text, as SGLang has it,
-    or the object itself.
+    At most one of json_schema, regex, ebnf and structural_tag may be given, as text, like in
+    SGLang, or as the object itself.
     """
 
     n: NumSamples = 1
@@ -79,7 +79,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /abort_request: every open request whose id begins with `rid`, or all of them."""
+    """POST /abort_request: ends every open request whose id begins with `rid`, or all requests."""
 
     rid: str = ""
     abort_all: bool = False

@@ -1,11 +1,11 @@
 """POST and PUT /v1/rerank: documents by their relevance to a query, the most relevant first.
 
-With a cross-encoder (one label) the score is what its head says of the pair. With a model that
-generates, it is asked for a judgement in its own chat format, and the score is how likely it says
-"yes", among "yes" and "no".
+With a cross-encoder (one label) the score is the output of its head for the pair. A model that
+generates is asked for a judgement in its own chat format; the score is the probability of "yes"
+among "yes" and "no".
 
-Source: the rerank API of SGLang 0.5.8; the question is that of Qwen3-Reranker (Zhang et al. 2025,
-arXiv:2506.05176), for which other models serve as well as they understand it.
+Source: the rerank API of SGLang 0.5.8. The question is Qwen3-Reranker's (Zhang et al. 2025,
+arXiv:2506.05176); other models can answer it as far as they understand it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ TopN = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """instruct: what makes a document relevant, for models that generate.
+    """POST or PUT /v1/rerank.
 
-    top_n             so many documents at most; default: all
+    instruct          for models that generate: what makes a document relevant
+    top_n             number of documents in the answer at most; default: all
     return_documents  whether the answer repeats the documents
     """
 
@@ -95,7 +96,7 @@ def _check_not_empty(asked: RerankRequest) -> None:
 def _pairs(
     asked: RerankRequest, services: Services, ids: list[str], key: str
 ) -> list[EmbedRequest]:
-    """For a cross-encoder."""
+    """The requests to a cross-encoder: a pair of query and document each."""
     services.check_task("classify")
     assert services.pooling is not None
     num_labels = len(services.pooling.labels)
@@ -124,7 +125,7 @@ def _pairs(
 def _judgements(
     asked: RerankRequest, services: Services, ids: list[str], key: str
 ) -> list[EmbedRequest]:
-    """For a model that generates."""
+    """The requests to a model that generates: a question about each document."""
     if services.template is None:
         raise UnsupportedFeature(
             "this model has no chat template to ask it for a judgement with; use /v1/score with a "
@@ -139,7 +140,7 @@ def _judgements(
             {"role": "system", "content": SYSTEM},
             {"role": "user", "content": question},
         ]
-        # A model that thinks must not: its first token is to be the answer.
+        # Thinking is turned off: the first token has to be the answer.
         prompt = services.template.render(messages, enable_thinking=False)
         requests.append(
             EmbedRequest(

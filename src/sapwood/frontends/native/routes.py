@@ -1,13 +1,26 @@
-"""Where SGLang's own dialect is mounted."""
+"""SGLang's own dialect as a table of endpoints."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
+from sapwood.frontends.common.endpoints import Dialect, Endpoint
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.openapi import json_body
+from sapwood.frontends.common.openapi import SSE
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.native import admin
+from sapwood.frontends.native.answer_shapes import (
+    Aborted,
+    DetokenizeAnswer,
+    Done,
+    FunctionCallAnswer,
+    GenerateAnswer,
+    HealthAnswer,
+    ModelInfo,
+    ReasoningAnswer,
+    ServerInfo,
+    TokenizeAnswer,
+)
 from sapwood.frontends.native.generate import generate_text
 from sapwood.frontends.native.parsing import (
     ParseFunctionCallRequest,
@@ -24,57 +37,139 @@ from sapwood.frontends.native.tokens import (
 )
 
 
-def native_router(services: Services) -> APIRouter:
-    router = APIRouter(tags=["native"])
+def native_dialect(services: Services) -> Dialect:
+    dialect = Dialect("native")
 
-    @router.put("/generate", openapi_extra=json_body(GenerateRequest))
-    @router.post("/generate", openapi_extra=json_body(GenerateRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/generate",),
+            methods=("POST", "PUT"),
+            access="user",
+            body=GenerateRequest,
+            example={"text": "The oak is", "sampling_params": {"max_new_tokens": 16}},
+            answers=(GenerateAnswer | list[GenerateAnswer], SSE),
+        )
+    )
     async def generate(request: Request) -> Response:
         return await generate_text(request, services)
 
-    @router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
-    @router.post("/v1/tokenize", openapi_extra=json_body(TokenizeRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/tokenize", "/v1/tokenize"),
+            methods=("POST",),
+            access="user",
+            body=TokenizeRequest,
+            example={"prompt": "The oak is"},
+            answers=(TokenizeAnswer,),
+        )
+    )
     async def post_tokenize(request: Request) -> Response:
         return await tokenize(request, services)
 
-    @router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
-    @router.post("/v1/detokenize", openapi_extra=json_body(DetokenizeRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/detokenize", "/v1/detokenize"),
+            methods=("POST",),
+            access="user",
+            body=DetokenizeRequest,
+            example={"tokens": [1, 2, 3]},
+            answers=(DetokenizeAnswer,),
+        )
+    )
     async def post_detokenize(request: Request) -> Response:
         return await detokenize(request, services)
 
-    @router.post("/parse_function_call", openapi_extra=json_body(ParseFunctionCallRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/parse_function_call",),
+            methods=("POST",),
+            access="user",
+            body=ParseFunctionCallRequest,
+            example={
+                "text": '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>',
+                "tools": [{"type": "function", "function": {"name": "weather"}}],
+                "tool_call_parser": "hermes",
+            },
+            answers=(FunctionCallAnswer,),
+        )
+    )
     async def post_parse_function_call(request: Request) -> Response:
         return await parse_function_call(request, services)
 
-    @router.post("/separate_reasoning", openapi_extra=json_body(SeparateReasoningRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/separate_reasoning",),
+            methods=("POST",),
+            access="user",
+            body=SeparateReasoningRequest,
+            example={
+                "text": "<think>An oak is a tree.</think>Yes.",
+                "reasoning_parser": "deepseek-r1",
+            },
+            answers=(ReasoningAnswer,),
+        )
+    )
     async def post_separate_reasoning(request: Request) -> Response:
         return await separate_reasoning(request, services)
 
-    @router.get("/health")
-    async def get_health() -> Response:
+    # Probes bring no keys.
+    @dialect.serves(
+        Endpoint(paths=("/health",), methods=("GET",), access="open", answers=(HealthAnswer,))
+    )
+    async def get_health(request: Request) -> Response:
         return admin.health(services)
 
-    @router.get("/health_generate")
+    @dialect.serves(
+        Endpoint(
+            paths=("/health_generate",),
+            methods=("GET",),
+            access="open",
+            get_has_effect=True,
+            answers=(HealthAnswer,),
+        )
+    )
     async def get_health_generate(request: Request) -> Response:
         return await admin.health_generate(request, services)
 
-    @router.get("/model_info")
-    @router.get("/get_model_info")
-    async def get_model_info() -> Response:
+    @dialect.serves(
+        Endpoint(
+            paths=("/model_info", "/get_model_info"),
+            methods=("GET",),
+            access="user",
+            answers=(ModelInfo,),
+        )
+    )
+    async def get_model_info(request: Request) -> Response:
         return json_response(admin.model_info(services))
 
-    @router.get("/server_info")
-    @router.get("/get_server_info")
-    async def get_server_info() -> Response:
+    @dialect.serves(
+        Endpoint(
+            paths=("/server_info", "/get_server_info"),
+            methods=("GET",),
+            access="user",
+            answers=(ServerInfo,),
+        )
+    )
+    async def get_server_info(request: Request) -> Response:
         return json_response(await admin.server_info(services))
 
-    @router.get("/flush_cache")
-    @router.post("/flush_cache")
-    async def flush_cache() -> Response:
+    @dialect.serves(
+        Endpoint(paths=("/flush_cache",), methods=("GET", "POST"), access="admin", answers=(Done,))
+    )
+    async def flush_cache(request: Request) -> Response:
         return await admin.flush_cache(services)
 
-    @router.post("/abort_request", openapi_extra=json_body(AbortRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/abort_request",),
+            methods=("POST",),
+            access="admin",
+            body=AbortRequest,
+            example={"rid": "my-request"},
+            answers=(Aborted,),
+        )
+    )
     async def abort_request(request: Request) -> Response:
         return await admin.abort_request(request, services)
 
-    return router
+    return dialect

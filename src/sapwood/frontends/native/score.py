@@ -27,10 +27,10 @@ Labels = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=MAX_TOKE
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The prompts are the query followed by each of the items, all texts or all token ids.
+    """POST /v1/score. A prompt is the query followed by one item; all are texts, or all token ids.
 
-    label_token_ids  tokens whose probability of coming next is the score
-    apply_softmax    among the labels only, so that they sum to 1; else among all tokens
+    label_token_ids  tokens whose probabilities of coming next are the scores
+    apply_softmax    probabilities among the labels only, which sum to 1; else among all tokens
     item_first       the item comes before the query
     """
 

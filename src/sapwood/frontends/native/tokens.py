@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, also below /v1: what the model's tokenizer makes of a text."""
+"""POST /tokenize and /detokenize, also below /v1: the model's tokenizer alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from sapwood.frontends.common.fields import Rules, TokenId, parse
 from sapwood.frontends.common.services import Services
 
 DECODE_IN_THREAD_TOKENS = 4096
-"""From this many tokens on a text is decoded in a thread, so that the event loop goes on."""
+"""A text with at least so many tokens is decoded in a thread, so that the event loop goes on."""
 
 Texts = Annotated[list[str], msgspec.Meta(min_length=1)]
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """prompt: a text, or several; add_special_tokens: with the BOS or EOS of the tokenizer."""
+    """POST /tokenize.
+
+    prompt              a text, or several
+    add_special_tokens  whether the tokenizer adds BOS or EOS
+    """
 
     prompt: str | Texts
     model: str = ""
@@ -31,7 +35,10 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """tokens: the token ids of a text, or of several."""
+    """POST /detokenize.
+
+    tokens  the token ids of a text, or of several
+    """
 
     tokens: list[TokenId | list[TokenId]]
     model: str = ""
@@ -67,7 +74,7 @@ async def detokenize(request: Request, services: Services) -> Response:
 
 
 def _token_lists(given: Sequence[int | list[int]]) -> tuple[list[list[int]], bool]:
-    """The token ids of each text, and whether there was one text only."""
+    """(the token ids of each text, whether the body has a single text)"""
     flat = [item for item in given if isinstance(item, int)]
     if len(flat) == len(given):
         return [flat], True

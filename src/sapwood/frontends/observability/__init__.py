@@ -1,1 +1,1 @@
-"""What a server tells about itself over HTTP: metrics, loads, the live page's figures, profiles."""
+"""Endpoints about the server itself: metrics, loads, the live page's figures, profiles."""

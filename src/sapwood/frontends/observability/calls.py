@@ -1,4 +1,4 @@
-"""Counts HTTP calls, and says to what they start which call they belong to."""
+"""Counts HTTP calls, and puts each call into the context of the tasks that it starts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from sapwood.observe.call import Call, current_call
 from sapwood.observe.requests import RequestObserver
 
 UNMATCHED = "unmatched"
-"""The endpoint of calls that no route took, so that strangers cannot make up label values."""
+"""The endpoint label of calls that match no route, so that strangers cannot invent label values."""
 LEFT = 499
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 _MAX_LABELS_BYTES = 4096
 
 
 class ObservedCalls:
-    """ASGI middleware. What it hands on is untouched: `receive` is the server's own, and `send`
-    looks at a message's type and passes it on.
+    """ASGI middleware that counts each call and makes a `Call` of it.
+
+    The application gets the server's own `receive`; `send` only looks at a message's type.
 
     custom_labels_header  the header with the caller's metric labels; it is read only if the
                           metrics allow any

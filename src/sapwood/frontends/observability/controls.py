@@ -1,4 +1,4 @@
-"""What changes how a running server is observed: profiles, logs, garbage collection."""
+"""Controls of a running server: profiles, logs, garbage collection, slower steps."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ProfileRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /start_profile.
 
     output_dir  default: sapwood-profiles in the system's folder for temporary files
-    start_step  the engine's step at which it begins; default: at once
+    start_step  the engine's step at which the profile begins; default: at once
     num_steps   steps to record, per stage with profile_by_stage; default: until /stop_profile
-    activities  of CPU and GPU, which is recorded where there is one; default: both
+    activities  "CPU", "GPU" or both, as far as there is a GPU; default: both
     """
 
     output_dir: str | None = None
@@ -47,7 +47,7 @@ class ProfileRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /configure_logging; what is left out stays as it is. A folder of "" ends its dumps."""
+    """POST /configure_logging; absent fields change nothing. A folder of "" ends its dumps."""
 
     log_requests: bool | None = None
     log_requests_level: Count | None = None
@@ -58,7 +58,7 @@ class LoggingRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SlowDownRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /slow_down. forward_sleep_time: seconds before each step of the engine; null: none."""
+    """POST /slow_down: forward_sleep_time seconds pass before each step of the engine."""
 
     forward_sleep_time: float | None = None
 
@@ -74,7 +74,7 @@ async def start_profile(request: Request, services: Services) -> Response:
     if "/" in name or "\0" in name:
         raise InvalidRequest("profile_prefix must be no path", param="profile_prefix")
     folder = Path(asked.output_dir) if asked.output_dir else default_folder()
-    # Checked here, where an error still gets its own status and field.
+    # The order is checked here, where an error can still have its own status and field.
     order = ProfileOrder(
         folder=folder,
         name=name,
@@ -106,7 +106,7 @@ async def stop_profile(services: Services) -> Response:
 
 
 async def freeze_gc(services: Services) -> Response:
-    """In both processes: garbage collections need no longer look at what exists now."""
+    """Exempt all objects that exist now from garbage collection, in both processes."""
     done = await services.engine.freeze_gc()
     gc.collect()
     gc.freeze()
@@ -114,7 +114,7 @@ async def freeze_gc(services: Services) -> Response:
 
 
 async def slow_down(request: Request, services: Services) -> Response:
-    """For tests of what surrounds the server: a model that takes longer."""
+    """Make every step longer, for tests of clients and gateways."""
     asked = parse(await read_json(request), SlowDownRequest, Rules())
     sleep_s = asked.forward_sleep_time or 0.0
     if not 0 <= sleep_s <= MAX_SLEEP_S:

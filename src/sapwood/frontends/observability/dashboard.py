@@ -1,4 +1,4 @@
-"""GET /dashboard/figures: what the live page draws."""
+"""GET /dashboard/figures: the data of the live page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sapwood.observe.metrics import memory_by_owner
 
 
 async def figures_json(request: Request, services: Services, figures: EngineFigures) -> Response:
-    """Samples from the number `since` on, and the state of now; it asks the engine nothing."""
+    """Samples from the number `since` on, and the present state, without asking the engine."""
     since = request.query_params.get("since", "0")
     if not since.isdecimal() or len(since) > 15:
         raise InvalidRequest(f"since is {since!r} but must be a number >= 0", param="since")

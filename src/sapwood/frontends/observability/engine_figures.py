@@ -1,4 +1,4 @@
-"""Asks the engine how it is doing, now and then, and keeps what it answered."""
+"""Asks the engine for its status now and then, and keeps the latest answer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 PATIENCE_S = 2.0
-"""An engine in the middle of a long step answers late; the figures before are shown meanwhile."""
+"""How long to wait for an engine in a long step; until it answers, the older figures are shown."""
 MIN_INTERVAL_S = 0.5
-"""Rates over less than this would jump about."""
+"""Rates over shorter intervals would jump about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,16 @@ class EngineFigures:
                 self._add_sample()
 
     async def refresh(self, max_age_s: float = 0.0) -> bool:
-        """Ask, unless the latest answer is younger; whether there is one that is."""
+        """Ask the engine, unless the latest answer is younger than that.
+
+        Returns whether there is an answer that young now.
+        """
         if self._latest is not None and time.monotonic() - self._latest.at_s < max_age_s:
             return True
         try:
             if self._pending is None or self._pending.done():
                 self._pending = asyncio.ensure_future(self._engine.status())
-            # Shielded: a question that was not answered in time is still one question, not two.
+            # Shielded: a question without an answer in time stays open, and is not asked twice.
             status = await asyncio.wait_for(asyncio.shield(self._pending), PATIENCE_S)
             self._take(_Reading(time.monotonic(), status))
         except TimeoutError:
@@ -80,7 +83,7 @@ class EngineFigures:
         self._state.facts = reading.status
         before = self._before
         if before is None or reading.status.num_steps < before.status.num_steps:
-            # The first one, or the first of an engine that was started anew.
+            # The first status at all, or the first of an engine that was restarted.
             self._before = reading
             return
         elapsed_s = reading.at_s - before.at_s

@@ -21,7 +21,7 @@ from sapwood.observe.metrics import CONTENT_TYPE, PREFIX, EngineConstants, memor
 from sapwood.schema.output import EngineStatus
 
 MAX_AGE_S = 0.2
-"""Routers ask often; answers this young are told again."""
+"""Routers ask often; figures of this age are good enough for an answer."""
 
 SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues")
 FORMATS = ("json", "prometheus")
@@ -86,7 +86,7 @@ def load_of(
     services: Services,
     sections: frozenset[str],
 ) -> dict[str, Any]:
-    """The chosen sections; core's fields are on the top level, as in SGLang."""
+    """The chosen sections of a load; the fields of core are on the top level, as in SGLang."""
     load: dict[str, Any] = {"dp_rank": 0}
     if "core" in sections:
         rates = services.observer.metrics.engine.rates
@@ -113,7 +113,7 @@ def load_of(
         }
     if "queues" in sections:
         load["queues"] = {"waiting": status.num_waiting, "retracted": status.num_retractions}
-    # Nothing of these runs in this server.
+    # This server has none of these features.
     unused = {"spec": "speculative", "lora": "lora", "disagg": "disaggregation"}
     load |= {name: None for section, name in unused.items() if section in sections}
     return load

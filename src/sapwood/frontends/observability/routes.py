@@ -1,13 +1,15 @@
-"""Where the server's figures and their controls are mounted."""
+"""The server's figures and their controls as a table of endpoints."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from sapwood.base.errors import NotFound
-from sapwood.frontends.common.openapi import json_body
+from sapwood.frontends.common.endpoints import Dialect, Endpoint
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.native.answer_shapes import Done
 from sapwood.frontends.observability import controls, dashboard
+from sapwood.frontends.observability.answer_shapes import Figures, Load, Loads, Logging
 from sapwood.frontends.observability.controls import (
     LoggingRequest,
     ProfileRequest,
@@ -17,17 +19,18 @@ from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.frontends.observability.loads import loads, old_loads
 from sapwood.observe.metrics import CONTENT_TYPE
 
-OBSERVABILITY_BODIES = (ProfileRequest, LoggingRequest, SlowDownRequest)
-
 SCRAPE_MAX_AGE_S = 1.0
 
 
-def observability_router(services: Services) -> APIRouter:
-    router = APIRouter(tags=["observability"])
+def observability_dialect(services: Services) -> Dialect:
+    dialect = Dialect("observability")
     figures = services.figures or EngineFigures(services.engine, services.observer)
 
-    @router.get("/metrics")
-    async def get_metrics() -> Response:
+    # Scrapers bring no keys.
+    @dialect.serves(
+        Endpoint(paths=("/metrics",), methods=("GET",), access="open", answers=(CONTENT_TYPE,))
+    )
+    async def get_metrics(request: Request) -> Response:
         """Prometheus metrics in the text format."""
         if not services.serves_metrics:
             raise NotFound("/metrics is off; start the server with --enable-metrics")
@@ -35,39 +38,82 @@ def observability_router(services: Services) -> APIRouter:
         content = services.observer.metrics.exposition()
         return Response(content, headers={"Content-Type": CONTENT_TYPE})
 
-    @router.get("/v1/loads")
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/loads",), methods=("GET",), access="user", answers=(Loads, CONTENT_TYPE)
+        )
+    )
     async def get_loads(request: Request) -> Response:
         return await loads(request, services, figures)
 
-    @router.get("/get_load", deprecated=True)
-    async def get_old_loads() -> Response:
+    @dialect.serves(
+        Endpoint(
+            paths=("/get_load",),
+            methods=("GET",),
+            access="user",
+            answers=(list[Load],),
+            is_deprecated=True,
+        )
+    )
+    async def get_old_loads(request: Request) -> Response:
         return await old_loads(services, figures)
 
-    @router.get("/dashboard/figures")
+    @dialect.serves(
+        Endpoint(paths=("/dashboard/figures",), methods=("GET",), access="user", answers=(Figures,))
+    )
     async def get_figures(request: Request) -> Response:
         return await dashboard.figures_json(request, services, figures)
 
-    @router.get("/start_profile")
-    @router.post("/start_profile", openapi_extra=json_body(ProfileRequest, required=False))
+    @dialect.serves(
+        Endpoint(
+            paths=("/start_profile",),
+            methods=("GET", "POST"),
+            access="admin",
+            body=ProfileRequest,
+            is_body_required=False,
+            example={"num_steps": 10},
+            answers=(Done,),
+        )
+    )
     async def start_profile(request: Request) -> Response:
         return await controls.start_profile(request, services)
 
-    @router.get("/stop_profile")
-    @router.post("/stop_profile")
-    async def stop_profile() -> Response:
+    @dialect.serves(
+        Endpoint(paths=("/stop_profile",), methods=("GET", "POST"), access="admin", answers=(Done,))
+    )
+    async def stop_profile(request: Request) -> Response:
         return await controls.stop_profile(services)
 
-    @router.get("/freeze_gc")
-    @router.post("/freeze_gc")
-    async def freeze_gc() -> Response:
+    @dialect.serves(
+        Endpoint(paths=("/freeze_gc",), methods=("GET", "POST"), access="admin", answers=(Done,))
+    )
+    async def freeze_gc(request: Request) -> Response:
         return await controls.freeze_gc(services)
 
-    @router.post("/slow_down", openapi_extra=json_body(SlowDownRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/slow_down",),
+            methods=("POST",),
+            access="admin",
+            body=SlowDownRequest,
+            example={"forward_sleep_time": 0.0},
+            answers=(Done,),
+        )
+    )
     async def slow_down(request: Request) -> Response:
         return await controls.slow_down(request, services)
 
-    @router.post("/configure_logging", openapi_extra=json_body(LoggingRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/configure_logging",),
+            methods=("POST",),
+            access="admin",
+            body=LoggingRequest,
+            example={"log_requests": True, "log_requests_level": 1},
+            answers=(Logging,),
+        )
+    )
     async def configure_logging(request: Request) -> Response:
         return await controls.configure_logging(request, services)
 
-    return router
+    return dialect

@@ -1,1 +1,1 @@
-"""Ollama's dialect: chat, generate, and what its clients ask about models."""
+"""Ollama's dialect: chat, generate, and the routes about models."""

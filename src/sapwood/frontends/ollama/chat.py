@@ -150,7 +150,7 @@ def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
 
 
 def _call(given: dict[str, Any], where: str) -> dict[str, Any]:
-    """A call with its arguments as text, in which form all dialects hand them to the template."""
+    """The call with its arguments as JSON text, the form in which all dialects pass them on."""
     function = given.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     arguments = function.get("arguments", {}) if isinstance(function, dict) else None

@@ -1,4 +1,4 @@
-"""What Ollama's clients ask about models: the one that is served, as far as the server knows it."""
+"""Ollama's routes about models, which know one model: the served one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEVER = "9999-12-31T23:59:59Z"
 
 
 def check_model(services: Services, asked: str) -> None:
-    """NotFound unless that is the served model's name, with or without ":latest"."""
+    """Raises NotFound unless `name` is the served model's, with or without ":latest"."""
     services.check_model(asked if asked == services.model_name else asked.removesuffix(_LATEST))
 
 
@@ -30,7 +30,7 @@ def tags(services: Services) -> dict[str, Any]:
 
 
 def running(services: Services) -> dict[str, Any]:
-    """The model while the engine serves it; its time never runs out."""
+    """The list of loaded models: the served one, while the engine runs; it never expires."""
     if services.engine.unavailable_reason is not None:
         return {"models": []}
     context_length = services.engine.info.context_length
@@ -74,11 +74,11 @@ def _capabilities(services: Services) -> list[str]:
 
 
 def _card(services: Services) -> dict[str, Any]:
-    """Sizes and quantization are left out: they are the engine's affair."""
+    """The model's entry in lists, without size and quantisation, which only the engine knows."""
     name = services.model_name
     if ":" not in name.rpartition("/")[2]:
         name += _LATEST
-    # Ollama's is that of a manifest; here it only has to differ from model to model.
+    # In Ollama this is a manifest's digest; here it only has to differ between models.
     identity = f"{services.model_path}\n{WEIGHT_VERSION}".encode()
     return {
         "name": name,

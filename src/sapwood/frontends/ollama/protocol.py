@@ -10,12 +10,12 @@ from sapwood.frontends.common.fields import Count, Int64, Rules
 
 
 class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What chat and generate have in common.
+    """The common fields of chat and generate.
 
     format      "json" for any JSON object, or a JSON Schema that the answer must match
     think       whether to think, or how much; left out: as the model does
-    keep_alive  how long the model stays loaded, which here is as long as the server runs; 0 in a
-                request without a prompt would unload it, and is refused
+    keep_alive  has no effect, since the model stays loaded as long as the server runs; 0 in a
+                request without a prompt asks to unload the model, and is refused
     """
 
     model: str = ""
@@ -27,7 +27,7 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OllamaChatRequest(OllamaRequest, frozen=True, kw_only=True):
-    """POST /api/chat. Without messages it only asks whether the model is loaded.
+    """POST /api/chat. A request without messages only asks whether the model is loaded.
 
     tools  functions that the client runs
     """
@@ -37,7 +37,7 @@ class OllamaChatRequest(OllamaRequest, frozen=True, kw_only=True):
 
 
 class OllamaGenerateRequest(OllamaRequest, frozen=True, kw_only=True):
-    """POST /api/generate. Without a prompt it only asks whether the model is loaded.
+    """POST /api/generate. A request without a prompt only asks whether the model is loaded.
 
     system  the system message, for the chat template
     raw     take the prompt as it is, without the chat template
@@ -49,14 +49,14 @@ class OllamaGenerateRequest(OllamaRequest, frozen=True, kw_only=True):
 
 
 class OllamaShowRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /api/show; name is the older word for model."""
+    """POST /api/show. The field `name` is an older word for `model`."""
 
     model: str = ""
     name: str = ""
 
 
 class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
-    """`options`. Left out: the model's own default, else no restriction, as in all dialects.
+    """`options`. An absent one has the model's own default, else no restriction.
 
     num_predict     output tokens at most; -1 and -2: as many as the context leaves
     num_ctx         the context that the client counts on, in tokens
@@ -79,7 +79,7 @@ class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A call's arguments are an object here; tool_name: whose result a message of a tool is."""
+    """A message. The arguments of a call are an object; tool_name names the tool of a result."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""

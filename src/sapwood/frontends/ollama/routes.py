@@ -1,17 +1,20 @@
-"""Where Ollama's dialect is mounted."""
+"""Ollama's dialect as a table of endpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from sapwood.base.errors import UnsupportedFeature
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.openapi import json_body
+from sapwood.frontends.common.endpoints import Dialect, Endpoint, Handler
+from sapwood.frontends.common.errors import OLLAMA_ERRORS, json_response
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.ollama import models
+from sapwood.frontends.ollama.answer_shapes import (
+    OllamaAnswer,
+    OllamaModel,
+    OllamaModels,
+    Version,
+)
 from sapwood.frontends.ollama.chat import chat, generate_text
 from sapwood.frontends.ollama.protocol import (
     OllamaChatRequest,
@@ -19,7 +22,7 @@ from sapwood.frontends.ollama.protocol import (
     OllamaShowRequest,
 )
 
-OLLAMA_BODIES = (OllamaChatRequest, OllamaGenerateRequest, OllamaShowRequest)
+NDJSON = "application/x-ndjson"
 
 _ONE_MODEL = (
     "this server serves the one model that it was started with and keeps it as it is; for another "
@@ -28,52 +31,98 @@ _ONE_MODEL = (
 _NO_EMBEDDINGS = "this server does not compute embeddings"
 
 _NOT_OFFERED = {
-    "/pull": ("POST", _ONE_MODEL),
-    "/push": ("POST", _ONE_MODEL),
-    "/create": ("POST", _ONE_MODEL),
-    "/copy": ("POST", _ONE_MODEL),
-    "/delete": ("DELETE", _ONE_MODEL),
-    "/blobs/{digest}": ("POST", _ONE_MODEL),
-    "/embed": ("POST", _NO_EMBEDDINGS),
-    "/embeddings": ("POST", _NO_EMBEDDINGS),
+    "/api/pull": ("POST", _ONE_MODEL),
+    "/api/push": ("POST", _ONE_MODEL),
+    "/api/create": ("POST", _ONE_MODEL),
+    "/api/copy": ("POST", _ONE_MODEL),
+    "/api/delete": ("DELETE", _ONE_MODEL),
+    "/api/blobs/{digest}": ("POST", _ONE_MODEL),
+    "/api/embed": ("POST", _NO_EMBEDDINGS),
+    "/api/embeddings": ("POST", _NO_EMBEDDINGS),
 }
 
 
-def ollama_router(services: Services) -> APIRouter:
-    router = APIRouter(prefix="/api", tags=["ollama"])
+def ollama_dialect(services: Services) -> Dialect:
+    dialect = Dialect("ollama", errors={"/api": OLLAMA_ERRORS})
 
-    @router.post("/chat", openapi_extra=json_body(OllamaChatRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/api/chat",),
+            methods=("POST",),
+            access="user",
+            body=OllamaChatRequest,
+            example={
+                "model": "default",
+                "messages": [{"role": "user", "content": "Name three trees."}],
+                "options": {"num_predict": 32},
+                "stream": False,
+            },
+            answers=(OllamaAnswer, NDJSON),
+        )
+    )
     async def post_chat(request: Request) -> Response:
         return await chat(request, services)
 
-    @router.post("/generate", openapi_extra=json_body(OllamaGenerateRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/api/generate",),
+            methods=("POST",),
+            access="user",
+            body=OllamaGenerateRequest,
+            example={
+                "model": "default",
+                "prompt": "The oak is",
+                "options": {"num_predict": 16},
+                "stream": False,
+            },
+            answers=(OllamaAnswer, NDJSON),
+        )
+    )
     async def post_generate(request: Request) -> Response:
         return await generate_text(request, services)
 
-    @router.post("/show", openapi_extra=json_body(OllamaShowRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/api/show",),
+            methods=("POST",),
+            access="user",
+            body=OllamaShowRequest,
+            example={"model": "default"},
+            answers=(OllamaModel,),
+        )
+    )
     async def post_show(request: Request) -> Response:
         return await models.show(request, services)
 
-    @router.head("/tags", include_in_schema=False)
-    @router.get("/tags")
-    async def get_tags() -> Response:
+    @dialect.serves(
+        Endpoint(
+            paths=("/api/tags",), methods=("GET", "HEAD"), access="user", answers=(OllamaModels,)
+        )
+    )
+    async def get_tags(request: Request) -> Response:
         return json_response(models.tags(services))
 
-    @router.get("/ps")
-    async def get_running() -> Response:
+    @dialect.serves(
+        Endpoint(paths=("/api/ps",), methods=("GET",), access="user", answers=(OllamaModels,))
+    )
+    async def get_running(request: Request) -> Response:
         return json_response(models.running(services))
 
-    @router.head("/version", include_in_schema=False)
-    @router.get("/version")
-    async def get_version() -> Response:
+    @dialect.serves(
+        Endpoint(
+            paths=("/api/version",), methods=("GET", "HEAD"), access="user", answers=(Version,)
+        )
+    )
+    async def get_version(request: Request) -> Response:
         return json_response({"version": services.version})
 
     for path, (method, why) in _NOT_OFFERED.items():
-        router.add_api_route(path, _refuse(why), methods=[method], include_in_schema=False)
-    return router
+        refused = Endpoint(paths=(path,), methods=(method,), access="user", is_documented=False)
+        dialect.serves(refused)(_refuse(why))
+    return dialect
 
 
-def _refuse(why: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+def _refuse(why: str) -> Handler:
     async def refuse(request: Request) -> Response:
         raise UnsupportedFeature(f"{request.url.path} is not supported: {why}")
 

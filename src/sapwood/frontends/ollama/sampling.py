@@ -20,11 +20,13 @@ _NAMES = {"max_new_tokens": "num_predict", "repetition_penalty": "repeat_penalty
 def sampling_params(
     options: dict[str, Any], services: Services, answer_format: str | dict[str, Any] | None = None
 ) -> SamplingParams:
-    """answer_format: the request's `format`.
+    """The sampling parameters of a request.
 
-    Raises InvalidRequest, naming options.<field>, and EngineUnavailable for a num_ctx too soon.
+    num_ctx may be less than the server's context, but not more.
 
-    num_ctx may be less than the server's context: a client then gets no less than it counts on.
+    answer_format  the request's field `format`
+    Raises         InvalidRequest, which names options.<field>; EngineUnavailable if num_ctx comes
+                   before the engine has reported its context length
     """
     fields = parse(options, OptionFields, OPTION_RULES, where="options")
     if fields.num_ctx is not None:

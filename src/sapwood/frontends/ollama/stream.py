@@ -20,7 +20,7 @@ from sapwood.text.events import AnswerBuilder, Content, Event, Reasoning, ToolCa
 from sapwood.text.generation import TextChunk, TextRequest
 
 PartFields = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
-"""How an answer holds content, thinking and calls: chat and generate differ in nothing else."""
+"""Makes an answer's fields for content, thinking and calls, which differ for chat and generate."""
 
 
 def chat_fields(content: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def rfc3339(moment: datetime) -> str:
 
 
 class Answer:
-    """One answer as it comes: its counts, and when its parts were there.
+    """Builds one answer while it is generated, with its counts and durations.
 
     model      the model's name as the client wrote it
     started_s  when the request arrived, on the services' clock
@@ -76,10 +76,10 @@ class Answer:
         self._so_far.count(chunk)
 
     def part(self, new: Sequence[Event]) -> dict[str, Any] | None:
-        """What these events say; None if they say nothing."""
+        """The line for these events; None if there is nothing in them to send."""
         parts = AnswerBuilder()
         for event in new:
-            # A call goes out whole, so its pieces are kept until it is complete.
+            # A call is sent whole, so its pieces are kept until it is complete.
             (parts if isinstance(event, Content | Reasoning) else self._calls).add(event)
         text, all_calls = parts.built(), self._calls.built().calls
         calls, self._num_calls = all_calls[self._num_calls :], len(all_calls)
@@ -89,9 +89,9 @@ class Answer:
         return self._head(text.content, text.reasoning, shown) | {"done": False}
 
     def last(self, whole: Whole | None = None) -> dict[str, Any]:
-        """The end of the answer, after its last chunk was counted.
+        """The last line of the answer, after its last chunk was counted.
 
-        whole  all of it, if it was not streamed
+        whole  the whole answer, if it was not streamed
         """
         so_far, finish = self._so_far, self._so_far.finish
         assert finish is not None
@@ -159,5 +159,5 @@ async def whole(
 
 
 def _ns(duration_s: float) -> int:
-    """At least 1: clients divide counts by durations."""
+    """Nanoseconds, at least 1 because clients divide counts by durations."""
     return max(1, round(duration_s * 1e9))

@@ -87,7 +87,7 @@ async def chat_completions(request: Request, services: Services) -> Response:
 
 
 def _answer(answer: Answer, turn: Turn) -> dict[str, Any]:
-    """The assistant's message; without content where there are only calls."""
+    """The assistant's message. Its content is null if there are only calls."""
     content = answer.content if answer.content or not answer.calls else None
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if turn.shape.reasoning is not None:
@@ -105,7 +105,10 @@ def _answer(answer: Answer, turn: Turn) -> dict[str, Any]:
 
 
 def to_turn(asked: ChatRequest, services: Services) -> Turn:
-    """Raises InvalidRequest or UnsupportedFeature that names the field."""
+    """The request as a turn, ready for the engine.
+
+    Raises InvalidRequest or UnsupportedFeature, which name the field.
+    """
     max_tokens, limit_name = _max_tokens(asked)
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name=limit_name)
     messages = [_message(given, i) for i, given in enumerate(asked.messages)]
@@ -162,7 +165,7 @@ def _max_tokens(asked: ChatRequest) -> tuple[int | None, str]:
 
 
 def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
-    """One message with its fields checked, as the template takes it."""
+    """One message in the template's form, its fields checked."""
     where = f"messages[{position}]"
     message = parse(given, Message, MESSAGE_RULES, where=where)
     if message.content is None and not message.tool_calls:

@@ -88,7 +88,10 @@ async def completions(request: Request, services: Services) -> Response:
 def to_text_requests(
     asked: CompletionRequest, services: Services, key: str
 ) -> tuple[str, list[TextRequest]]:
-    """The answer's id, and one text request per prompt; key: their routing key."""
+    """(the answer's id, one text request per prompt)
+
+    key  the routing key of all these requests
+    """
     if asked.best_of is not None and asked.best_of != asked.n:
         raise UnsupportedFeature(
             f"best_of is {asked.best_of} but must equal n, which is {asked.n}; leave it out",

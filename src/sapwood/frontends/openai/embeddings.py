@@ -27,10 +27,11 @@ from sapwood.text.embedding import EmbedRequest, Numbers, shortened
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """input: a text, one text's token ids, or a list of either; token ids are taken as they are.
+    """POST /v1/embeddings.
 
-    dimensions       so many numbers of each vector; default: all
-    encoding_format  base64: of little-endian fp32
+    input            a text, one text's token ids, or a list of either
+    dimensions       length to which embeddings are cut; default: not cut
+    encoding_format  "float", or "base64" for little-endian fp32
     """
 
     input: str | list[str | TokenId | list[TokenId]]
@@ -95,7 +96,7 @@ async def embeddings(request: Request, services: Services) -> Response:
 
 
 def vector_of(services: Services, answer: Numbers, dimensions: int | None) -> NDArray[np.float32]:
-    """The text's vector, cut to that many numbers if it is to be."""
+    """The text's embedding, cut to `dimensions` numbers unless that is None."""
     if dimensions is None:
         return answer.values
     normalize = services.pooling is not None and services.pooling.normalize

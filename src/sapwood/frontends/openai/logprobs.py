@@ -1,4 +1,4 @@
-"""Log probabilities as OpenAI's chat and completions spell them."""
+"""Log probabilities in the fields of OpenAI's chat and completions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Kind = Literal["chat", "text"]
 
 def chat_options(asked: ChatRequest) -> LogprobOptions | None:
     if not asked.logprobs:
-        # "logprobs": false says that none are wanted, whatever else is said of them.
+        # With "logprobs": false none are wanted, whatever top_logprobs says.
         if asked.top_logprobs and asked.logprobs is None:
             raise InvalidRequest(
                 "top_logprobs is only for logprobs=true; set that too", param="top_logprobs"
@@ -50,7 +50,7 @@ def _options(num_top: int, name: str, *, prompt_start: int | None) -> LogprobOpt
 def choice_logprobs(
     kind: Kind, request: TextRequest, tokenizer: Tokenizer, choice: Choice, opening: str = ""
 ) -> dict[str, object] | None:
-    """Of a finished sample; None if they were not asked for.
+    """The log probabilities of a finished sample; None if the request did not ask for them.
 
     opening  the text that the choice begins with, before its output
     """
@@ -65,7 +65,7 @@ def choice_logprobs(
 def chunk_logprobs(
     kind: Kind, request: TextRequest, tokenizer: Tokenizer, chunk: TextChunk, opening: str = ""
 ) -> dict[str, object] | None:
-    """Of what is new in a sample; None for a chunk that only brings text."""
+    """The log probabilities of one chunk; None for a chunk that only has text."""
     if chunk.logprobs is None and chunk.prompt is None:
         return None
     values = chunk.logprobs or TokenLogprobs()
@@ -120,7 +120,7 @@ class _Lists:
         self.top: list[dict[str, float] | None] | None = [] if wants_top else None
 
     def add_prompt(self, prompt: ScoredPrompt, offsets: Sequence[int]) -> None:
-        """The first token has no probability: nothing comes before it."""
+        """Add the prompt's tokens. The first has no probability: nothing precedes it."""
         self.offsets.append(offsets[0])
         self.token_logprobs.append(None)
         self.tokens.append(self._names.name(prompt.token_ids[0]))
@@ -139,14 +139,14 @@ class _Lists:
             for token_id, logprob, likeliest in zip(
                 token_ids, logprobs, values.of_likeliest(), strict=True
             ):
-                # As OpenAI has it, the token itself is among them even if it is not so likely.
+                # As in OpenAI's API, the token itself is listed even if others are likelier.
                 self.top.append(
                     {name(one): likely for likely, one in likeliest} | {name(token_id): logprob}
                 )
 
 
 def _offsets(request: TextRequest, tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[int]:
-    """Where each token begins in the text of them all."""
+    """For each token: where it begins in the text of all these tokens."""
     detokenizer = IncrementalDetokenizer(
         tokenizer, skip_special_tokens=request.sampling.skip_special_tokens
     )

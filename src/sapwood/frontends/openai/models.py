@@ -10,7 +10,7 @@ def model_list(services: Services) -> dict[str, object]:
 
 
 def model_card(services: Services) -> dict[str, object]:
-    """Raises EngineUnavailable while the engine hasn't said how long its context is."""
+    """The served model's card; EngineUnavailable until the engine reports its context length."""
     return {
         "id": services.model_name,
         "object": "model",

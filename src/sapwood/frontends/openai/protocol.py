@@ -15,20 +15,25 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """include_usage: a last event with the usage; continuous_usage_stats: in every event."""
+    """Options of a stream.
+
+    include_usage           whether there is a last event with the usage
+    continuous_usage_stats  whether every event has the usage so far
+    """
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What chat completions and completions have in common.
+    """The common fields of chat completions and completions.
 
-    The sampling fields are SamplingParams's; max_tokens and min_tokens are its max_new_tokens and
-    min_new_tokens. cache_salt and extra_key: prompts share cached prefixes only if both agree.
-    response_format, SGLang's json_schema, regex, ebnf and structural_tag, and vLLM's guided_* say
-    what the output must look like; one of them at most. return_hidden_states: tell that of the last
-    token that was computed.
+    Sampling fields mean the same as in SamplingParams; max_tokens and min_tokens are max_new_tokens
+    and min_new_tokens there. At most one field may constrain the output: response_format, SGLang's
+    json_schema, regex, ebnf and structural_tag, or one of vLLM's guided_*.
+
+    cache_salt, extra_key  prompts share cached prefixes only if both fields agree
+    return_hidden_states   answer with the hidden state of the last computed token
     """
 
     model: str = ""
@@ -73,13 +78,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
-    """POST /v1/chat/completions. Without max_tokens, as much as the context leaves.
+    """POST /v1/chat/completions. Without max_tokens the context is the only limit.
 
-    top_logprobs  with logprobs: so many of the likeliest tokens at each position
-    separate_reasoning  tell thinking apart from the answer, as reasoning_content
-    stream_reasoning    False: in a stream, thinking comes at once when it has ended
+    top_logprobs        with logprobs: number of likeliest tokens that are listed at each position
+    separate_reasoning  whether thinking is separated from the answer, as reasoning_content
+    stream_reasoning    whether a stream sends thinking as it comes, or all of it at its end
     reasoning_effort    how much to think, in the template's words; "none": not at all
-    thinking_budget     tokens of thinking at most; then it is ended for the model
+    thinking_budget     tokens of thinking after which the server ends it
     documents           passed to the chat template
     """
 
@@ -101,10 +106,11 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """POST /v1/completions. prompt: a text, token ids, or a list of either.
+    """POST /v1/completions.
 
-    logprobs  tell log probabilities, also of so many of the likeliest tokens at each position; with
-              echo those of the prompt too
+    prompt    a text, token ids, or a list of either
+    logprobs  answer with log probabilities, and with those of this number of likeliest tokens at
+              each position; with echo those of the prompt too
     """
 
     prompt: str | list[str | TokenId | list[TokenId]]

@@ -1,43 +1,74 @@
-"""Where OpenAI's dialect is mounted."""
+"""OpenAI's dialect as a table of endpoints."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from sapwood.frontends.anthropic.models import (
     ANTHROPIC_VERSION,
     anthropic_model,
     anthropic_models,
 )
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.openapi import json_body
+from sapwood.frontends.common.endpoints import Dialect, Endpoint
+from sapwood.frontends.common.errors import OPENAI_ERRORS, json_response
+from sapwood.frontends.common.openapi import SSE
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.openai.answer_shapes import ChatAnswer, ModelCard, ModelList
 from sapwood.frontends.openai.chat import chat_completions
 from sapwood.frontends.openai.completions import completions
 from sapwood.frontends.openai.models import model_card, model_list
 from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
 
+CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "Name three trees."}], "max_tokens": 32}
 
-def openai_router(services: Services) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["openai"])
 
-    @router.post("/chat/completions", openapi_extra=json_body(ChatRequest))
+def openai_dialect(services: Services) -> Dialect:
+    dialect = Dialect("openai", errors={"/v1": OPENAI_ERRORS})
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/chat/completions",),
+            methods=("POST",),
+            access="user",
+            body=ChatRequest,
+            example=CHAT_EXAMPLE,
+            answers=(ChatAnswer, SSE),
+        )
+    )
     async def post_chat_completions(request: Request) -> Response:
         return await chat_completions(request, services)
 
-    @router.post("/completions", openapi_extra=json_body(CompletionRequest))
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/completions",),
+            methods=("POST",),
+            access="user",
+            body=CompletionRequest,
+            example={"prompt": "The oak is", "max_tokens": 16},
+            answers=(ChatAnswer, SSE),
+        )
+    )
     async def post_completions(request: Request) -> Response:
         return await completions(request, services)
 
-    @router.get("/models")
+    @dialect.serves(
+        Endpoint(paths=("/v1/models",), methods=("GET",), access="user", answers=(ModelList,))
+    )
     async def get_models(request: Request) -> Response:
         is_anthropic = ANTHROPIC_VERSION in request.headers
         return json_response((anthropic_models if is_anthropic else model_list)(services))
 
-    @router.get("/models/{model:path}")
-    async def get_model(request: Request, model: str) -> Response:
-        services.check_model(model)
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/models/{model:path}",),
+            methods=("GET",),
+            access="user",
+            answers=(ModelCard,),
+        )
+    )
+    async def get_model(request: Request) -> Response:
+        services.check_model(request.path_params["model"])
         is_anthropic = ANTHROPIC_VERSION in request.headers
         return json_response((anthropic_model if is_anthropic else model_card)(services))
 
-    return router
+    return dialect

@@ -1,4 +1,4 @@
-"""OpenAI's sampling fields -> SamplingParams, and what else both generating routes share."""
+"""OpenAI's sampling fields -> SamplingParams, and other common parts of both generating routes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import uuid
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.grammar import chosen_grammar
 from sapwood.frontends.common.sampling import renamed, stop_strings
-from sapwood.frontends.common.services import DEFAULTABLE, Services
+from sapwood.frontends.common.services import Services
 from sapwood.frontends.openai.protocol import GenerationRequest
-from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
 
 
 def sampling_params(
     asked: GenerationRequest, services: Services, *, max_tokens: int | None, limit_name: str
 ) -> SamplingParams:
-    """What the request says, else the model's defaults, else OpenAI's.
+    """The request's sampling parameters, else the model's defaults, else OpenAI's.
 
     max_tokens  output tokens at most; None: as many as the context leaves
-    limit_name  the request's own field for it, for errors
+    limit_name  name of the request's field for max_tokens, for errors
     """
     chosen = dict(services.default_sampling)
     for name in DEFAULTABLE:
@@ -62,14 +62,14 @@ def sampling_params(
 
 
 def namespace(asked: GenerationRequest) -> str:
-    """The key among whose bearers prefixes are shared; a salt can't be imitated by an extra_key."""
+    """Requests share prefixes if this key is equal. No extra_key can imitate a cache_salt."""
     if not asked.cache_salt:
         return asked.extra_key
     return f"{len(asked.cache_salt)}:{asked.cache_salt}{asked.extra_key}"
 
 
 def request_ids(asked: GenerationRequest, num_prompts: int, prefix: str) -> tuple[str, list[str]]:
-    """The answer's id, and one request id per prompt."""
+    """(the answer's id, one request id per prompt)"""
     if isinstance(asked.rid, list):
         if len(asked.rid) != num_prompts:
             raise InvalidRequest(

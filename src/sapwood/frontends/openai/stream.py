@@ -23,7 +23,11 @@ _MID = b',"logprobs":null' + _AFTER_LOGPROBS
 
 
 def usage(samples: Sequence[Choice], first_samples: Iterable[Choice]) -> dict[str, object]:
-    """samples: all of them; first_samples: one per prompt, so that a prompt counts once."""
+    """The usage of an answer.
+
+    samples        all samples
+    first_samples  one sample per prompt, so that each prompt counts once
+    """
     firsts = list(first_samples)
     num_prompt_tokens = sum(one.num_prompt_tokens for one in firsts)
     num_output_tokens = sum(one.num_output_tokens for one in samples)
@@ -35,7 +39,7 @@ def usage(samples: Sequence[Choice], first_samples: Iterable[Choice]) -> dict[st
     }
     thought = [one.num_reasoning_tokens for one in samples if one.num_reasoning_tokens is not None]
     if thought:
-        # Flat as SGLang has it, and in OpenAI's place.
+        # In SGLang's place, at the top level, and in OpenAI's.
         counts["reasoning_tokens"] = sum(thought)
         counts["completion_tokens_details"] = {"reasoning_tokens": sum(thought)}
     return counts
@@ -44,7 +48,10 @@ def usage(samples: Sequence[Choice], first_samples: Iterable[Choice]) -> dict[st
 def finish_fields(
     finish: Finish | None, logprobs: dict[str, object] | None = None, reason: str | None = None
 ) -> dict[str, object]:
-    """reason: why it ended, where that is not the finish's own kind."""
+    """The fields of a choice that say why it ended.
+
+    reason  the finish reason, if it is not the finish's own kind
+    """
     kind = finish.kind if finish is not None else None
     return {
         "logprobs": logprobs,
@@ -54,7 +61,7 @@ def finish_fields(
 
 
 def hidden_field(is_wanted: bool, choice: Choice) -> dict[str, object]:
-    """A choice's hidden_states, if it was asked for."""
+    """A choice's field hidden_states, if the request asks for it."""
     return {"hidden_states": encoded_last_hidden_state(choice)} if is_wanted else {}
 
 
@@ -103,26 +110,26 @@ class EventEncoder:
         so_far: Choice,
         logprobs: dict[str, object] | None = None,
     ) -> bytes:
-        """What is new in a chat's choice, if it is not content."""
+        """An event with a new part of a chat's choice that is not content."""
         choice: dict[str, object] = {"index": index, "delta": delta} | finish_fields(None, logprobs)
         return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
     def last(
         self, index: int, text: str, so_far: Choice, logprobs: dict[str, object] | None = None
     ) -> bytes:
-        """The last text of a completion's choice, and why it ended."""
+        """The event with a completion's last text and the reason of its end."""
         choice: dict[str, object] = {"index": index, "text": text}
         choice |= finish_fields(so_far.finish, logprobs)
         return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
     def end(self, index: int, so_far: Choice, reason: str | None) -> bytes:
-        """Why a chat's choice ended."""
+        """The event with the reason why a chat's choice ended."""
         choice: dict[str, object] = {"index": index, "delta": {}}
         choice |= finish_fields(so_far.finish, reason=reason)
         return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
     def hidden_states(self, index: int, so_far: Choice) -> bytes:
-        """After the last event of a choice that was asked for its hidden states."""
+        """The event with the hidden states, after the last other event of a choice."""
         hidden = hidden_field(True, so_far)
         if self.kind == "chat":
             return self.delta(index, hidden, so_far)
@@ -184,7 +191,7 @@ def _told(
     so_far: Choice,
     logprobs: dict[str, object] | None,
 ) -> bytes:
-    """What a client is told of an event of an answer; nothing of its markup."""
+    """The delta that a client gets for an event of an answer; None for markup."""
     match event:
         case Content(text):
             return encoder.text(index, text, so_far, logprobs)
@@ -210,7 +217,7 @@ async def encoded_events(
 ) -> AsyncGenerator[bytes, None]:
     """All events of a completion's answer but the final [DONE].
 
-    opening  a text per request that each of its choices starts with (echo)
+    opening  per request: the text with which its choices start (echo)
     """
     num_samples = requests[0].n
     choices = [Choice() for _ in range(len(requests) * num_samples)]

@@ -1,1 +1,1 @@
-"""OpenAI's Responses API: answers that are kept, and conversations that go on from them."""
+"""OpenAI's Responses API: the server keeps answers, and conversations can go on from them."""

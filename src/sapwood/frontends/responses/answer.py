@@ -1,4 +1,4 @@
-"""A response as it grows: from a chat's deltas to items, and to the events that tell of them.
+"""Builds a response from a chat's deltas: its items, and the events about them.
 
 Source: OpenAI's reference of streaming events for responses.
 """
@@ -19,7 +19,7 @@ Event = dict[str, Any]
 _LAST_EVENT = {
     "completed": "response.completed",
     "failed": "response.failed",
-    # OpenAI has no event for what is cancelled; clients wait for one of these three.
+    # OpenAI has no event for a cancelled response; clients wait for one of these three.
     "incomplete": "response.incomplete",
     "cancelled": "response.incomplete",
 }
@@ -31,10 +31,10 @@ def encoded(event: Event) -> bytes:
 
 
 class Answer:
-    """One response. Its methods change `record` and give the events of the change, numbered.
+    """One response. Its methods change `record` and return the numbered events of the change.
 
     record         the response as the API shows it
-    with_logprobs  whether the client asked for them
+    with_logprobs  whether the client asked for log probabilities
     """
 
     def __init__(self, record: Record, *, with_logprobs: bool) -> None:
@@ -50,7 +50,7 @@ class Answer:
         return [created, *self.go_on()]
 
     def queue(self) -> list[Event]:
-        """The beginning of one that runs in the background; `go_on` follows."""
+        """The beginning of a response that runs in the background; `go_on` follows."""
         self.record["status"] = "queued"
         return [self._about_all("response.created"), self._about_all("response.queued")]
 
@@ -59,7 +59,7 @@ class Answer:
         return [self._about_all("response.in_progress")]
 
     def add(self, chunk: Mapping[str, Any]) -> list[Event]:
-        """What an event of a streamed chat brings."""
+        """Take over the changes that an event of a streamed chat brings."""
         events: list[Event] = []
         if chunk.get("usage"):
             self.record["usage"] = _usage(chunk["usage"])
@@ -68,7 +68,7 @@ class Answer:
             if delta.get("reasoning_content"):
                 events += self._text("reasoning", delta["reasoning_content"], [])
             logprobs = (choice.get("logprobs") or {}).get("content") or []
-            # A token may bring half a character: log probabilities without a text.
+            # A token may be half a character: then it has log probabilities, but no text.
             if delta.get("content") or logprobs:
                 events += self._text("message", delta.get("content") or "", logprobs)
             for call in delta.get("tool_calls") or ():
@@ -78,7 +78,7 @@ class Answer:
         return events
 
     def finish(self) -> list[Event]:
-        """The end, as the chat's finish reason has it."""
+        """End the response; the chat's finish reason decides its status."""
         if self._finish_reason == "length":
             self.record["incomplete_details"] = {"reason": "max_output_tokens"}
             return self._end("incomplete")
@@ -92,7 +92,7 @@ class Answer:
         return self._end("failed")
 
     def cancel(self) -> list[Event]:
-        """Nothing, if it has ended."""
+        """Cancel the response; no events if it has ended already."""
         return self._end("cancelled")
 
     # ---- inside ------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class Answer:
         yield self._event("response.output_text.delta", **one.place, delta=text, logprobs=shown)
 
     def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
-        """A piece of a function call; a new one begins with its name."""
+        """Take over a piece of a function call; the first piece of a call has its name."""
         function = call.get("function") or {}
         one = self._open
         if one is None or one.kind != "function_call" or one.call_index != call.get("index", 0):
@@ -196,7 +196,7 @@ class Answer:
 
 
 class _OpenItem:
-    """The item that is being put out: reasoning, a message or a function call."""
+    """The item that is being written: reasoning, a message or a function call."""
 
     def __init__(self, kind: str, output_index: int) -> None:
         prefix = {"reasoning": "rs", "message": "msg", "function_call": "fc"}[kind]

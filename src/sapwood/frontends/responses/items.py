@@ -1,4 +1,4 @@
-"""Items of a conversation: checked as they come in, and as messages of a chat."""
+"""The items of a conversation: their checks, and their translation to a chat's messages."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _PREFIXES = {
 
 
 def input_items(given: str | Sequence[Mapping[str, Any]]) -> list[Item]:
-    """The items as they are kept: each checked, with a type and an id of its own."""
+    """The items in the form in which they are kept: checked, and each with a type and an id."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     return [_checked(item, f"input[{i}]") for i, item in enumerate(given)]
 
 
 def to_messages(items: Sequence[Item], instructions: str) -> list[dict[str, Any]]:
-    """A chat's messages; what an assistant thought, said and called in a row is one of them."""
+    """A chat's messages. An assistant's thinking, text and calls in a row become one message."""
     messages: list[dict[str, Any]] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
@@ -112,12 +112,12 @@ def _checked(given: Any, where: str) -> Item:
             f"{', '.join(_PREFIXES)}",
             param=where,
         )
-    # An id of the client's own could be that of another item in the store.
+    # A client's own id could be another item's in the store, so the server makes one.
     return {"type": kind, "id": new_id(_PREFIXES[kind]), **item, "status": "completed"}
 
 
 def _parts(content: str | Sequence[Any], where: str, kept_as: str) -> list[dict[str, Any]]:
-    """The content as parts of the type `kept_as`."""
+    """The content as a list of parts, whose texts have the type `kept_as`."""
     if isinstance(content, str):
         texts = [content]
     else:

@@ -15,7 +15,7 @@ Metadata = Annotated[
 
 
 class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """include_obfuscation: OpenAI pads events with it; here no event is ever padded."""
+    """Options of a stream. include_obfuscation has no effect: events are never padded here."""
 
     include_obfuscation: Literal[False] = False
 
@@ -23,13 +23,13 @@ class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/responses. A null counts as absent.
 
-    input                 a text of the user, or a list of items: messages, function calls, their
+    input                 the user's text, or a list of items: messages, function calls, their
                           outputs, reasoning
-    instructions          a system message of this answer only
-    previous_response_id  goes on from that response: its input and output come before `input`
-    store                 keep the response, so that it can be read and gone on from; true where
-                          the server has a store
-    background            answer at once, and work on; needs the store
+    instructions          a system message for this answer only
+    previous_response_id  a response whose input and output come before `input`
+    store                 whether the response is kept, so that it can be read and continued;
+                          default: true if the server has a store
+    background            answer at once, and generate later; needs the store
     top_logprobs          alternatives per output token, with include "message.output_text.logprobs"
     stop … cache_salt     as in chat completions
     """
@@ -97,7 +97,7 @@ LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = frozenset({LOGPROBS})
 
 REQUEST_RULES = Rules(
-    # It limits calls to tools that OpenAI runs itself; there are none here.
+    # This limits calls to tools that OpenAI runs itself; there are none here.
     informational=frozenset({"max_tool_calls", "prompt_cache_retention", "prompt_cache_options"}),
     unsupported={
         "conversation": (),
@@ -125,7 +125,7 @@ class ReasoningFields(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
 
 
-# The reasoning itself is sent, not a summary of it.
+# The whole reasoning is sent, not a summary.
 REASONING_RULES = Rules(
     unsupported={"summary": ("auto",), "generate_summary": ("auto",), "context": ("auto",)}
 )

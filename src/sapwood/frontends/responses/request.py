@@ -31,11 +31,15 @@ _NAMES = {
     "reasoning_effort": "reasoning.effort",
     "messages": "input",
 }
-"""A chat's fields -> those that the client knows."""
+"""A chat's fields -> the names that a client of the Responses API knows."""
 
 
 def chat_body(asked: ResponsesRequest, items: Sequence[Item], response_id: str) -> dict[str, Any]:
-    """items: the whole conversation. Raises InvalidRequest or UnsupportedFeature."""
+    """The body of the chat completion that answers the request.
+
+    items   the whole conversation
+    Raises  InvalidRequest or UnsupportedFeature
+    """
     body: dict[str, Any] = {
         "model": asked.model,
         "messages": to_messages(items, asked.instructions),
@@ -67,7 +71,7 @@ def chat_body(asked: ResponsesRequest, items: Sequence[Item], response_id: str) 
 
 
 def has_logprobs(asked: ResponsesRequest) -> bool:
-    """Whether log probabilities are asked for; InvalidRequest for what cannot be included."""
+    """Whether `include` asks for log probabilities; InvalidRequest for an unknown entry."""
     for name in asked.include:
         if name not in INCLUDABLE:
             raise UnsupportedFeature(
@@ -86,7 +90,7 @@ def has_logprobs(asked: ResponsesRequest) -> bool:
 def head(
     asked: ResponsesRequest, services: Services, response_id: str, *, is_stored: bool
 ) -> Record:
-    """The response before there is any output of it."""
+    """The response at its beginning, without any output."""
     defaults = services.default_sampling
     temperature, top_p = asked.temperature, asked.top_p
     parallel = asked.parallel_tool_calls
@@ -124,7 +128,7 @@ def head(
 
 
 def in_our_words(error: Refused) -> Refused:
-    """The chat's refusal with the names that the client used."""
+    """The chat's refusal, but with the field names of the Responses API."""
     for name, ours in _NAMES.items():
         error.message = error.message.replace(name, ours)
         if error.param is not None:
@@ -162,7 +166,7 @@ def _tool_choice(choice: str | dict[str, Any]) -> str | dict[str, Any]:
 
 
 def _response_format(asked: ResponsesRequest) -> dict[str, Any] | None:
-    """`text.format` holds flat what a chat's response_format nests."""
+    """A chat's response_format for `text.format`, which has the same fields without nesting."""
     given = parse(asked.text, TextFields, TEXT_RULES, where="text").format
     kind = given.get("type", "text")
     if kind == "text":

@@ -1,4 +1,4 @@
-"""Responses that are worked on in the background, and whoever listens to them."""
+"""Responses that are generated in the background, and their listeners."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sapwood.frontends.responses.answer import Event, encoded
 
 
 class Running:
-    """One of them: its events so far, encoded, for any number of listeners."""
+    """One response in the background: its encoded events so far, for any number of listeners."""
 
     def __init__(self) -> None:
         self.events: list[bytes] = []
@@ -19,7 +19,10 @@ class Running:
         self._is_over = False
 
     def start(self, work: Coroutine[Any, Any, None], ended: Callable[[], None]) -> None:
-        """ended: called once, however the work ends, before listeners are told of the end."""
+        """Start the work.
+
+        ended  called once, however the work ends, before the listeners get the last event
+        """
         self._task = asyncio.create_task(work)
 
         def done(_: asyncio.Task[None]) -> None:
@@ -34,7 +37,7 @@ class Running:
         self._wake()
 
     async def listen(self, first: int) -> AsyncGenerator[bytes, None]:
-        """Events from that number on, until the last one."""
+        """The events from number `first` on, up to the last."""
         position = first
         while True:
             grown = self._grown
@@ -48,7 +51,7 @@ class Running:
                 await grown.wait()
 
     async def cancel(self) -> None:
-        """Returns when it has ended."""
+        """Cancel the work, and wait for its end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

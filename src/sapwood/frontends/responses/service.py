@@ -1,4 +1,4 @@
-"""What the routes of /v1/responses do."""
+"""The service behind the routes of /v1/responses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _RETRIEVE_QUERY = ("stream", "starting_after", "include", "include[]", "include_
 
 
 def _failure(error: SapwoodError) -> bytes:
-    """What ends a stream whose response could not even be told to have failed."""
+    """The event that ends a stream if not even response.failed could be sent."""
     content = {"code": str(error.status), "message": error.message, "param": error.param}
     return encoded({"type": "error", "sequence_number": 0, **content})
 
@@ -63,10 +63,10 @@ class _Work:
 
 
 class Responses:
-    """Makes responses out of chats, and keeps them.
+    """Makes responses out of chat completions, and keeps them.
 
-    store     None: nothing is kept
-    chat_app  answers chat completions: what a model can do there, it can do here
+    store     where responses are kept; None: nowhere
+    chat_app  the application that answers chat completions
     """
 
     def __init__(self, services: Services, store: ResponseStore | None, chat_app: ASGIApp) -> None:
@@ -218,7 +218,7 @@ class Responses:
 
         def ended() -> None:
             del self._running[response_id]
-            # It may have been cancelled before its first step.
+            # The response may have been cancelled before its first step.
             running.tell(work.answer.cancel())
             self._save(work, running.events if is_streamed else None)
 
@@ -261,7 +261,7 @@ class Responses:
     ) -> AsyncGenerator[list[Event], None]:
         """The events of a response in the foreground, from its first token on.
 
-        raises  whether an error is raised after the first token too, instead of being told
+        raises  whether an error after the first token is raised, instead of becoming an event
         """
         answer = work.answer
         is_begun = False
@@ -283,7 +283,7 @@ class Responses:
                 raise refused from None
             yield failed
         finally:
-            # Still open if the client has left; what there is stays, and can be gone on from.
+            # If the client has left, the response is still open: what exists of it is kept.
             answer.cancel()
             if is_begun:
                 self._save(work)
@@ -297,7 +297,7 @@ class Responses:
 
 
 async def _replayed(told: bytes, first: int) -> AsyncGenerator[bytes, None]:
-    """Events that were kept, from that number on: an event ends with an empty line."""
+    """The kept events from number `first` on; each event ends with an empty line."""
     events = told.split(b"\n\n")[:-1]
     if first < len(events):
         yield b"\n\n".join(events[first:]) + b"\n\n"

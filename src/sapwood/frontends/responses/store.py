@@ -1,4 +1,4 @@
-"""Where responses are kept, with the input that each of them answers."""
+"""The store of responses and of the inputs that they answer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def new_id(prefix: str) -> str:
 class ResponseStore:
     """Responses by id, in a SQLite file or in memory.
 
-    directory       None: in memory, gone with the process
-    retention_days  how long a response is kept
+    directory       folder of the file; None: the store is in memory, and gone with the process
+    retention_days  days for which a response is kept
     """
 
     def __init__(self, directory: Path | None, *, retention_days: float) -> None:
@@ -48,7 +48,7 @@ class ResponseStore:
         self._retention_s = retention_days * DAY_S
         self._swept_at = time.time()
         self._database.run_soon(self._sweep)
-        # Another server on the same file may still be working on its own.
+        # Another server on the same file may still be generating responses.
         if self._lock is None or self._lock.try_to_take():
             self._database.run_soon(_fail_orphans)
 
@@ -80,9 +80,9 @@ class ResponseStore:
         await self._database.run(insert)
 
     def replace_soon(self, record: Record, events: Sequence[bytes] | None = None) -> None:
-        """Without waiting, and in order with what is asked later. A deleted one stays deleted.
+        """Replace a record without waiting; later calls see the change. A deleted one stays so.
 
-        events  what was streamed, for clients that ask for it again
+        events  the streamed events, for clients that ask for them again
         """
         values = (
             _is_open(record),
@@ -104,19 +104,19 @@ class ResponseStore:
         return record
 
     async def items(self, response_id: str) -> list[dict[str, Any]]:
-        """The input of that response, without that of the ones before."""
+        """The input items of the response, without those of its predecessors."""
         items: list[dict[str, Any]] = orjson.loads(await self._column("input", response_id))
         return items
 
     async def events(self, response_id: str) -> bytes | None:
-        """What was streamed, event after event; None if it was not kept."""
+        """All streamed events of the response, one after the other; None if they were not kept."""
         found = await self._column("events", response_id)
         return None if found is None else bytes(found)
 
     async def conversation(self, response_id: str) -> list[dict[str, Any]]:
-        """All items up to the end of that response, its predecessors' first.
+        """All items of the conversation up to the end of the response, the oldest first.
 
-        Raises NotFound, or InvalidRequest if one of them has not ended.
+        Raises NotFound, and InvalidRequest if one of its responses has not ended.
         """
 
         def walk(connection: sqlite3.Connection) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def _no_response(response_id: str) -> NotFound:
 
 
 def _fail_orphans(connection: sqlite3.Connection) -> None:
-    """What a server that has ended had not finished."""
+    """Mark the responses as failed that an earlier server has left unfinished."""
     rows = connection.execute("SELECT id, record FROM responses WHERE is_open").fetchall()
     for response_id, column in rows:
         record = orjson.loads(column)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine
 from importlib import resources
-from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
+
+from sapwood.frontends.common.endpoints import Dialect, Endpoint, Handler
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -21,28 +21,30 @@ _FILES = {
 }
 
 _HEADERS = {
-    # No inline script and nothing from elsewhere: an answer that got in as markup could not run.
+    # No inline script and nothing from elsewhere: script that came in with an answer cannot run.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Asked anew each time, so that a page never runs with another version's script.
+    # The browser asks every time, so that a page never runs with another version's script.
     "Cache-Control": "no-cache",
 }
 
 
-def web_router() -> APIRouter:
-    router = APIRouter(include_in_schema=False)
+def web_dialect() -> Dialect:
+    """The pages hold nothing secret, and ask for the key."""
+    dialect = Dialect("web")
     folder = resources.files("sapwood.frontends.web").joinpath("static")
     for path, (name, media_type) in _FILES.items():
         content = folder.joinpath(name).read_bytes()
-        router.add_api_route(path, _serve(content, media_type), methods=["GET"])
-    return router
+        file = Endpoint(paths=(path,), methods=("GET",), access="open", is_documented=False)
+        dialect.serves(file)(_serve(content, media_type))
+    return dialect
 
 
-def _serve(content: bytes, media_type: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+def _serve(content: bytes, media_type: str) -> Handler:
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {**_HEADERS, "ETag": tag}
 

@@ -1,4 +1,4 @@
-"""Each op as its definition reads, in fp32 inside; slow, and meant to be compared with."""
+"""Each op written like its definition and computed in fp32: slow, for tests to compare with."""
 
 from __future__ import annotations
 

@@ -18,8 +18,11 @@ from sapwood.kernels.quantized import (
 LEAST_MAGNITUDE = 1e-30
 MOST_HALF = 65504.0
 CANDIDATE_LEVELS = tuple(13.5 + 0.5 * step for step in range(10))
-"""How many steps of a candidate's scale a block's range is: 15 is the range as it is, more clips
-both ends, which helps where one number is far from the others."""
+"""Candidate scales of a block, as the number of steps into which each divides the block's range.
+
+15 steps cover the whole range. With more steps both ends are clipped, which is better if one number
+is far from the others.
+"""
 _PIECE_BLOCKS = PIECE_NUMBERS // BLOCK_INPUTS
 
 
@@ -65,7 +68,7 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _half(x: Tensor) -> Tensor:
-    """Rounded to fp16; what is finite and beyond its range becomes its largest number."""
+    """x rounded to fp16; finite numbers beyond its range become its largest number."""
     return torch.where(x.isfinite(), x.clamp(-MOST_HALF, MOST_HALF), x).half()
 
 
@@ -135,7 +138,7 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
         spread = BLOCK_INPUTS * sum_qq - sum_q.square()
         fitted = torch.where(spread > 0, (BLOCK_INPUTS * sum_qx - sum_q * sum_x) / spread, 0)
         offset = (sum_x - fitted * sum_q) / BLOCK_INPUTS
-        # The squared error is the sum of squares of x less this.
+        # The squared error is the sum of squares of x minus this amount.
         gain = fitted * sum_qx + offset * sum_x
         better = (gain > best) & (spread > 0)
         best = torch.where(better, gain, best)

@@ -2,8 +2,8 @@
 
 Keys are gathered token by token: rows of D entries of the cache seen as [num_pages * Hk *
 page_size, D]. That costs no more than a gather of whole pages (39 us against 37 for 32 requests of
-256 tokens), and only tokens of the request itself are read, so what an earlier owner left in the
-rest of a page, be it NaN, can reach nobody.
+256 tokens). Only tokens of the request itself are read, so the numbers that an earlier owner left
+in the rest of a page, which may be NaN, have no effect.
 
 The products are torch.bmm's, with a group's query heads as rows of one matrix, so that keys are
 read once per group. Compared with torch's own attention on 2 cores with AVX-512 BF16: 32 decodes of
@@ -65,10 +65,10 @@ class _Prompt:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is the same in every layer of a step.
+    """The part of the computation that is the same in every layer of a step.
 
-    keys, values     scratch for what is gathered: one allocation per step, not one per layer,
-                     for fresh memory costs a page fault per 4 KiB
+    keys, values     scratch for gathered keys and values: one allocation per step instead of one
+                     per layer, because fresh memory costs a page fault per 4 KiB
     scores, weights  scratch for the two sides of the softmax
     triangle         [n, n] 0, or -inf above the diagonal; n is the longest block of rows
     """
@@ -94,7 +94,7 @@ class _Shape:
         return self.num_heads // self.num_kv_heads
 
     def rows_at_once(self, prompt: int, length: int) -> int:
-        """How many of a prompt's rows are one block."""
+        """Number of a prompt's rows in one block."""
         return min(prompt, max(16, _SCORES_AT_ONCE // (self.num_heads * length)))
 
 
@@ -234,7 +234,7 @@ def _cache_rows(shape: _Shape, key_cache: Tensor, pages: Tensor, token: Tensor) 
 def _rows_of(cache: Tensor) -> Tensor:
     """[pages, Hk, page_size, D] -> all rows from the first page's to the last one's, [n, D].
 
-    Between two pages of this cache lie those of others, where one page is one piece for all layers.
+    A page of all layers is one piece of memory, so the parts of other layers lie in between.
     """
     num_pages, num_heads, page_size, head_dim = cache.shape
     rows = (num_pages - 1) * cache.stride(0) // head_dim + num_heads * page_size

@@ -16,7 +16,7 @@ from torch import Tensor
 from sapwood.kernels.interface import PackedLinear
 
 _PACK_FOR_ROWS = 32
-"""The number of rows that oneDNN chooses the layout for; the same layout won at 1 and 1,024."""
+"""Rows for which oneDNN chooses the layout; that layout was the fastest at 1 and 1,024 rows too."""
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -35,7 +35,7 @@ class _Plain:
 
 @dataclass(frozen=True, slots=True)
 class _Prepacked:
-    """weight is opaque: oneDNN's blocked layout."""
+    """A layer whose weight is in oneDNN's blocked layout, which nothing else can read."""
 
     weight: Tensor
     bias: Tensor | None

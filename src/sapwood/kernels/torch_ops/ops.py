@@ -122,7 +122,7 @@ class TorchKernels:
     def _attend_8_bit(
         self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
     ) -> Tensor:
-        """Over a copy of the step's pages in q's dtype, numbered as they come in the table."""
+        """Attend to a dequantised copy of the step's pages, numbered in the order of the table."""
         dense = cast("AttentionBatch | None", batch.cache.get("torch dense"))
         pages = batch.page_table.flatten()
         if dense is None:

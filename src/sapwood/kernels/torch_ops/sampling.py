@@ -13,7 +13,7 @@ from torch import Tensor
 from sapwood.kernels.draws import Draws
 
 NUM_CANDIDATES = 256
-"""top-p and min-p look at so many of the likeliest tokens first; a flat distribution needs all."""
+"""Likeliest tokens at which top-p and min-p look first; a flat distribution needs all tokens."""
 
 _HALF_BITS = 16
 _BINS = 1 << _HALF_BITS
@@ -35,7 +35,7 @@ def sample(logits: Tensor, draws: Draws) -> Tensor:
 
 
 def _choose_filtered(probs: Tensor, draws: Draws, numbers: Tensor) -> Tensor:
-    """Rows whose filters cut within the likeliest candidates, and the others."""
+    """Choose tokens among the candidates, for rows whose filters cut within these, or among all."""
     vocab = probs.shape[-1]
     num = min(NUM_CANDIDATES, vocab)
     values, ids = probs.topk(num, dim=-1)
@@ -82,8 +82,11 @@ def _cut(probs: Tensor, top_p: float, min_p: float) -> Tensor:
 
 
 def _first(probs: Tensor, share: float) -> Tensor:
-    """Keep the likeliest of probs [vocab] while those before have less than that share of the mass;
-    the others become 0. Equally likely ones are kept in the order of their ids."""
+    """Keep the likeliest entries of probs [vocab] up to a share of the mass; the others become 0.
+
+    An entry is kept while the entries before it have less than that share. Equally likely entries
+    are kept in the order of their ids.
+    """
     bits = probs.view(torch.int32)
     upper, lower = (bits >> _HALF_BITS).long(), bits & (_BINS - 1)
     missing = share * probs.sum(dtype=torch.float64)
@@ -100,8 +103,12 @@ def _first(probs: Tensor, share: float) -> Tensor:
 
 
 def _bin_that_reaches(bins: Tensor, weights: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """From the highest of the bins down: the first with which the weight reaches `wanted`, or the
-    lowest; and what was still missing before it. bins [n] int64, weights [n] fp64."""
+    """Add up weights from the highest bin down until they reach `wanted`.
+
+    bins     [n] int64
+    weights  [n] fp64
+    Returns  (the bin with which they reach it, or the lowest bin; the weight missing before it)
+    """
     histogram = torch.zeros(_BINS, dtype=torch.float64, device=bins.device)
     above = histogram.index_add_(0, bins, weights).flip(0).cumsum(0)
     place = (above < wanted).sum().clamp(max=_BINS - 1)

@@ -1,1 +1,1 @@
-"""The ops as Triton kernels, for NVIDIA GPUs. Its interpreter runs them on a CPU, for tests."""
+"""The ops as Triton kernels, for NVIDIA GPUs. Tests run them on a CPU, in Triton's interpreter."""

@@ -17,13 +17,16 @@ _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 _AT_ONCE = 2048
-"""Numbers that one program rounds, if a group has no more."""
+"""Numbers that one program rounds, unless a single group has more."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedActivations:
-    """numbers  [T, groups * group_inputs] int8 or float8_e4m3fn; what is beyond the inputs is 0
-    scales   [T, groups] fp32; x is about number * scale"""
+    """Activations x, which are about number * scale.
+
+    numbers  [T, groups * group_inputs] int8 or float8_e4m3fn; zeros after the last input
+    scales   [T, groups] fp32
+    """
 
     numbers: Tensor
     scales: Tensor
@@ -63,7 +66,7 @@ def _round(
     scale = tl.where(is_used, tl.div_rn(safe, top), 0.0)
     scale = tl.where(is_finite, scale, float("nan"))
     if IS_INT8:
-        # Rounds half to even: the sum has no bits left for what is below 1.
+        # Rounds half to even: the sum has no bits left for fractions.
         numbers = ((scaled + 12582912.0) - 12582912.0).to(tl.int8)
     else:
         scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)

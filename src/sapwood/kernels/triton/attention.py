@@ -39,7 +39,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """Where kernels leave the parts of a softmax; see attention_core.store.
+    """Memory for the parts of a softmax that several programs compute; see attention_core.store.
 
     values  [T, Hq, num_parts, D] fp32
     lse     [T, Hq, num_parts] fp32
@@ -55,11 +55,11 @@ class _Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """One layer's attention: what its launches have in common.
+    """The arguments that all launches for one layer's attention have in common.
 
-    key_cache   [num_pages, Hk, page_size, D]; of an 8-bit cache its numbers, uint8
-    key_scales  [num_pages, Hk, page_size] bf16 of an 8-bit cache, or None
-    kv          as attention_core.attend has it
+    key_cache   [num_pages, Hk, page_size, D]; for an 8-bit cache its numbers, uint8
+    key_scales  [num_pages, Hk, page_size] bf16 for an 8-bit cache, else None
+    kv          kind of the cache, as in attention_core.attend
     """
 
     q: Tensor
@@ -90,7 +90,7 @@ class _Call:
         return self.q, self.key_cache, self.value_cache, self.key_scales, self.value_scales
 
     def sizes(self, max_tokens: int) -> TileSizes:
-        """For tiles of at most `max_tokens` tokens."""
+        """The tile sizes for tiles of at most `max_tokens` tokens."""
         return tile_sizes(max_tokens, self.group, self.q.shape[2], self.q.dtype)
 
     def num_splits(self, rule: SplitRule, num_tiles: int) -> int:
@@ -233,8 +233,10 @@ def _extend_apart(call: _Call) -> None:
 
 
 def _attend_shared(call: _Call, tiles: SharedTiles, *, with_extends: bool) -> None:
-    """Shared pages once for all requests, then what is each request's own: of the decodes, and of
-    the other requests if asked."""
+    """Attend to shared pages once for all requests, then to the further pages of each request.
+
+    with_extends  whether requests that are no decodes are attended to as well
+    """
     batch = call.batch
     num_shared = call.num_splits(SHARED, tiles.tokens.shape[0])
     num_decode_splits = call.num_splits(DECODE, batch.num_decodes) if batch.num_decodes else 0
@@ -278,7 +280,7 @@ def _decode(
 
 
 def _extend_tiles(call: _Call) -> tuple[int, TileSizes]:
-    """How many tiles are enough for the requests that are no decodes, and their sizes."""
+    """A number of tiles that is enough for all requests that are no decodes, and their sizes."""
     batch = call.batch
     sizes = call.sizes(max(batch.query_lens[batch.num_decodes :]))
     num_tokens = call.q.shape[0] - batch.num_decodes

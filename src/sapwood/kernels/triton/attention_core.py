@@ -1,4 +1,4 @@
-"""What the attention kernels have in common: the loop over keys, and how results are stored.
+"""The common part of the attention kernels: the loop over keys, and the storing of results.
 
 Rows of a program's tile are (token, query head) pairs that share one key and value head, so that
 each key and value is read once for all query heads of a group. Softmax is computed online, in units

@@ -26,7 +26,8 @@ def decode_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MIN_CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Grid (num_splits, Hk, requests). Row r of a tile is query head kv_head * GROUP + r; request i
-    has token i. `shared_len` [R], or None: so many first tokens are attended to elsewhere."""
+    has token i. `shared_len` [R] counts first tokens that another kernel attends to; None: none.
+    """
     split, kv_head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.arange(0, BLOCK_M)
     is_row = row < GROUP

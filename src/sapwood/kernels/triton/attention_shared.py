@@ -1,8 +1,8 @@
 """Attention of several requests to the pages that they share, computed once for all of them.
 
 A tile's rows are tokens of different requests, which all attend to the first `shared_len` tokens of
-one of them; kernels/shared_prefixes.py finds such requests. What comes after is each request's own
-affair (`shared_len` of the other kernels), and the merge puts both together by log-sum-exp.
+one of them; kernels/shared_prefixes.py finds such requests. The other kernels attend to each
+request's further tokens (see their `shared_len`), and the merge joins both by log-sum-exp.
 
 Source: Juravsky et al. 2024, arXiv:2402.05099 (Hydragen); Ye et al. 2024, "Cascade inference".
 """

@@ -1,4 +1,4 @@
-"""Which requests attend to shared pages together: groups of them, cut into tiles of tokens."""
+"""Groups of requests that attend to shared pages together, cut into tiles of tokens."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from sapwood.kernels.shared_prefixes import SharedPrefix, find_shared_prefixes
 from sapwood.kernels.transfer import upload
 
 _SHARED_QUERY_LEN = 16
-"""Requests with more new tokens fill tiles with rows of their own: sharing saves nothing. A batch
-that has one shares pages only among its decodes, so that a long prompt is not merged from parts."""
+"""A request with more new tokens than this fills tiles with its own rows: sharing saves nothing.
+
+In a batch with such a request only decodes share pages, so that a long prompt's attention is not
+merged from parts.
+"""
 
 _WORTH_SHARING = 16_384
 """Tokens' reads that shared pages must save per key and value head: two more launches and the
@@ -24,20 +27,22 @@ merge cost about 10 us, in which an H200 reads that many tokens of 8 heads of 12
 where the pages of a shared prefix mostly are. An estimate; not measured."""
 
 _SPARE_TILES = 3
-"""Of a captured step, beside those that all its requests fill as one group: one more for each
-group whose last tile is not full."""
+"""Tiles of a captured step beyond those that its requests would fill as a single group.
+
+Each further group may have a last tile that is not full.
+"""
 
 _CAPTURED = "triton captured tiles"
-"""Where CapturedTiles are in `AttentionBatch.cache`."""
+"""Key of the CapturedTiles in `AttentionBatch.cache`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedTiles:
     """The tiles of requests that share pages; the same for all layers of a step.
 
-    tokens      [tiles, tokens per tile] int32: rows of q; -1 where there is none
-    requests    the same shape: the tokens' requests; -1 where there is none
-    shared_len  [R] int32: so many first tokens of a request are attended to in a tile
+    tokens      [tiles, tokens per tile] int32: rows of q; -1: none
+    requests    [tiles, tokens per tile] int32: the tokens' requests; -1: none
+    shared_len  [R] int32: number of a request's first tokens that are attended to in a tile
     """
 
     tokens: Tensor
@@ -46,12 +51,12 @@ class SharedTiles:
 
 
 def extends_share(batch: AttentionBatch) -> bool:
-    """Whether requests that are no decodes may be in groups too."""
+    """Whether the groups may have requests that are no decodes."""
     return max(batch.query_lens) <= _SHARED_QUERY_LEN
 
 
 def shared_tiles(batch: AttentionBatch, page_size: int, tokens_per_tile: int) -> SharedTiles | None:
-    """The step's tiles, made by its first layer; None if no shared pages are worth it."""
+    """The step's tiles, which its first layer makes; None if sharing pages is not worth it."""
     captured = cast("CapturedTiles | None", batch.cache.get(_CAPTURED))
     if captured is not None:
         return captured.tiles(tokens_per_tile)
@@ -68,8 +73,8 @@ def shared_groups(
 ) -> list[SharedPrefix]:
     """The groups of requests for which attending to shared pages once is worth it.
 
-    Pages of new tokens are left out, for these are not seen by all of a request's rows. Nothing is
-    found without `batch.host_page_table`."""
+    Pages with new tokens are left out, because not all of a request's rows see these tokens. There
+    are no groups without `batch.host_page_table`."""
     if batch.host_page_table is None:
         return []
     num_requests = len(batch.query_lens) if extends_share(batch) else batch.num_decodes
@@ -97,7 +102,7 @@ def _reads_saved(
 def make_shared_tiles(
     batch: AttentionBatch, groups: list[SharedPrefix], page_size: int, tokens_per_tile: int
 ) -> SharedTiles:
-    """The groups' tokens in tiles."""
+    """Tiles with the tokens of these groups."""
     tiles = _tiles_of(batch, groups, tokens_per_tile)
     table = _table(tiles, len(tiles), tokens_per_tile)
     shared_len = _shared_len(groups, len(batch.query_lens), page_size)
@@ -106,10 +111,11 @@ def make_shared_tiles(
 
 
 class CapturedTiles:
-    """A CapturedSharing: tiles in fixed memory, of which a captured step always has as many.
+    """A CapturedSharing: a fixed number of tiles in fixed memory, for a captured step.
 
-    Groups that do not fit in them read their pages apart; those that save the most reads fit
-    first."""
+    The groups that save the most reads get tiles first; requests of groups that get none read
+    their pages alone.
+    """
 
     def __init__(self, num_requests: int, page_size: int, device: torch.device) -> None:
         self._num_requests = num_requests
@@ -121,7 +127,7 @@ class CapturedTiles:
         batch.cache[_CAPTURED] = self
 
     def tiles(self, tokens_per_tile: int) -> SharedTiles:
-        """Made when a layer first asks for tiles of that width, which is before the capture."""
+        """The tiles of one width, made when a layer first asks for them, before the capture."""
         if tokens_per_tile not in self._tiles:
             num_tiles = -(-self._num_requests // tokens_per_tile) + _SPARE_TILES
             nobody = torch.full(

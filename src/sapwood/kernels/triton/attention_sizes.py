@@ -35,7 +35,7 @@ MAX_GROUP = 128
 """Query heads per key and value head: the rows of the largest tile."""
 
 _LEAST_ROWS = 16
-"""Of a matrix product."""
+"""Rows of the smallest matrix product."""
 
 _MULTIPROCESSORS = 132
 
@@ -63,8 +63,10 @@ class TileSizes:
 
 
 def tile_sizes(num_tokens: int, group: int, head_dim: int, dtype: torch.dtype) -> TileSizes:
-    """Sizes for tiles of at most `num_tokens` tokens of `group` rows each, and of one at least;
-    more tokens take more tiles."""
+    """Sizes for tiles of one to `num_tokens` tokens, each of `group` rows.
+
+    A tile may hold fewer tokens than that; then they take more tiles.
+    """
     block_d = max(16, next_power_of_2(head_dim))
     block_m = max(_LEAST_ROWS, next_power_of_2(num_tokens * group))
     if dtype == torch.float32:
@@ -85,10 +87,10 @@ def tile_sizes(num_tokens: int, group: int, head_dim: int, dtype: torch.dtype) -
 class SplitRule:
     """Into how many parts a kernel cuts the keys of a request.
 
-    programs   so many programs are wanted, as far as there are keys for them
+    programs   number of programs that are wanted, as far as there are keys for them
     min_chunk  keys of a part at least: each part costs a write, a read and a place in the merge
     max_chunk  keys of a part at most, so that one long request does not hold up a batch of short
-               ones; None: no limit
+               requests; None: no limit
     """
 
     programs: int

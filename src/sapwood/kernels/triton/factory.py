@@ -1,7 +1,8 @@
-"""When the Triton kernels can serve.
+"""Says whether the Triton kernels can serve a need.
 
-Importing this module does not import triton, which takes 0.3 s: every start on a CPU would. The
-interpreter serves nobody; tests make a TritonKernels themselves."""
+Importing this module does not import triton, which would cost every start on a CPU 0.3 s. Triton's
+interpreter is not offered for serving; tests make a TritonKernels themselves.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Products of activations as they are and weights of 4 or 8 bits, which are decoded on the way to
+"""Products of unrounded activations and weights of 4 or 8 bits, which are decoded on their way to
 the matrix units: w = ((value of a code) + shift) * scale + minimum, times an output's scale.
 
-The weight but for the output's scale is computed in fp32 and rounded to the dtype of x, as a dense
-model of that dtype would have it; the sums are fp32. Errors against the product with such a weight
-in fp32, of the largest entry: 1e-5 in fp32, one rounding of the result in the others."""
+Without the output's scale the weight is computed in fp32 and rounded to the dtype of x, as a dense
+model of that dtype would have it; the sums are fp32. Compared with the fp32 product of such a
+weight, the error is 1e-5 of the largest entry in fp32, and one rounding of the result in 16 bits.
+"""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 from __future__ import annotations
@@ -64,7 +65,7 @@ class GroupedWeight:
 
     @property
     def num_bytes(self) -> int:
-        """That the device keeps of it."""
+        """Bytes of the weight in the device's memory."""
         parts = (self.numbers, self.scales, self.shifts, self.minima, self.out_scales, self.table)
         return sum(one.numel() * one.element_size() for one in parts if one is not None)
 
@@ -79,7 +80,7 @@ def _multiply(x, weight, total):
 
 @triton.jit
 def _value(code, table_ptr, VALUES: tl.constexpr, ZERO: tl.constexpr):
-    """What codes (uint8) stand for, in fp32."""
+    """The fp32 values of codes (uint8)."""
     bits = code.to(tl.int32)
     if VALUES == "int8":
         value = code.to(tl.int8, bitcast=True).to(tl.float32)
@@ -204,7 +205,7 @@ def grouped_matmul(x: Tensor, weight: GroupedWeight, bias: Tensor | None, out: T
     num_out = weight.shape[0]
     block_m, block_n, num_warps = tile(rows)
     block_k = weight.block_inputs
-    # Few rows: what counts is how many bytes of the weight are under way.
+    # With few rows, the time depends on how many bytes of the weight are on their way at once.
     unroll = max(1, 128 // block_k) if block_m == 16 else 1
     _grouped_matmul[(triton.cdiv(num_out, block_n), triton.cdiv(rows, block_m))](
         x, weight.numbers, weight.scales, weight.shifts, weight.minima, weight.out_scales,

@@ -1,4 +1,4 @@
-"""How the kernels are told of an 8-bit KV cache; kernels/kv_cache.py says what it holds."""
+"""How an 8-bit KV cache is passed to the kernels; its layout is defined in kernels/kv_cache.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ KV_NAMES = {
 
 
 def parted(cache: Tensor, head_dim: int) -> tuple[Tensor, Tensor | None]:
-    """The entries [num_pages, Hk, page_size, D], those of an 8-bit cache as uint8, and the scales
-    [num_pages, Hk, page_size] bf16 of an 8-bit one; page and head are as far apart in both, in
-    bytes."""
+    """(entries, scales) of a cache.
+
+    entries  [num_pages, Hk, page_size, D]; uint8 for an 8-bit cache
+    scales   [num_pages, Hk, page_size] bf16 for an 8-bit cache, else None; pages and heads have the
+             same strides as in `entries`, in bytes
+    """
     return numbers_and_scales(cache, head_dim) if is_8_bit(cache.dtype) else (cache, None)

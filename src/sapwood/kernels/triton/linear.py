@@ -1,11 +1,12 @@
 """Linear layers: dense ones through cuBLAS, quantised ones through the products in this package.
 
-The latter stay quantised in memory. int8 weights are multiplied as kernels/quantized.py says, with
-x rounded to int8 per 64 inputs. FP8 weights that were made for FP8 activations are multiplied with
-x rounded to FP8, by GPUs that have such products (compute capability 8.9). All other weights of
-codes, and GGUF's blocks, are decoded on the way to the matrix units, and x stays as it is: for the
-blocks more exact than products of rounded x, and no slower where reading the weight is what takes
-the time."""
+Quantised weights stay quantised in memory. int8 weights are multiplied as in kernels/quantized.py,
+with x rounded to int8 per 64 inputs. FP8 weights that were made for FP8 activations are multiplied
+with x rounded to FP8, by GPUs that have such products (compute capability 8.9). All other coded
+weights, and GGUF's blocks, are decoded on their way to the matrix units, and x is not rounded. For
+GGUF's blocks that is more exact than a product with rounded x, and no slower as long as reading the
+weight takes most of the time.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +92,7 @@ class QuantizedLinear:
 
 
 class _Int8:
-    """numbers [out, inputs filled up to whole groups] int8, scales [out] fp32"""
+    """An int8 weight: numbers [out, inputs filled up to whole groups] int8, scales [out] fp32."""
 
     def __init__(self, weight: QuantizedWeight) -> None:
         assert weight.scales is not None, "int8 weights have scales"
@@ -106,7 +107,10 @@ class _Int8:
 
 
 class _Grouped:
-    """order  [in] int32: as CodedWeight has it, or None"""
+    """A weight that `grouped_matmul` decodes.
+
+    order  [in] int32: the order of inputs as in CodedWeight, or None
+    """
 
     def __init__(self, weight: GroupedWeight, order: Tensor | None = None) -> None:
         self.num_out = weight.shape[0]

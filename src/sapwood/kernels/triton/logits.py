@@ -15,7 +15,7 @@ from sapwood.kernels.transfer import upload
 
 _BLOCK = 1024
 _SPLIT = 4096
-"""Logits of one row that one program looks at: one row alone occupies many of them."""
+"""Logits of a row that one program looks at; many programs share even a single row."""
 
 
 @triton.jit

@@ -24,7 +24,7 @@ def _rms_norm(
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row. With a residual, x is added to it first, and it is overwritten with the sum."""
+    """Norm of one row. With a residual, the norm is that of x + residual, which is stored there."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width

@@ -1,7 +1,7 @@
 """TritonKernels: the ops on an NVIDIA GPU.
 
-No op waits for the device. What an op takes from the host, it sends from pinned memory; everything
-else is on the device already, so that a step can be captured as a CUDA graph."""
+No op waits for the device. Arguments from the host are sent from pinned memory; everything else is
+on the device already, so that a step can be captured as a CUDA graph."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Quantised weights in the layout that the product of codes wants: done once, when they are loaded.
+"""Puts quantised weights into the layout of `grouped_matmul`, once, when they are loaded.
 
-Every format stays what it is in memory, but that numbers of 5 and 6 bits take 8, and those of 2 and
-3 bits take 4."""
+Every format takes as much memory as before, except that numbers of 5 and 6 bits take 8 bits, and
+numbers of 2 and 3 bits take 4.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ _NONLINEAR = ("iq4_nl", "iq4_xs")
 
 
 def packed_blocks(weight: QuantizedWeight) -> GroupedWeight:
-    """GGUF's blocks, of any type but int8."""
+    """The packed form of GGUF's blocks, of any type; int8 weights have another layout."""
     of, decoded = FORMATS[weight.kind], weight.decoded()
     num_out, num_in = weight.shape
     numbers = decoded.numbers.view(num_out, num_in)
@@ -59,7 +60,7 @@ def packed_blocks(weight: QuantizedWeight) -> GroupedWeight:
 
 
 def packed_codes(weight: CodedWeight) -> GroupedWeight:
-    """Weights of codes; their `order` is the caller's affair."""
+    """The packed form of coded weights; the caller takes care of their `order`."""
     num_in = weight.shape[1]
     values: Values = "table" if weight.codes == "nf4" else weight.codes  # type: ignore[assignment]
     bits = _bits(values)
@@ -103,13 +104,13 @@ def _packed(codes: Tensor, bits: int, group: int) -> Tensor:
 
 
 def _width(bits: int, group: int) -> int:
-    """Inputs that are multiplied at a time: of one group, if groups are wide enough."""
+    """Number of inputs that are multiplied at a time: one group's, if groups are wide enough."""
     width = min(_MOST_BYTES[bits], group & -group) if group else _MOST_BYTES[bits]
     return width if width >= _LEAST_WIDTH else _MOST_BYTES[4]
 
 
 def _narrowest(numbers: Tensor) -> Tensor:
-    """[out, groups] fp32 -> [groups, out] of a dtype of 16 bits, if one of them has all of them."""
+    """[out, groups] fp32 -> [groups, out], in 16 bits if a dtype of 16 bits holds all numbers."""
     across = numbers.T.contiguous()
     for dtype in (torch.bfloat16, torch.float16):
         if torch.equal(across.to(dtype).float(), across):

@@ -20,7 +20,7 @@ _HEADS_AT_ONCE = 8
 
 @triton.jit
 def _scaled(x, top, number, BLOCK_H: tl.constexpr):
-    """Scales [BLOCK_H] with which `top` becomes `number` at most, fp32, and x by them."""
+    """(fp32 scales [BLOCK_H] with which `top` becomes at most `number`, x divided by them)"""
     bits = tl.div_rn(top, tl.full((BLOCK_H,), number, tl.float32)).to(tl.int32, bitcast=True)
     scale = tl.where(top < 1e-30, 0, (bits + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
     one = tl.full((BLOCK_H,), 1.0, tl.float32)
@@ -41,7 +41,7 @@ def _quantized(x, KV: tl.constexpr, LARGEST: tl.constexpr, BLOCK_H: tl.constexpr
     top = tl.where(has_nan, float("nan"), top)
     scale, scaled = _scaled(x, top, LARGEST, BLOCK_H)
     if KV == "int8":
-        # Rounds half to even: the sum has no bits left for what is below 1.
+        # Rounds half to even: the sum has no bits left for fractions.
         numbers = ((scaled + 12582912.0) - 12582912.0).to(tl.int32)
     else:
         mantissa: tl.constexpr = 3 if KV == "fp8_e4m3" else 2
@@ -147,7 +147,7 @@ def _qk_norm_rope_write_kv(
     if KV == "":
         keys, values = out.to(key_ptr.dtype.element_ty), raw.to(value_ptr.dtype.element_ty)
     else:
-        # A key is rounded to the model's dtype first, as it is where the cache has that dtype.
+        # A key is rounded to the model's dtype first, as in a cache of that dtype.
         entries = tl.where(is_k[:, None], out.to(q_type).to(tl.float32), raw.to(tl.float32))
         entries = tl.where(inside, entries, 0.0)
         keys, scales = _quantized(entries, KV, LARGEST, BLOCK_H)
@@ -209,7 +209,7 @@ def qk_norm_rope_write_kv(
         BLOCK_H=_HEADS_AT_ONCE,
         BLOCK_D=triton.next_power_of_2(head_dim),
         num_warps=4,
-        # Fused, a product and the sum that rounds it would be rounded once instead of twice.
+        # A fused multiply-add would round once instead of twice.
         enable_fp_fusion=key_scales is None,
     )
     return q

@@ -1,9 +1,9 @@
 """Drawing tokens without a sort.
 
 Every filter keeps a prefix of a row's tokens, likeliest first and equally likely ones in the order
-of their ids, and the number drawn is a place in that prefix. So all that is needed is the weight
-(or the count) of what is at least as likely as some bound, and the bound at which it reaches a
-wanted value:
+of their ids, and the number drawn is a place in that prefix. So a draw needs only the weight (or
+the count) of all tokens that are at least as likely as some bound, and the bound at which this
+weight (or count) reaches a wanted value:
 
 1. For a few fixed bounds below the largest logit, each program measures its split of a row.
 2. From these measures follows a bracket of bounds between which the filters cut, or, without
@@ -34,7 +34,7 @@ _SPLIT = 4096
 """Logits of one row that one program measures."""
 _BOUNDS = 16
 _STEP = 0.75
-"""The bounds are so far apart, in natural logarithms of the weight; the last bounds all."""
+"""Distance of two bounds, in natural logarithms of the weight; the last bound is below all."""
 _MEASURE_BLOCK = 512
 _SEARCH_BLOCK = 256
 
@@ -71,7 +71,7 @@ def _measure(
     BOUNDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """weight and count [rows, splits, BOUNDS] of what is at or above each bound"""
+    """Weight and count [rows, splits, BOUNDS] of the tokens at or above each bound."""
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     inverse = (1.0 / tl.load(settings_ptr + row)).to(tl.float32)
@@ -97,7 +97,7 @@ def _measure(
 
 @triton.jit
 def _first(is_so, place, BOUNDS: tl.constexpr):
-    """The first place where it is so, or the last place."""
+    """The first place where `is_so` holds, or the last place if it holds nowhere."""
     return tl.min(tl.where(is_so, place, BOUNDS - 1), axis=0)
 
 
@@ -113,7 +113,7 @@ def _bracket(weight, count, place, bounds, top_k, top_p, min_p, number, BOUNDS: 
         if cuts_k:
             low = _first(count >= top_k, place, BOUNDS)
         elif top_p < 1.0:
-            # A little more than is needed, for the search will sum in another order.
+            # A little more than is needed, because the search will sum in another order.
             low = _first(weight >= top_p * total * (1 + 1e-5), place, BOUNDS)
         if min_p > 0.0:
             floor = tl.log(min_p.to(tl.float32)) - 1e-3

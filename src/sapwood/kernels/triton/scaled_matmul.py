@@ -15,7 +15,7 @@ from torch import Tensor
 from sapwood.kernels.triton.activations import RoundedActivations
 
 LEAST_GROUP = 32
-"""Inputs that share a scale of x, if not all of them do."""
+"""Smallest number of inputs that share a scale of x, unless all inputs share one."""
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -20,11 +20,12 @@ def power_of_2(EXPONENT: tl.constexpr):
 
 @triton.jit
 def decode(code, BITS: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr):
-    """What codes (int32, sign in the highest of BITS) stand for, in fp32; NaN and infinities
-    count as the numbers that would come next.
+    """The fp32 values of codes (int32, with the sign in the highest of BITS).
 
-    Exponent and mantissa are put where fp32 has them. What is left is the difference of the biases,
-    for subnormal numbers too."""
+    The codes of NaN and infinities get the numbers that would come next. Exponent and mantissa are
+    moved to their places in fp32; then the difference of the biases is multiplied in, which is
+    right for subnormal numbers too.
+    """
     sign: tl.constexpr = 1 << (BITS - 1)
     wide = (code & (sign - 1)) << (23 - MANTISSA)
     wide |= (code & sign) << (32 - BITS)

@@ -1,4 +1,4 @@
-"""The blocks of a GGUF file as they are, each tensor in the type that the file gives it."""
+"""Quantised weights as a checkpoint has them, each tensor in the type that the file gives it."""
 
 from __future__ import annotations
 
@@ -66,10 +66,15 @@ class BlocksStorage:
         return self._kernels.pack_linear(weight, bias, self._dtype)
 
 
-class GgufScheme:
-    """gguf: needs a loader that hands the blocks through; activations as in w4a8."""
+class CheckpointScheme:
+    """The weights of a checkpoint that another tool quantised, as they are stored.
 
-    name = "gguf"
+    The scheme needs a loader that hands quantised weights through. A fused layer with a part that
+    is not quantised is dense altogether.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def storage(
         self,
@@ -83,3 +88,10 @@ class GgufScheme:
         dtype: torch.dtype,
     ) -> BlocksStorage:
         return BlocksStorage(len(part_sizes), kernels=kernels, device=device, dtype=dtype)
+
+
+class GgufScheme(CheckpointScheme):
+    """The blocks of a GGUF file; activations as in w4a8."""
+
+    def __init__(self) -> None:
+        super().__init__("gguf")

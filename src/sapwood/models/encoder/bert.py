@@ -6,7 +6,7 @@ A layer adds first and normalises then (post-norm); all linear layers have biase
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -23,15 +23,8 @@ from sapwood.layers.norm import LayerNorm
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.targets import Target, once_filled, prefixed, whole
-from sapwood.models.encoder.config import EncoderConfig
+from sapwood.models.encoder.config import Activation, EncoderConfig
 from sapwood.models.encoder.heads import Head
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
 
 BASES = ("bert.", "roberta.")
 """What names begin with in checkpoints of models that have a head."""
@@ -75,7 +68,7 @@ class EncoderLayer:
         self._qkv, self._o = column(size, parts), row(size, size)
         self._up = column(size, (even_part("dense", inner, group),))
         self._down = row(inner, size)
-        self._activation = ACTIVATIONS[config.activation]
+        self._activation = _function(config.activation)
         norm = partial(LayerNorm, size, eps=config.layer_norm_eps, device=device, dtype=dtype)
         self._after_attention, self._after_mlp = norm(), norm()
 
@@ -180,3 +173,13 @@ class Encoder:
         """Pack the linear layers, once all weights are placed."""
         for layer in self._layers:
             layer.pack()
+
+
+def _function(activation: Activation) -> Callable[[Tensor], Tensor]:
+    match activation:
+        case Activation.GELU:
+            return F.gelu
+        case Activation.GELU_NEW | Activation.GELU_PYTORCH_TANH:
+            return partial(F.gelu, approximate="tanh")
+        case Activation.RELU:
+            return F.relu

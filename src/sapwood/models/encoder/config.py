@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.models.hf_fields import epsilon, integer
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+class Activation(StrEnum):
+    """As config.json spells them; GELU_NEW and GELU_PYTORCH_TANH are the same function."""
+
+    GELU = "gelu"
+    GELU_NEW = "gelu_new"
+    GELU_PYTORCH_TANH = "gelu_pytorch_tanh"
+    RELU = "relu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +38,7 @@ class EncoderConfig:
     num_layers: int
     num_heads: int
     layer_norm_eps: float
-    activation: str
+    activation: Activation
     num_positions: int
     first_position: int
     num_types: int
@@ -91,7 +99,7 @@ class EncoderConfig:
             num_layers=integer(config, "num_hidden_layers"),
             num_heads=integer(config, "num_attention_heads"),
             layer_norm_eps=epsilon(config, "layer_norm_eps", default=1e-12),
-            activation=str(config.get("hidden_act") or "gelu"),
+            activation=Activation(config.get("hidden_act") or "gelu"),
             num_positions=positions,
             first_position=first,
             num_types=max(int(config.get("type_vocab_size") or 0), 1),
@@ -101,9 +109,9 @@ class EncoderConfig:
 
 def _refuse_what_is_not_implemented(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act") or "gelu"
-    if activation not in ACTIVATIONS:
+    if activation not in tuple(Activation):
         raise ConfigError(
-            f"the config asks for activation {activation!r}; implemented: {', '.join(ACTIVATIONS)}"
+            f"the config asks for activation {activation!r}; implemented: {', '.join(Activation)}"
         )
     kind = config.get("position_embedding_type") or "absolute"
     if kind != "absolute":

@@ -30,12 +30,7 @@ class WheelSpec:
     num_wheel_bytes: int
 
     def __post_init__(self) -> None:
-        if "==" not in self.requirement:
-            raise ValueError(f"requirement must pin a version with ==, got {self.requirement!r}")
-        if not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
-        if self.num_bytes < 1 or self.num_wheel_bytes < 1:
-            raise ValueError(f"{self.requirement}: sizes must be positive")
+        _check_wheel(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +53,16 @@ class WheelFolderSpec:
     num_wheel_bytes: int
 
     def __post_init__(self) -> None:
-        if "==" not in self.requirement:
-            raise ValueError(f"requirement must pin a version with ==, got {self.requirement!r}")
-        if not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
-        if self.num_bytes < 1 or self.num_wheel_bytes < 1:
-            raise ValueError(f"{self.requirement}: sizes must be positive")
+        _check_wheel(self)
+
+
+def _check_wheel(spec: WheelSpec | WheelFolderSpec) -> None:
+    if "==" not in spec.requirement:
+        raise ValueError(f"requirement must pin a version with ==, got {spec.requirement!r}")
+    if not _SHA256.fullmatch(spec.sha256):
+        raise ValueError(f"sha256 must be 64 lower-case hex digits, got {spec.sha256!r}")
+    if spec.num_bytes < 1 or spec.num_wheel_bytes < 1:
+        raise ValueError(f"{spec.requirement}: sizes must be positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

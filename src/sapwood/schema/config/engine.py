@@ -40,7 +40,7 @@ class EngineConfig:
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> EngineConfig:
-        """From option values by name, each given to the component whose option it is."""
+        """The configuration from option values by name; each goes to the component that has it."""
         return EngineConfig(
             model=build(ModelConfig, values),
             memory=build(MemoryConfig, values),

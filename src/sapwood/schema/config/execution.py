@@ -81,7 +81,7 @@ class ExecutionConfig:
 
     @property
     def capture_options(self) -> list[str]:
-        """Flags that say what a GPU captures, of those that were given."""
+        """Those of the given flags that say what a GPU captures."""
         given = {
             "--cuda-graph-max-bs": self.cuda_graph_max_bs is not None,
             "--cuda-graph-bs": self.cuda_graph_bs is not None,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
+from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
-EVICTION_POLICIES = ("lru", "lfu")
-KV_CACHE_8_BIT = ("int8", "fp8_e4m3", "fp8_e5m2")
-KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16", *KV_CACHE_8_BIT)
+
+class EvictionPolicy(StrEnum):
+    LRU = "lru"
+    LFU = "lfu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,7 @@ class MemoryConfig:
         "auto",
         "Numbers of the KV cache; auto: those of --dtype. The 8-bit ones have a scale per token "
         "and head, and fit almost twice the tokens of bfloat16 into the pool.",
-        choices=KV_CACHE_DTYPES,
+        choices=("auto", *DTYPE_BYTES, *KV_CACHE_8_BIT),
     )
     mem_fraction_static: float | None = option(
         None, "Fraction of the machine's memory for weights and KV pool together."
@@ -38,7 +41,7 @@ class MemoryConfig:
         aliases=["disable-prefix-cache"],
     )
     radix_eviction_policy: str = option(
-        "lru", "Which unused prefix is forgotten first.", choices=EVICTION_POLICIES
+        "lru", "Which unused prefix is forgotten first.", choices=tuple(EvictionPolicy)
     )
 
     def __post_init__(self) -> None:

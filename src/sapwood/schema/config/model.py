@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "pt", "dummy")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 SAMPLING_DEFAULTS = ("model", "openai")
 POOLING_METHODS = ("last", "mean", "cls")
 UNKNOWN_TOOL_CALLS = ("content", "call")
@@ -23,7 +23,7 @@ CHECKPOINT_FORMATS = (
     "modelopt",
     "mxfp4",
 )
-"""What other tools write, which config.json names: asking for it is never needed."""
+"""Formats that other tools write. The option is never needed for them: config.json names them."""
 QUANTIZATIONS = tuple(dict.fromkeys((*ON_THE_FLY, "gguf", *CHECKPOINT_FORMATS)))
 
 
@@ -53,14 +53,14 @@ class ModelConfig:
         "auto",
         "Data type of activations and, unless --weight-dtype and --kv-cache-dtype say otherwise, "
         "of weights and KV cache.",
-        choices=DTYPES,
+        choices=("auto", *DTYPE_BYTES),
     )
     weight_dtype: str | None = option(
         None,
         "Data type in which weights that are not quantised are kept, the same as --dtype or, on a "
         "CPU with float32 activations, one of 16 bits: products are those of float32, and half the "
         "bytes are read; default: chosen by checkpoint and machine.",
-        choices=tuple(one for one in DTYPES if one != "auto"),
+        choices=tuple(DTYPE_BYTES),
     )
     quantization: str | None = option(
         None,

@@ -128,7 +128,7 @@ class ObservabilityConfig:
         return _items(self.tokenizer_metrics_allowed_custom_labels or "")
 
     def buckets(self, name: str) -> tuple[float, ...] | None:
-        """The upper bounds that the option of that name gives, growing; None if it gives none."""
+        """The upper bounds in the option called `name`, in growing order; None if it is not set."""
         text = getattr(self, name)
         if text is None:
             return None

@@ -1,24 +1,22 @@
 """From what was asked to what will run, with the reason of every choice.
 
-Pure: the machine and the model are given as facts, nothing is read or patched later.
+These functions are pure: they are given facts about machine and model, and read nothing else.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
-from sapwood.schema.config.memory import KV_CACHE_8_BIT, MemoryConfig
+from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig
 from sapwood.schema.config.scheduler import SchedulerConfig
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625}
-"""Per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
-KV_SCALE_BYTES = 2
-"""Of each key and value head of a token, in an 8-bit cache."""
+"""Bytes per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
 DEFAULT_PAGE_SIZE = 16
 DEFAULT_POOL_FRACTION = 0.25
 """Share of the free memory that the KV pool takes on a CPU, where other programs live too."""
@@ -33,7 +31,7 @@ class MachineFacts:
 
     device            the device asked for, else the best one: "cpu", "cuda", "cuda:0"
     memory_bytes      memory of that device
-    available_bytes   of it, free now
+    available_bytes   memory of that device that is free now
     num_cores         cores this process may use
     fast_bfloat16     whether bf16 matrix products have instructions of their own
     """
@@ -49,9 +47,9 @@ class MachineFacts:
 class CheckpointFacts:
     """How another tool quantised the checkpoint.
 
-    name          as --quantization spells it
-    summary       what is stored and computed
-    weight_bytes  per weight of a quantised layer
+    name          the format's name, as --quantization spells it
+    summary       the stored and the computed numbers, in words
+    weight_bytes  bytes per weight of a quantised layer
     """
 
     name: str
@@ -64,15 +62,15 @@ class ModelFacts:
     """What resolution needs to know of the model.
 
     context_length  tokens of one request when nobody asks for another number
-    max_context_length  tokens that its positions reach
-    dtype           data type of its checkpoint
+    max_context_length  tokens that the model's positions reach
+    dtype           data type of the checkpoint
     num_parameters  weights, counted once where they are tied
-    num_embedding_parameters  of them, those of the token embedding, which is not quantised
-    weight_format   of its files: "safetensors", "gguf", …; "dummy" for random weights
+    num_embedding_parameters  weights of the token embedding, which is not quantised
+    weight_format   format of the weight files: "safetensors", "gguf", …; "dummy": random weights
     kv_values_per_token  keys and values of all layers, in elements
     kv_heads_per_token   key and value heads of all layers
-    whole_prompts   it is an encoder: computes a text in one step, and keeps no keys and values
-    quantized       how its checkpoint is quantised; None: it is not, or is a GGUF file
+    whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
+    quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
     """
 
     name: str
@@ -101,7 +99,10 @@ class Decision:
 def resolve(
     asked: EngineConfig, machine: MachineFacts, model: ModelFacts
 ) -> tuple[EngineConfig, list[Decision]]:
-    """Every open choice made; ConfigError if what was asked contradicts the machine or model."""
+    """Make every choice that was left open, each with its reason.
+
+    Raises ConfigError if an option contradicts the machine or the model.
+    """
     decisions: list[Decision] = []
     execution = _resolve_execution(asked.execution, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
@@ -182,7 +183,7 @@ def _for_whole_prompts(
     scheduler: SchedulerConfig,
     decisions: list[Decision],
 ) -> tuple[MemoryConfig, SchedulerConfig]:
-    """What changes where a text cannot be computed in chunks, nor from a prefix."""
+    """The options of an encoder, which computes no text in chunks nor from a cached prefix."""
     length, chunk = model_config.context_length, scheduler.chunked_prefill_size
     assert length is not None
     assert chunk is not None
@@ -250,7 +251,7 @@ def _choose_weight_dtype(
 
 
 def _check_quantization(asked: str | None, dtype: str, model: ModelFacts) -> str:
-    """What it means for this model, in words; ConfigError if it cannot be."""
+    """What the quantisation does to this model, in words; ConfigError if it is impossible here."""
     if dtype == "float16":
         name = asked if model.quantized is None else model.quantized.name
         raise ConfigError(
@@ -364,7 +365,7 @@ def _resolve_memory(
 
 
 def kv_token_bytes(model: ModelFacts, kv_cache_dtype: str) -> int:
-    """What the pool takes per token."""
+    """Bytes of one token in the KV pool, over all layers."""
     if kv_cache_dtype in KV_CACHE_8_BIT:
         return model.kv_values_per_token + model.kv_heads_per_token * KV_SCALE_BYTES
     return model.kv_values_per_token * DTYPE_BYTES[kv_cache_dtype]
@@ -373,7 +374,7 @@ def kv_token_bytes(model: ModelFacts, kv_cache_dtype: str) -> int:
 def _resolve_kv_cache_dtype(
     asked: str, dtype: str, model: ModelFacts, decisions: list[Decision]
 ) -> str:
-    """ConfigError if it cannot be."""
+    """The KV cache's data type; ConfigError if this model cannot have the one asked for."""
     if asked == "auto":
         decisions.append(Decision("kv_cache_dtype", dtype, "the same as --dtype"))
         return dtype

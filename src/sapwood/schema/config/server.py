@@ -27,7 +27,7 @@ _AT_LEAST_1 = (
     "max_engine_restarts",
 )
 MAX_PARSER_DEPTH = 1024
-"""The JSON parser refuses what is nested deeper."""
+"""Levels of nesting; the JSON parser itself refuses deeper texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""The thinking before an answer, taken apart from it."""
+"""Parsers that separate a model's thinking from its answer."""

@@ -1,16 +1,15 @@
-"""What a model's way of thinking says, and the parser that takes it apart from the answer."""
+"""What a format of thinking must define, and the parser that separates thinking from the answer."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum
 
-from sapwood.text.events import Event, merged
-from sapwood.text.source import Source, Steps, run
+from sapwood.text.source import Parser, Source, Steps
 
 
 class Shown(Enum):
-    """What the end of a prompt shows of the thinking."""
+    """What the end of a prompt shows about the thinking: opened, closed, or neither."""
 
     OPEN = "open"
     CLOSED = "closed"
@@ -21,12 +20,14 @@ class ReasoningFormat(ABC):
     """One way of marking thinking. Instances have no state.
 
     tags          every tag of the format
-    opens         what begins the thinking
-    closes        what ends it: a grammar for the answer begins after it
-    forced_close  what is written for the model when its thinking must end now
-    ends          what ends it where its tokens are counted; as closes, if not something shorter
-    is_forced     where the prompt shows nothing, the answer begins with thinking even without a tag
-    tool_format   the format of calls of tools that takes the thinking apart itself, if one does
+    opens         the text that begins the thinking
+    closes        the text that ends the thinking; a grammar for the answer begins after this text
+    forced_close  the text that the server writes to end the thinking when its budget is used up
+    ends          the text at which the server stops counting tokens of thinking; usually `closes`,
+                  but a beginning of it is enough
+    is_forced     whether an answer begins with thinking even without a tag, if the prompt shows
+                  neither an opened nor a closed thinking
+    tool_format   name of the tool-call format that separates the thinking itself; None: none does
     """
 
     tags: tuple[str, ...]
@@ -42,10 +43,10 @@ class ReasoningFormat(ABC):
 
     @abstractmethod
     def shown_by(self, prompt: str, *, prefix: str = "") -> Shown:
-        """Whether the thinking has been opened or closed where the answer begins.
+        """Whether the thinking is opened or closed at the place where the model goes on.
 
-        prompt  the whole of it
-        prefix  what of it is the beginning of the answer, which the model goes on with
+        prompt  the whole prompt
+        prefix  the end of the prompt that is the beginning of the answer already
         """
 
     @abstractmethod
@@ -53,27 +54,11 @@ class ReasoningFormat(ABC):
         """Emit Reasoning and Content until the text ends."""
 
 
-class ReasoningParser:
-    """Takes the thinking in one answer apart. `feed` it the text in any parts, then `finish`."""
+def reasoning_parser(form: ReasoningFormat, *, is_thinking: bool) -> Parser:
+    """Takes the thinking in one answer apart from the rest.
 
-    def __init__(self, form: ReasoningFormat, *, is_thinking: bool) -> None:
-        self._source = Source()
-        self._source.is_thinking = is_thinking
-        self._steps = form.parse(self._source, is_thinking=is_thinking)
-
-    @property
-    def is_thinking(self) -> bool:
-        return self._source.is_thinking
-
-    def feed(self, text: str) -> list[Event]:
-        self._source.add(text)
-        return self._advance()
-
-    def finish(self) -> list[Event]:
-        self._source.end()
-        return self._advance()
-
-    def _advance(self) -> list[Event]:
-        run(self._source, self._steps)
-        events, self._source.events = self._source.events, []
-        return merged(events)
+    is_thinking  whether the answer begins inside the thinking
+    """
+    source = Source()
+    source.is_thinking = is_thinking
+    return Parser(source, form.parse(source, is_thinking=is_thinking))

@@ -1,4 +1,4 @@
-"""gpt-oss: thinking is what stands in Harmony's analysis channel."""
+"""gpt-oss: the thinking is the text in Harmony's analysis channel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HarmonyReasoning(ReasoningFormat):
         return END
 
     def shown_by(self, prompt: str, *, prefix: str = "") -> Shown:
-        """Open up to the header of the final message: before it no grammar can begin."""
+        """Always open: no grammar can begin before the header of the final message."""
         last_message = prompt[prompt.rfind(START) :] if START in prompt else ""
         return Shown.CLOSED if _FINAL in last_message else Shown.OPEN
 

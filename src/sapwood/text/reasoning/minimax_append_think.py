@@ -1,4 +1,4 @@
-"""MiniMax M2 for clients that want its thinking back in the content, as the model must see it."""
+"""MiniMax M2 for clients that want the thinking in the content, as the model must see it later."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sapwood.text.source import Source, Steps
 
 
 class AppendThink(Think):
-    """Takes nothing apart: it only writes the opening tag that the template has kept."""
+    """Leaves the thinking in the content, and puts the template's opening tag before it."""
 
     def parse(self, source: Source, *, is_thinking: bool) -> Steps[None]:
         source.is_thinking = False

@@ -1,4 +1,4 @@
-"""Ways of marking thinking by name, and which of them a model uses."""
+"""The formats of thinking by name, and which of them a model uses."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _MARKS: tuple[tuple[str, str], ...] = (
     (r"<arg_key>[\s\S]*</think>|</think>[\s\S]*<arg_key>", "glm45"),
     (r"<think>|</think>", "qwen3"),
 )
-"""What a template of that kind has in it; the first that is found decides.
+"""(pattern that a chat template has in it, format that it points at); the first match counts.
 
-A prompt whose end shows that the thinking has been opened is seen as such by all of them, so that
-one answers for every model with these tags.
+Several parsers share the tags <think> and </think>, and all of them see when a prompt has opened
+the thinking. So "qwen3" is right for every model with these tags.
 """
 
 
 def format_of_template(source: str) -> str | None:
-    """The way of thinking that a chat template knows; None if it knows none."""
+    """Name of the format of thinking that a chat template knows; None if it knows none."""
     return next((name for mark, name in _MARKS if re.search(mark, source)), None)

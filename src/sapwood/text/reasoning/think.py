@@ -8,12 +8,13 @@ from sapwood.text.source import Source, Steps
 
 
 class Think(ReasoningFormat):
-    """
-    opens, closes  the tags; only white space may come before the first
-    is_forced      the model thinks from its first token on, and writes no opening tag: its template
-                   has written it
-    ends_before    what ends the thinking where the closing tag is forgotten, and is itself no part
-                   of it: the beginning of a call
+    """Thinking between two tags.
+
+    opens, closes  the tags; only white space may come before the opening tag
+    is_forced      whether the model thinks from its first token on without writing the opening tag,
+                   because its template has written it
+    ends_before    texts that end the thinking if the model forgets the closing tag, and belong to
+                   the answer: the beginnings of a tool call
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Calls of tools in an answer: one file per wire format, one machine for streams and texts."""
+"""Tool calls in an answer: one file per wire format, and one parser for streams and whole texts."""

@@ -1,7 +1,7 @@
-"""The JSON types that a schema allows, and texts as values of them.
+"""Which JSON types a schema allows, and which of these types a bare text has.
 
-Formats that spell arguments as elements write every value as bare text; whether `5` is a number or
-a string is for the tool's schema to say.
+Formats that spell arguments as elements write every value as bare text; only the tool's schema says
+whether `5` is a number or a string.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _HINTS = {
     "exclusiveMaximum": "number",
     "multipleOf": "number",
 }
-"""Keywords that only make sense for one type, where `type` was left out."""
+"""Keywords that make sense for one type only; they tell the type of a schema without `type`."""
 
 
 def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
-    """The types of the values that the schema allows; all of them where it does not say.
+    """The types that the schema allows; all types if it does not restrict them.
 
     root  the whole schema, which local references ("#/$defs/…") point into
     """
@@ -71,12 +71,12 @@ def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
 
 
 def property_schema(parameters: Any, name: str) -> Any:
-    """The schema of one argument; {} where the schema of them all does not say."""
+    """The schema of one argument; {} if the schema of all arguments does not mention it."""
     return _property(parameters, name, parameters, 0) or {}
 
 
 def value_text(text: str, schema: Any, root: Any) -> str:
-    """That text as JSON of a type that the schema allows; as a string where none fits."""
+    """The text as JSON of a type that the schema allows; a JSON string if no other type fits."""
     chosen = _enumerated(text, schema, root)
     if chosen is not None:
         return chosen
@@ -116,7 +116,7 @@ def _type_of(value: Any) -> frozenset[str]:
 
 
 def _referred(schema: Mapping[str, Any], root: Any) -> Any:
-    """What a local $ref points at; None if there is none."""
+    """The schema that a local $ref points at; None if there is no such schema."""
     reference = schema.get("$ref")
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
@@ -151,7 +151,7 @@ def _property(schema: Any, name: str, root: Any, depth: int) -> Any:
 
 
 def _enumerated(text: str, schema: Any, root: Any) -> str | None:
-    """The one of the schema's listed values that the text spells."""
+    """The value of the schema's `enum` or `const` that the text spells."""
     for _ in range(_MAX_REFERENCES):
         target = _referred(schema, root) if isinstance(schema, Mapping) else None
         if target is None:
@@ -175,7 +175,7 @@ def _null(text: str, types: frozenset[str]) -> str | None:
 def _boolean(text: str, types: frozenset[str]) -> str | None:
     if "boolean" not in types:
         return None
-    # Where it may also be text, only JSON's own spelling is taken for a boolean.
+    # If the value may be a string too, only JSON's own spelling counts as a boolean.
     word = text if "string" in types else text.lower()
     return word if word in ("true", "false") else None
 

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001, RUF002 - the wide bars are the formats' own
-"""DeepSeek V3.2: elements of DSML; each argument says itself whether it is text or JSON.
+"""DeepSeek V3.2: elements of DSML; an attribute of each argument says whether it is text or JSON.
 
 <｜DSML｜function_calls>
 <｜DSML｜invoke name="f">

@@ -29,14 +29,14 @@ class ArgumentsObject:
         self._source.arguments(json.dumps(key, ensure_ascii=False) + ": ")
 
     def text(self, closing: str, *, trims_newlines: bool = False) -> Steps[None]:
-        """A string up to the tag `closing`, handed on as it comes."""
+        """Write a string argument, which ends before the tag `closing`, while it arrives."""
         source = self._source
         source.arguments('"')
         yield from _text(source, closing, _escaping(source), trims_newlines=trims_newlines)
         source.arguments('"')
 
     def typed(self, key: str, closing: str, *, trims_newlines: bool = False) -> Steps[None]:
-        """A value up to the tag `closing`, of the type that the tool's schema says."""
+        """Write an argument, which ends before the tag `closing`, as the tool's schema types it."""
         source = self._source
         root = source.parameters
         schema = property_schema(root, key)
@@ -48,7 +48,7 @@ class ArgumentsObject:
         source.arguments(value_text("".join(parts), schema, root))
 
     def json(self, closing: str) -> Steps[None]:
-        """A value that is written as JSON."""
+        """Write an argument whose value is JSON already."""
         source = self._source
         yield from source.space()
         yield from json_value(source, source.arguments)
@@ -61,7 +61,7 @@ class ArgumentsObject:
 
 
 def attributes(source: CallSource) -> Steps[str]:
-    """The rest of a tag after `name="`: the name, up to `">`."""
+    """Read the rest of a tag after `name="`, up to `">`. Returns the name."""
     name = yield from source.while_matching(KEY, limit=256)
     yield from source.expect('">')
     return name
@@ -70,7 +70,7 @@ def attributes(source: CallSource) -> Steps[str]:
 def _text(source: CallSource, closing: str, out: Emit, *, trims_newlines: bool) -> Steps[None]:
     closings = [closing]
     if trims_newlines and (yield from source.skips("\n")):
-        # The value stands on lines of its own: the two line breaks are not part of it.
+        # The value stands on lines of its own; the line breaks around it do not belong to it.
         closings.append("\n" + closing)
     yield from source.streaming_until(closings, out)
 

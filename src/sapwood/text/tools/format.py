@@ -1,4 +1,4 @@
-"""What a wire format says, and the one parser that drives all of them."""
+"""What a wire format of tool calls must define, and the one parser that drives all formats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from sapwood.text.events import (
     CallStart,
     Content,
     Event,
-    merged,
 )
-from sapwood.text.source import Malformed, Source, Steps, run
+from sapwood.text.source import Malformed, Parser, Source, Steps
 
 NAME = re.compile(r"[\w.:/\-]+")
 """Characters of a tool's name."""
@@ -31,9 +30,9 @@ _ID_ALPHABET = string.ascii_letters + string.digits
 class ToolSet:
     """The tools of one request.
 
-    parameters     name -> JSON schema of its arguments
-    keeps_unknown  a call of another tool is a call too; else it comes back as content
-    max_calls      calls beyond these come back as content; None: any number
+    parameters     name of each tool -> JSON schema of its arguments
+    keeps_unknown  whether a call of any other tool is a call too; else it becomes content
+    max_calls      number of calls after which further calls become content; None: no limit
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -43,9 +42,11 @@ class ToolSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallStructure:
-    """How a call is spelled around its JSON arguments, for grammars.
+    """The text around the JSON arguments of one tool's calls, for grammars.
 
-    trigger  what begins every call; begin: what stands before the arguments of this tool
+    trigger  text with which the calls of every tool begin
+    begin    text before the arguments, from the trigger on
+    end      text after the arguments
     """
 
     trigger: str
@@ -57,8 +58,9 @@ class ToolFormat(ABC):
     """One wire format. Instances have no state.
 
     openings       tags that begin one or more calls, wherever they stand
-    opens_answer   what begins a call only where it begins the answer
+    opens_answer   text that begins a call only at the beginning of an answer; None: no such text
     tags           every tag of the format, the openings included
+    separates_reasoning  whether the format's parser emits the thinking too
     """
 
     name: ClassVar[str]
@@ -69,14 +71,14 @@ class ToolFormat(ABC):
 
     @abstractmethod
     def calls(self, source: CallSource, opening: str) -> Steps[None]:
-        """Read one or more calls, whose opening has been read.
+        """Read one or more calls, whose opening has been read already.
 
-        What cannot be right raises Malformed: then what the last complete call has not taken comes
-        back as content. Returns where content may follow.
+        Raises Malformed where the text breaks the format; then all text after the last complete
+        call becomes content. Returns at a place where content may follow.
         """
 
     def structure(self, name: str) -> CallStructure | None:
-        """How a call of that tool is spelled; None where arguments are not JSON."""
+        """The text around the arguments of the tool's calls; None if arguments are not JSON."""
         return None
 
     def new_call_id(self) -> str:
@@ -89,10 +91,10 @@ def short_call_id() -> str:
 
 
 class CallSource(Source):
-    """A text with calls in it.
+    """A text with tool calls in it.
 
-    mark         the first character that no event accounts for yet
-    has_content  there was some before
+    mark         index of the first character that is in no event yet
+    has_content  whether there was content before
     """
 
     def __init__(self, tools: ToolSet, wire: ToolFormat) -> None:
@@ -109,7 +111,7 @@ class CallSource(Source):
 
     @property
     def parameters(self) -> Any:
-        """The schema of the arguments of the call that has been started; {}: anything."""
+        """The schema of the open call's arguments; {} allows anything."""
         return self._tools.parameters.get(self._name, {})
 
     def emit(self, event: Event) -> None:
@@ -125,7 +127,7 @@ class CallSource(Source):
         return self._tools.max_calls is None or self._num_ended < self._tools.max_calls
 
     def start(self, name: str, call_id: str | None = None) -> None:
-        """Begin a call; Malformed if the tool is not known, or if this is one call too many."""
+        """Begin a call; raises Malformed for an unknown tool and for a call beyond `max_calls`."""
         is_known = name in self._tools.parameters or self._tools.keeps_unknown
         if not self.may_call or not is_known or not NAME.fullmatch(name):
             raise Malformed
@@ -136,10 +138,10 @@ class CallSource(Source):
         self._num_started += 1
 
     def arguments(self, text: str) -> None:
-        """More of the arguments' JSON text.
+        """Emit more of the arguments' JSON text.
 
-        A brace at its end stays here until the call is complete, so that nobody who saw a call that
-        failed can take it for a whole one.
+        A closing brace at the end is held until the call is complete. So the arguments of a call
+        that fails never look complete to a client that streams them.
         """
         text = self._held + text
         self._held = "}" if text.endswith("}") else ""
@@ -156,18 +158,18 @@ class CallSource(Source):
         self.mark = self.pos
 
     def fail_call(self) -> None:
-        """The call that is open, if one is, has failed."""
+        """Emit that the open call has failed, if there is one."""
         if self._is_open:
             self.emit(CallFailed(self._num_started - 1))
         self._is_open, self._held = False, ""
 
     def commit(self) -> None:
-        """What was read since the last call is markup."""
+        """Emit the text since the last call as markup."""
         self.markup_since(self.mark)
         self.mark = self.pos
 
     def close(self, *tags: str) -> Steps[None]:
-        """Read those of the tags that follow, in this order: a complete call needs none of them."""
+        """Read the tags that follow, in this order; any may be missing after a complete call."""
         for tag in tags:
             yield from self.skips_after_space(tag)
         self.commit()
@@ -179,73 +181,53 @@ class CallSource(Source):
         return name
 
 
-class ToolParser:
-    """Finds the calls in one answer. `feed` it the text in any parts, then `finish`."""
+def tool_parser(wire: ToolFormat, tools: ToolSet) -> Parser:
+    """Finds the calls in one answer."""
+    source = CallSource(tools, wire)
+    return Parser(source, _calls_and_content(source, wire))
 
-    def __init__(self, wire: ToolFormat, tools: ToolSet) -> None:
-        self._wire = wire
-        self._source = CallSource(tools, wire)
-        self._steps = self._parse()
 
-    @property
-    def is_thinking(self) -> bool:
-        return self._source.is_thinking
+def _calls_and_content(source: CallSource, wire: ToolFormat) -> Steps[None]:
+    if wire.opens_answer is not None:
+        yield from source.space()
+        start = source.pos
+        source.pos = 0
+        if (yield from _stands_at(source, start, wire.opens_answer)):
+            source.tag_start = start
+            yield from _attempt(source, wire, wire.opens_answer)
+    while True:
+        may_open = source.may_call or wire.separates_reasoning
+        openings = wire.openings if may_open else ()
+        opening = yield from source.passing(Content, openings)
+        if opening is None:
+            return
+        yield from _attempt(source, wire, opening)
 
-    def feed(self, text: str) -> list[Event]:
-        self._source.add(text)
-        return self._advance()
 
-    def finish(self) -> list[Event]:
-        """The text has ended; what was held comes now."""
-        self._source.end()
-        return self._advance()
+def _stands_at(source: CallSource, start: int, tag: str) -> Steps[bool]:
+    found = yield from source.peek(start + len(tag))
+    return found[start:] == tag
 
-    def _advance(self) -> list[Event]:
-        run(self._source, self._steps)
-        events, self._source.events = self._source.events, []
-        return merged(events)
 
-    def _parse(self) -> Steps[None]:
-        source, wire = self._source, self._wire
-        if wire.opens_answer is not None:
-            yield from source.space()
-            start = source.pos
-            source.pos = 0
-            if (yield from self._stands_at(start, wire.opens_answer)):
-                source.tag_start = start
-                yield from self._attempt(wire.opens_answer)
-        while True:
-            may_open = source.may_call or wire.separates_reasoning
-            openings = wire.openings if may_open else ()
-            opening = yield from source.passing(Content, openings)
-            if opening is None:
-                return
-            yield from self._attempt(opening)
-
-    def _stands_at(self, start: int, tag: str) -> Steps[bool]:
-        found = yield from self._source.peek(start + len(tag))
-        return found[start:] == tag
-
-    def _attempt(self, opening: str) -> Steps[None]:
-        """The opening at `tag_start` may begin calls; if none comes of it, it is content."""
-        source = self._source
-        first_mark = source.mark = source.pos
-        source.pos = after_opening = source.tag_start + len(opening)
-        num_ended = source.num_ended
-        try:
-            yield from self._wire.calls(source, opening)
-            if source.num_ended == num_ended and not self._wire.separates_reasoning:
-                raise Malformed
-            after_calls = source.pos
-            next_one = yield from source.space()
-            if source.has_content and next_one:
-                # White space between two pieces of content; before a call it goes all the same.
-                source.pos = after_calls
-            source.commit()
-        except Malformed:
-            source.fail_call()
-            # Only the opening is taken for content: what follows it may hold calls of its own.
-            resume = after_opening if source.mark == first_mark else source.mark + 1
-            source.pos = resume
-            source.emit(Content(source.slice(source.mark, resume)))
-            source.mark = resume
+def _attempt(source: CallSource, wire: ToolFormat, opening: str) -> Steps[None]:
+    """Read the calls after the opening at `tag_start`; if none follows, the opening is content."""
+    first_mark = source.mark = source.pos
+    source.pos = after_opening = source.tag_start + len(opening)
+    num_ended = source.num_ended
+    try:
+        yield from wire.calls(source, opening)
+        if source.num_ended == num_ended and not wire.separates_reasoning:
+            raise Malformed
+        after_calls = source.pos
+        next_character = yield from source.space()
+        if source.has_content and next_character:
+            # White space between two pieces of content stays; before a call it goes nevertheless.
+            source.pos = after_calls
+        source.commit()
+    except Malformed:
+        source.fail_call()
+        # Only the opening becomes content: there may be calls in the text after it.
+        resume = after_opening if source.mark == first_mark else source.mark + 1
+        source.pos = resume
+        source.emit(Content(source.slice(source.mark, resume)))
+        source.mark = resume

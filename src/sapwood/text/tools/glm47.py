@@ -1,4 +1,4 @@
-"""GLM 4.7: as GLM 4.5, without line breaks; both machines take both.
+"""GLM 4.7: like GLM 4.5, without line breaks; either parser reads both.
 
 <tool_call>NAME<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>
 """

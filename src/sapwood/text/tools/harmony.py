@@ -33,7 +33,10 @@ _FUNCTIONS = "functions."
 
 
 class Harmony(ToolFormat):
-    """calls_tools: False takes only the channels apart; a call then comes back as content."""
+    """The Harmony format.
+
+    calls_tools  False: only thinking and content are separated, and calls become content
+    """
 
     name = "gpt-oss"
     openings = (START, CHANNEL)

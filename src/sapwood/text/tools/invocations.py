@@ -1,4 +1,4 @@
-"""What formats with `invoke` and `parameter` elements have in common."""
+"""The common part of formats with `invoke` and `parameter` elements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sapwood.text.tools.format import CallSource, ToolFormat
 
 
 class Invocations(ToolFormat):
-    """`<invoke name="f"><parameter name="p">v</parameter></invoke>`, with other words for the tags.
+    """Calls such as `<invoke name="f"><parameter name="p">v</parameter></invoke>`.
 
     invoke, parameter  the beginnings of the opening tags, up to the name
     """
@@ -21,7 +21,7 @@ class Invocations(ToolFormat):
     parameter_end: ClassVar[str]
 
     def invocation(self, source: CallSource) -> Steps[None]:
-        """Read one call, whose `invoke` has been read."""
+        """Read one call, whose `invoke` tag has been read up to the name."""
         source.start((yield from attributes(source)))
         arguments = ArgumentsObject(source)
         while True:

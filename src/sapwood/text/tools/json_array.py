@@ -1,4 +1,4 @@
-"""What a grammar makes any model write when a call is required: a JSON array of calls.
+"""A JSON array of calls, which a grammar makes any model write when a call is required.
 
 [{"name": "f", "parameters": {…}}, …]
 """
@@ -11,7 +11,7 @@ from sapwood.text.tools.json_call import json_call
 
 
 class JsonArray(ToolFormat):
-    """model: the format that its calls usually have, which says what their ids look like."""
+    """The calls of a model whose usual format is `model`, from which call ids are taken."""
 
     name = "json_array"
     openings = ()

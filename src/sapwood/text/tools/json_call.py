@@ -13,7 +13,7 @@ _PASSED_OVER = frozenset({"id", "type"})
 
 
 def json_call(source: CallSource) -> Steps[None]:
-    """Read one call. An object with other keys than a call's is Malformed."""
+    """Read one call; raises Malformed if the object has a key that calls do not have."""
     yield from source.space()
     yield from source.expect("{")
     seen: set[str] = set()
@@ -53,7 +53,7 @@ def json_call(source: CallSource) -> Steps[None]:
 
 
 def json_arguments(source: CallSource, out: Callable[[str], None]) -> Steps[None]:
-    """Read the arguments: an object, the text of one as a string, or null for none."""
+    """Read the arguments: an object, a string with the text of an object, or null for none."""
     first = yield from source.space()
     if first == "{":
         yield from json_value(source, out)
@@ -66,7 +66,7 @@ def json_arguments(source: CallSource, out: Callable[[str], None]) -> Steps[None
 
 
 def json_call_of(source: CallSource, name: str, call_id: str | None = None) -> Steps[None]:
-    """Read the arguments of a call whose name stood before them."""
+    """Read the arguments of a call whose name has been read already."""
     source.start(name, call_id)
     yield from json_arguments(source, source.arguments)
     source.end_call()

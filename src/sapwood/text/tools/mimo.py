@@ -1,4 +1,4 @@
-"""MiMo: as Qwen3-Coder, with values on the line of their tags; the machine takes both.
+"""MiMo: like Qwen3-Coder, with values on the line of their tags; either parser reads both.
 
 <tool_call><function=NAME><parameter=p>v</parameter></function></tool_call>
 """

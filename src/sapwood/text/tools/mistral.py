@@ -37,7 +37,7 @@ class Mistral(ToolFormat):
             yield from json_call(source)
             if (yield from source.skips_after_space("]")):
                 return
-            # Not read unless a call follows: what comes of a broken one keeps its comma.
+            # The comma belongs to the call after it: if that call is broken, both become content.
             if not (yield from source.skips_after_space(",")):
                 raise Malformed
 
@@ -46,7 +46,7 @@ class Mistral(ToolFormat):
         call_id = None
         if (yield from source.skips_after_space(CALL_ID)):
             call_id = yield from source.while_matching(_ID, limit=64)
-        # Devstral leaves the tag out.
+        # Devstral does not write the tag before the arguments.
         tag = yield from source.skips_after_space(ARGUMENTS)
         if tag is None and (yield from source.peek()) != "{":
             raise Malformed

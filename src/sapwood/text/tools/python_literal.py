@@ -1,4 +1,4 @@
-"""Python literals as they arrive, handed on as JSON."""
+"""Reads Python literals while they arrive, and hands them on as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ _HEX = frozenset("0123456789abcdefABCDEF")
 
 
 def python_value(source: Source, out: Emit, depth: int = 0) -> Steps[None]:
-    """Read one literal and hand it on as JSON; a tuple is an array. Malformed if it is none."""
+    """Read one literal and hand it on as JSON; a tuple becomes an array.
+
+    Raises Malformed if the text is no literal.
+    """
     if depth > MAX_DEPTH:
         raise Malformed
     first = yield from source.space()

@@ -21,7 +21,7 @@ PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
 
 
 class Qwen3Coder(ToolFormat):
-    """The model at times leaves out the outer tag, so that a function may begin a call too."""
+    """The model sometimes leaves out the outer tag, so `<function=` may begin a call too."""
 
     name = "qwen3_coder"
     openings = (BEGIN, FUNCTION)

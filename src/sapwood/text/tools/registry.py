@@ -52,9 +52,9 @@ _MARKS: tuple[tuple[str, str], ...] = (
     (r"<\|python_start\|>|\[func_name1\(", "pythonic"),
     (r"<\|python_tag\|>|\"parameters\": dictionary of argument", "llama3"),
 )
-"""What only the templates of one format have in them; the first that is found decides."""
+"""A pattern that only one format's chat templates have, and that format; the first match counts."""
 
 
 def format_of_template(source: str) -> str | None:
-    """The format that a chat template teaches its model; None if it says nothing of calls."""
+    """Name of the format in which a chat template writes calls; None if it writes none."""
     return next((name for mark, name in _MARKS if re.search(mark, source)), None)
