@@ -481,6 +481,7 @@ class Scheduler:
         state.row = self._free_rows.pop()
         state.num_runs += 1
         state.num_computed_tokens = num_hit
+        self._ledger.count_hit(lease)
         if state.num_cached_tokens is None:
             state.num_cached_tokens = min(num_hit, state.num_prompt_tokens)
             state.queue_time_s = self._clock.now_s() - state.arrival_s
