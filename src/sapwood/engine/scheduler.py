@@ -458,9 +458,10 @@ class Scheduler:
 
     def _prefix_is_being_computed(self, state: RequestState) -> bool:
         """Whether it should wait for a running request that is computing its prefix."""
-        if self._prefixes.is_empty or not state.uses_prefixes or state.first_needed == 0:
+        if self._prefixes.is_empty or state.num_matchable_tokens == 0:
             return False
-        hit = sum(tokens for _, tokens in self._ledger.prefix_path(state.namespace, state.key()))
+        path = self._ledger.prefix_path(state.namespace, state.matchable_key())
+        hit = sum(num_tokens for _, num_tokens in path)
         return self._prefixes.are_worth_waiting_for(state, hit)
 
     def _share_prompt(self, state: RequestState) -> None:
