@@ -84,6 +84,8 @@ class ScriptedEngine:
         )
 
     async def generate(self, request: Generate) -> AsyncIterator[RequestOutput]:
+        # What another process could not be sent must not come as far as here.
+        msgspec.msgpack.encode(request)
         self.submitted.append(request)
         self.open[request.request_id] = True
         num_sent = 0
