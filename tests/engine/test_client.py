@@ -31,11 +31,14 @@ class Wire:
 
     def __init__(self, *, ready: bool = True) -> None:
         self.sent: list[EngineInput] = []
+        self.cannot_send: set[str] = set()
         self.client = AsyncEngineClient(self)
         if ready:
             self.client.deliver(READY)
 
     def send(self, message: EngineInput) -> None:
+        if isinstance(message, Generate) and message.request_id in self.cannot_send:
+            "\ud800".encode()
         self.sent.append(message)
 
     def answer(self, request_id: str, token_ids: list[int], finish: Finish | None = None) -> None:
@@ -182,6 +185,22 @@ class TestStreams:
             wire.answer("a", [4], LENGTH)
             outputs = await newest
             assert [one.token_ids for one in outputs] == [[3], [4]]
+
+        run(work())
+
+    def test_a_request_that_cannot_be_sent_leaves_nothing_behind(self) -> None:
+        async def work() -> None:
+            wire = Wire()
+            wire.cannot_send = {"a"}
+            with pytest.raises(UnicodeEncodeError):
+                await read(wire)
+            assert wire.sent == [], "the engine has nothing to abort"
+            wire.cannot_send = set()
+            again = asyncio.create_task(read(wire))
+            await settle()
+            wire.answer("a", [1], LENGTH)
+            [last] = await again
+            assert last.token_ids == [1]
 
         run(work())
 

@@ -106,8 +106,12 @@ class World:
 
     def step(self) -> None:
         self.clock.advance(0.5)
+        num_preemptions = self.scheduler.status().num_preemptions
         plan = self.scheduler.plan()
         self.ledger.check()
+        if self.scheduler.status().num_preemptions > num_preemptions:
+            assert plan is not None
+            assert plan.starts, "requests were preempted and nobody was let in"
         if plan is not None:
             self.in_flight.append((plan, self.executor.launch(plan)))
         if self.in_flight and (plan is None or len(self.in_flight) >= self.depth):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from sapwood.base.clock import ManualClock
+from sapwood.engine.request_state import RequestState
 from sapwood.engine.scheduler import Scheduler
-from sapwood.memory.eviction import least_recently_used
+from sapwood.memory.eviction import EVICTION_POLICIES, EvictionKey, least_recently_used
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
@@ -20,7 +24,12 @@ PAGE = 4
 
 class Engine:
     def __init__(
-        self, *, num_pages: int = 64, eos: set[int] | None = None, **config: object
+        self,
+        *,
+        num_pages: int = 64,
+        eos: set[int] | None = None,
+        eviction_key: Callable[[int, int], EvictionKey] = least_recently_used,
+        **config: object,
     ) -> None:
         settings = {
             "max_running_requests": 8,
@@ -29,9 +38,8 @@ class Engine:
             "overlap_depth": 1,
             **config,
         }
-        self.ledger = Ledger(
-            num_pages=num_pages, page_size=PAGE, tree=PrefixTree(PAGE, least_recently_used)
-        )
+        self.tree = PrefixTree(PAGE, eviction_key)
+        self.ledger = Ledger(num_pages=num_pages, page_size=PAGE, tree=self.tree)
         self.clock = ManualClock()
         self.scheduler = Scheduler(
             SchedulerConfig(**settings),
@@ -44,10 +52,17 @@ class Engine:
         self.rank = SimulatedRank(num_pages, PAGE)
         self.outputs: dict[str, list[RequestOutput]] = {}
 
-    def add(self, request_id: str, prompt: list[int], **sampling: object) -> RequestOutput | None:
+    def add(
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        logprobs: LogprobOptions | None = None,
+        **sampling: object,
+    ) -> RequestOutput | None:
         params = SamplingParams(**{"max_new_tokens": 4, "temperature": 0.0, **sampling})
         return self.scheduler.add(
-            Generate(request_id=request_id, prompt_ids=prompt, sampling=params)
+            Generate(request_id=request_id, prompt_ids=prompt, sampling=params, logprobs=logprobs)
         )
 
     def step(self) -> list[int]:
@@ -106,6 +121,79 @@ def test_requests_of_another_namespace_do_not_wait() -> None:
             )
         )
     assert engine.step() == [60, 60]
+
+
+def test_while_a_prompt_is_in_progress_decodes_do_not_walk_their_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine(num_pages=256, chunked_prefill_size=16)
+    for index in range(6):
+        engine.add(f"r{index}", [index] * 8, max_new_tokens=100)
+    while engine.step() != [1] * 6:
+        pass
+    engine.add("long", list(range(99)), max_new_tokens=1)
+    engine.step()
+    walked: list[str] = []
+    page_hashes = RequestState.page_hashes
+
+    def noted(self: RequestState, page_size: int) -> list[int]:
+        walked.append(self.request_id)
+        return page_hashes(self, page_size)
+
+    monkeypatch.setattr(RequestState, "page_hashes", noted)
+    num_steps = 0
+    while "long" not in engine.outputs:
+        assert engine.step()[:6] == [1] * 6
+        num_steps += 1
+    assert num_steps > 5
+    assert walked == ["long"], "it withdraws what it had announced, once"
+
+
+def test_a_request_does_not_wait_for_a_prefix_that_it_may_not_use() -> None:
+    """Log probabilities are wanted from its third page on, and a hit brings none."""
+    prompt = list(range(60))
+    for start, first_step in ((8, [60, 60]), (52, [60])):
+        engine = Engine(num_pages=128, chunked_prefill_size=-1)
+        engine.add("plain", prompt)
+        engine.add("scored", prompt, logprobs=LogprobOptions(prompt_start=start))
+        assert engine.step() == first_step
+        engine.run()
+        assert engine.tokens("scored") == expected_outputs(prompt, 4, set())
+
+
+@pytest.mark.parametrize("policy", sorted(EVICTION_POLICIES))
+def test_a_request_that_comes_again_and_again_costs_the_same_each_time(policy: str) -> None:
+    num_keys = 0
+
+    def counted(num_hits: int, last_used: int) -> EvictionKey:
+        nonlocal num_keys
+        num_keys += 1
+        return EVICTION_POLICIES[policy](num_hits, last_used)
+
+    engine = Engine(eviction_key=counted)
+    most = 0
+    for index in range(400):
+        before = num_keys
+        engine.add(f"r{index}", list(range(20)), max_new_tokens=2)
+        engine.run()
+        most = max(most, num_keys - before)
+    assert most <= 2
+    assert len(engine.tree._candidates) <= len(list(engine.tree.nodes()))
+
+
+def test_a_request_that_is_not_admitted_does_not_count_as_a_hit() -> None:
+    engine = Engine(num_pages=16, eviction_key=EVICTION_POLICIES["lfu"])
+    engine.add("known", list(range(8)), max_new_tokens=1)
+    engine.run()
+    engine.add("large", list(range(20, 60)), max_new_tokens=8)
+    engine.step()
+    engine.add("waits", [*range(8), *range(60, 80)], max_new_tokens=1)
+    hits = [node.num_hits for node in engine.tree.nodes()]
+    for _ in range(5):
+        assert engine.step() == [1], "no room for another one"
+    assert [node.num_hits for node in engine.tree.nodes()] == hits
+    engine.run()
+    assert sum(node.num_hits for node in engine.tree.nodes()) == sum(hits) + 1
 
 
 def test_retraction_loses_no_output() -> None:

@@ -91,6 +91,8 @@ class ScriptedEngine:
         )
 
     async def generate(self, request: Generate) -> AsyncIterator[RequestOutput]:
+        # What another process could not be sent must not come as far as here.
+        msgspec.msgpack.encode(request)
         self.submitted.append(request)
         self.open[request.request_id] = True
         self.most_open = max(self.most_open, len(self.open))

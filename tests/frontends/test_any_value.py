@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,6 +48,16 @@ values = st.recursive(
     ),
     max_leaves=6,
 )
+surrogates = st.text(st.characters(categories=["Cs"]), min_size=1, max_size=2)
+json_texts = st.dictionaries(
+    st.sampled_from(["const", "format", "type"]) | surrogates,
+    st.recursive(
+        scalars | surrogates,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(surrogates, inner),
+        max_leaves=4,
+    ),
+).map(json.dumps)
+"""JSON in a string, which the body's own parser does not look at."""
 bounded = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -85,6 +97,12 @@ def test_any_value_in_any_field(api, path, data):
 )
 def test_any_sampling_parameters(api, given_sampling):
     check(api, "/generate", {"text": "Hi", "sampling_params": given_sampling})
+
+
+@bounded
+@given(name=st.sampled_from(["json_schema", "structural_tag"]), text=json_texts)
+def test_any_json_in_a_string(api, name, text):
+    check(api, "/generate", {"text": "Hi", "sampling_params": {name: text}})
 
 
 @bounded

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from sapwood.memory.eviction import least_recently_used
-from sapwood.memory.ledger import Ledger
+from sapwood.memory.ledger import Lease, Ledger
 from sapwood.memory.prefix_tree import PrefixTree, token_key
 
 PAGE = 4
@@ -82,6 +82,44 @@ def test_without_a_tree_every_page_is_private() -> None:
     assert ledger.lease("", token_key(range(8)))[1] == 0
 
 
+def test_what_would_be_available_without_leases_is_what_is_once_they_are_released() -> None:
+    ledger = make_ledger(num_pages=12)
+    leases = []
+    for tokens in ([*range(8), 50], [*range(8), 60, 61, 62, 63, 64], list(range(20, 29))):
+        lease, _ = ledger.lease("", token_key(tokens))
+        assert ledger.reserve(lease, len(tokens))
+        ledger.commit(lease, token_key(tokens))
+        leases.append(lease)
+    first, second, third = leases
+    asked = ledger.without_leases()
+    available = asked.num_available_pages
+    asked.leave_out(first)
+    assert asked.num_available_pages == available + 1, "the shared pages are still in use"
+    asked.leave_out(second)
+    assert asked.num_available_pages == available + 5
+    asked.leave_out(third)
+    asked.keep(second)
+    assert asked.num_available_pages == available + 4
+    assert ledger.num_available_pages == available
+    ledger.release(first)
+    ledger.release(third)
+    assert ledger.num_available_pages == available + 4
+
+
+def check_without(ledger: Ledger, leases: list[Lease], rng: random.Random) -> None:
+    """Releases the leases, after having asked what that would bring."""
+    asked = ledger.without_leases()
+    for lease in leases:
+        asked.leave_out(lease)
+    for lease in rng.sample(leases, rng.randint(0, len(leases))):
+        asked.keep(lease)
+        asked.leave_out(lease)
+    expected = asked.num_available_pages
+    for lease in leases:
+        ledger.release(lease)
+    assert ledger.num_available_pages == expected
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_no_page_is_leaked_or_owned_twice(seed: int) -> None:
     rng = random.Random(seed)
@@ -97,6 +135,11 @@ def test_no_page_is_leaked_or_owned_twice(seed: int) -> None:
                 assert num_hit < len(tokens)
             else:
                 ledger.release(lease)
+        elif action < 0.5:
+            left_out = rng.sample(open_leases, rng.randint(0, len(open_leases)))
+            check_without(ledger, [lease for lease, _ in left_out], rng)
+            for entry in left_out:
+                open_leases.remove(entry)
         elif open_leases:
             lease, tokens = rng.choice(open_leases)
             if action < 0.7:

@@ -16,6 +16,14 @@ def make_tree(policy: str = "lru") -> PrefixTree:
     return PrefixTree(PAGE, EVICTION_POLICIES[policy])
 
 
+def hit(tree: PrefixTree, tokens: list[int]) -> None:
+    """A request that goes on from that prefix, and ends."""
+    node = tree.match("", token_key(tokens)).node
+    tree.lock(node)
+    tree.count_hit(node)
+    tree.unlock(node)
+
+
 def matched_tokens(tree: PrefixTree, namespace: str, tokens: list[int]) -> int:
     return PAGE * sum(count for _, count in tree.path(namespace, token_key(tokens)))
 
@@ -54,7 +62,7 @@ def test_locked_prefixes_stay_and_the_rest_goes_leaves_first() -> None:
     node = keep(tree, "", [1, 2], [10])
     keep(tree, "", [1, 2, 3, 4], [10, 11])
     keep(tree, "", [1, 2, 5, 6], [10, 12])
-    tree.lock(node, is_hit=True)
+    tree.lock(node)
     assert tree.num_evictable_pages == 2
     assert sorted(tree.evict(5)) == [11, 12]
     assert matched_tokens(tree, "", [1, 2]) == 2
@@ -67,9 +75,7 @@ def test_lru_forgets_the_prefix_used_longest_ago() -> None:
     tree = make_tree("lru")
     keep(tree, "", [1, 1], [10])
     keep(tree, "", [2, 2], [20])
-    node = tree.match("", token_key([1, 1])).node
-    tree.lock(node, is_hit=True)
-    tree.unlock(node)
+    hit(tree, [1, 1])
     assert tree.evict(1) == [20]
 
 
@@ -77,11 +83,47 @@ def test_lfu_forgets_the_prefix_used_least_often() -> None:
     tree = make_tree("lfu")
     keep(tree, "", [1, 1], [10])
     for _ in range(3):
-        node = tree.match("", token_key([1, 1])).node
-        tree.lock(node, is_hit=True)
-        tree.unlock(node)
+        hit(tree, [1, 1])
     keep(tree, "", [2, 2], [20])
     assert tree.evict(1) == [20]
+
+
+@pytest.mark.parametrize("policy", sorted(EVICTION_POLICIES))
+def test_a_prefix_that_was_only_locked_does_not_count_as_used(policy: str) -> None:
+    tree = make_tree(policy)
+    first = keep(tree, "", [1, 1], [10])
+    keep(tree, "", [2, 2], [20])
+    for _ in range(50):
+        tree.lock(first)
+        tree.unlock(first)
+    assert tree.evict(1) == [10]
+
+
+@pytest.mark.parametrize("policy", sorted(EVICTION_POLICIES))
+def test_repeats_cost_and_leave_no_more_than_the_first(policy: str) -> None:
+    """What a request does whose prompt is known: it hits its prefix and inserts it again."""
+    num_keys = 0
+    key_of = EVICTION_POLICIES[policy]
+
+    def counted(num_hits: int, last_used: int) -> tuple[int, int]:
+        nonlocal num_keys
+        num_keys += 1
+        return key_of(num_hits, last_used)
+
+    tree = PrefixTree(PAGE, counted)
+    prompt = [1, 2, 3, 4]
+    keep(tree, "", prompt, [10, 11])
+    for _ in range(2000):
+        node = tree.match("", token_key(prompt[:2])).node
+        tree.lock(node)
+        tree.count_hit(node)
+        again = keep(tree, "", prompt, [10, 11])
+        tree.lock(again)
+        tree.unlock(node)
+        tree.unlock(again)
+    assert num_keys <= 2000
+    assert len(tree._candidates) <= len(list(tree.nodes())) == 2
+    assert tree.evict(5) == [11, 10]
 
 
 def test_a_long_leaf_gives_only_what_is_needed() -> None:
@@ -106,6 +148,23 @@ def test_empty_namespaces_are_forgotten() -> None:
     assert tree._roots == {}
 
 
+def next_evictions(tree: PrefixTree, policy: str, num_pages: int) -> list[int]:
+    """The pages that `evict` must give, found by looking at every node for each of them."""
+    pages = {node: list(node.pages) for node in tree.nodes()}
+    gone: list[int] = []
+    while len(gone) < num_pages:
+        parents = {node.parent for node in pages}
+        leaves = [node for node in pages if node not in parents and not node.num_locks]
+        if not leaves:
+            break
+        key_of = EVICTION_POLICIES[policy]
+        first = min(leaves, key=lambda node: key_of(node.num_hits, node.last_used))
+        gone.append(pages[first].pop())
+        if not pages[first]:
+            del pages[first]
+    return gone
+
+
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
 
@@ -114,7 +173,7 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
     policy=st.sampled_from(sorted(EVICTION_POLICIES)),
     actions=st.lists(
         st.tuples(
-            st.sampled_from(["insert", "match", "lock", "unlock", "evict"]),
+            st.sampled_from(["insert", "match", "lock", "hit", "unlock", "evict"]),
             st.sampled_from(["", "x"]),
             TOKENS,
             st.integers(1, 6),
@@ -147,17 +206,20 @@ def test_the_tree_agrees_with_a_set_of_prefixes(
                 assert known.setdefault(prefix, page) == page
         elif action == "match":
             assert matched_tokens(tree, namespace, tokens) == longest(namespace, tokens)
-        elif action == "lock":
+        elif action in ("lock", "hit"):
             found = tree.match(namespace, token_key(whole))
-            tree.lock(found.node, is_hit=True)
+            tree.lock(found.node)
+            if action == "hit":
+                tree.count_hit(found.node)
             length = longest(namespace, whole)
             assert len(found.pages) * PAGE == length
             locked.append((found.node, namespace, whole[:length], found.pages))
         elif action == "unlock" and locked:
             tree.unlock(locked.pop(count % len(locked))[0])
         elif action == "evict":
+            expected = next_evictions(tree, policy, count)
             gone = set(tree.evict(count))
-            assert len(gone) <= count
+            assert gone == set(expected)
             known = {prefix: page for prefix, page in known.items() if page not in gone}
         for _, space, prefix, pages in locked:
             held = [known[space, tuple(prefix[: (i + 1) * PAGE])] for i in range(len(pages))]
@@ -165,6 +227,7 @@ def test_the_tree_agrees_with_a_set_of_prefixes(
         assert tree.num_pages == len(known) == sum(len(node.pages) for node in tree.nodes())
         unlocked = sum(len(node.pages) for node in tree.nodes() if node.num_locks == 0)
         assert tree.num_evictable_pages == unlocked
+        tree.check_notes()
     for node, *_ in locked:
         tree.unlock(node)
     assert sorted(tree.evict(10**6)) == sorted(known.values())

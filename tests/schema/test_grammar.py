@@ -34,6 +34,18 @@ def test_the_two_forms_of_a_structural_tag_are_one():
     ("make", "value", "said"),
     [
         (grammars.json_schema, "{", "json_schema is not valid JSON"),
+        (grammars.json_schema, '{"const": NaN}', "NaN is no JSON value"),
+        (grammars.json_schema, '{"const": "\\ud800"}', "half of a surrogate pair, \\ud800"),
+        (grammars.json_schema, {"const": {"\udfff": 1}}, "half of a surrogate pair, \\udfff"),
+        (grammars.regex, "\ud800", "half of a surrogate pair"),
+        (grammars.ebnf, 'root ::= "\ud800"', "half of a surrogate pair"),
+        (grammars.choice, ["a", "\ud800"], "half of a surrogate pair"),
+        (
+            grammars.structural_tag,
+            '{"format": {"type": "const_string", "value": "\\ud800"}}',
+            "structural_tag is not valid Unicode",
+        ),
+        (lambda text: Grammar(kind="regex", text=text), "\ud800", "regex is not valid Unicode"),
         (grammars.json_schema, [], "json_schema must be a JSON Schema"),
         (grammars.json_schema, "3", "json_schema must be a JSON Schema"),
         (grammars.json_schema, "[" * 100_000, "deeper than"),

@@ -36,6 +36,17 @@ class OutputReserve:
         self.ratio = self._initial
 
 
+def has_room(*, missing: int, kept_back: int, available: int, is_alone: bool) -> bool:
+    """Whether the pool has room for a request that waits.
+
+    missing    pages that the request lacks for the tokens it has
+    kept_back  pages for the outputs of all running requests and for its own
+    available  pages that anybody may take
+    is_alone   no request runs: then nothing is kept back, or a large one could never begin
+    """
+    return missing + (0 if is_alone else kept_back) <= available
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precedence:
     """How urgent a request is; larger is sooner.

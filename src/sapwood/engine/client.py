@@ -98,9 +98,9 @@ class AsyncEngineClient:
                 "BadRequestError",
             )
             return
-        stream: asyncio.Queue[RequestOutput] = asyncio.Queue()
-        self._streams[request.request_id] = stream
+        # What cannot be sent must not keep its id, and the engine knows nothing of it to abort.
         self._sender.send(request)
+        stream = self._streams[request.request_id] = asyncio.Queue[RequestOutput]()
         ended = False
         try:
             while not ended:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
-from sapwood.engine.admission import OutputReserve, Precedence
+from sapwood.engine.admission import OutputReserve, Precedence, has_room
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.ledger import Lease, Ledger
 
@@ -68,26 +69,130 @@ class Preemption:
     def make_room(
         self,
         state: RequestState,
-        victims: list[RequestState],
+        victims: Sequence[RequestState],
         take_back: Callable[[RequestState], None],
     ) -> int:
-        """Take victims back, from the last on, until `state` fits; how many were."""
+        """Take back as few victims as let `state` in, those at the end first; how many were.
+
+        None is, if `state` has room already, or would not have it without all of them either.
+        """
         # Its prefix is locked meanwhile: what the victims leave behind must not push it out.
         lease, _ = self._ledger.lease(state.namespace, state.matchable_key())
-        num_taken = 0
-        while num_taken < len(victims) and not self._has_room_for(state, lease):
-            num_taken += 1
-            take_back(victims[-num_taken])
+        trial = _Admission(self, state, lease)
+        chosen = _fewest(victims[::-1], trial) or []
+        for victim in chosen:
+            take_back(victim)
         self._ledger.release(lease)
-        return num_taken
+        return len(chosen)
 
-    def _has_room_for(self, state: RequestState, lease: Lease) -> bool:
-        """Whether this step could admit it: a row, its pages, and a token of the budget."""
-        wanted = sum(one.num_missing_tokens for one in self._running if not one.is_exhausted)
-        if not self._free_rows or wanted >= self._token_budget:
-            return False
-        growth = sum(
-            self._reserve.expected_growth(one.num_outstanding) for one in [*self._running, state]
+    def to_retract(
+        self, state: RequestState, num_tokens: int, victims: Sequence[RequestState]
+    ) -> list[RequestState] | None:
+        """As few victims as leave the running request `state` pages for its first `num_tokens`,
+        those at the end first; None if all of them do not."""
+        return _fewest(victims[::-1], _Growth(self._ledger, state, num_tokens))
+
+
+class _Trial(Protocol):
+    """Is there room if some running requests are left out? Nothing happens to them."""
+
+    @property
+    def has_room(self) -> bool: ...
+    def leave_out(self, victim: RequestState) -> None: ...
+    def keep(self, victim: RequestState) -> None: ...
+
+
+def _fewest(candidates: Sequence[RequestState], trial: _Trial) -> list[RequestState] | None:
+    """The candidates without whom there is room, those at the beginning first; None: there is no
+    room without any of them."""
+    chosen: list[RequestState] = []
+    for candidate in candidates:
+        if trial.has_room:
+            break
+        trial.leave_out(candidate)
+        chosen.append(candidate)
+    if not trial.has_room:
+        return None
+    # The last one was needed; with what it brings, some of those before it may not be.
+    for candidate in chosen[-2::-1]:
+        trial.keep(candidate)
+        if trial.has_room:
+            chosen.remove(candidate)
+        else:
+            trial.leave_out(candidate)
+    return chosen
+
+
+class _Growth:
+    """Pages for the next tokens of a running request."""
+
+    def __init__(self, ledger: Ledger, state: RequestState, num_tokens: int) -> None:
+        assert state.lease is not None, "a running request has a lease"
+        self._missing = ledger.pages_for(num_tokens) - len(state.lease.pages)
+        self._pool = ledger.without_leases()
+
+    @property
+    def has_room(self) -> bool:
+        return self._missing <= self._pool.num_available_pages
+
+    def leave_out(self, victim: RequestState) -> None:
+        self._pool.leave_out(_lease_of(victim))
+
+    def keep(self, victim: RequestState) -> None:
+        self._pool.keep(_lease_of(victim))
+
+
+class _Admission:
+    """This step can let a waiting request in: a row, a token of the budget, and pages besides those
+    that this step's running requests need themselves."""
+
+    def __init__(self, preemption: Preemption, state: RequestState, lease: Lease) -> None:
+        ledger = preemption._ledger
+        self._ledger = ledger
+        self._reserve = preemption._reserve
+        self._token_budget = preemption._token_budget
+        self._pool = ledger.without_leases()
+        self._missing = ledger.pages_for(state.num_tokens) - len(lease.pages)
+        self._growth = self._reserve.expected_growth(state.num_outstanding)
+        self._num_running = 0
+        self._num_free_rows = len(preemption._free_rows) + len(preemption._running)
+        self._num_wanted_tokens = 0
+        for running in preemption._running:
+            self._count(running, 1)
+
+    @property
+    def has_room(self) -> bool:
+        return (
+            self._num_free_rows > 0
+            and self._num_wanted_tokens < self._token_budget
+            and has_room(
+                missing=self._missing,
+                kept_back=self._ledger.pages_for(self._growth),
+                available=self._pool.num_available_pages,
+                is_alone=self._num_running == 0,
+            )
         )
-        missing = self._ledger.pages_for(state.num_tokens) - len(lease.pages)
-        return missing + self._ledger.pages_for(growth) <= self._ledger.num_available_pages
+
+    def leave_out(self, victim: RequestState) -> None:
+        self._count(victim, -1)
+        self._pool.leave_out(_lease_of(victim))
+
+    def keep(self, victim: RequestState) -> None:
+        self._count(victim, 1)
+        self._pool.keep(_lease_of(victim))
+
+    def _count(self, running: RequestState, sign: int) -> None:
+        self._num_running += sign
+        self._num_free_rows -= sign
+        self._growth += sign * self._reserve.expected_growth(running.num_outstanding)
+        if running.is_exhausted:
+            return
+        self._num_wanted_tokens += sign * running.num_missing_tokens
+        # What it grows by in this step is taken before anybody is let in.
+        needed = self._ledger.pages_for(running.num_tokens) - len(_lease_of(running).pages)
+        self._missing += sign * max(needed, 0)
+
+
+def _lease_of(running: RequestState) -> Lease:
+    assert running.lease is not None, "a running request has a lease"
+    return running.lease

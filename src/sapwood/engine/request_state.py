@@ -162,12 +162,19 @@ class RequestState:
         hidden = None if self.hidden_states is None else self.hidden_states.num_known
         return min((one for one in (self.next_scored, hidden) if one is not None), default=None)
 
+    @property
+    def num_matchable_tokens(self) -> int:
+        """Tokens that a prefix hit may cover at most: all but the last one, or those before the
+        first that is needed."""
+        if not self.uses_prefixes:
+            return 0
+        all_but_last = self.num_known_tokens - 1
+        limit = self.first_needed
+        return all_but_last if limit is None else min(limit, all_but_last)
+
     def matchable_key(self) -> bytes:
         """The prefix tree's key of what a prefix hit may cover, and one token more."""
-        if not self.uses_prefixes:
-            return b""
-        limit = self.first_needed
-        return self.key() if limit is None else self.key(limit + 1)
+        return self.key(self.num_matchable_tokens + 1)
 
     def scored_among(self, num_new: int) -> tuple[int, int]:
         """(first, how many) of the next `num_new` tokens whose logits are wanted."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sapwood.base.clock import Clock
-from sapwood.engine.admission import OutputReserve, Precedence, PrefillDelayer
+from sapwood.engine.admission import OutputReserve, Precedence, PrefillDelayer, has_room
 from sapwood.engine.deadlines import Deadlines
 from sapwood.engine.grammar_gate import GrammarGate, Grammars
 from sapwood.engine.limits import RequestBounds
@@ -197,13 +197,13 @@ class Scheduler:
         """The next step; None if nothing can be computed before an earlier result is known."""
         shares: list[tuple[RequestState, int]] = []
         num_retractions = self._counts["retracted"]
-        has_preempted = self._preempt()
+        preferred = self._preempt()
         budget = self._serve_running(self._token_budget, shares)
         # What had to make room just now must not be taken in again by the same step.
         may_admit = self._counts["retracted"] == num_retractions and (
-            has_preempted or not self._is_held_back(budget)
+            preferred is not None or not self._is_held_back(budget)
         )
-        starts = self._admit(budget, shares) if may_admit else []
+        starts = self._admit(budget, shares, preferred) if may_admit else []
         ends, self._ended_rows = self._ended_rows, []
         if not shares and not ends:
             return None
@@ -353,11 +353,12 @@ class Scheduler:
     def _urgency(self, state: RequestState) -> int:
         return self._precedence.urgency(state.priority, self._clock.now_s() - state.arrival_s)
 
-    def _preempt(self) -> bool:
-        """Take running requests back so that the most urgent waiting one fits into this step."""
+    def _preempt(self) -> RequestState | None:
+        """Take running requests back so that the most urgent waiting one fits into this step; the
+        one for which some were."""
         victims = self._preemption.victims(self._waiting)
         if not victims:
-            return False
+            return None
         most = max(self._urgency(state) for state in self._waiting)
         ready = (
             state
@@ -366,10 +367,10 @@ class Scheduler:
         )
         first = next(ready, None)
         if first is None or self._urgency(first) < most or self._prefix_is_being_computed(first):
-            return False
+            return None
         num_taken = self._preemption.make_room(first, victims, self._requeue)
         self._counts["preempted"] += num_taken
-        return num_taken > 0
+        return first if num_taken > 0 else None
 
     def _is_held_back(self, budget: int) -> bool:
         """Whether the prefill delayer lets nobody in."""
@@ -405,23 +406,40 @@ class Scheduler:
     def _make_room(
         self, state: RequestState, num_new: int, shares: list[tuple[RequestState, int]]
     ) -> bool:
-        """Pages for its next tokens; retracts others, at last the request itself, to have them."""
+        """Pages for its next tokens; retracts less urgent ones to have them, or, if that does not
+        help, the request itself."""
         assert state.lease is not None, "a running request has a lease"
-        while not self._ledger.reserve(state.lease, state.num_computed_tokens + num_new):
-            chosen = {id(share[0]) for share in shares}
-            victims = [one for one in self._running if id(one) not in chosen]
-            victim = max(victims, key=lambda one: (-self._urgency(one), one.arrival))
-            self._retract(victim)
-            if victim is state:
-                return False
-        return True
+        num_tokens = state.num_computed_tokens + num_new
+        if self._ledger.reserve(state.lease, num_tokens):
+            return True
 
-    def _admit(self, budget: int, shares: list[tuple[RequestState, int]]) -> list[RequestState]:
+        def standing(one: RequestState) -> tuple[int, int]:
+            return self._urgency(one), -one.arrival
+
+        served = {id(share[0]) for share in shares}
+        own = standing(state)
+        victims = [one for one in self._running if id(one) not in served and standing(one) < own]
+        victims.sort(key=standing, reverse=True)
+        retracted = self._preemption.to_retract(state, num_tokens, victims)
+        for victim in [state] if retracted is None else retracted:
+            self._retract(victim)
+        return retracted is not None and self._ledger.reserve(state.lease, num_tokens)
+
+    def _admit(
+        self,
+        budget: int,
+        shares: list[tuple[RequestState, int]],
+        preferred: RequestState | None,
+    ) -> list[RequestState]:
+        """preferred: for whom others were preempted; it comes before all others."""
         starts: list[RequestState] = []
         if budget == 0 or not self._waiting or not self._free_rows:
             return starts
         growth = sum(self._expected_growth(state) for state in self._running)
-        for state in self._in_policy_order():
+        order = self._in_policy_order()
+        if preferred is not None:
+            order = [preferred, *(state for state in order if state is not preferred)]
+        for state in order:
             if budget == 0 or not self._free_rows:
                 break
             if state.num_pending_outputs or self._gate.holds(state):
@@ -435,8 +453,12 @@ class Scheduler:
             num_tokens = state.num_tokens
             kept_back = self._ledger.pages_for(growth + self._expected_growth(state))
             missing = self._ledger.pages_for(num_tokens) - len(lease.pages)
-            alone = not self._running
-            fits = alone or missing + kept_back <= self._ledger.num_available_pages
+            fits = has_room(
+                missing=missing,
+                kept_back=kept_back,
+                available=self._ledger.num_available_pages,
+                is_alone=not self._running,
+            )
             if not fits or not self._ledger.reserve(lease, num_tokens):
                 self._ledger.release(lease)
                 break
@@ -458,9 +480,10 @@ class Scheduler:
 
     def _prefix_is_being_computed(self, state: RequestState) -> bool:
         """Whether it should wait for a running request that is computing its prefix."""
-        if self._prefixes.is_empty or not state.uses_prefixes or state.first_needed == 0:
+        if self._prefixes.is_empty or state.num_matchable_tokens == 0:
             return False
-        hit = sum(tokens for _, tokens in self._ledger.prefix_path(state.namespace, state.key()))
+        path = self._ledger.prefix_path(state.namespace, state.matchable_key())
+        hit = sum(num_tokens for _, num_tokens in path)
         return self._prefixes.are_worth_waiting_for(state, hit)
 
     def _share_prompt(self, state: RequestState) -> None:
@@ -481,6 +504,7 @@ class Scheduler:
         state.row = self._free_rows.pop()
         state.num_runs += 1
         state.num_computed_tokens = num_hit
+        self._ledger.count_hit(lease)
         if state.num_cached_tokens is None:
             state.num_cached_tokens = min(num_hit, state.num_prompt_tokens)
             state.queue_time_s = self._clock.now_s() - state.arrival_s

@@ -10,6 +10,7 @@ of one lease. A lease's first `num_shared` pages belong to the tree, which keeps
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from sapwood.memory.pages import PageAllocator
@@ -36,6 +37,35 @@ class Lease:
         first = self.first_changed
         self.first_changed = len(self.pages)
         return first, self.pages[first:]
+
+
+class WithoutLeases:
+    """What a ledger would have if some of its leases were released. It releases none itself, and
+    is true only until the ledger changes."""
+
+    def __init__(self, num_available_pages: int) -> None:
+        self.num_available_pages = num_available_pages
+        # How many of each node's locks belong to the leases that are left out.
+        self._num_locks: Counter[Node] = Counter()
+
+    def leave_out(self, lease: Lease) -> None:
+        self.num_available_pages += len(lease.pages) - lease.num_shared
+        node = lease.node
+        while node is not None:
+            self._num_locks[node] += 1
+            if self._num_locks[node] == node.num_locks:
+                self.num_available_pages += len(node.pages)
+            node = node.parent
+
+    def keep(self, lease: Lease) -> None:
+        """The opposite of `leave_out`."""
+        self.num_available_pages -= len(lease.pages) - lease.num_shared
+        node = lease.node
+        while node is not None:
+            if self._num_locks[node] == node.num_locks:
+                self.num_available_pages -= len(node.pages)
+            self._num_locks[node] -= 1
+            node = node.parent
 
 
 class Ledger:
@@ -77,11 +107,6 @@ class Ledger:
     def num_leased_pages(self) -> int:
         return self.num_pages - self.num_available_pages
 
-    @property
-    def version(self) -> int:
-        """Grows whenever a prefix hit may have changed."""
-        return self._tree.version if self._tree else 0
-
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
 
@@ -97,15 +122,27 @@ class Ledger:
         return [(id(node), num_pages * self.page_size) for node, num_pages in path]
 
     def lease(self, namespace: str, key: bytes) -> tuple[Lease, int]:
-        """(a lease that starts with the longest known prefix of `key`, tokens of that prefix)"""
+        """A lease that starts with the longest known prefix of `key`, and that prefix's tokens.
+
+        A lease may be only tried, and given back at once; `count_hit` tells of those that are used.
+        """
         if self._tree is None:
             lease = Lease(namespace, [], 0, None)
         else:
             found = self._tree.match(namespace, self._matchable(key))
-            self._tree.lock(found.node, is_hit=True)
+            self._tree.lock(found.node)
             lease = Lease(namespace, found.pages, len(found.pages), found.node)
         self._leases.add(lease)
         return lease, lease.num_shared * self.page_size
+
+    def count_hit(self, lease: Lease) -> None:
+        """For the eviction policy: a request goes on from the lease's prefix."""
+        if self._tree is not None and lease.node is not None:
+            self._tree.count_hit(lease.node)
+
+    def without_leases(self) -> WithoutLeases:
+        """Asks what would be available if some leases were released; none is so far."""
+        return WithoutLeases(self.num_available_pages)
 
     def reserve(self, lease: Lease, num_tokens: int) -> bool:
         """Make room for the request's first `num_tokens` tokens.
@@ -139,7 +176,7 @@ class Ledger:
         node, shared = self._tree.insert(
             lease.namespace, key[: num_whole * self.page_size * TOKEN_BYTES], own
         )
-        self._tree.lock(node, is_hit=False)
+        self._tree.lock(node)
         assert lease.node is not None, "a lease of a ledger with a tree has a node"
         self._tree.unlock(lease.node)
         lease.node = node
@@ -178,6 +215,7 @@ class Ledger:
         evictable = sum(len(node.pages) for node in nodes if node.num_locks == 0)
         assert evictable == self._tree.num_evictable_pages, "evictable pages are miscounted"
         assert len(cached) == self._tree.num_pages, "cached pages are miscounted"
+        self._tree.check_notes()
         for lease in self._leases:
             assert self._path_pages(lease.node) == lease.pages[: lease.num_shared]
 

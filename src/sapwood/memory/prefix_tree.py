@@ -29,6 +29,7 @@ class Node:
 
     __slots__ = (
         "children",
+        "is_noted",
         "key",
         "last_used",
         "namespace",
@@ -47,6 +48,7 @@ class Node:
         self.num_locks = 0
         self.num_hits = 0
         self.last_used = 0
+        self.is_noted = False  # whether the tree's notes of what can be evicted name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +64,22 @@ class Match:
 
 
 class PrefixTree:
-    """Prefixes of all namespaces. It knows pages by number and owns those that it holds."""
+    """Prefixes of all namespaces. It knows pages by number and owns those that it holds.
+
+    eviction_key  of (num_hits, last_used); a use never makes it smaller
+    """
 
     def __init__(self, page_size: int, eviction_key: Callable[[int, int], EvictionKey]) -> None:
         self._page_bytes = page_size * TOKEN_BYTES
         self._eviction_key = eviction_key
         self._roots: dict[str, Node] = {}
         self._num_uses = 0
-        self._num_pushes = 0
+        self._num_notes = 0
+        # At most one note per node. A note grows stale when its node is used or locked; whoever
+        # takes it from the heap then writes a new one, or none.
         self._candidates: list[tuple[EvictionKey, int, Node]] = []
-        self._num_nodes = 0
         self.num_pages = 0
         self.num_evictable_pages = 0
-        self.version = 0
-        """Grows whenever a match could give another answer than before."""
 
     def path(self, namespace: str, key: bytes) -> list[tuple[Node, int]]:
         """The nodes along the longest known prefix, each with how many of its pages match.
@@ -124,24 +128,27 @@ class PrefixTree:
         self._num_uses += 1
         node.last_used = self._num_uses
         found.node.children[node.key[: self._page_bytes]] = node
-        self._num_nodes += 1
         self.num_pages += len(fresh)
         self.num_evictable_pages += len(fresh)
-        self.version += 1
         self._offer(node)
         return node, found.pages + fresh
 
-    def lock(self, node: Node, *, is_hit: bool) -> None:
-        """Keep this prefix until `unlock`; a hit counts as a use for the eviction policy."""
-        self._num_uses += 1
+    def lock(self, node: Node) -> None:
+        """Keep this prefix until `unlock`."""
         walker: Node | None = node
         while walker is not None:
             if walker.num_locks == 0:
                 self.num_evictable_pages -= len(walker.pages)
             walker.num_locks += 1
-            if is_hit:
-                walker.num_hits += 1
-                walker.last_used = self._num_uses
+            walker = walker.parent
+
+    def count_hit(self, node: Node) -> None:
+        """For the eviction policy: a request goes on from this prefix."""
+        self._num_uses += 1
+        walker: Node | None = node
+        while walker is not None:
+            walker.num_hits += 1
+            walker.last_used = self._num_uses
             walker = walker.parent
 
     def unlock(self, node: Node) -> None:
@@ -160,13 +167,13 @@ class PrefixTree:
         evicted: list[int] = []
         while len(evicted) < num_pages and self._candidates:
             key, _, node = heapq.heappop(self._candidates)
-            if not self._is_candidate(node) or key != self._key_of(node):
-                continue
-            evicted += self._shorten(node, num_pages - len(evicted))
-        if evicted:
-            self.num_pages -= len(evicted)
-            self.num_evictable_pages -= len(evicted)
-            self.version += 1
+            node.is_noted = False
+            if key != self._key_of(node):
+                self._offer(node)
+            elif self._is_candidate(node):
+                evicted += self._shorten(node, num_pages - len(evicted))
+        self.num_pages -= len(evicted)
+        self.num_evictable_pages -= len(evicted)
         return evicted
 
     def nodes(self) -> Iterator[Node]:
@@ -176,6 +183,13 @@ class PrefixTree:
             node = stack.pop()
             yield node
             stack.extend(node.children.values())
+
+    def check_notes(self) -> None:
+        """What can be evicted is noted, and nothing twice. For tests; slow."""
+        nodes = list(self.nodes())
+        noted = sum(node.is_noted for node in nodes)
+        assert noted == len(self._candidates), "notes of what can be evicted pile up"
+        assert all(node.is_noted for node in nodes if self._is_candidate(node)), "a page is lost"
 
     def _root(self, namespace: str) -> Node:
         root = self._roots.get(namespace)
@@ -215,7 +229,6 @@ class PrefixTree:
         node.key = node.key[at:]
         node.pages = node.pages[num_pages:]
         upper.children[node.key[: self._page_bytes]] = node
-        self._num_nodes += 1
         return upper
 
     def _shorten(self, leaf: Node, num_pages: int) -> list[int]:
@@ -231,7 +244,6 @@ class PrefixTree:
             return taken
         del parent.children[leaf.key[: self._page_bytes]]
         leaf.parent = None
-        self._num_nodes -= 1
         self._offer(parent)
         self._drop_empty_roots(parent)
         return leaf.pages
@@ -243,14 +255,9 @@ class PrefixTree:
         return self._eviction_key(node.num_hits, node.last_used)
 
     def _offer(self, node: Node) -> None:
-        """Note the node as evictable if it is. Notes grow stale and are checked when taken."""
-        if not self._is_candidate(node):
+        """Note the node as evictable if it is."""
+        if node.is_noted or not self._is_candidate(node):
             return
-        if len(self._candidates) > 64 + 4 * self._num_nodes:
-            self._candidates = [note for note in self._candidates if self._is_current(note)]
-            heapq.heapify(self._candidates)
-        self._num_pushes += 1
-        heapq.heappush(self._candidates, (self._key_of(node), self._num_pushes, node))
-
-    def _is_current(self, note: tuple[EvictionKey, int, Node]) -> bool:
-        return self._is_candidate(note[2]) and note[0] == self._key_of(note[2])
+        node.is_noted = True
+        self._num_notes += 1
+        heapq.heappush(self._candidates, (self._key_of(node), self._num_notes, node))

@@ -55,6 +55,9 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str
     thinking: Thinking | None = None
 
+    def __post_init__(self) -> None:
+        _check_unicode(self.text, self.kind)
+
     @property
     def key(self) -> tuple[str, str]:
         """Two grammars with the same key are the same grammar, and are compiled once."""
@@ -172,12 +175,26 @@ def _triggered_tags(value: Mapping[str, Any], param: str) -> dict[str, object]:
 def _not_empty(text: str, param: str) -> str:
     if not text:
         raise InvalidRequest(f"{param} is empty; leave it out", param=param)
+    _check_unicode(text, param)
     return text
+
+
+def _check_unicode(text: str, param: str) -> None:
+    """A body's JSON has no halves of surrogate pairs, but JSON in one of its strings may."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{param} is not valid Unicode: it has half of a surrogate pair, "
+            f"\\u{ord(text[error.start]):04x}, which UTF-8 cannot hold; leave it out or write the "
+            "other half too",
+            param=param,
+        ) from None
 
 
 def _parsed(text: str, param: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
     except ValueError as error:
         raise InvalidRequest(f"{param} is not valid JSON: {error}", param=param) from None
     except RecursionError:
@@ -187,7 +204,13 @@ def _parsed(text: str, param: str) -> object:
 def _canonical(value: object, param: str) -> str:
     if _depth(value) > MAX_DEPTH:
         raise _too_deep(param)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    _check_unicode(text, param)
+    return text
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def _too_deep(param: str) -> InvalidRequest:

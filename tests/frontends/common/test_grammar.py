@@ -19,6 +19,39 @@ TAG = {
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
+HALF = '{"const": "\\ud800"}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"json_schema": HALF}},
+            "sampling_params.json_schema",
+        ),
+        (
+            "/generate",
+            {
+                "text": "a",
+                "sampling_params": {
+                    "structural_tag": f'{{"format": {{"type": "x", "y": {HALF}}}}}'
+                },
+            },
+            "sampling_params.structural_tag",
+        ),
+        ("/v1/chat/completions", {**CHAT, "guided_json": HALF}, "guided_json"),
+        ("/v1/completions", {"prompt": "a", "json_schema": HALF}, "json_schema"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_and_the_id_is_free_again(api, path, body, param):
+    for _ in range(2):
+        response = api.post(path, {**body, "rid": "mine"})
+        error = response.json().get("error", response.json())
+        assert (response.status_code, error["param"]) == (400, param)
+        assert "half of a surrogate pair" in error["message"]
+
+
 def test_formats():
     assert of_response_format({"type": "text"}) is None
     assert of_response_format({"type": "json_object"}) == grammars.json_object()
