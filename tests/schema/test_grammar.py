@@ -38,6 +38,7 @@ def test_the_two_forms_of_a_structural_tag_are_one():
         (grammars.json_schema, "3", "json_schema must be a JSON Schema"),
         (grammars.json_schema, "[" * 100_000, "deeper than"),
         (grammars.json_schema, {"a": json.loads("[" * 70 + "]" * 70)}, "deeper than"),
+        (grammars.json_schema, r'{"const": "\ud800"}', "json_schema has half of a surrogate pair"),
         (grammars.regex, "", "regex is empty"),
         (grammars.ebnf, "", "ebnf is empty"),
         (grammars.choice, [], "choice must be a list of strings"),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.base.nesting import is_deeper
 
 Kind = Literal["json_schema", "regex", "ebnf", "structural_tag", "choice"]
 
@@ -181,28 +182,19 @@ def _parsed(text: str, param: str) -> object:
 
 
 def _canonical(value: object, param: str) -> str:
-    if _depth(value) > MAX_DEPTH:
+    if is_deeper(value, MAX_DEPTH):
         raise _too_deep(param)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            f"{param} has half of a surrogate pair, which no UTF-8 text can have; send the whole "
+            "character",
+            param=param,
+        ) from None
+    return text
 
 
 def _too_deep(param: str) -> InvalidRequest:
     return InvalidRequest(f"{param} is nested deeper than {MAX_DEPTH} levels", param=param)
-
-
-def _depth(value: object) -> int:
-    """Levels of lists and objects; counts no further than one beyond the limit."""
-    level: list[object] = [value]
-    depth = 0
-    while level and depth <= MAX_DEPTH:
-        inner: list[object] = []
-        for one in level:
-            if isinstance(one, Mapping):
-                inner += one.values()
-            elif isinstance(one, list):
-                inner += one
-        depth += bool(inner)
-        if not inner:
-            break
-        level = inner
-    return depth

@@ -7,6 +7,7 @@ import re
 from math import isinf
 from typing import Any
 
+from sapwood.base.nesting import is_deeper
 from sapwood.text.source import Emit, Malformed, Source, Steps
 
 MAX_DEPTH = 100
@@ -78,18 +79,29 @@ def decoded_string(source: Source) -> Steps[str]:
     return str(json.loads("".join(parts)))
 
 
+class TooDeep(ValueError):
+    """JSON that is nested deeper than MAX_DEPTH levels."""
+
+
 def parsed(text: str) -> Any:
     """The value of a whole JSON text; ValueError for what not every reader of JSON takes.
 
-    That is NaN, infinities, and halves of surrogate pairs, which UTF-8 cannot hold.
+    That is NaN, infinities, halves of surrogate pairs, which UTF-8 cannot hold, and what is nested
+    too deeply (TooDeep).
     """
     try:
         value = json.loads(text, parse_constant=_refuse)
-        # 1e999 is read as infinity.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    except RecursionError:
+        raise _too_deep() from None
+    if is_deeper(value, MAX_DEPTH):
+        raise _too_deep()
+    # 1e999 is read as infinity.
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return value
+
+
+def _too_deep() -> TooDeep:
+    return TooDeep(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _refuse(name: str) -> None:
