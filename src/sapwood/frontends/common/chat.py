@@ -183,10 +183,15 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
             )
             grammar = msgspec.structs.replace(grammar, thinking=thinking)
     # A grammar holds a model that may think but does not from its first token on.
-    guesses = grammar is None and reasoning is not None and reasoning.is_forced
+    thinks_untold = (
+        shown is Shown.NOTHING
+        and grammar is None
+        and reasoning is not None
+        and reasoning.is_forced
+    )
     shape = AnswerShape(
         reasoning=reasoning if asked.takes_apart else None,
-        is_thinking=shown is Shown.OPEN or (shown is Shown.NOTHING and guesses),
+        is_thinking=shown is Shown.OPEN or thinks_untold,
         calls=JsonArray(formats.calls) if use.is_forced else calls,
         tools=ToolSet(
             parameters={tool.name: tool.schema for tool in use.offered},
@@ -196,7 +201,9 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
     )
     changes: dict[str, Any] = {"grammar": grammar}
     if asked.thinking_budget is not None and shown is not Shown.CLOSED:
-        changes["thinking_budget"] = _budget(services, asked.thinking_budget, shown)
+        changes["thinking_budget"] = _budget(
+            services, asked.thinking_budget, shown, thinks_untold=thinks_untold
+        )
     if shape.tags & special:
         changes["skip_special_tokens"] = False
     return Turn(
@@ -288,7 +295,10 @@ def _prefix(asked: Conversation) -> str:
     return "".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
 
 
-def _budget(services: Services, max_tokens: int, shown: Shown) -> ThinkingBudget:
+def _budget(
+    services: Services, max_tokens: int, shown: Shown, *, thinks_untold: bool
+) -> ThinkingBudget:
+    """thinks_untold: the thinking is open, although the prompt does not show so."""
     reasoning = services.formats.reasoning
     assert reasoning is not None
     # Harmony's thinking is open from the start, but for its header.
@@ -298,7 +308,7 @@ def _budget(services: Services, max_tokens: int, shown: Shown) -> ThinkingBudget
         begin=_ids(services, reasoning.opens),
         end=_ids(services, reasoning.ends),
         forced=_ids(services, reasoning.forced_close),
-        is_open=is_open or (shown is Shown.NOTHING and reasoning.is_forced),
+        is_open=is_open or thinks_untold,
     )
 
 
