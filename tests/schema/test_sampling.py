@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.schema.sampling import MAX_STOPS, SamplingParams
+from sapwood.schema.sampling import MAX_STOP_CHARACTERS, MAX_STOPS, SamplingParams
 
 OUT_OF_RANGE = [
     ("max_new_tokens", -1, "[0, inf)"),
@@ -55,3 +55,10 @@ def test_they_cross_processes_unchanged() -> None:
     )
     encoded = msgspec.msgpack.encode(params)
     assert msgspec.msgpack.decode(encoded, type=SamplingParams) == params
+
+
+def test_stop_strings_are_bounded_together():
+    SamplingParams(stop=("a" * (MAX_STOP_CHARACTERS - 1), "b"))
+    with pytest.raises(InvalidRequest, match=f"at most {MAX_STOP_CHARACTERS}") as caught:
+        SamplingParams(stop=("a" * MAX_STOP_CHARACTERS, "b"))
+    assert caught.value.param == "stop"

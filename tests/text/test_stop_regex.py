@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.text.stop_regex import MAX_STATES, StopRegex, check_patterns
+from sapwood.text import stop_regex
+from sapwood.text.stop_regex import (
+    LOOK_BACK,
+    MAX_CLASSES,
+    MAX_KEPT,
+    MAX_STATES,
+    StopRegex,
+    check_patterns,
+)
 from sapwood.text.stops import StopMatcher, StopResult
 
 ATOMS = st.sampled_from(["a", "b", "é", ".", "[ab]", "[^a]", r"\w", r"\s", r"\n", r"\W", "(?i:B)"])
@@ -125,11 +134,14 @@ def test_it_does_not_try_one_way_after_the_other():
         ("(a{100}){100}", "states"),
         ("a{99999999999}", "not a regular expression"),
         ("(" * 900 + "a" + ")" * 900, "nested too deeply"),
+        ("(((a{1000}){1000}){1000}){1000}", "states"),
+        ("a{4294967294}", "states"),
+        ("".join(f"[{chr(200 + i)}-{chr(400 + i)}]" for i in range(200)), "different classes"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(pattern, why):
     with pytest.raises(InvalidRequest, match=why) as caught:
-        StopRegex(pattern)
+        StopRegex([pattern])
     assert caught.value.param == "stop_regex"
     assert len(caught.value.message) < 300
 
@@ -137,5 +149,82 @@ def test_what_cannot_be_used_is_refused_by_name(pattern, why):
 def test_all_of_a_request_together_are_bounded():
     one = "a{400}"
     check_patterns([one, one])
-    with pytest.raises(InvalidRequest, match=f"at most {MAX_STATES}"):
+    with pytest.raises(InvalidRequest, match=f"than the {MAX_STATES}"):
         check_patterns([one] * 3)
+    classes = "".join(f"[{chr(200 + i)}-{chr(400 + i)}]" for i in range(MAX_CLASSES))
+    check_patterns([classes, classes])
+    with pytest.raises(InvalidRequest, match=f"than the {MAX_CLASSES}"):
+        check_patterns([classes, "[y-z]"])
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(){4294967294}x",
+        "((){4294967294}){4294967294}x",
+        r"(\b|^|){4294967294}\Bx",
+        "(a{0}|b{0,0}){4294967294}x",
+        "(" + "()" * 400 + "){4294967294}x",
+        "(" + "|" * 400 + "){4294967294}x",
+    ],
+)
+def test_what_consumes_nothing_is_not_repeated(pattern):
+    check_patterns([pattern])
+    matched = None if "B" in pattern else pattern
+    assert feed(StopMatcher([], regexes=[pattern]), [" x"]) == (
+        " x" if "B" in pattern else " ",
+        matched,
+    )
+
+
+HOSTILE = [
+    "a{400}x",
+    "(?:a|b)*a(?:a|b){130}x",
+    "a?" * 300 + "x",
+    "(?:" * 49 + "a" + ")*" * 49 + "x",
+    r"(?:\b\w+\b\W*){60}x",
+    r"(?m)(?:^.*$\n?){60}x",
+    "a.*zzz",
+]
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+def test_the_work_per_character_is_bounded(pattern, monkeypatch):
+    """Unions of states are all that depends on how many states there are."""
+    num_unions = 0
+    union = stop_regex._Union.of
+
+    def counted(self, states):
+        nonlocal num_unions
+        num_unions += 1
+        return union(self, states)
+
+    monkeypatch.setattr(stop_regex._Union, "of", counted)
+    stop_regex.compiled.cache_clear()
+    matcher = StopMatcher([], regexes=[pattern])
+    rng = random.Random(0)
+    text = "".join(rng.choice("ab a\n") for _ in range(1000)) + "a" * 1000
+    for begin in range(0, len(text), 4):
+        assert matcher.push(text[begin : begin + 4]).matched is None
+    # Two for each move that is not known, and what looking back takes.
+    assert num_unions < 5 * len(text) + LOOK_BACK.stop
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+def test_what_is_kept_is_bounded(pattern):
+    regex = StopRegex([pattern])
+    search = stop_regex.RegexSearch(regex)
+    rng = random.Random(0)
+    for _ in range(5000):
+        search.push(chr(rng.choice([97, 98, 10, 32, rng.randrange(0x100, 0x3000)])))
+        search.earliest()
+    for table in (regex.moves, regex._masks, regex._unions):
+        assert 0 < len(table) <= MAX_KEPT
+    assert len(regex._places) <= 25
+
+
+def test_the_longest_of_several_patterns_wins_and_is_named():
+    regexes = ["b+c", "a+b+c", "[bc]"]
+    assert feed(StopMatcher([], regexes=regexes), ["xaab", "c"]) == ("xaa", "[bc]")
+    assert feed(StopMatcher([], regexes=regexes[:2]), ["xaab", "c"]) == ("x", "a+b+c")

@@ -273,6 +273,31 @@ def test_arguments_sent_as_text_are_parsed_where_the_template_dumps_them():
     assert '"arguments": {"city": }' in ours(QWEN_TOOLS).render(as_text)
 
 
+@pytest.mark.parametrize("depth", [101, 2000, 100_000])
+def test_arguments_nested_too_deeply_are_refused(depth):
+    as_text = copy.deepcopy(CALL)
+    as_text[1]["tool_calls"][0]["function"]["arguments"] = "[" * depth + "]" * depth
+    with pytest.raises(InvalidRequest, match="nested deeper than 100 levels") as caught:
+        ours(QWEN_TOOLS).render(as_text)
+    assert caught.value.param == "messages"
+    as_text[1]["tool_calls"][0]["function"]["arguments"] = "[" * 100 + "]" * 100
+    assert "[" * 100 in ours(QWEN_TOOLS).render(as_text)
+
+
+def test_a_template_that_calls_itself_too_often_refuses_the_messages():
+    """As templates do that write a tool's schema level by level."""
+    template = ours(
+        "{% macro levels(one) %}({% for part in one %}{{ levels(part) }}{% endfor %})"
+        "{% endmacro %}{{ levels(messages[0].content) }}"
+    )
+    content: list = []
+    for _ in range(1000):
+        content = [content]
+    with pytest.raises(InvalidRequest, match="RecursionError") as caught:
+        template.render([{"role": "user", "content": content}])
+    assert caught.value.param == "messages"
+
+
 def test_null_fields_are_left_out():
     messages = [{"role": "user", "content": "x"}, {**CALL[1], "content": None}]
     assert "None" not in ours(QWEN_TOOLS).render(messages)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.base.nesting import is_deeper
 
 Kind = Literal["json_schema", "regex", "ebnf", "structural_tag", "choice"]
 
@@ -202,7 +203,7 @@ def _parsed(text: str, param: str) -> object:
 
 
 def _canonical(value: object, param: str) -> str:
-    if _depth(value) > MAX_DEPTH:
+    if is_deeper(value, MAX_DEPTH):
         raise _too_deep(param)
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     _check_unicode(text, param)
@@ -215,21 +216,3 @@ def _refuse(name: str) -> None:
 
 def _too_deep(param: str) -> InvalidRequest:
     return InvalidRequest(f"{param} is nested deeper than {MAX_DEPTH} levels", param=param)
-
-
-def _depth(value: object) -> int:
-    """How deeply lists and objects are nested; the count stops at one beyond the limit."""
-    level: list[object] = [value]
-    depth = 0
-    while level and depth <= MAX_DEPTH:
-        inner: list[object] = []
-        for one in level:
-            if isinstance(one, Mapping):
-                inner += one.values()
-            elif isinstance(one, list):
-                inner += one
-        depth += bool(inner)
-        if not inner:
-            break
-        level = inner
-    return depth

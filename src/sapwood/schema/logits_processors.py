@@ -28,6 +28,6 @@ def code_of(asked: str) -> str | None:
         return None
     try:
         return msgspec.json.decode(asked, type=_Code).callable
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         # Something that begins like code is not a name; it will fail to be read as code.
         return ""

@@ -16,7 +16,9 @@ GREEDY_BELOW = 1e-6
 DEFAULTABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling parameters whose defaults a model may set in its generation_config.json."""
 MAX_STOPS = 1024
-"""Stop strings and regular expressions of one request; each is looked for at every token."""
+"""Stop strings, and regular expressions, of one request."""
+MAX_STOP_CHARACTERS = 16_384
+"""Of all stop strings of one request together."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,6 +104,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                     f"{name} has {len(given)} entries but at most {MAX_STOPS} are accepted",
                     param=name,
                 )
+        num_characters = sum(map(len, self.stop))
+        if num_characters > MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"stop has {num_characters} characters but at most {MAX_STOP_CHARACTERS} are "
+                "accepted, of all its strings together; shorten them or leave some out",
+                param="stop",
+            )
         if self.custom_params and self.custom_logit_processor is None:
             raise InvalidRequest(
                 "custom_params are parameters of a custom_logit_processor, which is missing; name "

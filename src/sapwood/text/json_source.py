@@ -7,6 +7,7 @@ import re
 from math import isinf
 from typing import Any
 
+from sapwood.base.nesting import is_deeper
 from sapwood.text.source import Emit, Malformed, Source, Steps
 
 MAX_DEPTH = 100
@@ -78,19 +79,30 @@ def decoded_string(source: Source) -> Steps[str]:
     return str(json.loads("".join(parts)))
 
 
+class TooDeep(ValueError):
+    """JSON that is nested deeper than MAX_DEPTH levels."""
+
+
 def parsed(text: str) -> Any:
     """The value of a whole JSON text.
 
-    Raises ValueError for malformed JSON, and for three things that not every reader of JSON
-    accepts: NaN, infinities, and halves of surrogate pairs, which UTF-8 cannot hold.
+    Raises ValueError for malformed JSON, and for what not every reader of JSON accepts: NaN,
+    infinities, halves of surrogate pairs, which UTF-8 cannot hold, and what is nested deeper than
+    MAX_DEPTH levels (TooDeep).
     """
     try:
         value = json.loads(text, parse_constant=_refuse)
-        # 1e999 is read as infinity.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    except RecursionError:
+        raise _too_deep() from None
+    if is_deeper(value, MAX_DEPTH):
+        raise _too_deep()
+    # 1e999 is read as infinity.
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return value
+
+
+def _too_deep() -> TooDeep:
+    return TooDeep(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _refuse(name: str) -> None:

@@ -1,238 +1,389 @@
 """Regular expressions over a text that arrives in parts, in time that grows with the text only.
 
-The syntax is that of Python's `re`. A pattern becomes a nondeterministic automaton whose states are
-followed all at once, so that no pattern can make it try one way after the other (Thompson 1968,
-doi:10.1145/363347.363387). What such an automaton cannot do is refused: look-around,
-back-references, atomic groups; and what has no meaning here: the end of the text.
+The syntax is that of Python's `re`. A request's patterns become one nondeterministic automaton
+(Thompson 1968, doi:10.1145/363347.363387) whose states are the bits of a number: all ways through
+the patterns are followed at once, and what follows from a set of states is looked up eight bits at
+a time. Moves that were made are kept, up to a bound, so that a usual character costs one look-up.
+What such an automaton cannot do is refused: look-around, back-references, atomic groups; and what
+has no meaning here: the end of the text.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from re import _constants as op  # type: ignore[attr-defined]
-from re import _parser as parser  # type: ignore[attr-defined]
-from typing import Any
+from typing import TypeVar
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.text import regex_syntax as syntax
+from sapwood.text.regex_syntax import Accepts, Node, RegexError, UnsupportedRegex, is_word
 
 MAX_STATES = 1000
 """Of all regular expressions of one request together; `x{500}` takes 500."""
 MAX_LENGTH = 2000
+"""Characters of one pattern."""
+MAX_CLASSES = 100
+"""Different classes of characters, such as `[a-z]`, of all regular expressions of one request."""
+MAX_KEPT = 1024
+"""Entries of each table that is filled while text is searched; a full one begins anew."""
+LOOK_BACK = range(8, 512)
+"""Numbers of held characters with which it pays to find out how many of them are needed."""
 
-_REPEATS = (op.MAX_REPEAT, op.MIN_REPEAT)
-
-Accepts = Callable[[str], bool]
 Holds = Callable[[str, str], bool]
+K = TypeVar("K")
+V = TypeVar("V")
 
-
-@dataclass(slots=True)
-class _State:
-    """One state. A character leads on if `accepts` it; without that, `then` is entered at once, if
-    what lies between the character before and the one after ("": none) `holds`."""
-
-    then: list[int]
-    accepts: Accepts | None = None
-    holds: Holds | None = None
+_START = 1
+"""The set of the first state alone, in which a match may begin at every character."""
 
 
 class StopRegex:
-    """A pattern as an automaton; not changed after it was made.
+    """Patterns as one automaton. Safe to share: what changes are tables of what was looked up.
 
-    Raises InvalidRequest that names stop_regex if the pattern cannot be used.
+    Raises InvalidRequest that names stop_regex if a pattern cannot be used, or all together.
     """
 
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.patterns = tuple(patterns)
+        self._then: list[list[int]] = [[]]
+        self._accepts: dict[int, Accepts] = {}
+        self._literals: dict[str, int] = {}
+        self._classes: dict[Accepts, int] = {}
+        self._holds: dict[int, Holds] = {}
+        self._pattern = ""
+        self.ends = [self._add(pattern) for pattern in self.patterns]
+        self.end = sum(1 << end for end in self.ends)
+        self.has_assertions = bool(self._holds)
+        """Then moves depend on the character before, too."""
+        self._masks: dict[str, int] = {}
+        self._places: dict[tuple[str, str], _Place] = {}
+        self._unions: dict[tuple[int, int, int], int] = {}
+        self.whatever_follows = self._place(lambda holds: False)
+        self.moves: dict[tuple[int, str, str], tuple[int, bool]] = {}
+
+    # ---- building --------------------------------------------------------------------------------
+
+    def _add(self, pattern: str) -> int:
+        """The state that is reached when the pattern has matched."""
+        self._pattern = pattern
         if len(pattern) > MAX_LENGTH:
             raise _refusal(pattern, f"it has more than {MAX_LENGTH} characters")
-        self.states: list[_State] = []
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of constructs that will change: not a client's
-                parsed = parser.parse(pattern)
-            self.end = self._state(_State([]))
-            self.start = self._sequence(parsed, self.end, parsed.state.flags)
-        except (re.error, OverflowError) as error:
+            tree = syntax.parse(pattern)
+        except RegexError as error:
             raise _refusal(pattern, f"it is not a regular expression: {error}") from None
-        except RecursionError:
-            raise _refusal(pattern, "it is nested too deeply") from None
-        if self._matches_nothing():
+        except UnsupportedRegex as error:
+            raise _refusal(pattern, f"{error} cannot be used here") from None
+        end = self._state([])
+        start = self._before(tree, end)
+        if self._matches_nothing(start, end):
             raise _refusal(pattern, "it matches the empty text, so that no token could be shown")
+        self._then[0].append(start)
+        return end
 
-    def _state(self, state: _State) -> int:
-        if len(self.states) == MAX_STATES:
-            raise _refusal(self.pattern, f"it takes more than {MAX_STATES} states")
-        self.states.append(state)
-        return len(self.states) - 1
+    def _state(self, then: list[int]) -> int:
+        if len(self._then) > MAX_STATES:
+            raise _refusal(
+                self._pattern,
+                f"with the patterns before it, it takes more states than the {MAX_STATES} that are "
+                "accepted; repeat less, or leave some out",
+            )
+        self._then.append(then)
+        return len(self._then) - 1
 
-    def _sequence(self, items: Any, after: int, flags: int) -> int:
-        """The state in which a sequence begins that goes on to `after`."""
-        for kind, value in reversed(list(items)):
-            after = self._item(kind, value, after, flags)
+    def _before(self, node: Node, after: int) -> int:
+        """The state in which what matches the node begins, to go on to `after`."""
+        if isinstance(node, syntax.Character):
+            return self._character(node, after)
+        if isinstance(node, syntax.Assertion):
+            state = self._state([after])
+            self._holds[state] = self._condition(node)
+            return state
+        if isinstance(node, syntax.Choice):
+            return self._state([self._before(way, after) for way in node.ways])
+        if isinstance(node, syntax.Repeat):
+            return self._repeat(node, after)
+        for part in reversed(node.parts):
+            after = self._before(part, after)
         return after
 
-    def _item(self, kind: Any, value: Any, after: int, flags: int) -> int:
-        if kind in (op.LITERAL, op.NOT_LITERAL, op.ANY, op.IN, op.RANGE, op.CATEGORY):
-            return self._state(_State([after], accepts=_accepts(kind, value, flags)))
-        if kind is op.BRANCH:
-            return self._state(_State([self._sequence(way, after, flags) for way in value[1]]))
-        if kind is op.SUBPATTERN:
-            _, add, remove, items = value
-            return self._sequence(items, after, (flags | add) & ~remove)
-        if kind in _REPEATS:
-            least, most, items = value
-            return self._repeat(least, most, items, after, flags)
-        if kind is op.AT:
-            return self._state(_State([after], holds=self._holds(value, flags)))
-        raise _refusal(self.pattern, f"{_NAMES.get(kind, str(kind).lower())} cannot be used here")
+    def _character(self, node: syntax.Character, after: int) -> int:
+        state = self._state([after])
+        self._accepts[state] = node.accepts
+        if node.literal:
+            self._literals[node.literal] = self._literals.get(node.literal, 0) | 1 << state
+        else:
+            self._classes[node.accepts] = self._classes.get(node.accepts, 0) | 1 << state
+            if len(self._classes) > MAX_CLASSES:
+                raise _refusal(
+                    self._pattern,
+                    "with the patterns before it, it has more different classes of characters "
+                    f"than the {MAX_CLASSES} that are accepted; leave some out",
+                )
+        return state
 
-    def _repeat(self, least: int, most: Any, items: Any, after: int, flags: int) -> int:
-        if most is op.MAXREPEAT:
-            loop = self._state(_State([after]))
-            self.states[loop].then.append(self._sequence(items, loop, flags))
+    def _repeat(self, node: syntax.Repeat, after: int) -> int:
+        if node.most is None:
+            loop = self._state([after])
+            self._then[loop].append(self._before(node.item, loop))
             after = loop
         else:
             done = after
-            for _ in range(most - least):
-                after = self._state(_State([done, self._sequence(items, after, flags)]))
-        for _ in range(least):
-            after = self._sequence(items, after, flags)
+            for _ in range(node.most - node.least):
+                after = self._state([done, self._before(node.item, after)])
+        for _ in range(node.least):
+            after = self._before(node.item, after)
         return after
 
-    def _holds(self, where: Any, flags: int) -> Holds:
-        multiline = bool(flags & re.MULTILINE)
-        if where is op.AT_BEGINNING_STRING or (where is op.AT_BEGINNING and not multiline):
+    def _condition(self, node: syntax.Assertion) -> Holds:
+        where = node.where
+        if where == "text end":
+            raise _refusal(
+                self._pattern,
+                "the end of the text is not known before it ends; (?m) makes $ a line's",
+            )
+        if where == "text begin":
             return lambda before, after: not before
-        if where is op.AT_BEGINNING:
+        if where == "line begin":
             return lambda before, after: before in ("", "\n")
-        if where is op.AT_END and multiline:
+        if where == "line end":
             return lambda before, after: after in ("", "\n")
-        if where in (op.AT_BOUNDARY, op.AT_NON_BOUNDARY):
-            is_word = _category(op.CATEGORY_WORD, flags)
-            wanted = where is op.AT_BOUNDARY
+        wanted, ascii_only = where == "boundary", node.ascii_only
 
-            def holds(before: str, after: str) -> bool:
-                return (_is(is_word, before) != _is(is_word, after)) is wanted
+        def counts(one: str) -> bool:
+            return is_word(one) and (one.isascii() or not ascii_only)
 
-            return holds
-        raise _refusal(
-            self.pattern, "the end of the text is not known before it ends; (?m) makes $ a line's"
-        )
+        return lambda before, after: (counts(before) != counts(after)) is wanted
 
-    def _matches_nothing(self) -> bool:
-        seen, todo = set[int](), [self.start]
-        while todo:
-            state = todo.pop()
+    def _matches_nothing(self, start: int, end: int) -> bool:
+        seen, waiting = set[int](), [start]
+        while waiting:
+            state = waiting.pop()
             if state not in seen:
                 seen.add(state)
-                todo += self.states[state].then if self.states[state].accepts is None else []
-        return self.end in seen
+                waiting += [] if state in self._accepts else self._then[state]
+        return end in seen
+
+    # ---- looking up ------------------------------------------------------------------------------
+
+    def accepting(self, character: str) -> int:
+        """The set of states that the character leads on from."""
+        known = self._masks.get(character)
+        if known is None:
+            known = self._literals.get(character, 0)
+            for accepts, states in self._classes.items():
+                if accepts(character):
+                    known |= states
+            _keep(self._masks, character, known)
+        return known
+
+    def place(self, before: str, after: str) -> _Place:
+        """Between those two characters; "": the text's beginning or end."""
+        if not self._holds:
+            return self.whatever_follows
+        kinds = _kind(before), _kind(after)
+        found = self._places.get(kinds)
+        if found is None:
+            found = self._places[kinds] = self._place(lambda holds: holds(*kinds))
+        return found
+
+    def _place(self, passes: Callable[[Holds], bool]) -> _Place:
+        ways: list[list[int]] = []
+        for state, then in enumerate(self._then):
+            holds = self._holds.get(state)
+            stays = state == 0 or state in self._accepts or (holds and not passes(holds))
+            ways.append([] if stays else then)
+        sources = {state: self._then[state] for state in (0, *self._accepts)}
+        return _Place(ways, sources, {*self._accepts, *self.ends}, self._unions)
+
+
+class _Place:
+    """Between two characters: which states lead to which without a character.
+
+    ways     per state: those that it leads to at once
+    sources  state that takes a character, or the first: those that it leads to then
+    stops    states that take a character, and ends
+    unions   see `_Union`
+    """
+
+    def __init__(
+        self,
+        ways: list[list[int]],
+        sources: dict[int, list[int]],
+        stops: set[int],
+        unions: dict[tuple[int, int, int], int],
+    ) -> None:
+        reached = [1 << state if state in stops else 0 for state in range(len(ways))]
+        _spread(reached, list(enumerate(ways)))
+        following, origin = [0] * len(ways), [0] * len(ways)
+        for source, others in sources.items():
+            for other in others:
+                following[source] |= reached[other]
+                origin[other] |= 1 << source
+        ways_back: list[list[int]] = [[] for _ in ways]
+        for state, others in enumerate(ways):
+            for other in others:
+                ways_back[other].append(state)
+        _spread(origin, list(reversed(list(enumerate(ways_back)))))
+        self.origin = origin
+        self.after = _Union(following, unions)
+        """Of sources: the stops that are reached."""
+        self.before = _Union(origin, unions)
+        """Of stops: the sources from which they are reached."""
+
+
+def _spread(values: list[int], edges: list[tuple[int, list[int]]]) -> None:
+    """Add to each state's set those of the states that it is joined to, until nothing changes."""
+    has_changed = True
+    while has_changed:
+        has_changed = False
+        for state, others in edges:
+            joined = values[state]
+            for other in others:
+                joined |= values[other]
+            if joined != values[state]:
+                values[state] = joined
+                has_changed = True
+
+
+class _Union:
+    """The union of rows[i] for all bits i of a set, looked up eight bits at a time.
+
+    known  what was looked up, of several of these objects
+    """
+
+    def __init__(self, rows: list[int], known: dict[tuple[int, int, int], int]) -> None:
+        self._rows = rows
+        self._num_bytes = -(-len(rows) // 8)
+        self._known = known
+
+    def of(self, states: int) -> int:
+        joined = 0
+        for place, byte in enumerate(states.to_bytes(self._num_bytes, "little")):
+            if byte:
+                key = id(self), place, byte
+                known = self._known.get(key)
+                if known is None:
+                    known = 0
+                    for bit in range(8):
+                        if byte >> bit & 1:
+                            known |= self._rows[place * 8 + bit]
+                    _keep(self._known, key, known)
+                joined |= known
+        return joined
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A match of the pattern of that index: text[begin:end]."""
+
+    begin: int
+    end: int
+    index: int
 
 
 class RegexSearch:
-    """Looks for the first match of one pattern to be complete, character by character."""
+    """Looks for the first match of one of the patterns to be complete, character by character."""
 
     def __init__(self, regex: StopRegex) -> None:
         self._regex = regex
-        # State -> where the match that is in it began. Those that wait for the next character to
-        # know whether they hold are among them.
-        self._active: dict[int, int] = {}
+        self._active = _START
+        """The states that a match so far may be in."""
+        self._held: list[str] = []
+        """The characters that a match so far may have; the newest is the last of them."""
+        self._before_held = ""
         self._before = ""
         self._position = 0
+        self._look_back_at = LOOK_BACK.start
 
-    @property
-    def pattern(self) -> str:
-        return self._regex.pattern
-
-    @property
     def earliest(self) -> int | None:
-        """Where the longest of the matches begins that may yet become complete."""
-        return min(self._active.values(), default=None)
+        """Where the longest of the matches begins that may yet become complete, or a little before;
+        None if there is none."""
+        if self._active == _START:
+            return None
+        if self._look_back_at <= len(self._held) < LOOK_BACK.stop:
+            needed = self._longest(self._active & ~_START, len(self._held))
+            if needed > 0:
+                self._before_held = self._held[needed - 1]
+                del self._held[:needed]
+            # Rarely enough that the characters looked at are a few times those of the text.
+            self._look_back_at = max(LOOK_BACK.start, 2 * len(self._held))
+        return self._position - len(self._held)
 
-    def push(self, character: str) -> tuple[int, int] | None:
-        """(begin, end) of the match that this character completes, the longest of them; or of one
-        that ended before it, which is known only now."""
-        states, end = self._regex.states, self._regex.end
-        entered = self._closure({**self._active, **self._fresh()}, character)
-        if end in entered:
-            return entered[end], self._position
-        moved: dict[int, int] = {}
-        for state, begin in entered.items():
-            accepts = states[state].accepts
-            if accepts is not None and accepts(character):
-                for then in states[state].then:
-                    moved[then] = min(begin, moved.get(then, begin))
+    def push(self, character: str) -> list[Found]:
+        """The matches that this character completes, the longest of each pattern, and those that
+        ended before it, which is known only now."""
+        kind = _kind(self._before) if self._regex.has_assertions else ""
+        key = (self._active, kind, character)
+        move = self._regex.moves.get(key)
+        if move is None:
+            move = self._move(character)
+            _keep(self._regex.moves, key, move)
+        following, is_notable = move
+        found = self._ended(self._regex.place(self._before, character)) if is_notable else []
+        self._held.append(character)
         self._before = character
         self._position += 1
-        self._active = self._closure(moved, None)
-        return (self._active[end], self._position) if end in self._active else None
+        self._active = following
+        if is_notable:
+            found += self._ended(self._regex.whatever_follows)
+        if following == _START:
+            self._forget()
+        return found
 
-    def finish(self) -> tuple[int, int] | None:
-        """The match that the end of the text completes."""
-        entered = self._closure(self._active, "")
-        end = self._regex.end
-        return (entered[end], self._position) if end in entered else None
+    def finish(self) -> list[Found]:
+        """The matches that the end of the text completes."""
+        return self._ended(self._regex.place(self._before, ""))
 
-    def _fresh(self) -> dict[int, int]:
-        """A match may begin here, unless one that began earlier is in the same state."""
-        start = self._regex.start
-        return {} if start in self._active else {start: self._position}
+    def _move(self, character: str) -> tuple[int, bool]:
+        """The next states, and whether a match ends before or after the character."""
+        regex = self._regex
+        reached = regex.place(self._before, character).after.of(self._active)
+        following = reached & regex.accepting(character) | _START
+        ends = reached | regex.whatever_follows.after.of(following & ~_START)
+        return following, bool(ends & regex.end)
 
-    def _closure(self, states: dict[int, int], after: str | None) -> dict[int, int]:
-        """The states that are reached without a character, `after` being the next one; None: it is
-        not known, and what depends on it is left as it is. Only states that wait are kept."""
-        table, reached = self._regex.states, dict[int, int]()
-        # Earliest first, so that a state is entered once, by the longest match.
-        todo = sorted(states.items(), key=lambda item: -item[1])
-        while todo:
-            state, begin = todo.pop()
-            if state in reached:
-                continue
-            reached[state] = begin
-            one = table[state]
-            if one.accepts is not None:
-                continue
-            if one.holds is not None and (after is None or not one.holds(self._before, after)):
-                continue
-            todo += [(then, begin) for then in one.then]
-        return {
-            state: begin
-            for state, begin in reached.items()
-            if state == self._regex.end
-            or table[state].accepts
-            or (after is None and table[state].holds)
-        }
+    def _ended(self, place: _Place) -> list[Found]:
+        """The matches that are complete here, at a place like that."""
+        held_from = self._position - len(self._held)
+        found: list[Found] = []
+        for index, end in enumerate(self._regex.ends):
+            states = place.origin[end] & self._active & ~_START
+            if states:
+                begin = held_from + self._longest(states, len(self._held))
+                found.append(Found(begin, self._position, index))
+        return found
+
+    def _longest(self, states: int, end: int) -> int:
+        """Where in `_held` the longest of the matches begins that are in those states at `end`."""
+        regex, held, begin = self._regex, self._held, end
+        while states:
+            end -= 1
+            before = held[end - 1] if end else self._before_held
+            sources = regex.place(before, held[end]).before.of(states)
+            if sources & _START:
+                begin = end
+            if not end:
+                break
+            states = sources & regex.accepting(before)
+        return begin
+
+    def _forget(self) -> None:
+        self._held.clear()
+        self._before_held = self._before
+        self._look_back_at = LOOK_BACK.start
 
 
-@lru_cache(maxsize=256)
-def compiled(pattern: str) -> StopRegex:
+@lru_cache(maxsize=32)
+def compiled(patterns: tuple[str, ...]) -> StopRegex:
     """Raises as StopRegex."""
-    return StopRegex(pattern)
+    return StopRegex(patterns)
 
 
 def check_patterns(patterns: Sequence[str]) -> None:
     """InvalidRequest if one of them, or all together, cannot be used."""
-    num_states = sum(len(compiled(pattern).states) for pattern in patterns)
-    if num_states > MAX_STATES:
-        raise InvalidRequest(
-            f"stop_regex takes {num_states} states but at most {MAX_STATES} are accepted; repeat "
-            "less, or leave some out",
-            param="stop_regex",
-        )
-
-
-_NAMES = {
-    op.ASSERT: "look-around",
-    op.ASSERT_NOT: "look-around",
-    op.GROUPREF: "a back-reference",
-    op.GROUPREF_EXISTS: "a conditional group",
-    op.POSSESSIVE_REPEAT: "a possessive repeat",
-    op.ATOMIC_GROUP: "an atomic group",
-}
+    compiled(tuple(patterns))
 
 
 def _refusal(pattern: str, why: str) -> InvalidRequest:
@@ -240,64 +391,16 @@ def _refusal(pattern: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"stop_regex {shown!r} cannot be used: {why}", param="stop_regex")
 
 
-def _is(accepts: Accepts, character: str) -> bool:
-    return bool(character) and accepts(character)
+def _kind(character: str) -> str:
+    """A character that no assertion tells apart from this one."""
+    if character in ("", "\n"):
+        return character
+    if is_word(character):
+        return "a" if character.isascii() else "é"
+    return " "
 
 
-def _accepts(kind: Any, value: Any, flags: int) -> Accepts:
-    if kind is op.ANY:
-        return (lambda one: True) if flags & re.DOTALL else (lambda one: one != "\n")
-    if kind is op.CATEGORY:
-        return _category(value, flags)
-    exact = _exact(kind, value, flags)
-    if not flags & re.IGNORECASE:
-        return exact
-    if kind is op.NOT_LITERAL or (kind is op.IN and value[0][0] is op.NEGATE):
-        return lambda one: all(exact(form) for form in _forms(one))
-    return lambda one: any(exact(form) for form in _forms(one))
-
-
-def _exact(kind: Any, value: Any, flags: int) -> Accepts:
-    if kind is op.LITERAL:
-        literal = chr(value)
-        return lambda one: one == literal
-    if kind is op.NOT_LITERAL:
-        literal = chr(value)
-        return lambda one: one != literal
-    if kind is op.RANGE:
-        first, last = chr(value[0]), chr(value[1])
-        return lambda one: first <= one <= last
-    is_negated = value[0][0] is op.NEGATE
-    members = [
-        _category(what, flags) if part is op.CATEGORY else _exact(part, what, flags)
-        for part, what in value[is_negated:]
-    ]
-    return lambda one: any(member(one) for member in members) is not is_negated
-
-
-def _forms(character: str) -> set[str]:
-    return {character, character.lower(), character.upper()}
-
-
-def _category(kind: Any, flags: int) -> Accepts:
-    positive = _POSITIVE.get(kind, kind)
-    plain = _CATEGORIES[positive]
-    ascii_only = bool(flags & re.ASCII)
-
-    def accepts(one: str) -> bool:
-        return plain(one) and not (ascii_only and not one.isascii())
-
-    return accepts if positive is kind else lambda one: not accepts(one)
-
-
-_POSITIVE = {
-    op.CATEGORY_NOT_DIGIT: op.CATEGORY_DIGIT,
-    op.CATEGORY_NOT_SPACE: op.CATEGORY_SPACE,
-    op.CATEGORY_NOT_WORD: op.CATEGORY_WORD,
-}
-
-_CATEGORIES: dict[Any, Accepts] = {
-    op.CATEGORY_DIGIT: str.isdecimal,
-    op.CATEGORY_SPACE: str.isspace,
-    op.CATEGORY_WORD: lambda one: one.isalnum() or one == "_",
-}
+def _keep(table: dict[K, V], key: K, value: V) -> None:
+    if len(table) >= MAX_KEPT:
+        table.clear()
+    table[key] = value

@@ -16,6 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sapwood.base.errors import ConfigError, InvalidRequest, UnsupportedFeature
+from sapwood.text.json_source import TooDeep, parsed
 from sapwood.text.template_traits import traits_of
 from sapwood.text.tokenizer import Tokenizer
 
@@ -40,8 +41,10 @@ _RENDER_ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
+    RecursionError,
 )
-"""Exceptions that a template may raise on messages of an unexpected shape."""
+"""Exceptions that a template may raise on messages of an unexpected shape. A RecursionError is that
+of a macro that calls itself for what is nested in a message."""
 
 
 class ChatTemplate:
@@ -304,11 +307,16 @@ def _with_parsed_arguments(call: Any) -> Any:
     if not isinstance(function, dict) or not isinstance(arguments, str):
         return call
     try:
-        parsed = json.loads(arguments)
+        value = parsed(arguments)
+    except TooDeep as error:
+        raise InvalidRequest(
+            f"the arguments of a tool call in messages are {error}; send them flatter",
+            param="messages",
+        ) from None
     except ValueError:
         # A model may have written broken JSON; the history is shown to it as it was.
         return call
-    return {**call, "function": {**function, "arguments": parsed}}
+    return {**call, "function": {**function, "arguments": value}}
 
 
 def _marked(message: dict[str, Any]) -> dict[str, Any]:

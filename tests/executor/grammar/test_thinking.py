@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sapwood.executor.grammar.thinking import AfterThinking
+from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Thinking
+from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.step import RowStart
+from sapwood.schema.thinking import ThinkingBudget
 from tests.executor.grammar.conftest import EOS, allowed
 
 MAY_THINK = Thinking(begin="<think>", end="</think>")
@@ -84,3 +89,41 @@ def test_a_token_with_the_end_and_the_beginning(backend):
     assert allowed(matcher, vocabulary) == [4, 6]
     matcher = AfterThinking(thinking, compiled.matcher, vocabulary)
     assert [matcher.accept(one) for one in (0, 1, 3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("wanted", ["<think>12", "12"])
+def test_a_budget_of_no_tokens_leaves_the_grammar_something(matcher_of, vocabulary, wanted):
+    matcher = matcher_of(MAY_THINK)
+    budget = ThinkingBudget(
+        max_tokens=0,
+        begin=tuple(vocabulary.encode("<think>")),
+        end=tuple(vocabulary.encode("</think>")),
+        forced=tuple(vocabulary.encode("\n</think>")),
+    )
+    budgets = ThinkingBudgets()
+    budgets.start(
+        RowStart(
+            row=0,
+            sampling=SamplingParams(thinking_budget=budget),
+            seed=0,
+            prompt_ids=[1],
+            output_ids=[],
+        )
+    )
+    hoped, output = vocabulary.encode(wanted), b""
+    for _ in range(30):
+        logits = torch.zeros(1, vocabulary.size)
+        budgets.apply(logits, [0], [0])
+        possible = {
+            token for token in allowed(matcher, vocabulary) if logits[0, token] > -torch.inf
+        }
+        assert possible, f"nothing may follow {output!r}"
+        chosen = EOS if EOS in possible else min(possible)
+        if hoped and hoped[0] in possible:
+            chosen = hoped.pop(0)
+        assert matcher.accept(chosen)
+        budgets.accept([0], [chosen])
+        if chosen == EOS:
+            break
+        output += vocabulary.tokens[chosen]
+    assert output.decode() == wanted.replace("<think>", "<think>\n</think>")

@@ -153,6 +153,15 @@ def test_a_thinking_budget_goes_to_the_engine(chat, engine, tokenizer):
     assert budget.is_open is False
 
 
+def test_a_budget_counts_no_answer_that_a_grammar_holds_from_its_start(api_with, engine):
+    """The parser expects thinking without a tag; the grammar allows it only after one."""
+    api = api_with(**changes(None, "deepseek-r1"))
+    for extra, is_open in (({}, True), ({"regex": "a+"}, False)):
+        assert api.post(URL, ask(thinking_budget=0, **extra)).status_code == 200
+        assert engine.submitted[-1].sampling.thinking_budget.is_open is is_open
+    assert engine.submitted[-1].sampling.grammar.thinking.is_open is False
+
+
 @pytest.mark.parametrize(
     ("extra", "param"),
     [

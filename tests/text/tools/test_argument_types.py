@@ -114,3 +114,12 @@ def test_properties_are_found_through_references_and_branches():
     assert property_schema(root, "b") == {"type": "null"}
     assert property_schema(root, "c") == {"type": "array"}
     assert property_schema({}, "c") == {}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("keyword", ["anyOf", "oneOf", "allOf"])
+def test_branches_that_refer_to_one_another_have_an_end(keyword):
+    branches = {keyword: [{"$ref": "#/$defs/a"}] * 10}
+    root = {"$defs": {"a": branches}, **branches}
+    assert types_of(root, root) == ALL_TYPES
+    assert property_schema(root, "missing") == {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.base.nesting import is_deeper
 from sapwood.frontends.common.errors import BodyTooLarge, BodyTooSlow
 from sapwood.frontends.common.limits import BodyLimits
 
@@ -51,9 +51,9 @@ def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
         raise InvalidRequest(
             f"the request's body is a JSON {type(value).__name__}; send a JSON object"
         )
-    # Counting brackets is far cheaper than walking the tree, and enough for nearly every body.
-    if raw.count(b"[") + raw.count(b"{") > max_depth:
-        _check_depth(value, max_depth)
+    # Counting brackets is far cheaper than walking, and settles it for nearly every body.
+    if raw.count(b"[") + raw.count(b"{") > max_depth and is_deeper(value, max_depth):
+        raise InvalidRequest(f"the request's JSON is nested deeper than {max_depth} levels")
     return value
 
 
@@ -115,17 +115,3 @@ def _last_key(raw: bytes, offset: int) -> tuple[str, str | None]:
         return "", None
     name = keys[-1].decode(errors="replace")
     return f", at or after field {name!r}", name
-
-
-def _check_depth(value: Collection[Any], max_depth: int) -> None:
-    """InvalidRequest if containers lie deeper than that; level by level, no recursion."""
-    level: list[Collection[Any]] = [value]
-    for _ in range(max_depth):
-        level = [item for held in level for item in _items(held) if type(item) in (list, dict)]
-        if not level:
-            return
-    raise InvalidRequest(f"the request's JSON is nested deeper than {max_depth} levels")
-
-
-def _items(held: Collection[Any]) -> Collection[Any]:
-    return held.values() if isinstance(held, dict) else held

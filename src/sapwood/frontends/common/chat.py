@@ -184,10 +184,15 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
             grammar = msgspec.structs.replace(grammar, thinking=thinking)
     # A grammar applies from the first token on unless the answer opens its thinking. So with a
     # grammar an answer without tags is no thinking, even if the format would take it for that.
-    guesses = grammar is None and reasoning is not None and reasoning.is_forced
+    thinks_untold = (
+        shown is Shown.NOTHING
+        and grammar is None
+        and reasoning is not None
+        and reasoning.is_forced
+    )
     shape = AnswerShape(
         reasoning=reasoning if asked.takes_apart else None,
-        is_thinking=shown is Shown.OPEN or (shown is Shown.NOTHING and guesses),
+        is_thinking=shown is Shown.OPEN or thinks_untold,
         calls=JsonArray(formats.calls) if use.is_forced else calls,
         tools=ToolSet(
             parameters={tool.name: tool.schema for tool in use.offered},
@@ -197,7 +202,9 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
     )
     changes: dict[str, Any] = {"grammar": grammar}
     if asked.thinking_budget is not None and shown is not Shown.CLOSED:
-        changes["thinking_budget"] = _budget(services, asked.thinking_budget, shown)
+        changes["thinking_budget"] = _budget(
+            services, asked.thinking_budget, shown, thinks_untold=thinks_untold
+        )
     if shape.tags & special:
         changes["skip_special_tokens"] = False
     return Turn(
@@ -289,7 +296,10 @@ def _prefix(asked: Conversation) -> str:
     return "".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
 
 
-def _budget(services: Services, max_tokens: int, shown: Shown) -> ThinkingBudget:
+def _budget(
+    services: Services, max_tokens: int, shown: Shown, *, thinks_untold: bool
+) -> ThinkingBudget:
+    """thinks_untold: the thinking is open, although the prompt does not show so."""
     reasoning = services.formats.reasoning
     assert reasoning is not None
     # In Harmony's format thinking is open from the start, but the answer still writes its header.
@@ -299,7 +309,7 @@ def _budget(services: Services, max_tokens: int, shown: Shown) -> ThinkingBudget
         begin=_ids(services, reasoning.opens),
         end=_ids(services, reasoning.ends),
         forced=_ids(services, reasoning.forced_close),
-        is_open=is_open or (shown is Shown.NOTHING and reasoning.is_forced),
+        is_open=is_open or thinks_untold,
     )
 
 

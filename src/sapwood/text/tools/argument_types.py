@@ -18,6 +18,9 @@ STRING = frozenset({"string"})
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,4000}")
 _MAX_REFERENCES = 32
+_MAX_REFERENCE_LENGTH = 1000
+_MAX_SCHEMAS = 1000
+"""Looked at for one argument: branches that refer to each other would have no end."""
 _HINTS = {
     "properties": "object",
     "additionalProperties": "object",
@@ -41,30 +44,49 @@ _HINTS = {
 """Keywords that make sense for one type only; they tell the type of a schema without `type`."""
 
 
-def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
+class _Walk:
+    """Through the branches and references of a schema, only so deep and to only so many of them.
+
+    root  the whole schema, which local references ("#/$defs/…") point into
+    """
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self._num_left = _MAX_SCHEMAS
+
+    def may_visit(self, schema: Any, depth: int) -> bool:
+        self._num_left -= 1
+        return self._num_left >= 0 and depth <= _MAX_REFERENCES and isinstance(schema, Mapping)
+
+
+def types_of(schema: Any, root: Any) -> frozenset[str]:
     """The types that the schema allows; all types if it does not restrict them.
 
     root  the whole schema, which local references ("#/$defs/…") point into
     """
-    if depth > _MAX_REFERENCES or not isinstance(schema, Mapping):
+    return _types_of(schema, _Walk(root), 0)
+
+
+def _types_of(schema: Any, walk: _Walk, depth: int) -> frozenset[str]:
+    if not walk.may_visit(schema, depth):
         return ALL_TYPES if schema is not False else frozenset()
     types = _declared(schema)
     if "enum" in schema and isinstance(schema["enum"], list):
         types &= frozenset().union(*(_type_of(value) for value in schema["enum"]))
     if "const" in schema:
         types &= _type_of(schema["const"])
-    target = _referred(schema, root)
+    target = _referred(schema, walk.root)
     if target is not None:
-        types &= types_of(target, root, depth + 1)
+        types &= _types_of(target, walk, depth + 1)
     for keyword in ("anyOf", "oneOf"):
         branches = schema.get(keyword)
         if isinstance(branches, list) and branches:
-            each = (types_of(branch, root, depth + 1) for branch in branches)
+            each = (_types_of(branch, walk, depth + 1) for branch in branches)
             types &= frozenset().union(*each)
     branches = schema.get("allOf")
     if isinstance(branches, list):
         for branch in branches:
-            types &= types_of(branch, root, depth + 1)
+            types &= _types_of(branch, walk, depth + 1)
     if schema.get("nullable") is True:
         types |= {"null"}
     return types
@@ -72,7 +94,7 @@ def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
 
 def property_schema(parameters: Any, name: str) -> Any:
     """The schema of one argument; {} if the schema of all arguments does not mention it."""
-    return _property(parameters, name, parameters, 0) or {}
+    return _property(parameters, name, _Walk(parameters), 0) or {}
 
 
 def value_text(text: str, schema: Any, root: Any) -> str:
@@ -120,6 +142,8 @@ def _referred(schema: Mapping[str, Any], root: Any) -> Any:
     reference = schema.get("$ref")
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
+    if len(reference) > _MAX_REFERENCE_LENGTH:
+        return None
     target = root
     for part in reference[1:].split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
@@ -132,18 +156,18 @@ def _referred(schema: Mapping[str, Any], root: Any) -> Any:
     return target
 
 
-def _property(schema: Any, name: str, root: Any, depth: int) -> Any:
-    if depth > _MAX_REFERENCES or not isinstance(schema, Mapping):
+def _property(schema: Any, name: str, walk: _Walk, depth: int) -> Any:
+    if not walk.may_visit(schema, depth):
         return None
     properties = schema.get("properties")
     if isinstance(properties, Mapping) and name in properties:
         return properties[name]
-    branches = [_referred(schema, root)]
+    branches = [_referred(schema, walk.root)]
     for keyword in ("allOf", "anyOf", "oneOf"):
         given = schema.get(keyword)
         branches += given if isinstance(given, list) else []
     for branch in branches:
-        found = _property(branch, name, root, depth + 1)
+        found = _property(branch, name, walk, depth + 1)
         if found is not None:
             return found
     others = schema.get("additionalProperties")
