@@ -48,8 +48,9 @@ class CpuKernels:
 
     num_threads  threads of each op, the caller included; the default is torch's number. They are
                  not torch's threads: they spin for 200 us after an op, then sleep
-    isa          "generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx" or, for tests,
-                 "amx_emulated"; the default is the fastest usable one
+    isa          "generic"; on x86 "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx" or, for
+                 tests, "amx_emulated"; on ARM "neon", "neon_dotprod" or "neon_bf16"; the default
+                 is the fastest usable one
     Raises       ValueError if this machine cannot run `isa`
     """
 

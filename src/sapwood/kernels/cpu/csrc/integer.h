@@ -23,11 +23,9 @@ constexpr std::int64_t kLineBytes = 64;                // of a cache
 constexpr std::int64_t kProductsPerThread = 65536;     // below, a thread costs too much
 constexpr float kLeastMagnitude = 1e-30f;  // what is smaller counts as zero: 127 / it must be finite
 
-typedef std::int8_t VB __attribute__((vector_size(W)));
-
 // Each lane: sum + the four products of w's unsigned and x's signed bytes. kSmall: w's are below 64.
 template <bool kSmall>
-SAPWOOD_INLINE VI dot_bytes(VI sum, VU w, VU x) {
+SAPWOOD_INLINE VI dot_bytes(VI sum, VU w, Factor x) {
 #if defined(__AVX512VNNI__)
   return bits_as<VI>(_mm512_dpbusd_epi32(bits_as<__m512i>(sum), bits_as<__m512i>(w), bits_as<__m512i>(x)));
 #elif defined(__AVX512BW__)
@@ -50,6 +48,17 @@ SAPWOOD_INLINE VI dot_bytes(VI sum, VU w, VU x) {
                                          _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
   return sum + bits_as<VI>(_mm256_add_epi32(even, odd));
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+  const int8x8_t factor = vreinterpret_s8_u32(x);
+  return bits_as<VI>(vusdotq_lane_s32(bits_as<int32x4_t>(sum), bits_as<uint8x16_t>(w), factor, 0));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  const int8x8_t factor = vreinterpret_s8_u32(x);
+  return bits_as<VI>(vdotq_lane_s32(bits_as<int32x4_t>(sum), bits_as<int8x16_t>(w), factor, 0));
+#elif defined(SAPWOOD_NEON)
+  // Two products are at most 2 * 128 * 127, which 16 bits hold.
+  const int8x16_t a = bits_as<int8x16_t>(w), b = vreinterpretq_s8_u32(vdupq_lane_u32(x, 0));
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
+  return bits_as<VI>(vpadalq_s16(bits_as<int32x4_t>(sum), vpaddq_s16(low, high)));
 #else
   const VI a = bits_as<VI>(w), b = bits_as<VI>(x);
   sum += (a & 255) * ((b << 24) >> 24);
@@ -66,6 +75,8 @@ SAPWOOD_INLINE VF rounded(VF x) {
   asm("" : "+v"(x));
 #elif defined(__x86_64__)
   asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
 #else
   asm("" : "+m"(x));
 #endif
@@ -78,6 +89,8 @@ SAPWOOD_INLINE VF to_floats(VI x) { return __builtin_convertvector(x, VF); }
 SAPWOOD_INLINE std::int32_t largest(VI v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_epi32(bits_as<__m512i>(v));
+#elif defined(SAPWOOD_NEON)
+  return vmaxvq_s32(bits_as<int32x4_t>(v));
 #else
   std::int32_t x = v[0];
   for (int i = 1; i < W; i++) x = v[i] > x ? v[i] : x;
@@ -88,6 +101,8 @@ SAPWOOD_INLINE std::int32_t largest(VI v) {
 SAPWOOD_INLINE std::int32_t total(VI v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_epi32(bits_as<__m512i>(v));
+#elif defined(SAPWOOD_NEON)
+  return vaddvq_s32(bits_as<int32x4_t>(v));
 #else
   std::int32_t x = v[0];
   for (int i = 1; i < W; i++) x += v[i];
@@ -99,6 +114,10 @@ SAPWOOD_INLINE std::int32_t total(VI v) {
 SAPWOOD_INLINE VF load_halves(const std::byte* p) {
 #if defined(__AVX512F__)
   return bits_as<VF>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(SAPWOOD_NEON)
+  float16x4_t halves;
+  __builtin_memcpy(&halves, p, sizeof(halves));
+  return bits_as<VF>(vcvt_f32_f16(halves));
 #else
   VH h;
   __builtin_memcpy(&h, p, sizeof(h));
@@ -140,8 +159,7 @@ SAPWOOD_INLINE std::int32_t round_to_bytes(const T* x, std::int64_t k, float inv
     const VF scaled = rounded(load(x + i) * splat(inverse));
     const VI whole = bits_as<VI>(scaled + magic) - bits_as<VI>(magic);
     sums += whole;
-    const VB bytes = __builtin_convertvector(whole, VB);
-    __builtin_memcpy(out + i, &bytes, sizeof(bytes));
+    store_bytes(out + i, whole);
   }
   std::int32_t sum = total(sums);
   for (; i < k; i++) {

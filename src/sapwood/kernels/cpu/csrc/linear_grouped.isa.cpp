@@ -38,13 +38,6 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
   }
 }
 
-// W int8 -> fp32.
-SAPWOOD_INLINE VF load_bytes(const std::byte* p) {
-  VB bytes;
-  __builtin_memcpy(&bytes, p, sizeof(bytes));
-  return to_floats(__builtin_convertvector(bytes, VI));
-}
-
 // Of lane `lane` of the first (kHigh: the second) 16 inputs: what its numbers have above four bits.
 // `numbers` are those of the group.
 template <int kBits, bool kHigh>
@@ -80,7 +73,7 @@ SAPWOOD_INLINE void add_half(VI (&sums)[R][V], const std::byte* numbers, const s
     for (int v = 0; v < V; v++) right[v] = numbers_of<kBits, kHigh>(numbers + v * W * 4, kFirst + lane);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const VU left = splat_lane(load_lane(x + r * row_bytes + (kHigh ? 16 : 0) + lane * 4));
+      const Factor left = load_factor(x + r * row_bytes + (kHigh ? 16 : 0) + lane * 4);
 #pragma GCC unroll 16
       for (int v = 0; v < V; v++) sums[r][v] = dot_bytes<kBits != 8>(sums[r][v], right[v], left);
     }
@@ -128,8 +121,8 @@ SAPWOOD_INLINE void read_scales(const std::byte* group, int within, const VF (&d
   for (int v = 0; v < V; v++) {
     const int column = within + v * W;
     if (kLayout.heads) {
-      scale[v] = d[v] * load_bytes(group + kRun * kPanel + column);
-      if (kLayout.minima) minimum[v] = least[v] * load_bytes(group + (kRuns + kRun) * kPanel + column);
+      scale[v] = d[v] * to_floats(load_bytes(group + kRun * kPanel + column));
+      if (kLayout.minima) minimum[v] = least[v] * to_floats(load_bytes(group + (kRuns + kRun) * kPanel + column));
     } else {
       scale[v] = load_halves(group + column * 2);
       if (kLayout.minima) minimum[v] = load_halves(group + (kPanel + column) * 2);

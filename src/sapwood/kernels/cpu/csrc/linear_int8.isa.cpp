@@ -47,7 +47,7 @@ SAPWOOD_INLINE void add_group(VF (&results)[R][V], const std::byte* x, std::int6
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const VU factor = splat_lane(load_lane(left + r * row_bytes));
+      const Factor factor = load_factor(left + r * row_bytes);
 #pragma GCC unroll 16
       for (int v = 0; v < V; v++) sums[r][v] = dot_bytes<false>(sums[r][v], right[v], factor);
     }
