@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 6, 2, 32, 16, 12
 EPS, SCALE = 1e-5, HEAD_DIM**-0.5
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Weights:
     """Plain tensors, from which both sides are built."""
 
@@ -76,7 +76,8 @@ def make_step(
     for norms, head_norms, linears in zip(
         weights.norms, weights.head_norms, weights.linears, strict=False
     ):
-        qkv, o, gate_up, down = (kernels.pack_linear(*pair) for pair in linears)
+        own = norms[0].dtype
+        qkv, o, gate_up, down = (kernels.pack_linear(*pair, own) for pair in linears)
         q_norm, k_norm = head_norms or (None, None)
         layers.append(
             LayerParts(
@@ -90,9 +91,11 @@ def make_step(
                 down=down,
             )
         )
+    dtype = weights.norms[-1][0].dtype
     model = DecoderParts(
+        dtype=dtype,
         embedding=weights.embedding, layers=layers, final_norm=weights.norms[-1][0],
-        lm_head=kernels.pack_linear(weights.embedding, None), cos_sin=weights.cos_sin,
+        lm_head=kernels.pack_linear(weights.embedding, None, dtype), cos_sin=weights.cos_sin,
         num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_dim=HEAD_DIM, eps=EPS, scale=SCALE,
     )  # fmt: skip
     return DecoderStep(kernels, model, caches)
@@ -106,10 +109,11 @@ def run_ops(
 ) -> Tensor:
     """The step, op by op."""
     token_ids, positions, write_index, batch, logits_index = inputs
-    residual = kernels.embedding(token_ids, weights.embedding)
+    dtype = weights.norms[0][0].dtype
+    residual = kernels.embedding(token_ids, weights.embedding, dtype)
     normed = kernels.rms_norm(residual, weights.norms[0][0], EPS)
     for i, (keys, values) in enumerate(caches):
-        qkv, o, gate_up, down = (kernels.pack_linear(*pair) for pair in weights.linears[i])
+        qkv, o, gate_up, down = (kernels.pack_linear(*pair, dtype) for pair in weights.linears[i])
         q_norm, k_norm = weights.head_norms[i] or (None, None)
         q = kernels.qk_norm_rope_write_kv(
             qkv(normed), num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_dim=HEAD_DIM,
@@ -120,7 +124,7 @@ def run_ops(
         normed, residual = kernels.add_rms_norm(x, residual, weights.norms[i][1], EPS)
         x = down(kernels.silu_and_mul(gate_up(normed)))
         normed, residual = kernels.add_rms_norm(x, residual, weights.norms[i + 1][0], EPS)
-    return kernels.pack_linear(weights.embedding, None).fp32(normed[logits_index])
+    return kernels.pack_linear(weights.embedding, None, dtype).fp32(normed[logits_index])
 
 
 def make_inputs(
@@ -166,6 +170,24 @@ def test_prefill_then_decode(dtype: torch.dtype, variant: bool, kv: torch.dtype 
         tolerance = (1e-4 if kv is None else 0.02) if dtype == torch.float32 else 0.04
         error = (logits.float() - expected.float()).abs().max()
         assert error <= tolerance * expected.float().abs().max()
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def test_weights_of_16_bits_compute_what_their_float32_copies_do(stored: torch.dtype) -> None:
+    kernels = CpuKernels(num_threads=2)
+    wide = make_weights(torch.float32, variant=True)
+    for linears in wide.linears:
+        linears[:] = [(weight.to(stored).float(), bias) for weight, bias in linears]
+    narrow = replace(
+        wide,
+        embedding=wide.embedding.to(stored),
+        linears=[[(weight.to(stored), bias) for weight, bias in one] for one in wide.linears],
+    )
+    wide = replace(wide, embedding=narrow.embedding.float())
+    steps = [make_step(kernels, one, make_caches(torch.float32)) for one in (narrow, wide)]
+    for query_lens, context_lens in (([20, 3], [20, 3]), ([1, 1], [21, 4])):
+        inputs = make_inputs(query_lens, context_lens)
+        assert torch.equal(steps[0](*inputs), steps[1](*inputs))
 
 
 def test_only_wanted_rows_have_logits() -> None:

@@ -16,8 +16,10 @@ import torch
 from sapwood.app.model_defaults import read_json, reading
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
+from sapwood.kernels.interface import DTYPES
 from sapwood.layers.quantization import SCHEMES
 from sapwood.layers.quantization.checkpoint import CheckpointScheme
+from sapwood.layers.quantization.dense import DenseScheme
 from sapwood.layers.quantization.formats import format_of
 from sapwood.layers.quantization.formats.interface import CheckpointFormat
 from sapwood.layers.quantization.interface import LinearScheme
@@ -210,7 +212,16 @@ def linear_scheme(config: EngineConfig, files: ModelFiles) -> LinearScheme:
     form = checkpoint_format(files)
     if form is not None:
         return CheckpointScheme(form.name)
-    return SCHEMES.get(config.model.quantization or "none")()
+    if config.model.quantization is None:
+        return DenseScheme(dense_weight_dtype(config))
+    return SCHEMES.get(config.model.quantization)()
+
+
+def dense_weight_dtype(config: EngineConfig) -> torch.dtype | None:
+    """What weights that are not quantised are kept in; None: the dtype of the activations, as
+    always beside quantised weights."""
+    name = config.model.weight_dtype
+    return None if config.model.quantization is not None or name is None else DTYPES[name]
 
 
 @contextmanager

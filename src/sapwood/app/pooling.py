@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sapwood.app.loading import LoadWatch, fill, linear_scheme, timed
+from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
@@ -134,7 +134,8 @@ def load_pooling_model(
                 model = Encoder(shape, head, kernels, Group(), device, dtype, scheme)
             case DecoderConfig():
                 build = ARCHITECTURES.get(shape.architecture)
-                decoder = build(shape, kernels, Group(), device, dtype, scheme)
+                stored = dense_weight_dtype(config)
+                decoder = build(shape, kernels, Group(), device, dtype, scheme, stored)
                 model = PooledDecoder(decoder, decoder_head(shape.hidden_size, num_labels, device))
     fill(model, files, config, dtype, name_of=model.checkpoint_name, watch=watch)
     return model

@@ -12,6 +12,7 @@ from sapwood.app.grammars import GrammarParts, build_grammars
 from sapwood.app.loading import (
     LoadWatch,
     checkpoint_format,
+    dense_weight_dtype,
     fill,
     linear_scheme,
     refuse_absurd_size,
@@ -476,7 +477,8 @@ def load_model(
     with timed("model structure"):
         build = ARCHITECTURES.get(resolved.decoder.architecture)
         scheme = linear_scheme(config, files)
-        model = build(resolved.decoder, resolved.kernels.kernels, Group(), device, dtype, scheme)
+        kernels, embedding_dtype = resolved.kernels.kernels, dense_weight_dtype(config)
+        model = build(resolved.decoder, kernels, Group(), device, dtype, scheme, embedding_dtype)
     fill(model, files, config, dtype, watch=watch)
     return model
 

@@ -152,8 +152,11 @@ class Kernels(Protocol):
     @property
     def isa(self) -> str: ...
 
-    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
-        """token_ids [T] int64, weight [vocab, hidden] -> [T, hidden]."""
+    def embedding(
+        self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """token_ids [T] int64, weight [vocab, hidden] -> [T, hidden] of `dtype`, by default the
+        weight's own, which may be narrower."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -215,8 +218,13 @@ class Kernels(Protocol):
         """x [T, 2 * I] -> silu(x[:, :I]) * x[:, I:]. Source: Shazeer 2020, arXiv:2002.05202."""
         ...
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """weight [out, in], bias [out] or None -> the layer, packed once."""
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        """weight [out, in], bias [out] of `dtype` or None -> the layer, packed once.
+
+        dtype  of the x that it is called with, by default the weight's own. With a narrower weight
+               the products are those of the weight in `dtype`"""
         ...
 
     def pack_quantized_linear(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -41,13 +42,15 @@ class LayerParts:
 class DecoderParts:
     """x + attention(norm(x)), then x + down(silu(gate) * up) of norm(x), layer by layer.
 
-    embedding  [vocab, hidden]
+    dtype      of activations, norms and dense caches
+    embedding  [vocab, hidden] of this dtype, or narrower
     lm_head    hidden -> vocab, of rows after final_norm [hidden]
     cos_sin    [max_positions, rotary_dim] fp32, as in Kernels.qk_norm_rope_write_kv
     scale      of the attention scores
     num_ranks  ranks that share the model; with several, o and down are summed over them
     """
 
+    dtype: torch.dtype
     embedding: Tensor
     layers: Sequence[LayerParts]
     final_norm: Tensor

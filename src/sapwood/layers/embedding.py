@@ -13,7 +13,7 @@ from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
 from sapwood.layers.linear import Linear
-from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.dense import DENSE, check_range
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.targets import Target
 
@@ -30,29 +30,36 @@ class VocabEmbedding:
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
+        weight_dtype: torch.dtype | None = None,
     ) -> None:
+        """dtype: of the vectors; weight_dtype: in which they are kept, if narrower."""
         self._kernels = kernels
         self._group = group
+        self._dtype = dtype
         self._vocab_size = vocab_size
         size = rows_per_rank(vocab_size, group)
         self._first = group.rank * size
-        self.weight = torch.empty(size, hidden_size, device=device, dtype=dtype)
+        self.weight = torch.empty(size, hidden_size, device=device, dtype=weight_dtype or dtype)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] int64 -> [T, hidden], the same on every rank"""
         if self._group.size == 1:
-            return self._kernels.embedding(token_ids, self.weight)
+            return self._kernels.embedding(token_ids, self.weight, self._dtype)
         local = token_ids - self._first
         elsewhere = (local < 0) | (local >= self.weight.shape[0])
-        rows = self._kernels.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        rows = self._kernels.embedding(local.masked_fill(elsewhere, 0), self.weight, self._dtype)
         return self._group.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
     def targets(self) -> dict[str, Target]:
         def place(tensor: Tensor) -> None:
-            self.weight.copy_(vocab_rows(tensor, self.weight.shape[0], self._first))
+            own = vocab_rows(tensor, self.weight.shape[0], self._first)
+            self.weight.copy_(own)
+            check_range(self.weight, own)
 
         def place_blocks(weight: LinearPart) -> None:
-            self.weight.copy_(self.own_blocks(weight).dequantized(self.weight.dtype))
+            own = self.own_blocks(weight).dequantized(torch.float32)
+            self.weight.copy_(own)
+            check_range(self.weight, own)
 
         shape = (self._vocab_size, self.weight.shape[1])
         return {"weight": Target(shape, place, place_blocks)}

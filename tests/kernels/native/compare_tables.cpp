@@ -244,6 +244,27 @@ void test_sampling_weights(Context& context, DType dtype) {
   check("sampling_weights' tops", {block_top.begin(), block_top.end()}, tops, 1e-5);
 }
 
+// All numbers of 16 bits, and an odd number of them.
+void test_widen(Context& context) {
+  for (const WeightKind kind : {WeightKind::bf16, WeightKind::f16}) {
+    std::vector<std::uint16_t> numbers;
+    std::vector<double> expected;
+    for (std::uint32_t bits = 0; bits < 0x10000; bits++) {
+      const bool is_half = kind == WeightKind::f16, is_finite = (bits & 0x7c00) != 0x7c00;
+      numbers.push_back(static_cast<std::uint16_t>(bits));
+      expected.push_back(!is_half                   ? from_bf16(numbers.back())
+                         : is_finite                ? from_half(numbers.back())
+                         : (bits & 0x03ff) != 0     ? kNaN
+                         : (bits & 0x8000) != 0     ? -kInfinity
+                                                    : kInfinity);
+    }
+    expected.pop_back();
+    std::vector<float> out(expected.size());
+    context.ops().widen(kind, numbers.data(), out.data(), static_cast<std::int64_t>(out.size()));
+    check("widen", {out.begin(), out.end()}, expected, 0);
+  }
+}
+
 // ---- attention ----
 
 // One layer's cache of keys or values.
@@ -425,20 +446,27 @@ struct Layer {
 
 constexpr std::int64_t kOutputs = 70;  // two panels and a part of one
 
-// A dense weight's panels (pack.h).
-void make_dense(Layer& layer, DType dtype, std::int64_t k, Random& random) {
-  Array weight(dtype, static_cast<std::size_t>(kOutputs * k), random);
-  layer.name = std::string("linear ") + name_of(dtype);
-  layer.plain = weight.numbers();
-  const std::int64_t per_lane = dtype == DType::f32 ? 1 : 2, lanes = k / per_lane, panels = (kOutputs + kPanel - 1) / kPanel;
-  layer.packed.resize(static_cast<std::size_t>(panels * lanes * kPanel * 4));
-  for (std::int64_t row = 0; row < kOutputs; row++) {
-    for (std::int64_t lane = 0; lane < lanes; lane++) {
-      std::memcpy(layer.packed.data() + ((row / kPanel * lanes + lane) * kPanel + row % kPanel) * 4,
-                  static_cast<const char*>(weight.data()) + (row * lanes + lane) * 4, 4);
+const char* name_of(WeightKind kind) {
+  return kind == WeightKind::f32 ? "fp32" : kind == WeightKind::bf16 ? "bf16" : "fp16";
+}
+
+// A dense weight's panels (pack.h). k is even for bf16.
+void make_dense(Layer& layer, WeightKind kind, std::int64_t k, Random& random) {
+  const std::int64_t panels = (kOutputs + kPanel - 1) / kPanel, together = kind == WeightKind::bf16 ? 2 : 1;
+  layer.name = std::string("linear of ") + name_of(kind);
+  layer.packed.resize(static_cast<std::size_t>(panels * k * kPanel * dense_bytes(kind)));
+  for (std::int64_t n = 0; n < kOutputs; n++) {
+    for (std::int64_t i = 0; i < k; i++) {
+      const float number = static_cast<float>(random.unit());
+      const std::uint16_t half = static_cast<std::uint16_t>(0x2c00 + random.below(0x1000) + (number < 0 ? 0x8000 : 0));
+      const std::uint16_t narrow = kind == WeightKind::f16 ? half : to_bf16(number);
+      const std::int64_t at = ((n / kPanel * (k / together) + i / together) * kPanel + n % kPanel) * together + i % together;
+      std::byte* to = layer.packed.data() + at * dense_bytes(kind);
+      kind == WeightKind::f32 ? std::memcpy(to, &number, 4) : std::memcpy(to, &narrow, 2);
+      layer.plain.push_back(kind == WeightKind::f32 ? number : kind == WeightKind::f16 ? from_half(half) : from_bf16(narrow));
     }
   }
-  layer.weight.kind = dtype == DType::f32 ? WeightKind::f32 : WeightKind::bf16;
+  layer.weight.kind = kind;
 }
 
 void make_int8(Layer& layer, std::int64_t k, Random& random) {
@@ -575,7 +603,7 @@ void run_layer(Context& context, Layer& layer, DType dtype, std::int64_t k, bool
 void test_wide(Context& context, std::int64_t k) {
   Random random(9);
   Layer layer;
-  make_dense(layer, DType::bf16, k, random);
+  make_dense(layer, WeightKind::bf16, k, random);
   layer.weight.data = layer.packed.data();
   layer.weight.n = layer.weight.out_stride = kOutputs;
   layer.weight.k = k;
@@ -607,7 +635,12 @@ void test_linear(Context& context, DType dtype, std::vector<double>* results) {
     run_layer(context, layer, dtype, k, true, nullptr);
     run_layer(context, layer, dtype, k, false, layer.rounds_x ? results : nullptr);
   };
-  for (const std::int64_t k : {6, 70, 900}) make([&](Layer& l) { make_dense(l, dtype, k, random); }, k);
+  for (const std::int64_t k : {6, 70, 900}) {
+    make([&](Layer& l) { make_dense(l, WeightKind::bf16, k, random); }, k);
+    if (dtype == DType::bf16) continue;  // takes no other weights
+    make([&](Layer& l) { make_dense(l, WeightKind::f32, k, random); }, k);
+    make([&](Layer& l) { make_dense(l, WeightKind::f16, k + 1, random); }, k + 1);
+  }
   for (const std::int64_t k : {64, 101, 576}) make([&](Layer& l) { make_int8(l, k, random); }, k);
   for (int kind = static_cast<int>(WeightKind::q8_0); kind <= static_cast<int>(WeightKind::iq4_xs); kind++) {
     const bool heads = layout_of(static_cast<WeightKind>(kind)).heads;
@@ -669,6 +702,7 @@ void test_all(Context& context, std::vector<double>* same) {
     }
   }
   for (const std::int64_t k : {6, 576, 900}) test_wide(context, k);
+  test_widen(context);
 }
 
 }  // namespace

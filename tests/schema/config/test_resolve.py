@@ -39,6 +39,47 @@ MODEL = ModelFacts(
 TOKEN_BYTES = MODEL.kv_values_per_token * 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "checkpoint", "weight_format", "expected"),
+    [
+        ("auto", "bfloat16", "safetensors", "bfloat16"),
+        ("auto", "float16", "safetensors", "float16"),
+        ("auto", "float32", "safetensors", "float16"),
+        ("auto", "bfloat16", "gguf", "float16"),  # stands for quantised blocks
+        ("auto", "float16", "gguf", "float16"),
+        ("float32", "bfloat16", "safetensors", "bfloat16"),  # exact, so no need to ask
+        ("float32", "float32", "safetensors", "float32"),
+        ("float32", "bfloat16", "gguf", "float32"),
+    ],
+)
+def test_weights_keep_16_bits_where_activations_are_float32(
+    asked, checkpoint, weight_format, expected
+):
+    model = replace(MODEL, dtype=checkpoint, weight_format=weight_format)
+    machine = replace(CPU, fast_bfloat16=False)
+    config, decisions = resolve(EngineConfig(model=ModelConfig(dtype=asked)), machine, model)
+    assert config.model.dtype == "float32"
+    assert config.model.weight_dtype == expected
+    assert "weight_dtype" in reasons(decisions)
+
+
+def test_the_weights_own_dtype_can_be_asked_for():
+    asked = EngineConfig(model=ModelConfig(dtype="float32", weight_dtype="float32"))
+    config, decisions = resolve(asked, CPU, MODEL)
+    assert config.model.weight_dtype == "float32"
+    assert "weight_dtype" not in reasons(decisions)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "machine"), [("bfloat16", CPU), ("float32", GPU), ("float16", GPU)]
+)
+def test_weights_of_another_dtype_need_float32_activations_on_a_cpu(dtype, machine):
+    weight_dtype = "float32" if dtype == "bfloat16" else "bfloat16"
+    asked = EngineConfig(model=ModelConfig(dtype=dtype, weight_dtype=weight_dtype))
+    with pytest.raises(ConfigError, match=f"--weight-dtype {weight_dtype} needs --dtype"):
+        resolve(asked, machine, MODEL)
+
+
 def reasons(decisions):
     return {decision.option: decision.reason for decision in decisions}
 

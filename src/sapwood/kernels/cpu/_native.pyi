@@ -68,6 +68,7 @@ class DecoderStep:
         kv: int,
         eps: float,
         scale: float,
+        embedding_kind: int,
         embedding: int,
         cos_sin: int,
         final_norm: int,
@@ -95,7 +96,16 @@ class DecoderStep:
     ) -> None: ...
 
 def embedding(
-    token_ids: int, weight: int, out: int, tokens: int, vocab: int, row_bytes: int, /
+    context: Context,
+    token_ids: int,
+    kind: int,
+    weight: int,
+    dtype: int,
+    out: int,
+    tokens: int,
+    vocab: int,
+    hidden: int,
+    /,
 ) -> None: ...
 def rms_norm(
     context: Context,
@@ -163,12 +173,13 @@ def qk_norm_rope_write_kv(
     page_size: int,
     /,
 ) -> None: ...
-def pack_weight(weight: int, out: int, n: int, lanes: int, /) -> None: ...
+def pack_weight(kind: int, weight: int, out: int, n: int, k: int, /) -> None: ...
 def linear(
     context: Context,
     dtype: int,
     x: int,
     x_stride: int,
+    kind: int,
     weight: int,
     bias: int,
     out: int,

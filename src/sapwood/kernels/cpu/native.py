@@ -104,18 +104,20 @@ class CpuKernels:
         self._context.threads = num_threads
         torch.set_num_threads(1)
 
-    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
-        if not weight.is_contiguous() or not weight.is_cpu:
-            raise ValueError(f"weight {describe(weight)} must be contiguous and on a CPU")
+    def embedding(
+        self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        dtype = weight.dtype if dtype is None else dtype
+        check_embedding(weight, dtype)
         if token_ids.dtype != torch.int64:
             raise TypeError(f"token_ids must be int64, not {token_ids.dtype}")
         token_ids = token_ids.contiguous()
         vocab, hidden = weight.shape
         num_tokens = token_ids.numel()
-        out = weight.new_empty((num_tokens, hidden))
+        out = torch.empty((num_tokens, hidden), dtype=dtype)
         _native.embedding(
-            token_ids.data_ptr(), weight.data_ptr(), out.data_ptr(),
-            num_tokens, vocab, hidden * weight.element_size(),
+            self._context, token_ids.data_ptr(), WEIGHT_KINDS[weight.dtype], weight.data_ptr(),
+            dtype_of(out), out.data_ptr(), num_tokens, vocab, hidden,
         )  # fmt: skip
         return out
 
@@ -233,12 +235,16 @@ class CpuKernels:
         _native.silu_and_mul(self._context, dtype, x.data_ptr(), out.data_ptr(), rows, doubled // 2)
         return out
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
         """The packed copy replaces the weight: nothing of `weight` is kept."""
-        dtype_of(weight)
-        if bias is not None and (bias.dtype != weight.dtype or bias.numel() != weight.shape[0]):
+        dtype = weight.dtype if dtype is None else dtype
+        if dtype not in _DTYPES or not weight.is_cpu or not is_held(weight.dtype, dtype):
+            raise TypeError(f"a weight {describe(weight)} cannot be kept for activations of {dtype}")
+        if bias is not None and (bias.dtype != dtype or bias.numel() != weight.shape[0]):
             raise ValueError(f"bias {describe(bias)} does not fit weight {describe(weight)}")
-        return Linear(self._context, self._memory, weight, bias)
+        return Linear(self._context, self._memory, weight, bias, dtype)
 
     def pack_quantized_linear(
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
@@ -337,7 +343,10 @@ class CpuKernels:
 
 
 class Linear:
-    """One linear layer, its weight packed in panels (csrc/pack.h)."""
+    """One linear layer, its weight packed in panels (csrc/pack.h).
+
+    A weight of 16 bits stays so for float32 activations, and is widened where it is multiplied.
+    """
 
     def __init__(
         self,
@@ -345,11 +354,14 @@ class Linear:
         memory: WeightMemory,
         weight: Tensor,
         bias: Tensor | None,
+        dtype: torch.dtype,
     ) -> None:
+        """dtype: of the activations"""
         self._context = context
         self._num_out, self._num_in = weight.shape
-        self._dtype = weight.dtype
-        self._code = _DTYPES[weight.dtype]
+        self._dtype = dtype
+        self._code = _DTYPES[dtype]
+        self._kind = WEIGHT_KINDS[weight.dtype]
         # bf16 is multiplied in pairs; an odd row gets a zero at its end.
         self._padding = self._num_in % 2 if weight.dtype == torch.bfloat16 else 0
         if self._padding:
@@ -358,9 +370,8 @@ class Linear:
         padded_out = -(-self._num_out // _native.PANEL) * _native.PANEL
         self._weight = memory.empty((padded_out, weight.shape[1]), weight.dtype)
         _native.pack_weight(
-            weight.data_ptr(), self._weight.data_ptr(), self._num_out,
-            weight.shape[1] * weight.element_size() // 4,
-        )  # fmt: skip
+            self._kind, weight.data_ptr(), self._weight.data_ptr(), self._num_out, weight.shape[1]
+        )
         self._bias = None if bias is None else bias.contiguous()
         self._weight_address = self._weight.data_ptr()
         self._bias_address = 0 if self._bias is None else self._bias.data_ptr()
@@ -378,7 +389,7 @@ class Linear:
     def native_weight(self) -> _native.LinearWeight:
         """What C++ computes this layer with; valid as long as this layer lives."""
         return _native.LinearWeight(
-            WEIGHT_KINDS[self._dtype], self._weight_address, 0, self._bias_address,
+            self._kind, self._weight_address, 0, self._bias_address,
             self._num_out, self._num_in + self._padding, self._num_out, None,
         )  # fmt: skip
 
@@ -393,21 +404,35 @@ class Linear:
         if num_in != self._num_in or x.dtype != self._dtype:
             raise ValueError(
                 f"x {describe(x)} does not fit a weight [{self._num_out}, {self._num_in}] "
-                f"of {self._dtype}"
+                f"for {self._dtype}"
             )
         if self._padding:
             x = F.pad(x, (0, 1))
             num_in += 1
         x_stride, entry_stride = x.stride()
-        if entry_stride != 1 or x_stride % 2 != 0:
+        if entry_stride != 1 or (x_stride % 2 != 0 and self._dtype == torch.bfloat16):
             x, x_stride = x.contiguous(), num_in
         out = torch.empty((rows, self._num_out), dtype=out_dtype)
         _native.linear(
-            self._context, self._code, x.data_ptr(), x_stride, self._weight_address,
+            self._context, self._code, x.data_ptr(), x_stride, self._kind, self._weight_address,
             self._bias_address, out.data_ptr(), rows, self._num_out, num_in,
             out_dtype == torch.float32,
         )  # fmt: skip
         return out
+
+
+def is_held(stored: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether numbers that are stored so can be used with activations of `dtype` as they are."""
+    is_narrow = dtype == torch.float32 and stored in (torch.bfloat16, torch.float16)
+    return stored == dtype or is_narrow
+
+
+def check_embedding(weight: Tensor, dtype: torch.dtype) -> None:
+    """ValueError unless rows of `weight` can become vectors of `dtype`."""
+    if not weight.is_contiguous() or not weight.is_cpu:
+        raise ValueError(f"embedding {describe(weight)} must be contiguous and on a CPU")
+    if dtype not in _DTYPES or not is_held(weight.dtype, dtype):
+        raise ValueError(f"embedding {describe(weight)} cannot be read as {dtype}")
 
 
 def describe(x: Tensor) -> str:

@@ -17,19 +17,20 @@ from sapwood.kernels.reference.quantized import quantize
 WEIGHT_KINDS: dict[str | torch.dtype, int] = {
     torch.float32: 0,
     torch.bfloat16: 1,
-    "int8": 2,
-    "q8_0": 3,
-    "q4_0": 4,
-    "q4_1": 5,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q2_k": 8,
-    "q3_k": 9,
-    "q4_k": 10,
-    "q5_k": 11,
-    "q6_k": 12,
-    "iq4_xs": 13,
-    "iq4_nl": 3,  # bytes with a scale per 32 inputs, as q8_0
+    torch.float16: 2,
+    "int8": 3,
+    "q8_0": 4,
+    "q4_0": 5,
+    "q4_1": 6,
+    "q5_0": 7,
+    "q5_1": 8,
+    "q2_k": 9,
+    "q3_k": 10,
+    "q4_k": 11,
+    "q5_k": 12,
+    "q6_k": 13,
+    "iq4_xs": 14,
+    "iq4_nl": 4,  # bytes with a scale per 32 inputs, as q8_0
 }
 """As WeightKind in csrc/ops.h numbers them."""
 

@@ -17,11 +17,11 @@ from sapwood.kernels.cpu.native import (
     Linear,
     address_of,
     cache_layout,
+    check_embedding,
     check_indices,
-    describe,
     dtype_of,
 )
-from sapwood.kernels.cpu.quantized import QuantizedLinear
+from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
 from sapwood.kernels.recording import CannotRecord, DecoderParts
 
@@ -42,16 +42,16 @@ class DecoderStep:
         self._kernels = kernels
         self._keep = (parts, tuple(kv_caches))
         embedding, cos_sin = parts.embedding, parts.cos_sin
-        self._dtype = embedding.dtype
+        self._dtype = parts.dtype
         self._vocab, hidden = embedding.shape
-        if not embedding.is_contiguous():
-            raise ValueError(f"embedding {describe(embedding)} must be contiguous")
+        check_embedding(embedding, self._dtype)
+        like = torch.empty(0, dtype=self._dtype)
         if cos_sin.dtype != torch.float32 or not cos_sin.is_contiguous():
             raise ValueError("cos_sin must be float32 and contiguous")
         if len(kv_caches) != len(parts.layers):
             raise ValueError(f"{len(kv_caches)} KV caches for {len(parts.layers)} layers")
         layouts = {
-            cache_layout(*pair, embedding, parts.num_kv_heads, parts.head_dim) for pair in kv_caches
+            cache_layout(*pair, like, parts.num_kv_heads, parts.head_dim) for pair in kv_caches
         }
         if len(layouts) != 1:
             raise ValueError(f"the layers' KV caches differ in their layout: {layouts}")
@@ -62,12 +62,12 @@ class DecoderStep:
         # Kept: fresh memory costs the system a fault per page, 0.5 ms per step of 32 requests.
         self._logits = torch.empty((0, self._vocab))
         self._step = _native.DecoderStep(
-            dtype_of(embedding), hidden, self._vocab, cos_sin.shape[0],
+            dtype_of(like), hidden, self._vocab, cos_sin.shape[0],
             parts.num_heads, parts.num_kv_heads, parts.head_dim, cos_sin.shape[1],
             layout.page_size, layout.num_pages, layout.key_stride, layout.value_stride, layout.kv,
             parts.eps, parts.scale,
-            embedding.data_ptr(), cos_sin.data_ptr(),
-            address_of(parts.final_norm, embedding, hidden, "final_norm"),
+            WEIGHT_KINDS[embedding.dtype], embedding.data_ptr(), cos_sin.data_ptr(),
+            address_of(parts.final_norm, like, hidden, "final_norm"),
             self._linear(parts.lm_head, "lm_head", self._vocab, hidden),
             [self._layer(parts, i, pair) for i, pair in enumerate(kv_caches)],
         )  # fmt: skip
@@ -110,8 +110,9 @@ class DecoderStep:
         ],
     ]:
         """One layer's addresses, checked."""
-        layer, like, head_dim = parts.layers[index], parts.embedding, parts.head_dim
-        hidden = like.shape[1]
+        layer, head_dim = parts.layers[index], parts.head_dim
+        hidden = parts.embedding.shape[1]
+        like = torch.empty(0, dtype=self._dtype)
         heads = parts.num_heads * head_dim
         kv_heads = parts.num_kv_heads * head_dim
         inner = _native_form(layer.down, "down").sizes[1]

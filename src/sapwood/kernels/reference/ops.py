@@ -46,8 +46,10 @@ class ReferenceKernels:
             return f"{need.dtype} is not a floating point type"
         return need.why_not_kv()
 
-    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
-        return weight[token_ids]
+    def embedding(
+        self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        return weight[token_ids].to(dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
@@ -140,8 +142,10 @@ class ReferenceKernels:
         gate, up = x.float().chunk(2, dim=-1)
         return (gate * torch.sigmoid(gate) * up).to(x.dtype)
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        return _Linear(weight, bias)
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        return _Linear(weight.to(dtype), bias)
 
     def pack_quantized_linear(
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype

@@ -52,8 +52,10 @@ class TorchKernels:
             return f"{need.dtype} is not float32, bfloat16 or float16"
         return need.why_not_kv() or lacking(need.attention)
 
-    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
-        return weight.index_select(0, token_ids)
+    def embedding(
+        self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        return weight.index_select(0, token_ids).to(dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows, width = x.shape
@@ -137,8 +139,10 @@ class TorchKernels:
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        return pack(weight, bias)
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        return pack(weight.to(dtype), bias)
 
     def pack_quantized_linear(
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype

@@ -39,8 +39,10 @@ class TritonKernels:
     can_be_captured = True
     isa = ""
 
-    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
-        return elementwise.embedding(token_ids, weight)
+    def embedding(
+        self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        return elementwise.embedding(token_ids, weight).to(dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norms.rms_norm(x, weight, eps)
@@ -95,8 +97,10 @@ class TritonKernels:
     def silu_and_mul(self, x: Tensor) -> Tensor:
         return elementwise.activate_and_mul(x, "silu")
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        return DenseLinear(weight, bias)
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        return DenseLinear(weight.to(dtype), bias)
 
     def pack_quantized_linear(
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype

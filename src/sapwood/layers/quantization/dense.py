@@ -1,4 +1,4 @@
-"""Weights of the model's dtype."""
+"""Weights of a float dtype: that of the activations, or a narrower one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sapwood.base.errors import WeightError
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
 
@@ -19,10 +20,15 @@ class DenseStorage:
     takes_blocks = False
 
     def __init__(
-        self, part_sizes: tuple[int, ...], kernels: Kernels, allocate: Callable[[], Tensor] | None
+        self,
+        part_sizes: tuple[int, ...],
+        kernels: Kernels,
+        dtype: torch.dtype,
+        allocate: Callable[[], Tensor] | None,
     ) -> None:
-        """allocate: makes the tensor; None: it will be shared."""
+        """dtype: of the activations. allocate: makes the tensor; None: it will be shared."""
         self._kernels = kernels
+        self._dtype = dtype
         self._part_sizes = part_sizes
         self._allocate = allocate
         self._weight: Tensor | None = None
@@ -39,24 +45,43 @@ class DenseStorage:
 
     def place(self, part: int, shard: Tensor) -> None:
         first = sum(self._part_sizes[:part])
-        self.weight[first : first + self._part_sizes[part]].copy_(shard)
+        own = self.weight[first : first + self._part_sizes[part]]
+        own.copy_(shard)
+        check_range(own, shard)
 
     def place_blocks(self, part: int, shard: LinearPart) -> None:
-        self.place(part, shard.dequantized(self.weight.dtype))
+        self.place(part, shard.dequantized(torch.float32))
 
     def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         self._weight = weight
 
     def pack(self, bias: Tensor | None) -> PackedLinear:
-        packed = self._kernels.pack_linear(self.weight, bias)
+        packed = self._kernels.pack_linear(self.weight, bias, self._dtype)
         self._weight = None  # targets may still refer to this storage
         return packed
 
 
+def check_range(stored: Tensor, shard: Tensor) -> None:
+    """WeightError if a finite number of `shard` became infinite in `stored`, its copy in float16."""
+    if stored.dtype != torch.float16 or shard.dtype == torch.float16:
+        return
+    if bool((stored.isinf() & shard.to(stored.device).isfinite()).any()):
+        raise WeightError(
+            f"a weight of {shard.abs().amax().item():g} is beyond float16, whose largest number is "
+            "65504; start with --weight-dtype bfloat16"
+        )
+
+
 class DenseScheme:
-    """No quantisation."""
+    """No quantisation.
+
+    weight_dtype  in which weights and the embedding are kept; None: that of the activations
+    """
 
     name = "none"
+
+    def __init__(self, weight_dtype: torch.dtype | None = None) -> None:
+        self.weight_dtype = weight_dtype
 
     def storage(
         self,
@@ -69,8 +94,9 @@ class DenseScheme:
         device: torch.device,
         dtype: torch.dtype,
     ) -> DenseStorage:
-        allocate = partial(torch.empty, (sum(part_sizes), in_size), device=device, dtype=dtype)
-        return DenseStorage(part_sizes, kernels, None if tied else allocate)
+        stored = self.weight_dtype or dtype
+        allocate = partial(torch.empty, (sum(part_sizes), in_size), device=device, dtype=stored)
+        return DenseStorage(part_sizes, kernels, dtype, None if tied else allocate)
 
 
 DENSE = DenseScheme()

@@ -63,7 +63,7 @@ class BlocksStorage:
             for part in order
         ]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return self._kernels.pack_linear(weight, bias)
+        return self._kernels.pack_linear(weight, bias, self._dtype)
 
 
 class GgufScheme:

@@ -157,8 +157,11 @@ class Decoder(ABC):
         device: torch.device,
         dtype: torch.dtype,
         scheme: LinearScheme = DENSE,
+        embedding_dtype: torch.dtype | None = None,
     ) -> None:
-        """`scheme` stores the weights of all linear layers, the output layer's among them.
+        """`dtype` is that of activations, norms and biases; `embedding_dtype` is what the embedding
+        is kept in, if narrower. `scheme` stores the weights of all linear layers, the output
+        layer's among them.
 
         Raises ConfigError if the sizes do not divide by the group's, or do not fit the scheme."""
         self.config = config
@@ -177,6 +180,7 @@ class Decoder(ABC):
             group=group,
             device=device,
             dtype=dtype,
+            weight_dtype=embedding_dtype,
         )
         self._layers = tuple(
             DecoderLayer(
@@ -267,6 +271,7 @@ class Decoder(ABC):
         RuntimeError before `finalize`."""
         attention = self._layers[0].attention_parts()
         return DecoderParts(
+            dtype=self._norm.weight.dtype,
             embedding=self._embedding.weight,
             layers=[layer.parts() for layer in self._layers],
             final_norm=self._norm.weight,

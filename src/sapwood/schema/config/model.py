@@ -51,8 +51,16 @@ class ModelConfig:
     )
     dtype: str = option(
         "auto",
-        "Data type of weights, activations and, unless --kv-cache-dtype says otherwise, KV cache.",
+        "Data type of activations and, unless --weight-dtype and --kv-cache-dtype say otherwise, of "
+        "weights and KV cache.",
         choices=DTYPES,
+    )
+    weight_dtype: str | None = option(
+        None,
+        "Data type in which weights that are not quantised are kept, the same as --dtype or, on a "
+        "CPU with float32 activations, one of 16 bits: products are those of float32, and half the "
+        "bytes are read; default: chosen by checkpoint and machine.",
+        choices=tuple(one for one in DTYPES if one != "auto"),
     )
     quantization: str | None = option(
         None,

@@ -145,6 +145,9 @@ def _resolve_model(
     if dtype == "auto":
         dtype, reason = _choose_dtype(model, execution, machine)
         decisions.append(Decision("dtype", dtype, reason))
+    weight_dtype, reason = _choose_weight_dtype(asked, dtype, execution, model)
+    if reason is not None:
+        decisions.append(Decision("weight_dtype", weight_dtype, reason))
     quantization = asked.quantization if model.quantized is None else model.quantized.name
     if quantization is not None:
         reason = _check_quantization(asked.quantization, dtype, model)
@@ -165,6 +168,7 @@ def _resolve_model(
     return replace(
         asked,
         dtype=dtype,
+        weight_dtype=weight_dtype,
         quantization=quantization,
         context_length=length,
         served_model_name=served,
@@ -215,6 +219,31 @@ def _choose_dtype(
     if checkpoint == "float32":
         return "bfloat16", "half the bytes of the checkpoint's float32"
     return checkpoint, "the checkpoint's own"
+
+
+def _choose_weight_dtype(
+    asked: ModelConfig, dtype: str, execution: ExecutionConfig, model: ModelFacts
+) -> tuple[str, str | None]:
+    """What weights that are not quantised are kept in, and why if it was a choice; ConfigError if
+    it cannot be."""
+    widens = execution.device == "cpu" and dtype == "float32" and not model.whole_prompts
+    if asked.weight_dtype is not None:
+        if asked.weight_dtype != dtype and not widens:
+            raise ConfigError(
+                f"--weight-dtype {asked.weight_dtype} needs --dtype {asked.weight_dtype} here: only "
+                "on a CPU and with float32 activations are weights of another type multiplied, and "
+                "encoders have none"
+            )
+        return asked.weight_dtype, None
+    if not widens:
+        return dtype, None
+    # A GGUF file's bfloat16 stands for its quantised types (models/store/gguf_config.py).
+    is_narrow = model.dtype == "bfloat16" and model.weight_format != "gguf"
+    if is_narrow or model.dtype == "float16":
+        return model.dtype, "the checkpoint's own: exactly its numbers, in half the bytes of float32"
+    if asked.dtype == "auto":
+        return "float16", "half the bytes of float32; rounds weights to 11 bits, bfloat16 to 8"
+    return "float32", "as the activations, which were asked for"
 
 
 def _check_quantization(asked: str | None, dtype: str, model: ModelFacts) -> str:
@@ -269,9 +298,9 @@ def _check_checkpoint(asked: str | None, model: ModelFacts, found: CheckpointFac
 
 
 def _weight_bytes(model_config: ModelConfig, model: ModelFacts) -> int:
-    size = DTYPE_BYTES[model_config.dtype]
     if model_config.quantization is None:
-        return model.num_parameters * size
+        return model.num_parameters * DTYPE_BYTES[model_config.weight_dtype or model_config.dtype]
+    size = DTYPE_BYTES[model_config.dtype]
     if model.quantized is not None:
         quantized = model.quantized.weight_bytes
     else:

@@ -1,6 +1,7 @@
 #include "context.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "coded.h"
@@ -51,8 +52,10 @@ Team Context::team() const {
 
 void Context::linear(LinearArgs args, DType dtype) {
   if (args.m == 0) return;
-  const std::size_t floats = static_cast<std::size_t>(kLinearScratchFloats * threads_);
-  args.scratch = reinterpret_cast<float*>(scratch.at_least(floats * sizeof(float)));
+  if (!is_dense(args.kind) || (dtype == DType::bf16 && args.kind != WeightKind::bf16)) {
+    throw std::invalid_argument("a dense weight of bf16 takes x of fp32 or bf16, any other x of fp32");
+  }
+  args.scratch = scratch.at_least(ops_->linear_scratch(dtype, args.kind, args.m, args.k, threads_));
   args.team = team();
   ops_->linear(dtype, args);
 }
@@ -60,12 +63,11 @@ void Context::linear(LinearArgs args, DType dtype) {
 void Context::linear(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
                      std::int64_t rows, void* out) {
   if (rows == 0) return;
-  if (weight.kind == WeightKind::f32 || weight.kind == WeightKind::bf16) {
-    const DType own = weight.kind == WeightKind::f32 ? DType::f32 : DType::bf16;
-    if (dtype != own || weight.next != nullptr || weight.out_stride != weight.n) {
-      throw std::invalid_argument("a dense weight needs x of its own dtype and makes whole rows");
+  if (is_dense(weight.kind)) {
+    if (weight.next != nullptr || weight.out_stride != weight.n) {
+      throw std::invalid_argument("a dense weight makes whole rows");
     }
-    linear({x, x_stride, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}}, dtype);
+    linear({x, x_stride, weight.kind, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}}, dtype);
     return;
   }
   std::byte* begin = static_cast<std::byte*>(out);
@@ -93,9 +95,8 @@ void Context::linear_coded(const LinearWeight& weight, DType dtype, const void* 
 void Context::fetch(const LinearWeight& weight) {
   const std::int64_t panels = (weight.n + kPanel - 1) / kPanel;
   const std::int64_t all = weight.coded != nullptr ? panels * extent_of(*weight.coded).panel_bytes
-                           : weight.kind == WeightKind::f32    ? panels * kPanel * weight.k * 4
-                           : weight.kind == WeightKind::bf16 ? panels * kPanel * weight.k * 2
-                                                             : panels * panel_bytes(weight.kind, weight.k);
+                           : is_dense(weight.kind) ? panels * kPanel * weight.k * dense_bytes(weight.kind)
+                                                   : panels * panel_bytes(weight.kind, weight.k);
   pool_->fetch(weight.data, static_cast<std::size_t>(all), kFetchAheadBytes);
 }
 
@@ -107,7 +108,7 @@ void Context::linear_fp32(const LinearWeight& weight, DType dtype, const void* x
     return;
   }
   if (weight.kind == WeightKind::bf16) {
-    linear({x, x_stride, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, true}, dtype);
+    linear({x, x_stride, weight.kind, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, true}, dtype);
     return;
   }
   if (weight.coded != nullptr && weight.next == nullptr) {
@@ -124,6 +125,23 @@ void Context::linear_fp32(const LinearWeight& weight, DType dtype, const void* x
     }
   }
   linear(weight, DType::f32, widened, weight.k, rows, out);
+}
+
+void embed(const Ops& ops, const EmbeddingTable& table, const std::int64_t* ids, std::int64_t n, DType dtype,
+           void* out) {
+  const std::size_t bytes = static_cast<std::size_t>(table.hidden * dense_bytes(table.kind));
+  if (dtype == DType::bf16 && table.kind != WeightKind::bf16) {
+    throw std::invalid_argument("an embedding becomes bf16 only if it is stored so");
+  }
+  const bool same = (table.kind == WeightKind::f32) == (dtype == DType::f32);
+  for (std::int64_t i = 0; i < n; i++) {
+    const std::byte* row = static_cast<const std::byte*>(table.rows) + static_cast<std::size_t>(ids[i]) * bytes;
+    if (same) {
+      std::memcpy(static_cast<std::byte*>(out) + static_cast<std::size_t>(i) * bytes, row, bytes);
+    } else {
+      ops.widen(table.kind, row, static_cast<float*>(out) + i * table.hidden, table.hidden);
+    }
+  }
 }
 
 void check_indices(const char* what, const std::int64_t* index, std::int64_t n, std::int64_t limit) {

@@ -21,6 +21,18 @@ const std::vector<Ops>& usable_ops();
 // Throws std::out_of_range unless every index[i] is in [0, limit).
 void check_indices(const char* what, const std::int64_t* index, std::int64_t n, std::int64_t limit);
 
+// Vectors of tokens, [vocab, hidden] of a dense kind.
+struct EmbeddingTable {
+  WeightKind kind;
+  const void* rows;
+  std::int64_t hidden;
+};
+
+// Rows of the table -> out [n, hidden]. bf16 rows stay bf16 or become fp32, all others become fp32;
+// throws std::invalid_argument for anything else.
+void embed(const Ops& ops, const EmbeddingTable& table, const std::int64_t* ids, std::int64_t n, DType dtype,
+           void* out);
+
 // 64-byte aligned memory that only grows.
 class Buffer {
  public:

@@ -25,6 +25,9 @@
 #define SAPWOOD_ISA avx2
 #include "table.h"
 #undef SAPWOOD_ISA
+#define SAPWOOD_ISA avx2_vnni
+#include "table.h"
+#undef SAPWOOD_ISA
 #define SAPWOOD_ISA avx512
 #include "table.h"
 #undef SAPWOOD_ISA
@@ -58,6 +61,13 @@ namespace {
 
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+// AVX-VNNI: products of bytes in registers of 256 bits. Source: Intel SDM volume 2, CPUID.
+[[maybe_unused]] bool has_avx_vnni() {
+  constexpr unsigned kAvxVnni = 1u << 4;  // leaf 7, subleaf 1, eax
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni) != 0;
 }
 
 bool has_avx512() {
@@ -99,13 +109,14 @@ std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
   const std::vector<std::uint16_t> x = whole_numbers(kRows * kInputs, 7);
   const std::vector<std::uint16_t> weight = whole_numbers(kOutputs * kInputs, 11);
   const std::vector<float> scales(kOutputs, 1.0f);
-  const std::size_t scratch_bytes = static_cast<std::size_t>(
-      std::max<std::int64_t>(kLinearScratchFloats * 4, quantized_scratch(WeightKind::int8, kRows, 128, 1)));
+  const std::size_t scratch_bytes =
+      std::max(ops.linear_scratch(DType::bf16, WeightKind::bf16, kRows, kInputs, 1),
+               static_cast<std::size_t>(quantized_scratch(WeightKind::int8, kRows, 128, 1)));
   Buffer scratch;
   std::byte* own = scratch.at_least(scratch_bytes);
   std::vector<float> out(kRows * kOutputs);
-  ops.linear(DType::bf16, {x.data(), kInputs, weight.data(), nullptr, out.data(), kRows, kOutputs, kInputs,
-                           reinterpret_cast<float*>(own), alone, true});
+  ops.linear(DType::bf16, {x.data(), kInputs, WeightKind::bf16, weight.data(), nullptr, out.data(), kRows,
+                           kOutputs, kInputs, own, alone, true});
   // The same bytes as int8; 128 inputs, of which the rows of x begin kInputs apart.
   const LinearWeight bytes{WeightKind::int8, weight.data(), scales.data(), nullptr, kOutputs, 128, kOutputs,
                            nullptr};
@@ -148,13 +159,18 @@ struct ArmFeatures {
 #endif
 
 // Sets that do otherwise than another one only what they name.
+#define SAPWOOD_WITH_BYTES(SET)                               \
+  Ops with_##SET(Ops table) {                                 \
+    table.name = #SET;                                        \
+    table.linear_int8 = SET::linear_int8;                     \
+    table.linear_grouped = SET::linear_grouped;               \
+    return table;                                             \
+  }
+#if defined(SAPWOOD_HAS_AVX2_VNNI)
+SAPWOOD_WITH_BYTES(avx2_vnni)
+#endif
 #if defined(SAPWOOD_HAS_AVX512_VNNI)
-Ops with_vnni(Ops table) {
-  table.name = "avx512_vnni";
-  table.linear_int8 = avx512_vnni::linear_int8;
-  table.linear_grouped = avx512_vnni::linear_grouped;
-  return table;
-}
+SAPWOOD_WITH_BYTES(avx512_vnni)
 #endif
 
 #define SAPWOOD_WITH_UNIT(SET)                                \
@@ -163,6 +179,7 @@ Ops with_vnni(Ops table) {
     table.paged_attention = SET::paged_attention;             \
     table.attention_scratch = SET::attention_scratch;         \
     table.linear = SET::linear;                               \
+    table.linear_scratch = SET::linear_scratch;               \
     table.linear_int8 = SET::linear_int8;                     \
     return table;                                             \
   }
@@ -188,10 +205,12 @@ Ops with_bf16(Ops table) {
   table.silu_and_mul = neon_bf16::silu_and_mul;
   table.argmax = neon_bf16::argmax;
   table.sampling_weights = neon_bf16::sampling_weights;
+  table.widen = neon_bf16::widen;
   table.qk_norm_rope_write_kv = neon_bf16::qk_norm_rope_write_kv;
   table.paged_attention = neon_bf16::paged_attention;
   table.attention_scratch = neon_bf16::attention_scratch;
   table.linear = neon_bf16::linear;
+  table.linear_scratch = neon_bf16::linear_scratch;
   table.linear_int8 = neon_bf16::linear_int8;
   table.linear_grouped = neon_bf16::linear_grouped;
   table.linear_coded = neon_bf16::linear_coded;
@@ -207,13 +226,16 @@ std::vector<Ops> find_usable() {
 #if defined(SAPWOOD_HAS_AVX2)
   usable.push_back(avx2::ops);
 #endif
+#if defined(SAPWOOD_HAS_AVX2_VNNI)
+  if (has_avx_vnni()) usable.push_back(with_avx2_vnni(avx2::ops));
+#endif
   if (!has_avx512()) return usable;
 #if defined(SAPWOOD_HAS_AVX512)
   usable.push_back(avx512::ops);
 #endif
   if (!__builtin_cpu_supports("avx512vnni")) return usable;
 #if defined(SAPWOOD_HAS_AVX512_VNNI)
-  usable.push_back(with_vnni(avx512::ops));
+  usable.push_back(with_avx512_vnni(avx512::ops));
 #endif
   if (!__builtin_cpu_supports("avx512bf16")) return usable;
 #if defined(SAPWOOD_HAS_AMX_EMULATED)

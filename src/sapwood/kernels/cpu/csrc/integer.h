@@ -8,12 +8,25 @@
 namespace sapwood::SAPWOOD_ISA {
 namespace {
 
+// Rows of a register tile, each of which has integer and fp32 sums, and vectors of outputs beside each
+// other in it. A panel is as wide as its vectors where a row or two leave room for that.
 #if defined(__AVX512F__)
-constexpr int kTileHeight = 6;  // rows of a register tile: each has integer and fp32 sums
+constexpr int kTileHeight = 6;
+#elif defined(__AVX2__) || defined(SAPWOOD_NEON)
+constexpr int kTileHeight = 4;
 #else
 constexpr int kTileHeight = 2;
 #endif
-constexpr int kIntVectors = 2;  // vectors of outputs of a register tile
+#if defined(SAPWOOD_NEON)
+constexpr int kIntVectors = 4;
+constexpr bool kWidePanels = true;
+#else
+constexpr int kIntVectors = 2;
+constexpr bool kWidePanels = W >= 8;
+#endif
+static constexpr int int_vectors(int rows) {
+  return kWidePanels && rows <= 2 ? static_cast<int>(kPanel) / W : kIntVectors;
+}
 
 constexpr std::int64_t kStreamTaskBytes = 32 * 1024;   // of the weight per task, when memory is the limit
 constexpr std::int64_t kResidentBytes = 320 * 1024;    // of the weight per task that stay in L2
@@ -23,48 +36,121 @@ constexpr std::int64_t kLineBytes = 64;                // of a cache
 constexpr std::int64_t kProductsPerThread = 65536;     // below, a thread costs too much
 constexpr float kLeastMagnitude = 1e-30f;  // what is smaller counts as zero: 127 / it must be finite
 
-// Each lane: sum + the four products of w's unsigned and x's signed bytes. kSmall: w's are below 64.
-template <bool kSmall>
-SAPWOOD_INLINE VI dot_bytes(VI sum, VU w, Factor x) {
+// ---- products of bytes ----
+//
+// The instructions that multiply bytes take an unsigned and a signed factor. Weights are unsigned: numbers
+// below 64 as they are, and numbers of 8 bits plus 128. Where pairs of products are added in 16 bits,
+// which two products of 255 exceed, those of 8 bits become signed again (kSignedBytes), and x takes their
+// signs instead. What the 128 added is then not to be taken off. ARM processors without i8mm multiply
+// signed factors with signed ones: there, too, those of 8 bits become signed.
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool kHasVnni = true;
+#else
+constexpr bool kHasVnni = false;
+#endif
+#if defined(__AVX512BW__) || defined(__AVX2__)
+constexpr bool kSignedBytes = !kHasVnni;
+#elif defined(SAPWOOD_NEON) && !defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr bool kSignedBytes = true;
+#else
+constexpr bool kSignedBytes = false;
+#endif
+
+// What the offset of weights of 8 bits adds to a sum of products with these numbers of x, negated.
+SAPWOOD_INLINE std::int32_t offset_correction(std::int32_t sum) { return kSignedBytes ? 0 : -128 * sum; }
+
+#if !defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define SAPWOOD_MADD(a, b) bits_as<VU>(_mm512_madd_epi16(bits_as<__m512i>(a), bits_as<__m512i>(b)))
+#define SAPWOOD_MADDUBS(a, b) bits_as<VU>(_mm512_maddubs_epi16(bits_as<__m512i>(a), bits_as<__m512i>(b)))
+#define SAPWOOD_ADD16(a, b) bits_as<VU>(_mm512_add_epi16(bits_as<__m512i>(a), bits_as<__m512i>(b)))
+#elif !defined(__AVXVNNI__) && !defined(__AVX512BW__) && defined(__AVX2__)
+#define SAPWOOD_MADD(a, b) bits_as<VU>(_mm256_madd_epi16(bits_as<__m256i>(a), bits_as<__m256i>(b)))
+#define SAPWOOD_MADDUBS(a, b) bits_as<VU>(_mm256_maddubs_epi16(bits_as<__m256i>(a), bits_as<__m256i>(b)))
+#define SAPWOOD_ADD16(a, b) bits_as<VU>(_mm256_add_epi16(bits_as<__m256i>(a), bits_as<__m256i>(b)))
+#endif
+
+// A vector of weights as dot_bytes takes it. kBits: of a number.
+template <int kBits>
+struct Right {
+  VU numbers;
+};
+
+#if defined(SAPWOOD_MADDUBS)
+template <>
+struct Right<8> {
+#if defined(__AVX512BW__)
+  VU magnitudes;
+  __mmask64 negative;
+#else
+  VU numbers, magnitudes;
+#endif
+};
+#endif
+
+template <int kBits>
+SAPWOOD_INLINE Right<kBits> right_of(VU numbers) {
+#if defined(SAPWOOD_MADDUBS)
+  if constexpr (kBits == 8) {
+    const VU plain = numbers ^ 0x80808080u;
+#if defined(__AVX512BW__)
+    return {bits_as<VU>(_mm512_abs_epi8(bits_as<__m512i>(plain))), _mm512_movepi8_mask(bits_as<__m512i>(plain))};
+#else
+    return {plain, bits_as<VU>(_mm256_abs_epi8(bits_as<__m256i>(plain)))};
+#endif
+  } else {
+    return {numbers};
+  }
+#elif defined(SAPWOOD_NEON)
+  return {kBits == 8 && kSignedBytes ? numbers ^ 0x80808080u : numbers};
+#else
+  return {numbers};
+#endif
+}
+
+// Each lane: sum + the four products of the weight's and x's bytes.
+template <int kBits>
+SAPWOOD_INLINE VI dot_bytes(VI sum, const Right<kBits>& w, Factor x) {
 #if defined(__AVX512VNNI__)
-  return bits_as<VI>(_mm512_dpbusd_epi32(bits_as<__m512i>(sum), bits_as<__m512i>(w), bits_as<__m512i>(x)));
-#elif defined(__AVX512BW__)
-  const __m512i a = bits_as<__m512i>(w), b = bits_as<__m512i>(x);
-  if (kSmall) {
-    const __m512i pairs = _mm512_maddubs_epi16(a, b);
-    return sum + bits_as<VI>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  return bits_as<VI>(_mm512_dpbusd_epi32(bits_as<__m512i>(sum), bits_as<__m512i>(w.numbers), bits_as<__m512i>(x)));
+#elif defined(__AVXVNNI__)
+  return bits_as<VI>(_mm256_dpbusd_avx_epi32(bits_as<__m256i>(sum), bits_as<__m256i>(w.numbers), bits_as<__m256i>(x)));
+#elif defined(SAPWOOD_MADDUBS)
+  const VU ones = splat_lane(0x00010001u);
+  if constexpr (kBits == 8) {
+#if defined(__AVX512BW__)
+    const VU turned = bits_as<VU>(_mm512_mask_sub_epi8(bits_as<__m512i>(x), w.negative, _mm512_setzero_si512(),
+                                                       bits_as<__m512i>(x)));
+#else
+    const VU turned = bits_as<VU>(_mm256_sign_epi8(bits_as<__m256i>(x), bits_as<__m256i>(w.numbers)));
+#endif
+    return sum + bits_as<VI>(SAPWOOD_MADD(SAPWOOD_MADDUBS(w.magnitudes, turned), ones));
+  } else {
+    return sum + bits_as<VI>(SAPWOOD_MADD(SAPWOOD_MADDUBS(w.numbers, x), ones));
   }
-  const __m512i even = _mm512_madd_epi16(_mm512_and_si512(a, _mm512_set1_epi16(255)),
-                                         _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
-  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
-  return sum + bits_as<VI>(_mm512_add_epi32(even, odd));
-#elif defined(__AVX2__)
-  const __m256i a = bits_as<__m256i>(w), b = bits_as<__m256i>(x);
-  if (kSmall) {
-    const __m256i pairs = _mm256_maddubs_epi16(a, b);
-    return sum + bits_as<VI>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)),
-                                         _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
-  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
-  return sum + bits_as<VI>(_mm256_add_epi32(even, odd));
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
   const int8x8_t factor = vreinterpret_s8_u32(x);
-  return bits_as<VI>(vusdotq_lane_s32(bits_as<int32x4_t>(sum), bits_as<uint8x16_t>(w), factor, 0));
+  return bits_as<VI>(vusdotq_lane_s32(bits_as<int32x4_t>(sum), bits_as<uint8x16_t>(w.numbers), factor, 0));
 #elif defined(__ARM_FEATURE_DOTPROD)
   const int8x8_t factor = vreinterpret_s8_u32(x);
-  return bits_as<VI>(vdotq_lane_s32(bits_as<int32x4_t>(sum), bits_as<int8x16_t>(w), factor, 0));
+  return bits_as<VI>(vdotq_lane_s32(bits_as<int32x4_t>(sum), bits_as<int8x16_t>(w.numbers), factor, 0));
 #elif defined(SAPWOOD_NEON)
   // Two products are at most 2 * 128 * 127, which 16 bits hold.
-  const int8x16_t a = bits_as<int8x16_t>(w), b = vreinterpretq_s8_u32(vdupq_lane_u32(x, 0));
+  const int8x16_t a = bits_as<int8x16_t>(w.numbers), b = vreinterpretq_s8_u32(vdupq_lane_u32(x, 0));
   const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
   return bits_as<VI>(vpadalq_s16(bits_as<int32x4_t>(sum), vpaddq_s16(low, high)));
+#elif defined(__SSE2__)
+  const __m128i a = bits_as<__m128i>(w.numbers), b = bits_as<__m128i>(x);
+  const __m128i even = _mm_madd_epi16(_mm_and_si128(a, _mm_set1_epi16(255)),
+                                      _mm_srai_epi16(_mm_slli_epi16(b, 8), 8));
+  const __m128i odd = _mm_madd_epi16(_mm_srli_epi16(a, 8), _mm_srai_epi16(b, 8));
+  return sum + bits_as<VI>(_mm_add_epi32(even, odd));
 #else
-  const VI a = bits_as<VI>(w), b = bits_as<VI>(x);
+  const VI a = bits_as<VI>(w.numbers), b = bits_as<VI>(x);
   sum += (a & 255) * ((b << 24) >> 24);
   sum += ((a >> 8) & 255) * ((b << 16) >> 24);
   sum += ((a >> 16) & 255) * ((b << 8) >> 24);
-  return sum + bits_as<VI>(w >> 24) * (b >> 24);
+  return sum + bits_as<VI>(w.numbers >> 24) * (b >> 24);
 #endif
 }
 
@@ -111,24 +197,7 @@ SAPWOOD_INLINE std::int32_t total(VI v) {
 }
 
 // W fp16 -> fp32.
-SAPWOOD_INLINE VF load_halves(const std::byte* p) {
-#if defined(__AVX512F__)
-  return bits_as<VF>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif defined(SAPWOOD_NEON)
-  float16x4_t halves;
-  __builtin_memcpy(&halves, p, sizeof(halves));
-  return bits_as<VF>(vcvt_f32_f16(halves));
-#else
-  VH h;
-  __builtin_memcpy(&h, p, sizeof(h));
-  const VU wide = __builtin_convertvector(h, VU);
-  // The exponents' biases differ by 112; a product also makes normal numbers of subnormal ones.
-  const VU shifted = (wide & 0x7fff) << 13;
-  const VU finite = bits_as<VU>(bits_as<VF>(shifted) * splat(0x1p112f));
-  const VU magnitude = (wide & 0x7c00) == 0x7c00 ? shifted | 0x7f800000 : finite;
-  return bits_as<VF>(magnitude | ((wide & 0x8000) << 16));
-#endif
-}
+SAPWOOD_INLINE VF load_halves(const std::byte* p) { return load(reinterpret_cast<const f16*>(p)); }
 
 // ---- x ----
 

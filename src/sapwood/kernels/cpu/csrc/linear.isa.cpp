@@ -4,6 +4,11 @@
 // are few rows, and the right operand of a register tile when there are many. Around the tile, a
 // few rows of x stay in L1 and a chunk of panels in L2 while all rows pass over it. The matrix unit,
 // where there is one, takes a panel as it lies, too.
+//
+// Products are of bf16 where the instruction set has them and both factors are bf16, else of fp32. A
+// weight of 16 bits is then widened: in registers for a row or two, into a cache for more, so that
+// memory is read in 16 bits. Each output adds its products in the order of the inputs, whatever the
+// weight is stored as and however many rows there are: an fp32 copy of the weight gives the same bits.
 #include "matrix.h"
 #include "pack.h"
 #include "table.h"
@@ -12,26 +17,20 @@
 namespace sapwood::SAPWOOD_ISA {
 namespace {
 
+constexpr std::int64_t kVectorRows = 12;            // of x that share one pass over a panel, by vectors
 constexpr std::int64_t kStreamBytes = 64 * 1024;    // of the weight per task, when memory is the limit
-constexpr std::int64_t kPrefetchLanes = 8192 / 4;   // measured best of 1 to 16 KiB
+constexpr std::int64_t kStreamPanels = 64;          // of such a task, at most
+constexpr std::int64_t kAheadBytes = 8192;          // prefetched in a stream: measured best of 1 to 16 KiB
 constexpr std::int64_t kElementsPerThread = 32768;  // of the weight; below, a thread costs too much
-
-// Rows of x that share one pass over a panel, and such passes per task.
-#if defined(SAPWOOD_AMX)
-template <class T>
-constexpr std::int64_t kRowsPerPass = Pack<T>::per_lane == 2 ? kMostPassRows : kLinearRows;
+constexpr std::int64_t kWidenedInRegisters = 2;     // up to so many rows
+constexpr std::int64_t kTaskRows = 144;             // over panels that stay in L2
+#if defined(__AVX512F__)
+constexpr std::int64_t kTaskPanels = 8;
 #else
-template <class T>
-constexpr std::int64_t kRowsPerPass = kLinearRows;
+constexpr std::int64_t kTaskPanels = 4;  // L2 has 256 KiB on older processors
 #endif
-template <class T>
-constexpr std::int64_t kPassesPerTask = kLinearRows * kTaskTiles / kRowsPerPass<T>;
-static_assert(kRowsPerPass<bf16> <= kLinearMostRows);
-
-// How the work is cut: a task is `panels` panels x `rows` rows, done `tile_rows` rows at a time.
-struct Cut {
-  std::int64_t panels, rows, tile_rows, panel_tasks, row_tasks;
-};
+constexpr std::int64_t kDepthLanes = 384;                // of k at a time: a panel's take 48 KiB
+constexpr std::int64_t kDepthStride = kDepthLanes + 16;  // copied rows start in different cache sets
 
 // A few passes go over one part of a panel after the other, while the next part is on its way, so that
 // neither memory nor products wait. With more of them products take so much longer that a task's panels
@@ -39,65 +38,168 @@ struct Cut {
 constexpr std::int64_t kMostStreamedRows = 96;
 constexpr std::int64_t kPartLanes = 96;  // of k: with the rows of x they stay in the first-level cache
 
-template <class T>
+// Rows of x that share one pass over a panel.
+#if defined(SAPWOOD_AMX)
+template <class P>
+constexpr std::int64_t kRowsPerPass = Pack<P>::per_lane == 2 ? kMostPassRows : kVectorRows;
+constexpr std::int64_t kMostRows = kMostPassRows;
+#else
+template <class P>
+constexpr std::int64_t kRowsPerPass = kVectorRows;
+constexpr std::int64_t kMostRows = kVectorRows;
+#endif
+
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+constexpr bool kMultipliesBf16 = true;
+#else
+constexpr bool kMultipliesBf16 = false;
+#endif
+
+template <class A, class B>
+constexpr bool kSame = false;
+template <class A>
+constexpr bool kSame<A, A> = true;
+
+template <class P>
 constexpr bool streams(std::int64_t m) {
-  constexpr bool has_unit = kRowsPerPass<T> != kLinearRows;
-  return m <= (has_unit ? kRowsPerPass<T> : kMostStreamedRows);
+  constexpr bool has_unit = kRowsPerPass<P> != kVectorRows;
+  return m <= (has_unit ? kRowsPerPass<P> : kMostStreamedRows);
 }
 
-template <class T>
-Cut cut_work(std::int64_t m, std::int64_t all_panels, std::int64_t lanes, int threads) {
+// Per thread: the sums of a task, a tile of x, widened panels.
+constexpr std::int64_t kTaskSums = kTaskRows * kTaskPanels * kPanel;
+constexpr std::int64_t kTileOfX = kMostRows * kDepthStride;
+constexpr std::int64_t kWidened = kTaskPanels * kDepthLanes * kPanel;
+constexpr std::int64_t kThreadFloats = kTaskSums + kTileOfX + kWidened;
+static_assert(kTaskSums >= kMostRows * kPanel && kThreadFloats % 16 == 0);
+
+// How the work is cut: a task is `panels` panels x `rows` rows, done `tile_rows` rows at a time.
+struct Cut {
+  std::int64_t panels, rows, tile_rows, panel_tasks, row_tasks;
+};
+
+template <class P, class S>
+Cut cut_work(std::int64_t m, std::int64_t all_panels, std::int64_t k, int threads) {
   Cut cut{};
-  const std::int64_t tiles = (m + kRowsPerPass<T> - 1) / kRowsPerPass<T>;
-  const std::int64_t most_panels = least(kStreamPanels, kLinearSums / (tiles * kRowsPerPass<T> * kPanel));
+  const std::int64_t tiles = (m + kRowsPerPass<P> - 1) / kRowsPerPass<P>;
+  const std::int64_t most_panels = least(kStreamPanels, kTaskSums / (tiles * kRowsPerPass<P> * kPanel));
   cut.tile_rows = (m + tiles - 1) / tiles;
   const std::int64_t share = most(1, all_panels / (threads * 4));
-  const std::int64_t stream = most(1, least(most_panels, kStreamBytes / (lanes * kPanel * 4)));
-  cut.panels = least(share, streams<T>(m) ? stream : kTaskPanels);
+  const std::int64_t panel_bytes = k * kPanel * static_cast<std::int64_t>(sizeof(S));
+  const std::int64_t stream = most(1, least(most_panels, kStreamBytes / panel_bytes));
+  cut.panels = least(share, streams<P>(m) ? stream : kTaskPanels);
   cut.panel_tasks = (all_panels + cut.panels - 1) / cut.panels;
-  const std::int64_t wanted = streams<T>(m) ? 1 : most(1, threads * 4 / cut.panel_tasks);
-  const std::int64_t tiles_per_task = most(1, least(kPassesPerTask<T>, tiles / wanted));
+  const std::int64_t wanted = streams<P>(m) ? 1 : most(1, threads * 4 / cut.panel_tasks);
+  const std::int64_t tiles_per_task = most(1, least(kTaskRows / kRowsPerPass<P>, tiles / wanted));
   cut.rows = tiles_per_task * cut.tile_rows;
   cut.row_tasks = (m + cut.rows - 1) / cut.rows;
   return cut;
 }
 
-template <class T, bool kAdd, int kFetched>
+template <class P, bool kAdd, int kFetched>
 SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, const std::uint32_t* x, std::int64_t x_stride,
                                    const std::uint32_t* panel, float* c, std::int64_t c_stride,
                                    int rows, int lanes, const Ahead& ahead) {
-#if defined(SAPWOOD_AMX)
-  if (uses_unit<T>(rows)) {
-    unit.multiply<kAdd, (kFetched > 0)>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead.at);
+#if defined(SAPWOOD_UNIT)
+  if (uses_unit<P>(rows)) {
+    unit.multiply<kAdd, kFetched>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead);
     return;
   }
 #else
   static_cast<void>(unit);
 #endif
-#if defined(__AVX512F__)
-  // Two vectors cover a panel, so that up to twelve rows share each load of it.
+  // All vectors of a panel, so that as many rows as registers allow share each load of it.
+  constexpr int V = kPanel / W;
   switch (rows) {
 #define SAPWOOD_ROWS(R) \
-  case R: tile<T, kAdd, R, 2, kFetched>(x, x_stride, panel, kPanel, c, c_stride, lanes, ahead); break;
-    SAPWOOD_ROWS(1) SAPWOOD_ROWS(2) SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
-    SAPWOOD_ROWS(7) SAPWOOD_ROWS(8) SAPWOOD_ROWS(9) SAPWOOD_ROWS(10) SAPWOOD_ROWS(11)
-    SAPWOOD_ROWS(12)
-#undef SAPWOOD_ROWS
+  case R: tile<P, kAdd, R, V, kFetched>(x, x_stride, panel, kPanel, c, c_stride, lanes, ahead); break;
+    SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
+#if defined(__AVX512F__)
+    SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6) SAPWOOD_ROWS(7) SAPWOOD_ROWS(8)
+    SAPWOOD_ROWS(9) SAPWOOD_ROWS(10) SAPWOOD_ROWS(11) SAPWOOD_ROWS(12)
     default: break;
-  }
 #else
-  static_cast<void>(ahead);
-  multiply_tile<T, kAdd>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes);
+    default:
+      multiply_tile<P, kAdd, kFetched>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead);
 #endif
+#undef SAPWOOD_ROWS
+  }
 }
 
-template <class T>
+// ---- weights of 16 bits as fp32 ----
+
+// Calls body(input, vectors): the weights of each input for the 32 outputs of a panel, widened.
+template <class Body>
+SAPWOOD_INLINE void each_input(const bf16* panel, std::int64_t inputs, const Body& body) {
+  constexpr int V = kPanel / W;
+  for (std::int64_t i = 0; i < inputs; i += 2, panel += 2 * kPanel) {
+    VU lanes[V];
+    VF numbers[V];
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(panel) + kAheadBytes, 0, 2);
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(panel) + kAheadBytes + 64, 0, 2);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) {
+      lanes[v] = load_lanes(panel + 2 * v * W);
+      numbers[v] = bits_as<VF>(lanes[v] << 16);
+    }
+    body(i, numbers);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) numbers[v] = bits_as<VF>(lanes[v] & 0xffff0000u);
+    body(i + 1, numbers);
+  }
+}
+
+template <class Body>
+SAPWOOD_INLINE void each_input(const f16* panel, std::int64_t inputs, const Body& body) {
+  constexpr int V = kPanel / W;
+  for (std::int64_t i = 0; i < inputs; i++, panel += kPanel) {
+    VF numbers[V];
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(panel) + kAheadBytes, 0, 2);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) numbers[v] = load(panel + v * W);
+    body(i, numbers);
+  }
+}
+
+// Inputs of a panel -> [inputs, 32] fp32.
+template <class S>
+static inline void widen(const S* panel, std::int64_t inputs, float* to) {
+  each_input(panel, inputs, [&](std::int64_t i, const VF* numbers) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kPanel / W; v++) store(to + i * kPanel + v * W, numbers[v]);
+  });
+}
+
+// c[R, 32] = x[R, inputs] x a panel.
+template <class S, int R>
+static inline void widening_tile(const float* x, std::int64_t x_stride, const S* panel, float* c,
+                                 std::int64_t c_stride, std::int64_t inputs) {
+  constexpr int V = kPanel / W;
+  VF sums[R][V] = {};
+  each_input(panel, inputs, [&](std::int64_t i, const VF* numbers) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++) {
+      const Factor left = load_factor(x + r * x_stride + i);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; v++) sums[r][v] = dot(tag<float>(), sums[r][v], left, bits_as<VU>(numbers[v]));
+    }
+  });
+#pragma GCC unroll 2
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) store(c + r * c_stride + v * W, sums[r][v]);
+}
+
+// ---- tasks ----
+
+// Products of P; the weight is stored as S; bias and out are T.
+template <class P, class S, class T>
 class Linear {
  public:
-  Linear(const LinearArgs& args, const Cut& cut, float* scratch)
-      : a_(args), cut_(cut), sums_(scratch),
-        x_tile_(reinterpret_cast<std::uint32_t*>(scratch + kLinearSums)),
-        lanes_(args.k / Pack<T>::per_lane) {}
+  Linear(const LinearArgs& args, const P* x, std::int64_t x_stride, const Cut& cut, float* scratch)
+      : a_(args), cut_(cut), x_(x), x_stride_(x_stride), sums_(scratch),
+        x_tile_(reinterpret_cast<std::uint32_t*>(scratch + kTaskSums)),
+        widened_(scratch + kTaskSums + kTileOfX), lanes_(args.k / kLaneInputs) {}
 
   void run(std::int64_t task) {
     const std::int64_t all_panels = (a_.n + kPanel - 1) / kPanel;
@@ -105,13 +207,17 @@ class Linear {
     panels_ = least(cut_.panels, all_panels - first_);
     const std::int64_t row = task / cut_.panel_tasks * cut_.rows;
     const std::int64_t rows = least(cut_.rows, a_.m - row);
-    if (streams<T>(a_.m)) {
+    if (streams<P>(a_.m)) {
       for (std::int64_t p = 0; p < panels_; p++) stream_panel(p);
     } else {
       for (std::int64_t k = 0; k < lanes_; k += kDepthLanes) {
+        const int lanes = static_cast<int>(least(kDepthLanes, lanes_ - k));
+        if constexpr (kWidens) {
+          for (std::int64_t p = 0; p < panels_; p++) widen(stored(p, k), lanes, widened_ + p * kDepthLanes * kPanel);
+        }
         for (std::int64_t r = 0; r < rows; r += cut_.tile_rows) {
-          run_tile(row + r, static_cast<int>(least(cut_.tile_rows, rows - r)), k,
-                   static_cast<int>(least(kDepthLanes, lanes_ - k)), sums_ + r * panels_ * kPanel, r == 0);
+          run_tile(row + r, static_cast<int>(least(cut_.tile_rows, rows - r)), k, lanes,
+                   sums_ + r * panels_ * kPanel, r == 0);
         }
       }
     }
@@ -120,57 +226,78 @@ class Linear {
   }
 
  private:
+  static constexpr int kLaneInputs = Pack<P>::per_lane;
+  static constexpr bool kWidens = !kSame<P, S>;
+
   const std::uint32_t* row_of_x(std::int64_t row) const {
-    return reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(a_.x) + row * a_.x_stride);
+    return reinterpret_cast<const std::uint32_t*>(x_ + row * x_stride_);
+  }
+
+  // Panel p of the task from lane k on.
+  const S* stored(std::int64_t p, std::int64_t k) const {
+    return static_cast<const S*>(a_.weight) + ((first_ + p) * lanes_ + k) * kLaneInputs * kPanel;
   }
 
   // All rows of x with a panel, which is read once from beginning to end. One pass takes it as a
   // whole. Several take a part of it each in turn, and each fetches its share of the next part.
   void stream_panel(std::int64_t p) {
-    const std::int64_t x_stride = a_.x_stride / Pack<T>::per_lane, sums_stride = panels_ * kPanel;
-    const std::uint32_t* panel = static_cast<const std::uint32_t*>(a_.weight) + (first_ + p) * lanes_ * kPanel;
+    const std::int64_t x_stride = x_stride_ / kLaneInputs, sums_stride = panels_ * kPanel;
     float* c = sums_ + p * kPanel;
-    if (a_.m <= kRowsPerPass<T>) {
-      multiply_panel<T, false, 2>(unit_, row_of_x(0), x_stride, panel, c, sums_stride, static_cast<int>(a_.m),
-                                  static_cast<int>(lanes_), {panel + kPrefetchLanes, kPanel});
+    const S* panel = stored(p, 0);
+    if constexpr (kWidens) {
+      if (a_.m == 1) return widening_tile<S, 1>(x_, x_stride_, panel, c, sums_stride, lanes_);
+      if (a_.m == 2) return widening_tile<S, 2>(x_, x_stride_, panel, c, sums_stride, lanes_);
+      static_assert(kWidenedInRegisters == 2);
+    } else if (a_.m <= kRowsPerPass<P>) {
+      const std::uint32_t* lanes = reinterpret_cast<const std::uint32_t*>(panel);
+      multiply_panel<P, false, 2>(unit_, row_of_x(0), x_stride, lanes, c, sums_stride, static_cast<int>(a_.m),
+                                  static_cast<int>(lanes_), {lanes + kAheadBytes / 4, kPanel});
       return;
     }
     const std::int64_t passes = (a_.m + cut_.tile_rows - 1) / cut_.tile_rows;
-    const std::int64_t step = (kPanel + passes - 1) / passes;  // of the next part, per lane of this one
+    // Of the next part, per lane of this one: lanes of 32 bits, as everything that is fetched.
+    constexpr std::int64_t kStoredLanes = kPanel * kLaneInputs * static_cast<std::int64_t>(sizeof(S)) / 4;
+    const std::int64_t step = (kStoredLanes + passes - 1) / passes;
     for (std::int64_t k = 0; k < lanes_; k += kPartLanes) {
       const int lanes = static_cast<int>(least(kPartLanes, lanes_ - k));
-      const std::uint32_t* part = panel + k * kPanel;
-      Ahead ahead{part + lanes * kPanel, step};
+      const S* part = stored(p, k);
+      const std::uint32_t* right = reinterpret_cast<const std::uint32_t*>(part);
+      Ahead ahead{right + lanes * kStoredLanes, step};
+      if constexpr (kWidens) {
+        widen(part, lanes, widened_);
+        right = reinterpret_cast<const std::uint32_t*>(widened_);
+      }
       for (std::int64_t r = 0; r < a_.m; r += cut_.tile_rows, ahead.at += lanes * step) {
         const int rows = static_cast<int>(least(cut_.tile_rows, a_.m - r));
         const std::uint32_t* x = row_of_x(r) + k;
-        k > 0 ? multiply_panel<T, true, 1>(unit_, x, x_stride, part, c + r * sums_stride, sums_stride, rows, lanes, ahead)
-              : multiply_panel<T, false, 1>(unit_, x, x_stride, part, c + r * sums_stride, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<P, true, 1>(unit_, x, x_stride, right, c + r * sums_stride, sums_stride, rows, lanes, ahead)
+              : multiply_panel<P, false, 1>(unit_, x, x_stride, right, c + r * sums_stride, sums_stride, rows, lanes, ahead);
       }
     }
   }
 
   // Lanes [k, k + lanes) of some rows, for all panels of the task. The first tile brings the panels
-  // into the cache for the others.
-  void run_tile(std::int64_t row, int rows, std::int64_t k, int lanes, float* sums, bool from_memory) {
+  // into the cache for the others, unless they were widened before.
+  void run_tile(std::int64_t row, int rows, std::int64_t k, int lanes, float* sums, bool is_first) {
     // Rows a power of two apart would fall into the same few cache sets.
     for (int r = 0; r < rows; r++) {
       __builtin_memcpy(x_tile_ + r * kDepthStride, row_of_x(row + r) + k, static_cast<std::size_t>(lanes) * 4);
     }
     const std::uint32_t* x = x_tile_;
     constexpr std::int64_t x_stride = kDepthStride;
-    const std::uint32_t* w = static_cast<const std::uint32_t*>(a_.weight) + first_ * lanes_ * kPanel;
     const std::int64_t sums_stride = panels_ * kPanel;
     for (std::int64_t p = 0; p < panels_; p++) {
-      const std::uint32_t* panel = w + (p * lanes_ + k) * kPanel;
+      const std::uint32_t* panel =
+          kWidens ? reinterpret_cast<const std::uint32_t*>(widened_ + p * kDepthLanes * kPanel)
+                  : reinterpret_cast<const std::uint32_t*>(stored(p, k));
       float* c = sums + p * kPanel;
       const Ahead ahead{panel + lanes_ * kPanel, kPanel};  // the same lanes of the next one
-      if (from_memory) {
-        k > 0 ? multiply_panel<T, true, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
-              : multiply_panel<T, false, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
+      if (!kWidens && is_first) {
+        k > 0 ? multiply_panel<P, true, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
+              : multiply_panel<P, false, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
       } else {
-        k > 0 ? multiply_panel<T, true, 0>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
-              : multiply_panel<T, false, 0>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<P, true, 0>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
+              : multiply_panel<P, false, 0>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
       }
     }
   }
@@ -195,30 +322,71 @@ class Linear {
 
   const LinearArgs& a_;
   const Cut& cut_;
+  const P* x_;
+  const std::int64_t x_stride_;
   float* sums_;            // [rows, panels * kPanel] of a task
   std::uint32_t* x_tile_;  // [kRowsPerPass, kDepthStride]
+  float* widened_;         // [panels, kDepthLanes, kPanel], or a part of one panel
   const std::int64_t lanes_;
   std::int64_t first_ = 0, panels_ = 0;  // the task's panels
   MatrixUnit unit_;
 };
 
-template <class T>
-void multiply(const LinearArgs& a) {
+template <class P, class S, class T>
+void multiply(const LinearArgs& a, const P* x, std::int64_t x_stride, float* scratch) {
   const int threads = worth_threads(a.team.threads, a.n * a.k * ((a.m + 7) / 8), kElementsPerThread);
-  const Cut cut = cut_work<T>(a.m, (a.n + kPanel - 1) / kPanel, a.k / Pack<T>::per_lane, threads);
+  const Cut cut = cut_work<P, S>(a.m, (a.n + kPanel - 1) / kPanel, a.k, threads);
   const std::int64_t tasks = cut.panel_tasks * cut.row_tasks;
   Shares shares(tasks, threads);
   run_parallel(a.team, least(threads, tasks), [&](int thread) {
     int helped = 0;
-    Linear<T> linear(a, cut, a.scratch + thread * kLinearScratchFloats);
+    Linear<P, S, T> linear(a, x, x_stride, cut, scratch + thread * kThreadFloats);
     for (std::int64_t i; (i = shares.take_next(thread, &helped)) < tasks;) linear.run(i);
   });
 }
 
+// Floats of a copy of x in fp32; whole cache lines.
+constexpr std::int64_t widened_floats(std::int64_t m, std::int64_t k) { return (m * k + 15) / 16 * 16; }
+
+// x and weight of bf16, by products of fp32.
+void multiply_widened(const LinearArgs& a) {
+  float* wide = reinterpret_cast<float*>(a.scratch);
+  const int threads = worth_threads(a.team.threads, a.m * a.k, kElementsPerThread);
+  run_pieces(a.team, threads, a.m, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      const bf16* from = static_cast<const bf16*>(a.x) + row * a.x_stride;
+      float* to = wide + row * a.k;
+      std::int64_t i = 0;
+      for (; i + W <= a.k; i += W) store(to + i, load(from + i));
+      for (; i < a.k; i++) to[i] = to_float(from[i]);
+    }
+  });
+  multiply<float, bf16, bf16>(a, wide, a.k, wide + widened_floats(a.m, a.k));
+}
+
 }  // namespace
 
-void linear(DType dtype, const LinearArgs& args) {
-  dtype == DType::f32 ? multiply<float>(args) : multiply<bf16>(args);
+void linear(DType dtype, const LinearArgs& a) {
+  float* scratch = reinterpret_cast<float*>(a.scratch);
+  if (dtype == DType::bf16) {
+    if constexpr (kMultipliesBf16) {
+      multiply<bf16, bf16, bf16>(a, static_cast<const bf16*>(a.x), a.x_stride, scratch);
+    } else {
+      multiply_widened(a);
+    }
+    return;
+  }
+  const float* x = static_cast<const float*>(a.x);
+  switch (a.kind) {
+    case WeightKind::bf16: multiply<float, bf16, float>(a, x, a.x_stride, scratch); break;
+    case WeightKind::f16: multiply<float, f16, float>(a, x, a.x_stride, scratch); break;
+    default: multiply<float, float, float>(a, x, a.x_stride, scratch);
+  }
+}
+
+std::size_t linear_scratch(DType dtype, WeightKind, std::int64_t m, std::int64_t k, int threads) {
+  const std::int64_t wide = dtype == DType::bf16 && !kMultipliesBf16 ? widened_floats(m, k) : 0;
+  return static_cast<std::size_t>(wide + threads * kThreadFloats) * sizeof(float);
 }
 
 }  // namespace sapwood::SAPWOOD_ISA

@@ -13,12 +13,14 @@ namespace {
 constexpr std::int64_t kStreamBytes = 64 * 1024;    // of the weight per task, when memory is the limit
 constexpr std::int64_t kAheadBytes = 4096;          // of a panel, prefetched
 constexpr std::int64_t kElementsPerThread = 32768;  // of the weight; below, a thread costs too much
-constexpr int kVectors = 2;                         // of outputs of a register tile, per panel
 constexpr std::int64_t kTasksPerThread = 4;         // at least, where panels are decoded first
+// A register tile's rows, and its vectors of outputs per panel.
 #if defined(__AVX512F__)
-constexpr int kRows = 12;  // of a register tile
+constexpr int kRows = 12, kVectors = 2;
+#elif defined(SAPWOOD_NEON)
+constexpr int kRows = 4, kVectors = 4;
 #else
-constexpr int kRows = 4;
+constexpr int kRows = 4, kVectors = 2;
 #endif
 
 // ---- decoding: lanes of codes to lanes of numbers of x's dtype (simd.h) ----

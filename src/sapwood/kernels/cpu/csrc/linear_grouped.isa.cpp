@@ -31,7 +31,7 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
         __builtin_memset(bytes, 0, kLayout.run);
       }
       const float minimum_factor = scale * static_cast<float>(sum);
-      const std::int32_t start = -sum * kLayout.offset;
+      const std::int32_t start = kLayout.offset == 128 ? offset_correction(sum) : -sum * kLayout.offset;
       __builtin_memcpy(out + kCorrectionAt + run * 4,
                        kLayout.minima ? static_cast<const void*>(&minimum_factor) : &start, 4);
     }
@@ -66,16 +66,54 @@ template <int kBits, bool kHigh, int R, int V>
 SAPWOOD_INLINE void add_half(VI (&sums)[R][V], const std::byte* numbers, const std::byte* x,
                              std::int64_t row_bytes) {
   constexpr int kFirst = kBits == 8 && kHigh ? 4 : 0;
+  const auto left_of = [&](int r, int lane) {
+    return load_factor(x + r * row_bytes + (kHigh ? 16 : 0) + lane * 4);
+  };
+#if defined(SAPWOOD_MADDUBS)
+  if constexpr (kBits != 8) {
+    // Pairs of products are at most 2 * 127 * the largest number: of 5 bits eight products fit 16 bits
+    // with a sign, of 6 bits four.
+    constexpr int kSummed = kBits == 6 ? 2 : 4;
+#pragma GCC unroll 2
+    for (int first = 0; first < 4; first += kSummed) {
+      VU pairs[R][V];
+#pragma GCC unroll 4
+      for (int lane = first; lane < first + kSummed; lane++) {
+        VU right[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; v++) right[v] = numbers_of<kBits, kHigh>(numbers + v * W * 4, kFirst + lane);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          const Factor left = left_of(r, lane);
+#pragma GCC unroll 16
+          for (int v = 0; v < V; v++) {
+            const VU both = SAPWOOD_MADDUBS(right[v], left);
+            pairs[r][v] = lane == first ? both : SAPWOOD_ADD16(pairs[r][v], both);
+          }
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; v++) {
+          sums[r][v] += bits_as<VI>(SAPWOOD_MADD(pairs[r][v], splat_lane(0x00010001u)));
+        }
+    }
+    return;
+  }
+#endif
 #pragma GCC unroll 4
   for (int lane = 0; lane < 4; lane++) {
-    VU right[V];
+    Right<kBits> right[V];
 #pragma GCC unroll 16
-    for (int v = 0; v < V; v++) right[v] = numbers_of<kBits, kHigh>(numbers + v * W * 4, kFirst + lane);
+    for (int v = 0; v < V; v++) {
+      right[v] = right_of<kBits>(numbers_of<kBits, kHigh>(numbers + v * W * 4, kFirst + lane));
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const Factor left = load_factor(x + r * row_bytes + (kHigh ? 16 : 0) + lane * 4);
+      const Factor left = left_of(r, lane);
 #pragma GCC unroll 16
-      for (int v = 0; v < V; v++) sums[r][v] = dot_bytes<kBits != 8>(sums[r][v], right[v], left);
+      for (int v = 0; v < V; v++) sums[r][v] = dot_bytes(sums[r][v], right[v], left);
     }
   }
 }
@@ -166,26 +204,34 @@ SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* p
     for (int v = 0; v < V; v++) out[r * V + v] = results[r][v];
 }
 
+// R rows x a panel.
+template <class T, WeightKind kKind, int R>
+static inline void panel_tile(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
+                              const std::byte* panel, std::int64_t row, std::int64_t column, const Fetch& lines) {
+  constexpr int V = int_vectors(R);
+  for (int within = 0; within < kPanel; within += V * W) {
+    VF results[R * V];
+    tile<kKind, R, V>(x, row_bytes, panel, a.weight->k, within, lines, results);
+    for (int r = 0; r < R; r++) write_results<T, V>(a, row + r, column + within, results + r * V);
+  }
+}
+
 template <class T, WeightKind kKind>
 static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
                              const std::byte* panel, std::int64_t row, std::int64_t column,
                              std::int64_t rows, const Fetch& lines) {
-  constexpr int V = kIntVectors;
-  for (int within = 0; within < kPanel; within += V * W) {
-    VF results[kTileHeight * V];
-    switch (rows) {
+  switch (rows) {
 #define SAPWOOD_ROWS(R) \
-  case R: tile<kKind, R, V>(x, row_bytes, panel, a.weight->k, within, lines, results); break;
-      SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
+  case R: panel_tile<T, kKind, R>(a, x, row_bytes, panel, row, column, lines); break;
+    SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
+#if defined(__AVX2__) || defined(SAPWOOD_NEON)
+    SAPWOOD_ROWS(3) SAPWOOD_ROWS(4)
+#endif
 #if defined(__AVX512F__)
-      SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
+    SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
 #endif
 #undef SAPWOOD_ROWS
-      default: break;
-    }
-    for (std::int64_t r = 0; r < rows; r++) {
-      write_results<T, V>(a, row + r, column + within, results + r * V);
-    }
+    default: break;
   }
 }
 

@@ -19,7 +19,7 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
     std::int8_t* bytes = reinterpret_cast<std::int8_t*>(out);
     const Rounded group = round_group(x + i, count, bytes);
     for (std::int64_t j = count; j % 4 != 0; j++) bytes[j] = 0;
-    const std::int32_t correction = -128 * group.sum;  // of what the weights' 128 adds
+    const std::int32_t correction = offset_correction(group.sum);
     __builtin_memcpy(out + kScaleAt, &group.scale, 4);
     __builtin_memcpy(out + kCorrectionAt, &correction, 4);
   }
@@ -40,16 +40,14 @@ SAPWOOD_INLINE void add_group(VF (&results)[R][V], const std::byte* x, std::int6
   const std::byte* left = x;
 #pragma GCC unroll 4
   for (std::int64_t lane = 0; lane < lanes; lane++, left += 4, w += kPanel * 4) {
-    VU right[V];
+    Right<8> right[V];
 #pragma GCC unroll 16
-    for (int v = 0; v < V; v++) {
-      right[v] = load_lanes(w + v * W * 4);
-    }
+    for (int v = 0; v < V; v++) right[v] = right_of<8>(load_lanes(w + v * W * 4));
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const Factor factor = load_factor(left + r * row_bytes);
 #pragma GCC unroll 16
-      for (int v = 0; v < V; v++) sums[r][v] = dot_bytes<false>(sums[r][v], right[v], factor);
+      for (int v = 0; v < V; v++) sums[r][v] = dot_bytes(sums[r][v], right[v], factor);
     }
   }
 #pragma GCC unroll 16
@@ -80,15 +78,28 @@ static inline void tile(const QuantizedArgs& a, const std::byte* x, std::int64_t
   }
 }
 
+// R rows x a panel.
+template <class T, int R>
+static inline void panel_tile(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes, const std::byte* w,
+                              std::int64_t row, std::int64_t column, const Fetch& lines) {
+  constexpr int V = int_vectors(R);
+  for (std::int64_t v = 0; v < kPanel; v += V * W) {
+    tile<T, R, V>(a, x, row_bytes, w + v * 4, row, column + v, v == 0 ? lines : kNoFetch);
+  }
+}
+
 template <class T>
 static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes, const std::byte* w,
                              std::int64_t row, std::int64_t column, std::int64_t rows, const Fetch& lines) {
   switch (rows) {
 #define SAPWOOD_ROWS(R) \
-  case R: tile<T, R, kIntVectors>(a, x, row_bytes, w, row, column, lines); break;
+  case R: panel_tile<T, R>(a, x, row_bytes, w, row, column, lines); break;
     SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
+#if defined(__AVX2__) || defined(SAPWOOD_NEON)
+    SAPWOOD_ROWS(3) SAPWOOD_ROWS(4)
+#endif
 #if defined(__AVX512F__)
-    SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
+    SAPWOOD_ROWS(5) SAPWOOD_ROWS(6)
 #endif
 #undef SAPWOOD_ROWS
     default: break;
@@ -141,9 +152,7 @@ static inline void tile_panel(MatrixUnit& unit, const QuantizedArgs& a, const st
 #else
   static_cast<void>(unit);
 #endif
-  for (std::int64_t v = 0; v < kPanel; v += kIntVectors * W) {
-    tile_rows<T>(a, x, row_bytes, w + v * 4, row, column + v, rows, v == 0 ? lines : kNoFetch);
-  }
+  tile_rows<T>(a, x, row_bytes, w, row, column, rows, lines);
 }
 
 // Rows that share one pass over a panel.

@@ -36,14 +36,13 @@ std::vector<std::string> usable_isas() {
   return names;
 }
 
-void embedding(Address token_ids, Address weight, Address out, I64 tokens, I64 vocab, I64 row_bytes) {
+// weight [vocab, hidden] of a dense kind -> out [tokens, hidden] of dtype
+void embedding(const Context& c, Address token_ids, int kind, Address weight, int dtype, Address out,
+               I64 tokens, I64 vocab, I64 hidden) {
   const I64* ids = static_cast<const I64*>(in(token_ids));
   check_indices("token_ids", ids, tokens, vocab);
-  const char* table = static_cast<const char*>(in(weight));
-  char* rows = static_cast<char*>(to(out));
-  for (I64 i = 0; i < tokens; i++) {
-    std::memcpy(rows + i * row_bytes, table + ids[i] * row_bytes, static_cast<std::size_t>(row_bytes));
-  }
+  embed(c.ops(), {static_cast<WeightKind>(kind), in(weight), hidden}, ids, tokens, static_cast<DType>(dtype),
+        to(out));
 }
 
 void rms_norm(const Context& c, int dtype, Address x, Address residual, Address weight, Address out,
@@ -116,24 +115,32 @@ void qk_norm_rope_write_kv(const Context& c, int dtype, Address qkv, Address q_o
   c.ops().qk_norm_rope_write_kv(static_cast<DType>(dtype), a);
 }
 
-// weight [n, lanes] lanes of 32 bits -> out, packed as pack.h says.
-void pack_weight(Address weight, Address out, I64 n, I64 lanes) {
-  const char* from = static_cast<const char*>(in(weight));
-  std::uint32_t* packed = static_cast<std::uint32_t*>(to(out));
+template <class Unit>
+void pack_units(const Unit* from, Unit* packed, I64 n, I64 units) {
   for (I64 panel = 0; panel < n; panel += kPanel) {
-    for (I64 lane = 0; lane < lanes; lane++) {
+    for (I64 unit = 0; unit < units; unit++) {
       for (I64 column = panel; column < panel + kPanel; column++, packed++) {
-        *packed = 0;
-        if (column < n) std::memcpy(packed, from + (column * lanes + lane) * 4, 4);
+        *packed = column < n ? from[column * units + unit] : Unit{0};
       }
     }
   }
 }
 
-void linear(Context& c, int dtype, Address x, I64 x_stride, Address weight, Address bias, Address out,
-            I64 m, I64 n, I64 k, bool wide) {
+// weight [n, k] of a dense kind -> out, packed as pack.h says; k is even for bf16.
+void pack_weight(int kind, Address weight, Address out, I64 n, I64 k) {
+  switch (static_cast<WeightKind>(kind)) {
+    case WeightKind::f16:
+      pack_units(static_cast<const std::uint16_t*>(in(weight)), static_cast<std::uint16_t*>(to(out)), n, k);
+      break;
+    case WeightKind::bf16: k /= 2; [[fallthrough]];
+    default: pack_units(static_cast<const std::uint32_t*>(in(weight)), static_cast<std::uint32_t*>(to(out)), n, k);
+  }
+}
+
+void linear(Context& c, int dtype, Address x, I64 x_stride, int kind, Address weight, Address bias,
+            Address out, I64 m, I64 n, I64 k, bool wide) {
   const std::lock_guard<std::mutex> lock(c.mutex);
-  c.linear({in(x), x_stride, in(weight), in(bias), to(out), m, n, k, nullptr, {}, wide},
+  c.linear({in(x), x_stride, static_cast<WeightKind>(kind), in(weight), in(bias), to(out), m, n, k, nullptr, {}, wide},
            static_cast<DType>(dtype));
 }
 
@@ -215,7 +222,7 @@ using LayerTuple = std::pair<std::array<Address, 6>, std::array<const LinearWeig
 
 void make_step(DecoderStep* self, int dtype, I64 hidden, I64 vocab, I64 max_positions, int num_heads,
                int num_kv_heads, int head_dim, int rotary_dim, int page_size, I64 num_pages,
-               I64 key_stride, I64 value_stride, int kv, float eps, float scale, Address embedding,
+               I64 key_stride, I64 value_stride, int kv, float eps, float scale, int embedding_kind, Address embedding,
                Address cos_sin, Address final_norm, const LinearWeight& lm_head,
                const std::vector<LayerTuple>& layers) {
   std::vector<LayerWeights> weights;
@@ -227,7 +234,7 @@ void make_step(DecoderStep* self, int dtype, I64 hidden, I64 vocab, I64 max_posi
   new (self) DecoderStep({static_cast<DType>(dtype), hidden, vocab, max_positions, num_heads,
                           num_kv_heads, head_dim, rotary_dim, page_size, num_pages, key_stride,
                           value_stride, static_cast<KvFormat>(kv), eps, scale},
-                         in(embedding), static_cast<const float*>(in(cos_sin)), in(final_norm),
+                         {static_cast<WeightKind>(embedding_kind), in(embedding), hidden}, static_cast<const float*>(in(cos_sin)), in(final_norm),
                          lm_head, std::move(weights));
 }
 

@@ -110,28 +110,34 @@ struct RopeArgs {
   Team team;
 };
 
-struct LinearArgs {
-  const void* x;  // [M, K], rows x_stride elements apart; both whole lanes (see pack.h)
-  std::int64_t x_stride;
-  const void* weight;  // packed, see pack.h
-  const void* bias;    // [N] or null
-  void* out;           // [M, N]
-  std::int64_t m, n, k;
-  float* scratch;      // per thread kLinearScratchFloats
-  Team team;
-  bool wide = false;   // out is fp32, whatever the dtype of x and bias
-};
 
 // How the weight of a linear layer is stored; the layouts are in pack.h and quantized.h.
-//   f32, bf16  dense, of the activations' dtype
+//   f32, bf16, f16  dense; x is fp32, or bf16 as well
 //   int8       signed numbers, one fp32 scale per output; x is rounded to int8, one scale per 64 inputs
 //   coded      codes times scales, x as it is: coded.h
 //   the others GGUF's blocks, as numbers of 4 to 8 bits; layout_of in quantized.h says what each has.
 //              x is rounded to int8, one scale per 32 inputs
 enum class WeightKind : int {
-  f32 = 0, bf16 = 1, int8 = 2, q8_0 = 3, q4_0 = 4, q4_1 = 5,
-  q5_0 = 6, q5_1 = 7, q2_k = 8, q3_k = 9, q4_k = 10, q5_k = 11, q6_k = 12, iq4_xs = 13,
+  f32 = 0, bf16 = 1, f16 = 2, int8 = 3, q8_0 = 4, q4_0 = 5, q4_1 = 6,
+  q5_0 = 7, q5_1 = 8, q2_k = 9, q3_k = 10, q4_k = 11, q5_k = 12, q6_k = 13, iq4_xs = 14,
   coded = 100,
+};
+
+static constexpr bool is_dense(WeightKind kind) { return kind <= WeightKind::f16; }
+static constexpr std::int64_t dense_bytes(WeightKind kind) { return kind == WeightKind::f32 ? 4 : 2; }
+
+// out = x w^T + bias for a dense weight.
+struct LinearArgs {
+  const void* x;  // [M, K], rows x_stride elements apart; of bf16 both even
+  std::int64_t x_stride;
+  WeightKind kind;     // bf16 if x is
+  const void* weight;  // packed, see pack.h
+  const void* bias;    // [N] of x's dtype, or null
+  void* out;           // [M, N]
+  std::int64_t m, n, k;
+  std::byte* scratch;  // Ops::linear_scratch(...) bytes, 64-byte aligned
+  Team team;
+  bool wide = false;   // out is fp32, whatever the dtype of x and bias
 };
 
 struct CodedLayout;  // coded.h
@@ -200,10 +206,13 @@ struct Ops {
   // and the sum and the largest of each block.
   void (*sampling_weights)(DType, const void* x, std::int64_t n, float inverse_temperature,
                            float* weights, float* block_sum, float* block_top);
+  // n numbers of a dense kind -> fp32
+  void (*widen)(WeightKind, const void* from, float* to, std::int64_t n);
   void (*qk_norm_rope_write_kv)(DType, const RopeArgs&);
   void (*paged_attention)(DType, const AttentionArgs&);
   std::size_t (*attention_scratch)(DType, int rows, int head_dim);
   void (*linear)(DType, const LinearArgs&);
+  std::size_t (*linear_scratch)(DType, WeightKind, std::int64_t m, std::int64_t k, int threads);
   void (*linear_int8)(DType, const QuantizedArgs&);
   void (*linear_grouped)(DType, const QuantizedArgs&);
   void (*quantize)(DType, const QuantizeArgs&);

@@ -250,7 +250,26 @@ void rope(const RopeArgs& a) {
   });
 }
 
+template <class T>
+void widen_numbers(const T* from, float* to, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) store(to + i, load(from + i));
+  T rest[W] = {};
+  __builtin_memcpy(rest, from + i, static_cast<std::size_t>(n - i) * sizeof(T));
+  float wide[W];
+  store(wide, load(rest));
+  __builtin_memcpy(to + i, wide, static_cast<std::size_t>(n - i) * sizeof(float));
+}
+
 }  // namespace
+
+void widen(WeightKind kind, const void* from, float* to, std::int64_t n) {
+  switch (kind) {
+    case WeightKind::bf16: widen_numbers(static_cast<const bf16*>(from), to, n); break;
+    case WeightKind::f16: widen_numbers(static_cast<const f16*>(from), to, n); break;
+    default: __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(float));
+  }
+}
 
 void rms_norm(DType dtype, const void* x, void* residual, const void* weight, void* out,
               std::int64_t rows, std::int64_t hidden, float eps, const Team& team) {

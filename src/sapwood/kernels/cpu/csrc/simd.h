@@ -7,7 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(SAPWOOD_NEON)
 #include <arm_neon.h>
@@ -28,7 +28,7 @@ constexpr int W = 16;  // floats per vector
 constexpr int kTileRows = 6, kTileVectors = 4;
 #elif defined(__AVX2__)
 constexpr int W = 8;
-constexpr int kTileRows = 4, kTileVectors = 2;
+constexpr int kTileRows = 6, kTileVectors = 2;  // 12 sums, 2 of the right operand, 1 of the left: 16 registers
 #elif defined(SAPWOOD_NEON)
 constexpr int W = 4;
 constexpr int kTileRows = 6, kTileVectors = 4;  // 24 sums, 4 of the right operand, some of the left: 32 registers
@@ -45,6 +45,9 @@ typedef std::int8_t VB __attribute__((vector_size(W)));
 typedef float V4 __attribute__((vector_size(16)));
 
 struct bf16 {
+  std::uint16_t bits;
+};
+struct f16 {
   std::uint16_t bits;
 };
 
@@ -108,6 +111,27 @@ SAPWOOD_INLINE VF load(const bf16* p) {
   return bits_as<VF>(vshll_n_u16(vld1_u16(&p->bits), 16));
 #else
   return bits_as<VF>(load_widened(p) << 16);
+#endif
+}
+
+SAPWOOD_INLINE VF load(const f16* p) {
+#if defined(__AVX512F__)
+  return bits_as<VF>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+  return bits_as<VF>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(SAPWOOD_NEON)
+  float16x4_t halves;
+  __builtin_memcpy(&halves, p, sizeof(halves));
+  return bits_as<VF>(vcvt_f32_f16(halves));
+#else
+  VH h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  const VU wide = __builtin_convertvector(h, VU);
+  // The exponents' biases differ by 112; a product also makes normal numbers of subnormal ones.
+  const VU shifted = (wide & 0x7fff) << 13;
+  const VU finite = bits_as<VU>(bits_as<VF>(shifted) * splat(0x1p112f));
+  const VU magnitude = (wide & 0x7c00) == 0x7c00 ? shifted | 0x7f800000 : finite;
+  return bits_as<VF>(magnitude | ((wide & 0x8000) << 16));
 #endif
 }
 
@@ -263,6 +287,8 @@ SAPWOOD_INLINE float sum(VF v) {
 SAPWOOD_INLINE bool any(VI v) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask(bits_as<__m512i>(v), bits_as<__m512i>(v)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256(bits_as<__m256i>(v), bits_as<__m256i>(v)) == 0;
 #elif defined(SAPWOOD_NEON)
   return vmaxvq_u32(bits_as<uint32x4_t>(v)) != 0;
 #else
@@ -275,6 +301,11 @@ SAPWOOD_INLINE bool any(VI v) {
 SAPWOOD_INLINE float maximum(VF v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps(bits_as<__m512>(v));
+#elif defined(__AVX2__)
+  const __m256 y = bits_as<__m256>(v);
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 #elif defined(SAPWOOD_NEON)
   return vmaxnmvq_f32(bits_as<float32x4_t>(v));
 #else

@@ -44,7 +44,7 @@ struct DecoderStep::Activations {
   }
 };
 
-DecoderStep::DecoderStep(const Shape& shape, const void* embedding, const float* cos_sin,
+DecoderStep::DecoderStep(const Shape& shape, const EmbeddingTable& embedding, const float* cos_sin,
                          const void* final_norm, const LinearWeight& lm_head,
                          std::vector<LayerWeights> layers)
     : shape_(shape), embedding_(embedding), cos_sin_(cos_sin), final_norm_(final_norm),
@@ -141,7 +141,7 @@ void DecoderStep::run(Context& context, const AttentionPlan& plan, const Inputs&
   for (const LayerWeights& layer : layers_) gate_up_width = std::max(gate_up_width, layer.gate_up.out_stride);
   Activations a(buffer_, shape_, gate_up_width, inputs.num_tokens);
   const std::int64_t heads = static_cast<std::int64_t>(shape_.num_heads) * shape_.head_dim;
-  gather(embedding_, inputs.token_ids, inputs.num_tokens, shape_.hidden, a.residual);
+  embed(context.ops(), embedding_, inputs.token_ids, inputs.num_tokens, shape_.dtype, a.residual);
   norm(a.residual, nullptr, layers_.front().input_norm, a.normed, inputs.num_tokens);
   for (std::size_t i = 0; i + 1 < layers_.size(); i++) {
     attend(context, plan, inputs, layers_[i], a);

@@ -43,7 +43,7 @@ class DecoderStep {
     float* logits;
   };
 
-  DecoderStep(const Shape& shape, const void* embedding, const float* cos_sin, const void* final_norm,
+  DecoderStep(const Shape& shape, const EmbeddingTable& embedding, const float* cos_sin, const void* final_norm,
               const LinearWeight& lm_head, std::vector<LayerWeights> layers);
 
   // Throws std::out_of_range for an index outside its table, before anything is written.
@@ -63,7 +63,7 @@ class DecoderStep {
               void* to) const;
 
   Shape shape_;
-  const void* embedding_;
+  EmbeddingTable embedding_;
   const float* cos_sin_;
   const void* final_norm_;
   LinearWeight lm_head_;

@@ -15,10 +15,12 @@ void mask_logits(DType dtype, void* x, std::int64_t stride, std::int64_t columns
                  const Team& team);
 void sampling_weights(DType dtype, const void* x, std::int64_t n, float inverse_temperature,
                       float* weights, float* block_sum, float* block_top);
+void widen(WeightKind kind, const void* from, float* to, std::int64_t n);
 void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args);
 void paged_attention(DType dtype, const AttentionArgs& args);
 std::size_t attention_scratch(DType dtype, int rows, int head_dim);
 void linear(DType dtype, const LinearArgs& args);
+std::size_t linear_scratch(DType dtype, WeightKind kind, std::int64_t m, std::int64_t k, int threads);
 void linear_int8(DType dtype, const QuantizedArgs& args);
 void linear_grouped(DType dtype, const QuantizedArgs& args);
 void quantize(DType dtype, const QuantizeArgs& args);

@@ -9,9 +9,10 @@ namespace sapwood::SAPWOOD_ISA {
 // constinit: a constant in the file, written by no code. Whatever this file would run when the module
 // loads was compiled for this instruction set, and ends the process on a processor without it.
 constinit const Ops ops = {
-    SAPWOOD_TEXT(SAPWOOD_ISA), rms_norm,        silu_and_mul,      argmax,
-    mask_logits,               sampling_weights, qk_norm_rope_write_kv, paged_attention, attention_scratch,
-    linear,                    linear_int8,     linear_grouped,    quantize,
+    SAPWOOD_TEXT(SAPWOOD_ISA), rms_norm,         silu_and_mul,          argmax,
+    mask_logits,               sampling_weights, widen,                 qk_norm_rope_write_kv,
+    paged_attention,           attention_scratch,
+    linear,                    linear_scratch,   linear_int8,           linear_grouped,  quantize,
     linear_coded,
 };
 

@@ -118,6 +118,8 @@ struct Ahead {
   std::int64_t stride = 0;
 };
 
+constexpr int kLineLanes = 16;  // of a cache line
+
 // c[R, V * W] (+)= a[R, lanes] x b[lanes, V * W]: a's lane is broadcast against b's vectors.
 // kFetched: cache lines that are prefetched per lane, from `ahead.at` on, lanes' `ahead.stride` apart.
 template <class T, bool kAdd, int R, int V, int kFetched = 0>
@@ -130,12 +132,13 @@ static inline void tile(const std::uint32_t* a, std::int64_t a_stride, const std
 #pragma GCC unroll 16
     for (int v = 0; v < V; v++) sums[r][v] = kAdd ? load(c + r * c_stride + v * W) : VF{};
   for (int lane = 0; lane < lanes; lane++) {
+#pragma GCC unroll 2
+    for (int i = 0; i < kFetched; i++) {
+      __builtin_prefetch(ahead.at + lane * ahead.stride + i * kLineLanes, 0, 2);
+    }
     VU right[V];
 #pragma GCC unroll 16
-    for (int v = 0; v < V; v++) {
-      right[v] = load_lanes(b + lane * b_stride + v * W);
-      if (v < kFetched) __builtin_prefetch(ahead.at + lane * ahead.stride + v * W, 0, 2);
-    }
+    for (int v = 0; v < V; v++) right[v] = load_lanes(b + lane * b_stride + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const Factor left = load_factor(a + r * a_stride + lane);
@@ -149,40 +152,55 @@ static inline void tile(const std::uint32_t* a, std::int64_t a_stride, const std
     for (int v = 0; v < V; v++) store(c + r * c_stride + v * W, sums[r][v]);
 }
 
-template <class T, bool kAdd, int V>
-static inline void tile_rows(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
-                             std::int64_t b_stride, float* c, std::int64_t c_stride, int rows,
-                             int lanes) {
-  int r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows) {
-    tile<T, kAdd, kTileRows, V>(a + r * a_stride, a_stride, b, b_stride, c + r * c_stride, c_stride,
-                                lanes);
-  }
-  a += r * a_stride;
-  c += r * c_stride;
-  switch (rows - r) {
-    case 5: tile<T, kAdd, 5, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
-    case 4: tile<T, kAdd, 4, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
-    case 3: tile<T, kAdd, 3, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
-    case 2: tile<T, kAdd, 2, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
-    case 1: tile<T, kAdd, 1, V>(a, a_stride, b, b_stride, c, c_stride, lanes); break;
+// Rows that are left over, fewer than kTileRows.
+template <class T, bool kAdd, int V, int kFetched>
+static inline void tile_rest(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
+                             std::int64_t b_stride, float* c, std::int64_t c_stride, int rows, int lanes,
+                             const Ahead& ahead) {
+  switch (rows) {
+    case 5: tile<T, kAdd, 5, V, kFetched>(a, a_stride, b, b_stride, c, c_stride, lanes, ahead); break;
+    case 4: tile<T, kAdd, 4, V, kFetched>(a, a_stride, b, b_stride, c, c_stride, lanes, ahead); break;
+    case 3: tile<T, kAdd, 3, V, kFetched>(a, a_stride, b, b_stride, c, c_stride, lanes, ahead); break;
+    case 2: tile<T, kAdd, 2, V, kFetched>(a, a_stride, b, b_stride, c, c_stride, lanes, ahead); break;
+    case 1: tile<T, kAdd, 1, V, kFetched>(a, a_stride, b, b_stride, c, c_stride, lanes, ahead); break;
     default: break;
   }
 }
 
+// Only the first rows fetch what is `ahead`.
+template <class T, bool kAdd, int V, int kFetched>
+static inline void tile_rows(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
+                             std::int64_t b_stride, float* c, std::int64_t c_stride, int rows, int lanes,
+                             const Ahead& ahead) {
+  if (rows < kTileRows) {
+    tile_rest<T, kAdd, V, kFetched>(a, a_stride, b, b_stride, c, c_stride, rows, lanes, ahead);
+    return;
+  }
+  tile<T, kAdd, kTileRows, V, kFetched>(a, a_stride, b, b_stride, c, c_stride, lanes, ahead);
+  int r = kTileRows;
+  for (; r + kTileRows <= rows; r += kTileRows) {
+    tile<T, kAdd, kTileRows, V>(a + r * a_stride, a_stride, b, b_stride, c + r * c_stride, c_stride, lanes);
+  }
+  tile_rest<T, kAdd, V, 0>(a + r * a_stride, a_stride, b, b_stride, c + r * c_stride, c_stride, rows - r, lanes, {});
+}
+
 // c[rows, columns] (+)= a[rows, lanes] x b[lanes, columns]; columns is a multiple of 32.
-template <class T, bool kAdd>
+template <class T, bool kAdd, int kFetched = 0>
 static inline void multiply_tile(const std::uint32_t* a, std::int64_t a_stride,
                                  const std::uint32_t* b, std::int64_t b_stride, float* c,
-                                 std::int64_t c_stride, int rows, int columns, int lanes) {
+                                 std::int64_t c_stride, int rows, int columns, int lanes,
+                                 const Ahead& ahead = {}) {
   int column = 0;
   for (; column + kTileVectors * W <= columns; column += kTileVectors * W) {
-    tile_rows<T, kAdd, kTileVectors>(a, a_stride, b + column, b_stride, c + column, c_stride, rows,
-                                     lanes);
+    if (kFetched > 0 && column == 0) {
+      tile_rows<T, kAdd, kTileVectors, kFetched>(a, a_stride, b, b_stride, c, c_stride, rows, lanes, ahead);
+    } else {
+      tile_rows<T, kAdd, kTileVectors, 0>(a, a_stride, b + column, b_stride, c + column, c_stride, rows, lanes, {});
+    }
   }
   if (column < columns) {  // 32 columns of a tile that is 64 wide
-    tile_rows<T, kAdd, 32 / W < kTileVectors ? 32 / W : kTileVectors>(
-        a, a_stride, b + column, b_stride, c + column, c_stride, rows, lanes);
+    tile_rows<T, kAdd, 32 / W < kTileVectors ? 32 / W : kTileVectors, 0>(
+        a, a_stride, b + column, b_stride, c + column, c_stride, rows, lanes, {});
   }
 }
 
