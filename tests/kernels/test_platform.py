@@ -46,8 +46,9 @@ def test_no_limits_and_no_cpuinfo(tmp_path: Path) -> None:
 
 
 def test_arm_spells_its_features_otherwise(tmp_path: Path) -> None:
-    write(tmp_path, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd sve bf16\n")
-    assert read_platform(tmp_path).cpu_flags == {"asimd", "sve", "bf16"}
+    write(tmp_path, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd asimddp sve i8mm bf16\n")
+    flags = {"asimd", "asimddp", "sve", "i8mm", "bf16"}
+    assert read_platform(tmp_path).cpu_flags == flags
 
 
 def test_this_machine() -> None:

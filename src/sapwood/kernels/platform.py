@@ -27,6 +27,8 @@ _NOTABLE_FLAGS = (
     "amx_bf16",
     "amx_int8",
     "asimd",
+    "asimddp",
+    "i8mm",
     "bf16",
     "sve",
 )

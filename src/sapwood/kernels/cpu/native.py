@@ -40,7 +40,7 @@ except ImportError as error:
 else:
     _missing = None
 
-_BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated"})
+_BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _KV_FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.float8_e5m2: 3}
 
@@ -50,8 +50,9 @@ class CpuKernels:
 
     num_threads  threads of each op, the caller included; the default is torch's number. They are
                  not torch's threads: they spin for 200 us after an op, then sleep
-    isa          "generic", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx" or,
-                 for tests, "amx_emulated"; the default is the fastest usable one
+    isa          "generic"; on x86 "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16",
+                 "amx" or, for tests, "amx_emulated"; on ARM "neon", "neon_dotprod" or "neon_bf16";
+                 the default is the fastest usable one
     Raises       ValueError if this machine cannot run `isa`
     """
 

@@ -321,7 +321,7 @@ class Attention {
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-          const VU p = splat_lane(load_lane(weights + r * weights_stride + pair * 4));
+          const Factor p = load_factor(weights + r * weights_stride + pair * 4);
 #pragma GCC unroll 8
           for (int v = 0; v < vectors; v++) sums[r][v] = dot(tag<T>(), sums[r][v], p, lanes[v]);
         }

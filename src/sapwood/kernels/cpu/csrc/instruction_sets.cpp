@@ -13,6 +13,10 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(SAPWOOD_HAS_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(SAPWOOD_HAS_NEON) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #define SAPWOOD_ISA generic
@@ -37,6 +41,15 @@
 #include "table.h"
 #undef SAPWOOD_ISA
 #define SAPWOOD_ISA amx_emulated
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA neon
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA neon_dotprod
+#include "table.h"
+#undef SAPWOOD_ISA
+#define SAPWOOD_ISA neon_bf16
 #include "table.h"
 #undef SAPWOOD_ISA
 
@@ -121,6 +134,36 @@ std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
   return out;
 }
 
+#elif defined(SAPWOOD_HAS_NEON)
+
+// What an ARM processor has beside the vectors that all of 64 bits have. Of the whole of ARMv8.2, which
+// the compiler may use in these sets, the parts that ordinary code can be made of are asked for.
+struct ArmFeatures {
+  bool dotprod = false, bf16 = false;  // bf16: with products of bytes whose signs differ (i8mm)
+};
+
+[[maybe_unused]] ArmFeatures arm_features() {
+#if defined(__linux__)
+  // Source: Linux, arch/arm64/include/uapi/asm/hwcap.h: atomics, crc32, asimdrdm, asimddp; i8mm, bf16.
+  constexpr unsigned long kArmv82 = 1ul << 8 | 1ul << 7 | 1ul << 12, kDotprod = 1ul << 20;
+  constexpr unsigned long kBf16 = 1ul << 13 | 1ul << 14;
+  const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+  const bool has_dotprod = (first & (kArmv82 | kDotprod)) == (kArmv82 | kDotprod);
+  return {has_dotprod, has_dotprod && (second & kBf16) == kBf16};
+#elif defined(__APPLE__)
+  // Every processor that macOS runs on is beyond ARMv8.2.
+  const auto has = [](const char* feature) {
+    int value = 0;
+    std::size_t size = sizeof(value);
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value == 1;
+  };
+  const bool has_dotprod = has("hw.optional.arm.FEAT_DotProd");
+  return {has_dotprod, has_dotprod && has("hw.optional.arm.FEAT_I8MM") && has("hw.optional.arm.FEAT_BF16")};
+#else
+  return {};
+#endif
+}
+
 #endif
 
 // Sets that do otherwise than another one only what they name.
@@ -155,6 +198,34 @@ SAPWOOD_WITH_UNIT(amx)
 SAPWOOD_WITH_UNIT(amx_emulated)
 #endif
 
+#if defined(SAPWOOD_HAS_NEON_DOTPROD)
+Ops with_dotprod(Ops table) {
+  table.name = "neon_dotprod";
+  table.linear_int8 = neon_dotprod::linear_int8;
+  table.linear_grouped = neon_dotprod::linear_grouped;
+  return table;
+}
+#endif
+#if defined(SAPWOOD_HAS_NEON_BF16)
+Ops with_bf16(Ops table) {
+  table.name = "neon_bf16";
+  table.rms_norm = neon_bf16::rms_norm;
+  table.silu_and_mul = neon_bf16::silu_and_mul;
+  table.argmax = neon_bf16::argmax;
+  table.sampling_weights = neon_bf16::sampling_weights;
+  table.widen = neon_bf16::widen;
+  table.qk_norm_rope_write_kv = neon_bf16::qk_norm_rope_write_kv;
+  table.paged_attention = neon_bf16::paged_attention;
+  table.attention_scratch = neon_bf16::attention_scratch;
+  table.linear = neon_bf16::linear;
+  table.linear_scratch = neon_bf16::linear_scratch;
+  table.linear_int8 = neon_bf16::linear_int8;
+  table.linear_grouped = neon_bf16::linear_grouped;
+  table.linear_coded = neon_bf16::linear_coded;
+  return table;
+}
+#endif
+
 std::vector<Ops> find_usable() {
   std::vector<Ops> usable{generic::ops};
 #if defined(SAPWOOD_X86)
@@ -187,6 +258,15 @@ std::vector<Ops> find_usable() {
     const Ops unit = with_amx(avx512_bf16::ops);
     if (products(unit) == products(avx512_bf16::ops)) usable.push_back(unit);
   }
+#endif
+#elif defined(SAPWOOD_HAS_NEON)
+  usable.push_back(neon::ops);
+  [[maybe_unused]] const ArmFeatures has = arm_features();
+#if defined(SAPWOOD_HAS_NEON_DOTPROD)
+  if (has.dotprod) usable.push_back(with_dotprod(neon::ops));
+#endif
+#if defined(SAPWOOD_HAS_NEON_BF16)
+  if (has.bf16) usable.push_back(with_bf16(neon::ops));
 #endif
 #endif
   return usable;

@@ -12,14 +12,20 @@ namespace {
 // other in it. A panel is as wide as its vectors where a row or two leave room for that.
 #if defined(__AVX512F__)
 constexpr int kTileHeight = 6;
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(SAPWOOD_NEON)
 constexpr int kTileHeight = 4;
 #else
 constexpr int kTileHeight = 2;
 #endif
+#if defined(SAPWOOD_NEON)
+constexpr int kIntVectors = 4;
+constexpr bool kWidePanels = true;
+#else
 constexpr int kIntVectors = 2;
+constexpr bool kWidePanels = W >= 8;
+#endif
 static constexpr int int_vectors(int rows) {
-  return W >= 8 && rows <= 2 ? static_cast<int>(kPanel) / W : kIntVectors;
+  return kWidePanels && rows <= 2 ? static_cast<int>(kPanel) / W : kIntVectors;
 }
 
 constexpr std::int64_t kStreamTaskBytes = 32 * 1024;   // of the weight per task, when memory is the limit
@@ -30,14 +36,13 @@ constexpr std::int64_t kLineBytes = 64;                // of a cache
 constexpr std::int64_t kProductsPerThread = 65536;     // below, a thread costs too much
 constexpr float kLeastMagnitude = 1e-30f;  // what is smaller counts as zero: 127 / it must be finite
 
-typedef std::int8_t VB __attribute__((vector_size(W)));
-
 // ---- products of bytes ----
 //
 // The instructions that multiply bytes take an unsigned and a signed factor. Weights are unsigned: numbers
 // below 64 as they are, and numbers of 8 bits plus 128. Where pairs of products are added in 16 bits,
 // which two products of 255 exceed, those of 8 bits become signed again (kSignedBytes), and x takes their
-// signs instead. What the 128 added is then not to be taken off.
+// signs instead. What the 128 added is then not to be taken off. ARM processors without i8mm multiply
+// signed factors with signed ones: there, too, those of 8 bits become signed.
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool kHasVnni = true;
@@ -46,6 +51,8 @@ constexpr bool kHasVnni = false;
 #endif
 #if defined(__AVX512BW__) || defined(__AVX2__)
 constexpr bool kSignedBytes = !kHasVnni;
+#elif defined(SAPWOOD_NEON) && !defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr bool kSignedBytes = true;
 #else
 constexpr bool kSignedBytes = false;
 #endif
@@ -94,6 +101,8 @@ SAPWOOD_INLINE Right<kBits> right_of(VU numbers) {
   } else {
     return {numbers};
   }
+#elif defined(SAPWOOD_NEON)
+  return {kBits == 8 && kSignedBytes ? numbers ^ 0x80808080u : numbers};
 #else
   return {numbers};
 #endif
@@ -101,7 +110,7 @@ SAPWOOD_INLINE Right<kBits> right_of(VU numbers) {
 
 // Each lane: sum + the four products of the weight's and x's bytes.
 template <int kBits>
-SAPWOOD_INLINE VI dot_bytes(VI sum, const Right<kBits>& w, VU x) {
+SAPWOOD_INLINE VI dot_bytes(VI sum, const Right<kBits>& w, Factor x) {
 #if defined(__AVX512VNNI__)
   return bits_as<VI>(_mm512_dpbusd_epi32(bits_as<__m512i>(sum), bits_as<__m512i>(w.numbers), bits_as<__m512i>(x)));
 #elif defined(__AVXVNNI__)
@@ -119,6 +128,17 @@ SAPWOOD_INLINE VI dot_bytes(VI sum, const Right<kBits>& w, VU x) {
   } else {
     return sum + bits_as<VI>(SAPWOOD_MADD(SAPWOOD_MADDUBS(w.numbers, x), ones));
   }
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+  const int8x8_t factor = vreinterpret_s8_u32(x);
+  return bits_as<VI>(vusdotq_lane_s32(bits_as<int32x4_t>(sum), bits_as<uint8x16_t>(w.numbers), factor, 0));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  const int8x8_t factor = vreinterpret_s8_u32(x);
+  return bits_as<VI>(vdotq_lane_s32(bits_as<int32x4_t>(sum), bits_as<int8x16_t>(w.numbers), factor, 0));
+#elif defined(SAPWOOD_NEON)
+  // Two products are at most 2 * 128 * 127, which 16 bits hold.
+  const int8x16_t a = bits_as<int8x16_t>(w.numbers), b = vreinterpretq_s8_u32(vdupq_lane_u32(x, 0));
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
+  return bits_as<VI>(vpadalq_s16(bits_as<int32x4_t>(sum), vpaddq_s16(low, high)));
 #elif defined(__SSE2__)
   const __m128i a = bits_as<__m128i>(w.numbers), b = bits_as<__m128i>(x);
   const __m128i even = _mm_madd_epi16(_mm_and_si128(a, _mm_set1_epi16(255)),
@@ -141,6 +161,8 @@ SAPWOOD_INLINE VF rounded(VF x) {
   asm("" : "+v"(x));
 #elif defined(__x86_64__)
   asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
 #else
   asm("" : "+m"(x));
 #endif
@@ -153,6 +175,8 @@ SAPWOOD_INLINE VF to_floats(VI x) { return __builtin_convertvector(x, VF); }
 SAPWOOD_INLINE std::int32_t largest(VI v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_epi32(bits_as<__m512i>(v));
+#elif defined(SAPWOOD_NEON)
+  return vmaxvq_s32(bits_as<int32x4_t>(v));
 #else
   std::int32_t x = v[0];
   for (int i = 1; i < W; i++) x = v[i] > x ? v[i] : x;
@@ -163,6 +187,8 @@ SAPWOOD_INLINE std::int32_t largest(VI v) {
 SAPWOOD_INLINE std::int32_t total(VI v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_epi32(bits_as<__m512i>(v));
+#elif defined(SAPWOOD_NEON)
+  return vaddvq_s32(bits_as<int32x4_t>(v));
 #else
   std::int32_t x = v[0];
   for (int i = 1; i < W; i++) x += v[i];
@@ -202,8 +228,7 @@ SAPWOOD_INLINE std::int32_t round_to_bytes(const T* x, std::int64_t k, float inv
     const VF scaled = rounded(load(x + i) * splat(inverse));
     const VI whole = bits_as<VI>(scaled + magic) - bits_as<VI>(magic);
     sums += whole;
-    const VB bytes = __builtin_convertvector(whole, VB);
-    __builtin_memcpy(out + i, &bytes, sizeof(bytes));
+    store_bytes(out + i, whole);
   }
   std::int32_t sum = total(sums);
   for (; i < k; i++) {

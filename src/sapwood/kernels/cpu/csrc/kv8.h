@@ -13,8 +13,6 @@
 namespace sapwood::SAPWOOD_ISA {
 namespace {
 
-typedef std::int8_t VB __attribute__((vector_size(W)));
-
 constexpr float kSmallestTop = 1e-30f;  // a vector whose entries are all smaller is zero
 
 // 2^(-i / 8): what share of the format's largest number the largest entry may become.
@@ -27,29 +25,6 @@ SAPWOOD_INLINE VI rounded_to_int(VF x) {
 }
 
 SAPWOOD_INLINE float power_of_2(int n) { return bits_as<float>((127 + n) << 23); }
-
-// W bytes, sign-extended. GCC 12 takes a vector conversion from bytes apart, entry by entry.
-SAPWOOD_INLINE VI load_bytes(const std::uint8_t* p) {
-#if defined(__AVX512F__)
-  return bits_as<VI>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(__AVX2__)
-  return bits_as<VI>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-#else
-  VB bytes;
-  __builtin_memcpy(&bytes, p, sizeof(bytes));
-  return __builtin_convertvector(bytes, VI);
-#endif
-}
-
-// The lowest byte of each entry.
-SAPWOOD_INLINE void store_bytes(std::uint8_t* p, VI v) {
-#if defined(__AVX512F__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(bits_as<__m512i>(v)));
-#else
-  const VB bytes = __builtin_convertvector(v, VB);
-  __builtin_memcpy(p, &bytes, sizeof(bytes));
-#endif
-}
 
 struct Int8 {
   static constexpr float largest = 127.0f;

@@ -49,7 +49,7 @@ constexpr std::int64_t kRowsPerPass = kVectorRows;
 constexpr std::int64_t kMostRows = kVectorRows;
 #endif
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 constexpr bool kMultipliesBf16 = true;
 #else
 constexpr bool kMultipliesBf16 = false;
@@ -100,9 +100,9 @@ template <class P, bool kAdd, int kFetched>
 SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, const std::uint32_t* x, std::int64_t x_stride,
                                    const std::uint32_t* panel, float* c, std::int64_t c_stride,
                                    int rows, int lanes, const Ahead& ahead) {
-#if defined(SAPWOOD_AMX)
+#if defined(SAPWOOD_UNIT)
   if (uses_unit<P>(rows)) {
-    unit.multiply<kAdd, (kFetched > 0)>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead.at);
+    unit.multiply<kAdd, kFetched>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead);
     return;
   }
 #else
@@ -179,9 +179,9 @@ static inline void widening_tile(const float* x, std::int64_t x_stride, const S*
   each_input(panel, inputs, [&](std::int64_t i, const VF* numbers) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int r = 0; r < R; r++) {
-      const VF left = splat(x[r * x_stride + i]);
+      const Factor left = load_factor(x + r * x_stride + i);
 #pragma GCC unroll 16
-      for (int v = 0; v < V; v++) sums[r][v] = left * numbers[v] + sums[r][v];
+      for (int v = 0; v < V; v++) sums[r][v] = dot(tag<float>(), sums[r][v], left, bits_as<VU>(numbers[v]));
     }
   });
 #pragma GCC unroll 2

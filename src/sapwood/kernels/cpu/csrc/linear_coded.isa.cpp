@@ -13,12 +13,14 @@ namespace {
 constexpr std::int64_t kStreamBytes = 64 * 1024;    // of the weight per task, when memory is the limit
 constexpr std::int64_t kAheadBytes = 4096;          // of a panel, prefetched
 constexpr std::int64_t kElementsPerThread = 32768;  // of the weight; below, a thread costs too much
-constexpr int kVectors = 2;                         // of outputs of a register tile, per panel
 constexpr std::int64_t kTasksPerThread = 4;         // at least, where panels are decoded first
+// A register tile's rows, and its vectors of outputs per panel.
 #if defined(__AVX512F__)
-constexpr int kRows = 12;  // of a register tile
+constexpr int kRows = 12, kVectors = 2;
+#elif defined(SAPWOOD_NEON)
+constexpr int kRows = 4, kVectors = 4;
 #else
-constexpr int kRows = 4;
+constexpr int kRows = 4, kVectors = 2;
 #endif
 
 // ---- decoding: lanes of codes to lanes of numbers of x's dtype (simd.h) ----
@@ -32,6 +34,62 @@ constexpr float kValues[3][16] = {
      0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
      0.7229568362236023f, 1.0f}};
 
+template <class T>
+struct Nibbles;
+
+#if defined(SAPWOOD_NEON)
+// A look-up finds one byte for each of 16 nibbles: entries are looked up byte by byte. What the steps of
+// a lane have in common the compiler does once, since their loops are unrolled.
+template <int kBytes>
+struct Table {
+  uint8x16_t bytes[kBytes];
+
+  // entry(i): the bits of number i
+  template <class Entry>
+  explicit Table(const Entry& entry) {
+    for (int b = 0; b < kBytes; b++) {
+      std::uint8_t column[16];
+      for (int i = 0; i < 16; i++) column[i] = static_cast<std::uint8_t>(entry(i) >> (8 * b));
+      bytes[b] = vld1q_u8(column);
+    }
+  }
+
+  // Bytes kFirst and kFirst + 1 of the entries for the nibbles in bytes 0 and 2 (odd: 1 and 3) of each
+  // lane, in their low (high: their high) half.
+  template <int kFirst>
+  __attribute__((always_inline)) uint16x8_t two_bytes(VU codes, bool odd, bool high) const {
+    const uint8x16_t both = bits_as<uint8x16_t>(codes);
+    const uint8x16_t index = high ? vshrq_n_u8(both, 4) : vandq_u8(both, vdupq_n_u8(15));
+    const uint8x16_t first = vqtbl1q_u8(bytes[kFirst], index), second = vqtbl1q_u8(bytes[kFirst + 1], index);
+    return vreinterpretq_u16_u8(odd ? vtrn2q_u8(first, second) : vtrn1q_u8(first, second));
+  }
+};
+
+template <>
+struct Nibbles<float> {
+  static constexpr int kSteps = 8;
+  Table<4> table;
+
+  explicit Nibbles(Codes codes)
+      : table([&](int i) { return bits_as<std::uint32_t>(kValues[static_cast<int>(codes)][i]); }) {}
+  __attribute__((always_inline)) VU at(VU codes, int step) const {
+    const bool odd = step >= 4, high = step / 2 % 2 != 0;
+    const uint16x8_t lower = table.two_bytes<0>(codes, odd, high), upper = table.two_bytes<2>(codes, odd, high);
+    return bits_as<VU>(step % 2 == 0 ? vtrn1q_u16(lower, upper) : vtrn2q_u16(lower, upper));
+  }
+};
+
+template <>
+struct Nibbles<bf16> {
+  static constexpr int kSteps = 4;
+  Table<2> table;
+
+  explicit Nibbles(Codes codes) : table([&](int i) { return round_bf16(kValues[static_cast<int>(codes)][i]); }) {}
+  __attribute__((always_inline)) VU at(VU codes, int step) const {
+    return bits_as<VU>(table.two_bytes<0>(codes, step >= 2, step % 2 != 0));
+  }
+};
+#else
 // 16 entries of 32 bits, looked up by the low four bits of a lane.
 struct Table {
   alignas(64) std::uint32_t entries[16];
@@ -52,9 +110,6 @@ struct Table {
 #endif
   }
 };
-
-template <class T>
-struct Nibbles;
 
 template <>
 struct Nibbles<float> {
@@ -90,6 +145,7 @@ struct Nibbles<bf16> {
 #endif
   }
 };
+#endif
 
 // Two fp32 that bf16 holds exactly -> one lane.
 SAPWOOD_INLINE VU pair(VF first, VF second) { return (bits_as<VU>(first) >> 16) | bits_as<VU>(second); }
@@ -394,7 +450,7 @@ class Product {
           for (int v = 0; v < V; v++) right[v] = decode.at(codes[v], step);
 #pragma GCC unroll 16
           for (int r = 0; r < R; r++) {
-            const VU factor = splat_lane(load_lane(left + r * row_bytes_));
+            const Factor factor = load_factor(left + r * row_bytes_);
 #pragma GCC unroll 16
             for (int v = 0; v < V; v++) sums[r][v] = dot(tag<T>(), sums[r][v], factor, right[v]);
           }

@@ -38,13 +38,6 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
   }
 }
 
-// W int8 -> fp32.
-SAPWOOD_INLINE VF load_bytes(const std::byte* p) {
-  VB bytes;
-  __builtin_memcpy(&bytes, p, sizeof(bytes));
-  return to_floats(__builtin_convertvector(bytes, VI));
-}
-
 // Of lane `lane` of the first (kHigh: the second) 16 inputs: what its numbers have above four bits.
 // `numbers` are those of the group.
 template <int kBits, bool kHigh>
@@ -74,7 +67,7 @@ SAPWOOD_INLINE void add_half(VI (&sums)[R][V], const std::byte* numbers, const s
                              std::int64_t row_bytes) {
   constexpr int kFirst = kBits == 8 && kHigh ? 4 : 0;
   const auto left_of = [&](int r, int lane) {
-    return splat_lane(load_lane(x + r * row_bytes + (kHigh ? 16 : 0) + lane * 4));
+    return load_factor(x + r * row_bytes + (kHigh ? 16 : 0) + lane * 4);
   };
 #if defined(SAPWOOD_MADDUBS)
   if constexpr (kBits != 8) {
@@ -91,7 +84,7 @@ SAPWOOD_INLINE void add_half(VI (&sums)[R][V], const std::byte* numbers, const s
         for (int v = 0; v < V; v++) right[v] = numbers_of<kBits, kHigh>(numbers + v * W * 4, kFirst + lane);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-          const VU left = left_of(r, lane);
+          const Factor left = left_of(r, lane);
 #pragma GCC unroll 16
           for (int v = 0; v < V; v++) {
             const VU both = SAPWOOD_MADDUBS(right[v], left);
@@ -118,7 +111,7 @@ SAPWOOD_INLINE void add_half(VI (&sums)[R][V], const std::byte* numbers, const s
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const VU left = left_of(r, lane);
+      const Factor left = left_of(r, lane);
 #pragma GCC unroll 16
       for (int v = 0; v < V; v++) sums[r][v] = dot_bytes(sums[r][v], right[v], left);
     }
@@ -166,8 +159,8 @@ SAPWOOD_INLINE void read_scales(const std::byte* group, int within, const VF (&d
   for (int v = 0; v < V; v++) {
     const int column = within + v * W;
     if (kLayout.heads) {
-      scale[v] = d[v] * load_bytes(group + kRun * kPanel + column);
-      if (kLayout.minima) minimum[v] = least[v] * load_bytes(group + (kRuns + kRun) * kPanel + column);
+      scale[v] = d[v] * to_floats(load_bytes(group + kRun * kPanel + column));
+      if (kLayout.minima) minimum[v] = least[v] * to_floats(load_bytes(group + (kRuns + kRun) * kPanel + column));
     } else {
       scale[v] = load_halves(group + column * 2);
       if (kLayout.minima) minimum[v] = load_halves(group + (kPanel + column) * 2);
@@ -231,7 +224,7 @@ static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::in
 #define SAPWOOD_ROWS(R) \
   case R: panel_tile<T, kKind, R>(a, x, row_bytes, panel, row, column, lines); break;
     SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(SAPWOOD_NEON)
     SAPWOOD_ROWS(3) SAPWOOD_ROWS(4)
 #endif
 #if defined(__AVX512F__)

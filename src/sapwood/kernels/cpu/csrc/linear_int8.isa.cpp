@@ -45,7 +45,7 @@ SAPWOOD_INLINE void add_group(VF (&results)[R][V], const std::byte* x, std::int6
     for (int v = 0; v < V; v++) right[v] = right_of<8>(load_lanes(w + v * W * 4));
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const VU factor = splat_lane(load_lane(left + r * row_bytes));
+      const Factor factor = load_factor(left + r * row_bytes);
 #pragma GCC unroll 16
       for (int v = 0; v < V; v++) sums[r][v] = dot_bytes(sums[r][v], right[v], factor);
     }
@@ -95,7 +95,7 @@ static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::in
 #define SAPWOOD_ROWS(R) \
   case R: panel_tile<T, R>(a, x, row_bytes, w, row, column, lines); break;
     SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(SAPWOOD_NEON)
     SAPWOOD_ROWS(3) SAPWOOD_ROWS(4)
 #endif
 #if defined(__AVX512F__)

@@ -6,11 +6,19 @@
 // Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and
 // volume 2, LDTILECFG, TILELOADD, TDPBF16PS and TDPBSUD.
 //
+// The matrix instructions of ARM processors (mmla.h) serve through the same class.
+//
 // With SAPWOOD_AMX_EMULATED the instructions are functions of this file, so that machines without
 // the unit test all that is around them. Included only by *.isa.cpp.
 #pragma once
 
 #include "tile.h"
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include "mmla.h"
+#endif
+#if defined(SAPWOOD_AMX) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define SAPWOOD_UNIT
+#endif
 
 namespace sapwood::SAPWOOD_ISA {
 namespace {
@@ -139,11 +147,11 @@ class MatrixUnit {
   }
 
   // c[rows, columns] (+)= a[rows, lanes] x b[lanes, columns] of bf16; columns is a multiple of 32.
-  // Strides in lanes. Fetches what lies as far after `ahead` as b's lanes after b.
-  template <bool kAdd, bool kStream = false>
+  // Strides in lanes. With kFetched > 0 fetches what lies as far after `ahead` as b's lanes after b.
+  template <bool kAdd, int kFetched = 0>
   void multiply(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
                 std::int64_t b_stride, float* c, std::int64_t c_stride, int rows, int columns,
-                int lanes, const std::uint32_t* ahead = nullptr) {
+                int lanes, const Ahead& ahead = {}) {
     const int whole = lanes / kUnitLanes * kUnitLanes;
     if (whole == 0) {
       multiply_tile<bf16, kAdd>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
@@ -154,7 +162,7 @@ class MatrixUnit {
     for (int column = 0; column < columns; column += 2 * kUnitLanes) {
       for (int r = 0; r < rows; r += height) {
         set_rows(static_cast<int>(least(height, rows - r)));
-        const std::uint32_t* to_fetch = kStream && r == 0 ? ahead + column : nullptr;
+        const std::uint32_t* to_fetch = kFetched > 0 && r == 0 ? ahead.at + column : nullptr;
         const auto pass = rows_ > kUnitRows ? &MatrixUnit::pass<kAdd, true> : &MatrixUnit::pass<kAdd, false>;
         (this->*pass)(a + r * a_stride, a_stride * 4, b + column, b_stride, c + r * c_stride + column,
                       c_stride * 4, whole, to_fetch);
@@ -270,7 +278,7 @@ constexpr bool uses_unit(std::int64_t rows) {
   return Pack<T>::per_lane == 2 && rows >= kLeastUnitRows;
 }
 
-#else
+#elif !defined(SAPWOOD_UNIT)
 
 struct MatrixUnit {};
 
@@ -281,7 +289,7 @@ template <class T, bool kAdd>
 SAPWOOD_INLINE void multiply_on(MatrixUnit& unit, const std::uint32_t* a, std::int64_t a_stride,
                                 const std::uint32_t* b, std::int64_t b_stride, float* c,
                                 std::int64_t c_stride, int rows, int columns, int lanes) {
-#if defined(SAPWOOD_AMX)
+#if defined(SAPWOOD_UNIT)
   if (uses_unit<T>(rows)) {
     unit.multiply<kAdd>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
     return;

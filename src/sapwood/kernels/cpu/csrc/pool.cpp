@@ -17,6 +17,8 @@ constexpr std::uintptr_t kFetchBytes = 512;  // between two looks for a job
 void pause() {
 #if defined(SAPWOOD_X86)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");  // waits as long as x86's pause does; "yield" does nothing on most
 #else
   std::this_thread::yield();
 #endif

@@ -125,8 +125,7 @@ void to_q8_0(const T* weights, std::int64_t num_blocks, std::byte* out) {
     for (std::int64_t i = 0; i < kGroup; i += W) {
       // A tiny scale is rounded far down: its numbers may be beyond 127.
       const VF scaled = vmin(vmax(rounded(load(weights + i) * inverse), splat(-127.0f)), splat(127.0f));
-      const VB bytes = __builtin_convertvector(bits_as<VI>(scaled + magic) - bits_as<VI>(magic), VB);
-      __builtin_memcpy(out + 2 + i, &bytes, sizeof(bytes));
+      store_bytes(out + 2 + i, bits_as<VI>(scaled + magic) - bits_as<VI>(magic));
     }
   }
 }

@@ -9,6 +9,8 @@
 #include <cstdint>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(SAPWOOD_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "ops.h"
@@ -27,6 +29,9 @@ constexpr int kTileRows = 6, kTileVectors = 4;
 #elif defined(__AVX2__)
 constexpr int W = 8;
 constexpr int kTileRows = 6, kTileVectors = 2;  // 12 sums, 2 of the right operand, 1 of the left: 16 registers
+#elif defined(SAPWOOD_NEON)
+constexpr int W = 4;
+constexpr int kTileRows = 6, kTileVectors = 4;  // 24 sums, 4 of the right operand, some of the left: 32 registers
 #else
 constexpr int W = 4;
 constexpr int kTileRows = 4, kTileVectors = 2;
@@ -36,6 +41,7 @@ typedef float VF __attribute__((vector_size(W * 4)));
 typedef std::int32_t VI __attribute__((vector_size(W * 4)));
 typedef std::uint32_t VU __attribute__((vector_size(W * 4)));
 typedef std::uint16_t VH __attribute__((vector_size(W * 2)));
+typedef std::int8_t VB __attribute__((vector_size(W)));
 typedef float V4 __attribute__((vector_size(16)));
 
 struct bf16 {
@@ -100,13 +106,23 @@ SAPWOOD_INLINE VU load_widened(const bf16* p) {
   return __builtin_convertvector(h, VU);
 }
 
-SAPWOOD_INLINE VF load(const bf16* p) { return bits_as<VF>(load_widened(p) << 16); }
+SAPWOOD_INLINE VF load(const bf16* p) {
+#if defined(SAPWOOD_NEON)
+  return bits_as<VF>(vshll_n_u16(vld1_u16(&p->bits), 16));
+#else
+  return bits_as<VF>(load_widened(p) << 16);
+#endif
+}
 
 SAPWOOD_INLINE VF load(const f16* p) {
 #if defined(__AVX512F__)
   return bits_as<VF>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__F16C__)
   return bits_as<VF>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(SAPWOOD_NEON)
+  float16x4_t halves;
+  __builtin_memcpy(&halves, p, sizeof(halves));
+  return bits_as<VF>(vcvt_f32_f16(halves));
 #else
   VH h;
   __builtin_memcpy(&h, p, sizeof(h));
@@ -138,11 +154,44 @@ SAPWOOD_INLINE void store(bf16* p, VF v) {
 #if defined(__AVX512BF16__)
   const __m256bh h = _mm512_cvtneps_pbh(bits_as<__m512>(v));
   __builtin_memcpy(p, &h, sizeof(h));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  const bfloat16x4_t h = vcvt_bf16_f32(bits_as<float32x4_t>(v));
+  __builtin_memcpy(p, &h, sizeof(h));
 #else
   const VU u = bits_as<VU>(v);
   const VU rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   const VH h = __builtin_convertvector(v == v ? rounded : ((u >> 16) | 0x40), VH);
   __builtin_memcpy(p, &h, sizeof(h));
+#endif
+}
+
+// W bytes, sign-extended. GCC 12 takes a vector conversion from bytes apart, entry by entry.
+SAPWOOD_INLINE VI load_bytes(const void* p) {
+#if defined(__AVX512F__)
+  return bits_as<VI>(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return bits_as<VI>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+#elif defined(SAPWOOD_NEON)
+  const int8x8_t bytes = vreinterpret_s8_u32(vdup_n_u32(load_lane(p)));
+  return bits_as<VI>(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
+#else
+  VB bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, VI);
+#endif
+}
+
+// The lowest byte of each entry.
+SAPWOOD_INLINE void store_bytes(void* p, VI v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(bits_as<__m512i>(v)));
+#elif defined(SAPWOOD_NEON)
+  const uint16x4_t halves = vmovn_u32(bits_as<uint32x4_t>(v));
+  const uint8x8_t bytes = vmovn_u16(vcombine_u16(halves, halves));
+  __builtin_memcpy(p, &bytes, W);
+#else
+  const VB bytes = __builtin_convertvector(v, VB);
+  __builtin_memcpy(p, &bytes, sizeof(bytes));
 #endif
 }
 
@@ -156,6 +205,9 @@ SAPWOOD_INLINE VF dot(const bf16*, VF sum, VU a, VU b) {
 #if defined(__AVX512BF16__)
   return bits_as<VF>(_mm512_dpbf16_ps(bits_as<__m512>(sum), bits_as<__m512bh>(a),
                                       bits_as<__m512bh>(b)));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  // Sums are rounded to odd, not to nearest: up to one unit of the last place each, in either direction.
+  return bits_as<VF>(vbfdotq_f32(bits_as<float32x4_t>(sum), bits_as<bfloat16x8_t>(a), bits_as<bfloat16x8_t>(b)));
 #else
   sum = bits_as<VF>(a << 16) * bits_as<VF>(b << 16) + sum;
   return bits_as<VF>(a & 0xffff0000u) * bits_as<VF>(b & 0xffff0000u) + sum;
@@ -167,6 +219,30 @@ template <class T>
 SAPWOOD_INLINE const T* tag() {
   return nullptr;
 }
+
+// A lane that is multiplied with every lane of a vector.
+#if defined(SAPWOOD_NEON)
+typedef uint32x2_t Factor;  // its first entry: products with one entry need no vector full of it
+
+SAPWOOD_INLINE Factor load_factor(const void* p) { return vreinterpret_u32_u64(vcreate_u64(load_lane(p))); }
+
+SAPWOOD_INLINE VF dot(const float*, VF sum, Factor a, VU b) {
+  return bits_as<VF>(vfmaq_lane_f32(bits_as<float32x4_t>(sum), bits_as<float32x4_t>(b), vreinterpret_f32_u32(a), 0));
+}
+
+SAPWOOD_INLINE VF dot(const bf16*, VF sum, Factor a, VU b) {
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  return bits_as<VF>(vbfdotq_lane_f32(bits_as<float32x4_t>(sum), bits_as<bfloat16x8_t>(b), vreinterpret_bf16_u32(a), 0));
+#else
+  sum = dot(tag<float>(), sum, vshl_n_u32(a, 16), b << 16);
+  return dot(tag<float>(), sum, vand_u32(a, vdup_n_u32(0xffff0000u)), b & 0xffff0000u);
+#endif
+}
+#else
+typedef VU Factor;
+
+SAPWOOD_INLINE Factor load_factor(const void* p) { return splat_lane(load_lane(p)); }
+#endif
 
 SAPWOOD_INLINE V4 fold4(VF v) {
 #if defined(__AVX512F__)
@@ -192,6 +268,9 @@ SAPWOOD_INLINE V4 sum4(VF a, VF b, VF c, VF d) {
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(zc, zd), _mm512_unpackhi_ps(zc, zd));
   const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
   return fold4(bits_as<VF>(abcd));
+#elif defined(SAPWOOD_NEON)
+  const float32x4_t ab = vpaddq_f32(bits_as<float32x4_t>(a), bits_as<float32x4_t>(b));
+  return bits_as<V4>(vpaddq_f32(ab, vpaddq_f32(bits_as<float32x4_t>(c), bits_as<float32x4_t>(d))));
 #else
   const V4 x = fold4(a), y = fold4(b), z = fold4(c), w = fold4(d);
   const V4 xy = __builtin_shuffle(x, y, V4I{0, 4, 1, 5}) + __builtin_shuffle(x, y, V4I{2, 6, 3, 7});
@@ -210,6 +289,8 @@ SAPWOOD_INLINE bool any(VI v) {
   return _mm512_test_epi32_mask(bits_as<__m512i>(v), bits_as<__m512i>(v)) != 0;
 #elif defined(__AVX2__)
   return _mm256_testz_si256(bits_as<__m256i>(v), bits_as<__m256i>(v)) == 0;
+#elif defined(SAPWOOD_NEON)
+  return vmaxvq_u32(bits_as<uint32x4_t>(v)) != 0;
 #else
   int bits = 0;
   for (int i = 0; i < W; i++) bits |= v[i];
@@ -225,6 +306,8 @@ SAPWOOD_INLINE float maximum(VF v) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+#elif defined(SAPWOOD_NEON)
+  return vmaxnmvq_f32(bits_as<float32x4_t>(v));
 #else
   float x = v[0];
   for (int i = 1; i < W; i++) x = v[i] > x ? v[i] : x;

@@ -15,6 +15,10 @@ SAPWOOD_INLINE void interleave(const bf16* a, const bf16* b, VU* lanes) {
   const __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
   lanes[0] = bits_as<VU>(_mm512_permutex2var_epi16(x, low, y));
   lanes[1] = bits_as<VU>(_mm512_permutex2var_epi16(x, high, y));
+#elif defined(SAPWOOD_NEON)
+  const uint16x8_t x = vld1q_u16(&a->bits), y = vld1q_u16(&b->bits);
+  lanes[0] = bits_as<VU>(vzip1q_u16(x, y));
+  lanes[1] = bits_as<VU>(vzip2q_u16(x, y));
 #else
   lanes[0] = load_widened(a) | (load_widened(b) << 16);
   lanes[1] = load_widened(a + W) | (load_widened(b + W) << 16);
@@ -53,6 +57,18 @@ SAPWOOD_INLINE void transpose16(__m512i* r) {
     r[12 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0xdd);
   }
 }
+#elif defined(SAPWOOD_NEON)
+// A 4 x 4 block of lanes, transposed in registers.
+SAPWOOD_INLINE void transpose4(const uint32x4_t* r, std::uint32_t* out, std::int64_t stride) {
+  const uint64x2_t low01 = vreinterpretq_u64_u32(vtrn1q_u32(r[0], r[1]));
+  const uint64x2_t low23 = vreinterpretq_u64_u32(vtrn1q_u32(r[2], r[3]));
+  const uint64x2_t high01 = vreinterpretq_u64_u32(vtrn2q_u32(r[0], r[1]));
+  const uint64x2_t high23 = vreinterpretq_u64_u32(vtrn2q_u32(r[2], r[3]));
+  vst1q_u32(out, vreinterpretq_u32_u64(vtrn1q_u64(low01, low23)));
+  vst1q_u32(out + stride, vreinterpretq_u32_u64(vtrn1q_u64(high01, high23)));
+  vst1q_u32(out + 2 * stride, vreinterpretq_u32_u64(vtrn2q_u64(low01, low23)));
+  vst1q_u32(out + 3 * stride, vreinterpretq_u32_u64(vtrn2q_u64(high01, high23)));
+}
 #endif
 
 // out[lane][t] = lane `lane` of rows[t]; columns from n up to the next multiple of 32 become 0.
@@ -72,6 +88,17 @@ static inline void transpose_lanes(const void* const* rows, int n, int lanes, st
       transpose16(block);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + (lane + i) * out_stride + t, block[i]);
+    }
+  }
+#elif defined(SAPWOOD_NEON)
+  for (int t = 0; t < padded; t += 4) {
+    for (int lane = 0; lane < lanes; lane += 4) {
+      uint32x4_t block[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        block[i] = t + i < n ? vld1q_u32(static_cast<const std::uint32_t*>(rows[t + i]) + lane) : vdupq_n_u32(0);
+      }
+      transpose4(block, out + lane * out_stride + t, out_stride);
     }
   }
 #else
@@ -114,7 +141,7 @@ static inline void tile(const std::uint32_t* a, std::int64_t a_stride, const std
     for (int v = 0; v < V; v++) right[v] = load_lanes(b + lane * b_stride + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const VU left = splat_lane(load_lane(a + r * a_stride + lane));
+      const Factor left = load_factor(a + r * a_stride + lane);
 #pragma GCC unroll 16
       for (int v = 0; v < V; v++) sums[r][v] = dot(tag<T>(), sums[r][v], left, right[v]);
     }
