@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -236,10 +237,18 @@ def test_impossible_prompts_are_refused(prompt: list[int], message: str) -> None
         ([-1], {}),
         ([1], {"stop_token_ids": (100,)}),
         ([1], {"logit_bias": {100: 1.0}}),
+        (
+            [1],
+            {
+                "custom_logit_processor": "disallowed_tokens",
+                "custom_params": {"token_ids": [3, 100]},
+            },
+        ),
+        ([1], {"logprobs": LogprobOptions(token_ids=(100,))}),
     ],
 )
 def test_tokens_outside_the_vocabulary_never_reach_the_model(
-    prompt: list[int], options: dict[str, object]
+    prompt: list[int], options: dict[str, Any]
 ) -> None:
     refused = Engine().add("a", prompt, **options)
     assert refused is not None

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema.logits_processors import MAX_DISALLOWED
 from sapwood.schema.sampling import MAX_STOP_CHARACTERS, MAX_STOPS, SamplingParams
+from sapwood.schema.thinking import ThinkingBudget
 
 OUT_OF_RANGE = [
     ("max_new_tokens", -1, "[0, inf)"),
@@ -47,10 +51,44 @@ def test_parameters_of_no_processor_are_refused() -> None:
     assert caught.value.param == "custom_params"
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"token_ids": []},
+        {"token_ids": "x"},
+        {"token_ids": [True]},
+        {"token_ids": [1], "a": 1},
+        {"token_ids": [1] * (MAX_DISALLOWED + 1)},
+    ],
+)
+def test_disallowed_tokens_must_be_a_list_of_ids(params: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=r"at least one token id|at most") as caught:
+        SamplingParams(custom_logit_processor="disallowed_tokens", custom_params=params)
+    assert caught.value.param == "custom_params"
+
+
+def test_every_field_that_has_token_ids_tells_them() -> None:
+    params = SamplingParams(
+        logit_bias={1: 1.0},
+        stop_token_ids=(2,),
+        custom_logit_processor="disallowed_tokens",
+        custom_params={"token_ids": [3]},
+        thinking_budget=ThinkingBudget(max_tokens=1, begin=(4,), end=(5,), forced=(6, 5)),
+    )
+    told = {name: list(ids) for name, ids in params.token_ids()}
+    assert told == {
+        "logit_bias": [1],
+        "stop_token_ids": [2],
+        "custom_params": [3],
+        "thinking_budget": [6, 5],
+    }
+
+
 def test_they_cross_processes_unchanged() -> None:
     params = SamplingParams(
         stop_regex=("a+",),
-        custom_logit_processor="disallowed_tokens",
+        custom_logit_processor="mine",
         custom_params={"token_ids": [1, 2], "nested": {"a": [None, 1.5, "x"]}},
     )
     encoded = msgspec.msgpack.encode(params)

@@ -51,12 +51,7 @@ class RequestBounds:
                 f"(context length {self.context_length}, KV pool {self.pool_tokens}); "
                 f"shorten it by {num_tokens - limit}"
             )
-        outside = self._token_outside_vocabulary(request)
-        if outside is not None:
-            return (
-                f"token id {outside} is outside the model's vocabulary, 0 to {self.vocab_size - 1}"
-            )
-        return None
+        return self._why_outside_vocabulary(request)
 
     def _unfit_embeds(self, request: Generate) -> str | None:
         if request.embed is not None:
@@ -70,11 +65,15 @@ class RequestBounds:
             return "input_embeds must have a vector for each token of the prompt"
         return None
 
-    def _token_outside_vocabulary(self, request: Generate) -> int | None:
+    def _why_outside_vocabulary(self, request: Generate) -> str | None:
         """A tokenizer may know more tokens than its model; such an id must not reach a kernel."""
-        sampling = request.sampling
         scored = request.logprobs.token_ids if request.logprobs is not None else ()
-        for ids in (request.prompt_ids, sampling.stop_token_ids, sampling.logit_bias, scored):
+        fields = [("prompt", request.prompt_ids), ("logprobs", scored)]
+        for name, ids in (*fields, *request.sampling.token_ids()):
             if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
-                return next(one for one in ids if not 0 <= one < self.vocab_size)
+                outside = next(one for one in ids if not 0 <= one < self.vocab_size)
+                return (
+                    f"{name} has the token id {outside}, which is outside the model's vocabulary, "
+                    f"0 to {self.vocab_size - 1}; take ids of this model's tokenizer"
+                )
         return None

@@ -40,6 +40,7 @@ class RequestState:
         self.request_id = request.request_id
         self.prompt_ids = request.prompt_ids
         self.sampling = request.sampling
+        self.stop_token_ids = frozenset(request.sampling.stop_token_ids)
         self.namespace = request.extra_key
         self.routing_key = request.routing_key
         self.priority = request.priority or 0

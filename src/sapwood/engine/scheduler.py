@@ -557,7 +557,7 @@ class Scheduler:
         is_eos = token_id in self._eos_token_ids and not sampling.ignore_eos
         # A grammar that is at its end has nothing else to go on with.
         may_stop = may_stop or (is_eos and sampling.grammar is not None)
-        if may_stop and (is_eos or token_id in sampling.stop_token_ids):
+        if may_stop and (is_eos or token_id in state.stop_token_ids):
             self._finish(state, Finish(kind="stop", matched=token_id))
         elif len(state.output_ids) >= state.max_new_tokens:
             self._finish(state, Finish(kind="length"))

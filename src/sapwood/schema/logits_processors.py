@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import entry_points
+from typing import Any
 
 import msgspec
+
+from sapwood.base.errors import InvalidRequest
 
 ENTRY_POINT = "sapwood.logits_processors"
 """The group of entry points by which other packages add processors."""
 
-BUILT_IN = {"disallowed_tokens": "sapwood.executor.sampling.disallowed_tokens:disallowed_tokens"}
+DISALLOWED_TOKENS = "disallowed_tokens"
+MAX_DISALLOWED = 2**20
+"""Token ids that one request may forbid; no vocabulary is larger."""
+
+BUILT_IN = {DISALLOWED_TOKENS: "sapwood.executor.sampling.disallowed_tokens:disallowed_tokens"}
 
 
 def known_processors() -> frozenset[str]:
     """The names that a request may ask for."""
     return frozenset(BUILT_IN) | {point.name for point in entry_points(group=ENTRY_POINT)}
+
+
+def disallowed_token_ids(params: Mapping[str, Any]) -> list[int]:
+    """The token ids in the custom_params of "disallowed_tokens".
+
+    Raises InvalidRequest if there are none, or other parameters."""
+    token_ids = params.get("token_ids")
+    if isinstance(token_ids, list) and len(token_ids) > MAX_DISALLOWED:
+        raise InvalidRequest(
+            f"custom_params has {len(token_ids)} token ids but at most {MAX_DISALLOWED} are "
+            "accepted; send each id once",
+            param="custom_params",
+        )
+    is_list = isinstance(token_ids, list) and all(type(one) is int for one in token_ids)
+    if not is_list or not token_ids or set(params) != {"token_ids"}:
+        raise InvalidRequest(
+            'custom_params must be {"token_ids": [...]} with at least one token id, for the '
+            f"custom_logit_processor {DISALLOWED_TOKENS!r}",
+            param="custom_params",
+        )
+    return token_ids
 
 
 class _Code(msgspec.Struct):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.schema.grammar import Grammar
+from sapwood.schema.logits_processors import DISALLOWED_TOKENS, disallowed_token_ids
 from sapwood.schema.thinking import ThinkingBudget
 
 GREEDY_BELOW = 1e-6
@@ -117,6 +119,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 "one or leave them out",
                 param="custom_params",
             )
+        if self.custom_logit_processor == DISALLOWED_TOKENS:
+            disallowed_token_ids(self.custom_params)
+
+    def token_ids(self) -> Iterator[tuple[str, Collection[int]]]:
+        """(field, the token ids in it) of each field that has some. An id that the model does not
+        know must not reach a kernel."""
+        yield "logit_bias", self.logit_bias
+        yield "stop_token_ids", self.stop_token_ids
+        if self.custom_logit_processor == DISALLOWED_TOKENS:
+            yield "custom_params", disallowed_token_ids(self.custom_params)
+        if self.thinking_budget is not None:
+            yield "thinking_budget", self.thinking_budget.forced
 
     @property
     def is_greedy(self) -> bool:

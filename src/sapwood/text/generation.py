@@ -268,10 +268,20 @@ class TextGenerator:
             param=param,
         )
 
+    def _check_how_many(self, token_ids: Collection[int], name: str) -> None:
+        """InvalidRequest if there are so many that some must be there more than once."""
+        if len(token_ids) > self.vocab_size:
+            raise InvalidRequest(
+                f"{name} has {len(token_ids)} token ids but this model knows only "
+                f"{self.vocab_size}; send each id once",
+                param=name,
+            )
+
     def check_sampling(self, sampling: SamplingParams) -> None:
         """Raises InvalidRequest for a parameter that this model or server cannot honour."""
-        self.check_token_ids(sampling.logit_bias, "logit_bias", param="logit_bias")
-        self.check_token_ids(sampling.stop_token_ids, "stop_token_ids", param="stop_token_ids")
+        for name, token_ids in sampling.token_ids():
+            self._check_how_many(token_ids, name)
+            self.check_token_ids(token_ids, name, param=name)
         if sampling.stop_regex:
             check_patterns(sampling.stop_regex)
         if sampling.custom_logit_processor is not None:

@@ -10,8 +10,13 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 
 
-def request(n: int = 1, stop: tuple[str, ...] = (), embeds: tuple[bytes, ...] = ()) -> TextRequest:
-    sampling = SamplingParams(stop=stop)
+def request(
+    n: int = 1,
+    stop: tuple[str, ...] = (),
+    embeds: tuple[bytes, ...] = (),
+    bias: dict[int, float] | None = None,
+) -> TextRequest:
+    sampling = SamplingParams(stop=stop, logit_bias=bias or {})
     return TextRequest(request_id="r", prompt="Hi", n=n, sampling=sampling, input_embeds=embeds)
 
 
@@ -24,16 +29,22 @@ def request(n: int = 1, stop: tuple[str, ...] = (), embeds: tuple[bytes, ...] = 
         ([request(stop=("a" * 9,))], "stop"),
         ([request(n=2, embeds=(bytes(16),) * 4)], "input_embeds"),
         ([request(embeds=(bytes(16),) * 4)] * 2, "input_embeds"),
+        ([request(n=4, bias={1: 1.0, 2: 1.0})], "logit_bias"),
+        ([request(n=2, bias={1: 1.0, 2: 1.0})] * 2, "logit_bias"),
     ],
 )
 def test_what_is_too_much_is_named(requests, param):
     limits = RequestLimits(
-        max_samples=4, max_stop_strings=3, max_stop_length=8, max_embed_bytes=100
+        max_samples=4,
+        max_stop_strings=3,
+        max_stop_length=8,
+        max_embed_bytes=100,
+        max_token_ids=7,
     )
     with pytest.raises(InvalidRequest) as caught:
         limits.check(requests)
     assert caught.value.param == param
-    limits.check([request(n=4, stop=("a" * 8,) * 3)])
+    limits.check([request(n=4, stop=("a" * 8,) * 3, bias={1: 1.0})])
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,12 +30,14 @@ class RequestLimits:
     max_samples      number of prompts times n
     max_stop_length  characters of one stop string
     max_embed_bytes  bytes of all input_embeds as fp32, times n: each sample sends its own prompt
+    max_token_ids    token ids in parameters of sampling, such as logit_bias, times n likewise
     """
 
     max_samples: int = 4096
     max_stop_strings: int = 256
     max_stop_length: int = 1024
     max_embed_bytes: int = 64 * 2**20
+    max_token_ids: int = 2**20
 
     def check(self, requests: Sequence[TextRequest]) -> None:
         """Raises InvalidRequest, which names the field, if the call exceeds a limit."""
@@ -52,6 +55,17 @@ class RequestLimits:
                 f"most {self.max_embed_bytes}, its --max-request-bytes; send several calls",
                 param="input_embeds",
             )
+        num_ids = Counter[str]()
+        for request in requests:
+            for name, token_ids in request.sampling.token_ids():
+                num_ids[name] += len(token_ids) * request.n
+        for name, count in num_ids.items():
+            if count > self.max_token_ids:
+                raise InvalidRequest(
+                    f"{name} has {count} token ids, times n, but this server accepts at most "
+                    f"{self.max_token_ids} in one call; send several calls",
+                    param=name,
+                )
         for request in requests:
             self._check_stop(request.sampling.stop)
 
