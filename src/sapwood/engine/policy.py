@@ -1,4 +1,4 @@
-"""In which order waiting requests are considered. Pure functions of what is known of each.
+"""Schedule policies: pure functions that put the waiting requests into an order.
 
 Every policy looks at `priority` first (larger is sooner) and keeps the order of arrival among
 equals.
@@ -18,10 +18,10 @@ LPM_QUEUE_LIMIT = 128
 class Waiting:
     """A waiting request as a policy sees it.
 
-    priority        its urgency now
-    max_new_tokens  output tokens that it may still produce
-    path            (node identity, matching tokens) along its longest known prefix
-    num_same_key    running requests with its routing key; 0 if it has none
+    priority        the request's urgency now
+    max_new_tokens  output tokens that the request may still produce
+    path            (node identity, matching tokens) along the request's longest known prefix
+    num_same_key    running requests with the same routing key; 0 if the request has none
     """
 
     index: int
@@ -58,7 +58,7 @@ def longest_output(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiti
 
 
 def routing_key(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
-    """Requests whose routing key many running ones share come first: they share prefixes too."""
+    """Requests whose routing key most running requests have come first: they share prefixes too."""
     return sorted(waiting, key=lambda one: (-one.priority, -one.num_same_key, one.arrival))
 
 
@@ -93,7 +93,12 @@ def depth_first_weight(waiting: Sequence[Waiting], rng: random.Random) -> list[W
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """needs_path: whether the order depends on the prefix tree; needs_keys: on routing keys."""
+    """A schedule policy.
+
+    order       puts waiting requests into an order
+    needs_path  whether the order depends on the prefix tree
+    needs_keys  whether the order depends on routing keys
+    """
 
     order: Callable[[Sequence[Waiting], random.Random], list[Waiting]]
     needs_path: bool = False

@@ -1,7 +1,7 @@
 """Choosing tokens from the logits of captured steps, in one call.
 
-It is a capture of its own, because a step's logits may be changed (penalties, grammars) before a
-token is chosen from them. Settings that differ from request to request are in fixed memory, too.
+The choice is a capture of its own, because penalties and grammars may change a step's logits before
+a token is chosen from them. The requests' sampling settings are in fixed memory, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sapwood.kernels.transfer import upload_one
 
 
 class ChoiceOps(Protocol):
-    """Those of `Kernels`, which say what they do."""
+    """The ops of `Kernels` that choose tokens; `Kernels` describes them."""
 
     def argmax(self, logits: Tensor) -> Tensor: ...
 
@@ -31,11 +31,12 @@ class ChoiceOps(Protocol):
 
 
 class CapturedChoice:
-    """A Chooser (executor/sampling/sampler.py): replays where the logits are those of a captured
-    step, all of them; else calls the ops.
+    """A Chooser (executor/sampling/sampler.py) that replays a capture if it can.
 
-    logits  [most requests, vocab] fp32, where captured steps leave them
-    sizes   numbers of requests, ascending
+    It can if the logits are all the logits of a captured step; else it calls the ops.
+
+    logits  [most requests, vocab] fp32: the memory in which captured steps leave their logits
+    sizes   numbers of requests, in ascending order
     """
 
     def __init__(self, ops: ChoiceOps, logits: Tensor, sizes: Sequence[int]) -> None:
@@ -49,7 +50,7 @@ class CapturedChoice:
         self._random: dict[int, Replayable] = {}
 
     def capture(self, size: int, recorder: Capture) -> None:
-        """For so many requests; the largest first, as its memory serves the others."""
+        """Capture the choice for `size` requests; the largest size comes first, for its memory."""
         logits, chosen = self._logits[:size], self._chosen[:size]
         settings = self._settings_of(size)
         settings.copy_(upload_one(_filled([], size), np.float64, logits.device))
@@ -81,7 +82,7 @@ class CapturedChoice:
         return self._chosen[: len(logits)].clone()
 
     def _settings_of(self, size: int) -> Tensor:
-        """[5, size], together in memory"""
+        """The settings [5, size] of the first `size` requests, contiguous in memory."""
         return self._settings[: 5 * size].view(5, size)
 
     def _size_of(self, logits: Tensor) -> int | None:
@@ -94,6 +95,6 @@ _NOBODY = Draws(temperature=[1.0], top_k=[-1], top_p=[1.0], min_p=[0.0], numbers
 
 
 def _filled(draws: Sequence[Draws], size: int) -> NDArray[np.float64]:
-    """Their tables side by side, with draws of nobody after them: [5, size]."""
+    """The tables of all draws side by side, padded to [5, size] with harmless settings."""
     missing = size - sum(len(one) for one in draws)
     return np.concatenate([one.table() for one in (*draws, *[_NOBODY] * missing)], axis=1)

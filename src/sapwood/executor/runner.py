@@ -36,19 +36,23 @@ class DecoderModel(Protocol):
         ...
 
     def parts(self) -> DecoderParts:
-        """What it is made of, for a graph."""
+        """The parts of the model, for a graph."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class Launched:
-    """A step on its way. Its device may be busy with it, or with a step before it.
+    """A step in flight. Its device may be busy with it, or with an earlier step.
 
-    rows, tenants  of the requests that have a token sampled, in the plan's order
-    tokens         [len(rows)] on their way to the host; token_ids: the same, once accepted
-    of_outputs     by place among `rows`; of_prompts, hidden: by entry of the plan
-    failures       by row: why its request cannot go on
-    jumps          by row: tokens that its grammar leaves no choice about
+    rows        rows of the requests that sample a token, in the plan's order
+    tenants     the tenant of each of these rows
+    tokens      [len(rows)] tokens on their way to the host
+    token_ids   the same tokens, once they are accepted
+    of_outputs  log probabilities of output tokens, by index in `rows`
+    of_prompts  log probabilities of prompt tokens, by index in the plan
+    hidden      hidden states, by index in the plan
+    failures    by row: why its request cannot go on
+    jumps       by row: tokens that must follow because the grammar leaves no choice
     """
 
     plan: StepPlan
@@ -64,7 +68,7 @@ class Launched:
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
 
     def result(self) -> StepResult:
-        """Waits for the step, and for those launched before it."""
+        """Wait for this step and for all earlier steps."""
         self.settle(self)
         assert self.token_ids is not None, "the step was settled"
         plan = self.plan
@@ -98,11 +102,10 @@ class Launched:
 class Runner:
     """A model, the memory of its KV pages, and a row of state per running request.
 
-    A step that is launched need not be done when the next one is: its tokens stay on the device,
-    where the next step finds them, and come to the host by themselves. Only a row that is followed
-    (a grammar, a penalty: what may come next depends on the token before) is sampled after the
-    tokens before it are known. Its step is computed meanwhile: the wait comes between its forward
-    pass and its sampling.
+    The next step may be launched while a step is in flight: the tokens stay on the device, where
+    the next step finds them, and are copied to the host meanwhile. Only a row that is followed is
+    sampled after the host knows its earlier tokens, because a grammar or a penalty depends on them.
+    Its forward pass need not wait: the wait comes between that and the sampling.
     """
 
     def __init__(
@@ -117,7 +120,10 @@ class Runner:
         device: torch.device,
         download: Callable[[Tensor], Download] = download,
     ) -> None:
-        """`download` brings tokens and log probabilities to the host."""
+        """A runner of one rank.
+
+        download  copies tokens and log probabilities to the host
+        """
         self._model = model
         self._graph = graph
         self._kv_caches = kv_caches
@@ -135,7 +141,7 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Launched:
-        """Queue one step behind those launched before."""
+        """Queue one step behind all earlier steps."""
         launched = Launched(plan, self._settle_through)
         self._unsettled.append(launched)
         for row in plan.ends:
@@ -177,13 +183,15 @@ class Runner:
             launched.of_outputs = self._logprobs.of_output(kept, rows, chosen)
 
     def _compute(self, launched: Launched, batch: ForwardBatch) -> Tensor:
-        """Logits [S, vocab] of the rows at batch.logits_index; `launched` gets what prompts are
-        scored with, and the hidden states that are wanted."""
+        """Logits [S, vocab] of the rows at batch.logits_index.
+
+        Prompts' log probabilities and wanted hidden states are put into `launched`.
+        """
         scheduled = launched.plan.scheduled
         if not self._logprobs.scores(scheduled) and not wants_hidden(scheduled):
             logits = self._graph.replay(batch)
             return self._model.compute(batch) if logits is None else logits
-        # A graph gives only the logits of what is sampled.
+        # A graph computes no logits but those from which tokens are sampled.
         hidden = self._model.forward(batch)
         launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._model.logits)
         launched.hidden = kept_hidden(scheduled, hidden, self._download)
@@ -192,7 +200,7 @@ class Runner:
     # ---- tokens that come to the host --------------------------------------------------------
 
     def _awaits_tokens(self, rows: Sequence[int]) -> bool:
-        """Whether one of these rows is followed, and a token of its request is on its way."""
+        """Whether a token of a followed row among `rows` is still on its way to the host."""
         followed = self._sampler.followed(rows)
         return bool(followed) and any(
             row in followed and self._rows.tenants[row] == tenant
@@ -210,13 +218,13 @@ class Runner:
 
     @torch.inference_mode()
     def _settle(self, launched: Launched) -> None:
-        """Wait for its tokens and let the sampler follow them."""
+        """Wait for the step's tokens, and let the sampler accept those of followed rows."""
         tokens = launched.tokens
         launched.token_ids = [] if tokens is None else tokens.wait().tolist()
         followed = self._sampler.followed(launched.rows) if launched.rows else None
         if not followed:
             return
-        # A row may belong to another request by now.
+        # Another request may have the row by now.
         own = [
             (row, token_id)
             for row, tenant, token_id in zip(

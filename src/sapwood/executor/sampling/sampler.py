@@ -19,7 +19,7 @@ from sapwood.schema.step import RowStart
 
 
 class Chooser(Protocol):
-    """`Kernels` is one, and so is what was captured of their ops."""
+    """Chooses tokens from logits: `Kernels`, or a capture of these ops."""
 
     def argmax(self, logits: Tensor) -> Tensor: ...
 
@@ -27,7 +27,7 @@ class Chooser(Protocol):
 
 
 class Sampler:
-    """Processors, then greedy or random choice; each row as if it were alone."""
+    """Applies the processors, then chooses a token per row, independently of all other rows."""
 
     def __init__(
         self,
@@ -37,8 +37,11 @@ class Sampler:
         failures: dict[int, str] | None = None,
         grammars: GrammarMasks | None = None,
     ) -> None:
-        """`failures` (row -> why) is what the processors write to when a request cannot go on.
-        `grammars` come after them: nothing may allow again what a grammar forbids."""
+        """A sampler.
+
+        failures  row -> why its request cannot go on; the processors write here
+        grammars  applied after all processors, so that none can allow a forbidden token again
+        """
         self._grammars = grammars
         self._failures = {} if failures is None else failures
         self._rows = rows
@@ -53,12 +56,12 @@ class Sampler:
             self._grammars.start(start)
 
     def end(self, row: int) -> None:
-        """The request of that row has left: drop the state of its grammar."""
+        """The row's request has left: drop the state of its grammar."""
         if self._grammars is not None:
             self._grammars.end(row)
 
     def jump(self, rows: Sequence[int]) -> dict[int, list[int]]:
-        """Row -> tokens that must follow the one just sampled; they count as put out now."""
+        """Row -> tokens that must follow the token just sampled; they count as put out now."""
         jumps = {} if self._grammars is None else self._grammars.jump(rows)
         for row, token_ids in jumps.items():
             for processor in self._processors:
@@ -67,7 +70,7 @@ class Sampler:
         return jumps
 
     def take_failures(self) -> dict[int, str]:
-        """Row -> why its request cannot go on, of those sampled since the last call."""
+        """Row -> why its request cannot go on, for the rows that failed since the last call."""
         if not self._failures:
             return {}
         taken = dict(self._failures)
@@ -80,7 +83,7 @@ class Sampler:
         The tokens of rows that are followed must be accepted before these rows are sampled again.
 
         rows         row of each entry
-        num_outputs  output tokens each had before; counts the random numbers
+        num_outputs  output tokens of each request so far, which number the random numbers
         """
         for processor in self._processors:
             processor.apply(logits, rows, num_outputs)
@@ -103,7 +106,7 @@ class Sampler:
         return chosen
 
     def followed(self, rows: Sequence[int]) -> set[int]:
-        """Those of `rows` whose tokens must be accepted."""
+        """The rows among `rows` whose tokens must be accepted."""
         wanted, found = set(rows), set[int]()
         for one in self._processors:
             if one.follows:
@@ -113,7 +116,7 @@ class Sampler:
         return found
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
-        """These tokens were chosen for those rows; in the order of the steps."""
+        """Take note of the tokens that were chosen for these rows. Called in the order of steps."""
         for processor in self._processors:
             processor.accept(rows, token_ids)
         if self._grammars is not None:

@@ -13,15 +13,21 @@ from sapwood.kernels.interface import Kernels, PackedLinear
 
 
 class DenseStorage:
-    """One tensor [out, in] in which the parts lie one after another; allocated when it is first
-    asked for, so that a model takes memory layer by layer as it is filled."""
+    """One tensor [out, in] in which the parts lie one after another.
+
+    The tensor is allocated at its first use, so that a model takes memory layer by layer while it
+    is loaded.
+    """
 
     takes_blocks = False
 
     def __init__(
         self, part_sizes: tuple[int, ...], kernels: Kernels, allocate: Callable[[], Tensor] | None
     ) -> None:
-        """allocate: makes the tensor; None: it will be shared."""
+        """The storage of a dense weight.
+
+        allocate  makes the tensor; None: another layer's tensor will be shared
+        """
         self._kernels = kernels
         self._part_sizes = part_sizes
         self._allocate = allocate
@@ -49,7 +55,7 @@ class DenseStorage:
 
     def pack(self, bias: Tensor | None) -> PackedLinear:
         packed = self._kernels.pack_linear(self.weight, bias)
-        self._weight = None  # targets may still refer to this storage
+        self._weight = None  # frees the memory although targets still refer to this storage
         return packed
 
 
