@@ -72,7 +72,7 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingResult:
-    """values: [numbers] fp32, the text's vector, or its numbers of a classification head."""
+    """The embedding of a text, or the outputs of a classification head: `values`, [n] fp32."""
 
     values: NDArray[np.float32]
     num_prompt_tokens: int
@@ -109,7 +109,7 @@ class LLM:
         self.services: Services = build_services(self._client, resolved.files, resolved.config)
         self._num_open = _open_at_most(resolved.config)
         self._room = asyncio.Semaphore(self._num_open)
-        self._numbers = itertools.count(1)  # any thread may take the next
+        self._numbers = itertools.count(1)  # safe to share: any thread may take the next number
         self._engine = InProcessEngine(resolved, channel, self._client)
 
     def __enter__(self) -> LLM:

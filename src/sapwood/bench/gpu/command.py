@@ -20,7 +20,7 @@ from sapwood.bench.report import (
 
 
 def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> bool:
-    """False if a kernel check failed. ConfigError if there is no such device."""
+    """Run the benchmark. Returns False if a check failed; ConfigError if the device is missing."""
     environment = describe_environment()
     report = GpuBench(options, console).run()
     console.print(f"{report.device}; {environment}", markup=False, soft_wrap=True)
@@ -58,7 +58,7 @@ def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> b
 
 
 def check_table(report: Report) -> Table:
-    """A row per check: its largest error, and whatever failed."""
+    """A table with a row per check: its largest error, or its failure."""
     table = Table("check", "cases", "largest error", "limit", "verdict")
     table.title = f"kernels: {report.kernels}"
     for name in dict.fromkeys(one.name for one in report.checks):

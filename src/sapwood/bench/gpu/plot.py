@@ -1,4 +1,4 @@
-"""The figures of `sapwood bench gpu` as bars, one panel for each thing measured of each model."""
+"""The figures of `sapwood bench gpu` as bars, with a panel for each model and measurement."""
 
 from __future__ import annotations
 

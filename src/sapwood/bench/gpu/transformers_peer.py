@@ -63,7 +63,7 @@ class TransformersPeer:
             )
         }
         if self._device.type == "cpu":
-            # Its default is a cache of nearly all the memory, which it fills with zeros.
+            # By default transformers fills nearly all memory with its cache of zeros.
             from transformers.generation import configuration_utils as limits
 
             make_limits: Any = limits.ContinuousBatchingConfig

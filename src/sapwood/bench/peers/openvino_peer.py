@@ -1,7 +1,7 @@
 """OpenVINO GenAI's continuous batching pipeline on the CPU, with the prefix cache on.
 
-It loads what `optimum-cli export openvino` made of the checkpoint: the peer's `model` names that
-directory. Its options are OpenVINO's properties; `cache_size` in GiB is its scheduler's.
+The peer's `model` names a directory that `optimum-cli export openvino` has made of the checkpoint.
+The options are OpenVINO's properties, and `cache_size`, the scheduler's cache in GiB.
 """
 
 from __future__ import annotations
