@@ -40,7 +40,7 @@ from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
 from sapwood.schema.request import EngineInput
 from sapwood.text.answer import AnswerShape
-from sapwood.text.embedding import EmbedRequest, Numbers, shortened
+from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 from sapwood.text.events import Answer
 from sapwood.text.generation import TextChunk, TextRequest
 
@@ -263,7 +263,7 @@ class LLM:
         answers = self._embed_all(requests)
         return [scores_of(answer, apply_softmax=apply_softmax) for answer in answers]
 
-    def _embed_all(self, requests: Sequence[EmbedRequest]) -> list[Numbers]:
+    def _embed_all(self, requests: Sequence[EmbedRequest]) -> list[PoolingOutput]:
         try:
             return self.run(embed_all(self.services, requests, room=self._room))
         except EngineFailed as error:

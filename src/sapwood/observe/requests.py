@@ -83,7 +83,7 @@ class ChunkFacts(Protocol):
 
 
 class AnswerFacts(Protocol):
-    """What a request without output tokens brought; see `text.embedding.Numbers`."""
+    """The outcome of a request without output tokens; see `text.embedding.PoolingOutput`."""
 
     @property
     def finish(self) -> FinishFacts: ...
