@@ -18,7 +18,7 @@ class RowTable:
 
     page_table   [num_rows, max_pages] int32, on the host; 0 where the row's request has no page
     last_tokens  [num_rows] int64, on the device; the token sampled last
-    tenants      [num_rows]: counts the requests that have had each row so far
+    epochs       [num_rows]; how many requests have had the row so far
     embeds       row -> [prompt tokens, hidden] fp32, on the host, for requests with input_embeds,
                  until the prompt is computed
     """
@@ -28,12 +28,12 @@ class RowTable:
         self.last_tokens: Tensor = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
-        self.tenants: list[int] = [0] * num_rows
+        self.epochs: list[int] = [0] * num_rows
         self.embeds: dict[int, NDArray[np.float32]] = {}
 
     def start(self, start: RowStart) -> None:
         self.sampling[start.row] = start.sampling
-        self.tenants[start.row] += 1
+        self.epochs[start.row] += 1
         self.seeds[start.row] = start.seed % 2**64
         self.page_table[start.row] = 0
         self.embeds.pop(start.row, None)

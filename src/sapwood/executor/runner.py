@@ -45,7 +45,7 @@ class Launched:
     """A step in flight. Its device may be busy with it, or with an earlier step.
 
     rows        rows of the requests that sample a token, in the plan's order
-    tenants     the tenant of each of these rows
+    epochs      the epoch of each of these rows (see RowTable) when its token was sampled
     tokens      [len(rows)] tokens on their way to the host
     token_ids   the same tokens, once they are accepted
     of_outputs  log probabilities of output tokens, by index in `rows`
@@ -58,7 +58,7 @@ class Launched:
     plan: StepPlan
     settle: Callable[[Launched], None]
     rows: Sequence[int] = ()
-    tenants: Sequence[int] = ()
+    epochs: Sequence[int] = ()
     tokens: Download | None = None
     token_ids: list[int] | None = None
     of_outputs: Mapping[int, Measured] = field(default_factory=dict)
@@ -177,7 +177,7 @@ class Runner:
         chosen = self._sampler.sample(logits, rows, num_outputs)
         self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, chosen)
         launched.rows = rows
-        launched.tenants = [self._rows.tenants[row] for row in rows]
+        launched.epochs = [self._rows.epochs[row] for row in rows]
         launched.tokens = self._download(chosen)
         if kept is not None:
             launched.of_outputs = self._logprobs.of_output(kept, rows, chosen)
@@ -203,9 +203,9 @@ class Runner:
         """Whether a token of a followed row among `rows` is still on its way to the host."""
         followed = self._sampler.followed(rows)
         return bool(followed) and any(
-            row in followed and self._rows.tenants[row] == tenant
+            row in followed and self._rows.epochs[row] == epoch
             for step in self._unsettled
-            for row, tenant in zip(step.rows, step.tenants, strict=True)
+            for row, epoch in zip(step.rows, step.epochs, strict=True)
         )
 
     def _settle_before(self, launched: Launched) -> None:
@@ -227,10 +227,10 @@ class Runner:
         # Another request may have the row by now.
         own = [
             (row, token_id)
-            for row, tenant, token_id in zip(
-                launched.rows, launched.tenants, launched.token_ids, strict=True
+            for row, epoch, token_id in zip(
+                launched.rows, launched.epochs, launched.token_ids, strict=True
             )
-            if row in followed and self._rows.tenants[row] == tenant
+            if row in followed and self._rows.epochs[row] == epoch
         ]
         if own:
             rows = [row for row, _ in own]
