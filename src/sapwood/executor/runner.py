@@ -56,7 +56,7 @@ class Launched:
     """
 
     plan: StepPlan
-    settle: Callable[[Launched], None]
+    collect: Callable[[Launched], None]
     rows: Sequence[int] = ()
     epochs: Sequence[int] = ()
     tokens: Download | None = None
@@ -69,8 +69,8 @@ class Launched:
 
     def result(self) -> StepResult:
         """Wait for this step and for all earlier steps."""
-        self.settle(self)
-        assert self.token_ids is not None, "the step was settled"
+        self.collect(self)
+        assert self.token_ids is not None, "the step was collected"
         plan = self.plan
         extras = (self.of_outputs, self.of_prompts, self.hidden, self.failures, self.jumps)
         if not any(extras):
@@ -103,7 +103,7 @@ class Runner:
     """A model, the memory of its KV pages, and a row of state per running request.
 
     The next step may be launched while a step is in flight: the tokens stay on the device, where
-    the next step finds them, and are copied to the host meanwhile. Only a row that is followed is
+    the next step finds them, and are copied to the host meanwhile. Only a stateful row is
     sampled after the host knows its earlier tokens, because a grammar or a penalty depends on them.
     Its forward pass need not wait: the wait comes between that and the sampling.
     """
@@ -133,7 +133,7 @@ class Runner:
         self._logprobs = LogprobRecorder(device, download=download)
         self._page_size = page_size
         self._device = device
-        self._unsettled: deque[Launched] = deque()
+        self._uncollected: deque[Launched] = deque()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step and wait for it; plans come in the order in which they were made."""
@@ -142,8 +142,8 @@ class Runner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Launched:
         """Queue one step behind all earlier steps."""
-        launched = Launched(plan, self._settle_through)
-        self._unsettled.append(launched)
+        launched = Launched(plan, self._collect_through)
+        self._uncollected.append(launched)
         for row in plan.ends:
             self._sampler.end(row)
         if not plan.scheduled:
@@ -164,7 +164,7 @@ class Runner:
         logits = self._compute(launched, inputs.batch)
         if inputs.sampling:
             self._sample(launched, inputs, logits)
-        # At once, lest they be taken for those of a step that is settled later.
+        # At once, lest they be taken for those of a step that is collected later.
         launched.failures = self._sampler.take_failures()
         return launched
 
@@ -172,7 +172,7 @@ class Runner:
         rows = [entry.row for entry in inputs.sampling]
         num_outputs = [entry.num_output or 0 for entry in inputs.sampling]
         if self._awaits_tokens(rows):
-            self._settle_before(launched)
+            self._collect_before(launched)
         kept = self._logprobs.keep(logits, rows)
         chosen = self._sampler.sample(logits, rows, num_outputs)
         self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, chosen)
@@ -200,29 +200,29 @@ class Runner:
     # ---- tokens that come to the host --------------------------------------------------------
 
     def _awaits_tokens(self, rows: Sequence[int]) -> bool:
-        """Whether a token of a followed row among `rows` is still on its way to the host."""
-        followed = self._sampler.followed(rows)
-        return bool(followed) and any(
-            row in followed and self._rows.epochs[row] == epoch
-            for step in self._unsettled
+        """Whether a token of a stateful row among `rows` is still on its way to the host."""
+        stateful = self._sampler.stateful_rows(rows)
+        return bool(stateful) and any(
+            row in stateful and self._rows.epochs[row] == epoch
+            for step in self._uncollected
             for row, epoch in zip(step.rows, step.epochs, strict=True)
         )
 
-    def _settle_before(self, launched: Launched) -> None:
-        while self._unsettled[0] is not launched:
-            self._settle(self._unsettled.popleft())
+    def _collect_before(self, launched: Launched) -> None:
+        while self._uncollected[0] is not launched:
+            self._collect(self._uncollected.popleft())
 
-    def _settle_through(self, launched: Launched) -> None:
+    def _collect_through(self, launched: Launched) -> None:
         while launched.token_ids is None:
-            self._settle(self._unsettled.popleft())
+            self._collect(self._uncollected.popleft())
 
     @torch.inference_mode()
-    def _settle(self, launched: Launched) -> None:
-        """Wait for the step's tokens, and let the sampler accept those of followed rows."""
+    def _collect(self, launched: Launched) -> None:
+        """Wait for the step's tokens, and let the sampler accept those of stateful rows."""
         tokens = launched.tokens
         launched.token_ids = [] if tokens is None else tokens.wait().tolist()
-        followed = self._sampler.followed(launched.rows) if launched.rows else None
-        if not followed:
+        stateful = self._sampler.stateful_rows(launched.rows) if launched.rows else None
+        if not stateful:
             return
         # Another request may have the row by now.
         own = [
@@ -230,7 +230,7 @@ class Runner:
             for row, epoch, token_id in zip(
                 launched.rows, launched.epochs, launched.token_ids, strict=True
             )
-            if row in followed and self._rows.epochs[row] == epoch
+            if row in stateful and self._rows.epochs[row] == epoch
         ]
         if own:
             rows = [row for row, _ in own]

@@ -91,7 +91,7 @@ class CustomProcessors:
         self._running: dict[int, _Running] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return self._running.keys()
 
     def start(self, start: RowStart) -> None:

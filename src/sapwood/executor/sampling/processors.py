@@ -24,7 +24,7 @@ _FIRST_CAPACITY = 64
 
 class LogitsProcessor(Protocol):
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         """Rows whose next `apply` depends on earlier tokens; only their tokens must be accepted."""
         ...
 
@@ -52,7 +52,7 @@ class LogitBias:
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return NOBODY
 
     def start(self, start: RowStart) -> None:
@@ -84,7 +84,7 @@ class MinNewTokens:
         self._ends: dict[int, tuple[int, Tensor]] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return NOBODY
 
     def start(self, start: RowStart) -> None:
@@ -163,7 +163,7 @@ class Penalties:
         self._seen: dict[int, _Seen] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return self._seen.keys()
 
     def start(self, start: RowStart) -> None:

@@ -80,7 +80,7 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> Tensor:
         """logits [S, vocab], may be overwritten -> token ids [S] int64, on the logits' device.
 
-        The tokens of rows that are followed must be accepted before these rows are sampled again.
+        The tokens of stateful rows must be accepted before these rows are sampled again.
 
         rows         row of each entry
         num_outputs  output tokens of each request so far, which number the random numbers
@@ -105,14 +105,14 @@ class Sampler:
                 chosen.index_copy_(0, at, self._chooser.sample(logits.index_select(0, at), draws))
         return chosen
 
-    def followed(self, rows: Sequence[int]) -> set[int]:
+    def stateful_rows(self, rows: Sequence[int]) -> set[int]:
         """The rows among `rows` whose tokens must be accepted."""
         wanted, found = set(rows), set[int]()
-        for one in self._processors:
-            if one.follows:
-                found |= wanted & one.follows
-        if self._grammars is not None and self._grammars.follows:
-            found |= wanted & self._grammars.follows
+        for processor in self._processors:
+            if processor.stateful_rows:
+                found |= wanted & processor.stateful_rows
+        if self._grammars is not None and self._grammars.stateful_rows:
+            found |= wanted & self._grammars.stateful_rows
         return found
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:

@@ -65,7 +65,7 @@ class ThinkingBudgets:
         self._rows: dict[int, _Progress] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return self._rows.keys()
 
     def start(self, start: RowStart) -> None:
