@@ -305,10 +305,10 @@ def test_tokens_are_chosen_by_a_replay_too() -> None:
         assert logits is not None
         logits[:, seed] += 5.0
         replays = sum(one.num_replays for one in recorder.recordings)
-        first = graph.choice.argmax(logits)
+        first = graph.sampling_ops.argmax(logits)
         assert torch.equal(first, logits.argmax(-1))
         drawn = draws(num, seed)
-        second = graph.choice.sample(logits, drawn)
+        second = graph.sampling_ops.sample(logits, drawn)
         assert torch.equal(second, reference.sample(logits.clone(), drawn))
         assert torch.equal(first, logits.argmax(-1)), "what was chosen before stays"
         assert sum(one.num_replays for one in recorder.recordings) == replays + 2
@@ -323,8 +323,10 @@ def test_tokens_of_other_logits_are_chosen_op_by_op() -> None:
     assert logits is not None
     replays = sum(one.num_replays for one in recorder.recordings)
     drawn = draws(2, 1)
-    assert torch.equal(graph.choice.argmax(logits), logits.argmax(-1))
-    assert torch.equal(graph.choice.sample(logits, drawn), TorchKernels().sample(logits, drawn))
+    assert torch.equal(graph.sampling_ops.argmax(logits), logits.argmax(-1))
+    assert torch.equal(
+        graph.sampling_ops.sample(logits, drawn), TorchKernels().sample(logits, drawn)
+    )
     assert sum(one.num_replays for one in recorder.recordings) == replays
 
 

@@ -175,7 +175,7 @@ def capture_graph(
     seconds = time.perf_counter() - start_s
     why = f"{' and '.join(parts)} captured in {seconds:.1f} s, {taken / 2**30:.2f} GiB"
     log.info("graphs: %s", why)
-    return GraphChoice(steps, why, steps.choice)
+    return GraphChoice(steps, why, steps.sampling_ops)
 
 
 @contextmanager

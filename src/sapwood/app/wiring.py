@@ -429,7 +429,7 @@ def _build_runner(
         sampler=Sampler(
             rows,
             processors,
-            choice.chooser or kernels,
+            choice.sampling_ops or kernels,
             failures,
             None if grammars is None else grammars.masks(kernels, failures),
         ),

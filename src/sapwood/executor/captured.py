@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.buckets import smallest_that_holds
-from sapwood.executor.captured_choice import CapturedChoice, ChoiceOps
+from sapwood.executor.captured_sampling import CapturableSamplingOps, CapturedSampling
 from sapwood.kernels.capture import Capture, Replayable, capture
 from sapwood.kernels.interface import (
     PLAIN,
@@ -51,7 +51,7 @@ class Capturable(Protocol):
         ...
 
 
-class CapturableKernels(ChoiceOps, Protocol):
+class CapturableKernels(CapturableSamplingOps, Protocol):
     """The ops of `Kernels` that a capture needs; `Kernels` describes them."""
 
     def paged_attention(
@@ -226,9 +226,13 @@ class CapturedSteps:
     the largest captured number of tokens."""
 
     def __init__(
-        self, model: Capturable, plan: CapturePlan, memory: StepMemory, choice: CapturedChoice
+        self,
+        model: Capturable,
+        plan: CapturePlan,
+        memory: StepMemory,
+        sampling_ops: CapturedSampling,
     ) -> None:
-        self.choice = choice
+        self.sampling_ops = sampling_ops
         self._model = model
         self._plan = plan
         self._memory = memory
@@ -281,8 +285,8 @@ def capture_steps(
 
     `kv_caches` hold `plan.spare_page` too."""
     memory = StepMemory(plan)
-    choice = CapturedChoice(kernels, memory.logits, plan.decode)
-    steps = CapturedSteps(model, plan, memory, choice)
+    sampling_ops = CapturedSampling(kernels, memory.logits, plan.decode)
+    steps = CapturedSteps(model, plan, memory, sampling_ops)
     total = len(plan.decode) + len(plan.prefill)
     spaces: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     for size in reversed(plan.prefill):
@@ -297,7 +301,7 @@ def capture_steps(
             sharing = kernels.captured_sharing(size, plan.page_size, plan.device)
             if sharing is not None:
                 steps.sharing[size] = (sharing, _capture_decode(*decode, sharing))
-        choice.capture(size, recorder)
+        sampling_ops.capture(size, recorder)
         on_progress(len(steps.prefills) + len(steps.decodes), total)
     return steps
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sapwood.executor.sampling.sampler import Chooser
+from sapwood.executor.sampling.sampler import SamplingOps
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.layers.forward_batch import ForwardBatch
@@ -65,12 +65,12 @@ class RecordedGraph:
 class GraphChoice:
     """The graph, and one line for the operator with the reason of this choice.
 
-    chooser  chooses tokens from the logits of the graph's steps; None: the kernels' ops do
+    sampling_ops  choose tokens from the logits of the graph's steps; None: the kernels' ops do
     """
 
     graph: Graph
     why: str
-    chooser: Chooser | None = None
+    sampling_ops: SamplingOps | None = None
 
     @property
     def is_recorded(self) -> bool:

@@ -18,8 +18,8 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 
 
-class Chooser(Protocol):
-    """Chooses tokens from logits: `Kernels`, or a capture of these ops."""
+class SamplingOps(Protocol):
+    """The ops that choose tokens from logits: those of `Kernels`, or a capture of them."""
 
     def argmax(self, logits: Tensor) -> Tensor: ...
 
@@ -33,7 +33,7 @@ class Sampler:
         self,
         rows: RowTable,
         processors: Sequence[LogitsProcessor],
-        chooser: Chooser,
+        ops: SamplingOps,
         failures: dict[int, str] | None = None,
         grammars: GrammarMasks | None = None,
     ) -> None:
@@ -45,7 +45,7 @@ class Sampler:
         self._grammars = grammars
         self._failures = {} if failures is None else failures
         self._rows = rows
-        self._chooser = chooser
+        self._ops = ops
         self._processors = processors
 
     def start(self, start: RowStart) -> None:
@@ -92,9 +92,9 @@ class Sampler:
         params = [self._rows.sampling[row] for row in rows]
         random = [index for index, one in enumerate(params) if not one.is_greedy]
         if len(random) == len(params):
-            chosen = self._chooser.sample(logits, self._draws(rows, params, num_outputs))
+            chosen = self._ops.sample(logits, self._draws(rows, params, num_outputs))
         else:
-            chosen = self._chooser.argmax(logits)
+            chosen = self._ops.argmax(logits)
             if random:
                 draws = self._draws(
                     [rows[index] for index in random],
@@ -102,7 +102,7 @@ class Sampler:
                     [num_outputs[index] for index in random],
                 )
                 at = upload_one(random, np.int64, logits.device)
-                chosen.index_copy_(0, at, self._chooser.sample(logits.index_select(0, at), draws))
+                chosen.index_copy_(0, at, self._ops.sample(logits.index_select(0, at), draws))
         return chosen
 
     def stateful_rows(self, rows: Sequence[int]) -> set[int]:

@@ -15,31 +15,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.buckets import smallest_that_holds
+from sapwood.executor.sampling.sampler import SamplingOps
 from sapwood.kernels.capture import Capture, Replayable, capture
 from sapwood.kernels.draws import Draws
 from sapwood.kernels.transfer import upload_one
 
 
-class ChoiceOps(Protocol):
-    """The ops of `Kernels` that choose tokens; `Kernels` describes them."""
-
-    def argmax(self, logits: Tensor) -> Tensor: ...
-
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor: ...
+class CapturableSamplingOps(SamplingOps, Protocol):
+    """All ops of `Kernels` that choose tokens."""
 
     def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor: ...
 
 
-class CapturedChoice:
-    """A Chooser (executor/sampling/sampler.py) that replays a capture if it can.
+class CapturedSampling:
+    """SamplingOps that replay a capture if they can.
 
-    It can if the logits are all the logits of a captured step; else it calls the ops.
+    They can if the logits are all the logits of a captured step; else they call the kernels' ops.
 
     logits  [most requests, vocab] fp32: the memory in which captured steps leave their logits
     sizes   numbers of requests, in ascending order
     """
 
-    def __init__(self, ops: ChoiceOps, logits: Tensor, sizes: Sequence[int]) -> None:
+    def __init__(self, ops: CapturableSamplingOps, logits: Tensor, sizes: Sequence[int]) -> None:
         most = logits.shape[0]
         self._ops = ops
         self._logits = logits
