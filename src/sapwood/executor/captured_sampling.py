@@ -17,14 +17,14 @@ from torch import Tensor
 from sapwood.executor.buckets import smallest_that_holds
 from sapwood.executor.sampling.sampler import SamplingOps
 from sapwood.kernels.capture import Capture, Replayable, capture
-from sapwood.kernels.draws import Draws
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.transfer import upload_one
 
 
 class CapturableSamplingOps(SamplingOps, Protocol):
     """All ops of `Kernels` that choose tokens."""
 
-    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor: ...
+    def sample_with(self, logits: Tensor, table: Tensor) -> Tensor: ...
 
 
 class CapturedSampling:
@@ -41,7 +41,7 @@ class CapturedSampling:
         self._ops = ops
         self._logits = logits
         self._sizes = sizes
-        self._settings = torch.ones(5 * most, dtype=torch.float64, device=logits.device)
+        self._tables = torch.ones(5 * most, dtype=torch.float64, device=logits.device)
         self._chosen = torch.zeros(most, dtype=torch.int64, device=logits.device)
         self._greedy: dict[int, Replayable] = {}
         self._random: dict[int, Replayable] = {}
@@ -49,14 +49,14 @@ class CapturedSampling:
     def capture(self, size: int, recorder: Capture) -> None:
         """Capture the choice for `size` requests; the largest size comes first, for its memory."""
         logits, chosen = self._logits[:size], self._chosen[:size]
-        settings = self._settings_of(size)
-        settings.copy_(upload_one(_filled([], size), np.float64, logits.device))
+        table = self._table_of(size)
+        table.copy_(upload_one(_filled([], size), np.float64, logits.device))
 
         def greedy() -> None:
             chosen.copy_(self._ops.argmax(logits))
 
         def random() -> None:
-            chosen.copy_(self._ops.sample_with(logits, settings))
+            chosen.copy_(self._ops.sample_with(logits, table))
 
         for work, captured in ((greedy, self._greedy), (random, self._random)):
             work()  # first uses compile and allocate, which a capture must not
@@ -69,18 +69,18 @@ class CapturedSampling:
         self._greedy[size].replay()
         return self._chosen[: len(logits)].clone()
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor:
         size = self._size_of(logits)
         if size is None:
-            return self._ops.sample(logits, draws)
-        filled = _filled([draws], size)
-        self._settings_of(size).copy_(upload_one(filled, np.float64, logits.device))
+            return self._ops.sample(logits, settings)
+        filled = _filled([settings], size)
+        self._table_of(size).copy_(upload_one(filled, np.float64, logits.device))
         self._random[size].replay()
         return self._chosen[: len(logits)].clone()
 
-    def _settings_of(self, size: int) -> Tensor:
+    def _table_of(self, size: int) -> Tensor:
         """The settings [5, size] of the first `size` requests, contiguous in memory."""
-        return self._settings[: 5 * size].view(5, size)
+        return self._tables[: 5 * size].view(5, size)
 
     def _size_of(self, logits: Tensor) -> int | None:
         if logits.data_ptr() != self._logits.data_ptr():
@@ -88,10 +88,12 @@ class CapturedSampling:
         return smallest_that_holds(self._sizes, len(logits))
 
 
-_NOBODY = Draws(temperature=[1.0], top_k=[-1], top_p=[1.0], min_p=[0.0], numbers=[0.0])
+_NO_REQUEST = SamplingSettings(
+    temperature=[1.0], top_k=[-1], top_p=[1.0], min_p=[0.0], numbers=[0.0]
+)
 
 
-def _filled(draws: Sequence[Draws], size: int) -> NDArray[np.float64]:
-    """The tables of all draws side by side, padded to [5, size] with harmless settings."""
-    missing = size - sum(len(one) for one in draws)
-    return np.concatenate([one.table() for one in (*draws, *[_NOBODY] * missing)], axis=1)
+def _filled(settings: Sequence[SamplingSettings], size: int) -> NDArray[np.float64]:
+    """All settings as one table, padded to [5, size] with harmless settings."""
+    missing = size - sum(len(rows) for rows in settings)
+    return np.concatenate([rows.table() for rows in (*settings, *[_NO_REQUEST] * missing)], axis=1)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.captured import Capturable
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, Kernels
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.layers.forward_batch import ForwardBatch
 
 
@@ -30,14 +30,14 @@ def run_largest_steps(
         batch = _batch(page, num_tokens // requests, requests, max_pages, device)
         hidden = model.forward(batch).index_select(0, batch.logits_index)
         logits = model.logits(hidden)
-        draws = Draws(
+        settings = SamplingSettings(
             temperature=[1.0] * requests,
             top_k=[-1] * requests,
             top_p=[0.9] * requests,
             min_p=[0.0] * requests,
             numbers=[0.5] * requests,
         )
-        kernels.sample(logits, draws)
+        kernels.sample(logits, settings)
 
 
 def _batch(

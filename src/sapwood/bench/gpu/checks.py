@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import CodedWeight, quantize_codes
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import LARGEST_NUMBER, dequantize_pages
+from sapwood.kernels.sampling_settings import SamplingSettings
 
 LIMITS = {torch.float32: 2e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference that rounding may cause, relative to the largest wanted value."""
@@ -395,14 +395,14 @@ def _sample(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
     logits = (case.randn(1, case.vocab_size, dtype=torch.float32) * 3).repeat(count, 1)
     numbers = [(index + 0.5) / count for index in range(count)]
     for top_k, top_p, min_p in ((1, 1.0, 0.0), (4, 1.0, 0.0), (-1, 0.5, 0.0), (-1, 1.0, 0.3)):
-        draws = Draws(
+        settings = SamplingSettings(
             temperature=[0.9] * count,
             top_k=[top_k] * count,
             top_p=[top_p] * count,
             min_p=[min_p] * count,
             numbers=numbers,
         )
-        got, wanted = (one.sample(logits.clone(), draws) for one in (kernels, reference))
+        got, wanted = (one.sample(logits.clone(), settings) for one in (kernels, reference))
         drawn, expected = (
             torch.bincount(one.cpu(), minlength=case.vocab_size) for one in (got, wanted)
         )

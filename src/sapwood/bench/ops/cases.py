@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sapwood.bench.ops.options import Shape
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.sampling_settings import SamplingSettings
 
 Make = Callable[[Kernels], Callable[[], object]]
 
@@ -240,14 +240,14 @@ def _sampling_cases(shape: Shape, num: int) -> Iterator[Case]:
     def sampling(
         top_k: int, top_p: float, min_p: float
     ) -> Callable[[Kernels], Callable[[], object]]:
-        draws = Draws(
+        settings = SamplingSettings(
             temperature=[0.8] * num,
             top_k=[top_k] * num,
             top_p=[top_p] * num,
             min_p=[min_p] * num,
             numbers=[(0.5 + index) / num for index in range(num)],
         )
-        return lambda kernels: lambda: kernels.sample(logits, draws)
+        return lambda kernels: lambda: kernels.sample(logits, settings)
 
     yield Case(
         op="argmax",

@@ -12,7 +12,7 @@ from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.processors import LogitsProcessor
 from sapwood.executor.sampling.random_numbers import uniforms
-from sapwood.kernels.draws import Draws
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.transfer import upload_one
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
@@ -23,7 +23,7 @@ class SamplingOps(Protocol):
 
     def argmax(self, logits: Tensor) -> Tensor: ...
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor: ...
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor: ...
 
 
 class Sampler:
@@ -92,17 +92,17 @@ class Sampler:
         params = [self._rows.sampling[row] for row in rows]
         random = [index for index, one in enumerate(params) if not one.is_greedy]
         if len(random) == len(params):
-            chosen = self._ops.sample(logits, self._draws(rows, params, num_outputs))
+            chosen = self._ops.sample(logits, self._settings(rows, params, num_outputs))
         else:
             chosen = self._ops.argmax(logits)
             if random:
-                draws = self._draws(
+                settings = self._settings(
                     [rows[index] for index in random],
                     [params[index] for index in random],
                     [num_outputs[index] for index in random],
                 )
                 at = upload_one(random, np.int64, logits.device)
-                chosen.index_copy_(0, at, self._ops.sample(logits.index_select(0, at), draws))
+                chosen.index_copy_(0, at, self._ops.sample(logits.index_select(0, at), settings))
         return chosen
 
     def stateful_rows(self, rows: Sequence[int]) -> set[int]:
@@ -122,11 +122,11 @@ class Sampler:
         if self._grammars is not None:
             self._grammars.accept(rows, token_ids)
 
-    def _draws(
+    def _settings(
         self, rows: Sequence[int], params: Sequence[SamplingParams], num_outputs: Sequence[int]
-    ) -> Draws:
+    ) -> SamplingSettings:
         counters = np.array(num_outputs, dtype=np.uint64)
-        return Draws(
+        return SamplingSettings(
             temperature=[one.temperature for one in params],
             top_k=[one.top_k for one in params],
             top_p=[one.top_p for one in params],
