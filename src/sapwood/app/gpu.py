@@ -143,7 +143,7 @@ def measure_pool(
     spare = 0 if captures is None else 1
     size = size_pool(
         use,
-        page_bytes=sum(one.nbytes for pair in page for one in pair),
+        page_bytes=sum(cache.nbytes for pair in page for cache in pair),
         mem_fraction_static=config.memory.mem_fraction_static,
         wanted_pages=None if wanted_tokens is None else wanted_tokens // page_size + spare,
     )

@@ -139,8 +139,8 @@ class LLM:
         """
         many = _as_prompts(prompts)
         requests = [
-            self._request(prompt, one, add_special_tokens=True)
-            for prompt, one in zip(many, _as_many(sampling, len(many)), strict=True)
+            self._request(prompt, params, add_special_tokens=True)
+            for prompt, params in zip(many, _as_many(sampling, len(many)), strict=True)
         ]
         return self.run(self._collect_all(requests, on_finish))
 
@@ -159,8 +159,8 @@ class LLM:
         continue_final_message) mean the same here; all others go to the chat template. The result's
         `answer` has the calls.
         """
-        one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations: Sequence[Any] = [messages] if one else messages
+        is_single = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: Sequence[Any] = [messages] if is_single else messages
         turns = [
             self._turn(conversation, each, template_options)
             for conversation, each in zip(
@@ -223,13 +223,13 @@ class LLM:
         normalize = pooling is not None and pooling.normalize
         return [
             EmbeddingResult(
-                values=shortened(one.values, dimensions, normalize=normalize)
+                values=shortened(output.values, dimensions, normalize=normalize)
                 if dimensions is not None
-                else one.values,
-                num_prompt_tokens=one.num_prompt_tokens,
-                num_cached_tokens=one.num_cached_tokens,
+                else output.values,
+                num_prompt_tokens=output.num_prompt_tokens,
+                num_cached_tokens=output.num_cached_tokens,
             )
-            for one in self._embed_all(requests)
+            for output in self._embed_all(requests)
         ]
 
     def score(
@@ -438,7 +438,7 @@ def _as_prompt(prompt: Any, name: str = "the prompt") -> str | list[int]:
     found = f"a {type(prompt).__name__}"
     if isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping):
         token_ids: list[Any] = list(prompt)
-        others = [one for one in token_ids if not isinstance(one, Integral)]
+        others = [token_id for token_id in token_ids if not isinstance(token_id, Integral)]
         if not others:
             return [int(token_id) for token_id in token_ids]
         found += f" with a {type(others[0]).__name__} in it"

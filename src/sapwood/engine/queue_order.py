@@ -50,7 +50,7 @@ class QueueOrder:
             )
             for index, state in enumerate(waiting)
         ]
-        return [waiting[one.index] for one in policy.order(seen, self._rng)]
+        return [waiting[entry.index] for entry in policy.order(seen, self._rng)]
 
 
 def per_routing_key(states: Iterable[RequestState]) -> tuple[int, ...]:

@@ -132,7 +132,9 @@ class StepMemory:
         targets = [self.token_ids[:num], self.positions[:num], self.write_index[:num]]
         sources = [batch.token_ids, batch.positions, batch.write_index]
         if pad:
-            targets += [one[num:size] for one in (self.token_ids, self.positions, self.write_index)]
+            targets += [
+                tensor[num:size] for tensor in (self.token_ids, self.positions, self.write_index)
+            ]
             sources += [self._no_token[:pad], self._no_token[:pad], self._spare[:pad]]
         torch._foreach_copy_(targets, sources)
 

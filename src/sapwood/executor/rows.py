@@ -38,7 +38,7 @@ class RowTable:
         self.page_table[start.row] = 0
         self.embeds.pop(start.row, None)
         if start.input_embeds:
-            vectors = [np.frombuffer(one, dtype="<f4") for one in start.input_embeds]
+            vectors = [np.frombuffer(vector, dtype="<f4") for vector in start.input_embeds]
             self.embeds[start.row] = np.stack(vectors)
 
     def take_embeds(

@@ -42,7 +42,7 @@ class SamplingSettings:
         temperature, top_k, top_p, min_p, numbers = table.tolist()
         return SamplingSettings(
             temperature=temperature,
-            top_k=[int(one) for one in top_k],
+            top_k=[int(k) for k in top_k],
             top_p=top_p,
             min_p=min_p,
             numbers=numbers,

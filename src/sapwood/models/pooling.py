@@ -161,7 +161,7 @@ def _own_method(directory: Path, modules: Any, decoder: str | None) -> tuple[Met
 
 def _kinds(modules: Any, directory: Path) -> list[str]:
     """The last word of each module's type; ConfigError if one is not known."""
-    if not isinstance(modules, list) or not all(isinstance(one, dict) for one in modules):
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelSourceError(f"{directory}/modules.json must hold a list of objects")
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]

@@ -171,9 +171,9 @@ def _write_kv(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair
         cos_sin = case.randn(300, case.head_dim, dtype=torch.float32)
         norms = [case.randn(case.head_dim) if has_norms else None for _ in "qk"]
         found = []
-        for one in (kernels, reference):
+        for ops in (kernels, reference):
             keys, values = (torch.zeros(shape, dtype=case.dtype, device=case.device) for _ in "kv")
-            q = one.qk_norm_rope_write_kv(
+            q = ops.qk_norm_rope_write_kv(
                 qkv.clone(),
                 num_heads=case.num_heads,
                 num_kv_heads=case.num_kv_heads,
@@ -241,7 +241,7 @@ def _attend(
 
     scale = case.head_dim**-0.5
     got, wanted = (
-        one.paged_attention(q, caches[0], caches[1], batch(), scale) for one in (kernels, reference)
+        ops.paged_attention(q, caches[0], caches[1], batch(), scale) for ops in (kernels, reference)
     )
     return got, wanted
 
@@ -269,10 +269,10 @@ def _kv_in_8_bits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[
     for dtype in LARGEST_NUMBER:
         shape = kv_cache_shape(first, case.num_kv_heads, case.page_size, case.head_dim, dtype)
         qkv, found = case.randn(sum(lengths), width), []
-        for one in (kernels, reference):
+        for ops in (kernels, reference):
             caches = [torch.zeros(shape, dtype=torch.uint8, device=case.device) for _ in "kv"]
             keys, values = (cache.view(dtype) for cache in caches)
-            one.qk_norm_rope_write_kv(
+            ops.qk_norm_rope_write_kv(
                 qkv.clone(),
                 num_heads=case.num_heads,
                 num_kv_heads=case.num_kv_heads,
@@ -294,8 +294,8 @@ def _kv_in_8_bits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[
         yield got, wanted
         q = case.randn(3, case.num_heads, case.head_dim)
         got, wanted = (
-            one.paged_attention(q, *found[1], replace(batch, cache={}), case.head_dim**-0.5)
-            for one in (kernels, reference)
+            ops.paged_attention(q, *found[1], replace(batch, cache={}), case.head_dim**-0.5)
+            for ops in (kernels, reference)
         )
         yield got, wanted
 
@@ -304,7 +304,7 @@ def _kv_in_8_bits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[
 def _linear(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
     weight = case.randn(3 * case.hidden_size, case.hidden_size)
     for bias in (None, case.randn(3 * case.hidden_size)):
-        mine, its = (one.pack_linear(weight, bias) for one in (kernels, reference))
+        mine, its = (ops.pack_linear(weight, bias) for ops in (kernels, reference))
         for rows in (1, 70):
             x = case.randn(rows, case.hidden_size)
             yield mine(x), its(x)
@@ -319,7 +319,7 @@ def _check_quantized(kind: str) -> None:
         drawn = torch.randn(2 * case.hidden_size, case.hidden_size, generator=case.generator)
         part = kernels.quantize_weight(drawn.to(case.device), kind)
         mine, its = (
-            one.pack_quantized_linear([part], None, case.dtype) for one in (kernels, reference)
+            ops.pack_quantized_linear([part], None, case.dtype) for ops in (kernels, reference)
         )
         for rows in (1, 33):
             x = case.randn(rows, case.hidden_size)
@@ -348,7 +348,7 @@ def _codes(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
     for part in parts:
         there = [part.to(case.device)]
         mine, its = (
-            one.pack_quantized_linear(there, None, case.dtype) for one in (kernels, reference)
+            ops.pack_quantized_linear(there, None, case.dtype) for ops in (kernels, reference)
         )
         for rows in (1, 33):
             x = case.randn(rows, case.hidden_size)
@@ -380,8 +380,8 @@ def _penalise(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair
     counts = torch.randint(0, 4, (num_seen,), generator=case.generator).float().to(case.device)
     logits = case.randn(case.vocab_size, dtype=torch.float32)
     mine, its = logits.clone(), logits.clone()
-    for one, row in ((kernels, mine), (reference, its)):
-        one.penalise(row, ids, counts, repetition=1.3, frequency=0.2, presence=0.4)
+    for ops, row in ((kernels, mine), (reference, its)):
+        ops.penalise(row, ids, counts, repetition=1.3, frequency=0.2, presence=0.4)
     yield mine, its
 
 
@@ -402,8 +402,8 @@ def _sample(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
             min_p=[min_p] * count,
             numbers=numbers,
         )
-        got, wanted = (one.sample(logits.clone(), settings) for one in (kernels, reference))
+        got, wanted = (ops.sample(logits.clone(), settings) for ops in (kernels, reference))
         drawn, expected = (
-            torch.bincount(one.cpu(), minlength=case.vocab_size) for one in (got, wanted)
+            torch.bincount(tokens.cpu(), minlength=case.vocab_size) for tokens in (got, wanted)
         )
         yield drawn, expected

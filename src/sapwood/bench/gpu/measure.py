@@ -271,9 +271,9 @@ class GpuBench:
     def _compare(self, shape: Shape, peer: str, what: str, rate: float) -> None:
         """The peer's figure, whose share says how many times as fast the best engine is."""
         ours = [
-            one.value
-            for one in self.report.figures
-            if (one.model, one.what, one.variant) == (shape.name, what, BEST)
+            figure.value
+            for figure in self.report.figures
+            if (figure.model, figure.what, figure.variant) == (shape.name, what, BEST)
         ]
         self.report.figures.append(
             Figure(

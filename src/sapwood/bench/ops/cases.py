@@ -221,7 +221,7 @@ def _batch(
         context_len=torch.tensor(contexts, dtype=torch.int32),
         query_lens=tuple(new),
         context_lens=tuple(contexts),
-        num_decodes=sum(one == 1 for one in new),
+        num_decodes=sum(num_new == 1 for num_new in new),
     )
 
 

@@ -153,6 +153,6 @@ def bench_ops(options: OpsOptions, output: OutputOptions, console: Console) -> N
     written = [path]
     if output.plot:
         written.append(path.with_suffix(".png"))
-        shares = {f"{one.op}, {one.setting}": one.shares for one in costs}
+        shares = {f"{cost.op}, {cost.setting}": cost.shares for cost in costs}
         plot_shares(shares, f"{options.shape}, {options.dtype}: share of the limit", written[-1])
     console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)

@@ -75,7 +75,7 @@ def peak_rss_bytes(process: psutil.Process) -> int:
 
     The peaks need not fall together, so this is an upper bound where there are children.
     """
-    return sum(_peak_of(one) for one in [process, *process.children(recursive=True)])
+    return sum(_peak_of(member) for member in [process, *process.children(recursive=True)])
 
 
 def _peak_of(process: psutil.Process) -> int:

@@ -50,7 +50,7 @@ class OpenVinoGenerator:
         tensors = [self._openvino.Tensor(np.array([prompt], dtype=np.int64)) for prompt in prompts]
         configs = [self._greedy(length) for length in output_lengths]
         results = self._pipeline.generate(tensors, configs)
-        return [Generated(num_output_tokens=len(one.m_generation_ids[0])) for one in results]
+        return [Generated(num_output_tokens=len(result.m_generation_ids[0])) for result in results]
 
     def _greedy(self, num_output_tokens: int) -> Any:
         config = self._genai.GenerationConfig()

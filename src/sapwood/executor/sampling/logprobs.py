@@ -50,7 +50,7 @@ class Measured:
         """Wait for the log probabilities, and return them."""
         return TokenLogprobs.joined(
             [
-                TokenLogprobs(**{name: _packed(one.wait()) for name, one in piece.items()})
+                TokenLogprobs(**{name: _packed(tensor.wait()) for name, tensor in piece.items()})
                 for piece in self.pieces
             ]
         )
@@ -105,9 +105,9 @@ class LogprobRecorder:
         found: dict[int, Measured] = {}
         targets = chosen.index_select(0, kept.at)
         for place, index in enumerate(kept.indices):
-            one = slice(place, place + 1)
+            at = slice(place, place + 1)
             wanted = self._wanted[rows[index]]
-            found[index] = Measured([self._measure(kept.logits[one], targets[one], wanted)])
+            found[index] = Measured([self._measure(kept.logits[at], targets[at], wanted)])
         return found
 
     def of_prompts(
@@ -163,7 +163,7 @@ class LogprobRecorder:
             found["top"] = values - total
         if wanted.token_ids is not None:
             found["chosen"] = logits.index_select(-1, wanted.token_ids) - total
-        return {name: self._download(one) for name, one in found.items()}
+        return {name: self._download(tensor) for name, tensor in found.items()}
 
     def _ids(self, token_ids: Sequence[int]) -> Tensor:
         return upload_one(token_ids, np.int64, self._device)

@@ -90,7 +90,7 @@ class Sampler:
         if self._grammars is not None:
             self._grammars.apply(logits, rows)
         params = [self._rows.sampling[row] for row in rows]
-        random = [index for index, one in enumerate(params) if not one.is_greedy]
+        random = [index for index, setting in enumerate(params) if not setting.is_greedy]
         if len(random) == len(params):
             chosen = self._ops.sample(logits, self._settings(rows, params, num_outputs))
         else:
@@ -127,9 +127,9 @@ class Sampler:
     ) -> SamplingSettings:
         counters = np.array(num_outputs, dtype=np.uint64)
         return SamplingSettings(
-            temperature=[one.temperature for one in params],
-            top_k=[one.top_k for one in params],
-            top_p=[one.top_p for one in params],
-            min_p=[one.min_p for one in params],
+            temperature=[setting.temperature for setting in params],
+            top_k=[setting.top_k for setting in params],
+            top_p=[setting.top_p for setting in params],
+            min_p=[setting.min_p for setting in params],
             numbers=uniforms(self._rows.seeds[list(rows)], counters).tolist(),
         )

@@ -143,7 +143,7 @@ def check_dimensions(services: Services, dimensions: int | None) -> None:
 
 
 def usage(answers: Sequence[PoolingOutput]) -> dict[str, int]:
-    num_tokens = sum(one.num_prompt_tokens for one in answers)
+    num_tokens = sum(answer.num_prompt_tokens for answer in answers)
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
 
 

@@ -89,7 +89,7 @@ async def score(request: Request, services: Services) -> Response:
 def scores_of(answer: PoolingOutput, *, apply_softmax: bool) -> list[float]:
     """Log probabilities of the labels -> their probabilities, in the same order."""
     likely = softmax(answer.values) if apply_softmax else np.exp(answer.values)
-    return [float(one) for one in likely.tolist()]
+    return [float(probability) for probability in likely.tolist()]
 
 
 def _prompts(asked: ScoreRequest) -> list[Text]:

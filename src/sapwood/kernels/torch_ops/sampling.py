@@ -50,10 +50,10 @@ def _choose_filtered(probs: Tensor, settings: SamplingSettings, numbers: Tensor)
     chosen = ids.gather(-1, _inverse_cdf(_filtered(values, settings), numbers)[:, None])[:, 0]
     for i in far:
         # Alone, so that its token does not depend on how many candidates another row needs.
-        one, number = _some(settings, [i]), numbers[i : i + 1]
+        alone, number = _some(settings, [i]), numbers[i : i + 1]
         if 0 < settings.top_k[i] < vocab:
             values, ids = probs[i : i + 1].topk(settings.top_k[i], dim=-1)
-            chosen[i] = ids[0, _inverse_cdf(_filtered(values, one), number)]
+            chosen[i] = ids[0, _inverse_cdf(_filtered(values, alone), number)]
         else:
             chosen[i] = _inverse_cdf(
                 _cut(probs[i], settings.top_p[i], settings.min_p[i])[None], number

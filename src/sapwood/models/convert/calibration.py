@@ -83,7 +83,7 @@ def run_keeping_inputs(
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """`Walk.run`, and also the inputs [T, in] of each linear layer for each window."""
     kept: list[list[Tensor]] = [[] for _ in layer.linears]
-    with _watched(layer.linears, [partial(_keep, one) for one in kept]):
+    with _watched(layer.linears, [partial(_keep, inputs) for inputs in kept]):
         return walk.run(layer, hidden), kept
 
 

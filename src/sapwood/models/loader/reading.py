@@ -67,7 +67,7 @@ def read_ahead(
 ) -> Iterator[tuple[str, W]]:
     """Every tensor, once, in the order of `in_layer_order`."""
     ordered = in_layer_order(tensors)
-    ahead_bytes = max(AHEAD_BYTES, int(sum(one.file_bytes for one in ordered) * AHEAD_SHARE))
+    ahead_bytes = max(AHEAD_BYTES, int(sum(tensor.file_bytes for tensor in ordered) * AHEAD_SHARE))
     waiting = deque(ordered)
     reading: deque[tuple[Stored[W], Future[W]]] = deque()
     in_flight = 0

@@ -115,7 +115,7 @@ class HuggingFaceHub:
         siblings = info.siblings or ()
         sizes = {file.rfilename: file.size for file in siblings}
         sums = {file.rfilename: _checksum(file) for file in siblings}
-        known = {name: one for name, one in sums.items() if one is not None}
+        known = {name: digest for name, digest in sums.items() if digest is not None}
         return Listing(commit=str(info.sha), files=sizes, checksums=known)
 
     def download(self, repository: str, commit: str, names: Sequence[str], cache: Path) -> Path:

@@ -83,7 +83,9 @@ def read_manifest(path: Path) -> Manifest:
 
 def write_manifest(path: Path, files: Mapping[str, Checksum]) -> None:
     """`files` have SHA-256 and size. The file appears whole or not at all."""
-    table = {name: {"sha256": one.sha256, "size": one.size} for name, one in sorted(files.items())}
+    table = {
+        name: {"sha256": file.sha256, "size": file.size} for name, file in sorted(files.items())
+    }
     staged = path.with_name(f".{path.name}.part")
     staged.write_text(json.dumps({"files": table}, indent=1, ensure_ascii=False) + "\n", "utf-8")
     staged.replace(path)

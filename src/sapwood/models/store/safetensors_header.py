@@ -126,7 +126,7 @@ def _entry(path: Path, name: str, said: Any, start: int) -> SafetensorsEntry:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
 def _check_places(

@@ -117,7 +117,7 @@ def _origin(fetched: Fetched, hub: HubClient, offline: bool) -> Manifest:
 def _below(manifest: Manifest, fetched: Fetched) -> Manifest:
     """The names relative to the model's place, which may be a folder inside its repository."""
     parents = [] if fetched.path.is_dir() else list(fetched.path.parents)
-    root = next((one for one in parents if one.name == fetched.revision), None)
+    root = next((parent for parent in parents if parent.name == fetched.revision), None)
     if root is None or root == fetched.path.parent:
         return manifest
     prefix = f"{fetched.path.parent.relative_to(root).as_posix()}/"

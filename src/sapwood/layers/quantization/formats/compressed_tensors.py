@@ -119,7 +119,7 @@ class CompressedTensorsFormat:
             for target in group.targets
             if (fit := _fit(module, target))
         ]
-        return max(found, key=lambda one: one[:2])[2] if found else None
+        return max(found, key=lambda match: match[:2])[2] if found else None
 
     def linear(self, tensors: LinearTensors) -> Tensor | LinearPart:
         group = self.group_of(tensors.module)
