@@ -74,7 +74,7 @@ def state_of(llm: LLM) -> tuple[int, int]:
     inner = llm._engine._engine
     runner = inner.executor._execute.__self__
     masks = runner._sampler._grammars
-    return len(masks.follows), masks._grammars.num_used
+    return len(masks.stateful_rows), masks._grammars.num_used
 
 
 def params(**fields: object) -> SamplingParams:

@@ -22,10 +22,10 @@ from sapwood.executor.captured import (
     capture_steps,
 )
 from sapwood.kernels.capture import capture, capture_on
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.recording import CannotRecord
 from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.decoder import Decoder
@@ -281,9 +281,9 @@ def test_steps_that_share_pages_replay_what_was_captured_for_them() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def draws(num: int, seed: int) -> Draws:
+def some_settings(num: int, seed: int) -> SamplingSettings:
     choose = random.Random(seed)
-    return Draws(
+    return SamplingSettings(
         temperature=[choose.choice([0.5, 1.0, 3.0]) for _ in range(num)],
         top_k=[choose.choice([-1, 1, 5, 40]) for _ in range(num)],
         top_p=[choose.choice([1.0, 0.3, 0.9]) for _ in range(num)],
@@ -305,11 +305,11 @@ def test_tokens_are_chosen_by_a_replay_too() -> None:
         assert logits is not None
         logits[:, seed] += 5.0
         replays = sum(one.num_replays for one in recorder.recordings)
-        first = graph.choice.argmax(logits)
+        first = graph.sampling_ops.argmax(logits)
         assert torch.equal(first, logits.argmax(-1))
-        drawn = draws(num, seed)
-        second = graph.choice.sample(logits, drawn)
-        assert torch.equal(second, reference.sample(logits.clone(), drawn))
+        settings = some_settings(num, seed)
+        second = graph.sampling_ops.sample(logits, settings)
+        assert torch.equal(second, reference.sample(logits.clone(), settings))
         assert torch.equal(first, logits.argmax(-1)), "what was chosen before stays"
         assert sum(one.num_replays for one in recorder.recordings) == replays + 2
 
@@ -322,9 +322,11 @@ def test_tokens_of_other_logits_are_chosen_op_by_op() -> None:
     logits = graph.replay(replace(batch, logits_index=torch.tensor([0, 2])))
     assert logits is not None
     replays = sum(one.num_replays for one in recorder.recordings)
-    drawn = draws(2, 1)
-    assert torch.equal(graph.choice.argmax(logits), logits.argmax(-1))
-    assert torch.equal(graph.choice.sample(logits, drawn), TorchKernels().sample(logits, drawn))
+    settings = some_settings(2, 1)
+    assert torch.equal(graph.sampling_ops.argmax(logits), logits.argmax(-1))
+    assert torch.equal(
+        graph.sampling_ops.sample(logits, settings), TorchKernels().sample(logits, settings)
+    )
     assert sum(one.num_replays for one in recorder.recordings) == replays
 
 

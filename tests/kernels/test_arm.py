@@ -1,8 +1,8 @@
 """The C++ kernels for ARM processors, compiled and run on any machine.
 
 A cross compiler builds native/compare_tables.cpp, which compares every op of every instruction set
-with plain loops, and an emulator runs the program as processors with more and fewer instructions. On
-an ARM machine test_cpu_kernels.py and its neighbours test the same kernels through Python, at all
+with plain loops, and an emulator runs the program as processors with more and fewer instructions.
+On an ARM machine test_cpu_kernels.py and its neighbours test the same kernels through Python, at all
 sizes.
 """
 

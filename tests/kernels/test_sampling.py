@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.torch_ops import TorchKernels
 
 COUNT = 3000
@@ -25,10 +25,10 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return CpuKernels(num_threads=2, isa=request.param)
 
 
-def make_draws(count: int, **filters: float) -> Draws:
-    """`count` draws of one kind, evenly over the distribution."""
+def make_settings(count: int, **filters: float) -> SamplingSettings:
+    """`count` settings of one kind, evenly over the distribution."""
     how = {"temperature": 1.0, "top_k": -1, "top_p": 1.0, "min_p": 0.0, **filters}
-    return Draws(
+    return SamplingSettings(
         temperature=[how["temperature"]] * count,
         top_k=[int(how["top_k"])] * count,
         top_p=[how["top_p"]] * count,
@@ -37,15 +37,15 @@ def make_draws(count: int, **filters: float) -> Draws:
     )
 
 
-def filtered(logits: Tensor, draws: Draws) -> Tensor:
+def filtered(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """The probability of each token of one row of logits."""
-    probs = torch.softmax(logits.double() / draws.temperature[0], dim=-1)
+    probs = torch.softmax(logits.double() / settings.temperature[0], dim=-1)
     ranked, order = probs.sort(descending=True, stable=True)
-    if draws.top_k[0] != -1:
-        ranked[draws.top_k[0] :] = 0.0
-    if draws.top_p[0] < 1:
-        ranked[(ranked.cumsum(-1) - ranked) >= draws.top_p[0] * ranked.sum()] = 0.0
-    ranked[ranked < draws.min_p[0] * ranked[0]] = 0.0
+    if settings.top_k[0] != -1:
+        ranked[settings.top_k[0] :] = 0.0
+    if settings.top_p[0] < 1:
+        ranked[(ranked.cumsum(-1) - ranked) >= settings.top_p[0] * ranked.sum()] = 0.0
+    ranked[ranked < settings.min_p[0] * ranked[0]] = 0.0
     return torch.zeros_like(probs).scatter(0, order, ranked / ranked.sum())
 
 
@@ -74,9 +74,9 @@ def test_each_token_is_drawn_as_often_as_it_is_likely(
     vocab = 1003
     logits = (torch.randn(vocab, generator=torch.Generator().manual_seed(4)) * spread).to(dtype)
     count = 300 if isinstance(kernels, ReferenceKernels) else COUNT
-    draws = make_draws(count, **filters)
-    chosen = kernels.sample(logits.expand(count, vocab).contiguous(), draws)
-    expected = filtered(logits, draws)
+    settings = make_settings(count, **filters)
+    chosen = kernels.sample(logits.expand(count, vocab).contiguous(), settings)
+    expected = filtered(logits, settings)
     got = torch.bincount(chosen, minlength=vocab)
     # Evenly spread numbers meet each token's share of [0, 1) at most once too often or too rarely.
     # Tokens at a filter's edge may be equally likely, or differ by less than fp32 can tell.
@@ -88,27 +88,27 @@ def test_each_token_is_drawn_as_often_as_it_is_likely(
 def test_masked_tokens_are_never_drawn(kernels: Kernels, filters: dict[str, float]) -> None:
     logits = torch.full((64, 500), -torch.inf)
     logits[:, [3, 77, 499]] = torch.tensor([1.0, 2.0, 1.5])
-    chosen = kernels.sample(logits, make_draws(64, **filters))
+    chosen = kernels.sample(logits, make_settings(64, **filters))
     assert set(chosen.tolist()) == {3, 77, 499}
 
 
 def test_a_row_does_not_depend_on_the_others(kernels: Kernels) -> None:
     logits = torch.randn(6, 5000, generator=torch.Generator().manual_seed(1)) * 2
-    draws = Draws(
+    settings = SamplingSettings(
         temperature=[1.0, 0.5, 2.0, 1.0, 1.0, 0.9],
         top_k=[-1, 50, -1, 5, -1, 4000],
         top_p=[1.0, 0.9, 0.5, 1.0, 0.99, 0.7],
         min_p=[0.0, 0.0, 0.01, 0.0, 0.2, 0.0],
         numbers=[0.1, 0.9, 0.5, 0.3, 0.7, 0.99],
     )
-    together = kernels.sample(logits, draws).tolist()
+    together = kernels.sample(logits, settings).tolist()
     for i in range(6):
-        one = Draws(
-            temperature=draws.temperature[i : i + 1],
-            top_k=draws.top_k[i : i + 1],
-            top_p=draws.top_p[i : i + 1],
-            min_p=draws.min_p[i : i + 1],
-            numbers=draws.numbers[i : i + 1],
+        one = SamplingSettings(
+            temperature=settings.temperature[i : i + 1],
+            top_k=settings.top_k[i : i + 1],
+            top_p=settings.top_p[i : i + 1],
+            min_p=settings.min_p[i : i + 1],
+            numbers=settings.numbers[i : i + 1],
         )
         assert kernels.sample(logits[i : i + 1], one).tolist() == together[i : i + 1]
 
@@ -121,6 +121,6 @@ def test_nan_gives_some_token() -> None:
         pytest.skip(f"the C++ kernels cannot run here: {reason}")
     logits = torch.full((2, 100), torch.nan)
     for isa in CpuKernels.usable_isas():
-        for draws in (make_draws(2), make_draws(2, top_p=0.5), make_draws(2, top_k=3)):
-            chosen = CpuKernels(isa=isa).sample(logits, draws)
+        for settings in (make_settings(2), make_settings(2, top_p=0.5), make_settings(2, top_k=3)):
+            chosen = CpuKernels(isa=isa).sample(logits, settings)
             assert all(0 <= token < 100 for token in chosen.tolist())

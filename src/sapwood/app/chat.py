@@ -1,4 +1,4 @@
-"""A conversation as a Python program gives it, made ready for the engine."""
+"""Turns a Python program's conversation into a turn for the engine."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Job:
     """A conversion that can be done: everything is decided, and nothing is written.
 
     hf_config     the model's config.json
-    stored_dtype  of what is not converted
+    stored_dtype  dtype of the tensors that are not converted
     """
 
     resolved: Resolved
@@ -48,7 +48,7 @@ class Job:
     stored_dtype: torch.dtype
 
     def describe(self) -> list[str]:
-        """What will be made, for people."""
+        """The conversion in words, for people."""
         scheme, plan = self.plan.scheme, self.plan
         before, after = plan.num_bytes(self.stored_dtype)
         scale = {
@@ -71,12 +71,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """What was made."""
+    """The result of a conversion."""
 
     conversion: Conversion
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """Of the table that is printed: what, before, after, change."""
+        """The rows of the printed table: (name, before, after, change)."""
         found = self.conversion
         before, after = found.bytes_before, found.bytes_after
         rows = [("MB", f"{before / 1e6:.1f}", f"{after / 1e6:.1f}", f"{after / before - 1:+.1%}")]
@@ -103,7 +103,7 @@ def prepare(
     home: Path,
     progress: Progress | None = None,
 ) -> Job:
-    """Fetch the model and decide everything. StartupError if it cannot be converted so."""
+    """Fetch the model and decide everything. StartupError if the conversion is impossible."""
     check_target(output, force=force)
     if config.model.load_format == "dummy":
         raise ConfigError("--load-format dummy has no weights to convert; give a model that does")

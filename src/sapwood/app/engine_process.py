@@ -29,15 +29,16 @@ from sapwood.schema.output import EngineFatal, EngineOutput
 from sapwood.schema.request import EngineInput
 
 FAREWELL_S = 0.5
-"""So long the last message of a stuck engine has to get out of its process."""
+"""How long the last message of a stuck engine may take to leave its process."""
 
 
 class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
-    """What the parent hands over.
+    """The arguments that the parent process hands over.
 
-    inbox   address from which requests come; outbox: where outputs go
+    inbox   address from which requests come
+    outbox  address to which outputs go
     home    directory of cached models
-    observability  of the server, whose engine this is
+    observability  the options of the server to which this engine belongs
     """
 
     config: EngineConfig
@@ -50,7 +51,7 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
 
 def main() -> int:
     leave_signals_to_parent()
-    # It takes longer than all else, and needs to know nothing of what the parent hands over.
+    # Importing takes longest, and needs nothing that the parent hands over.
     importing = import_ahead("sapwood.app.wiring")
     try:
         line = read_first_line()
@@ -77,7 +78,7 @@ def main() -> int:
 
 
 def import_ahead(module: str) -> Future[ModuleType]:
-    """Import a module in a thread; the result raises what the import raised."""
+    """Import a module in a thread; `result` raises the import's error."""
     imported: Future[ModuleType] = Future()
 
     def work() -> None:
@@ -92,7 +93,7 @@ def import_ahead(module: str) -> Future[ModuleType]:
 
 def _farewell(args: EngineProcessArgs, reason: str) -> None:
     """Tell the parent why this process is about to end, from whatever thread."""
-    # Sockets belong to one thread each, and the one that has the other is stuck.
+    # A socket of its own: the existing one belongs to the thread that is stuck.
     outbox: ZmqSender[EngineOutput] = ZmqSender(args.outbox, bind=False)
     outbox.send(EngineFatal(reason))
     outbox.close()
@@ -100,7 +101,7 @@ def _farewell(args: EngineProcessArgs, reason: str) -> None:
 
 
 def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Watchdog) -> int:
-    # Imported here: what imports this module for the names in it does not need torch.
+    # Imported here: other modules import this one for its names, and must not import torch.
     from sapwood.app.loading import LoadWatch
     from sapwood.app.wiring import build_engine, resolve_config
     from sapwood.executor.profiler import TorchRecorder
@@ -114,7 +115,7 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
     watchdog.beat("building the model")
     watch = LoadWatch(watchdog.beat, bar_on_terminal())
     engine = build_engine(resolved, inbox, outbox, instruments=instruments, watch=watch)
-    # What exists now lives as long as the engine: collections need not look at it again.
+    # All objects of now live as long as the engine: garbage collection can skip them.
     gc.collect()
     gc.freeze()
     startup_s = time.time() - psutil.Process().create_time()
@@ -125,7 +126,7 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
     finally:
         engine.close()
     watchdog.stop()
-    # What stays frozen would count as leaked at the interpreter's end.
+    # At the interpreter's end, frozen objects would count as leaked.
     gc.unfreeze()
     instruments.close()
     logging.getLogger(__name__).info("the engine has ended")

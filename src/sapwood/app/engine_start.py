@@ -8,5 +8,5 @@ from sapwood.base.process import start_module
 
 
 def start_engine_process() -> Popen[bytes]:
-    """It waits for `EngineProcessArgs`, and ends if this process does."""
+    """Start the process. It waits for `EngineProcessArgs`, and ends when this process does."""
     return start_module("sapwood.app.engine_process")

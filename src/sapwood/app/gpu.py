@@ -1,4 +1,4 @@
-"""What an engine on a GPU does before it serves: measure its memory, and capture its steps."""
+"""The preparations of an engine on a GPU: it measures its memory, and captures its steps."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from sapwood.schema.config.engine import EngineConfig
 log = logging.getLogger(__name__)
 
 LARGEST_CAPTURED_PREFILL = 4096
-"""Tokens: a larger step computes for longer than its ops take to be queued."""
+"""Most tokens of a captured step: a larger step takes longer to compute than to queue."""
 LARGEST_CAPTURED_DECODE = 512
 GRAPH_OVERHEAD_BYTES = 512 * 2**20
-"""What captured steps take beside the memory that they compute in: their own descriptions."""
+"""Memory for the descriptions of captured steps, beside the memory in which they compute."""
 
 
 def capture_plan(config: EngineConfig, decoder: DecoderConfig, *, spare_page: int) -> CapturePlan:
-    """Which sizes of steps are captured. `config` is resolved.
+    """The sizes of steps that are captured; `config` must be resolved.
 
     Raises ConfigError for a size that no step can have."""
     execution, scheduler = config.execution, config.scheduler
@@ -71,7 +71,7 @@ def capture_plan(config: EngineConfig, decoder: DecoderConfig, *, spare_page: in
 
 
 def most_tokens_of(config: EngineConfig) -> int:
-    """New tokens that a step computes at most."""
+    """The largest number of new tokens that a step computes."""
     chunk, length = config.scheduler.chunked_prefill_size, config.model.context_length
     assert chunk is not None
     assert length is not None
@@ -99,10 +99,10 @@ def measure_pool(
     captures: CapturePlan | None,
     wanted_tokens: int | None,
 ) -> PoolSize:
-    """Run the largest steps, and give the KV pool what they leave of the memory.
+    """Run the largest steps, and give the rest of the memory to the KV pool.
 
-    captures       the steps that will be captured; None: none are
-    wanted_tokens  so many tokens of KV and no more; None: as many as fit"""
+    captures       the steps that will be captured; None: no steps are
+    wanted_tokens  tokens that the KV pool holds; None: as many as fit"""
     assert config.memory.page_size is not None
     assert config.scheduler.max_running_requests is not None
     page_size, num_tokens = config.memory.page_size, most_tokens_of(config)
@@ -143,7 +143,7 @@ def measure_pool(
     spare = 0 if captures is None else 1
     size = size_pool(
         use,
-        page_bytes=sum(one.nbytes for pair in page for one in pair),
+        page_bytes=sum(cache.nbytes for pair in page for cache in pair),
         mem_fraction_static=config.memory.mem_fraction_static,
         wanted_pages=None if wanted_tokens is None else wanted_tokens // page_size + spare,
     )
@@ -159,7 +159,7 @@ def capture_graph(
     memory: DeviceMemory,
     watch: LoadWatch,
 ) -> GraphChoice:
-    """Capture the plan's steps, with a bar where somebody looks; says what they take."""
+    """Capture the plan's steps, with a bar on a terminal, and log how much memory they take."""
     start_s, (free_before, _) = time.perf_counter(), memory.free_and_total()
     with _bar(watch) as on_progress:
         steps = capture_steps(model, kernels, kv_caches, plan, recorder, on_progress)
@@ -175,7 +175,7 @@ def capture_graph(
     seconds = time.perf_counter() - start_s
     why = f"{' and '.join(parts)} captured in {seconds:.1f} s, {taken / 2**30:.2f} GiB"
     log.info("graphs: %s", why)
-    return GraphChoice(steps, why, steps.choice)
+    return GraphChoice(steps, why, steps.sampling_ops)
 
 
 @contextmanager

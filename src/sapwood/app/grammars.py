@@ -1,4 +1,4 @@
-"""Builds what holds outputs to grammars. The tokenizer is read when the first grammar comes."""
+"""Builds the compiler and the masks of grammars. The first grammar makes it read the tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from sapwood.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class GrammarParts:
-    """compiler: for the scheduler and the masks; masks: makes those of one rank."""
+    """The parts of an engine that enforce grammars.
+
+    compiler  serves the scheduler and the masks
+    masks     makes the masks of one rank
+    """
 
     compiler: GrammarCompiler
     masks: Callable[[Kernels, dict[int, str]], GrammarMasks]
@@ -33,7 +37,7 @@ def build_grammars(
     eos_token_ids: Iterable[int],
     clock: Clock,
 ) -> GrammarParts | None:
-    """None if requests with a grammar are refused. `config` is resolved."""
+    """Build the parts; None if requests with a grammar are refused. `config` must be resolved."""
     options = config.grammar
     if options.grammar_backend == "none":
         return None
@@ -46,7 +50,7 @@ def build_grammars(
         tokenizer = Tokenizer.from_directory(Path(config.model.tokenizer_path or model_path))
         return vocabulary_of(tokenizer, size=vocab_size, ends=ends)
 
-    # Where steps overlap, the next one is on its way before this one's tokens are known.
+    # If steps overlap, the next step has been planned before the tokens of this one are known.
     may_jump = config.scheduler.overlap_depth == 1 and not options.disable_jump_forward
 
     def make_backend() -> GrammarBackend:

@@ -1,4 +1,4 @@
-"""uvicorn as sapwood runs it: TLS, limits on slow clients, and a drain on a signal."""
+"""uvicorn with TLS, limits on slow clients, and a drain on a signal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.server import ServerConfig
 
 AFTER_DRAIN_S = 5
-"""What is still open so long after the drain limit has its connection cut."""
+"""Seconds after the drain limit when the connections of open requests are cut."""
 MAX_HEAD_BYTES = 64 << 10
-"""Of a request line and its headers together."""
+"""Bytes of a request line and all headers together."""
 _TOO_LONG = b"the request line and the headers have more than 65536 bytes\n"
 HEAD_TOO_LONG = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -29,10 +29,10 @@ HEAD_TOO_LONG = (
 
 
 class HttpServer(uvicorn.Server):
-    """On a signal the engine drains too: what is open at its limit gets its own finish."""
+    """A signal also drains the engine, so that open requests get a finish when time is up."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig, drain: Callable[[], None]) -> None:
-        """ConfigError if the TLS files cannot be used."""
+        """The server for `app`; ConfigError if the TLS files cannot be used."""
         super().__init__(_uvicorn_config(app, config))
         self._drain = drain
 
@@ -51,7 +51,7 @@ class HttpServer(uvicorn.Server):
 
 
 class ImpatientProtocol(HttpToolsProtocol):
-    """Closes a connection that does not bring a whole request head in time, or too long a one.
+    """Closes a connection whose request head does not arrive in time or is too long.
 
     uvicorn's own limit is on silence between two requests: a client that sends a byte now and then,
     or nothing at all, could otherwise hold its connection for ever, or fill the memory with a head.
@@ -89,12 +89,12 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._stop_timer()
 
     def _watch_head(self, num_bytes: int) -> None:
-        """The timer runs while there is no request to be answered, and is not put off by data."""
+        """Start the timer, which runs until a request has arrived; single bytes do not delay it."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._num_head_bytes = 0
             self._stop_timer()
             return
-        if not self._reads_body:  # the rest of one whose answer did not wait for it
+        if not self._reads_body:  # the rest of a body that the answer did not wait for
             self._num_head_bytes += num_bytes
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(HEAD_TOO_LONG)

@@ -25,11 +25,11 @@ CLOSED = "this LLM was closed; make a new one"
 class InProcessEngine:
     """Builds the engine and serves `client` from it until it is closed, or fails.
 
-    channel  what `client` sends into
-    loop     where `client` lives: call it only from there
+    channel  the channel into which `client` sends
+    loop     the event loop of `client`, which must not be called from anywhere else
 
-    At the interpreter's exit an engine that is open is closed: a thread that is cut off inside
-    native code could take the process down with it.
+    At the interpreter's exit an open engine is closed: a thread that is stopped inside native code
+    could crash the process.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class InProcessEngine:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Abort what is open, end both threads and free the memory. May be called twice."""
+        """Abort open requests, end both threads and free the memory. May be called twice."""
         if self.loop.is_current:
             raise RuntimeError(
                 "an LLM cannot be closed from its own event loop, such as from an on_finish "
@@ -72,7 +72,7 @@ class InProcessEngine:
             log.exception("the engine failed")
             reason = f"the engine failed: {type(error).__name__}: {error}"
         finally:
-            # After a drain as well: a question that came too late must not wait for ever.
+            # After a drain as well: a call that came too late must not wait for ever.
             self.loop.call(self._client.fail, reason)
 
     def _deliver(self, message: EngineOutput) -> None:

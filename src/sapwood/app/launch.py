@@ -41,7 +41,7 @@ from sapwood.schema.env import environment, home
 log = logging.getLogger(__name__)
 
 FAREWELL_S = 2.0
-"""After the engine has died, health checks are answered 503 for so long before the server ends."""
+"""Seconds from the engine's death to the server's end, in which health checks are answered 503."""
 
 
 def serve(
@@ -87,7 +87,7 @@ def serve(
 
 
 def access_of(server: ServerConfig) -> Access:
-    """Who may use the server, as its options say."""
+    """The access to the server that its options describe."""
     return Access(
         api_key=server.api_key,
         admin_api_key=server.admin_api_key,
@@ -201,7 +201,7 @@ class _Session:
         loop = asyncio.get_running_loop()
 
         def drain() -> None:
-            # Lines of batches are asked again by the next server; a drain would cut them short.
+            # The next server asks a batch's open lines again; a drain would end them with errors.
             loop.call_soon_threadsafe(self._stop_batches)
             loop.call_soon_threadsafe(supervisor.drain, server.drain_timeout)
 
@@ -222,7 +222,7 @@ class _Session:
         log.info("ready after %.1f s: %s at %s", seconds, name, self.http.url)
 
     async def _supervise(self, supervisor: EngineSupervisor) -> None:
-        """End the server when the engine never gets ready, or has died for good."""
+        """End the server if the engine never gets ready, or dies and is not restarted."""
         await supervisor.run()
         if supervisor.has_been_ready:
             await asyncio.sleep(FAREWELL_S)

@@ -40,7 +40,7 @@ from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
 from sapwood.schema.request import EngineInput
 from sapwood.text.answer import AnswerShape
-from sapwood.text.embedding import EmbedRequest, Numbers, shortened
+from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 from sapwood.text.events import Answer
 from sapwood.text.generation import TextChunk, TextRequest
 
@@ -72,7 +72,7 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingResult:
-    """values: [numbers] fp32, the text's vector, or its numbers of a classification head."""
+    """The embedding of a text, or the outputs of a classification head: `values`, [n] fp32."""
 
     values: NDArray[np.float32]
     num_prompt_tokens: int
@@ -109,7 +109,7 @@ class LLM:
         self.services: Services = build_services(self._client, resolved.files, resolved.config)
         self._num_open = _open_at_most(resolved.config)
         self._room = asyncio.Semaphore(self._num_open)
-        self._numbers = itertools.count(1)  # any thread may take the next
+        self._numbers = itertools.count(1)  # safe to share: any thread may take the next number
         self._engine = InProcessEngine(resolved, channel, self._client)
 
     def __enter__(self) -> LLM:
@@ -139,8 +139,8 @@ class LLM:
         """
         many = _as_prompts(prompts)
         requests = [
-            self._request(prompt, one, add_special_tokens=True)
-            for prompt, one in zip(many, _as_many(sampling, len(many)), strict=True)
+            self._request(prompt, params, add_special_tokens=True)
+            for prompt, params in zip(many, _as_many(sampling, len(many)), strict=True)
         ]
         return self.run(self._collect_all(requests, on_finish))
 
@@ -159,8 +159,8 @@ class LLM:
         continue_final_message) mean the same here; all others go to the chat template. The result's
         `answer` has the calls.
         """
-        one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations: Sequence[Any] = [messages] if one else messages
+        is_single = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: Sequence[Any] = [messages] if is_single else messages
         turns = [
             self._turn(conversation, each, template_options)
             for conversation, each in zip(
@@ -223,13 +223,13 @@ class LLM:
         normalize = pooling is not None and pooling.normalize
         return [
             EmbeddingResult(
-                values=shortened(one.values, dimensions, normalize=normalize)
+                values=shortened(output.values, dimensions, normalize=normalize)
                 if dimensions is not None
-                else one.values,
-                num_prompt_tokens=one.num_prompt_tokens,
-                num_cached_tokens=one.num_cached_tokens,
+                else output.values,
+                num_prompt_tokens=output.num_prompt_tokens,
+                num_cached_tokens=output.num_cached_tokens,
             )
-            for one in self._embed_all(requests)
+            for output in self._embed_all(requests)
         ]
 
     def score(
@@ -263,7 +263,7 @@ class LLM:
         answers = self._embed_all(requests)
         return [scores_of(answer, apply_softmax=apply_softmax) for answer in answers]
 
-    def _embed_all(self, requests: Sequence[EmbedRequest]) -> list[Numbers]:
+    def _embed_all(self, requests: Sequence[EmbedRequest]) -> list[PoolingOutput]:
         try:
             return self.run(embed_all(self.services, requests, room=self._room))
         except EngineFailed as error:
@@ -438,7 +438,7 @@ def _as_prompt(prompt: Any, name: str = "the prompt") -> str | list[int]:
     found = f"a {type(prompt).__name__}"
     if isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping):
         token_ids: list[Any] = list(prompt)
-        others = [one for one in token_ids if not isinstance(one, Integral)]
+        others = [token_id for token_id in token_ids if not isinstance(token_id, Integral)]
         if not others:
             return [int(token_id) for token_id in token_ids]
         found += f" with a {type(others[0]).__name__} in it"

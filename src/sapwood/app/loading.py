@@ -1,4 +1,4 @@
-"""Weights into a model, with the time that each step took in the log."""
+"""Loads weights into a model, and logs how long each step took."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ class Packable(Loadable, Protocol):
 
 
 class LoadWatch:
-    """Told of every part of loading, and asked afterwards what it took.
+    """Follows the loading of models, and knows afterwards how long it took.
 
-    beat        called with what comes next, so that a watchdog can tell slow from stuck
-    progress    shows how much of the weights is read
-    load_s      seconds that models were filled for, and weight_bytes: memory that this took
-    page_bytes  of the KV pool
+    beat          called before each part, so that a watchdog can tell slow from stuck
+    progress      shows how much of the weights has been read
+    load_s        seconds that loading weights took
+    weight_bytes  memory that the weights took
+    page_bytes    bytes of one page of the KV pool, in all layers together
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class LoadWatch:
             self._beat(doing)
 
     def following(self, weights: Iterable[tuple[str, W]]) -> Iterator[tuple[str, W]]:
-        """The same, and in the log what of the time was spent waiting for them."""
+        """The same weights; the log then says how long the loader waited for them to be read."""
         waited_s, start_s = 0.0, time.perf_counter()
         for name, weight in weights:
             waited_s += time.perf_counter() - start_s
@@ -81,7 +82,7 @@ class LoadWatch:
         weight_bytes = max(0, _memory_bytes() - before)
         self.weight_bytes += weight_bytes
         peak = _peak_bytes()
-        # A peak that did not rise is of something before, which hides ours.
+        # If the peak did not rise, it was reached earlier, and ours is unknown.
         if peak > peak_before and weight_bytes:
             log.info(
                 "loading: the weights take %.0f MB of memory; %.0f MB at most while they were "
@@ -92,19 +93,19 @@ class LoadWatch:
             )
 
     def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Note what a page of this pool takes, in all layers together."""
+        """Note the bytes of a page in this pool, in all layers together."""
         self.page_bytes = sum(one[0].nbytes for pair in kv_caches for one in pair if len(one))
 
 
 def _memory_bytes() -> int:
-    """Of this process, on the machine and on its GPU."""
+    """Bytes of memory that this process has, on the machine and on its GPU."""
     on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     resident: int = psutil.Process().memory_info().rss
     return resident + on_gpu
 
 
 def _peak_bytes() -> int:
-    """The most that this process had resident so far; 0 where the system does not say."""
+    """The peak of this process's resident memory so far; 0 if the system does not say."""
     try:
         status = Path("/proc/self/status").read_text("ascii", "replace")
     except OSError:
@@ -122,7 +123,10 @@ def fill(
     name_of: Callable[[str], str] = str,
     watch: LoadWatch | None = None,
 ) -> None:
-    """Load and pack. name_of: a checkpoint's name of a tensor -> the model's."""
+    """Load and pack the weights of a model.
+
+    name_of  from a tensor's name in the checkpoint to its name in the model
+    """
     watch = watch or LoadWatch()
     with watch.filling():
         _fill(model, files, config, dtype, name_of, watch)
@@ -180,7 +184,7 @@ def _place_of(files: ModelFiles) -> Path:
 
 
 def refuse_absurd_size(files: ModelFiles, num_parameters: int) -> None:
-    """ConfigError if the files cannot hold so many parameters, before any is built."""
+    """Raises ConfigError, before anything is built, if the files are too small for the model."""
     num_bytes = sum(path.stat().st_size for path in files.weights)
     if num_parameters > 8 * num_bytes:
         raise ConfigError(
@@ -201,14 +205,17 @@ def _shapes(model: Loadable, name_of: Callable[[str], str]) -> quantized.ShapeOf
 
 
 def checkpoint_format(files: ModelFiles) -> CheckpointFormat | None:
-    """How another tool quantised this checkpoint, if one did; ConfigError if it cannot be read."""
+    """The format of a checkpoint that another tool quantised; None: it is not quantised.
+
+    Raises ConfigError if the format cannot be read.
+    """
     path = files.path / "config.json"
     with reading(path):
         return format_of(read_json(path))
 
 
 def linear_scheme(config: EngineConfig, files: ModelFiles) -> LinearScheme:
-    """How linear layers are stored: as the checkpoint has them, or as was asked for."""
+    """The scheme of the linear layers: the checkpoint's own, or the one that the options name."""
     form = checkpoint_format(files)
     if form is not None:
         return CheckpointScheme(form.name)

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, and how other threads and other loops use it."""
+"""An event loop in a thread of its own, and its use from other threads and other loops."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 from sapwood.base.errors import EngineUnavailable
 
 CANCEL_LIMIT_S = 5.0
-"""Whoever cancels waits so long at most for the cancelled work to have ended."""
+"""How long a caller that cancels waits at most for the end of the cancelled work."""
 WIND_UP_S = 1.0
-"""What runs when the loop is closed has so long to end by itself; then it is cancelled."""
+"""How long work may take to end by itself when the loop is closed, before it is cancelled."""
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class LoopThread:
     """An event loop that runs in a daemon thread until it is closed.
 
-    closed_reason  what EngineUnavailable says to whoever comes afterwards
+    closed_reason  the message of EngineUnavailable for callers after the end
     """
 
     def __init__(self, name: str, *, closed_reason: str) -> None:
@@ -36,11 +36,11 @@ class LoopThread:
 
     @property
     def is_current(self) -> bool:
-        """Whether the caller runs on this loop, so that waiting for it would never end."""
+        """Whether the caller runs on this loop; if so, it would wait for itself for ever."""
         return threading.get_ident() == self._thread.ident
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call that function on the loop, soon. EngineUnavailable if the loop was closed."""
+        """Call a function on the loop, soon. EngineUnavailable if the loop was closed."""
         with self._lock:
             if self._closed:
                 raise self.unavailable()
@@ -50,7 +50,7 @@ class LoopThread:
         return EngineUnavailable(self._closed_reason)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        """Run that coroutine on the loop. EngineUnavailable if the loop was closed."""
+        """Run a coroutine on the loop. EngineUnavailable if the loop was closed."""
         job = Job(self, coroutine)
         try:
             self.call(job.begin)
@@ -60,7 +60,7 @@ class LoopThread:
         return job
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. An interrupt of the caller cancels it."""
+        """Run a coroutine and return its result; an interrupted caller cancels the coroutine."""
         if self.is_current:
             coroutine.close()
             raise RuntimeError(
@@ -70,7 +70,7 @@ class LoopThread:
         return self.start(coroutine).result()
 
     def items(self, source: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        """What `source` yields on the loop, for the calling thread.
+        """The items that `source` yields on the loop, for the calling thread.
 
         A task of the loop reads ahead, so that no item costs a round trip between the threads.
         Closing this generator closes `source`; so does an interrupt.
@@ -92,7 +92,7 @@ class LoopThread:
             job.cancel()
 
     async def items_async(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """`items` for the caller's own event loop, which is never held up."""
+        """`items` for a caller with an event loop of its own, which is never blocked."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[T | _End] = asyncio.Queue()
 
@@ -115,7 +115,7 @@ class LoopThread:
                 yield item
         finally:
             job.ask_to_end()
-            # A loop that was closed cannot be waited on.
+            # There is no waiting on a closed loop.
             if not ended and not loop.is_closed():
                 with suppress(TimeoutError):
                     async with asyncio.timeout(CANCEL_LIMIT_S):
@@ -123,7 +123,7 @@ class LoopThread:
                             continue
 
     def close(self) -> None:
-        """End what still runs, then the thread. May be called twice, but not on the loop."""
+        """End all running work, then the thread. May be called twice, but not on the loop."""
         if self.is_current:
             raise RuntimeError("an event loop cannot wait for its own end")
         with self._lock:
@@ -157,7 +157,7 @@ class Job(Generic[T]):
         self._ended = threading.Event()
 
     def begin(self) -> None:
-        """On the loop."""
+        """Start the coroutine. Called on the loop."""
         self._task = asyncio.ensure_future(self._coroutine)
         self._task.add_done_callback(self._end)
 
@@ -166,7 +166,7 @@ class Job(Generic[T]):
         try:
             self._ended.wait()
         except BaseException:
-            # Ctrl-C, mostly: what nobody waits for any more must not go on.
+            # Usually Ctrl-C: nobody waits for this work any more, so it must not go on.
             self.cancel()
             raise
         assert self._task is not None, "a job that ended has begun"
@@ -175,7 +175,7 @@ class Job(Generic[T]):
         return self._task.result()
 
     def cancel(self) -> None:
-        """End it, and wait until it has ended unless that would hold up its own loop."""
+        """Cancel the coroutine, and wait for its end, except on the loop where it runs."""
         if self._ended.is_set():
             return
         self.ask_to_end()
@@ -183,7 +183,7 @@ class Job(Generic[T]):
             self._ended.wait(CANCEL_LIMIT_S)
 
     def ask_to_end(self) -> None:
-        # A loop that was closed has cancelled everything.
+        # A closed loop has already cancelled everything.
         with suppress(EngineUnavailable):
             self._thread.call(self._cancel)
 
@@ -193,7 +193,7 @@ class Job(Generic[T]):
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if not task.cancelled():
-            task.exception()  # Looked at, so that an error which nobody waits for is not logged.
+            task.exception()  # Reading the error keeps asyncio from logging it.
         self._ended.set()
 
 
@@ -213,7 +213,7 @@ async def _pump(
     put: Callable[[T | _End], bool],
     unavailable: Callable[[], EngineUnavailable],
 ) -> None:
-    """Hand on every item, then one _End; `put` says whether there is still a reader."""
+    """Hand on every item, then one _End; `put` returns whether there is still a reader."""
     error: BaseException | None = None
     try:
         async with aclosing(source) as items:
@@ -221,7 +221,7 @@ async def _pump(
                 if not put(item):
                     break
     except asyncio.CancelledError:
-        # If it was the reader who wanted this, nobody looks.
+        # If the reader cancelled this, nobody reads the error.
         error = unavailable()
         raise
     except Exception as caught:  # noqa: BLE001 - it is raised where the items are read

@@ -1,4 +1,4 @@
-"""What a model's files say about generation: where an output ends, and how it is sampled."""
+"""The defaults in a model's files: tokens that end an output, and sampling parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sapwood.schema.sampling import DEFAULTABLE
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """That file's object; ModelSourceError if it is missing or is no JSON object."""
+    """The JSON object in a file; ModelSourceError if the file is missing or holds no object."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -36,7 +36,7 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Errors of the body are of what that file says, and name it."""
+    """Errors inside the `with` block come from the contents of the file; give them its name."""
     try:
         yield
     except ConfigError as error:
@@ -48,7 +48,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def refuse_foreign_code(config: dict[str, Any], known: Collection[str]) -> None:
-    """ConfigError for an architecture that exists only as Python files beside the checkpoint."""
+    """Raises ConfigError for an architecture that is only Python code beside the checkpoint."""
     names = config.get("architectures") or []
     if config.get("auto_map") and not any(name in known for name in names):
         raise ConfigError(
@@ -60,7 +60,7 @@ def refuse_foreign_code(config: dict[str, Any], known: Collection[str]) -> None:
 
 
 def checkpoint_dtype(config: dict[str, Any]) -> str:
-    """The data type that config.json gives its weights; float32 if it does not say."""
+    """The data type of the weights according to config.json; float32 if it does not say."""
     given = config.get("dtype") if config.get("dtype") is not None else config.get("torch_dtype")
     if given is not None and not isinstance(given, str):
         raise ConfigError(
@@ -70,9 +70,9 @@ def checkpoint_dtype(config: dict[str, Any]) -> str:
 
 
 def eos_token_ids(directory: Path, *, vocab_size: int) -> frozenset[int]:
-    """All end-of-sequence ids of generation_config.json; of config.json if it names none.
+    """All end-of-sequence ids of generation_config.json, or if it has none of config.json.
 
-    ModelSourceError if one is not among the model's `vocab_size` tokens."""
+    Raises ModelSourceError if an id is not among the model's `vocab_size` tokens."""
     for name in ("generation_config.json", "config.json"):
         given = read_json_if_there(directory / name).get("eos_token_id")
         ids = given if isinstance(given, list) else [] if given is None else [given]
@@ -93,7 +93,7 @@ def eos_token_ids(directory: Path, *, vocab_size: int) -> frozenset[int]:
 
 
 def sampling_defaults(directory: Path) -> dict[str, float]:
-    """The model's own sampling defaults, for requests that leave them open."""
+    """The model's own sampling defaults, for requests that do not set these parameters."""
     path = directory / "generation_config.json"
     generation = read_json_if_there(path)
     found: dict[str, float] = {}

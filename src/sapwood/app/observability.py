@@ -1,4 +1,4 @@
-"""Builds what observes a server's two processes, as the options say. Torch-free."""
+"""Builds the observers of a server's two processes, as the options say. Torch-free."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BUCKETS = {
 
 
 def build_observer(config: ObservabilityConfig, engine: EngineConfig) -> RequestObserver:
-    """What observes the requests in the API process. ConfigError if traces cannot be sent."""
+    """The observer of requests in the API process. ConfigError if traces cannot be sent."""
     model = engine.model.served_model_name or engine.model.model
     given = {name: config.buckets(option) for name, option in _BUCKETS.items()}
     metrics = Metrics(
@@ -70,7 +70,7 @@ def build_observer(config: ObservabilityConfig, engine: EngineConfig) -> Request
 def build_instruments(
     config: ObservabilityConfig, watchdog: Watchdog, recorder: Recorder
 ) -> Instruments:
-    """What observes the loop in the engine process."""
+    """The instruments of the loop in the engine process."""
     tracing = _tracing(config, "sapwood-engine")
     every_s = config.log_scheduler_status_interval
     status_log = StatusLog(
@@ -108,7 +108,7 @@ def _tracing(config: ObservabilityConfig, service: str) -> Tracing | None:
 
 
 async def run_while_watched(config: ObservabilityConfig, services: Services) -> None:
-    """Until it is cancelled: keep the engine's figures up to date, and watch this event loop."""
+    """Keep the engine's figures up to date and watch this event loop, until cancelled."""
 
     def last_words(reason: str) -> None:
         services.observer.write_crash_dump(reason)

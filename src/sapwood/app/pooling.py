@@ -1,4 +1,4 @@
-"""Builds the executing part of an engine whose model answers with numbers."""
+"""Builds the executor of an engine whose model makes embeddings or scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Shape = DecoderConfig | EncoderConfig
 
 
 def read_shape(hf_config: Mapping[str, Any], pooling: Pooling | None) -> Shape:
-    """The sizes of the model; ConfigError if it is none that is implemented."""
+    """The sizes of the model; ConfigError if its architecture is not implemented."""
     if pooling is None:
         return DecoderConfig.from_hf(hf_config)
     if pooling.decoder is None:
@@ -64,7 +64,7 @@ def build_pooling_runner(
     kernels: Kernels,
     watch: LoadWatch,
 ) -> PoolingRunner:
-    """`config` is resolved."""
+    """Build the runner; `config` must be resolved."""
     assert config.execution.device is not None
     assert config.execution.num_threads is not None
     assert config.memory.page_size is not None
@@ -142,7 +142,7 @@ def load_pooling_model(
 
 
 def only_decoder(shape: Shape, name: str) -> DecoderConfig:
-    """ConfigError for an encoder, where only a model that generates will do."""
+    """The sizes of a decoder; ConfigError for an encoder, which cannot generate."""
     match shape:
         case DecoderConfig():
             return shape

@@ -1,4 +1,4 @@
-"""Sampling parameters as a Python program gives them."""
+"""Sampling parameters from a Python program: their names, types and ranges are checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sapwood.schema.sampling import SamplingParams
 
 _NAMES = SamplingParams.__struct_fields__
 _OTHER_NAMES = {"sampling_seed": "seed", "stop_strings": "stop"}
-"""What other interfaces call some of them, where the spelling is no hint."""
+"""Names that other interfaces have for some parameters, where spelling alone gives no hint."""
 
 _GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
     "json_schema": grammars.json_schema,
@@ -30,14 +30,14 @@ Sampling = SamplingParams | Mapping[str, Any] | None
 
 
 def sampling_params(given: Sampling, defaults: Mapping[str, float]) -> SamplingParams:
-    """Checked parameters: names, types and ranges.
+    """The sampling parameters of one prompt, checked.
 
-    given     a mapping leaves what it does not name to `defaults` (the model's own), then to
-              SamplingParams; a SamplingParams is taken as it is, without the model's defaults
+    given     a mapping: parameters that it does not have come from `defaults` (the model's own) or
+              from SamplingParams. Or a SamplingParams, which is used without the model's defaults
     Raises    InvalidRequest, which names the parameter
     """
     if isinstance(given, SamplingParams):
-        # It was built without a look at the types: stop="ab" would mean "a" or "b".
+        # Its types were not checked when it was built: stop="ab" would mean "a" or "b".
         values: dict[str, Any] = msgspec.to_builtins(given)
     else:
         values = {**defaults, **(given or {})}
@@ -59,7 +59,7 @@ def sampling_params(given: Sampling, defaults: Mapping[str, float]) -> SamplingP
 
 
 def _take_grammar(values: dict[str, Any]) -> None:
-    """Put what says what the output must look like into `grammar`, as builtins."""
+    """Replace the parameter that constrains the output by `grammar`, as builtins."""
     given = {name: values.pop(name) for name in _GRAMMARS if name in values}
     asked = {name: value for name, value in given.items() if value is not None}
     if values.get("grammar") is not None:
@@ -71,7 +71,7 @@ def _take_grammar(values: dict[str, Any]) -> None:
         )
     for name, value in asked.items():
         if name == "json_schema":
-            # A pydantic model, or whatever else can say its schema.
+            # A pydantic model, or any other object that has a schema.
             of_model = getattr(value, "model_json_schema", None)
             value = value if of_model is None else of_model()
         made = value if name == "grammar" else _GRAMMARS[name](value)

@@ -28,7 +28,7 @@ def build_services(
     config: EngineConfig,
     observability: ObservabilityConfig | None = None,
 ) -> Services:
-    """What the HTTP dialects and the Python API answer with."""
+    """The services that the HTTP dialects and the Python API use."""
     observed = observability or ObservabilityConfig()
     observer = build_observer(observed, config)
     tokenizer_path = Path(config.model.tokenizer_path or files.path)

@@ -1,4 +1,4 @@
-"""What outlives a request of `sapwood serve`: where it is kept, and who works on it."""
+"""The stores of `sapwood serve` for data that outlives a request, and the runner of batches."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def open_stores(server: ServerConfig, home: Path, model_name: str) -> Stores:
-    """As the server's options say.
+    """The stores that the server's options describe.
 
-    home    where the state is kept unless --state-dir says otherwise; if nothing can be written
-            there, responses are kept in memory, and there are no batches
+    home    folder of the state unless --state-dir names another; if it is not writable, responses
+            are kept in memory, and there are no batches
     Raises  ConfigError if --state-dir was given and cannot be used
     """
     directory = Path(server.state_dir) if server.state_dir else home / "state" / _plain(model_name)
@@ -41,7 +41,7 @@ def open_stores(server: ServerConfig, home: Path, model_name: str) -> Stores:
 def batch_runner(
     server: ServerConfig, scheduler: SchedulerConfig, services: Services, stores: Stores
 ) -> BatchRunner | None:
-    """Nothing runs before its `run` is awaited. None if the server keeps no batches."""
+    """The runner of batches, which does nothing before `run`; None: the server keeps no batches."""
     if stores.batches is None:
         return None
     gap = server.batch_priority_gap
@@ -70,5 +70,5 @@ def _open(server: ServerConfig, directory: Path) -> Stores:
 
 
 def _plain(model_name: str) -> str:
-    """As the name of a directory; whatever else it names, it leads nowhere."""
+    """The model's name as the name of a directory, without anything that could lead elsewhere."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", model_name).strip("._") or "model"

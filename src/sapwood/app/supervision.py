@@ -1,4 +1,4 @@
-"""The engine's process as the API process keeps it: started, watched and, if wanted, replaced."""
+"""The API process's supervision of the engine process: start, watch, restart."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from sapwood.schema.request import EngineInput
 log = logging.getLogger(__name__)
 
 ENGINE_EXIT_S = 10.0
-"""A process that has not ended after this long is killed, and one that was killed is given up."""
+"""How long to wait for a process to end before it is killed, and then until it is given up."""
 LAST_WORDS_S = 0.5
-"""After an engine has ended by itself, its message that says why may take so long."""
+"""How long to wait for the last message of an engine that has ended, which says why."""
 STACKS_S = 0.5
-"""So long an engine that never got ready has to print its stacks."""
+"""How long an engine that never got ready may take to print its stacks."""
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 
 Spawn = Callable[[str, str], "Popen[bytes]"]
-"""Starts an engine's process; the addresses are of its inbox and of its outbox."""
+"""Starts an engine process; the arguments are the addresses of its inbox and of its outbox."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy:
-    """At most `max_restarts` within `window_s`, each after twice the delay of the one before."""
+    """At most `max_restarts` restarts within `window_s`, each after twice the delay before."""
 
     max_restarts: int
     window_s: float
 
     def delay_s(self, restarts_at_s: Sequence[float], now_s: float) -> float | None:
-        """Seconds until the next start, by when the earlier ones were; None: no more of them."""
+        """Seconds until the next start, given the times of earlier ones; None: no more starts."""
         num_recent = sum(now_s - at_s < self.window_s for at_s in restarts_at_s)
         if num_recent >= self.max_restarts:
             return None
@@ -70,7 +70,7 @@ class _Process:
 class EngineSupervisor:
     """Keeps one engine process behind `client`.
 
-    policy  None: an engine that dies is not replaced
+    policy  when a dead engine is replaced; None: never
     """
 
     def __init__(
@@ -83,8 +83,11 @@ class EngineSupervisor:
         on_ready: Callable[[bool], None],
         on_failed: Callable[[str], None] | None = None,
     ) -> None:
-        """Starts the first engine. `on_ready` is told whether it is the first that got ready;
-        `on_failed` why an engine has failed."""
+        """Start the first engine.
+
+        on_ready   called with whether this is the first engine that got ready
+        on_failed  called with the reason why an engine has failed
+        """
         self._spawn = spawn
         self._sockets = sockets
         self._start_timeout_s = start_timeout_s
@@ -104,7 +107,7 @@ class EngineSupervisor:
         return self._engine.process
 
     async def run(self) -> str:
-        """Replace the engine as often as the policy allows; why it has failed for good."""
+        """Replace the engine as often as the policy allows. Returns why the last one failed."""
         while True:
             failure = await self._until_failed()
             if self._on_failed is not None and not self._is_stopping:
@@ -121,7 +124,7 @@ class EngineSupervisor:
         self.client.drain(timeout_s)
 
     async def end(self) -> str | None:
-        """End the engine in order; the reason if it had failed before it was asked to end."""
+        """End the engine in order. Returns the reason if it had failed before; else None."""
         failure = None if self._is_stopping else self.client.failure
         self._is_stopping = True
         if self.client.failure is None and self.client.is_ready:
@@ -143,7 +146,7 @@ class EngineSupervisor:
             async with asyncio.timeout(self._start_timeout_s):
                 await self.client.wait_for_change()
         except TimeoutError:
-            # It prints where it is stuck, before it is ended.
+            # Before its end, the engine prints where it is stuck.
             self._engine.process.send_signal(STACKS_SIGNAL)
             await asyncio.sleep(STACKS_S)
             self.client.fail(f"the engine was not ready after {self._start_timeout_s:g} s")
@@ -155,7 +158,7 @@ class EngineSupervisor:
         return self.client.failure
 
     def _delay_s(self) -> float | None:
-        """An engine that never got ready would not at the next start either."""
+        """Seconds until the next start; None if there is none, as for an engine never ready."""
         if self._policy is None or not self.has_been_ready or self._is_stopping:
             return None
         return self._policy.delay_s(self._restarts_at_s, time.monotonic())
@@ -172,7 +175,7 @@ class EngineSupervisor:
         return f"{failure} (after {times} restarts)" if times else failure
 
     def _bind(self) -> tuple[ZmqSender[EngineInput], tuple[str, str]]:
-        """Addresses that nobody has used: what an earlier engine still sends goes nowhere."""
+        """Bind new addresses: late messages of an earlier engine then reach nobody."""
         self._num_started += 1
         inbox, outbox = (
             f"ipc://{self._sockets}/{name}-{self._num_started}" for name in ("requests", "outputs")
@@ -191,7 +194,7 @@ class EngineSupervisor:
         loop = asyncio.get_running_loop()
 
         def on_exit(what: str, code: int) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+            with suppress(RuntimeError):  # the loop has ended: nobody waits for the exit
                 loop.call_soon_threadsafe(self._on_exit, engine, what, code)
 
         watch(engine.process, on_exit)
@@ -201,7 +204,7 @@ class EngineSupervisor:
         engine.exited.set()
         if code == 0 and self.client.is_draining:
             return
-        # A message that says why may still be in the socket: it comes first.
+        # The engine's message with the reason may still be in the socket: it is read first.
         delay_s = 0.0 if code < 0 else LAST_WORDS_S
         loop = asyncio.get_running_loop()
         loop.call_later(delay_s, self._fail, engine, f"the engine process {what}")

@@ -97,12 +97,12 @@ from sapwood.schema.request import EngineInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """What will run and why.
+    """The resolved configuration, with everything that was found out on the way.
 
     shape    the model's sizes
     eos      token ids that end an output
-    pooling  of a model that answers with numbers; None: it generates
-    wanted_tokens  of KV, as asked; None: the size of the pool was left open
+    pooling  how the model makes embeddings or scores; None: the model generates
+    wanted_tokens  size of the KV pool in tokens, if the options say it; None: they do not
     """
 
     config: EngineConfig
@@ -125,7 +125,7 @@ Executor = SerialExecutor | OverlappedExecutor | QueuedExecutor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """One engine, built; `loop.run()` serves until it is drained, or fails. Close it either way."""
+    """An engine. `loop.run()` serves until it is drained or fails; close the engine in any case."""
 
     loop: EngineLoop
     ready: EngineReady
@@ -134,10 +134,10 @@ class Engine:
     grammars: GrammarCompiler | None = None
 
     def close(self) -> None:
-        """Wait for what still runs in threads of its own. May be called twice.
+        """Wait for the engine's own threads. May be called twice.
 
-        A failed step leaves the next one running, and the interpreter must not end before that: a
-        thread that comes back from native code afterwards takes the process down."""
+        After a failed step the next one may still run. The interpreter must not end before it: a
+        thread that returned from native code later would crash the process."""
         self.executor.close()
         if self.grammars is not None:
             self.grammars.close()
@@ -146,9 +146,9 @@ class Engine:
 def resolve_config(
     asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
 ) -> Resolved:
-    """Find the model and decide everything that was left open. StartupError if it cannot be.
+    """Find the model and make every open choice. StartupError if that is impossible.
 
-    is_verified  the model's files were compared with their checksums before, if that was asked for
+    is_verified  whether the files have been compared with their checksums already, if they must be
     """
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
@@ -163,7 +163,7 @@ def resolve_config(
         shape = read_shape(hf_config, pooling)
         dtype = checkpoint_dtype(hf_config)
         if isinstance(shape, DecoderConfig):
-            ARCHITECTURES.get(shape.architecture)  # refuses one that is not known
+            ARCHITECTURES.get(shape.architecture)  # refuses an unknown architecture
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
@@ -224,7 +224,8 @@ def fetch_files(
 def machine_facts(
     platform: Platform, asked_device: str | None, asked_kernels: str | None = None
 ) -> MachineFacts:
-    """The facts of that device, of the best one if none was asked for, as those kernels see it."""
+    """The facts of the device that the options name, or else of the best device, for the kernels
+    that they name."""
     device = find_device(asked_device, platform)
     free, total = device_memory(device, platform)
     return MachineFacts(
@@ -270,7 +271,8 @@ def build_engine(
 ) -> Engine:
     """Load the model and connect all parts of an engine on this rank.
 
-    instruments  what watches the loop; watch: what watches loading
+    instruments  observe the loop
+    watch        follows the loading of weights
     """
     watch = watch or LoadWatch()
     config = resolved.config
@@ -352,7 +354,10 @@ def build_engine(
 
 
 def _executor(execute: Execute, launch: Launch | None, depth: int) -> Executor:
-    """launch: queues a step on a device that runs ahead; None: there is none, or no such way."""
+    """The executor for this device and depth.
+
+    launch  queues a step on a device with a queue; None: the device or the runner has none
+    """
     if depth == 1:
         return SerialExecutor(execute)
     return OverlappedExecutor(execute) if launch is None else QueuedExecutor(launch)
@@ -429,7 +434,7 @@ def _build_runner(
         sampler=Sampler(
             rows,
             processors,
-            choice.chooser or kernels,
+            choice.sampling_ops or kernels,
             failures,
             None if grammars is None else grammars.masks(kernels, failures),
         ),
@@ -440,7 +445,7 @@ def _build_runner(
 
 
 def _captures(resolved: Resolved) -> CapturePlan | None:
-    """What a GPU is to capture; None: nothing."""
+    """The steps that a GPU will capture; None: no steps."""
     if resolved.config.execution.disable_graphs or not resolved.kernels.kernels.can_be_captured:
         return None
     return capture_plan(resolved.config, resolved.decoder, spare_page=0)
@@ -449,7 +454,7 @@ def _captures(resolved: Resolved) -> CapturePlan | None:
 def _with_measured_pool(
     resolved: Resolved, model: DecoderModel, captures: CapturePlan | None
 ) -> Resolved:
-    """With the KV pool that the largest step leaves room for, instead of the estimated one."""
+    """The configuration with a KV pool of measured size, instead of the estimated one."""
     config = resolved.config
     with timed("measuring the largest step"):
         pool = measure_pool(

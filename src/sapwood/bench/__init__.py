@@ -1,1 +1,1 @@
-"""Measure sapwood, and what users would pick instead of it, from outside."""
+"""Benchmarks of sapwood and of its peers, measured from outside."""

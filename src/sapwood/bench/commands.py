@@ -1,4 +1,4 @@
-"""What `sapwood bench …` does, with its options parsed: measure, show, write."""
+"""The commands of `sapwood bench`, after their options are parsed: measure, show, write."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def bench_serving(
 ) -> bool:
     """Measure a server on each named workload; False if any request failed."""
     environment = describe_environment()
-    # uvloop nearly halves what the client costs, on a machine that the server shares.
+    # uvloop nearly halves the client's cost, which matters if the server is on the same machine.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_bench_serving(serving, workload, output, console, environment))
 
@@ -125,7 +125,7 @@ def model_vocabulary(name: str, *, offline: bool) -> TokenVocabulary:
 def warm_up_requests(
     spec: WorkloadSpec, vocabulary: Vocabulary, count: int, *, seed: int
 ) -> list[BenchRequest]:
-    """`count` requests of the workload's shape with prompts that it will not use itself."""
+    """`count` requests like the workload's, but with prompts that the workload does not have."""
     requests: list[BenchRequest] = []
     while len(requests) < count:
         more = spec.generate(vocabulary, seed=seed, repeat=f"warm-up/{len(requests)}")
@@ -164,7 +164,7 @@ def bench_offline(
     console: Console,
     asked: Mapping[str, object],
 ) -> list[OfflineResult]:
-    """Measure an engine in this process; `asked` is what the report says of its options."""
+    """Measure an engine in this process; the report lists the options in `asked`."""
     environment = describe_environment()
     console.print(str(environment), markup=False, soft_wrap=True)
     results = []

@@ -15,7 +15,7 @@ from sapwood.bench.workloads.workload import BenchRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts as the server states them; None where it does not."""
+    """Token counts that the server states; None where it states none."""
 
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
@@ -24,11 +24,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamEvent:
-    """What one event of a stream says.
+    """The contents of one event of a stream.
 
-    has_token  new text or tokens; an event with only a role, a finish or a usage has none
-    usage      replaces earlier ones: counts grow over the stream
-    finish     why the request ended, in the event that says so
+    has_token  whether the event has new text or tokens, not only a role, a finish or a usage
+    usage      the token counts so far, which replace earlier ones; None: the event has none
+    finish     why the request ended; None: the event does not say
     """
 
     has_token: bool
@@ -38,7 +38,7 @@ class StreamEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What every request of a run asks for.
+    """The settings that all requests of a run have in common.
 
     model        name to send; None: none
     ignore_eos   force the output length
@@ -52,7 +52,7 @@ class Asked:
 
 
 class Dialect(Protocol):
-    """An instance writes one request and reads its stream."""
+    """Writes one request and reads its stream; one instance per request."""
 
     @property
     def path(self) -> str: ...
@@ -63,7 +63,7 @@ class Dialect(Protocol):
     def body(self, request: BenchRequest, asked: Asked) -> dict[str, Any]: ...
 
     def read(self, payload: bytes) -> StreamEvent:
-        """HttpError if the event reports a failure, or is not what this dialect streams."""
+        """Read one event; HttpError if it reports a failure or is not of this dialect."""
         ...
 
 
@@ -108,7 +108,7 @@ def _openai_fields(request: BenchRequest, asked: Asked) -> dict[str, Any]:
     if asked.model is not None:
         body["model"] = asked.model
     if asked.ignore_eos:
-        # An extension that vLLM, SGLang and sapwood share; OpenAI itself refuses it.
+        # vLLM, SGLang and sapwood know these two fields; OpenAI itself refuses them.
         body |= {"ignore_eos": True, "min_tokens": request.num_output_tokens}
     return body | dict(asked.extra)
 

@@ -11,7 +11,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """How the values of one metric are spread over requests or tokens, in that metric's unit."""
+    """The distribution of one metric over requests or tokens, in the metric's unit."""
 
     count: int
     mean: float
@@ -23,7 +23,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self | None:
-        """None when there is nothing to summarise."""
+        """The distribution of these values; None if there are none."""
         if not values:
             return None
         ordered = sorted(values)
@@ -40,7 +40,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """A figure over repeats: the median is quoted, the extremes say how far to trust it."""
+    """A figure over several repeats: its median, and the extremes, which show how steady it is."""
 
     count: int
     median: float
@@ -49,7 +49,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """ValueError if there are no values."""
+        """The spread of these values; ValueError if there are none."""
         if not values:
             raise ValueError("a spread needs at least one value")
         return cls(

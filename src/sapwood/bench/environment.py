@@ -1,4 +1,4 @@
-"""Where a figure was measured: a figure without its machine and commit means nothing."""
+"""The machine and the code behind a figure, without which the figure means nothing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PACKAGES = ("sapwood", "torch", "transformers")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """The machine and the code of a row.
+    """The machine and the code behind a figure.
 
     commit    short git hash, with "+" if the checkout has changes; None outside a checkout
-    versions  package -> version, of those that are installed
+    versions  package -> version, for installed packages
     date      UTC, ISO 8601, to the second
     """
 
@@ -43,7 +43,7 @@ class Environment:
 
 
 def describe_environment(packages: Sequence[str] = PACKAGES) -> Environment:
-    """What this process runs on, without importing torch."""
+    """The environment of this process, found out without importing torch."""
     return Environment(
         commit=git_commit(Path(__file__).parent),
         cpu=cpu_model(),
@@ -57,7 +57,7 @@ def describe_environment(packages: Sequence[str] = PACKAGES) -> Environment:
 
 
 def git_commit(directory: Path, run: Callable[..., str] | None = None) -> str | None:
-    """The commit that `directory` is checked out at; None without git or outside a checkout.
+    """The commit of the checkout in `directory`; None without git or outside a checkout.
 
     run  runs `git` with the given arguments and returns its output; replaced in tests
     """
@@ -93,7 +93,7 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            continue  # Not installed: the gateway, say, runs without torch.
+            continue  # A package may be missing: the gateway, for example, runs without torch.
     return found
 
 

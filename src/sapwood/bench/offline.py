@@ -39,7 +39,10 @@ class OfflineOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What became of one prompt; num_cached_tokens of it came from a prefix cache."""
+    """The result of one prompt.
+
+    num_cached_tokens  prompt tokens that came from a prefix cache
+    """
 
     num_output_tokens: int
     num_cached_tokens: int = 0
@@ -51,13 +54,13 @@ class TokenGenerator(Protocol):
     def generate(
         self, prompts: Sequence[Sequence[int]], output_lengths: Sequence[int]
     ) -> Sequence[Generated]:
-        """Blocks until every prompt has its greedy output; in the order of the prompts."""
+        """The greedy output of every prompt, in the order of the prompts. Blocks until all end."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """phase_s has the seconds of each phase, the others a value for each request."""
+    """The times of a run: seconds of each phase, and values for each request."""
 
     phase_s: tuple[float, ...]
     num_output_tokens: tuple[int, ...]
@@ -73,11 +76,11 @@ Runner = Callable[[Workload], RunResult]
 
 
 def run_phases(generator: TokenGenerator, workload: Workload, clock: Clock) -> RunResult:
-    """Each phase's requests at once, one phase after the other."""
+    """Run one phase after the other, all requests of a phase at once."""
     phase_s = []
     generated: list[Generated] = []
     for phase in workload.phases:
-        # Lists are made before the clock starts: they are no part of what an engine does.
+        # Lists are made before the clock starts, because making them is not the engine's work.
         prompts = [_ids(request.prompt) for request in phase]
         lengths = [request.num_output_tokens for request in phase]
         start_s = clock.now_s()
@@ -126,7 +129,7 @@ class Repeat:
 
     @property
     def decode_tok_s(self) -> float | None:
-        """Output tokens after the first over the time that they took; None without a probe."""
+        """Output tokens per second after the first token; None without a probe."""
         if self.probe_s is None or self.probe_s >= self.wall_s:
             return None
         return (self.num_output_tokens - 1) / (self.wall_s - self.probe_s)
@@ -146,7 +149,7 @@ class OfflineResult:
 
     @property
     def figures(self) -> dict[str, Spread]:
-        """metric -> its spread over the repeats, without those that have no value."""
+        """Metric -> its spread over the repeats; metrics without a value are left out."""
         spreads = {}
         for metric in RATES:
             values = [repeat.figure(metric) for repeat in self.repeats]
@@ -157,7 +160,7 @@ class OfflineResult:
 
     @property
     def headline_values(self) -> list[float]:
-        """A value per repeat; where the headline has none (a probe slower than its run), none."""
+        """The headline's values; a repeat whose probe was slower than its run has no value."""
         values = [repeat.figure(self.spec.headline.metric) for repeat in self.repeats]
         return [value for value in values if value is not None]
 
@@ -178,7 +181,7 @@ class OfflineResult:
 def measure_repeat(
     run: Runner, spec: WorkloadSpec, vocabulary: Vocabulary, *, seed: int, repeat: int
 ) -> Repeat:
-    """One timed run; a single stream is run once more, on another prompt, for one token only."""
+    """One timed run. A single stream runs again with another prompt, for one token only."""
     workload = spec.generate(vocabulary, seed=seed, repeat=repeat)
     result = run(workload)
     probe = probe_spec(spec)
@@ -199,7 +202,7 @@ def measure_repeat(
 
 
 def probe_spec(spec: WorkloadSpec) -> WorkloadSpec | None:
-    """A single stream cut to one output token, whose time is that of the prefill; else None."""
+    """For a single stream: the workload with one output token, which measures the prefill."""
     shape = spec.shape
     if not isinstance(shape, FixedLengths) or shape.num_requests > 1 or shape.output_tokens < 2:
         return None
@@ -215,7 +218,7 @@ def measure_workload(
     seed: int,
     on_repeat: Callable[[Repeat], None] = lambda _: None,
 ) -> OfflineResult:
-    """Warm-ups, then the repeats; `on_repeat` hears of each."""
+    """Warm up, then run the repeats; `on_repeat` is called after each."""
     for index in range(options.num_warmups):
         run(spec.generate(vocabulary, seed=seed, repeat=f"warm-up/{index}"))
     repeats = []

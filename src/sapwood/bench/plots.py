@@ -44,7 +44,7 @@ def plot_serving(timelines: Sequence[RequestTimeline], title: str, path: Path) -
 def output_rates(
     timelines: Sequence[RequestTimeline],
 ) -> tuple[list[float], list[float], float]:
-    """Starts of equal spans of time (s), output tok/s in each, and the spans' width (s).
+    """(starts of equal spans of time in s, output tok/s in each span, width of the spans in s)
 
     An event counts for as many tokens as its request's events hold on average.
     """
@@ -118,7 +118,7 @@ def _histogram(axis: Any, values: Sequence[float], label: str, counted: str) -> 
 
 
 def plot_shares(shares: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
-    """A group of bars per row: of each implementation, the share of a limit that it reaches."""
+    """A group of bars per row: the share of a limit that each implementation reaches."""
     figure, [axes] = _figure(1, width=9.0, height=1.5 + 0.28 * len(shares))
     names = list(dict.fromkeys(name for row in shares.values() for name in row))
     height = 0.8 / max(1, len(names))

@@ -36,13 +36,13 @@ class OutputOptions:
 
 
 def report_stem(command: str, workloads: Sequence[str], environment: Environment) -> str:
-    """A file name without ending: what was measured, and when."""
+    """A file name without its ending, made of the kind of measurement and the time."""
     when = "".join(letter for letter in environment.date[:19] if letter not in "-:")
     return f"{command}-{'-'.join(workloads)}-{when}"
 
 
 def options_json(*options: Any) -> dict[str, Any]:
-    """What was asked, without secrets; infinity, which JSON lacks, as text."""
+    """The options as JSON, without secrets; infinity, which JSON lacks, becomes a text."""
     values: dict[str, Any] = {}
     for group in options:
         for name, value in dataclasses.asdict(group).items():
@@ -129,7 +129,7 @@ def totals_table(metrics: ServingMetrics) -> Table:
 
 
 def serving_remarks(metrics: ServingMetrics) -> list[str]:
-    """What a reader must know before quoting the figures: failures first, then warnings."""
+    """Remarks that a reader of the figures needs: failures first, then warnings."""
     shown = metrics.failures[:MAX_FAILURES_SHOWN]
     remarks = [f"{failure.count} requests failed: {failure.message}" for failure in shown]
     hidden = len(metrics.failures) - len(shown)
@@ -157,8 +157,7 @@ def offline_table(results: Sequence[OfflineResult]) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A row per peer, of which there may be many; its figure on each workload, and its multiple of
-    the baseline's speed."""
+    """A table with a row per peer: its figure on each workload, and its speed by the baseline's."""
     table = Table(
         title=Text(f"medians [min-max]; x: speed as a multiple of {comparison.baseline}'s"),
         title_justify="left",
@@ -203,7 +202,7 @@ def spread_text(spread: Spread) -> str:
 
 
 def number_text(value: float, *, like: float | None = None) -> str:
-    """Three or four digits; as many decimals as the number `like` gets."""
+    """A number with three or four digits, or with as many decimals as `like` would have."""
     size = abs(value if like is None else like)
     digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
     return f"{value:.{digits}f}"

@@ -33,7 +33,7 @@ class SapwoodGenerator:
     def generate(
         self, prompts: Sequence[Sequence[int]], output_lengths: Sequence[int]
     ) -> list[Generated]:
-        """SapwoodError if the engine ends a request with an error or an abort."""
+        """The outputs of all prompts; SapwoodError if a request ends with an error or an abort."""
         by_length = {length: _greedy(length) for length in set(output_lengths)}
         results = self._llm.generate(
             [list(prompt) for prompt in prompts], [by_length[length] for length in output_lengths]

@@ -1,4 +1,4 @@
-"""What scheduling costs: steps of a real scheduler and ledger, with no model behind them."""
+"""Measures the cost of scheduling: steps of a real scheduler and ledger without a model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SchedulerOptions:
 
     @property
     def sizes(self) -> list[int]:
-        """ConfigError unless `running` is a list of numbers >= 1."""
+        """The numbers in `running`; ConfigError if one is not a whole number >= 1."""
         parts = [part.strip() for part in self.running.split(",")]
         if not all(part.isdigit() and int(part) > 0 for part in parts):
             raise ConfigError(f"--running is {self.running!r} but must look like {DEFAULT_SIZES}")
@@ -87,7 +87,7 @@ def measure_scheduler(
 
 
 def measure_growth(options: SchedulerOptions) -> list[SchedulerCost]:
-    """One row per number of running requests: the cost per request shows how it grows."""
+    """The costs for each number of running requests; their ratio shows how the cost grows."""
     return [
         measure_scheduler(
             num_running=size,
@@ -142,7 +142,7 @@ def _request(index: int, rng: random.Random) -> Generate:
 
 
 def _step(scheduler: Scheduler, rng: random.Random) -> float:
-    """Seconds of one step's bookkeeping; the pretended model's own time is left out."""
+    """Seconds of one step's bookkeeping, without the time of the simulated model."""
     begin = time.perf_counter()
     plan = scheduler.plan()
     planned = time.perf_counter()

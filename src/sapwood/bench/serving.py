@@ -120,7 +120,7 @@ class ServingOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A server, and how to ask it."""
+    """A server, and the form of the requests to it."""
 
     endpoint: Endpoint
     dialect: Callable[[], Dialect]
@@ -131,7 +131,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How fast requests start. rate is in requests per second, inf for all at once."""
+    """How fast requests start; `rate` is in requests per second, and inf for all at once."""
 
     rate: float = float("inf")
     max_concurrency: int | None = None
@@ -185,7 +185,7 @@ class _Reading:
             self.finish = event.finish
 
     def check(self, parser: ResponseParser) -> None:
-        """HttpError unless the answer was a stream that came to its end."""
+        """Raises HttpError unless the answer was a complete stream."""
         if parser.status != 200:
             raise HttpError(status_message(parser.status, bytes(self._other)))
         if self.first_event_s is None:
@@ -195,7 +195,7 @@ class _Reading:
             raise HttpError("the stream ended before the request had finished")
 
     def arrivals_s(self) -> list[float]:
-        """When tokens came; a finished stream whose tokens have no text shows its first event."""
+        """The times of events with tokens; for a stream without any text, its first event's."""
         if self.token_s or self.finish is None or self.first_event_s is None:
             return self.token_s
         return [self.first_event_s]
@@ -262,7 +262,7 @@ async def run_workload(
         metrics=compute_metrics(
             timelines,
             exact_prompts=exact,
-            # A chat template is the same start of every text prompt.
+            # All text prompts begin with the same part of the chat template.
             unrelated_prompts=exact and not workload.spec.shape.shares_prompts,
         ),
     )
@@ -306,7 +306,7 @@ def arrival_delays_s(rate: float, count: int, rng: random.Random) -> list[float]
 
 
 async def warm_up(target: Target, requests: Sequence[BenchRequest]) -> None:
-    """Send requests that are not counted; EngineUnavailable if one fails: so would the rest."""
+    """Send requests that are not counted; EngineUnavailable if a request fails."""
     clock = MonotonicClock()
     for index, request in enumerate(requests):
         timeline = await send_request(target, request, index=index, zero_s=0.0, clock=clock)
@@ -317,7 +317,7 @@ async def warm_up(target: Target, requests: Sequence[BenchRequest]) -> None:
 
 
 async def connect(options: ServingOptions) -> Target:
-    """The server of those options, with the model name that it serves."""
+    """The server that the options name, with the name of its model."""
     endpoint = Endpoint.parse(options.url)
     model = options.model
     if model is None and options.api != "native":

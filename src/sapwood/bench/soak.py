@@ -38,14 +38,14 @@ SAMPLE_INTERVAL_S = 1.0
 CALL_TIMEOUT_S = 30.0
 MAX_SAMPLES = 4
 PRIORITIES = 5
-"""Requests have priorities from minus this to this where the server takes them."""
+"""Requests have priorities from -PRIORITIES to PRIORITIES, if the server takes priorities."""
 REFUSALS = (429, 503)
-"""What a busy server may say; anything else that is not an answer is a failure."""
+"""Statuses of a busy server; any other status but 200 is a failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakOptions:
-    """What is asked of the server, and for how long."""
+    """The load on the server, and its duration."""
 
     url: str = option("http://127.0.0.1:30000", "Base URL of the server, without /v1.")
     duration: float = option(900.0, "How long to send requests.", unit="seconds")
@@ -89,11 +89,11 @@ class SoakOptions:
 
 @dataclass
 class SoakReport:
-    """What happened, and what was wrong with it.
+    """The outcome of a run.
 
     requests  ended requests by outcome: finished, left, refused, failed
     resident_bytes  (seconds since the start, bytes of all the server's processes)
-    problems  what should not be, one line each
+    problems  one line for each problem
     """
 
     requests: Counter[str] = field(default_factory=Counter)
@@ -118,11 +118,11 @@ class SoakReport:
 
 
 class _Left(Exception):
-    """The client has seen enough."""
+    """Raised to leave in the middle of an answer."""
 
 
 class Soak:
-    """One run."""
+    """One run of the load."""
 
     def __init__(self, options: SoakOptions) -> None:
         self._options = options
@@ -279,7 +279,7 @@ class Soak:
             try:
                 status = await self._status()
             except ConfigError:
-                # Its engine may be starting again.
+                # The server's engine may be restarting.
                 if time.monotonic() > end_s:
                     raise
                 await asyncio.sleep(SAMPLE_INTERVAL_S)
@@ -295,7 +295,7 @@ class Soak:
             await asyncio.sleep(0.2)
 
     def _server_processes(self) -> list[psutil.Process]:
-        """The server and what it has started; empty if it is not on this machine."""
+        """The server's process and its children; empty if the server is not on this machine."""
         pid = self._options.server_pid or _listener(self._endpoint)
         if pid is None:
             return []
@@ -341,7 +341,7 @@ class Soak:
 
 
 class _Stream:
-    """Reads one answer, and leaves after so many events if it is to."""
+    """Reads one answer; some readers leave after a number of events."""
 
     def __init__(self, leaves_after: int | None, num_samples: int) -> None:
         self._leaves_after = leaves_after
@@ -379,7 +379,7 @@ class _Stream:
 
 
 def _listener(endpoint: Endpoint) -> int | None:
-    """The process of this machine that listens on that port, if it can be seen."""
+    """The process on this machine that listens on the port; None if it is not visible."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.Error:

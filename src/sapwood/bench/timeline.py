@@ -1,4 +1,4 @@
-"""When things happened to each request, and the figures that follow from that.
+"""The timeline of each request, and the figures that are computed from timelines.
 
     TTFT  time to first token    from sending the request to its first event with a token
     ITL   inter-token latency    between an event with a token and the next one of that request
@@ -26,9 +26,9 @@ class RequestTimeline:
     sent_s             when the request was sent (before the connection was made)
     token_s            arrival of each event with a token, ascending
     end_s              end of the answer, or of the attempt
-    num_output_tokens  as the server counted; the number of events where it did not
-    counted_by_server  whether it did
-    error              why the request failed; None if it did not
+    num_output_tokens  output tokens that the server counted, else the number of events
+    counted_by_server  whether the server counted them
+    error              why the request failed; None: it did not
     """
 
     index: int
@@ -65,7 +65,7 @@ class RequestTimeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A message that `count` requests failed with."""
+    """A message with which `count` requests failed."""
 
     message: str
     count: int
@@ -104,8 +104,8 @@ def compute_metrics(
 ) -> ServingMetrics:
     """Figures of one run; ValueError if it had no requests.
 
-    exact_prompts      the prompts were token ids, so that another prompt length is worth a warning
-    unrelated_prompts  no two prompts share anything, so that a prefix hit is worth a warning
+    exact_prompts      whether prompts were token ids; then another prompt length causes a warning
+    unrelated_prompts  whether prompts share no prefix; then a prefix hit causes a warning
     """
     if not timelines:
         raise ValueError("a run needs at least one request")
@@ -148,7 +148,7 @@ def compute_metrics(
 
 
 def peak_concurrency(timelines: Sequence[RequestTimeline]) -> int:
-    """Requests in flight together at most; one that ends as another is sent counts once."""
+    """Largest number of requests in flight; a request that ends just then does not count."""
     changes = [(t.sent_s, 1) for t in timelines] + [(t.end_s, -1) for t in timelines]
     peak = current = 0
     for _, change in sorted(changes):
@@ -158,7 +158,7 @@ def peak_concurrency(timelines: Sequence[RequestTimeline]) -> int:
 
 
 def length_warnings(done: Sequence[RequestTimeline], *, exact_prompts: bool) -> list[str]:
-    """What makes a run's lengths other than the workload's, in words."""
+    """Reasons, in words, why a run's lengths differ from the workload's."""
     warnings = []
     uncounted = sum(not t.counted_by_server for t in done)
     if uncounted:
@@ -191,7 +191,7 @@ def length_warnings(done: Sequence[RequestTimeline], *, exact_prompts: bool) -> 
 
 
 def cache_warnings(done: Sequence[RequestTimeline]) -> list[str]:
-    """Prefix hits of prompts that should have none: they flatter TTFT and throughput."""
+    """Warnings about prefix hits of unrelated prompts, which flatter TTFT and throughput."""
     num_cached_tokens = sum(t.num_cached_tokens or 0 for t in done)
     if not num_cached_tokens:
         return []

@@ -1,1 +1,1 @@
-"""Requests over time: the scheduler, the loop around it, and the process they live in."""
+"""The engine: the scheduler, the loop around it, and the client by which others use it."""

@@ -1,4 +1,4 @@
-"""Which requests are let in: how urgent each is, and how much of the pool is kept back.
+"""Admission: how urgent each waiting request is, and how much of the KV pool is held back.
 
 If every running request were to use all its output tokens at once, few could run together; most end
 early and at different times. So admission reserves a share of the outstanding output tokens that
@@ -26,7 +26,7 @@ class OutputReserve:
         self.ratio = self._initial
 
     def expected_growth(self, num_outstanding: int) -> int:
-        """Tokens that a request is expected to add, of `num_outstanding` that it may."""
+        """Output tokens that a request is expected to add, out of its `num_outstanding`."""
         return int(num_outstanding * self.ratio) + 1
 
     def after_step(self) -> None:
@@ -51,9 +51,9 @@ def has_room(*, missing: int, kept_back: int, available: int, is_alone: bool) ->
 class Precedence:
     """How urgent a request is; larger is sooner.
 
-    Its urgency is its priority plus one for each whole `aging_interval_s` since it arrived, so that
-    a request is overtaken only by those that arrive soon after it: one whose priority is larger by
-    d overtakes it only if it arrives less than (d + 1) * aging_interval_s later.
+    The urgency is the priority plus one for each whole `aging_interval_s` since the arrival. So a
+    request is overtaken only by requests that arrive soon after it: a request whose priority is
+    larger by d overtakes only if it arrives less than (d + 1) * aging_interval_s later.
 
     takes_priorities      whether requests may ask to be more urgent than the default
     low_values_first      smaller priorities are sooner
@@ -83,9 +83,9 @@ class Precedence:
         )
 
     def why_refused(self, priority: int | None) -> str | None:
-        """Why a request may not bring that priority; None if it may.
+        """Why a request may not have that priority; None if it may.
 
-        To be less urgent than others is free; to be more urgent is the operator's to allow.
+        Every request may be less urgent than the default; only the operator can allow more.
         """
         if self.takes_priorities or self.rank(priority) <= self.rank(None):
             return None
@@ -95,7 +95,7 @@ class Precedence:
         )
 
     def rank(self, priority: int | None) -> int:
-        """The request's priority with larger being sooner, whichever way round it was given."""
+        """The request's priority as a number that is larger the sooner the request should run."""
         value = self.default if priority is None else priority
         return -value if self.low_values_first else value
 
@@ -105,7 +105,7 @@ class Precedence:
         return rank + int(waited_s / self.aging_interval_s)
 
     def may_preempt(self, waiting: int, running: int) -> bool:
-        """Whether a request of the urgency `waiting` may take the place of one of `running`."""
+        """Whether a request of urgency `waiting` may preempt a request of urgency `running`."""
         threshold = self.preemption_threshold
         return threshold is not None and waiting - running > threshold
 
@@ -128,9 +128,9 @@ class PrefillDelayer:
         self._num_passes = 0
 
     def holds_back(self, *, num_running: int, fills_a_step: bool, token_usage: float) -> bool:
-        """Whether this step admits nobody; called once per step in which somebody waits.
+        """Whether this step admits no request. Called once for each step with waiting requests.
 
-        fills_a_step  the waiting requests need all tokens, or all rows, that the step has left
+        fills_a_step  whether the waiting requests need all tokens or rows that the step has left
         token_usage   share of the KV pool that running requests hold, 0 to 1
         """
         is_underused = self._low_watermark is not None and token_usage < self._low_watermark

@@ -55,8 +55,8 @@ class AsyncEngineClient:
         self._started = asyncio.Event()
         self._ended = asyncio.Event()
         self._streams: dict[str, asyncio.Queue[RequestOutput]] = {}
-        # Ids whose reader left, with how many terminal outputs are still to come for them. They
-        # must not reach a newer request that took the same id.
+        # Ids whose reader left, with the number of terminal outputs that will still come for them.
+        # These outputs must not reach a newer request with the same id.
         self._left: Counter[str] = Counter()
         self._calls: dict[str, asyncio.Future[Any]] = {}
         self._num_calls = 0
@@ -79,7 +79,7 @@ class AsyncEngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine has said that it is; it may be draining."""
+        """Whether the engine has reported that it is ready; it may be draining since."""
         return self._started.is_set() and not self._failed
 
     @property
@@ -138,7 +138,7 @@ class AsyncEngineClient:
         return await self._call(lambda call_id: SlowDown(call_id, sleep_s), CallDone)
 
     async def wait_for_change(self) -> None:
-        """Until the engine is ready, or has failed before it was."""
+        """Wait until the engine is ready or has failed."""
         await self._started.wait()
 
     async def wait_until_failed(self) -> None:
@@ -152,10 +152,10 @@ class AsyncEngineClient:
             self._sender.send(Drain(timeout_s))
 
     def restart(self, sender: Sender[EngineInput], reason: str) -> None:
-        """Another engine is starting in the place of the one that failed.
+        """Another engine starts in the place of the failed one.
 
-        sender  leads to it
-        reason  why requests are refused until it is ready
+        sender  sends to the new engine
+        reason  why requests are refused until the new engine is ready
         """
         if not self._failed:
             raise RuntimeError("the engine has not failed")
@@ -216,8 +216,11 @@ class AsyncEngineClient:
                 stream.put_nowait(output)
 
     def _is_for_one_that_left(self, output: RequestOutput) -> bool:
-        """The engine works in the order of its messages: outputs of the older request come first,
-        and exactly one of them is terminal."""
+        """Whether an output belongs to an older request with the same id, whose reader has left.
+
+        The engine works in the order of its messages: the older request's outputs come first, and
+        exactly one of them is terminal.
+        """
         if output.request_id not in self._left:
             return False
         if output.finish is not None:
@@ -230,7 +233,7 @@ class AsyncEngineClient:
         self._info = message
         self._started.set()
         if self.is_draining:
-            # What was sent before it had connected may be lost.
+            # Messages that were sent before the engine had connected may be lost.
             self._sender.send(Drain(0.0))
         else:
             self._reason = None
@@ -247,7 +250,7 @@ class AsyncEngineClient:
 
 
 def _merged(output: RequestOutput, stream: asyncio.Queue[RequestOutput]) -> RequestOutput:
-    """One output for all that have arrived: a slow reader gets fewer and longer ones."""
+    """One output in the place of all waiting ones: a slow reader gets fewer, longer outputs."""
     if stream.empty():
         return output
     token_ids = list(output.token_ids)
@@ -271,7 +274,7 @@ def _merged(output: RequestOutput, stream: asyncio.Queue[RequestOutput]) -> Requ
 
 
 def _has_finish(stream: asyncio.Queue[RequestOutput]) -> bool:
-    """Whether the terminal output has arrived, though its reader left before reading it."""
+    """Whether the terminal output is in the queue of a reader that has left."""
     has_finish = False
     while not stream.empty():
         has_finish = stream.get_nowait().finish is not None

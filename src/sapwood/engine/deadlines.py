@@ -1,4 +1,4 @@
-"""How long a request may wait, and how long it may take."""
+"""Deadlines: how long a request may wait, and how long it may take."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from sapwood.engine.request_state import RequestState
 from sapwood.schema.output import Finish
 
 CHECK_INTERVAL_S = 0.02
-"""Between two looks at all open requests; a deadline may pass by so much unnoticed."""
+"""Seconds between two looks at all open requests; a request may overrun its deadline by this."""
 
 
 class Deadlines:
-    """queue_timeout_s: until a request is begun; request_timeout_s: until it ends. 0: no limit."""
+    """Finds requests that wait or run too long.
+
+    queue_timeout_s    seconds until a request is begun; 0: no limit
+    request_timeout_s  seconds until a request ends; 0: no limit
+    """
 
     def __init__(self, *, queue_timeout_s: float, request_timeout_s: float) -> None:
         self._queue_timeout_s = queue_timeout_s
@@ -22,7 +26,7 @@ class Deadlines:
     def overdue(
         self, requests: Iterable[RequestState], now_s: float
     ) -> list[tuple[RequestState, Finish]]:
-        """Those of the open requests whose time is up, with what to tell them."""
+        """The open requests whose time is up, each with the `Finish` that it gets."""
         if not (self._queue_timeout_s or self._request_timeout_s) or now_s < self._next_check_s:
             return []
         self._next_check_s = now_s + CHECK_INTERVAL_S

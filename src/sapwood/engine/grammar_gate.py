@@ -62,7 +62,7 @@ class GrammarGate:
     def holds(self, state: RequestState) -> bool:
         return state.request_id in self._held
 
-    def settle(self) -> list[tuple[RequestState, Finish]]:
+    def release_ready(self) -> list[tuple[RequestState, Finish]]:
         """Let go of the requests whose grammars are ready; those whose grammars cannot be used, and
         how these are to end."""
         if not self._held or self._grammars is None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 class HiddenStates:
-    """Each token's once, in order, though a retraction lets some be computed twice.
+    """Passes on each token's hidden state once, in order, even after a retraction.
 
-    num_known  the first so many tokens of the request have brought theirs
+    num_known  number of tokens, from the request's first on, whose hidden states have come
     """
 
     def __init__(self) -> None:
@@ -16,17 +16,17 @@ class HiddenStates:
         self._untold: list[bytes] = []
 
     def num_wanted(self, first: int, num_new: int) -> int:
-        """Of `num_new` tokens from `first` on that are to be computed, those that brought none."""
+        """How many of the tokens first .. first + num_new have no hidden state yet."""
         return min(num_new, max(first + num_new - self.num_known, 0))
 
     def take(self, first: int, brought: Sequence[bytes]) -> None:
-        """What the tokens from `first` on brought."""
+        """Take the hidden states of the tokens from `first` on."""
         assert first <= self.num_known, "a token was left out"
         new = brought[self.num_known - first :]
         self._untold += new
         self.num_known += len(new)
 
     def to_tell(self) -> list[bytes]:
-        """Those taken since the last call."""
+        """The hidden states that have come since the last call."""
         told, self._untold = self._untold, []
         return told

@@ -1,4 +1,4 @@
-"""What one request may ask of this engine and its model, whatever else is open."""
+"""The limits of this engine and its model on a single request."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from sapwood.schema.request import FLOAT32_BYTES, Generate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestBounds:
-    """max_prompt_tokens: None: as the context allows; pool_tokens: all that the KV pool holds;
-    hidden_size: numbers of a token's embedding."""
+    """The limits on a request.
+
+    context_length     prompt and output tokens at most
+    pool_tokens        tokens that the KV pool holds
+    vocab_size         token ids that the model knows
+    max_prompt_tokens  prompt tokens at most; None: as many as the context holds
+    pooling            how the model makes embeddings or scores; None: the model generates
+    hidden_size        length of a token's embedding
+    """
 
     context_length: int
     pool_tokens: int
@@ -26,7 +33,7 @@ class RequestBounds:
         return min(self.context_length, self.pool_tokens)
 
     def why_refused(self, request: Generate) -> str | None:
-        """None if such a request can be served."""
+        """Why the engine cannot serve the request; None if it can."""
         numbers = "embed" if self.pooling is None else self.pooling.task
         unable = why_not(self.pooling, "tokens" if request.embed is None else numbers)
         if unable is not None:

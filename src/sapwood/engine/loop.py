@@ -32,17 +32,17 @@ from sapwood.schema.step import StepHandle, StepPlan
 
 DRAIN_POLL_S = 0.1
 GRAMMAR_POLL_S = 0.001
-"""Between two looks at whether a grammar is compiled, while there is nothing else to do."""
+"""Seconds between two looks at a grammar's compilation, while there is nothing else to do."""
 
 
 class StepExecutor(Protocol):
     def launch(self, plan: StepPlan) -> StepHandle:
-        """Start the step behind all steps launched before."""
+        """Start the step after all earlier steps."""
         ...
 
 
 class EngineLoop:
-    """Runs until it is drained. An error of a step ends it: what it raised leaves `run`."""
+    """Runs until it is drained. The error of a step ends the loop: `run` raises it."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class EngineLoop:
 
     def _on_drain(self, message: Drain) -> None:
         until_s = self._clock.now_s() + message.timeout_s
-        # Asking again may hurry a drain but not put it off.
+        # A second order may hurry a drain, but not delay it.
         if self._drain_until_s is None or until_s < self._drain_until_s:
             self._drain_until_s = until_s
 

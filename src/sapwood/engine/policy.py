@@ -1,4 +1,4 @@
-"""In which order waiting requests are considered. Pure functions of what is known of each.
+"""Schedule policies: pure functions that put the waiting requests into an order.
 
 Every policy looks at `priority` first (larger is sooner) and keeps the order of arrival among
 equals.
@@ -18,10 +18,10 @@ LPM_QUEUE_LIMIT = 128
 class Waiting:
     """A waiting request as a policy sees it.
 
-    priority        its urgency now
-    max_new_tokens  output tokens that it may still produce
-    path            (node identity, matching tokens) along its longest known prefix
-    num_same_key    running requests with its routing key; 0 if it has none
+    priority        the request's urgency now
+    max_new_tokens  output tokens that the request may still produce
+    path            (node identity, matching tokens) along the request's longest known prefix
+    num_same_key    running requests with the same routing key; 0 if the request has none
     """
 
     index: int
@@ -46,26 +46,32 @@ class _Branch:
 
 
 def first_come(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
-    return sorted(waiting, key=lambda one: (-one.priority, one.arrival))
+    return sorted(waiting, key=lambda request: (-request.priority, request.arrival))
 
 
 def longest_prefix(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
-    return sorted(waiting, key=lambda one: (-one.priority, -one.num_hit_tokens, one.arrival))
+    return sorted(
+        waiting, key=lambda request: (-request.priority, -request.num_hit_tokens, request.arrival)
+    )
 
 
 def longest_output(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
-    return sorted(waiting, key=lambda one: (-one.priority, -one.max_new_tokens, one.arrival))
+    return sorted(
+        waiting, key=lambda request: (-request.priority, -request.max_new_tokens, request.arrival)
+    )
 
 
 def routing_key(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
-    """Requests whose routing key many running ones share come first: they share prefixes too."""
-    return sorted(waiting, key=lambda one: (-one.priority, -one.num_same_key, one.arrival))
+    """Requests whose routing key most running requests have come first: they share prefixes too."""
+    return sorted(
+        waiting, key=lambda request: (-request.priority, -request.num_same_key, request.arrival)
+    )
 
 
 def shuffled(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
     order = list(waiting)
     rng.shuffle(order)
-    return sorted(order, key=lambda one: -one.priority)
+    return sorted(order, key=lambda request: -request.priority)
 
 
 def depth_first_weight(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
@@ -74,26 +80,31 @@ def depth_first_weight(waiting: Sequence[Waiting], rng: random.Random) -> list[W
     Requests below one node come together, so that its prefix is used before it can be evicted.
     """
     root = _Branch()
-    for one in waiting:
+    for request in waiting:
         branch = root
         branch.weight += 1
-        for node, _ in one.path:
+        for node, _ in request.path:
             branch = branch.children.setdefault(node, _Branch())
             branch.weight += 1
-        branch.ending.append(one)
+        branch.ending.append(request)
     order: list[Waiting] = []
     stack = [root]
     while stack:
         branch = stack.pop()
         order += branch.ending
         stack += sorted(branch.children.values(), key=lambda child: child.weight)
-    rank = {one.index: position for position, one in enumerate(order)}
-    return sorted(waiting, key=lambda one: (-one.priority, rank[one.index]))
+    rank = {request.index: position for position, request in enumerate(order)}
+    return sorted(waiting, key=lambda request: (-request.priority, rank[request.index]))
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """needs_path: whether the order depends on the prefix tree; needs_keys: on routing keys."""
+    """A schedule policy.
+
+    order       puts waiting requests into an order
+    needs_path  whether the order depends on the prefix tree
+    needs_keys  whether the order depends on routing keys
+    """
 
     order: Callable[[Sequence[Waiting], random.Random], list[Waiting]]
     needs_path: bool = False

@@ -12,7 +12,10 @@ from sapwood.memory.ledger import Ledger
 
 
 class QueueOrder:
-    """Tells the policy of that name what it looks at; urgency: of a request, now."""
+    """Orders the waiting requests by the policy of that name.
+
+    urgency  gives a request's urgency now
+    """
 
     def __init__(
         self,
@@ -47,10 +50,10 @@ class QueueOrder:
             )
             for index, state in enumerate(waiting)
         ]
-        return [waiting[one.index] for one in policy.order(seen, self._rng)]
+        return [waiting[entry.index] for entry in policy.order(seen, self._rng)]
 
 
 def per_routing_key(states: Iterable[RequestState]) -> tuple[int, ...]:
-    """How many of the requests have each of their routing keys."""
+    """For each routing key of the requests: how many of them have it."""
     keys = Counter(state.routing_key for state in states if state.routing_key)
     return tuple(keys.values())

@@ -70,7 +70,7 @@ class RequestState:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether others may hit what it computes: prefixes are known by their token ids."""
+        """Whether others may reuse this prefix: only token ids identify prefixes."""
         return not self.input_embeds
 
     @property
@@ -83,12 +83,12 @@ class RequestState:
 
     @property
     def num_outputs(self) -> int:
-        """Output tokens, those on their way included."""
+        """Number of output tokens, pending ones included."""
         return len(self.output_ids) + self.num_pending_outputs
 
     @property
     def num_outstanding(self) -> int:
-        """Output tokens that it may still ask for."""
+        """Number of output tokens that the request may still produce."""
         return self.max_new_tokens - self.num_outputs
 
     @property
@@ -101,14 +101,14 @@ class RequestState:
 
     @property
     def is_exhausted(self) -> bool:
-        """All its output tokens are known or on their way: there is nothing left to compute."""
+        """Whether all output tokens are known or pending, so that nothing is left to compute."""
         return self.num_outputs >= self.max_new_tokens and (
             self.max_new_tokens > 0 or self.num_missing_tokens == 0
         )
 
     @property
     def ends_with_prompt(self) -> bool:
-        """Neither output tokens nor numbers are wanted: it ends when its prompt is computed."""
+        """Whether the request ends with its prompt, and wants no output tokens and no embedding."""
         return self.max_new_tokens == 0 and self.embed is None
 
     def move_to(self, phase: Phase) -> None:
@@ -122,7 +122,7 @@ class RequestState:
         return known if num_tokens is None else known[: num_tokens * TOKEN_BYTES]
 
     def new_token_ids(self, num_new: int) -> list[int]:
-        """Ids of the next `num_new` tokens to compute; empty if it is one still on its way."""
+        """Ids of the next `num_new` tokens to compute; empty if that is a single pending token."""
         start = self.num_computed_tokens
         if start >= self.num_known_tokens:
             return []
@@ -133,7 +133,7 @@ class RequestState:
         return ids + self.output_ids[: num_new - len(ids)] if len(ids) < num_new else ids
 
     def row_start(self) -> RowStart:
-        """What a rank must know when the request takes its row."""
+        """The message that tells a rank about the request when it takes its row."""
         return RowStart(
             row=self.row,
             sampling=self.sampling,
@@ -150,7 +150,7 @@ class RequestState:
 
     @property
     def next_scored(self) -> int | None:
-        """The first prompt token whose logits are wanted; None: none (any more)."""
+        """The first prompt token whose logits are still wanted; None: no logits are."""
         if self.logprobs is None or self.logprobs.prompt_start is None:
             return None
         position = self.logprobs.prompt_start + self._num_scored
@@ -158,8 +158,10 @@ class RequestState:
 
     @property
     def first_needed(self) -> int | None:
-        """The first token that this request must compute itself, since a prefix hit would bring its
-        KV but neither its logits nor its hidden state; None: none (any more)."""
+        """The first token that the request must compute itself; None: there is no such token.
+
+        A prefix hit brings a token's KV, but neither its logits nor its hidden state.
+        """
         hidden = None if self.hidden_states is None else self.hidden_states.num_known
         return min((one for one in (self.next_scored, hidden) if one is not None), default=None)
 
@@ -174,11 +176,11 @@ class RequestState:
         return all_but_last if limit is None else min(limit, all_but_last)
 
     def matchable_key(self) -> bytes:
-        """The prefix tree's key of what a prefix hit may cover, and one token more."""
+        """The prefix tree's key of the tokens that a prefix hit may cover, and of one more."""
         return self.key(self.num_matchable_tokens + 1)
 
     def scored_among(self, num_new: int) -> tuple[int, int]:
-        """(first, how many) of the next `num_new` tokens whose logits are wanted."""
+        """(first, number) of those among the next `num_new` tokens whose logits are wanted."""
         start = self.next_scored
         if start is None:
             return 0, 0
@@ -187,14 +189,17 @@ class RequestState:
         return first, max(end - first, 0)
 
     def num_hidden_among(self, num_new: int) -> int:
-        """How many of the next `num_new` tokens, the last ones, are to bring hidden states."""
+        """How many of the next `num_new` tokens, counted from the end, need hidden states."""
         if self.hidden_states is None:
             return 0
         return self.hidden_states.num_wanted(self.num_computed_tokens, num_new)
 
     def take_prompt_logprobs(self, first: int, logprobs: TokenLogprobs) -> None:
-        """What the prompt tokens from `first` on brought. After a retraction in the middle of a
-        prompt a step still in flight may bring some that are computed once more."""
+        """Take the log probabilities of the prompt tokens from `first` on.
+
+        After a retraction in the middle of a prompt, a step in flight may bring log probabilities
+        that are computed once more later.
+        """
         start = self.next_scored
         new = logprobs if start is None or start == first else logprobs[start - first :]
         if start is not None and new:
@@ -202,14 +207,14 @@ class RequestState:
             self._num_scored += len(new)
 
     def prompt_logprobs_to_tell(self) -> TokenLogprobs | None:
-        """All of them together, once; None before they are complete and after that."""
+        """All of the prompt's log probabilities, once they are complete; None before and after."""
         if not self._prompt_logprobs or self.next_scored is not None:
             return None
         parts, self._prompt_logprobs = self._prompt_logprobs, []
         return TokenLogprobs.joined(parts)
 
     def take_hidden_states(self, first: int, brought: Sequence[bytes]) -> None:
-        """What the tokens from `first` on brought."""
+        """Take the hidden states of the tokens from `first` on."""
         if self.hidden_states is not None:
             self.hidden_states.take(first, brought)
 
@@ -217,7 +222,7 @@ class RequestState:
         return [] if self.hidden_states is None else self.hidden_states.to_tell()
 
     def page_hashes(self, page_size: int) -> list[int]:
-        """Entry i stands for the prompt's first i + 1 whole pages, in this namespace."""
+        """Hashes: entry i identifies the prompt's first i + 1 whole pages, and the namespace."""
         if self._page_hashes is None:
             size = page_size * TOKEN_BYTES
             state = hash(self.namespace)

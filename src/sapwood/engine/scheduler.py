@@ -185,7 +185,7 @@ class Scheduler:
         for state, finish in self._deadlines.overdue(self._open.values(), self._clock.now_s()):
             self._counts["timed out"] += 1
             self._end_between_steps(state, finish)
-        for state, finish in self._gate.settle():
+        for state, finish in self._gate.release_ready():
             self._counts["refused"] += 1
             self._end_between_steps(state, finish)
         ended, self._ended_between_steps = self._ended_between_steps, []
@@ -545,12 +545,12 @@ class Scheduler:
         for count, token_id in enumerate(token_ids, start=1):
             state.output_ids.append(token_id)
             self._counts["output"] += 1
-            self._settle(state, token_id)
+            self._end_if_complete(state, token_id)
             if state.phase is Phase.FINISHED:
                 return token_ids[:count]
         return token_ids
 
-    def _settle(self, state: RequestState, token_id: int) -> None:
+    def _end_if_complete(self, state: RequestState, token_id: int) -> None:
         """End the request if its newest output token ends it."""
         sampling = state.sampling
         may_stop = len(state.output_ids) > sampling.min_new_tokens

@@ -1,4 +1,4 @@
-"""Sizes that steps are captured for. A step takes the smallest that it fits into, and is padded."""
+"""Sizes for which steps are captured. A step is padded to the smallest size that holds it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PREFILL_PER_DOUBLING = 2
 
 
 def decode_sizes(largest: int) -> tuple[int, ...]:
-    """Requests: a step is padded by a quarter at most, from eight on. `largest` is one of them."""
+    """Numbers of requests up to `largest`; from eight on, padding adds at most a quarter."""
     return _sizes([size for size in FIRST_SIZES if size < largest], 8, largest, PER_DOUBLING)
 
 
 def prefill_sizes(largest: int) -> tuple[int, ...]:
-    """Tokens: what computes a few dozen costs as little as one that computes a single one."""
+    """Numbers of tokens; a step of a few dozen tokens costs as little as a step of one."""
     return _sizes([], SMALLEST_PREFILL, largest, PREFILL_PER_DOUBLING)
 
 
@@ -42,6 +42,6 @@ def parse_sizes(text: str, *, flag: str) -> tuple[int, ...]:
 
 
 def smallest_that_holds(sizes: Sequence[int], wanted: int) -> int | None:
-    """sizes ascending; None if all are smaller than `wanted`."""
+    """The smallest of the ascending sizes that is at least `wanted`; None if all are smaller."""
     index = bisect_left(sizes, wanted)
     return sizes[index] if index < len(sizes) else None

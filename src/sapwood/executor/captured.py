@@ -1,11 +1,11 @@
 """Steps that a device has captured: its ops are queued in one call, however many they are.
 
-A step of decodes is one capture for each number of requests, up to its logits; from a few requests
-on it is captured twice, once for steps in which several share pages of their KV. Other steps are
-captured for numbers of tokens, in pieces: between them comes attention, whose work depends on how
-the tokens belong to requests. What is captured reads its inputs from fixed memory and writes hidden
-states, or logits, to fixed memory. A smaller step is padded with tokens of nobody, which write to a
-page that no request has.
+A step of decodes, up to its logits, is one capture for each number of requests; from a few requests
+on there is a second capture, for steps in which several requests share pages of their KV. Other
+steps are captured for numbers of tokens, in pieces. Attention runs between the pieces, because its
+work depends on which tokens belong to which request. A capture reads its inputs from fixed memory,
+and writes hidden states or logits to fixed memory. A smaller step is padded with tokens that belong
+to no request and write to a page that no request has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.buckets import smallest_that_holds
-from sapwood.executor.captured_choice import CapturedChoice, ChoiceOps
+from sapwood.executor.captured_sampling import CapturableSamplingOps, CapturedSampling
 from sapwood.kernels.capture import Capture, Replayable, capture
 from sapwood.kernels.interface import (
     PLAIN,
@@ -30,13 +30,15 @@ from sapwood.layers.forward_batch import ForwardBatch
 
 Attend = Callable[..., Tensor]
 Part = Callable[[AttentionBatch, int], None]
-"""Part of a step: computes it for a batch and its number of tokens."""
+"""Computes a part of a step for a batch and its number of tokens."""
 Progress = Callable[[int, int], None]
-"""Told how many of how many sizes are captured."""
+"""Called with the number of captured sizes and the number of all sizes."""
 
 SHARING_FROM = 8
-"""Requests: steps of as many are captured a second time, so that pages which several of them share
-are read once. Fewer requests save too little."""
+"""From this number of requests on, steps are captured a second time, to read shared pages once.
+
+With fewer requests that saves too little.
+"""
 
 
 class Capturable(Protocol):
@@ -49,8 +51,8 @@ class Capturable(Protocol):
         ...
 
 
-class CapturableKernels(ChoiceOps, Protocol):
-    """Those of `Kernels`, which say what they do."""
+class CapturableKernels(CapturableSamplingOps, Protocol):
+    """The ops of `Kernels` that a capture needs; `Kernels` describes them."""
 
     def paged_attention(
         self,
@@ -69,11 +71,12 @@ class CapturableKernels(ChoiceOps, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:
-    """What is to be captured.
+    """The sizes to capture.
 
-    decode       numbers of requests, ascending; prefill: numbers of tokens; either may be empty
-    max_pages    of one request
-    spare_page   that no request has
+    decode       numbers of requests in ascending order; may be empty
+    prefill      numbers of tokens in ascending order; may be empty
+    max_pages    pages of one request at most
+    spare_page   a page that no request has
     hidden_size  entries of a hidden state
     """
 
@@ -93,8 +96,7 @@ class CapturePlan:
 
     @property
     def logits_bytes(self) -> int:
-        """What logits of decodes take, and what is computed from them at a time, which is not
-        more."""
+        """Bytes of the logits of decodes, twice: later computations take as much again at most."""
         return 2 * 4 * max((*self.decode, 0)) * self.vocab_size
 
 
@@ -102,10 +104,10 @@ class StepMemory:
     """The fixed memory of captured steps, for the most tokens of any.
 
     token_ids, positions, write_index  [most_tokens] int64
-    page_table   [most requests, max_pages] int32; entries past a request's pages keep what they had
+    page_table   [most requests, max_pages] int32; entries after a request's pages are old ones
     context_len  [most requests] int32
-    hidden       [most_tokens, hidden_size]: what a step in pieces computed
-    logits       [most requests, vocab] fp32: what a step of decodes computed
+    hidden       [most_tokens, hidden_size]: the result of a step in pieces
+    logits       [most requests, vocab] fp32: the result of a step of decodes
     """
 
     def __init__(self, plan: CapturePlan) -> None:
@@ -125,17 +127,19 @@ class StepMemory:
         self.logits = torch.zeros(num_requests, plan.vocab_size, device=device)
 
     def take_tokens(self, batch: ForwardBatch, size: int) -> None:
-        """Those of the batch, and tokens of nobody up to `size`."""
+        """Take the tokens of the batch, and pad them to `size` with tokens of no request."""
         num, pad = len(batch.token_ids), size - len(batch.token_ids)
         targets = [self.token_ids[:num], self.positions[:num], self.write_index[:num]]
         sources = [batch.token_ids, batch.positions, batch.write_index]
         if pad:
-            targets += [one[num:size] for one in (self.token_ids, self.positions, self.write_index)]
+            targets += [
+                tensor[num:size] for tensor in (self.token_ids, self.positions, self.write_index)
+            ]
             sources += [self._no_token[:pad], self._no_token[:pad], self._spare[:pad]]
         torch._foreach_copy_(targets, sources)
 
     def take_requests(self, attention: AttentionBatch, size: int) -> None:
-        """Those of the batch, one token each; the others up to `size` have one token of nobody."""
+        """Take the requests of the batch, which have one token each, and pad them to `size`."""
         num, width = attention.page_table.shape
         self.page_table[:num, :width].copy_(attention.page_table)
         self.context_len[:num].copy_(attention.context_len)
@@ -175,7 +179,7 @@ class _Pieces:
     def warm_attend(
         self, q: Tensor, key_cache: Tensor, value_cache: Tensor, *_: Any, **__: Any
     ) -> Tensor:
-        """Makes the memory that `attend` will use, which a recording must not allocate."""
+        """Make the memory that `attend` will use, because a recording must not allocate any."""
         return self._space(q)[1]
 
     def attend(
@@ -187,7 +191,7 @@ class _Pieces:
         *more: Any,
         **named: Any,
     ) -> Tensor:
-        """Ends the piece that computed q and begins the next one."""
+        """End the piece that computed q, and begin the next piece."""
         space, out = self._space(q)
         space.copy_(q)
         self.add(self.recorder.end())
@@ -205,8 +209,10 @@ class _Pieces:
         self.parts.append(replay)
 
     def _space(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory for q and for what attention makes of it. Layers run one after the other, so all
-        of one shape share it."""
+        """Memory for q and for the output of attention.
+
+        Layers run one after the other, so all layers with the same shape share this memory.
+        """
         shape = tuple(q.shape[1:])
         if shape not in self.spaces:
             # Sizes are captured from the largest down.
@@ -218,13 +224,17 @@ class _Pieces:
 class CapturedSteps:
     """A Graph (executor/graphs.py) of captured steps. Made by `capture_steps`.
 
-    It covers steps of decodes up to the largest number captured, and others up to the largest
-    number of tokens captured."""
+    It covers steps of decodes up to the largest captured number of requests, and other steps up to
+    the largest captured number of tokens."""
 
     def __init__(
-        self, model: Capturable, plan: CapturePlan, memory: StepMemory, choice: CapturedChoice
+        self,
+        model: Capturable,
+        plan: CapturePlan,
+        memory: StepMemory,
+        sampling_ops: CapturedSampling,
     ) -> None:
-        self.choice = choice
+        self.sampling_ops = sampling_ops
         self._model = model
         self._plan = plan
         self._memory = memory
@@ -252,7 +262,7 @@ class CapturedSteps:
         self._memory.take_tokens(batch, size)
         for part in self.prefills[size]:
             part(attention, num_tokens)
-        # Of what was asked for: how many rows that are, no capture knows.
+        # Only the wanted rows: their number differs from step to step, so no capture computes them.
         hidden = self._memory.hidden[:num_tokens].index_select(0, batch.logits_index)
         return self._model.logits(hidden)
 
@@ -277,8 +287,8 @@ def capture_steps(
 
     `kv_caches` hold `plan.spare_page` too."""
     memory = StepMemory(plan)
-    choice = CapturedChoice(kernels, memory.logits, plan.decode)
-    steps = CapturedSteps(model, plan, memory, choice)
+    sampling_ops = CapturedSampling(kernels, memory.logits, plan.decode)
+    steps = CapturedSteps(model, plan, memory, sampling_ops)
     total = len(plan.decode) + len(plan.prefill)
     spaces: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     for size in reversed(plan.prefill):
@@ -293,7 +303,7 @@ def capture_steps(
             sharing = kernels.captured_sharing(size, plan.page_size, plan.device)
             if sharing is not None:
                 steps.sharing[size] = (sharing, _capture_decode(*decode, sharing))
-        choice.capture(size, recorder)
+        sampling_ops.capture(size, recorder)
         on_progress(len(steps.prefills) + len(steps.decodes), total)
     return steps
 
@@ -308,7 +318,8 @@ def _capture_decode(
     sharing: CapturedSharing | None = None,
 ) -> Replayable:
     def compute() -> None:
-        # A new batch each time: what kernels keep in its cache must be computed by the capture.
+        # A new batch each time: kernels keep results in a batch's cache, and the capture must
+        # compute these too.
         longest = plan.max_pages * plan.page_size
         attention = AttentionBatch(
             page_table=memory.page_table[:size],
@@ -334,7 +345,7 @@ def _capture_pieces(
     pieces: _Pieces,
 ) -> list[Part]:
     size = pieces.size
-    # Nothing that is captured reads it: attention gets the batch of the step itself.
+    # No captured op reads this: attention gets the batch of the step itself.
     attention = AttentionBatch(
         page_table=memory.page_table[:1],
         query_start=memory.query_start[:2],

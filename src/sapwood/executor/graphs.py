@@ -1,7 +1,7 @@
 """Steps that run in one call instead of op by op.
 
-A graph is made once, when the engine starts, from what the model says of itself; whether that is
-possible, the kernels decide. A batch that a graph does not cover is computed eagerly.
+A graph is made once, when the engine starts, from the parts of the model, if the kernels can do so.
+A batch that a graph does not cover is computed eagerly.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sapwood.executor.sampling.sampler import Chooser
+from sapwood.executor.sampling.sampler import SamplingOps
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.layers.forward_batch import ForwardBatch
 
 
 class Describable(Protocol):
-    """A model that can say what it is made of."""
+    """A model that can describe its parts."""
 
     def parts(self) -> DecoderParts: ...
 
@@ -28,8 +28,8 @@ class Graph(Protocol):
     def replay(self, batch: ForwardBatch) -> Tensor | None:
         """Logits [S, vocab] of the rows at batch.logits_index; writes every layer's KV.
 
-        None, and nothing done, if this batch is not covered: then it is to be computed eagerly.
-        The logits are the caller's until the next replay."""
+        Returns None, without having done anything, for a batch that the graph does not cover; the
+        caller then computes it eagerly. The caller may keep the logits until the next replay."""
         ...
 
 
@@ -41,8 +41,10 @@ class NoGraph:
 
 
 class RecordedGraph:
-    """A recorded step of the kernels. It takes batches of every size and mixture, as long as all
-    their tokens have ids."""
+    """A recorded step of the kernels.
+
+    It covers batches of every size and mixture, as long as all tokens have ids.
+    """
 
     def __init__(self, step: RecordedStep) -> None:
         self._step = step
@@ -61,14 +63,14 @@ class RecordedGraph:
 
 @dataclass(frozen=True, slots=True)
 class GraphChoice:
-    """The graph, and one line for the operator that says why this one.
+    """The graph, and one line for the operator with the reason of this choice.
 
-    chooser  chooses from the logits of the graph's steps; None: the kernels' own ops do
+    sampling_ops  choose tokens from the logits of the graph's steps; None: the kernels' ops do
     """
 
     graph: Graph
     why: str
-    chooser: Chooser | None = None
+    sampling_ops: SamplingOps | None = None
 
     @property
     def is_recorded(self) -> bool:
@@ -83,8 +85,10 @@ def choose_graph(
     enabled: bool,
     capture: Callable[[], GraphChoice] | None = None,
 ) -> GraphChoice:
-    """The recorded step where there is one and it is wanted; else what `capture` makes, where the
-    device can capture ops and these kernels' ops can be captured."""
+    """The kernels' recorded step, if there is one and the operator wants it; else a captured step.
+
+    capture  makes the captured steps, if the device and the kernels can capture ops
+    """
     if not enabled:
         return GraphChoice(NoGraph(), "disabled by --disable-graphs")
     try:

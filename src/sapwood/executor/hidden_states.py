@@ -1,4 +1,4 @@
-"""Hidden states for those who asked for them."""
+"""Hidden states for the requests that ask for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class HiddenRows:
     rows: Download
 
     def tell(self) -> list[bytes]:
-        """Waits for them; little endian, one piece per token."""
+        """Wait for the hidden states; returns them little endian, one piece per token."""
         return [row.tobytes() for row in self.rows.wait().numpy().astype("<f4", copy=False)]
 
 
@@ -30,7 +30,7 @@ def wants_hidden(scheduled: Sequence[ScheduledTokens]) -> bool:
 def kept_hidden(
     scheduled: Sequence[ScheduledTokens], hidden: Tensor, download: Callable[[Tensor], Download]
 ) -> dict[int, HiddenRows]:
-    """Index in `scheduled` -> what is wanted of it, of hidden [T, hidden], the step's tokens."""
+    """The wanted rows of `hidden` [T, hidden], the step's tokens, by index in `scheduled`."""
     ends = accumulate(entry.num_new for entry in scheduled)
     return {
         index: HiddenRows(download(hidden[end - entry.num_hidden : end].float()))

@@ -1,6 +1,6 @@
 """From a plan of the scheduler to the tensors of one forward pass.
 
-At one token per request this is a tenth of a small model's step if done carelessly, so that the
+At one token per request, careless code would take a tenth of a small model's step here, so all
 arrays are made in few calls.
 """
 
@@ -23,10 +23,10 @@ from sapwood.schema.step import ScheduledTokens, StepPlan
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """A forward pass, and which requests have a token sampled after it.
+    """A forward pass, and the requests that sample a token after it.
 
-    sampling       those entries of the plan, in its order
-    sampling_rows  [S] int64 on the device; their rows
+    sampling       the entries of the plan that sample a token, in the plan's order
+    sampling_rows  [S] int64 on the device: the rows of these entries
     """
 
     batch: ForwardBatch
@@ -42,7 +42,7 @@ def build_inputs(
     kv_caches: Sequence[tuple[Tensor, Tensor]],
     device: torch.device,
 ) -> StepInputs:
-    """The tokens of `plan`, in its order. Tables of `rows` are up to date with the plan."""
+    """The inputs of a plan's step, in the plan's order; `rows` must have taken the plan over."""
     scheduled = plan.scheduled
     query_lens = [entry.num_new for entry in scheduled]
     first_positions = [entry.position for entry in scheduled]
@@ -128,8 +128,10 @@ def _embeds(
 def _token_ids(
     plan: StepPlan, starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The step's token ids, 0 for those that only the device knows yet; where these are, and the
-    rows that sampled them."""
+    """(the step's token ids, places of unknown ids, rows of unknown ids)
+
+    The id of a token that only the device knows yet is 0 here; the row that sampled it has the id.
+    """
     known: list[int] = []
     unknown_at: list[int] = []
     unknown_row: list[int] = []

@@ -1,4 +1,4 @@
-"""The steps that take the most memory, run once with nothing behind them, to see how much."""
+"""Runs the steps that take the most memory once, to measure how much they take."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.captured import Capturable
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, Kernels
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.layers.forward_batch import ForwardBatch
 
 
@@ -22,22 +22,22 @@ def run_largest_steps(
     max_pages: int,
     device: torch.device,
 ) -> None:
-    """One prompt of `num_tokens`, then as many tokens of `num_requests`, each of which samples.
+    """Run a prompt of `num_tokens`, then a step of `num_requests` decodes.
 
-    `page` is a KV cache of a single page: all tokens read and write it, as what comes out does not
+    `page` is a KV cache of a single page, which all tokens read and write: the results do not
     matter."""
     for requests in {1, min(num_requests, num_tokens)}:
         batch = _batch(page, num_tokens // requests, requests, max_pages, device)
         hidden = model.forward(batch).index_select(0, batch.logits_index)
         logits = model.logits(hidden)
-        draws = Draws(
+        settings = SamplingSettings(
             temperature=[1.0] * requests,
             top_k=[-1] * requests,
             top_p=[0.9] * requests,
             min_p=[0.0] * requests,
             numbers=[0.5] * requests,
         )
-        kernels.sample(logits, draws)
+        kernels.sample(logits, settings)
 
 
 def _batch(

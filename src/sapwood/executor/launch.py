@@ -38,7 +38,7 @@ class SerialExecutor:
 
 
 class QueuedExecutor:
-    """Queues steps on a device that works through them by itself, while the caller goes on."""
+    """Queues steps on a device, which works through its queue while the caller goes on."""
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch

@@ -1,4 +1,4 @@
-"""Executes plans on one rank, for a model that answers with numbers instead of tokens."""
+"""Executes plans on one rank, for a model that makes embeddings or scores instead of tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sapwood.layers.pooling import Pooler
 from sapwood.schema.step import RowStart, StepPlan, StepResult
 
 _ONE_TEXT = 2**31 - 1
-"""More tokens than any text has: all of them are of the first text."""
+"""A length that no text reaches, so that all tokens belong to the first text."""
 
 
 class PoolingModel(Protocol):
@@ -27,12 +27,12 @@ class PoolingModel(Protocol):
         ...
 
     def answer(self, pooled: Tensor) -> Tensor:
-        """pooled [A, hidden] fp32 -> [A, numbers] fp32: what the model's head makes of it."""
+        """The output of the model's head: pooled [A, hidden] fp32 -> [A, outputs] fp32."""
         ...
 
 
 class PoolingRunner:
-    """A model, the memory of its KV pages if it has any, and what running requests need kept."""
+    """A model, the memory of its KV pages if it has any, and the pooled states of its requests."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class PoolingRunner:
     def _with_types(
         self, batch: ForwardBatch, rows: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> ForwardBatch:
-        """With the text of a pair that each token is of, if there is a pair."""
+        """The batch with `token_types`, if one of its prompts is a pair of texts."""
         num_first = self._num_first[rows]
         if (num_first == _ONE_TEXT).all():
             return batch

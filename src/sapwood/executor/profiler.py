@@ -29,7 +29,7 @@ class TorchRecorder:
         )
         try:
             recording.start()
-        except RuntimeError as error:  # another profiler of this process runs
+        except RuntimeError as error:  # this process runs another profiler already
             raise OSError(f"torch's profiler does not start: {error}") from error
         self._profile = recording
 
@@ -41,7 +41,7 @@ class TorchRecorder:
 
 
 def _activities(order: ProfileOrder) -> list[ProfilerActivity]:
-    """GPU is asked for by most clients and recorded where there is one."""
+    """Torch's names of the activities. Most clients ask for GPU, which is left out without one."""
     chosen = [ProfilerActivity.CPU] if "CPU" in order.activities else []
     if "GPU" in order.activities and torch.cuda.is_available():
         chosen.append(ProfilerActivity.CUDA)

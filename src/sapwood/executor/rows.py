@@ -1,4 +1,4 @@
-"""What a rank remembers of each running request between steps."""
+"""The table of running requests that a rank keeps between steps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sapwood.schema.step import RowStart, ScheduledTokens
 
 
 class RowTable:
-    """One row per running request; the scheduler says who has which.
+    """One row per running request; the scheduler decides which request has which row.
 
     page_table   [num_rows, max_pages] int32, on the host; 0 where the row's request has no page
     last_tokens  [num_rows] int64, on the device; the token sampled last
-    tenants      [num_rows]; grows with every request that takes the row
-    embeds       row -> [prompt tokens, hidden] fp32, on the host, of requests whose prompts came as
-                 vectors, until the prompt is computed
+    epochs       [num_rows]; how many requests have had the row so far
+    embeds       row -> [prompt tokens, hidden] fp32, on the host, for requests with input_embeds,
+                 until the prompt is computed
     """
 
     def __init__(self, *, num_rows: int, max_pages: int, device: torch.device) -> None:
@@ -28,24 +28,26 @@ class RowTable:
         self.last_tokens: Tensor = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
-        self.tenants: list[int] = [0] * num_rows
+        self.epochs: list[int] = [0] * num_rows
         self.embeds: dict[int, NDArray[np.float32]] = {}
 
     def start(self, start: RowStart) -> None:
         self.sampling[start.row] = start.sampling
-        self.tenants[start.row] += 1
+        self.epochs[start.row] += 1
         self.seeds[start.row] = start.seed % 2**64
         self.page_table[start.row] = 0
         self.embeds.pop(start.row, None)
         if start.input_embeds:
-            vectors = [np.frombuffer(one, dtype="<f4") for one in start.input_embeds]
+            vectors = [np.frombuffer(vector, dtype="<f4") for vector in start.input_embeds]
             self.embeds[start.row] = np.stack(vectors)
 
     def take_embeds(
         self, scheduled: Sequence[ScheduledTokens]
     ) -> tuple[list[int], list[NDArray[np.float32]]]:
-        """Where in the step tokens are whose prompts came as vectors, and these vectors, piece by
-        piece."""
+        """(places in the step, input embeddings of the tokens there), piece by piece.
+
+        Only for requests with input_embeds.
+        """
         at: list[int] = []
         pieces: list[NDArray[np.float32]] = []
         start = 0

@@ -36,25 +36,29 @@ class DecoderModel(Protocol):
         ...
 
     def parts(self) -> DecoderParts:
-        """What it is made of, for a graph."""
+        """The parts of the model, for a graph."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class Launched:
-    """A step on its way. Its device may be busy with it, or with a step before it.
+    """A step in flight. Its device may be busy with it, or with an earlier step.
 
-    rows, tenants  of the requests that have a token sampled, in the plan's order
-    tokens         [len(rows)] on their way to the host; token_ids: the same, once accepted
-    of_outputs     by place among `rows`; of_prompts, hidden: by entry of the plan
-    failures       by row: why its request cannot go on
-    jumps          by row: tokens that its grammar leaves no choice about
+    rows        rows of the requests that sample a token, in the plan's order
+    epochs      the epoch of each of these rows (see RowTable) when its token was sampled
+    tokens      [len(rows)] tokens on their way to the host
+    token_ids   the same tokens, once they are accepted
+    of_outputs  log probabilities of output tokens, by index in `rows`
+    of_prompts  log probabilities of prompt tokens, by index in the plan
+    hidden      hidden states, by index in the plan
+    failures    by row: why its request cannot go on
+    jumps       by row: tokens that must follow because the grammar leaves no choice
     """
 
     plan: StepPlan
-    settle: Callable[[Launched], None]
+    collect: Callable[[Launched], None]
     rows: Sequence[int] = ()
-    tenants: Sequence[int] = ()
+    epochs: Sequence[int] = ()
     tokens: Download | None = None
     token_ids: list[int] | None = None
     of_outputs: Mapping[int, Measured] = field(default_factory=dict)
@@ -64,9 +68,9 @@ class Launched:
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
 
     def result(self) -> StepResult:
-        """Waits for the step, and for those launched before it."""
-        self.settle(self)
-        assert self.token_ids is not None, "the step was settled"
+        """Wait for this step and for all earlier steps."""
+        self.collect(self)
+        assert self.token_ids is not None, "the step was collected"
         plan = self.plan
         extras = (self.of_outputs, self.of_prompts, self.hidden, self.failures, self.jumps)
         if not any(extras):
@@ -98,11 +102,10 @@ class Launched:
 class Runner:
     """A model, the memory of its KV pages, and a row of state per running request.
 
-    A step that is launched need not be done when the next one is: its tokens stay on the device,
-    where the next step finds them, and come to the host by themselves. Only a row that is followed
-    (a grammar, a penalty: what may come next depends on the token before) is sampled after the
-    tokens before it are known. Its step is computed meanwhile: the wait comes between its forward
-    pass and its sampling.
+    The next step may be launched while a step is in flight: the tokens stay on the device, where
+    the next step finds them, and are copied to the host meanwhile. Only a stateful row is
+    sampled after the host knows its earlier tokens, because a grammar or a penalty depends on them.
+    Its forward pass need not wait: the wait comes between that and the sampling.
     """
 
     def __init__(
@@ -117,7 +120,10 @@ class Runner:
         device: torch.device,
         download: Callable[[Tensor], Download] = download,
     ) -> None:
-        """`download` brings tokens and log probabilities to the host."""
+        """A runner of one rank.
+
+        download  copies tokens and log probabilities to the host
+        """
         self._model = model
         self._graph = graph
         self._kv_caches = kv_caches
@@ -127,7 +133,7 @@ class Runner:
         self._logprobs = LogprobRecorder(device, download=download)
         self._page_size = page_size
         self._device = device
-        self._unsettled: deque[Launched] = deque()
+        self._uncollected: deque[Launched] = deque()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step and wait for it; plans come in the order in which they were made."""
@@ -135,9 +141,9 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Launched:
-        """Queue one step behind those launched before."""
-        launched = Launched(plan, self._settle_through)
-        self._unsettled.append(launched)
+        """Queue one step behind all earlier steps."""
+        launched = Launched(plan, self._collect_through)
+        self._uncollected.append(launched)
         for row in plan.ends:
             self._sampler.end(row)
         if not plan.scheduled:
@@ -158,7 +164,7 @@ class Runner:
         logits = self._compute(launched, inputs.batch)
         if inputs.sampling:
             self._sample(launched, inputs, logits)
-        # At once, lest they be taken for those of a step that is settled later.
+        # At once, lest they be taken for those of a step that is collected later.
         launched.failures = self._sampler.take_failures()
         return launched
 
@@ -166,24 +172,26 @@ class Runner:
         rows = [entry.row for entry in inputs.sampling]
         num_outputs = [entry.num_output or 0 for entry in inputs.sampling]
         if self._awaits_tokens(rows):
-            self._settle_before(launched)
+            self._collect_before(launched)
         kept = self._logprobs.keep(logits, rows)
         chosen = self._sampler.sample(logits, rows, num_outputs)
         self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, chosen)
         launched.rows = rows
-        launched.tenants = [self._rows.tenants[row] for row in rows]
+        launched.epochs = [self._rows.epochs[row] for row in rows]
         launched.tokens = self._download(chosen)
         if kept is not None:
             launched.of_outputs = self._logprobs.of_output(kept, rows, chosen)
 
     def _compute(self, launched: Launched, batch: ForwardBatch) -> Tensor:
-        """Logits [S, vocab] of the rows at batch.logits_index; `launched` gets what prompts are
-        scored with, and the hidden states that are wanted."""
+        """Logits [S, vocab] of the rows at batch.logits_index.
+
+        Prompts' log probabilities and wanted hidden states are put into `launched`.
+        """
         scheduled = launched.plan.scheduled
         if not self._logprobs.scores(scheduled) and not wants_hidden(scheduled):
             logits = self._graph.replay(batch)
             return self._model.compute(batch) if logits is None else logits
-        # A graph gives only the logits of what is sampled.
+        # A graph computes no logits but those from which tokens are sampled.
         hidden = self._model.forward(batch)
         launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._model.logits)
         launched.hidden = kept_hidden(scheduled, hidden, self._download)
@@ -192,37 +200,37 @@ class Runner:
     # ---- tokens that come to the host --------------------------------------------------------
 
     def _awaits_tokens(self, rows: Sequence[int]) -> bool:
-        """Whether one of these rows is followed, and a token of its request is on its way."""
-        followed = self._sampler.followed(rows)
-        return bool(followed) and any(
-            row in followed and self._rows.tenants[row] == tenant
-            for step in self._unsettled
-            for row, tenant in zip(step.rows, step.tenants, strict=True)
+        """Whether a token of a stateful row among `rows` is still on its way to the host."""
+        stateful = self._sampler.stateful_rows(rows)
+        return bool(stateful) and any(
+            row in stateful and self._rows.epochs[row] == epoch
+            for step in self._uncollected
+            for row, epoch in zip(step.rows, step.epochs, strict=True)
         )
 
-    def _settle_before(self, launched: Launched) -> None:
-        while self._unsettled[0] is not launched:
-            self._settle(self._unsettled.popleft())
+    def _collect_before(self, launched: Launched) -> None:
+        while self._uncollected[0] is not launched:
+            self._collect(self._uncollected.popleft())
 
-    def _settle_through(self, launched: Launched) -> None:
+    def _collect_through(self, launched: Launched) -> None:
         while launched.token_ids is None:
-            self._settle(self._unsettled.popleft())
+            self._collect(self._uncollected.popleft())
 
     @torch.inference_mode()
-    def _settle(self, launched: Launched) -> None:
-        """Wait for its tokens and let the sampler follow them."""
+    def _collect(self, launched: Launched) -> None:
+        """Wait for the step's tokens, and let the sampler accept those of stateful rows."""
         tokens = launched.tokens
         launched.token_ids = [] if tokens is None else tokens.wait().tolist()
-        followed = self._sampler.followed(launched.rows) if launched.rows else None
-        if not followed:
+        stateful = self._sampler.stateful_rows(launched.rows) if launched.rows else None
+        if not stateful:
             return
-        # A row may belong to another request by now.
+        # Another request may have the row by now.
         own = [
             (row, token_id)
-            for row, tenant, token_id in zip(
-                launched.rows, launched.tenants, launched.token_ids, strict=True
+            for row, epoch, token_id in zip(
+                launched.rows, launched.epochs, launched.token_ids, strict=True
             )
-            if row in followed and self._rows.tenants[row] == tenant
+            if row in stateful and self._rows.epochs[row] == epoch
         ]
         if own:
             rows = [row for row, _ in own]

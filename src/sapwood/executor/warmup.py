@@ -1,4 +1,4 @@
-"""A prefill and a few decodes before the first request, so that it does not pay for first uses."""
+"""A prefill and a few decodes before the first request, which would else pay for first uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUM_DECODES = 2
 
 
 def warm_up(execute: Callable[[StepPlan], StepResult]) -> None:
-    """Run steps in row 0 and page 0, which must be unused; what they leave there is never read."""
+    """Run steps in row 0 and page 0, which must be unused; nobody reads the results."""
     start = RowStart(
         row=0,
         sampling=SamplingParams(temperature=1.0, top_p=0.9),
@@ -30,7 +30,7 @@ def warm_up(execute: Callable[[StepPlan], StepResult]) -> None:
 
 
 def warm_up_pooling(execute: Callable[[StepPlan], StepResult]) -> None:
-    """The same for a model that answers with numbers."""
+    """Warm up a model that makes embeddings or scores."""
     start = RowStart(
         row=0,
         sampling=SamplingParams(max_new_tokens=0),

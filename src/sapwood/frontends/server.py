@@ -28,7 +28,7 @@ from sapwood.frontends.common.openapi import openapi_document
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import Disconnected
 from sapwood.frontends.hosts.routes import hosts_dialect
-from sapwood.frontends.native.numbers_routes import numbers_dialect
+from sapwood.frontends.native.pooling_routes import pooling_dialect
 from sapwood.frontends.native.routes import native_dialect
 from sapwood.frontends.observability.calls import ObservedCalls
 from sapwood.frontends.observability.routes import observability_dialect
@@ -90,7 +90,7 @@ def inner_app(
         batches_dialect(services, stores.batches),
         native_dialect(services),
         hosts_dialect(services),
-        numbers_dialect(services),
+        pooling_dialect(services),
         anthropic_dialect(services),
         ollama_dialect(services),
         observability_dialect(services),

@@ -103,7 +103,7 @@ class CodedWeight:
     @property
     def num_bytes(self) -> int:
         others = (self.scales, self.shifts, self.out_scales, self.order)
-        return self.data.numel() + sum(4 * one.numel() for one in others if one is not None)
+        return self.data.numel() + sum(4 * part.numel() for part in others if part is not None)
 
     def rows(self, first: int, size: int) -> CodedWeight:
         """The weight of the outputs first .. first + size."""
@@ -222,10 +222,10 @@ LinearPart = QuantizedWeight | CodedWeight
 """A weight that is kept quantised: some outputs of a linear layer."""
 
 
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return torch.equal(one, other)
+def _equal(first: Tensor | None, other: Tensor | None) -> bool:
+    if first is None or other is None:
+        return first is other
+    return torch.equal(first, other)
 
 
 def neighbours_stacked(parts: Sequence[LinearPart]) -> tuple[LinearPart, ...]:
@@ -244,8 +244,8 @@ def neighbours_stacked(parts: Sequence[LinearPart]) -> tuple[LinearPart, ...]:
 
 
 def _stacked(first: CodedWeight, second: CodedWeight) -> CodedWeight:
-    def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-        return None if one is None or other is None else torch.cat((one, other))
+    def both(first: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return None if first is None or other is None else torch.cat((first, other))
 
     return replace(
         first,

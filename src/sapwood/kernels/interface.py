@@ -23,10 +23,10 @@ from torch import Tensor
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
+from sapwood.kernels.sampling_settings import SamplingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,15 +279,15 @@ class Kernels(Protocol):
         Source of the repetition penalty: Keskar et al. 2019, arXiv:1909.05858."""
         ...
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
-        """logits [S, vocab] -> [S] int64: one token of each row at random, as `draws` (of S) says.
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor:
+        """logits [S, vocab] -> [S] int64: one token of each row at random, by its `settings`.
 
         A row's token depends on that row alone."""
         ...
 
-    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
-        """The same with `Draws.table` [5, S] fp64 on the device of the logits, where kernels that
-        `can_be_captured` leave it."""
+    def sample_with(self, logits: Tensor, table: Tensor) -> Tensor:
+        """As `sample`, by `SamplingSettings.table` [5, S] fp64 on the device of the logits, where
+        kernels that `can_be_captured` leave it."""
         ...
 
     def captured_sharing(

@@ -1,1 +1,1 @@
-"""Tensor building blocks."""
+"""The building blocks of models: attention, linear layers, norms, embeddings, pooling."""

@@ -23,7 +23,7 @@ class HeadLayout:
     """The heads of the whole model.
 
     num_heads     query heads
-    num_kv_heads  key and value heads; num_heads is a multiple of it
+    num_kv_heads  key and value heads; num_heads is a multiple of this number
     """
 
     num_heads: int
@@ -31,13 +31,13 @@ class HeadLayout:
     head_dim: int
 
     def num_heads_of(self, group: Group) -> int:
-        """Query heads of one rank; ConfigError if they do not divide."""
+        """Query heads of one rank; ConfigError if the ranks cannot have equally many."""
         return divide(self.num_heads, group, f"{self.num_heads} attention heads")
 
     def num_kv_heads_of(self, group: Group) -> int:
-        """Key and value heads of one rank; where there are more ranks than heads, ranks share one.
+        """Key and value heads of one rank; several ranks share a head if there are more ranks.
 
-        ConfigError if they do not divide."""
+        Raises ConfigError if the ranks cannot have equally many."""
         if self.num_kv_heads >= group.size:
             return divide(self.num_kv_heads, group, f"{self.num_kv_heads} key and value heads")
         if group.size % self.num_kv_heads:
@@ -94,7 +94,11 @@ class Attention:
         dtype: torch.dtype,
         scheme: LinearScheme = DENSE,
     ) -> None:
-        """`layer` picks the KV cache; `cos_sin` is the model's table (layers/rotary)."""
+        """An attention layer.
+
+        layer    index of the layer, which picks its KV cache
+        cos_sin  the model's table of cosines and sines (layers/rotary)
+        """
         self._layer = layer
         self._num_heads = heads.num_heads_of(group)
         self._num_kv_heads = heads.num_kv_heads_of(group)
@@ -162,7 +166,7 @@ class Attention:
         self._o.linear.pack()
 
     def parts(self) -> AttentionParts:
-        """What it is made of on this rank; RuntimeError before `pack`."""
+        """This rank's parts of the layer; RuntimeError before `pack`."""
         return AttentionParts(
             qkv=self._qkv.linear.packed,
             q_norm=self._q_norm,

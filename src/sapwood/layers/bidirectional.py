@@ -17,11 +17,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class EqualTexts:
-    """Texts of one length.
+    """Texts of equal length.
 
-    length  tokens of each
-    rows    [texts * length] int64: their tokens among those of the step, text by text; None: the
-            step has no other texts
+    length  tokens of each text
+    rows    [texts * length] int64: the texts' tokens among the tokens of the step, text by text;
+            None: the step has no other texts
     """
 
     length: int

@@ -1,6 +1,6 @@
-"""Token ids to vectors and vectors to logits, the vocabulary split over the ranks.
+"""The token embedding and the output layer, with the vocabulary split over the ranks.
 
-Each rank holds ceil(vocab / ranks) rows; the last one may have fewer of its own and zeros after.
+Each rank holds ceil(vocab / ranks) rows; the last rank may have fewer, and then zeros.
 """
 
 from __future__ import annotations
@@ -65,16 +65,15 @@ class VocabEmbedding:
         return {"weight": Target(shape, place, place_blocks)}
 
     def own_blocks(self, weight: LinearPart) -> LinearPart:
-        """This rank's rows of the whole vocabulary's; zeros past its end."""
+        """This rank's rows of the whole vocabulary's weight; zeros after the last token."""
         num_own = own_rows(self.weight.shape[0], self._vocab_size, self._first)
         return weight.rows(self._first, num_own).with_rows(self.weight.shape[0])
 
 
 class LMHead:
-    """Hidden rows to logits over the whole vocabulary.
+    """The output layer: from hidden states to logits over the whole vocabulary.
 
-    With `tied`, the embedding whose weight it shares, it has no target of its own but
-    `tied_target`.
+    A layer that shares the weight of the embedding `tied` has only the target `tied_target`.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class LMHead:
 
     @property
     def packed(self) -> PackedLinear:
-        """This rank's rows as the kernels have them."""
+        """This rank's rows, packed by the kernels."""
         return self._linear.packed
 
     def targets(self) -> dict[str, Target]:
@@ -131,9 +130,9 @@ class LMHead:
         return {"weight": Target(self._shape, place, blocks)}
 
     def tied_target(self) -> Target:
-        """Of the embedding that this layer is tied to: fills both, and packs this layer.
+        """The target of the shared weight: it fills the embedding and this layer, and packs this.
 
-        RuntimeError if it is not tied."""
+        Raises RuntimeError if the layer is not tied."""
         if self._tied is None:
             raise RuntimeError("this output layer has a weight of its own")
         tied, storage = self._tied, self._linear.storage
@@ -161,11 +160,11 @@ def rows_per_rank(vocab_size: int, group: Group) -> int:
 
 
 def own_rows(size: int, vocab_size: int, first: int) -> int:
-    """How many of a rank's `size` rows, the first of them `first`, are in the vocabulary."""
+    """How many of a rank's rows first .. first + size are in the vocabulary."""
     return max(0, min(size, vocab_size - first))
 
 
 def vocab_rows(tensor: Tensor, size: int, first: int) -> Tensor:
-    """Rows first .. first + size of the vocabulary; zeros past its end."""
+    """Rows first .. first + size of the weight; zeros after the vocabulary's last token."""
     rows = tensor[first : first + size]
     return rows if rows.shape[0] == size else F.pad(rows, (0, 0, 0, size - rows.shape[0]))

@@ -12,9 +12,9 @@ from sapwood.kernels.interface import AttentionBatch
 
 @dataclass(frozen=True, slots=True)
 class InputEmbeds:
-    """Vectors in the place of the embeddings of E tokens of a step.
+    """Vectors that replace the embeddings of E tokens of a step.
 
-    at       [E] int64; rows of the T
+    at       [E] int64; indices of these tokens among the T tokens of the step
     vectors  [E, hidden], of any floating-point dtype
     """
 
@@ -28,14 +28,14 @@ class ForwardBatch:
 
     token_ids      [T] int64
     positions      [T] int64; a token's index in its request
-    write_index    [T] int64; where its KV goes: page * page_size + offset
-    attention      which keys each token attends to
+    write_index    [T] int64; place of a token's KV: page * page_size + offset
+    attention      says which keys each token attends to
     kv_caches      per layer: (keys, values), each [num_pages, Hk, page_size, D], or in 8 bits
-    logits_index   [S] int64; rows of the T whose logits are wanted
-    token_types    [T] int64, which text of a pair each token is of; None: there are no pairs
-    embeds         in the place of what token_ids say of some tokens; None: of none
-    attend         called instead of the kernels' paged_attention, with its arguments: where a step
-                   is recorded piece by piece, attention is between the pieces
+    logits_index   [S] int64; indices of the tokens whose logits are wanted
+    token_types    [T] int64: which text of a pair each token belongs to; None: there are no pairs
+    embeds         vectors that replace the embeddings of some tokens; None: of no token
+    attend         called instead of the kernels' paged_attention, with the same arguments, when a
+                   step is recorded in pieces between which attention runs
     """
 
     token_ids: Tensor

@@ -25,8 +25,8 @@ from sapwood.layers.targets import Target
 class Part:
     """A checkpoint tensor inside a column-parallel weight.
 
-    name         of the layer in the checkpoint: "q_proj", …
-    whole_size   its outputs over all ranks, as in the checkpoint
+    name         the layer's name in the checkpoint: "q_proj", …
+    whole_size   outputs of all ranks together, as in the checkpoint
     first, size  this rank's outputs: rows first .. first + size of the checkpoint's tensor
     """
 
@@ -55,8 +55,8 @@ def divide(size: int, group: Group, what: str) -> int:
 class Linear:
     """A weight [out, in] and perhaps a bias [out]: filled through targets, then packed once.
 
-    How the weight is stored and multiplied is the scheme's affair. `pack` hands it to the kernels
-    and forgets it, so that it is not held twice.
+    The scheme decides how the weight is stored and multiplied. `pack` hands the weight to the
+    kernels and forgets it, so that it is not held twice.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Linear:
 
     @property
     def storage(self) -> LinearStorage:
-        """Where the weight is until it is packed; RuntimeError after that."""
+        """The storage of the weight until `pack`; RuntimeError afterwards."""
         if self._storage is None:
             raise RuntimeError("this layer is packed: its weight can no longer be read or replaced")
         return self._storage
 
     @property
     def weight(self) -> Tensor:
-        """[out, in]; RuntimeError once it is packed, or if the scheme does not keep it."""
+        """The weight [out, in]; RuntimeError after `pack`, or if the scheme has no such tensor."""
         return self.storage.weight
 
     @property
@@ -104,7 +104,7 @@ class Linear:
 
     @property
     def packed(self) -> PackedLinear:
-        """What the kernels made of it; RuntimeError before `pack`."""
+        """The layer as the kernels have packed it; RuntimeError before `pack`."""
         if self._packed is None:
             raise RuntimeError(
                 "this layer is not packed; call the model's finalize() after loading"
@@ -166,7 +166,7 @@ class ColumnParallelLinear:
 
 
 class RowParallelLinear:
-    """Inputs split over the ranks; the partial outputs are summed over them."""
+    """Inputs split over the ranks; the partial outputs are summed over all ranks."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class RowParallelLinear:
         self._whole_shape = (out_size, in_size)
         self._in_size = divide(in_size, group, f"the {in_size} inputs of {name}")
         self._bias = bias
-        # One rank adds the bias; were it on each, the sum would have it group.size times.
+        # Only one rank adds the bias: otherwise the sum over ranks would have it several times.
         self.linear = Linear(
             self._in_size,
             (out_size,),
@@ -232,7 +232,7 @@ class RowParallelLinear:
 
 
 def _rows_target(shape: tuple[int, ...], storage: LinearStorage, index: int, part: Part) -> Target:
-    """The part's rows of a weight, which the storage knows by `index`."""
+    """The target of one part, which the storage knows by `index`."""
 
     def place(tensor: Tensor) -> None:
         storage.place(index, tensor[part.first : part.first + part.size])

@@ -1,4 +1,4 @@
-"""From the hidden states of a text's tokens to the one vector that stands for the text."""
+"""Pooling: from the hidden states of a text's tokens to one vector for the whole text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sapwood.schema.pooling import Method
 
 
 class Pooler:
-    """Collects what each running request needs of its hidden states, step by step.
+    """Pools the hidden states of each running request, step by step.
 
-    A mean is the sum over all steps of a prompt; so prompts may be computed in chunks.
+    For a mean, the sums of all steps are added up; so prompts may be computed in chunks.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Pooler:
         device: torch.device,
         normalize: bool,
     ) -> None:
-        """`num_rows`: requests that run together at most."""
+        """A pooler for at most `num_rows` requests at a time."""
         self._method = method
         self._normalize = normalize
         self._kept: Tensor | None = None
@@ -46,12 +46,13 @@ class Pooler:
         answering: Tensor,
         context_lens: Tensor,
     ) -> Tensor:
-        """The vectors of the texts that end in this step: [answering, hidden] fp32.
+        """The vectors of the texts that end in this step: [A, hidden] fp32.
 
-        hidden        [T, hidden]: of the step's tokens, request by request
-        rows          [R] int64: each request's row; lengths: its tokens in this step
+        hidden        [T, hidden]: hidden states of the step's tokens, request by request
+        rows          [R] int64: each request's row
+        lengths       [R]: each request's tokens in this step
         positions     [T] int64: index of each token in its text
-        answering     [A] int64: those of the R whose text ends in this step
+        answering     [A] int64: indices of the requests whose text ends in this step
         context_lens  [R]: tokens of each request up to now
         """
         ends = lengths.cumsum(0)
@@ -69,5 +70,5 @@ class Pooler:
         return kept
 
     def finish(self, vectors: Tensor) -> Tensor:
-        """[A, hidden] -> the same, scaled to length 1 if the model's vectors are."""
+        """[A, hidden] -> [A, hidden], scaled to length 1 if the model's embeddings are."""
         return F.normalize(vectors, dim=-1) if self._normalize else vectors

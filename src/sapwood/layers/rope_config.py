@@ -1,4 +1,4 @@
-"""What a model's config says about its rotary position embedding. No torch.
+"""The rotary position embedding that a model's config describes. No torch.
 
 Both forms in which checkpoints carry it are read: `rope_parameters`, and the older `rope_scaling`
 beside a top-level `rope_theta`.
@@ -74,9 +74,9 @@ class RopeConfig:
     """A rotary position embedding.
 
     theta                 base of the wave lengths
-    partial_factor        which part of a head's entries is rotated
+    partial_factor        share of a head's entries that is rotated
     trained_length        the config's max_position_embeddings
-    scaling               how it is stretched beyond the trained length; None: not at all
+    scaling               how positions beyond the trained length are reached; None: not at all
     """
 
     theta: float
@@ -97,7 +97,7 @@ class RopeConfig:
                 return self.trained_length
 
     def rotary_dim(self, head_dim: int) -> int:
-        """How many entries of a head are rotated; ConfigError if they cannot be paired."""
+        """Number of a head's entries that are rotated; ConfigError if it is not even."""
         rotary_dim = int(head_dim * self.partial_factor)
         if rotary_dim < 2 or rotary_dim % 2:
             raise ConfigError(
@@ -108,7 +108,7 @@ class RopeConfig:
 
     @staticmethod
     def from_hf(config: Mapping[str, Any]) -> RopeConfig:
-        """Read a model's config; ConfigError if it asks for what is not implemented."""
+        """Read a model's config; ConfigError if it asks for a scaling that is not implemented."""
         said = config.get("rope_scaling") or config.get("rope_parameters") or {}
         if not isinstance(said, Mapping):
             raise ConfigError(f"the config's rope parameters are {said!r} instead of an object")
@@ -129,7 +129,7 @@ class RopeConfig:
 
 
 def _first(said: Mapping[str, Any], config: Mapping[str, Any], name: str, default: float) -> Any:
-    """From the rope parameters, else from the config itself; null counts as not given."""
+    """The first value among rope parameters and config; null counts as absent."""
     given = said.get(name) if said.get(name) is not None else config.get(name)
     return default if given is None else given
 
@@ -144,7 +144,7 @@ def _read_scaling(
     said: Mapping[str, Any], config: Mapping[str, Any], trained_length: int
 ) -> Scaling | None:
     kind = said.get("rope_type") or said.get("type") or "default"
-    # Some configs carry the original length outside of the rope parameters; it then wins.
+    # Some configs have the original length outside of the rope parameters; that one counts.
     original_length = int(
         config.get("original_max_position_embeddings")
         or said.get("original_max_position_embeddings")

@@ -3,10 +3,10 @@
 Frequencies and angles are computed in fp32, as they were in training.
 
 "dynamic" (NTK-aware) scaling stretches the base with the length of the text once that exceeds the
-trained maximum. Done per request, as it grows, that would leave early keys in the cache turned by
-one base and later ones by another, and a prefix could not be shared between a short and a long
-request. Here the base is stretched once, for the context length that is served: the keys of all
-requests agree, and while that length is within the trained one the result is the plain embedding.
+trained maximum. If every request stretched the base while it grows, early keys in the cache would
+be rotated with one base and later keys with another, and short and long requests could share no
+prefix. Here the base is stretched once, for the context length that is served: the keys of all
+requests agree, and a served context within the trained length gets the plain embedding.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def frequencies(rope: RopeConfig, *, head_dim: int, context_length: int) -> Tens
 
 
 def attention_factor(rope: RopeConfig) -> float:
-    """What cos and sin are multiplied by: 1 but for yarn."""
+    """The factor of cos and sin, which is 1 except for yarn."""
     if not isinstance(rope.scaling, YarnScaling):
         return 1.0
     scaling = rope.scaling
@@ -76,8 +76,10 @@ def _yarn_magnitude(factor: float, weight: float) -> float:
 def _stretched_theta(
     rope: RopeConfig, factor: float, rotary_dim: int, context_length: int
 ) -> float:
-    """theta * (factor * length / trained - (factor - 1)) ** (R / (R - 2)), as NTK-aware scaling
-    has it, for the length that is served."""
+    """The base of NTK-aware scaling for the length that is served.
+
+    theta * (factor * length / trained - (factor - 1)) ** (R / (R - 2))
+    """
     if rotary_dim == 2:  # a single pair turns by one radian per token, whatever the base
         return rope.theta
     length = max(context_length, rope.trained_length)
@@ -86,7 +88,10 @@ def _stretched_theta(
 
 
 def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Up to `low` waves in the original length are slowed, from `high` on kept, between blended."""
+    """Slow the pairs with up to `low` waves in the original length, and keep those from `high` on.
+
+    The pairs in between are blended.
+    """
     num_waves = scaling.original_length * plain / (2 * math.pi)
     kept = ((num_waves - scaling.low) / (scaling.high - scaling.low)).clamp(0.0, 1.0)
     return (1 - kept) * plain / scaling.factor + kept * plain

@@ -1,4 +1,4 @@
-"""Where a checkpoint's tensor goes: what a layer says about each tensor that it wants."""
+"""Targets: what a layer declares about each tensor that it wants from the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sapwood.kernels.coded import LinearPart
 class Target:
     """One tensor that a layer wants from the checkpoint.
 
-    shape  of the whole tensor, as the checkpoint has it
-    place  takes the whole tensor and copies this rank's part to where it belongs, converting dtype
-           and device
-    place_blocks  takes a tensor that the checkpoint has quantised, whole and as it is; None: it is
-                  to be dequantised and given to `place`
-    takes_integers  the tensor is part of a quantised weight: integers or 8-bit floats are taken as
-           they are. Elsewhere these are refused, since a cast makes other numbers of them
+    shape  shape of the whole tensor in the checkpoint
+    place  takes the whole tensor and copies this rank's part to its place, converting dtype and
+           device
+    place_blocks  takes the whole tensor in the checkpoint's quantised form; None: the tensor must
+                  be dequantised and given to `place`
+    takes_integers  whether the tensor belongs to a quantised weight, whose integers or 8-bit floats
+           are taken unchanged. Other targets refuse such tensors: a cast would change the numbers
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ def whole(parameter: Tensor) -> Target:
 
 
 def once_filled(targets: Mapping[str, Target], done: Callable[[], None]) -> dict[str, Target]:
-    """The same targets; `done` is called when each of them has been given its tensor."""
+    """The same targets; `done` is called as soon as every target has got its tensor."""
     waiting = set(targets)
 
     def noting(name: str, place: Callable[[W], None]) -> Callable[[W], None]:

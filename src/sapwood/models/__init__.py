@@ -1,1 +1,1 @@
-"""Architectures, the store of model files, and the reading of weights. Imports nothing itself."""
+"""Architectures, the store of model files, and the reading of weights."""

@@ -1,6 +1,6 @@
 """The facts of a decoder-only language model, read from its config.json. No torch.
 
-What an architecture is made of (which biases, which norms) is said by its class in models/lm.
+The class of an architecture in models/lm says what its layers are made of (biases, norms).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _WITHOUT_WINDOW = frozenset({"LlamaForCausalLM"})
 class DecoderConfig:
     """A model of `num_layers` equal decoder layers.
 
-    architecture            as config.json spells it: "LlamaForCausalLM", …
-    context_length   prompt and output tokens of one request that it is built to serve
+    architecture     the architecture's name in config.json: "LlamaForCausalLM", …
+    context_length   prompt and output tokens of one request that the model is built to serve
     rms_norm_eps     added to the mean of squares
-    attention_bias   what config.json says; some architectures have biases regardless
-    mlp_bias         likewise
-    sliding_window   each token attends to so many tokens at most; None: to all
+    attention_bias   the field of config.json; some architectures have biases regardless
+    mlp_bias         the field of config.json; some architectures have biases regardless
+    sliding_window   number of tokens that a token attends to at most; None: all
     """
 
     architecture: str
@@ -76,7 +76,7 @@ class DecoderConfig:
 
     @property
     def max_context_length(self) -> int:
-        """The longest that `for_context` accepts."""
+        """The longest context length that `for_context` accepts."""
         longest = self.rope.max_context_length
         return min(longest, self.sliding_window or longest)
 
@@ -90,7 +90,7 @@ class DecoderConfig:
         return self.num_layers * layer + vocab
 
     def for_context(self, context_length: int) -> DecoderConfig:
-        """The same model, built to serve that context length; ConfigError if it cannot."""
+        """The same model, built to serve that context length; ConfigError if that is impossible."""
         if self.sliding_window is not None and context_length > self.sliding_window:
             raise ConfigError(
                 f"the model attends to a sliding window of {self.sliding_window} tokens, and "
@@ -107,9 +107,9 @@ class DecoderConfig:
 
     @staticmethod
     def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
-        """Read config.json; ConfigError if a field is missing or asks for what is not implemented.
+        """Read config.json; ConfigError if a field is missing or its value is not implemented.
 
-        The context length is the trained one, or the sliding window if that is shorter.
+        The context length is the trained length, or the sliding window if that is shorter.
         """
         architecture = _architecture(config)
         _refuse_what_is_not_implemented(config)

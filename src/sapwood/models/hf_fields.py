@@ -1,6 +1,6 @@
-"""Fields of a config.json, of the type that they must have. No torch.
+"""Reads fields of a config.json and checks their types. No torch.
 
-A field that is null counts as not given, as in transformers.
+A field that is null counts as absent, as in transformers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sapwood.base.errors import ConfigError
 
 
 def integer(config: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
-    """ConfigError if it is no integer, or is not given and there is no default."""
+    """An integer field; ConfigError if it is of another type, or absent without a default."""
     value = config.get(name)
     if value is None:
         value = default
@@ -22,7 +22,7 @@ def integer(config: Mapping[str, Any], name: str, *, default: int | None = None)
 
 
 def epsilon(config: Mapping[str, Any], name: str, *, default: float) -> float:
-    """What a norm adds to a mean of squares: a number between 0 and 1."""
+    """The number that a norm adds to the mean of squares, which must be between 0 and 1."""
     value = config.get(name)
     if value is None:
         return default
@@ -32,7 +32,7 @@ def epsilon(config: Mapping[str, Any], name: str, *, default: float) -> float:
 
 
 def switch(config: Mapping[str, Any], name: str) -> bool:
-    """True or false; false if it is not given."""
+    """A field that is true or false; false if it is absent."""
     value = config.get(name)
     if value is not None and not isinstance(value, bool):
         raise ConfigError(f"config.json must have true or false as {name!r}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Whether a model answers with numbers, and how it makes them: read from its files. No torch.
+"""Whether a model makes embeddings or scores, and how, as its files say. No torch.
 
 Beside config.json there may be the files of sentence-transformers: modules.json names the parts
 after the model, of which pooling and normalisation are known here.
@@ -42,12 +42,12 @@ _METHOD_NAMES = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 def pooling_of(
     config: Mapping[str, Any], directory: Path, *, is_embedding: bool, method: str | None
 ) -> Pooling | None:
-    """None for a model that generates.
+    """How the model makes embeddings or scores; None for a model that generates.
 
     config        config.json, which lies in `directory` with the other files
-    is_embedding  make embeddings with a model that could generate
-    method        the pooling asked for; None: the model's own
-    Raises        ConfigError if the model cannot do what is asked or has parts that are not known
+    is_embedding  whether a model that could generate must make embeddings instead
+    method        the wanted pooling method; None: the model's own
+    Raises        ConfigError if that is impossible, or if the model has parts that are not known
     """
     architecture = str(next(iter(config.get("architectures") or []), ""))
     has_head = architecture.endswith(HEAD)
@@ -69,7 +69,7 @@ def pooling_of(
 
 
 def _decoder(architecture: str) -> str:
-    """The architecture that generates with the same layers."""
+    """The architecture with the same layers that generates."""
     for suffix in (HEAD, "Model"):
         if architecture.endswith(suffix):
             return f"{architecture.removesuffix(suffix)}ForCausalLM"
@@ -107,7 +107,7 @@ def _classifier(config: Mapping[str, Any], decoder: str | None, method: str | No
 
 
 def _squashes(config: Mapping[str, Any]) -> bool:
-    """Whether a score is a sigmoid, as sentence-transformers' cross-encoders have it."""
+    """Whether a score is a sigmoid, as in the cross-encoders of sentence-transformers."""
     newer = config.get("sentence_transformers") or {}
     named = newer.get("activation_fn") or config.get("sbert_ce_default_activation_function")
     if named is None or str(named).endswith("Sigmoid"):
@@ -138,7 +138,7 @@ def _embedder(
         method=own,
         why=why,
         size=int(config.get("hidden_size") or 0),
-        # Without a modules.json, as every embedding API has it.
+        # Without a modules.json, embeddings have length 1, like those of every embedding API.
         normalize=modules is None or "Normalize" in _kinds(modules, directory),
         decoder=decoder,
         max_tokens=length if isinstance(length, int) and length > 0 else None,
@@ -161,7 +161,7 @@ def _own_method(directory: Path, modules: Any, decoder: str | None) -> tuple[Met
 
 def _kinds(modules: Any, directory: Path) -> list[str]:
     """The last word of each module's type; ConfigError if one is not known."""
-    if not isinstance(modules, list) or not all(isinstance(one, dict) for one in modules):
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelSourceError(f"{directory}/modules.json must hold a list of objects")
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
@@ -188,7 +188,7 @@ def _method(said: Mapping[str, Any], path: Path) -> Method:
 
 
 def _read(path: Path) -> Any:
-    """None if there is no such file."""
+    """The JSON in a file; None if there is no such file."""
     if not path.is_file():
         return None
     try:

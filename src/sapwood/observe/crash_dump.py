@@ -47,7 +47,9 @@ class RecentRequests:
     def records(self) -> list[Record]:
         """Records of ended requests, in the order in which they ended, and then of open ones."""
         self._forget()
-        return [record for _, _, record in self._ended] + [one() for one in self._open.values()]
+        return [record for _, _, record in self._ended] + [
+            record_of() for record_of in self._open.values()
+        ]
 
     def _forget(self) -> None:
         oldest_s = self._now_s() - KEPT_S
@@ -107,7 +109,7 @@ class RequestDump:
     @staticmethod
     def _write(path: Path, records: list[Record]) -> None:
         try:
-            lines = (orjson.dumps(one, default=str) + b"\n" for one in records)
+            lines = (orjson.dumps(record, default=str) + b"\n" for record in records)
             _write_private(path, b"".join(lines))
         except (OSError, orjson.JSONEncodeError) as error:
             log.error("%d requests could not be dumped: %s", len(records), error)

@@ -252,16 +252,16 @@ class Metrics(Collector):
     def labels_of(self, given: Mapping[str, object]) -> tuple[str, ...]:
         """The allowed labels' values among those that a caller gave; "" for any that is no text."""
         values = (given.get(name) for name in self.custom_labels)
-        return tuple(one[:MAX_LABEL_LENGTH] if isinstance(one, str) else "" for one in values)
+        return tuple(value[:MAX_LABEL_LENGTH] if isinstance(value, str) else "" for value in values)
 
     def totals(self) -> RequestTotals:
         every = self._series.values()
         return RequestTotals(
-            num_requests=sum(one.num_requests for one in every),
-            num_open=sum(one.num_open for one in every),
-            num_finished=sum(one.num_finished for one in every),
-            num_aborted=sum(one.num_aborted for one in every),
-            num_refused=sum(one.num_refused for one in every),
+            num_requests=sum(series.num_requests for series in every),
+            num_open=sum(series.num_open for series in every),
+            num_finished=sum(series.num_finished for series in every),
+            num_aborted=sum(series.num_aborted for series in every),
+            num_refused=sum(series.num_refused for series in every),
         )
 
     def exposition(self) -> bytes:
@@ -286,14 +286,14 @@ class Metrics(Collector):
 
     def _request_families(self) -> Iterator[Family]:
         names = ("model_name", *self.custom_labels)
-        rows = [((self.model_name, *labels), one) for labels, one in self._series.items()]
+        rows = [((self.model_name, *labels), series) for labels, series in self._series.items()]
         for name, text, attribute in _REQUEST_COUNTERS:
-            counts = [(labels, getattr(one, attribute)) for labels, one in rows]
+            counts = [(labels, getattr(series, attribute)) for labels, series in rows]
             yield Family("counter", name, text, names, counts)
-        opened = [(labels, one.num_open) for labels, one in rows]
+        opened = [(labels, series.num_open) for labels, series in rows]
         yield Family("gauge", "num_open_requests", "Requests being answered.", names, opened)
         for name, text, attribute in _REQUEST_HISTOGRAMS:
-            values = [(labels, getattr(one, attribute)) for labels, one in rows]
+            values = [(labels, getattr(series, attribute)) for labels, series in rows]
             yield Family("histogram", name, text, names, values)
 
     def _http_families(self) -> Iterator[Family]:
@@ -399,7 +399,7 @@ def engine_gauges(
     model_name: str, facts: EngineFacts, constants: EngineConstants, rates: EngineRates
 ) -> Iterator[Family]:
     """The engine's present state."""
-    one = (model_name,)
+    labels = (model_name,)
     used = facts.num_leased_pages * constants.page_size
     share = facts.num_leased_pages / max(facts.num_pages, 1)
     busy = facts.num_running / max(constants.max_running_requests, 1)
@@ -424,7 +424,7 @@ def engine_gauges(
         ),
     )
     for name, text, value in simple:
-        yield Family("gauge", name, text, ("model_name",), [(one, value)])
+        yield Family("gauge", name, text, ("model_name",), [(labels, value)])
     text = "KV memory by owner: running requests, the prefix cache, nobody; and the weights."
     owners = [((model_name, owner), size) for owner, size in memory_by_owner(facts, constants)]
     yield Family("gauge", "memory_bytes", text, ("model_name", "owner"), owners)
@@ -456,12 +456,12 @@ def memory_by_owner(facts: EngineFacts, constants: EngineConstants) -> list[tupl
 
 
 def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
-    one = (model_name,)
+    labels = (model_name,)
     for name, text, value in (
         ("num_retracted_requests", "Requests that gave their pages back.", facts.num_retractions),
         ("num_steps", "Steps that the engine has made.", facts.num_steps),
     ):
-        yield Family("counter", name, text, ("model_name",), [(one, value)])
+        yield Family("counter", name, text, ("model_name",), [(labels, value)])
     num_decoded = facts.num_computed_tokens - facts.num_prefill_tokens
     modes = (
         ("prefill_compute", facts.num_prefill_tokens),

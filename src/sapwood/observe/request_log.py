@@ -186,7 +186,7 @@ class RequestLog:
 def _cut(value: Any) -> Any:
     """The first characters of a text, or items of a list, and how many there are in all."""
     if isinstance(value, list) and value and isinstance(value[0], str):
-        return [_cut(one) for one in value]
+        return [_cut(item) for item in value]
     if len(value) <= MAX_SHOWN:
         return value
     rest = len(value) - MAX_SHOWN

@@ -83,7 +83,7 @@ class ChunkFacts(Protocol):
 
 
 class AnswerFacts(Protocol):
-    """What a request without output tokens brought; see `text.embedding.Numbers`."""
+    """The outcome of a request without output tokens; see `text.embedding.PoolingOutput`."""
 
     @property
     def finish(self) -> FinishFacts: ...
@@ -141,11 +141,11 @@ class RequestObserver:
         try:
             yield observed
         except BaseException as error:
-            for one in observed:
-                one.end(error)
+            for request in observed:
+                request.end(error)
             raise
-        for one in observed:
-            one.end(None)
+        for request in observed:
+            request.end(None)
 
     def tick(self) -> None:
         """Once a second: move the window of the live percentiles on."""
@@ -298,7 +298,11 @@ class ObservedRequest:
     def _problem(self, error: BaseException | None) -> str:
         if error is not None:
             return str(error)
-        said = [one.message for one in self._finishes if one is not None and one.kind == "error"]
+        said = [
+            finish.message
+            for finish in self._finishes
+            if finish is not None and finish.kind == "error"
+        ]
         return said[0] or "the engine failed" if said else "the engine failed"
 
     def _asked(self) -> Record:
@@ -315,7 +319,7 @@ class ObservedRequest:
         }
 
     def _out(self, outcome: str, message: str | None) -> Record:
-        finishes = [None if one is None else one.kind for one in self._finishes]
+        finishes = [None if finish is None else finish.kind for finish in self._finishes]
         output: Record = {
             "outcome": outcome,
             "finish_reason": finishes,

@@ -42,7 +42,7 @@ def tool_call_list(
 def moved(schema: Any, root: str) -> Any:
     """The schema as a part of a larger schema: its references to itself start at `root`."""
     if isinstance(schema, list):
-        return [moved(one, root) for one in schema]
+        return [moved(element, root) for element in schema]
     if not isinstance(schema, Mapping):
         return schema
     result = {key: moved(value, root) for key, value in schema.items()}

@@ -46,7 +46,7 @@ class EmbedRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Numbers:
+class PoolingOutput:
     """The embedding or scores of one text.
 
     values  [n] fp32; empty unless the finish is of kind "length", which stands for success here: a
@@ -71,7 +71,7 @@ class TextEmbedder:
         self._generator = generator
         self._tokenizer = tokenizer
 
-    async def embed(self, request: EmbedRequest) -> Numbers:
+    async def embed(self, request: EmbedRequest) -> PoolingOutput:
         """Compute one text's embedding or scores. Cancelling this call aborts the request.
 
         Raises InvalidRequest or PromptTooLong, before anything is submitted, if the text cannot be
@@ -91,7 +91,7 @@ class TextEmbedder:
                 logprobs=None if labels is None else LogprobOptions(token_ids=labels),
                 embed=Embed(num_first=num_first) if labels is None else None,
             )
-            return _numbers(await self._ask(asked, opened), has_labels=labels is not None)
+            return _pooling_output(await self._ask(asked, opened), has_labels=labels is not None)
 
     async def _encode(self, request: EmbedRequest) -> tuple[list[int], int | None]:
         """The token ids, and for a pair of texts how many of them belong to the first text."""
@@ -150,12 +150,12 @@ def _ended(asked: Generate, finish: Finish) -> RequestOutput:
     )
 
 
-def _numbers(output: RequestOutput, *, has_labels: bool) -> Numbers:
+def _pooling_output(output: RequestOutput, *, has_labels: bool) -> PoolingOutput:
     assert output.finish is not None
     packed = output.values
     if has_labels:
         packed = b"" if output.logprobs is None else output.logprobs.chosen
-    return Numbers(
+    return PoolingOutput(
         request_id=output.request_id,
         values=np.frombuffer(packed, dtype="<f4").astype(np.float32),
         finish=output.finish,

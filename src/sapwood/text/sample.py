@@ -191,7 +191,7 @@ class Sample:
 
 def joined(earlier: TextChunk, later: TextChunk) -> TextChunk:
     """One chunk in the place of two chunks of the same sample."""
-    logprobs = [one.logprobs for one in (earlier, later) if one.logprobs is not None]
+    logprobs = [piece.logprobs for piece in (earlier, later) if piece.logprobs is not None]
     return TextChunk(
         index=later.index,
         text=earlier.text + later.text,

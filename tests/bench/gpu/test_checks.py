@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sapwood.bench.gpu.checks import CHECKS, Case, run_checks
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need, select_kernels
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.torch_ops import TorchKernels
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -91,14 +91,14 @@ class Broken(TorchKernels):
     def argmax(self, logits: Tensor) -> Tensor:
         return logits.flip(-1).argmax(-1).neg() + logits.shape[1] - 1
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
-        count = len(draws)
-        every = Draws(
-            temperature=draws.temperature,
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor:
+        count = len(settings)
+        every = SamplingSettings(
+            temperature=settings.temperature,
             top_k=[-1] * count,
             top_p=[1.0] * count,
             min_p=[0.0] * count,
-            numbers=draws.numbers,
+            numbers=settings.numbers,
         )
         return super().sample(logits, every)
 

@@ -83,10 +83,10 @@ def test_a_retracted_request_goes_on_where_it_was(masks, vocabulary):
 def test_state_goes_with_the_request(masks, vocabulary):
     masks.start(start(0, "a"))
     masks.start(start(1, "a"))
-    assert len(masks.follows) == 2
+    assert len(masks.stateful_rows) == 2
     masks.end(0)
     masks.start(start(1, None))
-    assert len(masks.follows) == 0
+    assert len(masks.stateful_rows) == 0
     masks.end(0)
     logits = torch.zeros(2, vocabulary.size)
     masks.apply(logits, [0, 1])
@@ -108,7 +108,7 @@ def test_a_token_that_does_not_match_ends_the_request(masks, vocabulary, failure
     masks.start(start(3, "a"))
     masks.accept([3], vocabulary.encode("b"))
     assert "does not match" in failures[3]
-    assert len(masks.follows) == 0
+    assert len(masks.stateful_rows) == 0
 
 
 def test_an_output_that_does_not_match_ends_the_request(masks, vocabulary, failures):

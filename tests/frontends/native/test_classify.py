@@ -6,13 +6,13 @@ import pytest
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
 from tests.frontends.conftest import Api
-from tests.frontends.numbers import EMBEDS, NumbersEngine, classifies, over, vector_of
+from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over, vector_of
 
 LABELS = ("bad", "fine", "good")
 
 
 def api_of(services: Services, *labels: str, **fields: object) -> Api:
-    engine = NumbersEngine(num_values=len(labels))
+    engine = PoolingEngine(num_values=len(labels))
     return Api(create_app(over(services, engine, classifies(*labels, **fields))))
 
 
@@ -44,7 +44,7 @@ def test_what_is_refused(services: Services) -> None:
     api = api_of(services, *LABELS)
     assert api.post("/v1/classify", {"input": []}).status_code == 400
     assert api.post("/v1/classify", {"input": "a", "model": "other"}).status_code == 404
-    embeds = Api(create_app(over(services, NumbersEngine(), EMBEDS)))
+    embeds = Api(create_app(over(services, PoolingEngine(), EMBEDS)))
     answer = embeds.post("/v1/classify", {"input": "a"})
     assert answer.status_code == 400
     assert "has no classification head" in answer.json()["message"]

@@ -8,17 +8,17 @@ import pytest
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
 from tests.frontends.conftest import Api
-from tests.frontends.numbers import EMBEDS, NumbersEngine, classifies, over, vector_of
+from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over, vector_of
 
 
 @pytest.fixture
-def numbers() -> NumbersEngine:
-    return NumbersEngine()
+def pooling_engine() -> PoolingEngine:
+    return PoolingEngine()
 
 
 @pytest.fixture
-def api(services: Services, numbers: NumbersEngine) -> Api:
-    return Api(create_app(over(services, numbers, EMBEDS)))
+def api(services: Services, pooling_engine: PoolingEngine) -> Api:
+    return Api(create_app(over(services, pooling_engine, EMBEDS)))
 
 
 def test_one_text(api: Api, services: Services) -> None:
@@ -62,9 +62,11 @@ def test_what_is_refused(api: Api, body: dict[str, Any], param: str, says: str) 
     assert says in answer.json()["error"]["message"]
 
 
-def test_a_heads_numbers_come_as_they_are(services: Services, numbers: NumbersEngine) -> None:
-    numbers.num_values = 1
-    api = Api(create_app(over(services, numbers, classifies("reward"))))
+def test_a_heads_numbers_come_as_they_are(
+    services: Services, pooling_engine: PoolingEngine
+) -> None:
+    pooling_engine.num_values = 1
+    api = Api(create_app(over(services, pooling_engine, classifies("reward"))))
     for path in ("/classify", "/encode"):
         body = api.post(path, {"text": ["a", "b"]}).json()
         for text, one in zip("ab", body, strict=True):
@@ -75,16 +77,16 @@ def test_a_heads_numbers_come_as_they_are(services: Services, numbers: NumbersEn
     np.testing.assert_allclose(
         one["embedding"], vector_of(services.tokenizer.encode("abc"), 1), rtol=1e-6
     )
-    assert numbers.submitted[-1].embed.num_first == 1
+    assert pooling_engine.submitted[-1].embed.num_first == 1
 
 
-def test_classify_needs_a_head(api: Api, services: Services, numbers: NumbersEngine) -> None:
+def test_classify_needs_a_head(api: Api, services: Services, pooling_engine: PoolingEngine) -> None:
     answer = api.post("/classify", {"text": "a"})
     assert answer.status_code == 400
     assert "has no classification head" in answer.json()["error"]["message"]
-    generates = Api(create_app(over(services, numbers, None)))
+    generates = Api(create_app(over(services, pooling_engine, None)))
     for path, says in (("/encode", "--is-embedding"), ("/classify", "no classification head")):
         answer = generates.post(path, {"text": "a"})
         assert answer.status_code == 400
         assert says in answer.json()["error"]["message"]
-    assert numbers.submitted == []
+    assert pooling_engine.submitted == []

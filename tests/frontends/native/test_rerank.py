@@ -12,9 +12,9 @@ from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
 from sapwood.text.tokenizer import Tokenizer
 from tests.frontends.conftest import EOS, Api
-from tests.frontends.numbers import (
+from tests.frontends.pooling import (
     EMBEDS,
-    NumbersEngine,
+    PoolingEngine,
     classifies,
     logprob_of,
     over,
@@ -25,14 +25,14 @@ BODY: dict[str, Any] = {"query": "q?", "documents": ["one", "two two", "three"]}
 
 
 @pytest.fixture
-def numbers() -> NumbersEngine:
-    return NumbersEngine(num_values=1)
+def pooling_engine() -> PoolingEngine:
+    return PoolingEngine(num_values=1)
 
 
 @pytest.fixture
-def cross_encoder(services: Services, numbers: NumbersEngine) -> Callable[..., Api]:
+def cross_encoder(services: Services, pooling_engine: PoolingEngine) -> Callable[..., Api]:
     return lambda **fields: Api(
-        create_app(over(services, numbers, classifies("relevant", **fields)))
+        create_app(over(services, pooling_engine, classifies("relevant", **fields)))
     )
 
 
@@ -44,7 +44,7 @@ def value(services: Services, document: str) -> float:
 def test_a_cross_encoder_sorts_by_what_it_says_of_the_pairs(
     cross_encoder: Callable[..., Api],
     services: Services,
-    numbers: NumbersEngine,
+    pooling_engine: PoolingEngine,
     squashes: bool,
 ) -> None:
     answer = cross_encoder(squashes=squashes).post("/v1/rerank", BODY).json()
@@ -58,7 +58,7 @@ def test_a_cross_encoder_sorts_by_what_it_says_of_the_pairs(
         want = 1 / (1 + np.exp(-said)) if squashes else said
         assert one["score"] == pytest.approx(want, rel=1e-5)
         assert one["meta_info"]["prompt_tokens"] == 2 + len(document)
-    assert all(one.embed.num_first == 2 for one in numbers.submitted)
+    assert all(one.embed.num_first == 2 for one in pooling_engine.submitted)
 
 
 def test_as_many_as_wanted_and_without_their_texts(cross_encoder: Callable[..., Api]) -> None:
@@ -83,11 +83,11 @@ def word_tokenizer() -> Tokenizer:
 
 
 def test_a_model_that_generates_is_asked_for_a_judgement(
-    services: Services, numbers: NumbersEngine
+    services: Services, pooling_engine: PoolingEngine
 ) -> None:
     words = word_tokenizer()
     yes, no = words.encode("yes")[0], words.encode("no")[0]
-    engine = replace_context(numbers, 1024)
+    engine = replace_context(pooling_engine, 1024)
     made = over(replace(services, tokenizer=words), engine, None)
     answer = Api(create_app(made)).post("/v1/rerank", BODY | {"instruct": "Find it"}).json()
     prompts = [words.decode(one.prompt_ids, skip_special_tokens=False) for one in engine.submitted]
@@ -102,8 +102,8 @@ def test_a_model_that_generates_is_asked_for_a_judgement(
     assert [one["score"] for one in answer] == sorted((a["score"] for a in answer), reverse=True)
 
 
-def replace_context(engine: NumbersEngine, length: int) -> NumbersEngine:
-    class Longer(NumbersEngine):
+def replace_context(engine: PoolingEngine, length: int) -> PoolingEngine:
+    class Longer(PoolingEngine):
         @property
         def info(self) -> Any:
             import msgspec
@@ -125,23 +125,26 @@ def replace_context(engine: NumbersEngine, length: int) -> NumbersEngine:
     ],
 )
 def test_what_is_refused(
-    cross_encoder: Callable[..., Api], numbers: NumbersEngine, change: dict[str, Any], says: str
+    cross_encoder: Callable[..., Api],
+    pooling_engine: PoolingEngine,
+    change: dict[str, Any],
+    says: str,
 ) -> None:
     answer = cross_encoder().post("/v1/rerank", BODY | change)
     assert answer.status_code == 400
     assert says in answer.json()["message"]
-    assert numbers.submitted == []
+    assert pooling_engine.submitted == []
 
 
-def test_models_that_cannot_rank(services: Services, numbers: NumbersEngine) -> None:
+def test_models_that_cannot_rank(services: Services, pooling_engine: PoolingEngine) -> None:
     for pooling, changes, says in (
         (EMBEDS, {}, "has no classification head"),
         (classifies("a", "b"), {}, "has 2 labels, and a reranker has one"),
         (None, {}, "writes 'yes' in 3 tokens"),
         (None, {"template": None}, "has no chat template"),
     ):
-        made = replace(over(services, numbers, pooling), **changes)
+        made = replace(over(services, pooling_engine, pooling), **changes)
         answer = Api(create_app(made)).post("/v1/rerank", BODY)
         assert answer.status_code == 400
         assert says in answer.json()["message"]
-    assert numbers.submitted == []
+    assert pooling_engine.submitted == []

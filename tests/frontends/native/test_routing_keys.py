@@ -12,7 +12,7 @@ from sapwood.frontends.server import create_app
 from sapwood.schema.pooling import Pooling
 from tests.frontends.conftest import Api
 from tests.frontends.native.test_rerank import replace_context, word_tokenizer
-from tests.frontends.numbers import EMBEDS, NumbersEngine, classifies, over
+from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over
 
 PAIR = classifies("relevant")
 
@@ -33,7 +33,7 @@ def test_each_text_has_the_key_of_its_call(
     services: Services, path: str, pooling: Pooling | None, body: dict[str, Any]
 ) -> None:
     size = EMBEDS.size if pooling is EMBEDS else 1
-    engine = replace_context(NumbersEngine(num_values=size), 1024)
+    engine = replace_context(PoolingEngine(num_values=size), 1024)
     api = Api(create_app(over(replace(services, tokenizer=word_tokenizer()), engine, pooling)))
     header = {"x-smg-routing-key": "theirs"}
     for more, headers, expected in (

@@ -8,17 +8,17 @@ import pytest
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
 from tests.frontends.conftest import Api
-from tests.frontends.numbers import EMBEDS, NumbersEngine, logprob_of, over
+from tests.frontends.pooling import EMBEDS, PoolingEngine, logprob_of, over
 
 
 @pytest.fixture
-def numbers() -> NumbersEngine:
-    return NumbersEngine()
+def pooling_engine() -> PoolingEngine:
+    return PoolingEngine()
 
 
 @pytest.fixture
-def api(services: Services, numbers: NumbersEngine) -> Api:
-    return Api(create_app(over(services, numbers, None)))
+def api(services: Services, pooling_engine: PoolingEngine) -> Api:
+    return Api(create_app(over(services, pooling_engine, None)))
 
 
 @pytest.mark.parametrize("item_first", [False, True])
@@ -46,11 +46,11 @@ def test_scores_follow_the_items(
     assert answer["usage"]["prompt_tokens"] == 7 * 2 + 9 + 2
 
 
-def test_token_ids_and_a_single_item(api: Api, numbers: NumbersEngine) -> None:
+def test_token_ids_and_a_single_item(api: Api, pooling_engine: PoolingEngine) -> None:
     body: dict[str, Any] = {"query": [1, 2], "items": [[3], [4, 5]], "label_token_ids": [7]}
     assert api.post("/v1/score", body).status_code == 200
-    assert [one.prompt_ids for one in numbers.submitted] == [[1, 2, 3], [1, 2, 4, 5]]
-    assert all(one.sampling.max_new_tokens == 1 for one in numbers.submitted)
+    assert [one.prompt_ids for one in pooling_engine.submitted] == [[1, 2, 3], [1, 2, 4, 5]]
+    assert all(one.sampling.max_new_tokens == 1 for one in pooling_engine.submitted)
     answer = api.post("/v1/score", {"query": "a", "items": "b", "label_token_ids": [7]})
     assert len(answer.json()["scores"]) == 1
 
@@ -69,18 +69,20 @@ def test_token_ids_and_a_single_item(api: Api, numbers: NumbersEngine) -> None:
     ],
 )
 def test_what_is_refused(
-    api: Api, numbers: NumbersEngine, change: dict[str, Any], param: str, says: str
+    api: Api, pooling_engine: PoolingEngine, change: dict[str, Any], param: str, says: str
 ) -> None:
     body = {"query": "a", "items": ["b"], "label_token_ids": [1]} | change
     answer = api.post("/v1/score", body)
     assert answer.status_code == 400
     assert answer.json()["param"] == param
     assert says in answer.json()["message"]
-    assert numbers.submitted == []
+    assert pooling_engine.submitted == []
 
 
-def test_an_embedding_model_scores_nothing(services: Services, numbers: NumbersEngine) -> None:
-    api = Api(create_app(over(services, numbers, EMBEDS)))
+def test_an_embedding_model_scores_nothing(
+    services: Services, pooling_engine: PoolingEngine
+) -> None:
+    api = Api(create_app(over(services, pooling_engine, EMBEDS)))
     answer = api.post("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [1]})
     assert answer.status_code == 400
     assert "generates no text" in answer.json()["message"]

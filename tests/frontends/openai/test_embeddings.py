@@ -14,22 +14,22 @@ from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
 from sapwood.schema.output import Finish
 from tests.frontends.conftest import Api, Live
-from tests.frontends.numbers import EMBEDS, NumbersEngine, classifies, over, vector_of
+from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over, vector_of
 
 
 @pytest.fixture
-def numbers() -> NumbersEngine:
-    return NumbersEngine()
+def pooling_engine() -> PoolingEngine:
+    return PoolingEngine()
 
 
 @pytest.fixture
-def api(services: Services, numbers: NumbersEngine) -> Api:
-    return Api(create_app(over(services, numbers, EMBEDS)))
+def api(services: Services, pooling_engine: PoolingEngine) -> Api:
+    return Api(create_app(over(services, pooling_engine, EMBEDS)))
 
 
 @pytest.fixture
-def live(services: Services, numbers: NumbersEngine) -> Iterator[Live]:
-    server = Live(create_app(over(services, numbers, EMBEDS)))
+def live(services: Services, pooling_engine: PoolingEngine) -> Iterator[Live]:
+    server = Live(create_app(over(services, pooling_engine, EMBEDS)))
     yield server
     server.stop()
 
@@ -99,13 +99,13 @@ def test_base64_and_dimensions(api: Api, services: Services) -> None:
     ],
 )
 def test_what_is_refused(
-    api: Api, numbers: NumbersEngine, body: dict[str, Any], param: str, says: str
+    api: Api, pooling_engine: PoolingEngine, body: dict[str, Any], param: str, says: str
 ) -> None:
     answer = api.post("/v1/embeddings", body)
     assert answer.status_code == 400
     assert answer.json()["param"] == param
     assert says in answer.json()["message"]
-    assert numbers.submitted == []
+    assert pooling_engine.submitted == []
 
 
 def test_another_models_name_is_404(api: Api) -> None:
@@ -125,24 +125,24 @@ def test_another_models_name_is_404(api: Api) -> None:
 )
 @pytest.mark.parametrize("with_template", [True, False])
 def test_an_embedding_model_does_not_generate(
-    services: Services, numbers: NumbersEngine, path: str, body: Any, with_template: bool
+    services: Services, pooling_engine: PoolingEngine, path: str, body: Any, with_template: bool
 ) -> None:
     from dataclasses import replace
 
-    made = over(services, numbers, EMBEDS)
+    made = over(services, pooling_engine, EMBEDS)
     api = Api(create_app(made if with_template else replace(made, template=None)))
     answer = api.post(path, body)
     assert answer.status_code == 400
     assert "makes embeddings and generates no text" in answer.text
-    assert numbers.submitted == []
+    assert pooling_engine.submitted == []
 
 
-def test_other_models_make_no_embeddings(services: Services, numbers: NumbersEngine) -> None:
+def test_other_models_make_no_embeddings(services: Services, pooling_engine: PoolingEngine) -> None:
     for pooling, says in (
         (None, "start the server with --is-embedding"),
         (classifies("no", "yes"), "makes no embeddings"),
     ):
-        answer = Api(create_app(over(services, numbers, pooling))).post(
+        answer = Api(create_app(over(services, pooling_engine, pooling))).post(
             "/v1/embeddings", {"input": "a"}
         )
         assert answer.status_code == 400
@@ -154,46 +154,49 @@ def test_health_and_model_info_know_the_model(api: Api) -> None:
     assert api.get("/model_info").json()["is_generation"] is False
 
 
-def test_the_engines_errors_keep_their_status(api: Api, numbers: NumbersEngine) -> None:
-    numbers.failure = Finish(
+def test_the_engines_errors_keep_their_status(api: Api, pooling_engine: PoolingEngine) -> None:
+    pooling_engine.failure = Finish(
         kind="error", message="The request queue is full.", status=503, error_type="Unavailable"
     )
     answer = api.post("/v1/embeddings", {"input": ["a", "b"]})
     assert answer.status_code == 503
     assert answer.headers["retry-after"]
-    numbers.failure, numbers.unavailable_reason = None, "the engine is starting"
+    pooling_engine.failure, pooling_engine.unavailable_reason = None, "the engine is starting"
     assert api.post("/v1/embeddings", {"input": "a"}).status_code == 503
 
 
-def test_many_texts_do_not_fill_the_queue(api: Api, numbers: NumbersEngine) -> None:
+def test_many_texts_do_not_fill_the_queue(api: Api, pooling_engine: PoolingEngine) -> None:
     body = api.post("/v1/embeddings", {"input": [[1 + i % 200] for i in range(700)]}).json()
     assert len(body["data"]) == 700
-    assert numbers.most_open == 256
+    assert pooling_engine.most_open == 256
 
 
 def test_a_client_that_leaves_aborts_all_its_texts(
-    live: Live, numbers: NumbersEngine, until: Callable[..., None], leave: Callable[..., None]
+    live: Live,
+    pooling_engine: PoolingEngine,
+    until: Callable[..., None],
+    leave: Callable[..., None],
 ) -> None:
-    numbers.hold = True
+    pooling_engine.hold = True
     body = {"input": ["a", "b", "c"]}
-    leave(live.url, "/v1/embeddings", body, lambda: len(numbers.open) == 3)
-    until(lambda: len(numbers.abandoned) == 3)
-    assert numbers.open == {}
-    numbers.hold = False
+    leave(live.url, "/v1/embeddings", body, lambda: len(pooling_engine.open) == 3)
+    until(lambda: len(pooling_engine.abandoned) == 3)
+    assert pooling_engine.open == {}
+    pooling_engine.hold = False
     assert httpx.post(f"{live.url}/v1/embeddings", json={"input": "a"}).status_code == 200
 
 
 def test_abort_request_finds_them(
-    live: Live, numbers: NumbersEngine, until: Callable[..., None]
+    live: Live, pooling_engine: PoolingEngine, until: Callable[..., None]
 ) -> None:
-    numbers.hold = True
+    pooling_engine.hold = True
     answers: list[httpx.Response] = []
     body = {"input": ["a", "b"], "rid": "mine"}
     ask = threading.Thread(
         target=lambda: answers.append(httpx.post(f"{live.url}/v1/embeddings", json=body))
     )
     ask.start()
-    until(lambda: len(numbers.open) == 2)
+    until(lambda: len(pooling_engine.open) == 2)
     again = httpx.post(f"{live.url}/v1/embeddings", json={"input": "a", "rid": "mine-0"})
     assert again.status_code == 400
     assert "still open" in again.json()["message"]
@@ -202,7 +205,7 @@ def test_abort_request_finds_them(
     ask.join()
     assert answers[0].status_code == 400
     assert "aborted" in answers[0].json()["message"]
-    assert numbers.open == {}
+    assert pooling_engine.open == {}
 
 
 @pytest.mark.parametrize("encoding_format", [openai.omit, "float", "base64"])

@@ -14,8 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import kv_cache_shape
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.triton.elementwise import activate_and_mul
 from sapwood.kernels.triton.ops import TritonKernels
 from tests.kernels.test_coded import random_weight as random_codes
@@ -79,7 +79,7 @@ def call_every_op() -> None:
     ids, counts = torch.zeros(5, dtype=torch.int64), torch.zeros(5)
     kernels.penalise(logits[0], ids, counts, repetition=1.0, frequency=1.0, presence=1.0)
     filters = {"temperature": [1.0] * 2, "top_k": [1] * 2, "top_p": [1.0] * 2}
-    kernels.sample(logits, Draws(**filters, min_p=[1.0] * 2, numbers=[0.0] * 2))
+    kernels.sample(logits, SamplingSettings(**filters, min_p=[1.0] * 2, numbers=[0.0] * 2))
     for kind, rows in (("int8", 4), ("q8_0", 4), ("q4_1", 64)):
         weight = random_weight(kind, 256, 256)
         kernels.pack_quantized_linear([weight], None, bf16)(x[:1, :256].repeat(rows, 1))

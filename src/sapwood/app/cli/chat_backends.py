@@ -1,4 +1,4 @@
-"""Who answers in `sapwood chat`: an engine in this process, or a server with OpenAI's API."""
+"""The backends of `sapwood chat`: an engine in this process, or a server with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CONNECT_TIMEOUT_S = 10.0
 class Piece:
     """New text of an answer.
 
-    is_reasoning       the model thinks aloud; not part of the answer
-    num_output_tokens  output tokens so far, where the backend counts them
+    is_reasoning       whether the text is the model's thinking instead of its answer
+    num_output_tokens  output tokens so far; None: the backend does not count them
     """
 
     text: str
@@ -35,13 +35,16 @@ class Piece:
 
 
 class ChatBackend(Protocol):
-    """One model that answers."""
+    """A model that answers, wherever it runs."""
 
     @property
     def model(self) -> str: ...
 
     def answer(self, messages: Sequence[Message]) -> Generator[Piece, None, None]:
-        """The answer as it comes; closing the generator stops it. SapwoodError if it fails."""
+        """The pieces of the answer as they come. Closing the generator ends the answer.
+
+        Raises SapwoodError if the answer fails.
+        """
         ...
 
     def close(self) -> None: ...
@@ -50,7 +53,7 @@ class ChatBackend(Protocol):
 class InProcess:
     """The engine runs in this process.
 
-    sampling  of SamplingParams, those that were asked for; the model's defaults fill the rest
+    sampling  the sampling parameters that the user has set; the others have the model's defaults
     """
 
     def __init__(self, llm: LLM, sampling: Mapping[str, Any]) -> None:
@@ -74,9 +77,9 @@ class InProcess:
 class Remote:
     """A server with OpenAI's chat completions.
 
-    url       of the server, with or without /v1
-    model     name to send; None: the first that the server lists
-    sampling  as for InProcess
+    url       the server's address, with or without /v1
+    model     name of the model to ask; None: the first in the server's list
+    sampling  the sampling parameters that the user has set
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class Remote:
         self._client = httpx.Client(
             base_url=base,
             headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
-            # Between two tokens there may be any time: the server may be busy.
+            # No limit on the time between two tokens: the server may be busy.
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             trust_env=not _is_this_machine(parsed.host),
             transport=transport,
@@ -161,7 +164,7 @@ class Remote:
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[Piece]:
-    """Server-sent events to pieces. EngineUnavailable if the stream ends before the answer does."""
+    """The pieces in server-sent events; EngineUnavailable if the stream ends too early."""
     is_finished = False
     for line in lines:
         if not line.startswith("data:"):
@@ -206,7 +209,7 @@ def _refusal(response: httpx.Response) -> SapwoodError:
 
 
 def _message_of(body: Any) -> str | None:
-    """The message of an error body, nested as OpenAI's or flat."""
+    """The message in the body of an error, nested like OpenAI's or flat."""
     if not isinstance(body, dict):
         return None
     inner = body.get("error", body)
@@ -215,7 +218,7 @@ def _message_of(body: Any) -> str | None:
 
 
 def _is_this_machine(host: str) -> bool:
-    """Whether no proxy should be asked, whatever the environment says."""
+    """Whether the address is this machine, for which no proxy must be used."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

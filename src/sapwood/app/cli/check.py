@@ -1,4 +1,4 @@
-"""`sapwood check`: what this machine has, and what would run on it."""
+"""`sapwood check`: shows the facts of this machine, and how a model would run on it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check(ctx: click.Context, as_json: bool, asked: Asked) -> None:
 
 
 def inspect(asked: Asked) -> Report:
-    """Machine and software are reported even if the configuration cannot be resolved."""
+    """The report on machine and software, even if the configuration cannot be resolved."""
     from sapwood.app.cli.machine_report import make_report
     from sapwood.app.wiring import resolve_config
 

@@ -43,10 +43,10 @@ class Speed:
 
 
 class Conversation:
-    """The messages so far, and who answers them.
+    """The messages so far, and the backend that answers them.
 
-    is_terminal  the output is a terminal: control characters in an answer do not reach it
-    verbose      say on stderr how fast each answer came
+    is_terminal  whether the output is a terminal; then control characters are taken out of answers
+    verbose      whether to print on stderr how fast each answer came
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Conversation:
         return [*system, *self._turns]
 
     def ask(self, text: str) -> None:
-        """Print the answer as it comes, and remember both; Ctrl-C ends the answer where it is.
+        """Print the answer as it comes, and keep question and answer. Ctrl-C cuts the answer off.
 
-        Raises SapwoodError if there is no answer, or only the beginning of one; then the question
-        is forgotten, so that it can be asked again.
+        Raises SapwoodError if there is no answer, or only the beginning of one. Then the question
+        is dropped from the conversation, so that the user can repeat it.
         """
         question = {"role": "user", "content": text}
         answer = self._print_answer([*self.messages, question])
@@ -121,7 +121,7 @@ class Conversation:
             click.secho(text, nl=False, dim=True)
 
     def command(self, line: str) -> None:
-        """Do what a line that begins with a slash says. Quit to leave; SapwoodError if it fails."""
+        """Carry out a line that begins with a slash; Quit leaves, SapwoodError says what failed."""
         name, _, argument = line.partition(" ")
         found = COMMANDS.get(name)
         if found is None:
@@ -176,12 +176,12 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def without_controls(text: str) -> str:
-    """The text without characters that would steer a terminal, such as escape sequences."""
+    """The text without characters that control a terminal, such as escape sequences."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 class _Timer:
-    """When text came, and how many tokens there were."""
+    """Measures when text came and how many tokens there were."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -205,7 +205,7 @@ class _Timer:
     def speed(self) -> Speed:
         first_s = self._last_s if self._first_s is None else self._first_s
         return Speed(
-            # A server that does not count sends a token per piece, as far as anybody can tell.
+            # If the server does not count tokens, each piece counts as one.
             num_tokens=self._num_pieces if self._num_tokens is None else self._num_tokens,
             first_token_s=first_s - self._start_s,
             rest_s=self._last_s - first_s,

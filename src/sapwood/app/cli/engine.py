@@ -1,4 +1,4 @@
-"""The model's files and the engine, as the commands that run one in this process get them."""
+"""Fetches the model and opens the engine for commands that run one in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def bar() -> TerminalProgress:
-    """Of what takes long, on stderr."""
+    """A progress bar on stderr, for work that takes long."""
     from rich.console import Console
 
     from sapwood.models.store.terminal import TerminalProgress
@@ -25,7 +25,7 @@ def bar() -> TerminalProgress:
 
 
 def fetch_with_bar(model: ModelConfig) -> ModelFiles:
-    """The files of the model, fetched unless they are cached, and verified if that is asked for."""
+    """The model's files, fetched unless they are cached, and verified if the options say so."""
     from sapwood.models.store import fetch_model
 
     return fetch_model(
@@ -44,5 +44,5 @@ def open_llm(config: EngineConfig) -> LLM:
     fetch_with_bar(config.model)  # first, because this takes long and has a bar
     from sapwood.app.llm import LLM
 
-    # Verified just now, with a bar.
+    # The files have just been verified, with a bar.
     return LLM(config=replace(config, model=replace(config.model, model_checksum=None)))

@@ -137,7 +137,7 @@ def summary(tally: Tally, seconds: float) -> str:
 
 @contextmanager
 def _bar(total: int | None) -> Iterator[Callable[[Tally], None]]:
-    """A bar on stderr, if that is a terminal, that is shown a tally after each line."""
+    """A function that shows a tally as a bar on stderr; does nothing if that is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -185,7 +185,7 @@ def _writable(target: str) -> Path:
 
 
 def _open(name: str, mode: str, standard: IO[bytes], opened: ExitStack) -> IO[bytes]:
-    """That file; the standard stream, which stays open, for -."""
+    """The file of that name; for "-" the standard stream, which stays open."""
     if name == STANDARD_STREAM:
         return standard
     stream: IO[bytes] = Path(name).open(mode)  # noqa: SIM115 - closed by the caller's stack

@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish to stop one thing, rather than an exception at any point."""
+"""Ctrl-C as a request to stop one piece of work, instead of an exception at any point."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from types import FrameType
 def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     """While the body runs, the first Ctrl-C calls `stop` and a second raises KeyboardInterrupt.
 
-    For the main thread. An exception between two lines of somebody's event loop or HTTP client
-    would leave them in a state from which they can't go on.
+    For the main thread. An exception in the middle of an event loop or HTTP client would leave that
+    in a state in which it cannot go on.
     """
     num_interrupts = 0
 

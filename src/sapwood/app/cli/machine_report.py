@@ -1,4 +1,4 @@
-"""What `sapwood check` finds out, as plain data for a table or for JSON."""
+"""The report of `sapwood check`, as plain data for a table or for JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMPILER_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of a table: a name, its value, and where that comes from or why it is so."""
+    """One line of a table: a name, its value, and the source or the reason of the value."""
 
     name: str
     value: object
@@ -38,7 +38,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """problem: why the configuration could not be resolved; then `configuration` is empty."""
+    """The whole report.
+
+    problem  why the configuration could not be resolved, in which case `configuration` is empty
+    """
 
     machine: Sequence[Row]
     software: Sequence[Row]
@@ -57,7 +60,7 @@ def make_report(
     resolved: Resolved | None,
     problem: str | None,
 ) -> Report:
-    """resolved is None where there is a problem; machine and software are reported anyway."""
+    """Make a report; `resolved` is None if there is a problem with the configuration."""
     facts = read_platform()
     return Report(
         machine=machine_rows(facts),
@@ -96,7 +99,7 @@ def software_rows() -> list[Row]:
 
 
 def compiler_row() -> Row:
-    """The C++ compiler that an installation from source would build the CPU kernels with."""
+    """The C++ compiler with which an installation from source would build the CPU kernels."""
     for name in COMPILERS:
         path = shutil.which(name)
         if path is None:
@@ -118,7 +121,7 @@ def compiler_row() -> Row:
 def kernel_rows(
     need: Need, only: str | None, table: Mapping[str, str] = IMPLEMENTATIONS
 ) -> list[Row]:
-    """Each implementation of the ops: used, refused and why, or slower than the one used."""
+    """Each implementation of the ops: in use, refused with a reason, or slower than that in use."""
     try:
         selection = select_kernels(need, only, table)
     except StartupError as error:
@@ -166,7 +169,7 @@ def configuration_rows(resolved: Resolved, given: Mapping[str, Given]) -> list[R
 
 
 def _need(asked: EngineConfig, facts: Platform, resolved: Resolved | None) -> Need:
-    """What the ops must run on; without a model, one with common sizes stands in for it."""
+    """The need that the ops must serve; without a model, that of a model with common sizes."""
     config = asked if resolved is None else resolved.config
     return Need(
         device=torch.device(config.execution.device or facts.device).type,

@@ -47,7 +47,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked for, wherever it was said; what is not in `given` has its default."""
+    """All options that were given in any place; an option not in `given` has its default."""
 
     given: Mapping[str, Given]
 
@@ -55,7 +55,7 @@ class Asked:
         return build(config, {name: item.value for name, item in self.given.items()})
 
     def with_flag(self, name: str, value: Any) -> Asked:
-        """The same with one more value from the command line: an argument, say, not a flag."""
+        """The same options and one more from the command line, for instance from an argument."""
         return Asked({**self.given, name: Given(value, "the command line")})
 
     def engine(self) -> EngineConfig:
@@ -78,7 +78,7 @@ else:  # a plain class before click 8.3
 
 
 class SpecType(_ParamType):
-    """A flag's value, read as its config says."""
+    """Reads a flag's value as its config says."""
 
     def __init__(self, spec: OptionSpec) -> None:
         self.spec = spec
@@ -92,7 +92,7 @@ class SpecType(_ParamType):
 
 
 class ConfigOption(click.Option):
-    """A flag that comes from a config; `component` is the heading that it is listed under."""
+    """A flag that is generated from a config; help lists it under the heading `component`."""
 
     def __init__(self, spec: OptionSpec, component: str) -> None:
         self.spec = spec
@@ -144,9 +144,9 @@ class ConfigCommand(click.Command):
 def config_options(
     *configs: type, only: Collection[str] | None = None
 ) -> Callable[[F], Callable[..., Any]]:
-    """Give a command the options of these configs and --config; it is called with `asked: Asked`.
+    """Give a command the options of these configs and --config; it gets them as `asked: Asked`.
 
-    only  names that get a flag; the others are still read from the environment and the file
+    only  names of options with a flag; others are still read from the environment and the file
     """
     shown = [
         (spec, config)
@@ -190,7 +190,7 @@ def read_asked(configs: Sequence[type], flags: Mapping[str, Any], config_file: s
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError if it is no such file or has a key twice."""
+    """The mapping in a YAML file; ConfigError if the file holds no mapping, or a key twice."""
     import yaml
 
     try:

@@ -40,7 +40,7 @@ def reference(ctx: click.Context, directory: Path, only_check: bool) -> None:
 
 
 def stale_pages(directory: Path) -> dict[str, str]:
-    """Page -> what it should be, for those that differ from the code."""
+    """Page -> its right contents, for each page that does not match the code."""
     pages = {
         CONFIGURATION: with_options((directory / CONFIGURATION).read_text(encoding="utf-8")),
         COMMAND_LINE: with_help((directory / COMMAND_LINE).read_text(encoding="utf-8")),
@@ -80,7 +80,7 @@ def option_table(config: type) -> str:
 
 
 def help_text(path: Sequence[str]) -> str:
-    """What `sapwood <path> --help` prints, without the options that configuration.md lists."""
+    """The output of `sapwood <path> --help`, without the options that configuration.md lists."""
     from sapwood.app.cli.main import cli
 
     context = click.Context(

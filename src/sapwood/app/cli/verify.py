@@ -60,7 +60,7 @@ def generate(name: str, output: Path, force: bool, asked: Asked) -> None:
     )
     files = checksums_of(fetched, progress)
     write_manifest(output, files)
-    num_bytes = sum(one.size or 0 for one in files.values())
+    num_bytes = sum(file.size or 0 for file in files.values())
     click.echo(f"{output}: {len(files)} files of {fetched.path}, {in_units(num_bytes)}")
 
 

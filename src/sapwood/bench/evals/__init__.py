@@ -1,1 +1,1 @@
-"""How good a model's outputs are, whatever made it faster."""
+"""Evaluations: how good a model's outputs are, after everything that makes it faster."""

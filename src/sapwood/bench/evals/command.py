@@ -1,4 +1,4 @@
-"""What `sapwood bench perplexity` does, with its options parsed."""
+"""`sapwood bench perplexity`, after its options are parsed."""
 
 from __future__ import annotations
 

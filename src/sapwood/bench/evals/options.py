@@ -10,7 +10,7 @@ from sapwood.schema.config.options import option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerplexityOptions:
-    """Which text is scored."""
+    """The text that is scored."""
 
     text_file: str | None = option(
         None, "Text to score, UTF-8; default: the docstrings of Python's standard library."

@@ -1,7 +1,7 @@
 """Perplexity: how well a model, as it is served, predicts a text.
 
-The text is cut into windows that know nothing of each other; in each, every token but the first is
-scored. The model computes a window as a server does a prompt: over the paged KV cache, in chunks.
+The text is cut into independent windows; in each, every token but the first is scored. The model
+computes a window like the prompt of a request: over the paged KV cache, in chunks.
 Source: Jelinek et al. 1977, "Perplexity - a measure of the difficulty of speech recognition tasks".
 """
 
@@ -22,7 +22,7 @@ from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.models.config import DecoderConfig
 
 CHUNK_TOKENS = 256
-"""New tokens of one forward pass; their logits are held at once."""
+"""New tokens of one forward pass, whose logits are all held at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

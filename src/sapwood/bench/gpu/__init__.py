@@ -1,1 +1,1 @@
-"""`sapwood bench gpu`: kernels checked on the device, then its limits and how near steps come."""
+"""`sapwood bench gpu`: checks kernels on a device, and compares steps with the device's limits."""

@@ -1,4 +1,4 @@
-"""Every op of a kernel implementation against the reference's, on the device that it is for.
+"""Compares every op of a kernel implementation with the reference, on the implementation's device.
 
 A check is a function from a Case and two implementations to pairs of tensors (got, wanted). Tests
 and `sapwood bench gpu` run the same checks.
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import CodedWeight, quantize_codes
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import LARGEST_NUMBER, dequantize_pages
+from sapwood.kernels.sampling_settings import SamplingSettings
 
 LIMITS = {torch.float32: 2e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-"""Largest difference that is taken for rounding, relative to the largest wanted value."""
+"""Largest difference that rounding may cause, relative to the largest wanted value."""
 QUANTIZED_LIMIT = 3e-2
-"""Activations that are rounded to int8 a little differently."""
+"""The limit for products whose activations are rounded to int8, perhaps a little differently."""
 
 SAMPLE_LIMIT = 0.1
-"""How often each token is drawn, relative to the likeliest: random numbers lie on a grid."""
+"""The limit for how often each token is drawn, relative to the likeliest one's number."""
 
 Pair = tuple[Tensor, Tensor]
 CheckFunction = Callable[["Case", Kernels, Kernels], Iterable[Pair]]
@@ -32,7 +32,7 @@ CheckFunction = Callable[["Case", Kernels, Kernels], Iterable[Pair]]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Sizes, dtype and device of random operands; the same seed gives the same ones."""
+    """Sizes, dtype and device of random operands; the same seed gives the same operands."""
 
     device: torch.device
     dtype: torch.dtype
@@ -63,7 +63,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """error: largest difference relative to the largest wanted value; failure: what was raised."""
+    """The result of one check.
+
+    error    largest difference relative to the largest wanted value
+    failure  the error that was raised; None: none was
+    """
 
     name: str
     case: str
@@ -78,7 +82,7 @@ class CheckResult:
 
 
 CHECKS: dict[str, tuple[CheckFunction, float | None]] = {}
-"""Name -> the check, and its limit; None: that of the dtype."""
+"""Name -> (check, its limit); None: the limit of the dtype."""
 
 
 def check(name: str, *, limit: float | None = None) -> Callable[[CheckFunction], CheckFunction]:
@@ -93,7 +97,7 @@ def check(name: str, *, limit: float | None = None) -> Callable[[CheckFunction],
 def run_checks(
     kernels: Kernels, reference: Kernels, cases: Sequence[Case], names: Iterable[str] = ()
 ) -> Iterator[CheckResult]:
-    """Every check, or those named, of every case. What is raised is a failure, not an error."""
+    """Run every check, or those in `names`, on every case. An exception is a failed check."""
     for name in names or CHECKS:
         function, limit = CHECKS[name]
         for case in cases:
@@ -114,7 +118,7 @@ def run_checks(
 
 
 def _difference(got: Tensor, wanted: Tensor) -> float:
-    """Infinite where one is not a number and the other is."""
+    """The largest difference; infinite if only one of both values is NaN."""
     if got.shape != wanted.shape:
         raise ValueError(f"shape is {tuple(got.shape)} but must be {tuple(wanted.shape)}")
     got, wanted = got.double().cpu(), wanted.double().cpu()
@@ -167,9 +171,9 @@ def _write_kv(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair
         cos_sin = case.randn(300, case.head_dim, dtype=torch.float32)
         norms = [case.randn(case.head_dim) if has_norms else None for _ in "qk"]
         found = []
-        for one in (kernels, reference):
+        for ops in (kernels, reference):
             keys, values = (torch.zeros(shape, dtype=case.dtype, device=case.device) for _ in "kv")
-            q = one.qk_norm_rope_write_kv(
+            q = ops.qk_norm_rope_write_kv(
                 qkv.clone(),
                 num_heads=case.num_heads,
                 num_kv_heads=case.num_kv_heads,
@@ -207,7 +211,7 @@ def _mixed(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
 def _attend(
     case: Case, requests: Sequence[tuple[int, int]], kernels: Kernels, reference: Kernels
 ) -> Pair:
-    """requests: (new tokens, context length). What no token wrote is not a number."""
+    """Attention for requests, (new tokens, context length) each; unwritten KV is NaN."""
     counts = [-(-length // case.page_size) for _, length in requests]
     pages = torch.split(torch.randperm(sum(counts), generator=case.generator) + 1, counts)
     shape = kv_cache_shape(1 + sum(counts), case.num_kv_heads, case.page_size, case.head_dim)
@@ -237,14 +241,14 @@ def _attend(
 
     scale = case.head_dim**-0.5
     got, wanted = (
-        one.paged_attention(q, caches[0], caches[1], batch(), scale) for one in (kernels, reference)
+        ops.paged_attention(q, caches[0], caches[1], batch(), scale) for ops in (kernels, reference)
     )
     return got, wanted
 
 
 @check("8-bit KV cache")
 def _kv_in_8_bits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
-    """What is written of values, which are not rotated, and attention to one and the same cache."""
+    """The written values, which are not rotated, and attention to one and the same cache."""
     lengths = (5, 3 * case.page_size, 70)
     num_pages = [-(-length // case.page_size) for length in lengths]
     width = (case.num_heads + 2 * case.num_kv_heads) * case.head_dim
@@ -265,10 +269,10 @@ def _kv_in_8_bits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[
     for dtype in LARGEST_NUMBER:
         shape = kv_cache_shape(first, case.num_kv_heads, case.page_size, case.head_dim, dtype)
         qkv, found = case.randn(sum(lengths), width), []
-        for one in (kernels, reference):
+        for ops in (kernels, reference):
             caches = [torch.zeros(shape, dtype=torch.uint8, device=case.device) for _ in "kv"]
             keys, values = (cache.view(dtype) for cache in caches)
-            one.qk_norm_rope_write_kv(
+            ops.qk_norm_rope_write_kv(
                 qkv.clone(),
                 num_heads=case.num_heads,
                 num_kv_heads=case.num_kv_heads,
@@ -290,8 +294,8 @@ def _kv_in_8_bits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[
         yield got, wanted
         q = case.randn(3, case.num_heads, case.head_dim)
         got, wanted = (
-            one.paged_attention(q, *found[1], replace(batch, cache={}), case.head_dim**-0.5)
-            for one in (kernels, reference)
+            ops.paged_attention(q, *found[1], replace(batch, cache={}), case.head_dim**-0.5)
+            for ops in (kernels, reference)
         )
         yield got, wanted
 
@@ -300,7 +304,7 @@ def _kv_in_8_bits(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[
 def _linear(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
     weight = case.randn(3 * case.hidden_size, case.hidden_size)
     for bias in (None, case.randn(3 * case.hidden_size)):
-        mine, its = (one.pack_linear(weight, bias) for one in (kernels, reference))
+        mine, its = (ops.pack_linear(weight, bias) for ops in (kernels, reference))
         for rows in (1, 70):
             x = case.randn(rows, case.hidden_size)
             yield mine(x), its(x)
@@ -315,7 +319,7 @@ def _check_quantized(kind: str) -> None:
         drawn = torch.randn(2 * case.hidden_size, case.hidden_size, generator=case.generator)
         part = kernels.quantize_weight(drawn.to(case.device), kind)
         mine, its = (
-            one.pack_quantized_linear([part], None, case.dtype) for one in (kernels, reference)
+            ops.pack_quantized_linear([part], None, case.dtype) for ops in (kernels, reference)
         )
         for rows in (1, 33):
             x = case.randn(rows, case.hidden_size)
@@ -344,7 +348,7 @@ def _codes(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
     for part in parts:
         there = [part.to(case.device)]
         mine, its = (
-            one.pack_quantized_linear(there, None, case.dtype) for one in (kernels, reference)
+            ops.pack_quantized_linear(there, None, case.dtype) for ops in (kernels, reference)
         )
         for rows in (1, 33):
             x = case.randn(rows, case.hidden_size)
@@ -376,28 +380,30 @@ def _penalise(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair
     counts = torch.randint(0, 4, (num_seen,), generator=case.generator).float().to(case.device)
     logits = case.randn(case.vocab_size, dtype=torch.float32)
     mine, its = logits.clone(), logits.clone()
-    for one, row in ((kernels, mine), (reference, its)):
-        one.penalise(row, ids, counts, repetition=1.3, frequency=0.2, presence=0.4)
+    for ops, row in ((kernels, mine), (reference, its)):
+        ops.penalise(row, ids, counts, repetition=1.3, frequency=0.2, presence=0.4)
     yield mine, its
 
 
 @check("sample", limit=SAMPLE_LIMIT)
 def _sample(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
-    """Which tokens are drawn how often, when the random numbers are spread evenly: the order of
-    tokens within the distribution is the kernels' own."""
+    """How often each token is drawn with evenly spread random numbers.
+
+    Only frequencies can be compared: each implementation has its own order of tokens.
+    """
     count = 256
     logits = (case.randn(1, case.vocab_size, dtype=torch.float32) * 3).repeat(count, 1)
     numbers = [(index + 0.5) / count for index in range(count)]
     for top_k, top_p, min_p in ((1, 1.0, 0.0), (4, 1.0, 0.0), (-1, 0.5, 0.0), (-1, 1.0, 0.3)):
-        draws = Draws(
+        settings = SamplingSettings(
             temperature=[0.9] * count,
             top_k=[top_k] * count,
             top_p=[top_p] * count,
             min_p=[min_p] * count,
             numbers=numbers,
         )
-        got, wanted = (one.sample(logits.clone(), draws) for one in (kernels, reference))
+        got, wanted = (ops.sample(logits.clone(), settings) for ops in (kernels, reference))
         drawn, expected = (
-            torch.bincount(one.cpu(), minlength=case.vocab_size) for one in (got, wanted)
+            torch.bincount(tokens.cpu(), minlength=case.vocab_size) for tokens in (got, wanted)
         )
         yield drawn, expected

@@ -20,7 +20,7 @@ from sapwood.bench.report import (
 
 
 def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> bool:
-    """False if a kernel check failed. ConfigError if there is no such device."""
+    """Run the benchmark. Returns False if a check failed; ConfigError if the device is missing."""
     environment = describe_environment()
     report = GpuBench(options, console).run()
     console.print(f"{report.device}; {environment}", markup=False, soft_wrap=True)
@@ -32,7 +32,7 @@ def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> b
             markup=False,
         )
     console.print(figure_table(report.figures))
-    for line in (*report.notes, *(f"left out: {one}" for one in report.left_out)):
+    for line in (*report.notes, *(f"left out: {reason}" for reason in report.left_out)):
         console.print(line, markup=False, soft_wrap=True)
     if options.quick:
         console.print("a quick run: its figures say nothing about speed", style="yellow")
@@ -54,17 +54,17 @@ def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> b
 
         plot_figures(report, path.with_suffix(".png"))
     console.print(f"written: {path}", markup=False, soft_wrap=True)
-    return bool(report.checks) and all(one.passed for one in report.checks)
+    return bool(report.checks) and all(check.passed for check in report.checks)
 
 
 def check_table(report: Report) -> Table:
-    """A row per check: its largest error, and whatever failed."""
+    """A table with a row per check: its largest error, or its failure."""
     table = Table("check", "cases", "largest error", "limit", "verdict")
     table.title = f"kernels: {report.kernels}"
-    for name in dict.fromkeys(one.name for one in report.checks):
-        of_name = [one for one in report.checks if one.name == name]
-        failed = [one for one in of_name if not one.passed]
-        worst = max(of_name, key=lambda one: one.error / one.limit)
+    for name in dict.fromkeys(check.name for check in report.checks):
+        of_name = [check for check in report.checks if check.name == name]
+        failed = [check for check in of_name if not check.passed]
+        worst = max(of_name, key=lambda check: check.error / check.limit)
         verdict = "passed"
         if failed:
             verdict = f"FAILED: {failed[0].case}: {failed[0].failure or 'differs'}"
@@ -74,12 +74,18 @@ def check_table(report: Report) -> Table:
 
 def figure_table(figures: list[Figure]) -> Table:
     table = Table("model", "what", "variant", "value", "of the limit, or x", "aim")
-    for one in figures:
-        is_ratio = one.variant.startswith("transformers")
+    for figure in figures:
+        is_ratio = figure.variant.startswith("transformers")
         share = (
-            "-" if one.share is None else f"{one.share:.2f} x" if is_ratio else f"{one.share:.1%}"
+            "-"
+            if figure.share is None
+            else f"{figure.share:.2f} x"
+            if is_ratio
+            else f"{figure.share:.1%}"
         )
-        aim = "-" if one.aim is None else f"{one.aim:g} x" if is_ratio else f"{one.aim:.0%}"
-        value = f"{number_text(one.value)} {one.unit}"
-        table.add_row(one.model, one.what, one.variant, value, share, aim)
+        aim = (
+            "-" if figure.aim is None else f"{figure.aim:g} x" if is_ratio else f"{figure.aim:.0%}"
+        )
+        value = f"{number_text(figure.value)} {figure.unit}"
+        table.add_row(figure.model, figure.what, figure.variant, value, share, aim)
     return table

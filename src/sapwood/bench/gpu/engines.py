@@ -1,4 +1,4 @@
-"""An engine with random weights in this process, turned by hand, and what its turns take."""
+"""An engine with random weights in this process, whose loop is turned by hand and timed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sapwood.schema.sampling import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turns:
-    """Seconds since the requests came: of the first token, of the last, of each request's end."""
+    """Seconds from the requests to the first token, to the last, and to each request's end."""
 
     first_token_s: float
     last_token_s: float
@@ -61,7 +61,7 @@ class EngineUnderTest:
             self._first_token_s = time.perf_counter()
 
     def ask(self, num_requests: int, prompt_tokens: int, output_tokens: int) -> None:
-        """Prompts are random, so that none is a prefix of another."""
+        """Send requests with random prompts, none of which is a prefix of another."""
         greedy = SamplingParams(temperature=0.0, max_new_tokens=output_tokens, ignore_eos=True)
         for _ in range(num_requests):
             prompt = [self._random.randrange(self._vocab_size) for _ in range(prompt_tokens)]
@@ -74,7 +74,7 @@ class EngineUnderTest:
             self.engine.loop.turn(0.0)
 
     def run(self, num_requests: int, prompt_tokens: int, output_tokens: int) -> Turns:
-        """All at once, until the last one has ended."""
+        """Send all requests at once, and run until the last one has ended."""
         before, self._first_token_s = self._num_tokens, None
         self.ask(num_requests, prompt_tokens, output_tokens)
         start_s = time.perf_counter()
@@ -95,7 +95,7 @@ class EngineUnderTest:
 
     @property
     def graphs(self) -> str:
-        """What the engine says of its graphs."""
+        """The engine's notes about its graphs."""
         return next((note for note in self.engine.ready.notes if note.startswith("graphs")), "")
 
 
@@ -130,7 +130,7 @@ def open_engine(shape: Shape, options: dict[str, Any]) -> Iterator[EngineUnderTe
 
 
 def free_memory() -> None:
-    """Give what is not used any more back to the device, for what is measured next."""
+    """Give unused memory back to the device, for the next measurement."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

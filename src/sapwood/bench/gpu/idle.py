@@ -1,4 +1,4 @@
-"""How much of the time between steps a device does nothing."""
+"""Measures how much of the time a device does nothing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sapwood.kernels.transfer import synchronize
 
 
 def idle_share(intervals: Iterable[tuple[float, float]]) -> float:
-    """Of the time from the first start to the last end, the share that no interval covers.
+    """The share of the time from the first start to the last end that no interval covers.
 
     intervals  (start, end) in any unit and order; they may overlap
-    Raises     ValueError if there is none, or if they take no time
+    Raises     ValueError if there is no interval, or if all take no time
     """
     ordered = sorted(intervals)
     if not ordered:

@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: figures of steps are shares of these."""
+"""Measures the limits of a device; the figures of steps are shares of these limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from sapwood.kernels.transfer import synchronize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """copy_bytes_s: bytes read and written by a large copy; flop_s: of a large bf16 product."""
+    """The limits of a device.
+
+    copy_bytes_s  bytes per second that a large copy reads and writes
+    flop_s        operations per second of a large bf16 product
+    """
 
     copy_bytes_s: float
     flop_s: float
@@ -25,7 +29,7 @@ def measure_limits(device: torch.device, *, quick: bool) -> Limits:
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy_s = seconds_per_run(lambda: target.copy_(source), device, repeats=3 if quick else 20)
-    # Random numbers: products of zeros draw less power, and are faster than real ones.
+    # Random numbers: products of zeros need less power, and are faster than usual products.
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in "ab")
     product_s = seconds_per_run(lambda: a @ b, device, repeats=3 if quick else 20)
     return Limits(copy_bytes_s=2 * num_bytes / copy_s, flop_s=2 * side**3 / product_s)

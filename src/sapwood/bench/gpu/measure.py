@@ -1,4 +1,4 @@
-"""The parts of `sapwood bench gpu`, in the order of their worth, until the time is used up."""
+"""The parts of `sapwood bench gpu`, the most useful first, until the time is used up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AIMS = {"decode": 0.75, "prefill": 0.55, "idle": 0.03, "batching": 3.0}
 
 
 def device_of(options: GpuOptions, platform: Platform) -> torch.device:
-    """ConfigError if that device is not here, or only good for --quick."""
+    """The device of that name; ConfigError if there is none, or if it is only fit for --quick."""
     device = find_device(options.device or "cuda", platform)
     if device.type == "cpu" and not options.quick:
         raise ConfigError(
@@ -46,7 +46,7 @@ def device_of(options: GpuOptions, platform: Platform) -> torch.device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Of workloads."""
+    """The sizes of the workloads."""
 
     prompt_tokens: int
     decode_tokens: int
@@ -84,8 +84,8 @@ QUICK = Sizes(
 class Figure:
     """One measured number.
 
-    share  of the limit that it is held against, or multiple of the peer; None: there is none
-    aim    what that share should be at least (of idle time: at most); None: there is no aim
+    share  share of the limit, or multiple of the peer's figure; None: there is nothing to compare
+    aim    the least share that is wanted (for idle time, the largest); None: there is no aim
     """
 
     model: str
@@ -99,7 +99,7 @@ class Figure:
 
 @dataclass(slots=True)
 class Report:
-    """Everything that was found out. left_out: parts without figures, and why."""
+    """All figures; `left_out` has the parts without figures, and the reasons."""
 
     device: str
     kernels: str = ""
@@ -269,11 +269,11 @@ class GpuBench:
         return 1 / peer.decode_s(self._sizes.prompt_tokens, self._sizes.decode_tokens)
 
     def _compare(self, shape: Shape, peer: str, what: str, rate: float) -> None:
-        """The peer's figure; its share is how many times as fast the best engine is."""
+        """The peer's figure, whose share says how many times as fast the best engine is."""
         ours = [
-            one.value
-            for one in self.report.figures
-            if (one.model, one.what, one.variant) == (shape.name, what, BEST)
+            figure.value
+            for figure in self.report.figures
+            if (figure.model, figure.what, figure.variant) == (shape.name, what, BEST)
         ]
         self.report.figures.append(
             Figure(

@@ -1,4 +1,4 @@
-"""What `sapwood bench gpu` is asked."""
+"""The options of `sapwood bench gpu`."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Shape:
         return DecoderConfig.from_hf(dict(self.config))
 
     def bytes_per_step(self, *, context: int, dtype_bytes: int) -> int:
-        """What one step of one request must read: every weight that is multiplied, and its KV."""
+        """Bytes that a step of one request must read: all multiplied weights, and its KV."""
         decoder = self.decoder
         rows = decoder.vocab_size * decoder.hidden_size
         weights = decoder.num_parameters - (0 if decoder.tie_word_embeddings else rows)
@@ -66,8 +66,10 @@ class Shape:
         return (weights + kv) * dtype_bytes
 
     def flop_of_prefill(self, num_tokens: int) -> int:
-        """Multiplications and additions of a prompt: all matrices but the output layer, which only
-        the last token goes through, and causal attention."""
+        """Operations for a prompt: all matrices but the output layer, and causal attention.
+
+        The output layer is left out because only the last token needs it.
+        """
         decoder = self.decoder
         rows = decoder.vocab_size * decoder.hidden_size
         weights = decoder.num_parameters - rows * (1 if decoder.tie_word_embeddings else 2)
@@ -76,7 +78,7 @@ class Shape:
 
 
 def shapes(*, quick: bool) -> list[Shape]:
-    """quick: the same architectures with next to nothing in them."""
+    """The measured shapes; `quick` gives tiny models of the same architectures."""
     known = {"Qwen3-0.6B": QWEN3_0_6B, "Llama-3-8B": LLAMA_3_8B}
     small = {**SMALL, **SMALL_HEADS} if quick else {}
     return [Shape(name, {**config, **small}) for name, config in known.items()]

@@ -63,7 +63,7 @@ class TransformersPeer:
             )
         }
         if self._device.type == "cpu":
-            # Its default is a cache of nearly all the memory, which it fills with zeros.
+            # By default transformers fills nearly all memory with its cache of zeros.
             from transformers.generation import configuration_utils as limits
 
             make_limits: Any = limits.ContinuousBatchingConfig
@@ -74,7 +74,7 @@ class TransformersPeer:
         results = self._model.generate_batch(prompts, **options)
         synchronize(self._device)
         seconds = time.perf_counter() - start_s
-        num_tokens = sum(len(one.generated_tokens) for one in results.values())
+        num_tokens = sum(len(result.generated_tokens) for result in results.values())
         wanted = num_requests * output_tokens
         if num_tokens != wanted:
             raise RuntimeError(f"it put out {num_tokens} tokens instead of {wanted}")

@@ -1,1 +1,1 @@
-"""`sapwood bench ops`: every op alone, beside torch and beside the machine's limits."""
+"""`sapwood bench ops`: compares every op alone with torch and with the machine's limits."""

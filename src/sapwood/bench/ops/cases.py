@@ -1,4 +1,4 @@
-"""The ops with the sizes that a model's step gives them, and what each must move and compute."""
+"""The measured ops, with the sizes of a model's step, and the bytes and operations of each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sapwood.bench.ops.options import Shape
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.sampling_settings import SamplingSettings
 
 Make = Callable[[Kernels], Callable[[], object]]
 
 COLD_BYTES = 256 << 20
-"""So much memory is used in turn for weights and KV, so that no processor cache holds them."""
+"""Bytes of weights and KV that are used in turn, so that no processor cache holds them."""
 PAGE_SIZE = 16
 
 
@@ -24,9 +24,10 @@ PAGE_SIZE = 16
 class Case:
     """One op with its sizes.
 
-    setting         the sizes, in words
-    num_bytes       that must be read or written at least; operations: that must be done at least
-    make            a call of the op by those kernels, its inputs made beforehand
+    setting         the sizes in words
+    num_bytes       bytes that must be read or written at least
+    operations      operations that must be done at least
+    make            makes the inputs, and returns a function that calls the kernels' op
     """
 
     op: str
@@ -39,7 +40,11 @@ class Case:
 def all_cases(
     shape: Shape, rows: Sequence[int], context: int, dtype: torch.dtype
 ) -> Iterator[Case]:
-    """rows: numbers of new tokens at once; context: tokens that decodes attend to."""
+    """All cases.
+
+    rows     numbers of new tokens in a step
+    context  tokens that decodes attend to
+    """
     for num in rows:
         yield from _row_cases(shape, num, dtype)
         yield from _linear_cases(shape, num, dtype)
@@ -144,7 +149,7 @@ def _linear(num: int, num_in: int, num_out: int, dtype: torch.dtype, kind: str |
     weight_bytes = int(num_in * num_out * bits / 8)
 
     def make(kernels: Kernels) -> Callable[[], object]:
-        # A call of the same layer comes again only after all the others' weights were read.
+        # A layer is called again only after the weights of all other layers have been read.
         copies = max(1, COLD_BYTES // weight_bytes) if num <= 64 else 1
         weight = torch.randn(num_out, num_in, dtype=dtype)
         if kind is None:
@@ -174,7 +179,7 @@ def _attention(
     token_bytes = 2 * shape.num_kv_heads * shape.head_dim * dtype.itemsize
     num_copies = max(1, COLD_BYTES // (sum(pages_each) * PAGE_SIZE * token_bytes))
     q = torch.randn(num_new, shape.num_heads, shape.head_dim, dtype=dtype)
-    # Of the keys up to its own place each new token sees the half, on the average.
+    # On average, a new token sees half of the new keys.
     seen = sum(n * (context - (n - 1) / 2) for n, context in zip(new, contexts, strict=True))
 
     def make(kernels: Kernels) -> Callable[[], object]:
@@ -182,7 +187,7 @@ def _attention(
             sum(pages_each) * num_copies, shape.num_kv_heads, PAGE_SIZE, shape.head_dim
         )
         keys, values = torch.randn(size, dtype=dtype), torch.randn(size, dtype=dtype)
-        # Pages of a request lie all over the pool, as they do after a while.
+        # The pages of a request are scattered over the pool, as they are after a while of serving.
         order = torch.randperm(size[0], dtype=torch.int32).view(num_copies, -1)
         turns = itertools.cycle([_batch(pages, pages_each, new, contexts) for pages in order])
         scale = shape.head_dim**-0.5
@@ -216,7 +221,7 @@ def _batch(
         context_len=torch.tensor(contexts, dtype=torch.int32),
         query_lens=tuple(new),
         context_lens=tuple(contexts),
-        num_decodes=sum(one == 1 for one in new),
+        num_decodes=sum(num_new == 1 for num_new in new),
     )
 
 
@@ -235,14 +240,14 @@ def _sampling_cases(shape: Shape, num: int) -> Iterator[Case]:
     def sampling(
         top_k: int, top_p: float, min_p: float
     ) -> Callable[[Kernels], Callable[[], object]]:
-        draws = Draws(
+        settings = SamplingSettings(
             temperature=[0.8] * num,
             top_k=[top_k] * num,
             top_p=[top_p] * num,
             min_p=[min_p] * num,
             numbers=[(0.5 + index) / num for index in range(num)],
         )
-        return lambda kernels: lambda: kernels.sample(logits, draws)
+        return lambda kernels: lambda: kernels.sample(logits, settings)
 
     yield Case(
         op="argmax",

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: reading memory, and multiplying matrices.
+"""Measures the limits of this machine: reading memory, and multiplying matrices.
 
 Source of the roofline: Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785.
 """
@@ -21,21 +21,27 @@ REPEATS = 5
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """bandwidth: bytes per second; rate: floating-point operations per second of matrix products"""
+    """The limits of a machine.
+
+    bandwidth  bytes per second that can be read
+    rate       floating-point operations per second of matrix products
+    """
 
     bandwidth: float
     rate: float
 
     def seconds(self, num_bytes: int, num_operations: int) -> float:
-        """No op that moves and computes so much can be faster."""
+        """The least time that an op with these bytes and operations can take."""
         return max(num_bytes / self.bandwidth, num_operations / self.rate)
 
 
 def measure_limits(
     dtype: torch.dtype, num_threads: int, implementations: Sequence[Kernels]
 ) -> Limits:
-    """Both are the best of a few tries: a limit is not what a busy neighbour leaves. Matrices are
-    multiplied by whoever is fastest: torch itself, or one of the implementations."""
+    """The limits: each is the best of a few tries, because other processes may be busy meanwhile.
+
+    Matrices are multiplied by the fastest way there is: torch, or one of the implementations.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

@@ -1,4 +1,4 @@
-"""Times ops of two implementations in turn, and tells how near they come to the limits."""
+"""Times the ops of two implementations in turn, and compares them with the machine's limits."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from sapwood.kernels.registry import Need, select_kernels
 
 BASELINE = "torch"
 WIDTH = 100
-"""The table's columns at least: a file has no width of its own, and a narrow terminal wraps."""
+"""Least width of the table in columns: a file has no width, and narrow terminals would wrap it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpCost:
     """Medians in seconds.
 
-    torch_s   of the torch implementation; None if it has no such op
-    limit_s   what moving and computing so much takes at the machine's limits
+    torch_s   time of the torch implementation; None: it has no such op
+    limit_s   least time for the op's bytes and operations at the machine's limits
     """
 
     op: str
@@ -49,13 +49,13 @@ class OpCost:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the limit that is reached, by implementation."""
+        """The share of the limit that each implementation reaches."""
         other = {} if self.torch_s is None else {BASELINE: self.limit_s / self.torch_s}
         return {"sapwood": self.limit_s / self.own_s, **other}
 
 
 def measure_ops(options: OpsOptions, show_progress: bool = True) -> tuple[Limits, list[OpCost]]:
-    """ConfigError if no op is named so."""
+    """Measure the ops that the options name; ConfigError if there is no op of a name."""
     dtype = DTYPES[options.dtype]
     shape = SHAPES[options.shape]
     threads = options.num_threads or read_platform().num_cores
@@ -153,6 +153,6 @@ def bench_ops(options: OpsOptions, output: OutputOptions, console: Console) -> N
     written = [path]
     if output.plot:
         written.append(path.with_suffix(".png"))
-        shares = {f"{one.op}, {one.setting}": one.shares for one in costs}
+        shares = {f"{cost.op}, {cost.setting}": cost.shares for cost in costs}
         plot_shares(shares, f"{options.shape}, {options.dtype}: share of the limit", written[-1])
     console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What `sapwood bench ops` measures; without torch, so that --help is quick."""
+"""The options of `sapwood bench ops`. No torch, so that --help is quick."""
 
 from __future__ import annotations
 

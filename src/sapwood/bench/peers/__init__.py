@@ -1,1 +1,1 @@
-"""sapwood beside what users would pick instead, on the same prompts, in turn, on one machine."""
+"""Compares sapwood with its peers, on the same prompts, in turn, on one machine."""

@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def serve(lines: Iterable[bytes], answers: BinaryIO, clock: Clock) -> int:
-    """Answer each line; the exit status: 1 after a failure, which is told to the parent."""
+    """Answer each line. Returns the exit status, which is 1 after a failure; the parent is told."""
     incoming = iter(lines)
     try:
         start = decode_to_peer(next(incoming))
@@ -75,7 +75,7 @@ def peak_rss_bytes(process: psutil.Process) -> int:
 
     The peaks need not fall together, so this is an upper bound where there are children.
     """
-    return sum(_peak_of(one) for one in [process, *process.children(recursive=True)])
+    return sum(_peak_of(member) for member in [process, *process.children(recursive=True)])
 
 
 def _peak_of(process: psutil.Process) -> int:
@@ -87,7 +87,7 @@ def _peak_of(process: psutil.Process) -> int:
                     return int(line.split()[1]) * 1024
         return int(process.memory_info().rss)
     except (OSError, psutil.Error):
-        return 0  # A child that ended between listing and reading holds nothing any more.
+        return 0  # The child ended after it was listed, and holds no memory.
 
 
 def _answer(answers: BinaryIO, message: Ready | Done | Failed) -> None:

@@ -1,4 +1,4 @@
-"""Peers on the same prompts, one run each in turn, as ratios to a baseline.
+"""Compares peers on the same prompts, one run each in turn, as ratios to a baseline.
 
 Absolute figures of a shared machine drift within minutes. Each repeat therefore runs every peer
 right after the other, in an order that rotates, and is compared within itself: the ratio quoted is
@@ -23,7 +23,7 @@ from sapwood.schema.config.options import option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeersOptions:
-    """Who is compared, on what."""
+    """The compared peers and their workloads."""
 
     model: str = option(
         "smollm2-135m",
@@ -79,7 +79,11 @@ class PeersOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerFacts:
-    """start_s is from starting the process to its first answer; peak_rss_bytes since then."""
+    """Facts about a peer's process.
+
+    start_s         seconds from the start of the process to its first answer
+    peak_rss_bytes  peak of its resident memory
+    """
 
     versions: Mapping[str, str]
     start_s: float
@@ -99,13 +103,16 @@ class Peer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """results: workload -> peer -> its repeats. Repeats of the same index ran side by side."""
+    """The results of a comparison.
+
+    results  workload -> peer -> its repeats; repeats of one index ran right after each other
+    """
 
     baseline: str
     results: Mapping[str, Mapping[str, OfflineResult]]
 
     def ratios(self) -> dict[str, dict[str, Spread]]:
-        """peer -> workload -> its speed over the baseline's; above 1 is faster."""
+        """Peer -> workload -> its speed divided by the baseline's; above 1 is faster."""
         peers = list(dict.fromkeys(peer for of_peer in self.results.values() for peer in of_peer))
         ratios: dict[str, dict[str, Spread]] = {peer: {} for peer in peers}
         for workload, of_peer in self.results.items():
@@ -127,7 +134,7 @@ class Comparison:
 
 
 def paired_ratios(result: OfflineResult, baseline: OfflineResult) -> list[float]:
-    """Speed over the baseline's in each repeat that gave both a figure."""
+    """Speed divided by the baseline's, for each repeat in which both have a figure."""
     headline = result.spec.headline
     ratios = []
     for own, other in zip(result.repeats, baseline.repeats, strict=True):
@@ -147,7 +154,10 @@ def compare(
     seed: int,
     on_repeat: Callable[[str, str, Repeat], None] = lambda *_: None,
 ) -> Comparison:
-    """Warm up, then run every peer on every workload; `on_repeat` hears workload, peer, figures."""
+    """Warm up, then run every peer on every workload.
+
+    on_repeat  called with (workload, peer, figures) after each run
+    """
     results = {}
     for spec in specs:
         warm_up = spec.generate(vocabulary, seed=seed, repeat="warm-up")
@@ -168,6 +178,6 @@ def compare(
 
 
 def rotated(peers: Sequence[Peer], turns: int) -> list[Peer]:
-    """The peers with another one first each turn: who goes first may find a cooler machine."""
+    """The peers, with another one first in each turn: the first may find a cooler machine."""
     first = turns % len(peers)
     return [*peers[first:], *peers[:first]]

@@ -20,13 +20,13 @@ from sapwood.models.store.cache import publish, safe_key, staging
 from sapwood.models.store.progress import stage
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""Taken from sapwood's own preparation of the GGUF."""
+"""The tokenizer's files, which are copied from sapwood's own preparation of the GGUF."""
 
 
 def checkpoint_directory(
     files: ModelFiles, *, home: Path, dtype: str, env: Mapping[str, str], progress: Progress
 ) -> Path:
-    """A transformers checkpoint of that model, converted if it is not one already.
+    """A transformers checkpoint of the model, which is converted if it has another format.
 
     Raises ModelSourceError if there are no weights, or transformers cannot read the GGUF file.
     """
@@ -39,7 +39,7 @@ def checkpoint_directory(
             f"{files.name} is a GGUF in {len(files.weights)} parts, which transformers cannot read;"
             " merge them, or name a safetensors checkpoint of the model"
         )
-    # The prepared directory is named after the GGUF's content or place, so it identifies it.
+    # The prepared directory is named after the GGUF's content or place, so its name is unique.
     key = safe_key(f"{files.path.name}-{dtype}")
     target = home / "bench" / "converted" / key
     if target.is_dir():

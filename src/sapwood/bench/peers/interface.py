@@ -14,12 +14,12 @@ OptionValue = bool | int | float | str | list[str] | None
 
 
 class PeerSetup(msgspec.Struct, frozen=True, kw_only=True):
-    """What every peer is given alike.
+    """The settings of a peer.
 
     model_dir    directory of a transformers checkpoint (config.json, safetensors, tokenizer)
-    dtype        "bfloat16", "float32" or "float16": of weights, activations and KV
+    dtype        dtype of weights, activations and KV: "bfloat16", "float32" or "float16"
     num_threads  threads that compute
-    options      what only this peer is told, by the names that it gives them
+    options      settings for this peer alone, by the peer's own names
     """
 
     model_dir: str
@@ -29,7 +29,7 @@ class PeerSetup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 OpenPeer = Callable[[PeerSetup], AbstractContextManager[TokenGenerator]]
-"""Loads the model; leaving the context frees it. Runs in the peer's process, imports late."""
+"""Loads the model; leaving the context frees it. It runs in the peer's process."""
 
 PEERS: Registry[OpenPeer] = Registry(
     "peer",

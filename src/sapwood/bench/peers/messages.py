@@ -1,4 +1,4 @@
-"""What a comparison and its peers' processes say to each other: JSON, one message a line."""
+"""The messages between a comparison and its peers' processes: JSON, one message a line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sapwood.bench.peers.interface import PeerSetup
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """The first line to a process; `peer` is the kind to open."""
+    """The first line to a process; `peer` names the kind of peer that it must open."""
 
     peer: str
     setup: PeerSetup
@@ -32,7 +32,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Answers a `Run`. peak_rss_bytes is that of the process and its children since the start."""
+    """Answers a `Run`.
+
+    peak_rss_bytes  peak of resident memory of the process and its children since the start
+    """
 
     phase_s: list[float]
     num_output_tokens: list[int]

@@ -1,7 +1,7 @@
 """OpenVINO GenAI's continuous batching pipeline on the CPU, with the prefix cache on.
 
-It loads what `optimum-cli export openvino` made of the checkpoint: the peer's `model` names that
-directory. Its options are OpenVINO's properties; `cache_size` in GiB is its scheduler's.
+The peer's `model` names a directory that `optimum-cli export openvino` has made of the checkpoint.
+The options are OpenVINO's properties, and `cache_size`, the scheduler's cache in GiB.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class OpenVinoGenerator:
         tensors = [self._openvino.Tensor(np.array([prompt], dtype=np.int64)) for prompt in prompts]
         configs = [self._greedy(length) for length in output_lengths]
         results = self._pipeline.generate(tensors, configs)
-        return [Generated(num_output_tokens=len(one.m_generation_ids[0])) for one in results]
+        return [Generated(num_output_tokens=len(result.m_generation_ids[0])) for result in results]
 
     def _greedy(self, num_output_tokens: int) -> Any:
         config = self._genai.GenerationConfig()

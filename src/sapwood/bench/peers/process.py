@@ -1,4 +1,4 @@
-"""A peer as the comparison holds it: a process that is asked to run workloads."""
+"""The comparison's side of a peer: a child process that runs workloads."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ READ_BYTES = 1 << 16
 
 
 def child_command(python: str | None) -> list[str]:
-    """Runs the peer's side in an interpreter that need not have sapwood.
+    """The command of a peer's process, for an interpreter that may lack sapwood.
 
-    What sapwood needs is then found in this environment, after the interpreter's own packages: both
-    must be of the same version of Python."""
+    Then sapwood and its dependencies are taken from this environment, after the interpreter's own
+    packages; both must have the same version of Python."""
     if python is None:
         return [sys.executable, "-m", CHILD]
     ours = [str(Path(sapwood.__file__).parents[1]), sysconfig.get_paths()["purelib"]]
@@ -51,10 +51,10 @@ def child_command(python: str | None) -> list[str]:
 class PeerProcess:
     """One peer with its model loaded. A context manager; leaving it ends the process.
 
-    kind  which of PEERS opens it, where that is not its name
+    kind  the entry of PEERS that opens the peer; None: the peer's name
 
-    start_s         from starting the process to its first answered request
-    peak_rss_bytes  of the process and its children, as of the last run
+    start_s         seconds from the start of the process to its first answer
+    peak_rss_bytes  peak of resident memory of the process and its children, up to the last run
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class PeerProcess:
         )
 
     def close(self) -> None:
-        """End the process: by the end of its input, and by force if that does not help."""
+        """End the process by closing its input, and if that does not help by force."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # It may have died already.
+        with contextlib.suppress(BrokenPipeError):  # The child may have died already.
             process.stdin.close()
         try:
             process.wait(CLOSE_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""sapwood through its Python API, as the others see it; its options are those of the engine."""
+"""sapwood as a peer, through its Python API; its options are the engine's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sapwood.schema.config.options import gather
 
 @contextmanager
 def open_sapwood(setup: PeerSetup) -> Iterator[TokenGenerator]:
-    """ConfigError for an option that the engine does not have."""
+    """Open an engine; ConfigError for an option that the engine does not have."""
     common = {
         "model": setup.model_dir,
         "dtype": setup.dtype,

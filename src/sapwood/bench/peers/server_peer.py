@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @contextmanager
 def open_server(setup: PeerSetup) -> Iterator[TokenGenerator]:
-    """Raises ConfigError without a command, EngineUnavailable if the server never answers."""
+    """Start a server. ConfigError without a command, EngineUnavailable if it never answers."""
     options = dict(setup.options)
     command = options.pop("command", None)
     served_model = options.pop("served_model", "default")
@@ -65,7 +65,7 @@ def open_server(setup: PeerSetup) -> Iterator[TokenGenerator]:
 
 
 class ServerGenerator:
-    """All requests of a call at once, each a stream of its own; greedy, of exact lengths."""
+    """Sends all requests of a call at once, each as its own stream: greedy, of exact lengths."""
 
     def __init__(self, endpoint: Endpoint, served_model: str) -> None:
         self._endpoint = endpoint
@@ -74,7 +74,7 @@ class ServerGenerator:
     def generate(
         self, prompts: Sequence[Sequence[int]], output_lengths: Sequence[int]
     ) -> list[Generated]:
-        """HttpError if a request fails."""
+        """The outputs of all prompts; HttpError if a request fails."""
 
         async def all_at_once() -> list[Generated]:
             pairs = zip(prompts, output_lengths, strict=True)
@@ -121,7 +121,7 @@ class ServerGenerator:
 
 
 def _wait(process: subprocess.Popen[bytes], server: ServerGenerator, words: list[str]) -> None:
-    """Until the server answers a request."""
+    """Wait until the server answers a request."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while True:
         if process.poll() is not None:
@@ -136,7 +136,7 @@ def _wait(process: subprocess.Popen[bytes], server: ServerGenerator, words: list
 
 
 def _filled(word: str, facts: Mapping[str, object]) -> str:
-    """Other braces stay: an option may be JSON."""
+    """The command's words with their placeholders filled in; other braces stay, as in JSON."""
     for name, value in facts.items():
         word = word.replace("{" + name + "}", str(value))
     return word
@@ -149,6 +149,6 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

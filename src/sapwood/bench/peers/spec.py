@@ -1,4 +1,4 @@
-"""Who is compared: what `--peers` names, with what `--peers-file` says of each."""
+"""The compared peers: the names in `--peers`, and their settings in `--peers-file`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from sapwood.bench.peers.interface import PEERS, OptionValue
 class PeerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One peer of a comparison; in the file, a mapping under its name.
 
-    kind     which of PEERS opens it; None: the one of its name
-    python   interpreter that has the peer's packages; None: this one
-    model    what it loads instead of the common checkpoint, such as the peer's own format
-    options  passed to the peer; what they are is for its kind to say
+    kind     the entry of PEERS that opens the peer; None: the peer's name
+    python   interpreter with the peer's packages; None: this interpreter
+    model    model that the peer loads instead of the common checkpoint, for instance in its own
+             format; None: the common checkpoint
+    options  settings that are passed to the peer; each kind has its own
     """
 
     kind: str | None = None
@@ -27,9 +28,10 @@ class PeerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def peer_specs(names: Sequence[str], file: Path | None) -> dict[str, PeerSpec]:
-    """The peers to compare, by name, every kind known.
+    """The peers to compare, by name.
 
-    Raises ConfigError, naming the peer or the entry, for what is unknown or of a wrong type."""
+    Raises ConfigError, with the peer or entry, for unknown kinds or fields and wrong types.
+    """
     described = {} if file is None else _read(file)
     specs = {}
     for name in names:

@@ -32,14 +32,14 @@ class TransformersGenerator:
     def __init__(self, model: Any) -> None:
         self._model = model
         model.generation_config.eos_token_id = None
-        # Set by many checkpoints for chatting; greedy decoding would only warn about them.
+        # Many checkpoints set these for chatting; with greedy decoding they only cause warnings.
         for name in ("temperature", "top_p", "top_k"):
             setattr(model.generation_config, name, None)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], output_lengths: Sequence[int]
     ) -> list[Generated]:
-        """ConfigError if the outputs differ in length: a static batch ends for all at once."""
+        """The outputs of one batch; ConfigError if lengths differ: a static batch ends for all."""
         import torch
 
         if len(set(output_lengths)) != 1:

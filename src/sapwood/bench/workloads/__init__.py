@@ -1,1 +1,1 @@
-"""What a benchmark sends: deterministic prompts and lengths, from a seed."""
+"""The workloads of benchmarks: prompts and lengths that depend only on a seed."""

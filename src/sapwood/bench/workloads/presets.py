@@ -1,4 +1,4 @@
-"""The workloads that sapwood is compared on, and those made of options.
+"""The workloads of comparisons, and workloads that are made of options.
 
 The presets are the ones of docs/benchmarking.md: a single stream, a prefill, a full batch, and a
 batch on one long prefix, cold and primed.
@@ -73,7 +73,7 @@ PRESETS: Mapping[str, WorkloadSpec] = {spec.name: spec for spec in _PRESETS}
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A workload made of options: its shape, and the options it takes with their defaults."""
+    """A kind of workload that is made of options: its shape, its options and their defaults."""
 
     title: str
     shape: Callable[..., Shape]
@@ -109,7 +109,7 @@ WORKLOAD_NAMES = (*_KINDS, *PRESETS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadOptions:
-    """Which workloads to run. An option that a named workload does not take is an error."""
+    """The workloads to run. An option that a named workload does not have is an error."""
 
     workload: str = option(
         "fixed",

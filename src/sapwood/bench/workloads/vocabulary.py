@@ -1,4 +1,4 @@
-"""What random prompts are made of: token ids of a model, or plain words.
+"""The units of random prompts: token ids of a model, or plain words.
 
 Only ordinary tokens are drawn. A special token in the middle of a prompt could end a turn or switch
 a mode, and a benchmark of that says little about real prompts.
@@ -18,7 +18,7 @@ Prompt = tuple[int, ...] | str
 """Token ids, or text."""
 
 MIN_TOKENS = 16
-"""A vocabulary smaller than this makes prompts that repeat themselves."""
+"""A smaller vocabulary would make prompts that repeat themselves."""
 
 
 class Vocabulary(Protocol):

@@ -1,4 +1,4 @@
-"""Requests of a benchmark, and the shapes they come in."""
+"""The requests of a benchmark, and the shapes of workloads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sapwood.bench.workloads.vocabulary import Prompt, Vocabulary
 class BenchRequest:
     """One prompt and the exact number of output tokens that it asks for.
 
-    num_prompt_tokens  exact for a prompt of token ids, an estimate for one of words
+    num_prompt_tokens  exact for a prompt of token ids, estimated for a prompt of words
     """
 
     prompt: Prompt
@@ -33,7 +33,7 @@ class Shape(Protocol):
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether prompts begin alike on purpose, so that a prefix cache has something to find."""
+        """Whether prompts have common prefixes on purpose, for a prefix cache to find."""
         ...
 
     def phases(self, vocabulary: Vocabulary, rng: random.Random) -> tuple[Phase, ...]: ...
@@ -131,7 +131,7 @@ class SharedPrefix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """The one figure that a workload is quoted by.
+    """The main figure of a workload.
 
     metric  name of a property of `offline.Repeat`
     """
@@ -160,7 +160,7 @@ class WorkloadSpec:
     def generate(self, vocabulary: Vocabulary, *, seed: int, repeat: int | str = 0) -> Workload:
         """The same requests for the same arguments, on every machine and Python version.
 
-        repeat  another value gives other prompts of the same shape, so that what a cache keeps of
+        repeat  number of the repeat; each has prompts of its own, so that a cache that is filled by
                 one repeat cannot serve the next
         """
         # A text seed goes through SHA-512, so that neighbouring repeats have unrelated prompts.
@@ -181,7 +181,7 @@ class Workload:
         return tuple(request for phase in self.phases for request in phase)
 
     def summary(self) -> dict[str, Any]:
-        """What a report says of it; JSON."""
+        """The workload in a report, as JSON."""
         requests = self.requests
         return {
             "name": self.spec.name,

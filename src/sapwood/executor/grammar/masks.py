@@ -79,7 +79,7 @@ class GrammarMasks:
         self._masks = np.zeros((min(num_rows, 8), self._words), dtype=np.int32)
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return self._rows.keys()
 
     def start(self, start: RowStart) -> None:

@@ -1,10 +1,10 @@
 """Logits processors that come from outside: registered by name, or sent with a request.
 
-A registered one is an entry point of the group `sapwood.logits_processors`: a callable that makes
-one request's processor from its custom_params. A request may also bring code, in the format of
-SGLang's clients, but only where the operator has allowed it: it can do whatever this process can.
+A registered processor is an entry point of the group `sapwood.logits_processors`: a callable that
+makes one request's processor from its custom_params. If the operator allows it, a request may also
+bring code, in the format of SGLang's clients; such code can do whatever this process can.
 
-What a processor raises ends its request, and no other.
+An exception of a processor ends its request, and no other.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from sapwood.schema.step import RowStart
 log = logging.getLogger(__name__)
 
 Process = Callable[[Tensor, Sequence[int]], Tensor | None]
-"""(logits [vocab] fp32 of one request, its output token ids so far) -> the logits to take; None:
-those that were given, changed in place."""
+"""(logits [vocab] fp32 of one request, its output token ids so far) -> the new logits.
+
+None stands for the given logits, changed in place.
+"""
 
 MakeProcess = Callable[[Mapping[str, Any], Sequence[int]], Process]
-"""(custom_params, prompt token ids) -> one request's processor. What an entry point names."""
+"""(custom_params, prompt token ids) -> one request's processor; entry points name such makers."""
 
 LOGITS_PROCESSORS: Registry[MakeProcess] = Registry(
     "custom logit processor", BUILT_IN, entry_point=ENTRY_POINT
@@ -44,13 +46,13 @@ _SGLANG_BASE = ("sglang.srt.sampling.custom_logit_processor", "CustomLogitProces
 
 
 class CustomLogitProcessor(ABC):
-    """What a client subclasses to send code. `to_str` makes the field `custom_logit_processor`."""
+    """The base class of clients' code. `to_str` makes the field `custom_logit_processor`."""
 
     @abstractmethod
     def __call__(self, logits: Tensor, custom_param_list: list[dict[str, Any]]) -> Tensor:
-        """logits [n, vocab] and the custom_params of each row -> the logits to take.
+        """logits [n, vocab] and the custom_params of each row -> the new logits.
 
-        The server calls it with one row. custom_params has "__req__" besides, an object with
+        The server calls this with one row. custom_params also has "__req__", an object with
         `origin_input_ids` and `output_ids`."""
 
     @classmethod
@@ -60,7 +62,7 @@ class CustomLogitProcessor(ABC):
 
 @dataclass(slots=True)
 class RequestView:
-    """What code from a request sees of it."""
+    """The view of a request that its own code gets."""
 
     origin_input_ids: list[int]
     output_ids: list[int] = field(default_factory=list)
@@ -79,8 +81,8 @@ class _Running:
 class CustomProcessors:
     """The custom processor of each row that has one.
 
-    allow_code  take code from requests
-    failures    row -> why its request must end; whoever ends it takes the entry away
+    allow_code  whether requests may bring code
+    failures    row -> why its request must end; the reader of an entry removes it
     """
 
     def __init__(self, failures: dict[int, str], *, allow_code: bool) -> None:
@@ -89,7 +91,7 @@ class CustomProcessors:
         self._running: dict[int, _Running] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return self._running.keys()
 
     def start(self, start: RowStart) -> None:
@@ -117,7 +119,7 @@ class CustomProcessors:
             if broken:
                 running.broken = broken
                 self._failures[row] = broken
-                # Nothing of it is used, but a token will be drawn.
+                # The request will end, but a token is drawn from these logits before.
                 logits[index] = 0.0
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
@@ -143,7 +145,7 @@ class CustomProcessors:
 
 
 class _Unpickler(dill.Unpickler):  # type: ignore[misc]
-    """Reads what SGLang's clients send although SGLang is not installed here."""
+    """Reads the code of SGLang's clients, although SGLang is not installed here."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == _SGLANG_BASE:
@@ -152,7 +154,7 @@ class _Unpickler(dill.Unpickler):  # type: ignore[misc]
 
 
 def _run(running: _Running, logits: Tensor) -> str:
-    """Process logits [vocab] in place; why that failed, or ""."""
+    """Process logits [vocab] in place. Returns why that failed, or ""."""
     assert running.process is not None, "a processor that was made"
     try:
         result = running.process(logits, running.output_ids)

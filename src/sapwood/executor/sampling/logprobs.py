@@ -14,12 +14,12 @@ from sapwood.schema.logprobs import LEAST_LOGPROB, LogprobOptions, TokenLogprobs
 from sapwood.schema.step import EntryLogprobs, RowStart, ScheduledTokens
 
 PIECE_BYTES = 64 * 2**20
-"""Logits of a prompt that are held at a time: 111 rows of a vocabulary of 150,000."""
+"""Bytes of a prompt's logits that are held at a time: 111 rows with a vocabulary of 150,000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """What one row wants; the prompt only if its log probabilities are wanted."""
+    """The log probabilities that one row wants; it has the prompt only if those are wanted."""
 
     options: LogprobOptions
     token_ids: Tensor | None
@@ -28,9 +28,10 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawLogits:
-    """The model's own logits of some entries, kept before processors change them.
+    """Some entries' logits as the model computed them, kept before processors change them.
 
-    indices  their places among the rows that are sampled; at: the same, on the device
+    indices  the entries' indices among the rows that are sampled
+    at       the same indices, on the device
     logits   [len(indices), vocab]
     """
 
@@ -41,22 +42,22 @@ class RawLogits:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Log probabilities on their way to the host: what TokenLogprobs holds, piece by piece."""
+    """Log probabilities on their way to the host, as the fields of TokenLogprobs."""
 
     pieces: Sequence[Mapping[str, Download]]
 
     def tell(self) -> TokenLogprobs:
-        """Waits for them."""
+        """Wait for the log probabilities, and return them."""
         return TokenLogprobs.joined(
             [
-                TokenLogprobs(**{name: _packed(one.wait()) for name, one in piece.items()})
+                TokenLogprobs(**{name: _packed(tensor.wait()) for name, tensor in piece.items()})
                 for piece in self.pieces
             ]
         )
 
 
 class LogprobRecorder:
-    """Costs nothing for rows that want none."""
+    """Records log probabilities for the rows that want some, at no cost for the others."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class LogprobRecorder:
         self._wanted: dict[int, _Wanted] = {}
 
     def start(self, start: RowStart) -> None:
-        """Another request takes that row."""
+        """Another request takes the row."""
         self._wanted.pop(start.row, None)
         options = start.logprobs
         if options is None:
@@ -84,11 +85,11 @@ class LogprobRecorder:
         )
 
     def scores(self, scheduled: Sequence[ScheduledTokens]) -> bool:
-        """Whether logits of prompt tokens are wanted in this step."""
+        """Whether this step must score prompt tokens."""
         return bool(self._wanted) and any(entry.num_scored for entry in scheduled)
 
     def keep(self, logits: Tensor, rows: Sequence[int]) -> RawLogits | None:
-        """A copy of the logits [S, vocab] of those rows that want log probabilities."""
+        """Copies of the logits [S, vocab] of the rows that want log probabilities."""
         if not self._wanted:
             return None
         indices = [index for index, row in enumerate(rows) if row in self._wanted]
@@ -100,13 +101,13 @@ class LogprobRecorder:
     def of_output(
         self, kept: RawLogits, rows: Sequence[int], chosen: Tensor
     ) -> dict[int, Measured]:
-        """Index among `rows` -> log probabilities of the token in chosen [S]."""
+        """Log probabilities of the tokens in chosen [S], by index in `rows`."""
         found: dict[int, Measured] = {}
         targets = chosen.index_select(0, kept.at)
         for place, index in enumerate(kept.indices):
-            one = slice(place, place + 1)
+            at = slice(place, place + 1)
             wanted = self._wanted[rows[index]]
-            found[index] = Measured([self._measure(kept.logits[one], targets[one], wanted)])
+            found[index] = Measured([self._measure(kept.logits[at], targets[at], wanted)])
         return found
 
     def of_prompts(
@@ -115,11 +116,11 @@ class LogprobRecorder:
         hidden: Tensor,
         logits_of: Callable[[Tensor], Tensor],
     ) -> dict[int, Measured]:
-        """Index in `scheduled` -> log probabilities of what follows its scored tokens.
+        """Log probabilities of the tokens that follow scored ones, by index in `scheduled`.
 
-        hidden     [T, hidden] of the step's tokens, after the last norm
-        logits_of  [n, hidden] -> [n, vocab]; called with few rows at a time, so that the logits of
-                   a long prompt are never all there
+        hidden     [T, hidden]: hidden states of the step's tokens, after the last norm
+        logits_of  [n, hidden] -> [n, vocab]; called with few rows at a time, so that a long
+                   prompt's logits never exist all at once
         """
         found: dict[int, Measured] = {}
         begin = 0
@@ -141,7 +142,7 @@ class LogprobRecorder:
         logits_of: Callable[[Tensor], Tensor],
         wanted: _Wanted,
     ) -> Measured:
-        """The first row tells how large a vocabulary is, and so how many rows are a piece."""
+        """Apply `logits_of` to pieces; the first row's logits show how many rows make a piece."""
         logits = logits_of(hidden[:1])
         found = [self._measure(logits, targets[:1], wanted)]
         size = max(1, self._piece_bytes // (logits.element_size() * logits.shape[-1]))
@@ -152,7 +153,7 @@ class LogprobRecorder:
         return Measured(found)
 
     def _measure(self, logits: Tensor, targets: Tensor, wanted: _Wanted) -> dict[str, Download]:
-        """logits [n, vocab], targets [n] -> what is wanted of each row, by TokenLogprobs' names."""
+        """logits [n, vocab], targets [n] -> wanted log probabilities, by TokenLogprobs' names."""
         logits = logits.float()
         total = torch.logsumexp(logits, dim=-1, keepdim=True)
         found = {"tokens": logits.gather(-1, targets[:, None]) - total}
@@ -162,7 +163,7 @@ class LogprobRecorder:
             found["top"] = values - total
         if wanted.token_ids is not None:
             found["chosen"] = logits.index_select(-1, wanted.token_ids) - total
-        return {name: self._download(one) for name, one in found.items()}
+        return {name: self._download(tensor) for name, tensor in found.items()}
 
     def _ids(self, token_ids: Sequence[int]) -> Tensor:
         return upload_one(token_ids, np.int64, self._device)
@@ -173,7 +174,10 @@ def by_entry(
     outputs: Mapping[int, TokenLogprobs],
     prompts: Mapping[int, TokenLogprobs],
 ) -> dict[int, EntryLogprobs]:
-    """Both kinds by index in `scheduled`; sampling: the indices of the entries that sample."""
+    """The log probabilities of outputs and prompts together, by index in `scheduled`.
+
+    sampling  indices in `scheduled` of the entries that sample
+    """
     of_output = {sampling[index]: found for index, found in outputs.items()}
     return {
         index: EntryLogprobs(output=of_output.get(index), prompt=prompts.get(index))

@@ -24,22 +24,23 @@ _FIRST_CAPACITY = 64
 
 class LogitsProcessor(Protocol):
     @property
-    def follows(self) -> AbstractSet[int]:
-        """Rows whose next `apply` depends on the tokens accepted before it. Only their tokens have
-        to be accepted."""
+    def stateful_rows(self) -> AbstractSet[int]:
+        """Rows whose next `apply` depends on earlier tokens; only their tokens must be accepted."""
         ...
 
     def start(self, start: RowStart) -> None:
-        """Another request takes that row."""
+        """Another request takes the row."""
         ...
 
     def apply(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> None:
-        """Change logits [S, vocab] in place; entry i belongs to rows[i], which has put out
-        num_outputs[i] tokens before."""
+        """Change logits [S, vocab] in place.
+
+        Entry i belongs to rows[i], whose request has put out num_outputs[i] tokens before.
+        """
         ...
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
-        """These tokens were chosen."""
+        """Take note of the tokens that were chosen for the rows."""
         ...
 
 
@@ -51,7 +52,7 @@ class LogitBias:
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return NOBODY
 
     def start(self, start: RowStart) -> None:
@@ -83,7 +84,7 @@ class MinNewTokens:
         self._ends: dict[int, tuple[int, Tensor]] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return NOBODY
 
     def start(self, start: RowStart) -> None:
@@ -107,12 +108,12 @@ class MinNewTokens:
 
 
 class _Seen:
-    """The distinct tokens of one request that a penalty is for.
+    """The distinct tokens of one request that get a penalty.
 
-    Only their logits are looked at: a vocabulary has 150,000, a request a few hundred.
+    Only the logits of these tokens are read: a vocabulary has 150,000, a request a few hundred.
 
-    ids     [capacity] int64, of which the first `size` count; counts: [capacity] fp32, how often
-            each is in the output; 0 for what is only in the prompt
+    ids     [capacity] int64, of which the first `size` are in use
+    counts  [capacity] fp32: how often each token is in the output; 0: only in the prompt
     """
 
     def __init__(self, sampling: SamplingParams, device: torch.device) -> None:
@@ -124,7 +125,10 @@ class _Seen:
         self._counts = torch.zeros(_FIRST_CAPACITY, device=device)
 
     def add(self, token_ids: Sequence[int], count: int) -> None:
-        """These tokens came; count: 1 in the output, 0 in the prompt."""
+        """Add tokens.
+
+        count  1 for tokens of the output, 0 for tokens of the prompt
+        """
         place = self._place
         places = [place.setdefault(token_id, len(place)) for token_id in token_ids]
         while len(place) > len(self._ids):
@@ -159,7 +163,7 @@ class Penalties:
         self._seen: dict[int, _Seen] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return self._seen.keys()
 
     def start(self, start: RowStart) -> None:

@@ -1,7 +1,7 @@
 """Random numbers that depend on a request's seed and on nothing else in the batch.
 
-Counter-based: the number for output token i of a request is a hash of (seed, i), so that a
-retraction, another batch or another rank gives the same one.
+Counter-based: the number for output token i of a request is a hash of (seed, i). So the number is
+the same after a retraction, in another batch, and on another rank.
 Source: the finaliser of SplitMix64, Steele et al. 2014, doi:10.1145/2660193.2660195.
 """
 

@@ -12,37 +12,40 @@ from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.processors import LogitsProcessor
 from sapwood.executor.sampling.random_numbers import uniforms
-from sapwood.kernels.draws import Draws
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.transfer import upload_one
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 
 
-class Chooser(Protocol):
-    """`Kernels` is one, and so is what was captured of their ops."""
+class SamplingOps(Protocol):
+    """The ops that choose tokens from logits: those of `Kernels`, or a capture of them."""
 
     def argmax(self, logits: Tensor) -> Tensor: ...
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor: ...
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor: ...
 
 
 class Sampler:
-    """Processors, then greedy or random choice; each row as if it were alone."""
+    """Applies the processors, then chooses a token per row, independently of all other rows."""
 
     def __init__(
         self,
         rows: RowTable,
         processors: Sequence[LogitsProcessor],
-        chooser: Chooser,
+        ops: SamplingOps,
         failures: dict[int, str] | None = None,
         grammars: GrammarMasks | None = None,
     ) -> None:
-        """`failures` (row -> why) is what the processors write to when a request cannot go on.
-        `grammars` come after them: nothing may allow again what a grammar forbids."""
+        """A sampler.
+
+        failures  row -> why its request cannot go on; the processors write here
+        grammars  applied after all processors, so that none can allow a forbidden token again
+        """
         self._grammars = grammars
         self._failures = {} if failures is None else failures
         self._rows = rows
-        self._chooser = chooser
+        self._ops = ops
         self._processors = processors
 
     def start(self, start: RowStart) -> None:
@@ -53,12 +56,12 @@ class Sampler:
             self._grammars.start(start)
 
     def end(self, row: int) -> None:
-        """The request of that row has left: drop the state of its grammar."""
+        """The row's request has left: drop the state of its grammar."""
         if self._grammars is not None:
             self._grammars.end(row)
 
     def jump(self, rows: Sequence[int]) -> dict[int, list[int]]:
-        """Row -> tokens that must follow the one just sampled; they count as put out now."""
+        """Row -> tokens that must follow the token just sampled; they count as put out now."""
         jumps = {} if self._grammars is None else self._grammars.jump(rows)
         for row, token_ids in jumps.items():
             for processor in self._processors:
@@ -67,7 +70,7 @@ class Sampler:
         return jumps
 
     def take_failures(self) -> dict[int, str]:
-        """Row -> why its request cannot go on, of those sampled since the last call."""
+        """Row -> why its request cannot go on, for the rows that failed since the last call."""
         if not self._failures:
             return {}
         taken = dict(self._failures)
@@ -77,56 +80,56 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> Tensor:
         """logits [S, vocab], may be overwritten -> token ids [S] int64, on the logits' device.
 
-        The tokens of rows that are followed must be accepted before these rows are sampled again.
+        The tokens of stateful rows must be accepted before these rows are sampled again.
 
         rows         row of each entry
-        num_outputs  output tokens each had before; counts the random numbers
+        num_outputs  output tokens of each request so far, which number the random numbers
         """
         for processor in self._processors:
             processor.apply(logits, rows, num_outputs)
         if self._grammars is not None:
             self._grammars.apply(logits, rows)
         params = [self._rows.sampling[row] for row in rows]
-        random = [index for index, one in enumerate(params) if not one.is_greedy]
+        random = [index for index, setting in enumerate(params) if not setting.is_greedy]
         if len(random) == len(params):
-            chosen = self._chooser.sample(logits, self._draws(rows, params, num_outputs))
+            chosen = self._ops.sample(logits, self._settings(rows, params, num_outputs))
         else:
-            chosen = self._chooser.argmax(logits)
+            chosen = self._ops.argmax(logits)
             if random:
-                draws = self._draws(
+                settings = self._settings(
                     [rows[index] for index in random],
                     [params[index] for index in random],
                     [num_outputs[index] for index in random],
                 )
                 at = upload_one(random, np.int64, logits.device)
-                chosen.index_copy_(0, at, self._chooser.sample(logits.index_select(0, at), draws))
+                chosen.index_copy_(0, at, self._ops.sample(logits.index_select(0, at), settings))
         return chosen
 
-    def followed(self, rows: Sequence[int]) -> set[int]:
-        """Those of `rows` whose tokens must be accepted."""
+    def stateful_rows(self, rows: Sequence[int]) -> set[int]:
+        """The rows among `rows` whose tokens must be accepted."""
         wanted, found = set(rows), set[int]()
-        for one in self._processors:
-            if one.follows:
-                found |= wanted & one.follows
-        if self._grammars is not None and self._grammars.follows:
-            found |= wanted & self._grammars.follows
+        for processor in self._processors:
+            if processor.stateful_rows:
+                found |= wanted & processor.stateful_rows
+        if self._grammars is not None and self._grammars.stateful_rows:
+            found |= wanted & self._grammars.stateful_rows
         return found
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
-        """These tokens were chosen for those rows; in the order of the steps."""
+        """Take note of the tokens that were chosen for these rows. Called in the order of steps."""
         for processor in self._processors:
             processor.accept(rows, token_ids)
         if self._grammars is not None:
             self._grammars.accept(rows, token_ids)
 
-    def _draws(
+    def _settings(
         self, rows: Sequence[int], params: Sequence[SamplingParams], num_outputs: Sequence[int]
-    ) -> Draws:
+    ) -> SamplingSettings:
         counters = np.array(num_outputs, dtype=np.uint64)
-        return Draws(
-            temperature=[one.temperature for one in params],
-            top_k=[one.top_k for one in params],
-            top_p=[one.top_p for one in params],
-            min_p=[one.min_p for one in params],
+        return SamplingSettings(
+            temperature=[setting.temperature for setting in params],
+            top_k=[setting.top_k for setting in params],
+            top_p=[setting.top_p for setting in params],
+            min_p=[setting.min_p for setting in params],
             numbers=uniforms(self._rows.seeds[list(rows)], counters).tolist(),
         )

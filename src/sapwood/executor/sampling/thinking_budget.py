@@ -23,7 +23,7 @@ class _Stage(Enum):
 
 @dataclass(slots=True)
 class _Progress:
-    """One request: where it stands, and what was put out last."""
+    """The progress of one request's thinking, and its latest tokens."""
 
     budget: ThinkingBudget
     stage: _Stage
@@ -59,13 +59,13 @@ class _Progress:
 
 
 class ThinkingBudgets:
-    """A processor of logits: leaves one token where the end of the thinking must be written."""
+    """A logits processor that allows only one token where the thinking's end must be written."""
 
     def __init__(self) -> None:
         self._rows: dict[int, _Progress] = {}
 
     @property
-    def follows(self) -> AbstractSet[int]:
+    def stateful_rows(self) -> AbstractSet[int]:
         return self._rows.keys()
 
     def start(self, start: RowStart) -> None:
@@ -76,7 +76,7 @@ class ThinkingBudgets:
         progress = _Progress(budget, _Stage.THINKING if budget.is_open else _Stage.BEFORE)
         if budget.is_open and budget.max_tokens == 0:
             progress.stage = _Stage.CLOSING
-        # A request that was retracted has put out some tokens before.
+        # A retracted request has put out tokens already.
         for token_id in start.output_ids:
             progress.accept(token_id)
         self._rows[start.row] = progress

@@ -157,7 +157,7 @@ def _block(given: dict[str, Any], where: str) -> str:
 
 
 def _tool_use(asked: CountTokensRequest) -> ToolUse:
-    tools = checked_tools([_tool(one, f"tools[{i}]") for i, one in enumerate(asked.tools)])
+    tools = checked_tools([_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools)])
     if not asked.tool_choice:
         return ToolUse(tools=tools)
     choice = parse(asked.tool_choice, ChoiceFields, CHOICE_RULES, where="tool_choice")

@@ -224,6 +224,6 @@ def _numbered(number: int) -> str:
 
 def _count(body: Any) -> int:
     if isinstance(body, list):
-        return sum(_count(one) for one in body)
+        return sum(_count(part) for part in body)
     counts = body.get("usage") or body.get("meta_info") or {}
     return int(counts.get("completion_tokens") or counts.get("output_tokens") or 0)

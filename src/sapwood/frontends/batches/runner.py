@@ -193,7 +193,8 @@ class _Job:
 
     async def _answer(self) -> None:
         results, failures = (
-            self._store.path_of(one) for one in (self._record.results_id, self._record.failures_id)
+            self._store.path_of(file_id)
+            for file_id in (self._record.results_id, self._record.failures_id)
         )
         progress = await asyncio.to_thread(_Progress, results, failures)
         try:

@@ -271,7 +271,9 @@ class BatchStore:
             in_use = {_batch(record).input_file_id for (record,) in rows}
             over = connection.execute("SELECT id FROM files WHERE expires_at <= ?", (now,))
             ids = [file_id for (file_id,) in over if file_id not in in_use]
-            connection.executemany("DELETE FROM files WHERE id = ?", [(one,) for one in ids])
+            connection.executemany(
+                "DELETE FROM files WHERE id = ?", [(file_id,) for file_id in ids]
+            )
             return ids
 
         for file_id in await self._database.run(delete):

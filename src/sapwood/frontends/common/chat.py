@@ -185,10 +185,7 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
     # A grammar applies from the first token on unless the answer opens its thinking. So with a
     # grammar an answer without tags is no thinking, even if the format would take it for that.
     thinks_untold = (
-        shown is Shown.NOTHING
-        and grammar is None
-        and reasoning is not None
-        and reasoning.is_forced
+        shown is Shown.NOTHING and grammar is None and reasoning is not None and reasoning.is_forced
     )
     shape = AnswerShape(
         reasoning=reasoning if asked.takes_apart else None,

@@ -12,7 +12,7 @@ from sapwood.base.errors import EngineUnavailable, InvalidRequest
 from sapwood.frontends.common.errors import EngineFailed
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.observe.requests import Asked, ObservedRequest
-from sapwood.text.embedding import EmbedRequest, Numbers, TextEmbedder
+from sapwood.text.embedding import EmbedRequest, PoolingOutput, TextEmbedder
 
 OPEN_AT_A_TIME = 256
 """Texts of one HTTP request that the engine has at a time: more would fill everybody's queue."""
@@ -25,7 +25,7 @@ async def embed_all(
     requests: Sequence[EmbedRequest],
     *,
     room: AbstractAsyncContextManager[Any] | None = None,
-) -> list[Numbers]:
+) -> list[PoolingOutput]:
     """The embedding or scores of each text, in the order of the texts.
 
     An error of one text, or a cancellation of this call, aborts the others.
@@ -42,20 +42,20 @@ async def _embed_all(
     requests: Sequence[EmbedRequest],
     observed: Sequence[ObservedRequest],
     room: AbstractAsyncContextManager[Any],
-) -> list[Numbers]:
+) -> list[PoolingOutput]:
     reason = services.engine.unavailable_reason
     if reason is not None:
         raise EngineUnavailable(f"the engine does not serve: {reason}; try again later")
     embedder = TextEmbedder(services.engine, services.generator, services.tokenizer)
-    found: dict[int, Numbers] = {}
+    found: dict[int, PoolingOutput] = {}
     numbered = iter(enumerate(requests))
 
     async def work() -> None:
         for index, request in numbered:
             async with room:
-                numbers = await embedder.embed(request)
-                observed[index].answered(numbers)
-                found[index] = _whole(numbers)
+                output = await embedder.embed(request)
+                observed[index].answered(output)
+                found[index] = _whole(output)
 
     with ExitStack() as held:
         for request in requests:
@@ -76,15 +76,15 @@ def _facts(request: EmbedRequest) -> Asked:
     return Asked(request_id=request.request_id, prompt=prompt, priority=request.priority)
 
 
-def _whole(numbers: Numbers) -> Numbers:
-    finish = numbers.finish
+def _whole(output: PoolingOutput) -> PoolingOutput:
+    finish = output.finish
     if finish.kind == "error":
         raise EngineFailed(finish)
     if finish.kind == "abort":
         if finish.message is not None:
             raise EngineUnavailable(f"the request was ended: {finish.message}")
         raise InvalidRequest("the request was aborted before it was answered")
-    return numbers
+    return output
 
 
 def texts_of(given: object, param: str) -> tuple[list[Text], bool]:
@@ -142,20 +142,20 @@ def check_dimensions(services: Services, dimensions: int | None) -> None:
         )
 
 
-def usage(answers: Sequence[Numbers]) -> dict[str, int]:
-    num_tokens = sum(one.num_prompt_tokens for one in answers)
+def usage(answers: Sequence[PoolingOutput]) -> dict[str, int]:
+    num_tokens = sum(answer.num_prompt_tokens for answer in answers)
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
 
 
-def meta_info(numbers: Numbers, latency_s: float) -> dict[str, Any]:
+def meta_info(output: PoolingOutput, latency_s: float) -> dict[str, Any]:
     """The field meta_info of the native routes, as in the answers of /generate."""
     return {
-        "id": numbers.request_id,
+        "id": output.request_id,
         "finish_reason": {"type": "length", "length": 0},
-        "prompt_tokens": numbers.num_prompt_tokens,
+        "prompt_tokens": output.num_prompt_tokens,
         "completion_tokens": 0,
-        "cached_tokens": numbers.num_cached_tokens,
+        "cached_tokens": output.num_cached_tokens,
         "weight_version": WEIGHT_VERSION,
         "e2e_latency": latency_s,
-        "queue_time": numbers.queue_time_s,
+        "queue_time": output.queue_time_s,
     }

@@ -65,7 +65,9 @@ def parse(body: Mapping[str, Any], shape: type[T], rules: Rules, *, where: str =
 
 def _refuse_unless_harmless(name: str, value: object, accepted: tuple[object, ...]) -> None:
     # 0 == False in Python, but logprobs=0 asks for log probabilities and logprobs=false does not.
-    if any(type(value) is type(one) and value == one for one in (*_HARMLESS, *accepted)):
+    if any(
+        type(value) is type(harmless) and value == harmless for harmless in (*_HARMLESS, *accepted)
+    ):
         return
     or_set = f" or set it to {orjson.dumps(accepted[0]).decode()}" if accepted else ""
     raise UnsupportedFeature(

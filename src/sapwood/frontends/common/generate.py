@@ -95,8 +95,10 @@ async def generate(
         for request in requests:
             held.enter_context(services.open_requests.held(request.request_id))
         streams = [
-            services.generator.generate(request if one.trace is None else _traced(request, one))
-            for request, one in zip(requests, observed, strict=True)
+            services.generator.generate(
+                request if observation.trace is None else _traced(request, observation)
+            )
+            for request, observation in zip(requests, observed, strict=True)
         ]
         async with aclosing(merged(streams)) as chunks:
             async for position, chunk in chunks:

@@ -173,7 +173,7 @@ def checked_tools(tools: Sequence[Tool], *, where: str = "tools") -> tuple[Tool,
 
 def openai_tools(given: Sequence[Mapping[str, Any]], where: str = "tools") -> tuple[Tool, ...]:
     """The tools of the field `tools`, in the form of OpenAI's chat completions."""
-    return checked_tools([_function(one, f"{where}[{i}]") for i, one in enumerate(given)])
+    return checked_tools([_function(tool, f"{where}[{i}]") for i, tool in enumerate(given)])
 
 
 def openai_tool_use(

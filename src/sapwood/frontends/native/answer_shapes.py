@@ -76,7 +76,7 @@ class Aborted(msgspec.Struct, frozen=True, kw_only=True):
     aborted: list[str]
 
 
-class NumbersAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class PoolingAnswer(msgspec.Struct, frozen=True, kw_only=True):
     embedding: list[float]
     meta_info: dict[str, Any]
 

@@ -107,7 +107,7 @@ def _texts(asked: EncodeRequest) -> tuple[list[str | list[int] | tuple[str, str]
         raise InvalidRequest("exactly one of text and input_ids is required", param="text")
     if asked.is_cross_encoder_request:
         return _pairs(asked.text), True, "text"
-    if isinstance(asked.text, list) and any(isinstance(one, list) for one in asked.text):
+    if isinstance(asked.text, list) and any(isinstance(text, list) for text in asked.text):
         raise InvalidRequest(
             "text has pairs; set is_cross_encoder_request, or send texts", param="text"
         )

@@ -79,15 +79,15 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
         by_prompt = await collect(services, batch.requests)
     latency_s = services.clock.now_s() - started_s
     answers: list[dict[str, Any]] = []
-    for one, choices in zip(batch.requests, by_prompt, strict=True):
+    for request, choices in zip(batch.requests, by_prompt, strict=True):
         for k, choice in enumerate(choices):
-            lists = _lists(one, batch, services)
+            lists = _lists(request, batch, services)
             if lists is not None and choice.prompt is not None:
                 lists.add_prompt(choice.prompt)
             if lists is not None and choice.logprobs:
                 lists.add_output(choice.token_ids, TokenLogprobs.joined(choice.logprobs))
-            answer = _answer(choice, choice.text, _sample_id(one, k), latency_s, lists)
-            if one.return_hidden_states:
+            answer = _answer(choice, choice.text, _sample_id(request, k), latency_s, lists)
+            if request.return_hidden_states:
                 answer["meta_info"]["hidden_states"] = await encoded_hidden_states(choice)
             answers.append(answer)
     return answers
@@ -142,7 +142,7 @@ def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
 def _logprobs(asked: GenerateRequest, num_prompts: int) -> list[LogprobOptions | None]:
     """The log probabilities that each prompt's fields ask for."""
     token_ids: Any = asked.token_ids_logprob
-    is_for_all = all(isinstance(one, int) for one in token_ids)
+    is_for_all = all(isinstance(token_id, int) for token_id in token_ids)
     each = [token_ids] * num_prompts
     if not is_for_all:
         each = [given for given, _ in _per_prompt(token_ids, num_prompts, "token_ids_logprob")]
@@ -163,7 +163,7 @@ def _logprobs(asked: GenerateRequest, num_prompts: int) -> list[LogprobOptions |
 
 def _prompts(asked: GenerateRequest) -> tuple[Sequence[Prompt], bool]:
     """(the prompts, whether they came as a list)"""
-    if sum(one is not None for one in (asked.text, asked.input_ids, asked.input_embeds)) != 1:
+    if sum(prompt is not None for prompt in (asked.text, asked.input_ids, asked.input_embeds)) != 1:
         raise InvalidRequest(
             "exactly one of text, input_ids and input_embeds is required", param="text"
         )
@@ -264,7 +264,9 @@ async def _events(
     Hidden states come with the last event only: in every event they would be gigabytes."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
     texts = [""] * len(choices)
-    lists = [_lists(one, batch, services) for one in batch.requests for _ in range(one.n)]
+    lists = [
+        _lists(request, batch, services) for request in batch.requests for _ in range(request.n)
+    ]
     with _own_names():
         async with aclosing(generate(services, batch.requests)) as chunks:
             async for position, chunk in chunks:

@@ -33,11 +33,11 @@ def prompts_of_vectors(given: Sequence[Sequence[Any]]) -> tuple[list[Vectors], b
 def _packed(vectors: Sequence[Any], where: str) -> Vectors:
     if not vectors:
         raise InvalidRequest(f"{where} has no vectors; send at least one", param=NAME)
-    return [_vector(one, f"{where}[{i}]") for i, one in enumerate(vectors)]
+    return [_vector(vector, f"{where}[{i}]") for i, vector in enumerate(vectors)]
 
 
 def _vector(numbers: Any, where: str) -> bytes:
-    if not isinstance(numbers, list) or any(isinstance(one, list) for one in numbers):
+    if not isinstance(numbers, list) or any(isinstance(number, list) for number in numbers):
         raise InvalidRequest(
             f"{where} must be a list of numbers; send one list of vectors, or a list of such lists",
             param=NAME,

@@ -87,7 +87,9 @@ class LogprobLists:
         entry = self._entry
         lists.tokens += map(entry, values.of_tokens(), token_ids)
         if self._options.num_top:
-            lists.top += [[entry(*one) for one in likeliest] for likeliest in values.of_likeliest()]
+            lists.top += [
+                [entry(*likely) for likely in likeliest] for likeliest in values.of_likeliest()
+            ]
         if self._options.token_ids:
             asked = self._options.token_ids
             lists.chosen += [list(map(entry, row, asked)) for row in values.of_chosen()]

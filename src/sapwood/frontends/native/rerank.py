@@ -73,15 +73,15 @@ async def rerank(request: Request, services: Services) -> Response:
     for index, answer in enumerate(answers):
         squashes = services.pooling is not None and services.pooling.squashes
         values = softmax(answer.values) if is_decoder else answer.values
-        one: dict[str, Any] = {
+        ranked: dict[str, Any] = {
             "score": float(sigmoid(values)[0] if squashes else values[0]),
             "index": index,
             "meta_info": meta_info(answer, latency_s),
         }
         if asked.return_documents:
-            one["document"] = asked.documents[index]
-        found.append(one)
-    found.sort(key=lambda one: -one["score"])
+            ranked["document"] = asked.documents[index]
+        found.append(ranked)
+    found.sort(key=lambda ranked: -ranked["score"])
     return json_response(found[: asked.top_n])
 
 

@@ -21,7 +21,7 @@ from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.schema.logprobs import MAX_TOKEN_IDS
-from sapwood.text.embedding import EmbedRequest, Numbers, softmax
+from sapwood.text.embedding import EmbedRequest, PoolingOutput, softmax
 
 Labels = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=MAX_TOKEN_IDS)]
 
@@ -86,10 +86,10 @@ async def score(request: Request, services: Services) -> Response:
     )
 
 
-def scores_of(answer: Numbers, *, apply_softmax: bool) -> list[float]:
+def scores_of(answer: PoolingOutput, *, apply_softmax: bool) -> list[float]:
     """Log probabilities of the labels -> their probabilities, in the same order."""
     likely = softmax(answer.values) if apply_softmax else np.exp(answer.values)
-    return [float(one) for one in likely.tolist()]
+    return [float(probability) for probability in likely.tolist()]
 
 
 def _prompts(asked: ScoreRequest) -> list[Text]:

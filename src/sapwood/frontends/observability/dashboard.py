@@ -32,7 +32,7 @@ async def figures_json(request: Request, services: Services, figures: EngineFigu
             "state": services.engine.unavailable_reason or "ready",
             "percentiles": PERCENTILES,
             "next": history.num_added,
-            "samples": [dataclasses.asdict(one) for one in history.since(int(since))],
+            "samples": [dataclasses.asdict(sample) for sample in history.since(int(since))],
             "requests": dataclasses.asdict(services.observer.metrics.totals()),
             **_memory(services, figures),
         }

@@ -99,7 +99,7 @@ class Answer:
         now_s = self._clock.now_s()
         prompt_s = self._first_s - self._started_s - so_far.queue_time_s
         shown = whole or Whole()
-        return self._head(shown.content, shown.reasoning, [_call(one) for one in shown.calls]) | {
+        return self._head(shown.content, shown.reasoning, [_call(call) for call in shown.calls]) | {
             "done": True,
             "done_reason": finish.kind,
             "total_duration": _ns(now_s - self._started_s),

@@ -43,7 +43,7 @@ async def completions(request: Request, services: Services) -> Response:
     check_stream_options(asked)
     key = routing_key(request, asked.routing_key)
     answer_id, requests = to_text_requests(asked, services, key)
-    opening = [_echo(one.prompt, services) if asked.echo else "" for one in requests]
+    opening = [_echo(request.prompt, services) if asked.echo else "" for request in requests]
     created = int(time.time())
     if asked.stream:
         encoder = EventEncoder(

@@ -23,7 +23,7 @@ from sapwood.frontends.common.fields import Count, Int64, Rules, TokenId, parse
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
-from sapwood.text.embedding import EmbedRequest, Numbers, shortened
+from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +95,9 @@ async def embeddings(request: Request, services: Services) -> Response:
     )
 
 
-def vector_of(services: Services, answer: Numbers, dimensions: int | None) -> NDArray[np.float32]:
+def vector_of(
+    services: Services, answer: PoolingOutput, dimensions: int | None
+) -> NDArray[np.float32]:
     """The text's embedding, cut to `dimensions` numbers unless that is None."""
     if dimensions is None:
         return answer.values

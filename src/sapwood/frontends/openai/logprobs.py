@@ -141,7 +141,8 @@ class _Lists:
             ):
                 # As in OpenAI's API, the token itself is listed even if others are likelier.
                 self.top.append(
-                    {name(one): likely for likely, one in likeliest} | {name(token_id): logprob}
+                    {name(likely_id): likely for likely, likely_id in likeliest}
+                    | {name(token_id): logprob}
                 )
 
 

@@ -29,15 +29,19 @@ def usage(samples: Sequence[Choice], first_samples: Iterable[Choice]) -> dict[st
     first_samples  one sample per prompt, so that each prompt counts once
     """
     firsts = list(first_samples)
-    num_prompt_tokens = sum(one.num_prompt_tokens for one in firsts)
-    num_output_tokens = sum(one.num_output_tokens for one in samples)
+    num_prompt_tokens = sum(sample.num_prompt_tokens for sample in firsts)
+    num_output_tokens = sum(sample.num_output_tokens for sample in samples)
     counts: dict[str, object] = {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_output_tokens,
         "total_tokens": num_prompt_tokens + num_output_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(one.num_cached_tokens for one in firsts)},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(sample.num_cached_tokens for sample in firsts)
+        },
     }
-    thought = [one.num_reasoning_tokens for one in samples if one.num_reasoning_tokens is not None]
+    thought = [
+        sample.num_reasoning_tokens for sample in samples if sample.num_reasoning_tokens is not None
+    ]
     if thought:
         # In SGLang's place, at the top level, and in OpenAI's.
         counts["reasoning_tokens"] = sum(thought)

@@ -111,79 +111,85 @@ class Answer:
         if self._open is None or self._open.kind != kind:
             yield from self._close(is_whole=True)
             yield from self._start(_OpenItem(kind, len(self.record["output"])))
-        one = self._open
-        assert one is not None
-        one.texts.append(text)
+        opened = self._open
+        assert opened is not None
+        opened.texts.append(text)
         if kind == "reasoning":
-            yield self._event("response.reasoning_text.delta", **one.place, delta=text)
+            yield self._event("response.reasoning_text.delta", **opened.place, delta=text)
             return
-        one.logprobs += logprobs
+        opened.logprobs += logprobs
         shown = [_delta_logprob(entry) for entry in logprobs] if self._with_logprobs else []
-        yield self._event("response.output_text.delta", **one.place, delta=text, logprobs=shown)
+        yield self._event("response.output_text.delta", **opened.place, delta=text, logprobs=shown)
 
     def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
         """Take over a piece of a function call; the first piece of a call has its name."""
         function = call.get("function") or {}
-        one = self._open
-        if one is None or one.kind != "function_call" or one.call_index != call.get("index", 0):
+        opened = self._open
+        if (
+            opened is None
+            or opened.kind != "function_call"
+            or opened.call_index != call.get("index", 0)
+        ):
             yield from self._close(is_whole=True)
-            one = _OpenItem("function_call", len(self.record["output"]))
-            one.call_index = call.get("index", 0)
-            one.call_id = call.get("id") or new_id("call")
-            one.name = function.get("name") or ""
-            yield from self._start(one)
+            opened = _OpenItem("function_call", len(self.record["output"]))
+            opened.call_index = call.get("index", 0)
+            opened.call_id = call.get("id") or new_id("call")
+            opened.name = function.get("name") or ""
+            yield from self._start(opened)
         piece = function.get("arguments")
         if piece:
-            one.texts.append(piece)
+            opened.texts.append(piece)
             yield self._event(
                 "response.function_call_arguments.delta",
-                item_id=one.item_id,
-                output_index=one.output_index,
+                item_id=opened.item_id,
+                output_index=opened.output_index,
                 delta=piece,
             )
 
-    def _start(self, one: _OpenItem) -> Iterator[Event]:
-        self._open = one
-        item = one.item("in_progress", has_content=False)
+    def _start(self, opened: _OpenItem) -> Iterator[Event]:
+        self._open = opened
+        item = opened.item("in_progress", has_content=False)
         self.record["output"].append(item)
         yield self._event(
-            "response.output_item.added", output_index=one.output_index, item=dict(item)
+            "response.output_item.added", output_index=opened.output_index, item=dict(item)
         )
-        if one.kind != "function_call":
+        if opened.kind != "function_call":
             yield self._event(
-                "response.content_part.added", **one.place, part=one.part(self._with_logprobs)
+                "response.content_part.added", **opened.place, part=opened.part(self._with_logprobs)
             )
 
     def _close(self, *, is_whole: bool) -> Iterator[Event]:
-        one = self._open
-        if one is None:
+        opened = self._open
+        if opened is None:
             return
         self._open = None
-        text = one.text
-        if one.kind == "function_call":
+        text = opened.text
+        if opened.kind == "function_call":
             yield self._event(
                 "response.function_call_arguments.done",
-                item_id=one.item_id,
-                output_index=one.output_index,
-                name=one.name,
+                item_id=opened.item_id,
+                output_index=opened.output_index,
+                name=opened.name,
                 arguments=text,
             )
         else:
-            part = one.part(self._with_logprobs)
-            if one.kind == "message":
-                shown = [_delta_logprob(entry) for entry in one.logprobs]
+            part = opened.part(self._with_logprobs)
+            if opened.kind == "message":
+                shown = [_delta_logprob(entry) for entry in opened.logprobs]
                 logprobs = {"logprobs": shown if self._with_logprobs else []}
-                yield self._event("response.output_text.done", **one.place, text=text, **logprobs)
+                yield self._event(
+                    "response.output_text.done", **opened.place, text=text, **logprobs
+                )
             else:
-                yield self._event("response.reasoning_text.done", **one.place, text=text)
-            yield self._event("response.content_part.done", **one.place, part=part)
-        item = one.item(
+                yield self._event("response.reasoning_text.done", **opened.place, text=text)
+            yield self._event("response.content_part.done", **opened.place, part=part)
+        item = opened.item(
             "completed" if is_whole else "incomplete",
             has_content=True,
             with_logprobs=self._with_logprobs,
         )
-        self.record["output"][one.output_index] = item
-        yield self._event("response.output_item.done", output_index=one.output_index, item=item)
+        self.record["output"][opened.output_index] = item
+        yield self._event("response.output_item.done", output_index=opened.output_index, item=item)
 
     def _about_all(self, kind: str) -> Event:
         # A copy, since the record goes on changing while the event waits to be sent.
@@ -243,8 +249,8 @@ class _OpenItem:
 
 def _full_logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
     alternatives = [
-        {"token": one["token"], "bytes": one.get("bytes") or [], "logprob": one["logprob"]}
-        for one in entry.get("top_logprobs") or ()
+        {"token": likely["token"], "bytes": likely.get("bytes") or [], "logprob": likely["logprob"]}
+        for likely in entry.get("top_logprobs") or ()
     ]
     return {
         "token": entry["token"],
@@ -256,8 +262,8 @@ def _full_logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _delta_logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
     alternatives = [
-        {"token": one["token"], "logprob": one["logprob"]}
-        for one in entry.get("top_logprobs") or ()
+        {"token": likely["token"], "logprob": likely["logprob"]}
+        for likely in entry.get("top_logprobs") or ()
     ]
     return {"token": entry["token"], "logprob": entry["logprob"], "top_logprobs": alternatives}
 

@@ -90,7 +90,7 @@ class Responses:
                 with_logprobs=has_logprobs(asked),
             ),
             body=chat_body(asked, items, response_id),
-            headers=[one for one in request.headers.raw if one[0] in _PASSED_HEADERS],
+            headers=[header for header in request.headers.raw if header[0] in _PASSED_HEADERS],
             is_stored=is_stored,
         )
         if asked.background:

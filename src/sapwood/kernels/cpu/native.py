@@ -16,7 +16,6 @@ from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.cpu.shared import groups_of_decodes
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import (
     PLAIN,
     AttentionBatch,
@@ -29,6 +28,7 @@ from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import DecoderParts, RecordedStep
 from sapwood.kernels.registry import Need
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.torch_ops.penalties import penalise
 
 try:
@@ -299,21 +299,23 @@ class CpuKernels:
     ) -> None:
         penalise(logits, ids, counts, repetition=repetition, frequency=frequency, presence=presence)
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor:
         dtype = dtype_of(logits)
         rows, vocab = logits.shape
-        if rows != len(draws) or vocab == 0:
-            raise ValueError(f"logits {describe(logits)} do not fit {len(draws)} draws")
+        if rows != len(settings) or vocab == 0:
+            raise ValueError(
+                f"logits {describe(logits)} do not fit settings of {len(settings)} rows"
+            )
         logits = logits.contiguous()
         out = torch.empty(rows, dtype=torch.int64)
         _native.sample_rows(
-            self._context, dtype, logits.data_ptr(), vocab, draws.temperature, draws.top_k,
-            draws.top_p, draws.min_p, draws.numbers, out.data_ptr(),
+            self._context, dtype, logits.data_ptr(), vocab, settings.temperature, settings.top_k,
+            settings.top_p, settings.min_p, settings.numbers, out.data_ptr(),
         )  # fmt: skip
         return out
 
-    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
-        return self.sample(logits, Draws.of_table(settings.cpu().numpy()))
+    def sample_with(self, logits: Tensor, table: Tensor) -> Tensor:
+        return self.sample(logits, SamplingSettings.of_table(table.cpu().numpy()))
 
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
         return None

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sapwood.kernels import kv_cache
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
 from sapwood.kernels.registry import Need
+from sapwood.kernels.sampling_settings import SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +179,15 @@ class ReferenceKernels:
         seen = seen - frequency * counts - presence * (counts > 0)
         logits[ids] = seen.to(logits.dtype)
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor:
         chosen = [
-            _draw(row.double() / draws.temperature[i], draws, i) for i, row in enumerate(logits)
+            _draw(row.double() / settings.temperature[i], settings, i)
+            for i, row in enumerate(logits)
         ]
         return torch.tensor(chosen, dtype=torch.int64, device=logits.device)
 
-    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
-        return self.sample(logits, Draws.of_table(settings.cpu().numpy()))
+    def sample_with(self, logits: Tensor, table: Tensor) -> Tensor:
+        return self.sample(logits, SamplingSettings.of_table(table.cpu().numpy()))
 
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
         return None
@@ -217,13 +218,15 @@ def _rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     return torch.cat(rotated, dim=-1).to(x.dtype)
 
 
-def _draw(logits: Tensor, draws: Draws, index: int) -> int:
+def _draw(logits: Tensor, settings: SamplingSettings, index: int) -> int:
     """One token of logits [vocab], which are divided by the temperature already."""
     probs, ids = torch.softmax(logits, dim=-1).sort(descending=True, stable=True)
-    if draws.top_k[index] != -1:
-        probs = probs[: draws.top_k[index]]
+    if settings.top_k[index] != -1:
+        probs = probs[: settings.top_k[index]]
     before = probs.cumsum(-1) - probs
-    probs = probs[(before < draws.top_p[index] * probs.sum()) | (draws.top_p[index] >= 1.0)]
-    probs = probs[probs >= draws.min_p[index] * probs[0]]
+    probs = probs[(before < settings.top_p[index] * probs.sum()) | (settings.top_p[index] >= 1.0)]
+    probs = probs[probs >= settings.min_p[index] * probs[0]]
     sums = probs.cumsum(-1)
-    return int(ids[int((sums <= draws.numbers[index] * sums[-1]).sum().clamp(max=len(sums) - 1))])
+    return int(
+        ids[int((sums <= settings.numbers[index] * sums[-1]).sum().clamp(max=len(sums) - 1))]
+    )

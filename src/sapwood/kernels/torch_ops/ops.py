@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sapwood.kernels import kv_cache
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import (
     PLAIN,
     AttentionBatch,
@@ -28,6 +27,7 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.torch_ops.attention import PagedAttention
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.masks import mask_logits
@@ -172,11 +172,11 @@ class TorchKernels:
     ) -> None:
         penalise(logits, ids, counts, repetition=repetition, frequency=frequency, presence=presence)
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
-        return sample(logits, draws)
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor:
+        return sample(logits, settings)
 
-    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
-        return self.sample(logits, Draws.of_table(settings.cpu().numpy()))
+    def sample_with(self, logits: Tensor, table: Tensor) -> Tensor:
+        return self.sample(logits, SamplingSettings.of_table(table.cpu().numpy()))
 
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sapwood.kernels.draws import Draws
+from sapwood.kernels.sampling_settings import SamplingSettings
 
 NUM_CANDIDATES = 256
 """Likeliest tokens at which top-p and min-p look first; a flat distribution needs all tokens."""
@@ -19,22 +19,22 @@ _HALF_BITS = 16
 _BINS = 1 << _HALF_BITS
 
 
-def sample(logits: Tensor, draws: Draws) -> Tensor:
+def sample(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """As Kernels.sample."""
     device = logits.device
-    temperature = torch.tensor(draws.temperature, device=device)
-    numbers = torch.tensor(draws.numbers, dtype=torch.float64, device=device)
+    temperature = torch.tensor(settings.temperature, device=device)
+    numbers = torch.tensor(settings.numbers, dtype=torch.float64, device=device)
     probs = torch.softmax(logits.float() / temperature[:, None], dim=-1)
-    filters = zip(draws.top_k, draws.top_p, draws.min_p, strict=True)
+    filters = zip(settings.top_k, settings.top_p, settings.min_p, strict=True)
     filtered = [i for i, (k, p, m) in enumerate(filters) if k != -1 or p < 1.0 or m > 0.0]
     chosen = _inverse_cdf(probs, numbers)
     if filtered:
-        kept = _some(draws, filtered)
+        kept = _some(settings, filtered)
         chosen[filtered] = _choose_filtered(probs[filtered], kept, numbers[filtered])
     return chosen
 
 
-def _choose_filtered(probs: Tensor, draws: Draws, numbers: Tensor) -> Tensor:
+def _choose_filtered(probs: Tensor, settings: SamplingSettings, numbers: Tensor) -> Tensor:
     """Choose tokens among the candidates, for rows whose filters cut within these, or among all."""
     vocab = probs.shape[-1]
     num = min(NUM_CANDIDATES, vocab)
@@ -42,31 +42,33 @@ def _choose_filtered(probs: Tensor, draws: Draws, numbers: Tensor) -> Tensor:
     mass = values.sum(dim=-1).tolist()
     least = (values[:, -1] / values[:, 0]).tolist()
     far: list[int] = []
-    for i, (k, p, m) in enumerate(zip(draws.top_k, draws.top_p, draws.min_p, strict=True)):
+    for i, (k, p, m) in enumerate(zip(settings.top_k, settings.top_p, settings.min_p, strict=True)):
         # With top-k, top-p is a share of the mass of all k, not of that of the candidates.
         is_whole = k == -1 or k >= vocab or p >= 1.0
         if not (0 < k <= num or num == vocab or (is_whole and (p < mass[i] or least[i] < m))):
             far.append(i)
-    chosen = ids.gather(-1, _inverse_cdf(_filtered(values, draws), numbers)[:, None])[:, 0]
+    chosen = ids.gather(-1, _inverse_cdf(_filtered(values, settings), numbers)[:, None])[:, 0]
     for i in far:
         # Alone, so that its token does not depend on how many candidates another row needs.
-        one, number = _some(draws, [i]), numbers[i : i + 1]
-        if 0 < draws.top_k[i] < vocab:
-            values, ids = probs[i : i + 1].topk(draws.top_k[i], dim=-1)
-            chosen[i] = ids[0, _inverse_cdf(_filtered(values, one), number)]
+        alone, number = _some(settings, [i]), numbers[i : i + 1]
+        if 0 < settings.top_k[i] < vocab:
+            values, ids = probs[i : i + 1].topk(settings.top_k[i], dim=-1)
+            chosen[i] = ids[0, _inverse_cdf(_filtered(values, alone), number)]
         else:
-            chosen[i] = _inverse_cdf(_cut(probs[i], draws.top_p[i], draws.min_p[i])[None], number)
+            chosen[i] = _inverse_cdf(
+                _cut(probs[i], settings.top_p[i], settings.min_p[i])[None], number
+            )
     return chosen
 
 
-def _filtered(values: Tensor, draws: Draws) -> Tensor:
+def _filtered(values: Tensor, settings: SamplingSettings) -> Tensor:
     """values [n, num] of the likeliest, likeliest first -> the same, 0 for what is dropped."""
     num = values.shape[-1]
     device = values.device
-    is_whole = torch.tensor([k == -1 for k in draws.top_k], device=device)[:, None]
-    top_k = torch.tensor([num if k == -1 else min(k, num) for k in draws.top_k], device=device)
-    top_p = torch.tensor(draws.top_p, device=device)[:, None]
-    min_p = torch.tensor(draws.min_p, device=device)[:, None]
+    is_whole = torch.tensor([k == -1 for k in settings.top_k], device=device)[:, None]
+    top_k = torch.tensor([num if k == -1 else min(k, num) for k in settings.top_k], device=device)
+    top_p = torch.tensor(settings.top_p, device=device)[:, None]
+    min_p = torch.tensor(settings.min_p, device=device)[:, None]
     values = values * (torch.arange(num, device=device) < top_k[:, None])
     # Without top-k the whole vocabulary's mass is 1, whether or not it is among the candidates.
     total = torch.where(is_whole, 1.0, values.sum(dim=-1, keepdim=True))
@@ -116,13 +118,13 @@ def _bin_that_reaches(bins: Tensor, weights: Tensor, wanted: Tensor) -> tuple[Te
     return _BINS - 1 - place, wanted - before
 
 
-def _some(draws: Draws, which: list[int]) -> Draws:
-    return Draws(
-        temperature=[draws.temperature[i] for i in which],
-        top_k=[draws.top_k[i] for i in which],
-        top_p=[draws.top_p[i] for i in which],
-        min_p=[draws.min_p[i] for i in which],
-        numbers=[draws.numbers[i] for i in which],
+def _some(settings: SamplingSettings, which: list[int]) -> SamplingSettings:
+    return SamplingSettings(
+        temperature=[settings.temperature[i] for i in which],
+        top_k=[settings.top_k[i] for i in which],
+        top_p=[settings.top_p[i] for i in which],
+        min_p=[settings.min_p[i] for i in which],
+        numbers=[settings.numbers[i] for i in which],
     )
 
 

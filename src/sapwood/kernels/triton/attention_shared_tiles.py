@@ -151,7 +151,7 @@ class CapturedTiles:
         there = self._tiles[width]
         chosen: list[SharedPrefix] = []
         left = there.tokens.shape[0]
-        for group in sorted(groups, key=lambda one: -one.num_saved_pages):
+        for group in sorted(groups, key=lambda group: -group.num_saved_pages):
             num_tiles = -(-len(group.requests) // width)
             if num_tiles <= left:
                 chosen.append(group)

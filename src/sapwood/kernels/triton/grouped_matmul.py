@@ -67,7 +67,7 @@ class GroupedWeight:
     def num_bytes(self) -> int:
         """Bytes of the weight in the device's memory."""
         parts = (self.numbers, self.scales, self.shifts, self.minima, self.out_scales, self.table)
-        return sum(one.numel() * one.element_size() for one in parts if one is not None)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
 @triton.jit

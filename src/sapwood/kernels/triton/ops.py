@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.draws import Draws
 from sapwood.kernels.interface import (
     PLAIN,
     AttentionBatch,
@@ -22,6 +21,7 @@ from sapwood.kernels.interface import (
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.triton import elementwise, norms, rope, sampling
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
@@ -128,11 +128,11 @@ class TritonKernels:
     ) -> None:
         penalise(logits, ids, counts, repetition=repetition, frequency=frequency, presence=presence)
 
-    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
-        return sampling.sample(logits, draws)
+    def sample(self, logits: Tensor, settings: SamplingSettings) -> Tensor:
+        return sampling.sample(logits, settings)
 
-    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
-        return sampling.sample_with(logits, settings)
+    def sample_with(self, logits: Tensor, table: Tensor) -> Tensor:
+        return sampling.sample_with(logits, table)
 
     def captured_sharing(
         self, num_requests: int, page_size: int, device: torch.device

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.draws import Draws
+from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.transfer import upload_one
 
 _SPLIT = 4096
@@ -322,20 +322,21 @@ def _choose(
     tl.store(out_ptr + row, chosen.to(tl.int64))
 
 
-def sample(logits: Tensor, draws: Draws) -> Tensor:
+def sample(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """As Kernels.sample; a row of NaN gets token 0. The filters' settings go to the device in one
     copy that nobody waits for."""
-    if not len(draws):
+    if not len(settings):
         return torch.empty(0, dtype=torch.int64, device=logits.device)
-    return sample_with(logits, upload_one(draws.table(), np.float64, logits.device))
+    return sample_with(logits, upload_one(settings.table(), np.float64, logits.device))
 
 
 def sample_with(logits: Tensor, settings: Tensor) -> Tensor:
     """The same with the settings on the device, so that it can be captured in a graph.
 
     logits    [S, vocab]
-    settings  [5, S] fp64: temperature, top_k, top_p, min_p and number, as `Draws` has them
-    Returns   [S] int64"""
+    settings  [5, S] fp64, as from `SamplingSettings.table`
+    Returns   [S] int64
+    """
     rows, vocab = logits.shape
     device = logits.device
     num_splits = triton.cdiv(vocab, _SPLIT)

@@ -14,8 +14,11 @@ from sapwood.kernels.interface import Kernels, PackedLinear
 
 
 class DenseStorage:
-    """One tensor [out, in] in which the parts lie one after another; allocated when it is first
-    asked for, so that a model takes memory layer by layer as it is filled."""
+    """One tensor [out, in] in which the parts lie one after another.
+
+    The tensor is allocated at its first use, so that a model takes memory layer by layer while it
+    is loaded.
+    """
 
     takes_blocks = False
 
@@ -26,7 +29,11 @@ class DenseStorage:
         dtype: torch.dtype,
         allocate: Callable[[], Tensor] | None,
     ) -> None:
-        """dtype: of the activations. allocate: makes the tensor; None: it will be shared."""
+        """The storage of a dense weight.
+
+        dtype     of the activations
+        allocate  makes the tensor; None: another layer's tensor will be shared
+        """
         self._kernels = kernels
         self._dtype = dtype
         self._part_sizes = part_sizes
@@ -57,7 +64,7 @@ class DenseStorage:
 
     def pack(self, bias: Tensor | None) -> PackedLinear:
         packed = self._kernels.pack_linear(self.weight, bias, self._dtype)
-        self._weight = None  # targets may still refer to this storage
+        self._weight = None  # frees the memory although targets still refer to this storage
         return packed
 
 

@@ -10,9 +10,9 @@ from sapwood.kernels.interface import Kernels, PackedLinear
 
 
 class BlocksStorage:
-    """One part per tensor: blocks, or a dense weight where the file has none that kernels take.
+    """One part per tensor: blocks, or a dense weight if kernels cannot use the file's blocks.
 
-    A fused layer with a dense part is dense altogether: one matrix product serves it.
+    A fused layer with a dense part is dense altogether, so that it is one matrix product.
     """
 
     takes_blocks = True
@@ -37,7 +37,7 @@ class BlocksStorage:
         raise RuntimeError("this layer's weight is kept as the file's blocks only")
 
     def place(self, part: int, shard: Tensor) -> None:
-        # A copy: the shard may be a view of a tensor that is not needed otherwise.
+        # A copy, because the shard may be a view that would keep the whole tensor in memory.
         self._dense[part] = shard.to(self._device, self._dtype, copy=True)
 
     def place_blocks(self, part: int, shard: LinearPart) -> None:

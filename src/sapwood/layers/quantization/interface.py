@@ -19,37 +19,44 @@ from sapwood.kernels.interface import Kernels, PackedLinear
 class LinearStorage(Protocol):
     """The weight of one linear layer on this rank, while it is loaded.
 
-    takes_blocks  whether `place_blocks` may be called: else quantised tensors of a checkpoint are
-                  dequantised first
+    takes_blocks  whether `place_blocks` may be called; if not, the checkpoint's quantised tensors
+                  must be dequantised first
     """
 
     takes_blocks: bool
 
     @property
     def weight(self) -> Tensor:
-        """[out, in]; RuntimeError if the storage does not keep one."""
+        """The weight [out, in]; RuntimeError if the storage has no such tensor."""
         ...
 
     def place(self, part: int, shard: Tensor) -> None:
-        """This rank's shard [outputs of the part, in] of a checkpoint's tensor."""
+        """Take this rank's shard [outputs of the part, in] of a checkpoint's tensor."""
         ...
 
     def place_blocks(self, part: int, shard: LinearPart) -> None:
-        """The same, as the checkpoint has it; only if `takes_blocks`."""
+        """Take the same shard in the checkpoint's quantised form; only if `takes_blocks`."""
         ...
 
     def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
-        """Take the weight of the embedding to which this output layer is tied: `blocks` is what the
-        checkpoint had it in, where that is known. It is read and not changed."""
+        """Take the weight of the embedding to which this output layer is tied.
+
+        The weight is read, but not changed.
+
+        blocks  the weight in the checkpoint's quantised form; None: there is none
+        """
         ...
 
     def pack(self, bias: Tensor | None) -> PackedLinear:
-        """The layer, once all parts are placed."""
+        """The layer, packed by the kernels, once all parts are placed."""
         ...
 
 
 class LinearScheme(Protocol):
-    """name: as --quantization spells it; "none" for weights of the model's dtype."""
+    """Makes the storage of each linear layer.
+
+    name  the scheme's name in --quantization; "none" for weights of the model's dtype
+    """
 
     name: str
 
@@ -66,8 +73,8 @@ class LinearScheme(Protocol):
     ) -> LinearStorage:
         """Storage for a weight [sum of part_sizes, in_size] whose parts are placed one by one.
 
-        makes_logits  it is the model's output layer, whose errors nothing after it evens out
-        tied          the weight comes by `share`, so that none is allocated
+        makes_logits  whether this is the output layer, whose errors no later layer evens out
+        tied          whether the weight comes by `share`, so that none is allocated
         Raises        ConfigError if the scheme cannot store such a weight
         """
         ...

@@ -14,17 +14,19 @@ from sapwood.kernels.coded import LinearPart, quantize_codes
 from sapwood.kernels.interface import Kernels, PackedLinear
 
 LOGITS_KIND = "q8_0"
-"""Of output layers, as in GGUF files: errors there meet nothing that evens them out. SmolLM2's
-perplexity rises by 4% with q4_1 in its place and by 0.4% with int8."""
+"""The kind of output layers, as in GGUF files: no later layer evens out their errors.
+
+SmolLM2's perplexity would rise by 4% with q4_1 instead, and by 0.4% with int8.
+"""
 
 CODED_KINDS = {"fp8": "e4m3", "w8a16": "int8"}
-"""Kinds that are codes (kernels/coded.py), one scale per output; the others are blocks."""
+"""Kinds that are stored as codes (kernels/coded.py), a scale per output; others are blocks."""
 LOGITS_GROUP = 32
-"""Inputs per scale of an output layer in int8 codes: those of a LOGITS_KIND block."""
+"""Inputs per scale of an output layer in int8 codes: as many as a LOGITS_KIND block has."""
 
 
 class QuantizingStorage:
-    """One quantised weight per part."""
+    """Quantises each part when it is placed."""
 
     takes_blocks = False
 
@@ -38,7 +40,10 @@ class QuantizingStorage:
         dtype: torch.dtype,
         group_inputs: int | None = None,
     ) -> None:
-        """`group_inputs` of codes share a scale; None: all of an output."""
+        """The storage of a weight of the given kind.
+
+        group_inputs  for codes: inputs that share a scale; None: all inputs of an output
+        """
         self._kind = kind
         self._group_inputs = group_inputs
         self._kernels = kernels

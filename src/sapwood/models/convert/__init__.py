@@ -1,3 +1,3 @@
-"""Checkpoints into fewer bits: from what the loader reads to a compressed-tensors directory.
+"""Conversion of checkpoints to fewer bits, from the loader's tensors to a model directory.
 
 Imports nothing itself: `options` and `scheme` need no torch."""

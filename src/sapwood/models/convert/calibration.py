@@ -1,4 +1,4 @@
-"""What the inputs of linear layers are like, over a calibration text."""
+"""Statistics of the inputs of linear layers over a calibration text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sapwood.models.convert.tapped import TappedLinear, rounded_inputs
 from sapwood.models.convert.walk import TappedLayer, Walk
 
 SAMPLE_ROWS = 1024
-"""Inputs that are kept as they are, over all windows."""
+"""Input vectors of a layer that are kept, over all windows together."""
 
 
 class InputSample:
-    """Of one linear layer.
+    """Some inputs of one linear layer.
 
-    largest  [in] fp32, the largest magnitude of each entry
+    largest  [in] fp32, the largest magnitude of each entry over all inputs
     """
 
     def __init__(self, in_size: int, device: torch.device, *, num_windows: int) -> None:
@@ -37,13 +37,15 @@ class InputSample:
 
     @property
     def rows(self) -> Tensor:
-        """[n, in] fp32: some inputs of every window."""
+        """The kept inputs, [n, in] fp32, some of every window."""
         return torch.cat(self._kept)
 
 
 class Moments:
-    """Sums over tokens of the calibration text. A linear layer gets r, rounded if the scheme does
-    that, and should give what it gave for x.
+    """Sums over the tokens of the calibration text.
+
+    A converted linear layer gets the input r, which is rounded if the scheme rounds activations.
+    Its output should be the one that the original layer has for the input x.
 
     hessian  [in, in] fp32, the sum of r r^T
     lost     [in, in] fp32, the sum of (x - r) r^T
@@ -55,7 +57,7 @@ class Moments:
         self.lost = torch.zeros_like(self.hessian)
 
     def add(self, wanted: Tensor, received: Tensor) -> None:
-        """Both [T, in], of the same tokens: x, and r before it is rounded."""
+        """Add the inputs of some tokens: x, and r before the rounding, each [T, in]."""
         seen = received.float()
         if self._scheme.rounds_activations:
             seen = rounded_inputs(seen, self._scheme)
@@ -66,7 +68,7 @@ class Moments:
 def sample_inputs(
     walk: Walk, layer: TappedLayer, hidden: Sequence[Tensor]
 ) -> dict[str, InputSample]:
-    """Of a decoder layer's linear layers, by the name of their first part."""
+    """Input samples of a decoder layer's linear layers, by the name of their first part."""
     found = {
         linear.names[0]: InputSample(linear.in_size, hidden[0].device, num_windows=len(hidden))
         for linear in layer.linears
@@ -79,9 +81,9 @@ def sample_inputs(
 def run_keeping_inputs(
     walk: Walk, layer: TappedLayer, hidden: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """As `Walk.run`, and what each linear layer got [T, in] of each window."""
+    """`Walk.run`, and also the inputs [T, in] of each linear layer for each window."""
     kept: list[list[Tensor]] = [[] for _ in layer.linears]
-    with _watched(layer.linears, [partial(_keep, one) for one in kept]):
+    with _watched(layer.linears, [partial(_keep, inputs) for inputs in kept]):
         return walk.run(layer, hidden), kept
 
 
@@ -93,10 +95,10 @@ def input_moments(
     originals: Sequence[Tensor] | None,
     scheme: WeightScheme,
 ) -> Moments:
-    """Of one linear layer of a decoder layer whose earlier ones are converted.
+    """The moments of one linear layer; earlier linear layers of the decoder layer are converted.
 
-    originals  what it got in the original model, of each window, and should be fitted to; None: it
-               is fitted to what it gets, before that is rounded
+    originals  the layer's inputs in the original model, for each window, to which it is fitted;
+               None: it is fitted to its inputs now, before they are rounded
     """
     moments = Moments(linear.in_size, hidden[0].device, scheme)
     waiting = iter(originals or ())

@@ -1,12 +1,12 @@
-"""A checkpoint into one of fewer bits, one decoder layer after the other.
+"""Converts a checkpoint to fewer bits, one decoder layer after the other.
 
-Two texts go through the model meanwhile, layer by layer. The calibration text goes through the
-converted layers, so that each linear layer is fitted to the inputs that it will get. Where inputs
-are not rounded it goes through the original layers too: a layer is then fitted to what it gave
-there. Where they are, errors of earlier layers are mostly noise, and making up for them costs more
-than it brings. The measured text goes through the original and through the converted layers, so
-that both perplexities are known at the end. No more than one layer is held in the dtype of the
-computation.
+Two texts go through the model at the same time, layer by layer. The calibration text goes through
+the converted layers, so that each linear layer is fitted to the inputs that it will get. If inputs
+are not rounded, this text goes through the original layers too, and a layer is fitted to its output
+there. If inputs are rounded, the errors of earlier layers are mostly noise, and correcting them
+costs more than it brings. The measured text goes through the original and through the converted
+layers, so that both perplexities are known at the end. Only one layer at a time is held in the
+dtype of the computation.
 """
 
 from __future__ import annotations
@@ -51,17 +51,20 @@ from sapwood.models.store.progress import stage
 
 GB = 10**9
 LOST_SHARE = 0.5
-"""Of what the inputs have lost by earlier layers' rounding, how much the weights make up for. What
-a calibration text says of it is partly chance: all of it costs SmolLM2 9.1% in int4 after 8,192
-tokens, a half 6.0%, a quarter 6.4%; in MXFP4 16.7%, 11.2% and 9.3%, and none of it 12.4%."""
+"""Share of the inputs' loss by earlier layers' rounding that the weights make up for.
+
+A calibration text's measure of that loss is partly chance. Making up for all of it costs SmolLM2
+9.1% of perplexity in int4 after 8,192 tokens, for a half 6.0%, for a quarter 6.4%; in MXFP4 16.7%,
+11.2% and 9.3%, and 12.4% for nothing.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
     """Windows of token ids, all of one length.
 
-    calibration  what weights are fitted to; empty if nothing is
-    measured     what perplexity is measured with; empty: it is not measured
+    calibration  windows to which weights are fitted; empty: they are not fitted
+    measured     windows on which perplexity is measured; empty: it is not measured
     """
 
     calibration: Sequence[Tensor]
@@ -84,11 +87,11 @@ class LayerError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What became of a checkpoint.
+    """The result of a conversion.
 
-    bytes_before, bytes_after      of all tensors
-    perplexity_before, …_after     None if it was not measured
-    num_scored_tokens              that they are the mean over
+    bytes_before, bytes_after      size of all tensors
+    perplexity_before, …_after     None: not measured
+    num_scored_tokens              tokens over which the perplexities are the mean
     """
 
     bytes_before: int
@@ -102,8 +105,11 @@ class Conversion:
 
 @dataclass(slots=True)
 class _Streams:
-    """Hidden states of all windows on their way through the layers: of the calibration text and of
-    the measured one, in the original model and in the converted one."""
+    """Hidden states of all windows on their way through the layers.
+
+    There are those of the calibration text and of the measured text, each in the original and in
+    the converted model.
+    """
 
     calibration_original: list[Tensor]
     calibration: list[Tensor]
@@ -138,8 +144,11 @@ class Converter:
     def convert(
         self, tensors: dict[str, Tensor], texts: Texts, progress: Progress
     ) -> tuple[float, float] | None:
-        """Write all tensors; they are taken out of the table. The mean negative log-likelihoods of
-        the measured text before and after, in nats, if there is one."""
+        """Convert and write all tensors, which are taken out of the table.
+
+        Returns the mean negative log-likelihoods of the measured text before and after, in nats, if
+        there is such a text.
+        """
         streams = _Streams(
             calibration_original=self._walk.embed(tensors, texts.calibration),
             calibration=self._walk.embed(tensors, texts.calibration),
@@ -195,10 +204,10 @@ class Converter:
         hidden: Sequence[Tensor],
         originals: Sequence[Tensor] | None,
     ) -> None:
-        """Rounds and writes its parts, and lets it compute with what was written.
+        """Round and write the parts of a linear layer, and let it compute with the written weights.
 
-        hidden     the calibration text's, which the decoder layer gets
-        originals  what this linear layer got of it in the original model, if it is fitted to that
+        hidden     hidden states of the calibration text before the decoder layer
+        originals  the linear layer's inputs in the original model, if it is fitted to these
         """
         scheme = self._plan.scheme
         inputs = hessian = None
@@ -259,10 +268,10 @@ def convert(
     device: torch.device,
     progress: Progress,
 ) -> Conversion:
-    """Write the converted model into a directory that is there and empty.
+    """Write the converted model into an existing, empty directory.
 
-    config        what the model's config.json holds
-    stored_dtype  of all tensors that are not converted, and of scales
+    config        the contents of the model's config.json
+    stored_dtype  dtype of all tensors that are not converted, and of scales
     Raises        WeightError if the checkpoint does not fit the plan
     """
     start = time.perf_counter()
@@ -295,9 +304,9 @@ def convert(
 
 
 def cut(token_ids: Sequence[int], *, window: int, num_tokens: int, spread: bool) -> list[Tensor]:
-    """Whole windows of at most so many tokens: from the text's beginning, or spread over it.
+    """Whole windows with at most that many tokens, from the text's beginning or spread over it.
 
-    Raises ConfigError if the text has less than one."""
+    Raises ConfigError if the text is shorter than a window."""
     available = len(token_ids) // window
     if available == 0:
         raise ConfigError(
@@ -313,7 +322,7 @@ def cut(token_ids: Sequence[int], *, window: int, num_tokens: int, spread: bool)
 
 
 def _read(files: ModelFiles, plan: Plan, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors; of safetensors of that dtype they stay in the file until they are used."""
+    """All tensors; those of safetensors files in that dtype stay in the file until their use."""
     found: dict[str, Tensor] = {}
     for name, tensor in iterate_weights(files, dtype=dtype):
         if name in found:

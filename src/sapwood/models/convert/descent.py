@@ -1,8 +1,9 @@
 """Coordinate descent: codes and scales that gptq found, improved one after the other.
 
-gptq decides about each input once, before it knows how the later ones are rounded. Going over all
-inputs again, each code becomes the best for the codes that the others have, and each group's scale
-the best for the codes of its group. So the squared error of the layer's outputs only falls.
+gptq decides about each input once, before it knows how later inputs are rounded. A further sweep
+over all inputs makes each code the best one beside the present codes of all others, and each
+group's scale the best one for the codes of its group. So the squared error of the layer's outputs
+only falls.
 
 Source: Behdin et al. 2023, arXiv:2309.01885."""
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from sapwood.models.convert.rounding import Grid, ScaleFormat, nearest
 
 BLOCK_INPUTS = 64
-"""Inputs after which all others are told of the changes, where groups are not shorter."""
+"""Inputs after which the error of all others is updated, unless groups are shorter."""
 
 
 def descend(
@@ -82,14 +83,14 @@ def _refit(
     pull: Tensor,
     scales: ScaleFormat,
 ) -> None:
-    """The scale [out] of one group that is best for its codes, in place, where that is positive."""
+    """Set the scale [out] of one group to the best one for its codes, where that is positive."""
     own = shifted[first:end]
     curvature = (own * (hessian[first:end, first:end] @ own)).sum(dim=0)
     slope = (own * pull[first:end]).sum(dim=0)
     old = scale[group].clone()
     best = old + torch.where(curvature > 0, slope / curvature, 0.0)
     stored = scales.nearest(best)
-    # Rounded, a scale may be worse than the old one.
+    # The rounded best scale may be worse than the old scale.
     step = stored - old
     better = (best > 0) & (curvature * step * step < 2 * slope * step)
     step = torch.where(better, step, 0.0)

@@ -1,6 +1,6 @@
-"""GPTQ: weights are rounded one input after the other, and what an input's rounding changes in the
-layer's outputs is made up for by the inputs that are still to come. Then codes and scales are
-improved in turn (descent.py).
+"""GPTQ: weights are rounded one input after the other, and the weights of later inputs make up for
+the change that each rounding causes in the layer's outputs. Then codes and scales are improved in
+turn (descent.py).
 
 Sources: Frantar et al. 2022, arXiv:2210.17323; Li et al. 2025, arXiv:2504.02692 (weights that make
 up for what inputs have lost)."""
@@ -21,7 +21,7 @@ BLOCK_INPUTS = 64
 """Inputs after which all later ones are updated, by one matrix product."""
 NUM_SWEEPS = 3
 ATTEMPTS = 4
-"""Each with ten times the damping of the one before."""
+"""Attempts at a Cholesky factor, each with ten times the damping of the attempt before."""
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,13 @@ def gptq_codes(
     """Codes [out, in] fp32 of a weight [out, in] fp32, and the grid with scales that fit them.
 
     hessian      [in, in] fp32; inputs that were always 0 are rounded to the nearest
-    choose_grid  scales for the numbers [out, in] fp32 that are to be rounded, of all inputs
-                 beforehand: so groups stay where they are in any order
-    lost         [in, in] fp32, the sum of (x - r) r^T over inputs r, whose sum of r r^T is the
-                 Hessian, that should have been x: weights make up for that too; None: 0
-    act_order    round the inputs of the largest activations first, while most others can make up
-    damping      share of the mean diagonal that is added to it
+    choose_grid  chooses scales for all numbers [out, in] fp32 before any is rounded, so that groups
+                 stay the same in whatever order inputs are rounded
+    lost         [in, in] fp32, the sum of (x - r) r^T over inputs r that should have been x, where
+                 the Hessian is the sum of r r^T; weights make up for that loss too. None: no loss
+    act_order    whether inputs with the largest activations are rounded first, while most others
+                 can still make up for them
+    damping      share of the mean diagonal that is added to the diagonal
     Raises       WeightError if the Hessian has no Cholesky factor even with much damping
     """
     num_inputs = weight.shape[1]

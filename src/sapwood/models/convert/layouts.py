@@ -1,4 +1,4 @@
-"""How a converted layer lies in a checkpoint, and what config.json says of it.
+"""How a converted layer is stored in a checkpoint and described in config.json.
 
 Sources: compressed-tensors, https://github.com/vllm-project/compressed-tensors; AWQ and GPTQ as
 AutoAWQ and GPTQModel write them, bitsandbytes as it writes its state: see layers/quantization/
@@ -23,10 +23,10 @@ from sapwood.models.convert.scheme import BLOCK, PACKED_BITS, WeightScheme
 
 
 def stored_tensors(codes: Tensor, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a checkpoint holds of one layer: "weight" or "weight_packed", "weight_scale", …
+    """The tensors of one layer in a checkpoint: "weight" or "weight_packed", "weight_scale", …
 
     codes  [out, in] fp32
-    dtype  that readers are to give weights if they dequantise them
+    dtype  dtype that readers give to weights if they dequantise them
     """
     match grid.scheme.layout:
         case "awq":
@@ -46,7 +46,7 @@ def stored_tensors(codes: Tensor, grid: Grid, dtype: torch.dtype) -> dict[str, T
 
 
 def num_bytes(scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """On disk, of a weight of that shape; dtype: of the checkpoint."""
+    """Bytes of a weight with that shape on disk; `dtype` is the checkpoint's."""
     num_rows, num_columns = shape
     weights = -(-num_columns * scheme.num_bits // PACKED_BITS) * (PACKED_BITS // 8) * num_rows
     scales = math.prod(scheme.scale_shape(shape))
@@ -69,11 +69,12 @@ def num_bytes(scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype) 
 def quantization_config(
     scheme: WeightScheme, ignore: Sequence[str], *, act_order: bool, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What config.json says under "quantization_config".
+    """The entry "quantization_config" of config.json.
 
-    ignore     names of linear layers that are stored as they were
-    act_order  whether gptq went by the size of activations; scales do not move, so it is a remark
-    dtype      of the checkpoint
+    ignore     names of linear layers that are not converted
+    act_order  whether gptq rounded inputs in the order of activations; readers need not know that,
+               because scales stay in place
+    dtype      dtype of the checkpoint
     """
     groups = {"bits": scheme.num_bits, "group_size": scheme.group_size}
     match scheme.layout:
@@ -86,7 +87,7 @@ def quantization_config(
                 "modules_to_not_convert": list(ignore),
             }
         case "gptq":
-            # The output layer has a word of its own: others are taken out by expressions.
+            # The output layer has a field; other layers are excluded by regular expressions.
             others: dict[str, Any] = {
                 f"-:^{re.escape(name)}$": {} for name in ignore if name != "lm_head"
             }
@@ -153,7 +154,7 @@ def _from_zero(codes: Tensor, scheme: WeightScheme) -> Tensor:
 
 
 def _zeros_from_zero(grid: Grid) -> Tensor:
-    """[groups, out] int32: of symmetric ones the middle."""
+    """Zero points [groups, out] int32; without any, the middle of the codes."""
     zero = torch.zeros_like(grid.scale) if grid.zero is None else grid.zero
     return _from_zero(zero, grid.scheme).t().contiguous()
 
@@ -235,8 +236,10 @@ def _compressed(codes: Tensor, grid: Grid) -> dict[str, Tensor]:
 def _compressed_config(
     scheme: WeightScheme, ignore: Sequence[str], *, act_order: bool
 ) -> dict[str, Any]:
-    """A group of layers (all Linear but the ignored ones), how their weights are stored, and how
-    their inputs are to be rounded."""
+    """The config of compressed-tensors: one group with all Linear layers but the ignored ones.
+
+    It says how weights are stored, and how inputs are rounded.
+    """
     weights: dict[str, Any] = {
         "num_bits": scheme.num_bits,
         "type": "float" if scheme.is_float else "int",

@@ -15,7 +15,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "gptq": ("int4", "int8"),
     "bitsandbytes": ("nf4", "int8"),
 }
-"""Layouts on disk, and the schemes that each can hold."""
+"""Layouts on disk, and the schemes that each layout can store."""
 METHODS = ("nearest", "gptq")
 
 DEFAULT_CALIBRATION_TOKENS = 32768
@@ -24,7 +24,7 @@ DEFAULT_DAMPING = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
-    """What is made, and how it is measured."""
+    """The options of a conversion and of its measurements."""
 
     scheme: str = option(
         "int8",
@@ -129,7 +129,7 @@ class ConvertOptions:
 
     @property
     def has_groups(self) -> bool:
-        """Of whole numbers, whose size can be chosen."""
+        """Whether the scheme has groups of whole numbers, whose size can be chosen."""
         return self.scheme == "int4" or self.layout == "gptq"
 
     @property

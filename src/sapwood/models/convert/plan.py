@@ -1,4 +1,4 @@
-"""Which layers of a model are converted, and what for; decided from its sizes alone."""
+"""The plan of a conversion: which layers become what, decided from the model's sizes alone."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from sapwood.models.convert.walk import layer_prefix
 from sapwood.models.lm.decoder import Decoder, DecoderLayer
 
 OUTPUT_LAYER = "lm_head"
-"""Never converted: readers of such checkpoints want it as it is, and it is often the embedding."""
+"""The output layer is never converted: readers expect it so, and it is often the embedding too."""
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a conversion will do.
+    """The layers and tensors of a conversion.
 
-    scheme     of the converted layers
-    shapes     of all tensors that the model wants, by name
-    fused      names of linear layers that are one product, and so share their fate: all of them
+    scheme     scheme of the converted layers
+    shapes     shapes of all tensors that the model wants, by name
+    fused      all linear layers, in groups of names: a group is one product, and all or none of it
+               is converted
     converted  names of the linear layers that are converted
-    ignored    names of those that are not
-    ignorable  patterns of tensors that may be there and are left out
+    ignored    names of the linear layers that are not converted
+    ignorable  patterns of tensors that the checkpoint may have and that are left out
     """
 
     scheme: WeightScheme
@@ -47,7 +48,7 @@ class Plan:
     ignorable: tuple[str, ...]
 
     def num_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
-        """Of all tensors, as they are and converted; dtype: of the checkpoint."""
+        """(bytes of all tensors before, bytes after); `dtype` is the checkpoint's."""
         before = after = 0
         for name, shape in self.shapes.items():
             plain = math.prod(shape) * dtype.itemsize
@@ -59,7 +60,7 @@ class Plan:
         return before, after
 
     def check_names(self, names: Iterable[str]) -> None:
-        """WeightError if tensors are missing or the model knows no place for them."""
+        """Raises WeightError if tensors are missing or unknown to the model."""
         given = set(names)
         missing = sorted(self.shapes.keys() - given)
         unexpected = sorted(
@@ -84,11 +85,11 @@ def make_plan(
     *,
     ignore: Sequence[str],
 ) -> Plan:
-    """ignore: regular expressions; a linear layer that one of them matches from its beginning is
-    stored as it is.
+    """The plan for a model.
 
-    Raises ConfigError for an expression that is none or matches nothing, for fused layers of which
-    only some are ignored, and for layers whose sizes do not fit the scheme."""
+    ignore  regular expressions; a linear layer whose name begins with a match is not converted
+    Raises  ConfigError for an invalid expression or one without a match, for fused layers of which
+            only some are ignored, and for layers whose sizes do not fit the scheme"""
     shapes, fused = _linear_layers(architecture, decoder, kernels)
     names = [name for group in fused for name in group]
     ignored = _matching(names, ignore)

@@ -1,10 +1,11 @@
-"""Factors moved from the inputs of a layer into its weights, where rounding costs less.
+"""Moves factors from the inputs of a layer into its weights, so that rounding costs less.
 
-What makes a layer's inputs (a norm, or a linear layer before it) is divided by a factor per input,
-and the weights that read them are multiplied by it: the same function of numbers that are easier to
-round. Where inputs are rounded too, factors even out inputs and weights (SmoothQuant: Xiao et al.
-2022, arXiv:2211.10438); where only weights are, they make those of large inputs count more (AWQ:
-Lin et al. 2023, arXiv:2306.00978). How far to go is searched per place, on a sample of inputs.
+The norm or linear layer that makes a layer's inputs is divided by a factor per input, and the
+weights that read these inputs are multiplied by it. The function stays the same, but its numbers
+are easier to round. If inputs are rounded too, factors even out inputs and weights (SmoothQuant:
+Xiao et al. 2022, arXiv:2211.10438); if only weights are rounded, factors make the weights of large
+inputs more exact (AWQ: Lin et al. 2023, arXiv:2306.00978). The size of the factors is searched per
+place, on a sample of inputs.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from sapwood.models.convert.tapped import rounded_inputs
 
 EXPONENTS = tuple(step / 10 for step in range(11))
 SMALLEST = 1e-5
-"""Of what factors are made from: an input that is always 0 gets a factor near 1."""
+"""Smallest magnitude from which a factor is computed: an input that is always 0 needs one too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where factors can go, by names within a decoder layer.
+    """A place where factors can be moved, by names within a decoder layer.
 
-    maker    what makes the inputs: a norm, or a linear layer
-    readers  linear layers that read them
+    maker    the norm or linear layer that makes the inputs
+    readers  the linear layers that read the inputs
     """
 
     maker: str
@@ -44,13 +45,13 @@ PLACES = (
     Place("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
     Place("mlp.up_proj", ("mlp.down_proj",)),
 )
-"""Of the decoder layers that DecoderLayer makes."""
+"""The places in the decoder layers that DecoderLayer makes."""
 
 
 class Rescaler:
     """Rescales one decoder layer after the other.
 
-    converted  names of linear layers that are rounded; only what touches nothing else is rescaled
+    converted  names of linear layers that are rounded; a place with any other reader is left alone
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Rescaler:
         factors = self._best_factors(torch.cat(weights), inputs, maker)
         made = tensors[f"{maker}.weight"]
         if made.dim() == 1:
-            # The divided norm is rounded to its dtype; what it was divided by in effect is exact.
+            # The divided norm is rounded to its dtype; the exact factor comes from the result.
             divided = (made.to(device).float() / factors).to(made.dtype)
             kept = divided != 0
             factors = torch.where(kept, made.to(device).float() / divided.float(), 1.0)
@@ -116,7 +117,7 @@ class Rescaler:
         if self._scheme.rounds_activations:
             large = inputs.largest.clamp(min=SMALLEST)
             heavy = weight.abs().amax(dim=0).clamp(min=SMALLEST)
-            # 0: weights alone decide; an exponent without any effect is a candidate too.
+            # With exponent 0 weights alone decide; leaving everything unscaled is a candidate too.
             factors = torch.ones_like(large)
             if exponent > 0:
                 factors = large**exponent / heavy ** (1 - exponent)
@@ -125,14 +126,14 @@ class Rescaler:
         return factors / (factors.amax() * factors.amin()).sqrt()
 
     def _shared(self, factors: Tensor, maker: str) -> Tensor:
-        """The heads of queries that read one value head have one factor per entry: the largest."""
+        """One factor per entry for all query heads that read the same value head: the largest."""
         if not maker.endswith("v_proj"):
             return factors
         heads = factors.view(-1, self._heads_per_kv, self._head_dim)
         return heads.amax(dim=1, keepdim=True).expand_as(heads).reshape(-1)
 
     def _rows(self, factors: Tensor, maker: str) -> Tensor:
-        """The factors of a maker's outputs."""
+        """The factors of a maker's output rows."""
         if not maker.endswith("v_proj"):
             return factors
         return factors.view(-1, self._heads_per_kv, self._head_dim)[:, 0].reshape(-1)

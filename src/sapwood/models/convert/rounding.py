@@ -1,4 +1,4 @@
-"""Weights to codes and back: the numbers that a scheme can store, and which scales fit best."""
+"""Rounding: the numbers that a scheme can store, and the search for the best scales."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sapwood.kernels.coded import VALUES
 from sapwood.models.convert.scheme import BLOCK, E2M1_MAX, E4M3_MAX, WeightScheme
 
 PIECE_NUMBERS = 1 << 18
-"""Weights whose scales are searched at once: what a core's cache holds several times."""
+"""Weights whose scales are searched at a time: a core's cache holds several times as many."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleFormat:
-    """What scales are stored as: numbers of that dtype, so many times as large as they are."""
+    """The format in which scales are stored: numbers of a dtype, times a common factor."""
 
     dtype: torch.dtype
     factor: float = 1.0
 
     def nearest(self, scale: Tensor) -> Tensor:
-        """scale, fp32, as it will be read back; never 0, which nothing could be divided by."""
+        """The fp32 scale that will be read back. Never 0, because weights are divided by it."""
         return self.stored(scale).float() / self.factor
 
     def stored(self, scale: Tensor) -> Tensor:
@@ -35,8 +35,11 @@ class ScaleFormat:
 def scale_format(
     scheme: WeightScheme, weights: Sequence[Tensor], dtype: torch.dtype
 ) -> ScaleFormat:
-    """weights: all parts of one product, which share what there is one of per tensor; dtype: of
-    scales that have no format of their own."""
+    """The format of a product's scales.
+
+    weights  all parts of the product, which share a factor if the scheme has one per tensor
+    dtype    dtype of the scales, if the scheme does not have a format of its own
+    """
     if scheme.layout in ("awq", "gptq"):
         return ScaleFormat(torch.float16)
     if scheme.layout == "bitsandbytes":
@@ -84,7 +87,7 @@ class Grid:
 
 
 def nearest(scheme: WeightScheme, weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-    """The nearest codes, fp32; scale and zero are of a shape that goes with weight's."""
+    """The nearest codes, fp32; the shapes of scale and zero must be broadcastable to weight's."""
     codes = weight / scale
     if scheme.numbers == "nf4":
         return nf4_values(codes.device)[nf4_indices(codes)]
@@ -98,14 +101,14 @@ def nearest(scheme: WeightScheme, weight: Tensor, scale: Tensor, zero: Tensor | 
 
 
 def _nearest_e2m1(numbers: Tensor) -> Tensor:
-    """Of 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives; ties go to the even code."""
+    """The nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives; ties go to the even code."""
     sizes = numbers.abs()
     steps = torch.where(sizes < 2.0, 0.5, torch.where(sizes < 4.0, 1.0, 2.0))
     return (numbers / steps).round_().mul_(steps)
 
 
 def nf4_indices(numbers: Tensor) -> Tensor:
-    """Of the nearest of NF4's sixteen values, int64."""
+    """Indices of the nearest of NF4's sixteen values, int64."""
     return torch.bucketize(numbers, _nf4(numbers.device)[1])
 
 
@@ -116,7 +119,7 @@ def nf4_values(device: torch.device) -> Tensor:
 
 @cache
 def _nf4(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The values, and what lies halfway between neighbours."""
+    """(NF4's values, the middles between neighbouring values)"""
     values = torch.tensor(VALUES["nf4"], device=device)
     return values, (values[1:] + values[:-1]) / 2
 
@@ -129,11 +132,11 @@ def choose_grid(
     scales: ScaleFormat,
     shares: Sequence[float] | None = None,
 ) -> Grid:
-    """The scales with the smallest squared error, of those that `_shares` has.
+    """The grid with the smallest squared error, among scales for several shares of the range.
 
     weight      [out, in] fp32
-    importance  [in]: how much an error of each input's weights counts; None: all the same
-    shares      of the range, to try; None: those that pay for the scheme
+    importance  [in]: how much an error in each input's weights counts; None: all the same
+    shares      shares of the range to try; None: those that are worthwhile for the scheme
     """
     if scheme.strategy == "block":
         return Grid(scheme, scales, _block_scales(weight, scheme, scales), None)
@@ -193,10 +196,13 @@ def _search(
 
 
 def _shares(scheme: WeightScheme) -> list[float]:
-    """Shares of the range to try. 4 bits gain most from a shorter one. 0.875 lets -8 of -8 … 7 be
-    the largest number. A float has no need of a shorter one, as its steps shrink with the numbers;
-    but they double at every power of two, and where those lie makes a difference. E2M1 has so few
-    that a shorter range can pay too, or one of which 4 is the largest number and not 6."""
+    """Shares of the range to try.
+
+    Codes of 4 bits gain most from a shorter range. A share of 0.875 lets -8, of -8 … 7, be the
+    largest number. Floats need no shorter range, because their steps shrink with the numbers; but
+    the steps double at every power of two, and it matters where these powers fall. E2M1 has so few
+    numbers that a shorter range can be better too, or a range whose largest number is 4 and not 6.
+    """
     if scheme.is_e2m1 and scheme.strategy == "group":
         return [0.5, 1.0, 2.0]  # rounded to powers of two
     if scheme.is_e2m1:

@@ -1,4 +1,4 @@
-"""What the weights of a converted checkpoint are. No torch."""
+"""Schemes: how the weights of a converted checkpoint are stored. No torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sapwood.models.convert.options import ConvertOptions
 
 GROUP_SIZES = (128, 64, 32)
-"""Tried in this order where none is asked for."""
+"""Sizes of groups, tried in this order if the options do not name one."""
 BLOCK = 128
-"""Rows and columns that share a scale in fp8_block, and inputs that do in its activations."""
+"""Rows and columns of a weight, and inputs of an activation, that share a scale in fp8_block."""
 PACKED_BITS = 32
 E4M3_MAX, E2M1_MAX = 448.0, 6.0
 
@@ -19,15 +19,15 @@ E4M3_MAX, E2M1_MAX = 448.0, 6.0
 class WeightScheme:
     """How a weight [out, in] is stored.
 
-    num_bits    of one weight
+    num_bits    bits of one weight
     numbers     "int", "e4m3", "e2m1" or "nf4"
-    strategy    "channel": a scale per output; "group": per output and group_size inputs, of E2M1 a
-                power of two; "tensor_group": the same in E4M3, and a scale of the whole tensor;
-                "block": per BLOCK x BLOCK weights
-    group_size  inputs per scale, None: all
-    symmetric   no zero points
-    rounds_activations  layers are to round their inputs too: per token, or per token and BLOCK
-                inputs with "block"
+    strategy    "channel": a scale per output; "group": a scale per output and group_size inputs,
+                which is a power of two for E2M1; "tensor_group": like group, but with E4M3 scales
+                and a scale of the whole tensor; "block": a scale per BLOCK x BLOCK weights
+    group_size  inputs per scale; None: all
+    symmetric   whether there are no zero points
+    rounds_activations  whether layers round their inputs too, with a scale per token, or with
+                "block" per token and BLOCK inputs
     layout      one of options.FORMATS
     """
 
@@ -68,7 +68,7 @@ class WeightScheme:
         return num_rows, -(-num_columns // (self.group_size or num_columns))
 
     def why_not(self, shape: tuple[int, int]) -> str | None:
-        """Why a weight of that shape cannot be stored so."""
+        """Why the scheme cannot store a weight of that shape; None if it can."""
         num_rows, num_columns = shape
         if self.group_size is not None and self.strategy != "block":
             if num_columns % self.group_size:
@@ -106,7 +106,10 @@ NF4 = WeightScheme(
 
 
 def choose_scheme(options: ConvertOptions, in_sizes: Sequence[int]) -> WeightScheme:
-    """in_sizes: inputs of all layers that are to be converted."""
+    """The scheme that the options describe.
+
+    in_sizes  inputs of all layers that will be converted
+    """
     layout = options.layout
     match options.scheme:
         case "fp8":

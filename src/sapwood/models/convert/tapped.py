@@ -1,5 +1,6 @@
-"""Linear layers that can be watched, and whose weights can be exchanged, inside sapwood's own
-decoder layers: the scheme that a layer is built with while it is converted."""
+"""Linear layers whose inputs can be watched and whose weights can be replaced.
+
+Decoder layers are built with this scheme while they are converted."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from sapwood.models.convert.scheme import WeightScheme
 class TappedLinear:
     """One linear layer of the model, perhaps of several checkpoint tensors one above the other.
 
-    names    of the checkpoint's layers: "model.layers.0.self_attn.q_proj", …
-    weights  [outputs of each, in], as the checkpoint has them
-    watch    called with every input [T, in], if it is set
+    names    names of the checkpoint's layers: "model.layers.0.self_attn.q_proj", …
+    weights  the checkpoint's weights, [outputs, in] each
+    watch    called with every input [T, in]; None: not called
     """
 
     def __init__(
@@ -44,12 +45,12 @@ class TappedLinear:
         return self.weights[0].shape[1]
 
     def use(self, weights: list[Tensor]) -> None:
-        """Compute with these weights, in the dtype of the model's activations."""
+        """Compute with these weights from now on, in the dtype of the model's activations."""
         merged = torch.cat([weight.to(self._device, self._dtype) for weight in weights])
         self._layer: PackedLinear = self._kernels.pack_linear(merged, self._bias)
 
     def use_rounded(self, scheme: WeightScheme, codes: list[Tensor], scales: list[Tensor]) -> None:
-        """Compute as the scheme has it, inputs rounded too.
+        """Compute as the scheme does from now on, with rounded inputs.
 
         codes   [outputs of each, in] fp32, with a scale per output
         scales  [outputs of each] fp32
@@ -59,7 +60,7 @@ class TappedLinear:
         self._layer = _PerToken(scheme, inner, torch.cat(scales).to(self._device), self._bias)
 
     def use_block_rounded(self, scheme: WeightScheme, weights: list[Tensor]) -> None:
-        """As `use`, and inputs are rounded per token and group of them."""
+        """Like `use`, but also round the inputs, per token and group of inputs."""
         self.use(weights)
         self._layer = _PerBlock(scheme, self._layer)
 
@@ -115,7 +116,7 @@ def round_inputs(x: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
 
 
 def rounded_inputs(x: Tensor, scheme: WeightScheme) -> Tensor:
-    """x [T, in] -> what a layer of that scheme computes with, in x's dtype."""
+    """x [T, in] -> the inputs as a layer of that scheme rounds them, in x's dtype."""
     codes, scale = round_inputs(x.float().reshape(-1, scheme.group_size or x.shape[1]), scheme)
     return (codes * scale).view(x.shape).to(x.dtype)
 
@@ -142,7 +143,7 @@ class TappedStorage:
 
     @property
     def names(self) -> list[str]:
-        """Of the checkpoint's layers that were placed, in order."""
+        """Names of the checkpoint's layers that were placed, in order."""
         return self._names
 
     @property
@@ -169,11 +170,11 @@ class TappedStorage:
 
 
 class TappedScheme:
-    """A LinearScheme. One per decoder layer.
+    """A LinearScheme for one decoder layer.
 
-    storages  of all linear layers, in the order of the computation
-    linears  the layers that were packed
-    placing  name of the checkpoint tensor that is being placed: layers do not know their names
+    storages  storages of all linear layers, in the order of the computation
+    linears   the layers that were packed
+    placing   name of the checkpoint tensor that is being placed: layers do not know their names
     """
 
     name = "convert"
@@ -199,7 +200,7 @@ class TappedScheme:
         return storage
 
     def following(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The same, while `placing` is the name of the last one."""
+        """The same weights; `placing` is set to the name of each when it is handed out."""
         for name, tensor in weights:
             self.placing = name
             yield name, tensor

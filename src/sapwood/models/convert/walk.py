@@ -1,4 +1,4 @@
-"""A decoder computed layer by layer: one layer is built at a time, and hidden states wait."""
+"""Computes a decoder layer by layer: only one layer is built at a time, and hidden states wait."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ class Walk:
         return [embedding(window.to(self._device)) for window in windows]
 
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> TappedLayer:
-        """A decoder layer from its tensors, which have their whole names."""
+        """A decoder layer, built from its tensors by their whole names."""
         scheme = TappedScheme()
         layer = DecoderLayer(
-            0,  # its place among the KV caches, of which there is one
+            0,  # the index of its KV cache, the only cache here
             self._decoder,
             self._architecture.recipe(self._decoder),
             cos_sin=self._cos_sin,
@@ -92,7 +92,7 @@ class Walk:
         return TappedLayer(layer, scheme.linears)
 
     def run(self, layer: TappedLayer, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """Hidden states of each window, one layer on; the given ones stay as they are."""
+        """The hidden states of each window after one more layer; the given ones stay unchanged."""
         found = []
         for x in hidden:
             # The layer adds to what it is given in place.
@@ -103,7 +103,10 @@ class Walk:
     def negative_log_likelihood(
         self, tensors: Mapping[str, Tensor], hidden: Sequence[Tensor], windows: Sequence[Tensor]
     ) -> float:
-        """The mean over all tokens but each window's first, in nats; hidden: after all layers."""
+        """The mean over all tokens but each window's first, in nats.
+
+        hidden  hidden states after all layers
+        """
         norm = RMSNorm(
             self._decoder.hidden_size,
             eps=self._decoder.rms_norm_eps,
@@ -162,7 +165,7 @@ def layer_prefix(index: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Targets:
-    """A part of a model, for the loader."""
+    """The targets of a part of a model, for the loader."""
 
     wanted: Mapping[str, Target]
 
@@ -180,7 +183,7 @@ def _wanted(targets: Mapping[str, Target], tensors: Mapping[str, Tensor]) -> dic
 def _window_batch(
     decoder: DecoderConfig, window: int, page_size: int, device: torch.device, dtype: torch.dtype
 ) -> ForwardBatch:
-    """One request of `window` new tokens, and KV pages of one layer: its place is its position."""
+    """A batch of one request with `window` new tokens and KV of one layer; place i has token i."""
     num_pages = -(-window // page_size)
     caches = allocate_kv_caches(
         num_layers=1,

@@ -35,11 +35,12 @@ COPIED_FOLDERS = ("additional_chat_templates",)
 
 @contextmanager
 def new_directory(target: Path, *, force: bool) -> Iterator[Path]:
-    """A directory beside `target` that takes its place when the body has ended well, and is gone
-    when it has not.
+    """A directory beside `target`, for the `with` block to fill.
 
-    force   replace a model that is there
-    Raises  ConfigError as `check_target`, and if nothing can be written there
+    It takes the place of `target` when the block ends, and is removed if the block raises.
+
+    force   whether an existing model is replaced
+    Raises  ConfigError like `check_target`, and if nothing can be written there
     """
     check_target(target, force=force)
     try:
@@ -59,7 +60,7 @@ def new_directory(target: Path, *, force: bool) -> Iterator[Path]:
 
 
 def check_target(target: Path, *, force: bool) -> None:
-    """ConfigError if the directory is there and may not be replaced."""
+    """Raises ConfigError if the directory exists and may not be replaced."""
     if not target.exists():
         return
     if not force:
@@ -88,13 +89,13 @@ class ShardWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         if self._pending and self._pending_bytes + tensor.nbytes > self._max_bytes:
             self._flush()
-        # Contiguous and its own: safetensors refuses tensors that share memory.
+        # Contiguous, and in memory of its own: safetensors refuses tensors that share memory.
         self._pending[name] = tensor.detach().cpu().contiguous()
         self._pending_bytes += tensor.nbytes
         self.num_bytes += tensor.nbytes
 
     def finish(self) -> None:
-        """Write what is left and give the files their names, with an index if there are several."""
+        """Write the last file, and give all files their names; several files get an index."""
         self._flush()
         count = len(self._shards)
         table: dict[str, str] = {}
@@ -121,7 +122,7 @@ class ShardWriter:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Tokenizer, chat templates, generation defaults and licence, where the model has them."""
+    """Copy tokenizer, chat templates, generation defaults and licence, as far as there are any."""
     for name in COPIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -1,1 +1,1 @@
-"""Encoders, and what makes numbers of the hidden states of any model."""
+"""Encoders, and the heads that turn pooled hidden states into embeddings or scores."""

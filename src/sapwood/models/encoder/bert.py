@@ -27,7 +27,7 @@ from sapwood.models.encoder.config import Activation, EncoderConfig
 from sapwood.models.encoder.heads import Head
 
 BASES = ("bert.", "roberta.")
-"""What names begin with in checkpoints of models that have a head."""
+"""Prefixes of the names in checkpoints of models with a head."""
 
 
 class EncoderLayer:
@@ -96,9 +96,9 @@ class EncoderLayer:
 
 
 class Encoder:
-    """Token ids to hidden states, and from those of one text to its numbers.
+    """From token ids to hidden states, and from a text's pooled state to its embedding or scores.
 
-    Life: as that of a Decoder (models/lm/decoder).
+    It is built, filled and finalized like a Decoder (models/lm/decoder).
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Encoder:
         )
 
     def hidden(self, batch: ForwardBatch) -> Tensor:
-        """[T, hidden] after the last layer. A text is in the batch as a whole; it keeps no KV."""
+        """Hidden states [T, hidden] after the last layer. Texts are whole, and no KV is kept."""
         positions = batch.positions + self.config.first_position
         x = self._words(batch.token_ids) + F.embedding(positions, self._positions)
         if batch.token_types is None or self.config.num_types == 1:
@@ -143,7 +143,7 @@ class Encoder:
         return x
 
     def answer(self, pooled: Tensor) -> Tensor:
-        """pooled [R, hidden] fp32 -> [R, numbers] fp32: what the head makes of it."""
+        """The output of the head: pooled [R, hidden] fp32 -> [R, outputs] fp32."""
         return self._head(pooled)
 
     def targets(self) -> dict[str, Target]:
@@ -156,15 +156,15 @@ class Encoder:
         return found | self._head.targets()
 
     def ignorable_tensors(self) -> tuple[str, ...]:
-        """Position ids, BERT's own pooler, and the heads that it was trained with."""
+        """Patterns of unused tensors: position ids, BERT's own pooler, heads from its training."""
         return ("embeddings.position_ids", "pooler.*", "cls.*", "lm_head.*")
 
     @staticmethod
     def checkpoint_name(name: str) -> str:
-        """The name among `targets()` of a tensor of the checkpoint."""
+        """The name in `targets()` of a tensor of the checkpoint."""
         for base in BASES:
             name = name.removeprefix(base)
-        # What LayerNorm's parameters were called when BERT came out.
+        # The names of LayerNorm's parameters when BERT came out.
         return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
             "LayerNorm.beta", "LayerNorm.bias"
         )

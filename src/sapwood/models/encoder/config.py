@@ -12,7 +12,7 @@ from sapwood.models.hf_fields import epsilon, integer
 
 
 class Activation(StrEnum):
-    """As config.json spells them; GELU_NEW and GELU_PYTORCH_TANH are the same function."""
+    """Activations by their names in config.json; two names stand for the same function."""
 
     GELU = "gelu"
     GELU_NEW = "gelu_new"
@@ -24,11 +24,11 @@ class Activation(StrEnum):
 class EncoderConfig:
     """A model of `num_layers` equal layers, whose tokens attend to all others of their text.
 
-    architecture     as config.json spells it: "BertModel", …
-    num_positions    tokens that the learned positions reach
-    first_position   index of the first token's position among them
-    num_types        texts of a pair that the model tells apart; 1: it does not
-    context_length   tokens of one request that it is built to serve
+    architecture     the architecture's name in config.json: "BertModel", …
+    num_positions    tokens for which there are learned positions
+    first_position   index of the first token's position
+    num_types        number of texts in one input that the model tells apart; 1: it does not
+    context_length   tokens of one request that the model is built to serve
     """
 
     architecture: str
@@ -76,18 +76,18 @@ class EncoderConfig:
         return self.num_layers * layer + tables
 
     def for_context(self, context_length: int) -> EncoderConfig:
-        """The same model, built to serve that context length; ConfigError if it cannot."""
+        """The same model, built to serve that context length; ConfigError if that is impossible."""
         return replace(self, context_length=context_length)
 
     @staticmethod
     def from_hf(config: Mapping[str, Any], *, max_tokens: int | None = None) -> EncoderConfig:
-        """Read config.json; ConfigError if a field is missing or asks for what is not implemented.
+        """Read config.json; ConfigError if a field is missing or its value is not implemented.
 
-        max_tokens  what the model was made for, where that is less than its positions reach
+        max_tokens  tokens of the longest text that the model was made for; None: its positions say
         """
         architecture = str(next(iter(config.get("architectures") or []), ""))
         _refuse_what_is_not_implemented(config)
-        # RoBERTa keeps the positions up to the padding token's id for padding.
+        # RoBERTa's first position comes after the padding token's id; the ones before are unused.
         is_roberta = "Roberta" in architecture
         first = int(config.get("pad_token_id") or 0) + 1 if is_roberta else 0
         positions = integer(config, "max_position_embeddings") - first

@@ -1,4 +1,4 @@
-"""A decoder whose hidden states are pooled: embeddings, or classes, instead of a next token."""
+"""A decoder whose hidden states are pooled, for embeddings or scores instead of a next token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from sapwood.models.lm.decoder import Decoder
 
 
 class PooledDecoder:
-    """Life: as that of a Decoder. Its output layer is neither loaded nor packed.
+    """A decoder with a head. It is built, filled and finalized like a Decoder.
+
+    The output layer is neither loaded nor packed.
 
     decoder  built with tied embeddings, so that it wants no output layer from the checkpoint
     """
@@ -25,7 +27,7 @@ class PooledDecoder:
         return self._decoder.forward(batch)
 
     def answer(self, pooled: Tensor) -> Tensor:
-        """pooled [R, hidden] fp32 -> [R, numbers] fp32: what the head makes of it."""
+        """The output of the head: pooled [R, hidden] fp32 -> [R, outputs] fp32."""
         return self._head(pooled)
 
     def targets(self) -> dict[str, Target]:
@@ -36,7 +38,7 @@ class PooledDecoder:
 
     @staticmethod
     def checkpoint_name(name: str) -> str:
-        """The name among `targets()`: a model saved without a head has no prefix."""
+        """The name in `targets()` of a checkpoint's tensor: without a head there is no prefix."""
         return name if name.startswith(("model.", "score.", "lm_head.")) else f"model.{name}"
 
     def finalize(self) -> None:

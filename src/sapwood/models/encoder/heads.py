@@ -13,7 +13,7 @@ from sapwood.layers.targets import Target, whole
 
 class Head(Protocol):
     def __call__(self, pooled: Tensor) -> Tensor:
-        """pooled [R, hidden] fp32 -> [R, numbers] fp32"""
+        """pooled [R, hidden] fp32 -> [R, outputs] fp32"""
         ...
 
     def targets(self) -> dict[str, Target]: ...
@@ -64,7 +64,7 @@ class LinearHead:
 def encoder_head(
     architecture: str, hidden_size: int, num_labels: int, device: torch.device
 ) -> Head:
-    """The head of an architecture of models/pooling.ENCODERS; `num_labels` 0: it has none."""
+    """The head of an encoder, one of models/pooling.ENCODERS; num_labels 0: the model has none."""
     if not num_labels:
         return NoHead()
     names = ("classifier.dense", "classifier.out_proj")

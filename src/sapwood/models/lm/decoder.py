@@ -1,6 +1,6 @@
 """The decoder-only language model that Llama and its relatives are.
 
-An architecture is a subclass that says what its layers are made of; the data is in DecoderConfig.
+An architecture is a subclass that says what its layers are made of; DecoderConfig has the sizes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sapwood.models.config import DecoderConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecipe:
-    """What the layers of an architecture have beyond their sizes.
+    """The parts that an architecture's layers may have.
 
     qkv_bias, o_bias, mlp_bias  whether those linear layers add a bias
     qk_norm                     whether each q and k head is RMS-normalised before rotation
@@ -96,7 +96,7 @@ class DecoderLayer:
     def __call__(
         self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
     ) -> tuple[Tensor, Tensor]:
-        """x [T, hidden], and what was not yet added to it -> the same two, one layer on."""
+        """x [T, hidden] and a residual that is not yet added to it -> both after this layer."""
         if residual is None:
             normed, residual = self._before_attention(x), x
         else:
@@ -120,7 +120,7 @@ class DecoderLayer:
         return self._attention.parts()
 
     def parts(self) -> LayerParts:
-        """What this layer is made of on this rank; RuntimeError before `pack`."""
+        """This rank's parts of the layer; RuntimeError before `pack`."""
         attention = self._attention.parts()
         return LayerParts(
             input_norm=self._before_attention.weight,
@@ -135,10 +135,10 @@ class DecoderLayer:
 
 
 class Decoder(ABC):
-    """Token ids to logits.
+    """From token ids to logits.
 
-    Life: construct (parameters are uninitialised memory), fill every one of `targets()` (see
-    models/loader/assign), `finalize()`, then call `compute` under torch.inference_mode().
+    To use a decoder, construct it (parameters are uninitialised memory), fill all `targets()` (see
+    models/loader/assign), call `finalize()`, then `compute` under torch.inference_mode().
     """
 
     ignorable: ClassVar[tuple[str, ...]] = (
@@ -147,7 +147,7 @@ class Decoder(ABC):
     )
     """Patterns of checkpoint tensors that are not parameters of the model."""
     ignorable_when_tied: ClassVar[tuple[str, ...]] = ("lm_head.weight",)
-    """Those that are superfluous when the embedding is also the output layer."""
+    """Patterns of tensors that are superfluous when the embedding is the output layer too."""
 
     def __init__(
         self,
@@ -159,11 +159,14 @@ class Decoder(ABC):
         scheme: LinearScheme = DENSE,
         embedding_dtype: torch.dtype | None = None,
     ) -> None:
-        """`dtype` is that of activations, norms and biases; `embedding_dtype` is what the embedding
-        is kept in, if narrower. `scheme` stores the weights of all linear layers, the output
-        layer's among them.
+        """A decoder without weights.
 
-        Raises ConfigError if the sizes do not divide by the group's, or do not fit the scheme."""
+        dtype            of activations, norms and biases
+        embedding_dtype  in which the embedding is kept, if narrower than dtype
+        scheme           stores the weights of all linear layers, the output layer's among them
+        Raises           ConfigError if the ranks cannot have equal parts, or sizes do not fit the
+                         scheme
+        """
         self.config = config
         self._group = group
         recipe = self.recipe(config)
@@ -213,7 +216,7 @@ class Decoder(ABC):
     @staticmethod
     @abstractmethod
     def recipe(config: DecoderConfig) -> LayerRecipe:
-        """What this architecture's layers are made of."""
+        """The parts of this architecture's layers."""
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Hidden states after the last norm, [T, hidden]; writes every layer's KV."""
@@ -234,8 +237,10 @@ class Decoder(ABC):
         return self.logits(self.forward(batch).index_select(0, batch.logits_index))
 
     def targets(self) -> dict[str, Target]:
-        """Checkpoint name -> where it goes, for every parameter of this rank. A layer is packed as
-        soon as all of its tensors are placed."""
+        """The target of every parameter of this rank, by the name in the checkpoint.
+
+        A layer is packed as soon as all of its tensors are placed.
+        """
         found = self.body_targets()
         if self.config.tie_word_embeddings:
             found["model.embed_tokens.weight"] = self._lm_head.tied_target()
@@ -244,14 +249,14 @@ class Decoder(ABC):
         return found | prefixed("lm_head", head)
 
     def body_targets(self) -> dict[str, Target]:
-        """All but the output layer's, for a model that has no use for it."""
+        """The targets without the output layer's, for a model that does not use that layer."""
         found = prefixed("model.embed_tokens", self._embedding.targets())
         for index, layer in enumerate(self._layers):
             found |= prefixed(f"model.layers.{index}", once_filled(layer.targets(), layer.pack))
         return found | prefixed("model.norm", self._norm.targets())
 
     def ignorable_tensors(self) -> tuple[str, ...]:
-        """Patterns (fnmatch) of checkpoint tensors that may be there and are not used."""
+        """Patterns (fnmatch) of tensors that a checkpoint may have and that are not used."""
         tied = self.ignorable_when_tied if self.config.tie_word_embeddings else ()
         return self.ignorable + tied
 
@@ -261,12 +266,12 @@ class Decoder(ABC):
         self._lm_head.pack()
 
     def pack_layers(self) -> None:
-        """All but the output layer, for a model that has no use for it."""
+        """Pack all linear layers but the output layer, for a model that does not use that layer."""
         for layer in self._layers:
             layer.pack()
 
     def parts(self) -> DecoderParts:
-        """What the model is made of on this rank, for kernels that run its step in one call.
+        """This rank's parts of the model, for kernels that run its step in one call.
 
         RuntimeError before `finalize`."""
         attention = self._layers[0].attention_parts()

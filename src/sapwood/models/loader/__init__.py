@@ -1,1 +1,1 @@
-"""From files on disk to tensors with the names that Hugging Face gives them."""
+"""Reads files on disk into tensors with Hugging Face's names."""

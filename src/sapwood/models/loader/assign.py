@@ -1,4 +1,4 @@
-"""Checkpoint tensors into a model's parameters."""
+"""Places the tensors of a checkpoint into a model's parameters."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sapwood.kernels.coded import LinearPart
 from sapwood.layers.targets import Target
 
 _NAMED_AT_MOST = 20
-"""So many names are listed of each kind of mistake; the rest are counted."""
+"""Names that are listed for each kind of mistake; the rest are counted."""
 
 
 class Loadable(Protocol):
-    """What the loader asks of a model."""
+    """The part of a model that the loader uses."""
 
     def targets(self) -> Mapping[str, Target]: ...
 
@@ -28,11 +28,11 @@ class Loadable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """What was loaded.
+    """The result of loading.
 
-    num_tensors  tensors placed
+    num_tensors  number of placed tensors
     num_bytes    their size in the checkpoint, over all ranks
-    ignored      names of tensors that were there and are known not to be needed
+    ignored      names of the checkpoint's tensors that are known not to be needed
     """
 
     num_tensors: int
@@ -46,13 +46,13 @@ def load_weights(
     *,
     source: str = "the checkpoint",
 ) -> LoadReport:
-    """Place every tensor where the model wants it; one at a time is held. Quantised ones go as they
-    are to the layers that take them so, and dequantised to the others.
+    """Place every tensor where the model wants it, holding one at a time.
+
+    Quantised tensors are dequantised for layers that do not take them in their own form.
 
     source  where the weights come from, for errors
-
-    Raises WeightError if tensors are missing, unexpected, given twice, or of the wrong shape or
-    type, naming them all (up to 20 of each kind). The model is then half filled: do not use it.
+    Raises  WeightError, with the names (up to 20 of each kind), if tensors are missing, unexpected,
+            given twice, or of the wrong shape or type. The model is half filled then, and unusable
     """
     targets = model.targets()
     patterns = model.ignorable_tensors()
@@ -99,7 +99,7 @@ def _has_numbers_for(target: Target, tensor: Tensor) -> bool:
 
 
 def _place(target: Target, tensor: Tensor | LinearPart) -> int:
-    """Returns the bytes that the tensor has in the checkpoint."""
+    """Place one tensor. Returns its bytes in the checkpoint."""
     if isinstance(tensor, Tensor):
         target.place(tensor)
         return tensor.numel() * tensor.element_size()

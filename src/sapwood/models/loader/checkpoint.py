@@ -1,4 +1,4 @@
-"""What the readers of safetensors and of PyTorch checkpoints share."""
+"""The common part of the readers of safetensors and of PyTorch checkpoints."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sapwood.models.store.files import ModelFiles, find_index, read_index
 
 
 def as_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """The tensor in `dtype` if it holds plain floating-point numbers, else as it is.
+    """The tensor in `dtype` if it holds plain floating-point numbers, else unchanged.
 
-    Eight-bit floats are left alone: without their scales a cast would make other numbers of them.
-    With None, every tensor stays as it is.
+    Eight-bit floats are not cast: their scales would be missing. With dtype None every tensor stays
+    unchanged.
     """
     is_plain = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
     if not is_plain or dtype is None or tensor.dtype == dtype:
@@ -35,7 +35,7 @@ class Expected:
         self._named = named if set(named.values()) <= given else {}
 
     def check(self, shard: Path, names: Iterable[str]) -> None:
-        """WeightError, naming the first tensor that should be in this shard and is not."""
+        """Raises WeightError, with the tensor's name, if the index promises more for this shard."""
         present = set(names)
         absent = sorted(
             name for name, file in self._named.items() if file == shard.name and name not in present

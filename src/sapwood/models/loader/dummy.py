@@ -11,8 +11,10 @@ from torch import Tensor
 from sapwood.layers.targets import Target
 
 _POOL_SIZE = 1_048_573
-"""Random numbers that are drawn once and repeated. A prime, so that no two rows of a matrix are
-alike: a row's width never divides it."""
+"""Random numbers that are drawn once and then repeated.
+
+The number is a prime, so that no row's width divides it and no two rows of a matrix are alike.
+"""
 
 
 def random_weights(

@@ -1,9 +1,9 @@
-"""Tensors of GGUF files, dequantised or as the blocks that they are.
+"""Tensors of GGUF files, either dequantised or as blocks.
 
 The table of tensors comes from tensors.json, which models.store.prepare wrote. A matrix is turned
-into 32-bit floats piece by piece, and each piece is cast into the tensor that is handed out while
-it is still in the core's cache. A pool of threads was measured and is slower: many short calls of
-numpy spend their time handing the interpreter's lock around.
+into 32-bit floats piece by piece, and each piece is cast into the resulting tensor while it is
+still in the core's cache. A pool of threads was measured to be slower: many short calls of numpy
+spend their time handing the interpreter's lock around.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ PIECE_NUMBERS = 1 << 17
 """Numbers dequantised by one call of numpy: 512 KiB of fp32."""
 
 SERIAL_NUMBERS = 1 << 15
-"""Numbers that torch casts in one thread. It shares larger casts out to its pool, and waiting for
-a thread that another process keeps off its core takes milliseconds, a thousand times per model."""
+"""Numbers that torch casts in one thread.
+
+Torch shares larger casts among its threads. If another process keeps one of these off its core, the
+others wait for milliseconds, a thousand times per model.
+"""
 
 GLOBAL_NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -54,7 +57,7 @@ LAYER_NAMES: Mapping[str, str] = {
     "ffn_down": "mlp.down_proj",
 }
 CONFIGURATION = frozenset({"rope_freqs.weight"})
-"""Tensors that models.store read into config.json; they are no weights."""
+"""Tensors that are no weights: models.store has put them into config.json."""
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _Bytes = npt.NDArray[np.uint8]
@@ -63,9 +66,9 @@ W = TypeVar("W")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stored:
-    """One tensor as it lies in its file.
+    """The place of one tensor in its file.
 
-    heads  how many rotary heads have their rows in llama.cpp's order; 0: rows are as they should be
+    heads  number of rotary heads whose rows are in llama.cpp's order; 0: rows are in our order
     """
 
     name: str
@@ -97,7 +100,7 @@ def iterate(
 def iterate_blocks(
     files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
 ) -> Iterator[tuple[str, torch.Tensor | QuantizedWeight]]:
-    """As `iterate`, but quantised matrices (kernels/blocks.py) as they are."""
+    """Like `iterate`, but quantised matrices come as blocks (kernels/blocks.py)."""
     tensors: list[Stored[torch.Tensor | QuantizedWeight]] = []
     for stored in _table(files):
         if stored.type.lower() in FORMATS and len(stored.shape) == 2:
@@ -109,7 +112,7 @@ def iterate_blocks(
 
 
 def _lazy(stored: _Stored, num_bytes: int, read: Callable[[], W]) -> Stored[W]:
-    """num_bytes: of what `read` returns."""
+    """A tensor that `read` will read; `num_bytes` is the size of the result."""
     return Stored(
         name=stored.name,
         file_bytes=stored.num_bytes,
@@ -130,7 +133,7 @@ def _read_blocks(stored: _Stored, files: ModelFiles) -> QuantizedWeight:
 
 
 def hf_name(name: str) -> str | None:
-    """Hugging Face's name of a GGUF tensor; None for one that no decoder of ours has."""
+    """Hugging Face's name of a GGUF tensor; None if no decoder of ours has such a tensor."""
     if name in GLOBAL_NAMES:
         return GLOBAL_NAMES[name]
     prefix, _, rest = name.partition(".")

@@ -1,7 +1,7 @@
-"""Tensors of PyTorch checkpoints (.bin, .pt, .pth), read without running what is in them.
+"""Tensors of PyTorch checkpoints (.bin, .pt, .pth), read without running any code in them.
 
 Files of the zip format are mapped. The two older formats, a bare pickle stream and before that a
-tar archive, cannot be: they are read whole, with a warning.
+tar archive, cannot be mapped: they are read whole, with a warning.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         )
     try:
         if is_tar:
-            # PyTorch itself reads these only by running what is in them.
+            # PyTorch itself reads these files only by running the code in them.
             loaded = read_tar(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
@@ -62,7 +62,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than tensors and sapwood does not run code from a checkpoint; "
             f"convert it to safetensors. PyTorch says: {_first_line(error)}"
         ) from error
-    except Exception as error:  # of garbage an unpickler makes errors of every kind
+    except Exception as error:  # given garbage, an unpickler raises errors of every kind
         raise _damaged(path, error) from error
     return _state(path, loaded)
 
@@ -95,10 +95,10 @@ def _state(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
 
 
 def _why_not_plain(tensor: torch.Tensor) -> str | None:
-    """Why a tensor is not simply numbers in memory; None if it is."""
+    """Why a tensor is not a plain block of numbers in memory; None if it is."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         return "it is no dense tensor"
-    # A stride of 0 would make any number of numbers out of one.
+    # With a stride of 0, a single number in the file could become a tensor of any size.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"its shape is {list(tensor.shape)} but less than that is stored"
     return None

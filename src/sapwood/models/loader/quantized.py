@@ -1,7 +1,7 @@
-"""Tensors of checkpoints that other tools quantised, put together layer by layer.
+"""Assembles the weights of checkpoints that other tools quantised, layer by layer.
 
-A quantised layer has several tensors: codes, scales, zero points. They are held until all that the
-files have of a layer are there, then they become its weight.
+A quantised layer has several tensors: codes, scales, zero points. They are held until all tensors
+of the layer have been read, and then become its weight.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from sapwood.models.store.files import ModelFiles
 log = logging.getLogger(__name__)
 
 ShapeOf = Callable[[str], tuple[int, ...] | None]
-"""A checkpoint's name of a tensor -> the shape that the model wants it in; None: it wants none."""
+"""Name of a checkpoint's tensor -> the shape that the model wants; None: no such tensor."""
 
 
 def iterate(
     files: ModelFiles, form: CheckpointFormat, shape_of: ShapeOf, advance: Advance = ignore
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
-    """Every weight, once, as (name, tensor or quantised weight); others in the checkpoint's dtype.
+    """Every weight, once, as (name, quantised weight, or tensor in the checkpoint's dtype).
 
-    Raises WeightError, naming the tensor, for one that is missing or does not fit."""
+    Raises WeightError, with the name, for a tensor that is missing or does not fit."""
     if files.weight_format != "safetensors":
         raise WeightError(
             f"{files.name} is a {form.name} checkpoint with {files.weight_format} weights; such "
@@ -49,7 +49,7 @@ def assembled(
     form: CheckpointFormat,
     shape_of: ShapeOf,
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
-    """`names`: of all tensors that will come."""
+    """The weights made of these tensors; `names` has the names of all tensors that will come."""
     owners = {name: _owner(name, shape_of) for name in names}
     unused = [name for name, owner in owners.items() if is_unused(name)]
     awaited: dict[str, set[str]] = {}

@@ -25,16 +25,21 @@ from sapwood.base.errors import WeightError
 NUM_READERS = 4
 AHEAD_BYTES = 8 << 20
 AHEAD_SHARE = 1 / 32
-"""What is read ahead takes this share of the checkpoint, and at least AHEAD_BYTES. A larger tensor
-is read alone."""
+"""Share of the checkpoint's size that is read ahead, if that is more than AHEAD_BYTES.
+
+A tensor that is larger than this is read alone.
+"""
 
 _OWN_MEMORY_BYTES = 128 << 10
-"""From here on a tensor gets memory of its own, which the system has back when it is dropped. An
-allocator would keep some of it, in holes between what is still used."""
+"""A tensor of at least this size gets memory straight from the operating system.
+
+The system gets this memory back as soon as the tensor is dropped. An allocator would keep some of
+it, in holes between memory that is still in use.
+"""
 
 W = TypeVar("W")
 Advance = Callable[[int], None]
-"""Told of so many more bytes of the checkpoint that are read."""
+"""Called with the number of the checkpoint's bytes that have been read since the last call."""
 
 
 def ignore(num_bytes: int) -> None:
@@ -46,8 +51,9 @@ def ignore(num_bytes: int) -> None:
 class Stored(Generic[W]):
     """A tensor that has not been read yet.
 
-    file_bytes  in its file; num_bytes: in memory, while it is waited for
-    read        may be called in any thread; WeightError if the file does not hold it
+    file_bytes  size of the tensor in its file
+    num_bytes   size in memory from the reading to the use
+    read        reads the tensor, in any thread; WeightError if the file does not hold it
     """
 
     name: str
@@ -61,7 +67,7 @@ def read_ahead(
 ) -> Iterator[tuple[str, W]]:
     """Every tensor, once, in the order of `in_layer_order`."""
     ordered = in_layer_order(tensors)
-    ahead_bytes = max(AHEAD_BYTES, int(sum(one.file_bytes for one in ordered) * AHEAD_SHARE))
+    ahead_bytes = max(AHEAD_BYTES, int(sum(tensor.file_bytes for tensor in ordered) * AHEAD_SHARE))
     waiting = deque(ordered)
     reading: deque[tuple[Stored[W], Future[W]]] = deque()
     in_flight = 0
@@ -76,7 +82,7 @@ def read_ahead(
                 result = [future.result()]
                 del future
                 advance(stored.file_bytes)
-                # Popped, so that nothing here keeps the tensor while its user works with it.
+                # Popped, so that the tensor is freed as soon as its user drops it.
                 yield stored.name, result.pop()
                 in_flight -= stored.num_bytes
         finally:
@@ -85,10 +91,10 @@ def read_ahead(
 
 
 def in_layer_order(tensors: Iterable[Stored[W]]) -> Sequence[Stored[W]]:
-    """Those outside all layers first, the largest at the head; then layer by layer.
+    """The tensors outside of all layers, the largest first, and then layer by layer.
 
-    A layer can so be packed, and its tensors dropped, while the next one is read; and the largest
-    tensors, an embedding's, come while there is still little else in memory.
+    So a layer can be packed, and its tensors dropped, while the next layer is read; and the largest
+    tensors, those of an embedding, come while there is still little else in memory.
     """
 
     def place(stored: Stored[W]) -> tuple[bool, int, tuple[int, ...]]:

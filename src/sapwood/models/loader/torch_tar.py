@@ -1,10 +1,10 @@
-"""Checkpoints in the tar format of PyTorch before 0.2, read without running what is in them.
+"""Checkpoints in the tar format of PyTorch before 0.2, read without running any code in them.
 
-Such an archive has three members: "storages", the numbers behind tensors, each with a pickle of
-what it is; "tensors", which say how storages are seen; and "pickle", the object that was saved,
-which names tensors by their keys. PyTorch reads the pickles with whatever they call for; here only
-what a table of tensors is made of can be named.
-Source: `_legacy_load` in torch/serialization.py of PyTorch 0.1.12 and later.
+Such an archive has three members: "storages" has the numbers behind the tensors, with a pickle that
+describes each storage; "tensors" says how tensors view storages; "pickle" is the saved object,
+which refers to tensors by their keys. PyTorch lets these pickles call any code; the reader here
+allows only the names that a table of tensors needs. Source: `_legacy_load` in
+torch/serialization.py of PyTorch 0.1.12 and later.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ _MAX_DIMS = 64
 
 
 class DamagedTar(Exception):
-    """What is wrong with an archive."""
+    """The archive is damaged; the message says how."""
 
 
 def read_tar(path: Path) -> Any:
-    """What was saved: a table of tensors, if it is a checkpoint. Everything is read into memory.
+    """The saved object, which for a checkpoint is a table of tensors, all read into memory.
 
-    Raises pickle.UnpicklingError if it calls for more than that, and DamagedTar, or what the pickle
-    module raises, if the archive is not whole."""
+    Raises pickle.UnpicklingError if the archive refers to anything else, and DamagedTar or any
+    error
+    of the pickle module if the archive is damaged."""
     with tarfile.open(path, mode="r:") as archive:
         storages = _storages(_member(archive, "storages"))
         tensors = _tensors(_member(archive, "tensors"), storages)
@@ -87,7 +88,7 @@ def _tensors(file: IO[bytes], storages: Mapping[Any, Tensor]) -> dict[int, Tenso
         sizes = struct.Struct(f"<{2 * num_dims + 1}q")
         *numbers, offset = sizes.unpack(_exactly(file, sizes.size))
         shape, strides = numbers[:num_dims], numbers[num_dims:]
-        # Raises a RuntimeError if that is not within the storage.
+        # Raises RuntimeError if the tensor is not within its storage.
         found[int(key)] = torch.as_strided(storages[storage], shape, strides, offset)
     return found
 
@@ -123,7 +124,7 @@ def _of_length(found: Any, length: int) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows ordered tables, and types of tensors and storages, which it takes for their dtypes."""
+    """Allows ordered dicts, and types of tensors and storages, which stand for their dtypes."""
 
     def __init__(self, file: IO[bytes], tensors: Mapping[int, Tensor]) -> None:
         super().__init__(file, encoding="utf-8")

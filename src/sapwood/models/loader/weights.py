@@ -1,4 +1,4 @@
-"""The entry: all tensors of a checkpoint, whatever its format."""
+"""The entry point of the loader: all tensors of a checkpoint, whatever its format."""
 
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ def iterate_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint, once, as (name, tensor on the CPU).
 
-    Names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"). Tensors of 16 and more bits
-    of floating point come in `dtype`; others (integers, 8-bit floats of a quantised checkpoint) as
-    they are. Layers come one after the other, whatever their order in the files, and a few tensors
-    are read ahead (loader/reading.py), so that the peak is the model that the caller keeps plus
-    those.
+    Names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"). Floating-point tensors of
+    16 and more bits come in `dtype`; other tensors (integers, 8-bit floats) are not cast. Layers
+    come one after the other, whatever their order in the files. A few tensors are read ahead
+    (loader/reading.py), so that the peak of memory is the caller's model and these few.
 
     load_format  "auto", or the format that the files must have. "dummy" has nothing to read: see
                  `dummy.random_weights`
-    advance      told of every tensor's bytes in its file, once it is handed out
-    Raises       WeightError, naming the file and the tensor, for a shard that is missing or damaged
-                 or does not hold what the index says
+    advance      called with the file bytes of every tensor when it is handed out
+    Raises       WeightError, with file and tensor, for a shard that is missing, damaged, or without
+                 a tensor that the index promises
     """
     return _READERS[_checked_format(files, load_format)](files, dtype, advance)
 
@@ -54,7 +53,7 @@ def iterate_blocks(
     dtype: torch.dtype,
     advance: Advance = ignore,
 ) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
-    """As `iterate_weights`, but quantised matrices come as they are where kernels can use them so.
+    """Like `iterate_weights`, but quantised matrices that kernels can use come as blocks.
 
     Raises WeightError also if the format has no such matrices."""
     wanted = _checked_format(files, load_format)

@@ -1,8 +1,8 @@
 """The model cache on disk: one writer per key, and nothing half-written is ever found.
 
 home/locks/KEY.lock    held with flock while somebody writes KEY; never removed
-home/staging/KEY/…     what is being written; anything here without the lock is stale
-home/models, home/hub, home/prepared   what is complete
+home/staging/KEY/…     files that are being written; without the lock they are stale
+home/models, home/hub, home/prepared   complete files
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def safe_key(text: str) -> str:
 def staging(home: Path, key: str, progress: Progress) -> Iterator[Path]:
     """A fresh directory on the cache's file system, for the one writer of `key`.
 
-    Waits while another thread or process writes the same key, so the caller must look again
-    whether the work is already done. The directory is gone afterwards, however the body ends;
-    what a killed process left behind is removed by the next writer of the key.
+    Waits while another thread or process writes the same key, so the caller must check again
+    whether the work is done already. The directory is removed afterwards, however the body ends;
+    the files of a killed process are removed by the key's next writer.
     """
     with _locked(home / "locks" / f"{key}.lock", key, progress):
         parent = home / "staging" / key
-        # We hold the lock, so whatever lies here belongs to a writer that did not get to clean up.
+        # We hold the lock, so these are the files of a writer that was killed.
         shutil.rmtree(parent, ignore_errors=True)
         parent.mkdir(parents=True)
         try:

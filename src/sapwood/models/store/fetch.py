@@ -54,11 +54,11 @@ def fetch_model(
                  with a GGUF, a .gguf file, or a .safetensors file beside its config.json
     revision     branch, tag or commit of a hub repository
     load_format  "auto", "safetensors", "gguf", "pt" or "dummy" (no weights needed)
-    offline      use only what is cached. What is cached never touches the network in any case.
-    checksum     verify the files before anything of them is read: see `verify.verify`
+    offline      use only cached files; for cached files the network is never used anyway
+    checksum     verify the files before any of them is read: see `verify.verify`
 
-    Raises ModelSourceError, naming each source and why it failed, ConfigError for a load_format
-    that does not exist, and IntegrityError for files that are not what their checksums say.
+    Raises ModelSourceError, with the reason of each source, ConfigError for a load_format that does
+    not exist, and IntegrityError for files that do not match their checksums.
     """
     return open_store(home).fetch(
         name,
@@ -148,7 +148,7 @@ class ModelStore:
         offline: bool = False,
         progress: Progress,
     ) -> Fetched:
-        """As `fetch`, but nothing of the files is read."""
+        """Like `fetch`, but without reading any of the files."""
         if load_format not in LOAD_FORMATS:
             raise ConfigError(
                 f"unknown load format {load_format!r}; known: {', '.join(LOAD_FORMATS)}"
@@ -192,7 +192,7 @@ class ModelStore:
         )
 
     def _specs(self, name: str, revision: str | None) -> Sequence[SourceSpec] | None:
-        """The sources to try; None for a path. ModelSourceError for a name that is nothing."""
+        """The sources to try; None for a path. ModelSourceError if the name means nothing."""
         if Path(name).expanduser().exists():
             return None
         entry = self.catalogue.get(name)
@@ -243,7 +243,7 @@ class ModelStore:
     def _inspect(
         self, name: str, path: Path, sha256: str | None, load_format: str, progress: Progress
     ) -> ModelFiles:
-        """Which files of what was fetched are the model, in which format."""
+        """Find the model's files and their format among the fetched files."""
         weight_format = choose_format(path, load_format)
         if weight_format == "gguf":
             weights = find_weights(path, "gguf")
@@ -268,9 +268,9 @@ def fetch_from(
     reasons: Sequence[str],
     progress: Progress,
 ) -> Fetched:
-    """From the cache if any source is cached, else from the first source that answers.
+    """Fetch from the cache if it has the files of any source, else from the first that answers.
 
-    reasons  why other sources were ruled out before; they join the error if none answers
+    reasons  why other sources were ruled out before; these are part of the error if none answers
     """
     for source in sources:
         cached = source.cached(home)

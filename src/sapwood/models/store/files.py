@@ -1,4 +1,4 @@
-"""A model's files on disk, and what can be told from their names."""
+"""A model's files on disk, recognised by their names."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _SPLIT_GGUF = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.ggu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """Where a model lies.
+    """The files of a model.
 
-    name           as it was asked for
-    path           directory with config.json and, where known, tokenizer.json,
+    name           the name by which the model was asked for
+    path           directory with config.json and, if the model has them, tokenizer.json,
                    tokenizer_config.json, generation_config.json and chat_template.jinja
     weights        weight files, in order; for a GGUF, `path` also holds tensors.json
     weight_format  "safetensors", "gguf", "pt", or "none": no weights on disk, so that only
@@ -54,8 +54,7 @@ class ModelFiles:
 
 
 def is_sidecar(name: str) -> bool:
-    """Whether the file of that name below a model's directory may be its configuration, tokenizer,
-    template, or index of shards."""
+    """Whether a file of that name may be a model's configuration, tokenizer, template or index."""
     return Path(name).suffix in _SIDECAR_SUFFIXES and (
         "/" not in name
         or name.startswith("additional_chat_templates/")
@@ -74,7 +73,7 @@ def detect_format(path: Path) -> str:
 
 
 def choose_format(path: Path, load_format: str) -> str:
-    """The format to read `path` in, or ModelSourceError where it has none that was asked for."""
+    """The format in which to read `path`; ModelSourceError if it does not have the wanted one."""
     found = detect_format(path)
     if load_format == "dummy" or (load_format == "auto" and found != "none"):
         return found
@@ -154,7 +153,7 @@ def split_parts(path: Path) -> tuple[Path, ...]:
 
 
 def list_choices(names: list[str]) -> list[str]:
-    """The GGUF files among `names` that one can choose between: of a split file, the first part."""
+    """The GGUF files among `names` that can be chosen; a split file is chosen by its first part."""
     choices = []
     for name in sorted(names):
         match = _SPLIT_GGUF.fullmatch(name)

@@ -22,9 +22,9 @@ _LLAMA3_ORIGINAL_CONTEXT = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """What a GGUF architecture is called in Hugging Face's world.
+    """The Hugging Face counterpart of a GGUF architecture.
 
-    permuted  rows of the query and key projections are in llama.cpp's order of rotary pairs
+    permuted  whether rows of the query and key projections are in llama.cpp's order of rotary pairs
     """
 
     class_name: str
@@ -85,7 +85,7 @@ def shortest(value: float) -> float:
 
 
 def architecture_of(header: GgufHeader) -> Architecture:
-    """ModelSourceError, listing the known ones, for an architecture that sapwood does not map."""
+    """The file's architecture. ModelSourceError, with all known ones, if sapwood has no such."""
     name = str(header.metadata.get("general.architecture"))
     if name not in ARCHITECTURES:
         raise ModelSourceError(
@@ -96,7 +96,7 @@ def architecture_of(header: GgufHeader) -> Architecture:
 
 
 def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, Any]:
-    """The model's config.json; `tensors` are those of all its files."""
+    """The model's config.json; `tensors` has the tensors of all its files."""
     architecture = architecture_of(header)
     fields = Fields(header)
     _refuse_unserved(fields)
@@ -165,7 +165,7 @@ def generation_config(header: GgufHeader) -> dict[str, Any]:
 
 
 def _refuse_unserved(fields: Fields) -> None:
-    """Metadata that changes what the model computes, in ways that sapwood does not compute."""
+    """Raise an error for metadata that asks for a computation which sapwood does not have."""
     for name, neutral in (
         ("expert_count", 0),
         ("attention.temperature_scale", 0.0),
@@ -191,7 +191,7 @@ def _refuse_unserved(fields: Fields) -> None:
 
 
 def _dtype(tensors: Sequence[TensorEntry]) -> str:
-    """The precision that the matrices were stored in; bfloat16 stands for every quantised one."""
+    """The data type of the stored matrices; for quantised matrices it is bfloat16."""
     matrices = {tensor.type for tensor in tensors if len(tensor.shape) > 1}
     if matrices == {"F32"}:
         return "float32"
@@ -250,9 +250,10 @@ def _scaling_from_factors(
 ) -> dict[str, Any] | None:
     """The rope_scaling that divides each rotary frequency by its factor.
 
-    A file keeps the outcome of Llama 3's formula, not its parameters. All Llama 3 models share all
-    of them but the largest factor, so they are put to the test; factors that they do not give are
-    passed on as "longrope", whose two factor lists mean exactly such divisors.
+    A file has the results of Llama 3's formula instead of its parameters. All Llama 3 models have
+    the same parameters but for the largest factor, so these are tried. If they do not give the
+    file's factors, the factors are passed on as "longrope", whose two lists of factors are such
+    divisors.
     """
     largest = shortest(max(factors))
     if all(factor == 1.0 for factor in factors):
@@ -277,11 +278,11 @@ def _scaling_from_factors(
 
 
 def _llama3_factors(count: int, head_dim: int, theta: float, factor: float) -> list[float]:
-    """What Llama 3 divides each rotary frequency by.
+    """The divisor of each rotary frequency in Llama 3.
 
     Source  Meta's llama-models, `apply_scaling`: wavelengths longer than the original context are
-            stretched by `factor`, ones shorter than a quarter of it are kept, between them the two
-            are blended
+            stretched by `factor`, wavelengths shorter than a quarter of the context are kept, and
+            those in between are blended
     """
     low, high = _LLAMA3_LOW_FREQ_FACTOR, _LLAMA3_HIGH_FREQ_FACTOR
     divisors = []

@@ -24,7 +24,7 @@ TENSOR_TYPES = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS"),
 )
-"""What the loader can turn into numbers."""
+"""The tensor types that the loader can read."""
 
 _SCALARS = {
     0: "B",
@@ -42,21 +42,21 @@ _SCALARS = {
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _DEFAULT_ALIGNMENT = 32
 _LEAST_VALUE_BYTES, _LEAST_TENSOR_BYTES = 13, 24
-"""What a metadata value and a line of the table of tensors take at least."""
+"""Smallest sizes of a metadata value and of an entry in the table of tensors."""
 _MAX_DIMENSIONS = 4
 _MAX_DEPTH = 4
 _MAX_ALIGNMENT = 1 << 20
 _MAX_NAME_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 1 << 28
 _MAX_ELEMENTS = 1 << 24
-"""Of all arrays together. A vocabulary of 256,000 tokens has about two million, in 16 MB."""
+"""Elements of all arrays together. A vocabulary of 256,000 tokens has two million, in 16 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """Where a tensor lies.
+    """The place of a tensor in its file.
 
-    shape      as torch has it: the dimension that lies together in memory comes last
+    shape      in torch's order: the dimension that is contiguous in memory comes last
     type       name of its GGML type, one of TENSOR_TYPES
     offset     bytes from the start of the file
     num_bytes  size in the file
@@ -71,7 +71,10 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """metadata: key to int, float, bool, str or a list of those."""
+    """The header of a GGUF file.
+
+    metadata  key -> int, float, bool, str, or a list of these
+    """
 
     path: Path
     metadata: Mapping[str, Any]
@@ -79,7 +82,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Raises ModelSourceError, naming the file and the tensor, if anything is not right."""
+    """Read the header. ModelSourceError, with file and tensor, if anything in it is wrong."""
     if path.stat().st_size < 24:
         raise ModelSourceError(f"{path} is too short to be a GGUF file; download it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -146,7 +149,7 @@ class _Cursor:
         return self.bytes(self.number("Q")).decode("utf-8", "replace")
 
     def name(self, what: str) -> str:
-        """A string that others refer to, so it must be exact."""
+        """Read a name, which must be valid UTF-8 because other entries refer to it."""
         count = self.number("Q")
         if count > _MAX_NAME_BYTES:
             self.fail(f"{what} has {count} bytes, and more than {_MAX_NAME_BYTES} is absurd")
@@ -219,8 +222,10 @@ _Row = tuple[str, tuple[int, ...], int, int]
 def _place(
     path: Path, file_bytes: int, header_bytes: int, alignment: int, table: Sequence[_Row]
 ) -> tuple[TensorEntry, ...]:
-    """The tensors lie one after the other in the table's order, each at the next multiple of the
-    alignment, and end with the file."""
+    """Check that tensors lie one after the other in the table's order and fill the file.
+
+    Each tensor begins at the next multiple of the alignment.
+    """
     start = _aligned(header_bytes, alignment)
     entries = tuple(_entry(path, start, *row) for row in table)
     names: set[str] = set()

@@ -49,11 +49,11 @@ _TEKKEN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordRule:
-    """How text is cut before the merges.
+    """How text is cut into pieces before the merges.
 
     splits         regular expressions, applied one after the other; every match is a piece
-    ignore_merges  a piece that is in the vocabulary as a whole is that token
-    add_bos        whether the text starts with BOS where the file does not say
+    ignore_merges  whether a piece that is a token of the vocabulary becomes that token at once
+    add_bos        whether the text starts with BOS if the file does not say
     """
 
     splits: tuple[str, ...]
@@ -84,7 +84,7 @@ WORD_RULES: Mapping[str, WordRule] = {
 
 @dataclass(frozen=True, slots=True)
 class _Vocabulary:
-    """What tokenizer.ggml.* holds; `tokens[i]` is spelled as the model's merges spell it."""
+    """The contents of tokenizer.ggml.*; `tokens[i]` is spelled as in the model's merges."""
 
     path: Path
     values: Mapping[str, Any]
@@ -125,7 +125,7 @@ def has_tokenizer(header: GgufHeader) -> bool:
 
 
 def build_tokenizer(header: GgufHeader) -> Tokenizer:
-    """Raises ModelSourceError for a kind of tokenizer or a word rule that is not known."""
+    """The tokenizer of a file. ModelSourceError for an unknown kind of tokenizer or word rule."""
     vocabulary = _Vocabulary(header.path, header.metadata)
     kind = vocabulary.get("model")
     # The tokenizers library raises plain Exception, so there is nothing narrower to catch.
@@ -235,7 +235,7 @@ def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
 
 
 def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    """SentencePiece merges whatever neighbours give the best-scored token: here, best first."""
+    """SentencePiece always merges the neighbours with the best score: as merges, the best first."""
     scores = vocabulary.get("scores")
     if not isinstance(scores, list) or len(scores) != len(vocabulary.tokens):
         raise vocabulary.error("it has neither merges nor one score per token")
@@ -257,7 +257,7 @@ def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
 
 
 def _add_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
-    """Tokens that are matched in the text as they stand, before anything is cut."""
+    """Add the tokens that are found in a text literally, before it is cut into pieces."""
     added = [
         AddedToken(token, normalized=False, special=kind != _USER_DEFINED)
         for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)

@@ -1,4 +1,4 @@
-"""Which files of a hub repository a model needs, and huggingface_hub as the way to get them."""
+"""Chooses the files of a hub repository that a model needs, and gets them by huggingface_hub."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from sapwood.models.store.manifest import Checksum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """commit: what the revision meant when it was asked; files: name to bytes, None if unknown.
+    """The files of a repository.
 
-    checksums  of the files that the hub says a hash of
+    commit     the commit that the revision stood for at the time of the call
+    files      name -> size in bytes; None: unknown
+    checksums  the files' checksums, as far as the hub knows them
     """
 
     commit: str
@@ -33,17 +35,17 @@ class HubClient(Protocol):
     def list_files(self, repository: str, revision: str | None) -> Listing: ...
 
     def download(self, repository: str, commit: str, names: Sequence[str], cache: Path) -> Path:
-        """Get these files; the directory, below `cache`, in which they lie by their names."""
+        """Download these files. Returns the directory below `cache` that has them by name."""
         ...
 
 
 def choose_files(
     label: str, names: Sequence[str], load_format: str, spec: HubSpec
 ) -> tuple[str, ...]:
-    """Configuration, tokenizer and the weights of one format, out of a repository's files.
+    """The configuration, the tokenizer and the weights of one format among a repository's files.
 
-    Raises ModelSourceError if the file that was asked for does not exist, if the repository has no
-    weights in the wanted format, or several GGUF files to choose from.
+    Raises ModelSourceError if the wanted file does not exist, if the repository has no weights in
+    the wanted format, or if there are several GGUF files to choose from.
     """
     # Directories hold other things: "original/" weights, ONNX exports, training checkpoints.
     top = [name for name in names if "/" not in name]
@@ -113,7 +115,7 @@ class HuggingFaceHub:
         siblings = info.siblings or ()
         sizes = {file.rfilename: file.size for file in siblings}
         sums = {file.rfilename: _checksum(file) for file in siblings}
-        known = {name: one for name, one in sums.items() if one is not None}
+        known = {name: digest for name, digest in sums.items() if digest is not None}
         return Listing(commit=str(info.sha), files=sizes, checksums=known)
 
     def download(self, repository: str, commit: str, names: Sequence[str], cache: Path) -> Path:
@@ -131,7 +133,7 @@ class HuggingFaceHub:
 
 
 def _checksum(file: Any) -> Checksum | None:
-    """Of a file in LFS the hub knows the SHA-256; its blob is only a pointer there."""
+    """A file's checksum: the SHA-256 of a file in LFS, whose blob is only a pointer; else git's."""
     if file.lfs is not None:
         return Checksum(sha256=str(file.lfs.sha256).lower(), size=file.lfs.size)
     if file.blob_id is not None:
@@ -140,7 +142,7 @@ def _checksum(file: Any) -> Checksum | None:
 
 
 def _silent_bar() -> Any:
-    """huggingface_hub's bar, disabled: ours watches the files grow, and a second would tear it."""
+    """Disables the progress bar of huggingface_hub, which would disturb our own bar."""
     from huggingface_hub import utils
 
     class SilentBar(utils.tqdm):  # type: ignore[misc, name-defined]
@@ -152,7 +154,7 @@ def _silent_bar() -> Any:
 
 @contextmanager
 def _explained(repository: str, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into ModelSourceError with a reason one can act on."""
+    """Turn errors of huggingface_hub into ModelSourceError with a useful reason."""
     import httpx
     from huggingface_hub import errors
 

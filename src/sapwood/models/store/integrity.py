@@ -1,4 +1,4 @@
-"""Hashes of a model's files, and whether they are what a manifest says."""
+"""Hashes of a model's files, and their comparison with a manifest."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sapwood.models.store.progress import Progress, stage
 
 _CHUNK_BYTES = 1 << 22
 _MAX_THREADS = 8
-"""More do not help: disks and memory are the limit then."""
+"""More threads do not help: then disk and memory are the limit."""
 _NAMED_AT_MOST = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """num_files: whose contents were compared; num_bytes: of them together."""
+    """The files whose contents were compared: their number and their bytes together."""
 
     num_files: int
     num_bytes: int
 
 
 def names_below(directory: Path) -> list[str]:
-    """All files below a directory but hidden ones and manifests, sorted."""
+    """All files below a directory except for hidden files and manifests, sorted."""
     names = []
     for path in directory.rglob("*"):
         relative = path.relative_to(directory)
@@ -58,9 +58,9 @@ def check(
     required: Collection[str],
     progress: Progress,
 ) -> Checked:
-    """Compare those files with the manifest.
+    """Compare the files with the manifest.
 
-    Raises IntegrityError, naming each file that is missing, not listed, or not what is expected."""
+    Raises IntegrityError, with the name of each file that is missing, not listed, or different."""
     mistakes = [f"{name}: is not listed" for name in required if name not in manifest.files]
     to_hash: dict[str, _Hash] = {}
     for name in required:
@@ -123,8 +123,10 @@ def _digest(hasher: hashlib._Hash, file: FileIO, advance: Callable[[int], None])
 def _hashed(
     directory: Path, hashes: Mapping[str, _Hash], progress: Progress, label: str
 ) -> dict[str, tuple[str, int]]:
-    """(digest, size) of each file. hashlib frees the interpreter's lock, so threads do run at once;
-    the largest files are begun first, so that none is left to run alone at the end."""
+    """(digest, size) of each file, computed in threads, since hashlib frees the interpreter's lock.
+
+    The largest files are begun first, so that no thread works alone for long at the end.
+    """
     if not hashes:
         return {}
     sizes = {name: (directory / name).stat().st_size for name in hashes}

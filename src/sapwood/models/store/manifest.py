@@ -1,8 +1,8 @@
-"""Lists of checksums: what a model's files must be.
+"""Manifests: lists of the checksums that a model's files must have.
 
 A manifest is a JSON file {"files": {name: {"sha256": …, "size": …}}}, with names relative to the
-model's directory. The older form {"checksums": {name: sha256}} is read as well. Repositories on the
-hub say the SHA-256 of files in LFS, and git's own hash of the others.
+model's directory. The older form {"checksums": {name: sha256}} is read as well. The hub tells the
+SHA-256 of a repository's files in LFS, and git's own hash of its other files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from sapwood.base.errors import ModelSourceError
 
 MANIFEST_NAME = "checksums.json"
-"""What manifests are usually called; a file of that name is never part of a model."""
+"""The usual name of a manifest; a file of that name never counts as part of a model."""
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checksum:
-    """What is known of one file; at least one of the two hashes.
+    """The checksum of one file, which has at least one of the two hashes.
 
     sha256    64 lower-case hex digits
     git_sha1  git's hash of the file as a blob, 40 lower-case hex digits
-    size      in bytes; None if it is not known
+    size      in bytes; None: unknown
     """
 
     sha256: str | None = None
@@ -45,7 +45,11 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """source: where it is from, for messages; files: checksums by name below the directory."""
+    """A list of checksums.
+
+    source  where the list comes from, for messages
+    files   checksums by name below the model's directory
+    """
 
     source: str
     files: Mapping[str, Checksum]
@@ -79,7 +83,9 @@ def read_manifest(path: Path) -> Manifest:
 
 def write_manifest(path: Path, files: Mapping[str, Checksum]) -> None:
     """`files` have SHA-256 and size. The file appears whole or not at all."""
-    table = {name: {"sha256": one.sha256, "size": one.size} for name, one in sorted(files.items())}
+    table = {
+        name: {"sha256": file.sha256, "size": file.size} for name, file in sorted(files.items())
+    }
     staged = path.with_name(f".{path.name}.part")
     staged.write_text(json.dumps({"files": table}, indent=1, ensure_ascii=False) + "\n", "utf-8")
     staged.replace(path)

@@ -25,7 +25,7 @@ from sapwood.models.store import cache
 from sapwood.models.store.progress import Progress, stage
 
 _LAYOUT = 1
-"""Raise it whenever what is written changes; old directories are then not used any more."""
+"""Version of the written files. A change must raise it, so that old directories are not used."""
 
 _SIDECARS = (
     "tokenizer.json",
@@ -33,7 +33,7 @@ _SIDECARS = (
     "generation_config.json",
     "chat_template.jinja",
 )
-"""Files beside a GGUF that are taken instead of what its metadata would give."""
+"""Files beside a GGUF that replace those made from its metadata."""
 
 
 def prepare_gguf(
@@ -41,9 +41,9 @@ def prepare_gguf(
 ) -> Path:
     """The prepared directory of a GGUF in one or several files, made if it is not there yet.
 
-    sha256   of the first file, where it is known; it then identifies the model wherever it lies,
-             else path, size and modification time do
-    Raises   ModelSourceError if the file is damaged or holds what sapwood cannot serve
+    sha256   SHA-256 of the first file, which then identifies the model wherever it lies; None:
+             path, size and modification time identify it
+    Raises   ModelSourceError if the file is damaged, or if sapwood cannot serve the model
     """
     sidecars = sidecars_of(weights[0].parent)
     key = _key(weights, sidecars, sha256)
@@ -61,7 +61,7 @@ def prepare_gguf(
 
 
 def sidecars_of(directory: Path) -> dict[str, Path]:
-    """The files beside a GGUF in that directory that are taken for it, by name."""
+    """The files in the directory that replace those made from a GGUF's metadata, by name."""
     return {name: directory / name for name in _SIDECARS if (directory / name).is_file()}
 
 

@@ -1,4 +1,4 @@
-"""How a pull tells the terminal what it does."""
+"""The progress of a pull, for a bar on the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Progress(Protocol):
         ...
 
     def advance(self, amount: int) -> None:
-        """So many more bytes of this stage are done."""
+        """Count further bytes of this stage as done."""
         ...
 
     def finish(self) -> None:
@@ -46,7 +46,7 @@ class Silent:
 
 @contextmanager
 def stage(progress: Progress, label: str, total: int | None) -> Iterator[None]:
-    """One stage that is finished however the body ends."""
+    """A stage for the duration of the `with` block, finished however the block ends."""
     progress.start(label, total)
     try:
         yield
@@ -66,10 +66,10 @@ def bytes_under(directory: Path) -> int:
 
 
 class Growth:
-    """Reports how much a directory has grown since this was made, `limit` bytes at most.
+    """Reports how much a directory grows from now on, `limit` bytes at most.
 
-    What was reported never shrinks and never exceeds the limit: a tool may copy its finished file
-    about, so that it lies there twice or not at all when we look.
+    The reported size never shrinks and never exceeds the limit, although a tool may move its
+    finished file about, so that the file is there twice, or not at all, when we look.
     """
 
     def __init__(self, directory: Path, progress: Progress, limit: int | None) -> None:
@@ -80,7 +80,7 @@ class Growth:
         self._reported = 0
 
     def poll(self) -> None:
-        """Look once, and report what is new."""
+        """Look once, and report the growth since the last look."""
         grown = bytes_under(self._directory) - self._start
         if self._limit is not None:
             grown = min(grown, self._limit)

@@ -1,4 +1,4 @@
-"""Reads and checks the header of a safetensors file, before anything of it is mapped.
+"""Reads and checks the header of a safetensors file before the file is mapped.
 
 The layout: 8 bytes with the header's length, little-endian; the header, a JSON object from tensor
 names to their data types, shapes and places; then the tensors, one after the other without gaps.
@@ -32,7 +32,11 @@ DTYPE_BITS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafetensorsEntry:
-    """Where a tensor lies. dtype: one of DTYPE_BITS; offset: bytes from the start of the file."""
+    """The place of a tensor in its file.
+
+    dtype   one of DTYPE_BITS
+    offset  bytes from the start of the file
+    """
 
     name: str
     dtype: str
@@ -44,8 +48,8 @@ class SafetensorsEntry:
 def read_safetensors_header(path: Path) -> tuple[SafetensorsEntry, ...]:
     """The tensors in the order in which they lie in the file.
 
-    Raises WeightError, naming the file and the tensor, if a size, an offset or a type is not right,
-    if tensors overlap or leave gaps, or if the file is shorter or longer than they are together.
+    Raises WeightError, with file and tensor, if a size, an offset or a type is wrong, if tensors
+    overlap or leave gaps, or if the file is shorter or longer than all tensors together.
     """
     try:
         file_bytes = path.stat().st_size
@@ -91,7 +95,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _check_notes(path: Path, notes: Any) -> None:
-    """What __metadata__ may be: text by text."""
+    """Raise WeightError unless __metadata__ is a table from texts to texts."""
     if notes is None:
         return
     if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
@@ -122,7 +126,7 @@ def _entry(path: Path, name: str, said: Any, start: int) -> SafetensorsEntry:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
 def _check_places(

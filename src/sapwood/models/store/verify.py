@@ -1,4 +1,4 @@
-"""Verifies a model that was fetched against a manifest, or against what its own origin says."""
+"""Verifies a fetched model against a manifest, or against the checksums of its origin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sapwood.models.store.progress import Progress
 from sapwood.models.store.sources import Fetched
 
 ORIGIN = "origin"
-"""The source of checksums that means: what the hub, or the catalogue, says about this model."""
+"""Stands for the checksums that the hub, or the catalogue, has of this model."""
 
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
 
@@ -32,13 +32,13 @@ def verify(
     progress: Progress,
     everything: bool = False,
 ) -> Checked:
-    """Compare the files of a model with what `source` says.
+    """Compare the files of a model with the checksums of `source`.
 
     source      path of a manifest, ORIGIN, or a hub repository ("owner/name[@revision]")
-    everything  all files that a manifest lists, not just those that serving the model reads
+    everything  whether all listed files are compared, not just those that serving the model reads
 
-    Raises IntegrityError if a file is not what is expected, ModelSourceError if the source cannot
-    be had, and ConfigError if it has no checksums of this model.
+    Raises IntegrityError if a file does not match, ModelSourceError if the source is not available,
+    and ConfigError if the source has no checksums of this model.
     """
     manifest = _manifest(fetched, source, hub, offline)
     directory, read = files_read(fetched.path, load_format)
@@ -50,8 +50,10 @@ def verify(
 
 
 def generate(fetched: Fetched, progress: Progress) -> Mapping[str, Checksum]:
-    """Checksums of all files of a model: of those in its directory, or of a weight file and what
-    belongs to it."""
+    """Checksums of all files of a model.
+
+    These are the files in its directory, or a weight file and the files that belong to it.
+    """
     path = fetched.path
     if path.is_dir():
         directory, names = path, names_below(path)
@@ -73,7 +75,7 @@ def files_read(path: Path, load_format: str) -> tuple[Path, list[str]]:
 
 
 def _chosen(manifest: Manifest, path: Path, load_format: str) -> Sequence[str]:
-    """Which of the listed files serving would read if they were all there: they must be."""
+    """The listed files that serving would read if all were there; these must be there."""
     if path.is_file():
         return ()
     label = manifest.source
@@ -113,9 +115,9 @@ def _origin(fetched: Fetched, hub: HubClient, offline: bool) -> Manifest:
 
 
 def _below(manifest: Manifest, fetched: Fetched) -> Manifest:
-    """Names from where the model lies, which a file of a repository may do in a directory of it."""
+    """The names relative to the model's place, which may be a folder inside its repository."""
     parents = [] if fetched.path.is_dir() else list(fetched.path.parents)
-    root = next((one for one in parents if one.name == fetched.revision), None)
+    root = next((parent for parent in parents if parent.name == fetched.revision), None)
     if root is None or root == fetched.path.parent:
         return manifest
     prefix = f"{fetched.path.parent.relative_to(root).as_posix()}/"

@@ -179,7 +179,11 @@ def two_sided_buckets(middle: float, base: float, count: int) -> tuple[float, ..
     if base <= 1 or count < 1 or count > _MAX_BUCKETS:
         raise ValueError(f"base {base} must be above 1 and count {count} above 0")
     distances = [base**power for power in range(1, math.ceil(count / 2) + 1)]
-    around = [middle, *(middle + one for one in distances), *(middle - one for one in distances)]
+    around = [
+        middle,
+        *(middle + distance for distance in distances),
+        *(middle - distance for distance in distances),
+    ]
     return tuple(sorted({bound for bound in around if bound > 0}))
 
 

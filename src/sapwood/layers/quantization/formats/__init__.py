@@ -29,9 +29,9 @@ FORMATS: Registry[Callable[[Mapping[str, Any]], CheckpointFormat]] = Registry(
 
 
 def format_of(hf_config: Mapping[str, Any]) -> CheckpointFormat | None:
-    """What config.json says of the weights' format; None: they are not quantised.
+    """The format of the weights as config.json describes it; None: they are not quantised.
 
-    Raises ConfigError, naming what is not supported and the way out."""
+    Raises ConfigError, with the way out, for a format or an option that is not supported."""
     config = hf_config.get("quantization_config") or hf_config.get("compression_config")
     if not config:
         return None
@@ -48,7 +48,7 @@ def format_of(hf_config: Mapping[str, Any]) -> CheckpointFormat | None:
 
 
 def _method_of(config: Mapping[str, Any]) -> str:
-    """Some tools write only what is theirs alone."""
+    """The quant_method; some tools leave it out, and are recognised by fields of their own."""
     method = config.get("quant_method")
     if method is None and (config.get("load_in_4bit") or config.get("load_in_8bit")):
         return "bitsandbytes"

@@ -20,7 +20,7 @@ from sapwood.layers.quantization.formats.interface import (
 from sapwood.layers.quantization.formats.packing import packed_nibbles, unpacked
 
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Which nibble of a word has each of eight neighbouring outputs."""
+"""For each of eight neighbouring outputs: the nibble of a word that holds it."""
 
 
 @dataclass(frozen=True, slots=True)

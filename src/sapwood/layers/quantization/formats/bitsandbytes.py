@@ -24,9 +24,12 @@ NF4_STATE = "weight.quant_state.bitsandbytes__nf4"
 
 @dataclass(frozen=True, slots=True)
 class Nf4Format:
-    """weight [out * in / 2, 1] uint8, the earlier number in a byte's high half; weight.absmax, one
-    per block; the blocks' sizes in a JSON text. With double quantisation absmax is uint8, an index
-    into weight.nested_quant_map, times weight.nested_absmax, plus an offset."""
+    """NF4 in blocks of the flattened weight.
+
+    weight is [out * in / 2, 1] uint8, with the earlier number in a byte's high half. weight.absmax
+    has a scale per block, and a JSON text has the blocks' sizes. With double quantisation absmax is
+    uint8: an index into weight.nested_quant_map, times weight.nested_absmax, plus an offset.
+    """
 
     name: str = "bitsandbytes"
     weight_bytes: float = 0.63
@@ -51,7 +54,7 @@ class Nf4Format:
                 f"{tensors.module}.weight.quant_map is not NF4's table; use another version of the "
                 "model"
             )
-        # Blocks go on from row to row, so that one may end within a row.
+        # Blocks go on from row to row, so a block may end in the middle of a row.
         group = num_in if block % num_in == 0 else math.gcd(block, num_in)
         if (group % 8 and group != num_in) or num_in % 2:
             raise WeightError(

@@ -1,4 +1,4 @@
-"""compressed-tensors: what llm-compressor writes; a scheme per group of layers.
+"""compressed-tensors: the format of llm-compressor, with a scheme per group of layers.
 
 Source: the format's configuration and packing as vllm-project/compressed-tensors documents them.
 """
@@ -35,16 +35,16 @@ _WAY_OUT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGroup:
-    """One of the config_groups.
+    """One entry of config_groups: some layers, and how they are stored.
 
-    targets     layers: names, "re:" and a regular expression, or classes
-    form        how they are stored: one of _FORMATS
-    strategy    what has a scale: "tensor", "channel", "group", "block", "tensor_group"
+    targets     the layers: names, "re:" and a regular expression, or classes
+    form        how the weights are stored: one of _FORMATS
+    strategy    the unit that has a scale: "tensor", "channel", "group", "block", "tensor_group"
     group       inputs that share a scale; -1: all
     block       outputs and inputs of a block
-    symmetric   there are no zero points
-    act_order   inputs' groups are in weight_g_idx
-    rounds_activations  whether activations were meant to be rounded
+    symmetric   whether there are no zero points
+    act_order   whether weight_g_idx says which group each input is in
+    rounds_activations  whether the checkpoint was made for rounded activations
     """
 
     targets: tuple[str, ...]
@@ -60,7 +60,7 @@ class LayerGroup:
 
     @property
     def is_int8_product(self) -> bool:
-        """int8 times int8: both are rounded, and each output has one scale."""
+        """Whether weights and activations are int8, with one scale per output."""
         return (
             (self.kind, self.bits) == ("int", 8)
             and self.form != "pack-quantized"
@@ -106,8 +106,11 @@ class CompressedTensorsFormat:
         return f"compressed-tensors: {'; and '.join(kinds)}"
 
     def group_of(self, module: str) -> LayerGroup | None:
-        """The scheme of a layer: an exact name goes before a regular expression, and that before a
-        class. None: it is not quantised."""
+        """The group of a layer; None: the layer is not quantised.
+
+        A target that is the layer's name counts more than a regular expression, and that more than
+        a class.
+        """
         if any(_fit(module, target) for target in self.ignored):
             return None
         found = [
@@ -116,7 +119,7 @@ class CompressedTensorsFormat:
             for target in group.targets
             if (fit := _fit(module, target))
         ]
-        return max(found, key=lambda one: one[:2])[2] if found else None
+        return max(found, key=lambda match: match[:2])[2] if found else None
 
     def linear(self, tensors: LinearTensors) -> Tensor | LinearPart:
         group = self.group_of(tensors.module)
@@ -175,7 +178,7 @@ def _integers(tensors: LinearTensors, group: LayerGroup) -> LinearPart:
 
 
 def _shifts(tensors: LinearTensors, group: LayerGroup, num_groups: int) -> Tensor | None:
-    """Less the zero points; None if they are all 0."""
+    """The zero points with the opposite sign; None if all are 0."""
     if group.symmetric and "weight_zero_point" not in tensors:
         return None
     num_out = tensors.shape[0]

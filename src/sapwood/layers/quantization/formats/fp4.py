@@ -20,7 +20,7 @@ def nvfp4_weight(
 ) -> CodedWeight:
     """packed [out, in / 2] uint8, weight_scale [out, in / 16] E4M3, a scale of the whole tensor.
 
-    divides  whether the tensor's scale divides; else it multiplies
+    divides  whether weights are divided by the tensor's scale, instead of multiplied
     """
     num_out, num_in = tensors.shape
     codes = tensors.take(packed, [(num_out, num_in // 2)], [torch.uint8])
@@ -33,7 +33,7 @@ def nvfp4_weight(
 
 
 def mxfp4_weight(tensors: LinearTensors, codes: Tensor, scale: str) -> CodedWeight:
-    """codes [out, in / 2] uint8, scales [out, in / 32]: exponents, 127 more than they are."""
+    """codes [out, in / 2] uint8, scales [out, in / 32]: exponents of 2, plus 127."""
     num_out, num_in = tensors.shape
     exponents = tensors.take(scale, [(num_out, -(-num_in // MX_GROUP))], _E8M0).view(torch.uint8)
     scales = exponents.view(torch.float8_e8m0fnu).float()

@@ -30,7 +30,7 @@ class GptqFormat:
     """qweight [in * bits / 32, out] and qzeros [groups, out * bits / 32] int32, scales [groups,
     out], g_idx [in]: the group of each input. w = (q - zero) * scale.
 
-    zero_offset  what is added to a stored zero point: 1, or 0 in checkpoints of gptq_v2
+    zero_offset  difference between a zero point and the stored number: 1; 0 in gptq_v2
     """
 
     bits: int

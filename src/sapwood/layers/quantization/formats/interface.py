@@ -1,4 +1,4 @@
-"""What a format says about the tensors of one linear layer."""
+"""What a format must define: how the tensors of one linear layer become a weight."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sapwood.kernels.coded import LinearPart
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _UNUSED = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "k_scale",
            "v_scale", "q_scale", "k_zero_point", "v_zero_point")  # fmt: skip
-"""Of activations and of the KV cache: weights alone are quantised here."""
+"""Tensors about activations and the KV cache, which are passed over: only weights are read."""
 
 
 class LinearTensors:
-    """The tensors of one layer, by their names within it; checks what is taken.
+    """The tensors of one layer, by their names within the layer, checked when they are taken.
 
-    shape  of the weight that they stand for: (outputs, inputs)
+    shape  shape of the weight that they stand for: (outputs, inputs)
     """
 
     def __init__(
@@ -38,8 +38,10 @@ class LinearTensors:
     def take(
         self, name: str, shapes: Sequence[tuple[int, ...]] = (), dtypes: Sequence[torch.dtype] = ()
     ) -> Tensor:
-        """The tensor; WeightError, naming it, if it is missing or has none of these shapes and
-        dtypes (empty: any)."""
+        """The tensor `name`; WeightError if it is missing or has an unexpected shape or dtype.
+
+        An empty list of shapes or dtypes allows any.
+        """
         tensor = self._tensors.get(name)
         if tensor is None:
             raise WeightError(
@@ -67,11 +69,11 @@ class LinearTensors:
         return self.take("weight", [self.shape])
 
     def scales(self, name: str, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        """Floating-point numbers as fp32."""
+        """The tensor `name`, which must hold floating-point numbers, as fp32."""
         return self.take(name, shapes, FLOATS).float()
 
     def refuse_others(self) -> None:
-        """WeightError if there are tensors that nobody took and that mean something."""
+        """Raises WeightError if some tensors were not taken and are not known to be unused."""
         others = sorted(set(self._tensors) - self._taken - set(_UNUSED))
         if others:
             raise WeightError(
@@ -82,9 +84,11 @@ class LinearTensors:
 
 
 class CheckpointFormat(Protocol):
-    """name            as --quantization and `sapwood check` spell it
-    summary         what is stored and computed, for `sapwood check`
-    weight_bytes    per weight of a quantised layer, for estimates
+    """One format of quantised checkpoints.
+
+    name            the format's name in --quantization and `sapwood check`
+    summary         the stored and the computed numbers in words, for `sapwood check`
+    weight_bytes    bytes per weight of a quantised layer, for estimates
     """
 
     @property
@@ -95,9 +99,9 @@ class CheckpointFormat(Protocol):
     def weight_bytes(self) -> float: ...
 
     def linear(self, tensors: LinearTensors) -> Tensor | LinearPart:
-        """The layer's weight, as it is stored; dense if it is not quantised.
+        """The layer's weight in its quantised form, or dense if the layer is not quantised.
 
-        Raises WeightError, naming the tensor, if one is missing or does not fit."""
+        Raises WeightError, with its name, if a tensor is missing or does not fit."""
         ...
 
 

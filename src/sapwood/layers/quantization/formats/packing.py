@@ -32,9 +32,10 @@ def swapped_nibbles(as_bytes: Tensor) -> Tensor:
 
 
 def order_of(group_index: Tensor, group: int) -> Tensor | None:
-    """GPTQ's g_idx [in], the group of each input -> the order in which groups lie together.
+    """GPTQ's g_idx [in], the group of each input -> an order of inputs that keeps groups together.
 
-    None if they do already. Raises ValueError if a group has not `group` inputs (the last: fewer).
+    None if they are together already. Raises ValueError if a group has not `group` inputs; only the
+    last may have fewer.
     """
     order = torch.argsort(group_index, stable=True).int()
     num_in = group_index.numel()

@@ -1,4 +1,4 @@
-"""How tokens are drawn from rows of logits."""
+"""The settings by which kernels sample tokens from rows of logits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draws:
-    """One entry per row. The probabilities are softmax(logits / temperature); the filters apply in
-    the order top-k, top-p, min-p, each to what the one before kept.
+class SamplingSettings:
+    """The settings of each row of a step's logits.
+
+    The probabilities are softmax(logits / temperature). The filters apply in the order top-k,
+    top-p, min-p, each to the tokens that the filter before kept.
 
     temperature  > 0
     top_k        keep that many of the likeliest; -1: all
-    top_p        keep the likeliest while those before have less than this share of what top-k kept
-    min_p        drop what is less likely than this times the likeliest
-    numbers      in [0, 1): where in the distribution of what is kept; its order is the kernels' own
+    top_p        keep the likeliest until they have this share of the probability that top-k kept
+    min_p        drop tokens that are less likely than this times the likeliest
+    numbers      in [0, 1): the place in the kept distribution, whose order the kernels choose
     """
 
     temperature: Sequence[float]
@@ -36,11 +38,11 @@ class Draws:
         return np.array(columns, dtype=np.float64)
 
     @staticmethod
-    def of_table(table: NDArray[np.float64]) -> Draws:
+    def of_table(table: NDArray[np.float64]) -> SamplingSettings:
         temperature, top_k, top_p, min_p, numbers = table.tolist()
-        return Draws(
+        return SamplingSettings(
             temperature=temperature,
-            top_k=[int(one) for one in top_k],
+            top_k=[int(k) for k in top_k],
             top_p=top_p,
             min_p=min_p,
             numbers=numbers,

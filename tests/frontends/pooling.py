@@ -1,4 +1,4 @@
-"""An application whose engine answers with numbers that tell which prompt they are of."""
+"""An application whose engine answers each prompt with numbers that only this prompt has."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def logprob_of(prompt_ids: list[int], label: int) -> float:
 
 
 @dataclass
-class NumbersEngine:
+class PoolingEngine:
     """hold: nothing is answered until it is False again; failure: what everything ends with."""
 
     num_values: int = SIZE
@@ -98,7 +98,7 @@ class NumbersEngine:
             self.open[request_id] = False
 
 
-def over(services: Services, engine: NumbersEngine, pooling: Pooling | None) -> Services:
+def over(services: Services, engine: PoolingEngine, pooling: Pooling | None) -> Services:
     """The same services over that engine, whose model answers so."""
     generator = TextGenerator(engine, services.tokenizer, pooling=pooling)  # type: ignore[arg-type]
     return replace(services, engine=engine, generator=generator, pooling=pooling)

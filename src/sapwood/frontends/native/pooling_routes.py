@@ -6,7 +6,7 @@ from fastapi import Request, Response
 
 from sapwood.frontends.common.endpoints import Dialect, Endpoint
 from sapwood.frontends.common.services import Services
-from sapwood.frontends.native.answer_shapes import Classes, NumbersAnswer, Ranked, Scores
+from sapwood.frontends.native.answer_shapes import Classes, PoolingAnswer, Ranked, Scores
 from sapwood.frontends.native.classify import ClassifyRequest, classify
 from sapwood.frontends.native.encode import EncodeRequest, classify_raw, encode
 from sapwood.frontends.native.rerank import RerankRequest, rerank
@@ -15,8 +15,8 @@ from sapwood.frontends.openai.answer_shapes import EmbeddingList
 from sapwood.frontends.openai.embeddings import EmbeddingsRequest, embeddings
 
 
-def numbers_dialect(services: Services) -> Dialect:
-    dialect = Dialect("numbers")
+def pooling_dialect(services: Services) -> Dialect:
+    dialect = Dialect("pooling")
 
     @dialect.serves(
         Endpoint(
@@ -25,7 +25,7 @@ def numbers_dialect(services: Services) -> Dialect:
             access="user",
             body=EncodeRequest,
             example={"text": "The oak is a tree."},
-            answers=(NumbersAnswer | list[NumbersAnswer],),
+            answers=(PoolingAnswer | list[PoolingAnswer],),
         )
     )
     async def post_encode(request: Request) -> Response:
@@ -38,7 +38,7 @@ def numbers_dialect(services: Services) -> Dialect:
             access="user",
             body=EncodeRequest,
             example={"text": "The oak is a tree."},
-            answers=(NumbersAnswer | list[NumbersAnswer],),
+            answers=(PoolingAnswer | list[PoolingAnswer],),
         )
     )
     async def post_classify_raw(request: Request) -> Response:
