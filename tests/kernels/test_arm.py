@@ -2,8 +2,8 @@
 
 A cross compiler builds native/compare_tables.cpp, which compares every op of every instruction set
 with plain loops, and an emulator runs the program as processors with more and fewer instructions.
-On an ARM machine test_cpu_kernels.py and its neighbours test the same kernels through Python, at all
-sizes.
+On an ARM machine test_cpu_kernels.py and its neighbours test the same kernels through Python, at
+all sizes.
 """
 
 from __future__ import annotations
