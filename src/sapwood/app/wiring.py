@@ -220,7 +220,7 @@ def fetch_files(
 
 
 def machine_facts(platform: Platform, asked_device: str | None) -> MachineFacts:
-    """The facts of the device that the options name, or else of the best device."""
+    """The facts of that device; of the best one if none was asked for."""
     device = find_device(asked_device, platform)
     free, total = device_memory(device, platform)
     return MachineFacts(

@@ -165,7 +165,7 @@ class RequestState:
         return min((one for one in (self.next_scored, hidden) if one is not None), default=None)
 
     def matchable_key(self) -> bytes:
-        """The prefix tree's key of the tokens that a prefix hit may cover, and of one more."""
+        """The prefix tree's key of what a prefix hit may cover, and one token more."""
         if not self.uses_prefixes:
             return b""
         limit = self.first_needed

@@ -99,8 +99,7 @@ def select_kernels(
 ) -> Selection:
     """The fastest implementation that can serve `need`; with `only`, the one of that name.
 
-    Raises ConfigError with the reason of each implementation if none can serve the need, and if
-    there is no implementation called `only`.
+    Raises ConfigError if none can, with each one's reason, or if `only` names none.
     """
     registry: Registry[KernelsFactory] = Registry("kernels", dict(table))
     names = list(table) if only is None else [only]

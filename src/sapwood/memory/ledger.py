@@ -97,7 +97,7 @@ class Ledger:
         return [(id(node), num_pages * self.page_size) for node, num_pages in path]
 
     def lease(self, namespace: str, key: bytes) -> tuple[Lease, int]:
-        """(a lease that starts with the longest known prefix of `key`, tokens of that prefix)"""
+        """A lease that starts with the longest known prefix of `key`, and that prefix's tokens."""
         if self._tree is None:
             lease = Lease(namespace, [], 0, None)
         else:

@@ -195,7 +195,7 @@ def _too_deep(param: str) -> InvalidRequest:
 
 
 def _depth(value: object) -> int:
-    """How deeply lists and objects are nested; the count stops at one beyond the limit."""
+    """Levels of lists and objects; counts no further than one beyond the limit."""
     level: list[object] = [value]
     depth = 0
     while level and depth <= MAX_DEPTH:

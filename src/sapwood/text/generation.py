@@ -269,7 +269,7 @@ class TextGenerator:
         )
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        """Raises InvalidRequest for a parameter that this model or server cannot honour."""
+        """InvalidRequest, naming the parameter, for what this model or server cannot do."""
         self.check_token_ids(sampling.logit_bias, "logit_bias", param="logit_bias")
         self.check_token_ids(sampling.stop_token_ids, "stop_token_ids", param="stop_token_ids")
         if sampling.stop_regex:

@@ -79,10 +79,9 @@ def decoded_string(source: Source) -> Steps[str]:
 
 
 def parsed(text: str) -> Any:
-    """The value of a whole JSON text.
+    """The value of a whole JSON text; ValueError for what not every reader of JSON takes.
 
-    Raises ValueError for malformed JSON, and for three things that not every reader of JSON
-    accepts: NaN, infinities, and halves of surrogate pairs, which UTF-8 cannot hold.
+    That is NaN, infinities, and halves of surrogate pairs, which UTF-8 cannot hold.
     """
     try:
         value = json.loads(text, parse_constant=_refuse)

@@ -23,12 +23,9 @@ class StopResult:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Match:
-    """A match in the held text; of several matches the smallest one wins.
+    """In the order in which they win: first known, then longest.
 
-    known_at  number of characters after which the match is certain
-    begin     index of the match's first character; of equally early matches the longest wins
-    end       index after the match's last character
-    name      the stop string or the pattern
+    known_at  characters of the text after which it is known; begin, end: where it lies
     """
 
     known_at: int
@@ -47,8 +44,8 @@ class StopMatcher:
     one that ends in \\b is known to match a character later.
 
     stop     strings that end the text; none may be empty
-    regexes  patterns of regular expressions that end the text; each must pass `check_patterns`
-    no_trim  whether the match stays in the text
+    regexes  patterns of regular expressions that do; each must pass `check_patterns`
+    no_trim  leave what matched in the text
     """
 
     def __init__(
@@ -89,17 +86,15 @@ class StopMatcher:
         return StopResult(text[:keep_from])
 
     def finish(self) -> StopResult:
-        """The text that was held back, once it is known that no text follows.
-
-        A regular expression that ends in \\b may match only now.
-        """
+        """What was held back, when it turns out that no text follows; a regular expression that
+        ends in \\b may match only now."""
         held, self._held = self._held, ""
         found = [(search.finish(), search.pattern) for search in self._searches]
         matches = [self._match(len(held), match, name) for match, name in found if match]
         return self._ended(held, min(matches)) if matches else StopResult(held)
 
     def _search(self, text: str, new_from: int) -> list[_Match]:
-        """All matches of regular expressions that end at the earliest possible character."""
+        """Matches that the first character to complete any of them completes."""
         for position in range(new_from, len(text)):
             found = [(search.push(text[position]), search.pattern) for search in self._searches]
             matches = [self._match(position + 1, match, name) for match, name in found if match]
@@ -116,7 +111,7 @@ class StopMatcher:
         return StopResult(text[: match.end if self._no_trim else match.begin], match.name)
 
     def _hold_from(self, text: str) -> int:
-        """First index from which `text` could begin a stop string; its length if there is none."""
+        """Where the longest end of `text` begins that is the beginning of a stop string."""
         for start in range(max(0, len(text) - self._longest_hold), len(text)):
             if text[start] in self._first_characters:
                 end_of_text = text[start:]

@@ -41,7 +41,7 @@ _RENDER_ERRORS = (
     AttributeError,
     ArithmeticError,
 )
-"""Exceptions that a template may raise on messages of an unexpected shape."""
+"""What a template may raise on messages of a shape that it does not expect."""
 
 
 class ChatTemplate:

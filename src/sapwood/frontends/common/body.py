@@ -51,7 +51,7 @@ def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
         raise InvalidRequest(
             f"the request's body is a JSON {type(value).__name__}; send a JSON object"
         )
-    # Counting brackets is far cheaper than walking the tree, and enough for nearly every body.
+    # Counting brackets is far cheaper than walking, and settles it for nearly every body.
     if raw.count(b"[") + raw.count(b"{") > max_depth:
         _check_depth(value, max_depth)
     return value

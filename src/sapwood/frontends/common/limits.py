@@ -28,7 +28,7 @@ class RequestLimits:
 
     max_samples      number of prompts times n
     max_stop_length  characters of one stop string
-    max_embed_bytes  bytes of all input_embeds as fp32, times n: each sample sends its own prompt
+    max_embed_bytes  of input_embeds as fp32, times n: each sample's prompt is sent by itself
     """
 
     max_samples: int = 4096

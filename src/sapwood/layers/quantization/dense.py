@@ -24,10 +24,7 @@ class DenseStorage:
     def __init__(
         self, part_sizes: tuple[int, ...], kernels: Kernels, allocate: Callable[[], Tensor] | None
     ) -> None:
-        """The storage of a dense weight.
-
-        allocate  makes the tensor; None: another layer's tensor will be shared
-        """
+        """allocate: makes the tensor; None: it will be shared."""
         self._kernels = kernels
         self._part_sizes = part_sizes
         self._allocate = allocate
@@ -55,7 +52,7 @@ class DenseStorage:
 
     def pack(self, bias: Tensor | None) -> PackedLinear:
         packed = self._kernels.pack_linear(self.weight, bias)
-        self._weight = None  # frees the memory although targets still refer to this storage
+        self._weight = None  # targets may still refer to this storage
         return packed
 
 

@@ -158,10 +158,9 @@ class Decoder(ABC):
         dtype: torch.dtype,
         scheme: LinearScheme = DENSE,
     ) -> None:
-        """A decoder without weights.
+        """`scheme` stores the weights of all linear layers, the output layer's among them.
 
-        scheme  stores the weights of all linear layers, the output layer's among them
-        Raises  ConfigError if the ranks cannot have equal parts, or sizes do not fit the scheme"""
+        Raises ConfigError if the ranks cannot have equal parts, or sizes do not fit the scheme"""
         self.config = config
         self._group = group
         recipe = self.recipe(config)

@@ -42,7 +42,7 @@ _HINTS = {
 
 
 def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
-    """The types that the schema allows; all types if it does not restrict them.
+    """The types of the values that the schema allows; all of them where it does not say.
 
     root  the whole schema, which local references ("#/$defs/…") point into
     """
@@ -71,7 +71,7 @@ def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
 
 
 def property_schema(parameters: Any, name: str) -> Any:
-    """The schema of one argument; {} if the schema of all arguments does not mention it."""
+    """The schema of one argument; {} where the schema of them all does not say."""
     return _property(parameters, name, parameters, 0) or {}
 
 
