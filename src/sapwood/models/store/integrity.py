@@ -131,7 +131,7 @@ def _hashed(
         return {}
     sizes = {name: (directory / name).stat().st_size for name in hashes}
 
-    def one(name: str) -> tuple[str, int]:
+    def hash_and_size(name: str) -> tuple[str, int]:
         with (directory / name).open("rb", buffering=0) as file:
             return hashes[name](file, sizes[name], progress.advance), sizes[name]
 
@@ -141,4 +141,4 @@ def _hashed(
         stage(progress, label, sum(sizes.values())),
         ThreadPoolExecutor(num_threads, thread_name_prefix="sapwood-hash") as pool,
     ):
-        return dict(zip(order, pool.map(one, order), strict=True))
+        return dict(zip(order, pool.map(hash_and_size, order), strict=True))
