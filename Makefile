@@ -4,13 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(wildcard src/sapwood/kernels/cpu/csrc/*)
 
-.PHONY: serve test lint format docs clean
+.PHONY: serve test test-long lint format docs clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
 
-test: $(VENV)/.installed-dev  ## install and run all tests
-	$(BIN)/python -m pytest $(ARGS)
+# A process per core, each with one compute thread; more than eight would want too much memory.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores : 8)))
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test: $(VENV)/.installed-dev  ## install and run the tests, but for repeats at full size
+	$(PYTEST) $(ARGS)
+
+test-long: $(VENV)/.installed-dev  ## all tests at full size, and longer searches: over an hour
+	$(PYTEST) -m '' --hypothesis-profile=long --max-examples 40 --timeout 1800 $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## format check, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

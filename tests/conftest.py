@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sapwood.base.errors import ModelSourceError
 from sapwood.models.store import ModelFiles, fetch_model
 from sapwood.schema import env
+from tests.tiers import load_profiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+load_profiles()
+# One compute thread per test process and per server that a test starts: the other cores have other
+# tests. Tests about threads say how many they want.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SAPWOOD_NUM_THREADS", "1")
 
 if not Path("/dev/nvidiactl").exists():
     # Without a GPU, Triton's interpreter runs its kernels. This must be said before anything
@@ -33,6 +45,15 @@ def smollm2_files() -> ModelFiles:
         return fetch_model("smollm2-135m", home=env.home(env.environment()))
     except ModelSourceError as error:
         pytest.skip(f"SmolLM2 is neither cached nor to be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_logits(smollm2_files: ModelFiles) -> Callable[[Sequence[int]], Tensor]:
+    """Token ids -> [n, vocab]: the logits of transformers' model in fp32, with our reading of the
+    file. Its own takes 20 seconds; tests/models/loader/test_gguf.py compares the two."""
+    from tests.smollm2 import transformers_model
+
+    return transformers_model(smollm2_files)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from sapwood.schema.output import EngineOutput, EngineStatus, Finish, StepOutput
 from sapwood.schema.request import Abort, EngineInput, Generate, GetStatus
 from sapwood.schema.sampling import SamplingParams
 from tests.models.lm.harness import Session
+from tests.tiers import examples, sweep
 
 NUM_OUTPUTS = 24
 LEAST_GAP = 1e-4
@@ -233,9 +234,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Draft], dict[str, Any]]:
     return drafts, options
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(worlds())
 def test_outputs_do_not_depend_on_the_schedule(
     tiny_llama: Path, world: tuple[list[Draft], dict[str, Any]]
@@ -264,8 +263,7 @@ def expected_in_8_bits(
     return found
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8_e4m3", "fp8_e5m2"])
-@pytest.mark.parametrize("kernels", ["cpu", "torch"])
+@sweep(strength=1, kind=["int8", "fp8_e4m3", "fp8_e5m2"], kernels=["cpu", "torch"])
 def test_it_holds_for_a_kv_cache_in_8_bits(tiny_llama: Path, kernels: str, kind: str) -> None:
     if kernels not in kernels_here():
         pytest.skip("this build has no C++ kernels")

@@ -16,6 +16,7 @@ from sapwood.bench.cli import bench
 from tests.tiny import save_qwen3
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 50
+CALIBRATION = "Call me Ishmael. Some years ago, never mind how long precisely. " * 80
 WINDOW = 64
 SCHEMES = {
     "int8": ["--scheme", "int8"],
@@ -57,12 +58,16 @@ def invoke(tmp_path: Path) -> Callable[..., None]:
     return run
 
 
-@pytest.mark.parametrize("arguments", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("name", SCHEMES)
 def test_what_was_converted_is_served_with_the_perplexity_that_was_reported(
-    arguments: list[str], model: Path, invoke: Callable[..., None], tmp_path: Path
+    name: str, model: Path, invoke: Callable[..., None], tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    invoke(cli, "convert", str(model), str(out), "--dtype", "float32", *arguments)
+    arguments, out = SCHEMES[name], tmp_path / "out"
+    options = ["--dtype", "float32", *arguments]
+    if name != "int8":  # one with the text that is taken where none is given: that is long
+        (tmp_path / "calibration.txt").write_text(CALIBRATION)
+        options += ["--calibration-file", str(tmp_path / "calibration.txt")]
+    invoke(cli, "convert", str(model), str(out), *options)
     results = ["--output-dir", str(tmp_path / "results")]
     invoke(bench, "perplexity", "--model", str(out), "--dtype", "float32", *results)
     (path,) = (tmp_path / "results").glob("perplexity-*.json")

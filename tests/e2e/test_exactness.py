@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
-import torch
+from torch import Tensor
 
 from sapwood import LLM
 from sapwood.models.store import ModelFiles
@@ -35,31 +34,18 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def reference(smollm2_files: ModelFiles) -> Callable[[list[int]], list[int]]:
-    """Token ids -> for each of them, the token that transformers would greedily put after it."""
-    from transformers import AutoModelForCausalLM
-
-    weights = smollm2_files.weights[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_pretrained(
-            weights.parent, gguf_file=weights.name, dtype=torch.float32
-        ).eval()
-
-    @torch.inference_mode()
-    def greedy(token_ids: list[int]) -> list[int]:
-        return model(torch.tensor([token_ids])).logits[0].argmax(-1).tolist()
-
-    return greedy
-
-
 @pytest.mark.parametrize(
-    ("kernels", "num_prompts", "num_tokens"), [(None, 20, 64), ("torch", 4, 16)]
+    ("kernels", "num_prompts", "num_tokens"),
+    [
+        (None, 6, 24),
+        ("torch", 2, 8),
+        pytest.param(None, 20, 64, marks=pytest.mark.long),
+        pytest.param("torch", 4, 16, marks=pytest.mark.long),
+    ],
 )
 def test_greedy_tokens_equal_transformers(
     smollm2_files: ModelFiles,
-    reference: Callable[[list[int]], list[int]],
+    smollm2_logits: Callable[[Sequence[int]], Tensor],
     kernels: str | None,
     num_prompts: int,
     num_tokens: int,
@@ -82,7 +68,8 @@ def test_greedy_tokens_equal_transformers(
     for prompt, *results, rest in zip(prompts, together, alone, continued, strict=True):
         output = list(results[0].token_ids)
         assert len(output) == num_tokens
-        assert reference(prompt + output)[len(prompt) - 1 : -1] == output
+        likeliest = smollm2_logits(prompt + output).argmax(-1).tolist()
+        assert likeliest[len(prompt) - 1 : -1] == output
         assert list(results[1].token_ids) == output
         # What was computed before is not computed again, and it makes no difference.
         assert rest.num_cached_tokens >= (len(prompt) + half - 1) // 16 * 16

@@ -14,10 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sapwood.models.store import ModelFiles
 from tests.e2e.server import Server, serving
 
 LONG = {"prompt": "Tell me", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+STEP_S = 0.02
+"""Of a slowed server: it would take 80 seconds for LONG."""
 
 
 class Reader(threading.Thread):
@@ -38,6 +39,16 @@ class Reader(threading.Thread):
                     self.has_begun.set()
 
 
+def flags(model: Path, *more: str) -> list[str]:
+    pool = ["--max-total-tokens", "32768"]
+    return ["--model", str(model), "--load-format", "dummy", *pool, *more]
+
+
+def slow_down(server: Server) -> None:
+    body = {"forward_sleep_time": STEP_S}
+    httpx.post(f"{server.url}/slow_down", json=body).raise_for_status()
+
+
 def start_readers(server: Server, count: int, body: dict[str, object]) -> list[Reader]:
     readers = [Reader(server.url, body) for _ in range(count)]
     for reader in readers:
@@ -47,9 +58,10 @@ def start_readers(server: Server, count: int, body: dict[str, object]) -> list[R
     return readers
 
 
-def test_a_dead_engine_ends_every_stream_and_the_server(smollm2_files: ModelFiles) -> None:
-    with serving("--model", smollm2_files.name, "--max-total-tokens", "8192") as server:
+def test_a_dead_engine_ends_every_stream_and_the_server(long_model: Path) -> None:
+    with serving(*flags(long_model)) as server:
         assert httpx.get(f"{server.url}/health").status_code == 200
+        slow_down(server)
         readers = start_readers(server, 4, LONG)
         os.kill(server.engine_pid(), signal.SIGKILL)
         for reader in readers:
@@ -63,8 +75,9 @@ def test_a_dead_engine_ends_every_stream_and_the_server(smollm2_files: ModelFile
         assert "SIGKILL" in server.log.strip().splitlines()[-1]
 
 
-def test_sigterm_lets_open_requests_end(smollm2_files: ModelFiles) -> None:
-    with serving("--model", smollm2_files.name, "--max-total-tokens", "8192") as server:
+def test_sigterm_lets_open_requests_end(long_model: Path) -> None:
+    with serving(*flags(long_model)) as server:
+        slow_down(server)
         (reader,) = start_readers(server, 1, {**LONG, "max_tokens": 100})
         server.process.send_signal(signal.SIGTERM)
         reader.join(30)
@@ -75,9 +88,9 @@ def test_sigterm_lets_open_requests_end(smollm2_files: ModelFiles) -> None:
             httpx.get(f"{server.url}/health")
 
 
-def test_the_drain_has_a_limit(smollm2_files: ModelFiles) -> None:
-    flags = ("--max-total-tokens", "8192", "--drain-timeout", "1")
-    with serving("--model", smollm2_files.name, *flags) as server:
+def test_the_drain_has_a_limit(long_model: Path) -> None:
+    with serving(*flags(long_model, "--drain-timeout", "1")) as server:
+        slow_down(server)
         start_readers(server, 1, LONG)
         begin = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -100,9 +113,9 @@ def test_every_sigterm_ends_with_0(qwen3: Path, num_signals: int) -> None:
         assert "Traceback" not in server.log
 
 
-def test_a_second_ctrl_c_does_not_wait_for_open_requests(smollm2_files: ModelFiles) -> None:
-    flags = ("--max-total-tokens", "8192", "--drain-timeout", "600")
-    with serving("--model", smollm2_files.name, *flags) as server:
+def test_a_second_ctrl_c_does_not_wait_for_open_requests(long_model: Path) -> None:
+    with serving(*flags(long_model, "--drain-timeout", "600")) as server:
+        slow_down(server)
         (reader,) = start_readers(server, 1, LONG)
         server.process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import httpx
@@ -24,26 +23,7 @@ def fp32(smollm2_files: ModelFiles) -> Iterator[Server]:
         yield one
 
 
-@pytest.fixture(scope="module")
-def reference(smollm2_files: ModelFiles) -> Callable[[Sequence[int]], torch.Tensor]:
-    """Token ids -> [n, vocab]: transformers' log probabilities of what follows each."""
-    from transformers import AutoModelForCausalLM
-
-    weights = smollm2_files.weights[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_pretrained(
-            weights.parent, gguf_file=weights.name, dtype=torch.float32
-        ).eval()
-
-    @torch.inference_mode()
-    def of(token_ids: Sequence[int]) -> torch.Tensor:
-        return model(torch.tensor([list(token_ids)])).logits[0].log_softmax(-1)
-
-    return of
-
-
-def test_native(fp32: Server, reference: Callable[[Sequence[int]], torch.Tensor]) -> None:
+def test_native(fp32: Server, smollm2_logits: Callable[[Sequence[int]], torch.Tensor]) -> None:
     body = {
         "text": TEXT,
         "sampling_params": {"temperature": 0, "max_new_tokens": 12},
@@ -57,7 +37,7 @@ def test_native(fp32: Server, reference: Callable[[Sequence[int]], torch.Tensor]
     prompt = [token_id for _, token_id, _ in meta["input_token_logprobs"]]
     output = [token_id for _, token_id, _ in meta["output_token_logprobs"]]
     assert output == answer["output_ids"]
-    expected = reference(prompt + output)[:-1]
+    expected = smollm2_logits(prompt + output).log_softmax(-1)[:-1]
     entries = [*meta["input_token_logprobs"], *meta["output_token_logprobs"]]
     assert entries[0][0] is None
     likeliest = [*meta["input_top_logprobs"], *meta["output_top_logprobs"]]
@@ -109,7 +89,7 @@ def test_a_chat_stream_with_a_stop(fp32: Server) -> None:
 
 
 def test_an_echoed_completion_is_scored_without_an_output(
-    fp32: Server, reference: Callable[[Sequence[int]], torch.Tensor]
+    fp32: Server, smollm2_logits: Callable[[Sequence[int]], torch.Tensor]
 ) -> None:
     body = {"prompt": TEXT, "echo": True, "logprobs": 1, "max_tokens": 0}
     whole = httpx.post(f"{fp32.url}/v1/completions", json=body, timeout=60).json()
@@ -118,7 +98,8 @@ def test_an_echoed_completion_is_scored_without_an_output(
     logprobs = choice["logprobs"]
     assert "".join(logprobs["tokens"]) == TEXT
     ids = httpx.post(f"{fp32.url}/tokenize", json={"prompt": TEXT}, timeout=60).json()["tokens"]
-    expected = reference(ids)[:-1].gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    scores = smollm2_logits(ids).log_softmax(-1)[:-1]
+    expected = scores.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
     assert logprobs["token_logprobs"][0] is None
     assert logprobs["token_logprobs"][1:] == pytest.approx(expected.tolist(), abs=CLOSE)
     pairs = zip(logprobs["tokens"], logprobs["text_offset"], strict=True)

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 
 from sapwood.executor.sampling.custom import CustomLogitProcessor
-from tests.e2e.server import serving
+from tests.e2e.server import Server, serving
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
@@ -157,7 +157,6 @@ def test_a_trace_goes_through_both_processes(qwen3: Path, collector) -> None:  #
     }
 
 
-@pytest.mark.slow
 def test_a_stuck_engine_is_reported_and_ends_the_server(qwen3: Path, tmp_path: Path) -> None:
     flags = (
         *("--dtype", "float32", "--enable-custom-logit-processor"),
@@ -193,12 +192,11 @@ def test_a_killed_engine_leaves_a_dump(qwen3: Path, tmp_path: Path) -> None:
     assert dumped["requests"][0]["prompt"] == "before"
 
 
-def test_a_signal_prints_the_stacks_and_the_server_goes_on(qwen3: Path) -> None:
-    with serving("--model", str(qwen3), "--dtype", "float32") as server:
-        for pid in (server.process.pid, server.engine_pid()):
-            os.kill(pid, signal.SIGUSR1)
-        wait_for(lambda: server.log.count("most recent call first") >= 2)
-        assert httpx.get(f"{server.url}/health_generate").status_code == 200
+def test_a_signal_prints_the_stacks_and_the_server_goes_on(qwen3_server: Server) -> None:
+    for pid in (qwen3_server.process.pid, qwen3_server.engine_pid()):
+        os.kill(pid, signal.SIGUSR1)
+    wait_for(lambda: qwen3_server.log.count("most recent call first") >= 2)
+    assert httpx.get(f"{qwen3_server.url}/health_generate").status_code == 200
 
 
 def test_the_request_log_goes_to_files(qwen3: Path, tmp_path: Path) -> None:
@@ -219,14 +217,14 @@ def test_the_request_log_goes_to_files(qwen3: Path, tmp_path: Path) -> None:
     assert {line["event"] for line in lines["scheduler"]} == {"scheduler.status"}
 
 
-def test_a_profile_is_written(qwen3: Path, tmp_path: Path) -> None:
-    with serving("--model", str(qwen3), "--dtype", "float32") as server:
-        order = {"output_dir": str(tmp_path), "num_steps": 3}
-        httpx.post(f"{server.url}/start_profile", json=order, timeout=60).raise_for_status()
-        body = {"text": "Hi", "sampling_params": {"max_new_tokens": 20, "ignore_eos": True}}
-        httpx.post(f"{server.url}/generate", json=body, timeout=60).raise_for_status()
-        again = httpx.post(f"{server.url}/stop_profile", timeout=60)
-        assert again.status_code == 400
+def test_a_profile_is_written(qwen3_server: Server, tmp_path: Path) -> None:
+    url = qwen3_server.url
+    order = {"output_dir": str(tmp_path), "num_steps": 3}
+    httpx.post(f"{url}/start_profile", json=order, timeout=60).raise_for_status()
+    body = {"text": "Hi", "sampling_params": {"max_new_tokens": 20, "ignore_eos": True}}
+    httpx.post(f"{url}/generate", json=body, timeout=60).raise_for_status()
+    again = httpx.post(f"{url}/stop_profile", timeout=60)
+    assert again.status_code == 400
     [path] = tmp_path.iterdir()
     assert path.name.endswith(".trace.json.gz")
 

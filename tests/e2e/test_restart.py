@@ -10,21 +10,12 @@ import time
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.e2e.server import Server, serving
-from tests.tiny import write_llama
 
 NUM_STREAMS = 32
 LIMIT_S = 2.0
 LONG = {"input_ids": [1, 2, 3], "stream": True}
-
-
-@pytest.fixture(scope="module")
-def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with a context that takes it many seconds to fill."""
-    directory = tmp_path_factory.mktemp("models") / "long"
-    return write_llama(directory, max_position_embeddings=8192)
 
 
 def flags(model: Path, *more: str) -> list[str]:

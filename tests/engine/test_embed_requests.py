@@ -20,6 +20,7 @@ from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Embed, Generate
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan, StepResult
+from tests.tiers import examples
 
 PAGE = 4
 CONTEXT = 40
@@ -161,7 +162,7 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(500))
 @given(scenarios())
 def test_each_is_answered_once_and_by_its_own_prompt(scenario: dict[str, Any]) -> None:
     requests = {f"r{index}": one for index, one in enumerate(scenario.pop("requests"))}

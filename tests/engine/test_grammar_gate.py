@@ -21,6 +21,7 @@ from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan, StepResult
 from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
+from tests.tiers import examples
 
 
 class SlowGrammars:
@@ -242,7 +243,7 @@ def scenarios(draw):
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(500))
 @given(scenarios())
 def test_nothing_stays_behind(scenario) -> None:
     jumps = scenario["depth"] == 1

@@ -26,6 +26,7 @@ from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
 from tests.engine.simulation import SimulatedRank, expected_outputs
+from tests.tiers import examples
 
 PAGE = 4
 
@@ -164,7 +165,7 @@ def requests(draw: st.DrawFn) -> list[Asked]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(500))
 @given(requests(), st.integers(1, 3), st.integers(10, 30), st.integers(1, 40), st.data())
 def test_each_token_tells_once_whatever_the_schedule(
     asked: list[Asked], depth: int, num_pages: int, chunk: int, data: st.DataObject

@@ -20,6 +20,7 @@ from sapwood.schema.output import RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
 from tests.engine.simulation import SimulatedRank, expected_outputs
+from tests.tiers import examples
 
 
 class Engine:
@@ -293,7 +294,7 @@ def floods(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(500))
 @given(floods())
 def test_a_request_is_overtaken_only_by_what_arrives_soon_after_it(flood: dict[str, Any]) -> None:
     """One of a priority larger by d overtakes it only within (d + 1) aging intervals."""

@@ -23,6 +23,7 @@ from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import EntryLogprobs, StepPlan, StepResult
 from tests.engine.simulation import SimulatedRank, expected_outputs
+from tests.tiers import examples
 
 PAGE = 4
 
@@ -197,7 +198,7 @@ def test_a_failure_ends_its_request_and_no_other() -> None:
     assert world.scheduler.status().num_leased_pages == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(500))
 @given(
     seed=st.integers(0, 2**32),
     depth=st.integers(1, 3),

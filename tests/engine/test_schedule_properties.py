@@ -17,6 +17,7 @@ from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
 from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
+from tests.tiers import examples
 
 EOS = {7}
 MAX_CONTEXT = 60
@@ -121,7 +122,7 @@ class World:
             self.ledger.check()
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(1000))
 @given(scenarios())
 def test_one_owner_per_page_and_outputs_independent_of_the_schedule(
     scenario: dict[str, object],

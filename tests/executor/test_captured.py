@@ -33,6 +33,7 @@ from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES
 from tests.executor.recording_capture import HostLooked, RecordingCapture
 from tests.models.lm.harness import NewTokens, make_batch, make_decoder, make_kv_caches
+from tests.tiers import examples
 from tests.tiny import llama_config
 
 PAGE, MAX_PAGES, NUM_PAGES = 4, 6, 40
@@ -179,7 +180,7 @@ PLANS = [((1, 2, 4), (8, 16)), ((3,), ()), ((), (6,)), ((1, 2, 3, 4, 5, 6), (1, 
 NEWS = st.lists(st.sampled_from([0, 1, 1, 1, 2, 5, 9]), min_size=6, max_size=6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(100))
 @given(st.sampled_from(PLANS), st.lists(NEWS, min_size=1, max_size=8))
 def test_replays_give_what_the_ops_give(
     plan: tuple[tuple[int, ...], tuple[int, ...]], steps: list[list[int]]

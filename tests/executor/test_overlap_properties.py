@@ -40,6 +40,7 @@ from sapwood.schema.step import StepPlan
 from sapwood.schema.thinking import ThinkingBudget
 from tests.executor.hashing_model import VOCAB, HashingModel, make_pages
 from tests.executor.simulated_device import SimulatedDevice
+from tests.tiers import examples
 
 CPU = torch.device("cpu")
 EOS = 5
@@ -303,7 +304,7 @@ class World:
             self.device.close()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500))
 @given(st.lists(requests(), min_size=1, max_size=7), LAYOUTS)
 def test_overlapping_steps_put_out_the_same(asked: list[Asked], layout: Layout) -> None:
     one_by_one = World(layout, depth=1)

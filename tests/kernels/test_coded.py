@@ -22,6 +22,7 @@ from sapwood.kernels.interface import PackedLinear
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.torch_ops import TorchKernels
+from tests.tiers import sweep
 
 ISAS = CpuKernels.usable_isas()
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -83,9 +84,7 @@ def test_a_weight_is_value_plus_shift_times_scales() -> None:
     assert weight.dequantized(FP32).tolist() == [expected]
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@every_codes
-@pytest.mark.parametrize("shape", SHAPES)
+@sweep(isa=ISAS, codes=CODES, shape=SHAPES)
 def test_products_are_those_of_the_weights(
     isa: str, codes: str, shape: tuple[int, int, int]
 ) -> None:

@@ -17,6 +17,7 @@ from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need, select_kernels
+from tests.tiers import sweep
 
 _ISAS = CpuKernels.usable_isas()
 _NEED = Need(device="cpu", dtype=torch.float32, head_dim=64, page_size=16)
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(not _ISAS, reason=f"no native kernels: {CpuKerne
 
 REFERENCE = ReferenceKernels()
 EPS = 1e-5
+DTYPES = [torch.float32, torch.bfloat16]
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7}
 """Of the largest entry. fp32 differs by the order of sums; bf16 by one rounding of the result
@@ -36,7 +38,7 @@ def kernels(request: pytest.FixtureRequest) -> CpuKernels:
     return CpuKernels(isa=request.param, num_threads=2)
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.fixture(params=DTYPES, ids=["fp32", "bf16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
@@ -147,8 +149,13 @@ class TestRows:
 
 
 class TestLinear:
-    @pytest.mark.parametrize("rows", [1, 2, 7, 12, 13, 40, 130])
-    @pytest.mark.parametrize("size", [(96, 64), (37, 576), (5, 50), (960, 1600)])
+    @sweep(
+        kernels=_ISAS,
+        dtype=DTYPES,
+        rows=[1, 2, 7, 12, 13, 40, 130],
+        size=[(96, 64), (37, 576), (5, 50), (960, 1600)],
+        indirect=("kernels", "dtype"),
+    )
     def test_sizes(
         self, kernels: CpuKernels, dtype: torch.dtype, rows: int, size: tuple[int, int]
     ) -> None:
@@ -186,23 +193,26 @@ class TestLinear:
 
 
 class TestRopeAndKvWrite:
-    @pytest.mark.parametrize("heads", [(3, 3), (1, 8), (2, 1)], ids=str)
-    @pytest.mark.parametrize(
-        ("head_dim", "rotary_dim"), [(64, 64), (96, 24), (128, 128), (256, 64)]
+    @sweep(
+        kernels=_ISAS,
+        dtype=DTYPES,
+        heads=[(3, 3), (1, 8), (2, 1)],
+        dims=[(64, 64), (96, 24), (128, 128), (256, 64)],
+        page_size=[1, 16, 32],
+        normed=[False, True],
+        indirect=("kernels", "dtype"),
     )
-    @pytest.mark.parametrize("page_size", [1, 16, 32])
-    @pytest.mark.parametrize("normed", [False, True])
     def test_matches_and_writes_only_its_place(
         self,
         kernels: CpuKernels,
         dtype: torch.dtype,
         heads: tuple[int, int],
-        head_dim: int,
-        rotary_dim: int,
+        dims: tuple[int, int],
         page_size: int,
         normed: bool,
     ) -> None:
         num_kv_heads, group = heads
+        head_dim, rotary_dim = dims
         num_tokens, num_pages = 11, 40
         width = num_kv_heads * (group + 2) * head_dim
         # The caches are the middle of larger ones, whose ends must not change.
@@ -265,9 +275,14 @@ class TestRopeAndKvWrite:
 
 
 class TestPagedAttention:
-    @pytest.mark.parametrize("heads", [(1, 1), (3, 2), (3, 3), (2, 4), (2, 8), (1, 12)], ids=str)
-    @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
-    @pytest.mark.parametrize("page_size", [1, 16, 32])
+    @sweep(
+        kernels=_ISAS,
+        dtype=DTYPES,
+        heads=[(1, 1), (3, 2), (3, 3), (2, 4), (2, 8), (1, 12)],
+        head_dim=[64, 96, 128, 256],
+        page_size=[1, 16, 32],
+        indirect=("kernels", "dtype"),
+    )
     def test_ragged_batch(
         self,
         kernels: CpuKernels,

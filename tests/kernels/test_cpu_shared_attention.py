@@ -14,6 +14,7 @@ from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.cpu.shared import groups_of_decodes
 from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
+from tests.tiers import examples
 
 pytestmark = pytest.mark.skipif(not CpuKernels.usable_isas(), reason="no native kernels")
 
@@ -89,7 +90,7 @@ def test_results_are_those_of_each_alone(
     own=st.lists(st.integers(1, 70), min_size=1, max_size=5),
     extends=st.lists(st.integers(2, 20), max_size=2),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(100))
 def test_any_batch(groups: list[tuple[int, int]], own: list[int], extends: list[int]) -> None:
     torch.manual_seed(4)
     batch = make_batch(groups, own, extends)

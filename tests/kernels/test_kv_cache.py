@@ -22,9 +22,12 @@ from sapwood.kernels.kv_cache import (
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
 from tests.kernels.test_cpu_kernels import make_batch
+from tests.tiers import sweep
 
 REFERENCE = ReferenceKernels()
 EPS = 1e-5
+IMPLEMENTATIONS = ["torch", *CpuKernels.usable_isas()]
+DTYPES = [torch.float32, torch.bfloat16]
 
 STEP = {torch.int8: 1 / 127, torch.float8_e4m3fn: 1 / 8, torch.float8_e5m2: 1 / 4}
 """The widest distance of two neighbouring numbers, of the largest entry (int8) or the entry."""
@@ -33,7 +36,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-6}
 """Of the largest entry: bf16 rounds probabilities, and here what was dequantised too."""
 
 
-@pytest.fixture(params=["torch", *CpuKernels.usable_isas()])
+@pytest.fixture(params=IMPLEMENTATIONS)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     if request.param == "torch":
         return TorchKernels()
@@ -45,7 +48,7 @@ def kv_dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.fixture(params=DTYPES, ids=["fp32", "bf16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
@@ -121,18 +124,23 @@ class TestNumbers:
 
 
 class TestWrite:
-    @pytest.mark.parametrize(("heads", "head_dim"), [((3, 3), 64), ((1, 4), 96), ((2, 1), 128)])
-    @pytest.mark.parametrize("page_size", [1, 16, 24])
+    @sweep(
+        kernels=IMPLEMENTATIONS,
+        kv_dtype=list(LARGEST_NUMBER),
+        dtype=DTYPES,
+        shape=[((3, 3), 64), ((1, 4), 96), ((2, 1), 128)],
+        page_size=[1, 16, 24],
+        indirect=("kernels", "kv_dtype", "dtype"),
+    )
     def test_matches_and_writes_only_its_place(
         self,
         kernels: Kernels,
         kv_dtype: torch.dtype,
         dtype: torch.dtype,
-        heads: tuple[int, int],
-        head_dim: int,
+        shape: tuple[tuple[int, int], int],
         page_size: int,
     ) -> None:
-        num_kv_heads, group = heads
+        (num_kv_heads, group), head_dim = shape
         num_tokens, num_pages = 11, 20
         angle = torch.rand(100, head_dim // 2) * 6
         write_index = torch.randperm(num_pages * page_size)[:num_tokens]
@@ -182,21 +190,29 @@ class TestWrite:
 
 
 class TestAttention:
-    @pytest.mark.parametrize(
-        ("heads", "head_dim", "page_size"),
-        [((3, 3), 64, 16), ((2, 1), 96, 1), ((1, 8), 128, 24), ((1, 12), 64, 32), ((2, 2), 256, 7)],
+    @sweep(
+        kernels=IMPLEMENTATIONS,
+        kv_dtype=list(LARGEST_NUMBER),
+        dtype=DTYPES,
+        shape=[
+            ((3, 3), 64, 16),
+            ((2, 1), 96, 1),
+            ((1, 8), 128, 24),
+            ((1, 12), 64, 32),
+            ((2, 2), 256, 7),
+        ],
+        indirect=("kernels", "kv_dtype", "dtype"),
     )
     def test_ragged_batch(
         self,
         kernels: Kernels,
         kv_dtype: torch.dtype,
         dtype: torch.dtype,
-        heads: tuple[int, int],
-        head_dim: int,
-        page_size: int,
+        shape: tuple[tuple[int, int], int, int],
     ) -> None:
+        """Of each shape: heads, head size, page size."""
         self.check(
-            kernels, kv_dtype, dtype, heads, head_dim, page_size,
+            kernels, kv_dtype, dtype, *shape,
             query_lens=[1, 1, 1, 1, 5, 70, 33], context_lens=[1, 31, 64, 131, 5, 200, 64],
         )  # fmt: skip
 

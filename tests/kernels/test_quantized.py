@@ -28,6 +28,7 @@ from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import multiply, quantize
 from sapwood.kernels.torch_ops import TorchKernels
 from tests.blocks import HALVES_AT, random_blocks
+from tests.tiers import examples, sweep
 
 REFERENCE = ReferenceKernels()
 _ISAS = CpuKernels.usable_isas()
@@ -36,9 +37,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_isa = pytest.mark.parametrize("isa", _ISAS)
-every_dtype = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"]
-)
+DTYPES = [torch.float32, torch.bfloat16]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 
 
 @pytest.fixture(autouse=True)
@@ -289,7 +289,7 @@ class TestNative:
     @every_isa
     @every_dtype
     @settings(
-        max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(case=cases(), num_threads=st.sampled_from([1, 2, 3]))
     def test_any_shape_equals_the_reference(
@@ -368,9 +368,7 @@ class TestNative:
         assert torch.equal(layer(apart), layer(apart.contiguous()))
         assert torch.equal(layer(transposed), layer(transposed.contiguous()))
 
-    @every_kind
-    @every_dtype
-    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    @sweep(kind=KINDS, dtype=DTYPES, bad=[math.nan, math.inf, -math.inf])
     def test_what_is_no_number_shows_in_its_row_only(
         self, kind: str, dtype: torch.dtype, bad: float
     ) -> None:
@@ -387,9 +385,7 @@ class TestNative:
             assert found[7].isnan().all()
             assert torch.equal(found[others], layer(x)[others])
 
-    @every_isa
-    @every_kind
-    @pytest.mark.parametrize("size", [0.0, 1e-38, 9e-31, 2e-30, 1e-20, 1e30])
+    @sweep(isa=_ISAS, kind=KINDS, size=[0.0, 1e-38, 9e-31, 2e-30, 1e-20, 1e30])
     def test_tiny_and_huge_activations(self, isa: str, kind: str, size: float) -> None:
         num_in = max(64, inputs(kind, 1))
         parts, bias = [random_weight(kind, 40, num_in)], torch.randn(40)
@@ -404,9 +400,11 @@ class TestNative:
         if size < 1e-30:
             assert torch.equal(layer(x), bias.expand(3, 40))
 
-    @every_isa
-    @pytest.mark.parametrize("kind", FORMATS)
-    @pytest.mark.parametrize("half", [0x0001, 0x83FF, 0x0400, 0x7BFF, 0x7C00, 0xFC00, 0x7E01])
+    @sweep(
+        isa=_ISAS,
+        kind=list(FORMATS),
+        half=[0x0001, 0x83FF, 0x0400, 0x7BFF, 0x7C00, 0xFC00, 0x7E01],
+    )
     def test_every_kind_of_scale(self, isa: str, kind: str, half: int) -> None:
         """Subnormal, the smallest normal, the largest, infinite, NaN."""
         weight = random_weight(kind, 40, max(64, inputs(kind, 1)))
@@ -432,10 +430,12 @@ class TestNative:
         assert result[:, 1].tolist() == [-127.0 * 127 * 256] * 2
         assert result[:, 0].tolist() == [127.0 * 127 * 256] * 2
 
-    @every_isa
-    @every_dtype
-    @pytest.mark.parametrize("kind", ["int8", "q8_0"])
-    @pytest.mark.parametrize("shape", [(1, 32), (37, 96), (300, 160), (0, 64)])
+    @sweep(
+        isa=_ISAS,
+        dtype=DTYPES,
+        kind=["int8", "q8_0"],
+        shape=[(1, 32), (37, 96), (300, 160), (0, 64)],
+    )
     def test_quantising_gives_the_reference_bit_by_bit(
         self, isa: str, dtype: torch.dtype, kind: str, shape: tuple[int, int]
     ) -> None:
@@ -468,9 +468,7 @@ class TestNative:
         assert torch.equal(whole[5, :32], torch.zeros(32))
         assert torch.equal(whole[6, 32:64], torch.full((32,), 0.25))
 
-    @every_isa
-    @pytest.mark.parametrize("kind", ["int8", "q8_0", "q4_1"])
-    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    @sweep(isa=_ISAS, kind=["int8", "q8_0", "q4_1"], bad=[math.nan, math.inf, -math.inf])
     def test_weights_that_are_no_numbers_show(self, isa: str, kind: str, bad: float) -> None:
         weight = torch.randn(3, 64)
         weight[1, 40] = bad

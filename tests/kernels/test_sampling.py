@@ -12,11 +12,13 @@ from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.torch_ops import TorchKernels
+from tests.tiers import sweep
 
 COUNT = 3000
+IMPLEMENTATIONS = ["reference", "torch", *CpuKernels.usable_isas()]
 
 
-@pytest.fixture(params=["reference", "torch", *CpuKernels.usable_isas()])
+@pytest.fixture(params=IMPLEMENTATIONS)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     if request.param == "reference":
         return ReferenceKernels()
@@ -49,11 +51,11 @@ def filtered(logits: Tensor, settings: SamplingSettings) -> Tensor:
     return torch.zeros_like(probs).scatter(0, order, ranked / ranked.sum())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("spread", [0.3, 4.0], ids=["flat", "peaked"])
-@pytest.mark.parametrize(
-    "filters",
-    [
+@sweep(
+    kernels=IMPLEMENTATIONS,
+    dtype=[torch.float32, torch.bfloat16],
+    spread=[0.3, 4.0],
+    filters=[
         {},
         {"temperature": 0.7},
         {"top_k": 1},
@@ -66,11 +68,12 @@ def filtered(logits: Tensor, settings: SamplingSettings) -> Tensor:
         {"top_k": 50, "top_p": 0.8, "min_p": 0.02, "temperature": 1.3},
         {"top_p": 0.95, "min_p": 0.3},
     ],
-    ids=str,
+    indirect=("kernels",),
 )
 def test_each_token_is_drawn_as_often_as_it_is_likely(
     kernels: Kernels, dtype: torch.dtype, spread: float, filters: dict[str, float]
 ) -> None:
+    """spread: 0.3 is flat, 4.0 peaked."""
     vocab = 1003
     logits = (torch.randn(vocab, generator=torch.Generator().manual_seed(4)) * spread).to(dtype)
     count = 300 if isinstance(kernels, ReferenceKernels) else COUNT

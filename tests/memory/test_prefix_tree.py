@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.prefix_tree import Node, PrefixTree, token_key
+from tests.tiers import examples
 
 PAGE = 2
 
@@ -168,7 +169,7 @@ def next_evictions(tree: PrefixTree, policy: str, num_pages: int) -> list[int]:
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(1000))
 @given(
     policy=st.sampled_from(sorted(EVICTION_POLICIES)),
     actions=st.lists(

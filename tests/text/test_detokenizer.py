@@ -14,6 +14,7 @@ from tokenizers import decoders
 from sapwood.text.decoding import DecodeKind
 from sapwood.text.detokenizer import IncrementalDetokenizer
 from sapwood.text.tokenizer import Tokenizer
+from tests.tiers import examples
 
 KINDS = {
     "byte_level": DecodeKind.BYTES,
@@ -42,7 +43,7 @@ def split(ids: list[int], cuts: list[int]) -> list[list[int]]:
     return [ids[start:end] for start, end in itertools.pairwise(bounds)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(500))
 @given(data=st.data(), skip=st.booleans(), spaces=st.booleans())
 def test_pieces_of_random_ids_join_to_the_whole(any_tokenizer, data, skip, spaces):
     # Two ids beyond the vocabulary: a model's logits are often wider than its tokenizer.
@@ -56,7 +57,7 @@ def test_pieces_of_random_ids_join_to_the_whole(any_tokenizer, data, skip, space
     assert "".join(pieces_of(any_tokenizer, one_by_one, skip=skip, spaces=spaces)) == whole
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(500))
 @given(text=st.text(max_size=40))
 def test_pieces_of_a_text_are_never_broken(byte_level_tokenizer, llama_2_tokenizer, text):
     for tokenizer in (byte_level_tokenizer, llama_2_tokenizer):
@@ -146,7 +147,7 @@ def test_the_work_per_token_does_not_grow(backends, monkeypatch, name, num_token
     assert decoded_tokens < 16 * num_tokens
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(100))
 @given(data=st.data(), skip=st.booleans())
 def test_pieces_of_a_real_model_join_to_the_whole(smollm2_tokenizer, data, skip):
     token_ids = st.integers(0, smollm2_tokenizer.vocab_size - 1)

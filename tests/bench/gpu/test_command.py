@@ -62,6 +62,7 @@ def test_parts_that_fail_or_come_too_late_are_named(monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
+    monkeypatch.setattr(measure, "run_checks", lambda *_: [])
     monkeypatch.setattr(measure, "measure_limits", fail)
     monkeypatch.setattr(measure, "shapes", lambda *, quick: [])
     options = GpuOptions(device="cpu", quick=True)

@@ -139,7 +139,6 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     writer.close()
 
 
-@pytest.mark.slow
 def test_a_gguf_is_converted_once(model, tmp_path):
     gguf = tmp_path / "tiny.gguf"
     write_gguf(gguf, model)

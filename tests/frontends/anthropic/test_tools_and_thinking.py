@@ -13,6 +13,7 @@ from sapwood.text.template import ChatTemplate
 from tests.frontends.chats import SHORT_TEMPLATE, changes
 from tests.frontends.conftest import Live
 from tests.text.tools.samples import TOOLS, samples_of
+from tests.tiers import long_only
 
 PATH = "/v1/messages"
 MESSAGES = [{"role": "user", "content": "Weather?"}]
@@ -75,10 +76,11 @@ def test_thinking_text_and_calls_are_blocks(url, engine, stream):
 
 
 @pytest.mark.parametrize("name", ["qwen3_coder", "mistral", "deepseekv31", "gpt-oss"])
-def test_streams_give_the_same_calls_as_whole_answers(live_with, engine, name):
+@pytest.mark.parametrize("step", [4, *long_only(1)])
+def test_streams_give_the_same_calls_as_whole_answers(live_with, engine, name, step):
     url = live_with(**changes(name) | {"template": ChatTemplate(SHORT_TEMPLATE)})
     tools = [{"name": tool, "input_schema": schema} for tool, schema in TOOLS.items()]
-    for sample in samples_of(name):
+    for sample in samples_of(name)[::step]:
         engine.reply = sample.text
         whole = read(url, stream=False, **ask(tools=tools))
         calls = [block for block in whole[0] if block[0] in TOOLS]

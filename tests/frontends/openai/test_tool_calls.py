@@ -10,6 +10,7 @@ from sapwood.text.template import ChatTemplate, template_source
 from tests.frontends.chats import SHORT_TEMPLATE, changes, read_stream, read_whole, tools_of
 from tests.text.tools.samples import TOOLS, samples_of
 from tests.text.tools.spelling import SPELLERS
+from tests.tiers import long_only
 
 URL = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Weather?"}]
@@ -28,12 +29,15 @@ def ask(**extra):
 
 
 @pytest.mark.parametrize("name", sorted(SPELLERS))
-def test_the_official_clients_stream_gives_the_same_calls_as_a_whole_answer(api_with, engine, name):
+@pytest.mark.parametrize("step", [4, *long_only(1)])
+def test_the_official_clients_stream_gives_the_same_calls_as_a_whole_answer(
+    api_with, engine, name, step
+):
     app = api_with(**changes(name) | {"template": ChatTemplate(SHORT_TEMPLATE)}).app
     body = {"messages": MESSAGES, "tools": tools_of(TOOLS), "tool_choice": "auto"}
     if name == "json_array":
         body["tool_choice"] = "required"
-    for sample in samples_of(name):
+    for sample in samples_of(name)[::step]:
         engine.reply = sample.text
         whole = read_whole(app, **body)
         assert whole["calls"] == list(sample.calls), sample.label

@@ -10,6 +10,7 @@ import torch
 
 from sapwood.kernels.interface import AttentionTraits
 from tests.kernels.triton.attention_cases import ATTENTION, make_case
+from tests.tiers import long_only, sweep
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LENGTHS = (1, 15, 16, 64, 130)
@@ -21,14 +22,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 7, 8, 17])
+@pytest.mark.parametrize("group", [1, 3, 8, 17, *long_only(2, 4, 5, 7)])
 def test_decode_of_any_group(group: int, device: torch.device) -> None:
     requests = [(1, length) for length in LENGTHS]
     make_case(requests, heads=(2 * group, 2), dtype=torch.float16, device=device).check()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 128, 256])
+@sweep(strength=1, head_dim=[16, 64, 80, 96, 128, 256], dtype=DTYPES)
 def test_head_sizes_and_dtypes(head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
     requests = [(1, 1), (1, 70), (3, 3), (9, 40)]
     make_case(requests, heads=(3, 1), head_dim=head_dim, dtype=dtype, device=device).check()
@@ -42,7 +42,7 @@ def test_page_sizes(page_size: int, device: torch.device) -> None:
     ).check()
 
 
-@pytest.mark.parametrize("group", [1, 3, 4, 5, 7, 8])
+@pytest.mark.parametrize("group", [1, 3, 8, *long_only(4, 5, 7)])
 def test_extend_of_any_group(group: int, device: torch.device) -> None:
     """Requests without a prefix and with one, at tile boundaries and off them."""
     requests = [(1, 1), (16, 16), (2, 40), (33, 70), (1, 90)]
@@ -63,10 +63,9 @@ def test_long_context_is_split(num_new: int, device: torch.device) -> None:
     make_case(requests, heads=(2, 1), head_dim=16, dtype=torch.float16, device=device).check()
 
 
-@pytest.mark.parametrize("page_size", [16, 128])
-@pytest.mark.parametrize(
-    "traits",
-    [
+@sweep(
+    strength=1,
+    traits=[
         {"window": 1},
         {"window": 20},
         {"window": 70},
@@ -76,7 +75,7 @@ def test_long_context_is_split(num_new: int, device: torch.device) -> None:
         {"sinks": -300.0},
         {"window": 20, "soft_cap": 5.0, "sinks": 1.0},
     ],
-    ids=str,
+    page_size=[16, 128],
 )
 def test_traits(traits: dict[str, float], page_size: int, device: torch.device) -> None:
     """300 is far above all scores: almost nothing is left, and it must not overflow."""
@@ -147,7 +146,7 @@ def test_layers_side_by_side_and_rows_apart(device: torch.device) -> None:
     replace(case, q=qkv[:, :2], key_cache=caches[0], value_cache=caches[1]).check()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [0, 1, 2, *long_only(*range(3, 24))])
 def test_random_batches(seed: int, device: torch.device) -> None:
     choose = random.Random(seed)
     num_kv_heads, group = choose.choice([1, 2]), choose.choice([1, 2, 3, 5, 7])

@@ -14,6 +14,7 @@ from sapwood.kernels.triton.attention_shared_tiles import (
     shared_groups,
 )
 from tests.kernels.triton.attention_cases import ATTENTION, Case, make_case
+from tests.tiers import sweep
 
 DECODES = [(1, 300), (1, 290), (1, 257), (1, 20), (1, 400)]
 PREFIXES = [((0, 1, 2), 16), ((3, 4), 1)]
@@ -35,11 +36,15 @@ def shares(case: Case) -> bool:
 
 
 @pytest.mark.usefixtures("_always_worth_it")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("heads", "head_dim"), [((4, 2), 64), ((7, 1), 80), ((3, 3), 128)])
+@sweep(
+    strength=1,
+    shape=[((4, 2), 64), ((7, 1), 80), ((3, 3), 128)],
+    dtype=[torch.float32, torch.bfloat16, torch.float16],
+)
 def test_decodes(
-    heads: tuple[int, int], head_dim: int, dtype: torch.dtype, device: torch.device
+    shape: tuple[tuple[int, int], int], dtype: torch.dtype, device: torch.device
 ) -> None:
+    heads, head_dim = shape
     case = make_case(
         DECODES, heads=heads, head_dim=head_dim, dtype=dtype, prefixes=PREFIXES, device=device
     )

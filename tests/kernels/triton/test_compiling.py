@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[3]
 KERNELS = {
     "_rms_norm", "_activate_and_mul", "_embedding", "_qk_norm_rope_write_kv", "_largest_of_split",
@@ -20,7 +18,6 @@ SHARED_BYTES = 227 * 1024
 """What a block of threads may have on an H200."""
 
 
-@pytest.mark.slow
 def test_every_kernel_compiles_for_the_h200() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -16,6 +16,7 @@ from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.kernels.triton.small_floats import decode, encode
 from tests.kernels.test_kv_cache import STEP, empty_cache, read
 from tests.kernels.triton.attention_cases import make_case
+from tests.tiers import sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy
 
@@ -59,25 +60,22 @@ def test_rounding_to_fp8(
     assert torch.equal(filled.cpu()[: len(x)], want.float())
 
 
-@every_kv_dtype
-@pytest.mark.parametrize(
-    ("heads", "head_dim", "page_size", "dtype"),
-    [
+@sweep(
+    strength=1,
+    kv_dtype=list(LARGEST_NUMBER),
+    case=[
         ((3, 3), 64, 16, torch.float32),
         ((6, 2), 96, 1, torch.bfloat16),
         ((2, 1), 128, 24, torch.float32),
     ],
-    ids=str,
 )
 def test_what_is_written(
     device: torch.device,
     kv_dtype: torch.dtype,
-    heads: tuple[int, int],
-    head_dim: int,
-    page_size: int,
-    dtype: torch.dtype,
+    case: tuple[tuple[int, int], int, int, torch.dtype],
 ) -> None:
-    num_heads, num_kv_heads = heads
+    """Of each case: heads, head size, page size, dtype."""
+    (num_heads, num_kv_heads), head_dim, page_size, dtype = case
     num_tokens, num_pages = 7, 11
     angle = torch.rand(100, head_dim // 2) * 6
     write_index = torch.randperm(num_pages * page_size)[:num_tokens]
@@ -139,10 +137,10 @@ def test_what_is_not_finite_shows(device: torch.device, kv_dtype: torch.dtype) -
     assert (cache.cpu()[0, 0].view(torch.uint8).flatten()[64:128] == 255).all()  # not written
 
 
-@every_kv_dtype
-@pytest.mark.parametrize(
-    ("heads", "head_dim", "page_size", "dtype"),
-    [
+@sweep(
+    strength=1,
+    kv_dtype=list(LARGEST_NUMBER),
+    case=[
         ((4, 2), 64, 16, torch.float32),
         ((3, 1), 96, 1, torch.bfloat16),
         ((2, 2), 128, 128, torch.float16),
@@ -151,11 +149,9 @@ def test_what_is_not_finite_shows(device: torch.device, kv_dtype: torch.dtype) -
 def test_ragged_batch(
     device: torch.device,
     kv_dtype: torch.dtype,
-    heads: tuple[int, int],
-    head_dim: int,
-    page_size: int,
-    dtype: torch.dtype,
+    case: tuple[tuple[int, int], int, int, torch.dtype],
 ) -> None:
+    heads, head_dim, page_size, dtype = case
     make_case(
         RAGGED, heads=heads, head_dim=head_dim, page_size=page_size, dtype=dtype,
         kv_dtype=kv_dtype, device=device,

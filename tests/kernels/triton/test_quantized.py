@@ -22,6 +22,7 @@ from tests.kernels.test_coded import random_weight as random_codes
 from tests.kernels.test_quantized import inputs, random_weight
 from tests.layers.quantization.formats.test_formats import made, read
 from tests.quantized_checkpoints import CASES
+from tests.tiers import sweep
 
 TRITON = TritonKernels()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
@@ -48,12 +49,12 @@ def of_dequantized(
     return out if bias is None else out + bias.float()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("rows", "num_out", "num_in"), [(1, 40, 96), (17, 70, 160)])
+@sweep(kind=KINDS, shape=[(1, 40, 96), (17, 70, 160)], dtype=[torch.float32, torch.bfloat16])
 def test_layers(
-    device: torch.device, kind: str, rows: int, num_out: int, num_in: int, dtype: torch.dtype
+    device: torch.device, kind: str, shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
+    """Of each shape: rows, outputs, inputs."""
+    rows, num_out, num_in = shape
     num_in = max(num_in, inputs(kind, 1))
     weight = random_weight(kind, num_out, num_in)
     x = torch.randn(rows, num_in).to(dtype)
@@ -97,16 +98,18 @@ def test_what_does_not_fit_is_refused() -> None:
         round_activations(torch.zeros(1, 8), 8, torch.float16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("codes", CODES)
-@pytest.mark.parametrize(
-    ("num_out", "num_in", "group"),
-    [(33, 64, 16), (40, 96, 32), (35, 272, 128), (21, 100, 100), (7, 120, 24), (5, 20, 32)],
+@sweep(
+    codes=CODES,
+    shape=[(33, 64, 16), (40, 96, 32), (35, 272, 128), (21, 100, 100), (7, 120, 24), (5, 20, 32)],
+    dtype=[torch.float32, torch.bfloat16],
 )
 def test_codes(
-    device: torch.device, codes: str, num_out: int, num_in: int, group: int, dtype: torch.dtype
+    device: torch.device, codes: str, shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
-    """Groups as wide as a block and narrower, of a width that no block has, and single ones."""
+    """Groups as wide as a block and narrower, of a width that no block has, and single ones.
+
+    Of each shape: outputs, inputs, inputs of a group."""
+    num_out, num_in, group = shape
     rows, is_odd = (1, False) if num_out % 2 else (17, True)
     weight = random_codes(
         codes, (num_out, num_in, group), shifts=is_odd, order=is_odd, out_scales=num_in > 96

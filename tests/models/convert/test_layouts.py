@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from sapwood.models.convert.layouts import (
     quantization_config,
     stored_tensors,
 )
+from sapwood.models.convert.rounding import Grid
 from sapwood.models.convert.scheme import MXFP4, NF4, NVFP4, WeightScheme
 from tests.models.convert.test_rounding import (
     FP8,
@@ -56,13 +58,19 @@ def names(scheme: WeightScheme) -> str:
     return f"{scheme.layout}-{scheme.numbers}{scheme.num_bits}-{scheme.strategy}{zeros}"
 
 
+@cache
+def grid_of(scheme: WeightScheme, dtype: torch.dtype) -> Grid:
+    """Of `random_weight`."""
+    return best_grid(random_weight(), scheme, dtype)
+
+
 @pytest.mark.parametrize("scheme", COMPRESSED, ids=names)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_library_reads_exactly_the_weights_that_were_meant(
     scheme: WeightScheme, dtype: torch.dtype
 ) -> None:
     weight = random_weight()
-    grid = best_grid(weight, scheme, dtype)
+    grid = grid_of(scheme, dtype)
     codes = grid.codes(weight)
     tensors = stored_tensors(codes, grid, dtype)
     stated = quantization_config(scheme, ["lm_head"], act_order=False, dtype=dtype)
@@ -91,7 +99,7 @@ def test_the_reader_of_the_format_finds_exactly_the_weights_that_were_meant(
 ) -> None:
     """The readers were tested with checkpoints of the tools that the formats are of."""
     weight = random_weight()
-    grid = best_grid(weight, scheme, torch.bfloat16)
+    grid = grid_of(scheme, torch.bfloat16)
     codes = grid.codes(weight)
     stored = stored_tensors(codes, grid, torch.bfloat16)
     config = quantization_config(scheme, ["lm_head"], act_order=False, dtype=torch.bfloat16)
@@ -124,7 +132,7 @@ def test_bitsandbytes_reads_its_nf4() -> None:
 @pytest.mark.parametrize("scheme", [*COMPRESSED, *OTHERS], ids=names)
 def test_the_planned_size_is_the_size(scheme: WeightScheme) -> None:
     weight = random_weight()
-    grid = best_grid(weight, scheme, torch.bfloat16)
+    grid = grid_of(scheme, torch.bfloat16)
     tensors = stored_tensors(grid.codes(weight), grid, torch.bfloat16)
     size = sum(one.nbytes for one in tensors.values())
     assert size == num_bytes(scheme, (256, 384), torch.bfloat16)

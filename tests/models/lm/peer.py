@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 SIZES: dict[str, Any] = {
     "vocab_size": 131,
@@ -36,6 +35,9 @@ class Peer:
 def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
     """Weights are drawn large enough that logits spread over several units: a wrong sign or a
     wrong position then shows far above the tolerance."""
+    # Not above: the ranks of test_tensor_parallel.py import this module, and need no transformers.
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     generator = torch.Generator().manual_seed(0)
     config = AutoConfig.for_model(model_type, **(SIZES | fields))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -13,6 +13,7 @@ from sapwood.models.loader import gguf as reader
 from sapwood.models.loader.weights import iterate_weights
 from sapwood.models.store import fetch_model
 from sapwood.models.store.gguf_header import TENSOR_TYPES
+from tests.tiers import sweep
 
 QUANTISABLE = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 HEADS = {"attn_q": 4, "attn_k": 2}
@@ -123,8 +124,11 @@ def random_bytes(kind: str, num_rows: int, num_columns: int) -> np.ndarray:
     return data & 0xBF  # clears the top exponent bit of every byte that may be part of a scale
 
 
-@pytest.mark.parametrize("kind", [name for name in TENSOR_TYPES if name not in ("F32", "F16")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@sweep(
+    strength=1,
+    kind=[name for name in TENSOR_TYPES if name not in ("F32", "F16")],
+    dtype=[torch.float32, torch.bfloat16, torch.float16],
+)
 def test_every_type_is_read_from_its_bits(load, gguf_sample, kind, dtype):
     qtype = GGMLQuantizationType[kind]
     sample = gguf_sample()
@@ -175,9 +179,12 @@ def test_names_that_are_none_of_ours():
     assert reader.hf_name("token_types.weight") is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2_has_the_names_and_values_that_transformers_loads(smollm2_files):
+    """Else tests/smollm2.py, with which real outputs are compared, proves nothing."""
     from transformers import AutoModelForCausalLM
+
+    from tests.smollm2 import CONFIG
 
     file = smollm2_files.weights[0]
     with warnings.catch_warnings():
@@ -190,3 +197,15 @@ def test_smollm2_has_the_names_and_values_that_transformers_loads(smollm2_files)
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
+    for key in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "rope_parameters",
+        "tie_word_embeddings",
+    ):
+        assert getattr(CONFIG, key) == getattr(model.config, key), key
+    assert CONFIG.rms_norm_eps == pytest.approx(model.config.rms_norm_eps)

