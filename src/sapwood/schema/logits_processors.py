@@ -43,7 +43,7 @@ def disallowed_token_ids(params: Mapping[str, Any]) -> list[int]:
             f"custom_logit_processor {DISALLOWED_TOKENS!r}",
             param="custom_params",
         )
-    return token_ids
+    return list(token_ids)
 
 
 class _Code(msgspec.Struct):
