@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt $(wildcard src/sapwood/kernels/cpu/csrc/*)
+INPUTS := scripts/install.py pyproject.toml CMakeLists.txt $(wildcard src/sapwood/kernels/cpu/csrc/*)
+# Packages are installed without bytecode, so Python must be free to write that of what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-long lint format docs clean
+.PHONY: serve test test-long kernels lint format docs clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
@@ -19,6 +21,9 @@ test: $(VENV)/.installed-dev  ## install and run the tests, but for repeats at f
 test-long: $(VENV)/.installed-dev  ## all tests at full size, and longer searches: over an hour
 	$(PYTEST) -m '' --hypothesis-profile=long --max-examples 40 --timeout 1800 $(ARGS)
 
+kernels:  ## compile the kernels that this machine runs best: after a move, a new compiler
+	$(PYTHON) scripts/install.py $(VENV)
+
 lint: $(VENV)/.installed-dev  ## format check, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -32,17 +37,9 @@ format: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) build
 
-# torch comes first and alone: with its exact version in place, nothing else can move it.
-$(VENV)/.torch:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	touch $@
+# install.py makes the target once nothing is missing; without a compiler it is asked again next time.
+$(VENV)/.installed: $(INPUTS)
+	@$(PYTHON) scripts/install.py $(VENV)
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	touch $@
-
-# Not on top of .installed: that would compile the kernels twice.
-$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $(VENV)/.installed $@
+$(VENV)/.installed-dev: $(INPUTS)
+	@$(PYTHON) scripts/install.py $(VENV) --dev

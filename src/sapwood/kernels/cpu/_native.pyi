@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import overload
 
+COMPILED_ISAS: str
 HEAD_DIM_STEP: int
 MAX_HEAD_DIM: int
 PANEL: int

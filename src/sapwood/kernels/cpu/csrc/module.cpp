@@ -254,6 +254,7 @@ NB_MODULE(_native, m) {
   using Unlocked = nb::call_guard<nb::gil_scoped_release>;
   // The kernels live as long as the process: whatever Python has not freed at its exit is no leak.
   nb::set_leak_warnings(false);
+  m.attr("COMPILED_ISAS") = SAPWOOD_COMPILED;
   m.def("usable_isas", &usable_isas);
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
   m.attr("HEAD_DIM_STEP") = kHeadDimStep;
