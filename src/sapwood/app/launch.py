@@ -109,6 +109,7 @@ def request_limits_of(server: ServerConfig) -> RequestLimits:
         max_stop_strings=server.max_stop_strings,
         max_stop_length=server.max_stop_length,
         max_embed_bytes=server.max_request_bytes,
+        max_logprobs=server.max_logprobs_per_call,
     )
 
 

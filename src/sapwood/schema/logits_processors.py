@@ -36,14 +36,15 @@ def disallowed_token_ids(params: Mapping[str, Any]) -> list[int]:
             "accepted; send each id once",
             param="custom_params",
         )
-    is_list = isinstance(token_ids, list) and all(type(one) is int for one in token_ids)
-    if not is_list or not token_ids or set(params) != {"token_ids"}:
-        raise InvalidRequest(
-            'custom_params must be {"token_ids": [...]} with at least one token id, for the '
-            f"custom_logit_processor {DISALLOWED_TOKENS!r}",
-            param="custom_params",
-        )
-    return list(token_ids)
+    if isinstance(token_ids, list) and token_ids and set(params) == {"token_ids"}:
+        ids: list[int] = [one for one in token_ids if type(one) is int]
+        if len(ids) == len(token_ids):
+            return ids
+    raise InvalidRequest(
+        'custom_params must be {"token_ids": [...]} with at least one token id, for the '
+        f"custom_logit_processor {DISALLOWED_TOKENS!r}",
+        param="custom_params",
+    )
 
 
 class _Code(msgspec.Struct):

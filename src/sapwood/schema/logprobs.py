@@ -57,6 +57,11 @@ class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 param="token_ids",
             )
 
+    @property
+    def num_per_token(self) -> int:
+        """Log probabilities at each position."""
+        return 1 + self.num_top + len(self.token_ids)
+
 
 class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Log probabilities at n consecutive positions, packed: little-endian, 4 bytes a number.

@@ -20,6 +20,7 @@ from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.pooling import Pooling, why_not
 from sapwood.schema.request import FLOAT32_BYTES, Generate, TraceContext
 from sapwood.schema.sampling import SamplingParams
+from sapwood.text.allowance import AnswerAllowance
 from sapwood.text.sample import Sample, joined
 from sapwood.text.sample import ScoredPrompt as ScoredPrompt
 from sapwood.text.sample import TextChunk as TextChunk
@@ -58,7 +59,8 @@ class TextRequest:
     return_hidden_states  whether the hidden states of all tokens but the last one are wanted
     priority            larger is sooner, unless the server is told the opposite; None: its default
     routing_key         requests with the same key probably share prefixes; "": none
-    trace               the request's spans; None: the request is not traced
+    trace               the request's spans; None: it is not traced
+    allowance           what the answer may tell besides its text; None: anything
     """
 
     request_id: str
@@ -74,6 +76,7 @@ class TextRequest:
     priority: int | None = None
     routing_key: str = ""
     trace: RequestTrace | None = None
+    allowance: AnswerAllowance | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_SAMPLES:
@@ -142,6 +145,8 @@ class TextGenerator:
             if request.logprobs is not None:
                 self._check_logprobs(request.logprobs, prompt_ids)
             self._check_hidden(request)
+            if request.allowance is not None:
+                self._take_prompt(request, request.allowance, len(prompt_ids))
             if request.trace is not None:
                 request.trace.tokenized(len(prompt_ids))
             parts = [_engine_request(request, prompt_ids, index) for index in range(request.n)]
@@ -234,6 +239,18 @@ class TextGenerator:
                 "out, or start the server with --enable-return-hidden-states",
                 param="return_hidden_states",
             )
+
+    def _take_prompt(
+        self, request: TextRequest, allowance: AnswerAllowance, num_tokens: int
+    ) -> None:
+        """What the answer will tell of the prompt, once per sample."""
+        options = request.logprobs
+        if options is not None and options.prompt_start is not None:
+            num_scored = num_tokens - 1 - options.prompt_start
+            allowance.take_logprobs(request.n * num_scored * options.num_per_token)
+        if request.return_hidden_states and self._hidden_size is not None:
+            num_bytes = num_tokens * self._hidden_size * FLOAT32_BYTES
+            allowance.take_hidden_prompt(request.n * num_bytes)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """The token ids of a text. A long text is encoded in a thread.

@@ -7,7 +7,7 @@ import pytest
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.limits import BodyLimits, RequestLimits
 from sapwood.schema.sampling import SamplingParams
-from sapwood.text.generation import TextRequest
+from sapwood.text.generation import TextGenerator, TextRequest
 
 
 def request(
@@ -62,6 +62,75 @@ def test_the_limits_hold_in_every_dialect(api_with, stream):
         refused = api.post(path, {**body, "stream": stream})
         assert refused.status_code == 400, path
         assert "at most 1" in refused.text
+
+
+SCORED = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 4}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        # 10 tokens, the first without: 9 x 5 = 45 log probabilities per sample.
+        ("/generate", {"text": "a" * 10, **SCORED, "sampling_params": {"n": 3}}),
+        ("/generate", {"text": ["a" * 10] * 3, **SCORED}),
+        ("/v1/completions", {"prompt": "a" * 10, "echo": True, "logprobs": 4, "n": 3}),
+        ("/v1/completions", {"prompt": ["a" * 10] * 3, "echo": True, "logprobs": 4}),
+    ],
+)
+def test_log_probabilities_of_prompts_are_bounded_over_the_whole_call(
+    api_with, engine, path, body, stream
+):
+    engine.hold = True
+    refused = api_with(limits=RequestLimits(max_logprobs=134)).post(
+        path, {**body, "stream": stream}
+    )
+    assert refused.status_code == 400
+    assert "at most 134 in one call, its --max-logprobs-per-call" in refused.text
+    assert engine.open == {}
+    engine.hold = False
+    engine.reply = ""
+    allowed = {**body, "max_tokens": 0} if path != "/generate" else body
+    # The end of sequence is an output token too, in each of three samples.
+    api = api_with(limits=RequestLimits(max_logprobs=135 + 15))
+    assert api.post(path, {**allowed, "stream": stream}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"text": "a", "return_logprob": True, "top_logprobs_num": 4}),
+        ("/v1/completions", {"prompt": "a", "logprobs": 4}),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "a"}],
+                "logprobs": True,
+                "top_logprobs": 4,
+            },
+        ),
+    ],
+)
+def test_those_of_an_output_count_where_the_answer_holds_them(api_with, engine, path, body):
+    api = api_with(limits=RequestLimits(max_logprobs=20))
+    refused = api.post(path, body)
+    assert refused.status_code == 400
+    assert "--max-logprobs-per-call" in refused.text
+    assert engine.open == {}
+    streamed = api.post(path, {**body, "stream": True})
+    holds_them = path == "/generate"
+    assert ("--max-logprobs-per-call" in streamed.text) == holds_them
+
+
+def test_hidden_states_are_bounded_before_they_are_computed(api_with, engine, tokenizer):
+    generator = TextGenerator(engine, tokenizer, tells_hidden=True, hidden_size=8)
+    api = api_with(generator=generator, limits=RequestLimits(max_embed_bytes=10 * 8 * 4 * 2))
+    body = {"text": "a" * 10, "return_hidden_states": True}
+    refused = api.post("/generate", {**body, "sampling_params": {"n": 3}})
+    assert refused.status_code == 400
+    assert "hidden states as fp32" in refused.text
+    assert engine.submitted == []
+    assert api.post("/generate", {**body, "sampling_params": {"n": 2}}).status_code == 200
 
 
 def test_the_body_has_the_limits_that_the_server_was_given(guarded):

@@ -137,7 +137,7 @@ async def collect_turn(
 ) -> list[tuple[Choice, TurnSample]]:
     """The finished samples of the turn. Raises the errors of `generate`."""
     samples = [(Choice(), turn.sample()) for _ in range(request.n)]
-    async with aclosing(generate(services, [request])) as chunks:
+    async with aclosing(generate(services, [request], keeps_logprobs=True)) as chunks:
         async for _, chunk in chunks:
             choice, sample = samples[chunk.index]
             choice.add(chunk)

@@ -15,6 +15,7 @@ from sapwood.frontends.common.services import Services
 from sapwood.observe.requests import ObservedRequest
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish
+from sapwood.text.allowance import AnswerAllowance
 from sapwood.text.generation import ScoredPrompt, TextChunk, TextRequest
 
 T = TypeVar("T")
@@ -78,9 +79,12 @@ class Choice:
 
 
 async def generate(
-    services: Services, requests: Sequence[TextRequest]
+    services: Services, requests: Sequence[TextRequest], *, keeps_logprobs: bool = False
 ) -> AsyncGenerator[tuple[int, TextChunk], None]:
     """The chunks of all these requests as they come, each with its request's position.
+
+    keeps_logprobs  the caller keeps the output's log probabilities until its end, so that these
+                    too count for the server's limit
 
     Every text request of every dialect comes through this function, which counts and times it.
     Closing the generator early aborts the open requests; so does an error of any of them.
@@ -88,6 +92,9 @@ async def generate(
     exceeds the server's limits.
     """
     services.limits.check(requests)
+    allowance = services.limits.allowance()
+    if any(one.logprobs is not None or one.return_hidden_states for one in requests):
+        requests = [replace(request, allowance=allowance) for request in requests]
     with services.observer.observing(requests) as observed, ExitStack() as held:
         reason = services.engine.unavailable_reason
         if reason is not None:
@@ -103,9 +110,20 @@ async def generate(
         async with aclosing(merged(streams)) as chunks:
             async for position, chunk in chunks:
                 observed[position].chunk(chunk)
+                _take(allowance, requests[position], chunk, keeps_logprobs=keeps_logprobs)
                 if chunk.finish is not None and chunk.finish.kind == "error":
                     raise EngineFailed(chunk.finish)
                 yield position, chunk
+
+
+def _take(
+    allowance: AnswerAllowance, request: TextRequest, chunk: TextChunk, *, keeps_logprobs: bool
+) -> None:
+    """Count what the chunk brought; InvalidRequest if it is too much for one answer."""
+    if keeps_logprobs and chunk.logprobs is not None and request.logprobs is not None:
+        allowance.take_logprobs(len(chunk.logprobs) * request.logprobs.num_per_token)
+    if chunk.hidden_states:
+        allowance.take_hidden(sum(map(len, chunk.hidden_states)))
 
 
 def _traced(request: TextRequest, observed: ObservedRequest) -> TextRequest:
@@ -115,7 +133,7 @@ def _traced(request: TextRequest, observed: ObservedRequest) -> TextRequest:
 async def collect(services: Services, requests: Sequence[TextRequest]) -> list[list[Choice]]:
     """The finished samples of each of these requests. Raises the errors of `generate`."""
     choices = [[Choice() for _ in range(request.n)] for request in requests]
-    async with aclosing(generate(services, requests)) as chunks:
+    async with aclosing(generate(services, requests, keeps_logprobs=True)) as chunks:
         async for position, chunk in chunks:
             choices[position][chunk.index].add(chunk)
     return choices

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema.config.server import MAX_LOGPROBS
+from sapwood.text.allowance import AnswerAllowance
 from sapwood.text.generation import TextRequest
 
 
@@ -30,6 +32,7 @@ class RequestLimits:
     max_samples      number of prompts times n
     max_stop_length  characters of one stop string
     max_embed_bytes  bytes of all input_embeds as fp32, times n: each sample sends its own prompt
+    max_logprobs     log probabilities that the answer may have, of prompts and outputs
     max_token_ids    token ids in parameters of sampling, such as logit_bias, times n likewise
     """
 
@@ -37,7 +40,14 @@ class RequestLimits:
     max_stop_strings: int = 256
     max_stop_length: int = 1024
     max_embed_bytes: int = 64 * 2**20
+    max_logprobs: int = MAX_LOGPROBS
     max_token_ids: int = 2**20
+
+    def allowance(self) -> AnswerAllowance:
+        """For one call. Hidden states may be as large as the vectors that one may bring."""
+        return AnswerAllowance(
+            max_logprobs=self.max_logprobs, max_hidden_bytes=self.max_embed_bytes
+        )
 
     def check(self, requests: Sequence[TextRequest]) -> None:
         """Raises InvalidRequest, which names the field, if the call exceeds a limit."""

@@ -83,9 +83,9 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
         for k, choice in enumerate(choices):
             lists = _lists(request, batch, services)
             if lists is not None and choice.prompt is not None:
-                lists.add_prompt(choice.prompt)
+                await lists.add_prompt(choice.prompt)
             if lists is not None and choice.logprobs:
-                lists.add_output(choice.token_ids, TokenLogprobs.joined(choice.logprobs))
+                await lists.add_output(choice.token_ids, TokenLogprobs.joined(choice.logprobs))
             answer = _answer(choice, choice.text, _sample_id(request, k), latency_s, lists)
             if request.return_hidden_states:
                 answer["meta_info"]["hidden_states"] = await encoded_hidden_states(choice)
@@ -268,7 +268,7 @@ async def _events(
         _lists(request, batch, services) for request in batch.requests for _ in range(request.n)
     ]
     with _own_names():
-        async with aclosing(generate(services, batch.requests)) as chunks:
+        async with aclosing(generate(services, batch.requests, keeps_logprobs=True)) as chunks:
             async for position, chunk in chunks:
                 index = position * batch.num_samples + chunk.index
                 so_far = choices[index]
@@ -277,9 +277,9 @@ async def _events(
                 texts[index] += chunk.text
                 so_far_lists = lists[index]
                 if so_far_lists is not None and chunk.prompt is not None:
-                    so_far_lists.add_prompt(chunk.prompt)
+                    await so_far_lists.add_prompt(chunk.prompt)
                 if so_far_lists is not None and chunk.logprobs is not None:
-                    so_far_lists.add_output(chunk.token_ids, chunk.logprobs)
+                    await so_far_lists.add_output(chunk.token_ids, chunk.logprobs)
                 answer = _answer(
                     so_far,
                     texts[index],

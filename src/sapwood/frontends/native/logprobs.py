@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.encoded_lists import EncodedList, in_pieces
 from sapwood.frontends.common.sampling import renamed
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.text.generation import ScoredPrompt
@@ -58,41 +59,41 @@ class LogprobLists:
         self._input = _Lists()
         self._output = _Lists()
 
-    def add_prompt(self, prompt: ScoredPrompt) -> None:
-        """Add the prompt's tokens. The first has no log probability: nothing known precedes it."""
+    async def add_prompt(self, prompt: ScoredPrompt) -> None:
+        """The first token has no log probability: what comes before it is not told."""
         first, *others = prompt.token_ids
-        self._input.tokens.append(self._entry(None, first))
-        self._input.top.append(None)
-        self._input.chosen.append(None)
+        self._input.tokens.extend([self._entry(None, first)])
+        self._input.top.extend([None])
+        self._input.chosen.extend([None])
         if prompt.logprobs is not None:
-            self._add(self._input, others, prompt.logprobs)
+            await self._add(self._input, others, prompt.logprobs)
 
-    def add_output(self, token_ids: Sequence[int], values: TokenLogprobs) -> None:
-        self._add(self._output, token_ids, values)
+    async def add_output(self, token_ids: Sequence[int], values: TokenLogprobs) -> None:
+        await self._add(self._output, token_ids, values)
 
     def fields(self) -> dict[str, object]:
         given: dict[str, object] = {
-            "input_token_logprobs": self._input.tokens,
-            "output_token_logprobs": self._output.tokens,
+            "input_token_logprobs": self._input.tokens.json,
+            "output_token_logprobs": self._output.tokens.json,
         }
         if self._options.num_top:
-            given["input_top_logprobs"] = self._input.top
-            given["output_top_logprobs"] = self._output.top
+            given["input_top_logprobs"] = self._input.top.json
+            given["output_top_logprobs"] = self._output.top.json
         if self._options.token_ids:
-            given["input_token_ids_logprobs"] = self._input.chosen
-            given["output_token_ids_logprobs"] = self._output.chosen
+            given["input_token_ids_logprobs"] = self._input.chosen.json
+            given["output_token_ids_logprobs"] = self._output.chosen.json
         return given
 
-    def _add(self, lists: _Lists, token_ids: Sequence[int], values: TokenLogprobs) -> None:
-        entry = self._entry
-        lists.tokens += map(entry, values.of_tokens(), token_ids)
-        if self._options.num_top:
-            lists.top += [
-                [entry(*likely) for likely in likeliest] for likeliest in values.of_likeliest()
-            ]
-        if self._options.token_ids:
-            asked = self._options.token_ids
-            lists.chosen += [list(map(entry, row, asked)) for row in values.of_chosen()]
+    async def _add(self, lists: _Lists, token_ids: Sequence[int], values: TokenLogprobs) -> None:
+        entry, asked = self._entry, self._options.token_ids
+        async for _, ids, part in in_pieces(token_ids, values, self._options.num_per_token):
+            lists.tokens.extend(list(map(entry, part.of_tokens(), ids)))
+            if self._options.num_top:
+                lists.top.extend(
+                    [[entry(*one) for one in likely] for likely in part.of_likeliest()]
+                )
+            if asked:
+                lists.chosen.extend([list(map(entry, row, asked)) for row in part.of_chosen()])
 
     def _entry(self, logprob: float | None, token_id: int) -> Entry:
         return logprob, token_id, None if self._names is None else self._names.text(token_id)
@@ -102,6 +103,6 @@ class _Lists:
     """The lists for the prompt's tokens, or for the output's."""
 
     def __init__(self) -> None:
-        self.tokens: list[Entry] = []
-        self.top: list[list[Entry] | None] = []
-        self.chosen: list[list[Entry] | None] = []
+        self.tokens = EncodedList()
+        self.top = EncodedList()
+        self.chosen = EncodedList()

@@ -64,6 +64,10 @@ async def chat_completions(request: Request, services: Services) -> Response:
         return EventStream(encoded_turn(services, text_request, turn, encoder), openai_body)
     samples = await until_disconnect(collect_turn(services, text_request, turn), request.receive)
     choices = [choice for choice, _ in samples]
+    logprobs = [
+        await choice_logprobs("chat", text_request, services.tokenizer, choice)
+        for choice in choices
+    ]
     return json_response(
         {
             "id": text_request.request_id,
@@ -74,7 +78,7 @@ async def chat_completions(request: Request, services: Services) -> Response:
                 {"index": index, "message": _answer(sample.answer, turn)}
                 | finish_fields(
                     choice.finish,
-                    choice_logprobs("chat", text_request, services.tokenizer, choice),
+                    logprobs[index],
                     sample.finish_reason(choice.finish),
                 )
                 | hidden_field(asked.return_hidden_states, choice)

@@ -58,6 +58,11 @@ async def completions(request: Request, services: Services) -> Response:
         )
     by_prompt = await until_disconnect(collect(services, requests), request.receive)
     samples = [choice for choices in by_prompt for choice in choices]
+    logprobs = [
+        await choice_logprobs("text", one, services.tokenizer, choice, text)
+        for one, text, choices in zip(requests, opening, by_prompt, strict=True)
+        for choice in choices
+    ]
     return json_response(
         {
             "id": answer_id,
@@ -66,16 +71,7 @@ async def completions(request: Request, services: Services) -> Response:
             "model": services.model_name,
             "choices": [
                 {"index": index, "text": opening[index // asked.n] + choice.text}
-                | finish_fields(
-                    choice.finish,
-                    choice_logprobs(
-                        "text",
-                        requests[index // asked.n],
-                        services.tokenizer,
-                        choice,
-                        opening[index // asked.n],
-                    ),
-                )
+                | finish_fields(choice.finish, logprobs[index])
                 | hidden_field(asked.return_hidden_states, choice)
                 for index, choice in enumerate(samples)
             ],

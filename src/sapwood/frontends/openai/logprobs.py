@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.encoded_lists import EncodedList, in_pieces
 from sapwood.frontends.common.generate import Choice
 from sapwood.frontends.common.sampling import renamed
 from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
@@ -47,7 +48,7 @@ def _options(num_top: int, name: str, *, prompt_start: int | None) -> LogprobOpt
         raise renamed(error, {"num_top": name}) from None
 
 
-def choice_logprobs(
+async def choice_logprobs(
     kind: Kind, request: TextRequest, tokenizer: Tokenizer, choice: Choice, opening: str = ""
 ) -> dict[str, object] | None:
     """The log probabilities of a finished sample; None if the request did not ask for them.
@@ -57,38 +58,21 @@ def choice_logprobs(
     if request.logprobs is None:
         return None
     values = TokenLogprobs.joined(choice.logprobs) if choice.logprobs else TokenLogprobs()
-    if kind == "chat":
-        return _chat(TokenNames(tokenizer.texts), choice.token_ids, values)
-    return _completion(request, tokenizer, choice, values, opening)
+    return await _told(kind, request, tokenizer, choice, values, opening)
 
 
-def chunk_logprobs(
+async def chunk_logprobs(
     kind: Kind, request: TextRequest, tokenizer: Tokenizer, chunk: TextChunk, opening: str = ""
 ) -> dict[str, object] | None:
     """The log probabilities of one chunk; None for a chunk that only has text."""
     if chunk.logprobs is None and chunk.prompt is None:
         return None
     values = chunk.logprobs or TokenLogprobs()
-    if kind == "chat":
-        return _chat(TokenNames(tokenizer.texts), chunk.token_ids, values)
-    return _completion(request, tokenizer, chunk, values, opening)
+    return await _told(kind, request, tokenizer, chunk, values, opening)
 
 
-def _chat(names: TokenNames, token_ids: Sequence[int], values: TokenLogprobs) -> dict[str, object]:
-    def entry(token_id: int, logprob: float) -> dict[str, object]:
-        raw = names.raw(token_id)
-        return {"token": names.name(token_id), "bytes": list(raw), "logprob": logprob}
-
-    positions = zip(token_ids, values.of_tokens(), values.of_likeliest(), strict=True)
-    content = [
-        entry(token_id, logprob)
-        | {"top_logprobs": [entry(likely_id, likely) for likely, likely_id in likeliest]}
-        for token_id, logprob, likeliest in positions
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _completion(
+async def _told(
+    kind: Kind,
     request: TextRequest,
     tokenizer: Tokenizer,
     told: Choice | TextChunk,
@@ -97,53 +81,84 @@ def _completion(
 ) -> dict[str, object]:
     assert request.logprobs is not None, "log probabilities were asked for"
     names = TokenNames(tokenizer.texts)
-    lists = _Lists(names, wants_top=request.logprobs.num_top > 0)
+    if kind == "chat":
+        return await _chat(names, told.token_ids, values, request.logprobs.num_per_token)
+    lists = _Lists(names, request.logprobs)
     if told.prompt is not None:
-        lists.add_prompt(told.prompt, _offsets(request, tokenizer, told.prompt.token_ids))
-    lists.add(told.token_ids, [len(opening) + offset for offset in told.offsets], values)
-    return {
-        "text_offset": lists.offsets,
-        "token_logprobs": lists.token_logprobs,
-        "tokens": lists.tokens,
-        "top_logprobs": lists.top,
-    }
+        offsets = _offsets(request, tokenizer, told.prompt.token_ids)
+        await lists.add_prompt(told.prompt, offsets)
+    await lists.add(told.token_ids, [len(opening) + offset for offset in told.offsets], values)
+    return lists.fields()
+
+
+async def _chat(
+    names: TokenNames, token_ids: Sequence[int], values: TokenLogprobs, num_per_token: int
+) -> dict[str, object]:
+    def entry(token_id: int, logprob: float) -> dict[str, object]:
+        raw = names.raw(token_id)
+        return {"token": names.name(token_id), "bytes": list(raw), "logprob": logprob}
+
+    content = EncodedList()
+    async for _, ids, part in in_pieces(token_ids, values, num_per_token):
+        positions = zip(ids, part.of_tokens(), part.of_likeliest(), strict=True)
+        content.extend(
+            [
+                entry(token_id, logprob)
+                | {"top_logprobs": [entry(likely_id, likely) for likely, likely_id in likeliest]}
+                for token_id, logprob, likeliest in positions
+            ]
+        )
+    return {"content": content.json, "refusal": None}
 
 
 class _Lists:
     """The four lists of a completion's logprobs."""
 
-    def __init__(self, names: TokenNames, *, wants_top: bool) -> None:
+    def __init__(self, names: TokenNames, options: LogprobOptions) -> None:
         self._names = names
-        self.offsets: list[int] = []
-        self.token_logprobs: list[float | None] = []
-        self.tokens: list[str] = []
-        self.top: list[dict[str, float] | None] | None = [] if wants_top else None
+        self._num_per_token = options.num_per_token
+        self._wants_top = options.num_top > 0
+        self._offsets = EncodedList()
+        self._token_logprobs = EncodedList()
+        self._tokens = EncodedList()
+        self._top = EncodedList()
 
-    def add_prompt(self, prompt: ScoredPrompt, offsets: Sequence[int]) -> None:
-        """Add the prompt's tokens. The first has no probability: nothing precedes it."""
-        self.offsets.append(offsets[0])
-        self.token_logprobs.append(None)
-        self.tokens.append(self._names.name(prompt.token_ids[0]))
-        if self.top is not None:
-            self.top.append(None)
+    async def add_prompt(self, prompt: ScoredPrompt, offsets: Sequence[int]) -> None:
+        """The first token has no probability: nothing comes before it."""
+        self._offsets.extend([offsets[0]])
+        self._token_logprobs.extend([None])
+        self._tokens.extend([self._names.name(prompt.token_ids[0])])
+        self._top.extend([None])
         if prompt.logprobs is not None:
-            self.add(prompt.token_ids[1:], offsets[1:], prompt.logprobs)
+            await self.add(prompt.token_ids[1:], offsets[1:], prompt.logprobs)
 
-    def add(self, token_ids: Sequence[int], offsets: Sequence[int], values: TokenLogprobs) -> None:
+    async def add(
+        self, token_ids: Sequence[int], offsets: Sequence[int], values: TokenLogprobs
+    ) -> None:
         name = self._names.name
-        logprobs = values.of_tokens()
-        self.offsets += offsets
-        self.token_logprobs += logprobs
-        self.tokens += map(name, token_ids)
-        if self.top is not None:
-            for token_id, logprob, likeliest in zip(
-                token_ids, logprobs, values.of_likeliest(), strict=True
-            ):
-                # As in OpenAI's API, the token itself is listed even if others are likelier.
-                self.top.append(
-                    {name(likely_id): likely for likely, likely_id in likeliest}
-                    | {name(token_id): logprob}
+        async for first, ids, part in in_pieces(token_ids, values, self._num_per_token):
+            logprobs = part.of_tokens()
+            self._offsets.extend(offsets[first : first + len(ids)])
+            self._token_logprobs.extend(logprobs)
+            self._tokens.extend(list(map(name, ids)))
+            if self._wants_top:
+                # As OpenAI has it, the token itself is among them even if it is not so likely.
+                self._top.extend(
+                    [
+                        {name(one): likely for likely, one in likeliest} | {name(token_id): logprob}
+                        for token_id, logprob, likeliest in zip(
+                            ids, logprobs, part.of_likeliest(), strict=True
+                        )
+                    ]
                 )
+
+    def fields(self) -> dict[str, object]:
+        return {
+            "text_offset": self._offsets.json,
+            "token_logprobs": self._token_logprobs.json,
+            "tokens": self._tokens.json,
+            "top_logprobs": self._top.json if self._wants_top else None,
+        }
 
 
 def _offsets(request: TextRequest, tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[int]:

@@ -171,7 +171,7 @@ async def encoded_turn(
             started[index] = True
             logprobs = None
             if request.logprobs is not None:
-                logprobs = chunk_logprobs("chat", request, services.tokenizer, chunk)
+                logprobs = await chunk_logprobs("chat", request, services.tokenizer, chunk)
             for event in events:
                 told = _told(encoder, index, event, so_far, logprobs)
                 encoded += told
@@ -238,7 +238,7 @@ async def encoded_events(
                 text = opening[position] + text
             logprobs = None
             if requests[position].logprobs is not None:
-                logprobs = chunk_logprobs(
+                logprobs = await chunk_logprobs(
                     "text", requests[position], services.tokenizer, chunk, opening[position]
                 )
             if chunk.finish is not None:

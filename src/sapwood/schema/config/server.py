@@ -24,8 +24,11 @@ _AT_LEAST_1 = (
     "max_samples_per_request",
     "max_stop_strings",
     "max_stop_length",
+    "max_logprobs_per_call",
     "max_engine_restarts",
 )
+MAX_LOGPROBS = 2**22
+"""As JSON 100 to 400 MB."""
 MAX_PARSER_DEPTH = 1024
 """Levels of nesting; the JSON parser itself refuses deeper texts."""
 
@@ -103,6 +106,13 @@ class ServerConfig:
     )
     max_stop_length: int = option(
         1024, "A request with a longer stop string is refused with 400.", unit="characters"
+    )
+    max_logprobs_per_call: int = option(
+        MAX_LOGPROBS,
+        "A call whose answer would have more log probabilities is refused with 400: of each token, "
+        "of the likeliest ones and of those asked for, over all prompts and samples. Those of "
+        "output tokens count where the answer holds them until its end.",
+        unit="log probabilities",
     )
 
     state_dir: str | None = option(
