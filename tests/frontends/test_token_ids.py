@@ -8,10 +8,10 @@ import pytest
 
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.native.protocol import SamplingFields
-from sapwood.frontends.server import _BODIES, create_app
+from sapwood.frontends.server import create_app, inner_app
 from sapwood.schema.pooling import Pooling
 from tests.frontends.conftest import Api
-from tests.frontends.numbers import EMBEDS, NumbersEngine, classifies, over
+from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over
 
 UNKNOWN = 99_999
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -73,7 +73,7 @@ CASES: list[tuple[str, Pooling | None, dict[str, Any], str]] = [
 def test_a_token_id_that_the_model_does_not_know_is_refused(
     services: Services, path: str, pooling: Pooling | None, body: dict[str, Any], field: str
 ) -> None:
-    engine = NumbersEngine()
+    engine = PoolingEngine()
     api = Api(create_app(over(services, engine, pooling)))
     response = api.post(path, body)
     assert response.status_code == 400, response.text
@@ -84,17 +84,18 @@ def test_a_token_id_that_the_model_does_not_know_is_refused(
     assert all(max(one.prompt_ids) < UNKNOWN for one in engine.submitted), "the rest of a batch"
 
 
-def fields_with_token_ids() -> set[str]:
-    """Of the bodies that the server takes: whatever says `TokenId`."""
+def fields_with_token_ids(services: Services) -> set[str]:
+    """The fields that say `TokenId` in the bodies that the server takes."""
+    taken = {endpoint.body for endpoint in inner_app(services).state.endpoints}
     return {
         f"{body.__name__}.{name}"
-        for body in (*_BODIES, SamplingFields)
+        for body in (*taken - {None}, SamplingFields)
         for name, annotation in body.__annotations__.items()
         if "TokenId" in annotation
     }
 
 
-def test_every_field_with_token_ids_is_tried() -> None:
-    found = fields_with_token_ids()
+def test_every_field_with_token_ids_is_tried(services: Services) -> None:
+    found = fields_with_token_ids(services)
     assert "SamplingFields.logit_bias" in found
     assert found <= {field for *_, field in CASES}

@@ -87,9 +87,14 @@ class Instruments:
         if self._spans is not None:
             self._spans.outputs(outputs)
 
-    def after_turn(self, *, is_busy: bool) -> None:
-        if not is_busy and self._heartbeat is not None:
+    def after_turn(self, *, is_busy: bool, only_waits: bool) -> None:
+        """only_waits: all open requests wait for grammars that other threads compile."""
+        if self._heartbeat is None:
+            return
+        if not is_busy:
             self._heartbeat.rest()
+        elif only_waits:
+            self._heartbeat.beat("waiting for a grammar to be compiled")
 
     def completed(self, status: EngineStatus) -> EngineStatus:
         """With what the process says of itself."""

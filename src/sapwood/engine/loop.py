@@ -99,11 +99,16 @@ class EngineLoop:
             self._instruments.before_outputs(self._outputs)
             self._sender.send(StepOutputs(self._outputs))
             self._outputs = []
-        is_busy = bool(self._in_flight) or self._scheduler.has_open_requests
-        self._instruments.after_turn(is_busy=is_busy)
+        self._instruments.after_turn(
+            is_busy=bool(self._in_flight) or self._scheduler.has_open_requests,
+            only_waits=not self._has_work(),
+        )
+
+    def _has_work(self) -> bool:
+        return bool(self._in_flight) or self._scheduler.has_work
 
     def _patience_s(self) -> float | None:
-        if self._in_flight or self._scheduler.has_work:
+        if self._has_work():
             return 0.0
         if self._scheduler.has_open_requests:
             return GRAMMAR_POLL_S

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 
 import pytest
 
@@ -133,6 +134,43 @@ def test_too_slow(compiler, backend, clock):
     until(lambda: compiler.is_ready(other))
     with pytest.raises(InvalidRequest):
         compiler.is_ready(one)
+
+
+def test_a_client_that_left_keeps_no_worker_beyond_the_timeout(compiler, backend, clock):
+    slow = [grammars.regex("a" * (i + 1)) for i in range(NUM_WORKERS)]
+    for one in slow:
+        compiler.enter(one)
+    until(lambda: len(backend.calls) == NUM_WORKERS)
+    for one in slow:
+        compiler.leave(one)
+    clock.advance(6.0)
+    other = grammars.regex("b")
+    compiler.enter(other)
+    until(lambda: backend.calls[-1] == "b")
+    backend.may_end.set()
+    until(lambda: compiler.is_ready(other))
+
+
+def test_a_kept_failure_keeps_no_frames(compiler, backend):
+    backend.may_end.set()
+    one = grammars.regex("bad")
+    compiler.enter(one)
+    settled(compiler, one)
+    for _ in range(3):
+        with pytest.raises(InvalidRequest) as raised:
+            compiler.is_ready(one)
+        frames = traceback.extract_tb(raised.value.__traceback__)
+        assert len(frames) <= 2, "the frames of earlier raises are not among them"
+
+
+def test_an_abort_between_plan_and_step_finds_no_grammar(compiler, backend, monkeypatch):
+    monkeypatch.setattr(compilers, "MAX_ENTRIES", 0)
+    backend.may_end.set()
+    one = grammars.regex("a")
+    compiler.enter(one)
+    settled(compiler, one)
+    compiler.leave(one)
+    assert compiler.compiled(one) is None
 
 
 def test_slow_ones_cannot_take_all_cores(compiler, backend, clock):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from sapwood.executor.grammar.interface import GrammarFailed
 from sapwood.executor.grammar.masks import GrammarMasks, forced_tokens
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.schema import grammar as grammars
+from sapwood.schema.grammar import Grammar
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 from tests.executor.grammar.conftest import EOS
@@ -130,6 +132,42 @@ def test_a_grammar_that_fails_ends_its_request_only(masks, vocabulary, failures)
     masks.apply(logits, [0, 1])
     assert failures == {0: "too complex"}
     assert left(logits[1], vocabulary) == [b"b"]
+
+
+def test_a_grammar_that_is_slow_to_follow_ends_its_request_only(masks, vocabulary, failures):
+    now_s = [0.0]
+    masks._clock_s = lambda: now_s[0]
+
+    class Slow:
+        has_ended = False
+
+        def fill(self, masks, index):
+            now_s[0] += 0.2
+            masks[index] = -1
+
+    masks.start(start(0, "a"))
+    masks.start(start(1, "b"))
+    masks._rows[0].matcher = Slow()
+    for _ in range(2):
+        masks.apply(torch.zeros(2, vocabulary.size), [0, 1])
+    assert failures == {}
+    masks.apply(torch.zeros(2, vocabulary.size), [0, 1])
+    assert list(failures) == [0]
+    assert "too long to follow" in failures[0]
+    assert 1 in masks.stateful_rows
+
+
+def test_nothing_is_put_out_at_once_where_rules_lead_back_to_themselves(masks, failures):
+    endless = Grammar(kind="ebnf", text='root ::= "ab" root')
+    masks.start(msgspec.structs.replace(start(0, None), sampling=SamplingParams(grammar=endless)))
+    assert masks.jump([0]) == {}
+    assert failures == {}
+
+
+def test_a_request_that_was_aborted_before_its_step_is_told_so(masks, failures):
+    masks._grammars = type("Gone", (), {"compiled": lambda self, grammar: None})()
+    masks.start(start(0, "a"))
+    assert failures == {0: "the request has ended"}
 
 
 def test_the_grammar_prevails_over_min_new_tokens(masks, vocabulary):

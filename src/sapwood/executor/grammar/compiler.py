@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 
 from sapwood.base.clock import Clock
@@ -89,6 +90,7 @@ class GrammarCompiler:
     def enter(self, grammar: Grammar) -> None:
         """A request has come that needs it: compile it unless it is known."""
         with self._lock:
+            self._give_up_what_is_late()
             entry = self._entries.get(grammar.key)
             if entry is None:
                 entry = self._entries[grammar.key] = _Entry(grammar)
@@ -107,17 +109,21 @@ class GrammarCompiler:
 
         Raises InvalidRequest if it cannot be, Overloaded if it could only later."""
         with self._lock:
-            entry = self._entries[grammar.key]
-            if entry.result is None:
-                self._give_up_if_late(entry)
-            if isinstance(entry.result, SapwoodError):
-                raise entry.result
-            return entry.result is not None
-
-    def compiled(self, grammar: Grammar) -> CompiledGrammar:
-        """Of a grammar that is ready."""
-        with self._lock:
+            self._give_up_what_is_late()
             result = self._entries[grammar.key].result
+            if isinstance(result, SapwoodError):
+                # A copy: each `raise` adds its frames to an error's traceback, and the requests that
+                # these hold would live as long as the entry.
+                raise copy(result)
+            return result is not None
+
+    def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
+        """Of a grammar that is ready; None if all requests that needed it have left since."""
+        with self._lock:
+            entry = self._entries.get(grammar.key)
+            if entry is None:
+                return None
+            result = entry.result
         assert result is not None, "a request has started before its grammar was compiled"
         assert not isinstance(result, SapwoodError), "a request has started without its grammar"
         return result
@@ -169,7 +175,7 @@ class GrammarCompiler:
                 entry.since_s = self._clock.now_s()
             result = backend.compile(entry.grammar)
         except InvalidRequest as error:
-            result = error
+            result = error.with_traceback(None)
         except Exception as error:
             log.exception("compiling a grammar failed")
             result = InvalidRequest(
@@ -193,9 +199,21 @@ class GrammarCompiler:
                 self._backend = self._make_backend()
             return self._backend
 
-    def _give_up_if_late(self, entry: _Entry) -> None:
-        if entry.since_s is None or self._clock.now_s() - entry.since_s <= self._timeout_s:
-            return
+    def _give_up_what_is_late(self) -> None:
+        """All of them, not only the one that somebody asks for: a client that has left asks no more,
+        and its compilation would keep a worker from all others."""
+        now_s = self._clock.now_s()
+        late = [
+            entry
+            for entry in self._entries.values()
+            if entry.result is None
+            and entry.since_s is not None
+            and now_s - entry.since_s > self._timeout_s
+        ]
+        for entry in late:
+            self._give_up(entry)
+
+    def _give_up(self, entry: _Entry) -> None:
         entry.result = InvalidRequest(
             f"the {entry.grammar.kind} was not compiled within {self._timeout_s:g} s, this "
             "server's --grammar-compile-timeout; make it simpler",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.grammar.interface import CompiledGrammar, GrammarFailed, Matcher
+from sapwood.executor.grammar.recursion import may_repeat_itself
 from sapwood.executor.grammar.thinking import AfterThinking
 from sapwood.executor.grammar.vocabulary import Vocabulary
 from sapwood.kernels.interface import Kernels
@@ -20,22 +23,34 @@ from sapwood.schema.step import RowStart
 
 MIN_FORCED_BYTES = 2
 """Shorter continuations are one token, which costs as much to compute sampled as not."""
+SLOW_STEP_S = 0.005
+"""A step's work for one row, of 0.1 ms as a rule, is slow beyond this."""
+SLOW_BUDGET_S = 0.5
+"""What one request's slow steps may take in all. An ambiguous grammar takes longer with each token,
+and all other requests wait meanwhile."""
 
 
 class Compiled(Protocol):
     """Where compiled grammars are."""
 
-    def compiled(self, grammar: Grammar) -> CompiledGrammar: ...
+    def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
+        """None if all requests that needed it have left."""
+        ...
 
 
 @dataclass(slots=True)
 class _Constrained:
-    """may_jump: tokens may be put out without being sampled; may_empty: other processors may have
-    forbidden all that the grammar allows."""
+    """The grammar of a row.
+
+    may_jump   tokens may be put out without being sampled
+    may_empty  other processors may have forbidden all that the grammar allows
+    spare_s    seconds that steps of this row may still take beyond SLOW_STEP_S each
+    """
 
     matcher: Matcher
     may_jump: bool
     may_empty: bool
+    spare_s: float = SLOW_BUDGET_S
 
 
 def forced_tokens(forced: bytes, vocabulary: Vocabulary) -> list[int]:
@@ -56,6 +71,7 @@ class GrammarMasks:
     failures   row -> why its request cannot go on, which the sampler hands on
     vocabulary  called once, when the first grammar comes
     may_jump   whether tokens that the grammar leaves no choice about are put out without sampling
+    clock_s    seconds, to find grammars that are slow to follow
     """
 
     def __init__(
@@ -68,7 +84,9 @@ class GrammarMasks:
         failures: dict[int, str],
         vocabulary: Callable[[], Vocabulary],
         may_jump: bool = False,
+        clock_s: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._clock_s = clock_s
         self._grammars = grammars
         self._kernels = kernels
         self._failures = failures
@@ -89,6 +107,10 @@ class GrammarMasks:
         if grammar is None:
             return
         compiled = self._grammars.compiled(grammar)
+        if compiled is None:
+            # The request was aborted between the step's plan and now.
+            self._failures[start.row] = "the request has ended"
+            return
         matcher: Matcher
         if grammar.thinking is None:
             matcher = compiled.matcher()
@@ -100,7 +122,10 @@ class GrammarMasks:
                 return
         self._rows[start.row] = _Constrained(
             matcher,
-            may_jump=self._may_jump and start.logprobs is None and not start.return_hidden_states,
+            may_jump=self._may_jump
+            and start.logprobs is None
+            and not start.return_hidden_states
+            and not may_repeat_itself(grammar),
             may_empty=bool(
                 start.sampling.min_new_tokens or start.sampling.custom_logit_processor is not None
             ),
@@ -122,7 +147,8 @@ class GrammarMasks:
             if len(at) == len(self._masks):
                 self._masks = np.concatenate((self._masks, np.zeros_like(self._masks)))
             try:
-                one.matcher.fill(self._masks, len(at))
+                with self._timed(one):
+                    one.matcher.fill(self._masks, len(at))
             except GrammarFailed as error:
                 self._fail(row, str(error))
                 continue
@@ -150,7 +176,13 @@ class GrammarMasks:
             one = self._rows.get(row)
             if one is None or one.matcher.has_ended:
                 continue
-            if not one.matcher.accept(token_id):
+            try:
+                with self._timed(one):
+                    matches = one.matcher.accept(token_id)
+            except GrammarFailed as error:
+                self._fail(row, str(error))
+                continue
+            if not matches:
                 self._fail(row, f"token {token_id} was sampled but does not match the grammar")
 
     def jump(self, rows: Sequence[int]) -> dict[int, list[int]]:
@@ -173,6 +205,17 @@ class GrammarMasks:
             if taken:
                 jumps[row] = taken
         return jumps
+
+    @contextmanager
+    def _timed(self, one: _Constrained) -> Iterator[None]:
+        """GrammarFailed once the row's slow steps have taken more than SLOW_BUDGET_S."""
+        begin_s = self._clock_s()
+        yield
+        one.spare_s -= max(0.0, self._clock_s() - begin_s - SLOW_STEP_S)
+        if one.spare_s < 0:
+            raise GrammarFailed(
+                "the grammar takes too long to follow, as an ambiguous one does; make it simpler"
+            )
 
     def _fail(self, row: int, reason: str) -> None:
         self._failures[row] = reason
