@@ -112,8 +112,8 @@ class GrammarCompiler:
             self._give_up_what_is_late()
             result = self._entries[grammar.key].result
             if isinstance(result, SapwoodError):
-                # A copy: each `raise` adds its frames to an error's traceback, and the requests that
-                # these hold would live as long as the entry.
+                # A copy: each `raise` adds its frames to an error's traceback, and the requests
+                # that these hold would live as long as the entry.
                 raise copy(result)
             return result is not None
 
@@ -200,8 +200,8 @@ class GrammarCompiler:
             return self._backend
 
     def _give_up_what_is_late(self) -> None:
-        """All of them, not only the one that somebody asks for: a client that has left asks no more,
-        and its compilation would keep a worker from all others."""
+        """All of them, not only the entry that somebody asks for: a client that has left asks no
+        more, and its compilation would keep a worker from all others."""
         now_s = self._clock.now_s()
         late = [
             entry
