@@ -62,7 +62,7 @@ from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.warmup import warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
-from sapwood.kernels.cpu import fast_bfloat16
+from sapwood.kernels.cpu import fast_bfloat16, slower_because
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import (
     CudaMemory,
@@ -173,7 +173,8 @@ def resolve_config(
     if form is not None:
         found = CheckpointFacts(form.name, form.summary, form.weight_bytes)
         facts = replace(facts, quantized=found)
-    machine = machine_facts(read_platform(), asked.execution.device, asked.execution.kernels)
+    platform = read_platform()
+    machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
     config, decisions = resolve(asked, machine, facts)
     shape = shape.for_context(_known(config.model.context_length))
     need = Need(
@@ -184,7 +185,8 @@ def resolve_config(
         kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
     )
     kernels = select_kernels(need, config.execution.kernels)
-    decisions.append(Decision("kernels", kernels.kernels.name, kernels.why))
+    why = explain_kernels(kernels, slower_because(platform, config.execution.kernels))
+    decisions.append(Decision("kernels", kernels.kernels.name, why))
     quantization = config.model.quantization
     if quantization is not None and not kernels.kernels.multiplies_quantized:
         why = f"{kernels.kernels.name} kernels dequantise: no less memory than {config.model.dtype}"
@@ -219,6 +221,13 @@ def fetch_files(
         checksum=None if is_verified else asked.model.model_checksum,
         progress=progress,
     )
+
+
+def explain_kernels(selection: Selection, slower: str | None) -> str:
+    """Why these kernels, with which instructions, and why they are slower than they could be."""
+    kernels = selection.kernels
+    why = f"{selection.why}, with {kernels.isa} instructions" if kernels.isa else selection.why
+    return f"{why}; {slower}" if slower is not None and kernels.name == "cpu" else why
 
 
 def machine_facts(

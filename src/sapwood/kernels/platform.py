@@ -17,8 +17,11 @@ from sapwood.base.errors import ConfigError
 _NOTABLE_FLAGS = (
     "avx2",
     "fma",
+    "f16c",
+    "avx_vnni",
     "avx512f",
     "avx512bw",
+    "avx512dq",
     "avx512vl",
     "avx512_vnni",
     "avx512_bf16",

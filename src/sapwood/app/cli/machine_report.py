@@ -16,6 +16,7 @@ import torch
 
 from sapwood.app.wiring import Resolved
 from sapwood.base.errors import StartupError
+from sapwood.kernels.cpu import slower_because
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, read_platform
 from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels
@@ -61,11 +62,11 @@ def make_report(
     problem: str | None,
 ) -> Report:
     """Make a report; `resolved` is None if there is a problem with the configuration."""
-    facts = read_platform()
+    facts, only = read_platform(), asked.execution.kernels
     return Report(
         machine=machine_rows(facts),
         software=software_rows(),
-        kernels=kernel_rows(_need(asked, facts, resolved), asked.execution.kernels),
+        kernels=[*kernel_rows(_need(asked, facts, resolved), only), *slower_rows(facts, only)],
         model=[] if resolved is None else model_rows(resolved),
         configuration=[] if resolved is None else configuration_rows(resolved, given),
         problem=problem,
@@ -138,6 +139,12 @@ def kernel_rows(
         else:
             rows.append(Row(name=name, value="not needed", why="slower than the one used"))
     return rows
+
+
+def slower_rows(facts: Platform, only: str | None) -> list[Row]:
+    """Why the compiled kernels are slower than this processor allows, if they are."""
+    why = slower_because(facts, only)
+    return [] if why is None else [Row(name="cpu", value="could be faster", why=why)]
 
 
 def model_rows(resolved: Resolved) -> list[Row]:

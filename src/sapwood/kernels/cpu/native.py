@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
+from sapwood.kernels.cpu.instruction_sets import unused_set
 from sapwood.kernels.cpu.shared import groups_of_decodes
 from sapwood.kernels.interface import (
     PLAIN,
@@ -86,6 +87,11 @@ class CpuKernels:
     def usable_isas() -> list[str]:
         """The instruction sets that this build has and this machine can run, slowest first."""
         return [] if _missing is not None else _native.usable_isas()
+
+    @staticmethod
+    def compiled_isas() -> list[str]:
+        """The instruction sets that this build has, slowest first."""
+        return [] if _missing is not None else _native.COMPILED_ISAS.split()
 
     @property
     def isa(self) -> str:
@@ -351,6 +357,15 @@ class CpuKernels:
 def with_isa(isa: str) -> CpuKernels:
     """The kernels with a given instruction set; ValueError if this machine cannot run it."""
     return CpuKernels(isa=isa)
+
+
+def slower_because(platform: Platform, only: str | None) -> str | None:
+    """Why the compiled kernels are slower than this processor allows, and what helps; None if they
+    are not, are not asked for, or are asked to use a certain instruction set."""
+    usable = CpuKernels.usable_isas()
+    if (only or "cpu") != "cpu" or not usable:
+        return None
+    return unused_set(platform.cpu_flags, compiled=CpuKernels.compiled_isas(), usable=usable)
 
 
 def fast_bfloat16(platform: Platform, only: str | None) -> bool:

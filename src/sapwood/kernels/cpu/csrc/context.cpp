@@ -25,8 +25,8 @@ Context::Context(const std::string& isa, int threads) {
     if (found == usable.end()) {
       std::string known;
       for (const Ops& ops : usable) known += (known.empty() ? "" : ", ") + std::string(ops.name);
-      throw std::invalid_argument("this machine cannot run instruction set '" + isa +
-                                  "'; it can run: " + known);
+      throw std::invalid_argument("instruction set '" + isa +
+                                  "' was not compiled or does not run on this machine; usable: " + known);
     }
     ops_ = &*found;
   }
