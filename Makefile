@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(wildcard src/sapwood/kernels/cpu/csrc/*)
 
-.PHONY: serve test lint format docs clean
+.PHONY: serve test lint format pictures clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-dev  ## format check, lint, types, and who may import w
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+pictures: $(VENV)/.installed-dev  ## take the pictures in docs/images anew, of a server under load; 6 minutes
+	$(BIN)/python -m tests.docs.pictures
 
 clean:
 	rm -rf $(VENV) build

@@ -47,6 +47,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     owned_by: str
     max_model_len: int | None
+    tool_call_parser: str | None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -317,7 +318,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/parse_function_call": {
         "text": '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>',
         "tools": [{"type": "function", "function": {"name": "weather"}}],
-        "tool_call_parser": "hermes",
+        "tool_call_parser": "qwen",
     },
     "/separate_reasoning": {
         "text": "<think>An oak is a tree.</think>Yes.",

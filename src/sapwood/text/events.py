@@ -9,7 +9,8 @@ wrote for it follows as content.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +157,22 @@ class AnswerBuilder:
 def merged(events: Iterable[Event]) -> list[Event]:
     """The same events, neighbours of one kind as one."""
     out: list[Event] = []
-    for event in events:
-        last = out[-1] if out else None
-        match last, event:
-            case (Content(a), Content(b)):
-                out[-1] = Content(a + b)
-            case (Reasoning(a), Reasoning(b)):
-                out[-1] = Reasoning(a + b)
-            case (Markup(a), Markup(b)):
-                out[-1] = Markup(a + b)
-            case (CallArguments(i, a), CallArguments(j, b)) if i == j:
-                out[-1] = CallArguments(i, a + b)
-            case _:
-                out.append(event)
+    for _, run in groupby(events, key=_kind):
+        first, *others = run
+        if others and isinstance(first, Content | Reasoning | Markup | CallArguments):
+            # Joined once: joining each to what was joined before costs the square of their number.
+            text = "".join(each.text for each in (first, *others))  # type: ignore[union-attr]
+            first = replace(first, text=text)
+        out.append(first)
     return out
+
+
+def _kind(event: Event) -> object:
+    """Equal for what may be joined."""
+    match event:
+        case Content() | Reasoning() | Markup():
+            return type(event)
+        case CallArguments(index):
+            return index
+        case _:
+            return object()

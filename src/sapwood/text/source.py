@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 from sapwood.text.events import Event, Markup
@@ -177,18 +178,29 @@ class Source:
             self.emit(Markup(self._text[start : self.pos]))
 
     def _emit_up_to(self, kind: Callable[[str], Event], end: int) -> None:
-        """Emit what is before `end`, and forget all before it: nobody goes back from here."""
+        """Emit what is before `end`; nobody goes back from here, so it may be forgotten."""
         if end > self.pos:
             self.emit(kind(self._text[self.pos : end]))
-        self.tag_start -= end
-        self._text = self._text[end:]
-        self.pos = 0
+        self.pos = end
+        # Not at each tag: copying the rest every time costs the square of a long text.
+        if 2 * end >= len(self._text):
+            self.tag_start -= end
+            self._text = self._text[end:]
+            self.pos = 0
 
 
 def first_of(tags: Sequence[str], text: str, start: int) -> tuple[int, str] | None:
-    """The earliest of the tags at or after `start`, with its place."""
-    found = [(at, tag) for tag in tags if (at := text.find(tag, start)) >= 0]
-    return min(found, key=lambda pair: (pair[0], -len(pair[1])), default=None)
+    """The earliest of the tags at or after `start`, with its place; of two there, the longer."""
+    if not tags:
+        return None
+    found = _any_of(tuple(tags)).search(text, start)
+    return None if found is None else (found.start(), found[0])
+
+
+@lru_cache(maxsize=256)
+def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
+    """One search for all: a tag that is nowhere would be looked for through all of the text."""
+    return re.compile("|".join(re.escape(tag) for tag in sorted(tags, key=len, reverse=True)))
 
 
 def held_from(tags: Sequence[str], text: str, start: int) -> int:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sapwood.frontends.documented import EXAMPLES
 from tests.frontends.chats import changes, tools_of
 from tests.text.tools.samples import TOOLS, samples_of
 from tests.text.tools.spelling import SPELLERS
@@ -35,6 +36,13 @@ def test_the_servers_own_parsers_are_the_default(api_with):
     assert [call["name"] for call in answer["calls"]] == ["now"]
     answer = api.post("/separate_reasoning", {"text": "<think>a</think>b"}).json()
     assert answer == {"reasoning_text": "a", "text": "b"}
+
+
+def test_the_documented_examples_are_answered(api):
+    called = api.post("/parse_function_call", EXAMPLES["/parse_function_call"]).json()
+    assert [call["name"] for call in called["calls"]] == ["weather"]
+    thought = api.post("/separate_reasoning", EXAMPLES["/separate_reasoning"]).json()
+    assert thought == {"reasoning_text": "An oak is a tree.", "text": "Yes."}
 
 
 @pytest.mark.parametrize(

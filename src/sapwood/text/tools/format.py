@@ -34,11 +34,14 @@ class ToolSet:
     parameters     name -> JSON schema of its arguments
     keeps_unknown  a call of another tool is a call too; else it comes back as content
     max_calls      calls beyond these come back as content; None: any number
+    only_opened    only what an opening begins is a call, not what begins the answer: a grammar
+                   that holds calls to their schemas starts at the opening
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
     keeps_unknown: bool = False
     max_calls: int | None = None
+    only_opened: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +62,16 @@ class ToolFormat(ABC):
     openings       tags that begin one or more calls, wherever they stand
     opens_answer   what begins a call only where it begins the answer
     tags           every tag of the format, the openings included
+    is_told_in_text  a text in the prompt tells the model its tools and this format, instead of the
+                   chat template
     """
 
     name: ClassVar[str]
     openings: ClassVar[tuple[str, ...]]
-    opens_answer: ClassVar[str | None] = None
+    opens_answer: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]]
     separates_reasoning: ClassVar[bool] = False
+    is_told_in_text: ClassVar[bool] = False
 
     @abstractmethod
     def calls(self, source: CallSource, opening: str) -> Steps[None]:
@@ -184,6 +190,7 @@ class ToolParser:
 
     def __init__(self, wire: ToolFormat, tools: ToolSet) -> None:
         self._wire = wire
+        self._opens_answer = () if tools.only_opened else wire.opens_answer
         self._source = CallSource(tools, wire)
         self._steps = self._parse()
 
@@ -207,13 +214,12 @@ class ToolParser:
 
     def _parse(self) -> Steps[None]:
         source, wire = self._source, self._wire
-        if wire.opens_answer is not None:
-            yield from source.space()
-            start = source.pos
-            source.pos = 0
-            if (yield from self._stands_at(start, wire.opens_answer)):
-                source.tag_start = start
-                yield from self._attempt(wire.opens_answer)
+        if self._opens_answer:
+            opening = yield from source.skips_after_space(*self._opens_answer)
+            if opening is not None:
+                source.tag_start = source.pos - len(opening)
+                source.pos = 0
+                yield from self._attempt(opening)
         while True:
             may_open = source.may_call or wire.separates_reasoning
             openings = wire.openings if may_open else ()
@@ -221,10 +227,6 @@ class ToolParser:
             if opening is None:
                 return
             yield from self._attempt(opening)
-
-    def _stands_at(self, start: int, tag: str) -> Steps[bool]:
-        found = yield from self._source.peek(start + len(tag))
-        return found[start:] == tag
 
     def _attempt(self, opening: str) -> Steps[None]:
         """The opening at `tag_start` may begin calls; if none comes of it, it is content."""
