@@ -6,7 +6,7 @@ INPUTS := scripts/install.py pyproject.toml CMakeLists.txt $(wildcard src/sapwoo
 # Packages are installed without bytecode, so Python must be free to write that of what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-long kernels lint format docs clean
+.PHONY: serve test test-long kernels lint format docs pictures clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
@@ -33,6 +33,9 @@ lint: $(VENV)/.installed-dev  ## format check, lint, types, and who may import w
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+pictures: $(VENV)/.installed-dev  ## take the pictures in docs/images anew, of a server under load; 6 minutes
+	$(BIN)/python -m tests.docs.pictures
 
 clean:
 	rm -rf $(VENV) build

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sapwood import LLM
+from sapwood import LLM, SamplingParams
+from sapwood.app.chat import chat_turn
 from sapwood.base.errors import InvalidRequest
 
 MakeLLM = Callable[..., LLM]
@@ -73,11 +74,27 @@ def test_a_thinking_budget_ends_the_thinking(thinker: LLM, budget: int) -> None:
     assert result.num_output_tokens == 40
 
 
+def test_tools_of_a_template_without_a_place_for_them(make_llm: MakeLLM) -> None:
+    llm = make_llm(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    arguments = {"way": "up"}
+    history = [
+        *MESSAGES,
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "function": {"name": "go", "arguments": arguments}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "gone"},
+    ]
+    prompt = chat_turn(llm.services, history, SamplingParams(), {"tools": TOOLS}).prompt
+    assert '{"name": "look"' in prompt
+    assert '<tool_call>[{"name": "go", "arguments": {"way": "up"}}]</tool_call>' in prompt
+    assert "The function go returned:\ngone" in prompt
+
+
 def test_options_that_are_wrong_are_named(llm: LLM) -> None:
     for options, param in (
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "function"}]}, r"tools\[0\].function"),
-        ({"tools": TOOLS}, "tools"),
     ):
         with pytest.raises(InvalidRequest, match=param):
             llm.chat(MESSAGES, SAMPLING, **options)

@@ -45,7 +45,9 @@ def test_the_models_own_defaults_can_be_left_out(tmp_path: Path) -> None:
 
 def test_how_the_model_calls_and_thinks(tmp_path: Path) -> None:
     directory = write_llama(tmp_path / "m")
-    assert build(directory).formats.calls is None
+    by_default = build(directory).formats.calls
+    assert by_default is not None
+    assert by_default.name == "generic"
     named = build(
         directory, tool_call_parser="mistral", reasoning_parser="qwen3", unknown_tool_calls="call"
     )

@@ -33,8 +33,6 @@ PAGES = [
 EXAMPLE_URL = "http://127.0.0.1:30000"
 EMBEDDING_URL = "http://127.0.0.1:30001"
 """Where the pages have a server of an embedding model."""
-TOOLS_URL = "http://127.0.0.1:30002"
-"""Where the pages have a server whose chat template has a place for tools."""
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
 PATH_SUFFIXES = "py|pyi|md|toml|cpp|h|jinja|js|css|html|png|svg"
 FOREIGN_FLAGS = {"--strict", "--max-examples"}
@@ -357,7 +355,7 @@ def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None
         (url,) = [word for word in words if word.startswith("http")]
         body = words[words.index("-d") + 1] if "-d" in words else None
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
-        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL, TOOLS_URL)), url
+        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL)), url
         if url.startswith(server):
             yield method, url.removeprefix(server), body
 
@@ -367,7 +365,7 @@ def test_the_requests_of_the_docs_are_answered(
 ) -> None:
     flags = ("--model", smollm2_files.name, "--max-total-tokens", "8192")
     flags += ("--enable-return-hidden-states",)
-    check_requests(EXAMPLE_URL, flags, capsys, num_requests=8, num_clients=1)
+    check_requests(EXAMPLE_URL, flags, capsys, num_requests=8, num_clients=2)
 
 
 def test_the_requests_to_an_embedding_model_are_answered(
@@ -375,14 +373,6 @@ def test_the_requests_to_an_embedding_model_are_answered(
 ) -> None:
     flags = ("--model", minilm_files.name)
     check_requests(EMBEDDING_URL, flags, capsys, num_requests=1, num_clients=0)
-
-
-def test_the_requests_with_tools_are_answered(
-    smollm2_files: ModelFiles, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ("--model", smollm2_files.name, "--chat-template", "chatml-tools")
-    flags += ("--max-total-tokens", "8192")
-    check_requests(TOOLS_URL, flags, capsys, num_requests=0, num_clients=0)
 
 
 def test_the_reasoning_page_runs(

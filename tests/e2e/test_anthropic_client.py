@@ -112,7 +112,7 @@ def test_models(client: anthropic.Anthropic) -> None:
     [
         ({"extra_body": {"temperature": 1.5}}, "temperature is 1.5"),
         ({"max_tokens": -1}, "max_tokens"),
-        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools"),
+        ({"tools": [{"name": "a b", "input_schema": {"type": "object"}}]}, "tools"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
         ({"extra_body": {"mcp_servers": [{"name": "x"}]}}, "mcp_servers"),
         (

@@ -115,7 +115,7 @@ def test_models(client: ollama.Client, server: Server) -> None:
         ({"options": {"mirostat": 2}}, "options.mirostat"),
         ({"format": {"type": "no such type"}}, "no such type"),
         ({"think": True}, "think"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
         ({"messages": [{"role": "user", "content": "a", "images": [b"x"]}]}, "messages[0].images"),
         ({"messages": [{"role": "user", "content": "word " * 9000}]}, "at most 8191"),
     ],

@@ -105,7 +105,7 @@ def test_token_ids_as_a_prompt_and_several_prompts(client: openai.OpenAI) -> Non
         ({"max_tokens": -1}, "max_tokens"),
         ({"n": 0}, "n"),
         ({"logprobs": True, "top_logprobs": 9999}, "top_logprobs"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"extra_body": {"temperatur": 1}}, "temperatur"),

@@ -16,7 +16,7 @@ from sapwood.text.template import ChatTemplate, template_source
 from sapwood.text.tools.registry import TOOL_FORMATS
 
 TEMPLATE = template_source("chatml-tools")
-SHORT_TEMPLATE = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}"
+SHORT_TEMPLATE = "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}."
 """For many tools: the scripted engine's context is small."""
 THINKING_TEMPLATE = (
     TEMPLATE
@@ -39,6 +39,17 @@ def changes(
     """For `api_with`: a model of those formats."""
     template = ChatTemplate(THINKING_TEMPLATE if reasoning else TEMPLATE)
     return {"template": template, "formats": formats(calls, reasoning, **others)}
+
+
+def without_place(source: str = "chatml", reasoning: str | None = None) -> dict[str, Any]:
+    """For `api_with`: a model whose template has no place for tools, as "auto" takes it.
+
+    source  the name of a built-in template, or jinja text
+    """
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    template = ChatTemplate(template_source(source), special_tokens=special)
+    parsers = {"tool_call_parser": "auto", "reasoning_parser": reasoning or "auto"}
+    return {"template": template, "formats": AnswerFormats.of_model(template=template, **parsers)}
 
 
 def tools_of(parameters: dict[str, Any]) -> list[dict[str, Any]]:

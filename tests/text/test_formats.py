@@ -7,14 +7,18 @@ import pytest
 from sapwood.base.errors import ConfigError
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.reasoning.registry import REASONING_FORMATS
-from sapwood.text.template import built_in_names, template_source
+from sapwood.text.template import ChatTemplate, built_in_names, template_source
 
-QWEN3 = "<tool_call>\n{{ tool_call.name }} {{ content.split('</think>')[-1] }}"
+SHOWS_TOOLS = "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
+QWEN3 = SHOWS_TOOLS + "<tool_call>{{ messages[0].content.split('</think>')[-1] }}"
 
 
 def of(calls="auto", reasoning="auto", template=None, **others):
     return AnswerFormats.of_model(
-        tool_call_parser=calls, reasoning_parser=reasoning, template=template, **others
+        tool_call_parser=calls,
+        reasoning_parser=reasoning,
+        template=None if template is None else ChatTemplate(template),
+        **others,
     )
 
 
@@ -22,18 +26,41 @@ def test_auto_reads_both_off_the_template():
     formats = of(template=QWEN3)
     assert formats.calls.name == "qwen25"
     assert formats.reasoning is REASONING_FORMATS.get("qwen3")
-    assert not formats.leaves_calls
+    assert not formats.tells_tools_in_text
+    assert [str(decision) for decision in formats.decisions] == [
+        "tool_call_parser = qwen25 (the chat template shows calls in this format)",
+        "reasoning_parser = qwen3 (the chat template shows thinking in this format)",
+    ]
 
 
-def test_auto_finds_nothing_in_a_template_that_shows_nothing():
-    for template in (None, "{{ messages }}"):
-        formats = of(template=template)
-        assert (formats.calls, formats.reasoning, formats.leaves_calls) == (None, None, False)
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ messages[0].content }}", "the chat template has no place for tools"),
+        # A format alone does not tell the model its tools.
+        ("{{ messages[0].content }}<tool_call>", "the chat template has no place for tools"),
+        (SHOWS_TOOLS, "the chat template shows calls in no format that is known here"),
+    ],
+)
+def test_auto_takes_the_generic_format_where_the_template_does_not_help(template, why):
+    formats = of(template=template)
+    assert formats.calls.name == "generic"
+    assert formats.tells_tools_in_text
+    assert formats.reasoning is None
+    assert [str(decision) for decision in formats.decisions] == [
+        f"tool_call_parser = generic ({why})",
+        "reasoning_parser = none (the chat template shows no thinking)",
+    ]
+
+
+def test_without_a_template_there_is_nothing_to_decide():
+    formats = of(template=None)
+    assert (formats.calls, formats.reasoning, formats.decisions) == (None, None, ())
 
 
 def test_none_is_a_choice():
     formats = of("none", "none", template=QWEN3)
-    assert (formats.calls, formats.reasoning, formats.leaves_calls) == (None, None, True)
+    assert (formats.calls, formats.reasoning, formats.decisions) == (None, None, ())
 
 
 def test_names_go_before_the_template():
@@ -41,10 +68,12 @@ def test_names_go_before_the_template():
     assert formats.calls.name == "mistral"
     assert formats.reasoning is REASONING_FORMATS.get("kimi")
     assert formats.keeps_unknown
+    assert formats.decisions == ()
+    assert of("generic", template=QWEN3).tells_tools_in_text
 
 
 def test_mimo_is_told_from_qwen3_coder_by_its_architecture():
-    template = "<function=x>"
+    template = SHOWS_TOOLS + "<function=x>"
     assert of(template=template).calls.name == "qwen3_coder"
     assert of(template=template, architectures=("MiMoForCausalLM",)).calls.name == "mimo"
 
@@ -57,5 +86,6 @@ def test_unknown_names_are_refused(given):
 
 def test_the_built_in_templates():
     found = {name: of(template=template_source(name)) for name in built_in_names()}
-    assert found["chatml-tools"].calls.name == "qwen25"
+    assert found.pop("chatml-tools").calls.name == "qwen25"
+    assert {one.calls.name for one in found.values()} == {"generic"}
     assert all(one.reasoning is None for one in found.values())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapwood.text.events import Content, Markup, merged
+from sapwood.text.events import CallArguments, CallEnd, Content, Markup, merged
 from sapwood.text.source import Malformed, Source, first_of, held_from, run
 
 WORD = re.compile(r"[a-z]+")
@@ -84,3 +84,41 @@ def test_tags(text, found, held):
     assert first_of(tags, text, 0) == found
     if found is None:
         assert held_from(tags, text, 0) == held
+
+
+@pytest.mark.timeout(60)
+def test_passing_many_tags_costs_no_more_for_each_in_a_longer_text():
+    """A search for the tag that is nowhere, or a copy of the rest, at each tag would take hours."""
+    many = 1_000_000
+    source = Source()
+    source.add("<a>" * many)
+    source.end()
+
+    def steps():
+        found = 0
+        while (yield from source.passing(Content, ("<a>", "<b>"))) is not None:
+            source.pos = source.tag_start + len("<a>")
+            found += 1
+        assert found == many
+
+    assert not run(source, steps())
+    assert source.events == []
+
+
+@pytest.mark.timeout(60)
+def test_many_neighbours_are_joined_at_once():
+    [joined] = merged([Content("x" * 100)] * 300_000)
+    assert len(joined.text) == 30_000_000
+
+
+def test_only_neighbours_of_one_kind_are_joined():
+    events = [Content("a"), Content("b"), Markup("c"), Markup("d"), Content("e")]
+    events += [CallArguments(0, "f"), CallArguments(0, "g"), CallArguments(1, "h"), CallEnd(1, "")]
+    assert merged(events) == [
+        Content("ab"),
+        Markup("cd"),
+        Content("e"),
+        CallArguments(0, "fg"),
+        CallArguments(1, "h"),
+        CallEnd(1, ""),
+    ]

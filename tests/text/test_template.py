@@ -355,12 +355,12 @@ def test_a_template_that_is_no_jinja_names_the_line():
 
 
 def test_a_models_tool_template_is_used_for_tools(backends):
-    templates = {"default": "plain", "tool_use": "{{ tools|length }} tools"}
+    templates = {"default": "plain", "tool_use": "tools: {{ tools[0].function.name }}"}
     tokenizer = Tokenizer(backends["byte_level"](), chat_templates=templates)
     template = ChatTemplate.of_model(tokenizer)
     assert template is not None
     assert template.render(CHAT) == "plain"
-    assert template.render(CHAT, tools=TOOLS) == "1 tools"
+    assert template.render(CHAT, tools=TOOLS) == "tools: get_weather"
 
 
 def test_no_template_is_none(byte_level_tokenizer):

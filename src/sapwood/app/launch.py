@@ -216,7 +216,7 @@ class _Session:
         if not is_first:
             log.info("ready again")
             return
-        for note in self.client.info.notes:
+        for note in [*self.client.info.notes, *self.services.formats.decisions]:
             log.info("resolved: %s", note)
         name = self.engine_config.model.served_model_name or self.engine_config.model.model
         seconds = time.monotonic() - self.started_s

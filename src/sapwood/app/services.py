@@ -14,7 +14,9 @@ from sapwood.models.pooling import pooling_of
 from sapwood.models.store import ModelFiles
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.observability import ObservabilityConfig
+from sapwood.schema.config.resolve import Decision
 from sapwood.schema.logits_processors import known_processors
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
@@ -31,7 +33,7 @@ def build_services(
     """The services that the HTTP dialects and the Python API use."""
     observed = observability or ObservabilityConfig()
     observer = build_observer(observed, config)
-    tokenizer_path = Path(config.model.tokenizer_path or files.path)
+    tokenizer_path = _tokenizer_path(files, config.model)
     tokenizer = Tokenizer.from_directory(tokenizer_path)
     model = read_json_if_there(files.path / "config.json")
     with reading(files.path / "config.json"):
@@ -57,13 +59,7 @@ def build_services(
         ),
         tokenizer=tokenizer,
         template=template,
-        formats=AnswerFormats.of_model(
-            tool_call_parser=config.model.tool_call_parser,
-            reasoning_parser=config.model.reasoning_parser,
-            template=None if template is None else template.source,
-            architectures=architectures,
-            keeps_unknown=config.model.unknown_tool_calls == "call",
-        ),
+        formats=_answer_formats(config.model, template, architectures),
         model_name=config.model.served_model_name or config.model.model,
         model_path=config.model.model,
         tokenizer_path=str(tokenizer_path),
@@ -80,4 +76,28 @@ def build_services(
         figures=EngineFigures(engine, observer),
         serves_metrics=observed.enable_metrics,
         custom_labels_header=observed.tokenizer_metrics_custom_labels_header,
+    )
+
+
+def decisions_about_answers(files: ModelFiles, config: ModelConfig) -> tuple[Decision, ...]:
+    """What `Services.formats` decides, without an engine."""
+    tokenizer = Tokenizer.from_directory(_tokenizer_path(files, config))
+    template = ChatTemplate.of_model(tokenizer, override=config.chat_template)
+    architectures = tuple(read_json_if_there(files.path / "config.json").get("architectures") or ())
+    return _answer_formats(config, template, architectures).decisions
+
+
+def _tokenizer_path(files: ModelFiles, config: ModelConfig) -> Path:
+    return Path(config.tokenizer_path or files.path)
+
+
+def _answer_formats(
+    config: ModelConfig, template: ChatTemplate | None, architectures: tuple[str, ...]
+) -> AnswerFormats:
+    return AnswerFormats.of_model(
+        tool_call_parser=config.tool_call_parser,
+        reasoning_parser=config.reasoning_parser,
+        template=template,
+        architectures=architectures,
+        keeps_unknown=config.unknown_tool_calls == "call",
     )

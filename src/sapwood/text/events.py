@@ -9,7 +9,8 @@ last character, so that nothing is ever lost. A call that turns out to be broken
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +163,22 @@ class AnswerBuilder:
 def merged(events: Iterable[Event]) -> list[Event]:
     """The same events, but neighbours of one kind joined to one event."""
     out: list[Event] = []
-    for event in events:
-        last = out[-1] if out else None
-        match last, event:
-            case (Content(a), Content(b)):
-                out[-1] = Content(a + b)
-            case (Reasoning(a), Reasoning(b)):
-                out[-1] = Reasoning(a + b)
-            case (Markup(a), Markup(b)):
-                out[-1] = Markup(a + b)
-            case (CallArguments(i, a), CallArguments(j, b)) if i == j:
-                out[-1] = CallArguments(i, a + b)
-            case _:
-                out.append(event)
+    for _, run in groupby(events, key=_kind):
+        first, *others = run
+        if others and isinstance(first, Content | Reasoning | Markup | CallArguments):
+            # Joined once: joining each to what was joined before costs the square of their number.
+            text = "".join(each.text for each in (first, *others))  # type: ignore[union-attr]
+            first = replace(first, text=text)
+        out.append(first)
     return out
+
+
+def _kind(event: Event) -> object:
+    """Equal for what may be joined."""
+    match event:
+        case Content() | Reasoning() | Markup():
+            return type(event)
+        case CallArguments(index):
+            return index
+        case _:
+            return object()

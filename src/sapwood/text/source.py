@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 from sapwood.text.events import Event, Markup, merged
@@ -186,15 +187,26 @@ class Source:
         """Emit the text from `pos` to `end`, and forget it: no parser goes back behind `end`."""
         if end > self.pos:
             self.emit(kind(self._text[self.pos : end]))
-        self.tag_start -= end
-        self._text = self._text[end:]
-        self.pos = 0
+        self.pos = end
+        # Not at each tag: copying the rest every time costs the square of a long text.
+        if 2 * end >= len(self._text):
+            self.tag_start -= end
+            self._text = self._text[end:]
+            self.pos = 0
 
 
 def first_of(tags: Sequence[str], text: str, start: int) -> tuple[int, str] | None:
     """(index, tag) of the first tag in the text at or after `start`; None if there is no tag."""
-    found = [(at, tag) for tag in tags if (at := text.find(tag, start)) >= 0]
-    return min(found, key=lambda pair: (pair[0], -len(pair[1])), default=None)
+    if not tags:
+        return None
+    found = _any_of(tuple(tags)).search(text, start)
+    return None if found is None else (found.start(), found[0])
+
+
+@lru_cache(maxsize=256)
+def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
+    """One search for all: a tag that is nowhere would be looked for through all of the text."""
+    return re.compile("|".join(re.escape(tag) for tag in sorted(tags, key=len, reverse=True)))
 
 
 def held_from(tags: Sequence[str], text: str, start: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sapwood.base.errors import ConfigError, InvalidRequest, UnsupportedFeature
 from sapwood.text.json_source import TooDeep, parsed
+from sapwood.text.template_places import TemplatePlaces, places_of
 from sapwood.text.template_traits import traits_of
 from sapwood.text.tokenizer import Tokenizer
 
@@ -27,9 +29,14 @@ RESERVED_NAMES = frozenset(
 )
 """Names that `chat_template_kwargs` must not set: the request has fields of its own for them."""
 
+SYSTEM_ROLES = ("system", "developer")
+
 _ALIASES = {"llama-3-instruct": "llama-3", "gemma-it": "gemma", "vicuna_v1.1": "vicuna"}
 
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+_ANY_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
+"""For templates that show tools only beside a system message, where the request has none."""
 
 # The trailing space tells whether the template strips the content: then it is gone after rendering.
 _CUT_HERE = "\ue000cut here\ue001 "
@@ -81,6 +88,24 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self.variables = self._plain.traits.variables | self._with_tools.traits.variables
 
+    @cached_property
+    def places(self) -> TemplatePlaces:
+        """What the template has a place for."""
+
+        def render(messages: list[Message], tools: list[Message] | None) -> str:
+            template = self._with_tools if tools else self._plain
+            variables = {
+                **self._special_tokens,
+                "messages": [_prepared(message, template) for message in messages],
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": True,
+            }
+            return template.render(variables)
+
+        mentions_tools = "tools" in self._with_tools.traits.variables
+        return places_of(render, mentions_tools=mentions_tools)
+
     @classmethod
     def of_model(cls, tokenizer: Tokenizer, *, override: str | None = None) -> ChatTemplate | None:
         """The template of `--chat-template`, or else the tokenizer's own; None if it has none.
@@ -119,7 +144,7 @@ class ChatTemplate:
         Raises InvalidRequest with the template's own words if the template raises an error, and
         UnsupportedFeature if the template has no place for a part of the request.
         """
-        _check_messages(messages)
+        check_messages(messages)
         clash = RESERVED_NAMES & kwargs.keys()
         if clash:
             raise InvalidRequest(
@@ -128,13 +153,20 @@ class ChatTemplate:
                 param="chat_template_kwargs",
             )
         template = self._with_tools if tools else self._plain
-        for name, value in (("tools", tools), ("documents", documents)):
-            if value and name not in template.traits.variables:
-                raise UnsupportedFeature(
-                    f"the chat template of this model has no place for {name}; leave them out or "
-                    "start the server with a --chat-template that has",
-                    param=name,
-                )
+        if tools and not self.places.tools:
+            raise UnsupportedFeature(
+                "the chat template of this model has no place for tools; leave them out, or start "
+                "the server with --tool-call-parser generic or with another --chat-template",
+                param="tools",
+            )
+        if documents and "documents" not in template.traits.variables:
+            raise UnsupportedFeature(
+                "the chat template of this model has no place for documents; leave them out or "
+                "start the server with a --chat-template that has",
+                param="documents",
+            )
+        if tools and self.places.tools_need_system and messages[0]["role"] not in SYSTEM_ROLES:
+            messages = [_ANY_SYSTEM, *messages]
         prepared = [_prepared(message, template) for message in messages]
         if continue_final_message:
             if add_generation_prompt:
@@ -252,7 +284,7 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
+def check_messages(messages: Sequence[Message]) -> None:
     if not messages:
         raise InvalidRequest("messages is empty; send at least one message", param="messages")
     for position, message in enumerate(messages):
@@ -274,7 +306,7 @@ def _prepared(message: Message, template: _Compiled) -> dict[str, Any]:
         prepared["role"] = "system"
     content = prepared.get("content")
     if isinstance(content, list) and template.traits.content == "text":
-        prepared["content"] = _flattened(content)
+        prepared["content"] = text_of_parts(content)
     elif isinstance(content, str) and template.traits.content == "parts":
         prepared["content"] = [{"type": "text", "text": content}]
     if prepared.get("tool_calls") and not template.traits.arguments_as_text:
@@ -282,7 +314,7 @@ def _prepared(message: Message, template: _Compiled) -> dict[str, Any]:
     return prepared
 
 
-def _flattened(parts: list[Any]) -> str:
+def text_of_parts(parts: list[Any]) -> str:
     """The texts of the parts, joined by a space as SGLang does."""
     texts: list[str] = []
     for part in parts:

@@ -20,6 +20,8 @@ from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.options import Given
 from sapwood.schema.config.resolve import Decision
+from sapwood.schema.pooling import Pooling
+from tests.tiny import write_llama
 
 NEED = Need(device="cpu", dtype=torch.float32, head_dim=64, page_size=16)
 FACTS = Platform(
@@ -146,6 +148,7 @@ def resolved(tmp_path):
         files=files,
         shape=shape,
         kernels=Selection(kernels=SimpleNamespace(name="second"), refusals={}, why="the fastest"),
+        pooling=Pooling(task="embed", method="last", why="asked", size=8),
     )
 
 
@@ -221,6 +224,48 @@ def test_what_would_not_start_ends_with_1_but_shows_the_machine(monkeypatch, cap
         assert captured.err == "sapwood: no source could provide the model\n"
         assert "Machine" in captured.out
         assert "Configuration" not in captured.out
+
+
+@pytest.mark.parametrize(
+    ("asked", "row"),
+    [
+        (
+            [],
+            {
+                "name": "tool_call_parser",
+                "value": "generic",
+                "why": "the chat template has no place for tools",
+            },
+        ),
+        (
+            ["--chat-template", "chatml-tools"],
+            {
+                "name": "tool_call_parser",
+                "value": "qwen25",
+                "why": "the chat template shows calls in this format",
+            },
+        ),
+        (
+            ["--tool-call-parser", "mistral"],
+            {"name": "tool_call_parser", "value": "mistral", "why": "from the command line"},
+        ),
+    ],
+)
+def test_how_answers_are_read_is_told(tmp_path, capsys, asked, row):
+    directory = write_llama(tmp_path / "m")
+    flags = ["--model", str(directory), "--load-format", "dummy", "--device", "cpu"]
+    assert main(["check", "--json", *flags, *asked]) == 0
+    configuration = json.loads(capsys.readouterr().out)["configuration"]
+    assert row in configuration
+    reasoning = next(one for one in configuration if one["name"] == "reasoning_parser")
+    assert reasoning["value"] == "none"
+
+
+def test_a_parser_that_is_not_known_ends_with_1(tmp_path, capsys):
+    directory = write_llama(tmp_path / "m")
+    flags = ["--model", str(directory), "--load-format", "dummy", "--device", "cpu"]
+    assert main(["check", *flags, "--tool-call-parser", "nope"]) == 1
+    assert "unknown tool-call parser 'nope'" in capsys.readouterr().err
 
 
 def test_options_that_contradict_each_other_end_with_1(capsys):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from sapwood.frontends.anthropic.prompt import to_messages
+from sapwood.frontends.anthropic.protocol import CountTokensRequest
 from sapwood.schema.output import Finish
 from sapwood.text.template import ChatTemplate
 
@@ -170,6 +172,14 @@ def test_blocks_and_neighbours_of_one_role_are_one_message(api, prompt_of):
         "<|im_start|>assistant\nd e<|im_end|>\n"
         "<|im_start|>user\nf<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.timeout(60)
+def test_many_neighbours_of_one_role_are_joined_at_once():
+    said = {"role": "user", "content": "x" * 200}
+    asked = CountTokensRequest(model="", messages=[said] * 100_000)
+    [message] = to_messages(asked)
+    assert len(message["content"]) == 100_000 * 201 - 1
 
 
 def test_a_last_message_of_the_assistant_is_gone_on_with(api, prompt_of):

@@ -10,8 +10,9 @@ import pytest
 
 from sapwood.frontends.server import create_app
 from sapwood.text.template import ChatTemplate
-from tests.frontends.chats import SHORT_TEMPLATE, changes
+from tests.frontends.chats import SHORT_TEMPLATE, changes, without_place
 from tests.frontends.conftest import Live
+from tests.text import chat_templates as families
 from tests.text.tools.samples import TOOLS, samples_of
 from tests.tiers import long_only
 
@@ -73,6 +74,29 @@ def test_thinking_text_and_calls_are_blocks(url, engine, stream):
     call = ("get_weather", {"city": "Paris"})
     assert blocks == [("thinking", "Hm."), ("text", "Let me see."), call, call]
     assert stop_reason == "tool_use"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_template_without_a_place_for_tools(live_with, engine, prompt_of, stream):
+    url = live_with(**without_place(families.GEMMA_2))
+    spelled = '<tool_call>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</tool_call>'
+    engine.reply = f"Let me see.\n{spelled}"
+    blocks, stop_reason = read(url, stream=stream, **ask(tools=[WEATHER]))
+    assert blocks == [("text", "Let me see."), ("get_weather", {"city": "Paris"})]
+    assert stop_reason == "tool_use"
+    called = {"type": "tool_use", "id": "1", "name": "get_weather", "input": {"city": "Paris"}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "rain", "is_error": True}
+    messages = [
+        *MESSAGES,
+        {"role": "assistant", "content": [called]},
+        {"role": "user", "content": [result, {"type": "text", "text": "Well?"}]},
+    ]
+    engine.reply = "It failed."
+    blocks, _ = read(url, stream=stream, **ask(tools=[WEATHER], messages=messages))
+    assert blocks == [("text", "It failed.")]
+    assert spelled in prompt_of()
+    told = "The function get_weather returned:\nError: rain\n\nWell?"
+    assert f"user:{told}<end>" in prompt_of()
 
 
 @pytest.mark.parametrize("name", ["qwen3_coder", "mistral", "deepseekv31", "gpt-oss"])

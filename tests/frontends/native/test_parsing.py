@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sapwood.frontends.server import inner_app
 from tests.frontends.chats import changes, tools_of
 from tests.text.tools.samples import TOOLS, samples_of
 from tests.text.tools.spelling import SPELLERS
@@ -35,6 +36,18 @@ def test_the_servers_own_parsers_are_the_default(api_with):
     assert [call["name"] for call in answer["calls"]] == ["now"]
     answer = api.post("/separate_reasoning", {"text": "<think>a</think>b"}).json()
     assert answer == {"reasoning_text": "a", "text": "b"}
+
+
+def test_the_documented_examples_are_answered(api, services):
+    examples = {
+        path: endpoint.example
+        for endpoint in inner_app(services).state.endpoints
+        for path in endpoint.paths
+    }
+    called = api.post("/parse_function_call", examples["/parse_function_call"]).json()
+    assert [call["name"] for call in called["calls"]] == ["weather"]
+    thought = api.post("/separate_reasoning", examples["/separate_reasoning"]).json()
+    assert thought == {"reasoning_text": "An oak is a tree.", "text": "Yes."}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.frontends.chats import changes, tools_of
+from tests.frontends.chats import changes, tools_of, without_place
 from tests.text.tools.samples import TOOLS
 
 CHAT, GENERATE = "/api/chat", "/api/generate"
@@ -94,3 +94,21 @@ def test_show_tells_what_the_model_can(chat, api):
         "thinking",
     ]
     assert api.post(show, {"model": "org/tiny"}).json()["capabilities"] == ["completion"]
+
+
+def test_a_template_without_a_place_for_tools(api_with, engine, prompt_of):
+    api = api_with(**without_place())
+    shown = api.post("/api/show", {"model": "org/tiny"}).json()
+    assert shown["capabilities"] == ["completion", "tools"]
+    call = '[{"name": "get_weather", "arguments": {"city": "Paris"}}]'
+    engine.reply = f"I look.\n<tool_call>{call}</tool_call>"
+    got = lines(api.post(CHAT, {"messages": MESSAGES, "tools": WEATHER}))
+    calls = [one["function"] for line in got for one in line["message"].get("tool_calls", [])]
+    assert calls == [{"name": "get_weather", "arguments": {"city": "Paris"}}]
+    said = {"role": "assistant", "content": "I look.", "tool_calls": [{"function": calls[0]}]}
+    result = {"role": "tool", "tool_name": "get_weather", "content": "sunny"}
+    body = {"messages": [*MESSAGES, said, result], "tools": WEATHER, "stream": False}
+    engine.reply = "Sunny."
+    assert api.post(CHAT, body).json()["message"] == {"role": "assistant", "content": "Sunny."}
+    assert f"I look.\n<tool_call>{call}</tool_call><|im_end|>" in prompt_of()
+    assert "The function get_weather returned:\nsunny" in prompt_of()

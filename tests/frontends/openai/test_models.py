@@ -9,6 +9,7 @@ def test_lists_the_served_model(api):
     assert body["object"] == "list"
     assert card["id"] == "org/tiny"
     assert card["max_model_len"] == 1024
+    assert card["tool_call_parser"] is None
     assert card["created"] == 1_700_000_000
 
 

@@ -6,8 +6,16 @@ import json
 
 import pytest
 
-from sapwood.text.template import ChatTemplate, template_source
-from tests.frontends.chats import SHORT_TEMPLATE, changes, read_stream, read_whole, tools_of
+from sapwood.text.template import ChatTemplate
+from tests.frontends.chats import (
+    SHORT_TEMPLATE,
+    changes,
+    read_stream,
+    read_whole,
+    tools_of,
+    without_place,
+)
+from tests.text import chat_templates as families
 from tests.text.tools.samples import TOOLS, samples_of
 from tests.text.tools.spelling import SPELLERS
 from tests.tiers import long_only
@@ -141,21 +149,14 @@ def test_a_call_that_is_required_is_held_to_a_grammar(api_with, engine, choice, 
     assert names == (list(TOOLS) if choice == "required" else [])
 
 
-def test_a_required_call_works_without_a_parser(api_with, engine):
-    engine.reply = '[{"name": "get_weather", "parameters": {"city": "Paris"}}]'
-    api = api_with(template=ChatTemplate(template_source("chatml-tools")))
-    answer = api.post(URL, ask(tool_choice="required")).json()["choices"][0]
-    assert answer["finish_reason"] == "tool_calls"
-    refused = api.post(URL, ask())
-    assert refused.status_code == 400
-    assert "--tool-call-parser" in refused.json()["message"]
-
-
 def test_parser_none_leaves_calls_in_the_text(api_with, engine, prompt_of):
     engine.reply = CALL
-    api = api_with(**changes(leaves_calls=True))
+    api = api_with(**changes())
     assert api.post(URL, ask()).json()["choices"][0]["message"]["content"] == CALL
     assert "get_weather" in prompt_of()
+    engine.reply = '[{"name": "get_weather", "parameters": {"city": "Paris"}}]'
+    answer = api.post(URL, ask(tool_choice="required")).json()["choices"][0]
+    assert answer["finish_reason"] == "tool_calls"
 
 
 def test_without_parallel_calls_the_second_is_content(chat, engine):
@@ -263,3 +264,159 @@ def test_tags_that_are_special_tokens_are_kept_in_the_text(services, engine, api
     [tool] = WEATHER
     strict = [{**tool, "function": {**tool["function"], "strict": True}}]
     assert api.post(URL, ask(tools=strict)).status_code == 400
+
+
+# ---- templates without a place for tools --------------------------------------------------------
+
+GENERIC_CALL = '<tool_call>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</tool_call>'
+
+
+@pytest.fixture
+def untaught(api_with):
+    """A model whose template has no place for tools."""
+    return api_with(**without_place())
+
+
+def test_a_template_without_a_place_gets_the_tools_as_text(untaught, engine, prompt_of):
+    engine.reply = f"Let me see.\n{GENERIC_CALL}"
+    for read in (read_whole, read_stream):
+        got = read(untaught.app, **ask())
+        assert got["calls"] == [("get_weather", {"city": "Paris"})]
+        assert got["content"] == "Let me see."
+        assert got["finish_reason"] == "tool_calls"
+    prompt = prompt_of()
+    assert prompt.startswith("<|im_start|>system\nYou can call functions")
+    assert '{"name": "get_weather", "parameters": {"type": "object", "properties"' in prompt
+    assert prompt.endswith("<|im_start|>user\nWeather?<|im_end|>\n<|im_start|>assistant\n")
+    engine.reply = "Just rain."
+    for read in (read_whole, read_stream):
+        got = read(untaught.app, **ask())
+        assert (got["content"], got["calls"], got["finish_reason"]) == ("Just rain.", [], "stop")
+
+
+def test_several_calls_and_samples_without_a_place(untaught, engine):
+    calls = [("get_weather", {"city": "Paris"}), ("now", {})]
+    engine.reply = SPELLERS["generic"][0](calls)
+    tools = tools_of({name: TOOLS[name] for name, _ in calls})
+    choices = untaught.post(URL, ask(tools=tools, n=2)).json()["choices"]
+    assert len(choices) == 2
+    for choice in choices:
+        names = [call["function"]["name"] for call in choice["message"]["tool_calls"]]
+        assert names == ["get_weather", "now"]
+    one = ask(tools=tools, parallel_tool_calls=False)
+    message = untaught.post(URL, one).json()["choices"][0]["message"]
+    assert len(message["tool_calls"]) == 1
+    assert '"now"' in message["content"]
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}]
+)
+def test_required_calls_without_a_place(untaught, engine, prompt_of, choice):
+    engine.reply = '[{"name": "get_weather", "parameters": {"city": "Paris"}}]'
+    for read in (read_whole, read_stream):
+        got = read(untaught.app, **ask(tool_choice=choice))
+        assert got["calls"] == [("get_weather", {"city": "Paris"})]
+    assert json.loads(grammar_of(engine).text)["type"] == "array"
+    assert "You can call functions" in prompt_of()
+
+
+HISTORY = [
+    {"role": "system", "content": "Be brief."},
+    *MESSAGES,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "1",
+                "type": "function",
+                "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+]
+
+
+@pytest.mark.parametrize("choice", ["auto", "none", "required"])
+def test_the_turn_after_a_call_without_a_place(untaught, engine, prompt_of, choice):
+    engine.reply = "[]" if choice == "required" else "Sunny."
+    answer = untaught.post(URL, ask(messages=HISTORY, tool_choice=choice))
+    assert answer.status_code == 200
+    prompt = prompt_of()
+    assert f"<|im_start|>assistant\n{GENERIC_CALL}<|im_end|>" in prompt
+    result = "The function get_weather returned:\nsunny"
+    assert f"<|im_start|>user\n{result}<|im_end|>" in prompt
+    assert ("You can call functions" in prompt) is (choice != "none")
+    assert prompt.startswith("<|im_start|>system\nBe brief.")
+
+
+@pytest.mark.parametrize("family", ["Gemma 2", "Mistral 7B"])
+def test_templates_without_system_and_with_roles_in_turn(api_with, engine, prompt_of, family):
+    api = api_with(**without_place(families.WITHOUT_PLACE[family]))
+    engine.reply = GENERIC_CALL
+    [first] = read_whole(api.app, **ask())["calls"]
+    assert first == ("get_weather", {"city": "Paris"})
+    assert prompt_of().index("You can call functions") < prompt_of().index("Weather?")
+    engine.reply = "Sunny."
+    assert read_whole(api.app, **ask(messages=HISTORY[1:]))["content"] == "Sunny."
+
+
+def test_strict_tools_without_a_place(untaught, engine):
+    [tool] = WEATHER
+    body = ask(tools=[{**tool, "function": {**tool["function"], "strict": True}}])
+    engine.reply = GENERIC_CALL
+    assert len(read_whole(untaught.app, **body)["calls"]) == 1
+    form = json.loads(grammar_of(engine).text)["format"]
+    assert form["triggers"] == ["<tool_call>"]
+    assert form["tags"][0]["begin"] == '<tool_call>[{"name": "get_weather", "arguments": '
+    # The grammar does not see a call without tags.
+    engine.reply = '{"name": "get_weather", "arguments": {"city": 5}}'
+    got = read_whole(untaught.app, **body)
+    assert (got["content"], got["calls"]) == (engine.reply, [])
+    del body["tools"][0]["function"]["strict"]
+    assert len(read_whole(untaught.app, **body)["calls"]) == 1
+
+
+def test_a_response_format_without_a_place(untaught, engine):
+    engine.reply = GENERIC_CALL
+    body = ask(response_format={"type": "json_object"})
+    assert len(read_whole(untaught.app, **body)["calls"]) == 1
+    form = json.loads(grammar_of(engine).text)["format"]
+    assert form["elements"][1]["tags"][0]["begin"].startswith("<tool_call>[{")
+
+
+def test_thinking_without_a_place(api_with, engine):
+    api = api_with(**without_place(reasoning="qwen3"))
+    engine.reply = f"<think>\nHm, {GENERIC_CALL}?\n</think>\n\n{GENERIC_CALL}"
+    for read in (read_whole, read_stream):
+        got = read(api.app, **ask())
+        assert got["reasoning"] == f"Hm, {GENERIC_CALL}?"
+        assert got["calls"] == [("get_weather", {"city": "Paris"})]
+
+
+def test_the_generic_format_by_name_goes_before_the_templates_own(api_with, engine, prompt_of):
+    api = api_with(**changes("generic"))
+    engine.reply = GENERIC_CALL
+    assert len(read_whole(api.app, **ask(messages=HISTORY))["calls"]) == 1
+    assert "You can call functions" in prompt_of()
+    assert GENERIC_CALL in prompt_of()
+
+
+def test_a_history_that_cannot_be_spelled_is_refused(untaught, engine):
+    messages = [*MESSAGES, {"role": "assistant", "tool_calls": [{"function": {"name": 5}}, {}]}]
+    refused = untaught.post(URL, ask(messages=messages))
+    assert refused.status_code == 400
+    assert refused.json()["param"] == "messages[1].tool_calls[1]"
+    assert engine.submitted == []
+
+
+def test_where_the_choice_of_a_parser_is_told(untaught):
+    assert untaught.get("/v1/models").json()["data"][0]["tool_call_parser"] == "generic"
+    info = untaught.get("/server_info").json()
+    assert (info["tool_call_parser"], info["reasoning_parser"]) == ("generic", "none")
+    assert info["notes"][1:] == [
+        "tool_call_parser = generic (the chat template has no place for tools)",
+        "reasoning_parser = none (the chat template shows no thinking)",
+    ]

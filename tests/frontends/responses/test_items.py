@@ -84,3 +84,11 @@ def test_a_bad_item_is_named(item, where):
 def test_items_of_tools_that_openai_runs_are_not_supported():
     with pytest.raises(UnsupportedFeature, match="web_search_call"):
         input_items([{"type": "web_search_call", "id": "x"}])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("role", ["assistant", "system"])
+def test_many_items_that_become_one_message_are_joined_at_once(role):
+    item = {"type": "message", "role": role, "content": [{"text": "x" * 200}]}
+    [message] = to_messages([item] * 200_000, "Be brief." if role == "system" else "")
+    assert len(message["content"]) >= 40_000_000

@@ -1,5 +1,6 @@
 """Calls of functions and thinking, as items of a response."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import openai
@@ -9,6 +10,7 @@ from sapwood.frontends.responses.store import ResponseStore
 from sapwood.frontends.server import Stores, create_app
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.template import ChatTemplate, template_source
+from tests.frontends.chats import without_place
 from tests.frontends.conftest import Live
 
 TOOL = {
@@ -23,10 +25,19 @@ REPLY = (
 )
 
 
+@contextmanager
+def client_of(services):
+    store = ResponseStore(None, retention_days=1.0)
+    live = Live(create_app(services, stores=Stores(responses=store)))
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+    live.stop()
+    store.close()
+
+
 @pytest.fixture
 def client(services, engine):
     engine.reply = REPLY
-    store = ResponseStore(None, retention_days=1.0)
     able = replace(
         services,
         template=ChatTemplate(template_source("chatml-tools")),
@@ -34,11 +45,15 @@ def client(services, engine):
             tool_call_parser="qwen25", reasoning_parser="qwen3", template=None
         ),
     )
-    live = Live(create_app(able, stores=Stores(responses=store)))
-    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-    live.stop()
-    store.close()
+    with client_of(able) as one:
+        yield one
+
+
+@pytest.fixture
+def untaught(services):
+    """Of a model whose template has no place for tools."""
+    with client_of(replace(services, **without_place())) as one:
+        yield one
 
 
 def test_an_agent_s_turn_and_the_next(client, engine, prompt_of):
@@ -64,6 +79,24 @@ def test_an_agent_s_turn_and_the_next(client, engine, prompt_of):
         "function_call",
         "function_call_output",
     ]
+
+
+def test_a_template_without_a_place_for_tools(untaught, engine, prompt_of):
+    spelled = '<tool_call>[{"name": "weather", "arguments": {"city": "Paris"}}]</tool_call>'
+    engine.reply = f"Let me look.{spelled}"
+    first = untaught.responses.create(input="How is it in Paris?", tools=[TOOL])
+    assert [item.type for item in first.output] == ["message", "function_call"]
+    assert first.output[1].arguments == '{"city": "Paris"}'
+    with untaught.responses.stream(input="Hi", model="org/tiny", tools=[TOOL]) as stream:
+        streamed = list(stream)[-1].response
+    assert [item.type for item in streamed.output] == ["message", "function_call"]
+    engine.reply = "Rain."
+    call_id = first.output[1].call_id
+    result = {"type": "function_call_output", "call_id": call_id, "output": "rain"}
+    second = untaught.responses.create(input=[result], previous_response_id=first.id, tools=[TOOL])
+    assert second.output_text == "Rain."
+    assert f"Let me look.\n{spelled}<|im_end|>" in prompt_of()
+    assert "The function weather returned:\nrain" in prompt_of()
 
 
 def test_streamed_it_is_the_same(client):

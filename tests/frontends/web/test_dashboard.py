@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import pytest
@@ -226,11 +224,3 @@ def test_colours_follow_the_system(page, scheme, is_dark):
 def test_it_fits_a_narrow_screen(page):
     page.set_viewport_size({"width": 380, "height": 800})
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 380
-
-
-def test_the_picture_in_the_documentation(page):
-    """SAPWOOD_SCREENSHOT=1 writes it anew; else only its presence is required."""
-    path = Path(__file__).parents[3] / "docs" / "images" / "dashboard.png"
-    if os.environ.get("SAPWOOD_SCREENSHOT"):
-        page.screenshot(path=path, full_page=True)
-    assert path.read_bytes().startswith(b"\x89PNG")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.text.tools.spelling import SPELLERS, Call
+from tests.text.tools.spelling import SPELLERS, WHOLE_ANSWERS, Call
 
 TOOLS: dict[str, Any] = {
     "get_weather": {
@@ -86,8 +86,7 @@ def samples_of(name: str) -> list[Sample]:
             Sample(f"{spell.__name__}: {label}", spell(calls), "", calls)
             for label, calls in CALL_LISTS.items()
         ]
-        if name == "json_array":
-            # A grammar writes it, so that there is no text around it.
+        if spell in WHOLE_ANSWERS:
             continue
         for label, (before, after) in TEXT_AROUND.items():
             if name == "gpt-oss" and before:

@@ -112,9 +112,12 @@ def mimo(calls: Sequence[Call]) -> str:
     return "\n".join(parts)
 
 
+def json_list(calls: Sequence[Call]) -> str:
+    return _json([{"name": name, "arguments": arguments} for name, arguments in calls])
+
+
 def mistral(calls: Sequence[Call]) -> str:
-    listed = [{"name": name, "arguments": arguments} for name, arguments in calls]
-    return f"[TOOL_CALLS] {_json(listed)}"
+    return f"[TOOL_CALLS] {json_list(calls)}"
 
 
 def mistral_named(calls: Sequence[Call]) -> str:
@@ -164,10 +167,42 @@ def json_array(calls: Sequence[Call]) -> str:
     return _json([{"name": name, "parameters": arguments} for name, arguments in calls])
 
 
+def generic(calls: Sequence[Call]) -> str:
+    return f"<tool_call>{json_list(calls)}</tool_call>"
+
+
+def generic_apart(calls: Sequence[Call]) -> str:
+    return qwen25(calls)
+
+
+def generic_fenced(calls: Sequence[Call]) -> str:
+    return f"<tool_call>\n```json\n{json_list(calls)}\n```\n</tool_call>"
+
+
+def generic_without_tags(calls: Sequence[Call]) -> str:
+    return json_list(calls)
+
+
+def generic_fence_alone(calls: Sequence[Call]) -> str:
+    objects = (_json({"name": name, "arguments": arguments}) for name, arguments in calls)
+    return "```json\n" + "\n".join(objects) + "\n```"
+
+
+WHOLE_ANSWERS = (json_array, generic_without_tags, generic_fence_alone)
+"""What is a call only where it is the whole answer."""
+
+
 SPELLERS: dict[str, list[Speller]] = {
     "deepseekv3": [deepseekv3],
     "deepseekv31": [deepseekv31],
     "deepseekv32": [deepseekv32],
+    "generic": [
+        generic,
+        generic_apart,
+        generic_fenced,
+        generic_without_tags,
+        generic_fence_alone,
+    ],
     "glm45": [glm45],
     "glm47": [glm47],
     "gpt-oss": [gpt_oss],

@@ -46,6 +46,57 @@ def test_kimi_k2_without_the_section_tags():
     assert calls_of(parsed("kimi_k2", text)) == [("g", {})]
 
 
+GENERIC_CALL = '{"name": "f", "arguments": {"a": 1}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<tool_call>[{GENERIC_CALL}]</tool_call>",
+        f"<tool_call>\n[ {GENERIC_CALL} ]",
+        f"<tool_call>{GENERIC_CALL}</tool_call>",
+        f"<tool_call>```\n{GENERIC_CALL}\n```</tool_call>",
+        f" ```json\n[{GENERIC_CALL}]\n```\n",
+        f"```\n{GENERIC_CALL}",
+        f"\n{GENERIC_CALL}",
+        f"[{GENERIC_CALL}]",
+        '{"type": "function", "name": "f", "parameters": {"a": 1}}',
+    ],
+)
+def test_generic_calls_as_models_vary_them(text):
+    answer = parsed("generic", text)
+    assert (answer.content, calls_of(answer)) == ("", [("f", {"a": 1})])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"For example {GENERIC_CALL}",
+        f"For example:\n```json\n{GENERIC_CALL}\n```",
+        "```python\nf(a=1)\n```",
+        "```json\n[1, 2]\n```",
+        "```",
+        "``",
+        "[]",
+        "[1] and [2]",
+        '{"name": "Ada", "born": 1815}',
+        "<tool_call>[]</tool_call>",
+        '<tool_call>f(1)</tool_call> [{"name": 1}]',
+    ],
+)
+def test_generic_text_that_is_no_call_stays_as_it_is(text):
+    answer = parsed("generic", text)
+    assert (answer.content, answer.calls) == (text, [])
+
+
+@pytest.mark.parametrize("name", ["generic", "llama3"])
+def test_calls_that_no_grammar_saw_begin_are_content(name):
+    text = '{"name": "f", "parameters": {"a": "not a number"}}'
+    tools = ToolSet(parameters=TOOLS, only_opened=True)
+    answer = AnswerShape(calls=TOOL_FORMATS.get(name)(), tools=tools).parsed(text)
+    assert (answer.content, answer.calls) == (text, [])
+
+
 def test_mistral_takes_ids_of_nine_letters_and_makes_them():
     [call] = parsed("mistral", "[TOOL_CALLS]f[CALL_ID]aB3456789[ARGS]{}").calls
     assert call.call_id == "aB3456789"

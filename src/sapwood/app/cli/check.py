@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sapwood.app.cli.machine_report import Report, Row
+    from sapwood.app.wiring import Resolved
 
 UNRESOLVED = 1
 """Exit status when the configuration does not fit this machine or the model cannot be had."""
@@ -51,9 +53,21 @@ def inspect(asked: Asked) -> Report:
     try:
         fetch_with_bar(engine.model)
         resolved = resolve_config(engine, home=home(environment()), is_verified=True)
+        if resolved.pooling is None:
+            resolved = _with_answers(resolved)
     except StartupError as error:
         problem = error.message
     return make_report(engine, asked.given, resolved, problem)
+
+
+def _with_answers(resolved: Resolved) -> Resolved:
+    """Decided, too, what a server decides about the model's answers, apart from its engine."""
+    from sapwood.app.services import decisions_about_answers
+
+    decisions = decisions_about_answers(resolved.files, resolved.config.model)
+    chosen: dict[str, Any] = {decision.option: decision.value for decision in decisions}
+    config = replace(resolved.config, model=replace(resolved.config.model, **chosen))
+    return replace(resolved, config=config, decisions=[*resolved.decisions, *decisions])
 
 
 def print_report(report: Report) -> None:

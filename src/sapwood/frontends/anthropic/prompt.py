@@ -72,26 +72,33 @@ def to_messages(asked: CountTokensRequest) -> list[Message]:
         turn = parse(given, Turn, TURN_RULES, where=where)
         where += ".content"
         if turn.role == "assistant":
-            added = [_said(turn.content, where)]
+            messages.append(_said(turn.content, where))
         elif turn.role == "user":
-            added = _told(turn.content, where)
+            messages += _told(turn.content, where)
         else:
-            added = [{"role": "system", "content": _text(turn.content, where, joined_by="\n")}]
-        for message in added:
-            _append(messages, message)
-    return messages
+            text = _text(turn.content, where, joined_by="\n")
+            messages.append({"role": "system", "content": text})
+    return _merged(messages)
 
 
-def _append(messages: list[Message], message: Message) -> None:
-    last = messages[-1] if messages else None
-    is_same = last is not None and last["role"] == message["role"] != "tool"
-    if last is None or not is_same or "tool_calls" in last:
-        messages.append(message)
-        return
-    last["content"] += f"\n{message['content']}"
-    for name in ("tool_calls", "reasoning_content"):
-        if name in message:
-            last[name] = message[name]
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    merged: list[Message] = []
+    texts: list[list[str]] = []
+    for message in messages:
+        last = merged[-1] if merged else None
+        is_same = last is not None and last["role"] == message["role"] != "tool"
+        if last is None or not is_same or "tool_calls" in last:
+            merged.append(message)
+            texts.append([message["content"]])
+        else:
+            # Joined at the end: joining each to all before it costs the square of their number.
+            texts[-1].append(message["content"])
+            for name in ("tool_calls", "reasoning_content"):
+                if name in message:
+                    last[name] = message[name]
+    for message, parts in zip(merged, texts, strict=True):
+        message["content"] = "\n".join(parts)
+    return merged
 
 
 def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
@@ -135,7 +142,7 @@ def _told(content: str | Sequence[dict[str, Any]], where: str) -> list[Message]:
             text = f"Error: {text}" if result.is_error else text
             messages.append({"role": "tool", "tool_call_id": result.tool_use_id, "content": text})
         else:
-            _append(messages, {"role": "user", "content": _block(block, path)})
+            messages.append({"role": "user", "content": _block(block, path)})
     return messages or [{"role": "user", "content": ""}]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from sapwood.text.events import Answer, AnswerBuilder, Event, Reasoning
 from sapwood.text.generation import TextChunk, TextRequest
 from sapwood.text.reasoning.format import Shown
 from sapwood.text.template import ChatTemplate, Message
+from sapwood.text.tool_prompt import spelled_out
 from sapwood.text.tools.format import ToolSet
 from sapwood.text.tools.json_array import JsonArray
 
@@ -160,11 +161,17 @@ def plan_turn(
             f"this model has no chat template; {instead}, or start the server with --chat-template",
             param="messages",
         )
-    # If the template has no place for tools, rendering it raises the error.
-    if "tools" in services.template.variables:
-        _check_tools(services, asked.tools)
     options = _template_options(services, services.template, asked)
-    prompt = _rendered(services.template, asked, options)
+    tools = [tool.definition for tool in asked.tools.offered]
+    if services.formats.tells_tools_in_text:
+        messages = spelled_out(
+            asked.messages,
+            tools,
+            in_system=services.template.places.system,
+            parallel=asked.tools.parallel,
+        )
+        asked, tools = replace(asked, messages=messages), []
+    prompt = _rendered(services.template, asked, tools, options)
     return _turn(services, asked, sampling, prompt)
 
 
@@ -195,6 +202,7 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
             parameters={tool.name: tool.schema for tool in use.offered},
             keeps_unknown=formats.keeps_unknown,
             max_calls=None if use.parallel else 1,
+            only_opened=grammar is not None and not use.is_forced,
         ),
     )
     changes: dict[str, Any] = {"grammar": grammar}
@@ -212,26 +220,18 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
     )
 
 
-def _check_tools(services: Services, use: ToolUse) -> None:
-    formats = services.formats
-    if not use.offered or use.is_forced or formats.calls is not None or formats.leaves_calls:
-        return
-    raise UnsupportedFeature(
-        "the chat template of this model does not show how it calls tools; start the server with "
-        "--tool-call-parser, or with a --chat-template such as chatml-tools, or use tool_choice "
-        '"required", which works with any model',
-        param="tools",
-    )
-
-
-def _rendered(template: ChatTemplate, asked: Conversation, options: Mapping[str, Any]) -> str:
-    offered = asked.tools.offered
+def _rendered(
+    template: ChatTemplate,
+    asked: Conversation,
+    tools: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+) -> str:
     try:
         return template.render(
             asked.messages,
             add_generation_prompt=asked.add_generation_prompt and not asked.goes_on_unasked,
             continue_final_message=asked.goes_on,
-            tools=[tool.definition for tool in offered] or None,
+            tools=tools or None,
             documents=list(asked.documents) or None,
             **options,
         )

@@ -67,6 +67,7 @@ async def server_info(services: Services) -> dict[str, object]:
     return {
         **services.options,
         **info.options,
+        **{decision.option: decision.value for decision in services.formats.decisions},
         "version": services.version,
         "model_path": services.model_path,
         "served_model_name": services.model_name,
@@ -77,7 +78,7 @@ async def server_info(services: Services) -> dict[str, object]:
             "page_size": info.page_size,
         },
         "internal_states": [counters],
-        "notes": info.notes,
+        "notes": [*info.notes, *map(str, services.formats.decisions)],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 import msgspec
@@ -53,7 +54,8 @@ async def parse_function_call(request: Request, services: Services) -> Response:
         parameters={tool.name: tool.schema for tool in tools},
         keeps_unknown=services.formats.keeps_unknown,
     )
-    answer = AnswerShape(calls=calls, tools=tool_set).parsed(asked.text)
+    # A long text would keep the event loop from others.
+    answer = await asyncio.to_thread(AnswerShape(calls=calls, tools=tool_set).parsed, asked.text)
     return json_response(
         {
             "normal_text": answer.content,
@@ -73,7 +75,7 @@ async def separate_reasoning(request: Request, services: Services) -> Response:
     if reasoning is None:
         raise _none_chosen("reasoning_parser")
     shape = AnswerShape(reasoning=reasoning, is_thinking=reasoning.is_forced)
-    answer = shape.parsed(asked.text)
+    answer = await asyncio.to_thread(shape.parsed, asked.text)
     return json_response({"reasoning_text": answer.reasoning, "text": answer.content})
 
 
@@ -86,6 +88,6 @@ def _found(registry: Registry[T], name: str, field: str) -> T:
 
 def _none_chosen(field: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{field} is required, since the template of the model that is served points at none",
+        f"{field} is required, since this server has none of its own for the model that it serves",
         param=field,
     )

@@ -88,7 +88,7 @@ def native_dialect(services: Services) -> Dialect:
             example={
                 "text": '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>',
                 "tools": [{"type": "function", "function": {"name": "weather"}}],
-                "tool_call_parser": "hermes",
+                "tool_call_parser": "qwen",
             },
             answers=(FunctionCallAnswer,),
         )

@@ -66,7 +66,8 @@ _OPTION_NAMES = {"repetition_penalty": "repeat_penalty"}
 def _capabilities(services: Services) -> list[str]:
     template, formats = services.template, services.formats
     capabilities = ["completion"]
-    if template is not None and "tools" in template.variables and formats.calls is not None:
+    has_place = template is not None and template.places.tools
+    if formats.calls is not None and (formats.tells_tools_in_text or has_place):
         capabilities.append("tools")
     if formats.reasoning is not None:
         capabilities.append("thinking")

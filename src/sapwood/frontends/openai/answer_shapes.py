@@ -16,6 +16,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     owned_by: str
     max_model_len: int | None
+    tool_call_parser: str | None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ def model_list(services: Services) -> dict[str, object]:
 
 def model_card(services: Services) -> dict[str, object]:
     """The served model's card; EngineUnavailable until the engine reports its context length."""
+    formats = services.formats
     return {
         "id": services.model_name,
         "object": "model",
@@ -19,4 +20,5 @@ def model_card(services: Services) -> dict[str, object]:
         "root": services.model_path,
         "parent": None,
         "max_model_len": services.engine.info.context_length,
+        "tool_call_parser": None if formats.calls is None else formats.calls.name,
     }

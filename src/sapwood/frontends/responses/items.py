@@ -39,23 +39,35 @@ def to_messages(items: Sequence[Item], instructions: str) -> list[dict[str, Any]
     """A chat's messages. An assistant's thinking, text and calls in a row become one message."""
     messages: list[dict[str, Any]] = []
     if instructions:
-        messages.append({"role": "system", "content": instructions})
+        messages.append({"role": "system", "content": [instructions]})
     for item in items:
         kind = item["type"]
         if kind == "function_call_output":
             output = item["output"]
             text = output if isinstance(output, str) else _joined(output)
-            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": text})
+            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": [text]})
         elif kind == "message" and item["role"] != "assistant":
             _add_told(messages, item)
         else:
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant"})
             _add_said(messages[-1], item)
-    for message in messages:
-        if message["role"] == "assistant" and "tool_calls" not in message:
-            message.setdefault("content", "")
-    return messages
+    return [_with_texts(message) for message in messages]
+
+
+def _with_texts(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its lists of texts joined.
+
+    At the end, because joining each text to all before it costs the square of their number."""
+    if message["role"] == "assistant" and "tool_calls" not in message:
+        message.setdefault("content", [])
+    between = "\n\n" if message["role"] == "system" else ""
+    texts = {
+        name: between.join(message[name])
+        for name in ("content", "reasoning_content")
+        if name in message
+    }
+    return message | texts
 
 
 def _add_told(messages: list[dict[str, Any]], item: Item) -> None:
@@ -63,21 +75,20 @@ def _add_told(messages: list[dict[str, Any]], item: Item) -> None:
     text = _joined(item["content"])
     # Most templates take a system message only as the first one, and only once.
     if role == "system" and len(messages) == 1 and messages[0]["role"] == "system":
-        messages[0]["content"] += f"\n\n{text}"
+        messages[0]["content"].append(text)
     else:
-        messages.append({"role": role, "content": text})
+        messages.append({"role": role, "content": [text]})
 
 
 def _add_said(message: dict[str, Any], item: Item) -> None:
     if item["type"] == "reasoning":
-        text = _joined(item["content"])
-        message["reasoning_content"] = message.get("reasoning_content", "") + text
+        message.setdefault("reasoning_content", []).append(_joined(item["content"]))
     elif item["type"] == "function_call":
         function = {"name": item["name"], "arguments": item["arguments"]}
         call = {"id": item["call_id"], "type": "function", "function": function}
         message.setdefault("tool_calls", []).append(call)
     else:
-        message["content"] = message.get("content", "") + _joined(item["content"])
+        message.setdefault("content", []).append(_joined(item["content"]))
 
 
 def _joined(content: Sequence[Mapping[str, Any]]) -> str:

@@ -94,8 +94,8 @@ class ModelConfig:
     )
     tool_call_parser: str = option(
         "auto",
-        "How the model spells calls of tools; auto: as its chat template shows; none: calls stay "
-        "in the text.",
+        "How the model spells calls of tools; auto: as its chat template shows, and generic where "
+        "that has no place for tools; none: calls stay in the text.",
     )
     reasoning_parser: str = option(
         "auto",

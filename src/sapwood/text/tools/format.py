@@ -6,7 +6,7 @@ import re
 import secrets
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -33,11 +33,14 @@ class ToolSet:
     parameters     name of each tool -> JSON schema of its arguments
     keeps_unknown  whether a call of any other tool is a call too; else it becomes content
     max_calls      number of calls after which further calls become content; None: no limit
+    only_opened    whether only an opening begins a call, and not the text that may begin an answer:
+                   a grammar that holds calls to their schemas starts at the opening
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
     keeps_unknown: bool = False
     max_calls: int | None = None
+    only_opened: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +61,19 @@ class ToolFormat(ABC):
     """One wire format. Instances have no state.
 
     openings       tags that begin one or more calls, wherever they stand
-    opens_answer   text that begins a call only at the beginning of an answer; None: no such text
+    opens_answer   texts that begin a call only at the beginning of an answer
     tags           every tag of the format, the openings included
     separates_reasoning  whether the format's parser emits the thinking too
+    is_told_in_text  whether a text in the prompt tells the model its tools and this format, instead
+                   of the chat template
     """
 
     name: ClassVar[str]
     openings: ClassVar[tuple[str, ...]]
-    opens_answer: ClassVar[str | None] = None
+    opens_answer: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]]
     separates_reasoning: ClassVar[bool] = False
+    is_told_in_text: ClassVar[bool] = False
 
     @abstractmethod
     def calls(self, source: CallSource, opening: str) -> Steps[None]:
@@ -184,17 +190,19 @@ class CallSource(Source):
 def tool_parser(wire: ToolFormat, tools: ToolSet) -> Parser:
     """Finds the calls in one answer."""
     source = CallSource(tools, wire)
-    return Parser(source, _calls_and_content(source, wire))
+    opens_answer = () if tools.only_opened else wire.opens_answer
+    return Parser(source, _calls_and_content(source, wire, opens_answer))
 
 
-def _calls_and_content(source: CallSource, wire: ToolFormat) -> Steps[None]:
-    if wire.opens_answer is not None:
-        yield from source.space()
-        start = source.pos
-        source.pos = 0
-        if (yield from _stands_at(source, start, wire.opens_answer)):
-            source.tag_start = start
-            yield from _attempt(source, wire, wire.opens_answer)
+def _calls_and_content(
+    source: CallSource, wire: ToolFormat, opens_answer: Sequence[str]
+) -> Steps[None]:
+    if opens_answer:
+        opening = yield from source.skips_after_space(*opens_answer)
+        if opening is not None:
+            source.tag_start = source.pos - len(opening)
+            source.pos = 0
+            yield from _attempt(source, wire, opening)
     while True:
         may_open = source.may_call or wire.separates_reasoning
         openings = wire.openings if may_open else ()
@@ -202,11 +210,6 @@ def _calls_and_content(source: CallSource, wire: ToolFormat) -> Steps[None]:
         if opening is None:
             return
         yield from _attempt(source, wire, opening)
-
-
-def _stands_at(source: CallSource, start: int, tag: str) -> Steps[bool]:
-    found = yield from source.peek(start + len(tag))
-    return found[start:] == tag
 
 
 def _attempt(source: CallSource, wire: ToolFormat, opening: str) -> Steps[None]:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from sapwood.text.source import Malformed, Steps
+from sapwood.text.source import Steps
 from sapwood.text.tools.format import CallSource, ToolFormat
-from sapwood.text.tools.json_call import json_call
+from sapwood.text.tools.json_call import json_call_list
 
 
 class JsonArray(ToolFormat):
@@ -15,7 +15,7 @@ class JsonArray(ToolFormat):
 
     name = "json_array"
     openings = ()
-    opens_answer = "["
+    opens_answer = ("[",)
     tags = ("[", "]", ",")
 
     def __init__(self, model: ToolFormat | None = None) -> None:
@@ -25,9 +25,4 @@ class JsonArray(ToolFormat):
         return super().new_call_id() if self._model is None else self._model.new_call_id()
 
     def calls(self, source: CallSource, opening: str) -> Steps[None]:
-        while True:
-            yield from json_call(source)
-            if (yield from source.skips_after_space("]")):
-                return
-            if not (yield from source.skips_after_space(",")):
-                raise Malformed
+        yield from json_call_list(source)

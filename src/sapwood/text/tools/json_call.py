@@ -52,6 +52,17 @@ def json_call(source: CallSource) -> Steps[None]:
     source.end_call()
 
 
+def json_call_list(source: CallSource) -> Steps[None]:
+    """Read the calls of a JSON array, whose bracket has been read, and the bracket at its end."""
+    while True:
+        yield from json_call(source)
+        if (yield from source.skips_after_space("]")):
+            return
+        # Not read unless a call follows: what comes of a broken one keeps its comma.
+        if not (yield from source.skips_after_space(",")):
+            raise Malformed
+
+
 def json_arguments(source: CallSource, out: Callable[[str], None]) -> Steps[None]:
     """Read the arguments: an object, a string with the text of an object, or null for none."""
     first = yield from source.space()

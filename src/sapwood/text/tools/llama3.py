@@ -15,11 +15,11 @@ BEGIN = "<|python_tag|>"
 class Llama3(ToolFormat):
     name = "llama3"
     openings = (BEGIN,)
-    opens_answer = "{"
+    opens_answer = ("{",)
     tags = (BEGIN, ";")
 
     def calls(self, source: CallSource, opening: str) -> Steps[None]:
-        if opening == self.opens_answer:
+        if opening in self.opens_answer:
             source.pos -= 1
         while True:
             yield from json_call(source)

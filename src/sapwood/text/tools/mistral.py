@@ -10,7 +10,7 @@ import re
 
 from sapwood.text.source import Malformed, Steps
 from sapwood.text.tools.format import CallSource, CallStructure, ToolFormat, short_call_id
-from sapwood.text.tools.json_call import json_call, json_call_of
+from sapwood.text.tools.json_call import json_call, json_call_list, json_call_of
 
 BEGIN, CALL_ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 
@@ -26,20 +26,11 @@ class Mistral(ToolFormat):
         first = yield from source.space()
         if first == "[":
             source.pos += 1
-            yield from self._array(source)
+            yield from json_call_list(source)
         elif first == "{":
             yield from json_call(source)
         else:
             yield from self._named(source)
-
-    def _array(self, source: CallSource) -> Steps[None]:
-        while True:
-            yield from json_call(source)
-            if (yield from source.skips_after_space("]")):
-                return
-            # The comma belongs to the call after it: if that call is broken, both become content.
-            if not (yield from source.skips_after_space(",")):
-                raise Malformed
 
     def _named(self, source: CallSource) -> Steps[None]:
         name = yield from source.tool_name()

@@ -16,6 +16,7 @@ TOOL_FORMATS: Registry[type[ToolFormat]] = Registry(
         "deepseekv3": f"{_ROOM}.deepseekv3:DeepSeekV3",
         "deepseekv31": f"{_ROOM}.deepseekv31:DeepSeekV31",
         "deepseekv32": f"{_ROOM}.deepseekv32:DeepSeekV32",
+        "generic": f"{_ROOM}.generic:Generic",
         "glm45": f"{_ROOM}.glm45:Glm45",
         "glm47": f"{_ROOM}.glm47:Glm47",
         "gpt-oss": f"{_ROOM}.harmony:Harmony",
