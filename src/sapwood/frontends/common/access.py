@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.frontends.common.auth import KeysOnly
+from sapwood.frontends.common.known_hosts import KnownHostsOnly
 from sapwood.frontends.common.origin import SameOriginOnly
 
 CORS_MAX_AGE_S = 600
@@ -20,11 +21,16 @@ class Access:
     api_key          opens all routes but, where there is an admin key, those that steer the server
     admin_api_key    opens all routes
     allowed_origins  of web pages that may use the server besides its own; "*": all
+    allowed_hosts    names of the server, besides its addresses and those of private networks;
+                     "*": any
+    is_local         only the server's own machine can reach it
     """
 
     api_key: str | None = field(default=None, repr=False)
     admin_api_key: str | None = field(default=None, repr=False)
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    is_local: bool = False
 
 
 class Guarded:
@@ -39,6 +45,7 @@ class Guarded:
         if access.api_key is not None or access.admin_api_key is not None:
             guarded = KeysOnly(guarded, api_key=access.api_key, admin_api_key=access.admin_api_key)
         guarded = SameOriginOnly(guarded, allowed=access.allowed_origins)
+        guarded = KnownHostsOnly(guarded, allowed=access.allowed_hosts, is_local=access.is_local)
         if access.allowed_origins:
             # Outermost, so that a page can read a refusal too.
             guarded = CORSMiddleware(
