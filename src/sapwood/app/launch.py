@@ -27,6 +27,7 @@ from sapwood.base.stopping import StopSignals
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.frontends.batches.runner import BatchRunner
 from sapwood.frontends.common.access import Access
+from sapwood.frontends.common.known_hosts import is_loopback
 from sapwood.frontends.common.limits import BodyLimits, RequestLimits
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import Stores, create_app
@@ -88,10 +89,19 @@ def serve(
 
 def access_of(server: ServerConfig) -> Access:
     """The access to the server that its options describe."""
+    # A page that has rebound its name brings no key, and no certificate of that name. Where pages
+    # of all origins are allowed, it needs no such trick.
+    is_safe = (
+        server.api_key is not None
+        or server.ssl_certfile is not None
+        or "*" in server.allowed_origins
+    )
     return Access(
         api_key=server.api_key,
         admin_api_key=server.admin_api_key,
         allowed_origins=server.allowed_origins,
+        allowed_hosts=("*",) if is_safe else (*server.host_names, server.host),
+        is_local=is_loopback(server.host),
     )
 
 

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.frontends.common.auth import KeysOnly
 from sapwood.frontends.common.endpoints import EndpointTable
+from sapwood.frontends.common.known_hosts import KnownHostsOnly
 from sapwood.frontends.common.origin import SameOriginOnly
 
 CORS_MAX_AGE_S = 600
@@ -22,11 +23,16 @@ class Access:
                      users need no key
     admin_api_key    opens all endpoints; None: the API key opens those for admins too
     allowed_origins  origins of web pages that may use the server besides its own; "*": all
+    allowed_hosts    names of the server, besides its addresses and those of private networks;
+                     "*": any
+    is_local         whether only the server's own machine can reach it
     """
 
     api_key: str | None = field(default=None, repr=False)
     admin_api_key: str | None = field(default=None, repr=False)
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    is_local: bool = False
 
 
 class Guarded:
@@ -46,6 +52,12 @@ class Guarded:
                 admin_api_key=access.admin_api_key,
             )
         guarded = SameOriginOnly(guarded, endpoints=endpoints, allowed=access.allowed_origins)
+        guarded = KnownHostsOnly(
+            guarded,
+            endpoints=endpoints,
+            allowed=access.allowed_hosts,
+            is_local=access.is_local,
+        )
         if access.allowed_origins:
             # Outermost, so that a page can read a refusal too.
             guarded = CORSMiddleware(

@@ -71,6 +71,12 @@ class ServerConfig:
         "Origins whose web pages may use the server, separated by commas, such as "
         "https://app.example; *: all.",
     )
+    allowed_hosts: str = option(
+        "",
+        "Names by which the server may be asked for, separated by commas, besides addresses, "
+        "localhost, names without a dot and --host; *.example.com: all below it; *: any. They keep "
+        "DNS rebinding out, and are not looked at where a request needs --api-key or comes by TLS.",
+    )
     ssl_certfile: str | None = option(
         None, "PEM file with the server's certificate, and those of its chain: HTTPS."
     )
@@ -168,6 +174,7 @@ class ServerConfig:
         self._check_keys()
         self._check_tls()
         self._check_origins()
+        self._check_hosts()
 
     def _check_keys(self) -> None:
         for name in ("api_key", "admin_api_key"):
@@ -192,7 +199,24 @@ class ServerConfig:
                     "such as https://app.example, without a path"
                 )
 
+    def _check_hosts(self) -> None:
+        for name in self.host_names:
+            rest = name.removeprefix("*.")
+            if name != "*" and (not rest or set(rest) & set("*/: ")):
+                raise ConfigError(
+                    f"--allowed-hosts has {name!r}, but a host is a name such as llm.example.com "
+                    "or *.example.com, without scheme, port or path"
+                )
+
     @property
     def allowed_origins(self) -> tuple[str, ...]:
-        parts = (origin.strip() for origin in self.cors_allow_origins.split(","))
-        return tuple(origin for origin in parts if origin)
+        return _parts(self.cors_allow_origins)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        return _parts(self.allowed_hosts)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = (part.strip() for part in text.split(","))
+    return tuple(part for part in parts if part)
