@@ -419,7 +419,7 @@ class TestLifecycle:
 
         def generate() -> None:
             try:
-                llm.generate(["a", "b"], LONG)
+                llm.generate("a", LONG)
             except EngineUnavailable:
                 ends["generate"] = "unavailable"
 

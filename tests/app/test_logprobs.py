@@ -13,6 +13,7 @@ import torch
 
 from sapwood import LLM
 from sapwood.executor.sampling import logprobs as recorder
+from sapwood.executor.sampling.custom import LOGITS_PROCESSORS
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import ScoredPrompt, TextChunk, TextRequest
@@ -260,13 +261,21 @@ def test_a_stop_cuts_them_off_with_the_tokens(
     check(result, prompt, None, reference)
 
 
-def test_a_failing_processor_ends_its_request_only(make_llm: Callable[..., LLM]) -> None:
+def test_a_failing_processor_ends_its_request_only(
+    make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_left(params: Any, prompt_ids: Any) -> Callable[[torch.Tensor, Any], None]:
+        def process(logits: torch.Tensor, output_ids: Any) -> None:
+            logits.fill_(-torch.inf)
+
+        return process
+
+    monkeypatch.setattr(LOGITS_PROCESSORS, "get", lambda name: nothing_left)
     llm = make_llm()
     first, second = prompts(10, 11)
-    size = llm.services.generator.vocab_size
     params = {
         "custom_logit_processor": "disallowed_tokens",
-        "custom_params": {"token_ids": list(range(size))},
+        "custom_params": {"token_ids": [1]},
     }
 
     async def last(index: int, prompt: list[int], **sampling: Any) -> TextChunk:

@@ -23,7 +23,6 @@ _MISSING = [tool for tool in _TOOLS if shutil.which(tool) is None]
 _LIBRARIES = Path("/usr/aarch64-linux-gnu")  # where the cross compiler's own are
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(bool(_MISSING), reason=f"not installed: {', '.join(_MISSING)}"),
     pytest.mark.timeout(900),
 ]

@@ -32,8 +32,9 @@ from tests.tiers import examples, sweep
 
 REFERENCE = ReferenceKernels()
 _ISAS = CpuKernels.usable_isas()
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
-"""Of the largest entry of a result: the order of fp32 sums, and one rounding to bfloat16."""
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
+"""Of the largest entry of a result: the order of fp32 sums; sums that are equal but for it may be
+rounded to neighbouring numbers of bfloat16, which are up to 2**-7 apart."""
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_isa = pytest.mark.parametrize("isa", _ISAS)

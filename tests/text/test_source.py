@@ -31,7 +31,9 @@ def read(parts, reader):
         run(source, running)
     source.end()
     run(source, running)
-    return result, merged(source.events), source.slice(source.pos, 10**6)
+    # What a malformed text was held up to depends on its parts: a caller goes back to its mark.
+    rest = "" if result == ["malformed"] else source.slice(source.pos, 10**6)
+    return result, merged(source.events), rest
 
 
 READERS = {

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_NEON = frozenset({"asimd"})
 _BF16 = _AVX512 | {"avx512_vnni", "avx512_bf16"}
 
 FEATURES: Mapping[str, frozenset[str]] = {
@@ -15,6 +16,9 @@ FEATURES: Mapping[str, frozenset[str]] = {
     "avx512_vnni": _AVX512 | {"avx512_vnni"},
     "avx512_bf16": _BF16,
     "amx": _BF16 | {"amx_tile", "amx_bf16", "amx_int8"},
+    "neon": _NEON,
+    "neon_dotprod": _NEON | {"asimddp"},
+    "neon_bf16": _NEON | {"asimddp", "i8mm", "bf16"},
 }
 """What Linux says of a processor that can run each set (in /proc/cpuinfo), the slowest set first.
 
