@@ -153,6 +153,33 @@ def test_a_schema_that_cannot_be_enforced_is_a_400(llm: LLM) -> None:
             llm.generate("x", params(grammar=grammars.json_schema(schema)))
 
 
+HOSTILE = {
+    "endless forced text": (grammars.ebnf('root ::= "ab" root'), True),
+    "long forced text": (grammars.ebnf('root ::= "a"{2000000000}'), True),
+    "long forced text after a choice": (grammars.ebnf('root ::= [xy] "a"{2000000000}'), True),
+    "ambiguous": (grammars.ebnf('root ::= ("a"*)* "b"'), True),
+    "nested repeats": (grammars.regex("(((a{100}){100}){100}){100}"), True),
+    "compiler out of stack or time": (grammars.regex("[a-c]?" * 20_000), False),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_grammar_takes_nobody_along(model: Path, name: str) -> None:
+    grammar, is_answered = HOSTILE[name]
+    llm = make(model, grammar_compile_timeout=2.0)
+    try:
+        if is_answered:
+            [result] = llm.generate("x", params(grammar=grammar, max_new_tokens=40))
+            assert result.finish.kind in ("length", "stop")
+        else:
+            with pytest.raises(InvalidRequest, match="make it simpler"):
+                llm.generate("x", params(grammar=grammar))
+        [result] = llm.generate("x", params(grammar=grammars.regex("[a-c]{4}")))
+        assert re.fullmatch("[a-c]{4}", result.text)
+    finally:
+        llm.close()
+
+
 def test_schemas_of_all_kinds(llm: LLM) -> None:
     num_ended = 0
     schemas = [random_schema(random.Random(seed)) for seed in range(24)]

@@ -84,8 +84,10 @@ class SumMatcher:
         self.has_ended = token_id == EOS
         return True
 
-    def forced(self) -> bytes:
-        return b""
+    can_roll_back = False
+
+    def rollback(self, num_tokens: int) -> None:
+        raise NotImplementedError
 
 
 @dataclass

@@ -11,6 +11,7 @@ from sapwood.base.clock import Clock
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.grammar.interface import GrammarBackend
 from sapwood.executor.grammar.masks import GrammarMasks
+from sapwood.executor.grammar.sandbox import GrammarSandbox, Setting
 from sapwood.executor.grammar.vocabulary import Vocabulary, vocabulary_of
 from sapwood.kernels.interface import Kernels
 from sapwood.schema.config.engine import EngineConfig
@@ -45,9 +46,11 @@ def build_grammars(
     num_rows = config.scheduler.max_running_requests
     assert num_rows is not None, "the configuration was not resolved"
 
+    tokenizer_path = Path(config.model.tokenizer_path or model_path)
+
     @functools.cache
     def vocabulary() -> Vocabulary:
-        tokenizer = Tokenizer.from_directory(Path(config.model.tokenizer_path or model_path))
+        tokenizer = Tokenizer.from_directory(tokenizer_path)
         return vocabulary_of(tokenizer, size=vocab_size, ends=ends)
 
     # If steps overlap, the next step has been planned before the tokens of this one are known.
@@ -59,9 +62,19 @@ def build_grammars(
 
         return make_backend(options, vocabulary())
 
+    sandbox = GrammarSandbox(
+        Setting(
+            tokenizer_path=str(tokenizer_path),
+            vocab_size=vocab_size,
+            ends=sorted(ends),
+            config=options,
+            timeout_s=options.grammar_compile_timeout,
+        )
+    )
     compiler = GrammarCompiler(
         make_backend,
-        timeout_s=options.grammar_compile_timeout,
+        sandbox,
+        patience_s=options.grammar_compile_timeout,
         max_bytes=options.grammar_max_bytes,
         clock=clock,
     )

@@ -11,8 +11,11 @@ import pytest
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.executor.grammar.backends import FirstThatCan, make_backend
+from sapwood.executor.grammar.interface import GrammarFailed
+from sapwood.executor.grammar.llguidance_backend import LLGuidanceBackend
 from sapwood.schema import grammar as grammars
 from sapwood.schema.config.grammar import GrammarConfig
+from tests.executor.grammar.conftest import EOS, allowed
 from tests.executor.grammar.schemas import random_ebnf, random_regex, random_schema
 
 PERSON = {
@@ -275,6 +278,26 @@ def test_whitespace_can_be_one_line(vocabulary, accepts, name):
 
 
 @pytest.mark.parametrize("name", ["xgrammar", "llguidance"])
+def test_whitespace_can_be_one_line_in_structural_tags_too(vocabulary, accepts, name):
+    config = GrammarConfig(grammar_backend=name, constrained_json_disable_any_whitespace=True)
+    tag = {"begin": "<f>", "schema": PERSON, "end": "</f>"}
+    grammar = grammars.structural_tag({"structures": [tag], "triggers": ["<f>"]})
+    compiled = make_backend(config, vocabulary).compile(grammar)
+    assert accepts(compiled, '<f>{"name": "a", "age": 3}</f>')
+    assert not accepts(compiled, '<f>{"name": "a",\n"age": 3}</f>')
+
+
+@pytest.mark.parametrize("pattern", ["a^b", "a$b", "(?=a)b", r"a\bc"])
+def test_anchors_are_refused_in_structural_tags_too(vocabulary, pattern):
+    form = {"type": "sequence", "elements": [{"type": "regex", "pattern": pattern}]}
+    for name in ("xgrammar", "llguidance"):
+        backend = make_backend(GrammarConfig(grammar_backend=name), vocabulary)
+        for grammar in (grammars.structural_tag({"format": form}), grammars.regex(pattern)):
+            with pytest.raises(InvalidRequest, match="cannot be enforced"):
+                backend.compile(grammar)
+
+
+@pytest.mark.parametrize("name", ["xgrammar", "llguidance"])
 def test_whitespace_can_be_a_pattern(vocabulary, accepts, name):
     config = GrammarConfig(grammar_backend=name, constrained_json_whitespace_pattern="[ ]{0,2}")
     compiled = make_backend(config, vocabulary).compile(grammars.json_schema(PERSON))
@@ -283,12 +306,31 @@ def test_whitespace_can_be_a_pattern(vocabulary, accepts, name):
     assert not accepts(compiled, '{\n"name":"a", "age": 3}')
 
 
-def test_forced_bytes(backend):
-    schema = {**PERSON, "additionalProperties": False}
-    matcher = backend.compile(grammars.json_schema(schema)).matcher()
-    assert matcher.forced().startswith(b"{")
-    matcher = backend.compile(grammars.regex("abc[de]fgh")).matcher()
-    assert matcher.forced() == b"abc"
+def test_what_can_only_be_followed_for_ever_fails_at_once(backend, vocabulary):
+    try:
+        matcher = backend.compile(grammars.ebnf("root ::= root")).matcher()
+    except InvalidRequest:
+        return
+    with pytest.raises(GrammarFailed):
+        allowed(matcher, vocabulary)
+
+
+def test_a_grammar_that_is_too_complex_to_follow_says_so(vocabulary):
+    backend = LLGuidanceBackend(vocabulary)
+    matcher = backend.compile(grammars.ebnf('root ::= "ab"{100000}')).matcher()
+    [only] = allowed(matcher, vocabulary)
+    with pytest.raises(GrammarFailed, match="Too many items"):
+        matcher.accept(only)
+
+
+def test_tokens_are_taken_back(backend, vocabulary):
+    matcher = backend.compile(grammars.regex("ab[cd]*")).matcher()
+    first = allowed(matcher, vocabulary)
+    for token_id in vocabulary.encode("abcd"):
+        assert matcher.accept(token_id)
+    assert EOS in allowed(matcher, vocabulary)
+    matcher.rollback(4)
+    assert allowed(matcher, vocabulary) == first == vocabulary.encode("a")
 
 
 def test_a_matcher_does_not_disturb_another(backend, accepts, vocabulary):

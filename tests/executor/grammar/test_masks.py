@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from sapwood.executor.grammar.interface import GrammarFailed
-from sapwood.executor.grammar.masks import GrammarMasks, forced_tokens
+from sapwood.executor.grammar.jump import MAX_FORCED_TOKENS
+from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
@@ -157,10 +158,13 @@ def test_a_grammar_that_is_slow_to_follow_ends_its_request_only(masks, vocabular
     assert 1 in masks.stateful_rows
 
 
-def test_nothing_is_put_out_at_once_where_rules_lead_back_to_themselves(masks, failures):
-    endless = Grammar(kind="ebnf", text='root ::= "ab" root')
+def test_long_forced_text_is_put_out_in_parts(masks, vocabulary, failures):
+    endless = Grammar(kind="ebnf", text='root ::= "ab"{1000}')
     masks.start(msgspec.structs.replace(start(0, None), sampling=SamplingParams(grammar=endless)))
-    assert masks.jump([0]) == {}
+    jumped = masks.jump([0])[0]
+    assert b"".join(vocabulary.tokens[one] for one in jumped).startswith(b"abab")
+    assert len(jumped) < MAX_FORCED_TOKENS
+    assert len(masks.jump([0])[0]) == len(jumped)
     assert failures == {}
 
 
@@ -188,8 +192,3 @@ def test_jumps_leave_the_last_token_open(masks, vocabulary):
     logits = torch.zeros(1, vocabulary.size)
     masks.apply(logits, [0])
     assert left(logits[0], vocabulary) == [b" "]
-
-
-def test_forced_bytes_that_are_no_whole_characters(vocabulary):
-    assert forced_tokens("aé".encode()[:2] + b"", vocabulary) == []
-    assert forced_tokens("éé".encode(), vocabulary) == vocabulary.encode("éé")[:-1]

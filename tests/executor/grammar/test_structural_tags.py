@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.executor.grammar.structural_tags import to_lark, with_schemas
+from sapwood.executor.grammar.structural_tags import to_lark, with_parts
 
 
 def test_every_schema_is_changed_and_nothing_else():
     inner = {"type": "json_schema", "json_schema": {"type": "json_schema"}}
     form = {"type": "sequence", "elements": [inner, {"type": "tag", "content": inner}]}
-    changed = with_schemas(form, lambda schema: [schema])
+    changed = with_parts(form, lambda schema: [schema])
     new = {"type": "json_schema", "json_schema": [{"type": "json_schema"}]}
     assert changed == {"type": "sequence", "elements": [new, {"type": "tag", "content": new}]}
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 from sapwood.base.clock import Clock
 from sapwood.base.errors import InvalidRequest, Overloaded, SapwoodError
 from sapwood.executor.grammar.interface import CompiledGrammar, GrammarBackend
+from sapwood.executor.grammar.sandbox import COMPILING_STACK_BYTES, TrialCancelled
 from sapwood.schema.grammar import Grammar
 
 log = logging.getLogger(__name__)
 
-NUM_WORKERS = 2
-MAX_ABANDONED = 4
-"""Compilations that took too long cannot be stopped; while this many run on, no other starts."""
+NUM_WORKERS = 4
 CLOSE_LIMIT_S = 5.0
 """So long the end of the engine waits for compilations that run."""
 MAX_ENTRIES = 1024
@@ -27,15 +27,43 @@ MAX_CACHE_BYTES = 256 * 2**20
 """Limits of what is kept unused."""
 
 
+class RunningTrial(Protocol):
+    """A trial of one grammar."""
+
+    def wait(self) -> None:
+        """Until it has ended. Raises SapwoodError if the grammar is refused, TrialCancelled."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        ...
+
+
+class Sandbox(Protocol):
+    """Where grammars are tried, in bounded time, before the engine compiles them."""
+
+    def begin(self, grammar: Grammar) -> RunningTrial: ...
+
+    def close(self) -> None:
+        """End the trials that run, and begin no more."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One (kind, text). `result` is set once; `since_s` when its compilation began."""
+    """One (kind, text).
+
+    num_users  open requests that need it
+    since_s    when it came
+    result     set once
+    trial      while it is tried
+    """
 
     grammar: Grammar
+    since_s: float
     num_users: int = 0
     result: CompiledGrammar | SapwoodError | None = None
-    since_s: float | None = None
-    done: threading.Event = field(default_factory=threading.Event)
+    trial: RunningTrial | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -48,30 +76,31 @@ class GrammarCompiler:
     """Safe to use from several threads.
 
     make_backend  called once, when the first grammar comes: it imports, and reads the vocabulary
-    timeout_s     a grammar that takes longer is refused; making the backend is not counted
+    sandbox       tries every grammar before it is compiled
+    patience_s    a grammar whose turn has not come after that time is refused for now
     max_bytes     of a grammar's text
     """
 
     def __init__(
         self,
         make_backend: Callable[[], GrammarBackend],
+        sandbox: Sandbox,
         *,
-        timeout_s: float,
+        patience_s: float,
         max_bytes: int,
         clock: Clock,
     ) -> None:
         self._make_backend = make_backend
-        self._timeout_s = timeout_s
+        self._sandbox = sandbox
+        self._patience_s = patience_s
         self._max_bytes = max_bytes
         self._clock = clock
         self._lock = threading.Lock()
         self._backend_lock = threading.Lock()
         self._backend: GrammarBackend | None = None
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
-        self._queue: list[_Entry] = []
-        self._num_running = 0
-        self._num_abandoned = 0
-        self._threads: set[threading.Thread] = set()
+        self._queue: deque[_Entry] = deque()
+        self._workers: set[threading.Thread] = set()
         self._is_closed = False
 
     def close(self) -> None:
@@ -82,18 +111,18 @@ class GrammarCompiler:
         with self._lock:
             self._is_closed = True
             self._queue.clear()
-            threads = list(self._threads)
+            workers = list(self._workers)
+        self._sandbox.close()
         end_s = time.monotonic() + CLOSE_LIMIT_S
-        for thread in threads:
-            thread.join(max(0.0, end_s - time.monotonic()))
+        for worker in workers:
+            worker.join(max(0.0, end_s - time.monotonic()))
 
     def enter(self, grammar: Grammar) -> None:
         """A request has come that needs it: compile it unless it is known."""
         with self._lock:
-            self._give_up_what_is_late()
             entry = self._entries.get(grammar.key)
             if entry is None:
-                entry = self._entries[grammar.key] = _Entry(grammar)
+                entry = self._entries[grammar.key] = _Entry(grammar, self._clock.now_s())
                 self._begin(entry)
             entry.num_users += 1
             self._entries.move_to_end(grammar.key)
@@ -101,7 +130,10 @@ class GrammarCompiler:
     def leave(self, grammar: Grammar) -> None:
         """A request that needed it has ended."""
         with self._lock:
-            self._entries[grammar.key].num_users -= 1
+            entry = self._entries[grammar.key]
+            entry.num_users -= 1
+            if not entry.num_users and entry.result is None:
+                self._abandon(entry)
             self._forget_some()
 
     def is_ready(self, grammar: Grammar) -> bool:
@@ -109,13 +141,12 @@ class GrammarCompiler:
 
         Raises InvalidRequest if it cannot be, Overloaded if it could only later."""
         with self._lock:
-            self._give_up_what_is_late()
             result = self._entries[grammar.key].result
-            if isinstance(result, SapwoodError):
-                # A copy: each `raise` adds its frames to an error's traceback, and the requests
-                # that these hold would live as long as the entry.
-                raise copy(result)
-            return result is not None
+        if isinstance(result, SapwoodError):
+            # A copy: each `raise` adds its frames to an error's traceback, and the requests that
+            # these hold would live as long as the entry.
+            raise copy(result)
+        return result is not None
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
         """Of a grammar that is ready; None if all requests that needed it have left since."""
@@ -134,7 +165,7 @@ class GrammarCompiler:
         with self._lock:
             return sum(entry.num_users > 0 for entry in self._entries.values())
 
-    # ---- with the lock held, except `_work` and `_prepared` --------------------------------------
+    # ---- with the lock held ----------------------------------------------------------------------
 
     def _begin(self, entry: _Entry) -> None:
         size = len(entry.grammar.text.encode())
@@ -146,82 +177,35 @@ class GrammarCompiler:
             )
             return
         self._queue.append(entry)
-        self._start_workers()
+        if len(self._workers) < NUM_WORKERS and not self._is_closed:
+            worker = threading.Thread(target=self._work, name="grammar-compiler", daemon=True)
+            self._workers.add(worker)
+            # The size is the whole process's until it is set again; a thread that starts meanwhile
+            # only gets more than it needs.
+            usual = threading.stack_size(COMPILING_STACK_BYTES)
+            worker.start()
+            threading.stack_size(usual)
 
-    def _start_workers(self) -> None:
-        while self._queue and self._num_running < NUM_WORKERS and not self._is_closed:
-            if self._num_abandoned >= MAX_ABANDONED:
-                for entry in self._queue:
-                    entry.result = Overloaded(
-                        "grammars of other requests, which took too long, are still being "
-                        "compiled; try again later"
-                    )
-                self._queue.clear()
-                return
-            self._num_running += 1
-            entry = self._queue.pop(0)
-            # A daemon: a compilation without an end must not keep the process.
-            thread = threading.Thread(
-                target=self._work, args=(entry,), name="grammar-compiler", daemon=True
+    def _abandon(self, entry: _Entry) -> None:
+        """All requests that needed it have left: nobody should wait for its turn to end."""
+        if entry.trial is not None:
+            entry.trial.cancel()
+        elif entry in self._queue:
+            self._queue.remove(entry)
+            del self._entries[entry.grammar.key]
+
+    def _next(self) -> _Entry | None:
+        """What to compile next; None, and the worker ends, if there is nothing."""
+        while self._queue and not self._is_closed:
+            entry = self._queue.popleft()
+            if self._clock.now_s() - entry.since_s <= self._patience_s:
+                return entry
+            entry.result = Overloaded(
+                "the grammars of other requests are still being compiled, which takes long; try "
+                "again later"
             )
-            self._threads.add(thread)
-            thread.start()
-
-    def _work(self, entry: _Entry) -> None:
-        result: CompiledGrammar | SapwoodError
-        try:
-            backend = self._prepared()
-            with self._lock:
-                entry.since_s = self._clock.now_s()
-            result = backend.compile(entry.grammar)
-        except InvalidRequest as error:
-            result = error.with_traceback(None)
-        except Exception as error:
-            log.exception("compiling a grammar failed")
-            result = InvalidRequest(
-                f"the {entry.grammar.kind} cannot be compiled: {type(error).__name__}: {error}",
-                param=entry.grammar.kind,
-            )
-        with self._lock:
-            if entry.result is None:
-                entry.result = result
-                self._num_running -= 1
-            else:
-                self._num_abandoned -= 1
-            self._threads.discard(threading.current_thread())
-            self._start_workers()
-            self._forget_some()
-        entry.done.set()
-
-    def _prepared(self) -> GrammarBackend:
-        with self._backend_lock:
-            if self._backend is None:
-                self._backend = self._make_backend()
-            return self._backend
-
-    def _give_up_what_is_late(self) -> None:
-        """All of them, not only the entry that somebody asks for: a client that has left asks no
-        more, and its compilation would keep a worker from all others."""
-        now_s = self._clock.now_s()
-        late = [
-            entry
-            for entry in self._entries.values()
-            if entry.result is None
-            and entry.since_s is not None
-            and now_s - entry.since_s > self._timeout_s
-        ]
-        for entry in late:
-            self._give_up(entry)
-
-    def _give_up(self, entry: _Entry) -> None:
-        entry.result = InvalidRequest(
-            f"the {entry.grammar.kind} was not compiled within {self._timeout_s:g} s, this "
-            "server's --grammar-compile-timeout; make it simpler",
-            param=entry.grammar.kind,
-        )
-        self._num_running -= 1
-        self._num_abandoned += 1
-        self._start_workers()
+        self._workers.discard(threading.current_thread())
+        return None
 
     def _forget_some(self) -> None:
         """Within the limits, the least recently used stay; so do those in use or in work. What is
@@ -234,3 +218,53 @@ class GrammarCompiler:
             if is_passing or len(self._entries) > MAX_ENTRIES or num_bytes > MAX_CACHE_BYTES:
                 num_bytes -= entry.num_bytes
                 del self._entries[key]
+
+    # ---- in a worker's thread --------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                entry = self._next()
+            if entry is None:
+                return
+            result = self._compile(entry)
+            with self._lock:
+                entry.result = result
+                entry.trial = None
+                if result is None and entry.num_users:
+                    # Another request has come meanwhile.
+                    entry.since_s = self._clock.now_s()
+                    self._queue.append(entry)
+                elif result is None:
+                    del self._entries[entry.grammar.key]
+                self._forget_some()
+
+    def _compile(self, entry: _Entry) -> CompiledGrammar | SapwoodError | None:
+        """None if the trial was cancelled."""
+        grammar = entry.grammar
+        try:
+            trial = self._sandbox.begin(grammar)
+            # Made while the trial's process starts, or tries.
+            backend = self._prepared()
+            with self._lock:
+                entry.trial = trial
+                if not entry.num_users:
+                    self._abandon(entry)
+            trial.wait()
+            return backend.compile(grammar)
+        except TrialCancelled:
+            return None
+        except SapwoodError as error:
+            return error.with_traceback(None)
+        except Exception as error:
+            log.exception("compiling a grammar failed")
+            return InvalidRequest(
+                f"the {grammar.kind} cannot be compiled: {type(error).__name__}: {error}",
+                param=grammar.kind,
+            )
+
+    def _prepared(self) -> GrammarBackend:
+        with self._backend_lock:
+            if self._backend is None:
+                self._backend = self._make_backend()
+            return self._backend

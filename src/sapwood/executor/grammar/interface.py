@@ -30,11 +30,18 @@ class Matcher(Protocol):
         ...
 
     def accept(self, token_id: int) -> bool:
-        """Take that token; False, and nothing is taken, if it may not come here."""
+        """Take that token; False, and nothing is taken, if it may not come here.
+
+        Raises GrammarFailed if finding out would take too long."""
         ...
 
-    def forced(self) -> bytes:
-        """The bytes that every continuation begins with; b"" if there is a choice."""
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether tokens taken from here on may be taken back."""
+        ...
+
+    def rollback(self, num_tokens: int) -> None:
+        """Take back that many tokens, which were taken since it could be rolled back."""
         ...
 
 

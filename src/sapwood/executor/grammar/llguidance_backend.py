@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sapwood.base.errors import InvalidRequest
 from sapwood.executor.grammar.interface import GrammarFailed
 from sapwood.executor.grammar.json_schema import simplified
-from sapwood.executor.grammar.structural_tags import to_lark, with_schemas
+from sapwood.executor.grammar.structural_tags import regex_body, to_lark, with_parts
 from sapwood.executor.grammar.vocabulary import Vocabulary
 from sapwood.schema.grammar import Grammar
 
@@ -28,6 +28,8 @@ _BYTES_PER_CHARACTER = 200
 
 
 class LLGuidanceMatcher:
+    can_roll_back = True
+
     def __init__(self, matcher: Any, ends: frozenset[int]) -> None:
         self._matcher = matcher
         self._ends = ends
@@ -42,15 +44,20 @@ class LLGuidanceMatcher:
             # Its mask names one end-of-sequence token; a model may have several.
             for end in self._ends:
                 masks[index, end // 32] |= np.int32(_BITS[end % 32])
+        elif not masks[index].any():
+            raise GrammarFailed("the grammar allows no token of this model here")
 
     def accept(self, token_id: int) -> bool:
         if token_id in self._ends:
             self.has_ended = bool(self._matcher.is_accepting())
             return self.has_ended
-        return bool(self._matcher.try_consume_tokens([token_id]) == 1)
+        is_taken = bool(self._matcher.try_consume_tokens([token_id]) == 1)
+        if self._matcher.is_error():
+            raise GrammarFailed(_first_line(self._matcher.get_error()))
+        return is_taken
 
-    def forced(self) -> bytes:
-        return bytes(self._matcher.compute_ff_bytes())
+    def rollback(self, num_tokens: int) -> None:
+        self._matcher.rollback(num_tokens)
 
 
 _BITS = [1 << bit if bit < 31 else -(1 << 31) for bit in range(32)]
@@ -138,9 +145,9 @@ class LLGuidanceBackend:
                 )
             )
         if grammar.kind == "regex":
-            # \\d, \\w and \\s are ASCII, as in the other backend.
-            body = llguidance.regex_to_lark(grammar.text, use_ascii="dws").replace("\n", "\\n")
-            return str(llguidance.LLMatcher.grammar_from_lark(f"start: /{body}/"))
+            return str(
+                llguidance.LLMatcher.grammar_from_lark(f"start: /{regex_body(grammar.text)}/")
+            )
         if grammar.kind == "ebnf":
             return str(llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text)))
         if grammar.kind == "choice":
@@ -148,7 +155,7 @@ class LLGuidanceBackend:
                 json.dumps(one, ensure_ascii=False) for one in json.loads(grammar.text)
             )
             return str(llguidance.LLMatcher.grammar_from_lark(f"start: {options}"))
-        form = with_schemas(
+        form = with_parts(
             json.loads(grammar.text)["format"], lambda schema: simplified(json.dumps(schema))
         )
         lark = to_lark(form, self._vocabulary, json.dumps(self._options))

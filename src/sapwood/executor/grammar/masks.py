@@ -11,18 +11,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.grammar.interface import CompiledGrammar, GrammarFailed, Matcher
-from sapwood.executor.grammar.recursion import may_repeat_itself
+from sapwood.executor.grammar.jump import forced_tokens
 from sapwood.executor.grammar.thinking import AfterThinking
 from sapwood.executor.grammar.vocabulary import Vocabulary
 from sapwood.kernels.interface import Kernels
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.step import RowStart
 
-MIN_FORCED_BYTES = 2
-"""Shorter continuations are one token, which costs as much to compute sampled as not."""
 SLOW_STEP_S = 0.005
 """A step's work for one row, of 0.1 ms as a rule, is slow beyond this."""
 SLOW_BUDGET_S = 0.5
@@ -45,23 +44,14 @@ class _Constrained:
     may_jump   tokens may be put out without being sampled
     may_empty  other processors may have forbidden all that the grammar allows
     spare_s    seconds that steps of this row may still take beyond SLOW_STEP_S each
+    next_mask  [1, words] of the next token, if it is known already
     """
 
     matcher: Matcher
     may_jump: bool
     may_empty: bool
     spare_s: float = SLOW_BUDGET_S
-
-
-def forced_tokens(forced: bytes, vocabulary: Vocabulary) -> list[int]:
-    """Tokens of the forced bytes, without those that what follows could still change.
-
-    A tokenizer joins characters as far as it can: the last token might be longer if the text went
-    on, so it is left to be sampled."""
-    token_ids = vocabulary.encode(forced.decode("utf-8", "ignore"))[:-1]
-    # Some tokenizers put a space in front, or normalise: then these are other bytes.
-    so_far = b"".join(vocabulary.tokens[token_id] for token_id in token_ids)
-    return token_ids if forced.startswith(so_far) else []
+    next_mask: NDArray[np.int32] | None = None
 
 
 class GrammarMasks:
@@ -71,7 +61,7 @@ class GrammarMasks:
     failures   row -> why its request cannot go on, which the sampler hands on
     vocabulary  called once, when the first grammar comes
     may_jump   whether tokens that the grammar leaves no choice about are put out without sampling
-    clock_s    seconds, to find grammars that are slow to follow
+    clock_s    seconds of this thread's processor time, to find grammars that are slow to follow
     """
 
     def __init__(
@@ -84,7 +74,7 @@ class GrammarMasks:
         failures: dict[int, str],
         vocabulary: Callable[[], Vocabulary],
         may_jump: bool = False,
-        clock_s: Callable[[], float] = time.perf_counter,
+        clock_s: Callable[[], float] = time.thread_time,
     ) -> None:
         self._clock_s = clock_s
         self._grammars = grammars
@@ -122,10 +112,7 @@ class GrammarMasks:
                 return
         self._rows[start.row] = _Constrained(
             matcher,
-            may_jump=self._may_jump
-            and start.logprobs is None
-            and not start.return_hidden_states
-            and not may_repeat_itself(grammar),
+            may_jump=self._may_jump and start.logprobs is None and not start.return_hidden_states,
             may_empty=bool(
                 start.sampling.min_new_tokens or start.sampling.custom_logit_processor is not None
             ),
@@ -141,14 +128,13 @@ class GrammarMasks:
             return
         at: list[int] = []
         for index, row in enumerate(rows):
-            one = self._rows.get(row)
-            if one is None or one.matcher.has_ended:
+            constrained = self._rows.get(row)
+            if constrained is None or constrained.matcher.has_ended:
                 continue
             if len(at) == len(self._masks):
                 self._masks = np.concatenate((self._masks, np.zeros_like(self._masks)))
             try:
-                with self._timed(one):
-                    one.matcher.fill(self._masks, len(at))
+                self._fill(constrained, len(at))
             except GrammarFailed as error:
                 self._fail(row, str(error))
                 continue
@@ -173,12 +159,13 @@ class GrammarMasks:
         if not self._rows:
             return
         for row, token_id in zip(rows, token_ids, strict=True):
-            one = self._rows.get(row)
-            if one is None or one.matcher.has_ended:
+            constrained = self._rows.get(row)
+            if constrained is None or constrained.matcher.has_ended:
                 continue
             try:
-                with self._timed(one):
-                    matches = one.matcher.accept(token_id)
+                constrained.next_mask = None
+                with self._timed(constrained):
+                    matches = constrained.matcher.accept(token_id)
             except GrammarFailed as error:
                 self._fail(row, str(error))
                 continue
@@ -191,28 +178,50 @@ class GrammarMasks:
             return {}
         jumps: dict[int, list[int]] = {}
         for row in rows:
-            one = self._rows.get(row)
-            if one is None or not one.may_jump or one.matcher.has_ended:
+            constrained = self._rows.get(row)
+            if constrained is None or not constrained.may_jump or constrained.matcher.has_ended:
                 continue
-            forced = one.matcher.forced()
-            if len(forced) < MIN_FORCED_BYTES:
+            try:
+                taken = self._jump(constrained)
+            except GrammarFailed as error:
+                self._fail(row, str(error))
                 continue
-            taken: list[int] = []
-            for token_id in forced_tokens(forced, self._vocabulary()):
-                if not one.matcher.accept(token_id):
-                    break
-                taken.append(token_id)
             if taken:
                 jumps[row] = taken
         return jumps
 
+    def _jump(self, row: _Constrained) -> list[int]:
+        matcher = row.matcher
+        if not matcher.can_roll_back:
+            return []
+        mask = np.zeros((1, self._words), dtype=np.int32)
+        taken: list[int] = []
+        with self._timed(row):
+            matcher.fill(mask, 0)
+            for token_id in forced_tokens(matcher, mask, self._vocabulary()):
+                if not matcher.accept(token_id):
+                    break
+                taken.append(token_id)
+        if not taken:
+            row.next_mask = mask
+        return taken
+
+    def _fill(self, row: _Constrained, index: int) -> None:
+        """Write the mask of that row's next token to self._masks[index]."""
+        if row.next_mask is not None:
+            self._masks[index] = row.next_mask[0]
+            row.next_mask = None
+            return
+        with self._timed(row):
+            row.matcher.fill(self._masks, index)
+
     @contextmanager
-    def _timed(self, one: _Constrained) -> Iterator[None]:
+    def _timed(self, row: _Constrained) -> Iterator[None]:
         """GrammarFailed once the row's slow steps have taken more than SLOW_BUDGET_S."""
         begin_s = self._clock_s()
         yield
-        one.spare_s -= max(0.0, self._clock_s() - begin_s - SLOW_STEP_S)
-        if one.spare_s < 0:
+        row.spare_s -= max(0.0, self._clock_s() - begin_s - SLOW_STEP_S)
+        if row.spare_s < 0:
             raise GrammarFailed(
                 "the grammar takes too long to follow, as an ambiguous one does; make it simpler"
             )

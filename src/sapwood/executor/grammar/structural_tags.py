@@ -17,15 +17,26 @@ from sapwood.executor.grammar.vocabulary import Vocabulary
 _ANY_TEXT = r"/(.|\n)*/"
 
 
-def with_schemas(form: Any, change: Callable[[Any], Any]) -> Any:
-    """The format with every JSON Schema in it changed so."""
+def with_parts(
+    form: Any, schema: Callable[[Any], Any], regex: Callable[[str], str] = lambda text: text
+) -> Any:
+    """The format with every JSON Schema and every regular expression in it changed so."""
     if isinstance(form, list):
-        return [with_schemas(one, change) for one in form]
+        return [with_parts(part, schema, regex) for part in form]
     if not isinstance(form, Mapping):
         return form
     if form.get("type") == "json_schema":
-        return {**form, "json_schema": change(form.get("json_schema"))}
-    return {key: with_schemas(value, change) for key, value in form.items()}
+        return {**form, "json_schema": schema(form.get("json_schema"))}
+    if form.get("type") == "regex" and isinstance(form.get("pattern"), str):
+        return {**form, "pattern": regex(form["pattern"])}
+    return {key: with_parts(value, schema, regex) for key, value in form.items()}
+
+
+def regex_body(text: str) -> str:
+    """A regular expression as llguidance's syntax has it between slashes.
+
+    \\d, \\w and \\s are ASCII, as in the other backend."""
+    return llguidance.regex_to_lark(text, use_ascii="dws").replace("\n", "\\n")
 
 
 def to_lark(form: Mapping[str, Any], vocabulary: Vocabulary, json_options: str) -> str:
@@ -111,9 +122,7 @@ class _LarkWriter:
         return self._define("json", "%json " + json.dumps(with_options, ensure_ascii=False))
 
     def _regex(self, form: Mapping[str, Any]) -> str:
-        return self._define(
-            "R", f"/{llguidance.regex_to_lark(form['pattern'])}/".replace("\n", "\\n")
-        )
+        return self._define("R", f"/{regex_body(form['pattern'])}/")
 
     def _const(self, form: Mapping[str, Any]) -> str:
         return self.literal(form["value"])

@@ -79,8 +79,12 @@ class AfterThinking:
             self._stage = _Stage.THINKING
         return True
 
-    def forced(self) -> bytes:
-        return self._inner.forced() if self._stage is _Stage.ANSWER else b""
+    @property
+    def can_roll_back(self) -> bool:
+        return self._stage is _Stage.ANSWER
+
+    def rollback(self, num_tokens: int) -> None:
+        self._inner.rollback(num_tokens)
 
     def _think(self, token_id: int) -> bool:
         if token_id in self._vocabulary.ends:

@@ -17,7 +17,7 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.executor.grammar.interface import GrammarFailed
 from sapwood.executor.grammar.json_schema import for_xgrammar, simplified, why_inexact
 from sapwood.executor.grammar.patterns import why_not_plain
-from sapwood.executor.grammar.structural_tags import with_schemas
+from sapwood.executor.grammar.structural_tags import with_parts
 from sapwood.executor.grammar.vocabulary import Vocabulary
 from sapwood.schema.grammar import Grammar
 
@@ -25,6 +25,8 @@ _PLACE = re.compile(r"^\[[\d:]+\] \S+?: ?(Check failed: .*? is \w+: )?")
 
 
 class XGrammarMatcher:
+    can_roll_back = True
+
     def __init__(self, compiled: Any) -> None:
         self._matcher = xgrammar.GrammarMatcher(compiled)
 
@@ -41,12 +43,8 @@ class XGrammarMatcher:
     def accept(self, token_id: int) -> bool:
         return bool(self._matcher.accept_token(token_id))
 
-    def forced(self) -> bytes:
-        try:
-            return str(self._matcher.find_jump_forward_string()).encode()
-        except UnicodeDecodeError:
-            # The rest of a character, whose first bytes were a token: it gives only whole text.
-            return b""
+    def rollback(self, num_tokens: int) -> None:
+        self._matcher.rollback(num_tokens)
 
 
 class XGrammarCompiled:
@@ -101,7 +99,7 @@ class XGrammarBackend:
         if grammar.kind == "choice":
             options = " | ".join(json.dumps(one) for one in json.loads(grammar.text))
             return self._compiler.compile_grammar(f"root ::= {options}\n")
-        tag = with_schemas(json.loads(grammar.text), self._of_tag)
+        tag = with_parts(json.loads(grammar.text), self._of_tag, _checked_regex)
         return self._tag_compiler.compile_structural_tag(json.dumps(tag))
 
     def _exact(self, schema: Any) -> Any:
@@ -113,6 +111,8 @@ class XGrammarBackend:
         return schema
 
     def _of_tag(self, schema: Any) -> Any:
+        if not self._any_whitespace:
+            raise InvalidRequest("xgrammar allows any whitespace in a structural tag's JSON")
         return for_xgrammar(self._exact(simplified(json.dumps(schema))))
 
 

@@ -1,0 +1,224 @@
+"""Tries grammars in a process of their own before the engine compiles them.
+
+A grammar comes from a client, and native compilers take some of them badly: they recurse until the
+stack ends, take minutes, or all memory. The engine compiles only grammars whose compilation ended
+well in the sandbox, so that one request cannot take the others with it. A trial costs what the
+compilation costs, and about ten milliseconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import msgspec
+
+from sapwood.base.errors import InvalidRequest, Overloaded, SapwoodError
+from sapwood.schema.config.grammar import GrammarConfig
+from sapwood.schema.grammar import Grammar
+
+log = logging.getLogger(__name__)
+
+STACK_BYTES = 4 * 2**20
+"""Of a trial. Threads that compile in the engine have COMPILING_STACK_BYTES, those that match the
+8 MiB of every process; what fits here fits there."""
+COMPILING_STACK_BYTES = 4 * STACK_BYTES
+MEMORY_BYTES = 2**30
+"""That a trial may take beyond what the process had before."""
+SLOWEST_MASK_S = 0.25
+"""Processor time of the first mask; as a rule it takes 0.1 ms."""
+END_LIMIT_S = 5.0
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """The first message: what the sandbox compiles for.
+
+    tokenizer_path  a directory
+    vocab_size      token ids of the model
+    ends            ids that end an output
+    timeout_s       of one trial
+    """
+
+    tokenizer_path: str
+    vocab_size: int
+    ends: list[int]
+    config: GrammarConfig
+    timeout_s: float
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
+    """Try that grammar. id: above 0."""
+
+    id: int
+    grammar: Grammar
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """Nobody waits for that trial any more."""
+
+    id: int
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a trial ended.
+
+    refusal   why the grammar is refused; None: it may be compiled
+    ended_by  the signal that ended the trial, -1 if it was none; 0: it has answered
+    """
+
+    id: int
+    refusal: str | None = None
+    param: str | None = None
+    ended_by: int = 0
+
+
+class TrialCancelled(Exception):
+    """Whoever waited for a trial has left, so that it was ended."""
+
+
+class RunningTrial:
+    """A trial that has begun. refusal: why an answer refuses the grammar, None if it does not."""
+
+    def __init__(
+        self, refusal: Callable[[Answer], SapwoodError | None], end: Callable[[], None]
+    ) -> None:
+        self.answer: Future[Answer] = Future()
+        self._refusal = refusal
+        self._end = end
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """End the trial, since nobody waits for it any more."""
+        self._is_cancelled = True
+        self._end()
+
+    def wait(self) -> None:
+        """Until the trial has ended. Raises SapwoodError if the grammar is refused,
+        TrialCancelled if the trial was ended before it could tell."""
+        answer = self.answer.result()
+        if self._is_cancelled and answer.ended_by:
+            raise TrialCancelled
+        refusal = self._refusal(answer)
+        if refusal is not None:
+            raise refusal
+
+
+class GrammarSandbox:
+    """Safe to use from several threads. The first trial starts the process."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._running: dict[int, RunningTrial] = {}
+        self._num_trials = 0
+        self._is_closed = False
+
+    def begin(self, grammar: Grammar) -> RunningTrial:
+        with self._lock:
+            if self._is_closed:
+                raise Overloaded("the engine is ending")
+            process = self._process = self._process or self._start()
+            self._num_trials += 1
+            trial_id = self._num_trials
+            trial = RunningTrial(
+                functools.partial(self._refusal, grammar),
+                functools.partial(self._cancel, trial_id),
+            )
+            self._running[trial_id] = trial
+            # Sent with the lock held: two messages must not mix.
+            _send(process, Trial(id=trial_id, grammar=grammar))
+        return trial
+
+    def close(self) -> None:
+        """End the process; trials that run fail. May be called twice."""
+        with self._lock:
+            self._is_closed = True
+            process = self._process
+        if process is None:
+            return
+        _close_input(process)
+        try:
+            process.wait(END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sapwood.executor.grammar.sandbox_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        threading.Thread(
+            target=self._read, args=(process,), name="grammar-sandbox", daemon=True
+        ).start()
+        _send(process, self._setting)
+        return process
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        """Hand on what the process answers, until it ends."""
+        assert process.stdout is not None
+        with process.stdout as answers:
+            for line in answers:
+                answer = msgspec.json.decode(line, type=Answer)
+                with self._lock:
+                    trial = self._running.pop(answer.id)
+                trial.answer.set_result(answer)
+        with self._lock:
+            left, self._running = self._running, {}
+            self._process = None
+            _close_input(process)
+            if not self._is_closed:
+                log.error("the process that tries grammars ended with %s", process.wait())
+        for trial in left.values():
+            trial.answer.set_exception(
+                Overloaded("the process that tries grammars has ended; send the request again")
+            )
+
+    def _cancel(self, trial_id: int) -> None:
+        with self._lock:
+            if self._process is not None and trial_id in self._running:
+                _send(self._process, Cancel(id=trial_id))
+
+    def _refusal(self, grammar: Grammar, answer: Answer) -> SapwoodError | None:
+        if answer.refusal is not None:
+            return InvalidRequest(answer.refusal, param=answer.param)
+        if answer.ended_by == signal.SIGALRM:
+            return InvalidRequest(
+                f"the {grammar.kind} was not compiled within {self._setting.timeout_s:g} s, this "
+                "server's --grammar-compile-timeout; make it simpler",
+                param=grammar.kind,
+            )
+        if answer.ended_by:
+            return InvalidRequest(
+                f"the {grammar.kind} cannot be compiled: its parts are nested too deeply, or it "
+                f"needs more than {MEMORY_BYTES >> 20} MiB (the compiler was ended by signal "
+                f"{answer.ended_by}); make it simpler",
+                param=grammar.kind,
+            )
+        return None
+
+
+def _close_input(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.close()
+    except BrokenPipeError:
+        log.debug("the process that tries grammars has not read its last message")
+
+
+def _send(process: subprocess.Popen[bytes], message: msgspec.Struct) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(msgspec.json.encode(message) + b"\n")
+        process.stdin.flush()
+    except (BrokenPipeError, ValueError):
+        # The process has ended; `_read` finds that out and tells those that wait.
+        log.debug("the process that tries grammars takes no more messages")

@@ -1,0 +1,234 @@
+"""The process in which grammars are tried: python -m sapwood.executor.grammar.sandbox_process
+
+It reads the tokenizer once. For each grammar it makes a copy of itself, which compiles the grammar
+and computes the first mask within limits of time, memory and stack. Whatever a grammar does to a
+compiler ends that copy only.
+
+Standard input and output carry the messages of `sandbox.py`, one JSON text per line. The process
+ends when its input does.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.executor.grammar.backends import make_backend
+from sapwood.executor.grammar.interface import GrammarBackend, GrammarFailed
+from sapwood.executor.grammar.sandbox import (
+    MEMORY_BYTES,
+    SLOWEST_MASK_S,
+    STACK_BYTES,
+    Answer,
+    Cancel,
+    Setting,
+    Trial,
+)
+from sapwood.executor.grammar.vocabulary import vocabulary_of
+from sapwood.schema.grammar import Grammar
+from sapwood.text.tokenizer import Tokenizer
+
+NICENESS = 10
+"""Of a trial: the engine's own threads go first."""
+PIECE_BYTES = 65536
+
+
+def main() -> None:
+    # Ctrl-C in a terminal reaches this process too; it ends when the engine closes its input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What libraries print must not come between the messages.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    # Unbuffered: what comes after the first line is for `Trials`.
+    messages = os.fdopen(0, "rb", buffering=0)
+    setting = msgspec.json.decode(messages.readline(), type=Setting)
+    tokenizer = Tokenizer.from_directory(Path(setting.tokenizer_path))
+    vocabulary = vocabulary_of(tokenizer, size=setting.vocab_size, ends=setting.ends)
+    backend = make_backend(setting.config, vocabulary)
+    words = -(-vocabulary.size // 32)
+    # Copies that collect no garbage share these pages of memory for good.
+    gc.collect()
+    gc.freeze()
+    # A compiler that panics says so at length.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    Trials(lambda grammar: try_out(backend, grammar, words), setting.timeout_s, answers).serve(
+        messages.fileno()
+    )
+
+
+def try_out(backend: GrammarBackend, grammar: Grammar, words: int) -> None:
+    """Compile the grammar and compute its first mask, of that many words of 32 tokens.
+
+    Raises InvalidRequest if the grammar cannot be compiled, or is too slow to follow."""
+    matcher = backend.compile(grammar).matcher()
+    masks = np.zeros((1, words), dtype=np.int32)
+    begin_s = time.thread_time()
+    try:
+        matcher.fill(masks, 0)
+    except GrammarFailed as error:
+        raise InvalidRequest(
+            f"the {grammar.kind} cannot be followed: {error}", param=grammar.kind
+        ) from None
+    if time.thread_time() - begin_s > SLOWEST_MASK_S:
+        raise InvalidRequest(
+            f"the {grammar.kind} takes too long to follow: finding the tokens that may come first "
+            f"took more than {SLOWEST_MASK_S:g} s; make it simpler",
+            param=grammar.kind,
+        )
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A copy of this process that tries one grammar; `answer` is what it has written so far."""
+
+    trial_id: int
+    pid: int
+    answer: bytearray = field(default_factory=bytearray)
+
+
+class Trials:
+    """Runs each trial in a copy of this process, several at a time.
+
+    try_out    raises InvalidRequest if the grammar is to be refused
+    timeout_s  a copy that runs longer is ended
+    answers    where answers are written
+    """
+
+    def __init__(
+        self, try_out: Callable[[Grammar], None], timeout_s: float, answers: BinaryIO
+    ) -> None:
+        self._try_out = try_out
+        self._timeout_s = timeout_s
+        self._answers = answers
+        self._selector = selectors.DefaultSelector()
+        self._copies: dict[int, _Copy] = {}
+        self._unread = bytearray()
+        self._decoder = msgspec.json.Decoder(Trial | Cancel)
+
+    def serve(self, messages: int) -> None:
+        """Until the file descriptor `messages` has no more."""
+        self._selector.register(messages, selectors.EVENT_READ)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd != messages:
+                    self._read_answer(key.fd)
+                elif not self._read_messages(messages):
+                    self._end_all()
+                    return
+
+    def _read_messages(self, messages: int) -> bool:
+        piece = os.read(messages, PIECE_BYTES)
+        if not piece:
+            return False
+        self._unread += piece
+        if b"\n" not in piece:
+            return True
+        *lines, rest = bytes(self._unread).split(b"\n")
+        self._unread = bytearray(rest)
+        for line in lines:
+            message = self._decoder.decode(line)
+            if isinstance(message, Trial):
+                self._begin(message)
+            else:
+                self._cancel(message.id)
+        return True
+
+    def _begin(self, trial: Trial) -> None:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            _run(self._try_out, trial, self._timeout_s, writer)
+        os.close(writer)
+        self._copies[reader] = _Copy(trial.id, pid)
+        self._selector.register(reader, selectors.EVENT_READ)
+
+    def _read_answer(self, reader: int) -> None:
+        copy = self._copies[reader]
+        piece = os.read(reader, PIECE_BYTES)
+        if piece:
+            copy.answer += piece
+            return
+        # The copy has ended.
+        self._selector.unregister(reader)
+        os.close(reader)
+        del self._copies[reader]
+        _, status = os.waitpid(copy.pid, 0)
+        if copy.answer:
+            self._answers.write(bytes(copy.answer))
+            return
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -1
+        answer = Answer(id=copy.trial_id, ended_by=ended_by)
+        self._answers.write(msgspec.json.encode(answer) + b"\n")
+
+    def _cancel(self, trial_id: int) -> None:
+        for copy in self._copies.values():
+            if copy.trial_id == trial_id:
+                os.kill(copy.pid, signal.SIGKILL)
+
+    def _end_all(self) -> None:
+        for copy in self._copies.values():
+            os.kill(copy.pid, signal.SIGKILL)
+            os.waitpid(copy.pid, 0)
+
+
+def _run(try_out: Callable[[Grammar], None], trial: Trial, timeout_s: float, writer: int) -> None:
+    """What a copy does; it does not return."""
+    status = 1
+    try:
+        _limit(timeout_s)
+        try:
+            try_out(trial.grammar)
+            answer = Answer(id=trial.id)
+        except InvalidRequest as error:
+            answer = Answer(id=trial.id, refusal=error.message, param=error.param)
+        except Exception as error:  # noqa: BLE001 - it is told to the client
+            reason = f"{type(error).__name__}: {error}"
+            answer = Answer(
+                id=trial.id,
+                refusal=f"the {trial.grammar.kind} cannot be compiled: {reason}"[:1000],
+                param=trial.grammar.kind,
+            )
+        os.write(writer, msgspec.json.encode(answer) + b"\n")
+        status = 0
+    finally:
+        # No exit handlers: they belong to the process that this is a copy of.
+        os._exit(status)
+
+
+def _limit(timeout_s: float) -> None:
+    """Limit this process's time, memory and stack, and let others go first."""
+    # SIGALRM's default action ends the process, also where it never returns from native code.
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    os.nice(NICENESS)
+    for limit, most in (
+        (resource.RLIMIT_STACK, STACK_BYTES),
+        (resource.RLIMIT_AS, _address_space_bytes() + MEMORY_BYTES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        soft, hard = resource.getrlimit(limit)
+        allowed = [most, *(one for one in (soft, hard) if one != resource.RLIM_INFINITY)]
+        resource.setrlimit(limit, (min(allowed), hard))
+
+
+def _address_space_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()
