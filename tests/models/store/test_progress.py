@@ -61,10 +61,14 @@ def test_the_terminal_shows_label_and_amount():
     assert "1.0/2.0 MB" in out.getvalue()
 
 
-def test_a_log_file_gets_one_plain_line():
+def test_a_log_file_gets_plain_lines_with_the_time_that_a_stage_took():
     out = io.StringIO()
-    progress = TerminalProgress(Console(file=out, width=100))
+    times = iter([10.0, 13.25, 20.0, 20.5])
+    progress = TerminalProgress(Console(file=out, width=100), clock_s=lambda: next(times))
     progress.start("downloading [a] model", None)
     progress.advance(5)
+    progress.start("preparing it", None)
     progress.finish()
-    assert out.getvalue() == "downloading [a] model\n"
+    progress.finish()
+    lines = ["downloading [a] model", "downloading [a] model: 3.2 s"]
+    assert out.getvalue().splitlines() == [*lines, "preparing it", "preparing it: 0.5 s"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -16,22 +20,27 @@ from sapwood.models.store.progress import Progress, Silent
 
 
 class TerminalProgress:
-    """A Progress on a terminal; a console that is no terminal gets one plain line per stage."""
+    """A Progress on a terminal; a console that is no terminal gets two plain lines per stage, at its
+    beginning and, with its seconds, at its end."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock_s = clock_s
         self._bar: RichBar | None = None
+        self._stage: tuple[str, float] | None = None
 
     def start(self, label: str, total: int | None) -> None:
         self.finish()
         if not self._console.is_terminal:
-            self._console.print(label, highlight=False, markup=False)
+            self._stage = label, self._clock_s()
+            self._print(label)
             return
         self._bar = RichBar(
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
         )
@@ -46,6 +55,13 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._stage is not None:
+            label, begin_s = self._stage
+            self._stage = None
+            self._print(f"{label}: {self._clock_s() - begin_s:.1f} s")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False)
 
 
 def bar_on_terminal() -> Progress:
