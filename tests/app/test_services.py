@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from sapwood.app.services import build_services
+from sapwood.app.services import build_services, default_sampling
 from sapwood.base.channel import CallbackSender
 from sapwood.base.errors import ConfigError, InvalidRequest, ModelSourceError
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.models.store import fetch_model
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.sampling import SamplingParams
 from tests.tiny import VOCAB, write_llama
 
@@ -100,3 +101,16 @@ def test_defaults_out_of_range_are_the_models_fault(tmp_path: Path) -> None:
     (directory / "generation_config.json").write_text('{"top_p": 3}')
     with pytest.raises(ConfigError, match="the model's default sampling parameters"):
         build(directory)
+
+
+def test_what_the_models_files_leave_open_comes_from_the_catalogue(tmp_path: Path) -> None:
+    config = ModelConfig(model="smollm2-135m")
+    assert default_sampling(tmp_path, config) == {"temperature": 0}
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.3, "top_k": 5}')
+    assert default_sampling(tmp_path, config) == {"temperature": 0.3, "top_k": 5}
+    assert default_sampling(tmp_path, ModelConfig(model=str(tmp_path))) == {
+        "temperature": 0.3,
+        "top_k": 5,
+    }
+    config = ModelConfig(model="smollm2-135m", sampling_defaults="openai")
+    assert default_sampling(tmp_path, config) == {}

@@ -11,7 +11,7 @@ from sapwood.app.observability import build_observer
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.models.pooling import pooling_of
-from sapwood.models.store import ModelFiles
+from sapwood.models.store import ModelFiles, load_catalogue
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
@@ -67,9 +67,7 @@ def build_services(
         architectures=architectures,
         created=int(time.time()),
         version=version("sapwood"),
-        default_sampling=sampling_defaults(files.path)
-        if config.model.sampling_defaults == "model"
-        else {},
+        default_sampling=default_sampling(files.path, config.model),
         options=config.flat(),
         pooling=pooling,
         observer=observer,
@@ -77,6 +75,15 @@ def build_services(
         serves_metrics=observed.enable_metrics,
         custom_labels_header=observed.tokenizer_metrics_custom_labels_header,
     )
+
+
+def default_sampling(directory: Path, config: ModelConfig) -> dict[str, float]:
+    """Of what a request leaves open: from the model's files, then from the catalogue."""
+    if config.sampling_defaults != "model":
+        return {}
+    entry = load_catalogue().get(config.model)
+    advised = {} if entry is None else dict(entry.sampling)
+    return advised | sampling_defaults(directory)
 
 
 def decisions_about_answers(files: ModelFiles, config: ModelConfig) -> tuple[Decision, ...]:

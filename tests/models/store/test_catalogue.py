@@ -71,3 +71,12 @@ def test_an_entry_without_sources_is_refused():
     text = '[[model]]\nname = "n"\ndescription = "d"\nlicense = "l"\nsource = []'
     with pytest.raises(ValueError, match="no source"):
         load_catalogue(text)
+
+
+def test_an_entry_says_how_its_model_is_sampled():
+    table = ENTRY.replace('license = "MIT"', 'license = "MIT"\nsampling = {{{}}}')
+    source = 'kind = "hub"\nrepository = "a/b"'
+    catalogue = load_catalogue(table.format("temperature = 0.5, top_k = 40") + source)
+    assert catalogue["tiny"].sampling == {"temperature": 0.5, "top_k": 40}
+    with pytest.raises(ValueError, match="tiny: seed has no default; known: temperature, top_p"):
+        load_catalogue(table.format("seed = 1") + source)

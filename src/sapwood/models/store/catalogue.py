@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
+
+from sapwood.schema.sampling import DEFAULTABLE
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -79,16 +81,26 @@ SourceSpec = WheelSpec | WheelFolderSpec | HubSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueEntry:
-    """A model with a short name. Its sources are tried in their order."""
+    """A model with a short name. Its sources are tried in their order.
+
+    sampling  sampling parameters that suit the model, for what its generation_config.json and a
+              request leave open
+    """
 
     name: str
     description: str
     license: str
     sources: tuple[SourceSpec, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError(f"{self.name} has no source")
+        unknown = sorted(set(self.sampling) - set(DEFAULTABLE))
+        if unknown:
+            raise ValueError(
+                f"{self.name}: {unknown[0]} has no default; known: {', '.join(DEFAULTABLE)}"
+            )
 
 
 def load_catalogue(text: str | None = None) -> Mapping[str, CatalogueEntry]:
@@ -109,6 +121,7 @@ def _entry(table: Mapping[str, Any]) -> CatalogueEntry:
             description=table["description"],
             license=table["license"],
             sources=tuple(_source(source) for source in table["source"]),
+            sampling=table.get("sampling", {}),
         )
     except KeyError as missing:
         raise ValueError(f"catalogue entry {table.get('name')!r} lacks {missing}") from None

@@ -20,8 +20,8 @@ from sapwood.models.store.progress import Progress, Silent
 
 
 class TerminalProgress:
-    """A Progress on a terminal; a console that is no terminal gets two plain lines per stage, at its
-    beginning and, with its seconds, at its end."""
+    """A Progress on a terminal. A console that is no terminal gets two plain lines per stage: when
+    the stage begins and, with its seconds, when it has ended."""
 
     def __init__(self, console: Console, *, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._console = console
