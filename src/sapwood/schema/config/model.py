@@ -77,8 +77,8 @@ class ModelConfig:
     sampling_defaults: str = option(
         "model",
         "Where sampling parameters come from that a request leaves open: model, its "
-        "generation_config.json, then the catalogue, and what these leave open from openai; openai, "
-        "the defaults of OpenAI's API.",
+        "generation_config.json, then the catalogue, and what these leave open from openai; "
+        "openai, the defaults of OpenAI's API.",
         choices=SAMPLING_DEFAULTS,
     )
     is_embedding: bool = option(
