@@ -414,7 +414,7 @@ def check_requests(
     assert len(clients) > num_clients
     with serving(*flags) as server:
         for method, path, body in requests:
-            answer = httpx.request(method, server.url + path, content=body, timeout=60)
+            answer = httpx.request(method, server.url + path, content=body, timeout=180)
             assert answer.status_code == 200, f"{method} {path} {body}: {answer.text}"
         for page, block in clients:
             source = block.text.replace(url, server.url)

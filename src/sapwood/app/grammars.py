@@ -18,6 +18,11 @@ from sapwood.schema.config.engine import EngineConfig
 from sapwood.text.tokenizer import Tokenizer
 
 
+PATIENCE = 10
+"""A grammar waits for its turn as long as that many compilations may take. A thousand schemas may
+come at once, each of which takes milliseconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class GrammarParts:
     """The parts of an engine that enforce grammars.
@@ -74,7 +79,7 @@ def build_grammars(
     compiler = GrammarCompiler(
         make_backend,
         sandbox,
-        patience_s=options.grammar_compile_timeout,
+        patience_s=PATIENCE * options.grammar_compile_timeout,
         max_bytes=options.grammar_max_bytes,
         clock=clock,
     )

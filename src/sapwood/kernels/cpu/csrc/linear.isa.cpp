@@ -6,7 +6,7 @@
 // where there is one, takes a panel as it lies, too.
 //
 // Products are of bf16 where the processor has them, fast, and both factors are bf16, else of fp32. A
-// weight of 16 bits is then widened: in registers for a row or two, into a cache for more, so that
+// weight of 16 bits is then widened: in registers for a few rows, into a cache for more, so that
 // memory is read in 16 bits. Each output adds its products in the order of the inputs, whatever the
 // weight is stored as and however many rows there are: an fp32 copy of the weight gives the same bits.
 #include "matrix.h"
@@ -22,7 +22,12 @@ constexpr std::int64_t kStreamBytes = 64 * 1024;    // of the weight per task, w
 constexpr std::int64_t kStreamPanels = 64;          // of such a task, at most
 constexpr std::int64_t kAheadBytes = 8192;          // prefetched in a stream: measured best of 1 to 16 KiB
 constexpr std::int64_t kElementsPerThread = 32768;  // of the weight; below, a thread costs too much
-constexpr std::int64_t kWidenedInRegisters = 2;     // up to so many rows
+#if defined(__AVX512F__)
+constexpr std::int64_t kWidenedInRegisters = kVectorRows;  // up to so many rows
+#else
+constexpr std::int64_t kWidenedInRegisters = 2;
+#endif
+constexpr std::int64_t kOwnRows = 12;               // of x: up to so many, each thread widens them for itself
 constexpr std::int64_t kTaskRows = 144;             // over panels that stay in L2
 #if defined(__AVX512F__)
 constexpr std::int64_t kTaskPanels = 8;
@@ -132,6 +137,7 @@ SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, const std::uint32_t* x, std
 template <class Body>
 SAPWOOD_INLINE void each_input(const bf16* panel, std::int64_t inputs, const Body& body) {
   constexpr int V = kPanel / W;
+#pragma GCC unroll 4
   for (std::int64_t i = 0; i < inputs; i += 2, panel += 2 * kPanel) {
     VU lanes[V];
     VF numbers[V];
@@ -177,17 +183,33 @@ static inline void widening_tile(const float* x, std::int64_t x_stride, const S*
   constexpr int V = kPanel / W;
   VF sums[R][V] = {};
   each_input(panel, inputs, [&](std::int64_t i, const VF* numbers) __attribute__((always_inline)) {
-#pragma GCC unroll 2
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const Factor left = load_factor(x + r * x_stride + i);
 #pragma GCC unroll 16
       for (int v = 0; v < V; v++) sums[r][v] = dot(tag<float>(), sums[r][v], left, bits_as<VU>(numbers[v]));
     }
   });
-#pragma GCC unroll 2
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
     for (int v = 0; v < V; v++) store(c + r * c_stride + v * W, sums[r][v]);
+}
+
+template <class S>
+static inline void widening_tile_rows(const float* x, std::int64_t x_stride, const S* panel, float* c,
+                                      std::int64_t c_stride, std::int64_t inputs, std::int64_t rows) {
+  switch (rows) {
+#define SAPWOOD_ROWS(R) \
+  case R: widening_tile<S, R>(x, x_stride, panel, c, c_stride, inputs); break;
+    SAPWOOD_ROWS(1) SAPWOOD_ROWS(2)
+#if defined(__AVX512F__)
+    SAPWOOD_ROWS(3) SAPWOOD_ROWS(4) SAPWOOD_ROWS(5) SAPWOOD_ROWS(6) SAPWOOD_ROWS(7) SAPWOOD_ROWS(8)
+    SAPWOOD_ROWS(9) SAPWOOD_ROWS(10) SAPWOOD_ROWS(11) SAPWOOD_ROWS(12)
+#endif
+#undef SAPWOOD_ROWS
+    default: break;
+  }
 }
 
 // ---- tasks ----
@@ -245,9 +267,9 @@ class Linear {
     float* c = sums_ + p * kPanel;
     const S* panel = stored(p, 0);
     if constexpr (kWidens) {
-      if (a_.m == 1) return widening_tile<S, 1>(x_, x_stride_, panel, c, sums_stride, lanes_);
-      if (a_.m == 2) return widening_tile<S, 2>(x_, x_stride_, panel, c, sums_stride, lanes_);
-      static_assert(kWidenedInRegisters == 2);
+      if (a_.m <= kWidenedInRegisters) {
+        return widening_tile_rows(x_, x_stride_, panel, c, sums_stride, lanes_, a_.m);
+      }
     } else if (a_.m <= kRowsPerPass<P>) {
       const std::uint32_t* lanes = reinterpret_cast<const std::uint32_t*>(panel);
       multiply_panel<P, false, 2>(unit_, row_of_x(0), x_stride, lanes, c, sums_stride, static_cast<int>(a_.m),
@@ -332,36 +354,56 @@ class Linear {
   MatrixUnit unit_;
 };
 
-template <class P, class S, class T>
-void multiply(const LinearArgs& a, const P* x, std::int64_t x_stride, float* scratch) {
+// x_of(thread): the rows that this thread reads.
+template <class P, class S, class T, class Rows>
+void multiply(const LinearArgs& a, std::int64_t x_stride, float* scratch, const Rows& x_of) {
   const int threads = worth_threads(a.team.threads, a.n * a.k * ((a.m + 7) / 8), kElementsPerThread);
   const Cut cut = cut_work<P, S>(a.m, (a.n + kPanel - 1) / kPanel, a.k, threads);
   const std::int64_t tasks = cut.panel_tasks * cut.row_tasks;
   Shares shares(tasks, threads);
   run_parallel(a.team, least(threads, tasks), [&](int thread) {
     int helped = 0;
-    Linear<P, S, T> linear(a, x, x_stride, cut, scratch + thread * kThreadFloats);
+    Linear<P, S, T> linear(a, x_of(thread), x_stride, cut, scratch + thread * kThreadFloats);
     for (std::int64_t i; (i = shares.take_next(thread, &helped)) < tasks;) linear.run(i);
   });
 }
 
+template <class P, class S, class T>
+void multiply(const LinearArgs& a, const P* x, float* scratch) {
+  multiply<P, S, T>(a, a.x_stride, scratch, [x](int) { return x; });
+}
+
 // Floats of a copy of x in fp32; whole cache lines.
-constexpr std::int64_t widened_floats(std::int64_t m, std::int64_t k) { return (m * k + 15) / 16 * 16; }
+constexpr std::int64_t copy_floats(std::int64_t m, std::int64_t k) { return (m * k + 15) / 16 * 16; }
+
+// A thread that reads what another one has just written waits 0.1 us for each line of the cache, which
+// is more than widening a few rows itself.
+constexpr bool has_own_copies(std::int64_t m) { return m <= kOwnRows; }
+
+void widen_rows(const LinearArgs& a, std::int64_t begin, std::int64_t end, float* wide) {
+  for (std::int64_t row = begin; row < end; row++) {
+    const bf16* from = static_cast<const bf16*>(a.x) + row * a.x_stride;
+    float* to = wide + row * a.k;
+    std::int64_t i = 0;
+    for (; i + W <= a.k; i += W) store(to + i, load(from + i));
+    for (; i < a.k; i++) to[i] = to_float(from[i]);
+  }
+}
 
 // x and weight of bf16, by products of fp32.
 void multiply_widened(const LinearArgs& a) {
   float* wide = reinterpret_cast<float*>(a.scratch);
+  const std::int64_t copy = copy_floats(a.m, a.k);
+  if (has_own_copies(a.m)) {
+    return multiply<float, bf16, bf16>(a, a.k, wide + a.team.threads * copy, [&](int thread) {
+      float* own = wide + thread * copy;
+      widen_rows(a, 0, a.m, own);
+      return own;
+    });
+  }
   const int threads = worth_threads(a.team.threads, a.m * a.k, kElementsPerThread);
-  run_pieces(a.team, threads, a.m, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; row++) {
-      const bf16* from = static_cast<const bf16*>(a.x) + row * a.x_stride;
-      float* to = wide + row * a.k;
-      std::int64_t i = 0;
-      for (; i + W <= a.k; i += W) store(to + i, load(from + i));
-      for (; i < a.k; i++) to[i] = to_float(from[i]);
-    }
-  });
-  multiply<float, bf16, bf16>(a, wide, a.k, wide + widened_floats(a.m, a.k));
+  run_pieces(a.team, threads, a.m, [&](std::int64_t begin, std::int64_t end) { widen_rows(a, begin, end, wide); });
+  multiply<float, bf16, bf16>(a, a.k, wide + copy, [wide](int) { return wide; });
 }
 
 }  // namespace
@@ -370,20 +412,21 @@ void linear(DType dtype, const LinearArgs& a) {
   float* scratch = reinterpret_cast<float*>(a.scratch);
   if (dtype == DType::bf16) {
     if constexpr (kMultipliesBf16) {
-      if (!a.widens) return multiply<bf16, bf16, bf16>(a, static_cast<const bf16*>(a.x), a.x_stride, scratch);
+      if (!a.widens) return multiply<bf16, bf16, bf16>(a, static_cast<const bf16*>(a.x), scratch);
     }
     return multiply_widened(a);
   }
   const float* x = static_cast<const float*>(a.x);
   switch (a.kind) {
-    case WeightKind::bf16: multiply<float, bf16, float>(a, x, a.x_stride, scratch); break;
-    case WeightKind::f16: multiply<float, f16, float>(a, x, a.x_stride, scratch); break;
-    default: multiply<float, float, float>(a, x, a.x_stride, scratch);
+    case WeightKind::bf16: multiply<float, bf16, float>(a, x, scratch); break;
+    case WeightKind::f16: multiply<float, f16, float>(a, x, scratch); break;
+    default: multiply<float, float, float>(a, x, scratch);
   }
 }
 
 std::size_t linear_scratch(DType dtype, WeightKind, std::int64_t m, std::int64_t k, int threads) {
-  const std::int64_t wide = dtype == DType::bf16 ? widened_floats(m, k) : 0;
+  const std::int64_t copies = dtype != DType::bf16 ? 0 : has_own_copies(m) ? threads : 1;
+  const std::int64_t wide = copies * copy_floats(m, k);
   return static_cast<std::size_t>(wide + threads * kThreadFloats) * sizeof(float);
 }
 
