@@ -246,6 +246,8 @@ class _Parser:
             if self._take("(?#"):
                 self._until(")", "a comment")
                 continue
+            if flags.verbose and self._skip_blank():
+                continue
             if self._take("(?"):
                 letters = self._while_in("aiLmsux", len(self._pattern))
                 if letters and self._take(")"):
