@@ -69,6 +69,7 @@ def test_what_is_a_regular_expression_is_what_python_says(pattern):
         (r"\N{LATIN SMALL LETTER A}", "a", True),
         (r"\101", "A", True),
         ("(?x) a # comment", "a", True),
+        ("(?x) # comment\n (?i) a", "A", True),
     ],
 )
 def test_characters(pattern, character, accepts):

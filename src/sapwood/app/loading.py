@@ -94,7 +94,7 @@ class LoadWatch:
 
     def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Note the bytes of a page in this pool, in all layers together."""
-        self.page_bytes = sum(one[0].nbytes for pair in kv_caches for one in pair if len(one))
+        self.page_bytes = sum(cache[0].nbytes for pair in kv_caches for cache in pair if len(cache))
 
 
 def _memory_bytes() -> int:

@@ -477,7 +477,7 @@ def _with_measured_pool(
         )
     num_tokens = pool.num_pages * _known(config.memory.page_size)
     memory = replace(config.memory, max_total_tokens=num_tokens)
-    kept = [one for one in resolved.decisions if one.option != "max_total_tokens"]
+    kept = [decision for decision in resolved.decisions if decision.option != "max_total_tokens"]
     kept.append(Decision("max_total_tokens", num_tokens, pool.why))
     return replace(resolved, config=replace(config, memory=memory), decisions=kept)
 

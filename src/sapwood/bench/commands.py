@@ -266,8 +266,8 @@ def _show_repeat(console: Console, spec: WorkloadSpec, peer: str, repeat: Repeat
     headline = spec.headline
     value = repeat.figure(headline.metric)
     shown = "no value" if value is None else f"{value:.2f} {headline.unit}"
-    who = f"{peer} " if peer else ""
-    console.print(f"{spec.name} {who}{headline.label} {shown}, wall {repeat.wall_s:.2f} s")
+    prefix = f"{peer} " if peer else ""
+    console.print(f"{spec.name} {prefix}{headline.label} {shown}, wall {repeat.wall_s:.2f} s")
 
 
 def _report_path(

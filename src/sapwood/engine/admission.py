@@ -111,7 +111,7 @@ class Precedence:
 
 
 class PrefillDelayer:
-    """Holds prompts back while others decode, so that they are computed together.
+    """Holds prompts back while other requests decode, so that several are computed together.
 
     Every step that also computes a prompt makes all running requests wait for their next token.
     Prompts that trickle in would lengthen every step; collected, they lengthen a few.

@@ -79,7 +79,7 @@ class AsyncEngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine has reported that it is ready; it may be draining since."""
+        """Whether the engine has reported that it is ready; it may have begun to drain since."""
         return self._started.is_set() and not self._failed
 
     @property
@@ -98,7 +98,7 @@ class AsyncEngineClient:
                 "BadRequestError",
             )
             return
-        # What cannot be sent must not keep its id, and the engine knows nothing of it to abort.
+        # First, since a request that cannot be sent must not keep its id, nor be aborted later.
         self._sender.send(request)
         stream = self._streams[request.request_id] = asyncio.Queue[RequestOutput]()
         ended = False
@@ -209,13 +209,13 @@ class AsyncEngineClient:
 
     def _on_outputs(self, message: StepOutputs) -> None:
         for output in message.outputs:
-            if self._left and self._is_for_one_that_left(output):
+            if self._left and self._is_for_reader_that_left(output):
                 continue
             stream = self._streams.get(output.request_id)
             if stream is not None:
                 stream.put_nowait(output)
 
-    def _is_for_one_that_left(self, output: RequestOutput) -> bool:
+    def _is_for_reader_that_left(self, output: RequestOutput) -> bool:
         """Whether an output belongs to an older request with the same id, whose reader has left.
 
         The engine works in the order of its messages: the older request's outputs come first, and
@@ -233,7 +233,7 @@ class AsyncEngineClient:
         self._info = message
         self._started.set()
         if self.is_draining:
-            # Messages that were sent before the engine had connected may be lost.
+            # The earlier order may be lost: it was sent before the engine had connected.
             self._sender.send(Drain(0.0))
         else:
             self._reason = None

@@ -12,23 +12,23 @@ from sapwood.schema.sampling import SamplingParams
 
 
 class Grammars(Protocol):
-    """Compiles grammars beside the loop, each once; keeps those that open requests need."""
+    """Compiles each grammar once, beside the loop, and keeps those that open requests need."""
 
     def enter(self, grammar: Grammar) -> None:
-        """A request has come that needs it."""
+        """A request that needs the grammar has come."""
         ...
 
     def leave(self, grammar: Grammar) -> None:
-        """A request that entered it has ended."""
+        """A request that needed the grammar has ended."""
         ...
 
     def is_ready(self, grammar: Grammar) -> bool:
-        """False: not compiled yet. Raises SapwoodError if it cannot be used."""
+        """Whether the grammar is compiled. Raises SapwoodError if it cannot be used."""
         ...
 
 
 class GrammarGate:
-    """grammars: None refuses every request that has one."""
+    """grammars: compiles them; None: the gate refuses every request that has a grammar."""
 
     def __init__(self, grammars: Grammars | None) -> None:
         self._grammars = grammars
@@ -63,8 +63,10 @@ class GrammarGate:
         return state.request_id in self._held
 
     def release_ready(self) -> list[tuple[RequestState, Finish]]:
-        """Let go of the requests whose grammars are ready; those whose grammars cannot be used, and
-        how these are to end."""
+        """Hold the requests back no longer whose grammars are ready.
+
+        Returns the requests whose grammars cannot be used, each with the `Finish` that it gets.
+        """
         if not self._held or self._grammars is None:
             return []
         refused: list[tuple[RequestState, Finish]] = []

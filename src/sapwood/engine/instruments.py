@@ -1,4 +1,4 @@
-"""What watches an engine's loop without changing what it does."""
+"""Instruments of an engine's loop: heartbeat, traces, profiles and the log of its state."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ class Heartbeat(Protocol):
 
 
 class Instruments:
-    """Called by the loop at fixed places; each call costs next to nothing unless it is in use.
+    """Called by the loop at fixed places; an instrument that is not in use costs next to nothing.
 
-    heartbeat   told of each step; spans: told of traced requests; profile: records steps
+    heartbeat   told of each step
+    spans       told of traced requests
+    profile     records steps
     status_log  told of each step
     """
 
@@ -97,7 +99,7 @@ class Instruments:
             self._heartbeat.beat("waiting for a grammar to be compiled")
 
     def completed(self, status: EngineStatus) -> EngineStatus:
-        """With what the process says of itself."""
+        """The status, with the processor time and the memory of this process."""
         return msgspec.structs.replace(
             status,
             cpu_seconds=time.process_time(),
@@ -124,7 +126,7 @@ class Instruments:
         return CallDone(message.call_id, True, text)
 
     def close(self) -> None:
-        """Write and send what is still here."""
+        """End the profile, and send and write what the other instruments still hold."""
         if self._profile is not None and self._profile.is_active:
             log.info(_written(self._profile.end()))
         if self._spans is not None:
@@ -144,10 +146,11 @@ class Instruments:
 
 
 class StatusLog:
-    """Lines about the engine's state: for people every so many steps, as JSON every so often.
+    """Logs the engine's state: lines for people, and events as JSON.
 
-    num_steps   steps between two lines; 0: none
-    interval_s  between two events with the ids of all open requests, written to `sinks`; 0: none
+    num_steps   steps between two lines; 0: no lines
+    interval_s  seconds between two events, which have the ids of all open requests; 0: no events
+    sinks       where events are written
     """
 
     def __init__(

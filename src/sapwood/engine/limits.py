@@ -78,7 +78,7 @@ class RequestBounds:
         fields = [("prompt", request.prompt_ids), ("logprobs", scored)]
         for name, ids in (*fields, *request.sampling.token_ids()):
             if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
-                outside = next(one for one in ids if not 0 <= one < self.vocab_size)
+                outside = next(token_id for token_id in ids if not 0 <= token_id < self.vocab_size)
                 return (
                     f"{name} has the token id {outside}, which is outside the model's vocabulary, "
                     f"0 to {self.vocab_size - 1}; take ids of this model's tokenizer"

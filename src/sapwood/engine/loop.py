@@ -1,8 +1,8 @@
 """The one loop of an engine: messages in, steps through the executor, messages out.
 
-Depth is a number. At depth 1 a step's result is awaited before the next step is planned. At depth 2
-the next step is planned and launched while the previous one runs (overlap); pipeline stages are a
-larger depth.
+The loop's depth is how many steps may be in flight. At depth 1 a step's result is awaited before
+the next step is planned. At depth 2 the next step is planned and launched while the previous one
+runs (overlap); pipeline stages are a larger depth.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class EngineLoop:
             self.turn(self._patience_s())
 
     def turn(self, timeout_s: float | None) -> None:
-        """Take messages in, waiting up to `timeout_s` for one; then move the steps on by one."""
+        """Take in messages, waiting up to `timeout_s` for the first; then launch the next step, and
+        take in the result of the oldest step if no more may be in flight."""
         for message in self._receiver.receive(timeout_s):
             self._handlers[type(message)](message)
         self._abort_at_drain_limit()

@@ -62,7 +62,7 @@ def longest_output(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiti
 
 
 def routing_key(waiting: Sequence[Waiting], rng: random.Random) -> list[Waiting]:
-    """Requests whose routing key most running requests have come first: they share prefixes too."""
+    """First the routing keys that most running requests have: they share prefixes too."""
     return sorted(
         waiting, key=lambda request: (-request.priority, -request.num_same_key, request.arrival)
     )

@@ -1,4 +1,6 @@
-"""Makes room for a more urgent request: in a step by taking back running ones, and in the queue."""
+"""Makes room for a more urgent request: in a step by taking back running requests, which wait again
+then, and in a full queue by ending a waiting request.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,12 @@ Urgency = Callable[[RequestState], int]
 
 
 class Preemption:
-    """As few as possible are taken back, the least urgent first, and only those that `Precedence`
-    allows. What they have put out stays, and what they have computed too while the pool has room
-    for it.
+    """Chooses the requests that make room: as few as possible, the least urgent first, and only
+    those that `Precedence` allows.
 
-    running, free_rows  the scheduler's own; they change while requests are taken back
+    A running request that is taken back keeps its output, and its KV while the pool has room.
+
+    running, free_rows  the scheduler's own lists, which change while requests are taken back
     token_budget        new tokens that a step computes at most
     """
 
@@ -42,9 +45,9 @@ class Preemption:
         self._urgency = urgency
 
     def victims(self, waiting: Iterable[RequestState]) -> list[RequestState]:
-        """Running requests whose place the most urgent waiting one may take, the first to go last.
+        """Running requests whose place the most urgent waiting request may take.
 
-        Among equals the youngest goes first.
+        The last in the list is taken back first: the least urgent, and among equals the youngest.
         """
         if self._precedence.preemption_threshold is None or not self._running:
             return []
@@ -59,8 +62,9 @@ class Preemption:
         return sorted(victims, key=lambda state: (-self._urgency(state), state.arrival))
 
     def displaced(self, waiting: Iterable[RequestState], urgency: int) -> RequestState | None:
-        """Whose place in the queue a new request of that urgency may take: the least urgent's, and
-        the youngest's of these, of those that have not begun; None: nobody's."""
+        """The waiting request whose place a new request of that urgency may take; None: there is
+        none. Of the requests that have not begun it is the least urgent, among equals the youngest.
+        """
         not_begun = (state for state in waiting if state.num_runs == 0)
         ranked = [(self._urgency(state), -state.arrival, state) for state in not_begun]
         least = min(ranked, key=lambda row: row[:2], default=None)
@@ -72,11 +76,12 @@ class Preemption:
         victims: Sequence[RequestState],
         take_back: Callable[[RequestState], None],
     ) -> int:
-        """Take back as few victims as let `state` in, those at the end first; how many were.
+        """Take back as few victims as possible, from the list's end, so that `state` has room.
 
-        None is, if `state` has room already, or would not have it without all of them either.
+        Returns how many were taken back: none if `state` has room already, or would have none even
+        without all victims.
         """
-        # Its prefix is locked meanwhile: what the victims leave behind must not push it out.
+        # The lease locks the prefix of `state`: what victims leave in the cache must not evict it.
         lease, _ = self._ledger.lease(state.namespace, state.matchable_key())
         trial = _Admission(self, state, lease)
         chosen = _fewest(victims[::-1], trial) or []
@@ -88,13 +93,13 @@ class Preemption:
     def to_retract(
         self, state: RequestState, num_tokens: int, victims: Sequence[RequestState]
     ) -> list[RequestState] | None:
-        """As few victims as leave the running request `state` pages for its first `num_tokens`,
-        those at the end first; None if all of them do not."""
+        """As few victims as possible, from the list's end, without whom the running request `state`
+        has pages for its first `num_tokens`; None if it would lack pages even without all."""
         return _fewest(victims[::-1], _Growth(self._ledger, state, num_tokens))
 
 
 class _Trial(Protocol):
-    """Is there room if some running requests are left out? Nothing happens to them."""
+    """Finds out whether there would be room without some running requests, which stay."""
 
     @property
     def has_room(self) -> bool: ...
@@ -103,8 +108,8 @@ class _Trial(Protocol):
 
 
 def _fewest(candidates: Sequence[RequestState], trial: _Trial) -> list[RequestState] | None:
-    """The candidates without whom there is room, those at the beginning first; None: there is no
-    room without any of them."""
+    """As few candidates as possible, from the list's beginning, without whom there is room; None:
+    there is no room even without all of them."""
     chosen: list[RequestState] = []
     for candidate in candidates:
         if trial.has_room:
@@ -113,7 +118,7 @@ def _fewest(candidates: Sequence[RequestState], trial: _Trial) -> list[RequestSt
         chosen.append(candidate)
     if not trial.has_room:
         return None
-    # The last one was needed; with what it brings, some of those before it may not be.
+    # The last candidate was needed; with its room, some of those before it may not be needed.
     for candidate in chosen[-2::-1]:
         trial.keep(candidate)
         if trial.has_room:
@@ -124,7 +129,7 @@ def _fewest(candidates: Sequence[RequestState], trial: _Trial) -> list[RequestSt
 
 
 class _Growth:
-    """Pages for the next tokens of a running request."""
+    """Whether the pool has pages for the next tokens of a running request."""
 
     def __init__(self, ledger: Ledger, state: RequestState, num_tokens: int) -> None:
         assert state.lease is not None, "a running request has a lease"
@@ -143,8 +148,8 @@ class _Growth:
 
 
 class _Admission:
-    """This step can let a waiting request in: a row, a token of the budget, and pages besides those
-    that this step's running requests need themselves."""
+    """Whether this step can admit a waiting request: there must be a row, a token of the budget,
+    and pages besides those that this step's running requests need themselves."""
 
     def __init__(self, preemption: Preemption, state: RequestState, lease: Lease) -> None:
         ledger = preemption._ledger
@@ -188,7 +193,7 @@ class _Admission:
         if running.is_exhausted:
             return
         self._num_wanted_tokens += sign * running.num_missing_tokens
-        # What it grows by in this step is taken before anybody is let in.
+        # Running requests get the pages for this step's tokens before any request is admitted.
         needed = self._ledger.pages_for(running.num_tokens) - len(_lease_of(running).pages)
         self._missing += sign * max(needed, 0)
 

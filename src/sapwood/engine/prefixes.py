@@ -1,4 +1,4 @@
-"""One prefix is computed once: who is computing which, so that others wait for it and hit it."""
+"""Each prefix is computed once: requests wait for a running request that computes their prefix."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sapwood.engine.request_state import RequestState
 class PrefixesInProgress:
     """Prefixes of prompts that running requests have not computed yet, by hashes of their pages.
 
-    threshold  a request waits for one that has at least so many more tokens of its prefix than the
-               cache; -1: never
+    threshold  a request waits for a running one whose prompt shares at least so many more tokens
+               with its own than the cache has; -1: never
     """
 
     def __init__(self, *, page_size: int, threshold: int) -> None:
@@ -23,14 +23,14 @@ class PrefixesInProgress:
         return not self._computing
 
     def are_worth_waiting_for(self, state: RequestState, num_hit_tokens: int) -> bool:
-        """Whether a running request will soon have much more of this prefix than the cache has."""
+        """Whether a running request will soon have much more of the prefix than the cache has."""
         wanted = (num_hit_tokens + max(self._threshold, 1) - 1) // self._page_size
-        # What a hit may not cover is computed in any case, and so is the last prompt token.
+        # Tokens that a hit may not cover are computed in any case, and so is the last prompt token.
         usable = min(state.num_matchable_tokens, state.num_prompt_tokens - 1)
         if (wanted + 1) * self._page_size > usable:
             return False
-        other = self._computing.get(state.page_hashes(self._page_size)[wanted])
-        return other is not None and other is not state
+        computed_by = self._computing.get(state.page_hashes(self._page_size)[wanted])
+        return computed_by is not None and computed_by is not state
 
     def announce(self, state: RequestState) -> None:
         if self._threshold < 0 or not state.shares_prefixes:
@@ -41,7 +41,8 @@ class PrefixesInProgress:
                 self._computing.setdefault(page_hash, state)
 
     def withdraw(self, state: RequestState) -> None:
-        """Free for a request that has announced nothing: in each step all that decode come here."""
+        """Forget what the request has announced. It must cost nothing where that is nothing: every
+        request that decodes comes here in each step."""
         if state not in self._announced:
             return
         self._announced.remove(state)

@@ -70,7 +70,7 @@ class RequestState:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether others may reuse this prefix: only token ids identify prefixes."""
+        """Whether other requests may reuse its prefixes: only token ids identify a prefix."""
         return not self.input_embeds
 
     @property
@@ -146,7 +146,7 @@ class RequestState:
             return_hidden_states=self.hidden_states is not None,
         )
 
-    # ---- what must be computed though its KV is known --------------------------------------------
+    # ---- tokens that must be computed though their KV is known -----------------------------------
 
     @property
     def next_scored(self) -> int | None:
@@ -163,12 +163,15 @@ class RequestState:
         A prefix hit brings a token's KV, but neither its logits nor its hidden state.
         """
         hidden = None if self.hidden_states is None else self.hidden_states.num_known
-        return min((one for one in (self.next_scored, hidden) if one is not None), default=None)
+        return min(
+            (position for position in (self.next_scored, hidden) if position is not None),
+            default=None,
+        )
 
     @property
     def num_matchable_tokens(self) -> int:
-        """Tokens that a prefix hit may cover at most: all but the last one, or those before the
-        first that is needed."""
+        """Tokens that a prefix hit may cover at most: all before `first_needed`, but never the
+        last known token."""
         if not self.uses_prefixes:
             return 0
         all_but_last = self.num_known_tokens - 1

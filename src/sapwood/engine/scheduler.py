@@ -6,7 +6,7 @@ Chunked prefill, prefix hits, recomputation after a retraction, and decoding are
 
 `plan` may be called again before the previous plan's result is known (overlap): the token that a
 request is about to get counts as pending, and the executor fills in its id. Plans run in order, so
-what a request held can be given to another as soon as it is released.
+the row and the pages of a request can be given to another as soon as they are released.
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ class Scheduler:
         hidden_size: int = 0,
         grammars: Grammars | None = None,
     ) -> None:
-        """`config` is resolved: none of its values is None. `pooling`: of a model that answers with
-        numbers; None: it generates. `hidden_size`: of vectors that come in the place of tokens.
-        `grammars`: None refuses requests that have one."""
+        """A scheduler without requests.
+
+        config       resolved: its limits on requests and on a step's tokens are numbers
+        pooling      how the model makes embeddings or scores; None: the model generates
+        hidden_size  length of the vectors that requests may bring in the place of tokens
+        grammars     compiles grammars; None: requests that have a grammar are refused
+        """
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
         assert config.max_running_requests is not None
@@ -138,7 +142,7 @@ class Scheduler:
         return [state.request_id for state in self._waiting]
 
     def add(self, request: Generate) -> RequestOutput | None:
-        """Take the request in; the terminal output if it is refused."""
+        """Take the request in. Returns its terminal output if it is refused, else None."""
         self._counts["arrived"] += 1
         refusal = self._why_refused(request)
         if refusal is not None:
@@ -168,7 +172,8 @@ class Scheduler:
         return None
 
     def abort(self, request_id: str, *, reason: str | None = None) -> RequestOutput | None:
-        """End that request now, in whatever state it is; None if it is not open."""
+        """End a request now, in whatever state it is. Returns its terminal output; None if no open
+        request has that id."""
         state = self._open.get(request_id)
         if state is None:
             return None
@@ -177,10 +182,10 @@ class Scheduler:
         return self._output(state, [])
 
     def end_overdue(self) -> list[RequestOutput]:
-        """End the requests whose time is up or whose grammar is unusable; their terminal outputs,
-        and those of displaced ones.
+        """End the requests whose time is up or whose grammar cannot be used.
 
-        To be called between any two steps.
+        Returns their terminal outputs, and those of requests that have lost their place in the
+        queue since the last call. To be called between any two steps.
         """
         for state, finish in self._deadlines.overdue(self._open.values(), self._clock.now_s()):
             self._counts["timed out"] += 1
@@ -199,7 +204,7 @@ class Scheduler:
         num_retractions = self._counts["retracted"]
         preferred = self._preempt()
         budget = self._serve_running(self._token_budget, shares)
-        # What had to make room just now must not be taken in again by the same step.
+        # A request that had to make room just now must not be admitted again by the same step.
         may_admit = self._counts["retracted"] == num_retractions and (
             preferred is not None or not self._is_held_back(budget)
         )
@@ -330,7 +335,8 @@ class Scheduler:
         return len(self._waiting) < len(self._free_rows)
 
     def _displace(self, rank: int) -> bool:
-        """Make room in the queue: end the least urgent request if it is less so than a new one."""
+        """Make room in the queue for a new request of that rank, by ending the least urgent waiting
+        request if it is less urgent. Returns whether there is room."""
         least = self._preemption.displaced(self._waiting, rank)
         if least is None:
             return False
@@ -354,8 +360,10 @@ class Scheduler:
         return self._precedence.urgency(state.priority, self._clock.now_s() - state.arrival_s)
 
     def _preempt(self) -> RequestState | None:
-        """Take running requests back so that the most urgent waiting one fits into this step; the
-        one for which some were."""
+        """Take running requests back so that the most urgent waiting request fits into this step.
+
+        Returns that waiting request; None if none had to be taken back for it, or none could be.
+        """
         victims = self._preemption.victims(self._waiting)
         if not victims:
             return None
@@ -373,7 +381,7 @@ class Scheduler:
         return first if num_taken > 0 else None
 
     def _is_held_back(self, budget: int) -> bool:
-        """Whether the prefill delayer lets nobody in."""
+        """Whether the prefill delayer keeps this step from admitting requests."""
         if self._delayer is None or not self._waiting or not self._free_rows or budget == 0:
             return False
         num_pages = self._ledger.num_pages
@@ -406,19 +414,26 @@ class Scheduler:
     def _make_room(
         self, state: RequestState, num_new: int, shares: list[tuple[RequestState, int]]
     ) -> bool:
-        """Pages for its next tokens; retracts less urgent ones to have them, or, if that does not
-        help, the request itself."""
+        """Reserve pages for the next tokens of a running request. Returns whether it has them.
+
+        If the pool lacks pages, less urgent requests are retracted; if that does not help, the
+        request itself is.
+        """
         assert state.lease is not None, "a running request has a lease"
         num_tokens = state.num_computed_tokens + num_new
         if self._ledger.reserve(state.lease, num_tokens):
             return True
 
-        def standing(one: RequestState) -> tuple[int, int]:
-            return self._urgency(one), -one.arrival
+        def standing(running: RequestState) -> tuple[int, int]:
+            return self._urgency(running), -running.arrival
 
         served = {id(share[0]) for share in shares}
         own = standing(state)
-        victims = [one for one in self._running if id(one) not in served and standing(one) < own]
+        victims = [
+            running
+            for running in self._running
+            if id(running) not in served and standing(running) < own
+        ]
         victims.sort(key=standing, reverse=True)
         retracted = self._preemption.to_retract(state, num_tokens, victims)
         for victim in [state] if retracted is None else retracted:
@@ -431,7 +446,10 @@ class Scheduler:
         shares: list[tuple[RequestState, int]],
         preferred: RequestState | None,
     ) -> list[RequestState]:
-        """preferred: for whom others were preempted; it comes before all others."""
+        """Let waiting requests run as long as they fit into this step; returns them.
+
+        preferred  the request for which others were preempted; it comes before all others
+        """
         starts: list[RequestState] = []
         if budget == 0 or not self._waiting or not self._free_rows:
             return starts
@@ -479,7 +497,7 @@ class Scheduler:
     # ---- one prefix is computed once ---------------------------------------------------------
 
     def _prefix_is_being_computed(self, state: RequestState) -> bool:
-        """Whether it should wait for a running request that is computing its prefix."""
+        """Whether the request should wait for a running one that is computing the same prefix."""
         if self._prefixes.is_empty or state.num_matchable_tokens == 0:
             return False
         path = self._ledger.prefix_path(state.namespace, state.matchable_key())
@@ -487,7 +505,7 @@ class Scheduler:
         return self._prefixes.are_worth_waiting_for(state, hit)
 
     def _share_prompt(self, state: RequestState) -> None:
-        """Let others hit what is computed of the prompt, after each of its chunks."""
+        """Let other requests hit the computed part of the prompt, after each of its chunks."""
         assert state.lease is not None, "a running request has a lease"
         num_computed = min(state.num_computed_tokens, state.num_prompt_tokens)
         num_pages = num_computed // self._ledger.page_size
@@ -519,7 +537,7 @@ class Scheduler:
         self._requeue(state)
 
     def _requeue(self, state: RequestState) -> None:
-        """Back to waiting; what it computed stays as a prefix for as long as the pool has room."""
+        """Let a running request wait again; its KV stays as a prefix while the pool has room."""
         self._leave(state)
         state.move_to(Phase.WAITING)
         state.num_computed_tokens = 0
@@ -541,7 +559,7 @@ class Scheduler:
         self._running.remove(state)
 
     def _take(self, state: RequestState, token_ids: list[int]) -> list[int]:
-        """Append output tokens until one ends the request; those that were appended."""
+        """Append output tokens until one ends the request. Returns those that were appended."""
         for count, token_id in enumerate(token_ids, start=1):
             state.output_ids.append(token_id)
             self._counts["output"] += 1
@@ -555,7 +573,7 @@ class Scheduler:
         sampling = state.sampling
         may_stop = len(state.output_ids) > sampling.min_new_tokens
         is_eos = token_id in self._eos_token_ids and not sampling.ignore_eos
-        # A grammar that is at its end has nothing else to go on with.
+        # With a grammar, an end of sequence before min_new_tokens was the only token allowed.
         may_stop = may_stop or (is_eos and sampling.grammar is not None)
         if may_stop and (is_eos or token_id in state.stop_token_ids):
             self._finish(state, Finish(kind="stop", matched=token_id))
@@ -620,5 +638,5 @@ class Scheduler:
 
 
 def _failed(message: str) -> Finish:
-    """What the request itself brought (a processor of its own) cannot be gone on with."""
+    """The request cannot go on because of its grammar, or of a logits processor that it brought."""
     return Finish(kind="error", message=message, status=400, error_type="BadRequestError")

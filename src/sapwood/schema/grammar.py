@@ -92,7 +92,7 @@ def ebnf(text: str, *, param: str = "ebnf") -> Grammar:
 
 def choice(options: Sequence[str], *, param: str = "choice") -> Grammar:
     """One of those strings."""
-    if not options or not all(isinstance(one, str) and one for one in options):
+    if not options or not all(isinstance(option, str) and option for option in options):
         raise InvalidRequest(f"{param} must be a list of strings, none of them empty", param=param)
     if len(options) > MAX_CHOICES:
         raise InvalidRequest(
@@ -130,7 +130,9 @@ def as_format(grammar: Grammar, *, param: str = "structural_tag") -> dict[str, o
         case "regex":
             return {"type": "regex", "pattern": grammar.text}
         case "choice":
-            options = [{"type": "const_string", "value": one} for one in json.loads(grammar.text)]
+            options = [
+                {"type": "const_string", "value": option} for option in json.loads(grammar.text)
+            ]
             return {"type": "or", "elements": options}
         case "structural_tag":
             form: dict[str, object] = json.loads(grammar.text)["format"]
@@ -155,11 +157,12 @@ def _triggered_tags(value: Mapping[str, Any], param: str) -> dict[str, object]:
     if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
         raise InvalidRequest(f"{param}.triggers must be a list of strings", param=param)
     tags: list[dict[str, object]] = []
-    for position, one in enumerate(structures):
+    for position, structure in enumerate(structures):
         where = f"{param}.structures[{position}]"
-        if not isinstance(one, Mapping):
+        if not isinstance(structure, Mapping):
             raise InvalidRequest(f"{where} must be an object", param=param)
-        begin, end, schema = one.get("begin"), one.get("end"), one.get("schema", True)
+        begin, end = structure.get("begin"), structure.get("end")
+        schema = structure.get("schema", True)
         if not isinstance(begin, str) or not isinstance(end, str):
             raise InvalidRequest(f"{where} needs begin and end, both strings", param=param)
         if not any(begin.startswith(trigger) for trigger in triggers):

@@ -37,7 +37,7 @@ def disallowed_token_ids(params: Mapping[str, Any]) -> list[int]:
             param="custom_params",
         )
     if isinstance(token_ids, list) and token_ids and set(params) == {"token_ids"}:
-        ids: list[int] = [one for one in token_ids if type(one) is int]
+        ids: list[int] = [token_id for token_id in token_ids if type(token_id) is int]
         if len(ids) == len(token_ids):
             return ids
     raise InvalidRequest(

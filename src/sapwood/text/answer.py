@@ -71,7 +71,7 @@ class AnswerParser:
         return self._later(self._thinking.feed(text))
 
     def finish(self) -> list[Event]:
-        """The text has ended; what was held comes now."""
+        """The text has ended. Returns the events of the text that was held back."""
         events = self._later([] if self._thinking is None else self._thinking.finish())
         if self._calls is not None:
             events += self._shown(self._calls.finish())

@@ -174,7 +174,7 @@ def merged(events: Iterable[Event]) -> list[Event]:
 
 
 def _kind(event: Event) -> object:
-    """Equal for what may be joined."""
+    """A key that is equal for two events if they may be joined."""
     match event:
         case Content() | Reasoning() | Markup():
             return type(event)

@@ -278,7 +278,7 @@ class TextGenerator:
         """
         if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
             return
-        wrong = next(one for one in token_ids if not 0 <= one < self.vocab_size)
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
         raise InvalidRequest(
             f"{what} has the token id {wrong} but this model's ids are in "
             f"[0, {self.vocab_size - 1}]; take ids of this model's tokenizer",

@@ -86,9 +86,9 @@ class TooDeep(ValueError):
 def parsed(text: str) -> Any:
     """The value of a whole JSON text.
 
-    Raises ValueError for malformed JSON, and for what not every reader of JSON accepts: NaN,
-    infinities, halves of surrogate pairs, which UTF-8 cannot hold, and what is nested deeper than
-    MAX_DEPTH levels (TooDeep).
+    Raises ValueError for malformed JSON, and for values that not every reader of JSON accepts: NaN,
+    infinities, and halves of surrogate pairs, which UTF-8 cannot hold; TooDeep for a value that is
+    nested deeper than MAX_DEPTH levels.
     """
     try:
         value = json.loads(text, parse_constant=_refuse)

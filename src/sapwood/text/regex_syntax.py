@@ -1,7 +1,8 @@
 """Regular expressions as trees: the syntax of Python's `re`, read without it.
 
-The tree of a hostile pattern stays small: what consumes no character is not repeated, and groups
-are nested at most MAX_NESTING deep. A repeat is not written out here: whoever does so has to count.
+The tree of a hostile pattern stays small: parts that consume no character are not repeated, and
+groups are nested at most MAX_NESTING deep. A repeat is one node, whatever its counts: who writes
+its item out that often must bound the size.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from functools import lru_cache
 from typing import Literal
 
 MAX_NESTING = 50
-"""Groups within groups."""
+"""How deeply groups may be nested."""
 MAX_REPEAT = 2**32 - 2
 """The largest count of a repeat, as in Python's `re`."""
 MAX_SHARED = 1024
-"""Classes of characters that are kept for when they are written again."""
+"""Classes of characters that are remembered, to be shared by all patterns that have them."""
 
 Accepts = Callable[[str], bool]
 Where = Literal["text begin", "text end", "line begin", "line end", "boundary", "no boundary"]
@@ -33,7 +34,7 @@ class UnsupportedRegex(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Character:
-    """One character: that of `literal`, or where that is "" one that `accepts`."""
+    """One character: `literal`; or if `literal` is "", any character that `accepts` accepts."""
 
     accepts: Accepts
     literal: str = ""
@@ -41,7 +42,10 @@ class Character:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assertion:
-    """A place between two characters, which consumes none. ascii_only: \\b knows ASCII letters."""
+    """A condition on the place between two characters; consumes none.
+
+    ascii_only  for \\b and \\B only ASCII letters, digits and "_" make words
+    """
 
     where: Where
     ascii_only: bool = False
@@ -59,7 +63,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Repeat:
-    """`item`, which has a character, from `least` to `most` times; None: without a limit."""
+    """`item`, which consumes a character, from `least` to `most` times; None: without a limit."""
 
     item: Node
     least: int
@@ -72,7 +76,7 @@ EMPTY = Sequence(())
 
 
 def parse(pattern: str) -> Node:
-    """Raises RegexError, UnsupportedRegex."""
+    """The tree of a pattern. Raises RegexError, UnsupportedRegex."""
     return _Parser(pattern).whole()
 
 
@@ -129,10 +133,10 @@ class _Parser:
     def _peek(self, length: int = 1) -> str:
         return self._pattern[self._at : self._at + length]
 
-    def _take(self, what: str) -> bool:
-        """Whether `what` comes next; then it is behind."""
-        found = self._pattern.startswith(what, self._at)
-        self._at += len(what) if found else 0
+    def _take(self, text: str) -> bool:
+        """Read `text` if it comes next. Returns whether it did."""
+        found = self._pattern.startswith(text, self._at)
+        self._at += len(text) if found else 0
         return found
 
     def _next(self) -> str:
@@ -183,7 +187,7 @@ class _Parser:
         return _sequence(parts)
 
     def _skip_blank(self) -> bool:
-        """Of a verbose pattern: white space or a comment."""
+        """Read white space, or a comment, of a verbose pattern. Returns whether there was any."""
         if self._take("#"):
             end = self._pattern.find("\n", self._at)
             self._at = len(self._pattern) if end == -1 else end + 1
@@ -191,7 +195,7 @@ class _Parser:
         return bool(self._while_in(" \t\n\r\v\f", len(self._pattern)))
 
     def _bounds(self) -> tuple[int, int | None] | None:
-        """Of the repeat that comes next; None, and nothing is taken, if none does."""
+        """Read a repeat and return its bounds; None, and nothing is read, if none comes next."""
         for mark, bounds in _REPEATS.items():
             if self._take(mark):
                 return bounds
@@ -202,14 +206,14 @@ class _Parser:
         has_comma = self._take(",")
         most = self._while_in(_DIGITS, len(self._pattern)) if has_comma else least
         if not self._take("}") or not (least or has_comma):
-            self._at = start  # The brace is a character like others.
+            self._at = start  # Such a brace is an ordinary character.
             return None
         return int(least or 0), int(most) if most else None
 
     def _repeated(self, item: Node, least: int, most: int | None) -> Node:
         if self._take("+"):
             raise UnsupportedRegex("a possessive repeat")
-        self._take("?")  # Which match is taken makes no difference to whether there is one.
+        self._take("?")  # A lazy repeat prefers shorter matches, but the same texts match.
         if max(least, most or 0) > MAX_REPEAT:
             raise RegexError(f"a repeat of more than {MAX_REPEAT}")
         if most is not None and most < least:
@@ -217,21 +221,21 @@ class _Parser:
         return _repeat(item, least, most)
 
     def _item(self, flags: _Flags) -> Node | None:
-        """None: it was a comment."""
-        one = self._next()
-        if one == "\\":
+        """Read a character, a class, an anchor or a group; None if it was a comment."""
+        character = self._next()
+        if character == "\\":
             return self._escape(flags)
-        if one == "[":
+        if character == "[":
             return self._class(flags)
-        if one == "(":
+        if character == "(":
             return self._group(flags)
-        if one == ".":
+        if character == ".":
             return Character(_any if flags.dot_all else _no_newline)
-        if one == "^":
+        if character == "^":
             return Assertion("line begin" if flags.multiline else "text begin")
-        if one == "$":
+        if character == "$":
             return Assertion("line end" if flags.multiline else "text end")
-        return _literal(one, flags)
+        return _literal(character, flags)
 
     # ---- groups ----------------------------------------------------------------------------------
 
@@ -241,6 +245,8 @@ class _Parser:
             start = self._at
             if self._take("(?#"):
                 self._until(")", "a comment")
+                continue
+            if flags.verbose and self._skip_blank():
                 continue
             if self._take("(?"):
                 letters = self._while_in("aiLmsux", len(self._pattern))
@@ -257,7 +263,7 @@ class _Parser:
             raise RegexError("the flags a and u cannot be turned off")
         if {"a", "u"} <= set(letters):
             raise RegexError("the flags a and u exclude each other")
-        changes = {_FLAGS[one]: value for one in letters if one in _FLAGS}
+        changes = {_FLAGS[letter]: value for letter in letters if letter in _FLAGS}
         if "u" in letters:
             changes["ascii_only"] = False
         return replace(flags, **changes)
@@ -278,7 +284,7 @@ class _Parser:
         return node
 
     def _group_kind(self, flags: _Flags) -> _Flags:
-        """Behind "(?": what is special about the group."""
+        """Read what makes a group special, after its "(?". Returns the flags inside the group."""
         if self._take(":"):
             return flags
         if self._take("P<"):
@@ -311,13 +317,13 @@ class _Parser:
     # ---- characters ------------------------------------------------------------------------------
 
     def _escape(self, flags: _Flags) -> Node:
-        one = self._peek()
-        if one in _ANCHORS and one:
+        character = self._peek()
+        if character in _ANCHORS and character:
             self._at += 1
-            return Assertion(_ANCHORS[one], flags.ascii_only)
-        if one.lower() in _CATEGORIES and one:
+            return Assertion(_ANCHORS[character], flags.ascii_only)
+        if character.lower() in _CATEGORIES and character:
             return Character(self._category(flags))
-        if one in "123456789" and one:
+        if character in "123456789" and character:
             three = self._peek(3)
             if len(three) < 3 or any(digit not in _OCTAL for digit in three):
                 raise UnsupportedRegex("a back-reference")
@@ -327,29 +333,29 @@ class _Parser:
         return _category(self._next(), flags.ascii_only)
 
     def _escaped(self, *, max_octal: int) -> str:
-        """The character that a backslash and what follows it stand for."""
-        one = self._next()
-        if one in _CONTROLS:
-            return _CONTROLS[one]
-        if one in _NUM_HEX:
-            digits = self._while_in("0123456789abcdefABCDEF", _NUM_HEX[one])
-            if len(digits) < _NUM_HEX[one]:
-                raise RegexError(f"an incomplete escape \\{one}{digits}")
-            return _chr(int(digits, 16), f"\\{one}{digits}")
-        if one == "N" and self._take("{"):
+        """The character that an escape stands for; its backslash has been read."""
+        character = self._next()
+        if character in _CONTROLS:
+            return _CONTROLS[character]
+        if character in _NUM_HEX:
+            digits = self._while_in("0123456789abcdefABCDEF", _NUM_HEX[character])
+            if len(digits) < _NUM_HEX[character]:
+                raise RegexError(f"an incomplete escape \\{character}{digits}")
+            return _chr(int(digits, 16), f"\\{character}{digits}")
+        if character == "N" and self._take("{"):
             name = self._until("}", "a character's name")
             try:
                 return unicodedata.lookup(name)
             except KeyError:
                 raise RegexError(f"an unknown character \\N{{{name[:40]}}}") from None
-        if one in _OCTAL:
-            digits = one + self._while_in(_OCTAL, max_octal - 1)
+        if character in _OCTAL:
+            digits = character + self._while_in(_OCTAL, max_octal - 1)
             if int(digits, 8) > 0o377:
                 raise RegexError(f"an octal escape \\{digits} beyond \\377")
             return chr(int(digits, 8))
-        if one.isascii() and one.isalnum():
-            raise RegexError(f"an unknown escape \\{one}")
-        return one
+        if character.isascii() and character.isalnum():
+            raise RegexError(f"an unknown escape \\{character}")
+        return character
 
     def _class(self, flags: _Flags) -> Node:
         is_negated = self._take("^")
@@ -374,9 +380,9 @@ class _Parser:
         return self._peek() == "-" and self._peek(2) not in ("-", "-]")
 
     def _member(self, flags: _Flags) -> str | Accepts:
-        one = self._next()
-        if one != "\\":
-            return one
+        character = self._next()
+        if character != "\\":
+            return character
         if self._peek().lower() in _CATEGORIES and self._peek():
             return self._category(flags)
         if self._take("b"):
@@ -407,27 +413,27 @@ def _repeat(item: Node, least: int, most: int | None) -> Node:
     if most == 0:
         return EMPTY
     if not _consumes(item):
-        # Twice at the same place is once; and what may be left out there demands nothing.
+        # A condition holds twice if it holds once; and one that may be left out demands nothing.
         return item if least else EMPTY
     return Repeat(item, least, most)
 
 
 def _consumes(node: Node) -> bool:
-    return any(isinstance(one, Character) for one in walked(node))
+    return any(isinstance(part, Character) for part in walked(node))
 
 
 def walked(node: Node) -> Iterator[Node]:
-    """The node and all in it."""
+    """The node and all nodes below it."""
     waiting: list[Node] = [node]
     while waiting:
-        one = waiting.pop()
-        yield one
-        if isinstance(one, Sequence):
-            waiting += one.parts
-        elif isinstance(one, Choice):
-            waiting += one.ways
-        elif isinstance(one, Repeat):
-            waiting.append(one.item)
+        part = waiting.pop()
+        yield part
+        if isinstance(part, Sequence):
+            waiting += part.parts
+        elif isinstance(part, Choice):
+            waiting += part.ways
+        elif isinstance(part, Repeat):
+            waiting.append(part.item)
 
 
 # ---- characters ----------------------------------------------------------------------------------
@@ -441,18 +447,18 @@ def _no_newline(character: str) -> bool:
     return character != "\n"
 
 
-def _literal(one: str, flags: _Flags) -> Character:
-    if not flags.ignore_case or (one.lower() == one == one.upper()):
-        return Character(lambda other: other == one, one)
-    return Character(_in_any_case(one))
+def _literal(literal: str, flags: _Flags) -> Character:
+    if not flags.ignore_case or (literal.lower() == literal == literal.upper()):
+        return Character(lambda character: character == literal, literal)
+    return Character(_in_any_case(literal))
 
 
-# What is written twice is one object: who asks each of them about a character asks once.
+# Equal classes are one object, so that a class is asked about a character once for all patterns.
 
 
 @lru_cache(maxsize=MAX_SHARED)
-def _in_any_case(one: str) -> Accepts:
-    return lambda other: one in _forms(other)
+def _in_any_case(literal: str) -> Accepts:
+    return lambda character: literal in _forms(character)
 
 
 @lru_cache(maxsize=MAX_SHARED)
@@ -460,25 +466,25 @@ def _category(letter: str, ascii_only: bool) -> Accepts:
     plain = _CATEGORIES[letter.lower()]
     wanted = letter.islower()
     if ascii_only:
-        return lambda one: (one.isascii() and plain(one)) is wanted
-    return plain if wanted else lambda one: not plain(one)
+        return lambda character: (character.isascii() and plain(character)) is wanted
+    return plain if wanted else lambda character: not plain(character)
 
 
 @lru_cache(maxsize=MAX_SHARED)
 def _range(first: str, last: str) -> Accepts:
-    return lambda one: first <= one <= last
+    return lambda character: first <= character <= last
 
 
 @lru_cache(maxsize=MAX_SHARED)
 def _class(
     singles: frozenset[str], members: tuple[Accepts, ...], is_negated: bool, ignore_case: bool
 ) -> Accepts:
-    def listed(one: str) -> bool:
-        return one in singles or any(member(one) for member in members)
+    def listed(character: str) -> bool:
+        return character in singles or any(member(character) for member in members)
 
     if not ignore_case:
-        return lambda one: listed(one) is not is_negated
-    return lambda one: any(listed(form) for form in _forms(one)) is not is_negated
+        return lambda character: listed(character) is not is_negated
+    return lambda character: any(listed(form) for form in _forms(character)) is not is_negated
 
 
 def _forms(character: str) -> set[str]:

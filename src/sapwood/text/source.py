@@ -210,7 +210,7 @@ def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def held_from(tags: Sequence[str], text: str, start: int) -> int:
-    """Where the longest end of the text begins that may still become one of the tags."""
+    """Where the longest end of the text that may still become one of the tags begins."""
     longest = max((len(tag) for tag in tags), default=1)
     for at in range(max(start, len(text) - longest + 1), len(text)):
         if any(tag.startswith(text[at:]) for tag in tags):

@@ -2,10 +2,11 @@
 
 The syntax is that of Python's `re`. A request's patterns become one nondeterministic automaton
 (Thompson 1968, doi:10.1145/363347.363387) whose states are the bits of a number: all ways through
-the patterns are followed at once, and what follows from a set of states is looked up eight bits at
-a time. Moves that were made are kept, up to a bound, so that a usual character costs one look-up.
-What such an automaton cannot do is refused: look-around, back-references, atomic groups; and what
-has no meaning here: the end of the text.
+the patterns are followed at once, and the states after a set of states are looked up eight bits at
+a time. Moves from one set to the next are kept, up to a bound, so that most characters cost one
+look-up. A pattern is refused if it has a part that such an automaton cannot follow (look-around,
+back-references, atomic groups), if it asks for the end of the text, which is not known while the
+text grows, or if it matches the empty text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sapwood.text import regex_syntax as syntax
 from sapwood.text.regex_syntax import Accepts, Node, RegexError, UnsupportedRegex, is_word
 
 MAX_STATES = 1000
-"""Of all regular expressions of one request together; `x{500}` takes 500."""
+"""States of all regular expressions of one request together; `x{500}` takes 500."""
 MAX_LENGTH = 2000
 """Characters of one pattern."""
 MAX_CLASSES = 100
@@ -39,7 +40,7 @@ _START = 1
 
 
 class StopRegex:
-    """Patterns as one automaton. Safe to share: what changes are tables of what was looked up.
+    """Patterns as one automaton. Safe to share: it changes only tables of computed results.
 
     Raises InvalidRequest that names stop_regex if a pattern cannot be used, or all together.
     """
@@ -55,7 +56,7 @@ class StopRegex:
         self.ends = [self._add(pattern) for pattern in self.patterns]
         self.end = sum(1 << end for end in self.ends)
         self.has_assertions = bool(self._holds)
-        """Then moves depend on the character before, too."""
+        """Whether moves depend on the character before, too."""
         self._masks: dict[str, int] = {}
         self._places: dict[tuple[str, str], _Place] = {}
         self._unions: dict[tuple[int, int, int], int] = {}
@@ -65,7 +66,7 @@ class StopRegex:
     # ---- building --------------------------------------------------------------------------------
 
     def _add(self, pattern: str) -> int:
-        """The state that is reached when the pattern has matched."""
+        """Add a pattern. Returns the state that is reached when the pattern has matched."""
         self._pattern = pattern
         if len(pattern) > MAX_LENGTH:
             raise _refusal(pattern, f"it has more than {MAX_LENGTH} characters")
@@ -93,7 +94,7 @@ class StopRegex:
         return len(self._then) - 1
 
     def _before(self, node: Node, after: int) -> int:
-        """The state in which what matches the node begins, to go on to `after`."""
+        """Add states for the node, which lead on to the state `after`; returns the first."""
         if isinstance(node, syntax.Character):
             return self._character(node, after)
         if isinstance(node, syntax.Assertion):
@@ -151,8 +152,8 @@ class StopRegex:
             return lambda before, after: after in ("", "\n")
         wanted, ascii_only = where == "boundary", node.ascii_only
 
-        def counts(one: str) -> bool:
-            return is_word(one) and (one.isascii() or not ascii_only)
+        def counts(character: str) -> bool:
+            return is_word(character) and (character.isascii() or not ascii_only)
 
         return lambda before, after: (counts(before) != counts(after)) is wanted
 
@@ -168,7 +169,7 @@ class StopRegex:
     # ---- looking up ------------------------------------------------------------------------------
 
     def accepting(self, character: str) -> int:
-        """The set of states that the character leads on from."""
+        """The set of states that take the character."""
         known = self._masks.get(character)
         if known is None:
             known = self._literals.get(character, 0)
@@ -179,7 +180,7 @@ class StopRegex:
         return known
 
     def place(self, before: str, after: str) -> _Place:
-        """Between those two characters; "": the text's beginning or end."""
+        """The place between two characters; "": the beginning or the end of the text."""
         if not self._holds:
             return self.whatever_follows
         kinds = _kind(before), _kind(after)
@@ -199,10 +200,10 @@ class StopRegex:
 
 
 class _Place:
-    """Between two characters: which states lead to which without a character.
+    """A place between two characters: which states lead to which without a character.
 
-    ways     per state: those that it leads to at once
-    sources  state that takes a character, or the first: those that it leads to then
+    ways     per state: the states that it leads to at once
+    sources  the first state, or a state that takes a character -> the states that it then leads to
     stops    states that take a character, and ends
     unions   see `_Union`
     """
@@ -217,31 +218,31 @@ class _Place:
         reached = [1 << state if state in stops else 0 for state in range(len(ways))]
         _spread(reached, list(enumerate(ways)))
         following, origin = [0] * len(ways), [0] * len(ways)
-        for source, others in sources.items():
-            for other in others:
-                following[source] |= reached[other]
-                origin[other] |= 1 << source
+        for source, targets in sources.items():
+            for target in targets:
+                following[source] |= reached[target]
+                origin[target] |= 1 << source
         ways_back: list[list[int]] = [[] for _ in ways]
-        for state, others in enumerate(ways):
-            for other in others:
-                ways_back[other].append(state)
+        for state, targets in enumerate(ways):
+            for target in targets:
+                ways_back[target].append(state)
         _spread(origin, list(reversed(list(enumerate(ways_back)))))
         self.origin = origin
         self.after = _Union(following, unions)
-        """Of sources: the stops that are reached."""
+        """From a set of sources to the stops that they reach."""
         self.before = _Union(origin, unions)
-        """Of stops: the sources from which they are reached."""
+        """From a set of stops to the sources that reach them."""
 
 
 def _spread(values: list[int], edges: list[tuple[int, list[int]]]) -> None:
-    """Add to each state's set those of the states that it is joined to, until nothing changes."""
+    """Add to each state's set the sets of the states that it leads to, until nothing changes."""
     has_changed = True
     while has_changed:
         has_changed = False
-        for state, others in edges:
+        for state, targets in edges:
             joined = values[state]
-            for other in others:
-                joined |= values[other]
+            for target in targets:
+                joined |= values[target]
             if joined != values[state]:
                 values[state] = joined
                 has_changed = True
@@ -250,7 +251,7 @@ def _spread(values: list[int], edges: list[tuple[int, list[int]]]) -> None:
 class _Union:
     """The union of rows[i] for all bits i of a set, looked up eight bits at a time.
 
-    known  what was looked up, of several of these objects
+    known  results that were computed; several unions share the table
     """
 
     def __init__(self, rows: list[int], known: dict[tuple[int, int, int], int]) -> None:
@@ -276,7 +277,7 @@ class _Union:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A match of the pattern of that index: text[begin:end]."""
+    """A match, text[begin:end], of the pattern with that index."""
 
     begin: int
     end: int
@@ -298,8 +299,8 @@ class RegexSearch:
         self._look_back_at = LOOK_BACK.start
 
     def earliest(self) -> int | None:
-        """Where the longest of the matches begins that may yet become complete, or a little before;
-        None if there is none."""
+        """Where the longest match begins that may yet become complete, or a little before that;
+        None if no match has begun."""
         if self._active == _START:
             return None
         if self._look_back_at <= len(self._held) < LOOK_BACK.stop:
@@ -307,13 +308,13 @@ class RegexSearch:
             if needed > 0:
                 self._before_held = self._held[needed - 1]
                 del self._held[:needed]
-            # Rarely enough that the characters looked at are a few times those of the text.
+            # So rarely that each character of the text is looked at only a few times.
             self._look_back_at = max(LOOK_BACK.start, 2 * len(self._held))
         return self._position - len(self._held)
 
     def push(self, character: str) -> list[Found]:
-        """The matches that this character completes, the longest of each pattern, and those that
-        ended before it, which is known only now."""
+        """The longest match of each pattern that this character completes, or that ended before
+        this character, where only this character tells so."""
         kind = _kind(self._before) if self._regex.has_assertions else ""
         key = (self._active, kind, character)
         move = self._regex.moves.get(key)
@@ -345,7 +346,7 @@ class RegexSearch:
         return following, bool(ends & regex.end)
 
     def _ended(self, place: _Place) -> list[Found]:
-        """The matches that are complete here, at a place like that."""
+        """The longest match of each pattern that is complete now, if this is such a place."""
         held_from = self._position - len(self._held)
         found: list[Found] = []
         for index, end in enumerate(self._regex.ends):
@@ -356,7 +357,7 @@ class RegexSearch:
         return found
 
     def _longest(self, states: int, end: int) -> int:
-        """Where in `_held` the longest of the matches begins that are in those states at `end`."""
+        """Where in `_held` the longest match begins that is in one of the states at `end`."""
         regex, held, begin = self._regex, self._held, end
         while states:
             end -= 1
@@ -377,7 +378,7 @@ class RegexSearch:
 
 @lru_cache(maxsize=32)
 def compiled(patterns: tuple[str, ...]) -> StopRegex:
-    """Raises as StopRegex."""
+    """The automaton of the patterns, kept for requests with the same ones. Raises as StopRegex."""
     return StopRegex(patterns)
 
 

@@ -24,8 +24,7 @@ class StopResult:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Match:
-    """Matches in the order in which they win: the longest first, of those that are known at the
-    same character.
+    """A match. Of matches that become known at the same character, the smallest wins: the longest.
 
     begin  index of the match's first character in the held text
     end    index after its last character
@@ -42,8 +41,8 @@ class StopMatcher:
 
     The match that is complete first wins, so that no token is computed to find out whether a
     longer one follows; of several that are complete at the same character the longest wins. How the
-    text is split makes no difference. Held back is only the longest end of the text that could
-    begin a stop string, and with regular expressions sometimes a little more. A regular expression
+    text is split makes no difference. Only the longest end of the text that could begin a stop
+    string is held back, and with regular expressions sometimes a little more. A regular expression
     matches as soon as the text so far has a match of it; one that ends in \\b is known to match a
     character later. The work per character does not grow with the text or with the number of stops.
 
@@ -132,7 +131,7 @@ class _Strings:
         self.depths, self.ends = [0], [""]
         self._next: list[dict[str, int]] = [{}]
         self._shorter = [0]
-        """Per node: that of the longest shorter end of the text that begins a string."""
+        """Per node: the node of the next shorter end of the text that begins a string."""
         for string in strings:
             self._add(string)
         waiting = list(self._next[0].values())

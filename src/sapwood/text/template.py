@@ -50,8 +50,8 @@ _RENDER_ERRORS = (
     ArithmeticError,
     RecursionError,
 )
-"""Exceptions that a template may raise on messages of an unexpected shape. A RecursionError is that
-of a macro that calls itself for what is nested in a message."""
+"""Exceptions that a template may raise on messages of an unexpected shape. A RecursionError comes
+from a macro that calls itself for each level of nesting in a message."""
 
 
 class ChatTemplate:

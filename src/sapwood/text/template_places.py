@@ -1,4 +1,4 @@
-"""What a chat template shows of a conversation, found by rendering small ones.
+"""Which parts of a conversation a chat template shows, found by rendering small conversations.
 
 That a template mentions tools says little: it may read them from a field of its own, show them only
 beside a system message, or raise an error. So we look for the name of a tool in the prompt.

@@ -12,7 +12,7 @@ from sapwood.schema.grammar import Grammar
 
 
 class FirstThatCan:
-    """Asks one backend after the other."""
+    """Asks the backends in turn; the first that can enforce a grammar compiles it."""
 
     def __init__(self, backends: Sequence[GrammarBackend]) -> None:
         self._backends = backends
@@ -25,7 +25,7 @@ class FirstThatCan:
                 return backend.compile(grammar)
             except InvalidRequest as error:
                 reasons.append(error.message)
-        # The last one knows most, and so names what nobody knows; a repetition says nothing.
+        # The last backend knows most, so its reason comes first; equal reasons are given once.
         distinct = list(dict.fromkeys(reversed(reasons)))
         raise InvalidRequest(
             f"the {grammar.kind} of this request cannot be enforced: {'; '.join(distinct)}",
@@ -34,7 +34,7 @@ class FirstThatCan:
 
 
 def make_backend(config: GrammarConfig, vocabulary: Vocabulary) -> GrammarBackend:
-    """The backends import what they need when one is made: that takes a second."""
+    """Imports the libraries of the backends only here, since that takes a second."""
     any_whitespace = not config.constrained_json_disable_any_whitespace
     pattern = config.constrained_json_whitespace_pattern
     from sapwood.executor.grammar.llguidance_backend import LLGuidanceBackend

@@ -21,21 +21,24 @@ log = logging.getLogger(__name__)
 
 NUM_WORKERS = 4
 CLOSE_LIMIT_S = 5.0
-"""So long the end of the engine waits for compilations that run."""
+"""How long an engine that ends waits for the compilations that run."""
 MAX_ENTRIES = 1024
 MAX_CACHE_BYTES = 256 * 2**20
-"""Limits of what is kept unused."""
+"""Beyond these limits, grammars that no open request needs are forgotten."""
 
 
 class RunningTrial(Protocol):
     """A trial of one grammar."""
 
     def wait(self) -> None:
-        """Until it has ended. Raises SapwoodError if the grammar is refused, TrialCancelled."""
+        """Wait for the trial's end.
+
+        Raises SapwoodError if the grammar is refused, TrialCancelled if nobody waits for it.
+        """
         ...
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """End the trial early, since nobody waits for it any more."""
         ...
 
 
@@ -51,12 +54,12 @@ class Sandbox(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One (kind, text).
+    """A grammar that is known, and how far its compilation is.
 
-    num_users  open requests that need it
-    since_s    when it came
-    result     set once
-    trial      while it is tried
+    num_users  open requests that need the grammar
+    since_s    when the grammar was put into the queue
+    result     the compiled grammar, or why it cannot be used; None: not known yet
+    trial      the trial of the grammar, while it runs
     """
 
     grammar: Grammar
@@ -75,10 +78,11 @@ class _Entry:
 class GrammarCompiler:
     """Safe to use from several threads.
 
-    make_backend  called once, when the first grammar comes: it imports, and reads the vocabulary
+    make_backend  called once, when the first grammar comes: it imports libraries and reads the
+                  vocabulary
     sandbox       tries every grammar before it is compiled
     patience_s    a grammar whose turn has not come after that time is refused for now
-    max_bytes     of a grammar's text
+    max_bytes     size of a grammar's text at most
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class GrammarCompiler:
             worker.join(max(0.0, end_s - time.monotonic()))
 
     def enter(self, grammar: Grammar) -> None:
-        """A request has come that needs it: compile it unless it is known."""
+        """A request that needs the grammar has come: compile the grammar unless it is known."""
         with self._lock:
             entry = self._entries.get(grammar.key)
             if entry is None:
@@ -128,7 +132,7 @@ class GrammarCompiler:
             self._entries.move_to_end(grammar.key)
 
     def leave(self, grammar: Grammar) -> None:
-        """A request that needed it has ended."""
+        """A request that needed the grammar has ended."""
         with self._lock:
             entry = self._entries[grammar.key]
             entry.num_users -= 1
@@ -137,9 +141,9 @@ class GrammarCompiler:
             self._forget_some()
 
     def is_ready(self, grammar: Grammar) -> bool:
-        """Whether it is compiled; False: not yet. Of a grammar that was entered.
+        """Whether a grammar that was entered is compiled; False: not yet.
 
-        Raises InvalidRequest if it cannot be, Overloaded if it could only later."""
+        Raises InvalidRequest if it cannot be compiled, Overloaded if it can only be later."""
         with self._lock:
             result = self._entries[grammar.key].result
         if isinstance(result, SapwoodError):
@@ -149,7 +153,8 @@ class GrammarCompiler:
         return result is not None
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
-        """Of a grammar that is ready; None if all requests that needed it have left since."""
+        """The compiled form of a grammar that was ready; None if all requests that needed the
+        grammar have left since."""
         with self._lock:
             entry = self._entries.get(grammar.key)
             if entry is None:
@@ -187,7 +192,7 @@ class GrammarCompiler:
             threading.stack_size(usual)
 
     def _abandon(self, entry: _Entry) -> None:
-        """All requests that needed it have left: nobody should wait for its turn to end."""
+        """All requests that needed the grammar have left: end its trial, or forget its turn."""
         if entry.trial is not None:
             entry.trial.cancel()
         elif entry in self._queue:
@@ -195,7 +200,7 @@ class GrammarCompiler:
             del self._entries[entry.grammar.key]
 
     def _next(self) -> _Entry | None:
-        """What to compile next; None, and the worker ends, if there is nothing."""
+        """The grammar to compile next; None if there is none: then the calling worker ends."""
         while self._queue and not self._is_closed:
             entry = self._queue.popleft()
             if self._clock.now_s() - entry.since_s <= self._patience_s:
@@ -208,8 +213,8 @@ class GrammarCompiler:
         return None
 
     def _forget_some(self) -> None:
-        """Within the limits, the least recently used stay; so do those in use or in work. What is
-        only refused for now does not stay."""
+        """Forget grammars that no open request needs: those that were refused only for now, and
+        beyond the limits the least recently used. Grammars in work stay."""
         num_bytes = sum(entry.num_bytes for entry in self._entries.values())
         for key, entry in list(self._entries.items()):
             if entry.num_users or entry.result is None:
@@ -232,7 +237,7 @@ class GrammarCompiler:
                 entry.result = result
                 entry.trial = None
                 if result is None and entry.num_users:
-                    # Another request has come meanwhile.
+                    # The trial was cancelled; a request that needs the grammar has come since.
                     entry.since_s = self._clock.now_s()
                     self._queue.append(entry)
                 elif result is None:
@@ -244,7 +249,7 @@ class GrammarCompiler:
         grammar = entry.grammar
         try:
             trial = self._sandbox.begin(grammar)
-            # Made while the trial's process starts, or tries.
+            # The backend is made while the sandbox starts, or tries the grammar.
             backend = self._prepared()
             with self._lock:
                 entry.trial = trial

@@ -1,4 +1,4 @@
-"""What a grammar backend is."""
+"""The interfaces of a grammar backend, its compiled grammars and their matchers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sapwood.schema.grammar import Grammar
 
 
 class GrammarFailed(Exception):
-    """A compiled grammar that cannot be gone on with; the message says why."""
+    """An output cannot be continued under its grammar; the message says why."""
 
 
 class Matcher(Protocol):
@@ -24,7 +24,7 @@ class Matcher(Protocol):
 
     def fill(self, masks: NDArray[np.int32], index: int) -> None:
         """Write masks[index], of masks [n, ceil(vocab / 32)] C-contiguous: bit t % 32 of word
-        t // 32 is 1 where token t may come next. Not to be called once it has ended.
+        t // 32 is 1 where token t may come next. Not to be called once the output has ended.
 
         Raises GrammarFailed if no token may come, or if finding out would take too long."""
         ...
@@ -41,7 +41,7 @@ class Matcher(Protocol):
         ...
 
     def rollback(self, num_tokens: int) -> None:
-        """Take back that many tokens, which were taken since it could be rolled back."""
+        """Take back the last `num_tokens` tokens, taken while `can_roll_back` was true."""
         ...
 
 
@@ -50,11 +50,11 @@ class CompiledGrammar(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Memory it takes, roughly."""
+        """Memory that the compiled grammar takes, roughly."""
         ...
 
     def matcher(self) -> Matcher:
-        """At the grammar's beginning."""
+        """A new matcher at the grammar's beginning."""
         ...
 
 
@@ -62,8 +62,8 @@ class GrammarBackend(Protocol):
     name: str
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Takes milliseconds to seconds; may be called from several threads. `thinking` is not
-        looked at.
+        """Takes milliseconds to seconds; may be called from several threads. The grammar's
+        `thinking` plays no part here.
 
         Raises InvalidRequest, naming what is wrong, if the grammar cannot be enforced exactly."""
         ...

@@ -2,8 +2,9 @@
 enforce exactly.
 
 xgrammar skips keywords, and combinations of keywords, that it does not know, with no more than a
-warning. What an output must obey cannot be left to that: `why_inexact` lists what may be handed to
-it. Found by validating random outputs of random schemas; tests/executor/grammar does the same.
+warning. A schema must be enforced as it is, so `why_inexact` finds the schemas that xgrammar must
+not get. Its rules were found by validating random outputs of random schemas, which
+tests/executor/grammar does too.
 Source: JSON Schema, draft 2020-12.
 """
 
@@ -126,9 +127,10 @@ _XGRAMMAR_FORMATS = frozenset({"date-time", "duration", "email", "hostname", "ip
 
 
 def simplified(text: str) -> Schema:
-    """The schema without what demands nothing; its objects are closed where they list properties.
+    """The schema without keywords that demand nothing; objects that list properties are closed,
+    as by "additionalProperties": false.
 
-    Raises InvalidRequest, naming the keyword, for what no schema can have."""
+    Raises InvalidRequest, naming the keyword, if a keyword has a value that no schema can have."""
     schema = json.loads(text)
     if not isinstance(schema, dict):
         return bool(schema)
@@ -150,8 +152,8 @@ def _simpler(schema: Any, root: Mapping[str, Any], *, in_all_of: bool = False) -
         kept.pop("format", None)
     types = _types(kept)
     if types is not None:
-        wanted = _ANY_TYPE.union(*(_OF_TYPE[one] for one in types))
-        # Properties may be where a reference points to, whatever the type says.
+        wanted = _ANY_TYPE.union(*(_OF_TYPE[name] for name in types))
+        # A reference may point to a schema below `properties`, even where the type is no object.
         kept = {key: value for key, value in kept.items() if key in wanted or key in _MAPS}
     only = _only_all_of(kept)
     inside = in_all_of or ("allOf" in kept and not only)
@@ -182,11 +184,11 @@ def _simplify_parts(kept: dict[str, Any], root: Mapping[str, Any], *, in_all_of:
                 raise InvalidRequest(f"{word} in a JSON Schema must be a list")
             # A part of a conjunction must leave the other parts' properties room.
             own = word != "prefixItems" and (in_all_of or len(kept) > 1)
-            kept[word] = [_simpler(one, root, in_all_of=own) for one in kept[word]]
+            kept[word] = [_simpler(part, root, in_all_of=own) for part in kept[word]]
     for word in _SINGLE:
         if word in kept:
             if word == "items" and isinstance(kept[word], list):
-                kept["prefixItems"] = [_simpler(one, root) for one in kept.pop("items")]
+                kept["prefixItems"] = [_simpler(part, root) for part in kept.pop("items")]
                 if "additionalItems" in kept:
                     kept["items"] = _simpler(kept.pop("additionalItems"), root)
                 continue
@@ -226,10 +228,10 @@ def _types(schema: Mapping[str, Any]) -> list[str] | None:
     if given is None:
         return None
     types = given if isinstance(given, list) else [given]
-    for one in types:
-        if one not in _OF_TYPE:
+    for name in types:
+        if name not in _OF_TYPE:
             raise InvalidRequest(
-                f"type in a JSON Schema is {one!r} but must be one of {', '.join(_OF_TYPE)}"
+                f"type in a JSON Schema is {name!r} but must be one of {', '.join(_OF_TYPE)}"
             )
     return types
 
@@ -238,7 +240,7 @@ def _types(schema: Mapping[str, Any]) -> list[str] | None:
 
 
 def resolved(reference: str, root: Any) -> Any:
-    """What a local reference points to; InvalidRequest if there is nothing."""
+    """The schema that a local reference points to; InvalidRequest if there is none."""
     if not reference.startswith("#"):
         raise InvalidRequest(
             f"$ref {reference!r} points outside of the schema; put what it means into $defs"
@@ -272,15 +274,15 @@ def walked(schema: Any) -> Iterator[Any]:
     """The schema and all schemas in it."""
     waiting = [schema]
     while waiting:
-        one = waiting.pop()
-        yield one
-        if not isinstance(one, dict):
+        subschema = waiting.pop()
+        yield subschema
+        if not isinstance(subschema, dict):
             continue
         for word in _MAPS:
-            waiting += one.get(word, {}).values()
+            waiting += subschema.get(word, {}).values()
         for word in _LISTS:
-            waiting += one.get(word, [])
-        waiting += [one[word] for word in _SINGLE if word in one]
+            waiting += subschema.get(word, [])
+        waiting += [subschema[word] for word in _SINGLE if word in subschema]
 
 
 # ---- oneOf -------------------------------------------------------------------------------------
@@ -321,9 +323,9 @@ def _type_set(part: Mapping[str, Any]) -> frozenset[str] | None:
     types = _types(part)
     if types is None:
         literal = _literals(part)
-        return None if literal is None else frozenset(_type_of(one) for one in literal)
+        return None if literal is None else frozenset(_type_of(value) for value in literal)
     # Every integer is a number too.
-    return frozenset("number" if one == "integer" else one for one in types)
+    return frozenset("number" if name == "integer" else name for name in types)
 
 
 def _required_by_all(parts: list[dict[str, Any]]) -> list[str]:
@@ -339,7 +341,7 @@ def _required_by_all(parts: list[dict[str, Any]]) -> list[str]:
 def _fixed(part: Mapping[str, Any], name: str, root: Mapping[str, Any]) -> frozenset[str] | None:
     """The values that a property may have, as JSON, if they are listed."""
     literals = _literals(_followed(part["properties"][name], root) or {})
-    return None if literals is None else frozenset(json.dumps(one) for one in literals)
+    return None if literals is None else frozenset(json.dumps(value) for value in literals)
 
 
 def _literals(schema: Mapping[str, Any]) -> list[Any] | None:
@@ -360,7 +362,7 @@ def _type_of(value: Any) -> str:
 
 
 def why_inexact(root: Schema) -> str | None:
-    """Why xgrammar would enforce less, or something else, than that simplified schema demands."""
+    """Why xgrammar would not enforce exactly what a simplified schema demands; None: it would."""
     for schema in walked(root):
         if isinstance(schema, dict):
             reason = _why_inexact(schema)
@@ -394,8 +396,8 @@ def _why_inexact(schema: dict[str, Any]) -> str | None:
     for word in sorted(words - {"type"}):
         if word in _ANY_TYPE:
             return word
-    for one in types:
-        reason = _INEXACT[one](schema) if one in _INEXACT else None
+    for name in types:
+        reason = _INEXACT[name](schema) if name in _INEXACT else None
         if reason is not None:
             return reason
     return None
@@ -465,10 +467,11 @@ _INEXACT: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
 
 
 def for_xgrammar(schema: Schema) -> Schema:
-    """The schema, of which `why_inexact` says nothing, in terms that xgrammar gets right.
+    """A schema that xgrammar can enforce exactly (see `why_inexact`), in terms that it gets right.
 
-    It lets control characters into strings of bounded length, which a pattern keeps out; and it
-    looks at enum without looking at type."""
+    Where the length of a string is bounded, xgrammar allows control characters in it; so the bounds
+    become a pattern, which forbids them. Beside enum, xgrammar ignores type; so the values of other
+    types are left out here."""
     if isinstance(schema, bool):
         return schema
     result = dict(schema)
@@ -477,14 +480,14 @@ def for_xgrammar(schema: Schema) -> Schema:
             result[word] = {key: for_xgrammar(value) for key, value in result[word].items()}
     for word in _LISTS:
         if word in result:
-            result[word] = [for_xgrammar(one) for one in result[word]]
+            result[word] = [for_xgrammar(part) for part in result[word]]
     for word in _SINGLE:
         if word in result:
             result[word] = for_xgrammar(result[word])
     types = _types(result)
     literals = _literals(result)
     if literals is not None:
-        allowed = [one for one in literals if types is None or _has_type(one, types)]
+        allowed = [value for value in literals if types is None or _has_type(value, types)]
         if not allowed:
             raise InvalidRequest("enum in the JSON Schema has no value of its type")
         kept: dict[str, Any] = {}

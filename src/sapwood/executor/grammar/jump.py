@@ -1,9 +1,9 @@
 """Tokens that a grammar leaves no choice about, found without sampling them.
 
 Where every token that may come next begins with the shortest of them, the shortest one's text is
-certain. The matcher follows certain text as far as it goes and is then put back; the tokens that
-are put out are those of the tokenizer for that text. How far the matcher goes at once is bounded,
-since a few bytes of a grammar can force a text without an end.
+certain. The matcher follows certain text as far as possible and is then put back; the output gets
+the tokens that the tokenizer makes of that text. How far the matcher goes at once is bounded, since
+a few bytes of a grammar can force a text without an end.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from sapwood.executor.grammar.interface import Matcher
 from sapwood.executor.grammar.vocabulary import Vocabulary
 
 MAX_FORCED_TOKENS = 64
-"""Followed at once; each costs as much as a mask."""
+"""Tokens that a matcher follows at once; each costs as much as a mask."""
 MAX_CANDIDATES = 64
-"""More tokens than this, of which each begins another one, are in no vocabulary."""
+"""Where more tokens than this may come next, no text counts as certain."""
 MIN_FORCED_BYTES = 2
-"""A shorter text is one token, which costs as much to compute sampled as not."""
+"""A shorter text is a single token, and forcing that saves nothing: it is computed anyway."""
 
 
 def forced_tokens(matcher: Matcher, mask: NDArray[np.int32], vocabulary: Vocabulary) -> list[int]:
@@ -31,7 +31,7 @@ def forced_tokens(matcher: Matcher, mask: NDArray[np.int32], vocabulary: Vocabul
 
 
 def forced_text(matcher: Matcher, mask: NDArray[np.int32], vocabulary: Vocabulary) -> bytes:
-    """The bytes that every continuation begins with, or as many as are looked for at once."""
+    """The bytes that every continuation begins with, as far as the matcher goes at once."""
     text = b""
     num_taken = 0
     try:
@@ -68,11 +68,11 @@ def _certain_token(mask: NDArray[np.int32], vocabulary: Vocabulary) -> int | Non
 
 
 def tokens_of(text: bytes, vocabulary: Vocabulary) -> list[int]:
-    """Tokens of the forced text, without those that what follows could still change.
+    """The tokens of the forced text, without the last, which the following text could change.
 
-    A tokenizer joins characters as far as it can: the last token might be longer if the text went
-    on, so it is left to be sampled."""
+    A tokenizer joins characters as far as it can: if the text goes on, its last token may become
+    longer. So that token is left to be sampled."""
     token_ids = vocabulary.encode(text.decode("utf-8", "ignore"))[:-1]
-    # Some tokenizers put a space in front, or normalise: then these are other bytes.
+    # Some tokenizers put a space in front, or normalise: then the tokens have other bytes.
     so_far = b"".join(vocabulary.tokens[token_id] for token_id in token_ids)
     return token_ids if text.startswith(so_far) else []

@@ -1,6 +1,6 @@
 """llguidance: masks computed from derivatives of regular expressions and an Earley parser.
 
-It knows more of JSON Schema than xgrammar, and refuses by name what it does not know.
+llguidance knows more of JSON Schema than xgrammar, and names the keywords that it refuses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sapwood.schema.grammar import Grammar
 _SPECIAL_MARK = b"\xff"
 """How llguidance tells special tokens from text, which never has this byte."""
 _BYTES_PER_CHARACTER = 200
-"""Memory of a grammar per character of it, estimated: llguidance doesn't tell."""
+"""An estimate of a grammar's memory per character of its text: llguidance doesn't tell."""
 
 
 class LLGuidanceMatcher:
@@ -41,7 +41,7 @@ class LLGuidanceMatcher:
         if self._matcher.is_error():
             raise GrammarFailed(_first_line(self._matcher.get_error()))
         if self._matcher.is_accepting():
-            # Its mask names one end-of-sequence token; a model may have several.
+            # llguidance's mask allows one end-of-sequence token; a model may have several.
             for end in self._ends:
                 masks[index, end // 32] |= np.int32(_BITS[end % 32])
         elif not masks[index].any():
@@ -96,7 +96,7 @@ class _Tokens:
 
 
 class LLGuidanceBackend:
-    """any_whitespace, whitespace_pattern: between the parts of JSON under a schema."""
+    """any_whitespace, whitespace_pattern: what may stand between the parts of a schema's JSON."""
 
     name = "llguidance"
 
@@ -126,7 +126,7 @@ class LLGuidanceBackend:
             source = self._source(grammar)
         except InvalidRequest:
             raise
-        except Exception as error:  # noqa: BLE001 - its converters raise what they happen to meet
+        except Exception as error:  # noqa: BLE001 - llguidance's converters raise errors of any type
             raise _refusal(grammar, str(error)) from None
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0)
         if matcher.is_error():
@@ -152,7 +152,7 @@ class LLGuidanceBackend:
             return str(llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text)))
         if grammar.kind == "choice":
             options = " | ".join(
-                json.dumps(one, ensure_ascii=False) for one in json.loads(grammar.text)
+                json.dumps(option, ensure_ascii=False) for option in json.loads(grammar.text)
             )
             return str(llguidance.LLMatcher.grammar_from_lark(f"start: {options}"))
         form = with_parts(

@@ -23,14 +23,14 @@ from sapwood.schema.grammar import Grammar
 from sapwood.schema.step import RowStart
 
 SLOW_STEP_S = 0.005
-"""A step's work for one row, of 0.1 ms as a rule, is slow beyond this."""
+"""A step's work on one row's grammar is slow if it takes longer; as a rule it takes 0.1 ms."""
 SLOW_BUDGET_S = 0.5
-"""What one request's slow steps may take in all. An ambiguous grammar takes longer with each token,
-and all other requests wait meanwhile."""
+"""Seconds that the slow steps of one request may take in all. An ambiguous grammar takes longer
+with each token, and all other requests wait meanwhile."""
 
 
 class Compiled(Protocol):
-    """Where compiled grammars are."""
+    """Has the compiled grammars."""
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
         """None if all requests that needed it have left."""
@@ -42,7 +42,7 @@ class _Constrained:
     """The grammar of a row.
 
     may_jump   tokens may be put out without being sampled
-    may_empty  other processors may have forbidden all that the grammar allows
+    may_empty  other processors may have forbidden all tokens that the grammar allows
     spare_s    seconds that steps of this row may still take beyond SLOW_STEP_S each
     next_mask  [1, words] of the next token, if it is known already
     """
@@ -55,13 +55,13 @@ class _Constrained:
 
 
 class GrammarMasks:
-    """What the sampler asks after all processors have changed the logits.
+    """Called by the sampler after all processors have changed the logits.
 
-    grammars   where the compiled grammars are
-    failures   row -> why its request cannot go on, which the sampler hands on
+    grammars    has the compiled grammars
+    failures    row -> why its request cannot go on; written here, read by the sampler
     vocabulary  called once, when the first grammar comes
-    may_jump   whether tokens that the grammar leaves no choice about are put out without sampling
-    clock_s    seconds of this thread's processor time, to find grammars that are slow to follow
+    may_jump    whether tokens that the grammar leaves no choice about are put out without sampling
+    clock_s     seconds of this thread's processor time, to find grammars that are slow to follow
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class GrammarMasks:
         return self._rows.keys()
 
     def start(self, start: RowStart) -> None:
-        """Another request takes that row; one that was retracted is put where its output is."""
+        """Another request takes the row; if it was retracted, it already has some output."""
         self._rows.pop(start.row, None)
         grammar = start.sampling.grammar
         if grammar is None:
@@ -148,8 +148,8 @@ class GrammarMasks:
                 self._allow_something(logits, masks, place, index)
 
     def _allow_something(self, logits: Tensor, masks: Tensor, place: int, index: int) -> None:
-        """Where nothing is left, as with min_new_tokens when the grammar can only end, the grammar
-        prevails."""
+        """The grammar prevails where it and the processors leave no token: for instance where the
+        grammar can only end, and min_new_tokens forbids the end."""
         if logits[index].max() == -torch.inf:
             logits[index] = 0.0
             self._kernels.mask_logits(logits, masks[place : place + 1], [index])
@@ -173,7 +173,7 @@ class GrammarMasks:
                 self._fail(row, f"token {token_id} was sampled but does not match the grammar")
 
     def jump(self, rows: Sequence[int]) -> dict[int, list[int]]:
-        """Row -> the tokens that must come next in any case, taken by its grammar already."""
+        """Row -> the tokens that must come next in any case; its grammar has taken them already."""
         if not self._rows or not self._may_jump:
             return {}
         jumps: dict[int, list[int]] = {}

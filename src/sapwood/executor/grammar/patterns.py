@@ -13,36 +13,36 @@ _LITERAL_ESCAPES = frozenset(".^$*+?()[]{}|-/_:;,!@#%&=<>~`' ")
 def why_not_plain(pattern: str) -> str | None:
     """None if the pattern is made of literals, classes, groups, alternatives and repetition only,
     matches from its beginning to its end, and matches no character that JSON writes as an escape;
-    else what is not so."""
+    else the first part of the pattern that is otherwise."""
     body = pattern[1:] if pattern.startswith("^") else pattern
     if body.endswith("$") and not _ends_escaped(body[:-1]):
         body = body[:-1]
     is_anchored = body != pattern
     depth, position = 0, 0
     while position < len(body):
-        one = body[position]
-        if one == "\\":
+        character = body[position]
+        if character == "\\":
             following = body[position + 1 : position + 2]
             if following not in _CLASS_ESCAPES and following not in _LITERAL_ESCAPES:
                 return f"the escape \\{following}"
             position += 1
-        elif one == "[":
+        elif character == "[":
             end, problem = _class_end(body, position)
             if problem is not None:
                 return problem
             position = end
-        elif one in '^$"' or ord(one) < 0x20:
-            return f"the character {one!r} inside"
-        elif one == "(":
+        elif character in '^$"' or ord(character) < 0x20:
+            return f"the character {character!r} inside"
+        elif character == "(":
             if (
                 body[position + 1 : position + 2] == "?"
                 and body[position + 2 : position + 3] != ":"
             ):
                 return f"the group {body[position : position + 4]!r}"
             depth += 1
-        elif one == ")":
+        elif character == ")":
             depth -= 1
-        elif one == "|" and depth == 0 and is_anchored:
+        elif character == "|" and depth == 0 and is_anchored:
             return "an anchor of one alternative only"
         position += 1
     return None
@@ -53,21 +53,21 @@ def _ends_escaped(text: str) -> bool:
 
 
 def _class_end(body: str, start: int) -> tuple[int, str | None]:
-    """The index of the class's closing bracket, and what in it is not plain."""
+    """(index of the class's closing bracket, the part of the class that is not plain or None)"""
     position = start + 1
     if body[position : position + 1] == "^":
         position += 1
     first = position
     while position < len(body):
-        one = body[position]
-        if one == "]" and position > first:
+        character = body[position]
+        if character == "]" and position > first:
             return position, None
-        if one == "\\":
+        if character == "\\":
             following = body[position + 1 : position + 2]
             if following not in _CLASS_ESCAPES and following not in _LITERAL_ESCAPES:
                 return position, f"the escape \\{following} in a class"
             position += 1
-        elif one in '["' or ord(one) < 0x20:
-            return position, f"the character {one!r} in a class"
+        elif character in '["' or ord(character) < 0x20:
+            return position, f"the character {character!r} in a class"
         position += 1
     return position, "a class that is not closed"

@@ -26,14 +26,15 @@ from sapwood.schema.grammar import Grammar
 log = logging.getLogger(__name__)
 
 STACK_BYTES = 4 * 2**20
-"""Of a trial. Threads that compile in the engine have COMPILING_STACK_BYTES, those that match the
-8 MiB of every process; what fits here fits there."""
+"""Stack of a trial. The engine's stacks are larger: COMPILING_STACK_BYTES in threads that compile,
+and the 8 MiB of every process where tokens are matched. So a grammar that fits here fits there."""
 COMPILING_STACK_BYTES = 4 * STACK_BYTES
 MEMORY_BYTES = 2**30
-"""That a trial may take beyond what the process had before."""
+"""Memory that a trial may take besides what its process has at the start."""
 SLOWEST_MASK_S = 0.25
-"""Processor time of the first mask; as a rule it takes 0.1 ms."""
+"""Longest processor time of the first mask; as a rule it takes 0.1 ms."""
 END_LIMIT_S = 5.0
+"""How long `close` waits for the process to end by itself."""
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer_path  a directory
     vocab_size      token ids of the model
     ends            ids that end an output
-    timeout_s       of one trial
+    timeout_s       how long one trial may take
     """
 
     tokenizer_path: str
@@ -53,7 +54,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
-    """Try that grammar. id: above 0."""
+    """Try a grammar. id: above 0."""
 
     id: int
     grammar: Grammar
@@ -69,7 +70,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a trial ended.
 
     refusal   why the grammar is refused; None: it may be compiled
-    ended_by  the signal that ended the trial, -1 if it was none; 0: it has answered
+    ended_by  the signal that ended the trial; -1: the trial ended by itself, but without an
+              answer; 0: the trial has answered
     """
 
     id: int
@@ -83,7 +85,11 @@ class TrialCancelled(Exception):
 
 
 class RunningTrial:
-    """A trial that has begun. refusal: why an answer refuses the grammar, None if it does not."""
+    """A trial that has begun.
+
+    refusal  gives the error by which an answer refuses the grammar; None: it does not
+    end      ends the trial early
+    """
 
     def __init__(
         self, refusal: Callable[[Answer], SapwoodError | None], end: Callable[[], None]
@@ -99,8 +105,8 @@ class RunningTrial:
         self._end()
 
     def wait(self) -> None:
-        """Until the trial has ended. Raises SapwoodError if the grammar is refused,
-        TrialCancelled if the trial was ended before it could tell."""
+        """Wait for the trial's end. Raises SapwoodError if the grammar is refused, TrialCancelled
+        if the trial was ended before it had answered."""
         answer = self.answer.result()
         if self._is_cancelled and answer.ended_by:
             raise TrialCancelled
@@ -163,7 +169,7 @@ class GrammarSandbox:
         return process
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
-        """Hand on what the process answers, until it ends."""
+        """Hand the process's answers to those that wait for them, until the process ends."""
         assert process.stdout is not None
         with process.stdout as answers:
             for line in answers:

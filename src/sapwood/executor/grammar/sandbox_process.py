@@ -58,10 +58,10 @@ def main() -> None:
     vocabulary = vocabulary_of(tokenizer, size=setting.vocab_size, ends=setting.ends)
     backend = make_backend(setting.config, vocabulary)
     words = -(-vocabulary.size // 32)
-    # Copies that collect no garbage share these pages of memory for good.
+    # Copies share these pages of memory for good if no garbage collection writes to them.
     gc.collect()
     gc.freeze()
-    # A compiler that panics says so at length.
+    # A compiler that panics writes at length; nobody should read that.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -120,7 +120,7 @@ class Trials:
         self._decoder = msgspec.json.Decoder(Trial | Cancel)
 
     def serve(self, messages: int) -> None:
-        """Until the file descriptor `messages` has no more."""
+        """Serve until the file descriptor `messages` comes to its end."""
         self._selector.register(messages, selectors.EVENT_READ)
         while True:
             for key, _ in self._selector.select():
@@ -187,7 +187,7 @@ class Trials:
 
 
 def _run(try_out: Callable[[Grammar], None], trial: Trial, timeout_s: float, writer: int) -> None:
-    """What a copy does; it does not return."""
+    """Try one grammar in a copy of the process, then end the copy; never returns."""
     status = 1
     try:
         _limit(timeout_s)
@@ -211,7 +211,7 @@ def _run(try_out: Callable[[Grammar], None], trial: Trial, timeout_s: float, wri
 
 
 def _limit(timeout_s: float) -> None:
-    """Limit this process's time, memory and stack, and let others go first."""
+    """Limit this process's time, memory and stack, and let other processes go first."""
     # SIGALRM's default action ends the process, also where it never returns from native code.
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
     os.nice(NICENESS)
@@ -221,7 +221,7 @@ def _limit(timeout_s: float) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         soft, hard = resource.getrlimit(limit)
-        allowed = [most, *(one for one in (soft, hard) if one != resource.RLIM_INFINITY)]
+        allowed = [most, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)]
         resource.setrlimit(limit, (min(allowed), hard))
 
 

@@ -1,4 +1,4 @@
-"""Structural tags: the JSON Schemas in them, and what they are in the syntax of llguidance.
+"""Structural tags: changes the schemas in them, and translates them to llguidance's syntax.
 
 Formats: xgrammar's documentation of structural tags. Syntax: llguidance's of Lark grammars.
 """
@@ -20,7 +20,7 @@ _ANY_TEXT = r"/(.|\n)*/"
 def with_parts(
     form: Any, schema: Callable[[Any], Any], regex: Callable[[str], str] = lambda text: text
 ) -> Any:
-    """The format with every JSON Schema and every regular expression in it changed so."""
+    """The format with `schema` applied to each JSON Schema in it, `regex` to each expression."""
     if isinstance(form, list):
         return [with_parts(part, schema, regex) for part in form]
     if not isinstance(form, Mapping):
@@ -33,17 +33,18 @@ def with_parts(
 
 
 def regex_body(text: str) -> str:
-    """A regular expression as llguidance's syntax has it between slashes.
+    """A regular expression as llguidance's syntax wants it between slashes.
 
     \\d, \\w and \\s are ASCII, as in the other backend."""
     return llguidance.regex_to_lark(text, use_ascii="dws").replace("\n", "\\n")
 
 
 def to_lark(form: Mapping[str, Any], vocabulary: Vocabulary, json_options: str) -> str:
-    """That format, its schemas simplified, as a grammar of llguidance.
+    """A format as a grammar of llguidance.
 
+    form          its JSON Schemas are simplified already
     json_options  the value of x-guidance for the schemas
-    Raises        InvalidRequest that names a type of format which has no such form
+    Raises        InvalidRequest, naming the format's type, if llguidance has no such format
     """
     writer = _LarkWriter(vocabulary, json_options)
     start = writer.rule(form, is_last=True)
@@ -78,16 +79,16 @@ class _LarkWriter:
         )
 
     def literal(self, text: str) -> str:
-        """The text, in which special tokens stand for themselves."""
+        """An expression for the text; the special tokens in it are matched as single tokens."""
         parts: list[str] = []
         plain = ""
         specials = [
-            (self._vocabulary.tokens[one].decode("utf-8", "replace"), one)
-            for one in self._vocabulary.special
+            (self._vocabulary.tokens[token_id].decode("utf-8", "replace"), token_id)
+            for token_id in self._vocabulary.special
         ]
         while text:
             found = max(
-                ((name, one) for name, one in specials if name and text.startswith(name)),
+                ((name, token_id) for name, token_id in specials if name and text.startswith(name)),
                 key=lambda pair: len(pair[0]),
                 default=None,
             )
@@ -128,12 +129,16 @@ class _LarkWriter:
         return self.literal(form["value"])
 
     def _or(self, form: Mapping[str, Any]) -> str:
-        return self._define("either", " | ".join(self.rule(one) for one in form["elements"]))
+        return self._define(
+            "either", " | ".join(self.rule(element) for element in form["elements"])
+        )
 
     def _sequence(self, form: Mapping[str, Any], is_last: bool) -> str:
         elements = form["elements"]
         last = len(elements) - 1
-        parts = [self.rule(one, is_last=is_last and i == last) for i, one in enumerate(elements)]
+        parts = [
+            self.rule(element, is_last=is_last and i == last) for i, element in enumerate(elements)
+        ]
         return self._define("seq", " ".join(parts))
 
     def _repeated(self, form: Mapping[str, Any], times: str) -> str:
@@ -152,7 +157,7 @@ class _LarkWriter:
         return self._define("TEXT", _ANY_TEXT)
 
     def _tag(self, form: Mapping[str, Any], begin: str | None = None) -> str:
-        """begin: what is left of its beginning, where a trigger has taken a part."""
+        """begin: the rest of the tag's beginning after a trigger; None: the whole beginning."""
         head = self.literal(form["begin"] if begin is None else begin)
         content, end = form["content"], form["end"]
         if not isinstance(end, str):
@@ -169,11 +174,13 @@ class _LarkWriter:
         return self._define("tag", f"{head} {self.rule(content)} {self.literal(end)}")
 
     def _separated(self, form: Mapping[str, Any]) -> str:
-        tag = self._define("tags", " | ".join(self._tag(one) for one in form["tags"]))
+        any_tag = self._define("tags", " | ".join(self._tag(tag) for tag in form["tags"]))
         more = (
-            "" if form.get("stop_after_first") else f" ({self.literal(form['separator'])} {tag})*"
+            ""
+            if form.get("stop_after_first")
+            else f" ({self.literal(form['separator'])} {any_tag})*"
         )
-        all_tags = f"({tag}{more})"
+        all_tags = f"({any_tag}{more})"
         return all_tags if form.get("at_least_one") else f"{all_tags}?"
 
     def _triggered(self, form: Mapping[str, Any], is_last: bool) -> str:
@@ -185,8 +192,8 @@ class _LarkWriter:
         text = self._define("TEXT", _ANY_TEXT)
         options: list[str] = []
         for trigger in form["triggers"]:
-            tags = [one for one in form["tags"] if one["begin"].startswith(trigger)]
-            rests = [self._tag(one, one["begin"][len(trigger) :]) for one in tags]
+            tags = [tag for tag in form["tags"] if tag["begin"].startswith(trigger)]
+            rests = [self._tag(tag, tag["begin"][len(trigger) :]) for tag in tags]
             special = self._vocabulary.special_named(trigger)
             if special is not None:
                 head = self._define("trigger", f"{text} <[{special}]>")

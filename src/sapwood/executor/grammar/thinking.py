@@ -1,4 +1,4 @@
-"""Reasoning before what a grammar is for."""
+"""Free reasoning before the part of an output that a grammar constrains."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class _Stage(Enum):
 
 
 class AfterThinking:
-    """A matcher that lets everything pass, but not the end of the output, until the reasoning has
-    ended, and then is the grammar's own.
+    """A matcher that allows every token but the end of the output until the reasoning has ended,
+    and from then on follows the grammar.
 
     A model that may think but does not is held to the grammar from its first token on: at first
     both the grammar and the opening of the reasoning are allowed, until it is clear which it is.
@@ -95,8 +95,10 @@ class AfterThinking:
             self._tail = text[-(len(self._end) - 1) :] if len(self._end) > 1 else b""
             return True
         self._stage = _Stage.ANSWER
-        # It may have come along with the opening for a while.
+        # The old matcher may have taken tokens of the opening, so the grammar begins anew.
         self._inner, self._inner_fits = self._new_matcher(), True
         # A token may hold the end of the reasoning and the beginning of the answer.
         rest = text[place + len(self._end) :].strip().decode("utf-8", "replace")
-        return not rest or all(self._inner.accept(one) for one in self._vocabulary.encode(rest))
+        return not rest or all(
+            self._inner.accept(answer_id) for answer_id in self._vocabulary.encode(rest)
+        )

@@ -27,16 +27,18 @@ class Vocabulary:
         return len(self.tokens)
 
     def special_named(self, text: str) -> int | None:
-        """The id of the special token that is written so."""
+        """The id of the special token with that text; None: there is none."""
         wanted = text.encode()
-        return next((one for one in self.special if self.tokens[one] == wanted), None)
+        return next(
+            (token_id for token_id in self.special if self.tokens[token_id] == wanted), None
+        )
 
 
 def vocabulary_of(tokenizer: Tokenizer, *, size: int, ends: Iterable[int]) -> Vocabulary:
     """size: token ids of the model.
 
     Raises InvalidRequest if outputs of this model cannot be held to a grammar."""
-    end_ids = tuple(sorted(one for one in ends if one < size))
+    end_ids = tuple(sorted(token_id for token_id in ends if token_id < size))
     if not end_ids:
         raise InvalidRequest(
             "this model has no end-of-sequence token, so that an output could not end where its "
@@ -53,7 +55,7 @@ def vocabulary_of(tokenizer: Tokenizer, *, size: int, ends: Iterable[int]) -> Vo
         tokens.append(alone)
     return Vocabulary(
         tokens=tuple(tokens),
-        special=frozenset(one for one in tokenizer.special_token_ids if one < size),
+        special=frozenset(token_id for token_id in tokenizer.special_token_ids if token_id < size),
         ends=end_ids,
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
     )

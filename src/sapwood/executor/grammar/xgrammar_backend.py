@@ -57,8 +57,8 @@ class XGrammarCompiled:
 
 
 class XGrammarBackend:
-    """any_whitespace: allow any between the parts of JSON under a schema; False: one line.
-    whitespace_pattern: not something that xgrammar has; if given, JSON Schemas are refused."""
+    """any_whitespace: allow any whitespace between the parts of a schema's JSON; False: one line.
+    whitespace_pattern: xgrammar has no such thing, so with a pattern JSON Schemas are refused."""
 
     name = "xgrammar"
 
@@ -97,7 +97,7 @@ class XGrammarBackend:
         if grammar.kind == "ebnf":
             return self._compiler.compile_grammar(grammar.text)
         if grammar.kind == "choice":
-            options = " | ".join(json.dumps(one) for one in json.loads(grammar.text))
+            options = " | ".join(json.dumps(option) for option in json.loads(grammar.text))
             return self._compiler.compile_grammar(f"root ::= {options}\n")
         tag = with_parts(json.loads(grammar.text), self._of_tag, _checked_regex)
         return self._tag_compiler.compile_structural_tag(json.dumps(tag))
@@ -123,7 +123,7 @@ def _compiler(tokens: list[bytes], vocabulary: Vocabulary) -> Any:
         vocab_size=vocabulary.size,
         stop_token_ids=list(vocabulary.ends),
     )
-    # Compiled grammars are kept by the caller, whose requests may wait for one of them only once.
+    # No cache here: the caller keeps compiled grammars, and compiles each only once.
     return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
 

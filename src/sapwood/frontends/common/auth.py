@@ -13,11 +13,11 @@ from sapwood.frontends.common.errors import NotAllowed, NotAuthenticated, error_
 
 
 class KeysOnly:
-    """ASGI middleware that answers 401 or 403 to who brings no key or the wrong one.
+    """ASGI middleware that answers 401 or 403 to a request with no key or with the wrong key.
 
     A key is `Authorization: Bearer KEY`, as OpenAI's clients send it, or `x-api-key: KEY`, as
     Anthropic's do. All else passes untouched. With an admin key and no API key, only the admin
-    endpoints need one. A path without an endpoint needs what users need.
+    endpoints need a key. A path without an endpoint needs the key that users need.
     """
 
     def __init__(

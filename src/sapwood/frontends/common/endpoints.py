@@ -1,4 +1,4 @@
-"""The table of endpoints: the one place that says what a path is for and who may call it.
+"""The table of endpoints: the only place that says what a path is for and who may call it.
 
 A dialect is a table of endpoints. The routes of the application, the OpenAPI document, the check of
 keys, the rule about other origins and the form of errors are all derived from these tables. So an

@@ -93,7 +93,7 @@ async def generate(
     """
     services.limits.check(requests)
     allowance = services.limits.allowance()
-    if any(one.logprobs is not None or one.return_hidden_states for one in requests):
+    if any(request.logprobs is not None or request.return_hidden_states for request in requests):
         requests = [replace(request, allowance=allowance) for request in requests]
     with services.observer.observing(requests) as observed, ExitStack() as held:
         reason = services.engine.unavailable_reason

@@ -1,13 +1,14 @@
-"""Keeps DNS rebinding out: a request must be for a name that is this server's.
+"""Keeps DNS rebinding out: the Host header of a request must name this server.
 
-A web page may give its own name the address of a visitor's machine, or of one in the visitor's
-network. To the browser, what listens there is then the page's own origin: the page may send
-anything and read every answer, and no header tells but Host, which has the page's name.
+The owner of a web page may let the page's own name point to the address of a visitor's machine, or
+of another machine in the visitor's network. To the browser, a server at that address then belongs
+to the page's own origin: the page may send it anything and read every answer. Only the Host header
+shows the attack, since it has the page's name.
 
-Addresses pass, since nobody can point one elsewhere, and so do names that the public DNS never
-answers. A server that only its own machine can reach asks this of everybody. One that others reach
-asks it only of browsers: the names by which programs know it (of a container, of a cluster's
-service, behind a proxy) cannot be guessed.
+IP addresses in the Host header pass, since nobody can point an address elsewhere, and so do names
+that the public DNS never answers. A server that only its own machine can reach demands a known name
+from every client. A server that other machines can reach demands it only from browsers: the names
+by which programs reach it (a container's, a cluster service's, a proxy's) cannot be guessed.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from sapwood.frontends.common.errors import OtherOrigin, error_response
 _PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 """RFC 6761, RFC 6762, ICANN's resolution of 2024 and RFC 8375."""
 _ADDRESS = re.compile(r"\[[0-9a-f:.%]+\]|(.*\.)?[0-9]+")
-"""IPv6 in brackets; and what ends in a number, which no domain does."""
+"""IPv6 in brackets; and names that end in a number, as IPv4 addresses do and no domain does."""
 _PORT = re.compile(r":[0-9]*$")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server that listens on that address, or name, is reached by its machine alone."""
+    """Whether only its own machine can reach a server that listens on that address or name."""
     if _is_within(host.lower(), "localhost"):
         return True
     try:
@@ -50,8 +51,8 @@ def is_known(host: str, allowed: Collection[str] = ()) -> bool:
     if name.endswith(_PRIVATE_DOMAINS):
         return True
     return any(
-        name.endswith(one[1:].lower()) if one.startswith("*.") else name == one.lower()
-        for one in allowed
+        name.endswith(pattern[1:].lower()) if pattern.startswith("*.") else name == pattern.lower()
+        for pattern in allowed
     )
 
 
@@ -59,7 +60,8 @@ class KnownHostsOnly:
     """ASGI middleware that answers 403 to requests for other names; all else passes untouched.
 
     allowed   as in `is_known`
-    is_local  only this machine reaches the server: then programs must use a known name too
+    is_local  whether only this machine can reach the server: then programs, too, must use a known
+              name
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class KnownHostsOnly:
 
 
 def _is_browser(headers: Mapping[str, str]) -> bool:
-    """Programs send none of these; browsers send Origin with all that is not a plain GET."""
+    """Programs send none of these headers; browsers send Origin, except with a plain GET."""
     return "origin" in headers or "sec-fetch-site" in headers
 
 

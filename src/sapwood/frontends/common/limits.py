@@ -44,7 +44,7 @@ class RequestLimits:
     max_token_ids: int = 2**20
 
     def allowance(self) -> AnswerAllowance:
-        """For one call. Hidden states may be as large as the vectors that one may bring."""
+        """The allowance of one call: hidden states may be as large as input_embeds may be."""
         return AnswerAllowance(
             max_logprobs=self.max_logprobs, max_hidden_bytes=self.max_embed_bytes
         )
@@ -58,7 +58,7 @@ class RequestLimits:
                 f"accepts at most {self.max_samples}; send several calls",
                 param="n",
             )
-        num_bytes = sum(sum(map(len, one.input_embeds)) * one.n for one in requests)
+        num_bytes = sum(sum(map(len, request.input_embeds)) * request.n for request in requests)
         if num_bytes > self.max_embed_bytes:
             raise InvalidRequest(
                 f"input_embeds are {num_bytes} bytes as fp32, times n, but this server accepts at "

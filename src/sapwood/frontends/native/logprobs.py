@@ -90,7 +90,7 @@ class LogprobLists:
             lists.tokens.extend(list(map(entry, part.of_tokens(), ids)))
             if self._options.num_top:
                 lists.top.extend(
-                    [[entry(*one) for one in likely] for likely in part.of_likeliest()]
+                    [[entry(*token) for token in likely] for likely in part.of_likeliest()]
                 )
             if asked:
                 lists.chosen.extend([list(map(entry, row, asked)) for row in part.of_chosen()])

@@ -75,7 +75,7 @@ class Attention {
         keys_(is_dense_ ? static_cast<const T*>(args.keys) : s_.dense),
         values_(is_dense_ ? static_cast<const T*>(args.values) : s_.dense + kKeyTile * d_) {}
 
-  // `next`: the task that this thread runs after it, or null if that is not known.
+  // `next`: the task that this thread runs after `task`, or null if that is not known.
   void run(const AttentionTask& task, const AttentionTask* next) {
     task_ = &task;
     next_ = next;
@@ -122,7 +122,7 @@ class Attention {
   }
 
   // Makes key(s_.rows[t]) and value(s_.rows[kKeyTile + t]) the rows of tokens [begin, begin + n).
-  // Fetches the keys of the `num_ahead` rows found ahead if it has to dequantise.
+  // Where the tile has to be dequantised, also fetches the keys of the `num_ahead` rows found ahead.
   void open_tile(std::int64_t begin, int n, int num_ahead = 0) {
     std::int64_t* key_rows = s_.rows;
     std::int64_t* value_rows = s_.rows + kKeyTile;
@@ -215,8 +215,8 @@ class Attention {
     }
   }
 
-  // Finds the rows of the tile to fetch next, of this task or the one after it; how many they are.
-  // Fetches their scales.
+  // Finds the rows of the tile to fetch next, which belongs to this task or to the task after it, and
+  // fetches their scales. Returns the number of rows.
   __attribute__((always_inline)) int find_ahead() {
     if (ahead_ >= ahead_task_->kv_end && ahead_task_ == task_ && next_ != nullptr && next_->num_queries == 1) {
       ahead_task_ = next_;
@@ -250,8 +250,9 @@ class Attention {
     return static_cast<int>(most(0, least(kKeyTile, task.kv_end - begin)));
   }
 
-  // Fetches the keys of the tile found ahead on the way, unless open_tile did. Keys and values are
-  // fetched at different times, evenly: a burst would wait for memory, and leave it idle afterwards.
+  // Scores the rows of this tile, and meanwhile fetches the keys of the tile found ahead, unless
+  // open_tile has done so. Keys and values are fetched at different times, evenly: a burst of fetches
+  // would have to wait for memory, and would leave memory idle afterwards.
   void score_rows(const T* q, const std::int64_t* rows, int n, int num_ahead) {
     constexpr int step = W * Pack<T>::per_lane;
     int t = 0;
@@ -285,7 +286,7 @@ class Attention {
     }
   }
 
-  // Fetches the values of the tile found ahead on the way.
+  // Adds the values of this tile, and meanwhile fetches the values of the tile found ahead.
   void add_values(const std::int64_t* rows, int pairs, int num_ahead) {
     int row = 0;
     for (; row + 4 <= rows_; row += 4, num_ahead = 0) add_values_to<4>(rows, pairs, row, num_ahead);
@@ -381,7 +382,7 @@ class Attention {
     const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
     for (int t = 0; t < padded; t += pack) {
       std::uint32_t* to = s_.values + t / pack * d_;
-      if (t >= n) {  // not the cache's bytes: 0 x NaN would reach the sums
+      if (t >= n) {  // instead of the cache's bytes: 0 x NaN would reach the sums
         __builtin_memset(to, 0, sizeof(std::uint32_t) * static_cast<std::size_t>(d_));
         continue;
       }
@@ -453,7 +454,7 @@ class Attention {
   const float scale_;  // of scores, such that probabilities are powers of 2
   const bool is_dense_;
   const std::int64_t element_;  // bytes
-  const T *const keys_, *const values_;  // that s_.rows refers to: the caches, or what was dequantised
+  const T *const keys_, *const values_;  // the caches, or the dequantised tile: s_.rows are offsets in them
   const AttentionTask* task_ = nullptr;
   const AttentionTask* next_ = nullptr;
   const AttentionTask* ahead_task_ = nullptr;  // whose keys and values are fetched up to ahead_

@@ -1,4 +1,4 @@
-// Who does which part of a step's attention: checked and cut once, run in every layer.
+// The tasks of a step's attention: checked and cut once per step, run in every layer.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +54,7 @@ class AttentionPlan {
   std::int64_t num_merges() const { return static_cast<std::int64_t>(merges_.size()); }
 
  private:
-  // Where a request's part of a group's result is.
+  // Where the partial results are that one request has from its group.
   struct Shared {
     std::int64_t num_keys = 0;  // the request's own tasks begin after these
     AttentionParts parts{};     // of the first kv head

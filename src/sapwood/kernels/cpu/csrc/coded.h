@@ -51,7 +51,7 @@ static inline Extent extent_of(const CodedLayout& layout) {
   return e;
 }
 
-// Of one prepared row of x: its numbers in the weight's order, then the sum of each group if the
+// Bytes of a prepared row of x: its numbers in the weight's order, then the sum of each group if the
 // layout is shifted. An odd number of cache lines, so that rows start in different sets.
 static inline std::int64_t prepared_row_bytes(const CodedLayout& layout, std::int64_t element) {
   const Extent e = extent_of(layout);

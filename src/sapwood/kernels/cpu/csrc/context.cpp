@@ -11,7 +11,7 @@
 namespace sapwood {
 namespace {
 
-// Well below the second-level cache of one core, which holds it until it is read.
+// Well below the size of a core's second-level cache, which must hold these bytes until they are read.
 constexpr std::size_t kFetchAheadBytes = 512 * 1024;
 
 }  // namespace

@@ -14,8 +14,8 @@
 
 namespace sapwood {
 
-// The instruction sets that this build has and this machine can run, slowest first. The matrix unit's
-// is among them only after its products were compared with those of vectors.
+// The instruction sets that this build has and this machine can run, slowest first. The set with the
+// matrix unit is among them only if the unit's products agree with those of vectors.
 const std::vector<Ops>& usable_ops();
 
 // Throws std::out_of_range unless every index[i] is in [0, limit).

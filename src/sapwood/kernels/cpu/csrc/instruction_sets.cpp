@@ -1,6 +1,6 @@
 // The tables of kernels that were compiled, and which of them this machine can run. CMakeLists.txt
-// defines SAPWOOD_HAS_<SET> for each. Compiled without flags for any instruction set, as all that runs
-// when the module loads or chooses.
+// defines SAPWOOD_HAS_<SET> for each. This file is compiled without flags for any instruction set, like all
+// code that runs before a table is chosen.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -98,7 +98,7 @@ bool has_avx512() {
          d == signature_INTEL_edx;
 }
 
-constexpr std::int64_t kRows = 37, kInputs = 160, kOutputs = 32;  // of the comparison below
+constexpr std::int64_t kRows = 37, kInputs = 160, kOutputs = 32;  // sizes in the comparison below
 
 std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
   std::vector<std::uint16_t> numbers(static_cast<std::size_t>(count));
@@ -111,7 +111,7 @@ std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
   return numbers;
 }
 
-// The products of whole numbers by one table: no rounding, so that all must agree.
+// Products of small whole numbers by one table: without rounding, so all tables must agree.
 [[maybe_unused]] std::vector<float> products(const Ops& ops) {
   const Team alone{1, nullptr, nullptr};
   const std::vector<std::uint16_t> x = whole_numbers(kRows * kInputs, 7);
@@ -136,10 +136,10 @@ std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
 
 #elif defined(SAPWOOD_HAS_NEON)
 
-// What an ARM processor has beside the vectors that all of 64 bits have. Of the whole of ARMv8.2, which
-// the compiler may use in these sets, the parts that ordinary code can be made of are asked for.
+// What an ARM processor has beside the vectors that every 64-bit one has. In these sets the compiler may
+// use any instruction of ARMv8.2, so `dotprod` stands for all parts of it that ordinary code may need.
 struct ArmFeatures {
-  bool dotprod = false, bf16 = false;  // bf16: with products of bytes whose signs differ (i8mm)
+  bool dotprod = false, bf16 = false;  // bf16: and products of signed with unsigned bytes (i8mm)
 };
 
 [[maybe_unused]] ArmFeatures arm_features() {
@@ -166,7 +166,7 @@ struct ArmFeatures {
 
 #endif
 
-// Sets that do otherwise than another one only what they name.
+// Sets that differ from another set only in the ops named here.
 #define SAPWOOD_WITH_BYTES(SET)                               \
   Ops with_##SET(Ops table) {                                 \
     table.name = #SET;                                        \

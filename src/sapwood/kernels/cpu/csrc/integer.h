@@ -30,19 +30,20 @@ static constexpr int int_vectors(int rows) {
 
 constexpr std::int64_t kStreamTaskBytes = 32 * 1024;   // of the weight per task, when memory is the limit
 constexpr std::int64_t kResidentBytes = 320 * 1024;    // of the weight per task that stay in L2
-constexpr std::int64_t kMostStreamedRows = 48;         // in all passes over one panel after the other
+constexpr std::int64_t kMostStreamedRows = 48;         // with more rows, passes go over all panels
 constexpr std::int64_t kAheadBytes = 4096;             // of the weight, prefetched
 constexpr std::int64_t kLineBytes = 64;                // of a cache
 constexpr std::int64_t kProductsPerThread = 65536;     // below, a thread costs too much
-constexpr float kLeastMagnitude = 1e-30f;  // what is smaller counts as zero: 127 / it must be finite
+constexpr float kLeastMagnitude = 1e-30f;  // smaller numbers count as 0: 127 / this is finite
 
 // ---- products of bytes ----
 //
 // The instructions that multiply bytes take an unsigned and a signed factor. Weights are unsigned: numbers
-// below 64 as they are, and numbers of 8 bits plus 128. Where pairs of products are added in 16 bits,
-// which two products of 255 exceed, those of 8 bits become signed again (kSignedBytes), and x takes their
-// signs instead. What the 128 added is then not to be taken off. ARM processors without i8mm multiply
-// signed factors with signed ones: there, too, those of 8 bits become signed.
+// below 64 as they are, and numbers of 8 bits plus 128, which offset_correction takes off the sums. Where
+// pairs of products are added in 16 bits, which two products of 255 would exceed, weights of 8 bits become
+// signed again (kSignedBytes): their magnitudes are the unsigned factor, and x takes their signs; then
+// nothing has to be taken off. ARM processors without i8mm multiply signed factors with signed ones, so
+// there, too, weights of 8 bits become signed.
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool kHasVnni = true;
@@ -57,7 +58,8 @@ constexpr bool kSignedBytes = true;
 constexpr bool kSignedBytes = false;
 #endif
 
-// What the offset of weights of 8 bits adds to a sum of products with these numbers of x, negated.
+// What to add to a sum of products to take off the 128 that weights of 8 bits have too much; `sum` is the
+// sum of the numbers of x.
 SAPWOOD_INLINE std::int32_t offset_correction(std::int32_t sum) { return kSignedBytes ? 0 : -128 * sum; }
 
 #if !defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -314,8 +316,8 @@ static inline void run_quantized(const QuantizedArgs& a, const Cut& cut, const R
   });
 }
 
-// What a pass over a group of weights fetches of the memory after it: lines `step` bytes apart from
-// the `first` on, `offset` bytes on.
+// The cache lines that a pass over a group of weights prefetches: `step` bytes apart, from the `first`
+// byte of the memory on that begins `offset` bytes after the group.
 struct Fetch {
   std::int64_t offset, first, step;
 };
@@ -328,9 +330,9 @@ SAPWOOD_INLINE void fetch(const Fetch& lines, const std::byte* group, std::int64
   }
 }
 
-// Calls pass(panel, first row, rows, fetch) for all tiles of a task. A few passes go over one panel
-// after the other, each fetching its share of the next one, so that memory never rests. More of them
-// go over all panels, which the first one brings into the cache.
+// Calls pass(panel, first row, rows, fetch) for all tiles of a task. If a panel needs only a few passes,
+// these finish it before the next panel, and each fetches its share of that, so that memory never rests.
+// Otherwise each pass goes over all panels, which the first pass brings into the cache.
 template <class Pass>
 static inline void each_pass(const Cut& cut, std::int64_t panels, std::int64_t rows, std::int64_t bytes,
                              const Pass& pass) {

@@ -81,7 +81,8 @@ SAPWOOD_INLINE bf16 rounded_up(float size) {
   return bf16{static_cast<std::uint16_t>((bits_as<std::uint32_t>(size) + 0xffff) >> 16)};
 }
 
-// Of the scales that let the largest entry of x [d], top, become the shares of the largest number.
+// The scale with the smallest squared error for x [d]: one that makes its largest entry, `top`, become
+// one of kShares of the format's largest number.
 template <class Format>
 SAPWOOD_INLINE bf16 closest_scale(const float* x, int d, float top) {
   bf16 best{0};

@@ -34,12 +34,12 @@ constexpr std::int64_t kTaskPanels = 8;
 #else
 constexpr std::int64_t kTaskPanels = 4;  // L2 has 256 KiB on older processors
 #endif
-constexpr std::int64_t kDepthLanes = 384;                // of k at a time: a panel's take 48 KiB
+constexpr std::int64_t kDepthLanes = 384;                // of k at a time: in a panel they take 48 KiB
 constexpr std::int64_t kDepthStride = kDepthLanes + 16;  // copied rows start in different cache sets
 
-// A few passes go over one part of a panel after the other, while the next part is on its way, so that
-// neither memory nor products wait. With more of them products take so much longer that a task's panels
-// are read in the first one.
+// A few passes finish one part of a panel before the next part, which is fetched meanwhile, so that neither
+// memory nor products wait. With more rows the products take so much longer that it is enough to read a
+// task's panels during the first pass.
 constexpr std::int64_t kMostStreamedRows = 96;
 constexpr std::int64_t kPartLanes = 96;  // of k: with the rows of x they stay in the first-level cache
 
@@ -260,8 +260,8 @@ class Linear {
     return static_cast<const S*>(a_.weight) + ((first_ + p) * lanes_ + k) * kLaneInputs * kPanel;
   }
 
-  // All rows of x with a panel, which is read once from beginning to end. One pass takes it as a
-  // whole. Several take a part of it each in turn, and each fetches its share of the next part.
+  // Multiplies all rows of x with a panel, which is read once from beginning to end. A single pass takes
+  // the panel as a whole. Several passes take it part by part, and each fetches its share of the next part.
   void stream_panel(std::int64_t p) {
     const std::int64_t x_stride = x_stride_ / kLaneInputs, sums_stride = panels_ * kPanel;
     float* c = sums_ + p * kPanel;
@@ -277,7 +277,7 @@ class Linear {
       return;
     }
     const std::int64_t passes = (a_.m + cut_.tile_rows - 1) / cut_.tile_rows;
-    // Of the next part, per lane of this one: lanes of 32 bits, as everything that is fetched.
+    // Lanes of 32 bits that the weights of one lane take as they are stored; fetches are counted in these.
     constexpr std::int64_t kStoredLanes = kPanel * kLaneInputs * static_cast<std::int64_t>(sizeof(S)) / 4;
     const std::int64_t step = (kStoredLanes + passes - 1) / passes;
     for (std::int64_t k = 0; k < lanes_; k += kPartLanes) {
@@ -298,7 +298,7 @@ class Linear {
     }
   }
 
-  // Lanes [k, k + lanes) of some rows, for all panels of the task. The first tile brings the panels
+  // Multiplies lanes [k, k + lanes) of some rows with all panels of the task. The first tile brings the panels
   // into the cache for the others, unless they were widened before.
   void run_tile(std::int64_t row, int rows, std::int64_t k, int lanes, float* sums, bool is_first) {
     // Rows a power of two apart would fall into the same few cache sets.
@@ -313,7 +313,7 @@ class Linear {
           kWidens ? reinterpret_cast<const std::uint32_t*>(widened_ + p * kDepthLanes * kPanel)
                   : reinterpret_cast<const std::uint32_t*>(stored(p, k));
       float* c = sums + p * kPanel;
-      const Ahead ahead{panel + lanes_ * kPanel, kPanel};  // the same lanes of the next one
+      const Ahead ahead{panel + lanes_ * kPanel, kPanel};  // the same lanes of the next panel
       if (!kWidens && is_first) {
         k > 0 ? multiply_panel<P, true, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
               : multiply_panel<P, false, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);

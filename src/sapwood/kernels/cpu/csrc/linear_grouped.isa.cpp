@@ -7,13 +7,13 @@
 namespace sapwood::SAPWOOD_ISA {
 namespace {
 
-// Of a group of x, after its 32 int8: a scale, and a correction for each run of inputs.
+// Bytes of a rounded group of x: after its 32 int8 come a scale, and a correction for each run of inputs.
 constexpr std::int64_t kScaleAt = 32, kCorrectionAt = 36;
-// A function of its own for each shape of tile: inlined into both types of x it would be there twice.
+// Not inlined: otherwise each shape of tile would be compiled once more for each type of x.
 #define SAPWOOD_TILE __attribute__((noinline)) static void
 
-// A correction: where the kind has minima, the sum of the run's rounded x times their scale; else what
-// the integer sum starts at, since the numbers have an offset.
+// The correction of a run: where the kind has minima, the sum of its rounded x times the scale of x; else
+// the start of the integer sum, which makes up for the offset of the weight's numbers.
 template <class T, WeightKind kKind>
 static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
   constexpr Layout kLayout = layout_of(kKind);
@@ -38,8 +38,8 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
   }
 }
 
-// Of lane `lane` of the first (kHigh: the second) 16 inputs: what its numbers have above four bits.
-// `numbers` are those of the group.
+// The bits above the lowest four of the numbers in lane `lane` of the first (kHigh: the second) 16 inputs.
+// `numbers` are the group's.
 template <int kBits, bool kHigh>
 SAPWOOD_INLINE VU top_bits(const std::byte* numbers, int lane) {
   if (kBits == 5) {
@@ -148,8 +148,8 @@ SAPWOOD_INLINE void add_run(VF (&results)[R][V], const VF (&scale)[V], const VF 
   }
 }
 
-// The scales and minima of run kRun of a group: those of its block, d and least, times its own
-// integers, or without heads fp16 of its own.
+// The scales and minima of run kRun of a group: d and least of its block, times the run's integers; or, in
+// a layout without heads, the group's own fp16 numbers.
 template <WeightKind kKind, int kRun, int V>
 SAPWOOD_INLINE void read_scales(const std::byte* group, int within, const VF (&d)[V], const VF (&least)[V],
                                 VF (&scale)[V], VF (&minimum)[V]) {

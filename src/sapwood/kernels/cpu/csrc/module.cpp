@@ -70,17 +70,17 @@ void mask_logits(const Context& c, int dtype, Address x, I64 num_rows, I64 strid
                       static_cast<const std::uint32_t*>(in(masks)), rows.data(), count, c.team());
 }
 
-// Each row's (temperature, top_k, top_p, min_p, number), as Draw has them.
+// Each row's (temperature, top_k, top_p, min_p, number), the fields of SamplingSettings.
 void sample_rows(Context& c, int dtype, Address logits, I64 vocab, const std::vector<double>& temperatures,
                  const std::vector<I64>& top_ks, const std::vector<double>& top_ps,
                  const std::vector<double>& min_ps, const std::vector<double>& numbers, Address out) {
-  std::vector<Draw> draws;
+  std::vector<SamplingSettings> settings;
   for (std::size_t i = 0; i < numbers.size(); i++) {
-    draws.push_back({temperatures.at(i), top_ks.at(i), top_ps.at(i), min_ps.at(i), numbers[i]});
+    settings.push_back({temperatures.at(i), top_ks.at(i), top_ps.at(i), min_ps.at(i), numbers[i]});
   }
   const nb::gil_scoped_release unlocked;
   const std::lock_guard<std::mutex> lock(c.mutex);
-  sample(c, static_cast<DType>(dtype), in(logits), vocab, draws, static_cast<I64*>(to(out)));
+  sample(c, static_cast<DType>(dtype), in(logits), vocab, settings, static_cast<I64*>(to(out)));
 }
 
 void qk_norm_rope_write_kv(const Context& c, int dtype, Address qkv, Address q_out, I64 tokens,

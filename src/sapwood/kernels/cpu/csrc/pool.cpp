@@ -52,13 +52,13 @@ void Pool::launch(int threads, Run run, const void* body) {
   limit_ = threads;
   left_.store(0, std::memory_order_relaxed);
   const std::uint64_t epoch = (gate_.load(std::memory_order_relaxed) >> kEpochShift) + 1;
-  gate_.store(epoch << kEpochShift | kOpen);  // seq_cst, as sleepers_: a sleeper sees one or the other
+  gate_.store(epoch << kEpochShift | kOpen);  // seq_cst, as sleepers_: we see a sleeper, or it sees the job
   if (sleepers_.load() > 0) gate_.notify_all();
   run(body, 0);
   const std::uint64_t gate = gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
   const std::uint32_t entered = static_cast<std::uint32_t>(gate & (kOpen - 1));
   for (int i = 1; left_.load(std::memory_order_acquire) != entered; i++) {
-    // A worker in the job that lost its core needs ours, if there are too few.
+    // A worker that lost its core in the job may need ours, if there are too few cores.
     i % 4096 == 0 ? std::this_thread::yield() : pause();
   }
 }
@@ -109,7 +109,7 @@ void Pool::work(int thread) {
         seen = gate >> kEpochShift;
       } else if (enter(gate, thread)) {
         seen = gate >> kEpochShift;
-        ahead.end = 0;  // the job has read what it was about
+        ahead.end = 0;  // the job has read the bytes of that hint
         idle_since = std::chrono::steady_clock::now();
       }
     }

@@ -29,18 +29,18 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   // run(body, thread) on the caller as thread 0 and on whichever workers 1 .. threads - 1 are free.
-  // Returns when every one that entered has returned. While another thread is launching here, the
+  // Returns when every worker that has entered the job has left it. While another thread is launching here, the
   // caller does all the work itself.
   void launch(int threads, Run run, const void* body);
 
   // Until the next job, each idle worker fetches the first `limit` bytes of its share of these: thread
   // i's begins at bytes * i / threads. A hint: nothing depends on it, and the memory may be freed at
-  // any time. It replaces the one before.
+  // any time. It replaces the hint before.
   void fetch(const void* begin, std::size_t bytes, std::size_t limit);
 
  private:
   void work(int thread);
-  // The bytes that one worker has still to fetch, of which hint.
+  // The bytes that one worker still has to fetch, and the number of the hint that named them.
   struct Ahead {
     std::uint32_t hint = 0;
     std::uintptr_t next = 0, end = 0;

@@ -66,12 +66,12 @@ static constexpr Layout layout_of(WeightKind kind) {
 
 static constexpr std::int64_t block_groups(Layout layout) { return layout.heads ? kBlockGroups : 1; }
 
-// Before each block of a panel.
+// Bytes before each block of a panel.
 static constexpr std::int64_t head_bytes(Layout layout) {
   return layout.heads ? (layout.minima ? 2 : 1) * kPanel * 2 : 0;
 }
 
-// Of one group of one panel, before its numbers.
+// Bytes of one group of one panel, before its numbers.
 static constexpr std::int64_t scale_bytes(Layout layout) {
   const std::int64_t each = layout.heads ? kGroup / layout.run * kPanel : kPanel * 2;
   return ((layout.minima ? 2 : 1) * each + 63) / 64 * 64;
@@ -91,7 +91,7 @@ static constexpr std::int64_t panel_bytes(WeightKind kind, std::int64_t k) {
                           : (k + 3) / 4 * 4 * kPanel;
 }
 
-// Of one rounded row of x. An odd number of cache lines, so that rows start in different sets.
+// Bytes of one rounded row of x. An odd number of cache lines, so that rows start in different sets.
 static constexpr std::int64_t rounded_row_bytes(WeightKind kind, std::int64_t k) {
   const std::int64_t bytes =
       is_grouped(kind) ? k / kGroup * kGroupBytesOfX

@@ -62,21 +62,23 @@ std::int64_t draw_any(const Weights& w, double number) {
   return last;
 }
 
-// No token lighter than this can be kept, so that few need to be looked at.
-double lightest_kept(const Weights& w, const Draw& draw, float* tops) {
-  if (draw.top_k > 0) {
-    if (draw.top_k > w.blocks) return 0;
-    // The k-th largest of all is at least the k-th largest of the blocks' largest.
+// A weight such that no lighter token can be kept: only the others need to be looked at.
+double lightest_kept(const Weights& w, const SamplingSettings& settings, float* tops) {
+  if (settings.top_k > 0) {
+    if (settings.top_k > w.blocks) return 0;
+    // The k-th largest weight is at least the k-th largest of block_top.
     std::copy(w.block_top, w.block_top + w.blocks, tops);
-    std::nth_element(tops, tops + draw.top_k - 1, tops + w.blocks, std::greater<float>());
-    return tops[draw.top_k - 1];
+    std::nth_element(tops, tops + settings.top_k - 1, tops + w.blocks, std::greater<float>());
+    return tops[settings.top_k - 1];
   }
-  // All tokens lighter than this together are less than what top-p leaves out.
-  const double tail = draw.top_p < 1 ? 0.999 * (1 - draw.top_p) * w.total / static_cast<double>(w.vocab) : 0;
-  return std::max(draw.min_p, tail);
+  // All tokens lighter than `tail` together weigh less than the tokens that top-p leaves out.
+  const double tail =
+      settings.top_p < 1 ? 0.999 * (1 - settings.top_p) * w.total / static_cast<double>(w.vocab) : 0;
+  return std::max(settings.min_p, tail);
 }
 
-// Tokens of at least the weight `lightest`, above 0, in the order of the vocabulary; their end.
+// Writes the tokens that weigh at least `lightest`, which is above 0, in the order of the vocabulary;
+// returns their end.
 Candidate* collect(const Weights& w, float lightest, Candidate* to) {
   for (std::int64_t block = 0; block < w.blocks; block++) {
     if (!(w.block_top[block] >= lightest)) continue;
@@ -88,9 +90,9 @@ Candidate* collect(const Weights& w, float lightest, Candidate* to) {
   return to;
 }
 
-// 32 bins for each power of two, in the order of the weights, which are at most 1.
+// Weights, which are at most 1, have bins in their order: 32 for each power of two.
 constexpr int kBinShift = 18;
-constexpr std::size_t kBins = (0x3f800000u >> kBinShift) + 1;  // up to that of 1
+constexpr std::size_t kBins = (0x3f800000u >> kBinShift) + 1;  // up to the bin of 1
 
 std::size_t bin_of(float weight) {
   std::uint32_t bits;
@@ -98,10 +100,11 @@ std::size_t bin_of(float weight) {
   return std::min<std::size_t>(bits >> kBinShift, kBins - 1);  // rounding may make 1 a little more
 }
 
-// The end of the highest ranked that are kept: each one before which there is less than `mass`.
+// The end of the tokens that are kept when a token is kept if all that rank before it weigh less than
+// `mass` together. Moves the kept ones to the front.
 Candidate* cut_mass(Candidate* begin, Candidate* end, double mass) {
   double before = 0;
-  while (end - begin > 1) {  // *begin's rank is kept, end's is not, or there is none
+  while (end - begin > 1) {  // the token ranked at begin is kept; that at end is not, or there is none
     Candidate* middle = begin + (end - begin) / 2;
     std::nth_element(begin, middle, end);
     const double half = sum_of(begin, middle);
@@ -115,8 +118,8 @@ Candidate* cut_mass(Candidate* begin, Candidate* end, double mass) {
   return end;
 }
 
-// The last token that is kept, if those are which have less than `mass` before them. Bins of the
-// weights' leading bits say in which of them it is: only that one's tokens are ranked, in `ranked`.
+// The last token that cut_mass would keep. The sums of all bins tell which bin has it, so that only that
+// bin's tokens need to be ranked, in `ranked`.
 Candidate last_of_mass(const Candidate* begin, const Candidate* end, double mass, double* bins, Candidate* ranked) {
   std::fill(bins, bins + kBins, 0.0);
   for (const Candidate* c = begin; c != end; c++) bins[bin_of(c->weight)] += c->weight;
@@ -132,34 +135,35 @@ Candidate last_of_mass(const Candidate* begin, const Candidate* end, double mass
   return *std::max_element(ranked, cut_mass(ranked, last, mass - before));
 }
 
-Candidate last_kept(const Candidate* begin, const Candidate* end, const Draw& draw, double total, double* bins,
-                    Candidate* ranked) {
-  if (draw.top_k < 1) {
-    return draw.top_p < 1 ? last_of_mass(begin, end, draw.top_p * total, bins, ranked) : Candidate{0, kLastToken};
+Candidate last_kept(const Candidate* begin, const Candidate* end, const SamplingSettings& settings, double total,
+                    double* bins, Candidate* ranked) {
+  if (settings.top_k < 1) {
+    return settings.top_p < 1 ? last_of_mass(begin, end, settings.top_p * total, bins, ranked)
+                              : Candidate{0, kLastToken};
   }
   Candidate* last = std::copy(begin, end, ranked);
-  if (last - ranked > draw.top_k) {
-    std::nth_element(ranked, ranked + draw.top_k, last);
-    last = ranked + draw.top_k;
+  if (last - ranked > settings.top_k) {
+    std::nth_element(ranked, ranked + settings.top_k, last);
+    last = ranked + settings.top_k;
   }
-  if (draw.top_p < 1) last = cut_mass(ranked, last, draw.top_p * sum_of(ranked, last));
+  if (settings.top_p < 1) last = cut_mass(ranked, last, settings.top_p * sum_of(ranked, last));
   return *std::max_element(ranked, last);
 }
 
 // `candidates` and `ranked` have room for the vocabulary, and one more.
-std::int64_t draw_filtered(const Weights& w, const Draw& draw, float* tops, double* bins, Candidate* candidates,
-                           Candidate* ranked) {
-  const float lightest = std::max(static_cast<float>(lightest_kept(w, draw, tops)), kLeastWeight);
+std::int64_t draw_filtered(const Weights& w, const SamplingSettings& settings, float* tops, double* bins,
+                           Candidate* candidates, Candidate* ranked) {
+  const float lightest = std::max(static_cast<float>(lightest_kept(w, settings, tops)), kLeastWeight);
   const Candidate* end = collect(w, lightest, candidates);
   if (end == candidates) return 0;  // every logit is NaN
-  Candidate last = last_kept(candidates, end, draw, w.total, bins, ranked);
-  if (draw.min_p > last.weight) last = {static_cast<float>(draw.min_p), kLastToken};
+  Candidate last = last_kept(candidates, end, settings, w.total, bins, ranked);
+  if (settings.min_p > last.weight) last = {static_cast<float>(settings.min_p), kLastToken};
   Candidate* kept = ranked;
   for (const Candidate* c = candidates; c != end; c++) {
     *kept = *c;
     kept += (c->weight > last.weight) | ((c->weight == last.weight) & (c->token <= last.token));
   }
-  const double target = draw.number * sum_of(ranked, kept);
+  const double target = settings.number * sum_of(ranked, kept);
   double before = 0;
   const Candidate* drawn = ranked;
   for (const Candidate* c = ranked; c != kept && before <= target; c++) {
@@ -174,7 +178,7 @@ constexpr std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64
 }  // namespace
 
 void sample(Context& context, DType dtype, const void* logits, std::int64_t vocab,
-            const std::vector<Draw>& draws, std::int64_t* out) {
+            const std::vector<SamplingSettings>& settings_of_rows, std::int64_t* out) {
   const std::int64_t blocks = (vocab + kSamplingBlock - 1) / kSamplingBlock;
   const std::size_t weight_bytes = aligned(static_cast<std::size_t>(blocks * kSamplingBlock) * sizeof(float));
   const std::size_t block_bytes = aligned(static_cast<std::size_t>(blocks) * sizeof(float));
@@ -183,7 +187,7 @@ void sample(Context& context, DType dtype, const void* logits, std::int64_t voca
   const std::size_t stride = weight_bytes + 3 * block_bytes + bin_bytes + 2 * candidate_bytes;
   std::byte* scratch = context.scratch.at_least(stride * static_cast<std::size_t>(context.threads()));
   const std::size_t row_bytes = static_cast<std::size_t>(vocab) * (dtype == DType::f32 ? 4 : 2);
-  const std::int64_t rows = static_cast<std::int64_t>(draws.size());
+  const std::int64_t rows = static_cast<std::int64_t>(settings_of_rows.size());
   std::atomic<std::int64_t> next{0};
   const auto body = [&](int thread) {
     std::byte* base = scratch + stride * static_cast<std::size_t>(thread);
@@ -195,15 +199,17 @@ void sample(Context& context, DType dtype, const void* logits, std::int64_t voca
     Candidate* candidates = reinterpret_cast<Candidate*>(base + weight_bytes + 3 * block_bytes + bin_bytes);
     Candidate* ranked = candidates + candidate_bytes / sizeof(Candidate);
     for (std::int64_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows;) {
-      Draw draw = draws[static_cast<std::size_t>(row)];
-      if (draw.top_k >= vocab) draw.top_k = 0;
+      SamplingSettings settings = settings_of_rows[static_cast<std::size_t>(row)];
+      if (settings.top_k >= vocab) settings.top_k = 0;
       context.ops().sampling_weights(dtype, static_cast<const std::byte*>(logits) + static_cast<std::size_t>(row) * row_bytes,
-                                     vocab, static_cast<float>(1 / draw.temperature), weight, block_sum, block_top);
+                                     vocab, static_cast<float>(1 / settings.temperature), weight, block_sum,
+                                     block_top);
       double total = 0;
       for (std::int64_t i = 0; i < blocks; i++) total += block_sum[i];
       const Weights weights{weight, block_sum, block_top, vocab, blocks, total};
-      const bool filtered = draw.top_k > 0 || draw.top_p < 1 || draw.min_p > 0;
-      out[row] = filtered ? draw_filtered(weights, draw, tops, bins, candidates, ranked) : draw_any(weights, draw.number);
+      const bool filtered = settings.top_k > 0 || settings.top_p < 1 || settings.min_p > 0;
+      out[row] = filtered ? draw_filtered(weights, settings, tops, bins, candidates, ranked)
+                          : draw_any(weights, settings.number);
     }
   };
   if (rows == 1) {

@@ -404,7 +404,7 @@ class Shares {
     for (int i = 0; i < count_; i++) next_[i].value = begin(i);
   }
 
-  // The next task, or n. `helped`: of how many shares the thread knows that nothing is left; 0 at first.
+  // The next task, or n. `helped`: how many shares this thread has found empty; 0 at first.
   std::int64_t take_next(int thread, int* helped) {
     for (; *helped < count_; ++*helped) {
       const int share = (thread + *helped) % count_;

@@ -55,7 +55,8 @@ class DecoderStep {
   // From a.normed to a.attended; writes the layer's keys and values.
   void attend(Context& context, const AttentionPlan& plan, const Inputs& inputs,
               const LayerWeights& layer, const Activations& a) const;
-  // The rest of the layer, whose weights are followed by `next`: from a.attended and a.residual to a.x, what is to be added to a.residual.
+  // The rest of the layer: from a.attended and a.residual to a.x, which is still to be added to a.residual.
+  // next: the weight that is used after this layer's.
   void feed_forward(Context& context, const LayerWeights& layer, const Activations& a,
                     std::int64_t rows, const LinearWeight& next) const;
   // Rows of `width` elements, one after another.

@@ -1,5 +1,6 @@
-// What the *.isa.cpp files of one instruction set offer to its table. Without an include guard: it
-// declares them for SAPWOOD_ISA as it is now, and whoever joins tables includes it for several.
+// The functions that the *.isa.cpp files of one instruction set offer to its table. There is no include
+// guard: the functions are declared in the namespace that SAPWOOD_ISA names at that moment, and the file
+// that joins all tables includes this header once per set.
 #include "ops.h"
 
 namespace sapwood::SAPWOOD_ISA {

@@ -6,8 +6,8 @@
 
 namespace sapwood::SAPWOOD_ISA {
 
-// constinit: a constant in the file, written by no code. Whatever this file would run when the module
-// loads was compiled for this instruction set, and ends the process on a processor without it.
+// constinit: the table is a constant in the file, not written by code when the module loads. Such code
+// would be compiled for this instruction set, and would end the process on a processor without it.
 constinit const Ops ops = {
     SAPWOOD_TEXT(SAPWOOD_ISA), rms_norm,         silu_and_mul,          argmax,
     mask_logits,               sampling_weights, widen,                 qk_norm_rope_write_kv,

@@ -111,14 +111,14 @@ static inline void transpose_lanes(const void* const* rows, int n, int lanes, st
 #endif
 }
 
-// What a product reads next, so that memory works while it computes. The hardware's own prefetching
-// reaches 70% of what this reaches.
+// Memory that is prefetched during a product, since the next product reads it. The hardware's own
+// prefetching reaches only 70% of this one's speed.
 struct Ahead {
   const std::uint32_t* at = nullptr;
   std::int64_t stride = 0;
 };
 
-constexpr int kLineLanes = 16;  // of a cache line
+constexpr int kLineLanes = 16;  // lanes in a cache line
 
 // c[R, V * W] (+)= a[R, lanes] x b[lanes, V * W]: a's lane is broadcast against b's vectors.
 // kFetched: cache lines that are prefetched per lane, from `ahead.at` on, lanes' `ahead.stride` apart.
