@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=2,
         help="cases per operation that the fuzzer of the OpenAPI document tries",
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    """What a module's tests left open is found at its end, not in a later module's tests."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
