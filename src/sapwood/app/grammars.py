@@ -17,7 +17,6 @@ from sapwood.kernels.interface import Kernels
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.text.tokenizer import Tokenizer
 
-
 PATIENCE = 10
 """A grammar waits for its turn as long as that many compilations may take. A thousand schemas may
 come at once, each of which takes milliseconds."""
