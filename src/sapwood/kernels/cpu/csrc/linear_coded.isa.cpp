@@ -492,7 +492,9 @@ class Product {
     }
   }
 
-  void write(std::int64_t row, std::int64_t column, VF result) const {
+  // Not inline: a tile has up to 24 results, and the compiler needs ten times as long where each has its
+  // own copy of the tail for the last outputs.
+  __attribute__((noinline)) void write(std::int64_t row, std::int64_t column, VF result) const {
     if (column >= a_.weight->n) return;
     if (a_.weight->scales != nullptr) result *= load(a_.weight->scales + column);
     a_.wide ? write_to(static_cast<float*>(a_.out), row, column, result)
