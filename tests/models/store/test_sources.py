@@ -375,6 +375,15 @@ def test_what_huggingface_hub_raises_becomes_a_reason(monkeypatch):
             HuggingFaceHub().list_files("o/n", "v9")
 
 
+def test_a_hub_that_cannot_be_reached_is_a_reason_in_one_line(monkeypatch):
+    """Whatever library the installed huggingface_hub speaks HTTP with."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelSourceError) as raised:
+        HuggingFaceHub().list_files("o/n", None)
+    assert "\n" not in raised.value.message
+    assert "onnect" in raised.value.message
+
+
 def test_huggingface_hub_is_asked_for_the_files_by_name(monkeypatch, tmp_path):
     import huggingface_hub
 

@@ -104,6 +104,10 @@ def _is_part(name: str, stem: str, rest: str) -> bool:
     return len(middle) == 5 and middle.isdigit() and name == f"{stem}-{middle}-of-{rest}"
 
 
+HTTP_LIBRARIES = ("httpx", "httpx2", "requests")
+"""Whose errors huggingface_hub lets through; which of them, its version decides."""
+
+
 class HuggingFaceHub:
     """The real hub, with the user's own endpoint, token and proxies."""
 
@@ -155,7 +159,6 @@ def _silent_bar() -> Any:
 @contextmanager
 def _explained(repository: str, revision: str | None) -> Iterator[None]:
     """Turn errors of huggingface_hub into ModelSourceError with a useful reason."""
-    import httpx
     from huggingface_hub import errors
 
     try:
@@ -170,6 +173,11 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
         raise ModelSourceError(
             "no such repository, or it is private: check the name or `hf auth login`"
         ) from error
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except Exception as error:
+        is_of_network = type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
+        if not is_of_network and not isinstance(
+            error, errors.HfHubHTTPError | OSError | ValueError
+        ):
+            raise
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise ModelSourceError(f"{type(error).__name__}: {first_line}") from error
