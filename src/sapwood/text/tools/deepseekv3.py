@@ -21,6 +21,7 @@ SEPARATOR = "<｜tool▁sep｜>"
 class DeepSeekV3(ToolFormat):
     name = "deepseekv3"
     openings = (CALLS_BEGIN, CALL_BEGIN)
+    strays = (CALLS_END, CALL_END)
     tags = (CALLS_BEGIN, CALLS_END, CALL_BEGIN, CALL_END, SEPARATOR)
 
     def calls(self, source: CallSource, opening: str) -> Steps[None]:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
-from sapwood.text.json_source import json_value
+from sapwood.text.json_source import mended_json
 from sapwood.text.source import Emit, Malformed, Steps
-from sapwood.text.tools.argument_types import STRING, property_schema, types_of, value_text
+from sapwood.text.tools.argument_types import (
+    STRING,
+    has_property,
+    property_schema,
+    types_of,
+    value_text,
+)
 from sapwood.text.tools.format import CallSource
 
 KEY = re.compile(r"[^\"<>\n]+")
 """Characters of an argument's name in a tag."""
+
+
+ReadValue = Callable[[Emit], Steps[None]]
+"""Reads the text of a value, hands it on as it comes, and reads the tag that ends it."""
 
 
 class ArgumentsObject:
@@ -28,32 +39,36 @@ class ArgumentsObject:
         self._keys.add(key)
         self._source.arguments(json.dumps(key, ensure_ascii=False) + ": ")
 
-    def text(self, closing: str, *, trims_newlines: bool = False) -> Steps[None]:
-        """Write a string argument, which ends before the tag `closing`, while it arrives."""
+    def may_take(self, key: str) -> bool:
+        """Whether the next argument can have this name: the tool has it, and it is not yet given."""
+        return bool(key) and key not in self._keys and has_property(self._source.parameters, key)
+
+    def text(self, read: ReadValue) -> Steps[None]:
+        """Write a string argument while it arrives."""
         source = self._source
         source.arguments('"')
-        yield from _text(source, closing, _escaping(source), trims_newlines=trims_newlines)
+        yield from read(_escaping(source))
         source.arguments('"')
 
-    def typed(self, key: str, closing: str, *, trims_newlines: bool = False) -> Steps[None]:
-        """Write an argument, which ends before the tag `closing`, as the tool's schema types it."""
+    def typed(self, key: str, read: ReadValue) -> Steps[None]:
+        """Write an argument as the tool's schema types it."""
         source = self._source
         root = source.parameters
         schema = property_schema(root, key)
         if types_of(schema, root) == STRING:
-            yield from self.text(closing, trims_newlines=trims_newlines)
+            yield from self.text(read)
             return
         parts: list[str] = []
-        yield from _text(source, closing, parts.append, trims_newlines=trims_newlines)
+        yield from read(parts.append)
         source.arguments(value_text("".join(parts), schema, root))
 
-    def json(self, closing: str) -> Steps[None]:
-        """Write an argument whose value is JSON already."""
-        source = self._source
-        yield from source.space()
-        yield from json_value(source, source.arguments)
-        yield from source.space()
-        yield from source.expect(closing)
+    def json(self, read: ReadValue) -> Steps[None]:
+        """Write an argument whose value is JSON already; what is no JSON becomes a string."""
+        parts: list[str] = []
+        yield from read(parts.append)
+        text = "".join(parts)
+        value = mended_json(text)
+        self._source.arguments(json.dumps(text, ensure_ascii=False) if value is None else value)
 
     def end(self) -> None:
         self._source.arguments("}" if self._keys else "{}")
@@ -67,12 +82,13 @@ def attributes(source: CallSource) -> Steps[str]:
     return name
 
 
-def _text(source: CallSource, closing: str, out: Emit, *, trims_newlines: bool) -> Steps[None]:
-    closings = [closing]
-    if trims_newlines and (yield from source.skips("\n")):
-        # The value stands on lines of its own; the line breaks around it do not belong to it.
-        closings.append("\n" + closing)
-    yield from source.streaming_until(closings, out)
+def up_to(source: CallSource, closing: str) -> ReadValue:
+    """Reads a value that ends before the first tag `closing`."""
+
+    def read(out: Emit) -> Steps[None]:
+        yield from source.streaming_until([closing], out)
+
+    return read
 
 
 def _escaping(source: CallSource) -> Emit:

@@ -20,6 +20,7 @@ SEPARATOR = "<｜tool_sep｜>"
 class Step3(Invocations):
     name = "step3"
     openings = (CALLS_BEGIN, CALL_BEGIN)
+    strays = (CALLS_END, CALL_END)
     invoke, invoke_end = '<steptml:invoke name="', "</steptml:invoke>"
     parameter, parameter_end = '<steptml:parameter name="', "</steptml:parameter>"
     tags = (
