@@ -3,7 +3,8 @@
 A parser turns an answer's text into events. Wherever the text is split, the joined texts of each
 kind of event are the same; and the `source` of all events together is the answer's text, to the
 last character, so that nothing is ever lost. A call that turns out to be broken ends with
-`CallFailed`, and its text follows as content; a call that the token limit cuts off ends with `CallCut`.
+`CallFailed`, and its text follows as content; a call that the token limit cuts off ends with
+`CallCut`.
 """
 
 from __future__ import annotations

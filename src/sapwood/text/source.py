@@ -35,7 +35,7 @@ class Source:
     events       events that nobody has taken yet
     is_thinking  whether the text that is being read belongs to the thinking
     tag_start    index of the tag that `passing` found
-    hit_end      whether the parser has asked for text behind the end since somebody set this to False
+    hit_end      whether the parser has asked for text behind the end; it stays True until reset
     is_cut       whether the text was cut off before its writer had ended it
     """
 

@@ -123,7 +123,12 @@ def _pythonic() -> list[Case]:
         ),
         case("text_before_tool_call", "First [get_weather(location='Oslo')]", [oslo], "First"),
         case("partial_tool_call", "So: [get_weather(location='Oslo')]", [oslo], "So:"),
-        case("bracket_without_text_before", "[search(query='a b')]", [("search", {"query": "a b"})], ""),
+        case(
+            "bracket_without_text_before",
+            "[search(query='a b')]",
+            [("search", {"query": "a b"})],
+            "",
+        ),
         case("text_after_tool_call", "[get_weather(location='Oslo')] It says:", [oslo], "It says:"),
         case(
             "multiple_tool_calls",
@@ -171,7 +176,12 @@ def _mistral() -> list[Case]:
             [("decide", {"decision": "", "content": brackets})],
             "",
         ),
-        case("simple_case", f'[TOOL_CALLS] [{{"name":"decide", "arguments":{arguments}}}]', [call], ""),
+        case(
+            "simple_case",
+            f'[TOOL_CALLS] [{{"name":"decide", "arguments":{arguments}}}]',
+            [call],
+            "",
+        ),
         case("no_tool_calls", "Nothing is called here.", [], "Nothing is called here."),
         case(
             "text_before_tool_call",
@@ -187,7 +197,9 @@ def _mistral() -> list[Case]:
 def _json_between_tags() -> list[Case]:
     """Tests of the base class, whose detector of the test reads the format of Qwen 2.5."""
 
-    def case(name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any) -> Case:
+    def case(
+        name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any
+    ) -> Case:
         return Case(name, "qwen25", text, calls, content, CITIES, **more)
 
     def call(name: str, city: str) -> str:
@@ -310,7 +322,9 @@ def _kimi() -> list[Case]:
         case(f"{P}:KimiK2.tool_call_completion", section(("functions.ReadFile:0", a)), [read]),
         case(
             f"{P}:KimiK2.tool_name_streaming",
-            _KB + _kimi_call("functions.ReadFile:0", a) + _kimi_call("functions.get_weather:1", "{")[:-17],
+            _KB
+            + _kimi_call("functions.ReadFile:0", a)
+            + _kimi_call("functions.get_weather:1", "{")[:-17],
             [read],
             cut=("get_weather", "{"),
         ),
@@ -395,7 +409,9 @@ def _kimi() -> list[Case]:
             section(("functions.get_weather:7", oslo)) + section(("functions.ReadFile:8", a)),
             [rain, read],
         ),
-        case(f"{K}:IndexCompliance.continuation", section(("functions.get_weather:10", oslo)), [rain]),
+        case(
+            f"{K}:IndexCompliance.continuation", section(("functions.get_weather:10", oslo)), [rain]
+        ),
         case(
             f"{K}:IndexCompliance.three_calls",
             "".join(section((f"functions.get_weather:{number}", oslo)) for number in (10, 11, 12)),
@@ -404,7 +420,12 @@ def _kimi() -> list[Case]:
         case(f"{K}:IndexCompliance.bare_counter", section(("5", oslo)), [rain]),
         case(f"{bare}.prefix", section(("functions.ReadFile:0", a)), [read]),
         case(f"{bare}.without_prefix", section(("ReadFile:1", a)), [read]),
-        case(f"{bare}.single_tool", section(("3", '{"query": "q"}')), [("search", {"query": "q"})], tools=only),
+        case(
+            f"{bare}.single_tool",
+            section(("3", '{"query": "q"}')),
+            [("search", {"query": "q"})],
+            tools=only,
+        ),
         case(f"{bare}.infers_by_args", section(("0", oslo)), [rain]),
         case(f"{bare}.no_tools", section(("5", '{"x": 1}')), [], None, {}),
         case(f"{bare}.unexpected_format", section(("some_garbage", '{"x": 1}')), [], None),
@@ -416,10 +437,13 @@ def _kimi() -> list[Case]:
         case(f"{bare}.malformed_json", section(("0", '{"city": "Os')), [], None),
         case(f"{bare}.no_matching_props", section(("0", '{"x": 1}')), [], None),
         case(f"{bare}.skips_unknown", section(("0", '{"unknown_key": "v"}')), [], None),
-        case(f"{bare}.streaming_single_tool", section(("0", a)), [("search", {"path": "/a"})], tools=only),
         case(
-            f"{client}.multiple_calls", section(("call_3", oslo), ("call_4", oslo)), [rain, rain]
+            f"{bare}.streaming_single_tool",
+            section(("0", a)),
+            [("search", {"path": "/a"})],
+            tools=only,
         ),
+        case(f"{client}.multiple_calls", section(("call_3", oslo), ("call_4", oslo)), [rain, rain]),
         case(
             f"{client}.mixed_with_standard",
             section(("toolu_01Ak", oslo), ("functions.ReadFile:7", a)),
@@ -427,7 +451,12 @@ def _kimi() -> list[Case]:
         ),
         case(f"{client}.unresolvable_is_dropped", section(("call_3", '{"unknown": 1}')), [], None),
         case(f"{client}.prefix_kept", "I look.\n" + section(("call_3", oslo)), [rain], "I look."),
-        case(f"{client}.single_tool", section(("toolu_01", a)), [("search", {"path": "/a"})], tools=only),
+        case(
+            f"{client}.single_tool",
+            section(("toolu_01", a)),
+            [("search", {"path": "/a"})],
+            tools=only,
+        ),
         case(
             f"{client}.unresolvable_skips_only_that_section",
             section(("call_3", '{"unknown": 1}'), ("call_4", oslo)),
@@ -461,7 +490,8 @@ def _kimi() -> list[Case]:
         for text, name in told
     ]
     cases += [
-        case(f"{strict}.not_told {text}", section(("call_3", text)), [], None, AGENT) for text in untold
+        case(f"{strict}.not_told {text}", section(("call_3", text)), [], None, AGENT)
+        for text in untold
     ]
     cases += [
         case(
@@ -483,7 +513,9 @@ def _kimi() -> list[Case]:
             [("dispatch", {"action": "read"})],
             tools=STRICT,
         ),
-        case(f"{strict}.values_ambiguous", section(("0", '{"action": "delete"}')), [], None, STRICT),
+        case(
+            f"{strict}.values_ambiguous", section(("0", '{"action": "delete"}')), [], None, STRICT
+        ),
         case(f"{strict}.value_of_wrong_type", section(("0", '{"action": 5}')), [], None, STRICT),
         case(
             f"{strict}.ambiguous_section_is_skipped",
@@ -506,7 +538,8 @@ def _invoke(name: str, body: str) -> str:
 
 
 def _parameter(name: str, value: str, *, is_text: bool = True) -> str:
-    return f'<｜DSML｜parameter name="{name}" string="{str(is_text).lower()}">{value}</｜DSML｜parameter>'
+    tag = f'<｜DSML｜parameter name="{name}" string="{json.dumps(is_text)}">'
+    return f"{tag}{value}</｜DSML｜parameter>"
 
 
 def _deepseek() -> list[Case]:
@@ -518,7 +551,9 @@ def _deepseek() -> list[Case]:
     oslo, bergen = '{"city": "Oslo"}', '{"city": "Bergen"}'
     two = [("get_weather", {"city": "Oslo"}), ("get_sights", {"city": "Bergen"})]
     begin, end = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-    v31_two = begin + v31_call.format("get_weather", oslo) + v31_call.format("get_sights", bergen) + end
+    v31_two = (
+        begin + v31_call.format("get_weather", oslo) + v31_call.format("get_sights", bergen) + end
+    )
     spot = ("spot", {"city": "Oslo"})
     search = ("search", {"query": "wood", "topn": 10, "source": "web"})
     spaced = "\n\n            "
@@ -546,7 +581,11 @@ def _deepseek() -> list[Case]:
         Case(
             f"{P}:DeepSeekV3.multi_token_chunk",
             "deepseekv3",
-            begin + v3_call.format("get_weather", oslo) + "\n" + v3_call.format("get_sights", bergen) + end,
+            begin
+            + v3_call.format("get_weather", oslo)
+            + "\n"
+            + v3_call.format("get_sights", bergen)
+            + end,
             two,
             "",
             CITIES,
@@ -562,8 +601,18 @@ def _deepseek() -> list[Case]:
         ),
         Case("deepseekv31:arguments_progressively", "deepseekv31", v31_two, two, "", CITIES),
         Case("deepseekv31:one_shot_parse", "deepseekv31", v31_two, two, "", CITIES),
-        v32(f"{P}:DeepSeekV32.xml_format", f"I look it up.\n\n{elements}\n", [spot, search], "I look it up."),
-        v32(f"{P}:DeepSeekV32.json_format", f"I look it up.\n\n{bodies}\n", [spot, search], "I look it up."),
+        v32(
+            f"{P}:DeepSeekV32.xml_format",
+            f"I look it up.\n\n{elements}\n",
+            [spot, search],
+            "I look it up.",
+        ),
+        v32(
+            f"{P}:DeepSeekV32.json_format",
+            f"I look it up.\n\n{bodies}\n",
+            [spot, search],
+            "I look it up.",
+        ),
         v32(
             f"{P}:DeepSeekV32.streaming_xml_format",
             _dsml(
@@ -578,7 +627,12 @@ def _deepseek() -> list[Case]:
             [
                 (
                     "spot",
-                    {"city": "Oslo", "other": "Bergen", "topn": 10, "obj": {"name": "Kari", "age": 30}},
+                    {
+                        "city": "Oslo",
+                        "other": "Bergen",
+                        "topn": 10,
+                        "obj": {"name": "Kari", "age": 30},
+                    },
                 )
             ],
         ),
@@ -618,12 +672,16 @@ def _deepseek() -> list[Case]:
         v32(f"{preamble}.bare_invoke", "I ask." + bare, [spot], "I ask."),
         v32(f"{preamble}.multiple_invokes", "I ask." + _dsml(bare, bare), [spot, spot], "I ask."),
         v32(f"{preamble}.literal_angle", "Is 3 < 5? Yes.", [], "Is 3 < 5? Yes."),
-        v32(f"{preamble}.literal_angle_before_call", "If 3 < 5: " + _dsml(bare), [spot], "If 3 < 5:"),
+        v32(
+            f"{preamble}.literal_angle_before_call", "If 3 < 5: " + _dsml(bare), [spot], "If 3 < 5:"
+        ),
     ]
 
 
 def _qwen3_coder() -> list[Case]:
-    def case(name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any) -> Case:
+    def case(
+        name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any
+    ) -> Case:
         return Case(name, "qwen3_coder", text, calls, content, CODER, **more)
 
     def call(name: str, body: str) -> str:
@@ -632,7 +690,10 @@ def _qwen3_coder() -> list[Case]:
     def bare(name: str, body: str) -> str:
         return f"<function={name}>\n{body}\n</function>"
 
-    three = "<parameter=location>Oslo</parameter>\n<parameter=unit>celsius</parameter>\n<parameter=days>3</parameter>"
+    three = (
+        "<parameter=location>Oslo</parameter>\n<parameter=unit>celsius</parameter>\n"
+        "<parameter=days>3</parameter>"
+    )
     full = ("weather", {"location": "Oslo", "unit": "celsius", "days": 3})
     oslo, place = ("weather", {"location": "Oslo"}), "<parameter=location>Oslo</parameter>"
     select = "<parameter=query>SELECT 1</parameter>\n<parameter=dry_run>True</parameter>"
@@ -653,14 +714,21 @@ def _qwen3_coder() -> list[Case]:
     return [
         case(f"{P}:{Q}.plain_text_only", "Nothing is called here.", [], "Nothing is called here."),
         case(f"{P}:{Q}.single_tool_call", call("weather", three), [full]),
-        case(f"{P}:{Q}.with_text_prefix", "I look.\n\n" + call("weather", place), [oslo], "I look."),
+        case(
+            f"{P}:{Q}.with_text_prefix", "I look.\n\n" + call("weather", place), [oslo], "I look."
+        ),
         case(
             f"{P}:{Q}.multiple_tool_calls",
             call("weather", place) + "\n" + call("sql", select),
             [oslo, query],
         ),
         case(f"{P}:{Q}.streaming_single_tool_call", call("weather", three), [full]),
-        case(f"{P}:{Q}.streaming_with_text", "I look.\n\n" + call("weather", place), [oslo], "I look."),
+        case(
+            f"{P}:{Q}.streaming_with_text",
+            "I look.\n\n" + call("weather", place),
+            [oslo],
+            "I look.",
+        ),
         case(
             f"{P}:{Q}.integer_parameter",
             call("weather", "<parameter=days>5</parameter>"),
@@ -697,7 +765,9 @@ def _qwen3_coder() -> list[Case]:
             [oslo, query],
             "I look.",
         ),
-        case(f"{own}.random_fragmentation", "I look.\n\n" + bare("weather", place), [oslo], "I look."),
+        case(
+            f"{own}.random_fragmentation", "I look.\n\n" + bare("weather", place), [oslo], "I look."
+        ),
         case(
             f"{own}.implicit_parameter_close",
             bare("weather", "<parameter=location>Oslo\n<parameter=unit>celsius\n<parameter=days>3"),
@@ -732,14 +802,19 @@ def _qwen3_coder() -> list[Case]:
             drifted("x </parameterList>\n</parameter>"),
             located("x </parameterList>"),
         ),
-        case(f"{drift}.long_whitespace", drifted("a" + " " * 200 + "b"), located("a" + " " * 200 + "b")),
+        case(
+            f"{drift}.long_whitespace",
+            drifted("a" + " " * 200 + "b"),
+            located("a" + " " * 200 + "b"),
+        ),
     ]
 
 
 def _glm() -> list[Case]:
     def pairs(*arguments: tuple[str, str], gap: str) -> str:
         return "".join(
-            f"<arg_key>{key}</arg_key>{gap}<arg_value>{value}</arg_value>{gap}" for key, value in arguments
+            f"<arg_key>{key}</arg_key>{gap}<arg_value>{value}</arg_value>{gap}"
+            for key, value in arguments
         )
 
     def call(name: str, *arguments: tuple[str, str], gap: str) -> str:
@@ -778,7 +853,9 @@ def _glm() -> list[Case]:
                 label = f"{P}:{parser}.array_argument {name} {spelled_gap!r}"
                 if any(case.name == label for case in cases):
                     continue
-                cases.append(Case(label, parser, text, [("todo_write", {"todos": todos})], "", TODOS))
+                cases.append(
+                    Case(label, parser, text, [("todo_write", {"todos": todos})], "", TODOS)
+                )
     cases += [
         Case(f"{P}:glm45.empty_function_name", "glm45", "<tool_call>\n", [], None, DATED),
         Case(
@@ -835,7 +912,13 @@ def _glm() -> list[Case]:
             [("title", "T"), ("text", "")],
             {"title": "T", "text": ""},
         ),
-        g47("boundary_extreme_split", "search", _object(query=STR), [("query", "New Y")], {"query": "New Y"}),
+        g47(
+            "boundary_extreme_split",
+            "search",
+            _object(query=STR),
+            [("query", "New Y")],
+            {"query": "New Y"},
+        ),
         g47(
             "boundary_special_chars",
             "run",
@@ -843,7 +926,13 @@ def _glm() -> list[Case]:
             [("command", "echo 'A & B'")],
             {"command": "echo 'A & B'"},
         ),
-        g47("boundary_deeply_nested", "data", _object(data=OBJ), [("data", json.dumps(deep))], {"data": deep}),
+        g47(
+            "boundary_deeply_nested",
+            "data",
+            _object(data=OBJ),
+            [("data", json.dumps(deep))],
+            {"data": deep},
+        ),
         g47(
             "boundary_empty_structures",
             "make",
@@ -905,7 +994,9 @@ def _glm() -> list[Case]:
 
 
 def _json_array() -> list[Case]:
-    def case(name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any) -> Case:
+    def case(
+        name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any
+    ) -> Case:
         return Case(f"{P}:JsonArray.{name}", "json_array", text, calls, content, PLACES, **more)
 
     def call(location: str) -> str:
@@ -930,7 +1021,9 @@ def _json_array() -> list[Case]:
         case("commas", f"[{oslo},{call('Bergen')}]", [at("Oslo"), at("Bergen")]),
         case("braces_in_strings", f"[{call('has } inside')}]", [at("has } inside")]),
         case("separator_in_same_chunk", f"[{oslo},{oslo}]", [at("Oslo"), at("Oslo")]),
-        case("separator_in_separate_chunk", f"[{oslo},{call('Bergen')}", [at("Oslo"), at("Bergen")]),
+        case(
+            "separator_in_separate_chunk", f"[{oslo},{call('Bergen')}", [at("Oslo"), at("Bergen")]
+        ),
         case(
             "incomplete_json_across_chunks",
             f'[{oslo},{{"name": "get_weather"',
@@ -952,7 +1045,11 @@ def _json_array() -> list[Case]:
         case("whitespace", f" \n\n [{oslo}]", [at("Oslo")]),
         case("multiple_commas", f"[{oslo},{oslo},{oslo}]", [at("Oslo")] * 3),
         case("trailing_comma", f"[{oslo}, {call('Bergen')}]", [at("Oslo"), at("Bergen")]),
-        case("three_tool_calls", f"[{oslo},{search},{oslo}]", [at("Oslo"), ("search", {"query": "q"}), at("Oslo")]),
+        case(
+            "three_tool_calls",
+            f"[{oslo},{search},{oslo}]",
+            [at("Oslo"), ("search", {"query": "q"}), at("Oslo")],
+        ),
         Case(
             "parallel:JsonArray.array_parameters",
             "json_array",
@@ -973,7 +1070,9 @@ def _json_array() -> list[Case]:
 
 
 def _minimax() -> list[Case]:
-    def case(name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any) -> Case:
+    def case(
+        name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any
+    ) -> Case:
         return Case(f"minimax_m2:{name}", "minimax-m2", text, calls, content, MINIMAX, **more)
 
     def invoke(name: str, key: str, value: str) -> str:
@@ -984,8 +1083,12 @@ def _minimax() -> list[Case]:
 
     closing = "It has </parameter> in it"
     return [
-        case("anyof_preserves_string", call("nullable", "args", "hi"), [("nullable", {"args": "hi"})]),
-        case("anyof_explicit_null", call("nullable", "args", "null"), [("nullable", {"args": None})]),
+        case(
+            "anyof_preserves_string", call("nullable", "args", "hi"), [("nullable", {"args": "hi"})]
+        ),
+        case(
+            "anyof_explicit_null", call("nullable", "args", "null"), [("nullable", {"args": None})]
+        ),
         case(
             "incomplete_tool_call",
             "[Text]<minimax:tool_call>" + invoke("info", "short", "false"),
@@ -998,7 +1101,11 @@ def _minimax() -> list[Case]:
             [("info", {"short": True})],
             "Before.After.",
         ),
-        case("closing_tag_substring", call("write", "content", closing), [("write", {"content": closing})]),
+        case(
+            "closing_tag_substring",
+            call("write", "content", closing),
+            [("write", {"content": closing})],
+        ),
         case(
             "xml_content",
             call("write", "content", "<div>Hi</div>"),
@@ -1006,7 +1113,8 @@ def _minimax() -> list[Case]:
         ),
         case(
             "streaming_incomplete",
-            'Before<minimax:tool_call><invoke name="info"><parameter name="short">false</parameter>',
+            "Before<minimax:tool_call>"
+            + invoke("info", "short", "false").removesuffix("</invoke>"),
             [],
             "Before",
             cut=("info", '{"short": false'),
@@ -1023,13 +1131,17 @@ def _minimax() -> list[Case]:
             [("data", {"data": {"key": "value"}})],
         ),
         case(
-            "array_type", call("items", "items", '[1, 2, "four"]'), [("items", {"items": [1, 2, "four"]})]
+            "array_type",
+            call("items", "items", '[1, 2, "four"]'),
+            [("items", {"items": [1, 2, "four"]})],
         ),
     ]
 
 
 def _gpt_oss() -> list[Case]:
-    def case(name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any) -> Case:
+    def case(
+        name: str, text: str, calls: Sequence[Call], content: str | None = "", **more: Any
+    ) -> Case:
         return Case(name, "gpt-oss", text, calls, content, {**READ, **HARMONY}, **more)
 
     def call(name: str, arguments: str, constrain: str = "") -> str:
@@ -1068,7 +1180,12 @@ def _gpt_oss() -> list[Case]:
             differs="text-after-calls",
         ),
         case(f"{h}.single_analysis_block", thought, [], "Hm."),
-        case(f"{h}.single_commentary_block", "<|channel|>commentary<|message|>For you<|end|>", [], "For you"),
+        case(
+            f"{h}.single_commentary_block",
+            "<|channel|>commentary<|message|>For you<|end|>",
+            [],
+            "For you",
+        ),
         case(f"{h}.single_final_block", final.format("It is 42"), [], "It is 42"),
         case(f"{h}.tool_call_commentary", weather, [oslo]),
         case(
@@ -1102,7 +1219,11 @@ def _gpt_oss() -> list[Case]:
         ),
         case(
             "harmony:Parser.repetitive_tool_calls",
-            thought + "<|start|>assistant" + "commentary".join([weather] * 3) + thought + final.format("No."),
+            thought
+            + "<|start|>assistant"
+            + "commentary".join([weather] * 3)
+            + thought
+            + final.format("No."),
             [oslo] * 3,
             "Hm.Hm.No.",
         ),
@@ -1123,11 +1244,14 @@ def _gpt_oss() -> list[Case]:
         ),
         case(
             f"{s}.tool_response_handling",
-            '<|start|>functions.get_weather to=assistant<|channel|>commentary<|message|>{"sunny": true}<|end|>',
+            "<|start|>functions.get_weather to=assistant<|channel|>commentary"
+            '<|message|>{"sunny": true}<|end|>',
             [],
             '{"sunny": true}',
         ),
-        case("harmony:Edge.mixed_unknown_tokens", "a <|weird|> b " + thought, [], "a <|weird|> bHm."),
+        case(
+            "harmony:Edge.mixed_unknown_tokens", "a <|weird|> b " + thought, [], "a <|weird|> bHm."
+        ),
         case("harmony:Edge.consecutive_blocks", thought + thought, [], "Hm.Hm."),
         case(
             "harmony:Edge.stray_tokens",

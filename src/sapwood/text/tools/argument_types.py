@@ -131,7 +131,9 @@ def _fits(value: Any, schema: Any, walk: _Walk, depth: int) -> bool:
         if options and not any(_fits(value, option, walk, depth + 1) for option in options):
             return False
         branches += options
-    return not isinstance(value, dict) or _properties_fit(value, schema, walk, depth, bool(branches))
+    return not isinstance(value, dict) or _properties_fit(
+        value, schema, walk, depth, bool(branches)
+    )
 
 
 def _properties_fit(
@@ -156,7 +158,7 @@ def _properties_fit(
             fitting = _fits(item, others, walk, depth + 1)
         else:
             # Below the arguments themselves a schema may leave properties open.
-            fitting = others is True or branches or depth > 0 and others is None
+            fitting = others is True or branches or (depth > 0 and others is None)
         if not fitting:
             return False
     return True

@@ -7,7 +7,8 @@
 </｜DSML｜invoke>
 </｜DSML｜function_calls>
 
-The model sometimes leaves out the outer element, and sometimes writes all arguments as one JSON object.
+The model sometimes leaves out the outer element, and sometimes writes all arguments as one JSON
+object.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class ArgumentsObject:
         self._source.arguments(json.dumps(key, ensure_ascii=False) + ": ")
 
     def may_take(self, key: str) -> bool:
-        """Whether the next argument can have this name: the tool has it, and it is not yet given."""
+        """Whether the next argument can have this name: the tool has it, and it is new."""
         return bool(key) and key not in self._keys and has_property(self._source.parameters, key)
 
     def text(self, read: ReadValue) -> Steps[None]:

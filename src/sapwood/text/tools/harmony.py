@@ -6,8 +6,8 @@
 
 Source: OpenAI's description of the response format. The engine cuts off a stop token, so the last
 <|call|> or <|return|> is usually missing. `commentary` without a recipient is a preamble, which is
-shown to the user; so is `final`, and a message without a channel. What the model writes in the name of
-somebody else, such as the result of a tool, is shown as well: it is no call, and not thinking.
+shown to the user; so is `final`, and a message without a channel. What the model writes in the name
+of somebody else, such as the result of a tool, is shown as well: it is no call, and not thinking.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Harmony(ToolFormat):
 
 
 def _message(header: str) -> tuple[str, str, str] | None:
-    """(author, channel, recipient) of a message, "" where the header has none; None if malformed."""
+    """(author, channel, recipient) of a message, "" if missing; None if the header is malformed."""
     before, has_channel, after = header.partition(CHANNEL)
     first, second = _words(before), _words(after)
     if first is None or second is None:
@@ -116,7 +116,7 @@ def _message(header: str) -> tuple[str, str, str] | None:
 
 
 def _words(part: str) -> tuple[str, str] | None:
-    """(name, recipient) of a part of a header such as `commentary to=functions.f <|constrain|>json`."""
+    """(name, recipient) of a part of a header, such as `commentary to=functions.f`."""
     words, _, constraint = part.partition(CONSTRAIN)
     name = recipient = ""
     for word in words.split():

@@ -3,8 +3,8 @@
 <|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{…}
 <|tool_call_end|><|tool_calls_section_end|>
 
-A client that puts ids of its own into the conversation teaches the model to write such an id, or a bare
-number, instead of the name; then the arguments tell which tool is meant.
+A client that puts ids of its own into the conversation teaches the model to write such an id, or a
+bare number, instead of the name; then the arguments tell which tool is meant.
 """
 
 from __future__ import annotations

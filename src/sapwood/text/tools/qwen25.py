@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from sapwood.text.source import Malformed, Steps
 from sapwood.text.tools.format import CallSource, CallStructure, ToolFormat
 from sapwood.text.tools.json_call import json_call, json_call_list
@@ -17,7 +19,7 @@ BEGIN, END = "<tool_call>", "</tool_call>"
 class Qwen25(ToolFormat):
     name = "qwen25"
     openings = (BEGIN,)
-    tags = (BEGIN, END)
+    tags: ClassVar[tuple[str, ...]] = (BEGIN, END)
 
     def calls(self, source: CallSource, opening: str) -> Steps[None]:
         if (yield from source.skips_after_space("[")):
