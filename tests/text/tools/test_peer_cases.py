@@ -70,7 +70,7 @@ def test_a_call_that_is_cut_off_is_announced_once(case):
 def test_at_most_five_percent_are_listed_and_the_page_says_so():
     assert len(LISTED) <= 0.05 * len(CASES)
     text = PAGE.read_text()
-    reasons = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
+    reasons = set(re.findall(r"^\| `([a-z-]+)` \|", text.partition("| Reason |")[2], re.MULTILINE))
     assert reasons == {case.differs for case in LISTED}
     assert set(re.findall(r"`([^`\n]+:[^`\n]+)`", text)) >= {case.name for case in LISTED}
     assert f"{len(CASES)} cases" in text

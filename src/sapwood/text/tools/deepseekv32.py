@@ -25,17 +25,11 @@ BEGIN, END = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
 class DeepSeekV32(Invocations):
     name = "deepseekv32"
     invoke, invoke_end = '<｜DSML｜invoke name="', "</｜DSML｜invoke>"
+    call_end = END
     openings = (BEGIN, invoke)
     parameter, parameter_end = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
     strays = (END, invoke_end)
     tags = (BEGIN, END, invoke, invoke_end, parameter, parameter_end)
-
-    def calls(self, source: CallSource, opening: str) -> Steps[None]:
-        if opening == self.invoke:
-            yield from self.invocation(source)
-        while (yield from source.skips_after_space(self.invoke)):
-            yield from self.invocation(source)
-        yield from source.close(END)
 
     def body(self, source: CallSource, arguments: ArgumentsObject) -> Steps[None]:
         if (yield from source.space()) != "{":

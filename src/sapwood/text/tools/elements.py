@@ -21,6 +21,9 @@ KEY = re.compile(r"[^\"<>\n]+")
 """Characters of an argument's name in a tag."""
 
 
+_BETWEEN = re.compile(r"[^<]+")
+_MAX_BETWEEN = 256
+
 ReadValue = Callable[[Emit], Steps[None]]
 """Reads the text of a value, hands it on as it comes, and reads the tag that ends it."""
 
@@ -73,6 +76,23 @@ class ArgumentsObject:
     def end(self) -> None:
         self._source.arguments("}" if self._keys else "{}")
         self._source.end_call()
+
+
+def next_tag(source: CallSource, *tags: str) -> Steps[str | None]:
+    """Read one of the tags and what stands before it; if another tag follows, None and nothing read.
+
+    Text between elements, such as a comma, is passed over. Text with a tag at its end is not: that
+    is an argument whose beginning is broken, and the call would be made without it.
+    """
+    start = source.pos
+    tag = yield from source.skips_after_space(*tags)
+    if tag is not None:
+        return tag
+    yield from source.while_matching(_BETWEEN, limit=_MAX_BETWEEN)
+    tag = yield from source.skips_after_space(*tags)
+    if tag is None:
+        source.pos = start
+    return tag
 
 
 def attributes(source: CallSource) -> Steps[str]:

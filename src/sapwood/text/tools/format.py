@@ -70,7 +70,8 @@ class ToolFormat(ABC):
 
     openings       tags that begin one or more calls, wherever they stand
     opens_answer   texts that begin a call only at the beginning of an answer
-    reopens        texts that begin a call only after another call has been announced and has failed
+    reopens        texts that begin a call only after an opening that no call followed, or after a
+                   call that was announced and failed
     strays         tags that are left out of the content where the model writes them outside calls;
                    after a call that failed they stay, since they may belong to it
     tags           every tag of the format, the openings included
@@ -115,7 +116,7 @@ class CallSource(Source):
     mark              index of the first character that is in no event yet
     has_content       whether there was content before
     has_failed        whether text that began like a call has become content
-    has_failed_call   whether this happened after the call had been announced
+    may_reopen        whether this was after an opening tag, or after a call had been announced
     num_reread        characters of failed calls that are or will be read again
     """
 
@@ -124,7 +125,7 @@ class CallSource(Source):
         self.mark = 0
         self.has_content = False
         self.has_failed = False
-        self.has_failed_call = False
+        self.may_reopen = False
         self.num_reread = 0
         self._tools = tools
         self._wire = wire
@@ -221,7 +222,7 @@ class CallSource(Source):
         """Emit that the open call has failed, if there is one."""
         if self._is_open:
             self.emit(CallFailed(self._num_started - 1))
-            self.has_failed_call = True
+            self.may_reopen = True
         self._is_open, self._is_refused, self._held = False, False, ""
 
     def cut_call(self) -> None:
@@ -298,7 +299,7 @@ def _awaited(source: CallSource, wire: ToolFormat) -> tuple[str, ...]:
     """The tags that end the content here."""
     if not source.may_call:
         return wire.openings if wire.separates_reasoning else ()
-    reopens = wire.reopens if source.has_failed_call else ()
+    reopens = wire.reopens if source.may_reopen else ()
     strays = () if source.has_failed else wire.strays
     return (*wire.openings, *reopens, *strays)
 
@@ -320,6 +321,7 @@ def _attempt(source: CallSource, wire: ToolFormat, opening: str) -> Steps[None]:
             source.pos = after_calls
         source.commit()
     except Malformed:
+        source.may_reopen = source.may_reopen or opening in wire.openings
         _fail(source, after_opening if source.mark == first_mark else source.mark + 1)
 
 

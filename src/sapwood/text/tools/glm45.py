@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from sapwood.text.source import Malformed, Steps
-from sapwood.text.tools.elements import KEY, ArgumentsObject, up_to
+from sapwood.text.tools.elements import KEY, ArgumentsObject, next_tag, up_to
 from sapwood.text.tools.format import CallSource, ToolFormat
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -26,7 +26,8 @@ class Glm45(ToolFormat):
         yield from source.space()
         name = yield from source.tool_name()
         # The space after the name tells a call from a sentence that only mentions the tag.
-        tag = yield from _next_tag(source)
+        yield from _gap(source)
+        tag = yield from source.skips_after_space(KEY_BEGIN, END)
         if tag is None:
             raise Malformed
         source.start(name)
@@ -38,15 +39,10 @@ class Glm45(ToolFormat):
             yield from source.expect(VALUE_BEGIN)
             arguments.key(key)
             yield from arguments.typed(key, up_to(source, VALUE_END))
-            tag = yield from _next_tag(source)
+            tag = yield from next_tag(source, KEY_BEGIN, END)
         if tag is None:
             raise Malformed
         arguments.end()
-
-
-def _next_tag(source: CallSource) -> Steps[str | None]:
-    yield from _gap(source)
-    return (yield from source.skips_after_space(KEY_BEGIN, END))
 
 
 def _gap(source: CallSource) -> Steps[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from sapwood.text.source import Emit, Malformed, Steps
-from sapwood.text.tools.elements import KEY, ArgumentsObject, ReadValue, attributes
+from sapwood.text.tools.elements import KEY, ArgumentsObject, ReadValue, attributes, next_tag
 from sapwood.text.tools.format import CallSource, ToolFormat
 
 
@@ -13,12 +13,21 @@ class Invocations(ToolFormat):
     """Calls such as `<invoke name="f"><parameter name="p">v</parameter></invoke>`.
 
     invoke, parameter  the beginnings of the opening tags, up to the name
+    call_end           the tag that follows the last of the calls, or each
     """
 
     invoke: ClassVar[str]
     invoke_end: ClassVar[str]
     parameter: ClassVar[str]
     parameter_end: ClassVar[str]
+    call_end: ClassVar[str]
+
+    def calls(self, source: CallSource, opening: str) -> Steps[None]:
+        if opening == self.invoke:
+            yield from self.invocation(source)
+        while (yield from source.skips_after_space(self.invoke)):
+            yield from self.invocation(source)
+        yield from source.close(self.call_end)
 
     def invocation(self, source: CallSource) -> Steps[None]:
         """Read one call, whose `invoke` tag has been read up to the name.
@@ -40,10 +49,14 @@ class Invocations(ToolFormat):
     def body(self, source: CallSource, arguments: ArgumentsObject) -> Steps[None]:
         """Read the arguments and the end of the call."""
         while True:
-            tag = yield from source.skips_after_space(self.parameter, self.invoke_end)
+            before = source.pos
+            tags = (self.parameter, self.invoke_end, self.call_end)
+            tag = yield from next_tag(source, *tags)
             if tag is None:
                 raise Malformed
-            if tag == self.invoke_end:
+            if tag == self.call_end:
+                source.pos = before
+            if tag != self.parameter:
                 arguments.end()
                 return
             yield from self.argument(source, arguments)
@@ -57,25 +70,34 @@ class Invocations(ToolFormat):
         """Reads a value up to the tag that ends it.
 
         The tag is text of the value if neither an argument nor the end of the call follows, but
-        the same tag once more.
+        the same tag once more. A value without the tag ends before the end of the call.
         """
 
         def read(out: Emit) -> Steps[None]:
-            yield from source.streaming_until([self.parameter_end], out)
-            while not (yield from self._follows(source)):
+            stops = (self.parameter_end, "\n" + self.invoke_end, self.invoke_end)
+            while (stop := (yield from source.streaming_until(stops, out))) != self.parameter_end:
+                after = source.pos
+                if (yield from _follows(source, self.invoke, self.call_end)):
+                    source.pos = after - len(self.invoke_end)
+                    return
+                out(stop)
+            tags = (self.parameter, self.invoke_end, self.call_end)
+            while not (yield from _follows(source, *tags)):
+                after = source.pos
                 more: list[str] = []
-                tags = (self.parameter_end, self.parameter, self.invoke_end)
-                tag = yield from source.streaming_until(tags, more.append)
+                tag = yield from source.streaming_until((self.parameter_end, *tags), more.append)
                 if tag != self.parameter_end:
-                    raise Malformed
+                    source.pos = after
+                    return
                 out("".join((self.parameter_end, *more)))
 
         return read
 
-    def _follows(self, source: CallSource) -> Steps[bool]:
-        """Whether an argument or the end of the call comes next. Reads nothing."""
-        start = source.pos
-        tag = yield from source.skips_after_space(self.parameter, self.invoke_end)
-        at_end = (yield from source.space()) == ""
-        source.pos = start
-        return tag is not None or at_end
+
+def _follows(source: CallSource, *tags: str) -> Steps[bool]:
+    """Whether one of the tags or the end of the text comes next. Reads nothing."""
+    start = source.pos
+    tag = yield from source.skips_after_space(*tags)
+    at_end = (yield from source.space()) == ""
+    source.pos = start
+    return tag is not None or at_end

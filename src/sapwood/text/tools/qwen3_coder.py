@@ -15,7 +15,7 @@ import re
 from typing import ClassVar
 
 from sapwood.text.source import Emit, Malformed, Steps
-from sapwood.text.tools.elements import KEY, ArgumentsObject, ReadValue
+from sapwood.text.tools.elements import KEY, ArgumentsObject, ReadValue, next_tag
 from sapwood.text.tools.format import CallSource, ToolFormat
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -66,7 +66,7 @@ class Qwen3Coder(ToolFormat):
         arguments = ArgumentsObject(source)
         while True:
             before = source.pos
-            tag = yield from source.skips_after_space(PARAMETER, FUNCTION_END, END)
+            tag = yield from next_tag(source, PARAMETER, FUNCTION_END, END)
             if tag is None:
                 raise Malformed
             if tag == END:
