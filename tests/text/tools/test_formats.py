@@ -132,6 +132,73 @@ def test_qwen3_coder_without_the_outer_tag():
     assert (answer.content, calls_of(answer)) == ("Now.", [("f", {"a": 5})])
 
 
+OPEN, SHUT = '<invoke name="f">', "</invoke>"
+A, S = '<parameter name="a">1</parameter>', '<parameter name="s">x</parameter>'
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (f"{OPEN}{A}\n{S}\n", [("f", {"a": 1, "s": "x"})]),
+        (f"{OPEN}{A}\n\n{OPEN}{S}{SHUT}", [("f", {"a": 1}), ("f", {"s": "x"})]),
+        (f"{OPEN}{A}</parameter>\n{S}{SHUT}", [("f", {"a": 1, "s": "x"})]),
+        (f"{OPEN}{A},\n{S}]{SHUT}", [("f", {"a": 1, "s": "x"})]),
+        (
+            f'{OPEN}<parameter name="a">5\n{SHUT}{OPEN}{S}{SHUT}',
+            [("f", {"a": 5}), ("f", {"s": "x"})],
+        ),
+        (f"oops\n{OPEN}{A}{SHUT}", [("f", {"a": 1})]),
+        (f"{OPEN}{S}\nlost</parameter>\n{SHUT}{OPEN}{A}{SHUT}", [("f", {"a": 1})]),
+        (f'<invoke name="nothing">{A}{SHUT}{OPEN}{A}{SHUT}', [("f", {"a": 1})]),
+    ],
+)
+def test_calls_in_elements_as_models_break_them(text, calls):
+    """A call is read if all of its arguments are there; one whose text is partly lost is not."""
+    text = f"<minimax:tool_call>\n{text}\n</minimax:tool_call>"
+    assert calls_of(parsed("minimax-m2", text)) == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (
+            "f<arg_key>\na\n</arg_key><arg_value>1</arg_value></arg_value></tool_call>",
+            [("f", {"a": 1})],
+        ),
+        (
+            "f<arg_key>a</arg_key><arg_value>1</arg_value><tool_call>g</tool_call>",
+            [("f", {"a": 1}), ("g", {})],
+        ),
+        (
+            "f<arg_key>a</arg_key><arg_value>1\n</tool_call><tool_call>g</tool_call>",
+            [("f", {"a": 1}), ("g", {})],
+        ),
+        ("f<arg_key>s</arg_key>x</arg_value></tool_call><tool_call>g</tool_call>", [("g", {})]),
+    ],
+)
+def test_glm_calls_as_models_break_them(text, calls):
+    assert calls_of(parsed("glm47", f"<tool_call>{text}")) == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("<parameter=s>\n</function>\nx\n</parameter>\n</function>", [{"s": "</function>\nx"}]),
+        ("<parameter=s>\n<parameter=a>\n5\n</function>", [{"s": "", "a": 5}]),
+        (
+            "<parameter=s>\n<parameter=other>\n</parameter>\n</function>",
+            [{"s": "<parameter=other>"}],
+        ),
+        ("<parameter=s>x</parameter></parameter></function>", [{"s": "x"}]),
+        ("<parameter=a>1</parameter>\n<function=f>\n</function>", [{"a": 1}, {}]),
+        ("lost</parameter>\n<parameter=a>1</parameter></function>", []),
+    ],
+)
+def test_qwen3_coder_values_as_models_break_them(text, calls):
+    answer = parsed("qwen3_coder", f"<tool_call>\n<function=f>\n{text}\n</tool_call>")
+    assert calls_of(answer) == [("f", arguments) for arguments in calls]
+
+
 def test_qwen25_several_objects_between_one_pair_of_tags():
     text = '<tool_call>\n{"name": "f"}\n{"name": "g", "arguments": {}}\n</tool_call>'
     assert calls_of(parsed("qwen25", text)) == [("f", {}), ("g", {})]

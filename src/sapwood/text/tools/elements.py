@@ -79,7 +79,7 @@ class ArgumentsObject:
 
 
 def next_tag(source: CallSource, *tags: str) -> Steps[str | None]:
-    """Read one of the tags and what stands before it; if another tag follows, None and nothing read.
+    """Read one of the tags, and what stands before it. If another tag follows, read nothing.
 
     Text between elements, such as a comma, is passed over. Text with a tag at its end is not: that
     is an argument whose beginning is broken, and the call would be made without it.
@@ -102,13 +102,39 @@ def attributes(source: CallSource) -> Steps[str]:
     return name
 
 
-def up_to(source: CallSource, closing: str) -> ReadValue:
-    """Reads a value that ends before the first tag `closing`."""
+def up_to(source: CallSource, end: str, outer_end: str, followers: tuple[str, ...]) -> ReadValue:
+    """Reads a value that ends before the first tag `end`.
+
+    outer_end  a tag before which a value without `end` ends, if one of `followers` or the end of
+               the text comes next; else it is text of the value
+    """
 
     def read(out: Emit) -> Steps[None]:
-        yield from source.streaming_until([closing], out)
+        stops = (end, "\n" + outer_end, outer_end)
+        while (stop := (yield from source.streaming_until(stops, out))) != end:
+            after = source.pos
+            if (yield from follows(source, *followers)):
+                source.pos = after - len(outer_end)
+                return
+            out(stop)
+        yield from skip_doubled(source, end)
 
     return read
+
+
+def skip_doubled(source: CallSource, end: str) -> Steps[None]:
+    """Read the tag that has just been read as often as it follows once more."""
+    while (yield from source.skips_after_space(end)):
+        pass
+
+
+def follows(source: CallSource, *tags: str) -> Steps[bool]:
+    """Whether one of the tags or the end of the text comes next. Reads nothing."""
+    start = source.pos
+    tag = yield from source.skips_after_space(*tags)
+    at_end = (yield from source.space()) == ""
+    source.pos = start
+    return tag is not None or at_end
 
 
 def _escaping(source: CallSource) -> Emit:

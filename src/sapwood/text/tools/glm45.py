@@ -33,13 +33,19 @@ class Glm45(ToolFormat):
         source.start(name)
         arguments = ArgumentsObject(source)
         while tag == KEY_BEGIN:
+            yield from source.space()
             key = (yield from source.while_matching(KEY, limit=256)).strip()
+            yield from source.space()
             yield from source.expect(KEY_END)
             yield from _gap(source)
             yield from source.expect(VALUE_BEGIN)
             arguments.key(key)
-            yield from arguments.typed(key, up_to(source, VALUE_END))
-            tag = yield from next_tag(source, KEY_BEGIN, END)
+            yield from arguments.typed(key, up_to(source, VALUE_END, END, (BEGIN,)))
+            before = source.pos
+            tag = yield from next_tag(source, KEY_BEGIN, END, BEGIN)
+            if tag == BEGIN:
+                # The next call; this one has no end.
+                source.pos = before
         if tag is None:
             raise Malformed
         arguments.end()

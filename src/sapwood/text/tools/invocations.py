@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 from sapwood.text.source import Emit, Malformed, Steps
-from sapwood.text.tools.elements import KEY, ArgumentsObject, ReadValue, attributes, next_tag
+from sapwood.text.tools.elements import (
+    KEY,
+    ArgumentsObject,
+    ReadValue,
+    attributes,
+    follows,
+    next_tag,
+    up_to,
+)
 from sapwood.text.tools.format import CallSource, ToolFormat
 
 
@@ -50,11 +58,12 @@ class Invocations(ToolFormat):
         """Read the arguments and the end of the call."""
         while True:
             before = source.pos
-            tags = (self.parameter, self.invoke_end, self.call_end)
-            tag = yield from next_tag(source, *tags)
+            # A call without its end ends before the next call, and before the end of all calls.
+            ends = (self.invoke_end, self.call_end, self.invoke)
+            tag = yield from next_tag(source, self.parameter, *ends)
             if tag is None:
                 raise Malformed
-            if tag == self.call_end:
+            if tag in (self.call_end, self.invoke):
                 source.pos = before
             if tag != self.parameter:
                 arguments.end()
@@ -69,35 +78,21 @@ class Invocations(ToolFormat):
     def value(self, source: CallSource) -> ReadValue:
         """Reads a value up to the tag that ends it.
 
-        The tag is text of the value if neither an argument nor the end of the call follows, but
-        the same tag once more. A value without the tag ends before the end of the call.
+        The tag is text of the value if text follows it on its line, and the same tag once more.
         """
+        end = self.parameter_end
+        read_first = up_to(source, end, self.invoke_end, (self.invoke, self.call_end))
 
         def read(out: Emit) -> Steps[None]:
-            stops = (self.parameter_end, "\n" + self.invoke_end, self.invoke_end)
-            while (stop := (yield from source.streaming_until(stops, out))) != self.parameter_end:
-                after = source.pos
-                if (yield from _follows(source, self.invoke, self.call_end)):
-                    source.pos = after - len(self.invoke_end)
-                    return
-                out(stop)
-            tags = (self.parameter, self.invoke_end, self.call_end)
-            while not (yield from _follows(source, *tags)):
+            yield from read_first(out)
+            tags = (self.parameter, self.invoke_end, self.call_end, self.invoke)
+            while not (yield from follows(source, *tags)) and (yield from source.peek()) != "\n":
                 after = source.pos
                 more: list[str] = []
-                tag = yield from source.streaming_until((self.parameter_end, *tags), more.append)
-                if tag != self.parameter_end:
+                tag = yield from source.streaming_until((end, *tags), more.append)
+                if tag != end:
                     source.pos = after
                     return
-                out("".join((self.parameter_end, *more)))
+                out("".join((end, *more)))
 
         return read
-
-
-def _follows(source: CallSource, *tags: str) -> Steps[bool]:
-    """Whether one of the tags or the end of the text comes next. Reads nothing."""
-    start = source.pos
-    tag = yield from source.skips_after_space(*tags)
-    at_end = (yield from source.space()) == ""
-    source.pos = start
-    return tag is not None or at_end

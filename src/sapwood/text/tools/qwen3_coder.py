@@ -15,7 +15,7 @@ import re
 from typing import ClassVar
 
 from sapwood.text.source import Emit, Malformed, Steps
-from sapwood.text.tools.elements import KEY, ArgumentsObject, ReadValue, next_tag
+from sapwood.text.tools.elements import KEY, ArgumentsObject, ReadValue, next_tag, skip_doubled
 from sapwood.text.tools.format import CallSource, ToolFormat
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -66,10 +66,11 @@ class Qwen3Coder(ToolFormat):
         arguments = ArgumentsObject(source)
         while True:
             before = source.pos
-            tag = yield from next_tag(source, PARAMETER, FUNCTION_END, END)
+            # A function without its end ends before the next one, and before the end of the call.
+            tag = yield from next_tag(source, PARAMETER, FUNCTION_END, END, FUNCTION, BEGIN)
             if tag is None:
                 raise Malformed
-            if tag == END:
+            if tag in (END, FUNCTION, BEGIN):
                 source.pos = before
             if tag != PARAMETER:
                 arguments.end()
@@ -105,6 +106,7 @@ def _ends_at_broken_tag(source: CallSource, arguments: ArgumentsObject) -> Steps
     A misspelt tag ends a value only directly before one of the tags that may follow a value.
     """
     if (yield from source.skips(">")):
+        yield from skip_doubled(source, PARAMETER_END)
         return True
     start = source.pos
     drift = _DRIFT.match((yield from source.peek(_MAX_DRIFT)))
