@@ -89,9 +89,18 @@ def test_generic_text_that_is_no_call_stays_as_it_is(text):
     assert (answer.content, answer.calls) == (text, [])
 
 
-@pytest.mark.parametrize("name", ["generic", "llama3"])
-def test_calls_that_no_grammar_saw_begin_are_content(name):
-    text = '{"name": "f", "parameters": {"a": "not a number"}}'
+CALL_OF_F = '{"name": "f", "parameters": {"a": "not a number"}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("generic", CALL_OF_F),
+        ("llama3", CALL_OF_F),
+        ("llama3", '<|python_tag|>{"name": "f", "parameters": {oops}}; ' + CALL_OF_F),
+    ],
+)
+def test_calls_that_no_grammar_saw_begin_are_content(name, text):
     tools = ToolSet(parameters=TOOLS, only_opened=True)
     answer = AnswerShape(calls=TOOL_FORMATS.get(name)(), tools=tools).parsed(text)
     assert (answer.content, answer.calls) == (text, [])

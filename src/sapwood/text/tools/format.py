@@ -154,8 +154,8 @@ class CallSource(Source):
         return self._tools.parameters
 
     @property
-    def keeps_unknown(self) -> bool:
-        return self._tools.keeps_unknown
+    def only_opened(self) -> bool:
+        return self._tools.only_opened
 
     @property
     def num_read(self) -> int:
@@ -299,7 +299,7 @@ def _awaited(source: CallSource, wire: ToolFormat) -> tuple[str, ...]:
     """The tags that end the content here."""
     if not source.may_call:
         return wire.openings if wire.separates_reasoning else ()
-    reopens = wire.reopens if source.may_reopen else ()
+    reopens = wire.reopens if source.may_reopen and not source.only_opened else ()
     strays = () if source.has_failed else wire.strays
     return (*wire.openings, *reopens, *strays)
 
