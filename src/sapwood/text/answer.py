@@ -38,9 +38,9 @@ class AnswerShape:
         """A new parser for one answer."""
         return AnswerParser(self)
 
-    def parsed(self, text: str) -> Answer:
+    def parsed(self, text: str, *, is_cut: bool = False) -> Answer:
         parser = self.parser()
-        return Answer.of([*parser.feed(text), *parser.finish()])
+        return Answer.of([*parser.feed(text), *parser.finish(is_cut=is_cut)])
 
 
 class AnswerParser:
@@ -70,11 +70,14 @@ class AnswerParser:
             return self._later([Content(text)] if text else [])
         return self._later(self._thinking.feed(text))
 
-    def finish(self) -> list[Event]:
-        """The text has ended. Returns the events of the text that was held back."""
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        """The text has ended. Returns the events of the text that was held back.
+
+        is_cut  whether the text was cut off; see `Parser.finish`
+        """
         events = self._later([] if self._thinking is None else self._thinking.finish())
         if self._calls is not None:
-            events += self._shown(self._calls.finish())
+            events += self._shown(self._calls.finish(is_cut=is_cut))
         return merged(events)
 
     def _later(self, events: Iterable[Event]) -> list[Event]:

@@ -3,7 +3,8 @@
 A parser turns an answer's text into events. Wherever the text is split, the joined texts of each
 kind of event are the same; and the `source` of all events together is the answer's text, to the
 last character, so that nothing is ever lost. A call that turns out to be broken ends with
-`CallFailed`, and its text follows as content.
+`CallFailed`, and its text follows as content; a call that the token limit cuts off ends with
+`CallCut`.
 """
 
 from __future__ import annotations
@@ -96,21 +97,33 @@ class CallFailed:
         return ""
 
 
-Event = Content | Reasoning | Markup | CallStart | CallArguments | CallEnd | CallFailed
+@dataclass(frozen=True, slots=True)
+class CallCut:
+    """The answer was cut off inside a call: the arguments so far are all there are.
+
+    source  the call's text as far as the model wrote it
+    """
+
+    index: int
+    source: str
+
+
+Event = Content | Reasoning | Markup | CallStart | CallArguments | CallEnd | CallFailed | CallCut
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call; `arguments` is the JSON text of an object."""
+    """A tool call; `arguments` is the JSON text of an object, or its beginning if `is_cut`."""
 
     call_id: str
     name: str
     arguments: str
+    is_cut: bool = False
 
 
 @dataclass(slots=True)
 class Answer:
-    """An answer, put together from its events."""
+    """An answer, put together from its events. Only the last of its calls can be cut off."""
 
     content: str = ""
     reasoning: str = ""
@@ -133,6 +146,7 @@ class AnswerBuilder:
         self._started: dict[int, CallStart] = {}
         self._arguments: dict[int, list[str]] = {}
         self._calls: list[ToolCall] = []
+        self._cut: list[ToolCall] = []
 
     def add(self, event: Event) -> None:
         match event:
@@ -145,9 +159,9 @@ class AnswerBuilder:
             case CallArguments(index, text):
                 self._arguments[index].append(text)
             case CallEnd(index):
-                start = self._started[index]
-                arguments = "".join(self._arguments[index])
-                self._calls.append(ToolCall(start.call_id, start.name, arguments))
+                self._calls.append(self._call(index))
+            case CallCut(index):
+                self._cut.append(replace(self._call(index), is_cut=True))
             case _:
                 pass
 
@@ -157,7 +171,12 @@ class AnswerBuilder:
         return len(self._calls)
 
     def built(self) -> Answer:
-        return Answer("".join(self._content), "".join(self._reasoning), list(self._calls))
+        calls = [*self._calls, *self._cut]
+        return Answer("".join(self._content), "".join(self._reasoning), calls)
+
+    def _call(self, index: int) -> ToolCall:
+        start = self._started[index]
+        return ToolCall(start.call_id, start.name, "".join(self._arguments[index]))
 
 
 def merged(events: Iterable[Event]) -> list[Event]:

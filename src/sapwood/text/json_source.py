@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from math import isinf
 from typing import Any
 
 from sapwood.base.nesting import is_deeper
-from sapwood.text.source import Emit, Malformed, Source, Steps
+from sapwood.text.source import Emit, Malformed, Source, Steps, run
 
 MAX_DEPTH = 100
 """How deeply arrays and objects may be nested."""
@@ -77,6 +78,31 @@ def decoded_string(source: Source) -> Steps[str]:
     parts: list[str] = []
     yield from json_string(source, parts.append)
     return str(json.loads("".join(parts)))
+
+
+def mended_json(text: str) -> str | None:
+    """The text as JSON, control characters in strings escaped; None if it is not a JSON value."""
+    return read_whole(text, json_value)
+
+
+def read_whole(text: str, read: Callable[[Source, Emit], Steps[None]]) -> str | None:
+    """What `read` hands on of a text that is there already; None unless it reads all of it."""
+    source = Source()
+    source.add(text)
+    source.end()
+    parts: list[str] = []
+
+    def steps() -> Steps[None]:
+        yield from source.space()
+        yield from read(source, parts.append)
+        if (yield from source.space()):
+            raise Malformed
+
+    try:
+        run(source, steps())
+    except Malformed:
+        return None
+    return "".join(parts)
 
 
 class TooDeep(ValueError):

@@ -35,6 +35,8 @@ class Source:
     events       events that nobody has taken yet
     is_thinking  whether the text that is being read belongs to the thinking
     tag_start    index of the tag that `passing` found
+    hit_end      whether the parser has asked for text behind the end; it stays True until reset
+    is_cut       whether the text was cut off before its writer had ended it
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,8 @@ class Source:
         self.events: list[Event] = []
         self.is_thinking = False
         self.tag_start = 0
+        self.hit_end = False
+        self.is_cut = False
         self._text = ""
         self._ended = False
 
@@ -50,14 +54,23 @@ class Source:
     def add(self, text: str) -> None:
         self._text += text
 
-    def end(self) -> None:
+    def end(self, *, is_cut: bool = False) -> None:
         self._ended = True
+        self.is_cut = is_cut
+
+    @property
+    def num_characters(self) -> int:
+        """How many characters have arrived and are not forgotten; the end of the text so far."""
+        return len(self._text)
 
     # ---- single characters and tags ----------------------------------------------------------
 
     def peek(self, count: int = 1) -> Steps[str]:
         """The next `count` characters; fewer only at the end of the text. Reads nothing."""
-        while len(self._text) - self.pos < count and not self._ended:
+        while len(self._text) - self.pos < count:
+            if self._ended:
+                self.hit_end = True
+                break
             yield
         return self._text[self.pos : self.pos + count]
 
@@ -110,7 +123,9 @@ class Source:
                 self.pos = match.end()
             if self.pos - start > limit:
                 raise Malformed
-            if self.pos < len(self._text) or self._ended:
+            at_end = self.pos >= len(self._text)
+            if not at_end or self._ended:
+                self.hit_end = self.hit_end or at_end
                 return self._text[start : self.pos]
             yield
 
@@ -127,6 +142,7 @@ class Source:
                 self.pos = found + len(tag)
                 return text
             if self._ended or len(self._text) - self.pos >= limit + len(tag):
+                self.hit_end = self.hit_end or self._ended
                 raise Malformed
             searched = max(self.pos, len(self._text) - len(tag) + 1)
             yield
@@ -161,6 +177,7 @@ class Source:
                 self.pos = end + len(found[1])
                 return found[1]
             if self._ended:
+                self.hit_end = True
                 raise Malformed
             yield
 
@@ -237,9 +254,13 @@ class Parser:
         self._source.add(text)
         return self._advance()
 
-    def finish(self) -> list[Event]:
-        """The text has ended; what was held comes now."""
-        self._source.end()
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        """The text has ended; what was held comes now.
+
+        is_cut  whether the text was cut off: a call in which it ends is told as far as it came, and
+                is not taken for content
+        """
+        self._source.end(is_cut=is_cut)
         return self._advance()
 
     def _advance(self) -> list[Event]:

@@ -118,6 +118,29 @@ def test_the_length_limit_keeps_its_reason(chat, engine):
     assert len(answer["message"]["tool_calls"]) == 1
 
 
+@pytest.mark.parametrize("num_left_out", [15, 20, 24])
+def test_a_call_that_the_length_limit_cuts_off_is_the_same_streamed_and_whole(
+    chat, engine, events, num_left_out
+):
+    engine.reply = "I see. " + CALL
+    limit = {"max_tokens": len(engine.reply) - num_left_out}
+    choice = chat.post(URL, ask(**limit)).json()["choices"][0]
+    [call] = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "get_weather"
+    assert '{"city": "Paris"}'.startswith(call["function"]["arguments"])
+    with pytest.raises(ValueError, match=r"delimiter|Unterminated|Expecting"):
+        json.loads(call["function"]["arguments"])
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("I see.", "length")
+    got = [event["choices"][0] for event in events(chat.post(URL, ask(stream=True, **limit)).text)]
+    deltas = [one["delta"] for one in got]
+    pieces = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert [piece["index"] for piece in pieces if "id" in piece] == [0]
+    streamed = "".join(piece["function"]["arguments"] for piece in pieces)
+    assert streamed == call["function"]["arguments"]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "I see."
+    assert got[-1]["finish_reason"] == "length"
+
+
 def test_no_tool_choice_leaves_tools_out(chat, engine, prompt_of):
     engine.reply = CALL
     message = chat.post(URL, ask(tool_choice="none")).json()["choices"][0]["message"]

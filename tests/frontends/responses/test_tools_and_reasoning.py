@@ -124,3 +124,31 @@ def test_a_tool_without_a_name_is_named(client):
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(input="Hi", tools=[TOOL, {"type": "function"}])
     assert refused.value.param == "tools[1].name"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_the_limit_cuts_off_is_an_incomplete_item(client, engine, stream):
+    engine.reply = REPLY.partition("</think>")[2]
+    limit = len(engine.reply) - 24
+    if stream:
+        with client.responses.stream(
+            model="org/tiny", input="Paris?", tools=[TOOL], max_output_tokens=limit
+        ) as events:
+            *_, last = events
+        response = last.response
+    else:
+        response = client.responses.create(input="Paris?", tools=[TOOL], max_output_tokens=limit)
+    assert (response.status, response.incomplete_details.reason) == (
+        "incomplete",
+        "max_output_tokens",
+    )
+    said, called = response.output
+    assert said.content[0].text == "Let me look."
+    assert (called.status, called.name) == ("incomplete", "weather")
+    assert '{"city": "Paris"}'.startswith(called.arguments)
+    # The conversation goes on: what was cut off does not make the next turn fail.
+    engine.reply = "Well."
+    following = client.responses.create(
+        input="Go on.", previous_response_id=response.id, tools=[TOOL]
+    )
+    assert following.output_text == "Well."

@@ -217,4 +217,5 @@ SPELLERS: dict[str, list[Speller]] = {
     "qwen25": [qwen25],
     "qwen3_coder": [qwen3_coder],
     "step3": [step3],
+    "trinity": [qwen25],
 }

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.text.answer import AnswerShape
-from sapwood.text.tools.format import ToolSet
+from sapwood.text.events import CallArguments
+from sapwood.text.tools.format import MAX_REREAD, ToolSet
 from sapwood.text.tools.registry import TOOL_FORMATS
 from tests.text.tools.checks import check_nothing_lost, in_two, read
 from tests.text.tools.samples import CALL_LISTS, PARIS, TOOLS, samples_of
@@ -130,6 +131,17 @@ def test_mutated_samples_raise_nothing_and_lose_nothing(name):
         whole = check_nothing_lost(shape, text)
         at = random_numbers.randrange(len(text) + 1)
         assert read(shape, [text[:at], text[at:]]) == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ends", ["", "\n</nothing>"])
+def test_beginnings_of_calls_alone_cost_no_more_than_their_length(name, ends):
+    """The same beginning again and again: the events together are no longer than the text."""
+    one = SPELLERS[name][0]([PARIS])
+    for length in {len(one) // 2, 3 * len(one) // 4}:
+        events = check_nothing_lost(shape_of(name), one[:length] * 2000 + ends)
+        told = sum(len(event.text) for event in events if isinstance(event, CallArguments))
+        assert told <= 2 * MAX_REREAD + 2000 * length
 
 
 def mutated(text: str, random_numbers: random.Random) -> str:

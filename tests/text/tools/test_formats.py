@@ -89,9 +89,18 @@ def test_generic_text_that_is_no_call_stays_as_it_is(text):
     assert (answer.content, answer.calls) == (text, [])
 
 
-@pytest.mark.parametrize("name", ["generic", "llama3"])
-def test_calls_that_no_grammar_saw_begin_are_content(name):
-    text = '{"name": "f", "parameters": {"a": "not a number"}}'
+CALL_OF_F = '{"name": "f", "parameters": {"a": "not a number"}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("generic", CALL_OF_F),
+        ("llama3", CALL_OF_F),
+        ("llama3", '<|python_tag|>{"name": "f", "parameters": {oops}}; ' + CALL_OF_F),
+    ],
+)
+def test_calls_that_no_grammar_saw_begin_are_content(name, text):
     tools = ToolSet(parameters=TOOLS, only_opened=True)
     answer = AnswerShape(calls=TOOL_FORMATS.get(name)(), tools=tools).parsed(text)
     assert (answer.content, answer.calls) == (text, [])
@@ -130,6 +139,73 @@ def test_qwen3_coder_without_the_outer_tag():
     text = "Now.\n<function=f>\n<parameter=a>\n5\n</parameter>\n</function>\n</tool_call>"
     answer = parsed("qwen3_coder", text)
     assert (answer.content, calls_of(answer)) == ("Now.", [("f", {"a": 5})])
+
+
+OPEN, SHUT = '<invoke name="f">', "</invoke>"
+A, S = '<parameter name="a">1</parameter>', '<parameter name="s">x</parameter>'
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (f"{OPEN}{A}\n{S}\n", [("f", {"a": 1, "s": "x"})]),
+        (f"{OPEN}{A}\n\n{OPEN}{S}{SHUT}", [("f", {"a": 1}), ("f", {"s": "x"})]),
+        (f"{OPEN}{A}</parameter>\n{S}{SHUT}", [("f", {"a": 1, "s": "x"})]),
+        (f"{OPEN}{A},\n{S}]{SHUT}", [("f", {"a": 1, "s": "x"})]),
+        (
+            f'{OPEN}<parameter name="a">5\n{SHUT}{OPEN}{S}{SHUT}',
+            [("f", {"a": 5}), ("f", {"s": "x"})],
+        ),
+        (f"oops\n{OPEN}{A}{SHUT}", [("f", {"a": 1})]),
+        (f"{OPEN}{S}\nlost</parameter>\n{SHUT}{OPEN}{A}{SHUT}", [("f", {"a": 1})]),
+        (f'<invoke name="nothing">{A}{SHUT}{OPEN}{A}{SHUT}', [("f", {"a": 1})]),
+    ],
+)
+def test_calls_in_elements_as_models_break_them(text, calls):
+    """A call is read if all of its arguments are there; one whose text is partly lost is not."""
+    text = f"<minimax:tool_call>\n{text}\n</minimax:tool_call>"
+    assert calls_of(parsed("minimax-m2", text)) == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (
+            "f<arg_key>\na\n</arg_key><arg_value>1</arg_value></arg_value></tool_call>",
+            [("f", {"a": 1})],
+        ),
+        (
+            "f<arg_key>a</arg_key><arg_value>1</arg_value><tool_call>g</tool_call>",
+            [("f", {"a": 1}), ("g", {})],
+        ),
+        (
+            "f<arg_key>a</arg_key><arg_value>1\n</tool_call><tool_call>g</tool_call>",
+            [("f", {"a": 1}), ("g", {})],
+        ),
+        ("f<arg_key>s</arg_key>x</arg_value></tool_call><tool_call>g</tool_call>", [("g", {})]),
+    ],
+)
+def test_glm_calls_as_models_break_them(text, calls):
+    assert calls_of(parsed("glm47", f"<tool_call>{text}")) == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("<parameter=s>\n</function>\nx\n</parameter>\n</function>", [{"s": "</function>\nx"}]),
+        ("<parameter=s>\n<parameter=a>\n5\n</function>", [{"s": "", "a": 5}]),
+        (
+            "<parameter=s>\n<parameter=other>\n</parameter>\n</function>",
+            [{"s": "<parameter=other>"}],
+        ),
+        ("<parameter=s>x</parameter></parameter></function>", [{"s": "x"}]),
+        ("<parameter=a>1</parameter>\n<function=f>\n</function>", [{"a": 1}, {}]),
+        ("lost</parameter>\n<parameter=a>1</parameter></function>", []),
+    ],
+)
+def test_qwen3_coder_values_as_models_break_them(text, calls):
+    answer = parsed("qwen3_coder", f"<tool_call>\n<function=f>\n{text}\n</tool_call>")
+    assert calls_of(answer) == [("f", arguments) for arguments in calls]
 
 
 def test_qwen25_several_objects_between_one_pair_of_tags():

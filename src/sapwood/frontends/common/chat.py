@@ -64,12 +64,17 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A conversation made ready for the engine; special tokens are in the prompt."""
+    """A conversation made ready for the engine; special tokens are in the prompt.
+
+    tells_cut_calls  whether a call that the token limit cuts off is told as far as it came, as in
+                     OpenAI's dialect; else its text becomes content
+    """
 
     prompt: str
     sampling: SamplingParams
     shape: AnswerShape
     streams_reasoning: bool = True
+    tells_cut_calls: bool = False
 
     def sample(self) -> TurnSample:
         return TurnSample(self)
@@ -81,6 +86,7 @@ class TurnSample:
     def __init__(self, turn: Turn) -> None:
         self._parser = turn.shape.parser()
         self._holds_reasoning = not turn.streams_reasoning
+        self._tells_cut_calls = turn.tells_cut_calls
         self._held: list[Event] = []
         self._builder = AnswerBuilder()
         self._num_reasoning_tokens = 0
@@ -92,7 +98,8 @@ class TurnSample:
         was_thinking = self._parser.is_thinking
         events = self._parser.feed(chunk.text)
         if chunk.finish is not None:
-            events += self._parser.finish()
+            is_cut = self._tells_cut_calls and chunk.finish.kind != "stop"
+            events += self._parser.finish(is_cut=is_cut)
         # The tokens of a tag are counted as soon as the tag is recognised.
         self._num_undecided_tokens += len(chunk.token_ids)
         is_reasoning = any(isinstance(event, Reasoning) for event in events)

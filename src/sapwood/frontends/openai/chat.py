@@ -137,7 +137,8 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
         effort=asked.reasoning_effort,
         thinking_budget=asked.thinking_budget,
     )
-    return plan_turn(services, conversation, sampling, instead="use /v1/completions")
+    turn = plan_turn(services, conversation, sampling, instead="use /v1/completions")
+    return replace(turn, tells_cut_calls=True)
 
 
 def to_text_request(asked: ChatRequest, turn: Turn) -> TextRequest:

@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sapwood.text.json_source import parsed
+from sapwood.text.json_source import mended_json, parsed
+from sapwood.text.tools.python_literal import literal_json
 
 ALL_TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 STRING = frozenset({"string"})
@@ -95,6 +96,77 @@ def _types_of(schema: Any, walk: _Walk, depth: int) -> frozenset[str]:
 def property_schema(parameters: Any, name: str) -> Any:
     """The schema of one argument; {} if the schema of all arguments does not mention it."""
     return _property(parameters, name, _Walk(parameters), 0) or {}
+
+
+def has_property(parameters: Any, name: str) -> bool:
+    """Whether the schema of all arguments allows an argument of this name."""
+    if not isinstance(parameters, Mapping) or not parameters.get("properties"):
+        return True
+    return _property(parameters, name, _Walk(parameters), 0) is not None
+
+
+def fits(value: Any, schema: Any) -> bool:
+    """Whether the schema allows the value, and no property is one that the schema does not name.
+
+    Compared are types, names of properties, `required`, `enum` and `const`.
+    """
+    return _fits(value, schema, _Walk(schema), 0)
+
+
+def _fits(value: Any, schema: Any, walk: _Walk, depth: int) -> bool:
+    if not walk.may_visit(schema, depth):
+        return False
+    if not _type_of(value) & _types_of(schema, _Walk(walk.root), 0):
+        return False
+    if "const" in schema and value != schema["const"]:
+        return False
+    if isinstance(schema.get("enum"), list) and value not in schema["enum"]:
+        return False
+    branches = [_referred(schema, walk.root)]
+    branches = [*branches, *_listed(schema, "allOf")] if branches[0] else _listed(schema, "allOf")
+    if not all(_fits(value, branch, walk, depth + 1) for branch in branches):
+        return False
+    for keyword in ("anyOf", "oneOf"):
+        options = _listed(schema, keyword)
+        if options and not any(_fits(value, option, walk, depth + 1) for option in options):
+            return False
+        branches += options
+    return not isinstance(value, dict) or _properties_fit(
+        value, schema, walk, depth, bool(branches)
+    )
+
+
+def _properties_fit(
+    value: Mapping[str, Any],
+    schema: Mapping[str, Any],
+    walk: _Walk,
+    depth: int,
+    branches: bool,
+) -> bool:
+    """
+    branches  whether other schemas, which were compared already, name properties too
+    """
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, Mapping) else {}
+    if not all(name in value for name in _listed(schema, "required")):
+        return False
+    others = schema.get("additionalProperties")
+    for name, item in value.items():
+        if name in properties:
+            fitting = _fits(item, properties[name], walk, depth + 1)
+        elif isinstance(others, Mapping):
+            fitting = _fits(item, others, walk, depth + 1)
+        else:
+            # Below the arguments themselves a schema may leave properties open.
+            fitting = others is True or branches or (depth > 0 and others is None)
+        if not fitting:
+            return False
+    return True
+
+
+def _listed(schema: Mapping[str, Any], keyword: str) -> list[Any]:
+    given = schema.get(keyword)
+    return list(given) if isinstance(given, list) else []
 
 
 def value_text(text: str, schema: Any, root: Any) -> str:
@@ -223,7 +295,25 @@ def _number(text: str, types: frozenset[str]) -> str | None:
 
 def _container(text: str, types: frozenset[str]) -> str | None:
     kinds = [kind for name, kind in (("array", list), ("object", dict)) if name in types]
-    return _json_of(text, *kinds) if kinds else None
+    if not kinds:
+        return None
+    value = _json_of(text, *kinds)
+    if value is not None or "string" in types:
+        return value
+    # Nothing but an array or an object will do, so that other spellings of one are read too.
+    for read in (mended_json, literal_json, _unescaped):
+        spelled = read(text)
+        if spelled is not None and (value := _json_of(spelled, *kinds)) is not None:
+            return value
+    return None
+
+
+def _unescaped(text: str) -> str | None:
+    """The text without one level of JSON's escapes, such as [{\\"a\\": 1}]; None if it has none."""
+    try:
+        return str(json.loads(f'"{text}"'))
+    except ValueError:
+        return None
 
 
 def _json_of(text: str, *kinds: type) -> str | None:

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sapwood.text.source import Steps
 from sapwood.text.tools.format import CallSource, CallStructure, ToolFormat
 from sapwood.text.tools.json_call import json_call_of
@@ -17,10 +19,13 @@ CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end
 CALL_BEGIN, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
 SEPARATOR = "<｜tool▁sep｜>"
 
+_WORD = re.compile(r"\w+")
+
 
 class DeepSeekV3(ToolFormat):
     name = "deepseekv3"
     openings = (CALLS_BEGIN, CALL_BEGIN)
+    strays = (CALLS_END, CALL_END)
     tags = (CALLS_BEGIN, CALLS_END, CALL_BEGIN, CALL_END, SEPARATOR)
 
     def calls(self, source: CallSource, opening: str) -> Steps[None]:
@@ -35,7 +40,8 @@ class DeepSeekV3(ToolFormat):
                 return
 
     def call(self, source: CallSource) -> Steps[None]:
-        yield from source.expect("function" + SEPARATOR)
+        yield from kind_of_call(source)
+        yield from source.expect(SEPARATOR)
         name = yield from source.tool_name()
         yield from source.space()
         yield from source.expect("```json")
@@ -48,3 +54,10 @@ class DeepSeekV3(ToolFormat):
             begin=f"{CALLS_BEGIN}{CALL_BEGIN}function{SEPARATOR}{name}\n```json\n",
             end=f"\n```{CALL_END}{CALLS_END}",
         )
+
+
+def kind_of_call(source: CallSource) -> Steps[None]:
+    """Read the word "function", which some answers misspell or leave out."""
+    yield from source.space()
+    yield from source.while_matching(_WORD, limit=64)
+    yield from source.space()

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
-from sapwood.text.json_source import json_value
+from sapwood.text.json_source import mended_json
 from sapwood.text.source import Emit, Malformed, Steps
-from sapwood.text.tools.argument_types import STRING, property_schema, types_of, value_text
+from sapwood.text.tools.argument_types import (
+    STRING,
+    has_property,
+    property_schema,
+    types_of,
+    value_text,
+)
 from sapwood.text.tools.format import CallSource
 
 KEY = re.compile(r"[^\"<>\n]+")
 """Characters of an argument's name in a tag."""
+
+
+_BETWEEN = re.compile(r"[^<]+")
+_MAX_BETWEEN = 256
+
+ReadValue = Callable[[Emit], Steps[None]]
+"""Reads the text of a value, hands it on as it comes, and reads the tag that ends it."""
 
 
 class ArgumentsObject:
@@ -28,36 +42,57 @@ class ArgumentsObject:
         self._keys.add(key)
         self._source.arguments(json.dumps(key, ensure_ascii=False) + ": ")
 
-    def text(self, closing: str, *, trims_newlines: bool = False) -> Steps[None]:
-        """Write a string argument, which ends before the tag `closing`, while it arrives."""
+    def may_take(self, key: str) -> bool:
+        """Whether the next argument can have this name: the tool has it, and it is new."""
+        return bool(key) and key not in self._keys and has_property(self._source.parameters, key)
+
+    def text(self, read: ReadValue) -> Steps[None]:
+        """Write a string argument while it arrives."""
         source = self._source
         source.arguments('"')
-        yield from _text(source, closing, _escaping(source), trims_newlines=trims_newlines)
+        yield from read(_escaping(source))
         source.arguments('"')
 
-    def typed(self, key: str, closing: str, *, trims_newlines: bool = False) -> Steps[None]:
-        """Write an argument, which ends before the tag `closing`, as the tool's schema types it."""
+    def typed(self, key: str, read: ReadValue) -> Steps[None]:
+        """Write an argument as the tool's schema types it."""
         source = self._source
         root = source.parameters
         schema = property_schema(root, key)
         if types_of(schema, root) == STRING:
-            yield from self.text(closing, trims_newlines=trims_newlines)
+            yield from self.text(read)
             return
         parts: list[str] = []
-        yield from _text(source, closing, parts.append, trims_newlines=trims_newlines)
+        yield from read(parts.append)
         source.arguments(value_text("".join(parts), schema, root))
 
-    def json(self, closing: str) -> Steps[None]:
-        """Write an argument whose value is JSON already."""
-        source = self._source
-        yield from source.space()
-        yield from json_value(source, source.arguments)
-        yield from source.space()
-        yield from source.expect(closing)
+    def json(self, read: ReadValue) -> Steps[None]:
+        """Write an argument whose value is JSON already; what is no JSON becomes a string."""
+        parts: list[str] = []
+        yield from read(parts.append)
+        text = "".join(parts)
+        value = mended_json(text)
+        self._source.arguments(json.dumps(text, ensure_ascii=False) if value is None else value)
 
     def end(self) -> None:
         self._source.arguments("}" if self._keys else "{}")
         self._source.end_call()
+
+
+def next_tag(source: CallSource, *tags: str) -> Steps[str | None]:
+    """Read one of the tags, and what stands before it. If another tag follows, read nothing.
+
+    Text between elements, such as a comma, is passed over. Text with a tag at its end is not: that
+    is an argument whose beginning is broken, and the call would be made without it.
+    """
+    start = source.pos
+    tag = yield from source.skips_after_space(*tags)
+    if tag is not None:
+        return tag
+    yield from source.while_matching(_BETWEEN, limit=_MAX_BETWEEN)
+    tag = yield from source.skips_after_space(*tags)
+    if tag is None:
+        source.pos = start
+    return tag
 
 
 def attributes(source: CallSource) -> Steps[str]:
@@ -67,12 +102,39 @@ def attributes(source: CallSource) -> Steps[str]:
     return name
 
 
-def _text(source: CallSource, closing: str, out: Emit, *, trims_newlines: bool) -> Steps[None]:
-    closings = [closing]
-    if trims_newlines and (yield from source.skips("\n")):
-        # The value stands on lines of its own; the line breaks around it do not belong to it.
-        closings.append("\n" + closing)
-    yield from source.streaming_until(closings, out)
+def up_to(source: CallSource, end: str, outer_end: str, followers: tuple[str, ...]) -> ReadValue:
+    """Reads a value that ends before the first tag `end`.
+
+    outer_end  a tag before which a value without `end` ends, if one of `followers` or the end of
+               the text comes next; else it is text of the value
+    """
+
+    def read(out: Emit) -> Steps[None]:
+        stops = (end, "\n" + outer_end, outer_end)
+        while (stop := (yield from source.streaming_until(stops, out))) != end:
+            after = source.pos
+            if (yield from follows(source, *followers)):
+                source.pos = after - len(outer_end)
+                return
+            out(stop)
+        yield from skip_doubled(source, end)
+
+    return read
+
+
+def skip_doubled(source: CallSource, end: str) -> Steps[None]:
+    """Read the tag that has just been read as often as it follows once more."""
+    while (yield from source.skips_after_space(end)):
+        pass
+
+
+def follows(source: CallSource, *tags: str) -> Steps[bool]:
+    """Whether one of the tags or the end of the text comes next. Reads nothing."""
+    start = source.pos
+    tag = yield from source.skips_after_space(*tags)
+    at_end = (yield from source.space()) == ""
+    source.pos = start
+    return tag is not None or at_end
 
 
 def _escaping(source: CallSource) -> Emit:

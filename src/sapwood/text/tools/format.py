@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from sapwood.text.events import (
     CallArguments,
+    CallCut,
     CallEnd,
     CallFailed,
     CallStart,
@@ -22,6 +23,13 @@ from sapwood.text.source import Malformed, Parser, Source, Steps
 
 NAME = re.compile(r"[\w.:/\-]+")
 """Characters of a tool's name."""
+
+MAX_REREAD = 1 << 18
+"""Characters of broken calls in one answer that are read again, in search of calls inside them.
+
+After that many, a broken call is skipped as a whole: else a text of nothing but beginnings of calls
+would cost the square of its length.
+"""
 
 _ID_ALPHABET = string.ascii_letters + string.digits
 
@@ -62,6 +70,10 @@ class ToolFormat(ABC):
 
     openings       tags that begin one or more calls, wherever they stand
     opens_answer   texts that begin a call only at the beginning of an answer
+    reopens        texts that begin a call only after an opening that no call followed, or after a
+                   call that was announced and failed
+    strays         tags that are left out of the content where the model writes them outside calls;
+                   after a call that failed they stay, since they may belong to it
     tags           every tag of the format, the openings included
     separates_reasoning  whether the format's parser emits the thinking too
     is_told_in_text  whether a text in the prompt tells the model its tools and this format, instead
@@ -71,6 +83,8 @@ class ToolFormat(ABC):
     name: ClassVar[str]
     openings: ClassVar[tuple[str, ...]]
     opens_answer: ClassVar[tuple[str, ...]] = ()
+    reopens: ClassVar[tuple[str, ...]] = ()
+    strays: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]]
     separates_reasoning: ClassVar[bool] = False
     is_told_in_text: ClassVar[bool] = False
@@ -99,20 +113,30 @@ def short_call_id() -> str:
 class CallSource(Source):
     """A text with tool calls in it.
 
-    mark         index of the first character that is in no event yet
-    has_content  whether there was content before
+    mark              index of the first character that is in no event yet
+    has_content       whether there was content before
+    has_failed        whether text that began like a call has become content
+    may_reopen        whether this was after an opening tag, or after a call had been announced
+    num_reread        characters of failed calls that are or will be read again
     """
 
     def __init__(self, tools: ToolSet, wire: ToolFormat) -> None:
         super().__init__()
         self.mark = 0
         self.has_content = False
+        self.has_failed = False
+        self.may_reopen = False
+        self.num_reread = 0
         self._tools = tools
         self._wire = wire
         self._name = ""
         self._num_started = 0
         self._num_ended = 0
+        self._num_refused = 0
         self._is_open = False
+        self._is_refused = False
+        self._follows_refused = False
+        self._started_at = 0
         self._held = ""
 
     @property
@@ -125,19 +149,41 @@ class CallSource(Source):
         super().emit(event)
 
     @property
-    def num_ended(self) -> int:
-        return self._num_ended
+    def tool_schemas(self) -> Mapping[str, Any]:
+        """Name of each of the request's tools -> JSON schema of its arguments."""
+        return self._tools.parameters
+
+    @property
+    def only_opened(self) -> bool:
+        return self._tools.only_opened
+
+    @property
+    def num_read(self) -> int:
+        """How many calls have been read to their end, those of unknown tools included."""
+        return self._num_ended + self._num_refused
+
+    @property
+    def open_since(self) -> int | None:
+        """Where the open call was announced; None if no call is open."""
+        return self._started_at if self._is_open else None
 
     @property
     def may_call(self) -> bool:
         return self._tools.max_calls is None or self._num_ended < self._tools.max_calls
 
     def start(self, name: str, call_id: str | None = None) -> None:
-        """Begin a call; raises Malformed for an unknown tool and for a call beyond `max_calls`."""
-        is_known = name in self._tools.parameters or self._tools.keeps_unknown
-        if not self.may_call or not is_known or not NAME.fullmatch(name):
+        """Begin a call; raises Malformed for a call beyond `max_calls`.
+
+        A call of a tool that the request does not have is read too, since others may follow it in
+        the same list, but its text becomes content.
+        """
+        if not self.may_call or not NAME.fullmatch(name):
             raise Malformed
+        self._is_refused = name not in self._tools.parameters and not self._tools.keeps_unknown
+        if self._is_refused:
+            return
         self._name = name
+        self._started_at = self.pos
         self._is_open = True
         call_id = call_id or self._wire.new_call_id()
         self.emit(CallStart(self._num_started, name, call_id))
@@ -149,6 +195,8 @@ class CallSource(Source):
         A closing brace at the end is held until the call is complete. So the arguments of a call
         that fails never look complete to a client that streams them.
         """
+        if self._is_refused:
+            return
         text = self._held + text
         self._held = "}" if text.endswith("}") else ""
         shown = text.removesuffix("}")
@@ -156,6 +204,13 @@ class CallSource(Source):
             self.emit(CallArguments(self._num_started - 1, shown))
 
     def end_call(self) -> None:
+        self._follows_refused = self._is_refused
+        if self._is_refused:
+            self._is_refused = False
+            self._num_refused += 1
+            self.has_failed = True
+            self.commit()
+            return
         index = self._num_started - 1
         self.emit(CallArguments(index, self._held))
         self.emit(CallEnd(index, self.slice(self.mark, self.pos)))
@@ -167,12 +222,38 @@ class CallSource(Source):
         """Emit that the open call has failed, if there is one."""
         if self._is_open:
             self.emit(CallFailed(self._num_started - 1))
+            self.may_reopen = True
+        self._is_open, self._is_refused, self._held = False, False, ""
+
+    def cut_call(self) -> None:
+        """Emit that the text was cut off inside the open call, which reaches to its end."""
+        self.pos = self.num_characters
+        self.emit(CallCut(self._num_started - 1, self.slice(self.mark, self.pos)))
         self._is_open, self._held = False, ""
+        self.mark = self.pos
+
+    def begin_attempt(self) -> None:
+        """From here on `commit` emits markup, until a call of an unknown tool has been read."""
+        self.mark = self.pos
+        self.hit_end = False
+        self._follows_refused = False
 
     def commit(self) -> None:
-        """Emit the text since the last call as markup."""
-        self.markup_since(self.mark)
+        """Emit the text since the last call as markup; as content if that call became content."""
+        if not self._follows_refused:
+            self.markup_since(self.mark)
+        elif self.mark < self.pos:
+            self.emit(Content(self.slice(self.mark, self.pos)))
         self.mark = self.pos
+
+    def leave_out(self, tag: str) -> None:
+        """Emit the tag at `tag_start` as markup; the space before it stays between content."""
+        if self.has_content and self.pos < self.tag_start:
+            self.emit(Content(self.slice(self.pos, self.tag_start)))
+            self.pos = self.tag_start
+        before = self.pos
+        self.pos = self.tag_start + len(tag)
+        self.markup_since(before)
 
     def close(self, *tags: str) -> Steps[None]:
         """Read the tags that follow, in this order; any may be missing after a complete call."""
@@ -204,22 +285,34 @@ def _calls_and_content(
             source.pos = 0
             yield from _attempt(source, wire, opening)
     while True:
-        may_open = source.may_call or wire.separates_reasoning
-        openings = wire.openings if may_open else ()
-        opening = yield from source.passing(Content, openings)
-        if opening is None:
+        tags = _awaited(source, wire)
+        tag = yield from source.passing(Content, tags)
+        if tag is None:
             return
-        yield from _attempt(source, wire, opening)
+        if tag in wire.strays:
+            source.leave_out(tag)
+        else:
+            yield from _attempt(source, wire, tag)
+
+
+def _awaited(source: CallSource, wire: ToolFormat) -> tuple[str, ...]:
+    """The tags that end the content here."""
+    if not source.may_call:
+        return wire.openings if wire.separates_reasoning else ()
+    reopens = wire.reopens if source.may_reopen and not source.only_opened else ()
+    strays = () if source.has_failed else wire.strays
+    return (*wire.openings, *reopens, *strays)
 
 
 def _attempt(source: CallSource, wire: ToolFormat, opening: str) -> Steps[None]:
     """Read the calls after the opening at `tag_start`; if none follows, the opening is content."""
-    first_mark = source.mark = source.pos
+    source.begin_attempt()
+    first_mark = source.mark
     source.pos = after_opening = source.tag_start + len(opening)
-    num_ended = source.num_ended
+    num_read = source.num_read
     try:
         yield from wire.calls(source, opening)
-        if source.num_ended == num_ended and not wire.separates_reasoning:
+        if source.num_read == num_read and not wire.separates_reasoning:
             raise Malformed
         after_calls = source.pos
         next_character = yield from source.space()
@@ -228,9 +321,31 @@ def _attempt(source: CallSource, wire: ToolFormat, opening: str) -> Steps[None]:
             source.pos = after_calls
         source.commit()
     except Malformed:
-        source.fail_call()
-        # Only the opening becomes content: there may be calls in the text after it.
-        resume = after_opening if source.mark == first_mark else source.mark + 1
-        source.pos = resume
-        source.emit(Content(source.slice(source.mark, resume)))
-        source.mark = resume
+        source.may_reopen = source.may_reopen or opening in wire.openings
+        _fail(source, after_opening if source.mark == first_mark else source.mark + 1)
+
+
+def _fail(source: CallSource, resume: int) -> None:
+    """End an attempt at a broken call.
+
+    resume  where to go on: only the text up to there becomes content, since there may be calls in
+            the text after it
+    """
+    open_since, failed_at = source.open_since, source.pos
+    ends_inside = open_since is not None and source.hit_end
+    if ends_inside and source.is_cut:
+        source.cut_call()
+        return
+    source.fail_call()
+    source.has_failed = True
+    if ends_inside:
+        resume = source.num_characters
+    elif open_since is not None:
+        # Not before: a tag between the opening and the name would announce this call once more.
+        resume = max(resume, open_since)
+    source.num_reread += max(0, failed_at - resume)
+    if source.num_reread > MAX_REREAD:
+        resume = max(resume, failed_at)
+    source.pos = resume
+    source.emit(Content(source.slice(source.mark, resume)))
+    source.mark = resume

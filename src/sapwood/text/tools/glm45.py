@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from sapwood.text.source import Malformed, Steps
-from sapwood.text.tools.elements import KEY, ArgumentsObject
+from sapwood.text.tools.elements import KEY, ArgumentsObject, next_tag, up_to
 from sapwood.text.tools.format import CallSource, ToolFormat
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -26,19 +26,32 @@ class Glm45(ToolFormat):
         yield from source.space()
         name = yield from source.tool_name()
         # The space after the name tells a call from a sentence that only mentions the tag.
+        yield from _gap(source)
         tag = yield from source.skips_after_space(KEY_BEGIN, END)
         if tag is None:
             raise Malformed
         source.start(name)
         arguments = ArgumentsObject(source)
         while tag == KEY_BEGIN:
-            key = (yield from source.while_matching(KEY, limit=256)).strip()
-            yield from source.expect(KEY_END)
             yield from source.space()
+            key = (yield from source.while_matching(KEY, limit=256)).strip()
+            yield from source.space()
+            yield from source.expect(KEY_END)
+            yield from _gap(source)
             yield from source.expect(VALUE_BEGIN)
             arguments.key(key)
-            yield from arguments.typed(key, VALUE_END)
-            tag = yield from source.skips_after_space(KEY_BEGIN, END)
+            yield from arguments.typed(key, up_to(source, VALUE_END, END, (BEGIN,)))
+            before = source.pos
+            tag = yield from next_tag(source, KEY_BEGIN, END, BEGIN)
+            if tag == BEGIN:
+                # The next call; this one has no end.
+                source.pos = before
         if tag is None:
             raise Malformed
         arguments.end()
+
+
+def _gap(source: CallSource) -> Steps[None]:
+    """Read white space; the model sometimes spells a line break as a backslash and an n."""
+    while (yield from source.space()) == "\\" and (yield from source.skips("\\n")):
+        pass

@@ -6,12 +6,12 @@
 
 Source: OpenAI's description of the response format. The engine cuts off a stop token, so the last
 <|call|> or <|return|> is usually missing. `commentary` without a recipient is a preamble, which is
-shown to the user; so is `final`.
+shown to the user; so is `final`, and a message without a channel. What the model writes in the name
+of somebody else, such as the result of a tool, is shown as well: it is no call, and not thinking.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from sapwood.text.events import Content, Event, Reasoning
@@ -24,12 +24,11 @@ END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
 
 _ENDS = (END, CALL, RETURN, START, CHANNEL)
 _MAX_HEADER = 256
-_HEADER = re.compile(
-    r"\s*(?:assistant)?\s*(?:to=(?P<early>\S+?))?\s*"
-    r"<\|channel\|>\s*(?P<channel>analysis|commentary|final)\s*(?:to=(?P<late>[^\s<]+))?\s*"
-    r"(?:<\|constrain\|>\s*\w*\s*|json\s*|code\s*)?"
-)
+_CHANNELS = ("analysis", "commentary", "final")
+_CONSTRAINTS = ("json", "code")
 _FUNCTIONS = "functions."
+_FILLER = "commentary"
+"""Some answers have this word alone between a call and the next message."""
 
 
 class Harmony(ToolFormat):
@@ -40,6 +39,7 @@ class Harmony(ToolFormat):
 
     name = "gpt-oss"
     openings = (START, CHANNEL)
+    strays = (MESSAGE, CONSTRAIN, END, CALL, RETURN)
     tags = (START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN)
     separates_reasoning = True
 
@@ -49,24 +49,44 @@ class Harmony(ToolFormat):
     def calls(self, source: CallSource, opening: str) -> Steps[None]:
         """Read one message of any kind."""
         header = yield from source.until(MESSAGE, limit=_MAX_HEADER)
-        match = _HEADER.fullmatch(opening + header if opening == CHANNEL else header)
-        if match is None:
+        message = _message(opening + header if opening == CHANNEL else header)
+        if message is None:
             raise Malformed
-        recipient = match["late"] or match["early"]
-        if recipient is None:
-            kind: Callable[[str], Event] = Reasoning if match["channel"] == "analysis" else Content
-            yield from self._body(source, kind)
-        else:
+        author, channel, recipient = message
+        is_own = author in ("", "assistant")
+        if is_own and recipient:
             yield from self._call(source, recipient)
+            return
+        kind: Callable[[str], Event] = Reasoning if is_own and channel == "analysis" else Content
+        yield from self._body(source, kind)
 
     def _call(self, source: CallSource, recipient: str) -> Steps[None]:
         # Recipients that are not functions are tools of OpenAI's own, such as browser.search.
         if not self._calls_tools:
             raise Malformed
-        yield from json_call_of(source, recipient.removeprefix(_FUNCTIONS))
-        if not (yield from source.skips_after_space(CALL, END, RETURN)):
-            return
-        source.commit()
+        name = recipient.removeprefix(_FUNCTIONS)
+        after_header = source.pos
+        if (yield from source.skips_after_space(CALL, END, RETURN)):
+            source.pos = after_header
+            source.start(name)
+            source.arguments("{}")
+            source.end_call()
+        else:
+            yield from json_call_of(source, name)
+        if (yield from source.skips_after_space(CALL, END, RETURN)):
+            source.commit()
+            yield from self._filler(source)
+
+    def _filler(self, source: CallSource) -> Steps[None]:
+        after_call = source.pos
+        if (yield from source.skips_after_space(_FILLER)):
+            after_filler = source.pos
+            before_tag = yield from source.skips_after_space(START, CHANNEL)
+            if before_tag or not (yield from source.space()):
+                source.pos = after_filler
+                source.commit()
+                return
+        source.pos = after_call
 
     def _body(self, source: CallSource, kind: Callable[[str], Event]) -> Steps[None]:
         source.commit()
@@ -81,3 +101,29 @@ class Harmony(ToolFormat):
     def structure(self, name: str) -> CallStructure | None:
         begin = f"{CHANNEL}commentary to={_FUNCTIONS}{name} {CONSTRAIN}json{MESSAGE}"
         return CallStructure(trigger=f"{CHANNEL}commentary", begin=begin, end=CALL)
+
+
+def _message(header: str) -> tuple[str, str, str] | None:
+    """(author, channel, recipient) of a message, "" if missing; None if the header is malformed."""
+    before, has_channel, after = header.partition(CHANNEL)
+    first, second = _words(before), _words(after)
+    if first is None or second is None:
+        return None
+    (author, early), (channel, late) = first, second
+    if has_channel and channel.lower() not in _CHANNELS:
+        return None
+    return author.lower(), channel.lower(), late or early
+
+
+def _words(part: str) -> tuple[str, str] | None:
+    """(name, recipient) of a part of a header, such as `commentary to=functions.f`."""
+    words, _, constraint = part.partition(CONSTRAIN)
+    name = recipient = ""
+    for word in words.split():
+        text, _, to = word.partition("to=")
+        if name and text not in ("", *_CONSTRAINTS):
+            return None
+        name, recipient = name or text, to or recipient
+    if "<" in name + recipient or len(constraint.split()) > 1:
+        return None
+    return name, recipient

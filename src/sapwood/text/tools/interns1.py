@@ -16,6 +16,7 @@ BEGIN, PLUGIN, END = "<|action_start|>", "<|plugin|>", "<|action_end|>"
 class InternS1(ToolFormat):
     name = "interns1"
     openings = (BEGIN,)
+    strays = (END,)
     tags = (BEGIN, PLUGIN, END)
 
     def calls(self, source: CallSource, opening: str) -> Steps[None]:

@@ -10,3 +10,4 @@ from sapwood.text.tools.qwen3_coder import Qwen3Coder
 
 class MiMo(Qwen3Coder):
     name = "mimo"
+    trims_alone = False

@@ -6,7 +6,7 @@ import json
 import re
 from math import isinf
 
-from sapwood.text.json_source import MAX_DEPTH
+from sapwood.text.json_source import MAX_DEPTH, read_whole
 from sapwood.text.source import Emit, Malformed, Source, Steps
 
 _PLAIN = re.compile(r"[^'\"\\]+")
@@ -56,6 +56,11 @@ def python_value(source: Source, out: Emit, depth: int = 0) -> Steps[None]:
         yield from _sequence(source, out, depth, closing="]" if first == "[" else ")")
     else:
         out(_scalar((yield from source.while_matching(_WORD))))
+
+
+def literal_json(text: str) -> str | None:
+    """The Python literal as JSON; None if the text is not a literal that JSON can express."""
+    return read_whole(text, python_value)
 
 
 def _scalar(text: str) -> str:

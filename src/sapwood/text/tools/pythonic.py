@@ -22,6 +22,7 @@ class Pythonic(ToolFormat):
 
     name = "pythonic"
     openings = (BEGIN, "[")
+    strays = (END,)
     tags = (BEGIN, END, "[", "]", ",")
 
     def calls(self, source: CallSource, opening: str) -> Steps[None]:

@@ -17,6 +17,7 @@ TOOL_FORMATS: Registry[type[ToolFormat]] = Registry(
         "deepseekv31": f"{_ROOM}.deepseekv31:DeepSeekV31",
         "deepseekv32": f"{_ROOM}.deepseekv32:DeepSeekV32",
         "generic": f"{_ROOM}.generic:Generic",
+        "glm": f"{_ROOM}.glm45:Glm45",
         "glm45": f"{_ROOM}.glm45:Glm45",
         "glm47": f"{_ROOM}.glm47:Glm47",
         "gpt-oss": f"{_ROOM}.harmony:Harmony",
@@ -32,6 +33,7 @@ TOOL_FORMATS: Registry[type[ToolFormat]] = Registry(
         "qwen25": f"{_ROOM}.qwen25:Qwen25",
         "qwen3_coder": f"{_ROOM}.qwen3_coder:Qwen3Coder",
         "step3": f"{_ROOM}.step3:Step3",
+        "trinity": f"{_ROOM}.trinity:Trinity",
     },
     entry_point="sapwood.tool_call_parsers",
 )

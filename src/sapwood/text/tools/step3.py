@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from sapwood.text.source import Steps
+from sapwood.text.tools.deepseekv3 import kind_of_call
 from sapwood.text.tools.format import CallSource
 from sapwood.text.tools.invocations import Invocations
 
@@ -20,6 +21,8 @@ SEPARATOR = "<｜tool_sep｜>"
 class Step3(Invocations):
     name = "step3"
     openings = (CALLS_BEGIN, CALL_BEGIN)
+    strays = (CALLS_END, CALL_END)
+    call_end = CALL_END
     invoke, invoke_end = '<steptml:invoke name="', "</steptml:invoke>"
     parameter, parameter_end = '<steptml:parameter name="', "</steptml:parameter>"
     tags = (
@@ -32,9 +35,7 @@ class Step3(Invocations):
             yield from source.space()
             yield from source.expect(CALL_BEGIN)
         while True:
-            yield from source.space()
-            yield from source.expect("function")
-            yield from source.space()
+            yield from kind_of_call(source)
             yield from source.expect(SEPARATOR)
             yield from source.space()
             yield from source.expect(self.invoke)
