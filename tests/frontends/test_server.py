@@ -81,7 +81,7 @@ def test_broken_bodies_are_400_and_say_where(api, path, raw, named):
         (f'{MESSAGES}, "stream_options": {{"include_usage": true}}', "stream_options"),
         (
             f'{MESSAGES}, "stream": true, "stream_options": {{"usage": true}}',
-            "stream_options",
+            "stream_options.usage",
         ),
         (f'{MESSAGES}, "rid": ["a"]', "rid"),
         (f'{MESSAGES}, "continue_final_message": true', "messages"),

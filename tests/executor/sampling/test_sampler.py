@@ -175,3 +175,19 @@ def test_a_row_forgets_the_request_before() -> None:
     )
     sampler.start(start)
     assert int(sampler.sample(ranked_logits()[None], [0], [0])[0]) == 0
+
+
+def test_penalties_look_no_farther_back_than_their_window() -> None:
+    logits = torch.zeros(VOCAB)
+    logits[[1, 2, 3, 4]] = torch.tensor([4.0, 3.9, 3.8, 3.7])
+    # The prompt is 1, 2, 3: with a window of 2 token 1 is already free.
+    window = SamplingParams(temperature=0.0, repetition_penalty=2.0, penalty_window=2)
+    sampler = make_sampler([window])
+    assert [sample_next(sampler, logits, i) for i in range(6)] == [1, 2, 3, 1, 2, 3]
+    none = make_sampler([SamplingParams(temperature=0.0, repetition_penalty=2.0, penalty_window=0)])
+    assert [sample_next(none, logits, i) for i in range(3)] == [1, 1, 1]
+    wide = {"temperature": 0.0, "repetition_penalty": 2.0, "frequency_penalty": 0.7}
+    bounded = make_sampler([SamplingParams(**wide, penalty_window=1000)])
+    endless = make_sampler([SamplingParams(**wide)])
+    for position in range(12):
+        assert sample_next(bounded, logits, position) == sample_next(endless, logits, position)

@@ -5,6 +5,7 @@ Each processor keeps its own state per row and costs nothing for rows that do no
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
@@ -154,13 +155,58 @@ class _Seen:
         )
 
 
+class _LastSeen:
+    """The tokens of one request that get a penalty, if only the last ones do.
+
+    tokens  (token id, 1 for a token of the output or 0 for one of the prompt), the latest last
+    """
+
+    def __init__(self, sampling: SamplingParams, device: torch.device) -> None:
+        self._sampling = sampling
+        self._device = device
+        self._tokens: deque[tuple[int, int]] = deque(maxlen=sampling.penalty_window)
+
+    def add(self, token_ids: Sequence[int], count: int) -> None:
+        """Add tokens, as `_Seen.add` does; the oldest ones leave the window."""
+        # A prompt may be far longer than the window.
+        window = self._sampling.penalty_window
+        last = token_ids[-window:] if window else ()
+        self._tokens.extend((token_id, count) for token_id in last)
+
+    def penalise(self, logits: Tensor, kernels: Kernels) -> None:
+        """Change logits [vocab] in place."""
+        if not self._tokens:
+            return
+        counts: dict[int, int] = {}
+        for token_id, count in self._tokens:
+            counts[token_id] = counts.get(token_id, 0) + count
+        ids, num_times = upload(
+            [
+                np.array(list(counts), dtype=np.int64),
+                np.array(list(counts.values()), dtype=np.float32),
+            ],
+            self._device,
+        )
+        kernels.penalise(
+            logits,
+            ids,
+            num_times,
+            repetition=self._sampling.repetition_penalty,
+            frequency=self._sampling.frequency_penalty,
+            presence=self._sampling.presence_penalty,
+        )
+
+
 class Penalties:
-    """Frequency and presence penalties over the output; repetition penalty over the prompt too."""
+    """Frequency and presence penalties over the output; repetition penalty over the prompt too.
+
+    With a penalty_window they look no farther back than that.
+    """
 
     def __init__(self, device: torch.device, kernels: Kernels) -> None:
         self._device = device
         self._kernels = kernels
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, _Seen | _LastSeen] = {}
 
     @property
     def stateful_rows(self) -> AbstractSet[int]:
@@ -172,7 +218,8 @@ class Penalties:
         additive = sampling.frequency_penalty or sampling.presence_penalty
         if not additive and sampling.repetition_penalty == 1.0:
             return
-        seen = self._seen[start.row] = _Seen(sampling, self._device)
+        kind = _Seen if sampling.penalty_window < 0 else _LastSeen
+        seen = self._seen[start.row] = kind(sampling, self._device)
         if sampling.repetition_penalty != 1.0:
             seen.add(start.prompt_ids, 0)
         seen.add(start.output_ids, 1)

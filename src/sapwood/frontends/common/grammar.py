@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
 
-_MAKERS = {
+
+def _any_object(_: bool, *, param: str) -> Grammar:
+    return grammars.json_object()
+
+
+_MAKERS: dict[str, Callable[..., Grammar]] = {
     "json_schema": grammars.json_schema,
     "regex": grammars.regex,
     "ebnf": grammars.ebnf,
@@ -19,6 +24,12 @@ _MAKERS = {
     "guided_regex": grammars.regex,
     "guided_grammar": grammars.ebnf,
     "guided_choice": grammars.choice,
+    "structured_outputs.json": grammars.json_schema,
+    "structured_outputs.regex": grammars.regex,
+    "structured_outputs.grammar": grammars.ebnf,
+    "structured_outputs.choice": grammars.choice,
+    "structured_outputs.json_object": _any_object,
+    "structured_outputs.structural_tag": grammars.structural_tag,
 }
 
 
