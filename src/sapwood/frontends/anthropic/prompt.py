@@ -54,8 +54,7 @@ def to_turn(asked: CountTokensRequest, services: Services, sampling: SamplingPar
         goes_on_unasked=goes_on,
         thinks=thinks,
         insists_on_thinking=insists,
-        # Effort says how much to think, and not whether.
-        effort=None if thinks is False else output.effort,
+        effort=output.effort if _knows_effort(services) else None,
         thinking_budget=budget,
         thinking_field="thinking",
         budget_field="thinking.budget_tokens",
@@ -208,6 +207,12 @@ def _tool(given: dict[str, Any], where: str) -> Tool | None:
         parameters=tool.input_schema,
         strict=tool.strict,
     )
+
+
+def _knows_effort(services: Services) -> bool:
+    """Effort says how much to think and not whether, so it turns no switch of other templates."""
+    template = services.template
+    return template is not None and "reasoning_effort" in template.variables
 
 
 def _grammar(asked: CountTokensRequest, given: dict[str, Any] | None) -> Grammar | None:
