@@ -43,7 +43,7 @@ _SGLANG_COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 _VLLM_COMMON: dict[str, Any] = {
-    "use_beam_search": False, "top_k": 0 or None, "min_p": 0.0, "repetition_penalty": 1.0,
+    "use_beam_search": False, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
     "length_penalty": 1.0, "stop_token_ids": [], "include_stop_str_in_output": False,
     "ignore_eos": False, "min_tokens": 0, "skip_special_tokens": True,
     "spaces_between_special_tokens": True, "truncate_prompt_tokens": None,
@@ -52,10 +52,14 @@ _VLLM_COMMON: dict[str, Any] = {
     "guided_decoding_backend": None, "guided_whitespace_pattern": None, "priority": 0,
     "request_id": "vllm-1", "return_tokens_as_token_ids": None, "return_token_ids": None,
     "cache_salt": None, "kv_transfer_params": None, "vllm_xargs": None,
-    "logits_processors": None,
+    "logits_processors": None, "truncation_side": "left", "ec_transfer_params": None,
+    "return_prompt_text": None, "return_token_offsets": False,
+    "return_assistant_tokens_mask": False, "repetition_detection": None, "logprobs": None,
 }  # fmt: skip
 
 _LLAMA_CPP: dict[str, Any] = {
+    "samplers": ["dry", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
+    "max_tokens": -1, "sse_ping_interval": 30, "speculative.n_max": 16, "n_discard": 0,
     "cache_prompt": True, "id_slot": -1, "n_predict": -1, "repeat_penalty": 1.0,
     "repeat_last_n": 64, "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2,
     "dry_penalty_last_n": -1, "dry_sequence_breakers": ["\n"], "dynatemp_range": 0.0,
@@ -104,7 +108,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama.cpp chat": (
         "/v1/chat/completions",
         {
-            **_LLAMA_CPP, "messages": HI, "max_tokens": 4, "parse_tool_calls": True,
+            **_LLAMA_CPP, "messages": HI, "parse_tool_calls": True,
             "reasoning_format": "auto", "thinking_forced_open": False,
             "thinking_budget_tokens": -1,
         },

@@ -63,6 +63,13 @@ def test_every_honoured_field_takes_its_default(title):
     assert parse({**nulls, **base}, table) == parse(base, table)
 
 
+@pytest.mark.parametrize(("title", "name"), _pairs("left_out"))
+def test_some_values_of_an_honoured_field_ask_for_nothing(title, name):
+    table = TABLES[title]
+    for value in table.left_out[name]:
+        assert parse({**_base(table), name: value}, table) == parse(_base(table), table)
+
+
 @pytest.mark.parametrize(("title", "name"), _pairs("changes_nothing"))
 def test_a_field_that_changes_nothing_takes_any_value(title, name):
     table = TABLES[title]

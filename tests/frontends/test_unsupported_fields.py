@@ -326,3 +326,28 @@ def test_the_window_of_ollamas_penalties(api, engine):
     options = {"repeat_last_n": 64, "repeat_penalty": 1.1}
     assert api.post("/api/chat", {"messages": HI, "options": options}).status_code == 200
     assert engine.submitted[0].sampling.penalty_window == 64
+
+
+def test_all_tokens_in_the_words_of_vllm_and_llama_cpp(api, engine):
+    assert api.post(CHAT, {"messages": HI, "top_k": 0, "max_tokens": -1}).status_code == 200
+    sampling = engine.submitted[0].sampling
+    assert (sampling.top_k, sampling.max_new_tokens) == (-1, None)
+
+
+def test_a_long_unknown_name_costs_no_time_for_similar_names(monkeypatch):
+    import difflib
+
+    from sapwood.base.errors import InvalidRequest
+    from sapwood.frontends.common.fields import parse
+
+    looked_for = []
+    similar = difflib.get_close_matches
+    monkeypatch.setattr(
+        difflib,
+        "get_close_matches",
+        lambda name, *a, **k: looked_for.append(name) or similar(name, *a, **k),
+    )
+    for name in ("temperatur", "x" * 10_000_000):
+        with pytest.raises(InvalidRequest, match="unknown field"):
+            parse({"messages": HI, name: 1}, openai.CHAT_FIELDS)
+    assert looked_for == ["temperatur"]

@@ -109,7 +109,9 @@ def _rows(table: FieldTable[Any]) -> list[str]:
     """One row per outcome, with all fields that have it."""
     fields: dict[str, list[str]] = {}
     for one in msgspec.structs.fields(table.shape):
-        fields.setdefault("honoured", []).append(f"`{one.encode_name}`{_default(one)}")
+        idle = table.left_out.get(one.name, ())
+        outcome = f"honoured; {_values(idle)}: as if left out" if idle else "honoured"
+        fields.setdefault(outcome, []).append(f"`{one.encode_name}`{_default(one)}")
     for name, alias in table.aliases.items():
         but = f"; {_values(alias.idle)}: as if left out" if alias.idle else ""
         fields.setdefault(f"honoured, as another name of `{alias.of}`{but}", []).append(f"`{name}`")

@@ -68,6 +68,7 @@ class FieldTable(Generic[T]):
     shape        struct of the honoured fields, with their types and defaults
     changes_nothing  name -> why every value of the field is accepted without effect
     not_offered  name -> what the field asks for in vain, and values that do not ask for it
+    left_out     values of honoured fields that mean the same as leaving the field out
     aliases      other names of honoured fields
     nested       honoured fields that are objects with a table of their own
     coerces      whether texts stand for numbers and truth values, as in servers that check their
@@ -78,6 +79,7 @@ class FieldTable(Generic[T]):
     shape: type[T]
     changes_nothing: Mapping[str, str] = field(default_factory=dict)
     not_offered: Mapping[str, NotOffered] = field(default_factory=dict)
+    left_out: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     nested: Mapping[str, FieldTable[Any]] = field(default_factory=dict)
     coerces: bool = True
@@ -86,6 +88,8 @@ class FieldTable(Generic[T]):
         lists = (self.shape.__struct_fields__, self.changes_nothing, self.not_offered, self.aliases)
         names = [name for names in lists for name in names]
         twice = {name for name in names if names.count(name) > 1}
+        if not set(self.left_out) <= set(self.shape.__struct_fields__):
+            raise ValueError(f"{self.title}: left_out names fields that are not honoured")
         if twice:
             raise ValueError(f"{self.title}: {', '.join(sorted(twice))} in the table twice")
 
@@ -123,6 +127,8 @@ def _honoured(
     called: dict[str, str] = {}
     for name, value in body.items():
         if value is None or name in table.changes_nothing:
+            continue
+        if _is_among(value, table.left_out.get(name, ())):
             continue
         if name in honoured:
             given[name] = value

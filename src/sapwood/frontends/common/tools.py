@@ -158,6 +158,7 @@ TOOL_FIELDS = FieldTable(
     title="tools[] of /v1/chat/completions and /api/chat",
     shape=ToolFields,
     changes_nothing={"cache_control": "prefixes are always cached"},
+    not_offered={"defer_loading": NotOffered(why="the model sees all tools")},
 )
 FUNCTION_FIELDS = FieldTable(
     title="tools[].function of /v1/chat/completions and /api/chat",

@@ -174,6 +174,7 @@ _CHANGES_NOTHING: dict[str, str] = {
     **CLIENT,
     **IMAGE_SIZES,
     # vLLM
+    "truncation_side": "prompts are not cut",
     "guided_decoding_backend": "the server's options choose it",
     "media_io_kwargs": _NO_MEDIA,
     "mm_processor_kwargs": _NO_MEDIA,
@@ -188,8 +189,18 @@ _CHANGES_NOTHING: dict[str, str] = {
     "mirostat_eta": _OTHER_SAMPLER,
     "mirostat_tau": _OTHER_SAMPLER,
     "n_cache_reuse": "a rule of llama.cpp's cache",
+    "speculative.n_max": "speculation changes no answer",
+    "speculative.n_min": "speculation changes no answer",
+    "speculative.p_min": "speculation changes no answer",
+    "sse_ping_interval": "streams have no pings",
     "xtc_threshold": _OTHER_SAMPLER,
 }
+
+_CHAIN = ["dry", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
+_LLAMA_CPP_SAMPLERS = (_CHAIN, ["penalties", "dry", "top_n_sigma", *_CHAIN[1:]])
+"""Defaults of older and newer versions, which clients send along; they ask for nothing else."""
+
+_LEFT_OUT: dict[str, tuple[object, ...]] = {"max_tokens": (-1,)}
 
 _NOT_OFFERED: dict[str, NotOffered] = {
     **GENERATION,
@@ -198,12 +209,16 @@ _NOT_OFFERED: dict[str, NotOffered] = {
     "allowed_token_ids": NotOffered(why="a grammar says what may be written"),
     "bad_words": NotOffered(why="logit_bias keeps tokens away"),
     "early_stopping": NotOffered(why=_NO_BEAMS),
+    "ec_transfer_params": NotOffered(why="encoding and decoding are not apart here"),
     "guided_whitespace_pattern": NotOffered(why="the grammar's backend chooses the white space"),
     "kv_transfer_params": NotOffered(why="prefill and decoding are not apart here"),
     "length_penalty": NotOffered(why=_NO_BEAMS, idle=(1.0,)),
     "logits_processors": NotOffered(why="custom_logit_processor names one"),
     "prompt_logprobs": NotOffered(why="completions with echo and logprobs have them"),
     "repetition_detection": NotOffered(why="repetition_penalty works against them"),
+    "return_assistant_tokens_mask": NotOffered(why=_NO_IDS),
+    "return_prompt_text": NotOffered(why="answers do not repeat the prompt"),
+    "return_token_offsets": NotOffered(why=_NO_IDS),
     "return_token_ids": NotOffered(why=_NO_IDS),
     "return_tokens_as_token_ids": NotOffered(why=_NO_IDS),
     "truncate_prompt_tokens": NotOffered(why="a prompt that is too long is refused, not cut"),
@@ -223,7 +238,7 @@ _NOT_OFFERED: dict[str, NotOffered] = {
     "response_fields": NotOffered(why="answers have all their fields"),
     "return_progress": NotOffered(why="events begin with the first token"),
     "return_tokens": NotOffered(why=_NO_IDS),
-    "samplers": NotOffered(why="their order is fixed"),
+    "samplers": NotOffered(why="their order is fixed", idle=_LLAMA_CPP_SAMPLERS),
     "t_max_predict_ms": NotOffered(why="max_tokens bounds an answer", idle=(0, -1)),
     "t_max_prompt_ms": NotOffered(why="max_tokens bounds an answer", idle=(0, -1)),
     "timings_per_token": NotOffered(why="/metrics has times"),
@@ -265,6 +280,7 @@ _NESTED: dict[str, FieldTable[Any]] = {
 COMPLETION_FIELDS = FieldTable(
     title="POST /v1/completions",
     shape=CompletionRequest,
+    left_out=_LEFT_OUT,
     aliases=_ALIASES,
     changes_nothing=_CHANGES_NOTHING,
     not_offered={
@@ -278,6 +294,7 @@ COMPLETION_FIELDS = FieldTable(
 CHAT_FIELDS = FieldTable(
     title="POST /v1/chat/completions",
     shape=ChatRequest,
+    left_out=_LEFT_OUT,
     aliases={
         **_ALIASES,
         "thinking_budget_tokens": Alias(of="thinking_budget", idle=(-1,)),
@@ -310,6 +327,7 @@ CHAT_FIELDS = FieldTable(
 MESSAGE_FIELDS = FieldTable(
     title="messages[] of /v1/chat/completions",
     shape=Message,
+    aliases={"reasoning": Alias(of="reasoning_content")},
     not_offered={
         "annotations": NotOffered(why="templates have no place for them"),
         "audio": NotOffered(why="the server takes only text"),

@@ -28,6 +28,9 @@ def sampling_params(
         value = getattr(asked, name)
         if value is not None:
             chosen[name] = value
+    if asked.top_k == 0:
+        # vLLM's and llama.cpp's word for all tokens.
+        chosen["top_k"] = -1
     grammar = chosen_grammar(
         asked.response_format,
         json_schema=asked.json_schema,
