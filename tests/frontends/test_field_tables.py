@@ -81,9 +81,9 @@ def test_a_field_that_changes_nothing_takes_any_value(title, name):
 def test_a_field_that_is_not_offered_is_refused_by_name_unless_it_asks_for_nothing(title, name):
     table = TABLES[title]
     base = _base(table)
-    for idle in (None, False, "", [], {}, *table.not_offered[name].idle):
+    for idle in (None, False, "", [], {}, [None, False], *table.not_offered[name].idle):
         assert parse({**base, name: idle}, table) == parse(base, table)
-    for value in (7, "something else", ["something else"], {"something": "else"}):
+    for value in (7, "something else", [None, "something else"], {"something": "else"}):
         with pytest.raises(UnsupportedFeature) as refused:
             parse({**base, name: value}, table, where="outer[2]")
         assert refused.value.param == f"outer[2].{name}"

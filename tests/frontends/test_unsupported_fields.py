@@ -19,8 +19,11 @@ from sapwood.frontends.common.unsupported import HEADER, MAX_NAME_CHARS, MAX_NAM
 from sapwood.frontends.ollama import protocol as ollama
 from sapwood.frontends.openai import protocol as openai
 from sapwood.frontends.responses import protocol as responses
+from sapwood.frontends.server import create_app
 from tests.frontends.chats import changes, tools_of
+from tests.frontends.conftest import Api
 from tests.frontends.peer_requests import HI, REQUESTS
+from tests.frontends.pooling import PoolingEngine, classifies, over
 
 CHAT = "/v1/chat/completions"
 CHAT_BODY = {"messages": HI, "max_tokens": 4}
@@ -71,6 +74,16 @@ def test_every_field_of_an_official_client_is_known(table, client):
         (CHAT, {**CHAT_BODY, "stream": True, "no_such_field": 1}, "no_such_field"),
         ("/v1/completions", {"prompt": "a", "best_of": 3}, "best_of"),
         ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
+        (
+            CHAT,
+            {**CHAT_BODY, "response_format": {"type": "text", "colour": 1}},
+            "response_format.colour",
+        ),
+        (
+            "/v1/responses",
+            {"input": "a", "text": {"format": {"type": "json_object", "colour": 1}}},
+            "text.format.colour",
+        ),
         ("/generate", {"text": "a", "return_entropy": True}, "return_entropy"),
         ("/generate", {"text": "a", "sampling_params": {"x": 1}}, "sampling_params.x"),
         ("/v1/responses", {"input": "a", "text": {"verbosity": "low"}}, "text.verbosity"),
@@ -106,6 +119,18 @@ def test_a_field_in_vain_is_an_error_or_named_in_the_answer(
     assert [record.getMessage() for record in caplog.records if named in record.getMessage()] == [
         f"{path}: answered without the unsupported fields {named}"
     ]
+
+
+def test_what_sglangs_router_sends_to_rerank(services):
+    body = {"query": "q", "documents": ["a", "b"], "model": "unknown", "top_k": 1, "user": "u"}
+    body |= {"return_documents": True, "no_logs": False, "background": False, "rid": None}
+    body |= {"return_bytes": False, "return_entropy": False}
+    pooling = classifies("relevant")
+    answer = Api(create_app(over(services, PoolingEngine(num_values=1), pooling))).post(
+        "/v1/rerank", body
+    )
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()) == 1
 
 
 def test_an_answer_to_known_fields_has_no_header(warns, caplog):

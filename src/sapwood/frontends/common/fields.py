@@ -153,7 +153,11 @@ def _honoured(
 
 
 def _refuse_unless_idle(name: str, value: object, asked: NotOffered) -> None:
-    if _is_among(value, (*_EMPTY, *asked.idle)):
+    idle = (*_EMPTY, *asked.idle)
+    # Of a batch, every prompt may have a value of its own.
+    if all(_is_among(one, idle) for one in (value if isinstance(value, list) else [value])):
+        return
+    if _is_among(value, idle):
         return
     or_set = f" or set it to {orjson.dumps(asked.idle[0]).decode()}" if asked.idle else ""
     refuse(

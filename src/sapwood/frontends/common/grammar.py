@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
 
@@ -74,8 +75,10 @@ def of_response_format(given: Mapping[str, Any], param: str = "response_format")
     if kind == "json_schema":
         return _of_named_schema(given, param)
     if kind == "structural_tag":
-        _refuse_others(given, {"type", "structures", "triggers", "format"}, param)
-        return grammars.structural_tag(given, param=param)
+        known = {"type", "structures", "triggers", "format"}
+        _refuse_others(given, known, param)
+        tag = {name: value for name, value in given.items() if name in known}
+        return grammars.structural_tag(tag, param=param)
     raise InvalidRequest(
         f"{param}.type is {kind!r} but must be one of text, json_object, json_schema, "
         "structural_tag",
@@ -100,4 +103,4 @@ def _of_named_schema(given: Mapping[str, Any], param: str) -> Grammar:
 def _refuse_others(given: Mapping[str, Any], known: set[str], path: str) -> None:
     for name, value in given.items():
         if name not in known and value is not None:
-            raise InvalidRequest(f"unknown field {f'{path}.{name}'!r}", param=f"{path}.{name}")
+            refuse(InvalidRequest(f"unknown field {f'{path}.{name}'!r}", param=f"{path}.{name}"))

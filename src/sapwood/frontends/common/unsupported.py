@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
@@ -40,8 +40,16 @@ class Unsupported:
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
         self._num_others = 0
+        self._other_words: Mapping[str, str] = {}
+
+    def translate(self, words: Mapping[str, str]) -> None:
+        """From now on, names that begin with a key begin with its value instead."""
+        self._other_words = words
 
     def add(self, name: str) -> None:
+        for word, other in self._other_words.items():
+            if name.startswith(word):
+                name = other + name.removeprefix(word)
         plain = _plain(name)
         if plain in self._names:
             return
@@ -72,6 +80,16 @@ def refuse(error: InvalidRequest, *, name: str | None = None) -> None:
     if noted is None or name is None:
         raise error
     noted.add(name)
+
+
+def translate(words: Mapping[str, str]) -> None:
+    """For a dialect that asks another one to answer: the names of fields in its own words.
+
+    words  beginning of a name in the other dialect -> the beginning in this one
+    """
+    noted = _unsupported.get()
+    if noted is not None:
+        noted.translate(words)
 
 
 @contextmanager

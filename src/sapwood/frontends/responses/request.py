@@ -25,7 +25,7 @@ from sapwood.frontends.responses.protocol import (
 )
 from sapwood.frontends.responses.store import Record
 
-_NAMES = {
+NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
@@ -136,7 +136,7 @@ def head(
 
 def in_our_words(error: Refused) -> Refused:
     """The chat's refusal, but with the field names of the Responses API."""
-    for name, ours in _NAMES.items():
+    for name, ours in NAMES.items():
         error.message = error.message.replace(name, ours)
         if error.param is not None:
             error.param = error.param.replace(name, ours)

@@ -21,11 +21,11 @@ from sapwood.frontends.common.listing import check_query, page, query_bool, quer
 from sapwood.frontends.common.routing import ROUTING_KEY_HEADER
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import EVENT_STREAM, EventStream, Framing, until_disconnect
-from sapwood.frontends.common.unsupported import refuse
+from sapwood.frontends.common.unsupported import refuse, translate
 from sapwood.frontends.responses.answer import Answer, Event, encoded
 from sapwood.frontends.responses.items import Item, input_items
 from sapwood.frontends.responses.protocol import REQUEST_FIELDS, ResponsesRequest
-from sapwood.frontends.responses.request import chat_body, has_logprobs, head, in_our_words
+from sapwood.frontends.responses.request import NAMES, chat_body, has_logprobs, head, in_our_words
 from sapwood.frontends.responses.running import Running
 from sapwood.frontends.responses.store import Record, ResponseStore, new_id
 
@@ -94,6 +94,7 @@ class Responses:
             headers=[header for header in request.headers.raw if header[0] in _PASSED_HEADERS],
             is_stored=is_stored,
         )
+        translate(NAMES)
         if asked.background:
             return await self._in_background(work, new_items, is_streamed=asked.stream)
         if asked.stream:
