@@ -15,7 +15,7 @@ class Shape(msgspec.Struct, kw_only=True):
 TABLE = FieldTable(
     title="a test",
     shape=Shape,
-    aliases={"length": Alias(of="size", idle=(-1,))},
+    aliases={"length": Alias(of="size", idle=(-1,)), "width": Alias(of="size")},
     changes_nothing={"user": "nobody asks"},
     not_offered={
         "logprobs": NotOffered(why="none are told"),
@@ -28,6 +28,27 @@ TABLE = FieldTable(
 def test_null_is_absent_everywhere():
     body = {"size": 1, "ids": None, "logprobs": None, "whatever": None}
     assert parse(body, TABLE).ids == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"size": 1, "length": 2}, "length"),
+        ({"width": 1, "length": 2}, "length"),
+        ({"length": 2, "width": 1}, "width"),
+        ({"length": "many"}, "length"),
+    ],
+)
+def test_two_names_of_a_field_must_agree(body, param):
+    assert parse({"size": 1, "width": 1, "length": -1}, TABLE).size == 1
+    with pytest.raises(InvalidRequest) as refused:
+        parse(body, TABLE)
+    assert refused.value.param == param
+
+
+def test_a_name_is_in_a_table_once():
+    with pytest.raises(ValueError, match="size in the table twice"):
+        FieldTable(title="a test", shape=Shape, changes_nothing={"size": "it does"})
 
 
 @pytest.mark.parametrize("value", [False, "", [], {}])

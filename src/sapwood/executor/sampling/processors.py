@@ -158,25 +158,23 @@ class _Seen:
 class _LastSeen:
     """The tokens of one request that get a penalty, if only the last ones do.
 
-    tokens  (token id, 1 for a token of the output or 0 for one of the prompt), the latest last
+    The window has few tokens, as a rule, so their counts are made anew at each step.
     """
 
     def __init__(self, sampling: SamplingParams, device: torch.device) -> None:
         self._sampling = sampling
         self._device = device
+        # (token id, 1 for a token of the output or 0 for one of the prompt), the latest last
         self._tokens: deque[tuple[int, int]] = deque(maxlen=sampling.penalty_window)
 
     def add(self, token_ids: Sequence[int], count: int) -> None:
         """Add tokens, as `_Seen.add` does; the oldest ones leave the window."""
         # A prompt may be far longer than the window.
-        window = self._sampling.penalty_window
-        last = token_ids[-window:] if window else ()
+        last = token_ids[-self._sampling.penalty_window :]
         self._tokens.extend((token_id, count) for token_id in last)
 
     def penalise(self, logits: Tensor, kernels: Kernels) -> None:
         """Change logits [vocab] in place."""
-        if not self._tokens:
-            return
         counts: dict[int, int] = {}
         for token_id, count in self._tokens:
             counts[token_id] = counts.get(token_id, 0) + count
@@ -216,7 +214,7 @@ class Penalties:
         self._seen.pop(start.row, None)
         sampling = start.sampling
         additive = sampling.frequency_penalty or sampling.presence_penalty
-        if not additive and sampling.repetition_penalty == 1.0:
+        if sampling.penalty_window == 0 or (not additive and sampling.repetition_penalty == 1.0):
             return
         kind = _Seen if sampling.penalty_window < 0 else _LastSeen
         seen = self._seen[start.row] = kind(sampling, self._device)

@@ -40,8 +40,7 @@ class Conversation:
     goes_on_unasked    whether `goes_on` is the dialect's rule instead of the client's wish
     takes_apart        whether thinking is separated from the answer
     streams_reasoning  whether a stream sends thinking as it comes, or all of it at its end
-    insists_on_thinking  whether `thinks` is more than leave to think, so that a model that cannot
-                       think is no answer to it
+    insists_on_thinking  whether `thinks` is an error for a model that cannot think
     thinks             whether the model should think; None: as it usually does
     effort             how much the model should think, in the template's own words
     thinking_budget    tokens of thinking at most

@@ -135,29 +135,34 @@ def _honoured(
             if name in table.nested and isinstance(value, Mapping):
                 given[name], _ = _honoured(value, table.nested[name], prefix + name)
         elif name in table.aliases:
-            if not _is_among(value, table.aliases[name].idle):
-                called[table.aliases[name].of] = name
+            alias = table.aliases[name]
+            if not _is_among(value, alias.idle):
+                other = called.setdefault(alias.of, name)
+                _check_same(prefix, name, other, value, body[other])
         elif name in table.not_offered:
             _refuse_unless_idle(prefix + name, value, table.not_offered[name])
         else:
             refuse(_unknown(name, prefix, table.names), name=prefix + name)
-    for name, alias in called.items():
-        if name in given and given[name] != body[alias]:
-            raise InvalidRequest(
-                f"{prefix}{alias} is another name of {prefix}{name}, but their values differ; "
-                "send one of them",
-                param=prefix + alias,
-            )
-        given[name] = body[alias]
+    for name, other in called.items():
+        _check_same(prefix, other, name, body[other], given.get(name, body[other]))
+        given[name] = body[other]
     return given, called
+
+
+def _check_same(prefix: str, name: str, other: str, value: object, other_value: object) -> None:
+    if value != other_value:
+        raise InvalidRequest(
+            f"{prefix}{name} is another name of {prefix}{other}, but their values differ; send one "
+            "of them",
+            param=prefix + name,
+        )
 
 
 def _refuse_unless_idle(name: str, value: object, asked: NotOffered) -> None:
     idle = (*_EMPTY, *asked.idle)
-    # Of a batch, every prompt may have a value of its own.
-    if all(_is_among(one, idle) for one in (value if isinstance(value, list) else [value])):
-        return
-    if _is_among(value, idle):
+    # Every prompt of a batch may have a value of its own.
+    of_batch = value if isinstance(value, list) else [value]
+    if _is_among(value, idle) or all(_is_among(one, idle) for one in of_batch):
         return
     or_set = f" or set it to {orjson.dumps(asked.idle[0]).decode()}" if asked.idle else ""
     refuse(
