@@ -156,39 +156,67 @@ class _Seen:
 
 
 class _LastSeen:
-    """The tokens of one request that get a penalty, if only the last ones do.
+    """The distinct tokens of one request that get a penalty, if only its last tokens do.
 
-    The window has few tokens, as a rule, so their counts are made anew at each step.
+    A step changes one place of the arrays for the token that comes, and one for the token that
+    leaves the window, however long that is.
+
+    ids     [capacity] int64, of which as many are in use as there are distinct tokens
+    counts  [capacity] fp32: how often each token is in the window's output
     """
 
     def __init__(self, sampling: SamplingParams, device: torch.device) -> None:
         self._sampling = sampling
         self._device = device
         # (token id, 1 for a token of the output or 0 for one of the prompt), the latest last
-        self._tokens: deque[tuple[int, int]] = deque(maxlen=sampling.penalty_window)
+        self._tokens: deque[tuple[int, int]] = deque()
+        self._occurrences: dict[int, int] = {}
+        self._place: dict[int, int] = {}
+        self._ids = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self._counts = np.zeros(_FIRST_CAPACITY, dtype=np.float32)
 
     def add(self, token_ids: Sequence[int], count: int) -> None:
         """Add tokens, as `_Seen.add` does; the oldest ones leave the window."""
+        window = self._sampling.penalty_window
         # A prompt may be far longer than the window.
-        last = token_ids[-self._sampling.penalty_window :]
-        self._tokens.extend((token_id, count) for token_id in last)
+        for token_id in token_ids[-window:]:
+            self._enter(token_id, count)
+            if len(self._tokens) > window:
+                self._leave()
+
+    def _enter(self, token_id: int, count: int) -> None:
+        self._tokens.append((token_id, count))
+        self._occurrences[token_id] = self._occurrences.get(token_id, 0) + 1
+        place = self._place.setdefault(token_id, len(self._place))
+        if place == len(self._ids):
+            self._ids = np.concatenate((self._ids, np.zeros_like(self._ids)))
+            self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+        if self._occurrences[token_id] == 1:
+            self._ids[place], self._counts[place] = token_id, 0.0
+        self._counts[place] += count
+
+    def _leave(self) -> None:
+        token_id, count = self._tokens.popleft()
+        place = self._place[token_id]
+        self._counts[place] -= count
+        self._occurrences[token_id] -= 1
+        if self._occurrences[token_id]:
+            return
+        # The last token in the arrays takes the free place.
+        last = len(self._place) - 1
+        last_id = int(self._ids[last])
+        self._ids[place], self._counts[place] = last_id, self._counts[last]
+        self._place[last_id] = place
+        del self._occurrences[token_id], self._place[token_id]
 
     def penalise(self, logits: Tensor, kernels: Kernels) -> None:
         """Change logits [vocab] in place."""
-        counts: dict[int, int] = {}
-        for token_id, count in self._tokens:
-            counts[token_id] = counts.get(token_id, 0) + count
-        ids, num_times = upload(
-            [
-                np.array(list(counts), dtype=np.int64),
-                np.array(list(counts.values()), dtype=np.float32),
-            ],
-            self._device,
-        )
+        size = len(self._place)
+        ids, counts = upload([self._ids[:size], self._counts[:size]], self._device)
         kernels.penalise(
             logits,
             ids,
-            num_times,
+            counts,
             repetition=self._sampling.repetition_penalty,
             frequency=self._sampling.frequency_penalty,
             presence=self._sampling.presence_penalty,
