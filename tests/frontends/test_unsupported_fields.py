@@ -305,6 +305,13 @@ def test_other_names_of_honoured_fields(api, engine):
     assert (refused.status_code, refused.json()["param"]) == (400, "n_predict")
 
 
+def test_a_response_passes_on_its_bias_of_tokens(api, engine):
+    asked = {"input": "a", "logit_bias": {"7": "1.5"}, "skip_special_tokens": False}
+    assert api.post("/v1/responses", asked).status_code == 200
+    assert engine.submitted[0].sampling.logit_bias == {7: 1.5}
+    assert engine.submitted[0].sampling.skip_special_tokens is False
+
+
 def test_parameters_of_no_processor_change_nothing(api, engine):
     for path, body in (
         (CHAT, CHAT_BODY | {"custom_params": {"a": 1}}),

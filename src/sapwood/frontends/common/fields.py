@@ -159,10 +159,10 @@ def _check_same(prefix: str, name: str, other: str, value: object, other_value: 
 
 
 def _refuse_unless_idle(name: str, value: object, asked: NotOffered) -> None:
-    idle = (*_EMPTY, *asked.idle)
+    if _is_among(value, (*_EMPTY, *asked.idle)):
+        return
     # Every prompt of a batch may have a value of its own.
-    of_batch = value if isinstance(value, list) else [value]
-    if _is_among(value, idle) or all(_is_among(one, idle) for one in of_batch):
+    if isinstance(value, list) and all(_is_among(one, (None, False, *asked.idle)) for one in value):
         return
     or_set = f" or set it to {orjson.dumps(asked.idle[0]).decode()}" if asked.idle else ""
     refuse(

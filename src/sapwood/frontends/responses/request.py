@@ -51,7 +51,7 @@ def chat_body(asked: ResponsesRequest, items: Sequence[Item], response_id: str) 
     for name in PASSED_ON:
         value = getattr(asked, name)
         if value != getattr(empty, name):
-            body[name] = msgspec.to_builtins(value)
+            body[name] = msgspec.to_builtins(value, str_keys=True)
     if asked.max_output_tokens is not None:
         body["max_completion_tokens"] = asked.max_output_tokens
     if asked.tools:
