@@ -110,14 +110,20 @@ def test_models(client: ollama.Client, server: Server) -> None:
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        ({"options": {"num_ctx": 100_000}}, "num_ctx is 100000"),
+        ({"options": {"repeat_last_n": -2}}, "options.repeat_last_n"),
         ({"options": {"top_p": 0.0}}, "top_p"),
         ({"options": {"mirostat": 2}}, "options.mirostat"),
         ({"format": {"type": "no such type"}}, "no such type"),
         ({"think": True}, "think"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
         ({"messages": [{"role": "user", "content": "a", "images": [b"x"]}]}, "messages[0].images"),
-        ({"messages": [{"role": "user", "content": "word " * 9000}]}, "at most 8191"),
+        (
+            {
+                "messages": [{"role": "user", "content": "word " * 9000}],
+                "options": {"num_ctx": 10**6},
+            },
+            "at most 8191",
+        ),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -102,7 +102,7 @@ def test_token_ids_as_a_prompt_and_several_prompts(client: openai.OpenAI) -> Non
     [
         ({"temperature": 5000000.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"n": 0}, "n"),
         ({"logprobs": True, "top_logprobs": 9999}, "top_logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),

@@ -58,6 +58,12 @@ CASES: list[tuple[str, Pooling | None, dict[str, Any], str]] = [
             ("custom_params", DISALLOWED | {"custom_params": {"token_ids": [-1]}}),
         )
     ),
+    (
+        "/v1/responses",
+        None,
+        {"input": "a", "logit_bias": {str(UNKNOWN): 1}},
+        "ResponsesRequest.logit_bias",
+    ),
     ("/v1/completions", None, {"prompt": [1, UNKNOWN]}, "CompletionRequest.prompt"),
     ("/v1/score", None, SCORE | {"label_token_ids": [UNKNOWN]}, "ScoreRequest.label_token_ids"),
     ("/v1/score", None, SCORE | {"query": [UNKNOWN]}, "ScoreRequest.query"),

@@ -200,6 +200,7 @@ class _Session:
         services = self.services = replace(
             build_services(supervisor.client, self.files, self.engine_config, self.observability),
             limits=request_limits_of(server),
+            on_unsupported="warn" if server.unsupported_fields == "warn" else "error",
         )
         self.stores = open_stores(server, self.store, services.model_name)
         app = create_app(

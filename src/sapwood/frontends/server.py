@@ -27,6 +27,7 @@ from sapwood.frontends.common.limits import BodyLimits
 from sapwood.frontends.common.openapi import openapi_document
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import Disconnected
+from sapwood.frontends.common.unsupported import NamesUnsupported
 from sapwood.frontends.hosts.routes import hosts_dialect
 from sapwood.frontends.native.pooling_routes import pooling_dialect
 from sapwood.frontends.native.routes import native_dialect
@@ -96,7 +97,10 @@ def inner_app(
         observability_dialect(services),
         web_dialect(),
     ]
-    return _app_of(dialects, services, body_limits or BodyLimits())
+    app = _app_of(dialects, services, body_limits or BodyLimits())
+    if services.on_unsupported == "warn":
+        app.add_middleware(NamesUnsupported)
+    return app
 
 
 def _app_of(dialects: list[Dialect], services: Services, body_limits: BodyLimits) -> FastAPI:

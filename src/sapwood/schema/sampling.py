@@ -37,6 +37,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty   subtracted from a logit per occurrence in the output
     presence_penalty    subtracted once from the logit of each token in the output
     repetition_penalty  divides (or multiplies, if negative) the logit of each token seen
+    penalty_window      penalties count that many of the last tokens of prompt and output; 0: none,
+                        -1: all
     logit_bias          token id -> added to its logit
     seed                same seed, same tokens, whatever else is in the batch; None: random
     stop                strings that end the output
@@ -62,6 +64,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    penalty_window: int = -1
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     stop: tuple[str, ...] = ()
@@ -88,6 +91,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
         _check("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
         _check("repetition_penalty", self.repetition_penalty, low=0.0, high=2.0, open_low=True)
+        _check("penalty_window", self.penalty_window, low=-1)
         if self.seed is not None:
             _check("seed", self.seed, low=-(2**63), high=2**64 - 1)
         for token_id, bias in self.logit_bias.items():

@@ -67,17 +67,24 @@ def test_only_what_is_between_markers_changes():
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("configuration.md", "command-line.md"):
+    for name in ("configuration.md", "command-line.md", "fields.md"):
         (tmp_path / name).write_text((DOCS / name).read_text("utf-8"), "utf-8")
     return tmp_path
 
 
-def test_a_stale_page_is_found_and_written_anew(copy, capsys):
-    page = copy / "configuration.md"
-    page.write_text(page.read_text("utf-8").replace("`--page-size`", "`--page-sise`"), "utf-8")
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("configuration.md", "`--page-size`", "`--page-sise`"),
+        ("fields.md", "`top_logprobs_num`", "`top_logprobs_sum`"),
+    ],
+)
+def test_a_stale_page_is_found_and_written_anew(copy, capsys, name, right, wrong):
+    page = copy / name
+    page.write_text(page.read_text("utf-8").replace(right, wrong), "utf-8")
     assert main(["reference", str(copy), "--check"]) == 1
-    assert capsys.readouterr().out == "configuration.md is stale\n"
-    assert "--page-sise" in page.read_text("utf-8")
+    assert capsys.readouterr().out == f"{name} is stale\n"
+    assert wrong in page.read_text("utf-8")
     assert main(["reference", str(copy)]) == 0
-    assert "--page-sise" not in page.read_text("utf-8")
+    assert wrong not in page.read_text("utf-8")
     assert main(["reference", str(copy), "--check"]) == 0

@@ -175,3 +175,46 @@ def test_a_row_forgets_the_request_before() -> None:
     )
     sampler.start(start)
     assert int(sampler.sample(ranked_logits()[None], [0], [0])[0]) == 0
+
+
+def test_penalties_look_no_farther_back_than_their_window() -> None:
+    logits = torch.zeros(VOCAB)
+    logits[[1, 2, 3, 4]] = torch.tensor([4.0, 3.9, 3.8, 3.7])
+    # The prompt is 1, 2, 3: with a window of 2 token 1 is already free.
+    window = SamplingParams(temperature=0.0, repetition_penalty=2.0, penalty_window=2)
+    sampler = make_sampler([window])
+    assert [sample_next(sampler, logits, i) for i in range(6)] == [1, 2, 3, 1, 2, 3]
+    none = make_sampler([SamplingParams(temperature=0.0, repetition_penalty=2.0, penalty_window=0)])
+    assert [sample_next(none, logits, i) for i in range(3)] == [1, 1, 1]
+    wide = {"temperature": 0.0, "repetition_penalty": 2.0, "frequency_penalty": 0.7}
+    bounded = make_sampler([SamplingParams(**wide, penalty_window=1000)])
+    endless = make_sampler([SamplingParams(**wide)])
+    for position in range(12):
+        assert sample_next(bounded, logits, position) == sample_next(endless, logits, position)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 60, 200])
+def test_a_window_of_penalties_is_that_of_its_last_tokens(window: int) -> None:
+    """Against penalties over all tokens of a request that begins with the window."""
+    generator = torch.Generator().manual_seed(window)
+    prompt = torch.randint(0, 40, (300,), generator=generator).tolist()
+    output = torch.randint(0, 40, (150,), generator=generator).tolist()
+    penalties = {"repetition_penalty": 1.5, "frequency_penalty": 0.5, "presence_penalty": 0.25}
+    told = Penalties(CPU, KERNELS[0])
+    told.start(_start(SamplingParams(**penalties, penalty_window=window), prompt, output[:3]))
+    for num_output in range(3, len(output)):
+        wanted = torch.randn(VOCAB, generator=generator)
+        got = wanted.clone()
+        told.apply(got[None], [0], [num_output])
+        start = max(0, num_output - window)
+        num_prompt = max(0, window - num_output)
+        whole = Penalties(CPU, KERNELS[0])
+        last = prompt[len(prompt) - num_prompt :]
+        whole.start(_start(SamplingParams(**penalties), last, output[start:num_output]))
+        whole.apply(wanted[None], [0], [num_output])
+        torch.testing.assert_close(got, wanted)
+        told.accept([0], [output[num_output]])
+
+
+def _start(sampling: SamplingParams, prompt: list[int], output: list[int]) -> RowStart:
+    return RowStart(row=0, sampling=sampling, seed=0, prompt_ids=prompt, output_ids=output)

@@ -4,9 +4,7 @@ import msgspec
 import pytest
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.fields import Rules, TokenId, parse
-
-RULES = Rules(informational=frozenset({"user"}), unsupported={"logprobs": (), "mode": ("text",)})
+from sapwood.frontends.common.fields import Alias, FieldTable, NotOffered, TokenId, parse
 
 
 class Shape(msgspec.Struct, kw_only=True):
@@ -14,25 +12,59 @@ class Shape(msgspec.Struct, kw_only=True):
     ids: list[TokenId] = []
 
 
+TABLE = FieldTable(
+    title="a test",
+    shape=Shape,
+    aliases={"length": Alias(of="size", idle=(-1,)), "width": Alias(of="size")},
+    changes_nothing={"user": "nobody asks"},
+    not_offered={
+        "logprobs": NotOffered(why="none are told"),
+        "mode": NotOffered(why="there is one", idle=("text",)),
+        "rank": NotOffered(why="there is one", idle=(0,)),
+    },
+)
+
+
 def test_null_is_absent_everywhere():
     body = {"size": 1, "ids": None, "logprobs": None, "whatever": None}
-    assert parse(body, Shape, RULES).ids == []
+    assert parse(body, TABLE).ids == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"size": 1, "length": 2}, "length"),
+        ({"width": 1, "length": 2}, "length"),
+        ({"length": 2, "width": 1}, "width"),
+        ({"length": "many"}, "length"),
+    ],
+)
+def test_two_names_of_a_field_must_agree(body, param):
+    assert parse({"size": 1, "width": 1, "length": -1}, TABLE).size == 1
+    with pytest.raises(InvalidRequest) as refused:
+        parse(body, TABLE)
+    assert refused.value.param == param
+
+
+def test_a_name_is_in_a_table_once():
+    with pytest.raises(ValueError, match="size in the table twice"):
+        FieldTable(title="a test", shape=Shape, changes_nothing={"size": "it does"})
 
 
 @pytest.mark.parametrize("value", [False, "", [], {}])
 def test_empty_values_ask_for_nothing(value):
-    assert parse({"size": 1, "logprobs": value}, Shape, RULES).size == 1
+    assert parse({"size": 1, "logprobs": value}, TABLE).size == 1
 
 
 def test_zero_is_not_false():
     with pytest.raises(UnsupportedFeature, match="logprobs"):
-        parse({"size": 1, "logprobs": 0}, Shape, RULES)
+        parse({"size": 1, "logprobs": 0}, TABLE)
 
 
 def test_a_refusal_says_which_value_is_accepted():
-    assert parse({"size": 1, "mode": "text"}, Shape, RULES).size == 1
+    assert parse({"size": 1, "mode": "text"}, TABLE).size == 1
     with pytest.raises(UnsupportedFeature, match='set it to "text"'):
-        parse({"size": 1, "mode": "audio"}, Shape, RULES)
+        parse({"size": 1, "mode": "audio"}, TABLE)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +80,6 @@ def test_a_refusal_says_which_value_is_accepted():
 )
 def test_errors_name_the_whole_path(body, param):
     with pytest.raises(InvalidRequest) as refused:
-        parse(body, Shape, RULES, where="outer[2]")
+        parse(body, TABLE, where="outer[2]")
     assert refused.value.param == param
     assert param in refused.value.message

@@ -76,3 +76,13 @@ def test_a_bug_is_a_500_and_in_the_log(services, monkeypatch, caplog):
     status, content = asyncio.run(in_process(inner_app(services))(CHAT, BODY))
     assert (status, json.loads(content)["type"]) == (500, "InternalServerError")
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_call_that_cannot_even_be_made_is_raised(services):
+    async def in_time():
+        async with asyncio.timeout(5):
+            await all_of(inner_app(services), {**STREAM, "logit_bias": {7: 1.0}})
+
+    # JSON has no keys that are numbers.
+    with pytest.raises(TypeError, match="must be str"):
+        asyncio.run(in_time())

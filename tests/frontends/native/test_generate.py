@@ -108,7 +108,7 @@ def test_streamed_batches_say_which_answer(api, events):
         ({"input_ids": [[]]}, "input_ids"),
         ({"input_ids": [1.5]}, "input_ids[0]"),
         ({"input_ids": [2**40]}, "input_ids[0]"),
-        ({"text": "a", "return_logprob": 1}, "return_logprob"),
+        ({"text": "a", "return_logprob": 2}, "return_logprob"),
         ({"text": "a", "top_logprobs_num": 2}, "top_logprobs_num"),
         ({"text": "a", "logprob_start_len": 0}, "logprob_start_len"),
         ({"text": "a", "token_ids_logprob": [1]}, "token_ids_logprob"),
@@ -123,10 +123,7 @@ def test_streamed_batches_say_which_answer(api, events):
         ),
         ({"text": "a", "custom_logit_processor": "unheard-of"}, "custom_logit_processor"),
         ({"text": "a", "custom_logit_processor": '{"callable": ""}'}, "custom_logit_processor"),
-        (
-            {"text": "a", "sampling_params": {"custom_params": {"a": 1}}},
-            "sampling_params.custom_params",
-        ),
+        ({"text": "a", "sampling_params": {"custom_params": 5}}, "sampling_params.custom_params"),
         ({"text": "a", "sampling_params": {"stop_regex": "(a"}}, "sampling_params.stop_regex"),
         (
             {"text": "a", "sampling_params": {"logit_bias": {"9999": 1}}},

@@ -248,7 +248,7 @@ def test_what_asks_for_nothing_is_accepted(api, extra):
         ({"tool_choice": "required"}, "tool_choice"),
         ({"lora_path": "x"}, "lora_path"),
         ({"return_hidden_states": True}, "return_hidden_states"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"verbosity": "low"}, "verbosity"),
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(api, engine, extra, param):

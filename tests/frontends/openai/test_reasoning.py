@@ -166,7 +166,6 @@ def test_a_budget_counts_no_answer_that_a_grammar_holds_from_its_start(api_with,
     ("extra", "param"),
     [
         ({"thinking_budget": 5}, "thinking_budget"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         ({"documents": [{"text": "x"}]}, "documents"),
     ],
@@ -175,6 +174,12 @@ def test_what_a_model_without_thinking_refuses(api, engine, extra, param):
     refused = api.post(URL, ask(**extra))
     assert (refused.status_code, refused.json()["param"]) == (400, param)
     assert engine.submitted == []
+
+
+def test_an_effort_changes_nothing_for_a_model_that_does_not_think(api, engine):
+    assert api.post(URL, ask(reasoning_effort="high")).status_code == 200
+    assert api.post(URL, ask()).status_code == 200
+    assert engine.submitted[0].prompt_ids == engine.submitted[1].prompt_ids
 
 
 def test_documents_go_to_a_template_that_takes_them(api_with, prompt_of):

@@ -248,7 +248,20 @@ def test_strict_tools_of_a_format_without_json_are_refused(api_with, engine):
         ({"tools": [{**WEATHER[0], "colour": 1}]}, "tools[0].colour"),
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "nope"}}}, "tool_choice"),
-        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "nope"}}],
+                    },
+                }
+            },
+            "tool_choice.allowed_tools",
+        ),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"ebnf": 'root ::= "a"'}, "tools"),
         ({"functions": [{"name": "f"}]}, "functions"),

@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: every option, and every command's help."""
+"""The generated parts of the documentation: every option, field, and command's help."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from sapwood.schema.config.options import OptionSpec, option_specs
 
 CONFIGURATION = "configuration.md"
 COMMAND_LINE = "command-line.md"
+FIELDS = "fields.md"
 HELP_WIDTH = 100
 
 _HELP = re.compile(
     r"(<!-- help: sapwood(?P<name>[\w -]*) -->\n).*?(<!-- end of help -->)", re.DOTALL
 )
+_FIELDS = re.compile(r"(<!-- fields -->\n).*?(<!-- end of fields -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
@@ -44,6 +46,7 @@ def stale_pages(directory: Path) -> dict[str, str]:
     pages = {
         CONFIGURATION: with_options((directory / CONFIGURATION).read_text(encoding="utf-8")),
         COMMAND_LINE: with_help((directory / COMMAND_LINE).read_text(encoding="utf-8")),
+        FIELDS: with_fields((directory / FIELDS).read_text(encoding="utf-8")),
     }
     return {
         name: text
@@ -56,6 +59,14 @@ def with_options(page: str) -> str:
     """The page with a table of options per component between its markers."""
     tables = "\n".join(option_table(config) for config in SHARED_CONFIGS)
     return _OPTIONS.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", page)
+
+
+def with_fields(page: str) -> str:
+    """The page with a table per JSON object between its markers."""
+    # The frontends are no light import, and only this page needs them.
+    from sapwood.frontends.field_tables import as_markdown
+
+    return _FIELDS.sub(lambda found: f"{found[1]}\n{as_markdown()}\n{found[2]}", page)
 
 
 def with_help(page: str) -> str:

@@ -5,6 +5,7 @@ Each processor keeps its own state per row and costs nothing for rows that do no
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
@@ -154,13 +155,84 @@ class _Seen:
         )
 
 
+class _LastSeen:
+    """The distinct tokens of one request that get a penalty, if only its last tokens do.
+
+    A step changes one place of the arrays for the token that comes, and one for the token that
+    leaves the window, however long that is.
+
+    ids     [capacity] int64, of which as many are in use as there are distinct tokens
+    counts  [capacity] fp32: how often each token is in the window's output
+    """
+
+    def __init__(self, sampling: SamplingParams, device: torch.device) -> None:
+        self._sampling = sampling
+        self._device = device
+        # (token id, 1 for a token of the output or 0 for one of the prompt), the latest last
+        self._tokens: deque[tuple[int, int]] = deque()
+        self._occurrences: dict[int, int] = {}
+        self._place: dict[int, int] = {}
+        self._ids = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self._counts = np.zeros(_FIRST_CAPACITY, dtype=np.float32)
+
+    def add(self, token_ids: Sequence[int], count: int) -> None:
+        """Add tokens, as `_Seen.add` does; the oldest ones leave the window."""
+        window = self._sampling.penalty_window
+        # A prompt may be far longer than the window.
+        for token_id in token_ids[-window:]:
+            self._enter(token_id, count)
+            if len(self._tokens) > window:
+                self._leave()
+
+    def _enter(self, token_id: int, count: int) -> None:
+        self._tokens.append((token_id, count))
+        self._occurrences[token_id] = self._occurrences.get(token_id, 0) + 1
+        place = self._place.setdefault(token_id, len(self._place))
+        if place == len(self._ids):
+            self._ids = np.concatenate((self._ids, np.zeros_like(self._ids)))
+            self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+        if self._occurrences[token_id] == 1:
+            self._ids[place], self._counts[place] = token_id, 0.0
+        self._counts[place] += count
+
+    def _leave(self) -> None:
+        token_id, count = self._tokens.popleft()
+        place = self._place[token_id]
+        self._counts[place] -= count
+        self._occurrences[token_id] -= 1
+        if self._occurrences[token_id]:
+            return
+        # The last token in the arrays takes the free place.
+        last = len(self._place) - 1
+        last_id = int(self._ids[last])
+        self._ids[place], self._counts[place] = last_id, self._counts[last]
+        self._place[last_id] = place
+        del self._occurrences[token_id], self._place[token_id]
+
+    def penalise(self, logits: Tensor, kernels: Kernels) -> None:
+        """Change logits [vocab] in place."""
+        size = len(self._place)
+        ids, counts = upload([self._ids[:size], self._counts[:size]], self._device)
+        kernels.penalise(
+            logits,
+            ids,
+            counts,
+            repetition=self._sampling.repetition_penalty,
+            frequency=self._sampling.frequency_penalty,
+            presence=self._sampling.presence_penalty,
+        )
+
+
 class Penalties:
-    """Frequency and presence penalties over the output; repetition penalty over the prompt too."""
+    """Frequency and presence penalties over the output; repetition penalty over the prompt too.
+
+    With a penalty_window they look no farther back than that.
+    """
 
     def __init__(self, device: torch.device, kernels: Kernels) -> None:
         self._device = device
         self._kernels = kernels
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, _Seen | _LastSeen] = {}
 
     @property
     def stateful_rows(self) -> AbstractSet[int]:
@@ -170,9 +242,10 @@ class Penalties:
         self._seen.pop(start.row, None)
         sampling = start.sampling
         additive = sampling.frequency_penalty or sampling.presence_penalty
-        if not additive and sampling.repetition_penalty == 1.0:
+        if sampling.penalty_window == 0 or (not additive and sampling.repetition_penalty == 1.0):
             return
-        seen = self._seen[start.row] = _Seen(sampling, self._device)
+        kind = _Seen if sampling.penalty_window < 0 else _LastSeen
+        seen = self._seen[start.row] = kind(sampling, self._device)
         if sampling.repetition_penalty != 1.0:
             seen.add(start.prompt_ids, 0)
         seen.add(start.output_ids, 1)

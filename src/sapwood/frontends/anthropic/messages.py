@@ -11,9 +11,8 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.anthropic.errors import anthropic_statuses
 from sapwood.frontends.anthropic.prompt import to_turn
 from sapwood.frontends.anthropic.protocol import (
-    COUNT_RULES,
-    MESSAGES_RULES,
-    CountTokensRequest,
+    COUNT_FIELDS,
+    MESSAGES_FIELDS,
     MessagesRequest,
 )
 from sapwood.frontends.anthropic.stream import FRAMING, blocks, encoded_events, message
@@ -31,7 +30,7 @@ MAX_TEMPERATURE = 1.0
 
 
 async def create_message(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), MessagesRequest, MESSAGES_RULES)
+    asked = parse(await read_json(request), MESSAGES_FIELDS)
     services.check_model(asked.model)
     turn = to_turn(asked, services, _sampling_params(asked, services))
     text_request = to_text_request(turn)
@@ -48,7 +47,7 @@ async def create_message(request: Request, services: Services) -> Response:
 
 async def count_tokens(request: Request, services: Services) -> Response:
     """The number of prompt tokens, also of a prompt that would be refused as too long."""
-    asked = parse(await read_json(request), CountTokensRequest, COUNT_RULES)
+    asked = parse(await read_json(request), COUNT_FIELDS)
     services.check_model(asked.model)
     turn = to_turn(asked, services, SamplingParams())
     token_ids = await services.generator.encode(turn.prompt, add_special_tokens=False)

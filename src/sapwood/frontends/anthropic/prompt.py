@@ -6,27 +6,28 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.anthropic.protocol import (
-    BLOCK_RULES,
-    CHOICE_RULES,
-    THINKING_RULES,
-    TOOL_RULES,
-    TURN_RULES,
-    ChoiceFields,
+    CHOICE_FIELDS,
+    FORMAT_FIELDS,
+    OUTPUT_FIELDS,
+    TEXT_FIELDS,
+    THINKING_BLOCK_FIELDS,
+    THINKING_FIELDS,
+    TOOL_FIELDS,
+    TOOL_RESULT_FIELDS,
+    TOOL_USE_FIELDS,
+    TURN_FIELDS,
     CountTokensRequest,
-    TextBlock,
-    ThinkingBlock,
-    ThinkingFields,
-    ToolFields,
-    ToolResultBlock,
-    ToolUseBlock,
-    Turn,
 )
 from sapwood.frontends.common import chat
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.tools import Tool, ToolUse, checked_tools, named_tool
+from sapwood.frontends.common.unsupported import refuse
+from sapwood.schema.grammar import Grammar, json_schema
 from sapwood.schema.sampling import SamplingParams
 
 Message = dict[str, Any]
@@ -41,13 +42,19 @@ def to_turn(asked: CountTokensRequest, services: Services, sampling: SamplingPar
     """
     messages = to_messages(asked)
     goes_on = bool(messages) and messages[-1]["role"] == "assistant"
-    thinks, budget = _thinking(asked.thinking)
+    thinks, insists, budget = _thinking(asked.thinking)
+    output = parse(asked.output_config, OUTPUT_FIELDS, where="output_config")
+    grammar = _grammar(asked, output.format)
+    if grammar is not None:
+        sampling = msgspec.structs.replace(sampling, grammar=grammar)
     conversation = chat.Conversation(
         messages=messages,
         tools=_tool_use(asked),
         goes_on=goes_on,
         goes_on_unasked=goes_on,
         thinks=thinks,
+        insists_on_thinking=insists,
+        effort=output.effort if _knows_effort(services) else None,
         thinking_budget=budget,
         thinking_field="thinking",
         budget_field="thinking.budget_tokens",
@@ -69,7 +76,7 @@ def to_messages(asked: CountTokensRequest) -> list[Message]:
         messages.append({"role": "system", "content": system})
     for position, given in enumerate(asked.messages):
         where = f"messages[{position}]"
-        turn = parse(given, Turn, TURN_RULES, where=where)
+        turn = parse(given, TURN_FIELDS, where=where)
         where += ".content"
         if turn.role == "assistant":
             messages.append(_said(turn.content, where))
@@ -112,9 +119,9 @@ def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
         path = f"{where}[{i}]"
         kind = block.get("type")
         if kind == "thinking":
-            thoughts.append(parse(block, ThinkingBlock, BLOCK_RULES, where=path).thinking)
+            thoughts.append(parse(block, THINKING_BLOCK_FIELDS, where=path).thinking)
         elif kind == "tool_use":
-            call = parse(block, ToolUseBlock, BLOCK_RULES, where=path)
+            call = parse(block, TOOL_USE_FIELDS, where=path)
             arguments = json.dumps(call.input, ensure_ascii=False)
             function = {"name": call.name, "arguments": arguments}
             calls.append({"id": call.id, "type": "function", "function": function})
@@ -136,7 +143,7 @@ def _told(content: str | Sequence[dict[str, Any]], where: str) -> list[Message]:
     for i, block in enumerate(content):
         path = f"{where}[{i}]"
         if block.get("type") == "tool_result":
-            result = parse(block, ToolResultBlock, BLOCK_RULES, where=path)
+            result = parse(block, TOOL_RESULT_FIELDS, where=path)
             text = _text(result.content, f"{path}.content", joined_by="\n")
             # Templates have no other place to say so.
             text = f"Error: {text}" if result.is_error else text
@@ -160,14 +167,15 @@ def _block(given: dict[str, Any], where: str) -> str:
             "thinking and tool_use of the assistant, and text and tool_result of the user",
             param=where,
         )
-    return parse(given, TextBlock, BLOCK_RULES, where=where).text
+    return parse(given, TEXT_FIELDS, where=where).text
 
 
 def _tool_use(asked: CountTokensRequest) -> ToolUse:
-    tools = checked_tools([_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools)])
+    given = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools)]
+    tools = checked_tools([tool for tool in given if tool is not None])
     if not asked.tool_choice:
         return ToolUse(tools=tools)
-    choice = parse(asked.tool_choice, ChoiceFields, CHOICE_RULES, where="tool_choice")
+    choice = parse(asked.tool_choice, CHOICE_FIELDS, where="tool_choice")
     parallel = not choice.disable_parallel_tool_use
     if choice.type == "tool":
         if choice.name is None:
@@ -180,15 +188,19 @@ def _tool_use(asked: CountTokensRequest) -> ToolUse:
     return ToolUse(tools=tools, choice=choice.type, parallel=parallel)
 
 
-def _tool(given: dict[str, Any], where: str) -> Tool:
+def _tool(given: dict[str, Any], where: str) -> Tool | None:
+    """The tool; None if it is one of those that the server leaves out where it only warns."""
     kind = given.get("type")
     if isinstance(kind, str) and kind != "custom":
-        raise UnsupportedFeature(
-            f"{where} is of type {kind[:40]!r}, but this server takes only tools of type 'custom', "
-            "which the client runs",
-            param=where,
+        refuse(
+            UnsupportedFeature(
+                f"{where} is of type {kind[:40]!r}, but this server takes only tools of type "
+                "'custom', which the client runs",
+                param=where,
+            )
         )
-    tool = parse(given, ToolFields, TOOL_RULES, where=where)
+        return None
+    tool = parse(given, TOOL_FIELDS, where=where)
     return Tool(
         name=tool.name,
         description=tool.description,
@@ -197,14 +209,37 @@ def _tool(given: dict[str, Any], where: str) -> Tool:
     )
 
 
-def _thinking(given: dict[str, Any]) -> tuple[bool | None, int | None]:
-    """(whether the model should think, tokens of thinking at most); None where it may choose."""
+def _knows_effort(services: Services) -> bool:
+    """Effort says how much to think and not whether, so it turns no switch of other templates."""
+    template = services.template
+    return template is not None and "reasoning_effort" in template.variables
+
+
+def _grammar(asked: CountTokensRequest, given: dict[str, Any] | None) -> Grammar | None:
+    """given: output_config.format"""
+    if given is not None and asked.output_format is not None and given != asked.output_format:
+        raise InvalidRequest(
+            "output_format is an older name of output_config.format, but their values differ; "
+            "send one of them",
+            param="output_format",
+        )
+    where = "output_config.format" if given is not None else "output_format"
+    given = given if given is not None else asked.output_format
+    if given is None:
+        return None
+    schema = parse(given, FORMAT_FIELDS, where=where).schema
+    return json_schema(schema, param=f"{where}.schema")
+
+
+def _thinking(given: dict[str, Any]) -> tuple[bool | None, bool, int | None]:
+    """(whether the model should think, whether an answer without is none, tokens of thinking at
+    most); None where the model may choose."""
     if not given:
-        return None, None
-    fields = parse(given, ThinkingFields, THINKING_RULES, where="thinking")
+        return None, False, None
+    fields = parse(given, THINKING_FIELDS, where="thinking")
     if fields.budget_tokens is not None and fields.type != "enabled":
         raise InvalidRequest(
             f"thinking.budget_tokens is only for type 'enabled', not {fields.type!r}",
             param="thinking.budget_tokens",
         )
-    return fields.type != "disabled", fields.budget_tokens
+    return fields.type != "disabled", fields.type == "enabled", fields.budget_tokens

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from sapwood.frontends.common.fields import Count, Rules
+from sapwood.frontends.common.fields import Count, FieldTable, NotOffered
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +19,8 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
                  (with a name) or "none"}, and whether it may call several at once
     thinking     {"type": "enabled", "budget_tokens"}, {"type": "adaptive"} or
                  {"type": "disabled"}; left out: as the model does
+    output_config  how much to think, and a JSON Schema that the answer matches
+    output_format  an older place of output_config.format
     """
 
     messages: list[dict[str, Any]]
@@ -25,6 +29,8 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] = []
     tool_choice: dict[str, Any] = {}
     thinking: dict[str, Any] = {}
+    output_config: dict[str, Any] = {}
+    output_format: dict[str, Any] | None = None
 
 
 class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True):
@@ -102,45 +108,110 @@ class ThinkingFields(msgspec.Struct, frozen=True, kw_only=True):
     budget_tokens: Count | None = None
 
 
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "mcp_servers": (),
-    "container": (),
-    "context_management": (),
-    "compaction": (),
-    "output_config": (),
-    "output_format": (),
-    "speed": ("standard",),
-    "inference_geo": (),
-    "diagnostics": (),
-    "fallbacks": (),
-    "thread": (),
+class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`output_config`.
+
+    effort  how much to think, if the model thinks
+    format  {"type": "json_schema", "schema": …}, which the answer's text matches
+    """
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: dict[str, Any] | None = None
+
+
+class FormatFields(msgspec.Struct, frozen=True, kw_only=True):
+    """`output_config.format`."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+_ACCOUNTS = "it says who asks and who pays"
+
+_CHANGES_NOTHING: dict[str, str] = {
+    "anthropic_version": "the header of that name in the body, as cloud hosts have it",
+    "betas": "the header anthropic-beta in the body, as cloud hosts have it",
+    "billing_policy": _ACCOUNTS,
+    "cache_control": "prefixes are always cached",
+    "diagnostics": "a request for a report to Anthropic's console",
+    "fallback_credit_token": _ACCOUNTS,
+    "metadata": _ACCOUNTS,
+    "service_tier": _ACCOUNTS,
+    "user_profile_id": _ACCOUNTS,
+    "workspace_id": _ACCOUNTS,
+}
+_NOT_OFFERED: dict[str, NotOffered] = {
+    "compaction": NotOffered(why="a conversation is never shortened"),
+    "container": NotOffered(why="the server runs no code"),
+    "context_management": NotOffered(
+        why="a conversation is never shortened", idle=({"edits": []},)
+    ),
+    "fallbacks": NotOffered(why="the server has one model"),
+    "inference_geo": NotOffered(why="the model runs where the server runs"),
+    "mcp_servers": NotOffered(why="the server runs no tools"),
+    "speed": NotOffered(why="there is one speed", idle=("standard",)),
+    "thread": NotOffered(why="send the whole conversation"),
 }
 
-# Prefixes are cached whether or not a client marks them, so cache_control changes nothing.
-MESSAGES_RULES = Rules(
-    informational=frozenset({"metadata", "service_tier", "cache_control"}),
-    unsupported=_UNSUPPORTED,
+MESSAGES_FIELDS = FieldTable(
+    title="POST /v1/messages",
+    shape=MessagesRequest,
+    changes_nothing=_CHANGES_NOTHING,
+    not_offered=_NOT_OFFERED,
 )
 
-COUNT_RULES = Rules(informational=frozenset({"cache_control"}), unsupported=_UNSUPPORTED)
-
-TURN_RULES = Rules()
-
-BLOCK_RULES = Rules(
-    informational=frozenset({"cache_control"}),
-    unsupported={"citations": (), "caller": ({"type": "direct"},)},
+COUNT_FIELDS = FieldTable(
+    title="POST /v1/messages/count_tokens",
+    shape=CountTokensRequest,
+    changes_nothing=_CHANGES_NOTHING,
+    not_offered=_NOT_OFFERED,
 )
 
-# Calls are streamed as soon as they are complete, whatever is asked.
-TOOL_RULES = Rules(
-    informational=frozenset({"cache_control", "eager_input_streaming"}),
-    unsupported={
-        "defer_loading": (),
-        "allowed_callers": (["direct"],),
-        "input_examples": (),
+OUTPUT_FIELDS = FieldTable(
+    title="output_config of /v1/messages",
+    shape=OutputConfig,
+    not_offered={"task_budget": NotOffered(why="max_tokens bounds an answer")},
+)
+FORMAT_FIELDS = FieldTable(title="output_config.format of /v1/messages", shape=FormatFields)
+
+TURN_FIELDS = FieldTable(title="messages[] of /v1/messages", shape=Turn)
+
+
+def _block_table(kind: str, shape: type[T]) -> FieldTable[T]:
+    return FieldTable(
+        title=f"messages[].content[] of /v1/messages, type {kind}",
+        shape=shape,
+        changes_nothing={"cache_control": "prefixes are always cached"},
+        not_offered={
+            "caller": NotOffered(why="the server runs no tools", idle=({"type": "direct"},)),
+            "citations": NotOffered(why="answers cite nothing", idle=({"enabled": False},)),
+        },
+    )
+
+
+TEXT_FIELDS = _block_table("text", TextBlock)
+THINKING_BLOCK_FIELDS = _block_table("thinking", ThinkingBlock)
+TOOL_USE_FIELDS = _block_table("tool_use", ToolUseBlock)
+TOOL_RESULT_FIELDS = _block_table("tool_result", ToolResultBlock)
+
+TOOL_FIELDS = FieldTable(
+    title="tools[] of /v1/messages",
+    shape=ToolFields,
+    changes_nothing={
+        "cache_control": "prefixes are always cached",
+        "eager_input_streaming": "a call is sent as soon as it is complete",
+    },
+    not_offered={
+        "allowed_callers": NotOffered(why="only the model calls", idle=(["direct"],)),
+        "defer_loading": NotOffered(why="the model sees all tools"),
+        "input_examples": NotOffered(why="templates have no place for them"),
     },
 )
 
-CHOICE_RULES = Rules()
+CHOICE_FIELDS = FieldTable(title="tool_choice of /v1/messages", shape=ChoiceFields)
 
-THINKING_RULES = Rules(unsupported={"display": ("summarized",)})
+THINKING_FIELDS = FieldTable(
+    title="thinking of /v1/messages",
+    shape=ThinkingFields,
+    not_offered={"display": NotOffered(why="thinking is sent whole", idle=("summarized",))},
+)

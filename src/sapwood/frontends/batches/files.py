@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.batches.protocol import MAX_LIFE_S, MIN_LIFE_S, Expiry
+from sapwood.frontends.batches.protocol import EXPIRY_FIELDS, MAX_LIFE_S, MIN_LIFE_S
 from sapwood.frontends.batches.store import BatchStore
 from sapwood.frontends.common.body import body_limits
 from sapwood.frontends.common.errors import BodyTooLarge, BodyTooSlow, json_response
-from sapwood.frontends.common.fields import Rules, parse
+from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.listing import check_query, page, query_choice, query_int
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -156,4 +156,4 @@ def _checked(form: FormData) -> tuple[UploadFile, int | None]:
         "anchor": form.get(_ANCHOR),
         "seconds": int(seconds) if seconds.isdecimal() and len(seconds) < 12 else seconds,
     }
-    return file, parse(given, Expiry, Rules(), where="expires_after").seconds
+    return file, parse(given, EXPIRY_FIELDS, where="expires_after").seconds

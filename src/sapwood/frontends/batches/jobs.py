@@ -11,7 +11,7 @@ from starlette.responses import Response
 from sapwood.base.errors import InvalidRequest, NotFound, UnsupportedFeature
 from sapwood.frontends.batches.files import PURPOSES
 from sapwood.frontends.batches.lines import BATCH_URLS
-from sapwood.frontends.batches.protocol import CREATE_RULES, CreateBatchRequest
+from sapwood.frontends.batches.protocol import CREATE_FIELDS
 from sapwood.frontends.batches.store import BatchRecord, BatchStore, new_id
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.errors import json_response
@@ -23,7 +23,7 @@ _UNIT_S = {"m": 60, "h": 3600, "d": 24 * 3600}
 
 
 async def create(request: Request, services: Services, store: BatchStore) -> Response:
-    asked = parse(await read_json(request), CreateBatchRequest, CREATE_RULES)
+    asked = parse(await read_json(request), CREATE_FIELDS)
     if asked.endpoint not in BATCH_URLS:
         raise UnsupportedFeature(
             f"endpoint is {asked.endpoint[:80]!r} but must be one of: {', '.join(BATCH_URLS)}",

@@ -23,7 +23,7 @@ import orjson
 from sapwood.base.errors import InvalidRequest, SapwoodError, UnsupportedFeature
 from sapwood.frontends.common.body import parse_object
 from sapwood.frontends.common.errors import openai_body
-from sapwood.frontends.common.fields import Rules, parse
+from sapwood.frontends.common.fields import FieldTable, parse
 from sapwood.frontends.common.services import Services
 
 BATCH_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
@@ -52,6 +52,10 @@ class NativeLine(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | list[int] | None = None
     messages: list[dict[str, Any]] | None = None
     sampling_params: dict[str, Any] = {}
+
+
+OPENAI_LINE_FIELDS = FieldTable(title="a line of a batch, as OpenAI has it", shape=OpenAiLine)
+NATIVE_LINE_FIELDS = FieldTable(title="a line of a batch, in sapwood's form", shape=NativeLine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +189,7 @@ def openai_post(
 
     Raises InvalidRequest or UnsupportedFeature.
     """
-    line = parse(given, OpenAiLine, Rules())
+    line = parse(given, OPENAI_LINE_FIELDS)
     if line.method != "POST":
         raise InvalidRequest(f"method is {line.method!r} but must be 'POST'", param="method")
     if line.url not in urls:
@@ -199,7 +203,7 @@ def openai_post(
 
 
 def _native_post(given: Mapping[str, Any], services: Services) -> tuple[str, dict[str, Any]]:
-    line = parse(given, NativeLine, Rules())
+    line = parse(given, NATIVE_LINE_FIELDS)
     if (line.prompt is None) == (line.messages is None):
         raise InvalidRequest("exactly one of prompt and messages is required", param="prompt")
     body: dict[str, Any] = {"sampling_params": line.sampling_params}

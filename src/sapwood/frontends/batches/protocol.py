@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sapwood.frontends.common.fields import Rules
+from sapwood.frontends.common.fields import FieldTable
 
 MIN_LIFE_S, MAX_LIFE_S = 3600, 30 * 24 * 3600
 
@@ -38,4 +38,5 @@ class CreateBatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_expires_after: Expiry | None = None
 
 
-CREATE_RULES = Rules()
+CREATE_FIELDS = FieldTable(title="POST /v1/batches", shape=CreateBatchRequest)
+EXPIRY_FIELDS = FieldTable(title="expires_after of POST /v1/files", shape=Expiry)

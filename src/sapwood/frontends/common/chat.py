@@ -13,6 +13,7 @@ from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.generate import Choice, generate
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.tools import ToolUse
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.schema.grammar import Thinking
 from sapwood.schema.output import Finish
 from sapwood.schema.sampling import SamplingParams
@@ -39,6 +40,7 @@ class Conversation:
     goes_on_unasked    whether `goes_on` is the dialect's rule instead of the client's wish
     takes_apart        whether thinking is separated from the answer
     streams_reasoning  whether a stream sends thinking as it comes, or all of it at its end
+    insists_on_thinking  whether `thinks` is an error for a model that cannot think
     thinks             whether the model should think; None: as it usually does
     effort             how much the model should think, in the template's own words
     thinking_budget    tokens of thinking at most
@@ -56,6 +58,7 @@ class Conversation:
     takes_apart: bool = True
     streams_reasoning: bool = True
     thinks: bool | None = None
+    insists_on_thinking: bool = True
     effort: str | None = None
     thinking_budget: int | None = None
     thinking_field: str = "reasoning_effort"
@@ -268,23 +271,32 @@ def _template_options(
     if thinks is not None:
         for name in switches:
             options.setdefault(name, thinks)
-        if thinks and not switches and not has_reasoning:
-            raise UnsupportedFeature(
-                f"{asked.thinking_field} asks for thinking, but this model does not think, as far "
-                "as its chat template and the server's --reasoning-parser show; leave it out",
-                param=asked.thinking_field,
+        # How hard a model thinks that does not think makes no difference.
+        insists = asked.thinks is not None and asked.insists_on_thinking
+        if insists and thinks and not switches and not has_reasoning:
+            refuse(
+                UnsupportedFeature(
+                    f"{asked.thinking_field} asks for thinking, but this model does not think, as "
+                    "far as its chat template and the server's --reasoning-parser show; leave it "
+                    "out",
+                    param=asked.thinking_field,
+                )
             )
         if not thinks and not switches and has_reasoning:
-            raise UnsupportedFeature(
-                f"{asked.thinking_field} asks for no thinking, but the chat template of this model "
-                "has no switch that turns it off; leave it out",
-                param=asked.thinking_field,
+            refuse(
+                UnsupportedFeature(
+                    f"{asked.thinking_field} asks for no thinking, but the chat template of this "
+                    "model has no switch that turns it off; leave it out",
+                    param=asked.thinking_field,
+                )
             )
     if asked.thinking_budget is not None and not has_reasoning:
-        raise UnsupportedFeature(
-            f"{asked.budget_field} needs a model whose thinking the server can see; start it with "
-            "--reasoning-parser",
-            param=asked.budget_field,
+        refuse(
+            UnsupportedFeature(
+                f"{asked.budget_field} needs a model whose thinking the server can see; start it "
+                "with --reasoning-parser",
+                param=asked.budget_field,
+            )
         )
     return options
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
 
-_MAKERS = {
+
+def _any_object(_: bool, *, param: str) -> Grammar:
+    return grammars.json_object()
+
+
+_MAKERS: dict[str, Callable[..., Grammar]] = {
     "json_schema": grammars.json_schema,
     "regex": grammars.regex,
     "ebnf": grammars.ebnf,
@@ -19,6 +25,12 @@ _MAKERS = {
     "guided_regex": grammars.regex,
     "guided_grammar": grammars.ebnf,
     "guided_choice": grammars.choice,
+    "structured_outputs.json": grammars.json_schema,
+    "structured_outputs.regex": grammars.regex,
+    "structured_outputs.grammar": grammars.ebnf,
+    "structured_outputs.choice": grammars.choice,
+    "structured_outputs.json_object": _any_object,
+    "structured_outputs.structural_tag": grammars.structural_tag,
 }
 
 
@@ -63,8 +75,10 @@ def of_response_format(given: Mapping[str, Any], param: str = "response_format")
     if kind == "json_schema":
         return _of_named_schema(given, param)
     if kind == "structural_tag":
-        _refuse_others(given, {"type", "structures", "triggers", "format"}, param)
-        return grammars.structural_tag(given, param=param)
+        known = {"type", "structures", "triggers", "format"}
+        _refuse_others(given, known, param)
+        tag = {name: value for name, value in given.items() if name in known}
+        return grammars.structural_tag(tag, param=param)
     raise InvalidRequest(
         f"{param}.type is {kind!r} but must be one of text, json_object, json_schema, "
         "structural_tag",
@@ -89,4 +103,4 @@ def _of_named_schema(given: Mapping[str, Any], param: str) -> Grammar:
 def _refuse_others(given: Mapping[str, Any], known: set[str], path: str) -> None:
     for name, value in given.items():
         if name not in known and value is not None:
-            raise InvalidRequest(f"unknown field {f'{path}.{name}'!r}", param=f"{path}.{name}")
+            refuse(InvalidRequest(f"unknown field {f'{path}.{name}'!r}", param=f"{path}.{name}"))

@@ -82,10 +82,14 @@ async def streamed(
     task = asyncio.create_task(call())
     try:
         start = await arrived.get()
+        if start is None:
+            # The call has ended without an answer, by an error that is raised here.
+            await task
+            raise internal_error()
         while (message := await arrived.get()) is not None:
             content = message.get("body", b"")
-            if start is None or start["status"] != 200:
-                raise Refused(500 if start is None else start["status"], content)
+            if start["status"] != 200:
+                raise Refused(start["status"], content)
             for told in _events(content):
                 if "error" in told and "choices" not in told:
                     raise Refused(told["error"]["code"], orjson.dumps(told))

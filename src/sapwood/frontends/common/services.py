@@ -10,6 +10,7 @@ from typing import Literal
 from sapwood.base.clock import Clock, MonotonicClock
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
 from sapwood.frontends.common.limits import RequestLimits
+from sapwood.frontends.common.unsupported import OnUnsupported
 from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
@@ -64,6 +65,7 @@ class Services:
                       for when a route needs them
     serves_metrics    whether /metrics answers
     custom_labels_header  name of the header with a request's own metric labels
+    on_unsupported    what becomes of a call with a field that asks for what the server does not do
     pooling           how the model makes embeddings or scores; None: the model generates
     """
 
@@ -89,6 +91,7 @@ class Services:
     figures: EngineFigures | None = None
     serves_metrics: bool = False
     custom_labels_header: str = "x-custom-labels"
+    on_unsupported: OnUnsupported = "error"
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
@@ -111,8 +114,9 @@ class Services:
             raise InvalidRequest(unable)
 
     def check_model(self, asked: str) -> None:
-        """Raises NotFound unless `asked` is the served model's name, "default" or empty."""
-        if asked not in ("", "default", self.model_name):
+        """Raises NotFound unless `asked` is the served model's name or stands for no name."""
+        # SGLang's router writes "unknown" where its client named no model.
+        if asked not in ("", "default", "unknown", self.model_name):
             raise NotFound(
                 f"the model {asked!r} is not served here; this server has {self.model_name!r}",
                 param="model",

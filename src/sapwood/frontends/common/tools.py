@@ -10,7 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.fields import Rules, parse
+from sapwood.frontends.common.fields import FieldTable, NotOffered, parse
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.schema.grammar import Grammar, as_format, structural_tag
 from sapwood.schema.tool_grammar import tool_call_list
 from sapwood.text.tools.format import CallStructure, ToolFormat
@@ -148,6 +149,24 @@ class FunctionFields(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool = False
 
 
+class ToolFields(msgspec.Struct, frozen=True, kw_only=True):
+    function: dict[str, Any]
+    type: str = "function"
+
+
+TOOL_FIELDS = FieldTable(
+    title="tools[] of /v1/chat/completions and /api/chat",
+    shape=ToolFields,
+    changes_nothing={"cache_control": "prefixes are always cached"},
+    not_offered={"defer_loading": NotOffered(why="the model sees all tools")},
+)
+FUNCTION_FIELDS = FieldTable(
+    title="tools[].function of /v1/chat/completions and /api/chat",
+    shape=FunctionFields,
+    not_offered={"defer_loading": NotOffered(why="the model sees all tools")},
+)
+
+
 def checked_tools(tools: Sequence[Tool], *, where: str = "tools") -> tuple[Tool, ...]:
     """The tools. Raises InvalidRequest for a name that no call can have, or that comes twice."""
     if len(tools) > MAX_TOOLS:
@@ -173,7 +192,8 @@ def checked_tools(tools: Sequence[Tool], *, where: str = "tools") -> tuple[Tool,
 
 def openai_tools(given: Sequence[Mapping[str, Any]], where: str = "tools") -> tuple[Tool, ...]:
     """The tools of the field `tools`, in the form of OpenAI's chat completions."""
-    return checked_tools([_function(tool, f"{where}[{i}]") for i, tool in enumerate(given)])
+    tools = [_function(tool, f"{where}[{i}]") for i, tool in enumerate(given)]
+    return checked_tools([tool for tool in tools if tool is not None])
 
 
 def openai_tool_use(
@@ -196,14 +216,50 @@ def openai_tool_use(
         if choice == "required" and not tools:
             raise _no_tools()
         return ToolUse(tools=tools, choice=choice, parallel=parallel)  # type: ignore[arg-type]
-    function = choice.get("function")
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if choice.get("type") != "function" or not isinstance(name, str):
-        raise UnsupportedFeature(
-            'tool_choice must be a word or {"type": "function", "function": {"name": …}}',
-            param="tool_choice",
+    if choice.get("type") == "allowed_tools":
+        return _allowed_tools(tools, choice.get("allowed_tools"), parallel=parallel)
+    name = _function_name(choice)
+    if name is None:
+        refuse(
+            UnsupportedFeature(
+                'tool_choice must be a word, {"type": "function", "function": {"name": …}} or '
+                '{"type": "allowed_tools", …}',
+                param="tool_choice",
+            )
         )
+        return ToolUse(tools=tools, parallel=parallel)
     return named_tool(tools, name, parallel=parallel)
+
+
+def _function_name(chosen: object) -> str | None:
+    """The name in {"type": "function", "function": {"name": …}}; None for anything else."""
+    if not isinstance(chosen, Mapping) or chosen.get("type", "function") != "function":
+        return None
+    function = chosen.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def _allowed_tools(tools: Sequence[Tool], given: object, *, parallel: bool) -> ToolUse:
+    """The tools of OpenAI's tool_choice "allowed_tools"; the model does not see the others."""
+    where = "tool_choice.allowed_tools"
+    mode = given.get("mode") if isinstance(given, Mapping) else None
+    listed = given.get("tools") if isinstance(given, Mapping) else None
+    if mode not in ("auto", "required") or not isinstance(listed, list):
+        raise InvalidRequest(
+            f'{where} must have a mode, "auto" or "required", and a list of tools', param=where
+        )
+    names = [_function_name(one) for one in listed]
+    known = {tool.name for tool in tools}
+    for position, name in enumerate(names):
+        if name not in known:
+            raise InvalidRequest(
+                f"{where}.tools[{position}] is no function that tools has", param=where
+            )
+    allowed = tuple(tool for tool in tools if tool.name in set(names))
+    if mode == "required" and not allowed:
+        raise _no_tools()
+    return ToolUse(tools=allowed, choice=mode, parallel=parallel)
 
 
 def named_tool(tools: Sequence[Tool], name: str, *, parallel: bool) -> ToolUse:
@@ -221,24 +277,22 @@ def _no_tools() -> InvalidRequest:
     return InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
 
 
-def _function(given: Any, where: str) -> Tool:
+def _function(given: Any, where: str) -> Tool | None:
+    """The tool; None if it is one of those that the server leaves out where it only warns."""
     if not isinstance(given, Mapping):
         raise InvalidRequest(f"{where} must be an object", param=where)
     kind = given.get("type", "function")
     if kind != "function":
-        raise UnsupportedFeature(
-            f"{where} is of type {str(kind)[:40]!r}, but this server takes only tools of type "
-            "'function', which the client runs",
-            param=where,
+        refuse(
+            UnsupportedFeature(
+                f"{where} is of type {str(kind)[:40]!r}, but this server takes only tools of type "
+                "'function', which the client runs",
+                param=where,
+            )
         )
-    function = given.get("function")
-    if not isinstance(function, Mapping):
-        raise InvalidRequest(f"{where}.function is required", param=f"{where}.function")
-    others = [name for name in given if name not in ("type", "function")]
-    if others:
-        path = f"{where}.{others[0]}"
-        raise InvalidRequest(f"unknown field {path!r}; leave it out", param=path)
-    fields = parse(function, FunctionFields, Rules(), where=f"{where}.function")
+        return None
+    function = parse(given, TOOL_FIELDS, where=where).function
+    fields = parse(function, FUNCTION_FIELDS, where=f"{where}.function")
     return Tool(
         name=fields.name,
         description=fields.description,

@@ -14,14 +14,15 @@ from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.endpoints import Dialect, Endpoint
 from sapwood.frontends.common.errors import OPENAI_ERRORS, json_response
-from sapwood.frontends.common.fields import Rules, parse
+from sapwood.frontends.common.fields import FieldTable, parse
 from sapwood.frontends.common.openapi import SSE
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.native import admin
 from sapwood.frontends.native.answer_shapes import HealthAnswer
 from sapwood.frontends.native.generate import to_batch, whole_answers
-from sapwood.frontends.native.protocol import GENERATE_RULES, GenerateRequest
+from sapwood.frontends.native.protocol import GENERATE_FIELDS
 from sapwood.frontends.openai.answer_shapes import ChatAnswer
 from sapwood.frontends.openai.chat import chat_completions
 from sapwood.frontends.openai.protocol import ChatRequest
@@ -37,6 +38,9 @@ class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     instances: list[dict[str, Any]]
     parameters: dict[str, Any] = {}
+
+
+VERTEX_FIELDS = FieldTable(title="POST /vertex_generate", shape=VertexRequest)
 
 
 class VertexAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,12 +93,15 @@ def hosts_dialect(services: Services) -> Dialect:
 async def vertex_generate(request: Request, services: Services) -> Response:
     """Answer like /generate: instances are the prompts of a batch, parameters its other fields."""
     started_s = services.clock.now_s()
-    asked = parse(await read_json(request), VertexRequest, Rules())
+    asked = parse(await read_json(request), VERTEX_FIELDS)
     body = {**asked.parameters, **_prompts(asked.instances)}
-    batch_request = parse(body, GenerateRequest, GENERATE_RULES, where="parameters")
+    batch_request = parse(body, GENERATE_FIELDS, where="parameters")
+    services.check_model(batch_request.model)
     if batch_request.stream:
-        raise UnsupportedFeature(
-            "parameters.stream is not possible here; use /generate", param="parameters.stream"
+        refuse(
+            UnsupportedFeature(
+                "parameters.stream is not possible here; use /generate", param="parameters.stream"
+            )
         )
     batch = to_batch(batch_request)
     answers = await until_disconnect(whole_answers(services, batch, started_s), request.receive)

@@ -16,7 +16,7 @@ from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.generate import collect
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.common.sse import until_disconnect
-from sapwood.frontends.native.protocol import ABORT_RULES, AbortRequest
+from sapwood.frontends.native.protocol import ABORT_FIELDS
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.embedding import EmbedRequest
 from sapwood.text.generation import TextRequest
@@ -91,7 +91,7 @@ async def flush_cache(services: Services) -> Response:
 
 async def abort_request(request: Request, services: Services) -> Response:
     """End the open requests with that prefix; each is answered with the finish reason abort."""
-    asked = parse(await read_json(request), AbortRequest, ABORT_RULES)
+    asked = parse(await read_json(request), ABORT_FIELDS)
     if not asked.rid and not asked.abort_all:
         raise InvalidRequest("rid is empty; name a request, or set abort_all", param="rid")
     matching = services.open_requests.matching("" if asked.abort_all else asked.rid)

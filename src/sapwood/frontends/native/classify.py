@@ -14,7 +14,8 @@ from starlette.responses import Response
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.embed import embed_all, request_ids, texts_of, usage
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Int64, Rules, TokenId, parse
+from sapwood.frontends.common.fields import FieldTable, Int64, TokenId, parse
+from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
@@ -32,11 +33,16 @@ class ClassifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     routing_key: str = ""
 
 
-CLASSIFY_RULES = Rules(informational=frozenset({"user"}))
+CLASSIFY_FIELDS = FieldTable(
+    title="POST /v1/classify",
+    shape=ClassifyRequest,
+    changes_nothing={**BOOKKEEPING, **CLIENT},
+    not_offered=PLACEMENT,
+)
 
 
 async def classify(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), ClassifyRequest, CLASSIFY_RULES)
+    asked = parse(await read_json(request), CLASSIFY_FIELDS)
     services.check_model(asked.model)
     services.check_task("classify")
     pooling = services.pooling

@@ -22,7 +22,8 @@ from sapwood.frontends.common.embed import (
     texts_of,
 )
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Count, Int64, Rules, TokenId, parse
+from sapwood.frontends.common.fields import Count, FieldTable, Int64, NotOffered, TokenId, parse
+from sapwood.frontends.common.peer_fields import BOOKKEEPING, MEDIA, PLACEMENT
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
@@ -37,6 +38,7 @@ class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     dimensions                length to which embeddings are cut; default: not cut
     """
 
+    model: str = ""
     text: str | list[str | list[str]] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
     is_cross_encoder_request: bool = False
@@ -46,17 +48,17 @@ class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     routing_key: str = ""
 
 
-ENCODE_RULES = Rules(
-    informational=frozenset({"log_metrics"}),
-    unsupported={
-        "input_embeds": (),
-        "image_data": (),
-        "video_data": (),
-        "audio_data": (),
-        "modalities": (),
-        "sampling_params": (),
-        "lora_path": (),
-        "data_parallel_rank": (),
+ENCODE_FIELDS = FieldTable(
+    title="POST /encode",
+    shape=EncodeRequest,
+    changes_nothing={
+        **BOOKKEEPING,
+        "sampling_params": "nothing is sampled; SGLang's clients send them all the same",
+    },
+    not_offered={
+        **PLACEMENT,
+        **MEDIA,
+        "input_embeds": NotOffered(why="it takes texts and token ids"),
     },
 )
 
@@ -72,7 +74,8 @@ async def classify_raw(request: Request, services: Services) -> Response:
 
 async def _answer(request: Request, services: Services, task: Task) -> Response:
     started_s = services.clock.now_s()
-    asked = parse(await read_json(request), EncodeRequest, ENCODE_RULES)
+    asked = parse(await read_json(request), ENCODE_FIELDS)
+    services.check_model(asked.model)
     services.check_task(task)
     check_dimensions(services, asked.dimensions)
     texts, is_list, param = _texts(asked)

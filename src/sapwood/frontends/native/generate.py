@@ -25,8 +25,8 @@ from sapwood.frontends.common.sse import EventStream, event, until_disconnect
 from sapwood.frontends.native.input_embeds import prompts_of_vectors
 from sapwood.frontends.native.logprobs import LogprobLists, logprob_options
 from sapwood.frontends.native.protocol import (
-    GENERATE_RULES,
-    SAMPLING_RULES,
+    GENERATE_FIELDS,
+    SAMPLING_FIELDS,
     GenerateRequest,
     SamplingFields,
 )
@@ -65,7 +65,8 @@ class Batch:
 
 async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
-    asked = parse(await read_json(request), GenerateRequest, GENERATE_RULES)
+    asked = parse(await read_json(request), GENERATE_FIELDS)
+    services.check_model(asked.model)
     batch = to_batch(asked, routing_key(request, asked.routing_key))
     if asked.stream:
         return EventStream(_events(services, batch, started_s), native_body)
@@ -219,7 +220,7 @@ def _sampling(
     given: dict[str, Any], where: str, processor: str | None
 ) -> tuple[SamplingParams, SamplingFields]:
     """(the sampling parameters, the fields that they came from)"""
-    fields = parse(given, SamplingFields, SAMPLING_RULES, where=where)
+    fields = parse(given, SAMPLING_FIELDS, where=where)
     grammar = chosen_grammar(
         json_schema=fields.json_schema,
         regex=fields.regex,
@@ -248,7 +249,7 @@ def _sampling(
             skip_special_tokens=fields.skip_special_tokens,
             spaces_between_special_tokens=fields.spaces_between_special_tokens,
             custom_logit_processor=processor,
-            custom_params=fields.custom_params,
+            custom_params=fields.custom_params if processor is not None else {},
             grammar=grammar,
         )
     except InvalidRequest as error:

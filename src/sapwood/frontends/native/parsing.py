@@ -13,7 +13,7 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.base.registry import Registry
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Rules, parse
+from sapwood.frontends.common.fields import FieldTable, parse
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.tools import openai_tools
 from sapwood.text.answer import AnswerShape
@@ -22,9 +22,6 @@ from sapwood.text.tools.format import ToolSet
 from sapwood.text.tools.registry import TOOL_FORMATS
 
 T = TypeVar("T")
-
-_TOOL_RULES = Rules()
-_REASONING_RULES = Rules()
 
 
 class ParseFunctionCallRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,8 +39,12 @@ class SeparateReasoningRequest(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: str | None = None
 
 
+PARSE_CALL_FIELDS = FieldTable(title="POST /parse_function_call", shape=ParseFunctionCallRequest)
+SEPARATE_FIELDS = FieldTable(title="POST /separate_reasoning", shape=SeparateReasoningRequest)
+
+
 async def parse_function_call(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), ParseFunctionCallRequest, _TOOL_RULES)
+    asked = parse(await read_json(request), PARSE_CALL_FIELDS)
     tools = openai_tools(asked.tools)
     calls = services.formats.calls
     if asked.tool_call_parser is not None:
@@ -68,7 +69,7 @@ async def parse_function_call(request: Request, services: Services) -> Response:
 
 
 async def separate_reasoning(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), SeparateReasoningRequest, _REASONING_RULES)
+    asked = parse(await read_json(request), SEPARATE_FIELDS)
     reasoning = services.formats.reasoning
     if asked.reasoning_parser is not None:
         reasoning = _found(REASONING_FORMATS, asked.reasoning_parser, "reasoning_parser")

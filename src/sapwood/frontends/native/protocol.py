@@ -6,7 +6,15 @@ from typing import Any
 
 import msgspec
 
-from sapwood.frontends.common.fields import Count, Int64, NumSamples, Rules, TokenId
+from sapwood.frontends.common.fields import (
+    Count,
+    FieldTable,
+    Int64,
+    NotOffered,
+    NumSamples,
+    TokenId,
+)
+from sapwood.frontends.common.peer_fields import BOOKKEEPING, GENERATION, IMAGE_SIZES, MEDIA
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +24,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling_params, rid, extra_key, custom_logit_processor, return_hidden_states and the fields
     about log probabilities may be lists in a batch, one entry per prompt.
 
+    model                    as in the other dialects: the served model's name, or none
     input_embeds             embeddings instead of prompt tokens: [tokens][hidden size], or a list
                              of such in a batch
     return_hidden_states     answer with the hidden states of prompt and output, after the last norm
@@ -26,6 +35,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_text_in_logprobs  add the tokens' texts beside their ids
     """
 
+    model: str = ""
     text: str | list[str] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
     input_embeds: list[list[float | list[float]]] | None = None
@@ -85,25 +95,17 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
     abort_all: bool = False
 
 
-GENERATE_RULES = Rules(
-    informational=frozenset({"log_metrics"}),
-    unsupported={
-        "image_data": (),
-        "video_data": (),
-        "audio_data": (),
-        "modalities": (),
-        "return_routed_experts": (),
-        "session_params": (),
-        "lora_path": (),
-        "bootstrap_host": (),
-        "bootstrap_port": (),
-        "bootstrap_room": (),
-        "data_parallel_rank": (0,),
-        "require_reasoning": (),
-        "custom_labels": (),
+GENERATE_FIELDS = FieldTable(
+    title="POST /generate",
+    shape=GenerateRequest,
+    changes_nothing={**BOOKKEEPING, **IMAGE_SIZES},
+    not_offered={
+        **GENERATION,
+        **MEDIA,
+        "require_reasoning": NotOffered(why="a grammar waits for the end of thinking by itself"),
     },
 )
 
-SAMPLING_RULES = Rules()
+SAMPLING_FIELDS = FieldTable(title="sampling_params of /generate", shape=SamplingFields)
 
-ABORT_RULES = Rules()
+ABORT_FIELDS = FieldTable(title="POST /abort_request", shape=AbortRequest)

@@ -20,10 +20,12 @@ from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.embed import embed_all, meta_info, request_ids
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Int64, Rules, parse
+from sapwood.frontends.common.fields import Alias, FieldTable, Int64, parse
+from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, GENERATION
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
 
 DEFAULT_INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
@@ -55,12 +57,18 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     routing_key: str = ""
 
 
-RERANK_RULES = Rules(informational=frozenset({"user"}))
+RERANK_FIELDS = FieldTable(
+    title="POST /v1/rerank",
+    shape=RerankRequest,
+    aliases={"top_k": Alias(of="top_n")},
+    changes_nothing={**BOOKKEEPING, **CLIENT},
+    not_offered=GENERATION,
+)
 
 
 async def rerank(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
-    asked = parse(await read_json(request), RerankRequest, RERANK_RULES)
+    asked = parse(await read_json(request), RERANK_FIELDS)
     services.check_model(asked.model)
     _check_not_empty(asked)
     ids = request_ids(asked.rid, len(asked.documents), "rerank")
@@ -105,10 +113,12 @@ def _pairs(
             f"this server's model has {num_labels} labels, and a reranker has one; use /v1/classify"
         )
     if asked.instruct is not None:
-        raise UnsupportedFeature(
-            "instruct is for models that generate, and this server's is a cross-encoder; leave it "
-            "out",
-            param="instruct",
+        refuse(
+            UnsupportedFeature(
+                "instruct is for models that generate, and this server's is a cross-encoder; "
+                "leave it out",
+                param="instruct",
+            )
         )
     return [
         EmbedRequest(

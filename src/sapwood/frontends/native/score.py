@@ -16,7 +16,8 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.embed import Text, embed_all, request_ids, usage
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Int64, Rules, TokenId, parse
+from sapwood.frontends.common.fields import FieldTable, Int64, NotOffered, TokenId, parse
+from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
@@ -45,19 +46,24 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     routing_key: str = ""
 
 
-SCORE_RULES = Rules(
-    informational=frozenset({"user"}),
-    unsupported={
-        "return_pooled_hidden_states": (),
-        "embed_override_token_id": (),
-        "query_embed_overrides": (),
-        "item_embed_overrides": (),
+_NO_OVERRIDES = NotOffered(why="prompts are texts or token ids")
+
+SCORE_FIELDS = FieldTable(
+    title="POST /v1/score",
+    shape=ScoreRequest,
+    changes_nothing={**BOOKKEEPING, **CLIENT},
+    not_offered={
+        **PLACEMENT,
+        "return_pooled_hidden_states": NotOffered(why="the answer has scores only"),
+        "embed_override_token_id": _NO_OVERRIDES,
+        "query_embed_overrides": _NO_OVERRIDES,
+        "item_embed_overrides": _NO_OVERRIDES,
     },
 )
 
 
 async def score(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), ScoreRequest, SCORE_RULES)
+    asked = parse(await read_json(request), SCORE_FIELDS)
     services.check_model(asked.model)
     services.check_task("tokens")
     prompts = _prompts(asked)

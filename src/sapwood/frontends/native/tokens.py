@@ -13,7 +13,7 @@ from starlette.responses import Response
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Rules, TokenId, parse
+from sapwood.frontends.common.fields import FieldTable, NotOffered, TokenId, parse
 from sapwood.frontends.common.services import Services
 
 DECODE_IN_THREAD_TOKENS = 4096
@@ -45,8 +45,19 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
 
 
+TOKENIZE_FIELDS = FieldTable(
+    title="POST /tokenize",
+    shape=TokenizeRequest,
+    not_offered={
+        "messages": NotOffered(why="the route takes texts"),
+        "return_token_strs": NotOffered(why="the answer has token ids"),
+    },
+)
+DETOKENIZE_FIELDS = FieldTable(title="POST /detokenize", shape=DetokenizeRequest)
+
+
 async def tokenize(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), TokenizeRequest, Rules())
+    asked = parse(await read_json(request), TOKENIZE_FIELDS)
     services.check_model(asked.model)
     is_one = isinstance(asked.prompt, str)
     texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
@@ -63,7 +74,7 @@ async def tokenize(request: Request, services: Services) -> Response:
 
 
 async def detokenize(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), DetokenizeRequest, Rules())
+    asked = parse(await read_json(request), DETOKENIZE_FIELDS)
     services.check_model(asked.model)
     lists, is_one = _token_lists(asked.tokens)
     texts: list[str] = []

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Count, Rules, parse
+from sapwood.frontends.common.fields import Count, FieldTable, NotOffered, parse
 from sapwood.frontends.common.services import Services
 from sapwood.observe.crash_dump import RequestDump
 from sapwood.observe.profiling import ACTIVITIES, ProfileOrder, default_folder
@@ -63,11 +63,22 @@ class SlowDownRequest(msgspec.Struct, frozen=True, kw_only=True):
     forward_sleep_time: float | None = None
 
 
-_RULES = Rules(unsupported={"merge_profiles": (), "profile_stages": ()})
+_ONE_RANK = NotOffered(why="there is one rank")
+
+PROFILE_FIELDS = FieldTable(
+    title="POST /start_profile",
+    shape=ProfileRequest,
+    not_offered={
+        "merge_profiles": _ONE_RANK,
+        "profile_stages": NotOffered(why="a profile has all stages"),
+    },
+)
+LOGGING_FIELDS = FieldTable(title="POST /configure_logging", shape=LoggingRequest)
+SLOW_DOWN_FIELDS = FieldTable(title="POST /slow_down", shape=SlowDownRequest)
 
 
 async def start_profile(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request, optional=True), ProfileRequest, _RULES)
+    asked = parse(await read_json(request, optional=True), PROFILE_FIELDS)
     name = "-".join(
         part for part in (asked.profile_prefix, asked.profile_id or _stamp(), "rank0") if part
     )
@@ -115,7 +126,7 @@ async def freeze_gc(services: Services) -> Response:
 
 async def slow_down(request: Request, services: Services) -> Response:
     """Make every step longer, for tests of clients and gateways."""
-    asked = parse(await read_json(request), SlowDownRequest, Rules())
+    asked = parse(await read_json(request), SLOW_DOWN_FIELDS)
     sleep_s = asked.forward_sleep_time or 0.0
     if not 0 <= sleep_s <= MAX_SLEEP_S:
         raise InvalidRequest(
@@ -126,7 +137,7 @@ async def slow_down(request: Request, services: Services) -> Response:
 
 
 async def configure_logging(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), LoggingRequest, Rules())
+    asked = parse(await read_json(request), LOGGING_FIELDS)
     observer = services.observer
     level = asked.log_requests_level
     if level is not None and level > 3:

@@ -14,16 +14,16 @@ from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.chat import Conversation, Turn, plan_turn
 from sapwood.frontends.common.errors import json_response, ollama_body
 from sapwood.frontends.common.fields import parse
+from sapwood.frontends.common.sampling import renamed
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import EventStream, until_disconnect
 from sapwood.frontends.common.tools import ToolUse, openai_tools
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.ollama.models import check_model
 from sapwood.frontends.ollama.protocol import (
-    CHAT_RULES,
-    GENERATE_RULES,
-    MESSAGE_RULES,
-    Message,
-    OllamaChatRequest,
+    CHAT_FIELDS,
+    GENERATE_FIELDS,
+    MESSAGE_FIELDS,
     OllamaGenerateRequest,
     OllamaRequest,
 )
@@ -38,6 +38,7 @@ from sapwood.frontends.ollama.stream import (
     lines,
     whole,
 )
+from sapwood.schema.logprobs import LogprobOptions
 from sapwood.text.answer import AnswerShape
 from sapwood.text.generation import TextRequest
 
@@ -47,7 +48,7 @@ _INSTEAD = "use /api/generate with raw=true"
 
 async def chat(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
-    asked = parse(await read_json(request), OllamaChatRequest, CHAT_RULES)
+    asked = parse(await read_json(request), CHAT_FIELDS)
     check_model(services, asked.model)
     turn = None
     if asked.messages:
@@ -58,7 +59,7 @@ async def chat(request: Request, services: Services) -> Response:
 
 async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
-    asked = parse(await read_json(request), OllamaGenerateRequest, GENERATE_RULES)
+    asked = parse(await read_json(request), GENERATE_FIELDS)
     check_model(services, asked.model)
     turn = _of_prompt(asked, services) if asked.prompt else None
     return await _answer(request, services, asked, turn, generate_fields, started_s)
@@ -76,10 +77,12 @@ async def _answer(
     if turn is None:
         sampling_params(asked.options, services, asked.format)
         if asked.keep_alive in _AT_ONCE:
-            raise UnsupportedFeature(
-                "keep_alive=0 without a prompt asks to unload the model, but it stays loaded as "
-                "long as this server runs; stop the server instead",
-                param="keep_alive",
+            refuse(
+                UnsupportedFeature(
+                    "keep_alive=0 without a prompt asks to unload the model, but it stays loaded "
+                    "as long as this server runs; stop the server instead",
+                    param="keep_alive",
+                )
             )
         check_loaded(services)
         return json_response(answer.loaded())
@@ -90,12 +93,23 @@ async def _answer(
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=is_raw,
         sampling=turn.sampling,
+        logprobs=_logprobs(asked),
     )
     if asked.stream:
         return EventStream(lines(services, text_request, turn, answer), ollama_body, FRAMING)
     return json_response(
         await until_disconnect(whole(services, text_request, turn, answer), request.receive)
     )
+
+
+def _logprobs(asked: OllamaRequest) -> LogprobOptions | None:
+    """Without logprobs, Ollama takes no notice of top_logprobs."""
+    if not asked.logprobs:
+        return None
+    try:
+        return LogprobOptions(num_top=asked.top_logprobs)
+    except InvalidRequest as error:
+        raise renamed(error, {"num_top": "top_logprobs"}) from None
 
 
 def _of_prompt(asked: OllamaGenerateRequest, services: Services) -> Turn:
@@ -134,7 +148,7 @@ def _templated(
 
 def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
     where = f"messages[{position}]"
-    message = parse(given, Message, MESSAGE_RULES, where=where)
+    message = parse(given, MESSAGE_FIELDS, where=where)
     checked: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thinking is not None:
         checked["reasoning_content"] = message.thinking

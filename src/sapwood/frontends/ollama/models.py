@@ -13,7 +13,7 @@ from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.errors import json_response
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.ollama.protocol import SHOW_RULES, OllamaShowRequest
+from sapwood.frontends.ollama.protocol import SHOW_FIELDS
 from sapwood.frontends.ollama.stream import rfc3339
 
 _LATEST = ":latest"
@@ -38,7 +38,7 @@ def running(services: Services) -> dict[str, Any]:
 
 
 async def show(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), OllamaShowRequest, SHOW_RULES)
+    asked = parse(await read_json(request), SHOW_FIELDS)
     check_model(services, asked.model or asked.name)
     kind = services.model_type or "unknown"
     return json_response(

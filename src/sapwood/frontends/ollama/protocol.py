@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sapwood.frontends.common.fields import Count, Int64, Rules
+from sapwood.frontends.common.fields import Count, FieldTable, Int64, NotOffered, PenaltyWindow
 
 
 class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,6 +14,7 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     format      "json" for any JSON object, or a JSON Schema that the answer must match
     think       whether to think, or how much; left out: as the model does
+    logprobs    tell how likely each token was; top_logprobs: and that many of the likeliest ones
     keep_alive  has no effect, since the model stays loaded as long as the server runs; 0 in a
                 request without a prompt asks to unload the model, and is refused
     """
@@ -24,6 +25,8 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
     format: str | dict[str, Any] | None = None
     think: bool | Literal["low", "medium", "high", "max"] | None = None
     keep_alive: float | str | None = None
+    logprobs: bool = False
+    top_logprobs: Count = 0
 
 
 class OllamaChatRequest(OllamaRequest, frozen=True, kw_only=True):
@@ -59,9 +62,9 @@ class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
     """`options`. An absent one has the model's own default, else no restriction.
 
     num_predict     output tokens at most; -1 and -2: as many as the context leaves
-    num_ctx         the context that the client counts on, in tokens
     repeat_penalty  SamplingParams's repetition_penalty
     top_k           0 and less: all tokens
+    repeat_last_n   penalties count that many of the last tokens; 0: none, -1: all. Default: all
     seed            -1: random
     """
 
@@ -71,7 +74,7 @@ class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float | None = None
     seed: int | None = None
     num_predict: Int64 = -1
-    num_ctx: Count | None = None
+    repeat_last_n: PenaltyWindow = -1
     stop: str | list[str] = []
     repeat_penalty: float | None = None
     presence_penalty: float = 0.0
@@ -89,68 +92,82 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_id: str | None = None
 
 
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "logprobs": (),
-    "top_logprobs": (0,),
-    # Their defaults are true and shorten a prompt that is too long; here it is refused.
-    "truncate": (),
-    "shift": (),
+_NOT_SHORTENED = NotOffered(why="a prompt that is too long is refused, not cut", idle=(True,))
+
+_NOT_OFFERED: dict[str, NotOffered] = {
+    "_debug_render_only": NotOffered(why="the prompt is not told"),
+    "shift": _NOT_SHORTENED,
+    "truncate": _NOT_SHORTENED,
 }
+_NO_PICTURES = NotOffered(why="answers are texts", idle=(0,))
+_NO_IMAGES = NotOffered(why="the server takes only text")
 
-CHAT_RULES = Rules(unsupported=_UNSUPPORTED)
-
-GENERATE_RULES = Rules(
-    unsupported={
-        **_UNSUPPORTED,
-        "template": (),
-        "suffix": (),
-        "images": (),
-        "context": (),
-        "width": (),
-        "height": (),
-        "steps": (),
-    }
+CHAT_FIELDS = FieldTable(
+    title="POST /api/chat", shape=OllamaChatRequest, not_offered=_NOT_OFFERED, coerces=False
 )
 
-SHOW_RULES = Rules(
-    informational=frozenset({"verbose"}),
-    unsupported={"system": (), "template": (), "options": ()},
-)
-
-MESSAGE_RULES = Rules(
-    unsupported={
-        "images": (),
-    }
-)
-
-OPTION_RULES = Rules(
-    # How a model is laid out in memory, which the server's own options decide; and parameters of
-    # what is refused below, which alone have no effect in Ollama either.
-    informational=frozenset(
-        {
-            "num_keep",
-            "num_batch",
-            "num_gpu",
-            "main_gpu",
-            "num_thread",
-            "numa",
-            "low_vram",
-            "f16_kv",
-            "use_mmap",
-            "use_mlock",
-            "mirostat_tau",
-            "mirostat_eta",
-        }
-    ),
-    unsupported={
-        "mirostat": (0,),
-        "tfs_z": (1.0, 1),
-        "typical_p": (1.0, 1),
-        # Penalties count all tokens so far, which is Ollama's -1.
-        "repeat_last_n": (-1,),
-        "penalize_newline": (True,),
-        "vocab_only": (),
-        "logits_all": (),
-        "embedding_only": (),
+GENERATE_FIELDS = FieldTable(
+    title="POST /api/generate",
+    shape=OllamaGenerateRequest,
+    not_offered={
+        **_NOT_OFFERED,
+        "context": NotOffered(why="/api/chat takes the conversation"),
+        "height": _NO_PICTURES,
+        "images": _NO_IMAGES,
+        "steps": _NO_PICTURES,
+        "suffix": NotOffered(why="the model only goes on with a text"),
+        "template": NotOffered(why="the server has one; raw takes a prompt as it is"),
+        "width": _NO_PICTURES,
     },
+    coerces=False,
+)
+
+_MODELFILE = NotOffered(why="there is no Modelfile whose settings it would replace")
+
+SHOW_FIELDS = FieldTable(
+    title="POST /api/show",
+    shape=OllamaShowRequest,
+    changes_nothing={"verbose": "the answer has all there is"},
+    not_offered={"options": _MODELFILE, "system": _MODELFILE, "template": _MODELFILE},
+    coerces=False,
+)
+
+MESSAGE_FIELDS = FieldTable(
+    title="messages[] of /api/chat",
+    shape=Message,
+    not_offered={"images": _NO_IMAGES},
+    coerces=False,
+)
+
+_LAYOUT = "the server's own options say how the model lies in memory"
+_MIROSTAT = "a parameter of mirostat, which another field turns on"
+
+OPTION_FIELDS = FieldTable(
+    title="options of /api/chat and /api/generate",
+    shape=OptionFields,
+    changes_nothing={
+        "f16_kv": _LAYOUT,
+        "low_vram": _LAYOUT,
+        "main_gpu": _LAYOUT,
+        "mirostat_eta": _MIROSTAT,
+        "mirostat_tau": _MIROSTAT,
+        "num_batch": _LAYOUT,
+        "num_ctx": "the server's --context-length holds; a longer prompt is refused",
+        "num_gpu": _LAYOUT,
+        "num_keep": "a context that is full ends the answer",
+        "num_thread": _LAYOUT,
+        "numa": _LAYOUT,
+        "penalize_newline": "Ollama's newer versions do not read it either",
+        "use_mlock": _LAYOUT,
+        "use_mmap": _LAYOUT,
+    },
+    not_offered={
+        "embedding_only": NotOffered(why="the server generates"),
+        "logits_all": NotOffered(why="logprobs and top_logprobs tell what there is"),
+        "mirostat": NotOffered(why="there is no such sampler", idle=(0,)),
+        "tfs_z": NotOffered(why="there is no such sampler", idle=(1.0,)),
+        "typical_p": NotOffered(why="there is no such sampler", idle=(1.0,)),
+        "vocab_only": NotOffered(why="the whole model is loaded"),
+    },
+    coerces=False,
 )

@@ -8,7 +8,7 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.sampling import over_defaults, renamed, stop_strings
 from sapwood.frontends.common.services import Services
-from sapwood.frontends.ollama.protocol import OPTION_RULES, OptionFields
+from sapwood.frontends.ollama.protocol import OPTION_FIELDS
 from sapwood.schema.grammar import Grammar, json_object, json_schema
 from sapwood.schema.sampling import SamplingParams
 
@@ -22,15 +22,10 @@ def sampling_params(
 ) -> SamplingParams:
     """The sampling parameters of a request.
 
-    num_ctx may be less than the server's context, but not more.
-
     answer_format  the request's field `format`
-    Raises         InvalidRequest, which names options.<field>; EngineUnavailable if num_ctx comes
-                   before the engine has reported its context length
+    Raises         InvalidRequest, which names options.<field>
     """
-    fields = parse(options, OptionFields, OPTION_RULES, where="options")
-    if fields.num_ctx is not None:
-        _check_context(fields.num_ctx, services.engine.info.context_length)
+    fields = parse(options, OPTION_FIELDS, where="options")
     all_tokens = fields.top_k is not None and fields.top_k <= 0
     chosen = over_defaults(
         services.default_sampling,
@@ -45,6 +40,7 @@ def sampling_params(
             max_new_tokens=None if fields.num_predict in _UNLIMITED else fields.num_predict,
             frequency_penalty=fields.frequency_penalty,
             presence_penalty=fields.presence_penalty,
+            penalty_window=fields.repeat_last_n,
             seed=None if fields.seed == -1 else fields.seed,
             stop=stop_strings(fields.stop),
             grammar=_grammar(answer_format),
@@ -64,12 +60,3 @@ def _grammar(answer_format: str | dict[str, Any] | None) -> Grammar | None:
             f'format is {answer_format!r} but must be "json" or a JSON Schema', param="format"
         )
     return json_object()
-
-
-def _check_context(asked: int, limit: int) -> None:
-    if asked > limit:
-        raise InvalidRequest(
-            f"num_ctx is {asked} but this server's context has {limit} tokens; ask for at most "
-            "that, or start the server with a larger --context-length",
-            param="options.num_ctx",
-        )

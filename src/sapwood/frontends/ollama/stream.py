@@ -11,13 +11,17 @@ import orjson
 
 from sapwood.base.errors import EngineUnavailable, SapwoodError
 from sapwood.frontends.common.chat import Turn
+from sapwood.frontends.common.encoded_lists import EncodedList
 from sapwood.frontends.common.errors import ollama_body
 from sapwood.frontends.common.generate import Choice, generate
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import Framing
+from sapwood.frontends.common.token_entries import token_entries
+from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.text.events import Answer as Whole
 from sapwood.text.events import AnswerBuilder, Content, Event, Reasoning, ToolCall
 from sapwood.text.generation import TextChunk, TextRequest
+from sapwood.text.token_names import TokenNames
 
 PartFields = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
 """Makes an answer's fields for content, thinking and calls, which differ for chat and generate."""
@@ -75,23 +79,32 @@ class Answer:
             self._first_s = self._clock.now_s()
         self._so_far.count(chunk)
 
-    def part(self, new: Sequence[Event]) -> dict[str, Any] | None:
-        """The line for these events; None if there is nothing in them to send."""
+    def part(
+        self, new: Sequence[Event], logprobs: EncodedList | None = None
+    ) -> dict[str, Any] | None:
+        """The line for these events; None if there is nothing in them to send.
+
+        logprobs  those of the tokens that the events came with
+        """
         parts = AnswerBuilder()
         for event in new:
             # A call is sent whole, so its pieces are kept until it is complete.
             (parts if isinstance(event, Content | Reasoning) else self._calls).add(event)
         text, all_calls = parts.built(), self._calls.built().calls
         calls, self._num_calls = all_calls[self._num_calls :], len(all_calls)
-        if not (text.content or text.reasoning or calls):
+        if not (text.content or text.reasoning or calls or logprobs is not None):
             return None
         shown = [_call(call) for call in calls]
-        return self._head(text.content, text.reasoning, shown) | {"done": False}
+        head = self._head(text.content, text.reasoning, shown) | {"done": False}
+        return head if logprobs is None else head | {"logprobs": logprobs.json}
 
-    def last(self, whole: Whole | None = None) -> dict[str, Any]:
+    def last(
+        self, whole: Whole | None = None, logprobs: EncodedList | None = None
+    ) -> dict[str, Any]:
         """The last line of the answer, after its last chunk was counted.
 
-        whole  the whole answer, if it was not streamed
+        whole     the whole answer, if it was not streamed
+        logprobs  those of all its tokens, if they were asked for
         """
         so_far, finish = self._so_far, self._so_far.finish
         assert finish is not None
@@ -99,7 +112,11 @@ class Answer:
         now_s = self._clock.now_s()
         prompt_s = self._first_s - self._started_s - so_far.queue_time_s
         shown = whole or Whole()
-        return self._head(shown.content, shown.reasoning, [_call(call) for call in shown.calls]) | {
+        calls = [_call(call) for call in shown.calls]
+        head = self._head(shown.content, shown.reasoning, calls)
+        if logprobs is not None:
+            head["logprobs"] = logprobs.json
+        return head | {
             "done": True,
             "done_reason": finish.kind,
             "total_duration": _ns(now_s - self._started_s),
@@ -139,7 +156,10 @@ async def lines(
     async with aclosing(generate(services, [request])) as chunks:
         async for _, chunk in chunks:
             answer.count(chunk)
-            part = answer.part(sample.add(chunk))
+            logprobs = None
+            if chunk.logprobs is not None:
+                logprobs = await _entries(services, request, chunk.token_ids, chunk.logprobs)
+            part = answer.part(sample.add(chunk), logprobs)
             encoded = b"" if part is None else line(part)
             if chunk.finish is not None:
                 encoded += line(answer.last())
@@ -151,11 +171,24 @@ async def whole(
     services: Services, request: TextRequest, turn: Turn, answer: Answer
 ) -> dict[str, Any]:
     sample = turn.sample()
-    async with aclosing(generate(services, [request])) as chunks:
+    so_far = Choice()
+    async with aclosing(generate(services, [request], keeps_logprobs=True)) as chunks:
         async for _, chunk in chunks:
             answer.count(chunk)
+            so_far.add(chunk)
             sample.add(chunk)
-    return answer.last(sample.answer)
+    if request.logprobs is None:
+        return answer.last(sample.answer)
+    values = TokenLogprobs.joined(so_far.logprobs) if so_far.logprobs else TokenLogprobs()
+    return answer.last(sample.answer, await _entries(services, request, so_far.token_ids, values))
+
+
+async def _entries(
+    services: Services, request: TextRequest, token_ids: Sequence[int], values: TokenLogprobs
+) -> EncodedList:
+    assert request.logprobs is not None, "log probabilities were asked for"
+    names = TokenNames(services.tokenizer.texts)
+    return await token_entries(names, token_ids, values, request.logprobs.num_per_token)
 
 
 def _ns(duration_s: float) -> int:

@@ -20,12 +20,10 @@ from sapwood.frontends.common.sse import EventStream, until_disconnect
 from sapwood.frontends.common.tools import openai_tool_use
 from sapwood.frontends.openai.logprobs import chat_options, choice_logprobs
 from sapwood.frontends.openai.protocol import (
-    CHAT_RULES,
-    MESSAGE_RULES,
-    PART_RULES,
+    CHAT_FIELDS,
+    MESSAGE_FIELDS,
+    PART_FIELDS,
     ChatRequest,
-    Message,
-    TextPart,
 )
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
@@ -45,7 +43,7 @@ from sapwood.text.generation import TextRequest
 
 
 async def chat_completions(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), ChatRequest, CHAT_RULES)
+    asked = parse(await read_json(request), CHAT_FIELDS)
     services.check_model(asked.model)
     check_stream_options(asked)
     turn = to_turn(asked, services)
@@ -149,7 +147,7 @@ def to_text_request(asked: ChatRequest, turn: Turn) -> TextRequest:
         request_id=request_id,
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
-        add_special_tokens=False,
+        add_special_tokens=asked.add_special_tokens is True,
         sampling=turn.sampling,
         logprobs=chat_options(asked),
         return_hidden_states=asked.return_hidden_states,
@@ -172,7 +170,7 @@ def _max_tokens(asked: ChatRequest) -> tuple[int | None, str]:
 def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
     """One message in the template's form, its fields checked."""
     where = f"messages[{position}]"
-    message = parse(given, Message, MESSAGE_RULES, where=where)
+    message = parse(given, MESSAGE_FIELDS, where=where)
     if message.content is None and not message.tool_calls:
         raise InvalidRequest(f"{where}.content is required", param=f"{where}.content")
     checked: dict[str, Any] = {"role": message.role}
@@ -198,4 +196,4 @@ def _text_part(given: dict[str, Any], where: str) -> dict[str, str]:
             f"{where} is of type {kind!r}, but this server takes only parts of type 'text'",
             param=where,
         )
-    return {"type": "text", "text": parse(given, TextPart, PART_RULES, where=where).text}
+    return {"type": "text", "text": parse(given, PART_FIELDS, where=where).text}

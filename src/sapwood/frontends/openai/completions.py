@@ -15,8 +15,9 @@ from sapwood.frontends.common.generate import collect
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.common.sse import EventStream, until_disconnect
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.openai.logprobs import choice_logprobs, completion_options
-from sapwood.frontends.openai.protocol import COMPLETION_RULES, CompletionRequest
+from sapwood.frontends.openai.protocol import COMPLETION_FIELDS, CompletionRequest
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
     namespace,
@@ -38,7 +39,7 @@ Prompt = str | list[int]
 
 
 async def completions(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), CompletionRequest, COMPLETION_RULES)
+    asked = parse(await read_json(request), COMPLETION_FIELDS)
     services.check_model(asked.model)
     check_stream_options(asked)
     key = routing_key(request, asked.routing_key)
@@ -89,9 +90,11 @@ def to_text_requests(
     key  the routing key of all these requests
     """
     if asked.best_of is not None and asked.best_of != asked.n:
-        raise UnsupportedFeature(
-            f"best_of is {asked.best_of} but must equal n, which is {asked.n}; leave it out",
-            param="best_of",
+        refuse(
+            UnsupportedFeature(
+                f"best_of is {asked.best_of} but must equal n, which is {asked.n}; leave it out",
+                param="best_of",
+            )
         )
     prompts = _prompts(asked.prompt)
     answer_id, ids = request_ids(asked, len(prompts), "cmpl")
@@ -102,6 +105,7 @@ def to_text_requests(
         TextRequest(
             request_id=request_id,
             prompt=prompt,
+            add_special_tokens=asked.add_special_tokens is not False,
             sampling=sampling,
             logprobs=logprobs,
             return_hidden_states=asked.return_hidden_states,

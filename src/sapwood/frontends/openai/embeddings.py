@@ -19,7 +19,8 @@ from sapwood.frontends.common.embed import (
     texts_of,
 )
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Count, Int64, Rules, TokenId, parse
+from sapwood.frontends.common.fields import Count, FieldTable, Int64, NotOffered, TokenId, parse
+from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
@@ -61,14 +62,20 @@ class EmbeddingsResponse(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
 
 
-EMBEDDINGS_RULES = Rules(
-    informational=frozenset({"user"}),
-    unsupported={"lora_path": (), "data_parallel_rank": ()},
+EMBEDDINGS_FIELDS = FieldTable(
+    title="POST /v1/embeddings",
+    shape=EmbeddingsRequest,
+    changes_nothing={**BOOKKEEPING, **CLIENT},
+    not_offered={
+        **PLACEMENT,
+        "add_special_tokens": NotOffered(why="the tokenizer adds them", idle=(True,)),
+        "truncate_prompt_tokens": NotOffered(why="a text that is too long is refused, not cut"),
+    },
 )
 
 
 async def embeddings(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), EmbeddingsRequest, EMBEDDINGS_RULES)
+    asked = parse(await read_json(request), EMBEDDINGS_FIELDS)
     services.check_model(asked.model)
     services.check_task("embed")
     check_dimensions(services, asked.dimensions)

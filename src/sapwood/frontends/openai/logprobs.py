@@ -9,6 +9,7 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.encoded_lists import EncodedList, in_pieces
 from sapwood.frontends.common.generate import Choice
 from sapwood.frontends.common.sampling import renamed
+from sapwood.frontends.common.token_entries import token_entries
 from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.text.detokenizer import IncrementalDetokenizer
@@ -82,33 +83,14 @@ async def _told(
     assert request.logprobs is not None, "log probabilities were asked for"
     names = TokenNames(tokenizer.texts)
     if kind == "chat":
-        return await _chat(names, told.token_ids, values, request.logprobs.num_per_token)
+        entries = await token_entries(names, told.token_ids, values, request.logprobs.num_per_token)
+        return {"content": entries.json, "refusal": None}
     lists = _Lists(names, request.logprobs)
     if told.prompt is not None:
         offsets = _offsets(request, tokenizer, told.prompt.token_ids)
         await lists.add_prompt(told.prompt, offsets)
     await lists.add(told.token_ids, [len(opening) + offset for offset in told.offsets], values)
     return lists.fields()
-
-
-async def _chat(
-    names: TokenNames, token_ids: Sequence[int], values: TokenLogprobs, num_per_token: int
-) -> dict[str, object]:
-    def entry(token_id: int, logprob: float) -> dict[str, object]:
-        raw = names.raw(token_id)
-        return {"token": names.name(token_id), "bytes": list(raw), "logprob": logprob}
-
-    content = EncodedList()
-    async for _, ids, part in in_pieces(token_ids, values, num_per_token):
-        positions = zip(ids, part.of_tokens(), part.of_likeliest(), strict=True)
-        content.extend(
-            [
-                entry(token_id, logprob)
-                | {"top_logprobs": [entry(likely_id, likely) for likely, likely_id in likeliest]}
-                for token_id, logprob, likeliest in positions
-            ]
-        )
-    return {"content": content.json, "refusal": None}
 
 
 class _Lists:

@@ -9,7 +9,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from sapwood.frontends.common.fields import Count, Int64, NumSamples, Rules, TokenId
+from sapwood.frontends.common.fields import (
+    Alias,
+    Count,
+    FieldTable,
+    Int64,
+    NotOffered,
+    NumSamples,
+    PenaltyWindow,
+    TokenId,
+)
+from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, GENERATION, IMAGE_SIZES
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -25,13 +35,28 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     continuous_usage_stats: bool = False
 
 
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's field of that name; at most one of them may be set."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    structural_tag: str | dict[str, Any] | None = None
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The common fields of chat completions and completions.
 
     Sampling fields mean the same as in SamplingParams; max_tokens and min_tokens are max_new_tokens
     and min_new_tokens there. At most one field may constrain the output: response_format, SGLang's
-    json_schema, regex, ebnf and structural_tag, or one of vLLM's guided_*.
+    json_schema, regex, ebnf and structural_tag, vLLM's structured_outputs, or one of its older
+    guided_*.
 
+    add_special_tokens     whether the tokenizer adds BOS or EOS; default: to completions only,
+                           since chat templates write them
+    repeat_last_n          penalties count that many of the last tokens; 0: none, -1: all
     cache_salt, extra_key  prompts share cached prefixes only if both fields agree
     return_hidden_states   answer with the hidden state of the last computed token
     """
@@ -49,6 +74,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repeat_last_n: PenaltyWindow = -1
     logit_bias: dict[TokenId, float] = {}
     seed: int | None = None
     stop: str | list[str] = []
@@ -75,6 +101,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     guided_regex: str | None = None
     guided_grammar: str | None = None
     guided_choice: list[str] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    add_special_tokens: bool | None = None
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -135,47 +163,181 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-_INFORMATIONAL = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-    }
-)
+_NO_MEDIA = "the field is about images and sound, and there are none"
+_OTHER_SAMPLER = "a parameter of a sampler that is off unless another field turns it on"
+_ONE_SAMPLER = "there is no such sampler"
+_NO_BEAMS = "there is no beam search"
+_NO_IDS = "answers have texts; /generate has token ids too"
 
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "lora_path": (),
-    "session_params": (),
-    "return_routed_experts": (),
-    "custom_labels": (),
-    "data_parallel_rank": (),
-    "bootstrap_host": (),
-    "bootstrap_port": (),
-    "bootstrap_room": (),
+_CHANGES_NOTHING: dict[str, str] = {
+    **BOOKKEEPING,
+    **CLIENT,
+    **IMAGE_SIZES,
+    # vLLM
+    "truncation_side": "prompts are not cut",
+    "guided_decoding_backend": "the server's options choose it",
+    "media_io_kwargs": _NO_MEDIA,
+    "mm_processor_kwargs": _NO_MEDIA,
+    # llama.cpp's server
+    "cache_prompt": "the prefix cache is always on, and changes no answer",
+    "dry_allowed_length": _OTHER_SAMPLER,
+    "dry_base": _OTHER_SAMPLER,
+    "dry_penalty_last_n": _OTHER_SAMPLER,
+    "dry_sequence_breakers": _OTHER_SAMPLER,
+    "dynatemp_exponent": _OTHER_SAMPLER,
+    "id_slot": "requests share the cache, whatever their slot",
+    "mirostat_eta": _OTHER_SAMPLER,
+    "mirostat_tau": _OTHER_SAMPLER,
+    "n_cache_reuse": "a rule of llama.cpp's cache",
+    "speculative.n_max": "speculation changes no answer",
+    "speculative.n_min": "speculation changes no answer",
+    "speculative.p_min": "speculation changes no answer",
+    "sse_ping_interval": "streams have no pings",
+    "xtc_threshold": _OTHER_SAMPLER,
 }
 
-COMPLETION_RULES = Rules(informational=_INFORMATIONAL, unsupported={**_UNSUPPORTED, "suffix": ()})
+_CHAIN = ["dry", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
+_LLAMA_CPP_SAMPLERS = (_CHAIN, ["penalties", "dry", "top_n_sigma", *_CHAIN[1:]])
+"""Defaults of older and newer versions, which clients send along; they ask for nothing else."""
 
-CHAT_RULES = Rules(
-    informational=_INFORMATIONAL,
-    unsupported={
-        **_UNSUPPORTED,
-        "functions": (),
-        "function_call": ("none",),
-        "modalities": (["text"],),
-        "audio": (),
-        "prediction": (),
-        "web_search_options": (),
-        "verbosity": (),
+_LEFT_OUT: dict[str, tuple[object, ...]] = {"max_tokens": (-1,)}
+
+_NOT_OFFERED: dict[str, NotOffered] = {
+    **GENERATION,
+    "moderation": NotOffered(why="nothing is moderated"),
+    # vLLM
+    "allowed_token_ids": NotOffered(why="a grammar says what may be written"),
+    "bad_words": NotOffered(why="logit_bias keeps tokens away"),
+    "early_stopping": NotOffered(why=_NO_BEAMS),
+    "ec_transfer_params": NotOffered(why="encoding and decoding are not apart here"),
+    "guided_whitespace_pattern": NotOffered(why="the grammar's backend chooses the white space"),
+    "kv_transfer_params": NotOffered(why="prefill and decoding are not apart here"),
+    "length_penalty": NotOffered(why=_NO_BEAMS, idle=(1.0,)),
+    "logits_processors": NotOffered(why="custom_logit_processor names one"),
+    "prompt_logprobs": NotOffered(why="completions with echo and logprobs have them"),
+    "repetition_detection": NotOffered(why="repetition_penalty works against them"),
+    "return_assistant_tokens_mask": NotOffered(why=_NO_IDS),
+    "return_prompt_text": NotOffered(why="answers do not repeat the prompt"),
+    "return_token_offsets": NotOffered(why=_NO_IDS),
+    "return_token_ids": NotOffered(why=_NO_IDS),
+    "return_tokens_as_token_ids": NotOffered(why=_NO_IDS),
+    "truncate_prompt_tokens": NotOffered(why="a prompt that is too long is refused, not cut"),
+    "use_beam_search": NotOffered(why=_NO_BEAMS),
+    "vllm_xargs": NotOffered(why="they are for vLLM's plugins"),
+    # llama.cpp's server
+    "dry_multiplier": NotOffered(why=_ONE_SAMPLER, idle=(0.0,)),
+    "dynatemp_range": NotOffered(why=_ONE_SAMPLER, idle=(0.0,)),
+    "lora": NotOffered(why="the server has no LoRA adapters"),
+    "min_keep": NotOffered(why=_ONE_SAMPLER, idle=(0,)),
+    "mirostat": NotOffered(why=_ONE_SAMPLER, idle=(0,)),
+    "n_discard": NotOffered(why="a context that is full ends the answer", idle=(0,)),
+    "n_indent": NotOffered(why="it is for code infilling", idle=(0,)),
+    "n_keep": NotOffered(why="a context that is full ends the answer", idle=(0, -1)),
+    "n_probs": NotOffered(why="logprobs and top_logprobs have them", idle=(0,)),
+    "post_sampling_probs": NotOffered(why="log probabilities are the model's own"),
+    "response_fields": NotOffered(why="answers have all their fields"),
+    "return_progress": NotOffered(why="events begin with the first token"),
+    "return_tokens": NotOffered(why=_NO_IDS),
+    "samplers": NotOffered(why="their order is fixed", idle=_LLAMA_CPP_SAMPLERS),
+    "t_max_predict_ms": NotOffered(why="max_tokens bounds an answer", idle=(0, -1)),
+    "t_max_prompt_ms": NotOffered(why="max_tokens bounds an answer", idle=(0, -1)),
+    "timings_per_token": NotOffered(why="/metrics has times"),
+    "top_n_sigma": NotOffered(why=_ONE_SAMPLER, idle=(-1.0,)),
+    "typical_p": NotOffered(why=_ONE_SAMPLER, idle=(1.0,)),
+    "xtc_probability": NotOffered(why=_ONE_SAMPLER, idle=(0.0,)),
+}
+
+_ALIASES: dict[str, Alias] = {
+    "grammar": Alias(of="ebnf", idle=("",)),
+    "include_stop_str_in_output": Alias(of="no_stop_trim"),
+    "n_predict": Alias(of="max_tokens", idle=(-1, -2)),
+    "repeat_penalty": Alias(of="repetition_penalty"),
+    "request_id": Alias(of="rid", idle=("",)),
+}
+
+STREAM_OPTIONS_FIELDS = FieldTable(
+    title="stream_options of /v1/chat/completions and /v1/completions",
+    shape=StreamOptions,
+    changes_nothing={"include_obfuscation": "events are never padded"},
+)
+
+STRUCTURED_OUTPUTS_FIELDS = FieldTable(
+    title="structured_outputs of /v1/chat/completions and /v1/completions",
+    shape=StructuredOutputs,
+    not_offered={
+        "disable_additional_properties": NotOffered(why="the schema says whether there are any"),
+        "disable_any_whitespace": NotOffered(why="the grammar's backend chooses the white space"),
+        "disable_fallback": NotOffered(why="the server's options choose the backend"),
+        "whitespace_pattern": NotOffered(why="the grammar's backend chooses the white space"),
     },
 )
 
-MESSAGE_RULES = Rules(
-    unsupported={"audio": (), "function_call": (), "refusal": (), "annotations": ()}
+_NESTED: dict[str, FieldTable[Any]] = {
+    "stream_options": STREAM_OPTIONS_FIELDS,
+    "structured_outputs": STRUCTURED_OUTPUTS_FIELDS,
+}
+
+COMPLETION_FIELDS = FieldTable(
+    title="POST /v1/completions",
+    shape=CompletionRequest,
+    left_out=_LEFT_OUT,
+    aliases=_ALIASES,
+    changes_nothing=_CHANGES_NOTHING,
+    not_offered={
+        **_NOT_OFFERED,
+        "prompt_embeds": NotOffered(why="/generate takes input_embeds"),
+        "suffix": NotOffered(why="the model only goes on with a text"),
+    },
+    nested=_NESTED,
 )
 
-PART_RULES = Rules(unsupported={"cache_control": ()})
+CHAT_FIELDS = FieldTable(
+    title="POST /v1/chat/completions",
+    shape=ChatRequest,
+    left_out=_LEFT_OUT,
+    aliases={
+        **_ALIASES,
+        "thinking_budget_tokens": Alias(of="thinking_budget", idle=(-1,)),
+        "thinking_token_budget": Alias(of="thinking_budget"),
+    },
+    changes_nothing={
+        **_CHANGES_NOTHING,
+        "prediction": "a guess of the answer only makes it faster",
+    },
+    not_offered={
+        **_NOT_OFFERED,
+        "audio": NotOffered(why="answers are texts"),
+        "chat_template": NotOffered(why="the server has one; start it with --chat-template"),
+        "echo": NotOffered(why="completions have it"),
+        "function_call": NotOffered(why="send tool_choice", idle=("none", "auto")),
+        "functions": NotOffered(why="send tools"),
+        "include_reasoning": NotOffered(why="clients leave it out", idle=(True,)),
+        "modalities": NotOffered(why="answers are texts", idle=(["text"],)),
+        "parse_tool_calls": NotOffered(why="calls are always parsed", idle=(True,)),
+        "reasoning_format": NotOffered(
+            why="separate_reasoning says whether it is apart", idle=("auto", "deepseek")
+        ),
+        "thinking_forced_open": NotOffered(why="the chat template says so"),
+        "verbosity": NotOffered(why="templates have no such word", idle=("medium",)),
+        "web_search_options": NotOffered(why="the server does not search"),
+    },
+    nested=_NESTED,
+)
+
+MESSAGE_FIELDS = FieldTable(
+    title="messages[] of /v1/chat/completions",
+    shape=Message,
+    aliases={"reasoning": Alias(of="reasoning_content")},
+    not_offered={
+        "annotations": NotOffered(why="templates have no place for them"),
+        "audio": NotOffered(why="the server takes only text"),
+        "function_call": NotOffered(why="send tool_calls"),
+        "refusal": NotOffered(why="send it as content"),
+    },
+)
+
+PART_FIELDS = FieldTable(
+    title="messages[].content[] of /v1/chat/completions",
+    shape=TextPart,
+    changes_nothing={"cache_control": "prefixes are always cached"},
+)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
+
+import msgspec
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.grammar import chosen_grammar
@@ -25,6 +28,9 @@ def sampling_params(
         value = getattr(asked, name)
         if value is not None:
             chosen[name] = value
+    if asked.top_k == 0:
+        # vLLM's and llama.cpp's word for all tokens.
+        chosen["top_k"] = -1
     grammar = chosen_grammar(
         asked.response_format,
         json_schema=asked.json_schema,
@@ -35,6 +41,7 @@ def sampling_params(
         guided_regex=asked.guided_regex,
         guided_grammar=asked.guided_grammar,
         guided_choice=asked.guided_choice,
+        **_structured(asked),
     )
     try:
         return SamplingParams(
@@ -42,6 +49,7 @@ def sampling_params(
             min_new_tokens=asked.min_tokens,
             frequency_penalty=asked.frequency_penalty,
             presence_penalty=asked.presence_penalty,
+            penalty_window=asked.repeat_last_n,
             logit_bias=asked.logit_bias,
             seed=asked.seed,
             stop=stop_strings(asked.stop),
@@ -52,13 +60,24 @@ def sampling_params(
             skip_special_tokens=asked.skip_special_tokens,
             spaces_between_special_tokens=asked.spaces_between_special_tokens,
             custom_logit_processor=asked.custom_logit_processor,
-            custom_params=asked.custom_params,
+            # Without a processor they are parameters of nothing.
+            custom_params=asked.custom_params if asked.custom_logit_processor else {},
             grammar=grammar,
             **chosen,  # type: ignore[arg-type]
         )
     except InvalidRequest as error:
         names = {"max_new_tokens": limit_name, "min_new_tokens": "min_tokens"}
         raise renamed(error, names) from None
+
+
+def _structured(asked: GenerationRequest) -> dict[str, Any]:
+    """vLLM's structured_outputs, by the names that `chosen_grammar` knows."""
+    if asked.structured_outputs is None:
+        return {}
+    given = msgspec.structs.asdict(asked.structured_outputs)
+    # False asks for nothing, and None is for fields that are absent.
+    given["json_object"] = given["json_object"] or None
+    return {f"structured_outputs.{name}": value for name, value in given.items()}
 
 
 def namespace(asked: GenerationRequest) -> str:

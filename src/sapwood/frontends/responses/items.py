@@ -7,14 +7,13 @@ from typing import Any
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.fields import parse
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.responses.protocol import (
-    ITEM_RULES,
-    PART_RULES,
-    CallItem,
-    CallOutputItem,
-    MessageItem,
-    Part,
-    ReasoningItem,
+    CALL_FIELDS,
+    CALL_OUTPUT_FIELDS,
+    MESSAGE_FIELDS,
+    PART_FIELDS,
+    REASONING_ITEM_FIELDS,
 )
 from sapwood.frontends.responses.store import new_id
 
@@ -101,20 +100,28 @@ def _checked(given: Any, where: str) -> Item:
     kind = given.get("type") or "message"
     item: Item
     if kind == "message":
-        message = parse(given, MessageItem, ITEM_RULES, where=where)
+        message = parse(given, MESSAGE_FIELDS, where=where)
         kept_as = "output_text" if message.role == "assistant" else "input_text"
         content = _parts(message.content, f"{where}.content", kept_as)
         item = {"role": message.role, "content": content}
     elif kind == "function_call":
-        call = parse(given, CallItem, ITEM_RULES, where=where)
+        call = parse(given, CALL_FIELDS, where=where)
         item = {"call_id": call.call_id, "name": call.name, "arguments": call.arguments}
     elif kind == "function_call_output":
-        output = parse(given, CallOutputItem, ITEM_RULES, where=where)
+        output = parse(given, CALL_OUTPUT_FIELDS, where=where)
         is_text = isinstance(output.output, str)
         kept = output.output if is_text else _parts(output.output, f"{where}.output", "input_text")
         item = {"call_id": output.call_id, "output": kept}
     elif kind == "reasoning":
-        reasoning = parse(given, ReasoningItem, ITEM_RULES, where=where)
+        reasoning = parse(given, REASONING_ITEM_FIELDS, where=where)
+        if reasoning.encrypted_content and not reasoning.content:
+            refuse(
+                UnsupportedFeature(
+                    f"{where}.encrypted_content can only be read by OpenAI's servers; send the "
+                    "item's content, or leave the item out",
+                    param=f"{where}.encrypted_content",
+                )
+            )
         content = _parts(reasoning.content, f"{where}.content", "reasoning_text")
         item = {"summary": [], "content": content}
     else:
@@ -145,5 +152,5 @@ def _text(given: Any, where: str) -> str:
         raise UnsupportedFeature(
             f"{where} is of type {kind!r}, but this server takes only text", param=where
         )
-    part = parse(given, Part, PART_RULES, where=where)
+    part = parse(given, PART_FIELDS, where=where)
     return part.text or part.refusal

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from sapwood.frontends.common.fields import Count, Int64, Rules
+from sapwood.frontends.common.fields import (
+    Alias,
+    Count,
+    FieldTable,
+    Int64,
+    NotOffered,
+    TokenId,
+)
+from sapwood.frontends.common.peer_fields import BOOKKEEPING, GENERATION
+from sapwood.frontends.openai.protocol import STRUCTURED_OUTPUTS_FIELDS, StructuredOutputs
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 Metadata = Annotated[
     dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
@@ -14,10 +25,8 @@ Metadata = Annotated[
 ]
 
 
-class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of a stream. include_obfuscation has no effect: events are never padded here."""
-
-    include_obfuscation: Literal[False] = False
+class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of a stream, none of which has an effect here."""
 
 
 class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +39,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     store                 whether the response is kept, so that it can be read and continued;
                           default: true if the server has a store
     background            answer at once, and generate later; needs the store
+    truncation            "auto" is taken, but a conversation that is too long is refused either way
     top_logprobs          alternatives per output token, with include "message.output_text.logprobs"
     stop … cache_salt     as in chat completions
     """
@@ -53,7 +63,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool | None = None
     metadata: Metadata = {}
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -66,11 +76,15 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     seed: int | None = None
     min_tokens: Count | None = None
+    logit_bias: dict[TokenId, float] = {}
+    skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
     ignore_eos: bool = False
     priority: Int64 | None = None
     routing_key: str = ""
     extra_key: str = ""
     cache_salt: str = ""
+    no_stop_trim: bool = False
 
 
 PASSED_ON = (
@@ -90,22 +104,67 @@ PASSED_ON = (
     "extra_key",
     "cache_salt",
     "parallel_tool_calls",
+    "logit_bias",
+    "skip_special_tokens",
+    "structured_outputs",
+    "no_stop_trim",
 )
 """Fields that mean the same in chat completions."""
 
 LOGPROBS = "message.output_text.logprobs"
-INCLUDABLE = frozenset({LOGPROBS})
+INCLUDED_ANYWAY = frozenset(
+    {
+        # A reasoning item has its text, which can be sent back.
+        "reasoning.encrypted_content",
+        # Of items that no answer has here.
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    }
+)
+"""Entries of `include` that change nothing."""
 
-REQUEST_RULES = Rules(
-    # This limits calls to tools that OpenAI runs itself; there are none here.
-    informational=frozenset({"max_tool_calls", "prompt_cache_retention", "prompt_cache_options"}),
-    unsupported={
-        "conversation": (),
-        "prompt": (),
-        "moderation": (),
-        "context_management": (),
-        "access_programs": (),
-        "image": (),
+STREAM_OPTIONS_FIELDS = FieldTable(
+    title="stream_options of /v1/responses",
+    shape=ResponseStreamOptions,
+    changes_nothing={
+        "include_obfuscation": "events are never padded",
+        "include_usage": "the last event has the usage",
+    },
+)
+
+REQUEST_FIELDS = FieldTable(
+    title="POST /v1/responses",
+    shape=ResponsesRequest,
+    aliases={"include_stop_str_in_output": Alias(of="no_stop_trim")},
+    changes_nothing={
+        **{name: why for name, why in BOOKKEEPING.items() if name != "background"},
+        "max_tool_calls": "a limit on the tools of OpenAI's servers, and there are none",
+        "mm_processor_kwargs": "the field is about images, and there are none",
+        "prompt_cache_options": "prefixes are always cached",
+        "prompt_cache_retention": "prefixes are always cached",
+        "request_id": "the server makes a response's id",
+    },
+    not_offered={
+        **GENERATION,
+        "access_programs": NotOffered(why="the server runs no tools"),
+        "background_options": NotOffered(why="all responses in the background are alike"),
+        "context_management": NotOffered(why="a conversation is never shortened"),
+        "conversation": NotOffered(why="send previous_response_id"),
+        "enable_response_messages": NotOffered(why="a response has items only"),
+        "image": NotOffered(why="answers are texts"),
+        "kv_transfer_params": NotOffered(why="prefill and decoding are not apart here"),
+        "moderation": NotOffered(why="nothing is moderated"),
+        "previous_input_messages": NotOffered(why="send previous_response_id or input"),
+        "prompt": NotOffered(why="there are no prompt templates here"),
+        "vllm_xargs": NotOffered(why="they are for vLLM's plugins"),
+    },
+    nested={
+        "stream_options": STREAM_OPTIONS_FIELDS,
+        "structured_outputs": STRUCTURED_OUTPUTS_FIELDS,
     },
 )
 
@@ -116,7 +175,11 @@ class TextFields(msgspec.Struct, frozen=True, kw_only=True):
     format: dict[str, Any] = {}
 
 
-TEXT_RULES = Rules(unsupported={"verbosity": ("medium",)})
+TEXT_FIELDS = FieldTable(
+    title="text of /v1/responses",
+    shape=TextFields,
+    not_offered={"verbosity": NotOffered(why="templates have no such word", idle=("medium",))},
+)
 
 
 class ReasoningFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,9 +188,17 @@ class ReasoningFields(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
 
 
-# The whole reasoning is sent, not a summary.
-REASONING_RULES = Rules(
-    unsupported={"summary": ("auto",), "generate_summary": ("auto",), "context": ("auto",)}
+_NO_SUMMARY = NotOffered(why="the whole reasoning is sent, not a summary", idle=("auto",))
+
+REASONING_FIELDS = FieldTable(
+    title="reasoning of /v1/responses",
+    shape=ReasoningFields,
+    not_offered={
+        "context": NotOffered(why="the template says which reasoning is kept", idle=("auto",)),
+        "generate_summary": _NO_SUMMARY,
+        "mode": NotOffered(why="there is one mode", idle=("standard",)),
+        "summary": _NO_SUMMARY,
+    },
 )
 
 
@@ -151,14 +222,39 @@ class CallOutputItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True):
+    """encrypted_content is OpenAI's copy of the content, which only its servers can read."""
+
     type: Literal["reasoning"]
     content: list[dict[str, Any]] = []
+    encrypted_content: str = ""
 
 
-ITEM_RULES = Rules(
-    informational=frozenset({"id", "status", "phase", "summary"}),
-    unsupported={"encrypted_content": (), "namespace": (), "caller": (), "async": ()},
-)
+_ITEM_CHANGES_NOTHING = {
+    "id": "the server makes an item's id",
+    "phase": "a note of OpenAI's servers",
+    "status": "an item that is sent is complete",
+    "summary": "the reasoning's content is read",
+}
+_ITEM_NOT_OFFERED = {
+    "async": NotOffered(why="calls are made in turn"),
+    "caller": NotOffered(why="the server runs no tools"),
+    "namespace": NotOffered(why="tools have names only"),
+}
+
+
+def _item_table(kind: str, shape: type[T]) -> FieldTable[T]:
+    return FieldTable(
+        title=f"input[] of /v1/responses, type {kind}",
+        shape=shape,
+        changes_nothing=_ITEM_CHANGES_NOTHING,
+        not_offered=_ITEM_NOT_OFFERED,
+    )
+
+
+MESSAGE_FIELDS = _item_table("message", MessageItem)
+CALL_FIELDS = _item_table("function_call", CallItem)
+CALL_OUTPUT_FIELDS = _item_table("function_call_output", CallOutputItem)
+REASONING_ITEM_FIELDS = _item_table("reasoning", ReasoningItem)
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +265,15 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     refusal: str = ""
 
 
-PART_RULES = Rules(informational=frozenset({"annotations", "logprobs", "prompt_cache_breakpoint"}))
+PART_FIELDS = FieldTable(
+    title="input[].content[] of /v1/responses",
+    shape=Part,
+    changes_nothing={
+        "annotations": "templates have no place for them",
+        "logprobs": "those of an earlier answer",
+        "prompt_cache_breakpoint": "prefixes are always cached",
+    },
+)
 
 
 class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,8 +284,15 @@ class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool | None = None
 
 
-TOOL_RULES = Rules(
-    unsupported={"defer_loading": (), "async": (), "output_schema": (), "allowed_callers": ()}
+TOOL_FIELDS = FieldTable(
+    title="tools[] of /v1/responses",
+    shape=FunctionTool,
+    not_offered={
+        "allowed_callers": NotOffered(why="only the model calls", idle=(["direct"],)),
+        "async": NotOffered(why="calls are made in turn"),
+        "defer_loading": NotOffered(why="the model sees all tools"),
+        "output_schema": NotOffered(why="templates have no place for it"),
+    },
 )
 
 

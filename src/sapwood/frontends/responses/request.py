@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.in_process import Refused
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.responses.items import Item, to_messages
 from sapwood.frontends.responses.protocol import (
-    INCLUDABLE,
+    INCLUDED_ANYWAY,
     LOGPROBS,
     PASSED_ON,
-    REASONING_RULES,
-    TEXT_RULES,
-    TOOL_RULES,
-    FunctionTool,
-    ReasoningFields,
+    REASONING_FIELDS,
+    TEXT_FIELDS,
+    TOOL_FIELDS,
     ResponsesRequest,
-    TextFields,
 )
 from sapwood.frontends.responses.store import Record
 
-_NAMES = {
+NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
@@ -51,18 +51,19 @@ def chat_body(asked: ResponsesRequest, items: Sequence[Item], response_id: str) 
     for name in PASSED_ON:
         value = getattr(asked, name)
         if value != getattr(empty, name):
-            body[name] = value
+            body[name] = msgspec.to_builtins(value, str_keys=True)
     if asked.max_output_tokens is not None:
         body["max_completion_tokens"] = asked.max_output_tokens
     if asked.tools:
-        body["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools)]
+        tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools)]
+        body["tools"] = [tool for tool in tools if tool is not None]
         body["tool_choice"] = _tool_choice(asked.tool_choice)
     elif asked.tool_choice not in ("auto", "none"):
         raise InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
     response_format = _response_format(asked)
     if response_format is not None:
         body["response_format"] = response_format
-    effort = parse(asked.reasoning, ReasoningFields, REASONING_RULES, where="reasoning").effort
+    effort = parse(asked.reasoning, REASONING_FIELDS, where="reasoning").effort
     if effort is not None:
         body["reasoning_effort"] = effort
     if has_logprobs(asked):
@@ -73,10 +74,12 @@ def chat_body(asked: ResponsesRequest, items: Sequence[Item], response_id: str) 
 def has_logprobs(asked: ResponsesRequest) -> bool:
     """Whether `include` asks for log probabilities; InvalidRequest for an unknown entry."""
     for name in asked.include:
-        if name not in INCLUDABLE:
-            raise UnsupportedFeature(
-                f"include has {name[:80]!r} but may only have: {', '.join(sorted(INCLUDABLE))}",
-                param="include",
+        if name != LOGPROBS and name not in INCLUDED_ANYWAY:
+            known = ", ".join(sorted({LOGPROBS, *INCLUDED_ANYWAY}))
+            refuse(
+                UnsupportedFeature(
+                    f"include has {name[:80]!r} but may only have: {known}", param="include"
+                )
             )
     wanted = LOGPROBS in asked.include
     if asked.top_logprobs and not wanted:
@@ -115,10 +118,14 @@ def head(
         "temperature": defaults.get("temperature", 1.0) if temperature is None else temperature,
         "text": {"format": asked.text.get("format") or {"type": "text"}},
         "tool_choice": asked.tool_choice,
-        "tools": [{"strict": None, "parameters": None, **tool} for tool in asked.tools],
+        "tools": [
+            {"strict": None, "parameters": None, **tool}
+            for tool in asked.tools
+            if tool.get("type") == "function"
+        ],
         "top_logprobs": asked.top_logprobs,
         "top_p": defaults.get("top_p", 1.0) if top_p is None else top_p,
-        "truncation": "disabled",
+        "truncation": asked.truncation,
         "usage": None,
         "user": asked.user,
         "safety_identifier": asked.safety_identifier,
@@ -129,22 +136,27 @@ def head(
 
 def in_our_words(error: Refused) -> Refused:
     """The chat's refusal, but with the field names of the Responses API."""
-    for name, ours in _NAMES.items():
+    for name, ours in NAMES.items():
         error.message = error.message.replace(name, ours)
         if error.param is not None:
             error.param = error.param.replace(name, ours)
     return error
 
 
-def _tool(given: dict[str, Any], where: str) -> dict[str, Any]:
+def _tool(given: dict[str, Any], where: str) -> dict[str, Any] | None:
+    """The tool in a chat's form; None if it is one of those that the server leaves out where it
+    only warns."""
     kind = given.get("type")
     if isinstance(kind, str) and kind != "function":
-        raise UnsupportedFeature(
-            f"{where} is of type {kind[:40]!r}, but this server runs no tools itself; it takes "
-            "only tools of type 'function', which the client runs",
-            param=where,
+        refuse(
+            UnsupportedFeature(
+                f"{where} is of type {kind[:40]!r}, but this server runs no tools itself; it takes "
+                "only tools of type 'function', which the client runs",
+                param=where,
+            )
         )
-    tool = parse(given, FunctionTool, TOOL_RULES, where=where)
+        return None
+    tool = parse(given, TOOL_FIELDS, where=where)
     function: dict[str, Any] = {"name": tool.name}
     for name in ("description", "parameters", "strict"):
         value = getattr(tool, name)
@@ -157,17 +169,33 @@ def _tool_choice(choice: str | dict[str, Any]) -> str | dict[str, Any]:
     if isinstance(choice, str):
         return choice
     name = choice.get("name")
+    if choice.get("type") == "allowed_tools":
+        listed = choice.get("tools")
+        tools = [_nested_name(one) for one in listed] if isinstance(listed, list) else listed
+        allowed = {"mode": choice.get("mode"), "tools": tools}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
     if choice.get("type") != "function" or not isinstance(name, str):
-        raise UnsupportedFeature(
-            'tool_choice must be "auto", "none", "required", or {"type": "function", "name": …}',
-            param="tool_choice",
+        refuse(
+            UnsupportedFeature(
+                'tool_choice must be "auto", "none", "required", {"type": "function", "name": …} '
+                'or {"type": "allowed_tools", …}',
+                param="tool_choice",
+            )
         )
+        return "auto"
     return {"type": "function", "function": {"name": name}}
+
+
+def _nested_name(chosen: Any) -> Any:
+    """The chosen function as a chat's tool_choice has it; other things as they are."""
+    if not isinstance(chosen, Mapping) or chosen.get("type") != "function":
+        return chosen
+    return {"type": "function", "function": {"name": chosen.get("name")}}
 
 
 def _response_format(asked: ResponsesRequest) -> dict[str, Any] | None:
     """A chat's response_format for `text.format`, which has the same fields without nesting."""
-    given = parse(asked.text, TextFields, TEXT_RULES, where="text").format
+    given = parse(asked.text, TEXT_FIELDS, where="text").format
     kind = given.get("type", "text")
     if kind == "text":
         return None

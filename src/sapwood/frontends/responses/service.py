@@ -21,10 +21,11 @@ from sapwood.frontends.common.listing import check_query, page, query_bool, quer
 from sapwood.frontends.common.routing import ROUTING_KEY_HEADER
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import EVENT_STREAM, EventStream, Framing, until_disconnect
+from sapwood.frontends.common.unsupported import refuse, translate
 from sapwood.frontends.responses.answer import Answer, Event, encoded
 from sapwood.frontends.responses.items import Item, input_items
-from sapwood.frontends.responses.protocol import REQUEST_RULES, ResponsesRequest
-from sapwood.frontends.responses.request import chat_body, has_logprobs, head, in_our_words
+from sapwood.frontends.responses.protocol import REQUEST_FIELDS, ResponsesRequest
+from sapwood.frontends.responses.request import NAMES, chat_body, has_logprobs, head, in_our_words
 from sapwood.frontends.responses.running import Running
 from sapwood.frontends.responses.store import Record, ResponseStore, new_id
 
@@ -76,7 +77,7 @@ class Responses:
         self._running: dict[str, Running] = {}
 
     async def create(self, request: Request) -> Response:
-        asked = parse(await read_json(request), ResponsesRequest, REQUEST_RULES)
+        asked = parse(await read_json(request), REQUEST_FIELDS)
         self._services.check_model(asked.model)
         is_stored = self._is_stored(asked)
         new_items = input_items(asked.input)
@@ -93,6 +94,7 @@ class Responses:
             headers=[header for header in request.headers.raw if header[0] in _PASSED_HEADERS],
             is_stored=is_stored,
         )
+        translate(NAMES)
         if asked.background:
             return await self._in_background(work, new_items, is_streamed=asked.stream)
         if asked.stream:
@@ -174,11 +176,15 @@ class Responses:
 
     def _is_stored(self, asked: ResponsesRequest) -> bool:
         if self._store is None and (asked.store or asked.background):
-            raise UnsupportedFeature(
+            impossible = UnsupportedFeature(
                 "this server keeps no responses, so neither store nor background is possible; "
                 "leave them out, or start the server with --responses-store sqlite",
-                param="store" if asked.store else "background",
+                param="background" if asked.background else "store",
             )
+            # A client that is not answered at once waits for a response that nobody keeps.
+            if asked.background:
+                raise impossible
+            refuse(impossible)
         if asked.background and asked.store is False:
             raise InvalidRequest(
                 "background needs the response to be stored; leave store out", param="store"

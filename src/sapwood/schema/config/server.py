@@ -9,6 +9,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+UNSUPPORTED_FIELDS = ("error", "warn")
 RESPONSES_STORES = ("sqlite", "memory", "none")
 
 _SECONDS = (
@@ -119,6 +120,13 @@ class ServerConfig:
         "of the likeliest ones and of those asked for, over all prompts and samples. Those of "
         "output tokens count where the answer holds them until its end.",
         unit="log probabilities",
+    )
+    unsupported_fields: str = option(
+        "error",
+        "What becomes of a request with a field that asks for what the server does not do, or that "
+        "it does not know: error, refused with 400; warn, answered without the field, which a "
+        "header of the answer and the log name.",
+        choices=UNSUPPORTED_FIELDS,
     )
 
     state_dir: str | None = option(
