@@ -354,12 +354,6 @@ static inline void each_pass(const Cut& cut, std::int64_t panels, std::int64_t r
   }
 }
 
-// The first n, below W, of a vector of results. Not inline: only the last outputs of a weight come here.
-template <class T>
-__attribute__((noinline)) void write_tail(T* out, const T* bias, VF result, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; i++) put(out + i, result[i] + (bias == nullptr ? 0.0f : to_float(bias[i])));
-}
-
 // Results of one row, columns [column, column + width) of a panel's 32; those beyond n are dropped.
 template <class T, int V>
 SAPWOOD_INLINE void write_results(const QuantizedArgs& a, std::int64_t row, std::int64_t column,
@@ -372,7 +366,7 @@ SAPWOOD_INLINE void write_results(const QuantizedArgs& a, std::int64_t row, std:
     if (column + (v + 1) * W <= w.n) {
       store(out + v * W, bias == nullptr ? results[v] : results[v] + load(bias + v * W));
     } else {
-      write_tail(out + v * W, bias == nullptr ? nullptr : bias + v * W, results[v], w.n - column - v * W);
+      write_tail<T, T>(out + v * W, bias == nullptr ? nullptr : bias + v * W, results[v], w.n - column - v * W);
     }
   }
 }

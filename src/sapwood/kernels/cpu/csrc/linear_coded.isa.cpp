@@ -492,9 +492,7 @@ class Product {
     }
   }
 
-  // Not inline: a tile has up to 24 results, and the compiler needs ten times as long where each has its
-  // own copy of the tail for the last outputs.
-  __attribute__((noinline)) void write(std::int64_t row, std::int64_t column, VF result) const {
+  void write(std::int64_t row, std::int64_t column, VF result) const {
     if (column >= a_.weight->n) return;
     if (a_.weight->scales != nullptr) result *= load(a_.weight->scales + column);
     a_.wide ? write_to(static_cast<float*>(a_.out), row, column, result)
@@ -510,7 +508,9 @@ class Product {
       store(out, bias == nullptr ? result : result + load(bias));
       return;
     }
-    for (int i = 0; column + i < w.n; i++) put(out + i, result[i] + (bias == nullptr ? 0.0f : to_float(bias[i])));
+    // Not inline: a tile has up to 24 results, and the compiler needs ten times as long where each has its
+    // own copy of this loop.
+    write_tail(out, bias, result, w.n - column);
   }
 
   const CodedArgs& a_;

@@ -427,6 +427,12 @@ class Shares {
   Counter next_[kMaxShares];
 };
 
+// The first n, below W, of a vector of results. Not inline: only the last outputs of a weight come here.
+template <class Out, class T>
+__attribute__((noinline)) void write_tail(Out* out, const T* bias, VF result, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i++) put(out + i, result[i] + (bias == nullptr ? 0.0f : to_float(bias[i])));
+}
+
 // How many threads are worth waking when each should have at least `grain` elements.
 SAPWOOD_INLINE int worth_threads(int threads, std::int64_t elements, std::int64_t grain) {
   return static_cast<int>(most(1, least(threads, elements / grain)));
