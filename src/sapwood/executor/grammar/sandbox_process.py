@@ -43,6 +43,8 @@ from sapwood.text.tokenizer import Tokenizer
 NICENESS = 10
 """Of a trial: the engine's own threads go first."""
 PIECE_BYTES = 65536
+PROCESS_SIZE = Path("/proc/self/statm")
+"""Linux has it; elsewhere only time and stack are limited."""
 
 
 def main() -> None:
@@ -215,19 +217,14 @@ def _limit(timeout_s: float) -> None:
     # SIGALRM's default action ends the process, also where it never returns from native code.
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
     os.nice(NICENESS)
-    for limit, most in (
-        (resource.RLIMIT_STACK, STACK_BYTES),
-        (resource.RLIMIT_AS, _address_space_bytes() + MEMORY_BYTES),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    limits = {resource.RLIMIT_STACK: STACK_BYTES, resource.RLIMIT_CORE: 0}
+    if PROCESS_SIZE.exists():
+        pages = int(PROCESS_SIZE.read_text().split()[0])
+        limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + MEMORY_BYTES
+    for limit, most in limits.items():
         soft, hard = resource.getrlimit(limit)
         allowed = [most, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)]
         resource.setrlimit(limit, (min(allowed), hard))
-
-
-def _address_space_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * resource.getpagesize()
 
 
 if __name__ == "__main__":
