@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 load_profiles()
+CONNECTING = {"app", "bench", "docs", "e2e", "frontends"}
+"""Folders of tests that open connections. Looking for open ones takes a quarter of a second."""
 # One compute thread per test process and per server that a test starts: the other cores have other
 # tests. Tests about threads say how many they want.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,10 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    """What a module's tests left open is found at its end, not in a later module's tests."""
+def nothing_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A connection that a module's tests left open is found at its end, not in a later module."""
     yield
-    gc.collect()
+    if not CONNECTING.isdisjoint(request.path.parts):
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
