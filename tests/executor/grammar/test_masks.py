@@ -119,6 +119,22 @@ def test_an_output_that_does_not_match_ends_the_request(masks, vocabulary, failu
     assert "does not match" in failures[3]
 
 
+def test_a_grammar_that_fails_over_the_output_so_far_ends_its_request_only(
+    masks, vocabulary, failures
+):
+    class Failing:
+        has_ended = False
+
+        def accept(self, token_id):
+            raise GrammarFailed("too complex")
+
+    compiled = type("Compiled", (), {"matcher": lambda self: Failing()})()
+    masks._grammars = type("Grammars", (), {"compiled": lambda self, grammar: compiled})()
+    masks.start(start(0, "ab", vocabulary.encode("a")))
+    assert failures == {0: "too complex"}
+    assert len(masks.stateful_rows) == 0
+
+
 def test_a_grammar_that_fails_ends_its_request_only(masks, vocabulary, failures):
     class Failing:
         has_ended = False

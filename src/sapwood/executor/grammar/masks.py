@@ -106,10 +106,14 @@ class GrammarMasks:
             matcher = compiled.matcher()
         else:
             matcher = AfterThinking(grammar.thinking, compiled.matcher, self._vocabulary())
-        for token_id in start.output_ids:
-            if not matcher.accept(token_id):
-                self._failures[start.row] = "the output so far does not match its grammar"
-                return
+        try:
+            matches = all(matcher.accept(token_id) for token_id in start.output_ids)
+        except GrammarFailed as error:
+            self._failures[start.row] = str(error)
+            return
+        if not matches:
+            self._failures[start.row] = "the output so far does not match its grammar"
+            return
         self._rows[start.row] = _Constrained(
             matcher,
             may_jump=self._may_jump and start.logprobs is None and not start.return_hidden_states,
