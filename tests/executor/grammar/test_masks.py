@@ -184,6 +184,28 @@ def test_long_forced_text_is_put_out_in_parts(masks, vocabulary, failures):
     assert failures == {}
 
 
+def test_following_forced_text_may_take_as_long_as_many_masks(masks, vocabulary, failures):
+    now_s = [0.0]
+    masks._clock_s = lambda: now_s[0]
+    masks.start(start(0, "(abcdefgh[xy])*"))
+    matcher = masks._rows[0].matcher
+    fill = matcher.fill
+
+    def slower_fill(target, index):
+        now_s[0] += 0.002
+        fill(target, index)
+
+    matcher.fill = slower_fill
+    budget_s = masks._rows[0].spare_s
+    masks.accept([0], vocabulary.encode("a"))
+    assert masks.jump([0])[0] == vocabulary.encode("bcdefg")
+    assert masks._rows[0].spare_s == budget_s
+    now_s[0] = 0.0
+    masks._rows[0].spare_s = -1.0
+    masks.accept([0], vocabulary.encode("h"))
+    assert "too long to follow" in failures[0]
+
+
 def test_a_request_that_was_aborted_before_its_step_is_told_so(masks, failures):
     masks._grammars = type("Gone", (), {"compiled": lambda self, grammar: None})()
     masks.start(start(0, "a"))
