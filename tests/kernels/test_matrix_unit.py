@@ -7,10 +7,17 @@ instruction sets.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+from sapwood.kernels.coded import CODES
 from sapwood.kernels.cpu import CpuKernels
+from tests.kernels.test_coded import random_weight as random_coded_weight
+from tests.kernels.test_quantized import KINDS
+from tests.kernels.test_quantized import random_weight as random_group_weight
 
 _ISAS = [isa for isa in CpuKernels.usable_isas() if isa.startswith("amx")]
 
@@ -38,6 +45,36 @@ def test_dense_products(kernels: CpuKernels, inputs: int, outputs: int) -> None:
         error = (layer.fp32(x).double() - expected).abs().max().item()
         # fp32 sums of exact products
         assert error <= 2e-6 * inputs**0.5 * expected.abs().max().item(), rows
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"int8"}))
+def test_many_rows_of_groups(kernels: CpuKernels, kind: str) -> None:
+    """x is not rounded, and weights are bf16; 1,792 inputs are two blocks, the second amid one of 256."""
+    for num_out, num_in in ((70, 256), (33, 1792)):
+        weight = random_group_weight(kind, num_out, num_in)
+        layer = kernels.pack_quantized_linear([weight], None, torch.bfloat16)
+        check_many_rows(layer, weight.dequantized(torch.float32), rows=(33, 100, 300))
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("shape", [(70, 64, 16), (33, 136, 64), (96, 1600, 1600), (40, 1632, 24)])
+def test_many_rows_of_codes(kernels: CpuKernels, codes: str, shape: tuple[int, int, int]) -> None:
+    for extras in ({}, {"shifts": True, "out_scales": True}):
+        weight = random_coded_weight(codes, shape, **extras)
+        layer = kernels.pack_quantized_linear([weight], None, torch.bfloat16)
+        check_many_rows(layer, weight.dequantized(torch.float32), rows=(7, 33, 300))
+
+
+def check_many_rows(layer: Any, weight: Tensor, rows: tuple[int, ...]) -> None:
+    """Within two roundings of the exact product, and no row depends on the others."""
+    x = torch.randn(max(rows), weight.shape[1]).bfloat16()
+    expected = x.double() @ weight.double().T
+    limit = 2**-7 * expected.abs().max().item()
+    whole = layer(x)
+    for count in rows:
+        assert torch.equal(layer(x[:count]), whole[:count])
+    assert (whole.double() - expected).abs().max().item() <= limit
+    assert not layer(torch.zeros_like(x)).any()
 
 
 @pytest.mark.parametrize("inputs", [64, 100, 576])

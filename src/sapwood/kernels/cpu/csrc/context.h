@@ -80,6 +80,8 @@ class Context {
 
  private:
   // wide: an fp32 out, whatever `dtype`
+  bool linear_many(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
+                   std::int64_t rows, void* out, bool wide);
   void linear_coded(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
                     std::int64_t rows, void* out, bool wide);
 

@@ -189,6 +189,8 @@ SAPWOOD_WITH_BYTES(avx512_vnni)
     table.linear = SET::linear;                               \
     table.linear_scratch = SET::linear_scratch;               \
     table.linear_int8 = SET::linear_int8;                     \
+    table.linear_many = SET::linear_many;                     \
+    table.linear_many_scratch = SET::linear_many_scratch;     \
     return table;                                             \
   }
 #if defined(SAPWOOD_HAS_AMX)

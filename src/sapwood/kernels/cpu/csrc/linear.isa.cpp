@@ -11,6 +11,7 @@
 // weight is stored as and however many rows there are: an fp32 copy of the weight gives the same bits.
 #include "matrix.h"
 #include "pack.h"
+#include "resident.h"
 #include "table.h"
 #include "tile.h"
 
@@ -47,6 +48,7 @@ constexpr std::int64_t kPartLanes = 96;  // of k: with the rows of x they stay i
 #if defined(SAPWOOD_AMX)
 template <class P>
 constexpr std::int64_t kRowsPerPass = Pack<P>::per_lane == 2 ? kMostPassRows : kVectorRows;
+constexpr int kStreamedLines = 2 * kUnitLanes;  // cache lines of 16 lanes of a panel
 constexpr std::int64_t kMostRows = kMostPassRows;
 #else
 template <class P>
@@ -107,7 +109,12 @@ SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, const std::uint32_t* x, std
                                    int rows, int lanes, const Ahead& ahead) {
 #if defined(SAPWOOD_UNIT)
   if (uses_unit<P>(rows)) {
+#if defined(SAPWOOD_AMX)
+    unit.multiply<kAdd>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes,
+                        reinterpret_cast<const std::byte*>(ahead.at), kFetched > 0 ? kStreamedLines : 0);
+#else
     unit.multiply<kAdd, kFetched>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes, ahead);
+#endif
     return;
   }
 #else
@@ -406,11 +413,48 @@ void multiply_widened(const LinearArgs& a) {
   multiply<float, bf16, bf16>(a, a.k, wide + copy, [wide](int) { return wide; });
 }
 
+#if defined(SAPWOOD_AMX)
+// A weight of bf16, which multiply_many() reads as it lies.
+struct DensePanels {
+  static constexpr bool kFetches = true;
+  const std::uint32_t* weight;
+  std::int64_t lanes;
+
+  Panels read(std::int64_t first, std::int64_t, std::int64_t lane, std::int64_t, std::uint32_t*) const {
+    return {weight + (first * lanes + lane) * kPanel, lanes * kPanel};
+  }
+};
+
+template <class Out>
+void write_sums(const LinearArgs& a, std::int64_t row, std::int64_t column, const float* sums, std::int64_t n) {
+  Out* out = static_cast<Out*>(a.out) + row * a.n + column;
+  const bf16* bias = a.bias == nullptr ? nullptr : static_cast<const bf16*>(a.bias) + column;
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const VF sum = load(sums + i);
+    store(out + i, bias == nullptr ? sum : sum + load(bias + i));
+  }
+  if (i < n) write_tail<Out, bf16>(out + i, bias == nullptr ? nullptr : bias + i, load(sums + i), n - i);
+}
+
+void multiply_many(const LinearArgs& a) {
+  const ManyRows rows{static_cast<const bf16*>(a.x), a.x_stride, a.m, a.n, a.k, a.scratch, a.team};
+  const int threads = worth_threads(a.team.threads, a.n * a.k * ((a.m + 7) / 8), kElementsPerThread);
+  multiply_many(rows, threads, DensePanels{static_cast<const std::uint32_t*>(a.weight), a.k / 2},
+                [&](std::int64_t row, std::int64_t column, const float* sums, std::int64_t n) {
+                  a.wide ? write_sums<float>(a, row, column, sums, n) : write_sums<bf16>(a, row, column, sums, n);
+                });
+}
+#endif
+
 }  // namespace
 
 void linear(DType dtype, const LinearArgs& a) {
   float* scratch = reinterpret_cast<float*>(a.scratch);
   if (dtype == DType::bf16) {
+#if defined(SAPWOOD_AMX)
+    if (!a.widens && a.m > kMostPassRows) return multiply_many(a);
+#endif
     if constexpr (kMultipliesBf16) {
       if (!a.widens) return multiply<bf16, bf16, bf16>(a, static_cast<const bf16*>(a.x), scratch);
     }
@@ -427,7 +471,11 @@ void linear(DType dtype, const LinearArgs& a) {
 std::size_t linear_scratch(DType dtype, WeightKind, std::int64_t m, std::int64_t k, int threads) {
   const std::int64_t copies = dtype != DType::bf16 ? 0 : has_own_copies(m) ? threads : 1;
   const std::int64_t wide = copies * copy_floats(m, k);
-  return static_cast<std::size_t>(wide + threads * kThreadFloats) * sizeof(float);
+  std::size_t bytes = static_cast<std::size_t>(wide + threads * kThreadFloats) * sizeof(float);
+#if defined(SAPWOOD_AMX)
+  bytes = most(bytes, threads * kThreadBytes);
+#endif
+  return bytes;
 }
 
 }  // namespace sapwood::SAPWOOD_ISA

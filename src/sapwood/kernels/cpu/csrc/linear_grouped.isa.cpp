@@ -1,7 +1,7 @@
 // out = x w^T + bias for weights in groups of 32 inputs (quantized.h); x is rounded to int8 with one
 // scale per group, so that the sums of inputs that share a scale of w are exact integers. They are
 // scaled and added in fp32, in order: the result does not depend on the number of rows or threads.
-#include "integer.h"
+#include "groups.h"
 #include "table.h"
 
 namespace sapwood::SAPWOOD_ISA {
@@ -36,28 +36,6 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
                        kLayout.minima ? static_cast<const void*>(&minimum_factor) : &start, 4);
     }
   }
-}
-
-// The bits above the lowest four of the numbers in lane `lane` of the first (kHigh: the second) 16 inputs.
-// `numbers` are the group's.
-template <int kBits, bool kHigh>
-SAPWOOD_INLINE VU top_bits(const std::byte* numbers, int lane) {
-  if (kBits == 5) {
-    const VU rest = load_lanes(numbers + 4 * kPanel * 4);
-    return (kHigh ? rest >> lane : rest << (4 - lane)) & 0x10101010u;
-  }
-  const VU rest = load_lanes(numbers + (4 + lane / 2) * kPanel * 4);
-  const bool upper = lane % 2 != 0;
-  if (kHigh) return (upper ? rest >> 2 : rest << 2) & 0x30303030u;
-  return (upper ? rest : rest << 4) & 0x30303030u;
-}
-
-template <int kBits, bool kHigh>
-SAPWOOD_INLINE VU numbers_of(const std::byte* numbers, int lane) {
-  const VU both = load_lanes(numbers + lane * kPanel * 4);
-  if (kBits == 8) return both;
-  const VU four = (kHigh ? both >> 4 : both) & 0x0f0f0f0fu;
-  return kBits == 4 ? four : four | top_bits<kBits, kHigh>(numbers, lane);
 }
 
 // sums += the numbers of 16 inputs: the first of a group, or kHigh the second. `numbers` are the
@@ -144,26 +122,6 @@ SAPWOOD_INLINE void add_run(VF (&results)[R][V], const VF (&scale)[V], const VF 
         const float factor = bits_as<float>(load_lane(of_row + kCorrectionAt + kRun * 4));
         results[r][v] = minimum[v] * splat(factor) + results[r][v];
       }
-    }
-  }
-}
-
-// The scales and minima of run kRun of a group: d and least of its block, times the run's integers; or, in
-// a layout without heads, the group's own fp16 numbers.
-template <WeightKind kKind, int kRun, int V>
-SAPWOOD_INLINE void read_scales(const std::byte* group, int within, const VF (&d)[V], const VF (&least)[V],
-                                VF (&scale)[V], VF (&minimum)[V]) {
-  constexpr Layout kLayout = layout_of(kKind);
-  constexpr int kRuns = kGroup / kLayout.run;
-#pragma GCC unroll 16
-  for (int v = 0; v < V; v++) {
-    const int column = within + v * W;
-    if (kLayout.heads) {
-      scale[v] = d[v] * to_floats(load_bytes(group + kRun * kPanel + column));
-      if (kLayout.minima) minimum[v] = least[v] * to_floats(load_bytes(group + (kRuns + kRun) * kPanel + column));
-    } else {
-      scale[v] = load_halves(group + column * 2);
-      if (kLayout.minima) minimum[v] = load_halves(group + (kPanel + column) * 2);
     }
   }
 }

@@ -30,6 +30,7 @@ constexpr int kUnitBytes = 64;        // of a row of a tile
 constexpr int kUnitLanes = 16;        // of a row of a tile; and the rows of a tile of b
 constexpr int kLeastUnitRows = 5;     // with fewer rows, memory is the limit, and vectors do
 constexpr int kMostPassRows = 2 * kUnitRows;
+constexpr std::int64_t kCacheLine = 64;
 
 // Which register is which.
 constexpr int kSums = 0, kLeft = 4, kRight = 6;
@@ -147,11 +148,12 @@ class MatrixUnit {
   }
 
   // c[rows, columns] (+)= a[rows, lanes] x b[lanes, columns] of bf16; columns is a multiple of 32.
-  // Strides in lanes. With kFetched > 0 fetches what lies as far after `ahead` as b's lanes after b.
-  template <bool kAdd, int kFetched = 0>
+  // Strides in lanes. Fetches `lines` cache lines from `ahead` on for each 16 lanes of a pass over up to
+  // 32 rows and columns.
+  template <bool kAdd>
   void multiply(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
                 std::int64_t b_stride, float* c, std::int64_t c_stride, int rows, int columns,
-                int lanes, const Ahead& ahead = {}) {
+                int lanes, const std::byte* ahead = nullptr, int lines = 0) {
     const int whole = lanes / kUnitLanes * kUnitLanes;
     if (whole == 0) {
       multiply_tile<bf16, kAdd>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
@@ -162,10 +164,10 @@ class MatrixUnit {
     for (int column = 0; column < columns; column += 2 * kUnitLanes) {
       for (int r = 0; r < rows; r += height) {
         set_rows(static_cast<int>(least(height, rows - r)));
-        const std::uint32_t* to_fetch = kFetched > 0 && r == 0 ? ahead.at + column : nullptr;
         const auto pass = rows_ > kUnitRows ? &MatrixUnit::pass<kAdd, true> : &MatrixUnit::pass<kAdd, false>;
         (this->*pass)(a + r * a_stride, a_stride * 4, b + column, b_stride, c + r * c_stride + column,
-                      c_stride * 4, whole, to_fetch);
+                      c_stride * 4, whole, ahead, lines);
+        ahead += whole / kUnitLanes * lines * kCacheLine;
       }
     }
     if (whole < lanes) {
@@ -224,7 +226,7 @@ class MatrixUnit {
   // Up to kMostPassRows rows x 32 columns; strides of a and c in bytes. kLower: more than kUnitRows.
   template <bool kAdd, bool kLower>
   void pass(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b, std::int64_t b_stride,
-            float* c, std::int64_t c_stride, int lanes, const std::uint32_t* ahead) {
+            float* c, std::int64_t c_stride, int lanes, const std::byte* ahead, int lines) {
     const std::uint32_t* lower_a = a + kUnitRows * (a_stride / 4);
     float* lower_c = c + kUnitRows * (c_stride / 4);
     open<kAdd, kSums>(c, c_stride);
@@ -234,12 +236,7 @@ class MatrixUnit {
       tiles_.load<kRight>(right, b_stride * 4);
       tiles_.load<kLeft>(a + lane, a_stride);
       tiles_.load<kRight + 1>(right + kUnitLanes, b_stride * 4);
-      if (ahead != nullptr) {
-        for (int i = 0; i < kUnitLanes; i++) {
-          __builtin_prefetch(ahead + (lane + i) * b_stride, 0, 2);
-          __builtin_prefetch(ahead + (lane + i) * b_stride + kUnitLanes, 0, 2);
-        }
-      }
+      for (int i = 0; i < lines; i++, ahead += kCacheLine) __builtin_prefetch(ahead, 0, 2);
       tiles_.add_bf16<kSums, kLeft, kRight>();
       tiles_.add_bf16<kSums + 1, kLeft, kRight + 1>();
       if (kLower) {

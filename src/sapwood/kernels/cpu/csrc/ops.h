@@ -164,6 +164,7 @@ struct QuantizedArgs {
   std::int64_t m;
   std::byte* scratch;          // quantized_scratch(...) bytes, 64-byte aligned
   Team team;
+  bool wide = false;           // out is fp32, whatever the dtype of x and bias; linear_many only
 };
 
 // out[m, n] = x w^T + bias for a coded weight.
@@ -218,6 +219,10 @@ struct Ops {
   void (*linear_grouped)(DType, const QuantizedArgs&);
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
+  // For many rows of bf16 and a weight of groups or codes, on a matrix unit; false: not for this weight, the
+  // op for its kind serves. Null where the processor has no such unit.
+  bool (*linear_many)(const QuantizedArgs&) = nullptr;
+  std::size_t (*linear_many_scratch)(int threads) = nullptr;
   // The processor has products of bf16 that are slower than widening both factors.
   bool widens_bf16 = false;
 };
