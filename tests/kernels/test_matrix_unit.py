@@ -47,9 +47,9 @@ def test_dense_products(kernels: CpuKernels, inputs: int, outputs: int) -> None:
         assert error <= 2e-6 * inputs**0.5 * expected.abs().max().item(), rows
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"int8"}))
-def test_many_rows_of_groups(kernels: CpuKernels, kind: str) -> None:
-    """x is not rounded, and weights are bf16; 1,792 inputs are two blocks, the second amid one of 256."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_rows_of_numbers(kernels: CpuKernels, kind: str) -> None:
+    """x is not rounded, weights are bf16; 1,792 inputs are cut amid a block of 256."""
     for num_out, num_in in ((70, 256), (33, 1792)):
         weight = random_group_weight(kind, num_out, num_in)
         layer = kernels.pack_quantized_linear([weight], None, torch.bfloat16)
@@ -87,6 +87,6 @@ def test_products_of_bytes_are_those_of_vectors(
     weight = kernels.quantize_weight(torch.randn(70, inputs), "int8")
     layer = kernels.pack_quantized_linear([weight], None, dtype)
     plain = vectors.pack_quantized_linear([weight], None, dtype)
-    for rows in _ROWS:
+    for rows in _ROWS if dtype == torch.float32 else [rows for rows in _ROWS if rows <= 32]:
         x = torch.randn(rows, inputs).to(dtype)
         assert torch.equal(layer(x), plain(x)), rows

@@ -276,7 +276,7 @@ def layer_pair(
 
 
 def most_rounded_rows(isa: str) -> int:
-    """Up to so many rows x is rounded; the unit of AMX takes more as they are (test_matrix_unit.py)."""
+    """x is rounded up to so many rows; the unit of AMX takes more rows as they are."""
     return 32 if isa.startswith("amx") else 50
 
 

@@ -15,7 +15,7 @@ namespace {
 constexpr std::size_t kFetchAheadBytes = 512 * 1024;
 
 // Rows from which it takes less time to make a quantised weight bf16 for the processor's matrix unit than to
-// multiply the weight as it is stored: codes, and groups, which vectors multiply as bytes. Measured.
+// multiply the weight as it is stored: codes, and what is multiplied as bytes. Measured.
 constexpr std::int64_t many_rows(WeightKind kind) { return kind == WeightKind::coded ? kDirectRows + 1 : 33; }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// out = x w^T + bias for many rows of bf16 and a weight of groups or codes, on the matrix unit: the weight
-// becomes bf16 while panels come into the cache (resident.h), and x is not rounded. With a few rows products
-// of bytes (linear_grouped) or of codes (linear_coded) take less time, since that step is spared.
+// out = x w^T + bias for many rows of bf16 and a quantised weight, on the matrix unit: the weight becomes
+// bf16 while panels come into the cache (resident.h), and x is not rounded. With a few rows products of bytes
+// (linear_int8, linear_grouped) or of codes (linear_coded) take less time, since that step is spared.
 #include "coded.h"
 #include "decoding.h"
 #include "groups.h"
@@ -28,6 +28,25 @@ SAPWOOD_INLINE VF byte_at(VU lane, int place) {
 }
 
 // ---- what a weight is made bf16 by: all write lanes [lane, lane + lanes) of one panel to `out` ----
+
+// int8, whose scale is left to the end: whole numbers are exact in bf16.
+struct Int8Panel {
+  explicit Int8Panel(const LinearWeight& weight) : bytes(panel_bytes(weight.kind, weight.k)) {}
+
+  void read(const std::byte* panel, std::int64_t lane, std::int64_t lanes, std::uint32_t* out) const {
+    const std::byte* from = panel + lane / 2 * kPanel * 4;
+    for (std::int64_t i = 0; i < lanes; i += 2, from += kPanel * 4, out += 2 * kPanel) {
+      for (int v = 0; v < kVectors; v++) {
+        const VU numbers = load_lanes(from + v * W * 4) ^ 0x80808080u;
+        __builtin_prefetch(from + v * W * 4 + kAheadBytes, 0, 2);
+        store_lanes(out + v * W, pair(int8_at(numbers, 0), int8_at(numbers, 1)));
+        store_lanes(out + kPanel + v * W, pair(int8_at(numbers, 2), int8_at(numbers, 3)));
+      }
+    }
+  }
+
+  std::int64_t bytes;
+};
 
 template <WeightKind kKind>
 struct GroupedPanel {
@@ -179,6 +198,7 @@ bool linear_many(const QuantizedArgs& a) {
   if (a.x_stride % 2 != 0) return false;
   switch (w.kind) {
     case WeightKind::coded: return multiply_coded(a);
+    case WeightKind::int8: return w.k % 4 == 0 && multiply<Int8Panel>(a);
 #define SAPWOOD_KIND(kind) \
   case WeightKind::kind: return multiply<GroupedPanel<WeightKind::kind>>(a);
     SAPWOOD_KIND(q8_0) SAPWOOD_KIND(q4_0) SAPWOOD_KIND(q4_1) SAPWOOD_KIND(q5_0) SAPWOOD_KIND(q5_1)

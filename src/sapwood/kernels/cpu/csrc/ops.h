@@ -219,8 +219,8 @@ struct Ops {
   void (*linear_grouped)(DType, const QuantizedArgs&);
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
-  // For many rows of bf16 and a weight of groups or codes, on a matrix unit; false: not for this weight, the
-  // op for its kind serves. Null where the processor has no such unit.
+  // For many rows of bf16 and a quantised weight, on a matrix unit; false: not for this weight, the op for
+  // its kind serves. Null where the processor has no such unit.
   bool (*linear_many)(const QuantizedArgs&) = nullptr;
   std::size_t (*linear_many_scratch)(int threads) = nullptr;
   // The processor has products of bf16 that are slower than widening both factors.
