@@ -7,9 +7,13 @@ import pytest
     ("path", "media_type"),
     [
         ("/", "text/html"),
-        ("/web/chat.css", "text/css"),
-        ("/web/chat.js", "text/javascript"),
-        ("/web/markdown.js", "text/javascript"),
+        ("/web/theme.js", "text/javascript"),
+        ("/web/chat/chat.css", "text/css"),
+        ("/web/chat/main.js", "text/javascript"),
+        ("/web/libraries/libraries.js", "text/javascript"),
+        ("/web/libraries/fonts/KaTeX_Main-Regular.woff2", "font/woff2"),
+        ("/web/libraries/LICENSES.txt", "text/plain"),
+        ("/dashboard", "text/html"),
         ("/favicon.svg", "image/svg+xml"),
     ],
 )
