@@ -13,12 +13,13 @@ const NEAR_END = 80;
 export function conversationView(acts) {
   let views = new Map(); // by id of the message
   let shownChat = null;
-  let waiting = null; // what will be drawn in the next frame
+  let frame = 0; // in which a growing answer will be drawn
   let notBefore = 0;
 
   /** Draw the chat as it is; running: the message that is being written, or undefined. */
   function show(chat, running) {
-    waiting = null;
+    cancelAnimationFrame(frame);
+    frame = 0;
     const follow = chat !== shownChat || isAtEnd();
     if (chat !== shownChat) views = new Map();
     shownChat = chat;
@@ -51,24 +52,22 @@ export function conversationView(acts) {
 
   /** Draw a growing answer soon: once per frame at most, and for a quarter of the time at most. */
   function grow(chat, running) {
-    if (waiting) return;
-    waiting = () => {
+    if (chat === shownChat) frame ||= requestAnimationFrame(draw);
+
+    function draw() {
       const start = performance.now();
       if (start < notBefore) {
-        requestAnimationFrame(waiting);
+        frame = requestAnimationFrame(draw);
         return;
       }
-      const view = chat === shownChat && views.get(running.id);
-      waiting = null;
-      if (!view) return;
+      frame = 0;
       const follow = isAtEnd();
-      const isLast = pathOf(chat).at(-1) === running;
-      view.update({ isRunning: true, isLast, siblings: siblingsOf(chat, running) });
+      const isLast = chat.leaf === running.id;
+      views.get(running.id)?.update({ isRunning: true, isLast, siblings: siblingsOf(chat, running) });
       if (follow) log.scrollTop = log.scrollHeight;
       const end = performance.now();
       notBefore = end + 3 * (end - start);
-    };
-    requestAnimationFrame(waiting);
+    }
   }
 
   return { show, grow };

@@ -95,7 +95,7 @@ function answerView(message, acts) {
 
 /** Open while the model thinks, folded once it answers, unless the reader has chosen. */
 function thinkingView() {
-  const summary = element("summary", {});
+  const summary = element("summary", {}, "Thinking");
   const text = element("div", { class: "thoughts" });
   const box = element("details", { class: "thinking", hidden: true }, summary, text);
   const showText = markdownView(text);

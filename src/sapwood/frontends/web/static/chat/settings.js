@@ -4,34 +4,34 @@ import { byId, element, notice } from "./dom.js";
 
 const KEPT = "sapwood-settings";
 
-const number = (id, label, field, limits = {}, hint = "Model’s default") => ({
+const number = (id, label, field, limits = {}, hint = "Default") => ({
   id, label, field, hint, type: "number", step: "any", ...limits, read: Number,
 });
 
 /** Whatever is empty is left to the server. `thinking`: only for models whose thinking is told apart. */
 const FIELDS = [
-  number("temperature", "Temperature", "temperature", { min: 0 }),
-  number("top-p", "Top p", "top_p", { min: 0.001, max: 1 }),
-  number("top-k", "Top k", "top_k", { min: -1, step: 1 }),
-  number("min-p", "Min p", "min_p", { min: 0, max: 1 }),
-  number("repetition-penalty", "Repetition penalty", "repetition_penalty", { min: 0.01, max: 2 }),
-  number("frequency-penalty", "Frequency penalty", "frequency_penalty", { min: -2, max: 2 }, "0"),
-  number("presence-penalty", "Presence penalty", "presence_penalty", { min: -2, max: 2 }, "0"),
-  number("max-tokens", "Max tokens", "max_completion_tokens", { min: 1, step: 1 }, "What the context leaves"),
-  number("seed", "Seed", "seed", { step: 1 }, "Random"),
-  { id: "stop", label: "Stop texts, one per line", field: "stop", hint: "None", read: lines },
+  number("set-temperature", "Temperature", "temperature", { min: 0 }),
+  number("set-top-p", "Top p", "top_p", { min: 0.001, max: 1 }),
+  number("set-top-k", "Top k", "top_k", { min: -1, step: 1 }),
+  number("set-min-p", "Min p", "min_p", { min: 0, max: 1 }),
+  number("set-repetition-penalty", "Repetition penalty", "repetition_penalty", { min: 0.01, max: 2 }),
+  number("set-frequency-penalty", "Frequency penalty", "frequency_penalty", { min: -2, max: 2 }, "0"),
+  number("set-presence-penalty", "Presence penalty", "presence_penalty", { min: -2, max: 2 }, "0"),
+  number("set-max-tokens", "Max tokens", "max_completion_tokens", { min: 1, step: 1 }, "No limit"),
+  number("set-seed", "Seed", "seed", { step: 1 }, "Random"),
+  { id: "set-stop", label: "Stop texts, one per line", field: "stop", hint: "None", read: lines },
   {
-    id: "effort",
+    id: "set-effort",
     label: "Thinking",
     field: "reasoning_effort",
     options: ["", "none", "minimal", "low", "medium", "high"],
     read: String,
     thinking: true,
   },
-  number("thinking-budget", "Thinking tokens at most", "thinking_budget", { min: 0, step: 1 }, "No limit"),
-  { id: "extra", label: "Other fields, as JSON", hint: '{"regex": "[a-z]+"}', read: jsonObject },
+  number("set-thinking-budget", "Thinking tokens", "thinking_budget", { min: 0, step: 1 }, "No limit"),
+  { id: "set-extra", label: "Other fields, as JSON", hint: '{"regex": "[a-z]+"}', read: jsonObject },
 ];
-FIELDS.find(({ id }) => id === "thinking-budget").thinking = true;
+FIELDS.find(({ id }) => id === "set-thinking-budget").thinking = true;
 
 /** Make the inputs, with the values of last time. */
 export function showSettings() {
