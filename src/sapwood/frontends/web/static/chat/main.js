@@ -94,7 +94,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 addEventListener("pagehide", () => {
-  for (const one of store.chats.values()) if (running.has(one.id)) keep(one);
+  for (const one of store.chats.values()) if (running.has(one.id)) store.putLast(one);
 });
 
 /** Say something new at the end of the shown branch. */

@@ -64,6 +64,13 @@ export async function openStore(changed, maxCharacters = MAX_CHARACTERS) {
       }
       others.postMessage(chat.id);
     },
+    /** The same for a page that is being closed, where no answer comes any more. */
+    putLast(chat) {
+      if (!database || used() > maxCharacters) return;
+      const store = writing(database);
+      store.put(chat);
+      store.transaction.commit();
+    },
     async delete(id) {
       forget(id);
       if (!database) return;
