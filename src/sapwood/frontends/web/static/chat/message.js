@@ -119,8 +119,9 @@ function thinkingView() {
 }
 
 function whyIncomplete({ error, content, reasoning, finish }) {
-  if (error || content || reasoning) return error;
-  return finish === "stop" ? "The model said nothing." : "There is no answer: it was stopped before it began.";
+  if (error || content) return error;
+  if (finish === "stop") return reasoning ? "The model thought, but said nothing." : "The model said nothing.";
+  return reasoning ? null : "There is no answer: it was stopped before it began.";
 }
 
 function errorNote(error, retry) {

@@ -17,6 +17,7 @@ export function bindPanels() {
       if (isOpening) byId(panel).querySelector("input, select, textarea")?.focus();
     });
     setOpen(panel, toggle, WIDE.matches);
+    WIDE.addEventListener("change", () => setOpen(panel, toggle, WIDE.matches));
   }
   document.addEventListener("keydown", (event) => {
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
