@@ -12,7 +12,6 @@ from tests.docs import pictures
 from tests.docs.test_docs import PAGES
 from tests.frontends.web.chromium import needs_chromium
 
-
 WIDTHS = {
     "chat.png": 1200,
     "chat-dark.png": 1200,

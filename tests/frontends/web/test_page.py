@@ -353,7 +353,9 @@ def brightness(page) -> int:
 
 
 def test_it_fits_a_phone(page, engine):
-    engine.reply = f"| {'a | ' * 20}\n|{'---|' * 20}\n| {'word | ' * 20}\n\n```\n{'long ' * 60}\n```"
+    engine.reply = (
+        f"| {'a | ' * 20}\n|{'---|' * 20}\n| {'word | ' * 20}\n\n```\n{'long ' * 60}\n```"
+    )
     page.set_viewport_size({"width": 360, "height": 640})
     page.reload()
     for name in ("Settings", "History"):

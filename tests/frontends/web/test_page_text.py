@@ -90,7 +90,11 @@ def test_code_of_an_unknown_language_and_an_open_fence_are_code_too(show):
         ("so $a^2 + b^2$ is", "a^2 + b^2", False),
         (r"so \(\frac{a}{b}\) is", r"\frac{a}{b}", False),
         ("$$\n\\int_0^1 x\\,dx\n$$", r"\int_0^1 x\,dx", True),
-        ("\\[\n\\begin{pmatrix}1\\\\2\\end{pmatrix}\n\\]", r"\begin{pmatrix}1\\2\end{pmatrix}", True),
+        (
+            "\\[\n\\begin{pmatrix}1\\\\2\\end{pmatrix}\n\\]",
+            r"\begin{pmatrix}1\\2\end{pmatrix}",
+            True,
+        ),
         (r"\[ x \]", "x", True),
         ("it is $$x$$ here", "x", True),
         ("- in a list:\n  $$\n  x\n  $$", "x", True),

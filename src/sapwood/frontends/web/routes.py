@@ -25,11 +25,11 @@ _MEDIA_TYPES = {
 }
 
 _HEADERS = {
-    # No inline script or style and nothing from elsewhere: script that came in with an answer cannot
-    # run. Markup becomes nodes in one place only, DOMPurify, whose policy has that name.
+    # No inline script or style and nothing from elsewhere: script that came in with an answer
+    # cannot run. Markup becomes nodes in one place only, DOMPurify, whose policy has that name.
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types dompurify"
     ),
     "X-Content-Type-Options": "nosniff",

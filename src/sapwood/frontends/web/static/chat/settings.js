@@ -80,7 +80,7 @@ export function readSettings() {
 
 function inputOf({ options, type, hint = "", min = "", max = "", step = "" }) {
   if (options) {
-    const choices = options.map((value) => element("option", { value }, value || "As the model does"));
+    const choices = options.map((value) => element("option", { value }, value || "Default"));
     return element("select", {}, ...choices);
   }
   if (type) return element("input", { type, min, max, step, placeholder: hint });
