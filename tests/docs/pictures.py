@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def take_chat(browser: Browser, url: str, folder: Path) -> None:
     """A conversation with thinking, a table and code: light, dark, on a phone; then the history."""
-    # The first grammar starts the process that tries grammars, which the answer should not wait for.
+    # The first grammar starts the process that tries grammars; no answer should wait for that.
     warm_up = {"prompt": "a", "max_tokens": 1, "regex": "a"}
     httpx.post(f"{url}/v1/completions", json=warm_up, timeout=ANSWER_LIMIT_S).raise_for_status()
     page = browser.new_page(viewport={"width": 1200, "height": 1240})
