@@ -6,7 +6,7 @@ INPUTS := scripts/install.py pyproject.toml CMakeLists.txt $(wildcard src/sapwoo
 # Packages are installed without bytecode, so Python must be free to write that of what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-long kernels lint format docs pictures clean
+.PHONY: serve test test-long kernels lint format docs pictures web clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
@@ -36,6 +36,9 @@ format: $(VENV)/.installed-dev
 
 pictures: $(VENV)/.installed-dev  ## take the pictures in docs/images anew, of a server under load; 6 minutes
 	$(BIN)/python -m tests.docs.pictures
+
+web:  ## bundle the chat page's libraries anew, after a change of web/package.json; needs npm
+	cd web && npm ci && npm run build
 
 clean:
 	rm -rf $(VENV) build

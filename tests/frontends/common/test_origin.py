@@ -58,7 +58,9 @@ def test_programs_and_the_servers_own_page_pass(api, headers):
 
 
 @pytest.mark.parametrize("headers", HOSTILE)
-@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/openapi.json", "/web/chat.js"])
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/v1/models", "/openapi.json", "/web/chat/main.js"]
+)
 def test_what_only_tells_is_told_to_all(api, path, headers):
     """Another origin's page may load it but, without CORS headers, not read it."""
     response = api.get(path, headers=headers)

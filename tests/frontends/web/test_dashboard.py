@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect
 
 from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.observe.history import Sample
 from sapwood.observe.metrics import EngineConstants, Metrics
 from sapwood.observe.requests import RequestObserver
-from tests.frontends.web.test_page import FLAGS
+from tests.frontends.web.chromium import needs_chromium, watched
 
-CHROMIUM = shutil.which("chromium")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
+pytestmark = needs_chromium
 
 NOW_S = 1_800_000_000.0
 
@@ -75,37 +72,16 @@ def services(services, engine):
     return replace(services, observer=observer, figures=figures, created=started)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def page(browser: Browser, live, services) -> Iterator[Page]:
+def page(context: BrowserContext, live, services) -> Iterator[Page]:
     # Whoever runs the figures has asked the engine by now; a scripted one has no memory.
     httpx.get(f"{live.url}/v1/loads").raise_for_status()
     services.observer.metrics.engine.constants = CONSTANTS
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    problems: list[str] = []
-    elsewhere: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if refused(message) else None)
-    page.on("request", lambda r: None if r.url.startswith(live.url) else elsewhere.append(r.url))
-    page.goto(f"{live.url}/dashboard")
-    expect(page.locator("#model")).to_have_text("org/tiny")
-    yield page
-    context.close()
-    assert problems == []
-    assert elsewhere == []
-
-
-def refused(message) -> bool:
-    """Whether the browser blocked something because of the page's own policy."""
-    return "Content Security Policy" in message.text
+    with watched(context, live.url) as page:
+        page.set_viewport_size({"width": 1200, "height": 900})
+        page.goto(f"{live.url}/dashboard")
+        expect(page.locator("#model")).to_have_text("org/tiny")
+        yield page
 
 
 def test_the_figures_of_now_are_shown(page):

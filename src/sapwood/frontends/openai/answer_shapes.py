@@ -16,6 +16,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     owned_by: str
     max_model_len: int | None
+    is_generation: bool
+    has_reasoning: bool
     tool_call_parser: str | None
 
 

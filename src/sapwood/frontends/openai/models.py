@@ -10,7 +10,11 @@ def model_list(services: Services) -> dict[str, object]:
 
 
 def model_card(services: Services) -> dict[str, object]:
-    """The served model's card; EngineUnavailable until the engine reports its context length."""
+    """The served model's card; EngineUnavailable until the engine reports its context length.
+
+    is_generation  whether the model writes text; others make embeddings or scores
+    has_reasoning  whether the server tells the model's thinking from its answer
+    """
     formats = services.formats
     return {
         "id": services.model_name,
@@ -20,5 +24,7 @@ def model_card(services: Services) -> dict[str, object]:
         "root": services.model_path,
         "parent": None,
         "max_model_len": services.engine.info.context_length,
+        "is_generation": services.pooling is None,
+        "has_reasoning": formats.reasoning is not None,
         "tool_call_parser": None if formats.calls is None else formats.calls.name,
     }

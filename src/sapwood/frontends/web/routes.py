@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
 
 from fastapi import Request, Response
 
 from sapwood.frontends.common.endpoints import Dialect, Endpoint, Handler
 
-_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/web/chat.css": ("chat.css", "text/css; charset=utf-8"),
-    "/web/chat.js": ("chat.js", "text/javascript; charset=utf-8"),
-    "/web/markdown.js": ("markdown.js", "text/javascript; charset=utf-8"),
-    "/dashboard": ("dashboard.html", "text/html; charset=utf-8"),
-    "/web/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
-    "/web/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
-    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
+_ADDRESSES = {"index.html": "/", "dashboard.html": "/dashboard", "favicon.svg": "/favicon.svg"}
+"""Files that are not below /web/."""
+
+_MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+    ".woff2": "font/woff2",
 }
 
 _HEADERS = {
-    # No inline script and nothing from elsewhere: script that came in with an answer cannot run.
+    # No inline script or style and nothing from elsewhere: script that came in with an answer
+    # cannot run. Markup becomes nodes in one place only, DOMPurify, whose policy has that name.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types dompurify"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -37,11 +44,22 @@ def web_dialect() -> Dialect:
     """The pages hold nothing secret, and ask for the key."""
     dialect = Dialect("web")
     folder = resources.files("sapwood.frontends.web").joinpath("static")
-    for path, (name, media_type) in _FILES.items():
-        content = folder.joinpath(name).read_bytes()
-        file = Endpoint(paths=(path,), methods=("GET",), access="open", is_documented=False)
-        dialect.serves(file)(_serve(content, media_type))
+    for name, file in _files(folder):
+        address = _ADDRESSES.get(name, f"/web/{name}")
+        media_type = _MEDIA_TYPES[PurePosixPath(name).suffix]
+        endpoint = Endpoint(paths=(address,), methods=("GET",), access="open", is_documented=False)
+        dialect.serves(endpoint)(_serve(file.read_bytes(), media_type))
     return dialect
+
+
+def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    """The files below a folder that browsers ask for, with their paths from there."""
+    for entry in sorted(folder.iterdir(), key=lambda one: one.name):
+        name = f"{prefix}{entry.name}"
+        if entry.is_dir():
+            yield from _files(entry, f"{name}/")
+        elif PurePosixPath(name).suffix in _MEDIA_TYPES:
+            yield name, entry
 
 
 def _serve(content: bytes, media_type: str) -> Handler:
