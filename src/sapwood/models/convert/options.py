@@ -18,7 +18,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 """Layouts on disk, and the schemes that each layout can store."""
 METHODS = ("nearest", "gptq")
 
-DEFAULT_CALIBRATION_TOKENS = 32768
+DEFAULT_CALIBRATION_TOKENS = 16384
 DEFAULT_TEXT_TOKENS = 8192
 DEFAULT_DAMPING = 0.01
 
