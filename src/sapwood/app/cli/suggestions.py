@@ -87,7 +87,7 @@ def flag_hint(flag: str, known: Collection[str]) -> str:
     if PEER_FLAGS.get(asked) in known:
         return f"; here it is {PEER_FLAGS[asked]}"
     theirs = [name for name, own in PEER_FLAGS.items() if own in known]
-    close = difflib.get_close_matches(asked, [*sorted(known), *theirs], n=3)
+    close = difflib.get_close_matches(asked, [*sorted(known), *theirs], n=3, cutoff=0.7)
     return _did_you_mean([PEER_FLAGS.get(name, name) for name in close])
 
 
