@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from sapwood.app.cli.suggestions import command_hint
 from sapwood.base.errors import SapwoodError
 
 PLUGIN_GROUP = "sapwood.commands"
@@ -81,6 +80,8 @@ class LazyGroup(click.Group):
         name = args[0]
         known = self.list_commands(ctx)
         if name not in known and name not in COMMANDS and not name.startswith("-"):
+            from sapwood.app.cli.suggestions import command_hint
+
             ctx.fail(f"sapwood has no command {name}{command_hint(name, known)}")
         return super().resolve_command(ctx, args)
 

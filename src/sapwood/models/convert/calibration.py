@@ -14,6 +14,9 @@ from sapwood.models.convert.walk import TappedLayer, Walk
 
 SAMPLE_ROWS = 1024
 """Input vectors of a layer that are kept, over all windows together."""
+SAMPLE_WINDOWS = 4
+"""About as many windows give these vectors, spread over the text. More of them made nothing better:
+int8 costs SmolLM2 0.21% of perplexity with 4 windows of 1,024 tokens, and 0.50% with 16."""
 SUM_COLUMNS = 256
 """Columns of a symmetric sum that are computed at a time."""
 
@@ -21,7 +24,7 @@ SUM_COLUMNS = 256
 class InputSample:
     """Some inputs of one linear layer.
 
-    largest  [in] fp32, the largest magnitude of each entry over all inputs
+    largest  [in] fp32, the largest magnitude of each entry over all inputs that were looked at
     """
 
     def __init__(self, in_size: int, device: torch.device, *, num_windows: int) -> None:
@@ -60,8 +63,12 @@ class Moments:
 def sample_inputs(
     walk: Walk, layer: TappedLayer, hidden: Sequence[Tensor]
 ) -> dict[str, InputSample]:
-    """Input samples of a decoder layer's linear layers, by the name of their first part."""
+    """Input samples of a decoder layer's linear layers, by the name of their first part.
+
+    hidden  hidden states of all windows before the decoder layer; some of the windows are used
+    """
     found: dict[str, InputSample] = {}
+    hidden = hidden[:: max(1, len(hidden) // SAMPLE_WINDOWS)]
     # zip looks at the linear layers first: the decoder layer's end is not computed.
     for linear, inputs in zip(layer.linears, walk.steps(layer, hidden), strict=False):
         sample = InputSample(linear.in_size, hidden[0].device, num_windows=len(hidden))

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from sapwood.models.config import DecoderConfig
-from sapwood.models.convert.calibration import input_moments
+from sapwood.models.convert.calibration import SAMPLE_WINDOWS, input_moments
 from sapwood.models.convert.gptq import gptq_codes
 from sapwood.models.convert.options import ConvertOptions
 from sapwood.models.convert.plan import Plan
@@ -52,7 +52,8 @@ def estimate_s(
     passes = 2 * measured_windows
     if options.needs_calibration:
         fitted_to_original = options.rounding == "gptq" and not plan.scheme.rounds_activations
-        passes += calibration_windows * (1 + fitted_to_original + options.rescales)
+        passes += calibration_windows * (1 + fitted_to_original)
+        passes += min(calibration_windows, SAMPLE_WINDOWS) if options.rescales else 0
     # The output layer is computed once for the original and once for the converted model.
     head_numbers = decoder.vocab_size * decoder.hidden_size
     head_share = head_numbers / sum(tensor.numel() for tensor in tensors.values())
