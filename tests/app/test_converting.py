@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -18,6 +20,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from sapwood.app.cli.main import cli
 from sapwood.text.tokenizer import Tokenizer
+from tests.models.conftest import GgufSample
 from tests.tiny import save_qwen3, write_llama
 
 WINDOW = 64
@@ -50,7 +53,7 @@ def convert(tmp_path: Path) -> Convert:
         command += ["--num-threads", "1", "--dtype", "float32", "--kernels", "torch"]
         command += ["--text-file", str(tmp_path / "text.txt")]
         command += ["--num-text-tokens", str(NUM_TEXT_TOKENS)]
-        if "nearest" not in arguments:
+        if not {"nearest", "--fast"} & set(arguments):
             command += ["--calibration-file", str(tmp_path / "calibration.txt")]
         environment = {"COLUMNS": "160", "SAPWOOD_HOME": str(tmp_path / "home")}
         try:
@@ -171,6 +174,40 @@ def test_a_dry_run_says_the_size_and_writes_nothing(
     assert convert(model, "--scheme", "int4").exit_code == 0
     size = report(tmp_path / "out")["bytes_after"]
     assert f"become {size / 1e6:.1f} MB" in result.output
+
+
+def test_a_conversion_says_how_long_it_takes_and_how_far_it_is(
+    model: Path, convert: Convert
+) -> None:
+    result = convert(model, "--scheme", "int4")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"takes about \d+ s on this machine", result.output)
+    label = f"converting {model} to int4"
+    assert re.search(rf"{re.escape(label)}: \d+% after \d+ s, about \d+ s left", result.stderr)
+
+
+def test_a_source_that_is_quantised_already_is_named(convert: Convert, tmp_path: Path) -> None:
+    sample = GgufSample()
+    kind = gguf.GGMLQuantizationType.Q4_1
+    for name, weight in sample.weights().items():
+        if name.startswith("blk.") and weight.ndim == 2:
+            sample.raw[name] = gguf.quantize(weight, kind), kind
+    source = sample.write(tmp_path / "q4.gguf")
+    arguments = ["--dry-run", "--num-text-tokens", "0", "--fast"]
+    result = convert(source, "--scheme", "int8", *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "quantised already (Q4_1, 5.0 bits a weight), with fewer bits than the" in result.output
+    assert "--quantization gguf" in result.output
+    result = convert(source, "--scheme", "int4", "--group-size", "32", *arguments)
+    assert "its weights are rounded a second time" in result.output
+    plain = GgufSample().write(tmp_path / "f32.gguf")
+    assert "quantised already" not in convert(plain, "--scheme", "int8", *arguments).output
+
+
+def test_a_fast_conversion_needs_no_text(model: Path, convert: Convert, tmp_path: Path) -> None:
+    result = convert(model, "--scheme", "int4", "--fast")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert report(tmp_path / "out")["layers"][0]["output_error"] is None
 
 
 def test_what_is_there_is_not_overwritten(model: Path, convert: Convert, tmp_path: Path) -> None:

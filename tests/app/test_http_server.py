@@ -40,6 +40,8 @@ def test_tls_files_that_cannot_be_used_are_an_error_before_anything_is_served(
         ({"admin_api_key": "é"}, "--admin-api-key"),
         ({"cors_allow_origins": "app.example"}, "origin"),
         ({"cors_allow_origins": "https://app.example/path"}, "origin"),
+        ({"cors_allow_origins": '["https://app.example"'}, "no JSON"),
+        ({"cors_allow_origins": "[7]"}, "origins are strings"),
         ({"allowed_hosts": "http://app.example"}, "--allowed-hosts"),
         ({"allowed_hosts": "app.example:30000"}, "--allowed-hosts"),
         ({"allowed_hosts": "a*.example"}, "--allowed-hosts"),
@@ -57,6 +59,8 @@ def test_options_that_cannot_be_meant_are_refused(options: dict[str, object], na
 def test_origins_are_separated_by_commas() -> None:
     config = ServerConfig(cors_allow_origins="https://a.example, http://b.example:8080,")
     assert config.allowed_origins == ("https://a.example", "http://b.example:8080")
+    config = ServerConfig(cors_allow_origins='["https://a.example", "*"]')
+    assert config.allowed_origins == ("https://a.example", "*")
 
 
 def test_a_secret_is_not_shown() -> None:

@@ -35,8 +35,8 @@ EMBEDDING_URL = "http://127.0.0.1:30001"
 """Where the pages have a server of an embedding model."""
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
 PATH_SUFFIXES = "py|pyi|md|toml|cpp|h|jinja|js|css|html|png|svg"
-FOREIGN_FLAGS = {"--strict", "--max-examples"}
-"""Flags of other programs that the pages mention (mypy, pytest)."""
+FOREIGN_FLAGS = {"--strict", "--max-examples", "--max-model-len"}
+"""Flags of other programs that the pages mention (mypy, pytest, vLLM)."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

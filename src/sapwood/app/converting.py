@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,13 +18,16 @@ from sapwood.app.wiring import Resolved, resolve_config
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.interface import DTYPES
 from sapwood.models.convert.conversion import Conversion, Texts, convert, cut
+from sapwood.models.convert.estimate import estimate_s
+from sapwood.models.convert.layouts import num_bytes
 from sapwood.models.convert.options import DEFAULT_CALIBRATION_TOKENS, ConvertOptions
 from sapwood.models.convert.plan import Plan, make_plan
 from sapwood.models.convert.walk import Walk
 from sapwood.models.convert.writer import check_target, new_directory, write_json
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.loader.gguf import PLAIN_TYPES, stored_tensors
 from sapwood.models.registry import ARCHITECTURES
-from sapwood.models.store import Progress
+from sapwood.models.store import ModelFiles, Progress
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.text.standard_library import library_text, package_text
 from sapwood.text.tokenizer import Tokenizer
@@ -31,11 +36,24 @@ REPORT = "conversion.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """How the weights of a GGUF file are quantised.
+
+    types  names of the types of the layers to convert, most frequent first: "Q4_1, Q6_K"
+    bits   bits per weight in the file, scales included
+    """
+
+    types: str
+    bits: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A conversion that can be done: everything is decided, and nothing is written.
 
     hf_config     the model's config.json
     stored_dtype  dtype of the tensors that are not converted
+    source        how the layers to convert are quantised already; None: they are not
     """
 
     resolved: Resolved
@@ -46,6 +64,7 @@ class Job:
     architecture: type[Decoder]
     plan: Plan
     stored_dtype: torch.dtype
+    source: Source | None
 
     def describe(self) -> list[str]:
         """The conversion in words, for people."""
@@ -66,7 +85,29 @@ class Job:
             f"{scale}{zero}; {how}",
             f"in {stored} as they are: {_few(plan.ignored)}, embedding, norms, biases",
             f"{before / 1e6:.1f} MB of tensors become {after / 1e6:.1f} MB",
+            *self._source_warning(),
         ]
+
+    def _source_warning(self) -> list[str]:
+        """What a source loses that was rounded before; nothing for a source in 16 or 32 bits."""
+        source = self.source
+        if source is None:
+            return []
+        plan = self.plan
+        linears = [plan.shapes[f"{name}.weight"] for name in plan.converted]
+        numbers = sum(math.prod(shape) for shape in linears)
+        stored = sum(num_bytes(plan.scheme, (n, m), self.stored_dtype) for n, m in linears)
+        bits = 8 * stored / numbers
+        have = f"warning: {self.resolved.files.name} is quantised already ({source.types}, "
+        have += f"{source.bits:.1f} bits a weight)"
+        advice = "convert the model's unquantised checkpoint if there is one"
+        if source.bits < bits:
+            return [
+                f"{have}, with fewer bits than the {bits:.1f} of {self.options.scheme}: the result "
+                f"will be larger and no more exact; {advice}, or serve the file as it is "
+                f"(sapwood serve --model {self.resolved.files.name} --quantization gguf)"
+            ]
+        return [f"{have}: its weights are rounded a second time; {advice}"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +165,7 @@ def prepare(
             f"--window is {options.window} but the model's context is {context_length} tokens"
         )
     architecture = ARCHITECTURES.get(decoder.architecture)
+    plan = make_plan(architecture, decoder, resolved.kernels.kernels, options, ignore=ignore)
     return Job(
         resolved=resolved,
         options=options,
@@ -131,8 +173,9 @@ def prepare(
         force=force,
         hf_config=hf_config,
         architecture=architecture,
-        plan=make_plan(architecture, decoder, resolved.kernels.kernels, options, ignore=ignore),
+        plan=plan,
         stored_dtype=DTYPES.get(checkpoint_dtype(hf_config), torch.float32),
+        source=_source(files, plan),
     )
 
 
@@ -140,20 +183,7 @@ def run(job: Job, progress: Progress) -> Converted:
     """Convert, and write the directory with its report."""
     resolved, options = job.resolved, job.options
     texts = _texts(job)
-    config = resolved.config
-    device = torch.device(config.execution.device or "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(config.execution.num_threads or 1)
-        resolved.kernels.kernels.set_num_threads(config.execution.num_threads or 1)
-    walk = Walk(
-        job.architecture,
-        resolved.decoder,
-        resolved.kernels.kernels,
-        window=options.window,
-        page_size=config.memory.page_size or 1,
-        device=device,
-        dtype=DTYPES[config.model.dtype],
-    )
+    walk = _walk(job)
     with new_directory(job.output, force=job.force) as directory:
         conversion = convert(
             walk,
@@ -165,16 +195,66 @@ def run(job: Job, progress: Progress) -> Converted:
             texts,
             directory,
             stored_dtype=job.stored_dtype,
-            device=device,
+            device=walk.device,
             progress=progress,
         )
         write_json(directory / REPORT, _report(job, conversion))
     return Converted(conversion=conversion)
 
 
+def _source(files: ModelFiles, plan: Plan) -> Source | None:
+    """How a GGUF file holds the weights that are converted; None if they are not quantised."""
+    if files.weight_format != "gguf":
+        return None
+    counts: Counter[str] = Counter()
+    num_bytes = num_numbers = 0
+    for stored in stored_tensors(files):
+        if stored.name.removesuffix(".weight") in plan.converted:
+            counts[stored.type] += 1
+            num_bytes += stored.num_bytes
+            num_numbers += stored.numbers
+    quantized = [name for name, _ in counts.most_common() if name not in PLAIN_TYPES]
+    if not quantized:
+        return None
+    return Source(types=", ".join(quantized), bits=8 * num_bytes / num_numbers)
+
+
+def estimate(job: Job) -> float:
+    """Seconds that `run` will take about; it is less where a text is short."""
+    options = job.options
+    calibration_tokens = 0
+    if options.needs_calibration:
+        calibration_tokens = options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS
+    return estimate_s(
+        _walk(job),
+        job.plan,
+        options,
+        job.resolved.decoder,
+        calibration_windows=calibration_tokens // options.window,
+        measured_windows=options.scored_tokens // options.window,
+    )
+
+
+def _walk(job: Job) -> Walk:
+    config, kernels = job.resolved.config, job.resolved.kernels.kernels
+    device = torch.device(config.execution.device or "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(config.execution.num_threads or 1)
+        kernels.set_num_threads(config.execution.num_threads or 1)
+    return Walk(
+        job.architecture,
+        job.resolved.decoder,
+        kernels,
+        window=job.options.window,
+        page_size=config.memory.page_size or 1,
+        device=device,
+        dtype=DTYPES[config.model.dtype],
+    )
+
+
 def _texts(job: Job) -> Texts:
     options, files = job.options, job.resolved.files
-    if not options.needs_calibration and not options.num_text_tokens:
+    if not options.needs_calibration and not options.scored_tokens:
         return Texts(calibration=(), measured=())
     tokenizer = Tokenizer.from_directory(files.path)
 
@@ -192,9 +272,9 @@ def _texts(job: Job) -> Texts:
             "--calibration-file", options.calibration_file, package_text, num_tokens, True
         )
     measured: list[torch.Tensor] = []
-    if options.num_text_tokens:
+    if options.scored_tokens:
         measured = windows(
-            "--text-file", options.text_file, library_text, options.num_text_tokens, False
+            "--text-file", options.text_file, library_text, options.scored_tokens, False
         )
     return Texts(calibration=calibration, measured=measured)
 

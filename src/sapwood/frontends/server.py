@@ -37,6 +37,7 @@ from sapwood.frontends.ollama.routes import ollama_dialect
 from sapwood.frontends.openai.routes import openai_dialect
 from sapwood.frontends.responses.routes import responses_dialect
 from sapwood.frontends.responses.store import ResponseStore
+from sapwood.frontends.web.api_docs import api_docs_dialect
 from sapwood.frontends.web.routes import web_dialect
 
 
@@ -96,6 +97,7 @@ def inner_app(
         ollama_dialect(services),
         observability_dialect(services),
         web_dialect(),
+        api_docs_dialect(),
     ]
     app = _app_of(dialects, services, body_limits or BodyLimits())
     if services.on_unsupported == "warn":
@@ -105,7 +107,7 @@ def inner_app(
 
 def _app_of(dialects: list[Dialect], services: Services, body_limits: BodyLimits) -> FastAPI:
     """An application of these dialects. It answers errors in the form of their path."""
-    # The framework makes no document of its own, nor pages that load scripts from elsewhere.
+    # The framework makes no document of its own; its pages would load scripts from elsewhere.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     endpoints = EndpointTable([*dialects, _documents(app, services)])
     endpoints.mount(app)
@@ -157,8 +159,8 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, method = request.url.path, request.method
     if error.status_code != 405:
-        return _answer(request, NotFound(f"there is no {method} {path}; see /openapi.json"))
-    response = _answer(request, WrongMethod(f"{path} does not take {method}; see /openapi.json"))
+        return _answer(request, NotFound(f"there is no {method} {path}; see /docs"))
+    response = _answer(request, WrongMethod(f"{path} does not take {method}; see /docs"))
     response.headers["Allow"] = ", ".join(_endpoints(request).methods(path))
     return response
 

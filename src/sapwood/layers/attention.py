@@ -136,6 +136,11 @@ class Attention:
 
     def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> [T, hidden]; writes the new tokens' keys and values to the cache"""
+        return self.project(self.attend(x, batch))
+
+    def attend(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """x [T, hidden] -> the inputs [T, heads * head_dim] of the output projection; writes the
+        new tokens' keys and values to the cache"""
         key_cache, value_cache = batch.kv_caches[self._layer]
         q = self._kernels.qk_norm_rope_write_kv(
             self._qkv(x),
@@ -153,7 +158,11 @@ class Attention:
         )
         attend = batch.attend or self._kernels.paged_attention
         out = attend(q, key_cache, value_cache, batch.attention, self._scale)
-        return self._o(out.view(x.shape[0], self._num_heads * self._head_dim))
+        return out.view(x.shape[0], self._num_heads * self._head_dim)
+
+    def project(self, attended: Tensor) -> Tensor:
+        """attended [T, heads * head_dim] -> [T, hidden]"""
+        return self._o(attended)
 
     def targets(self) -> dict[str, Target]:
         found = self._qkv.targets() | self._o.targets()

@@ -52,7 +52,15 @@ class GatedMLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]"""
-        return self._down(self._kernels.silu_and_mul(self._gate_up(x)))
+        return self.project(self.expand(x))
+
+    def expand(self, x: Tensor) -> Tensor:
+        """x [T, hidden] -> silu(gate(x)) * up(x), [T, intermediate]"""
+        return self._kernels.silu_and_mul(self._gate_up(x))
+
+    def project(self, expanded: Tensor) -> Tensor:
+        """expanded [T, intermediate] -> [T, hidden]"""
+        return self._down(expanded)
 
     def targets(self) -> dict[str, Target]:
         return self._gate_up.targets() | self._down.targets()

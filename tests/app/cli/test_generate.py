@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from sapwood.app.cli import generate as generate_module
-from sapwood.app.cli.generate import summary
+from sapwood.app.cli.generate import Answered, summary
 from sapwood.app.cli.main import main
 from sapwood.frontends.batches.run import Tally
 
@@ -148,8 +148,36 @@ def test_ctrl_c_ends_with_130_and_keeps_what_is_done(llm, source, tmp_path, caps
     answers = answers_in(target)
     assert 2 <= len(answers) < 10_000
     assert all(answer["error"] is None for answer in answers)
-    assert f"{len(answers)} lines in" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{len(answers)} lines in" in told
+    assert f"interrupted: {len(answers)} of 10000 lines have their answer in {target}" in told
     assert llm.is_closed
+    llm.engine.hangs = False
+    source.write_text("".join(f'{{"id": {i}, "prompt": "x"}}\n' for i in range(len(answers) + 5)))
+    assert main(["generate", str(source), "-o", str(target)]) == 0
+    assert f"{len(answers)} were done before" in capsys.readouterr().err
+    assert sorted(answer["id"] for answer in answers_in(target)) == list(range(len(answers) + 5))
+
+
+def test_ctrl_c_while_the_model_is_loaded(llm, source, tmp_path, capsys, monkeypatch):
+    target = tmp_path / "out.jsonl"
+    assert main(["generate", str(source), "-o", str(target)]) == 0
+    done = len(answers_in(target))
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_module, "open_llm", interrupted)
+    capsys.readouterr()
+    assert main(["generate", str(source), "-o", str(target)]) == 130
+    told = capsys.readouterr().err
+    assert f"{done} of 5 lines have their answer in {target}; the same command answers" in told
+
+
+def test_answers_that_were_only_printed_are_not_kept():
+    told = Answered(num_lines=3, total=None).how_to_go_on("-")
+    assert told.startswith("interrupted: 3 lines were answered; they are not kept.")
+    assert "--output FILE" in told
 
 
 def test_a_bar_on_a_terminal(llm, source, tmp_path, monkeypatch, capsys):

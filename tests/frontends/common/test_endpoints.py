@@ -25,6 +25,11 @@ ADMIN_PATHS = {
 OPEN_PATHS = {
     "/",
     "/dashboard",
+    "/docs",
+    "/docs/start.css",
+    "/docs/start.js",
+    "/docs/swagger-ui-bundle.js",
+    "/docs/swagger-ui.css",
     "/favicon.svg",
     "/health",
     "/health_generate",

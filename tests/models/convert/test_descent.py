@@ -26,7 +26,7 @@ def hessian_of(in_size: int) -> Tensor:
 def test_every_sweep_lowers_the_error_of_the_outputs(scheme: WeightScheme) -> None:
     weight = torch.randn(24, 160, generator=torch.Generator().manual_seed(1))
     hessian = hessian_of(160)
-    scales = scale_format(scheme, [weight], torch.bfloat16)
+    scales = scale_format(scheme, weight, torch.bfloat16)
     grid = choose_grid(weight, scheme, importance=None, scales=scales)
     codes = grid.codes(weight)
     errors = [squared_error(weight, grid.values(codes), hessian)]

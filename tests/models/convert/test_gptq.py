@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
-from sapwood.models.convert.calibration import Moments
+from sapwood.models.convert.calibration import input_moments
 from sapwood.models.convert.gptq import gptq_codes
 from sapwood.models.convert.rounding import Grid, ScaleFormat, choose_grid, scale_format
 from sapwood.models.convert.scheme import MXFP4, NVFP4, WeightScheme
@@ -64,7 +64,7 @@ def test_outputs_change_less_than_with_rounding_to_the_nearest(
     weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(1))
     fitted, unseen = torch.split(correlated_inputs(2500, 160), [2000, 500])
     hessian = fitted.t() @ fitted
-    scales = scale_format(scheme, [weight], torch.float32)
+    scales = scale_format(scheme, weight, torch.float32)
     grid = choose_grid(weight, scheme, importance=hessian.diagonal(), scales=scales)
     codes, fitted_grid = fit(weight, hessian, grid, act_order=act_order)
 
@@ -80,8 +80,7 @@ def test_outputs_change_less_than_with_rounding_to_the_nearest(
 def test_weights_make_up_for_the_rounding_of_inputs(scheme: WeightScheme) -> None:
     weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(5))
     fitted, unseen = torch.split(correlated_inputs(4500, 160), [4000, 500])
-    moments = Moments(160, torch.device("cpu"), scheme)
-    moments.add(fitted, fitted)
+    moments = input_moments([fitted], [fitted], scheme)
     grid = choose_grid(weight, scheme, importance=None, scales=FP32)
 
     def error(lost: Tensor | None) -> float:
@@ -97,8 +96,7 @@ def test_weights_make_up_for_inputs_that_differ_from_the_original_models() -> No
     original = correlated_inputs(4500, 160)
     distortion = torch.eye(160) + 0.05 * correlated_inputs(160, 160, seed=7) / 40
     received = original @ distortion
-    moments = Moments(160, torch.device("cpu"), INT4)
-    moments.add(original[:4000], received[:4000])
+    moments = input_moments([received[:4000]], [original[:4000]], INT4)
     grid = choose_grid(weight, INT4, importance=None, scales=FP32)
 
     def error(lost: Tensor | None) -> float:
@@ -117,9 +115,8 @@ def test_scales_are_those_of_the_weights_that_make_up_for_what_was_lost(
     weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(8))
     original = correlated_inputs(4500, 160)
     received = original / 2
-    moments = Moments(160, torch.device("cpu"), INT4)
-    moments.add(original[:4000], received[:4000])
-    scales = scale_format(scheme, [weight], torch.float32)
+    moments = input_moments([received[:4000]], [original[:4000]], INT4)
+    scales = scale_format(scheme, weight, torch.float32)
     codes, grid = gptq_codes(
         weight,
         moments.hessian,

@@ -102,6 +102,9 @@ def test_tensors_are_checked_before_any_work() -> None:
             {"scheme": "fp8", "method": "nearest", "calibration_tokens": 4096},
             "uses no calibration text",
         ),
+        ({"fast": True, "method": "gptq"}, "which --method gptq needs"),
+        ({"fast": True, "rescale": True}, "which --rescale needs"),
+        ({"fast": True, "calibration_tokens": 4096}, "uses no calibration text"),
         ({"scheme": "int4", "damping": 0.0}, "above 0 and at most 1"),
         ({"window": 1}, "--window is 1"),
         ({"num_text_tokens": 10}, "--num-text-tokens is 10 but must be at least one --window"),
@@ -112,3 +115,14 @@ def test_tensors_are_checked_before_any_work() -> None:
 def test_options_that_contradict_each_other(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ConvertOptions(**fields)
+
+
+def test_fast_needs_no_text() -> None:
+    fast = ConvertOptions(fast=True)
+    assert (fast.rounding, fast.rescales, fast.needs_calibration) == ("nearest", False, False)
+    assert fast.scored_tokens == 0
+    assert ConvertOptions(fast=True, num_text_tokens=4096).scored_tokens == 4096
+    assert ConvertOptions(fast=True, text_file="text.txt").scored_tokens > 0
+    slow = ConvertOptions()
+    assert (slow.rounding, slow.rescales) == ("gptq", True)
+    assert slow.scored_tokens > 0

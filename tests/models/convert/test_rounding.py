@@ -40,7 +40,7 @@ def names(scheme: WeightScheme) -> str:
 
 
 def best_grid(weight: Tensor, scheme: WeightScheme, dtype: torch.dtype) -> Grid:
-    scales = scale_format(scheme, [weight], dtype)
+    scales = scale_format(scheme, weight, dtype)
     return choose_grid(weight, scheme, importance=None, scales=scales)
 
 
@@ -71,8 +71,8 @@ def test_numbers_become_the_nearest_of_nf4() -> None:
 
 def test_parts_of_one_product_share_the_scale_of_the_tensor() -> None:
     small, large = random_weight(32, 64), random_weight(16, 64, seed=1) * 50
-    scales = scale_format(NVFP4, [small, large], torch.bfloat16)
-    assert scales.factor == scale_format(NVFP4, [large], torch.bfloat16).factor
+    scales = scale_format(NVFP4, torch.cat([small, large]), torch.bfloat16)
+    assert scales.factor == scale_format(NVFP4, large, torch.bfloat16).factor
     for weight in (small, large):
         grid = choose_grid(weight, NVFP4, importance=None, scales=scales)
         values = grid.values(grid.codes(weight))

@@ -36,6 +36,15 @@ def test_one_shard_needs_no_index(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], shared.view(2, 3).t())
 
 
+def test_weights_may_be_read_by_whoever_may_read_other_new_files(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, max_bytes=10**6)
+    writer.add("a", torch.zeros(3))
+    writer.finish()
+    (tmp_path / "other").touch()
+    written = (tmp_path / "model.safetensors").stat().st_mode
+    assert written == (tmp_path / "other").stat().st_mode
+
+
 def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "models" / "out"
 

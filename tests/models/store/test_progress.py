@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from sapwood.models.store.progress import Growth, Silent, stage, watching
-from sapwood.models.store.terminal import TerminalProgress
+from sapwood.models.store.terminal import TerminalProgress, in_minutes
 
 
 class Counting(Silent):
@@ -72,3 +72,29 @@ def test_a_log_file_gets_plain_lines_with_the_time_that_a_stage_took():
     progress.finish()
     lines = ["downloading [a] model", "downloading [a] model: 3.2 s"]
     assert out.getvalue().splitlines() == [*lines, "preparing it", "preparing it: 0.5 s"]
+
+
+def test_a_log_file_gets_a_line_per_step_with_the_time_that_is_left():
+    out = io.StringIO()
+    times = iter([0.0, 30.0, 300.0, 15000.0])
+    console = Console(file=out, width=100)
+    progress = TerminalProgress(console, lines=True, clock_s=lambda: next(times))
+    progress.start("converting", 1000)
+    progress.advance(250)
+    progress.advance(5)
+    progress.advance(745)
+    progress.finish()
+    assert out.getvalue().splitlines() == [
+        "converting",
+        "converting: 25% after 30 s, about 90 s left",
+        "converting: 26% after 5 min, about 15 min left",
+        "converting: 15000.0 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "0 s"), (99.0, "99 s"), (100.0, "2 min"), (5970.0, "1 h 40 min"), (7260.0, "2 h 1 min")],
+)
+def test_times_in_words(seconds: float, words: str):
+    assert in_minutes(seconds) == words

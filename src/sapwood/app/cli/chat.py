@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +73,13 @@ def chat(questions: tuple[str, ...], asked: Asked) -> None:
     leaves, /help lists the commands. If the input is no terminal, all of it is one message; only
     the answer goes to the output.
     """
+    converse(asked.build(ChatOptions), asked, questions)
+
+
+def converse(options: ChatOptions, asked: Asked, questions: Sequence[str]) -> None:
+    """Ask the questions, or the input as a whole, or what is typed into a terminal."""
     from sapwood.app.cli.conversation import Conversation
 
-    options = asked.build(ChatOptions)
     is_terminal = sys.stdin.isatty()
     if not questions and not is_terminal:
         questions = (_whole_input(),)

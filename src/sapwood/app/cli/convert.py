@@ -56,10 +56,10 @@ def convert(
     options = asked.build(ConvertOptions)
     from rich.console import Console
 
-    from sapwood.app.converting import prepare, run
-    from sapwood.models.store.terminal import TerminalProgress
+    from sapwood.app.converting import estimate, prepare, run
+    from sapwood.models.store.terminal import TerminalProgress, in_minutes
 
-    progress = TerminalProgress(Console(stderr=True))
+    progress = TerminalProgress(Console(stderr=True), lines=True)
     job = prepare(
         asked.with_flag("model", name).engine(),
         options,
@@ -70,7 +70,7 @@ def convert(
         progress=progress,
     )
     console = Console()
-    for line in job.describe():
+    for line in (*job.describe(), f"takes about {in_minutes(estimate(job))} on this machine"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not dry_run:
         print_result(job, run(job, progress), console)

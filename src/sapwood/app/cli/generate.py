@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -70,13 +71,41 @@ def generate(
     if is_piped and retry_errors:
         raise click.UsageError("--retry-errors needs an output that is a file")
     done = set() if is_piped else resume(_writable(target), retry_errors=retry_errors)
-    with ExitStack() as opened:
-        lines = _open(source, "rb", sys.stdin.buffer, opened)
-        answers = _open(target, "ab", sys.stdout.buffer, opened)
-        llm = opened.enter_context(open_llm(asked.engine()))
-        is_complete = run(llm, lines, answers, done=done, in_flight=in_flight, total=num_lines)
+    answered = Answered(len(done), num_lines)
+    try:
+        with ExitStack() as opened:
+            lines = _open(source, "rb", sys.stdin.buffer, opened)
+            answers = _open(target, "ab", sys.stdout.buffer, opened)
+            llm = opened.enter_context(open_llm(asked.engine()))
+            is_complete = run(
+                llm, lines, answers, done=done, in_flight=in_flight, answered=answered
+            )
+    except KeyboardInterrupt:  # before the first line, or for the second time
+        is_complete = False
     if not is_complete:
+        click.echo(answered.how_to_go_on(target), err=True)
         ctx.exit(INTERRUPTED)
+
+
+@dataclass(slots=True)
+class Answered:
+    """How many lines have an answer, from this run and those before; `total` None: unknown."""
+
+    num_lines: int
+    total: int | None
+
+    def how_to_go_on(self, target: str) -> str:
+        """What an interrupted command says about its answers in the file `target`."""
+        of_all = "" if self.total is None else f" of {self.total}"
+        if target == STANDARD_STREAM:
+            return (
+                f"interrupted: {self.num_lines}{of_all} lines were answered; they are not kept. "
+                "With --output FILE the same command can be interrupted, and goes on later"
+            )
+        return (
+            f"interrupted: {self.num_lines}{of_all} lines have their answer in {target}; the same "
+            "command answers the rest"
+        )
 
 
 def run(
@@ -86,7 +115,7 @@ def run(
     *,
     done: set[str],
     in_flight: int,
-    total: int | None,
+    answered: Answered,
 ) -> bool:
     """Answer the lines, with a bar and a summary on stderr; False if Ctrl-C ended it."""
     from sapwood.frontends.batches.lines import Reply, to_post
@@ -97,12 +126,13 @@ def run(
     def write(reply: Reply) -> None:
         answers.write(reply.encoded)
         answers.flush()
+        answered.num_lines += 1
 
     services = llm.services
 
     stopped = False
     start_s = time.monotonic()
-    with _bar(total) as show:
+    with _bar(answered.total) as show:
         batch = LineRun(
             numbered_lines(lines),
             to_post=lambda line: to_post(line, services),

@@ -30,11 +30,17 @@ class LazyCommand:
 
 COMMANDS: Mapping[str, LazyCommand] = {
     "serve": LazyCommand("sapwood.app.cli.serve:serve", "Serve a model over HTTP."),
+    "run": LazyCommand(
+        "sapwood.app.cli.run:run", "Chat with a model: fetch it, serve it, and talk."
+    ),
     "chat": LazyCommand("sapwood.app.cli.chat:chat", "Talk with a model in the terminal."),
     "generate": LazyCommand(
         "sapwood.app.cli.generate:generate", "Answer a file of prompts, without a server."
     ),
     "pull": LazyCommand("sapwood.app.cli.pull:pull", "Get a model's files before they are needed."),
+    "list": LazyCommand("sapwood.app.cli.stored:list_models", "List the models on this disk."),
+    "rm": LazyCommand("sapwood.app.cli.stored:remove", "Remove models from this disk."),
+    "ps": LazyCommand("sapwood.app.cli.ps:ps", "List the servers that run on this machine."),
     "verify": LazyCommand(
         "sapwood.app.cli.verify:verify", "Make and check lists of checksums of a model's files."
     ),
@@ -67,6 +73,17 @@ class LazyGroup(click.Group):
         if cmd_name not in plugins:
             return None
         return _as_command(cmd_name, plugins[cmd_name].load())
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        known = self.list_commands(ctx)
+        if name not in known and name not in COMMANDS and not name.startswith("-"):
+            from sapwood.app.cli.suggestions import command_hint
+
+            ctx.fail(f"sapwood has no command {name}{command_hint(name, known)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, self._summary(name)) for name in self.list_commands(ctx)]

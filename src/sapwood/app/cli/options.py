@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sapwood.app.cli.suggestions import flag_hint
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.observability import ObservabilityConfig
@@ -122,7 +123,16 @@ class ConfigOption(click.Option):
 
 
 class ConfigCommand(click.Command):
-    """A command that lists its options by component."""
+    """A command that lists its options by component, and knows the names that peers give them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            flags = {flag for param in self.get_params(ctx) for flag in param.opts}
+            hint = flag_hint(error.option_name, flags)
+            message = f"{self.name} has no option {error.option_name}{hint}"
+            raise click.UsageError(message, ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}

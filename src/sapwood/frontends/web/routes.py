@@ -63,8 +63,16 @@ def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Travers
 
 
 def _serve(content: bytes, media_type: str) -> Handler:
+    return file_handler(content, media_type, policy=_HEADERS["Content-Security-Policy"])
+
+
+def file_handler(content: bytes, media_type: str, *, policy: str) -> Handler:
+    """Answers with a file, unless the browser has it already.
+
+    policy  what the page may load: its Content-Security-Policy
+    """
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {**_HEADERS, "ETag": tag}
+    headers = {**_HEADERS, "Content-Security-Policy": policy, "ETag": tag}
 
     async def serve(request: Request) -> Response:
         if request.headers.get("if-none-match") == tag:

@@ -27,18 +27,15 @@ from sapwood.models.config import DecoderConfig
 from sapwood.models.convert.calibration import (
     Moments,
     input_moments,
-    parts_of,
-    run_keeping_inputs,
     sample_inputs,
 )
 from sapwood.models.convert.gptq import gptq_codes
 from sapwood.models.convert.layouts import quantization_config, stored_tensors
 from sapwood.models.convert.options import DEFAULT_DAMPING, ConvertOptions
-from sapwood.models.convert.plan import EMBEDDING, NORM, OUTPUT_LAYER, Plan
+from sapwood.models.convert.plan import EMBEDDING, Plan
 from sapwood.models.convert.rescale import Rescaler
 from sapwood.models.convert.rounding import (
     Grid,
-    ScaleFormat,
     choose_grid,
     scale_format,
 )
@@ -161,16 +158,19 @@ class Converter:
             own = {name: tensors.pop(name) for name in self._plan.shapes if name.startswith(prefix)}
             self._convert_layer(index, own, streams)
             progress.advance(sum(tensor.nbytes for tensor in own.values()))
-        for name in (NORM, f"{OUTPUT_LAYER}.weight"):
-            if name in self._plan.shapes:
+        rest = [name for name in self._plan.shapes if name in tensors]
+        for name in rest:
+            if name != EMBEDDING:
                 self._writer.add(name, tensors[name])
-        if not texts.measured:
-            return None
-        before, after = (
-            self._walk.negative_log_likelihood(tensors, hidden, texts.measured)
-            for hidden in (streams.original, streams.converted)
-        )
-        return before, after
+        measured = None
+        if texts.measured:
+            before, after = (
+                self._walk.negative_log_likelihood(tensors, hidden, texts.measured)
+                for hidden in (streams.original, streams.converted)
+            )
+            measured = before, after
+        progress.advance(sum(tensors[name].nbytes for name in rest))
+        return measured
 
     def _convert_layer(self, index: int, tensors: dict[str, Tensor], streams: _Streams) -> None:
         for name, tensor in tensors.items():
@@ -182,72 +182,80 @@ class Converter:
             samples = sample_inputs(self._walk, layer, streams.calibration)
             tensors = self._rescaler.rescaled(layer_prefix(index), tensors, samples)
             layer = self._walk.layer(index, tensors)
-        kept: list[list[Tensor]] | None = None
-        if self._options.rounding == "gptq" and not self._plan.scheme.rounds_activations:
-            streams.calibration_original, kept = run_keeping_inputs(
-                self._walk, layer, streams.calibration_original
-            )
-        for place, linear in enumerate(layer.linears):
-            if self._plan.converted.issuperset(linear.names):
-                originals = None if kept is None else kept[place]
-                self._convert_linear(layer, linear, streams.calibration, originals)
+        if self._options.rounding == "gptq":
+            self._fit(index, tensors, layer, streams)
+        else:
+            for linear in self._converted(layer):
+                self._convert_linear(linear, None)
+            streams.calibration = self._walk.run(layer, streams.calibration)
         for name, tensor in tensors.items():
             if name.removesuffix(".weight") not in self._plan.converted:
                 self._writer.add(name, tensor.to(self._dtype))
-        streams.calibration = self._walk.run(layer, streams.calibration)
         streams.converted = self._walk.run(layer, streams.converted)
 
-    def _convert_linear(
-        self,
-        layer: TappedLayer,
-        linear: TappedLinear,
-        hidden: Sequence[Tensor],
-        originals: Sequence[Tensor] | None,
-    ) -> None:
-        """Round and write the parts of a linear layer, and let it compute with the written weights.
+    def _converted(self, layer: TappedLayer) -> list[TappedLinear]:
+        return [one for one in layer.linears if self._plan.converted.issuperset(one.names)]
 
-        hidden     hidden states of the calibration text before the decoder layer
-        originals  the linear layer's inputs in the original model, if it is fitted to these
+    def _fit(
+        self, index: int, tensors: dict[str, Tensor], layer: TappedLayer, streams: _Streams
+    ) -> None:
+        """Convert a decoder layer's linear layers in turn, each fitted to the inputs it then gets.
+
+        The calibration text goes through the original layer at the same pace, unless inputs are
+        rounded.
         """
         scheme = self._plan.scheme
-        inputs = hessian = None
-        if self._options.rounding == "gptq":
-            inputs = input_moments(self._walk, layer, linear, hidden, originals, scheme)
-            hessian = inputs.hessian
-        all_codes: list[Tensor] = []
-        grids: list[Grid] = []
-        parts = [(name, weight.to(self._device)) for name, weight in parts_of(linear)]
-        scales = scale_format(scheme, [weight for _, weight in parts], self._dtype)
-        for name, weight in parts:
-            codes, grid = self._codes(weight, scales, inputs)
-            for suffix, tensor in stored_tensors(codes, grid, self._dtype).items():
+        converted = self._converted(layer)
+        steps = self._walk.steps(layer, streams.calibration)
+        original_steps = None
+        if not scheme.rounds_activations:
+            original = self._walk.layer(index, tensors)
+            original_steps = self._walk.steps(original, streams.calibration_original)
+        for linear in layer.linears:
+            received = next(steps)
+            originals = received if original_steps is None else next(original_steps)
+            if linear in converted:
+                self._convert_linear(linear, input_moments(received, originals, scheme))
+        streams.calibration = list(next(steps))
+        if original_steps is not None:
+            streams.calibration_original = list(next(original_steps))
+
+    def _convert_linear(self, linear: TappedLinear, inputs: Moments | None) -> None:
+        """Round and write the parts of a linear layer, and let it compute with the written weights.
+
+        inputs  None: each weight is rounded for itself
+        """
+        scheme = self._plan.scheme
+        # One above the other: the parts have the same inputs, and are computed together.
+        weight = torch.cat([part.to(self._device).float() for part in linear.weights])
+        hessian = None if inputs is None else inputs.hessian
+        codes, grid = self._codes(weight, inputs)
+        values = grid.values(codes)
+        first = 0
+        for name, part in zip(linear.names, linear.weights, strict=True):
+            rows = slice(first, first + len(part))
+            first = rows.stop
+            for suffix, tensor in stored_tensors(codes[rows], grid.rows(rows), self._dtype).items():
                 self._writer.add(f"{name}.{suffix}", tensor)
-            self.layers.append(_error(name, weight, grid.values(codes), hessian))
-            all_codes.append(codes)
-            grids.append(grid)
+            self.layers.append(_error(name, weight[rows], values[rows], hessian))
         if scheme.rounds_activations and scheme.strategy == "channel":
-            linear.use_rounded(scheme, all_codes, [grid.scale[:, 0] for grid in grids])
-            return
-        values = [grid.values(codes) for grid, codes in zip(grids, all_codes, strict=True)]
-        if scheme.rounds_activations:
+            linear.use_rounded(scheme, codes, grid.scale[:, 0])
+        elif scheme.rounds_activations:
             linear.use_block_rounded(scheme, values)
         else:
             linear.use(values)
 
-    def _codes(
-        self, weight: Tensor, scales: ScaleFormat, inputs: Moments | None
-    ) -> tuple[Tensor, Grid]:
-        scheme = self._plan.scheme
-        importance = None if inputs is None else inputs.hessian.diagonal()
-        choose = partial(choose_grid, scheme=scheme, importance=importance, scales=scales)
+    def _codes(self, weight: Tensor, inputs: Moments | None) -> tuple[Tensor, Grid]:
+        scheme, options = self._plan.scheme, self._options
+        scales = scale_format(scheme, weight, self._dtype)
+        choose = partial(choose_grid, scheme=scheme, scales=scales)
         if inputs is None:
-            grid = choose(weight)
+            grid = choose(weight, importance=None)
             return grid.codes(weight), grid
-        options = self._options
         return gptq_codes(
             weight,
             inputs.hessian,
-            choose,
+            partial(choose, importance=inputs.hessian.diagonal()),
             lost=inputs.lost if scheme.rounds_activations else LOST_SHARE * inputs.lost,
             act_order=options.act_order is not False,
             damping=options.damping or DEFAULT_DAMPING,

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sapwood.models.convert.rounding import Grid, ScaleFormat, nearest
+from sapwood.models.convert.rounding import Grid, ScaleFormat, nearest_shifted
 
 BLOCK_INPUTS = 64
 """Inputs after which the error of all others is updated, unless groups are shorter."""
@@ -44,30 +44,29 @@ def descend(
     # The error's gradient, halved: H d, of all inputs.
     pull = hessian @ (target.t() - shifted * scale[group])
     size = grid.scheme.group_size or num_inputs
-    weights = hessian.diagonal()[:, None]
+    diagonal = hessian.diagonal()[:, None]
+    # Column j: what a step of input j's code changes in the steps that all inputs want.
+    coupling = (hessian / diagonal).t().contiguous()
     for _ in range(num_sweeps):
         for first in range(0, num_inputs, size):
             if grid.scheme.strategy != "block":  # whose scales are shared with other outputs
                 end = first + size
                 _refit(first, end, first // size, hessian, shifted, scale, pull, grid.scales)
+            own = scale[first // size]
+            shift = None if zero is None else zero[first // size]
             for start in range(first, first + size, BLOCK_INPUTS):
                 end = min(start + BLOCK_INPUTS, first + size)
-                own = scale[first // size]
-                shift = None if zero is None else zero[first // size]
-                before = shifted[start:end].clone()
-                local = pull[start:end]
-                for index in range(start, end):
-                    old = shifted[index]
-                    wanted = old * own + local[index - start] / weights[index]
-                    code = nearest(grid.scheme, wanted, own, shift)
-                    if shift is not None:
-                        code -= shift
-                    step = (code - old) * own
-                    shifted[index] = code
-                    local.addr_(hessian[start:end, index], step, alpha=-1.0)
-                change = (shifted[start:end] - before) * own
-                pull[:start].addmm_(hessian[:start, start:end], change, alpha=-1.0)
-                pull[end:].addmm_(hessian[end:, start:end], change, alpha=-1.0)
+                wanted = pull[start:end] / diagonal[start:end] / own
+                changes = torch.empty_like(wanted)
+                rows = coupling[start:end, start:end].unbind()
+                codes_here = shifted[start:end].unbind()
+                for index, step in enumerate(wanted.unbind()):
+                    old = codes_here[index]
+                    code = nearest_shifted(grid.scheme, old + step, shift)
+                    change = torch.sub(code, old, out=changes[index])
+                    old.copy_(code)
+                    wanted[index + 1 :].addr_(rows[index][index + 1 :], change, alpha=-1.0)
+                pull.addmm_(hessian[:, start:end], changes.mul_(own), alpha=-1.0)
     if zero is not None:
         shifted += zero[group]
     return shifted.t().contiguous(), replace(grid, scale=scale.t().contiguous())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.base.errors import WeightError
 from sapwood.models.convert.descent import descend
-from sapwood.models.convert.rounding import Grid, nearest
+from sapwood.models.convert.rounding import Grid, nearest_shifted
 
 BLOCK_INPUTS = 64
 """Inputs after which all later ones are updated, by one matrix product."""
@@ -61,30 +61,29 @@ def gptq_codes(
     back[order] = torch.arange(num_inputs, device=order.device)
     target = columns[back].t().contiguous()
     grid = choose_grid(target)
-    codes = torch.empty_like(columns)
     groups = grid.group_of(num_inputs)[order].tolist()
-    scale = grid.scale.t().contiguous()
-    zero = None if grid.zero is None else grid.zero.t().contiguous()
+    scales = grid.scale.t().contiguous().unbind()
+    zeros = None if grid.zero is None else grid.zero.t().contiguous().unbind()
+    # Each row divided by its diagonal, so that errors need not be.
+    factor = factor / factor.diagonal()[:, None]
+    shifted = torch.empty_like(columns)
     for first in range(0, num_inputs, BLOCK_INPUTS):
         end = min(first + BLOCK_INPUTS, num_inputs)
-        errors = torch.empty_like(columns[first:end])
-        for index in range(first, end):
-            group = groups[index]
-            shift = None if zero is None else zero[group]
-            code = nearest(grid.scheme, columns[index], scale[group], shift)
-            codes[index] = code
-            value = (code if shift is None else code - shift) * scale[group]
-            error = (columns[index] - value) / factor[index, index]
-            errors[index - first] = error
-            columns[index + 1 : end].addr_(factor[index, index + 1 : end], error, alpha=-1.0)
+        block = columns[first:end]
+        errors = torch.empty_like(block)
+        rows = factor[first:end, first:end].unbind()
+        for index, column in enumerate(block.unbind()):
+            group = groups[first + index]
+            shift = None if zeros is None else zeros[group]
+            code = nearest_shifted(grid.scheme, column / scales[group], shift)
+            shifted[first + index] = code
+            error = torch.sub(column, code.mul_(scales[group]), out=errors[index])
+            block[index + 1 :].addr_(rows[index][index + 1 :], error, alpha=-1.0)
         columns[end:].addmm_(factor[first:end, end:].t(), errors, alpha=-1.0)
-    return descend(
-        target,
-        damped[back][:, back],
-        grid,
-        codes[back].t(),
-        num_sweeps=NUM_SWEEPS,
-    )
+    shifted = shifted[back]
+    if grid.zero is not None:
+        shifted += grid.zero.t()[grid.group_of(num_inputs)]
+    return descend(target, damped[back][:, back], grid, shifted.t(), num_sweeps=NUM_SWEEPS)
 
 
 def _inverse(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,8 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 """Layouts on disk, and the schemes that each layout can store."""
 METHODS = ("nearest", "gptq")
 
-DEFAULT_CALIBRATION_TOKENS = 32768
+DEFAULT_CALIBRATION_TOKENS = 16384
+DEFAULT_TEXT_TOKENS = 8192
 DEFAULT_DAMPING = 0.01
 
 
@@ -46,6 +47,12 @@ class ConvertOptions:
         "How weights are rounded: nearest, each for itself; gptq, so that the layer's outputs for "
         "a calibration text change least; default: gptq.",
         choices=METHODS,
+    )
+    fast: bool = option(
+        False,
+        "Need no calibration text, and take seconds: round each weight for itself, as --method "
+        "nearest --no-rescale does, and measure no perplexity unless --num-text-tokens or "
+        "--text-file is given. Costs accuracy, in few bits most: docs/convert.md has the numbers.",
     )
     rescale: bool | None = option(
         None,
@@ -83,8 +90,11 @@ class ConvertOptions:
         "Text to measure perplexity with, UTF-8; default: docstrings of the modules at the top of "
         "Python's standard library, as `sapwood bench perplexity` has it.",
     )
-    num_text_tokens: int = option(
-        32768, "Tokens of the text to score at most; 0: measure nothing.", unit="tokens"
+    num_text_tokens: int | None = option(
+        None,
+        "Tokens of the text to score at most; 0: measure nothing; default: "
+        f"{DEFAULT_TEXT_TOKENS}, with --fast 0.",
+        unit="tokens",
     )
     window: int = option(
         1024, "Tokens that both texts are cut into, each on its own context.", unit="tokens"
@@ -112,7 +122,7 @@ class ConvertOptions:
         if self.window < 2:
             raise ConfigError(f"--window is {self.window} but must be >= 2")
         for flag, value in (
-            ("--num-text-tokens", self.num_text_tokens or self.window),
+            ("--num-text-tokens", self.scored_tokens or self.window),
             ("--calibration-tokens", self.calibration_tokens or self.window),
         ):
             if value < self.window:
@@ -143,17 +153,31 @@ class ConvertOptions:
     @property
     def rounding(self) -> str:
         """ "nearest" or "gptq"."""
-        return self.method or "gptq"
+        return self.method or ("nearest" if self.fast else "gptq")
 
     @property
     def rescales(self) -> bool:
-        return self.rounds_int8_inputs if self.rescale is None else self.rescale
+        if self.rescale is None:
+            return self.rounds_int8_inputs and not self.fast
+        return self.rescale
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens to measure perplexity with at most; 0: nothing is measured."""
+        if self.num_text_tokens is None:
+            return 0 if self.fast and self.text_file is None else DEFAULT_TEXT_TOKENS
+        return self.num_text_tokens
 
     @property
     def needs_calibration(self) -> bool:
         return self.rounding == "gptq" or self.rescales
 
     def _check_calibration(self) -> None:
+        if self.fast and self.needs_calibration:
+            flag = "--method gptq" if self.method == "gptq" else "--rescale"
+            raise ConfigError(
+                f"--fast uses no calibration text, which {flag} needs; leave one of them out"
+            )
         if self.rounding != "gptq":
             for flag, value in (("--act-order", self.act_order), ("--damping", self.damping)):
                 if value is not None:

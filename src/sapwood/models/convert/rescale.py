@@ -139,7 +139,7 @@ class Rescaler:
         return factors.view(-1, self._heads_per_kv, self._head_dim)[:, 0].reshape(-1)
 
     def _rounded_output(self, weight: Tensor, x: Tensor) -> Tensor:
-        scales = scale_format(self._scheme, [weight], torch.float32)
+        scales = scale_format(self._scheme, weight, torch.float32)
         grid = choose_grid(weight, self._scheme, importance=None, scales=scales, shares=(1.0,))
         rounded = grid.values(grid.codes(weight))
         if self._scheme.rounds_activations:

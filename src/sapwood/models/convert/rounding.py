@@ -32,13 +32,11 @@ class ScaleFormat:
         return (scale * self.factor).clamp(limits.tiny, limits.max).to(self.dtype)
 
 
-def scale_format(
-    scheme: WeightScheme, weights: Sequence[Tensor], dtype: torch.dtype
-) -> ScaleFormat:
+def scale_format(scheme: WeightScheme, weight: Tensor, dtype: torch.dtype) -> ScaleFormat:
     """The format of a product's scales.
 
-    weights  all parts of the product, which share a factor if the scheme has one per tensor
-    dtype    dtype of the scales, if the scheme does not have a format of its own
+    weight  all parts of the product, which share a factor if the scheme has one per tensor
+    dtype   dtype of the scales, if the scheme does not have a format of its own
     """
     if scheme.layout in ("awq", "gptq"):
         return ScaleFormat(torch.float16)
@@ -50,7 +48,7 @@ def scale_format(
         return ScaleFormat(torch.float8_e8m0fnu)
     # The largest group's scale becomes half of E4M3's largest number: gptq may want larger weights
     # than these. The factor is what will be read: fp32.
-    largest = max(weight.abs().max().item() for weight in weights)
+    largest = weight.abs().max().item()
     factor = torch.tensor(E4M3_MAX / 2 * E2M1_MAX / (largest or 1.0), dtype=torch.float32)
     return ScaleFormat(torch.float8_e4m3fn, factor.item())
 
@@ -80,6 +78,11 @@ class Grid:
         shifted = codes if self.zero is None else codes - self.zero[:, group]
         return shifted * self.scale[:, group]
 
+    def rows(self, rows: slice) -> Grid:
+        """The grid of some of the outputs."""
+        zero = None if self.zero is None else self.zero[rows]
+        return Grid(self.scheme, self.scales, self.scale[rows], zero)
+
     def group_of(self, num_columns: int) -> Tensor:
         """[num_columns] int64: the group of each input."""
         size = self.scheme.group_size or num_columns
@@ -88,16 +91,25 @@ class Grid:
 
 def nearest(scheme: WeightScheme, weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     """The nearest codes, fp32; the shapes of scale and zero must be broadcastable to weight's."""
-    codes = weight / scale
+    codes = nearest_shifted(scheme, weight / scale, zero)
+    return codes if zero is None else codes.add_(zero)
+
+
+def nearest_shifted(scheme: WeightScheme, numbers: Tensor, zero: Tensor | None) -> Tensor:
+    """The nearest of all numbers code - zero, fp32; `numbers` may be overwritten.
+
+    numbers  fp32, weights divided by their scales
+    zero     zero points, broadcastable to `numbers`
+    """
     if scheme.numbers == "nf4":
-        return nf4_values(codes.device)[nf4_indices(codes)]
+        return nf4_values(numbers.device)[nf4_indices(numbers)]
     if scheme.is_float:
-        codes.clamp_(scheme.lowest, scheme.highest)
-        return _nearest_e2m1(codes) if scheme.is_e2m1 else codes.to(torch.float8_e4m3fn).float()
-    codes.round_()
-    if zero is not None:
-        codes += zero
-    return codes.clamp_(scheme.lowest, scheme.highest)
+        numbers.clamp_(scheme.lowest, scheme.highest)
+        return _nearest_e2m1(numbers) if scheme.is_e2m1 else numbers.to(torch.float8_e4m3fn).float()
+    numbers.round_()
+    if zero is None:
+        return numbers.clamp_(scheme.lowest, scheme.highest)
+    return numbers.clamp_(scheme.lowest - zero, scheme.highest - zero)
 
 
 def _nearest_e2m1(numbers: Tensor) -> Tensor:
@@ -183,9 +195,7 @@ def _search(
             zero = (scheme.lowest - low * share / scale).round_()
             zero = zero.clamp_(scheme.lowest_zero, scheme.highest)
         column = None if zero is None else zero[:, None]
-        values = nearest(scheme, weights, scale[:, None], column)
-        if column is not None:
-            values -= column
+        values = nearest_shifted(scheme, weights / scale[:, None], column)
         error = (values * scale[:, None] - weights).square_().mul_(counts).sum(dim=1)
         better = error < best
         best = torch.where(better, error, best)

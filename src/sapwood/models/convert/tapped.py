@@ -1,10 +1,10 @@
-"""Linear layers whose inputs can be watched and whose weights can be replaced.
+"""Linear layers whose weights can be replaced.
 
 Decoder layers are built with this scheme while they are converted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ class TappedLinear:
 
     names    names of the checkpoint's layers: "model.layers.0.self_attn.q_proj", …
     weights  the checkpoint's weights, [outputs, in] each
-    watch    called with every input [T, in]; None: not called
     """
 
     def __init__(
@@ -33,40 +32,34 @@ class TappedLinear:
     ) -> None:
         self.names = names
         self.weights = weights
-        self.watch: Callable[[Tensor], None] | None = None
         self._bias = bias
         self._kernels = kernels
         self._dtype = dtype
-        self._device = device
-        self.use([weight.to(device, dtype) for weight in weights])
+        self.use(torch.cat([weight.to(device, dtype) for weight in weights]))
 
     @property
     def in_size(self) -> int:
         return self.weights[0].shape[1]
 
-    def use(self, weights: list[Tensor]) -> None:
-        """Compute with these weights from now on, in the dtype of the model's activations."""
-        merged = torch.cat([weight.to(self._device, self._dtype) for weight in weights])
-        self._layer: PackedLinear = self._kernels.pack_linear(merged, self._bias)
+    def use(self, weight: Tensor) -> None:
+        """Compute with this weight [outputs of all, in] from now on, in the activations' dtype."""
+        self._layer: PackedLinear = self._kernels.pack_linear(weight.to(self._dtype), self._bias)
 
-    def use_rounded(self, scheme: WeightScheme, codes: list[Tensor], scales: list[Tensor]) -> None:
+    def use_rounded(self, scheme: WeightScheme, codes: Tensor, scale: Tensor) -> None:
         """Compute as the scheme does from now on, with rounded inputs.
 
-        codes   [outputs of each, in] fp32, with a scale per output
-        scales  [outputs of each] fp32
+        codes  [outputs of all, in] fp32, with a scale per output
+        scale  [outputs of all] fp32
         """
-        merged = torch.cat(codes).to(self._device, self._dtype)
-        inner = self._kernels.pack_linear(merged, None)
-        self._layer = _PerToken(scheme, inner, torch.cat(scales).to(self._device), self._bias)
+        inner = self._kernels.pack_linear(codes.to(self._dtype), None)
+        self._layer = _PerToken(scheme, inner, scale, self._bias)
 
-    def use_block_rounded(self, scheme: WeightScheme, weights: list[Tensor]) -> None:
+    def use_block_rounded(self, scheme: WeightScheme, weight: Tensor) -> None:
         """Like `use`, but also round the inputs, per token and group of inputs."""
-        self.use(weights)
+        self.use(weight)
         self._layer = _PerBlock(scheme, self._layer)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.watch is not None:
-            self.watch(x)
         return self._layer(x)
 
     def fp32(self, x: Tensor) -> Tensor:

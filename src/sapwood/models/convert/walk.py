@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,8 @@ class TappedLayer:
 class Walk:
     """Builds the parts of a decoder from the tensors of its checkpoint, and runs them on windows.
 
-    window  tokens of every window
+    window         tokens of every window
+    device, dtype  those of the computation
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Walk:
         self._architecture = architecture
         self._decoder = decoder
         self._kernels = kernels
-        self._device = device
-        self._dtype = dtype
+        self.device = device
+        self.dtype = dtype
         self._cos_sin = cos_sin_table(
             decoder.rope,
             head_dim=decoder.head_dim,
@@ -70,7 +71,7 @@ class Walk:
     def embed(self, tensors: Mapping[str, Tensor], windows: Sequence[Tensor]) -> list[Tensor]:
         """Token ids [window] of each -> hidden states [window, hidden]."""
         embedding = self._embedding(tensors)
-        return [embedding(window.to(self._device)) for window in windows]
+        return [embedding(window.to(self.device)) for window in windows]
 
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> TappedLayer:
         """A decoder layer, built from its tensors by their whole names."""
@@ -82,14 +83,25 @@ class Walk:
             cos_sin=self._cos_sin,
             kernels=self._kernels,
             group=Group(),
-            device=self._device,
-            dtype=self._dtype,
+            device=self.device,
+            dtype=self.dtype,
             scheme=scheme,
         )
         targets = prefixed(layer_prefix(index), layer.targets())
         load_weights(_Targets(targets), scheme.following(_wanted(targets, tensors).items()))
         layer.pack()
         return TappedLayer(layer, scheme.linears)
+
+    def steps(self, layer: TappedLayer, hidden: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """The inputs [T, in] that each of `layer.linears` gets from each window, layer by layer;
+        then the hidden states after the decoder layer.
+
+        A linear layer computes when the values after its inputs are asked for, so it may be
+        converted before that. The given hidden states stay unchanged.
+        """
+        # The layer adds to what it is given in place.
+        runs = (layer.layer.steps(x.clone(), self._batch) for x in hidden)
+        return zip(*runs, strict=True)
 
     def run(self, layer: TappedLayer, hidden: Sequence[Tensor]) -> list[Tensor]:
         """The hidden states of each window after one more layer; the given ones stay unchanged."""
@@ -111,8 +123,8 @@ class Walk:
             self._decoder.hidden_size,
             eps=self._decoder.rms_norm_eps,
             kernels=self._kernels,
-            device=self._device,
-            dtype=self._dtype,
+            device=self.device,
+            dtype=self.dtype,
         )
         tied = self._empty_embedding() if self._decoder.tie_word_embeddings else None
         head = LMHead(
@@ -121,8 +133,8 @@ class Walk:
             tied=tied,
             kernels=self._kernels,
             group=Group(),
-            device=self._device,
-            dtype=self._dtype,
+            device=self.device,
+            dtype=self.dtype,
         )
         targets = prefixed("model.norm", norm.targets()) | prefixed("lm_head", head.targets())
         if tied is not None:
@@ -131,7 +143,7 @@ class Walk:
         head.pack()
         total, count = 0.0, 0
         for x, window in zip(hidden, windows, strict=True):
-            following = window.to(self._device)[1:, None]
+            following = window.to(self.device)[1:, None]
             for rows, tokens in zip(
                 torch.split(norm(x)[:-1], LOGIT_ROWS),
                 torch.split(following, LOGIT_ROWS),
@@ -154,8 +166,8 @@ class Walk:
             self._decoder.hidden_size,
             kernels=self._kernels,
             group=Group(),
-            device=self._device,
-            dtype=self._dtype,
+            device=self.device,
+            dtype=self.dtype,
         )
 
 

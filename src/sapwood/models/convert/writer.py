@@ -113,7 +113,11 @@ class ShardWriter:
         if not self._pending:
             return
         self._shards.append(list(self._pending))
-        save_file(self._pending, self._part(len(self._shards)), metadata={"format": "pt"})
+        part = self._part(len(self._shards))
+        part.touch()
+        mode = part.stat().st_mode  # as the umask has it; safetensors lets only the owner read
+        save_file(self._pending, part, metadata={"format": "pt"})
+        part.chmod(mode)
         self._pending = {}
         self._pending_bytes = 0
 

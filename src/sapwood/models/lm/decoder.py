@@ -6,6 +6,7 @@ An architecture is a subclass that says what its layers are made of; DecoderConf
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -103,6 +104,23 @@ class DecoderLayer:
             normed, residual = self._before_attention.add(x, residual)
         normed, residual = self._before_mlp.add(self._attention(normed, batch), residual)
         return self._mlp(normed), residual
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
+        """Like a call without a residual, with a pause before each linear layer.
+
+        Yields the inputs of the linear layers in the order of the computation (q, k and v are one
+        layer, and so are gate and up), then the hidden states [T, hidden] after this layer. A
+        linear layer computes when the value after its inputs is asked for.
+        """
+        normed, residual = self._before_attention(x), x
+        yield normed
+        attended = self._attention.attend(normed, batch)
+        yield attended
+        normed, residual = self._before_mlp.add(self._attention.project(attended), residual)
+        yield normed
+        expanded = self._mlp.expand(normed)
+        yield expanded
+        yield self._mlp.project(expanded) + residual
 
     def targets(self) -> dict[str, Target]:
         return (

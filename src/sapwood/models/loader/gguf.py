@@ -59,13 +59,17 @@ LAYER_NAMES: Mapping[str, str] = {
 CONFIGURATION = frozenset({"rope_freqs.weight"})
 """Tensors that are no weights: models.store has put them into config.json."""
 
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PLAIN_TYPES: Mapping[str, torch.dtype] = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _Bytes = npt.NDArray[np.uint8]
 W = TypeVar("W")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
+class StoredTensor:
     """The place of one tensor in its file.
 
     heads  number of rotary heads whose rows are in llama.cpp's order; 0: rows are in our order
@@ -91,7 +95,7 @@ def iterate(
     return read_ahead(
         (
             _lazy(stored, stored.numbers * dtype.itemsize, partial(_read, stored, files, dtype))
-            for stored in _table(files)
+            for stored in stored_tensors(files)
         ),
         advance=advance,
     )
@@ -102,7 +106,7 @@ def iterate_blocks(
 ) -> Iterator[tuple[str, torch.Tensor | QuantizedWeight]]:
     """Like `iterate`, but quantised matrices come as blocks (kernels/blocks.py)."""
     tensors: list[Stored[torch.Tensor | QuantizedWeight]] = []
-    for stored in _table(files):
+    for stored in stored_tensors(files):
         if stored.type.lower() in FORMATS and len(stored.shape) == 2:
             tensors.append(_lazy(stored, stored.num_bytes, partial(_read_blocks, stored, files)))
         else:
@@ -111,7 +115,7 @@ def iterate_blocks(
     return read_ahead(tensors, advance=advance)
 
 
-def _lazy(stored: _Stored, num_bytes: int, read: Callable[[], W]) -> Stored[W]:
+def _lazy(stored: StoredTensor, num_bytes: int, read: Callable[[], W]) -> Stored[W]:
     """A tensor that `read` will read; `num_bytes` is the size of the result."""
     return Stored(
         name=stored.name,
@@ -121,11 +125,11 @@ def _lazy(stored: _Stored, num_bytes: int, read: Callable[[], W]) -> Stored[W]:
     )
 
 
-def _read(stored: _Stored, files: ModelFiles, dtype: torch.dtype) -> torch.Tensor:
+def _read(stored: StoredTensor, files: ModelFiles, dtype: torch.dtype) -> torch.Tensor:
     return _tensor(_rows(stored, files), stored, dtype)
 
 
-def _read_blocks(stored: _Stored, files: ModelFiles) -> QuantizedWeight:
+def _read_blocks(stored: StoredTensor, files: ModelFiles) -> QuantizedWeight:
     num_out, num_in = stored.shape
     return QuantizedWeight(
         stored.type.lower(), (num_out, num_in), _rows(stored, files).view(num_out, -1)
@@ -144,7 +148,8 @@ def hf_name(name: str) -> str | None:
     return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}"
 
 
-def _table(files: ModelFiles) -> Iterator[_Stored]:
+def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
+    """The places of all weights in the files; WeightError if sapwood knows no place for one."""
     path = files.path / "tensors.json"
     try:
         table = json.loads(path.read_text("utf-8"))
@@ -162,7 +167,7 @@ def _table(files: ModelFiles) -> Iterator[_Stored]:
                 f"{files.name} has a tensor {row['name']}, which sapwood knows no place for in "
                 f"architecture {table['architecture']}; serve a safetensors version of the model"
             )
-        yield _Stored(
+        yield StoredTensor(
             name=name,
             shape=tuple(row["shape"]),
             type=row["type"],
@@ -179,7 +184,7 @@ def _rotary_heads(table: Mapping[str, Any]) -> dict[str, int]:
     return {"attn_q": table["num_attention_heads"], "attn_k": table["num_key_value_heads"]}
 
 
-def _rows(stored: _Stored, files: ModelFiles) -> torch.Tensor:
+def _rows(stored: StoredTensor, files: ModelFiles) -> torch.Tensor:
     """The tensor's bytes, rows in Hugging Face's order: [num_bytes] uint8.
 
     llama.cpp stores the two halves of each rotary head interleaved. Rows of a quantised matrix are
@@ -195,9 +200,9 @@ def _rows(stored: _Stored, files: ModelFiles) -> torch.Tensor:
     return interleaved.transpose(1, 2).reshape(-1)
 
 
-def _tensor(data: torch.Tensor, stored: _Stored, dtype: torch.dtype) -> torch.Tensor:
-    if stored.type in _FLOATS:
-        return as_dtype(data.view(_FLOATS[stored.type]).view(stored.shape), dtype)
+def _tensor(data: torch.Tensor, stored: StoredTensor, dtype: torch.dtype) -> torch.Tensor:
+    if stored.type in PLAIN_TYPES:
+        return as_dtype(data.view(PLAIN_TYPES[stored.type]).view(stored.shape), dtype)
     tensor = empty(stored.shape, dtype)
     _dequantize(data.numpy(), GGMLQuantizationType[stored.type], tensor.view(-1))
     return tensor

@@ -20,6 +20,7 @@ from sapwood.models.store.files import (
 )
 from sapwood.models.store.hub import HubClient, HuggingFaceHub
 from sapwood.models.store.integrity import Checked
+from sapwood.models.store.inventory import mark_used
 from sapwood.models.store.prepare import prepare_gguf
 from sapwood.models.store.progress import Progress, Silent
 from sapwood.models.store.sources import (
@@ -187,9 +188,11 @@ class ModelStore:
                 )
             else:
                 reasons.append(reason)
-        return fetch_from(
+        fetched = fetch_from(
             name, sources, home=self.home, offline=offline, reasons=reasons, progress=progress
         )
+        mark_used(self.home, fetched.path)
+        return fetched
 
     def _specs(self, name: str, revision: str | None) -> Sequence[SourceSpec] | None:
         """The sources to try; None for a path. ModelSourceError if the name means nothing."""
@@ -217,7 +220,8 @@ class ModelStore:
 
     def _unknown(self, name: str) -> str:
         known = sorted(self.catalogue)
-        close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        # Ollama puts a colon before the size.
+        close = difflib.get_close_matches(name.lower().replace(":", "-"), known, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         return (
             f"{name!r} is no model: there is no such path, it is not in the catalogue "

@@ -10,11 +10,21 @@ from sapwood.schema.config.options import check_options, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelConfig:
-    tp_size: int = option(1, "Ranks that share each layer (tensor parallelism).", unit="ranks")
-    pp_size: int = option(
-        1, "Ranks that share the layers out (pipeline parallelism).", unit="ranks"
+    tp_size: int = option(
+        1,
+        "Ranks that share each layer (tensor parallelism).",
+        aliases=("tp", "tensor-parallel-size"),
+        unit="ranks",
     )
-    dp_size: int = option(1, "Replicas of the model.", unit="replicas")
+    pp_size: int = option(
+        1,
+        "Ranks that share the layers out (pipeline parallelism).",
+        aliases=("pp", "pipeline-parallel-size"),
+        unit="ranks",
+    )
+    dp_size: int = option(
+        1, "Replicas of the model.", aliases=("dp", "data-parallel-size"), unit="replicas"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -69,8 +70,10 @@ class ServerConfig:
     )
     cors_allow_origins: str = option(
         "",
-        "Origins whose web pages may use the server, separated by commas, such as "
-        "https://app.example; *: all.",
+        "Origins whose web pages may use the server, separated by commas or as a JSON list, such "
+        "as https://app.example; *: all. Browsers get the CORS headers for them, without "
+        "credentials.",
+        aliases=("allowed-origins",),
     )
     allowed_hosts: str = option(
         "",
@@ -218,7 +221,19 @@ class ServerConfig:
 
     @property
     def allowed_origins(self) -> tuple[str, ...]:
-        return _parts(self.cors_allow_origins)
+        """As given: by commas, or as vLLM takes them, '["https://app.example"]'."""
+        text = self.cors_allow_origins.strip()
+        if not text.startswith("["):
+            return _parts(text)
+        try:
+            origins = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(
+                f"--cors-allow-origins is {text}, which is no JSON: {error}"
+            ) from error
+        if not all(isinstance(origin, str) for origin in origins):
+            raise ConfigError(f"--cors-allow-origins is {text}, but origins are strings")
+        return tuple(origins)
 
     @property
     def host_names(self) -> tuple[str, ...]:

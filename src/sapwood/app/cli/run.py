@@ -1,0 +1,45 @@
+"""`sapwood run`: chat with a model that need not be fetched or served before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from sapwood.app.cli.chat import ChatOptions, converse
+from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.config.server import ServerConfig
+
+
+@click.command(cls=ConfigCommand)
+@click.argument("name")
+@click.argument("message", required=False)
+@config_options(ChatOptions, *COMPONENTS)
+def run(name: str, message: str | None, asked: Asked) -> None:
+    """Chat with the model NAME in the terminal; with MESSAGE, only answer that.
+
+    If a server on the default port has this model, that server answers. Else the model is fetched,
+    unless it is on this disk, and runs in this process. Ctrl-C stops an answer, Ctrl-D leaves,
+    /help lists the commands, /clear forgets what was said.
+    """
+    options = asked.build(ChatOptions)
+    engine_flags = asked.from_command_line(COMPONENTS)
+    asked = asked.with_flag("model", name)
+    if options.url is None and not engine_flags:  # such flags ask for an engine of one's own
+        url = server_with(name, api_key=options.api_key)
+        if url is None:
+            options = replace(options, api_key=None)
+        else:
+            click.echo(f"using the server at {url}", err=True)
+            options = replace(options, url=url)
+    converse(options, asked, () if message is None else (message,))
+
+
+def server_with(name: str, *, api_key: str | None) -> str | None:
+    """The address of the server on the default port, if it serves that model."""
+    from sapwood.app.running import served_model
+
+    config = ServerConfig()
+    url = f"http://{config.host}:{config.port}"
+    return url if served_model(url, api_key=api_key) == name else None

@@ -1,0 +1,68 @@
+import pytest
+
+from sapwood.app.cli.main import COMMANDS, main
+from sapwood.app.cli.serve import serve
+from sapwood.app.cli.suggestions import (
+    ALWAYS_ON,
+    PEER_COMMANDS,
+    PEER_FLAGS,
+    command_hint,
+    flag_hint,
+)
+
+FLAGS = {flag for param in serve.params for flag in (*param.opts, *param.secondary_opts)}
+
+
+def test_the_tables_name_what_exists_and_nothing_twice():
+    assert set(PEER_FLAGS.values()) <= FLAGS
+    assert not FLAGS & (PEER_FLAGS.keys() | ALWAYS_ON.keys())
+    assert not PEER_FLAGS.keys() & ALWAYS_ON.keys()
+    named = {word for text in ALWAYS_ON.values() for word in text.split() if word[:2] == "--"}
+    assert named <= FLAGS
+    assert set(PEER_COMMANDS.values()) <= set(COMMANDS)
+    assert not PEER_COMMANDS.keys() & COMMANDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--max-model-len", "; here it is --context-length"),
+        ("--max-model-len=4096", "; here it is --context-length"),
+        ("--max_running_requests", "; here it is written --max-running-requests"),
+        ("--enable-chunked-prefill", ": long prompts are always computed in chunks"),
+        ("--tempreature", ""),
+    ],
+)
+def test_hints_for_flags(flag, hint):
+    found = flag_hint(flag, FLAGS)
+    assert found.startswith(hint)
+    assert hint or not found
+
+
+def test_a_misspelt_flag_of_a_peer_is_understood_too():
+    assert "--context-length" in flag_hint("--max-modle-len", FLAGS)
+
+
+def test_a_flag_that_the_command_lacks_is_not_proposed():
+    assert flag_hint("--max-model-len", {"--model"}) == ""
+
+
+def test_hints_for_commands():
+    assert command_hint("srve", COMMANDS) == "; did you mean serve?"
+    assert command_hint("launch_server", COMMANDS) == "; did you mean serve?"
+    assert command_hint("xyzzy", COMMANDS) == ""
+
+
+def test_the_command_line_says_so(capsys):
+    assert main(["serve", "--max-model-len", "4096"]) == 2
+    assert "has no option --max-model-len; here it is --context-length" in capsys.readouterr().err
+    assert main(["lst"]) == 2
+    assert "sapwood has no command lst; did you mean list?" in capsys.readouterr().err
+    assert main(["pull", "qwen3:0.6b", "--offline"]) == 1
+    assert "did you mean qwen3-0.6b or " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--tp", "--tensor-parallel-size", "--dp", "--pp"])
+def test_other_spellings_of_the_ranks(flag, capsys):
+    assert main(["serve", flag, "2", "--model", "nowhere"]) == 1
+    assert "-size is 2 but this version serves with 1" in capsys.readouterr().err
