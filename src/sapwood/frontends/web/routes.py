@@ -24,15 +24,15 @@ _MEDIA_TYPES = {
     ".woff2": "font/woff2",
 }
 
+# No inline script or style and nothing from elsewhere: script that came in with an answer cannot
+# run. Markup becomes nodes in one place only, DOMPurify, whose policy has that name.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types dompurify"
+)
+
 _HEADERS = {
-    # No inline script or style and nothing from elsewhere: script that came in with an answer
-    # cannot run. Markup becomes nodes in one place only, DOMPurify, whose policy has that name.
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'; "
-        "require-trusted-types-for 'script'; trusted-types dompurify"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     # The browser asks every time, so that a page never runs with another version's script.
@@ -48,7 +48,7 @@ def web_dialect() -> Dialect:
         address = _ADDRESSES.get(name, f"/web/{name}")
         media_type = _MEDIA_TYPES[PurePosixPath(name).suffix]
         endpoint = Endpoint(paths=(address,), methods=("GET",), access="open", is_documented=False)
-        dialect.serves(endpoint)(_serve(file.read_bytes(), media_type))
+        dialect.serves(endpoint)(file_handler(file.read_bytes(), media_type, policy=_POLICY))
     return dialect
 
 
@@ -60,10 +60,6 @@ def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Travers
             yield from _files(entry, f"{name}/")
         elif PurePosixPath(name).suffix in _MEDIA_TYPES:
             yield name, entry
-
-
-def _serve(content: bytes, media_type: str) -> Handler:
-    return file_handler(content, media_type, policy=_HEADERS["Content-Security-Policy"])
 
 
 def file_handler(content: bytes, media_type: str, *, policy: str) -> Handler:
