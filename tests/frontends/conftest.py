@@ -87,7 +87,13 @@ class ScriptedEngine:
         if self.unavailable_reason == "starting":
             raise EngineUnavailable("the engine is starting")
         return EngineReady(
-            context_length=1024, max_total_tokens=4096, page_size=16, notes=["page_size 16: asked"]
+            context_length=1024,
+            max_total_tokens=4096,
+            max_running_requests=8,
+            page_size=16,
+            page_bytes=1_000_000,
+            weight_bytes=250_000_000,
+            notes=["page_size 16: asked"],
         )
 
     async def generate(self, request: Generate) -> AsyncIterator[RequestOutput]:
