@@ -39,7 +39,9 @@ def web_dialect() -> Dialect:
     folder = resources.files("sapwood.frontends.web").joinpath("static")
     for path, (name, media_type) in _FILES.items():
         content = folder.joinpath(name).read_bytes()
-        file = Endpoint(paths=(path,), methods=("GET",), access="open", is_documented=False)
+        # HEAD / is how Ollama's programs look whether the server is there.
+        methods = ("GET", "HEAD")
+        file = Endpoint(paths=(path,), methods=methods, access="open", is_documented=False)
         dialect.serves(file)(_serve(content, media_type))
     return dialect
 
