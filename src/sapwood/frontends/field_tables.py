@@ -80,6 +80,7 @@ FIELD_TABLES: Mapping[str, Tables] = {
         anthropic.TURN_FIELDS,
         anthropic.TEXT_FIELDS,
         anthropic.THINKING_BLOCK_FIELDS,
+        anthropic.REDACTED_FIELDS,
         anthropic.TOOL_USE_FIELDS,
         anthropic.TOOL_RESULT_FIELDS,
         anthropic.TOOL_FIELDS,
