@@ -6,7 +6,7 @@ INPUTS := scripts/install.py pyproject.toml CMakeLists.txt $(wildcard src/sapwoo
 # Packages are installed without bytecode, so Python must be free to write that of what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-long kernels lint format docs pictures web clean
+.PHONY: serve test test-long test-clients kernels lint format docs pictures web clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev  ## install and run the tests, but for repeats at f
 
 test-long: $(VENV)/.installed-dev  ## all tests at full size, and longer searches: over an hour
 	$(PYTEST) -m '' --hypothesis-profile=long --max-examples 40 --timeout 1800 $(ARGS)
+
+test-clients: $(VENV)/.installed-dev  ## run others' clients against live servers; CLIENTS="openai smg" for some
+	$(BIN)/python -m tests.clients $(CLIENTS)
 
 kernels:  ## compile the kernels that this machine runs best: after a move, a new compiler
 	$(PYTHON) scripts/install.py $(VENV)

@@ -56,7 +56,7 @@ class ScriptedEngine:
     """Answers every request with `reply`, a token per step, then the end of sequence.
 
     fail_after  tokens after which the engine fails; 0: before the first
-    figures     of the engine's status, where they are not 0
+    figures     of the engine's status, where they are not 0; options: the resolved ones
     refuses     whether profiles are refused; calls: those of /start_profile and the like
     hold        True: no step is made, until it is False again
     hold_after  tokens of a request after which none follows; held: ids of requests that wait so
@@ -76,6 +76,7 @@ class ScriptedEngine:
     flushes: bool = True
     num_cached_tokens: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     refuses: bool = False
     calls: list[Any] = field(default_factory=list)
     submitted: list[Generate] = field(default_factory=list)
@@ -87,7 +88,14 @@ class ScriptedEngine:
         if self.unavailable_reason == "starting":
             raise EngineUnavailable("the engine is starting")
         return EngineReady(
-            context_length=1024, max_total_tokens=4096, page_size=16, notes=["page_size 16: asked"]
+            context_length=1024,
+            max_total_tokens=4096,
+            max_running_requests=8,
+            page_size=16,
+            page_bytes=1_000_000,
+            weight_bytes=250_000_000,
+            notes=["page_size 16: asked"],
+            options=self.options,
         )
 
     async def generate(self, request: Generate) -> AsyncIterator[RequestOutput]:

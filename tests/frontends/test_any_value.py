@@ -29,6 +29,7 @@ ENDPOINTS = {
     "/api/chat": (ollama.CHAT_FIELDS, {"messages": HI}),
     "/api/generate": (ollama.GENERATE_FIELDS, {"prompt": "Hi"}),
     "/api/show": (ollama.SHOW_FIELDS, {}),
+    "/api/pull": (ollama.PULL_FIELDS, {}),
 }
 
 scalars = (

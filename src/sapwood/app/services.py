@@ -12,6 +12,7 @@ from sapwood.frontends.common.services import Services
 from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.models.pooling import pooling_of
 from sapwood.models.store import ModelFiles, load_catalogue
+from sapwood.models.store.summary import summarize
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
@@ -68,6 +69,8 @@ def build_services(
         created=int(time.time()),
         version=version("sapwood"),
         default_sampling=default_sampling(files.path, config.model),
+        has_dialect_defaults=config.model.sampling_defaults == "model",
+        weights=summarize(files),
         options=config.flat(),
         pooling=pooling,
         observer=observer,

@@ -193,10 +193,12 @@ class EngineConstants:
 class EngineRates:
     """Tokens per second in the latest interval, and the cached share of its prompt tokens.
 
+    last_output_tokens_per_s  in the latest interval with any output tokens
     cache_hit_rate  None: there were no prompt tokens
     """
 
     output_tokens_per_s: float = 0.0
+    last_output_tokens_per_s: float = 0.0
     prompt_tokens_per_s: float = 0.0
     cache_hit_rate: float | None = None
 

@@ -77,6 +77,14 @@ def test_recursive_ebnf(backend, accepts):
     assert not accepts(compiled, "((x)")
 
 
+def test_lark_as_guidance_sends_it(vocabulary, accepts):
+    backend = make_backend(GrammarConfig(), vocabulary)
+    compiled = backend.compile(grammars.ebnf('%llguidance {}\n\nstart: "yes" | /[0-9]{2}/\n'))
+    assert accepts(compiled, "yes")
+    assert accepts(compiled, "42")
+    assert not accepts(compiled, "4")
+
+
 def test_choice(backend, accepts):
     options = ["yes", "no", 'a "quote"', "line\nbreak", "größe", "back\\slash", "ye"]
     compiled = backend.compile(grammars.choice(options))

@@ -328,6 +328,17 @@ def test_what_cannot_be_honoured_is_a_400_that_names_it(api, engine, extra, name
     assert engine.submitted == []
 
 
+def test_encrypted_thinking_is_passed_over(api, engine):
+    said = [{"type": "redacted_thinking", "data": "EmwKAhgB"}, {"type": "text", "text": "Hello!"}]
+    asked = {"role": "user", "content": "Hi"}
+    prompts = []
+    for content in (said, said[1:]):
+        messages = [asked, {"role": "assistant", "content": content}, asked]
+        assert api.post(PATH, {"max_tokens": 5, "messages": messages}).status_code == 200
+        prompts.append(engine.submitted[-1].prompt_ids)
+    assert prompts[0] == prompts[1]
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -101,6 +101,13 @@ def test_only_one():
         chosen_grammar({"type": "json_object"}, regex="a")
 
 
+def test_the_same_grammar_in_two_fields_is_one():
+    same = {"guided_regex": "a", "structured_outputs.regex": "a"}
+    assert chosen_grammar(**same) == grammars.regex("a")
+    with pytest.raises(InvalidRequest, match=r"regex and guided_choice both"):
+        chosen_grammar(**same, guided_choice=["b"])
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

@@ -42,9 +42,24 @@ def test_server_info_has_configuration_counters_and_reasons(api, path):
     body = api.get(path).json()
     assert body["max_running_requests"] == 8
     assert body["version"] == "0.1.0"
-    assert body["scheduler_info"]["max_total_num_tokens"] == 4096
+    assert body["status"] == "ready"
+    assert body["max_total_num_tokens"] == 4096
+    assert body["tokenizer_path"] == "/models/tiny"
     assert body["internal_states"][0]["num_running"] == 0
     assert body["notes"] == ["page_size 16: asked"]
+
+
+def test_server_info_has_what_sglangs_tools_read(api, engine):
+    engine.figures = {"num_pages": 256}
+    [state] = api.get("/server_info").json()["internal_states"]
+    assert state["effective_max_running_requests_per_dp"] == engine.info.max_running_requests
+    assert state["memory_usage"] == {
+        "weight": 0.25,
+        "kvcache": 0.26,
+        "graph": 0.0,
+        "token_capacity": 4096,
+    }
+    assert state["last_gen_throughput"] == 0.0
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -10,7 +10,7 @@ def test_a_text_and_back(api, tokenizer, prefix):
     ids = tokenizer.encode("Hi, wörld")
     answer = api.post(f"{prefix}/tokenize", {"prompt": "Hi, wörld"}).json()
     assert answer == {"tokens": ids, "count": len(ids), "max_model_len": 1024}
-    assert api.post(f"{prefix}/detokenize", {"tokens": ids}).json() == {"text": "Hi, wörld"}
+    assert api.post(f"{prefix}/detokenize", {"tokens": ids}).json()["text"] == "Hi, wörld"
 
 
 @PATHS
@@ -19,7 +19,7 @@ def test_several_texts(api, tokenizer, prefix):
     assert answer["count"] == [1, 2]
     assert answer["tokens"] == [tokenizer.encode("a"), tokenizer.encode("bc")]
     back = api.post(f"{prefix}/detokenize", {"tokens": answer["tokens"]}).json()
-    assert back == {"text": ["a", "bc"]}
+    assert back["text"] == ["a", "bc"]
 
 
 def test_special_tokens(api_with, engine, services, tokenizer):
@@ -31,11 +31,15 @@ def test_special_tokens(api_with, engine, services, tokenizer):
     marked.__dict__.update(tokenizer.__dict__)
     generator = type(services.generator)(engine, marked)
     api = api_with(tokenizer=marked, generator=generator)
-    counts = [
-        api.post("/tokenize", {"prompt": "ab", "add_special_tokens": add}).json()["count"]
-        for add in (True, False)
+    bodies = [
+        {"prompt": "ab", "add_special_tokens": True},
+        {"prompt": "ab", "add_special_tokens": False},
+        {"prompt": "ab"},
+        {"content": "ab"},
+        {"content": "ab", "add_special": True},
     ]
-    assert counts == [3, 2]
+    counts = [api.post("/tokenize", body).json()["count"] for body in bodies]
+    assert counts == [3, 2, 3, 2, 3]
     ids = [256, *tokenizer.encode("ab"), 257]
     texts = [
         api.post("/detokenize", {"tokens": ids, "skip_special_tokens": skip}).json()["text"]
@@ -44,10 +48,23 @@ def test_special_tokens(api_with, engine, services, tokenizer):
     assert texts == ["ab", "<|im_start|>ab<|im_end|>"]
 
 
+def test_pieces_as_llama_cpp_tells_them(api, tokenizer):
+    answer = api.post("/tokenize", {"content": "aö", "with_pieces": True}).json()
+    ids = tokenizer.encode("aö")
+    pieces = ["a", [0xC3], [0xB6]]
+    assert answer["tokens"] == [
+        {"id": token_id, "piece": piece} for token_id, piece in zip(ids, pieces, strict=True)
+    ]
+    assert api.post("/detokenize", {"tokens": ids}).json()["content"] == "aö"
+    refused = api.post("/tokenize", {"content": "a", "parse_special": False})
+    assert refused.status_code == 400
+    assert "parse_special" in refused.json()["error"]["message"]
+
+
 def test_empty_ones(api):
     assert api.post("/tokenize", {"prompt": ""}).json()["tokens"] == []
-    assert api.post("/detokenize", {"tokens": []}).json() == {"text": ""}
-    assert api.post("/detokenize", {"tokens": [[], []]}).json() == {"text": ["", ""]}
+    assert api.post("/detokenize", {"tokens": []}).json()["text"] == ""
+    assert api.post("/detokenize", {"tokens": [[], []]}).json()["text"] == ["", ""]
 
 
 def test_long_ones_are_whole(api, tokenizer):

@@ -39,6 +39,13 @@ def test_rates_are_of_the_interval_between_two_answers(engine, observer, monkeyp
         engine.figures["num_output_tokens"] = 1000
         await figures.refresh()
         assert observer.metrics.engine.rates.output_tokens_per_s == 100
+        now[0] += 1.9  # what came after the last rate counts in this one
+        await figures.refresh()
+        assert observer.metrics.engine.rates.output_tokens_per_s == 350
+        now[0] += 1.0
+        await figures.refresh()
+        rates = observer.metrics.engine.rates
+        assert (rates.output_tokens_per_s, rates.last_output_tokens_per_s) == (0, 350)
 
     asyncio.run(run())
 

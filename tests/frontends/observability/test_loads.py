@@ -20,7 +20,7 @@ def test_a_load_has_its_sections_and_an_aggregate(api, engine):
         "total_reqs": 5,
         "avg_token_usage": 0.25,
         "avg_throughput": 0.0,
-        "avg_utilization": 3.0,
+        "avg_utilization": 0.375,
     }
 
 

@@ -145,6 +145,21 @@ def test_without_options_the_models_defaults_hold(api_with, engine):
     assert sampling.max_new_tokens is None
 
 
+def test_ollamas_defaults_hold_for_a_model_without_any(api, api_with, engine):
+    api.post(CHAT, ask(CHAT, options={"top_p": 0.5}))
+    sampling = engine.submitted[0].sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 40, 0.5)
+    assert (sampling.repetition_penalty, sampling.penalty_window) == (1.1, 64)
+    api.post(CHAT, ask(CHAT, options={"repeat_last_n": 0, "repeat_penalty": 1}))
+    sampling = engine.submitted[1].sampling
+    assert (sampling.repetition_penalty, sampling.penalty_window) == (1, 0)
+    for chosen in ({"default_sampling": {"top_p": 0.8}}, {"has_dialect_defaults": False}):
+        api_with(**chosen).post(CHAT, ask(CHAT, options={}))
+        sampling = engine.submitted[-1].sampling
+        assert (sampling.temperature, sampling.top_k, sampling.repetition_penalty) == (1, -1, 1)
+        assert sampling.penalty_window == -1
+
+
 @both
 @pytest.mark.parametrize(
     "options",

@@ -4,6 +4,9 @@ from datetime import datetime
 
 import pytest
 
+from sapwood.schema.weight_summary import WeightSummary
+
+NO_FILES = {"parent_model": "", "format": "none", "quantization_level": "unknown"}
 CREATED = "2023-11-14T22:13:20Z"
 
 
@@ -15,7 +18,8 @@ def test_tags_lists_the_served_model(api, api_with):
         "name": "org/tiny:latest",
         "model": "org/tiny:latest",
         "modified_at": CREATED,
-        "details": {"parent_model": ""},
+        "size": 0,
+        "details": NO_FILES,
     }
     [other] = api_with(model_path="/models/other").get("/api/tags").json()["models"]
     assert other["digest"] != digest
@@ -31,12 +35,46 @@ def test_a_listed_name_is_accepted(api_with, served, listed):
     api = api_with(model_name=served, model_type="llama")
     [model] = api.get("/api/tags").json()["models"]
     assert model["name"] == listed
-    assert model["details"] == {"parent_model": "", "family": "llama", "families": ["llama"]}
+    assert model["details"] == NO_FILES | {"family": "llama", "families": ["llama"]}
     for name in (served, listed):
         assert api.post("/api/show", {"model": name}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/api/tags", "/api/version"])
+WEIGHTS = WeightSummary(
+    weight_format="gguf", num_bytes=98_400_000, num_parameters=134_515_008, type_name="Q4_1"
+)
+
+
+def test_both_lists_tell_size_and_quantization(api_with, engine):
+    api = api_with(weights=WEIGHTS)
+    [listed] = api.get("/api/tags").json()["models"]
+    [running] = api.get("/api/ps").json()["models"]
+    assert listed["size"] == 98_400_000
+    assert (running["size"], running["size_vram"]) == (250_000_000, 250_000_000)
+    for model in (listed, running):
+        assert model["details"] == {
+            "parent_model": "",
+            "format": "gguf",
+            "parameter_size": "134.52M",
+            "quantization_level": "Q4_1",
+        }
+    assert listed["digest"] == running["digest"]
+    engine.options = {"device": "cpu"}
+    assert api.get("/api/ps").json()["models"][0]["size_vram"] == 0
+    shown = api.post("/api/show", {}).json()
+    assert shown["model_info"]["general.parameter_count"] == 134_515_008
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(8_030_261_248, "8.0B"), (1_000_000, "1.00M"), (2048, "2.05K")]
+)
+def test_the_number_of_parameters_is_shortened(api_with, count, shown):
+    api = api_with(weights=WeightSummary(num_parameters=count))
+    [listed] = api.get("/api/tags").json()["models"]
+    assert listed["details"]["parameter_size"] == shown
+
+
+@pytest.mark.parametrize("path", ["/", "/api/tags", "/api/version", "/api/ps"])
 def test_head_tells_that_the_server_is_there(api, path):
     assert api.request("HEAD", path).status_code == 200
 
@@ -49,7 +87,7 @@ def test_show(api_with):
     assert lines == [["temperature", "0.6"], ["repeat_penalty", "1.1"]]
     assert body == {
         "modified_at": CREATED,
-        "details": {"parent_model": "", "family": "llama", "families": ["llama"]},
+        "details": NO_FILES | {"family": "llama", "families": ["llama"]},
         "model_info": {
             "general.architecture": "llama",
             "general.basename": "org/tiny",
@@ -97,14 +135,11 @@ def test_version(api):
 @pytest.mark.parametrize(
     ("method", "path", "named"),
     [
-        ("POST", "/api/pull", "--model"),
         ("POST", "/api/push", "--model"),
         ("POST", "/api/create", "--model"),
         ("POST", "/api/copy", "--model"),
         ("DELETE", "/api/delete", "--model"),
         ("POST", "/api/blobs/sha256:00", "--model"),
-        ("POST", "/api/embed", "embeddings"),
-        ("POST", "/api/embeddings", "embeddings"),
     ],
 )
 def test_what_is_not_offered_says_so(api, method, path, named):

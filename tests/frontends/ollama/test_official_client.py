@@ -73,6 +73,7 @@ def test_errors_become_its_exceptions(client, engine):
     assert refused.value.status_code == 400
     with pytest.raises(ollama.ResponseError, match="has no place for tools"):
         list(client.chat("org/tiny", MESSAGES, tools=[test_models], stream=True))
+    assert client.pull("org/tiny").status == "success"
     for call in (client.pull, client.push, client.create, client.delete):
         with pytest.raises(ollama.ResponseError, match="one model"):
             call("llama3")

@@ -27,6 +27,10 @@ _BYTES_PER_CHARACTER = 200
 """An estimate of a grammar's memory per character of its text: llguidance doesn't tell."""
 
 
+LARK_MARK = "%llguidance"
+"""Begins a grammar in llguidance's own form of Lark, which guidance sends; it is never GBNF."""
+
+
 class LLGuidanceMatcher:
     can_roll_back = True
 
@@ -149,7 +153,9 @@ class LLGuidanceBackend:
                 llguidance.LLMatcher.grammar_from_lark(f"start: /{regex_body(grammar.text)}/")
             )
         if grammar.kind == "ebnf":
-            return str(llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text)))
+            text = grammar.text
+            lark = text if text.startswith(LARK_MARK) else gbnf_to_lark(text)
+            return str(llguidance.LLMatcher.grammar_from_lark(lark))
         if grammar.kind == "choice":
             options = " | ".join(
                 json.dumps(option, ensure_ascii=False) for option in json.loads(grammar.text)

@@ -13,6 +13,7 @@ from sapwood.frontends.anthropic.protocol import (
     CHOICE_FIELDS,
     FORMAT_FIELDS,
     OUTPUT_FIELDS,
+    REDACTED_FIELDS,
     TEXT_FIELDS,
     THINKING_BLOCK_FIELDS,
     THINKING_FIELDS,
@@ -120,6 +121,9 @@ def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
         kind = block.get("type")
         if kind == "thinking":
             thoughts.append(parse(block, THINKING_BLOCK_FIELDS, where=path).thinking)
+        elif kind == "redacted_thinking":
+            # Encrypted for Anthropic's servers, so that nobody here can read the block.
+            parse(block, REDACTED_FIELDS, where=path)
         elif kind == "tool_use":
             call = parse(block, TOOL_USE_FIELDS, where=path)
             arguments = json.dumps(call.input, ensure_ascii=False)

@@ -69,6 +69,13 @@ class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True):
     signature: str = ""
 
 
+class RedactedThinkingBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """Thinking that Anthropic encrypted; the server takes the block and passes over it."""
+
+    type: str
+    data: str = ""
+
+
 class ToolUseBlock(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     id: str
@@ -191,6 +198,7 @@ def _block_table(kind: str, shape: type[T]) -> FieldTable[T]:
 
 TEXT_FIELDS = _block_table("text", TextBlock)
 THINKING_BLOCK_FIELDS = _block_table("thinking", ThinkingBlock)
+REDACTED_FIELDS = _block_table("redacted_thinking", RedactedThinkingBlock)
 TOOL_USE_FIELDS = _block_table("tool_use", ToolUseBlock)
 TOOL_RESULT_FIELDS = _block_table("tool_result", ToolResultBlock)
 

@@ -41,7 +41,7 @@ def chosen_grammar(
 
     given   fields of the names above, None where they are absent
     where   path of the fields in the request, such as "sampling_params"
-    Raises  InvalidRequest that names the field; also if there are two of them
+    Raises  InvalidRequest that names the field; also if there are two different grammars
     """
     prefix = f"{where}." if where else ""
     asked = {name: value for name, value in given.items() if value is not None}
@@ -52,8 +52,10 @@ def chosen_grammar(
         by_format = of_response_format(response_format, f"{prefix}response_format")
         if by_format is not None:
             found["response_format"] = by_format
-    if len(found) > 1:
-        first, second = list(found)[:2]
+    first = next(iter(found), "")
+    # Clients of vLLM send its older and its newer field together, with one meaning.
+    second = next((name for name, grammar in found.items() if grammar != found[first]), None)
+    if second is not None:
         raise InvalidRequest(
             f"{prefix}{first} and {prefix}{second} both say what the output must look like; send "
             "one of them",

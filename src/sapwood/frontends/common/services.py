@@ -16,6 +16,7 @@ from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.pooling import Pooling, Task, why_not
 from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
+from sapwood.schema.weight_summary import WeightSummary
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate
@@ -57,6 +58,9 @@ class Services:
     model_name        the name that the API shows and accepts
     default_sampling  the model's own defaults of the parameters in DEFAULTABLE; a request's values
                       come first, and OpenAI's defaults last
+    has_dialect_defaults  whether a dialect with sampling defaults of its own uses these for a model
+                      without any; if not, OpenAI's hold in all dialects
+    weights           a summary of the model's weight files
     formats           the formats of the model's thinking and tool calls
     created           Unix time in seconds at which the server started
     options           the configuration as it was asked for; the engine says how it was resolved
@@ -78,6 +82,8 @@ class Services:
     created: int
     version: str
     default_sampling: Mapping[str, float] = field(default_factory=dict)
+    has_dialect_defaults: bool = True
+    weights: WeightSummary = field(default_factory=WeightSummary)
     formats: AnswerFormats = field(default_factory=AnswerFormats)
     tokenizer_path: str | None = None
     model_type: str | None = None

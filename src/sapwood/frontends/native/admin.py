@@ -17,6 +17,7 @@ from sapwood.frontends.common.generate import collect
 from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.frontends.native.protocol import ABORT_FIELDS
+from sapwood.schema.output import EngineReady
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.embedding import EmbedRequest
 from sapwood.text.generation import TextRequest
@@ -60,25 +61,44 @@ def model_info(services: Services) -> dict[str, object]:
 
 
 async def server_info(services: Services) -> dict[str, object]:
-    """The resolved configuration, the reasons of its choices, and the engine's counters."""
+    """The resolved configuration, the reasons of its choices, and the engine's counters.
+
+    The names that SGLang's own tools read are those of SGLang 0.5.8.
+    """
     info = services.engine.info
-    status = msgspec.to_builtins(await services.engine.status())
-    counters = {name: value for name, value in status.items() if name not in ("type", "call_id")}
     return {
         **services.options,
         **info.options,
         **{decision.option: decision.value for decision in services.formats.decisions},
         "version": services.version,
         "model_path": services.model_path,
+        "tokenizer_path": services.tokenizer_path or services.model_path,
         "served_model_name": services.model_name,
-        "scheduler_info": {
-            "status": services.engine.unavailable_reason or "ready",
-            "max_total_num_tokens": info.max_total_tokens,
-            "max_req_input_len": info.context_length,
-            "page_size": info.page_size,
-        },
-        "internal_states": [counters],
+        "status": services.engine.unavailable_reason or "ready",
+        "max_total_num_tokens": info.max_total_tokens,
+        "max_req_input_len": info.context_length,
+        "internal_states": [await _internal_state(services, info)],
         "notes": [*info.notes, *map(str, services.formats.decisions)],
+    }
+
+
+async def _internal_state(services: Services, info: EngineReady) -> dict[str, object]:
+    """The state of the one replica: the engine's counters, and what tools divide them by.
+
+    memory_usage  in GB, but token_capacity in tokens; a captured step's memory is not told apart
+    """
+    status = await services.engine.status()
+    rates = services.observer.metrics.engine.rates
+    counters = msgspec.to_builtins(status)
+    return {name: value for name, value in counters.items() if name not in ("type", "call_id")} | {
+        "effective_max_running_requests_per_dp": info.max_running_requests,
+        "last_gen_throughput": rates.last_output_tokens_per_s,
+        "memory_usage": {
+            "weight": round(info.weight_bytes / 1e9, 2),
+            "kvcache": round(status.num_pages * info.page_bytes / 1e9, 2),
+            "graph": 0.0,
+            "token_capacity": info.max_total_tokens,
+        },
     }
 
 

@@ -58,8 +58,11 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     version: str
     model_path: str
+    tokenizer_path: str
     served_model_name: str
-    scheduler_info: dict[str, Any]
+    status: str
+    max_total_num_tokens: int
+    max_req_input_len: int
     internal_states: list[dict[str, Any]]
     notes: list[str]
 

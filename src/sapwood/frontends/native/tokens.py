@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.base.errors import InvalidRequest
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.common.body import read_json
 from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import FieldTable, NotOffered, TokenId, parse
+from sapwood.frontends.common.fields import Alias, FieldTable, NotOffered, TokenId, parse
 from sapwood.frontends.common.services import Services
+from sapwood.frontends.common.unsupported import refuse
+from sapwood.text.token_names import TokenNames
 
 DECODE_IN_THREAD_TOKENS = 4096
 """A text with at least so many tokens is decoded in a thread, so that the event loop goes on."""
@@ -26,12 +28,17 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /tokenize.
 
     prompt              a text, or several
-    add_special_tokens  whether the tokenizer adds BOS or EOS
+    add_special_tokens  whether the tokenizer adds BOS or EOS; default: true, but false where the
+                        text is in `content`, as llama.cpp's clients send it
+    with_pieces         tell each token as an object with its id and its piece of the text
+    parse_special       whether special tokens in the text are tokens; only true is served
     """
 
     prompt: str | Texts
     model: str = ""
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
+    with_pieces: bool = False
+    parse_special: bool = True
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +55,7 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 TOKENIZE_FIELDS = FieldTable(
     title="POST /tokenize",
     shape=TokenizeRequest,
+    aliases={"content": Alias(of="prompt"), "add_special": Alias(of="add_special_tokens")},
     not_offered={
         "messages": NotOffered(why="the route takes texts"),
         "return_token_strs": NotOffered(why="the answer has token ids"),
@@ -57,13 +65,28 @@ DETOKENIZE_FIELDS = FieldTable(title="POST /detokenize", shape=DetokenizeRequest
 
 
 async def tokenize(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), TOKENIZE_FIELDS)
+    body = await read_json(request)
+    asked = parse(body, TOKENIZE_FIELDS)
     services.check_model(asked.model)
+    if not asked.parse_special:
+        refuse(
+            UnsupportedFeature(
+                "parse_special=false is not supported by this server: special tokens in a text are "
+                "always tokens; leave it out",
+                param="parse_special",
+            )
+        )
+    adds_special = asked.add_special_tokens
+    if adds_special is None:
+        adds_special = "content" not in body
     is_one = isinstance(asked.prompt, str)
     texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
     encode = services.generator.encode
-    tokens = [await encode(text, asked.add_special_tokens) for text in texts]
+    tokens: list[list[Any]] = [await encode(text, adds_special) for text in texts]
     counts = [len(token_ids) for token_ids in tokens]
+    if asked.with_pieces:
+        names = TokenNames(services.tokenizer.texts)
+        tokens = [[_piece(names, token_id) for token_id in token_ids] for token_ids in tokens]
     return json_response(
         {
             "tokens": tokens[0] if is_one else tokens,
@@ -71,6 +94,15 @@ async def tokenize(request: Request, services: Services) -> Response:
             "max_model_len": services.engine.info.context_length,
         }
     )
+
+
+def _piece(names: TokenNames, token_id: int) -> dict[str, Any]:
+    """A token as llama.cpp tells one: `piece` is a text, or the bytes of a part of a character."""
+    raw = names.raw(token_id)
+    try:
+        return {"id": token_id, "piece": raw.decode()}
+    except UnicodeDecodeError:
+        return {"id": token_id, "piece": list(raw)}
 
 
 async def detokenize(request: Request, services: Services) -> Response:
@@ -81,7 +113,9 @@ async def detokenize(request: Request, services: Services) -> Response:
     for token_ids in lists:
         services.generator.check_token_ids(token_ids, "tokens", param="tokens")
         texts.append(await _decode(services, token_ids, asked.skip_special_tokens))
-    return json_response({"text": texts[0] if is_one else texts})
+    text = texts[0] if is_one else texts
+    # The second is llama.cpp's name of the first.
+    return json_response({"text": text, "content": text})
 
 
 def _token_lists(given: Sequence[int | list[int]]) -> tuple[list[list[int]], bool]:

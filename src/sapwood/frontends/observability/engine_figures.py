@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sapwood.base.errors import SapwoodError
 from sapwood.observe.history import PERCENTILES, History, Sample
@@ -88,7 +88,9 @@ class EngineFigures:
             return
         elapsed_s = reading.at_s - before.at_s
         if elapsed_s >= MIN_INTERVAL_S:
-            self._state.rates = _rates(before.status, reading.status, elapsed_s)
+            rates = _rates(before.status, reading.status, elapsed_s)
+            last = rates.output_tokens_per_s or self._state.rates.last_output_tokens_per_s
+            self._state.rates = replace(rates, last_output_tokens_per_s=last)
             self._before = reading
 
     def _constants(self) -> EngineConstants:

@@ -28,5 +28,23 @@ class OllamaModels(msgspec.Struct, frozen=True, kw_only=True):
     models: list[dict[str, Any]]
 
 
+class OllamaEmbeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """A vector of length 1 for each text."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class OllamaEmbedding(msgspec.Struct, frozen=True, kw_only=True):
+    embedding: list[float]
+
+
+class PullStatus(msgspec.Struct, frozen=True, kw_only=True):
+    status: str
+
+
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     version: str

@@ -16,25 +16,46 @@ from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.ollama.protocol import SHOW_FIELDS
 from sapwood.frontends.ollama.stream import rfc3339
 
+ONE_MODEL = (
+    "this server serves the one model that it was started with and keeps it as it is; for another "
+    "one, start a server with --model"
+)
 _LATEST = ":latest"
 _NEVER = "9999-12-31T23:59:59Z"
 
 
 def check_model(services: Services, asked: str) -> None:
-    """Raises NotFound unless `name` is the served model's, with or without ":latest"."""
+    """Raises NotFound unless `asked` is the served model's, with or without ":latest"."""
     services.check_model(asked if asked == services.model_name else asked.removesuffix(_LATEST))
 
 
 def tags(services: Services) -> dict[str, Any]:
-    return {"models": [_card(services) | {"modified_at": _since(services)}]}
+    card = _card(services)
+    return {"models": [card | {"modified_at": _since(services), "size": _file_size(services)}]}
+
+
+def digest(services: Services) -> str:
+    """64 hexadecimal digits; in Ollama a manifest's hash, here one that differs between models."""
+    identity = f"{services.model_path}\n{WEIGHT_VERSION}\n{services.weights}".encode()
+    return hashlib.sha256(identity).hexdigest()
 
 
 def running(services: Services) -> dict[str, Any]:
-    """The list of loaded models: the served one, while the engine runs; it never expires."""
+    """The list of loaded models: the served one, while the engine runs; it never expires.
+
+    `size` is the memory of the weights, and `size_vram` the part of it that a GPU has.
+    """
     if services.engine.unavailable_reason is not None:
         return {"models": []}
-    context_length = services.engine.info.context_length
-    return {"models": [_card(services) | {"expires_at": _NEVER, "context_length": context_length}]}
+    info = services.engine.info
+    size = info.weight_bytes or _file_size(services)
+    loaded = {
+        "size": size,
+        "size_vram": 0 if info.options.get("device") == "cpu" else size,
+        "expires_at": _NEVER,
+        "context_length": info.context_length,
+    }
+    return {"models": [_card(services) | loaded]}
 
 
 async def show(request: Request, services: Services) -> Response:
@@ -54,7 +75,8 @@ async def show(request: Request, services: Services) -> Response:
                 "general.basename": services.model_name,
                 f"{kind}.context_length": services.engine.info.context_length,
                 f"{kind}.vocab_size": services.generator.vocab_size,
-            },
+            }
+            | _counted(services),
             "capabilities": _capabilities(services),
         }
     )
@@ -65,6 +87,8 @@ _OPTION_NAMES = {"repetition_penalty": "repeat_penalty"}
 
 def _capabilities(services: Services) -> list[str]:
     template, formats = services.template, services.formats
+    if services.pooling is not None:
+        return ["embedding"] if services.pooling.task == "embed" else []
     capabilities = ["completion"]
     has_place = template is not None and template.places.tools
     if formats.calls is not None and (formats.tells_tools_in_text or has_place):
@@ -75,23 +99,42 @@ def _capabilities(services: Services) -> list[str]:
 
 
 def _card(services: Services) -> dict[str, Any]:
-    """The model's entry in lists, without size and quantisation, which only the engine knows."""
+    """What the model's entries in both lists have."""
     name = services.model_name
     if ":" not in name.rpartition("/")[2]:
         name += _LATEST
-    # In Ollama this is a manifest's digest; here it only has to differ between models.
-    identity = f"{services.model_path}\n{WEIGHT_VERSION}".encode()
     return {
         "name": name,
         "model": name,
-        "digest": hashlib.sha256(identity).hexdigest(),
+        "digest": digest(services),
         "details": _details(services),
     }
 
 
 def _details(services: Services) -> dict[str, Any]:
-    kind = services.model_type
-    return {"parent_model": ""} | ({"family": kind, "families": [kind]} if kind else {})
+    kind, weights = services.model_type, services.weights
+    details: dict[str, Any] = {"parent_model": "", "format": weights.weight_format}
+    if kind:
+        details |= {"family": kind, "families": [kind]}
+    if weights.num_parameters is not None:
+        details["parameter_size"] = _shortened(weights.num_parameters)
+    return details | {"quantization_level": weights.type_name or "unknown"}
+
+
+def _file_size(services: Services) -> int:
+    return services.weights.num_bytes
+
+
+def _counted(services: Services) -> dict[str, int]:
+    num_parameters = services.weights.num_parameters
+    return {} if num_parameters is None else {"general.parameter_count": num_parameters}
+
+
+def _shortened(count: int) -> str:
+    """For instance 134.52M or 8.0B."""
+    if count >= 1_000_000_000:
+        return f"{count / 1e9:.1f}B"
+    return f"{count / 1e6:.2f}M" if count >= 1_000_000 else f"{count / 1e3:.2f}K"
 
 
 def _since(services: Services) -> str:

@@ -58,13 +58,45 @@ class OllamaShowRequest(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
 
 
+class OllamaEmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /api/embed.
+
+    input       a text or several; an empty list only asks whether the model is loaded
+    dimensions  length to which embeddings are cut; 0: not cut
+    keep_alive  has no effect, since the model stays loaded as long as the server runs
+    """
+
+    model: str = ""
+    input: str | list[str]
+    dimensions: Count | None = None
+    options: dict[str, Any] = {}
+    keep_alive: float | str | None = None
+
+
+class OllamaEmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /api/embeddings. Without a prompt it only asks whether the model is loaded."""
+
+    model: str = ""
+    prompt: str = ""
+    options: dict[str, Any] = {}
+    keep_alive: float | str | None = None
+
+
+class OllamaPullRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /api/pull. The field `name` is an older word for `model`."""
+
+    model: str = ""
+    name: str = ""
+    stream: bool = True
+
+
 class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
-    """`options`. An absent one has the model's own default, else no restriction.
+    """`options`. An absent one has the model's own default, else Ollama's (sampling.py).
 
     num_predict     output tokens at most; -1 and -2: as many as the context leaves
     repeat_penalty  SamplingParams's repetition_penalty
     top_k           0 and less: all tokens
-    repeat_last_n   penalties count that many of the last tokens; 0: none, -1: all. Default: all
+    repeat_last_n   penalties count that many of the last tokens; 0: none, -1: all
     seed            -1: random
     """
 
@@ -74,7 +106,7 @@ class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float | None = None
     seed: int | None = None
     num_predict: Int64 = -1
-    repeat_last_n: PenaltyWindow = -1
+    repeat_last_n: PenaltyWindow | None = None
     stop: str | list[str] = []
     repeat_penalty: float | None = None
     presence_penalty: float = 0.0
@@ -139,11 +171,32 @@ MESSAGE_FIELDS = FieldTable(
     coerces=False,
 )
 
+EMBED_FIELDS = FieldTable(
+    title="POST /api/embed",
+    shape=OllamaEmbedRequest,
+    not_offered={"truncate": _NOT_SHORTENED},
+    left_out={"dimensions": (0,)},
+    coerces=False,
+)
+
+EMBEDDINGS_FIELDS = FieldTable(
+    title="POST /api/embeddings", shape=OllamaEmbeddingsRequest, coerces=False
+)
+
+_NO_REGISTRY = "nothing is fetched: the served model is there"
+
+PULL_FIELDS = FieldTable(
+    title="POST /api/pull",
+    shape=OllamaPullRequest,
+    changes_nothing=dict.fromkeys(("insecure", "username", "password"), _NO_REGISTRY),
+    coerces=False,
+)
+
 _LAYOUT = "the server's own options say how the model lies in memory"
 _MIROSTAT = "a parameter of mirostat, which another field turns on"
 
 OPTION_FIELDS = FieldTable(
-    title="options of /api/chat and /api/generate",
+    title="options of /api/chat, /api/generate, /api/embed and /api/embeddings",
     shape=OptionFields,
     changes_nothing={
         "f16_kv": _LAYOUT,

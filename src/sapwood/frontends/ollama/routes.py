@@ -5,40 +5,39 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from sapwood.base.errors import UnsupportedFeature
-from sapwood.frontends.common.endpoints import Dialect, Endpoint, Handler
+from sapwood.frontends.common.endpoints import Dialect, Endpoint
 from sapwood.frontends.common.errors import OLLAMA_ERRORS, json_response
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.ollama import models
 from sapwood.frontends.ollama.answer_shapes import (
     OllamaAnswer,
+    OllamaEmbedding,
+    OllamaEmbeddings,
     OllamaModel,
     OllamaModels,
+    PullStatus,
     Version,
 )
 from sapwood.frontends.ollama.chat import chat, generate_text
+from sapwood.frontends.ollama.embed import embed, embeddings
+from sapwood.frontends.ollama.models import ONE_MODEL
 from sapwood.frontends.ollama.protocol import (
     OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
     OllamaGenerateRequest,
+    OllamaPullRequest,
     OllamaShowRequest,
 )
-
-NDJSON = "application/x-ndjson"
-
-_ONE_MODEL = (
-    "this server serves the one model that it was started with and keeps it as it is; for another "
-    "one, start a server with --model"
-)
-_NO_EMBEDDINGS = "this server does not compute embeddings"
+from sapwood.frontends.ollama.pull import pull
+from sapwood.frontends.ollama.stream import NDJSON
 
 _NOT_OFFERED = {
-    "/api/pull": ("POST", _ONE_MODEL),
-    "/api/push": ("POST", _ONE_MODEL),
-    "/api/create": ("POST", _ONE_MODEL),
-    "/api/copy": ("POST", _ONE_MODEL),
-    "/api/delete": ("DELETE", _ONE_MODEL),
-    "/api/blobs/{digest}": ("POST", _ONE_MODEL),
-    "/api/embed": ("POST", _NO_EMBEDDINGS),
-    "/api/embeddings": ("POST", _NO_EMBEDDINGS),
+    "/api/push": "POST",
+    "/api/create": "POST",
+    "/api/copy": "POST",
+    "/api/delete": "DELETE",
+    "/api/blobs/{digest}": "POST",
 }
 
 
@@ -96,6 +95,46 @@ def ollama_dialect(services: Services) -> Dialect:
 
     @dialect.serves(
         Endpoint(
+            paths=("/api/embed",),
+            methods=("POST",),
+            access="user",
+            body=OllamaEmbedRequest,
+            example={"model": "default", "input": ["The oak is old.", "The elm is young."]},
+            answers=(OllamaEmbeddings,),
+        )
+    )
+    async def post_embed(request: Request) -> Response:
+        return await embed(request, services)
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/api/embeddings",),
+            methods=("POST",),
+            access="user",
+            body=OllamaEmbeddingsRequest,
+            example={"model": "default", "prompt": "The oak is old."},
+            answers=(OllamaEmbedding,),
+            is_deprecated=True,
+        )
+    )
+    async def post_embeddings(request: Request) -> Response:
+        return await embeddings(request, services)
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/api/pull",),
+            methods=("POST",),
+            access="user",
+            body=OllamaPullRequest,
+            example={"model": "default", "stream": False},
+            answers=(PullStatus, NDJSON),
+        )
+    )
+    async def post_pull(request: Request) -> Response:
+        return await pull(request, services)
+
+    @dialect.serves(
+        Endpoint(
             paths=("/api/tags",), methods=("GET", "HEAD"), access="user", answers=(OllamaModels,)
         )
     )
@@ -103,7 +142,9 @@ def ollama_dialect(services: Services) -> Dialect:
         return json_response(models.tags(services))
 
     @dialect.serves(
-        Endpoint(paths=("/api/ps",), methods=("GET",), access="user", answers=(OllamaModels,))
+        Endpoint(
+            paths=("/api/ps",), methods=("GET", "HEAD"), access="user", answers=(OllamaModels,)
+        )
     )
     async def get_running(request: Request) -> Response:
         return json_response(models.running(services))
@@ -116,14 +157,11 @@ def ollama_dialect(services: Services) -> Dialect:
     async def get_version(request: Request) -> Response:
         return json_response({"version": services.version})
 
-    for path, (method, why) in _NOT_OFFERED.items():
+    for path, method in _NOT_OFFERED.items():
         refused = Endpoint(paths=(path,), methods=(method,), access="user", is_documented=False)
-        dialect.serves(refused)(_refuse(why))
+        dialect.serves(refused)(_refuse)
     return dialect
 
 
-def _refuse(why: str) -> Handler:
-    async def refuse(request: Request) -> Response:
-        raise UnsupportedFeature(f"{request.url.path} is not supported: {why}")
-
-    return refuse
+async def _refuse(request: Request) -> Response:
+    raise UnsupportedFeature(f"{request.url.path} is not supported: {ONE_MODEL}")

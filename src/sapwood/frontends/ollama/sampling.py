@@ -14,6 +14,16 @@ from sapwood.schema.sampling import SamplingParams
 
 _UNLIMITED = (-1, -2)
 
+OLLAMA_DEFAULTS: dict[str, float] = {
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.9,
+    "repetition_penalty": 1.1,
+}
+"""What Ollama takes where neither the request nor the model says anything. Source: its API."""
+OLLAMA_WINDOW = 64
+"""Ollama's default of repeat_last_n, for the same models."""
+
 _NAMES = {"max_new_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
 
 
@@ -26,9 +36,12 @@ def sampling_params(
     Raises         InvalidRequest, which names options.<field>
     """
     fields = parse(options, OPTION_FIELDS, where="options")
+    # A model whose authors advise some parameters was tried without the others.
+    as_ollama = services.has_dialect_defaults and not services.default_sampling
+    window = OLLAMA_WINDOW if as_ollama else -1
     all_tokens = fields.top_k is not None and fields.top_k <= 0
     chosen = over_defaults(
-        services.default_sampling,
+        OLLAMA_DEFAULTS if as_ollama else services.default_sampling,
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=-1 if all_tokens else fields.top_k,
@@ -40,7 +53,7 @@ def sampling_params(
             max_new_tokens=None if fields.num_predict in _UNLIMITED else fields.num_predict,
             frequency_penalty=fields.frequency_penalty,
             presence_penalty=fields.presence_penalty,
-            penalty_window=fields.repeat_last_n,
+            penalty_window=window if fields.repeat_last_n is None else fields.repeat_last_n,
             seed=None if fields.seed == -1 else fields.seed,
             stop=stop_strings(fields.stop),
             grammar=_grammar(answer_format),

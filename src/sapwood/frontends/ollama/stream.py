@@ -48,7 +48,8 @@ def _failure(error: SapwoodError) -> bytes:
     return line(ollama_body(error))
 
 
-FRAMING = Framing(content_type=b"application/x-ndjson", end=b"", failure=_failure)
+NDJSON = "application/x-ndjson"
+FRAMING = Framing(content_type=NDJSON.encode(), end=b"", failure=_failure)
 
 
 def rfc3339(moment: datetime) -> str:
@@ -119,13 +120,13 @@ class Answer:
         return head | {
             "done": True,
             "done_reason": finish.kind,
-            "total_duration": _ns(now_s - self._started_s),
+            "total_duration": nanoseconds(now_s - self._started_s),
             # The model was loaded before the server took requests.
             "load_duration": 0,
             "prompt_eval_count": so_far.num_prompt_tokens,
-            "prompt_eval_duration": _ns(prompt_s),
+            "prompt_eval_duration": nanoseconds(prompt_s),
             "eval_count": so_far.num_output_tokens,
-            "eval_duration": _ns(now_s - self._first_s),
+            "eval_duration": nanoseconds(now_s - self._first_s),
         }
 
     def loaded(self) -> dict[str, Any]:
@@ -191,6 +192,6 @@ async def _entries(
     return await token_entries(names, token_ids, values, request.logprobs.num_per_token)
 
 
-def _ns(duration_s: float) -> int:
-    """Nanoseconds, at least 1 because clients divide counts by durations."""
+def nanoseconds(duration_s: float) -> int:
+    """At least 1, because clients divide counts by durations."""
     return max(1, round(duration_s * 1e9))

@@ -47,7 +47,9 @@ def web_dialect() -> Dialect:
     for name, file in _files(folder):
         address = _ADDRESSES.get(name, f"/web/{name}")
         media_type = _MEDIA_TYPES[PurePosixPath(name).suffix]
-        endpoint = Endpoint(paths=(address,), methods=("GET",), access="open", is_documented=False)
+        # HEAD / is how Ollama's programs look whether the server is there.
+        methods = ("GET", "HEAD")
+        endpoint = Endpoint(paths=(address,), methods=methods, access="open", is_documented=False)
         dialect.serves(endpoint)(file_handler(file.read_bytes(), media_type, policy=_POLICY))
     return dialect
 

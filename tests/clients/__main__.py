@@ -1,0 +1,111 @@
+"""Runs clients that others wrote, unchanged, against live servers: `make test-clients`.
+
+Each client has an environment of its own below build/clients, made by pip. The servers have the
+default model, an embedding model, and a random cross-encoder. The results go into the table of
+docs/clients.md. The exit status is 1 if a client failed.
+
+    python -m tests.clients [NAME ...]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.clients.catalogue import CLIENTS, Client
+from tests.clients.environments import HOME, ROOT, environment, version_in
+from tests.e2e.server import serving
+from tests.tiny import save_pooled
+
+PAGE = ROOT / "docs" / "clients.md"
+LIMIT_S = 600
+_TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    version: str
+    outcome: str
+
+
+def run(name: str, client: Client, addresses: dict[str, str]) -> Result:
+    """All runs of a client; its output goes to a log beside its environment."""
+    try:
+        python = environment(name, client)
+    except subprocess.CalledProcessError as error:
+        return Result(version="-", outcome=f"not installed: pip ended with {error.returncode}")
+    version = version_in(python, client.package)
+    program = Path(__file__).parent / "programs" / client.program
+    log_path = HOME / f"{name}.log"
+    with log_path.open("wb") as log:
+        for arguments in client.arguments:
+            try:
+                subprocess.run(
+                    [python, program, *arguments],
+                    env=os.environ | addresses,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    timeout=LIMIT_S,
+                    check=True,
+                )
+            except subprocess.CalledProcessError as error:
+                what = " ".join([client.program, *arguments])
+                return Result(
+                    version=version, outcome=f"fails: {what} ended with {error.returncode}"
+                )
+            except subprocess.TimeoutExpired:
+                return Result(version=version, outcome=f"fails: no end within {LIMIT_S} s")
+    return Result(version=version, outcome="runs")
+
+
+def written(page: str, results: dict[str, Result]) -> str:
+    """The page with these results in its table; other clients' rows stay."""
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", _TABLE.findall(page)[0], re.MULTILINE))
+    for name, result in results.items():
+        rows[name] = f"{result.version} | {CLIENTS[name].shows} | {result.outcome}"
+    lines = [f"| `{name}` | {rows[name]} |" for name in CLIENTS if name in rows]
+    head = ["", "| Client | Version | What was run | Result |", "|---|---|---|---|"]
+    table = "\n".join([*head, *lines, "", ""])
+    return _TABLE.sub(lambda _: table, page)
+
+
+def main(names: list[str]) -> int:
+    unknown = sorted(set(names) - set(CLIENTS))
+    if unknown:
+        print(f"no client {', '.join(unknown)}; known are {', '.join(CLIENTS)}", file=sys.stderr)
+        return 2
+    HOME.mkdir(parents=True, exist_ok=True)
+    results = {}
+    with ExitStack() as stack:
+        ranker = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        save_pooled(ranker, "BertForSequenceClassification", num_labels=1)
+        models = {
+            "CHAT_URL": "smollm2-135m",
+            "EMBEDDING_URL": "all-minilm-l6-v2",
+            "RANKING_URL": str(ranker),
+        }
+        addresses = {
+            variable: stack.enter_context(serving("--model", model)).url
+            for variable, model in models.items()
+        }
+        info = httpx.get(f"{addresses['CHAT_URL']}/model_info", timeout=60).json()
+        # No client may ask a model hub; LiteLLM has its list of prices in its package.
+        offline = {"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        settings = addresses | offline | {"TOKENIZER": info["tokenizer_path"]}
+        for name in names or CLIENTS:
+            results[name] = run(name, CLIENTS[name], settings)
+            print(f"{name} {results[name].version}: {results[name].outcome}", flush=True)
+            PAGE.write_text(written(PAGE.read_text("utf-8"), results), "utf-8")
+    return int(any(result.outcome != "runs" for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
