@@ -13,6 +13,9 @@ CHROMIUM = shutil.which("chromium")
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
 
+# Other tests run on the same cores; the five seconds that playwright waits are too few then.
+expect.set_options(timeout=30_000)
+
 FLAGS = [
     "--headless",
     "--no-sandbox",
