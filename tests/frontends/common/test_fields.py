@@ -21,6 +21,8 @@ TABLE = FieldTable(
         "logprobs": NotOffered(why="none are told"),
         "mode": NotOffered(why="there is one", idle=("text",)),
         "rank": NotOffered(why="there is one", idle=(0,)),
+        "reasoning": NotOffered(why="reasoning is always told", idle=(True,)),
+        "cut": NotOffered(why="nothing is cut", idle=(True, False)),
     },
 )
 
@@ -54,6 +56,14 @@ def test_a_name_is_in_a_table_once():
 @pytest.mark.parametrize("value", [False, "", [], {}])
 def test_empty_values_ask_for_nothing(value):
     assert parse({"size": 1, "logprobs": value}, TABLE).size == 1
+
+
+def test_false_asks_for_something_where_true_does_not():
+    assert parse({"size": 1, "reasoning": True, "cut": True}, TABLE).size == 1
+    assert parse({"size": 1, "reasoning": "", "cut": False}, TABLE).size == 1
+    for value in (False, [True, False]):
+        with pytest.raises(UnsupportedFeature, match="reasoning is always told"):
+            parse({"size": 1, "reasoning": value}, TABLE)
 
 
 def test_zero_is_not_false():

@@ -41,11 +41,18 @@ class NotOffered:
     """A known field that asks for what the server does not do.
 
     why   the reason, after "NAME is not supported: "
-    idle  values that ask for nothing, besides null, false and empty ones
+    idle  values that ask for nothing, besides null, false and empty ones; where true is one of
+          them, false asks for something unless it is listed as well
     """
 
     why: str
     idle: tuple[object, ...] = ()
+
+    def is_idle(self, value: object) -> bool:
+        is_on_by_default = _is_among(True, self.idle)
+        return _is_among(value, self.idle) or (
+            _is_among(value, _EMPTY) and not (value is False and is_on_by_default)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +166,12 @@ def _check_same(prefix: str, name: str, other: str, value: object, other_value: 
 
 
 def _refuse_unless_idle(name: str, value: object, asked: NotOffered) -> None:
-    if _is_among(value, (*_EMPTY, *asked.idle)):
+    if asked.is_idle(value):
         return
     # Every prompt of a batch may have a value of its own.
-    if isinstance(value, list) and all(_is_among(one, (None, False, *asked.idle)) for one in value):
+    if isinstance(value, list) and all(
+        _is_among(one, (None, False, *asked.idle)) and asked.is_idle(one) for one in value
+    ):
         return
     or_set = f" or set it to {orjson.dumps(asked.idle[0]).decode()}" if asked.idle else ""
     refuse(

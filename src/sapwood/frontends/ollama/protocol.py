@@ -124,7 +124,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_id: str | None = None
 
 
-_NOT_SHORTENED = NotOffered(why="a prompt that is too long is refused, not cut", idle=(True,))
+_NOT_SHORTENED = NotOffered(why="a prompt that is too long is refused, not cut", idle=(True, False))
 
 _NOT_OFFERED: dict[str, NotOffered] = {
     "_debug_render_only": NotOffered(why="the prompt is not told"),
