@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from sapwood.models.store.catalogue import CatalogueEntry, HubSpec, WheelSpec
-from sapwood.models.store.inventory import StoredModel, mark_used, remove, stored_models
+from sapwood.models.store.inventory import StoredModel, remove, stored_models
+from sapwood.models.store.used import mark_used
 
 DIGEST = "a" * 64
 CATALOGUE = {

@@ -20,7 +20,6 @@ from sapwood.models.store.files import (
 )
 from sapwood.models.store.hub import HubClient, HuggingFaceHub
 from sapwood.models.store.integrity import Checked
-from sapwood.models.store.inventory import mark_used
 from sapwood.models.store.prepare import prepare_gguf
 from sapwood.models.store.progress import Progress, Silent
 from sapwood.models.store.sources import (
@@ -31,6 +30,7 @@ from sapwood.models.store.sources import (
     pip_download,
     why_not,
 )
+from sapwood.models.store.used import mark_used
 from sapwood.models.store.verify import verify
 
 _HUB_NAME = re.compile(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
@@ -22,8 +21,8 @@ from sapwood.models.store.files import FORMATS, choose_format, find_weights
 from sapwood.models.store.gguf_header import read_header
 from sapwood.models.store.progress import bytes_under
 from sapwood.models.store.safetensors_header import read_safetensors_header
+from sapwood.models.store.used import HUB, MODELS, used_file
 
-_MODELS, _HUB, _USED = "models", "hub", "used"
 _HUB_PREFIX = "models--"
 UNKNOWN = "unknown"
 
@@ -61,31 +60,7 @@ def remove(home: Path, model: StoredModel) -> None:
     for marker in model.markers:  # first: without it nobody takes the rest for complete
         marker.unlink(missing_ok=True)
     shutil.rmtree(model.directory)
-    _used_file(home, model.directory).unlink(missing_ok=True)
-
-
-def mark_used(home: Path, path: Path) -> None:
-    """Note that a model was asked for; `path` is one of its files, in the cache or elsewhere."""
-    directory = _directory_of(home, path)
-    if directory is None:
-        return
-    # A cache that cannot be written serves too, for instance one that is part of an image.
-    with contextlib.suppress(OSError):
-        used = _used_file(home, directory)
-        used.parent.mkdir(exist_ok=True)
-        used.touch()
-
-
-def _directory_of(home: Path, path: Path) -> Path | None:
-    """home/models/<digest> or home/hub/models--<owner>--<name>; None for a path elsewhere."""
-    for parent in (home / _MODELS, home / _HUB):
-        if path.is_relative_to(parent):
-            return parent / path.relative_to(parent).parts[0]
-    return None
-
-
-def _used_file(home: Path, directory: Path) -> Path:
-    return home / _USED / f"{directory.parent.name}.{directory.name}"
+    used_file(home, model.directory).unlink(missing_ok=True)
 
 
 def _from_wheels(home: Path, catalogue: Mapping[str, CatalogueEntry]) -> Iterator[StoredModel]:
@@ -94,7 +69,7 @@ def _from_wheels(home: Path, catalogue: Mapping[str, CatalogueEntry]) -> Iterato
         for source in entry.sources:
             if isinstance(source, WheelSpec | WheelFolderSpec):
                 names.setdefault(source.sha256[:32], []).append(entry.name)
-    for directory in _directories(home / _MODELS):
+    for directory in _directories(home / MODELS):
         known = names.get(directory.name, [directory.name])
         paths = sorted(directory.iterdir())
         if paths:
@@ -104,15 +79,15 @@ def _from_wheels(home: Path, catalogue: Mapping[str, CatalogueEntry]) -> Iterato
 def _from_hub(home: Path, catalogue: Mapping[str, CatalogueEntry]) -> Iterator[StoredModel]:
     markers: dict[str, list[Path]] = {}
     shots: dict[str, list[Path]] = {}
-    for marker in sorted((home / _HUB / "complete").glob("*.json")):
+    for marker in sorted((home / HUB / "complete").glob("*.json")):
         content = json.loads(marker.read_text("utf-8"))
         folder = Path(content["snapshot"]).parts[0]
         markers.setdefault(folder, []).append(marker)
-        snapshot = home / _HUB / content["snapshot"]
+        snapshot = home / HUB / content["snapshot"]
         weights = [name for name in content["files"] if name.endswith(".gguf")]
         shots.setdefault(folder, []).append(snapshot / weights[0] if weights else snapshot)
     for folder, its_markers in markers.items():
-        directory = home / _HUB / folder
+        directory = home / HUB / folder
         if not directory.is_dir():
             continue
         repository = folder.removeprefix(_HUB_PREFIX).replace("--", "/", 1)
@@ -132,7 +107,7 @@ def _directories(parent: Path) -> list[Path]:
 def _stored(
     home: Path, directory: Path, names: Sequence[str], model: Path, markers: Sequence[Path]
 ) -> StoredModel:
-    used = _used_file(home, directory)
+    used = used_file(home, directory)
     return StoredModel(
         names=tuple(names),
         directory=directory,
