@@ -53,7 +53,8 @@ def test_many_rows_of_numbers(kernels: CpuKernels, kind: str) -> None:
     for num_out, num_in in ((70, 256), (33, 1792)):
         weight = random_group_weight(kind, num_out, num_in)
         layer = kernels.pack_quantized_linear([weight], None, torch.bfloat16)
-        check_many_rows(layer, weight.dequantized(torch.float32), rows=(33, 100, 300))
+        rows = (129, 200, 300) if kind == "int8" else (33, 100, 300)
+        check_many_rows(layer, weight.dequantized(torch.float32), rows=rows)
 
 
 @pytest.mark.parametrize("codes", CODES)
@@ -87,6 +88,6 @@ def test_products_of_bytes_are_those_of_vectors(
     weight = kernels.quantize_weight(torch.randn(70, inputs), "int8")
     layer = kernels.pack_quantized_linear([weight], None, dtype)
     plain = vectors.pack_quantized_linear([weight], None, dtype)
-    for rows in _ROWS if dtype == torch.float32 else [rows for rows in _ROWS if rows <= 32]:
+    for rows in _ROWS if dtype == torch.float32 else [rows for rows in _ROWS if rows <= 128]:
         x = torch.randn(rows, inputs).to(dtype)
         assert torch.equal(layer(x), plain(x)), rows

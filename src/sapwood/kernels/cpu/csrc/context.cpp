@@ -15,8 +15,10 @@ namespace {
 constexpr std::size_t kFetchAheadBytes = 512 * 1024;
 
 // Rows from which it takes less time to make a quantised weight bf16 for the processor's matrix unit than to
-// multiply the weight as it is stored: codes, and what is multiplied as bytes. Measured.
-constexpr std::int64_t many_rows(WeightKind kind) { return kind == WeightKind::coded ? kDirectRows + 1 : 33; }
+// multiply the weight as it is stored: as codes, as bytes on the unit, as bytes by vectors. Measured.
+constexpr std::int64_t many_rows(WeightKind kind) {
+  return kind == WeightKind::coded ? kDirectRows + 1 : kind == WeightKind::int8 ? 129 : 33;
+}
 
 }  // namespace
 
