@@ -66,6 +66,14 @@ def test_many_rows_of_codes(kernels: CpuKernels, codes: str, shape: tuple[int, i
         check_many_rows(layer, weight.dequantized(torch.float32), rows=(7, 33, 300))
 
 
+def test_sums_of_many_rows_wait_for_the_next_inputs() -> None:
+    """As many rows and outputs as one task takes, of inputs that are cut: 2,048 are two blocks."""
+    kernels = CpuKernels(isa=_ISAS[-1], num_threads=1)
+    weight = random_coded_weight("int4", (1280, 2048, 64))
+    layer = kernels.pack_quantized_linear([weight], None, torch.bfloat16)
+    check_many_rows(layer, weight.dequantized(torch.float32), rows=(512,))
+
+
 def check_many_rows(layer: Any, weight: Tensor, rows: tuple[int, ...]) -> None:
     """Within two roundings of the exact product, and no row depends on the others."""
     x = torch.randn(max(rows), weight.shape[1]).bfloat16()

@@ -20,16 +20,16 @@ namespace {
 constexpr std::int64_t kMostPanels = 16;     // of a group
 constexpr std::int64_t kGroupLanes = 5120;   // of all panels of a group: 640 KiB of the 1 or 2 MiB of L2
 constexpr std::int64_t kBlockLanes = 768;    // of a panel at a time
-constexpr std::int64_t kBlockTiles = 16;     // of 32 rows: of a task whose sums wait for another block
+constexpr std::int64_t kWaitingTiles = 96;   // of 32 x 32 sums: of a task, that wait for another block
 constexpr std::int64_t kTasksPerThread = 4;  // at least, where rows allow it
 
 // Scratch memory of a thread: sums, a group's panels as bf16, rows of x.
 constexpr std::int64_t kRowStride = kBlockLanes + 16;  // in lanes; copied rows start in different cache sets
-constexpr std::int64_t kSumsBytes = kBlockTiles * kMostPassRows * kGroupLanes / kBlockLanes * kPanel * 4;
+constexpr std::int64_t kSumsBytes = kWaitingTiles * kMostPassRows * kPanel * 4;
 constexpr std::int64_t kPanelsBytes = kGroupLanes * kPanel * 4;
 constexpr std::int64_t kRowsBytes = kMostPassRows * kRowStride * 4;
 constexpr std::int64_t kThreadBytes = (kSumsBytes + kPanelsBytes + kRowsBytes + 4095) / 4096 * 4096;
-static_assert(kSumsBytes >= kMostPassRows * kMostPanels * kPanel * 4 && kGroupLanes >= kBlockLanes);
+static_assert(kWaitingTiles >= kMostPanels && kGroupLanes >= kBlockLanes);
 
 // x [m, k] of bf16, rows `stride` elements apart, times a weight of n outputs; m is at least 1, k even.
 struct ManyRows {
@@ -62,7 +62,7 @@ struct ManyCut {
     panels = pieces(all_panels, pieces(least_groups, threads) * threads);
     groups = pieces(all_panels, panels);
     row_tasks = most(1, least(tiles, threads * kTasksPerThread / groups));
-    if (blocks > 1) row_tasks = most(row_tasks, pieces(tiles, kBlockTiles));
+    if (blocks > 1) row_tasks = most(row_tasks, pieces(tiles, kWaitingTiles / panels));
     task_tiles = pieces(tiles, row_tasks);
     row_tasks = pieces(tiles, task_tiles);
   }
