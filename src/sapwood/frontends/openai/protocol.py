@@ -311,9 +311,7 @@ CHAT_FIELDS = FieldTable(
         "echo": NotOffered(why="completions have it"),
         "function_call": NotOffered(why="send tool_choice", idle=("none", "auto")),
         "functions": NotOffered(why="send tools"),
-        "include_reasoning": NotOffered(
-            why="reasoning is always told, apart from the answer", idle=(True,)
-        ),
+        "include_reasoning": NotOffered(why="reasoning is always told", idle=(True,)),
         "modalities": NotOffered(why="answers are texts", idle=(["text"],)),
         "parse_tool_calls": NotOffered(why="calls are always parsed", idle=(True,)),
         "reasoning_format": NotOffered(

@@ -425,24 +425,12 @@ struct DensePanels {
   }
 };
 
-template <class Out>
-void write_sums(const LinearArgs& a, std::int64_t row, std::int64_t column, const float* sums, std::int64_t n) {
-  Out* out = static_cast<Out*>(a.out) + row * a.n + column;
-  const bf16* bias = a.bias == nullptr ? nullptr : static_cast<const bf16*>(a.bias) + column;
-  std::int64_t i = 0;
-  for (; i + W <= n; i += W) {
-    const VF sum = load(sums + i);
-    store(out + i, bias == nullptr ? sum : sum + load(bias + i));
-  }
-  if (i < n) write_tail<Out, bf16>(out + i, bias == nullptr ? nullptr : bias + i, load(sums + i), n - i);
-}
-
 void multiply_many(const LinearArgs& a) {
   const ManyRows rows{static_cast<const bf16*>(a.x), a.x_stride, a.m, a.n, a.k, a.scratch, a.team};
   const int threads = worth_threads(a.team.threads, a.n * a.k * ((a.m + 7) / 8), kElementsPerThread);
   multiply_many(rows, threads, DensePanels{static_cast<const std::uint32_t*>(a.weight), a.k / 2},
                 [&](std::int64_t row, std::int64_t column, const float* sums, std::int64_t n) {
-                  a.wide ? write_sums<float>(a, row, column, sums, n) : write_sums<bf16>(a, row, column, sums, n);
+                  write_row(sums, n, nullptr, a.bias, a.wide, a.out, a.n, row, column);
                 });
 }
 #endif

@@ -153,22 +153,6 @@ struct Source {
   }
 };
 
-template <class Out>
-void write_sums(const QuantizedArgs& a, std::int64_t row, std::int64_t column, const float* sums, std::int64_t n) {
-  const LinearWeight& w = *a.weight;
-  Out* out = static_cast<Out*>(a.out) + row * w.out_stride + column;
-  const bf16* bias = w.bias == nullptr ? nullptr : static_cast<const bf16*>(w.bias) + column;
-  for (std::int64_t i = 0; i < n; i += W) {
-    VF result = load(sums + i);
-    if (w.scales != nullptr) result *= load(w.scales + column + i);
-    if (i + W <= n) {
-      store(out + i, bias == nullptr ? result : result + load(bias + i));
-    } else {
-      write_tail<Out, bf16>(out + i, bias == nullptr ? nullptr : bias + i, result, n - i);
-    }
-  }
-}
-
 template <class Panel>
 bool multiply(const QuantizedArgs& a) {
   const LinearWeight& w = *a.weight;
@@ -176,7 +160,7 @@ bool multiply(const QuantizedArgs& a) {
   const int threads = worth_threads(a.team.threads, w.n * w.k * ((a.m + 7) / 8), kElementsPerThread);
   multiply_many(rows, threads, Source<Panel>{static_cast<const std::byte*>(w.data), Panel(w)},
                 [&](std::int64_t row, std::int64_t column, const float* sums, std::int64_t n) {
-                  a.wide ? write_sums<float>(a, row, column, sums, n) : write_sums<bf16>(a, row, column, sums, n);
+                  write_row(sums, n, w.scales, w.bias, a.wide, a.out, w.out_stride, row, column);
                 });
   return true;
 }

@@ -163,6 +163,31 @@ void multiply_many(const ManyRows& a, int threads, const Source& source, const W
   });
 }
 
+// out[i] = sums[i] * scales[i] + bias[i] for n outputs of a row. scales and bias may be null; scales are
+// as many as whole panels have.
+template <class Out>
+void write_sums(const float* sums, std::int64_t n, const float* scales, const bf16* bias, Out* out) {
+  for (std::int64_t i = 0; i < n; i += W) {
+    VF result = load(sums + i);
+    if (scales != nullptr) result *= load(scales + i);
+    if (i + W <= n) {
+      store(out + i, bias == nullptr ? result : result + load(bias + i));
+    } else {
+      write_tail<Out, bf16>(out + i, bias == nullptr ? nullptr : bias + i, result, n - i);
+    }
+  }
+}
+
+// The same to row `row` of out, `stride` elements apart, from output `column` on; wide: out is fp32, else bf16.
+static inline void write_row(const float* sums, std::int64_t n, const float* scales, const void* bias, bool wide,
+                             void* out, std::int64_t stride, std::int64_t row, std::int64_t column) {
+  const bf16* added = bias == nullptr ? nullptr : static_cast<const bf16*>(bias) + column;
+  const float* factors = scales == nullptr ? nullptr : scales + column;
+  const std::int64_t at = row * stride + column;
+  wide ? write_sums(sums, n, factors, added, static_cast<float*>(out) + at)
+       : write_sums(sums, n, factors, added, static_cast<bf16*>(out) + at);
+}
+
 }  // namespace
 }  // namespace sapwood::SAPWOOD_ISA
 
