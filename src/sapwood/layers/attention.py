@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.interface import PLAIN, AttentionTraits, Kernels, PackedLinear
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, divide, even_part
 from sapwood.layers.norm import RMSNorm
@@ -93,11 +93,13 @@ class Attention:
         device: torch.device,
         dtype: torch.dtype,
         scheme: LinearScheme = DENSE,
+        traits: AttentionTraits = PLAIN,
     ) -> None:
         """An attention layer.
 
         layer    index of the layer, which picks its KV cache
         cos_sin  the model's table of cosines and sines (layers/rotary)
+        traits   what its attention does beyond scores, causal mask and softmax
         """
         self._layer = layer
         self._num_heads = heads.num_heads_of(group)
@@ -107,6 +109,7 @@ class Attention:
         self._cos_sin = cos_sin
         self._kernels = kernels
         self._scale = heads.head_dim**-0.5
+        self._traits = traits
         self._qkv = ColumnParallelLinear(
             hidden_size,
             heads.qkv_parts(group),
@@ -157,7 +160,7 @@ class Attention:
             write_index=batch.write_index,
         )
         attend = batch.attend or self._kernels.paged_attention
-        out = attend(q, key_cache, value_cache, batch.attention, self._scale)
+        out = attend(q, key_cache, value_cache, batch.attention, self._scale, self._traits)
         return out.view(x.shape[0], self._num_heads * self._head_dim)
 
     def project(self, attended: Tensor) -> Tensor:
