@@ -16,19 +16,19 @@ import torch
 from sapwood.app.model_defaults import checkpoint_dtype, read_json
 from sapwood.app.wiring import Resolved, resolve_config
 from sapwood.base.errors import ConfigError
+from sapwood.convert.conversion import Conversion, Texts, convert, cut
+from sapwood.convert.estimate import estimate_s
+from sapwood.convert.layouts import num_bytes
+from sapwood.convert.options import DEFAULT_CALIBRATION_TOKENS, ConvertOptions
+from sapwood.convert.plan import Plan, make_plan
+from sapwood.convert.walk import Walk
+from sapwood.convert.writer import check_target, new_directory, write_json
 from sapwood.kernels.interface import DTYPES
-from sapwood.models.convert.conversion import Conversion, Texts, convert, cut
-from sapwood.models.convert.estimate import estimate_s
-from sapwood.models.convert.layouts import num_bytes
-from sapwood.models.convert.options import DEFAULT_CALIBRATION_TOKENS, ConvertOptions
-from sapwood.models.convert.plan import Plan, make_plan
-from sapwood.models.convert.walk import Walk
-from sapwood.models.convert.writer import check_target, new_directory, write_json
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.gguf import PLAIN_TYPES, stored_tensors
 from sapwood.models.registry import ARCHITECTURES
-from sapwood.models.store import ModelFiles, Progress
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.store import ModelFiles, Progress
 from sapwood.text.standard_library import library_text, package_text
 from sapwood.text.tokenizer import Tokenizer
 

@@ -105,7 +105,7 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
     from sapwood.app.loading import LoadWatch
     from sapwood.app.wiring import build_engine, resolve_config
     from sapwood.executor.profiler import TorchRecorder
-    from sapwood.models.store.terminal import bar_on_terminal
+    from sapwood.store.terminal import bar_on_terminal
 
     watchdog.beat("reading the model's configuration")
     # The parent has verified the files.

@@ -27,9 +27,9 @@ from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
-from sapwood.models.store import ModelFiles
-from sapwood.models.store.progress import Progress, Silent, stage
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.store import ModelFiles
+from sapwood.store.progress import Progress, Silent, stage
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.encoder.decoder import PooledDecoder
 from sapwood.models.encoder.heads import decoder_head, encoder_head
 from sapwood.models.registry import ARCHITECTURES
-from sapwood.models.store import ModelFiles
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.resolve import ModelFacts
 from sapwood.schema.pooling import Pooling
+from sapwood.store import ModelFiles
 
 Shape = DecoderConfig | EncoderConfig
 

@@ -81,7 +81,6 @@ from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.pooling import ENCODERS, pooling_of
 from sapwood.models.registry import ARCHITECTURES
-from sapwood.models.store import ModelFiles, Progress, fetch_model
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.resolve import (
     CheckpointFacts,
@@ -93,6 +92,7 @@ from sapwood.schema.config.resolve import (
 from sapwood.schema.output import EngineOutput, EngineReady
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import EngineInput
+from sapwood.store import ModelFiles, Progress, fetch_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

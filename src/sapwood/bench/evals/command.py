@@ -21,8 +21,8 @@ from sapwood.bench.evals.perplexity import (
 )
 from sapwood.bench.report import report_stem, write_json
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
-from sapwood.models.store import Progress
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.store import Progress
 from sapwood.text.standard_library import library_text
 from sapwood.text.tokenizer import Tokenizer
 

@@ -238,7 +238,7 @@ def _choose_weight_dtype(
         return asked.weight_dtype, None
     if not widens:
         return dtype, None
-    # A GGUF file's bfloat16 stands for its quantised types (models/store/gguf_config.py).
+    # A GGUF file's bfloat16 stands for its quantised types (store/gguf_config.py).
     is_narrow = model.dtype == "bfloat16" and model.weight_format != "gguf"
     if is_narrow or model.dtype == "float16":
         return (
