@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from sapwood.app.model_defaults import sampling_defaults
-from sapwood.app.wiring import load_model, resolve_config
+from sapwood.app.resolving import resolve_config
+from sapwood.app.runners import load_model
 from sapwood.base.errors import IntegrityError, StartupError
 from sapwood.models.loader.weights import iterate_weights
 from sapwood.schema.config.engine import EngineConfig
@@ -89,10 +90,16 @@ class Model:
 def load(model: Path, home: Path) -> Tensors:
     """All that a server reads before it serves; the checkpoint's tensors."""
     asked = EngineConfig.of(
-        {"model": str(model), "max_total_tokens": 64, "device": "cpu", "num_threads": 1}
+        {
+            "model": str(model),
+            "max_total_tokens": 64,
+            "device": "cpu",
+            "dtype": "float32",
+            "num_threads": 1,
+        }
     )
     resolved = resolve_config(asked, home=home)
-    load_model(resolved, device=torch.device("cpu"), dtype=torch.float32)
+    load_model(resolved)
     Tokenizer.from_directory(resolved.files.path)
     sampling_defaults(resolved.files.path)
     return dict(iterate_weights(resolved.files, dtype=torch.float32))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sapwood.app import wiring
+from sapwood.app import resolving
 from sapwood.app.cli import check as check_module
 from sapwood.app.cli import machine_report
 from sapwood.app.cli.machine_report import compiler_row, kernel_rows, machine_rows, make_report
@@ -173,7 +173,7 @@ def found(monkeypatch, tmp_path):
         asked.append((config, home))
         return resolved(tmp_path)
 
-    monkeypatch.setattr(wiring, "resolve_config", resolve_config)
+    monkeypatch.setattr(resolving, "resolve_config", resolve_config)
     monkeypatch.setattr(check_module, "fetch_with_bar", lambda model: None)
     return asked
 
