@@ -26,7 +26,7 @@ from sapwood.kernels.platform import DeviceMemory
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.memory.sizing import MemoryUse, PoolSize, size_pool
 from sapwood.models.config import DecoderConfig
-from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.engine import ResolvedConfig
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,11 @@ GRAPH_OVERHEAD_BYTES = 512 * 2**20
 """Memory for the descriptions of captured steps, beside the memory in which they compute."""
 
 
-def capture_plan(config: EngineConfig, decoder: DecoderConfig, *, spare_page: int) -> CapturePlan:
-    """The sizes of steps that are captured; `config` must be resolved.
+def capture_plan(config: ResolvedConfig, decoder: DecoderConfig, *, spare_page: int) -> CapturePlan:
+    """The sizes of steps that are captured.
 
     Raises ConfigError for a size that no step can have."""
     execution, scheduler = config.execution, config.scheduler
-    assert scheduler.max_running_requests is not None
-    assert config.memory.page_size is not None
-    assert config.model.context_length is not None
-    assert execution.device is not None
     most_requests, most_tokens = scheduler.max_running_requests, most_tokens_of(config)
     largest = min(execution.cuda_graph_max_bs or LARGEST_CAPTURED_DECODE, most_requests)
     decode = decode_sizes(largest)
@@ -70,11 +66,9 @@ def capture_plan(config: EngineConfig, decoder: DecoderConfig, *, spare_page: in
     )
 
 
-def most_tokens_of(config: EngineConfig) -> int:
+def most_tokens_of(config: ResolvedConfig) -> int:
     """The largest number of new tokens that a step computes."""
     chunk, length = config.scheduler.chunked_prefill_size, config.model.context_length
-    assert chunk is not None
-    assert length is not None
     return length if chunk == -1 else chunk
 
 
@@ -90,7 +84,7 @@ def _sizes(text: str, flag: str, largest: int) -> tuple[int, ...]:
 
 
 def measure_pool(
-    config: EngineConfig,
+    config: ResolvedConfig,
     decoder: DecoderConfig,
     model: Capturable,
     kernels: Kernels,
@@ -103,8 +97,6 @@ def measure_pool(
 
     captures       the steps that will be captured; None: no steps are
     wanted_tokens  tokens that the KV pool holds; None: as many as fit"""
-    assert config.memory.page_size is not None
-    assert config.scheduler.max_running_requests is not None
     page_size, num_tokens = config.memory.page_size, most_tokens_of(config)
     page = allocate_kv_caches(
         num_layers=decoder.num_layers,
@@ -115,7 +107,7 @@ def measure_pool(
         dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
         device=memory.device,
     )
-    max_pages = -(-_known(config.model.context_length) // page_size)
+    max_pages = -(-config.model.context_length // page_size)
 
     def run() -> None:
         run_largest_steps(
@@ -123,7 +115,7 @@ def measure_pool(
             kernels,
             page,
             num_tokens=num_tokens,
-            num_requests=_known(config.scheduler.max_running_requests),
+            num_requests=config.scheduler.max_running_requests,
             max_pages=max_pages,
             device=memory.device,
         )
@@ -195,8 +187,3 @@ def _bar(watch: LoadWatch) -> Iterator[captured.Progress]:
             progress.update(task, completed=done, total=total)
 
         yield tell
-
-
-def _known(value: int | None) -> int:
-    assert value is not None, "the configuration was not resolved"
-    return value

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 from sapwood.base.errors import ConfigError
-from sapwood.schema.config.engine import EngineConfig
-from sapwood.schema.config.execution import ExecutionConfig
-from sapwood.schema.config.memory import MemoryConfig
-from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig
-from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
+from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
+from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
+from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig, ResolvedModel
+from sapwood.schema.config.options import decided
+from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 
 QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625}
 """Bytes per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
@@ -98,7 +99,7 @@ class Decision:
 
 def resolve(
     asked: EngineConfig, machine: MachineFacts, model: ModelFacts
-) -> tuple[EngineConfig, list[Decision]]:
+) -> tuple[ResolvedConfig, list[Decision]]:
     """Make every choice that was left open, each with its reason.
 
     Raises ConfigError if an option contradicts the machine or the model.
@@ -110,15 +111,20 @@ def resolve(
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
     if model.whole_prompts:
         memory, scheduler = _for_whole_prompts(asked, model_config, memory, scheduler, decisions)
-    config = replace(
-        asked, model=model_config, memory=memory, scheduler=scheduler, execution=execution
+    config = decided(
+        ResolvedConfig,
+        asked,
+        model=model_config,
+        memory=memory,
+        scheduler=scheduler,
+        execution=execution,
     )
     return config, decisions
 
 
 def _resolve_execution(
     asked: ExecutionConfig, machine: MachineFacts, decisions: list[Decision]
-) -> ExecutionConfig:
+) -> ResolvedExecution:
     device = asked.device
     if device is None or device == "auto":
         device = machine.device
@@ -132,16 +138,16 @@ def _resolve_execution(
     if num_threads is None:
         num_threads = machine.num_cores
         decisions.append(Decision("num_threads", num_threads, "the usable cores"))
-    return replace(asked, device=device, num_threads=num_threads)
+    return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
 
 
 def _resolve_model(
     asked: ModelConfig,
-    execution: ExecutionConfig,
+    execution: ResolvedExecution,
     machine: MachineFacts,
     model: ModelFacts,
     decisions: list[Decision],
-) -> ModelConfig:
+) -> ResolvedModel:
     dtype = asked.dtype
     if dtype == "auto":
         dtype, reason = _choose_dtype(model, execution, machine)
@@ -151,7 +157,7 @@ def _resolve_model(
         decisions.append(Decision("weight_dtype", weight_dtype, why))
     quantization = asked.quantization if model.quantized is None else model.quantized.name
     if quantization is not None:
-        reason = _check_quantization(asked.quantization, dtype, model)
+        reason = _check_quantization(quantization, asked.quantization, dtype, model)
         decisions.append(Decision("quantization", quantization, reason))
     length = asked.context_length
     if length is None:
@@ -166,7 +172,8 @@ def _resolve_model(
     if not served:
         served = asked.model
         decisions.append(Decision("served_model_name", served, "the model's own"))
-    return replace(
+    return decided(
+        ResolvedModel,
         asked,
         dtype=dtype,
         weight_dtype=weight_dtype,
@@ -178,15 +185,13 @@ def _resolve_model(
 
 def _for_whole_prompts(
     asked: EngineConfig,
-    model_config: ModelConfig,
-    memory: MemoryConfig,
-    scheduler: SchedulerConfig,
+    model_config: ResolvedModel,
+    memory: ResolvedMemory,
+    scheduler: ResolvedScheduler,
     decisions: list[Decision],
-) -> tuple[MemoryConfig, SchedulerConfig]:
+) -> tuple[ResolvedMemory, ResolvedScheduler]:
     """The options of an encoder, which computes no text in chunks nor from a cached prefix."""
     length, chunk = model_config.context_length, scheduler.chunked_prefill_size
-    assert length is not None
-    assert chunk is not None
     if asked.scheduler.chunked_prefill_size not in (None, -1) and chunk < length:
         raise ConfigError(
             f"--chunked-prefill-size is {chunk}, but this model computes a text in one step, of up "
@@ -207,7 +212,7 @@ def _for_whole_prompts(
 
 
 def _choose_dtype(
-    model: ModelFacts, execution: ExecutionConfig, machine: MachineFacts
+    model: ModelFacts, execution: ResolvedExecution, machine: MachineFacts
 ) -> tuple[str, str]:
     checkpoint = model.dtype
     if model.whole_prompts and checkpoint == "float32":
@@ -223,7 +228,7 @@ def _choose_dtype(
 
 
 def _choose_weight_dtype(
-    asked: ModelConfig, dtype: str, execution: ExecutionConfig, model: ModelFacts
+    asked: ModelConfig, dtype: str, execution: ResolvedExecution, model: ModelFacts
 ) -> tuple[str, str | None]:
     """What weights that are not quantised are kept in, and why if it was a choice; ConfigError if
     it cannot be."""
@@ -238,7 +243,7 @@ def _choose_weight_dtype(
         return asked.weight_dtype, None
     if not widens:
         return dtype, None
-    # A GGUF file's bfloat16 stands for its quantised types (models/store/gguf_config.py).
+    # A GGUF file's bfloat16 stands for its quantised types (store/gguf_config.py).
     is_narrow = model.dtype == "bfloat16" and model.weight_format != "gguf"
     if is_narrow or model.dtype == "float16":
         return (
@@ -250,26 +255,27 @@ def _choose_weight_dtype(
     return "float32", "as the activations, which were asked for"
 
 
-def _check_quantization(asked: str | None, dtype: str, model: ModelFacts) -> str:
-    """What the quantisation does to this model, in words; ConfigError if it is impossible here."""
+def _check_quantization(name: str, asked: str | None, dtype: str, model: ModelFacts) -> str:
+    """What the quantisation does to this model, in words; ConfigError if it is impossible here.
+
+    asked  the name, if the options have it and not only the checkpoint
+    """
     if dtype == "float16":
-        name = asked if model.quantized is None else model.quantized.name
         raise ConfigError(
             f"--quantization {name} computes with bfloat16 or float32 activations, not "
             "with float16; use --dtype bfloat16"
         )
     if model.quantized is not None:
         return _check_checkpoint(asked, model, model.quantized)
-    assert asked is not None
-    if asked == "gguf" and model.weight_format != "gguf":
+    if name == "gguf" and model.weight_format != "gguf":
         raise ConfigError(
             f"--quantization gguf uses the blocks of a GGUF file, but the weights of {model.name} "
             f"are {model.weight_format or 'of another format'}; use --quantization w4a8 or "
             "w8a8_int8, which quantise while loading"
         )
-    if asked in CHECKPOINT_FORMATS and asked not in ON_THE_FLY:
+    if name in CHECKPOINT_FORMATS and name not in ON_THE_FLY:
         raise ConfigError(
-            f"--quantization {asked} is for checkpoints that are stored so, but {model.name} is "
+            f"--quantization {name} is for checkpoints that are stored so, but {model.name} is "
             f"not: its config.json has no quantization_config; use one of {', '.join(ON_THE_FLY)}, "
             "which quantise while loading"
         )
@@ -279,8 +285,8 @@ def _check_quantization(asked: str | None, dtype: str, model: ModelFacts) -> str
         "w8a16": "asked for; int8 weights, activations as they are",
         "fp8": "asked for; FP8 E4M3 weights, the output layer in int8, activations as they are",
         "gguf": "asked for; the file's own blocks, int8 activations",
-    }[asked]
-    if asked != "gguf" and model.weight_format == "gguf":
+    }[name]
+    if name != "gguf" and model.weight_format == "gguf":
         return f"{reason}; the GGUF file's own blocks are dequantised first"
     return reason
 
@@ -301,9 +307,9 @@ def _check_checkpoint(asked: str | None, model: ModelFacts, found: CheckpointFac
     return f"the checkpoint's own; {found.summary}"
 
 
-def _weight_bytes(model_config: ModelConfig, model: ModelFacts) -> int:
+def _weight_bytes(model_config: ResolvedModel, model: ModelFacts) -> int:
     if model_config.quantization is None:
-        return model.num_parameters * DTYPE_BYTES[model_config.weight_dtype or model_config.dtype]
+        return model.num_parameters * DTYPE_BYTES[model_config.weight_dtype]
     size = DTYPE_BYTES[model_config.dtype]
     if model.quantized is not None:
         quantized = model.quantized.weight_bytes
@@ -314,12 +320,12 @@ def _weight_bytes(model_config: ModelConfig, model: ModelFacts) -> int:
 
 def _resolve_memory(
     asked: MemoryConfig,
-    model_config: ModelConfig,
-    execution: ExecutionConfig,
+    model_config: ResolvedModel,
+    execution: ResolvedExecution,
     machine: MachineFacts,
     model: ModelFacts,
     decisions: list[Decision],
-) -> MemoryConfig:
+) -> ResolvedMemory:
     page_size = asked.page_size
     if page_size is None:
         page_size = DEFAULT_PAGE_SIZE
@@ -331,7 +337,7 @@ def _resolve_memory(
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
         max_tokens, reason = _choose_pool(
-            replace(asked, page_size=page_size), model_config, machine, model, token_bytes
+            asked.mem_fraction_static, page_size, model_config, machine, model, token_bytes
         )
         max_tokens -= max_tokens % page_size
         if execution.device != "cpu":
@@ -356,7 +362,8 @@ def _resolve_memory(
             f"--max-total-tokens {max_tokens} takes {pool_bytes / 2**30:.1f} GiB of KV but "
             f"{execution.device} has {machine.memory_bytes / 2**30:.1f} GiB; ask for fewer tokens"
         )
-    return replace(
+    return decided(
+        ResolvedMemory,
         asked,
         page_size=page_size,
         max_total_tokens=num_pages * page_size,
@@ -401,21 +408,19 @@ def _resolve_kv_cache_dtype(
 
 
 def _choose_pool(
-    asked: MemoryConfig,
-    model_config: ModelConfig,
+    fraction: float | None,
+    page_size: int,
+    model_config: ResolvedModel,
     machine: MachineFacts,
     model: ModelFacts,
     token_bytes: int,
 ) -> tuple[int, str]:
-    assert model_config.context_length is not None
-    assert asked.page_size is not None
     # Each request's last page counts whole: a context may be shorter than a page.
-    context_pages = -(-model_config.context_length // asked.page_size)
-    by_context = POOL_CONTEXTS * context_pages * asked.page_size
+    context_pages = -(-model_config.context_length // page_size)
+    by_context = POOL_CONTEXTS * context_pages * page_size
     if token_bytes == 0:
         return by_context, f"{POOL_CONTEXTS} texts of the full context; it takes no memory"
     weight_bytes = _weight_bytes(model_config, model)
-    fraction = asked.mem_fraction_static
     if fraction is not None:
         pool_bytes = int(machine.memory_bytes * fraction) - weight_bytes
         reason = (
@@ -436,8 +441,8 @@ def _choose_pool(
 
 
 def _resolve_scheduler(
-    asked: SchedulerConfig, execution: ExecutionConfig, decisions: list[Decision]
-) -> SchedulerConfig:
+    asked: SchedulerConfig, execution: ResolvedExecution, decisions: list[Decision]
+) -> ResolvedScheduler:
     on_cpu = execution.device == "cpu"
 
     def choose(name: str, on_cpu_value: int, on_gpu_value: int, reason: str) -> int:
@@ -456,7 +461,8 @@ def _resolve_scheduler(
         decisions.append(
             Decision("enable_priority_scheduling", True, "--schedule-policy priority implies it")
         )
-    return replace(
+    return decided(
+        ResolvedScheduler,
         asked,
         enable_priority_scheduling=takes_priorities,
         max_running_requests=choose(
