@@ -172,8 +172,8 @@ struct ArmFeatures {
     table.name = #SET;                                        \
     table.linear_int8 = SET::linear_int8;                     \
     table.linear_grouped = SET::linear_grouped;               \
-    table.decoded_rows = kNeverDecoded;                       \
-    table.decoded_rows_bf16 = kNeverDecoded;                  \
+    table.decoded_rows = kDecodedRowsOfPrompts;               \
+    table.decoded_rows_bf16 = kDecodedRowsOfPrompts;          \
     return table;                                             \
   }
 #if defined(SAPWOOD_HAS_AVX2_VNNI)
@@ -208,8 +208,8 @@ Ops with_dotprod(Ops table) {
   table.name = "neon_dotprod";
   table.linear_int8 = neon_dotprod::linear_int8;
   table.linear_grouped = neon_dotprod::linear_grouped;
-  table.decoded_rows = kNeverDecoded;
-  table.decoded_rows_bf16 = kNeverDecoded;
+  table.decoded_rows = kDecodedRowsOfPrompts;
+  table.decoded_rows_bf16 = kDecodedRowsOfPrompts;
   return table;
 }
 #endif
@@ -228,8 +228,8 @@ Ops with_bf16(Ops table) {
   table.linear_scratch = neon_bf16::linear_scratch;
   table.linear_int8 = neon_bf16::linear_int8;
   table.linear_grouped = neon_bf16::linear_grouped;
-  table.decoded_rows = kNeverDecoded;
-  table.decoded_rows_bf16 = kNeverDecoded;
+  table.decoded_rows = kDecodedRowsOfPrompts;
+  table.decoded_rows_bf16 = kDecodedRowsOfPrompts;
   table.linear_coded = neon_bf16::linear_coded;
   return table;
 }

@@ -191,7 +191,9 @@ struct QuantizeArgs {
   Team team;
 };
 
-constexpr std::int64_t kNeverDecoded = INT64_MAX;  // products of bytes are fast enough for any rows
+// Where products of bytes are so fast that decoding never takes less time: prompts are decoded all the same,
+// since x is then not rounded at all, and a dense weight would take as long.
+constexpr std::int64_t kDecodedRowsOfPrompts = 33;
 
 struct Ops {
   const char* name;
@@ -223,8 +225,8 @@ struct Ops {
   void (*linear_grouped)(DType, const QuantizedArgs&);
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
-  // Rows of x in fp32, and in bf16, from which it takes less time to decode a `fine` weight than to multiply
-  // its bytes twice. Measured, but for ARM.
+  // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
+  // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;
   // For many rows of bf16 and a quantised weight, on a matrix unit; false: not for this weight, the op for
   // its kind serves. Null where the processor has no such unit.

@@ -8,7 +8,7 @@ namespace sapwood::SAPWOOD_ISA {
 
 // See Ops::decoded_rows.
 #if defined(__AVX512BF16__)
-constexpr std::int64_t kDecodedRows = kNeverDecoded, kDecodedRowsBf16 = 13;
+constexpr std::int64_t kDecodedRows = kDecodedRowsOfPrompts, kDecodedRowsBf16 = 13;
 #elif defined(__AVX512F__)
 constexpr std::int64_t kDecodedRows = 25, kDecodedRowsBf16 = 25;
 #else
