@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import Kernels, PackedLinear
 from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, even_part
 from sapwood.layers.quantization.dense import DENSE
@@ -56,7 +57,7 @@ class GatedMLP:
 
     def expand(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> silu(gate(x)) * up(x), [T, intermediate]"""
-        return self._kernels.silu_and_mul(self._gate_up(x))
+        return self._kernels.activate_and_mul(self._gate_up(x), Activation.SILU)
 
     def project(self, expanded: Tensor) -> Tensor:
         """expanded [T, intermediate] -> [T, hidden]"""

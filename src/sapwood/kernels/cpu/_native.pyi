@@ -17,8 +17,6 @@ class Context:
 
 class AttentionPlan:
     num_tokens: int
-    num_tasks: int
-    num_merges: int
     def __init__(
         self,
         context: Context,
@@ -48,8 +46,15 @@ class AttentionPlan:
         kv: int,
         out: int,
         scale: float,
+        window: int,
+        soft_cap: float,
+        sinks: int,
+        alibi: int,
         /,
     ) -> None: ...
+    def prepare(self, window: int, /) -> None: ...
+    def num_tasks(self, window: int, /) -> int: ...
+    def num_merges(self, window: int, /) -> int: ...
 
 class DecoderStep:
     def __init__(
@@ -120,8 +125,30 @@ def rms_norm(
     eps: float,
     /,
 ) -> None: ...
-def silu_and_mul(
-    context: Context, dtype: int, x: int, out: int, rows: int, inner: int, /
+def layer_norm(
+    context: Context,
+    dtype: int,
+    x: int,
+    weight: int,
+    bias: int,
+    out: int,
+    rows: int,
+    hidden: int,
+    eps: float,
+    /,
+) -> None: ...
+def activate(
+    context: Context, dtype: int, activation: int, x: int, out: int, n: int, /
+) -> None: ...
+def activate_and_mul(
+    context: Context,
+    dtype: int,
+    activation: int,
+    x: int,
+    out: int,
+    rows: int,
+    inner: int,
+    /,
 ) -> None: ...
 def argmax(context: Context, dtype: int, x: int, rows: int, columns: int, out: int, /) -> None: ...
 def mask_logits(

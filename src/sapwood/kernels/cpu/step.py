@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.cpu import _native
-from sapwood.kernels.cpu.native import (
-    CpuKernels,
-    Linear,
+from sapwood.kernels.cpu.linear import Linear
+from sapwood.kernels.cpu.native import CpuKernels
+from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
+from sapwood.kernels.cpu.tensors import (
     address_of,
     cache_layout,
     check_embedding,
     check_indices,
     dtype_of,
 )
-from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
 from sapwood.kernels.recording import CannotRecord, DecoderParts
 

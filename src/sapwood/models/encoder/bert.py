@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
-from sapwood.layers.bidirectional import EqualTexts, attend, group_texts
+from sapwood.kernels.texts import EqualTexts, group_texts
 from sapwood.layers.embedding import VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, divide, even_part
@@ -62,6 +62,7 @@ class EncoderLayer:
             dtype=dtype,
             scheme=scheme,
         )
+        self._kernels = kernels
         self._num_heads = divide(config.num_heads, group, f"{config.num_heads} attention heads")
         self._head_dim = config.head_dim
         parts = tuple(even_part(name, size, group) for name in ("query", "key", "value"))
@@ -76,8 +77,8 @@ class EncoderLayer:
         """x [T, hidden] -> [T, hidden]"""
         qkv = self._qkv(x).view(x.shape[0], 3, self._num_heads, self._head_dim)
         q, k, v = qkv.unbind(1)
-        mixed = attend(q, k, v, texts, self._head_dim**-0.5)
-        x = self._after_attention(x + self._o(mixed))
+        mixed = self._kernels.bidirectional_attention(q, k, v, texts, self._head_dim**-0.5)
+        x = self._after_attention(x + self._o(mixed.flatten(1)))
         return self._after_mlp(x + self._down(self._activation(self._up(x))))
 
     def targets(self) -> dict[str, Target]:

@@ -51,8 +51,19 @@ void rms_norm(const Context& c, int dtype, Address x, Address residual, Address 
                    eps, c.team());
 }
 
-void silu_and_mul(const Context& c, int dtype, Address x, Address out, I64 rows, I64 inner) {
-  c.ops().silu_and_mul(static_cast<DType>(dtype), in(x), to(out), rows, inner, c.team());
+// weight and bias may be 0
+void layer_norm(const Context& c, int dtype, Address x, Address weight, Address bias, Address out, I64 rows,
+                I64 hidden, float eps) {
+  c.ops().layer_norm(static_cast<DType>(dtype), in(x), in(weight), in(bias), to(out), rows, hidden, eps, c.team());
+}
+
+void activate(const Context& c, int dtype, int activation, Address x, Address out, I64 n) {
+  c.ops().activate(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), n, c.team());
+}
+
+void activate_and_mul(const Context& c, int dtype, int activation, Address x, Address out, I64 rows, I64 inner) {
+  c.ops().activate_and_mul(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), rows,
+                           inner, c.team());
 }
 
 void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Address out) {
@@ -211,10 +222,12 @@ void make_coded_weight(LinearWeight* self, const CodedLayout* layout, Address da
 }
 
 void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_stride, Address keys,
-            I64 key_stride, Address values, I64 value_stride, int kv, Address out, float scale) {
+            I64 key_stride, Address values, I64 value_stride, int kv, Address out, float scale, I64 window,
+            float soft_cap, Address sinks, Address alibi) {
+  const auto numbers = [](Address address) { return static_cast<const float*>(in(address)); };
   plan.run(c, static_cast<DType>(dtype),
            {in(q), q_stride, in(keys), key_stride, in(values), value_stride, static_cast<KvFormat>(kv),
-            to(out), scale});
+            to(out), scale, {window, soft_cap, numbers(sinks), numbers(alibi)}});
 }
 
 // (input_norm, q_norm, k_norm, post_norm, keys, values) and (qkv, o, gate_up, down) of each layer.
@@ -276,14 +289,17 @@ NB_MODULE(_native, m) {
            })
       .def("run", &attend, Unlocked())
       .def_prop_ro("num_tokens", &AttentionPlan::num_tokens)
-      .def_prop_ro("num_tasks", &AttentionPlan::num_tasks)
-      .def_prop_ro("num_merges", &AttentionPlan::num_merges);
+      .def("prepare", &AttentionPlan::prepare)
+      .def("num_tasks", &AttentionPlan::num_tasks)
+      .def("num_merges", &AttentionPlan::num_merges);
   nb::class_<DecoderStep>(m, "DecoderStep")
       .def("__init__", &make_step)
       .def("run", &run_step, Unlocked());
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());
-  m.def("silu_and_mul", &silu_and_mul, Unlocked());
+  m.def("layer_norm", &layer_norm, Unlocked());
+  m.def("activate", &activate, Unlocked());
+  m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);

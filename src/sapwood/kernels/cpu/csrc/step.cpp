@@ -126,7 +126,7 @@ void DecoderStep::feed_forward(Context& context, const LayerWeights& layer, cons
   ops.rms_norm(shape_.dtype, a.x, a.residual, layer.post_norm, a.normed, rows, shape_.hidden,
                shape_.eps, context.team());
   multiply(context, shape_.dtype, layer.gate_up, a.normed, a.gate_up, rows, layer.down);
-  ops.silu_and_mul(shape_.dtype, a.gate_up, a.gated, rows, layer.gate_up.out_stride / 2, context.team());
+  ops.activate_and_mul(shape_.dtype, Activation::silu, a.gate_up, a.gated, rows, layer.gate_up.out_stride / 2, context.team());
   multiply(context, shape_.dtype, layer.down, a.gated, a.x, rows, next);
 }
 
