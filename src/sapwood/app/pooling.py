@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.base.errors import ConfigError
-from sapwood.distributed.groups import Group
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.rows import RowTable
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES, Kernels
+from sapwood.layers.build import Build
 from sapwood.layers.pooling import Pooler
 from sapwood.memory.buffers import allocate_kv_caches
-from sapwood.models.config import DecoderConfig
+from sapwood.models.config import DecoderConfig, architecture_of
 from sapwood.models.encoder.bert import Encoder
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.encoder.decoder import PooledDecoder
-from sapwood.models.encoder.heads import decoder_head, encoder_head
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.encoder.heads import decoder_head
+from sapwood.models.lm.decoder import Decoder
+from sapwood.models.registry import encoder_class, read_decoder
 from sapwood.models.store import ModelFiles
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.resolve import ModelFacts
@@ -32,12 +34,14 @@ Shape = DecoderConfig | EncoderConfig
 def read_shape(hf_config: Mapping[str, Any], pooling: Pooling | None) -> Shape:
     """The sizes of the model; ConfigError if its architecture is not implemented."""
     if pooling is None:
-        return DecoderConfig.from_hf(hf_config)
+        return read_decoder(hf_config)
     if pooling.decoder is None:
-        return EncoderConfig.from_hf(hf_config, max_tokens=pooling.max_tokens)
+        return encoder_class(architecture_of(hf_config)).read(
+            hf_config, max_tokens=pooling.max_tokens
+        )
     # With tied embeddings there is no output layer to be loaded.
     as_decoder = {**hf_config, "architectures": [pooling.decoder], "tie_word_embeddings": True}
-    return DecoderConfig.from_hf(as_decoder)
+    return read_decoder(as_decoder)
 
 
 def encoder_facts(
@@ -124,18 +128,23 @@ def load_pooling_model(
     watch: LoadWatch | None = None,
 ) -> PoolingModel:
     """The model with its weights, packed for the kernels."""
-    scheme = linear_scheme(config, files)
+    build = Build(
+        kernels=kernels,
+        device=device,
+        dtype=dtype,
+        scheme=linear_scheme(config, files),
+        embedding_dtype=dense_weight_dtype(config),
+    )
     num_labels = len(pooling.labels)
     model: Encoder | PooledDecoder
     with timed("model structure"):
         match shape:
             case EncoderConfig():
-                head = encoder_head(shape.architecture, shape.hidden_size, num_labels, device)
-                model = Encoder(shape, head, kernels, Group(), device, dtype, scheme)
+                # Its embedding keeps its dtype: vectors are compared across programs.
+                build = replace(build, embedding_dtype=None)
+                model = encoder_class(shape.architecture)(shape, build, num_labels=num_labels)
             case DecoderConfig():
-                build = ARCHITECTURES.get(shape.architecture)
-                stored = dense_weight_dtype(config)
-                decoder = build(shape, kernels, Group(), device, dtype, scheme, stored)
+                decoder = Decoder.of(shape, build)
                 model = PooledDecoder(decoder, decoder_head(shape.hidden_size, num_labels, device))
     fill(model, files, config, dtype, name_of=model.checkpoint_name, watch=watch)
     return model

@@ -34,7 +34,6 @@ from sapwood.app.pooling import (
 )
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
-from sapwood.distributed.groups import Group
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop, StepExecutor
 from sapwood.engine.scheduler import Scheduler
@@ -73,13 +72,16 @@ from sapwood.kernels.platform import (
 )
 from sapwood.kernels.registry import Need, Selection, select_kernels
 from sapwood.kernels.transfer import runs_ahead
+from sapwood.layers.build import Build
 from sapwood.memory.buffers import allocate_kv_caches
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.config import EncoderConfig
-from sapwood.models.pooling import ENCODERS, pooling_of
+from sapwood.models.lm.architecture import attention_features
+from sapwood.models.lm.decoder import Decoder
+from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES
 from sapwood.models.store import ModelFiles, Progress, fetch_model
 from sapwood.schema.config.engine import EngineConfig
@@ -153,7 +155,7 @@ def resolve_config(
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
-        refuse_foreign_code(hf_config, {*ARCHITECTURES.names(), *ENCODERS})
+        refuse_foreign_code(hf_config, ARCHITECTURES.names())
         pooling = pooling_of(
             hf_config,
             files.path,
@@ -162,8 +164,6 @@ def resolve_config(
         )
         shape = read_shape(hf_config, pooling)
         dtype = checkpoint_dtype(hf_config)
-        if isinstance(shape, DecoderConfig):
-            ARCHITECTURES.get(shape.architecture)  # refuses an unknown architecture
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
@@ -183,6 +183,7 @@ def resolve_config(
         head_dim=shape.head_dim,
         page_size=_known(config.memory.page_size),
         kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
+        attention=attention_features(shape) if isinstance(shape, DecoderConfig) else frozenset(),
     )
     kernels = select_kernels(need, config.execution.kernels)
     why = explain_kernels(kernels, slower_because(platform, config.execution.kernels))
@@ -259,8 +260,8 @@ def model_facts(
 ) -> ModelFacts:
     return ModelFacts(
         name=files.name,
-        context_length=decoder.default_context_length,
-        max_context_length=max(decoder.rope.max_context_length, decoder.default_context_length),
+        context_length=decoder.context_length,
+        max_context_length=decoder.max_context_length,
         dtype=dtype,
         num_parameters=decoder.num_parameters,
         num_embedding_parameters=decoder.vocab_size * decoder.hidden_size,
@@ -492,10 +493,14 @@ def load_model(
     """The model with its weights, packed for the kernels; the log says how long each step took."""
     config, files = resolved.config, resolved.files
     with timed("model structure"):
-        build = ARCHITECTURES.get(resolved.decoder.architecture)
-        scheme = linear_scheme(config, files)
-        kernels, embedding_dtype = resolved.kernels.kernels, dense_weight_dtype(config)
-        model = build(resolved.decoder, kernels, Group(), device, dtype, scheme, embedding_dtype)
+        build = Build(
+            kernels=resolved.kernels.kernels,
+            device=device,
+            dtype=dtype,
+            scheme=linear_scheme(config, files),
+            embedding_dtype=dense_weight_dtype(config),
+        )
+        model = Decoder.of(resolved.decoder, build)
     fill(model, files, config, dtype, watch=watch)
     return model
 

@@ -1,6 +1,6 @@
 """Steps that run in one call instead of op by op.
 
-A graph is made once, when the engine starts, from the parts of the model, if the kernels can do so.
+A graph is made once, when the engine starts, from the model's program, if the kernels can do so.
 A batch that a graph does not cover is computed eagerly.
 """
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from sapwood.executor.sampling.sampler import SamplingOps
 from sapwood.kernels.interface import Kernels
-from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.layers.forward_batch import ForwardBatch
 
 
-class Describable(Protocol):
-    """A model that can describe its parts."""
+class Recordable(Protocol):
+    """A model that can say its step as a program; CannotRecord if it cannot."""
 
-    def parts(self) -> DecoderParts: ...
+    def program(self) -> Program: ...
 
 
 class Graph(Protocol):
@@ -78,7 +78,7 @@ class GraphChoice:
 
 
 def choose_graph(
-    model: Describable,
+    model: Recordable,
     kernels: Kernels,
     kv_caches: Sequence[tuple[Tensor, Tensor]],
     *,
@@ -92,7 +92,7 @@ def choose_graph(
     if not enabled:
         return GraphChoice(NoGraph(), "disabled by --disable-graphs")
     try:
-        step = kernels.record(model.parts(), kv_caches)
+        step = kernels.record(model.program(), kv_caches)
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:
             return capture()

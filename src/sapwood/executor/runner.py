@@ -16,7 +16,7 @@ from sapwood.executor.inputs import StepInputs, build_inputs
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
-from sapwood.kernels.recording import DecoderParts
+from sapwood.kernels.recording import Program
 from sapwood.kernels.transfer import Download, download
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.step import StepPlan, StepResult
@@ -35,8 +35,8 @@ class DecoderModel(Protocol):
         """hidden [S, hidden] -> [S, vocab], in fp32"""
         ...
 
-    def parts(self) -> DecoderParts:
-        """The parts of the model, for a graph."""
+    def program(self) -> Program:
+        """`compute` as a program, for a graph; CannotRecord if it is none."""
         ...
 
 

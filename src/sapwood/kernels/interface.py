@@ -25,7 +25,7 @@ from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import DecoderParts, RecordedStep
+from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.sampling_settings import SamplingSettings
 
 
@@ -296,10 +296,8 @@ class Kernels(Protocol):
         """For a captured decode of so many requests; None if attention shares no pages in one."""
         ...
 
-    def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
-    ) -> RecordedStep:
-        """The whole step of a decoder as one call; kv_caches per layer, all of one layout.
+    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
+        """The whole step of a decoder as one call; kv_caches per layer.
 
         Raises CannotRecord if these kernels have no such call for it."""
         ...

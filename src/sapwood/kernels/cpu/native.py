@@ -27,7 +27,7 @@ from sapwood.kernels.interface import (
 )
 from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import DecoderParts, RecordedStep
+from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.torch_ops.penalties import penalise
@@ -326,12 +326,10 @@ class CpuKernels:
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
         return None
 
-    def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
-    ) -> RecordedStep:
-        from sapwood.kernels.cpu.step import DecoderStep  # it builds on this module
+    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
+        from sapwood.kernels.cpu.step import NativeStep  # it builds on this module
 
-        return DecoderStep(self, parts, kv_caches)
+        return NativeStep(self, program, kv_caches)
 
     def plan(
         self, batch: AttentionBatch, shape: tuple[int, int, int, int, int]

@@ -13,7 +13,7 @@ from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
@@ -192,9 +192,7 @@ class ReferenceKernels:
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
         return None
 
-    def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
-    ) -> RecordedStep:
+    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
         raise CannotRecord("the reference's ops are called one by one")
 
     def set_num_threads(self, num_threads: int) -> None:

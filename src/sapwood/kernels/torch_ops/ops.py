@@ -24,7 +24,7 @@ from sapwood.kernels.interface import (
 )
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
@@ -181,9 +181,7 @@ class TorchKernels:
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
         return None
 
-    def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
-    ) -> RecordedStep:
+    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
         raise CannotRecord("torch's ops are called one by one")
 
     def set_num_threads(self, num_threads: int) -> None:

@@ -19,7 +19,7 @@ from sapwood.kernels.interface import (
     PackedLinear,
 )
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.triton import elementwise, norms, rope, sampling
@@ -139,9 +139,7 @@ class TritonKernels:
     ) -> CapturedSharing | None:
         return CapturedTiles(num_requests, page_size, device)
 
-    def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
-    ) -> RecordedStep:
+    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
         raise CannotRecord("steps are captured as CUDA graphs, not recorded as one call")
 
     def set_num_threads(self, num_threads: int) -> None:

@@ -32,7 +32,7 @@ from sapwood.models.convert.calibration import (
 from sapwood.models.convert.gptq import gptq_codes
 from sapwood.models.convert.layouts import quantization_config, stored_tensors
 from sapwood.models.convert.options import DEFAULT_DAMPING, ConvertOptions
-from sapwood.models.convert.plan import EMBEDDING, Plan
+from sapwood.models.convert.plan import Plan
 from sapwood.models.convert.rescale import Rescaler
 from sapwood.models.convert.rounding import (
     Grid,
@@ -40,8 +40,9 @@ from sapwood.models.convert.rounding import (
     scale_format,
 )
 from sapwood.models.convert.tapped import TappedLinear
-from sapwood.models.convert.walk import TappedLayer, Walk, layer_prefix
+from sapwood.models.convert.walk import TappedLayer, Walk
 from sapwood.models.convert.writer import ShardWriter, copy_side_files, write_json
+from sapwood.models.lm.decoder import EMBEDDING, layer_prefix
 from sapwood.models.loader.weights import iterate_weights
 from sapwood.models.store import ModelFiles, Progress
 from sapwood.models.store.progress import stage
@@ -152,7 +153,8 @@ class Converter:
             original=self._walk.embed(tensors, texts.measured),
             converted=self._walk.embed(tensors, texts.measured),
         )
-        self._writer.add(EMBEDDING, tensors[EMBEDDING])
+        embedding = f"{EMBEDDING}.weight"
+        self._writer.add(embedding, tensors[embedding])
         for index in range(self._walk.num_layers):
             prefix = f"{layer_prefix(index)}."
             own = {name: tensors.pop(name) for name in self._plan.shapes if name.startswith(prefix)}
@@ -160,7 +162,7 @@ class Converter:
             progress.advance(sum(tensor.nbytes for tensor in own.values()))
         rest = [name for name in self._plan.shapes if name in tensors]
         for name in rest:
-            if name != EMBEDDING:
+            if name != embedding:
                 self._writer.add(name, tensors[name])
         measured = None
         if texts.measured:

@@ -16,7 +16,8 @@ from sapwood.models.convert.options import ConvertOptions
 from sapwood.models.convert.plan import Plan
 from sapwood.models.convert.rounding import choose_grid, scale_format
 from sapwood.models.convert.tapped import TappedLinear
-from sapwood.models.convert.walk import Walk, layer_prefix
+from sapwood.models.convert.walk import Walk
+from sapwood.models.lm.decoder import layer_prefix
 
 TRIAL_ROWS = 512
 """Outputs of a layer that a trial rounds."""

@@ -103,7 +103,7 @@ def _place(target: Target, tensor: Tensor | LinearPart) -> int:
     if isinstance(tensor, Tensor):
         target.place(tensor)
         return tensor.numel() * tensor.element_size()
-    if target.place_blocks is None:
+    if target.put_blocks is None:
         target.place(tensor.dequantized(torch.float32))
     else:
         target.place_blocks(tensor)
