@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sapwood.base.errors import ConfigError, ModelSourceError
-from sapwood.models.registry import ENCODERS
+from sapwood.models.encoder.names import ENCODERS
 from sapwood.schema.pooling import METHODS, Method, Pooling
 
 HEAD = "ForSequenceClassification"

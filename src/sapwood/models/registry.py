@@ -9,22 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 from sapwood.base.errors import ConfigError
 from sapwood.base.registry import Registry
 from sapwood.models.config import DecoderConfig, architecture_of
+from sapwood.models.encoder.names import ENCODERS
 
 if TYPE_CHECKING:
     from sapwood.models.encoder.bert import Encoder
     from sapwood.models.lm.architecture import Architecture
-
-_BERT = "sapwood.models.encoder.bert:Encoder"
-_ROBERTA = "sapwood.models.encoder.bert:RobertaEncoder"
-ENCODERS = {
-    "BertModel": _BERT,
-    "BertForSequenceClassification": _BERT,
-    "RobertaModel": _ROBERTA,
-    "RobertaForSequenceClassification": _ROBERTA,
-    "XLMRobertaModel": _ROBERTA,
-    "XLMRobertaForSequenceClassification": _ROBERTA,
-}
-"""Architectures whose tokens attend to all others of their text; all other ones are decoders."""
 
 ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
     "architecture",
