@@ -104,9 +104,9 @@ def test_shared_pages_are_read_once() -> None:
     alone = replace(batch, host_page_table=None, cache={})
     kernels = CpuKernels(num_threads=1)
     shape = (4, 1, 32, _PAGE, 200)
-    assert kernels.plan(alone, shape).num_tasks == 32
+    assert kernels.plan(alone, shape).num_tasks(0) == 32
     # 128 rows in two tiles, each over 1,024 keys in parts of 256 or more
-    assert 32 + 2 <= kernels.plan(batch, shape).num_tasks <= 32 + 8
+    assert 32 + 2 <= kernels.plan(batch, shape).num_tasks(0) <= 32 + 8
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def run_ops(
         )  # fmt: skip
         x = o(kernels.paged_attention(q, keys, values, batch, SCALE).flatten(1))
         normed, residual = kernels.add_rms_norm(x, residual, weights.norms[i][1], EPS)
-        x = down(kernels.silu_and_mul(gate_up(normed)))
+        x = down(kernels.activate_and_mul(gate_up(normed), Activation.SILU))
         normed, residual = kernels.add_rms_norm(x, residual, weights.norms[i + 1][0], EPS)
     return kernels.pack_linear(weights.embedding, None, dtype).fp32(normed[logits_index])
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
@@ -62,9 +63,12 @@ def test_add_rms_norm(rows: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 33])
-def test_silu_and_mul_and_embedding(rows: int, dtype: torch.dtype) -> None:
+def test_gated_activation_and_embedding(rows: int, dtype: torch.dtype) -> None:
     x = randn(rows, 48, dtype=dtype) * 4
-    close(TORCH.silu_and_mul(x.clone()), REFERENCE.silu_and_mul(x))
+    close(
+        TORCH.activate_and_mul(x.clone(), Activation.SILU),
+        REFERENCE.activate_and_mul(x, Activation.SILU),
+    )
     table, ids = randn(19, 8, dtype=dtype), torch.randint(0, 19, (rows,))
     assert torch.equal(TORCH.embedding(ids, table), REFERENCE.embedding(ids, table))
 

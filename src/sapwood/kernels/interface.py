@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.texts import EqualTexts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,9 @@ class AttentionBatch:
     Requests come in the order of their new tokens; the first `num_decodes` have exactly one each.
 
     page_table      [R, max_pages] int32; page_table[r, i] holds tokens i*page_size .. of request r;
-                    unused entries are 0 (a valid page, so that a gather of them is harmless)
+                    unused entries are 0 (a valid page, so that a gather of them is harmless). Where
+                    attention has a window, entries of pages before it may be anything: such pages
+                    may have been given away
     query_start     [R + 1] int32; the new tokens of request r are the rows from query_start[r] on,
                     up to query_start[r + 1]
     context_len     [R] int32; tokens of request r whose KV is in the cache after this step; its new
@@ -68,12 +72,17 @@ class AttentionTraits:
               stays as it is (Gemma Team 2024, arXiv:2408.00118)
     sinks     [Hq] fp32, one more score per query head, which has no value: it only takes its share
               of the softmax (OpenAI 2025, arXiv:2508.10925); None: there are none
+    alibi     [Hq] fp32 slopes: slope * (position of the key - position of the query) is added to a
+              scaled and capped score (Press et al. 2021, arXiv:2108.12409); None: nothing is
     Raises    ValueError if window or soft_cap is not positive
+
+    sinks and alibi are contiguous.
     """
 
     window: int | None = None
     soft_cap: float | None = None
     sinks: Tensor | None = None
+    alibi: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, number in (("window", self.window), ("soft_cap", self.soft_cap)):
@@ -84,28 +93,24 @@ class AttentionTraits:
     def features(self) -> frozenset[str]:
         """Their names, as `Need.attention` has them; empty if attention is plain."""
         there = {
-            SLIDING_WINDOW: self.window, SOFT_CAP: self.soft_cap, SINKS: self.sinks
+            SLIDING_WINDOW: self.window, SOFT_CAP: self.soft_cap, SINKS: self.sinks,
+            ALIBI: self.alibi,
         }  # fmt: skip
         return frozenset(name for name, value in there.items() if value is not None)
-
-    def require_plain(self, kernels: str) -> None:
-        """For kernels that know none of them. Raises ValueError if there are some."""
-        if reason := lacking(self.features):
-            raise ValueError(
-                f"{kernels} kernels: {reason}; name it in Need.attention, and kernels that have it "
-                "are chosen"
-            )
 
 
 SLIDING_WINDOW = "sliding window"
 SOFT_CAP = "logit soft cap"
 SINKS = "attention sinks"
+ALIBI = "ALiBi"
 PLAIN = AttentionTraits()
 
 
-def lacking(features: frozenset[str]) -> str | None:
-    """Why kernels whose attention is plain cannot serve these features; None if there are none."""
-    return f"its attention has no {' and no '.join(sorted(features))}" if features else None
+def lacking(features: frozenset[str], has: frozenset[str]) -> str | None:
+    """Why kernels whose attention `has` certain features cannot serve those that are needed; None
+    if they can."""
+    missing = sorted(features - has)
+    return f"its attention has no {' and no '.join(missing)}" if missing else None
 
 
 class PackedLinear(Protocol):
@@ -211,12 +216,101 @@ class Kernels(Protocol):
         """Causal attention of new tokens over paged keys and values.
 
         q [T, Hq, D] -> [T, Hq, D]; softmax in fp32. Hq is a multiple of Hk (grouped queries).
-        Raises ValueError if `traits` are not among what the implementation has.
+        `Need.attention` names the traits of a model, so that kernels are chosen that have them.
+        With a window, keys before it are not read, and the work per token is that of the window.
         Source: Kwon et al. 2023, arXiv:2309.06180."""
         ...
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
-        """x [T, 2 * I] -> silu(x[:, :I]) * x[:, I:]. Source: Shazeer 2020, arXiv:2002.05202."""
+    def bidirectional_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
+    ) -> Tensor:
+        """Attention of every token to all tokens of its text, without a cache.
+
+        q, k, v [T, H, D] -> [T, H, D]; `texts` are all texts of the step (`group_texts`).
+        Source: Vaswani et al. 2017, arXiv:1706.03762."""
+        ...
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        """x [T, hidden] -> (x - mean(x)) / deviation(x) * weight + bias; mean and variance are
+        taken in fp32. weight and bias are [hidden] of x's dtype, or None: 1 and 0.
+        Source: Ba et al. 2016, arXiv:1607.06450."""
+        ...
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        """x [T, I] -> activation(x), computed in fp32."""
+        ...
+
+    def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
+        """x [T, 2 * I] -> activation(x[:, :I]) * x[:, I:]. Source: Shazeer 2020,
+        arXiv:2002.05202."""
+        ...
+
+    def causal_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        """Convolution of each channel over the last L inputs of its request: out[t] is the bias plus
+        the sum over i of weight[:, i] * input[t - L + 1 + i].
+
+        x        [T, C]: the inputs of the new tokens
+        weight   [C, L], the newest input's factor last; bias [C] or None
+        states   [num_slots, C, L - 1] of x's dtype: a request's newest inputs before this step, the
+                 newest last; overwritten with the newest ones after it
+        slots    [R] int64: which state is whose; different ones
+        batch    of it the lengths. A request whose new tokens are all of its tokens begins with
+                 zeros, whatever its state holds
+        Returns  [T, C]
+        Source: Gu and Dao 2023, arXiv:2312.00752 (the convolution of Mamba)."""
+        ...
+
+    def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
+        """tensor[target[i]] = tensor[source[i]] for all i at once, in place: every row is read
+        before any is written, so that no pair reads what another one wrote.
+
+        tensor  [N, ...], for instance pages or states
+        source  [n] int64; target likewise, different ones"""
+        ...
+
+    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
+        """The k experts of each token with the largest probabilities: softmax over all experts in
+        fp32, the largest first, of equal ones that with the lower number.
+
+        logits       [T, num_experts] of a float dtype
+        renormalise  whether the k probabilities are divided by their sum
+        Returns      (their probabilities [T, k] fp32, the experts [T, k] int64)
+        Raises       ValueError unless k is in [1, num_experts]
+        Source: Shazeer et al. 2017, arXiv:1701.06538."""
+        ...
+
+    def experts(
+        self,
+        x: Tensor,
+        chosen: Tensor,
+        weights: Tensor,
+        gate_up: Sequence[PackedLinear],
+        down: Sequence[PackedLinear],
+        activation: Activation,
+    ) -> Tensor:
+        """The feed-forward layer of a mixture: of each token the sum over its experts of weight *
+        down(activation(gate) * up), added up in fp32.
+
+        x        [T, hidden] -> [T, hidden]
+        chosen   [T, k] int64, the experts of each token; weights [T, k] fp32
+        gate_up  of each expert: hidden -> 2 * I, the gate's outputs first; in any format
+        down     of each expert: I -> hidden
+        Raises   ValueError for an expert that is not there
+
+        A first version: it computes the tokens of one expert after the other, and reads on the host
+        how many each has. A product over all experts at once is to follow; until then, a device
+        cannot capture this op.
+        Source: Fedus et al. 2021, arXiv:2101.03961."""
         ...
 
     def pack_linear(
@@ -257,6 +351,11 @@ class Kernels(Protocol):
         masks   [n, ceil(vocab / 32)] int32 on the host, contiguous; bits beyond vocab are ignored
         rows    n different rows of logits
         """
+        ...
+
+    def soft_cap(self, logits: Tensor, cap: float) -> None:
+        """logits [S, vocab] fp32 become cap * tanh(logits / cap), in place.
+        Source: Gemma Team 2024, arXiv:2408.00118."""
         ...
 
     def penalise(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from sapwood.kernels.activations import Activation
-    from sapwood.kernels.interface import AttentionBatch, AttentionTraits, PackedLinear
+    from sapwood.kernels.interface import AttentionBatch, AttentionTraits, Kernels, PackedLinear
 
 
 class CannotRecord(Exception):
@@ -155,12 +155,12 @@ class Logits:
     soft_cap: float | None
 
 
-def finish_logits(logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
+def finish_logits(kernels: Kernels, logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
     """What `Logits` does to the products, in place; returns `logits`."""
     if scale != 1.0:
         logits.mul_(scale)
     if soft_cap is not None:
-        logits.div_(soft_cap).tanh_().mul_(soft_cap)
+        kernels.soft_cap(logits, soft_cap)
     return logits
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import PLAIN, AttentionTraits
-from sapwood.kernels.recording import Attend, Buffer, Program, RotateAndWrite
+from sapwood.kernels.recording import Attend, Buffer, CannotRecord, Program, RotateAndWrite
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, divide, even_part
 from sapwood.layers.norm import RMSNorm
 from sapwood.layers.targets import Target, prefixed
 
-RMSNormMaker = Callable[[], RMSNorm]
+RMSNormMaker = Callable[[int], RMSNorm]
+"""From a size to a norm without weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class Attention:
         qkv_bias: bool = False,
         o_bias: bool = False,
         qk_norm: RMSNormMaker | None = None,
+        norms_all_heads: bool = False,
         eps: float = 1e-6,
         scale: float | None = None,
         traits: AttentionTraits = PLAIN,
@@ -87,8 +90,9 @@ class Attention:
 
         layer    index of the layer, which picks its KV cache
         cos_sin  table of cosines and sines (layers/rotary)
-        qk_norm  makes the norms of each q and k head before their rotation; None: there are none
-        eps      of these norms
+        qk_norm  makes the norms of queries and keys before their rotation; None: there are none
+        norms_all_heads  whether these are over all heads at once; else over each head
+        eps      of norms over each head
         scale    factor of the scores; None: head_dim ** -0.5
         traits   what its attention does beyond scores, causal mask and softmax
         o_name   name of the output projection in the checkpoint
@@ -112,9 +116,20 @@ class Attention:
             bias=o_bias,
             group=group,
         )
-        self._norms = {} if qk_norm is None else {"q_norm": qk_norm(), "k_norm": qk_norm()}
+        if norms_all_heads and group.size > 1:
+            raise ConfigError(
+                "norms over all heads cannot be split over ranks; leave --tp-size at 1"
+            )
+        self._norms_all_heads = norms_all_heads
+        self._norms: dict[str, RMSNorm] = {}
+        if qk_norm is not None:
+            counts = {"q_norm": self._num_heads, "k_norm": self._num_kv_heads}
+            self._norms = {
+                name: qk_norm(heads.head_dim * (count if norms_all_heads else 1))
+                for name, count in counts.items()
+            }
         self._q_norm, self._k_norm = (
-            norm.weight if (norm := self._norms.get(name)) is not None else None
+            None if norms_all_heads or qk_norm is None else self._norms[name].weight
             for name in ("q_norm", "k_norm")
         )
 
@@ -132,9 +147,12 @@ class Attention:
     def _attend(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> the inputs [T, heads * head_dim] of the output projection; writes the
         new tokens' keys and values to the cache"""
+        qkv = self._qkv(x)
+        if self._norms_all_heads:
+            qkv = self._normed(qkv)
         key_cache, value_cache = batch.kv_caches[self._layer]
         q = self._kernels.qk_norm_rope_write_kv(
-            self._qkv(x),
+            qkv,
             num_heads=self._num_heads,
             num_kv_heads=self._num_kv_heads,
             head_dim=self._head_dim,
@@ -151,6 +169,13 @@ class Attention:
         out = attend(q, key_cache, value_cache, batch.attention, self._scale, self._traits)
         return out.view(x.shape[0], self._num_heads * self._head_dim)
 
+    def _normed(self, qkv: Tensor) -> Tensor:
+        """The same with norms over all heads of q, and over all heads of k."""
+        q_size, kv_size = (n * self._head_dim for n in (self._num_heads, self._num_kv_heads))
+        q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
+        q, k = (self._norms[name](x.contiguous()) for name, x in (("q_norm", q), ("k_norm", k)))
+        return torch.cat((q, k, v), dim=-1)
+
     def targets(self) -> dict[str, Target]:
         found = self._qkv.targets() | self._o.targets()
         for name, norm in self._norms.items():
@@ -163,6 +188,8 @@ class Attention:
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
+        if self._norms_all_heads:
+            raise CannotRecord("a recorded step has no norms over all heads")
         qkv = self._qkv.record(program, x)
         width = self._num_heads * self._head_dim
         q, attended = program.buffer(width), program.buffer(width)

@@ -94,6 +94,7 @@ class LMHead:
     ) -> None:
         """scale, soft_cap: what happens to logits, as recording.Logits says"""
         self._shape = (vocab_size, hidden_size)
+        self._kernels = build.kernels
         self._group = build.groups.tp
         self._size = rows_per_rank(vocab_size, self._group)
         self._first = self._group.rank * self._size
@@ -112,7 +113,7 @@ class LMHead:
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank"""
         logits = self._group.all_gather(self._linear.packed.fp32(hidden))[:, : self._shape[0]]
-        return finish_logits(logits, self._scale, self._soft_cap)
+        return finish_logits(self._kernels, logits, self._scale, self._soft_cap)
 
     @property
     def packed(self) -> PackedLinear:

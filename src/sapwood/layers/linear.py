@@ -19,7 +19,7 @@ from sapwood.kernels.interface import PackedLinear
 from sapwood.kernels.recording import Buffer, Multiply, Program
 from sapwood.layers.build import Build
 from sapwood.layers.quantization.interface import LinearStorage
-from sapwood.layers.targets import Slice, Target, whole
+from sapwood.layers.targets import Slice, Target, unused, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +204,8 @@ class RowParallelLinear:
         )
         found = {f"{self._name}.weight": weight}
         if self._bias:
-            unused = Target(self._whole_shape[:1], lambda _: None)
-            found[f"{self._name}.bias"] = unused if bias is None else whole(bias)
+            other = unused(self._whole_shape[:1])
+            found[f"{self._name}.bias"] = other if bias is None else whole(bias)
         return found
 
     def record(self, program: Program, x: Buffer) -> Buffer:

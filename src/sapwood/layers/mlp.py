@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from torch import Tensor
 
-from sapwood.kernels.activations import Activation, activate, activate_and_mul
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.recording import Activate, Buffer, Program
 from sapwood.layers.build import Build
 from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, even_part
@@ -51,11 +51,8 @@ class _MLP:
 
     def _expand(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, this rank's intermediate]"""
-        if not self._is_gated:
-            return activate(self._up(x), self._activation)
-        if self._activation is Activation.SILU:
-            return self._kernels.silu_and_mul(self._up(x))
-        return activate_and_mul(self._up(x), self._activation)
+        compute = self._kernels.activate_and_mul if self._is_gated else self._kernels.activate
+        return compute(self._up(x), self._activation)
 
     def targets(self) -> dict[str, Target]:
         return self._up.targets() | self._down.targets()

@@ -62,6 +62,15 @@ class Target:
     takes_integers: bool = False
     part: Slice | None = None
 
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Shape of this rank's part."""
+        if self.part is None:
+            return self.shape
+        sizes = list(self.shape)
+        sizes[self.part.dim] = self.part.size
+        return tuple(sizes)
+
     def place(self, whole: Tensor) -> None:
         """Put this rank's part of the whole tensor."""
         self.put(whole if self.part is None else self.part.of(whole))
@@ -91,6 +100,11 @@ def whole(parameter: Tensor) -> Target:
         parameter.copy_(tensor)
 
     return Target(tuple(parameter.shape), put)
+
+
+def unused(shape: tuple[int, ...]) -> Target:
+    """A tensor that this rank does not need, but whose absence would be an error."""
+    return Target(shape, lambda _: None, lambda _: None)
 
 
 def once_filled(targets: Mapping[str, Target], done: Callable[[], None]) -> dict[str, Target]:

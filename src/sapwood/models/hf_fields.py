@@ -52,6 +52,11 @@ def number(config: Mapping[str, Any], name: str, *, default: float | None = None
     return float(value)
 
 
+def optional_number(config: Mapping[str, Any], name: str) -> float | None:
+    """The same, or None if the field is absent or null."""
+    return None if config.get(name) is None else number(config, name)
+
+
 def activation(config: Mapping[str, Any], name: str, *, default: str) -> str:
     """The activation of feed-forward layers: one of the values of ACTIVATIONS."""
     said = config.get(name) or default

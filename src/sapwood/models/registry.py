@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
     "architecture",
     {
+        "Gemma2ForCausalLM": "sapwood.models.lm.gemma2:Gemma2ForCausalLM",
+        "GemmaForCausalLM": "sapwood.models.lm.gemma:GemmaForCausalLM",
+        "GraniteForCausalLM": "sapwood.models.lm.granite:GraniteForCausalLM",
         "LlamaForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "MistralForCausalLM": "sapwood.models.lm.mistral:MistralForCausalLM",
+        "MixtralForCausalLM": "sapwood.models.lm.mixtral:MixtralForCausalLM",
+        "Olmo2ForCausalLM": "sapwood.models.lm.olmo2:Olmo2ForCausalLM",
         "Qwen2ForCausalLM": "sapwood.models.lm.qwen2:Qwen2ForCausalLM",
         "Qwen3ForCausalLM": "sapwood.models.lm.qwen3:Qwen3ForCausalLM",
+        "StableLmForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
+        "Starcoder2ForCausalLM": "sapwood.models.lm.starcoder2:Starcoder2ForCausalLM",
         **ENCODERS,
     },
     entry_point="sapwood.architectures",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sapwood.bench.gpu.checks import CHECKS, Case, run_checks
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.reference import ReferenceKernels
@@ -67,8 +68,8 @@ class Broken(TorchKernels):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return super().rms_norm(x, weight, eps) * 1.01
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
-        result = super().silu_and_mul(x)
+    def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
+        result = super().activate_and_mul(x, activation)
         result[-1, -1] = torch.nan
         return result
 
@@ -110,7 +111,7 @@ def test_what_is_wrong_is_found() -> None:
         "embedding",
         "rms_norm",
         "add_rms_norm",
-        "silu_and_mul",
+        "activate_and_mul",
         "attention of decodes",
         "attention of prompts",
         "attention of a mixed step",
@@ -120,7 +121,7 @@ def test_what_is_wrong_is_found() -> None:
         "sample",
     }
     assert results["embedding"].failure == "RuntimeError: no such kernel image"
-    assert results["silu_and_mul"].error == float("inf")
+    assert results["activate_and_mul"].error == float("inf")
 
 
 def test_some_checks_alone() -> None:

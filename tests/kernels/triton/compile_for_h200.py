@@ -30,7 +30,7 @@ H200 = GPUTarget("cuda", 90, 32)
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _INT32 = ("page_table", "context_len", "query_start", "shared_len", "tile_tokens", "tile_requests")
-_FLOAT32 = ("parts", "part_lse", "sinks")
+_FLOAT32 = ("parts", "part_lse", "sinks", "alibi")
 _SCALES = ("key_scales", "value_scales")
 _ONE_PART = ("parts", "part_lse", "shared_len")
 
@@ -97,7 +97,7 @@ def compile_attention(
     if not kv:
         absent += _SCALES
     if not traits:
-        absent += ("sinks",)
+        absent += ("sinks", "alibi")
     return compile_kernel(
         kernel, constants, dtype, absent, num_warps=sizes.num_warps, num_stages=sizes.num_stages
     )

@@ -14,9 +14,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import kv_cache_shape
 from sapwood.kernels.sampling_settings import SamplingSettings
-from sapwood.kernels.triton.elementwise import activate_and_mul
 from sapwood.kernels.triton.ops import TritonKernels
 from tests.kernels.test_coded import random_weight as random_codes
 from tests.kernels.test_quantized import random_weight
@@ -51,8 +51,10 @@ def call_every_op() -> None:
     x, norm = torch.zeros(4, 1024, dtype=bf16), torch.zeros(1024, dtype=bf16)
     kernels.rms_norm(x, norm, 1e-6)
     kernels.add_rms_norm(x, x.clone(), norm, 1e-6)
-    kernels.silu_and_mul(x)
-    activate_and_mul(x, "gelu")
+    kernels.layer_norm(x, norm, None, 1e-6)
+    for activation in Activation:
+        kernels.activate(x, activation)
+        kernels.activate_and_mul(x, activation)
     kernels.embedding(torch.zeros(4, dtype=torch.int64), x)
     caches = {
         dtype: torch.zeros(kv_cache_shape(4, 8, 16, 128, dtype), dtype=torch.uint8).view(dtype)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
-from sapwood.kernels.triton.elementwise import Activation, activate_and_mul
 from sapwood.kernels.triton.ops import TritonKernels
 
 REFERENCE = ReferenceKernels()
@@ -52,16 +52,22 @@ def test_rms_norm_of_small_numbers_heeds_epsilon(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [24, 1030])
-def test_gated_activations(device: torch.device, width: int, dtype: torch.dtype) -> None:
-    x = (torch.randn(3, 2 * width, device=device) * 4).to(dtype)
-    close(TRITON.silu_and_mul(x), REFERENCE.silu_and_mul(x))
-    gate, up = x.float().chunk(2, dim=-1)
-    gelu = torch.nn.functional.gelu
-    ways: dict[Activation, str] = {"gelu": "none", "gelu_tanh": "tanh"}
-    for activation, approximate in ways.items():
-        want = (gelu(gate, approximate=approximate) * up).to(dtype)
-        close(activate_and_mul(x, activation), want)
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 96), (2, 5000), (0, 64)])
+def test_layer_norm(device: torch.device, rows: int, width: int, dtype: torch.dtype) -> None:
+    x = (torch.randn(rows, 2 * width, device=device) * 3 + 5).to(dtype)[:, :width]
+    weight, bias = (torch.randn(width, device=device).to(dtype) for _ in range(2))
+    for given in ((weight, bias), (weight, None), (None, None)):
+        close(TRITON.layer_norm(x, *given, 1e-5), REFERENCE.layer_norm(x, *given, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", list(Activation))
+def test_activations(device: torch.device, activation: Activation, dtype: torch.dtype) -> None:
+    for width in (24, 1030):
+        x = (torch.randn(3, 2 * width, device=device) * 3).to(dtype)
+        close(TRITON.activate(x[:, 1:], activation), REFERENCE.activate(x[:, 1:], activation))
+        want = REFERENCE.activate_and_mul(x, activation)
+        close(TRITON.activate_and_mul(x, activation), want)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import CodedWeight, quantize_codes
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import LARGEST_NUMBER, dequantize_pages
@@ -153,11 +154,13 @@ def _add_rms_norm(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[
         yield from zip(got, reference.add_rms_norm(x, residual, weight, 1e-5), strict=True)
 
 
-@check("silu_and_mul")
-def _silu_and_mul(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
-    for rows in (1, 33):
-        x = case.randn(rows, 2 * case.hidden_size)
-        yield kernels.silu_and_mul(x.clone()), reference.silu_and_mul(x)
+@check("activate_and_mul")
+def _activate_and_mul(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    for activation in Activation:
+        for rows in (1, 33):
+            x = case.randn(rows, 2 * case.hidden_size)
+            got = kernels.activate_and_mul(x.clone(), activation)
+            yield got, reference.activate_and_mul(x, activation)
 
 
 @check("qk_norm_rope_write_kv")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sapwood.bench.ops.options import Shape
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.sampling_settings import SamplingSettings
 
@@ -78,11 +79,11 @@ def _row_cases(shape: Shape, num: int, dtype: torch.dtype) -> Iterator[Case]:
     )
     both = torch.randn(num, 2 * shape.inner, dtype=dtype)
     yield Case(
-        op="silu_and_mul",
+        op="activate_and_mul",
         setting=f"{num} x {shape.inner}",
         num_bytes=3 * num * shape.inner * size,
         num_operations=0,
-        make=lambda kernels: lambda: kernels.silu_and_mul(both),
+        make=lambda kernels: lambda: kernels.activate_and_mul(both, Activation.SILU),
     )
     table = torch.randn(shape.vocab, shape.hidden, dtype=dtype)
     ids = torch.randint(shape.vocab, (num,))

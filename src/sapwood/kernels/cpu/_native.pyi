@@ -17,8 +17,6 @@ class Context:
 
 class AttentionPlan:
     num_tokens: int
-    num_tasks: int
-    num_merges: int
     def __init__(
         self,
         context: Context,
@@ -48,8 +46,15 @@ class AttentionPlan:
         kv: int,
         out: int,
         scale: float,
+        window: int,
+        soft_cap: float,
+        sinks: int,
+        alibi: int,
         /,
     ) -> None: ...
+    def prepare(self, window: int, /) -> None: ...
+    def num_tasks(self, window: int, /) -> int: ...
+    def num_merges(self, window: int, /) -> int: ...
 
 _Heads = tuple[int, int, int]
 _Cache = tuple[int, int, int, int, int, int, int]
@@ -63,7 +68,16 @@ class RecordedStep:
         self, kind: int, weight: int, vocab: int, hidden: int, scale: float, out: int, /
     ) -> None: ...
     def norm(
-        self, x: int, residual: int, weight: int, width: int, eps: float, out: int, /
+        self,
+        x: int,
+        residual: int,
+        centered: bool,
+        weight: int,
+        bias: int,
+        width: int,
+        eps: float,
+        out: int,
+        /,
     ) -> None: ...
     def multiply(self, x: int, weight: LinearWeight, out: int, /) -> None: ...
     def rotate_and_write(
@@ -81,9 +95,17 @@ class RecordedStep:
         /,
     ) -> None: ...
     def attend(
-        self, x: int, heads: _Heads, plan: int, cache: _Cache, scale: float, out: int, /
+        self,
+        x: int,
+        heads: _Heads,
+        plan: int,
+        cache: _Cache,
+        scale: float,
+        traits: tuple[int, float, int, int],
+        out: int,
+        /,
     ) -> None: ...
-    def activate(self, x: int, width: int, out: int, /) -> None: ...
+    def activate(self, x: int, activation: int, gated: bool, width: int, out: int, /) -> None: ...
     def add(self, x: int, residual: int, width: int, /) -> None: ...
     def scale(self, residual: int, width: int, factor: float, /) -> None: ...
     def select_rows(self, x: int, width: int, out: int, /) -> None: ...
@@ -126,8 +148,30 @@ def rms_norm(
     eps: float,
     /,
 ) -> None: ...
-def silu_and_mul(
-    context: Context, dtype: int, x: int, out: int, rows: int, inner: int, /
+def layer_norm(
+    context: Context,
+    dtype: int,
+    x: int,
+    weight: int,
+    bias: int,
+    out: int,
+    rows: int,
+    hidden: int,
+    eps: float,
+    /,
+) -> None: ...
+def activate(
+    context: Context, dtype: int, activation: int, x: int, out: int, n: int, /
+) -> None: ...
+def activate_and_mul(
+    context: Context,
+    dtype: int,
+    activation: int,
+    x: int,
+    out: int,
+    rows: int,
+    inner: int,
+    /,
 ) -> None: ...
 def argmax(context: Context, dtype: int, x: int, rows: int, columns: int, out: int, /) -> None: ...
 def mask_logits(

@@ -8,21 +8,37 @@ writes to: these are refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.cpu.instruction_sets import unused_set
 from sapwood.kernels.cpu.shared import groups_of_decodes
+from sapwood.kernels.cpu.tensors import (
+    DTYPES,
+    address_of,
+    cache_layout,
+    check_embedding,
+    check_indices,
+    describe,
+    dtype_of,
+    is_held,
+    per_head,
+    rows_of,
+    table_of,
+)
 from sapwood.kernels.interface import (
+    ALIBI,
     PLAIN,
+    SINKS,
+    SLIDING_WINDOW,
+    SOFT_CAP,
     AttentionBatch,
     AttentionTraits,
     PackedLinear,
-    kv_cache_shape,
     lacking,
 )
 from sapwood.kernels.platform import Platform
@@ -30,10 +46,16 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.texts import EqualTexts
+from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
+from sapwood.kernels.torch_ops.convolution import causal_conv
+from sapwood.kernels.torch_ops.experts import experts, top_k_softmax
 from sapwood.kernels.torch_ops.penalties import penalise
+from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 
 try:
     from sapwood.kernels.cpu import _native
+    from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
     from sapwood.kernels.large_pages import WeightMemory
 except ImportError as error:
@@ -42,8 +64,9 @@ else:
     _missing = None
 
 _BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_KV_FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.float8_e5m2: 3}
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
+ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
+"""As Activation in csrc/ops.h numbers them."""
 
 
 class CpuKernels:
@@ -74,14 +97,14 @@ class CpuKernels:
             return _missing
         if need.device != "cpu":
             return f"runs on cpu, not on {need.device}"
-        if need.dtype not in _DTYPES:
+        if need.dtype not in DTYPES:
             return f"{need.dtype} is neither float32 nor bfloat16"
         if need.why_not_kv() is not None:
             return need.why_not_kv()
         step, limit = _native.HEAD_DIM_STEP, _native.MAX_HEAD_DIM
         if need.head_dim % step != 0 or need.head_dim > limit:
             return f"head size {need.head_dim} is not a multiple of {step} up to {limit}"
-        return lacking(need.attention)
+        return lacking(need.attention, _ATTENTION)
 
     @staticmethod
     def usable_isas() -> list[str]:
@@ -131,7 +154,7 @@ class CpuKernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         dtype = dtype_of(x)
-        rows, hidden = _rows_of(x, weight)
+        rows, hidden = rows_of(x, weight)
         x = x.contiguous()
         out = torch.empty_like(x)
         _native.rms_norm(
@@ -144,7 +167,7 @@ class CpuKernels:
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         dtype = dtype_of(x)
-        rows, hidden = _rows_of(x, weight)
+        rows, hidden = rows_of(x, weight)
         if residual.dtype != x.dtype or residual.shape != x.shape:
             raise ValueError(
                 f"residual {describe(residual)} must have the shape and dtype of x {describe(x)}"
@@ -210,7 +233,6 @@ class CpuKernels:
         scale: float,
         traits: AttentionTraits = PLAIN,
     ) -> Tensor:
-        traits.require_plain(self.name)
         dtype = dtype_of(q)
         num_tokens, num_heads, head_dim = q.shape
         num_kv_heads = key_cache.shape[1]
@@ -220,7 +242,8 @@ class CpuKernels:
             q = q.contiguous()
             q_stride = num_heads * head_dim
         shape = (num_heads, num_kv_heads, head_dim, layout.page_size, layout.num_pages)
-        plan = self.plan(batch, shape)
+        window = traits.window or 0
+        plan = self.plan(batch, shape, (window,))
         if plan.num_tokens != num_tokens:
             raise ValueError(
                 f"q has {num_tokens} tokens but the batch's query lengths add up to "
@@ -230,25 +253,91 @@ class CpuKernels:
         plan.run(
             self._context, dtype, q.data_ptr(), q_stride, key_cache.data_ptr(), layout.key_stride,
             value_cache.data_ptr(), layout.value_stride, layout.kv, out.data_ptr(), scale,
+            window, traits.soft_cap or 0.0,
+            per_head(traits.sinks, num_heads, "sinks"), per_head(traits.alibi, num_heads, "alibi"),
         )  # fmt: skip
         return out
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
+    def bidirectional_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
+    ) -> Tensor:
+        return bidirectional_attention(q, k, v, texts, scale)
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        dtype = dtype_of(x)
+        rows, hidden = x.shape
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        _native.layer_norm(
+            self._context, dtype, x.data_ptr(), address_of(weight, x, hidden, "weight"),
+            address_of(bias, x, hidden, "bias"), out.data_ptr(), rows, hidden, eps,
+        )  # fmt: skip
+        return out
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        dtype = dtype_of(x)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        number = ACTIVATIONS[activation]
+        _native.activate(self._context, dtype, number, x.data_ptr(), out.data_ptr(), x.numel())
+        return out
+
+    def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
         dtype = dtype_of(x)
         rows, doubled = x.shape
         if doubled % 2 != 0:
             raise ValueError(f"x {describe(x)} must have an even number of columns")
         x = x.contiguous()
         out = x.new_empty((rows, doubled // 2))
-        _native.silu_and_mul(self._context, dtype, x.data_ptr(), out.data_ptr(), rows, doubled // 2)
+        _native.activate_and_mul(
+            self._context, dtype, ACTIVATIONS[activation], x.data_ptr(), out.data_ptr(), rows,
+            doubled // 2,
+        )  # fmt: skip
         return out
+
+    def causal_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return causal_conv(x, weight, bias, states, slots, batch)
+
+    def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
+        copy_rows(tensor, source, target)
+
+    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
+        return top_k_softmax(logits, k, renormalise)
+
+    def experts(
+        self,
+        x: Tensor,
+        chosen: Tensor,
+        weights: Tensor,
+        gate_up: Sequence[PackedLinear],
+        down: Sequence[PackedLinear],
+        activation: Activation,
+    ) -> Tensor:
+        return experts(
+            x,
+            chosen,
+            weights,
+            gate_up,
+            down,
+            lambda gates: self.activate_and_mul(gates, activation),
+        )
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
     ) -> PackedLinear:
         """The packed copy replaces the weight: nothing of `weight` is kept."""
         dtype = weight.dtype if dtype is None else dtype
-        if dtype not in _DTYPES or not weight.is_cpu or not is_held(weight.dtype, dtype):
+        if dtype not in DTYPES or not weight.is_cpu or not is_held(weight.dtype, dtype):
             raise TypeError(
                 f"a weight {describe(weight)} cannot be kept for activations of {dtype}"
             )
@@ -261,13 +350,13 @@ class CpuKernels:
     ) -> PackedLinear:
         """As pack_linear: nothing of the parts is kept. Results do not depend on the number of rows
         or threads, nor on the instruction set if it multiplies and adds in one rounding."""
-        code = _DTYPES.get(dtype)
+        code = DTYPES.get(dtype)
         if code is None:
             raise TypeError(f"{dtype} is neither float32 nor bfloat16")
         return QuantizedLinear(self._context, self._memory, parts, bias, dtype=dtype, code=code)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
-        return quantize_weight(self._context, weight, kind, _DTYPES.get(weight.dtype))
+        return quantize_weight(self._context, weight, kind, DTYPES.get(weight.dtype))
 
     def argmax(self, logits: Tensor) -> Tensor:
         dtype = dtype_of(logits)
@@ -292,6 +381,9 @@ class CpuKernels:
             self._context, dtype, logits.data_ptr(), num_rows, logits.stride(0), vocab,
             masks.data_ptr(), list(rows),
         )  # fmt: skip
+
+    def soft_cap(self, logits: Tensor, cap: float) -> None:
+        soft_cap(logits, cap)
 
     def penalise(
         self,
@@ -332,12 +424,16 @@ class CpuKernels:
         return NativeStep(self, program, kv_caches)
 
     def plan(
-        self, batch: AttentionBatch, shape: tuple[int, int, int, int, int]
+        self,
+        batch: AttentionBatch,
+        shape: tuple[int, int, int, int, int],
+        windows: tuple[int, ...] = (0,),
     ) -> _native.AttentionPlan:
         """Who does which part of a step's attention; made when first asked for, kept in the batch.
 
-        shape   (query heads, key/value heads, head size, page size, pages of the cache)
-        Raises  ValueError, IndexError if lengths or pages do not fit
+        shape    (query heads, key/value heads, head size, page size, pages of the cache)
+        windows  of layers that will attend; 0 for those without. Each is prepared once
+        Raises   ValueError, IndexError if lengths do not fit, or pages that a window reaches
         """
         plans = cast(
             dict[tuple[int, ...], "_native.AttentionPlan"], batch.cache.setdefault("cpu_plans", {})
@@ -346,9 +442,11 @@ class CpuKernels:
         if plan is None:
             num_heads, num_kv_heads, _, page_size, _ = shape
             plan = plans[shape] = _native.AttentionPlan(
-                self._context, *shape, *_table_of(batch), batch.query_lens, batch.context_lens,
+                self._context, *shape, *table_of(batch), batch.query_lens, batch.context_lens,
                 groups_of_decodes(batch, page_size, num_heads // num_kv_heads),
             )  # fmt: skip
+        for window in windows:
+            plan.prepare(window)
         return plan
 
 
@@ -375,189 +473,3 @@ def fast_bfloat16(platform: Platform, only: str | None) -> bool:
     if asked != "cpu" or not usable:
         return not platform.cpu_flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
     return (variant or usable[-1]) in _BFLOAT16_ISAS
-
-
-class Linear:
-    """One linear layer, its weight packed in panels (csrc/pack.h).
-
-    A weight of 16 bits stays so for float32 activations, and is widened where it is multiplied.
-    """
-
-    def __init__(
-        self,
-        context: _native.Context,
-        memory: WeightMemory,
-        weight: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        """dtype: of the activations"""
-        self._context = context
-        self._num_out, self._num_in = weight.shape
-        self._dtype = dtype
-        self._code = _DTYPES[dtype]
-        self._kind = WEIGHT_KINDS[weight.dtype]
-        # bf16 is multiplied in pairs; an odd row gets a zero at its end.
-        self._padding = self._num_in % 2 if weight.dtype == torch.bfloat16 else 0
-        if self._padding:
-            weight = F.pad(weight, (0, 1))
-        weight = weight.contiguous()
-        padded_out = -(-self._num_out // _native.PANEL) * _native.PANEL
-        self._weight = memory.empty((padded_out, weight.shape[1]), weight.dtype)
-        _native.pack_weight(
-            self._kind, weight.data_ptr(), self._weight.data_ptr(), self._num_out, weight.shape[1]
-        )
-        self._bias = None if bias is None else bias.contiguous()
-        self._weight_address = self._weight.data_ptr()
-        self._bias_address = 0 if self._bias is None else self._bias.data_ptr()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """(outputs, inputs)"""
-        return self._num_out, self._num_in
-
-    @property
-    def native_weight(self) -> _native.LinearWeight:
-        """What C++ computes this layer with; valid as long as this layer lives."""
-        return _native.LinearWeight(
-            self._kind, self._weight_address, 0, self._bias_address,
-            self._num_out, self._num_in + self._padding, self._num_out, None,
-        )  # fmt: skip
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(x, x.dtype)
-
-    def fp32(self, x: Tensor) -> Tensor:
-        return self._multiply(x, torch.float32)
-
-    def _multiply(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
-        rows, num_in = x.shape
-        if num_in != self._num_in or x.dtype != self._dtype:
-            raise ValueError(
-                f"x {describe(x)} does not fit a weight [{self._num_out}, {self._num_in}] "
-                f"for {self._dtype}"
-            )
-        if self._padding:
-            x = F.pad(x, (0, 1))
-            num_in += 1
-        x_stride, entry_stride = x.stride()
-        if entry_stride != 1 or (x_stride % 2 != 0 and self._dtype == torch.bfloat16):
-            x, x_stride = x.contiguous(), num_in
-        out = torch.empty((rows, self._num_out), dtype=out_dtype)
-        _native.linear(
-            self._context, self._code, x.data_ptr(), x_stride, self._kind, self._weight_address,
-            self._bias_address, out.data_ptr(), rows, self._num_out, num_in,
-            out_dtype == torch.float32,
-        )  # fmt: skip
-        return out
-
-
-def is_held(stored: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether numbers that are stored so can be used with activations of `dtype` as they are."""
-    is_narrow = dtype == torch.float32 and stored in (torch.bfloat16, torch.float16)
-    return stored == dtype or is_narrow
-
-
-def check_embedding(weight: Tensor, dtype: torch.dtype) -> None:
-    """ValueError unless rows of `weight` can become vectors of `dtype`."""
-    if not weight.is_contiguous() or not weight.is_cpu:
-        raise ValueError(f"embedding {describe(weight)} must be contiguous and on a CPU")
-    if dtype not in _DTYPES or not is_held(weight.dtype, dtype):
-        raise ValueError(f"embedding {describe(weight)} cannot be read as {dtype}")
-
-
-def describe(x: Tensor) -> str:
-    return f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
-
-
-def dtype_of(x: Tensor) -> int:
-    """The compiled module's number for x's dtype; TypeError if x is not for these kernels."""
-    code = _DTYPES.get(x.dtype)
-    if code is None or not x.is_cpu:
-        raise TypeError(f"{describe(x)} on {x.device} is not float32 or bfloat16 on a CPU")
-    return code
-
-
-def _rows_of(x: Tensor, weight: Tensor) -> tuple[int, int]:
-    """x's rows and columns, once weight is known to have one entry per column."""
-    rows, hidden = x.shape
-    if weight.dtype != x.dtype or weight.numel() != hidden or not weight.is_contiguous():
-        raise ValueError(f"weight {describe(weight)} does not fit x {describe(x)}")
-    return rows, hidden
-
-
-def address_of(weight: Tensor | None, like: Tensor, size: int, name: str) -> int:
-    """The address of an optional weight of `size` entries; 0 if there is none."""
-    if weight is None:
-        return 0
-    if weight.dtype != like.dtype or weight.numel() != size or not weight.is_contiguous():
-        raise ValueError(f"{name} {describe(weight)} must be [{size}] of {like.dtype}")
-    return weight.data_ptr()
-
-
-def check_indices(index: Tensor, name: str, size: int) -> None:
-    if index.dtype != torch.int64 or index.numel() != size or not index.is_contiguous():
-        raise ValueError(f"{name} {describe(index)} must be [{size}] int64 and contiguous")
-
-
-class CacheLayout(NamedTuple):
-    """How one layer's keys and values lie; strides count elements between pages.
-
-    kv  the compiled module's number for how entries are stored
-    """
-
-    num_pages: int
-    page_size: int
-    key_stride: int
-    value_stride: int
-    kv: int
-
-
-def cache_layout(
-    keys: Tensor, values: Tensor, like: Tensor, num_kv_heads: int, head_dim: int
-) -> CacheLayout:
-    """Of caches that fit activations `like`, dense or in 8 bits; ValueError if they do not.
-
-    Pages may lie apart (keys and values of a page side by side); inside, a page is contiguous.
-    """
-    num_pages, _, page_size, _ = keys.shape
-    kv = 0 if keys.dtype == like.dtype else _KV_FORMATS.get(keys.dtype, -1)
-    shape = kv_cache_shape(num_pages, num_kv_heads, page_size, head_dim, keys.dtype)
-    width = shape[-1]
-    for cache in (keys, values):
-        strides = cache.stride()
-        if (
-            kv < 0
-            or cache.shape[1] != num_kv_heads
-            or cache.shape[3] != width
-            or cache.dtype not in (keys.dtype, like.dtype)
-            or strides[1:] != (page_size * width, width, 1)
-        ):
-            raise ValueError(
-                f"KV cache {describe(cache)} with strides {list(strides)} must be "
-                f"[pages, {num_kv_heads}, page_size, {width}] {like.dtype} or in 8 bits, "
-                "each page contiguous"
-            )
-    if values.shape != keys.shape or values.dtype != keys.dtype:
-        raise ValueError(f"key_cache {describe(keys)} and value_cache {describe(values)} differ")
-    return CacheLayout(num_pages, page_size, keys.stride(0), values.stride(0), kv)
-
-
-def _table_of(batch: AttentionBatch) -> tuple[int, int, int]:
-    """(address, entries between rows, entries per row) of the page table."""
-    table = batch.page_table
-    if (
-        table.dtype != torch.int32
-        or table.dim() != 2
-        or (table.shape[1] > 1 and table.stride(1) != 1)
-    ):
-        raise ValueError(f"page_table {describe(table)} must be [R, max_pages] int32 rows")
-    if table.shape[0] < len(batch.query_lens):
-        raise ValueError(
-            f"page_table has {table.shape[0]} rows for {len(batch.query_lens)} requests"
-        )
-    return table.data_ptr(), table.stride(0), table.shape[1]

@@ -12,18 +12,18 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from sapwood.kernels.activations import Activation
 from sapwood.kernels.cpu import _native
-from sapwood.kernels.cpu.native import (
-    CpuKernels,
-    Linear,
+from sapwood.kernels.cpu.linear import Linear
+from sapwood.kernels.cpu.native import ACTIVATIONS, CpuKernels
+from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
+from sapwood.kernels.cpu.tensors import (
     address_of,
     cache_layout,
     check_embedding,
     check_indices,
     dtype_of,
+    per_head,
 )
-from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
 from sapwood.kernels.recording import (
     Activate,
@@ -73,7 +73,7 @@ class NativeStep:
         self._kernels = kernels
         self._keep = (program, tuple(kv_caches))
         self._step = builder.step
-        self._plan_shapes = builder.plan_shapes
+        self._windows = builder.windows
         self._result = after[-1]
         # Kept: fresh memory costs the system a fault per page, 0.5 ms per step of 32 requests.
         self._logits = torch.empty((0, self._result.vocab_size))
@@ -96,7 +96,10 @@ class NativeStep:
         check_indices(positions, "positions", num_tokens)
         check_indices(write_index, "write_index", num_tokens)
         check_indices(logits_index, "logits_index", num_logits)
-        plans = [self._kernels.plan(batch, shape) for shape in self._plan_shapes]
+        plans = [
+            self._kernels.plan(batch, shape, tuple(windows))
+            for shape, windows in self._windows.items()
+        ]
         if num_logits > self._logits.shape[0]:
             self._logits = torch.empty((num_logits, self._result.vocab_size))
         logits = self._logits[:num_logits]
@@ -105,7 +108,7 @@ class NativeStep:
             write_index.data_ptr(), num_tokens, logits_index.data_ptr(), num_logits,
             logits.data_ptr(),
         )  # fmt: skip
-        return finish_logits(logits, self._result.scale, self._result.soft_cap)
+        return finish_logits(self._kernels, logits, self._result.scale, self._result.soft_cap)
 
 
 class _Builder:
@@ -122,7 +125,7 @@ class _Builder:
         self._places = places
         self._kv_caches = kv_caches
         self.step = _native.RecordedStep(dtype_of(self._like), list(widths))
-        self.plan_shapes: list[PlanShape] = []
+        self.windows: dict[PlanShape, set[int]] = {}
 
     def add(self, op: Op) -> None:
         at = self._places
@@ -144,9 +147,8 @@ class _Builder:
             case Attend():
                 self._add_attention(op)
             case Activate():
-                if not op.gated or op.activation is not Activation.SILU:
-                    raise CannotRecord(f"a recorded step has no {op.activation} activation")
-                self.step.activate(at[op.x], op.out.width, at[op.out])
+                activation = ACTIVATIONS[op.activation]
+                self.step.activate(at[op.x], activation, op.gated, op.out.width, at[op.out])
             case Add():
                 self.step.add(at[op.x], at[op.residual], op.residual.width)
             case Scale():
@@ -159,13 +161,15 @@ class _Builder:
                 assert_never(op)
 
     def _add_norm(self, op: Norm) -> None:
-        if op.centered:
-            raise CannotRecord("a recorded step has no LayerNorm")
         residual = NOWHERE if op.residual is None else self._places[op.residual]
-        weight = address_of(op.weight, self._like, op.x.width, "a norm's weight")
-        self.step.norm(
-            self._places[op.x], residual, weight, op.x.width, op.eps, self._places[op.out]
+        weight, bias = (
+            address_of(tensor, self._like, op.x.width, "a norm's weight")
+            for tensor in (op.weight, op.bias)
         )
+        self.step.norm(
+            self._places[op.x], residual, op.centered, weight, bias, op.x.width, op.eps,
+            self._places[op.out],
+        )  # fmt: skip
 
     def _add_rotation(self, op: RotateAndWrite) -> None:
         if op.cos_sin.dtype != torch.float32 or not op.cos_sin.is_contiguous():
@@ -180,16 +184,18 @@ class _Builder:
         )  # fmt: skip
 
     def _add_attention(self, op: Attend) -> None:
-        if reasons := op.traits.features:
-            raise CannotRecord(f"a recorded step has no {' and no '.join(sorted(reasons))}")
-        cache = self._cache(op)
+        cache, traits = self._cache(op), op.traits
         *_, num_pages, page_size = cache
         shape = (op.num_heads, op.num_kv_heads, op.head_dim, page_size, num_pages)
-        if shape not in self.plan_shapes:
-            self.plan_shapes.append(shape)
+        window = traits.window or 0
+        self.windows.setdefault(shape, set()).add(window)
+        sinks, alibi = (
+            per_head(tensor, op.num_heads, name)
+            for name, tensor in (("sinks", traits.sinks), ("alibi", traits.alibi))
+        )
         self.step.attend(
-            self._places[op.x], shape[:3], self.plan_shapes.index(shape), cache, op.scale,
-            self._places[op.out],
+            self._places[op.x], shape[:3], list(self.windows).index(shape), cache, op.scale,
+            (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out],
         )  # fmt: skip
 
     def _cache(self, op: RotateAndWrite | Attend) -> tuple[int, int, int, int, int, int, int]:

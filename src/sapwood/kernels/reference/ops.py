@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,14 +10,28 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels import kv_cache
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, PackedLinear
+from sapwood.kernels.interface import (
+    ALIBI,
+    PLAIN,
+    SINKS,
+    SLIDING_WINDOW,
+    SOFT_CAP,
+    AttentionBatch,
+    AttentionTraits,
+    PackedLinear,
+    lacking,
+)
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.texts import EqualTexts
+
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +59,7 @@ class ReferenceKernels:
     def why_not(need: Need) -> str | None:
         if not need.dtype.is_floating_point:
             return f"{need.dtype} is not a floating point type"
-        return need.why_not_kv()
+        return need.why_not_kv() or lacking(need.attention, _ATTENTION)
 
     def embedding(
         self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None
@@ -114,33 +129,120 @@ class ReferenceKernels:
             zip(batch.query_lens, batch.context_lens, strict=True)
         ):
             end = start + num_new
-            pages = batch.page_table[row, : -(-length // page_size)].long()
-            # [num_pages, Hk, page_size, D] -> [Hq, length, D]
+            query_position = torch.arange(length - num_new, length, device=q.device)
+            # Pages before the window of the first query may be another request's.
+            window = length if traits.window is None else traits.window
+            first_page = max(0, length - num_new - window + 1) // page_size
+            pages = batch.page_table[row, first_page : -(-length // page_size)].long()
+            key_position = torch.arange(first_page * page_size, length, device=q.device)
+            # [num_pages, Hk, page_size, D] -> [Hq, keys, D]
             keys, values = (
-                _pages_of(cache, pages, q).transpose(0, 1).flatten(1, 2)[:, :length].float()
-                .repeat_interleave(group, dim=0)
+                _pages_of(cache, pages, q).transpose(0, 1).flatten(1, 2)[:, : len(key_position)]
+                .float().repeat_interleave(group, dim=0)
                 for cache in (key_cache, value_cache)
             )  # fmt: skip
             scores = q[start:end].float().transpose(0, 1) @ keys.transpose(1, 2) * scale
-            key_position = torch.arange(length, device=q.device)
-            query_position = torch.arange(length - num_new, length, device=q.device)
             hidden = key_position[None, :] > query_position[:, None]
             if traits.soft_cap is not None:
                 scores = traits.soft_cap * torch.tanh(scores / traits.soft_cap)
+            if traits.alibi is not None:
+                distance = key_position[None, :] - query_position[:, None]
+                scores = scores + traits.alibi.view(-1, 1, 1) * distance
             if traits.window is not None:
                 hidden |= key_position[None, :] <= query_position[:, None] - traits.window
             scores = scores.masked_fill(hidden, -torch.inf)
             if traits.sinks is not None:
                 sinks = traits.sinks.float().view(-1, 1, 1).expand(-1, num_new, 1)
                 scores = torch.cat([scores, sinks], dim=-1)
-            weights = scores.softmax(dim=-1)[..., :length]
+            weights = scores.softmax(dim=-1)[..., : len(key_position)]
             out[start:end] = (weights @ values).transpose(0, 1).to(q.dtype)
             start = end
         return out
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
+    def bidirectional_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
+    ) -> Tensor:
+        out = torch.empty_like(q)
+        for group in texts:
+            rows = torch.arange(len(q), device=q.device) if group.rows is None else group.rows
+            for own in rows.view(-1, group.length):
+                scores = torch.einsum("qhd,khd->hqk", q[own].float(), k[own].float()) * scale
+                mixed = torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), v[own].float())
+                out[own] = mixed.to(q.dtype)
+        return out
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        wide = x.float()
+        away = wide - wide.mean(dim=-1, keepdim=True)
+        out = away * torch.rsqrt(away.square().mean(dim=-1, keepdim=True) + eps)
+        out = out if weight is None else out * weight.float()
+        return (out if bias is None else out + bias.float()).to(x.dtype)
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        return _activated(x.float(), activation).to(x.dtype)
+
+    def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
         gate, up = x.float().chunk(2, dim=-1)
-        return (gate * torch.sigmoid(gate) * up).to(x.dtype)
+        return (_activated(gate, activation) * up).to(x.dtype)
+
+    def causal_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        out = torch.empty_like(x)
+        num_past = weight.shape[1] - 1
+        start = 0
+        for request, (num_new, length) in enumerate(
+            zip(batch.query_lens, batch.context_lens, strict=True)
+        ):
+            slot = int(slots[request])
+            past = torch.zeros_like(states[slot]) if num_new == length else states[slot]
+            inputs = torch.cat((past, x[start : start + num_new].T), dim=1)  # [C, past and new]
+            for token in range(num_new):
+                window = inputs[:, token : token + num_past + 1]
+                total = (window.float() * weight.float()).sum(dim=1)
+                total = total if bias is None else total + bias.float()
+                out[start + token] = total.to(x.dtype)
+            states[slot] = inputs[:, num_new:]
+            start += num_new
+        return out
+
+    def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
+        read = [tensor[row].clone() for row in source.tolist()]
+        for row, content in zip(target.tolist(), read, strict=True):
+            tensor[row] = content
+
+    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
+        if not 1 <= k <= logits.shape[1]:
+            raise ValueError(f"k is {k}, but there are {logits.shape[1]} experts to choose from")
+        probs, ids = logits.float().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        weights = probs[:, :k]
+        total = weights.sum(dim=-1, keepdim=True) if renormalise else 1.0
+        return weights / total, ids[:, :k]
+
+    def experts(
+        self,
+        x: Tensor,
+        chosen: Tensor,
+        weights: Tensor,
+        gate_up: Sequence[PackedLinear],
+        down: Sequence[PackedLinear],
+        activation: Activation,
+    ) -> Tensor:
+        out = torch.zeros(x.shape, device=x.device)
+        for token, ids in enumerate(chosen.tolist()):
+            row = x[token : token + 1]
+            for place, expert in enumerate(ids):
+                inner = self.activate_and_mul(gate_up[expert](row), activation)
+                out[token] += weights[token, place] * down[expert].fp32(inner)[0]
+        return out.to(x.dtype)
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
@@ -163,6 +265,9 @@ class ReferenceKernels:
         for mask, row in zip(masks, rows, strict=True):
             is_allowed = (mask[tokens // 32] >> (tokens % 32)) & 1
             logits[row, (is_allowed == 0).to(logits.device)] = -torch.inf
+
+    def soft_cap(self, logits: Tensor, cap: float) -> None:
+        logits.copy_(cap * torch.tanh(logits / cap))
 
     def penalise(
         self,
@@ -204,6 +309,23 @@ def _pages_of(cache: Tensor, pages: Tensor, q: Tensor) -> Tensor:
     if is_8_bit(cache.dtype):
         return kv_cache.dequantize_pages(cache, pages, q.shape[-1], torch.float32)
     return cache[pages]
+
+
+def _activated(x: Tensor, activation: Activation) -> Tensor:
+    match activation:
+        case Activation.SILU:
+            return x * torch.sigmoid(x)
+        case Activation.GELU:
+            return x * 0.5 * torch.erfc(-x / math.sqrt(2))
+        case Activation.GELU_TANH:
+            cubic = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+            return x * torch.sigmoid(2 * cubic)  # 0.5 * (1 + tanh(y)) is sigmoid(2 y)
+        case Activation.RELU:
+            return x.clamp(min=0)
+        case Activation.RELU2:
+            return x.clamp(min=0).square()
+        case Activation.QUICK_GELU:
+            return x * torch.sigmoid(1.702 * x)
 
 
 def _rotate(x: Tensor, cos_sin: Tensor) -> Tensor:

@@ -14,9 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels import kv_cache
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import (
+    ALIBI,
     PLAIN,
+    SINKS,
+    SLIDING_WINDOW,
+    SOFT_CAP,
     AttentionBatch,
     AttentionTraits,
     PackedLinear,
@@ -28,11 +33,19 @@ from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
-from sapwood.kernels.torch_ops.attention import PagedAttention
+from sapwood.kernels.texts import EqualTexts
+from sapwood.kernels.torch_ops.activations import activate, activate_and_mul
+from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
+from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
+from sapwood.kernels.torch_ops.convolution import causal_conv
+from sapwood.kernels.torch_ops.experts import experts, top_k_softmax
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
+from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 from sapwood.kernels.torch_ops.sampling import sample
+
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
 
 
 class TorchKernels:
@@ -50,7 +63,7 @@ class TorchKernels:
     def why_not(need: Need) -> str | None:
         if need.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"{need.dtype} is not float32, bfloat16 or float16"
-        return need.why_not_kv() or lacking(need.attention)
+        return need.why_not_kv() or lacking(need.attention, _ATTENTION)
 
     def embedding(
         self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None
@@ -114,30 +127,65 @@ class TorchKernels:
         scale: float,
         traits: AttentionTraits = PLAIN,
     ) -> Tensor:
-        traits.require_plain(self.name)
-        if is_8_bit(key_cache.dtype):
-            return self._attend_8_bit(q, key_cache, value_cache, batch, scale)
-        return self._attention(q, key_cache, value_cache, batch, scale)
-
-    def _attend_8_bit(
-        self, q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float
-    ) -> Tensor:
-        """Attend to a dequantised copy of the step's pages, numbered in the order of the table."""
-        dense = cast("AttentionBatch | None", batch.cache.get("torch dense"))
-        pages = batch.page_table.flatten()
-        if dense is None:
-            numbered = torch.arange(pages.numel(), dtype=torch.int32, device=pages.device)
-            dense = replace(batch, page_table=numbered.view_as(batch.page_table), cache={})
-            batch.cache["torch dense"] = dense
+        if not is_8_bit(key_cache.dtype):
+            return self._attention(q, key_cache, value_cache, batch, scale, traits)
+        pages, dense = _visible_pages(batch, key_cache.shape[2], traits.window)
         keys, values = (
             kv_cache.dequantize_pages(cache, pages, q.shape[-1], q.dtype)
             for cache in (key_cache, value_cache)
         )
-        return self._attention(q, keys, values, dense, scale)
+        return self._attention(q, keys, values, dense, scale, traits)
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
-        gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+    def bidirectional_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
+    ) -> Tensor:
+        return bidirectional_attention(q, k, v, texts, scale)
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        return F.layer_norm(x, x.shape[1:], weight, bias, eps)
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        return activate(x, activation)
+
+    def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
+        return activate_and_mul(x, activation)
+
+    def causal_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return causal_conv(x, weight, bias, states, slots, batch)
+
+    def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
+        copy_rows(tensor, source, target)
+
+    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
+        return top_k_softmax(logits, k, renormalise)
+
+    def experts(
+        self,
+        x: Tensor,
+        chosen: Tensor,
+        weights: Tensor,
+        gate_up: Sequence[PackedLinear],
+        down: Sequence[PackedLinear],
+        activation: Activation,
+    ) -> Tensor:
+        return experts(
+            x,
+            chosen,
+            weights,
+            gate_up,
+            down,
+            lambda gates: self.activate_and_mul(gates, activation),
+        )
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
@@ -159,6 +207,9 @@ class TorchKernels:
 
     def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
         mask_logits(logits, masks, rows)
+
+    def soft_cap(self, logits: Tensor, cap: float) -> None:
+        soft_cap(logits, cap)
 
     def penalise(
         self,
@@ -186,6 +237,46 @@ class TorchKernels:
 
     def set_num_threads(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+
+
+def _visible_pages(
+    batch: AttentionBatch, page_size: int, window: int | None
+) -> tuple[Tensor, AttentionBatch]:
+    """(pages [n] that hold keys which are seen, the batch over a copy of them in this order).
+
+    What a window leaves out of a request is not in the copy, as if the request began later: no
+    trait depends on anything but the distance between tokens."""
+    name = f"torch dense {window}"
+    if name in batch.cache:
+        return cast("tuple[Tensor, AttentionBatch]", batch.cache[name])
+    table = batch.page_table
+    if window is None:
+        pages, dropped = table, [0] * len(batch.query_lens)
+    else:
+        dropped = [first // page_size for first in first_keys(batch, window)]
+        counts = [
+            -(-length // page_size) - first
+            for length, first in zip(batch.context_lens, dropped, strict=True)
+        ]
+        place = torch.arange(max(counts), device=table.device).expand(len(counts), -1)
+        first, count = torch.tensor([dropped, counts], device=table.device).unsqueeze(2)
+        inside = place < count
+        pages = table.gather(1, torch.where(inside, first + place, 0).long())
+        pages = pages.masked_fill(~inside, 0)
+    numbered = torch.arange(pages.numel(), dtype=torch.int32, device=table.device)
+    lengths = [
+        length - first * page_size
+        for length, first in zip(batch.context_lens, dropped, strict=True)
+    ]
+    dense = replace(
+        batch,
+        page_table=numbered.view_as(pages),
+        context_len=torch.tensor(lengths, dtype=torch.int32, device=table.device),
+        context_lens=tuple(lengths),
+        cache={},
+    )
+    found = batch.cache[name] = (pages.flatten(), dense)
+    return found
 
 
 def _norm_heads(

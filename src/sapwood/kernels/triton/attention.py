@@ -197,13 +197,16 @@ def _check(q: Tensor, key_cache: Tensor, value_cache: Tensor, traits: AttentionT
             f"{num_heads} query heads must be a multiple of {num_kv_heads} key and value heads, "
             f"and at most {MAX_GROUP} times as many"
         )
-    sinks = traits.sinks
-    if sinks is not None and (
-        sinks.shape != (num_heads,) or sinks.dtype != torch.float32 or not sinks.is_contiguous()
-    ):
-        raise ValueError(
-            f"sinks {list(sinks.shape)} {sinks.dtype} must be [{num_heads}] float32, contiguous"
-        )
+    for name, numbers in (("sinks", traits.sinks), ("alibi", traits.alibi)):
+        if numbers is not None and (
+            numbers.shape != (num_heads,)
+            or numbers.dtype != torch.float32
+            or not numbers.is_contiguous()
+        ):
+            raise ValueError(
+                f"{name} {list(numbers.shape)} {numbers.dtype} must be [{num_heads}] float32, "
+                "contiguous"
+            )
 
 
 def _decode_apart(call: _Call) -> None:
@@ -251,7 +254,7 @@ def _attend_shared(call: _Call, tiles: SharedTiles, *, with_extends: bool) -> No
     shared_kernel[(num_shared, call.num_kv_heads, tiles.tokens.shape[0])](
         *call.operands, batch.page_table, batch.context_len,
         batch.query_start, tiles.tokens, tiles.requests, tiles.shared_len,
-        parts.values, parts.lse, call.scale,
+        parts.values, parts.lse, call.traits.alibi, call.scale,
         *call.strides(), num_shared, parts.num_parts,
         **call.constants(call.sizes(MAX_GROUP), SHARED),
     )  # fmt: skip
@@ -273,7 +276,7 @@ def _decode(
     values, lse, num_parts = _fields(parts)
     decode_kernel[(num_splits, call.num_kv_heads, batch.num_decodes)](
         *call.operands, batch.page_table, batch.context_len, shared_len,
-        call.out, values, lse, call.traits.sinks, call.scale,
+        call.out, values, lse, call.traits.sinks, call.traits.alibi, call.scale,
         *call.strides(), num_splits, num_parts, first_part,
         **call.constants(call.sizes(1), DECODE),
     )  # fmt: skip
@@ -304,7 +307,7 @@ def _extend(
         *call.operands, batch.page_table[first:],
         batch.context_len[first:], batch.query_start[first:],
         None if shared_len is None else shared_len[first:],
-        call.out, values, lse, call.traits.sinks, call.scale,
+        call.out, values, lse, call.traits.sinks, call.traits.alibi, call.scale,
         *call.strides(), len(batch.query_lens) - first, num_tiles, num_splits, num_parts,
         first_part,
         **call.constants(sizes, EXTEND),

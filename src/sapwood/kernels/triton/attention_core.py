@@ -82,11 +82,11 @@ def _dequantized(
 @triton.jit
 def attend(
     q, highest, total, weighted,
-    keys, values, key_scales, value_scales, pages, start, stop, low, position,
+    keys, values, key_scales, value_scales, pages, start, stop, low, position, slope,
     key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
     KV: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
-    CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr, ALIBI: tl.constexpr,
 ):  # fmt: skip
     """One pass over the keys start .. stop; returns (highest, total, weighted) after them.
 
@@ -99,6 +99,7 @@ def attend(
     pages            the request's row of the page table
     low, position    keys before `low` are not read; position [M] of each row's token
     SOFT_CAP, WINDOW 0 if there is none
+    slope            [M] fp32 of each row's query head, used if ALIBI (then `position` is, too)
     MASKED           without it, start .. stop is whole blocks that every row sees all of
     """
     entry = tl.arange(0, BLOCK_D)
@@ -144,6 +145,9 @@ def attend(
             power = tl.exp2(-tl.abs(score) * (2 * LOG2E / SOFT_CAP))
             capped = SOFT_CAP * (1 - power) / (1 + power)
             score = tl.where(score < 0, -capped, capped)
+        if ALIBI:
+            distance = (token[None, :] - position[:, None]).to(tl.float32)
+            score += slope[:, None] * distance
         score = score * LOG2E
         if MASKED:
             seen = exists[None, :]

@@ -16,7 +16,7 @@ from sapwood.kernels.triton.attention_core import attend, chunk_of_keys, load_qu
 @triton.jit(do_not_specialize=["page_table_stride", "num_splits", "num_parts", "first_part"])
 def decode_kernel(
     q, key_cache, value_cache, key_scales, value_scales, page_table, context_len, shared_len,
-    out, parts, part_lse, sinks, scale,
+    out, parts, part_lse, sinks, alibi, scale,
     q_token_stride, q_head_stride, page_table_stride,
     key_page_stride, key_head_stride, key_token_stride,
     value_page_stride, value_head_stride, value_token_stride,
@@ -54,21 +54,29 @@ def decode_kernel(
             key_scales += kv_head.to(tl.int64) * (key_head_stride // 2)
             value_scales += kv_head.to(tl.int64) * (value_head_stride // 2)
         pages = page_table + request.to(tl.int64) * page_table_stride
+        position = token * 0 + end - 1
+        slope = highest
+        if alibi is not None:
+            slope = tl.load(alibi + head, mask=is_row, other=0.0)
         masked_from = start
         if WINDOW == 0:
             masked_from = start + (stop - start) // BLOCK_N * BLOCK_N
             highest, total, weighted = attend(
                 queries, highest, total, weighted,
-                keys, values, key_scales, value_scales, pages, start, masked_from, low, token,
+                keys, values, key_scales, value_scales, pages, start, masked_from, low, position,
+                slope,
                 key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
                 HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, 0, False, False,
+                alibi is not None,
             )  # fmt: skip
         # The newest token sees every key from `low` on: no comparison of positions is needed.
         highest, total, weighted = attend(
             queries, highest, total, weighted,
-            keys, values, key_scales, value_scales, pages, masked_from, stop, low, token,
+            keys, values, key_scales, value_scales, pages, masked_from, stop, low, position,
+            slope,
             key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
             HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, 0, False, True,
+            alibi is not None,
         )  # fmt: skip
     store(
         highest, total, weighted, token, head, is_row,

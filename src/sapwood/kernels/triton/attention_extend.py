@@ -40,7 +40,7 @@ def _request_of(tile, query_start, num_requests, BLOCK_Q: tl.constexpr):
 def extend_kernel(
     q, key_cache, value_cache, key_scales, value_scales,
     page_table, context_len, query_start, shared_len,
-    out, parts, part_lse, sinks, scale,
+    out, parts, part_lse, sinks, alibi, scale,
     q_token_stride, q_head_stride, page_table_stride,
     key_page_stride, key_head_stride, key_token_stride,
     value_page_stride, value_head_stride, value_token_stride,
@@ -90,6 +90,9 @@ def extend_kernel(
                 key_scales += kv_head.to(tl.int64) * (key_head_stride // 2)
                 value_scales += kv_head.to(tl.int64) * (value_head_stride // 2)
             pages = page_table + request.to(tl.int64) * page_table_stride
+            slope = highest
+            if alibi is not None:
+                slope = tl.load(alibi + head, mask=is_row, other=0.0)
             masked_from = start
             if WINDOW == 0:
                 seen_by_all = tl.maximum(tl.minimum(stop, first_position + 1) - start, 0)
@@ -97,15 +100,18 @@ def extend_kernel(
                 highest, total, weighted = attend(
                     queries, highest, total, weighted,
                     keys, values, key_scales, value_scales,
-                    pages, start, masked_from, low, position,
+                    pages, start, masked_from, low, position, slope,
                     key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
                     HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, True, False,
+                    alibi is not None,
                 )  # fmt: skip
             highest, total, weighted = attend(
                 queries, highest, total, weighted,
                 keys, values, key_scales, value_scales, pages, masked_from, stop, low, position,
+                slope,
                 key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
                 HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, True, True,
+                alibi is not None,
             )  # fmt: skip
         store(
             highest, total, weighted, token, head, is_row,

@@ -19,7 +19,7 @@ from sapwood.kernels.triton.attention_core import attend, chunk_of_keys, load_qu
 @triton.jit(do_not_specialize=["page_table_stride", "num_splits", "num_parts"])
 def shared_kernel(
     q, key_cache, value_cache, key_scales, value_scales, page_table, context_len, query_start,
-    tile_tokens, tile_requests, shared_len, parts, part_lse, scale,
+    tile_tokens, tile_requests, shared_len, parts, part_lse, alibi, scale,
     q_token_stride, q_head_stride, page_table_stride,
     key_page_stride, key_head_stride, key_token_stride,
     value_page_stride, value_head_stride, value_token_stride,
@@ -47,10 +47,11 @@ def shared_kernel(
         end = tl.load(shared_len + owner)
         low = 0
         position = token
-        if WINDOW != 0:
+        if WINDOW != 0 or alibi is not None:
             request = tl.load(tile_requests + tile * tile_size + row // GROUP, mask=is_row, other=0)
             last = tl.load(context_len + request, mask=is_row, other=0)
             position = last - tl.load(query_start + request + 1, mask=is_row, other=0) + token
+        if WINDOW != 0:
             nearest = tl.min(tl.where(is_row, position, 2147483647), 0)
             low = tl.maximum(nearest - WINDOW + 1, 0)
         start, stop = chunk_of_keys(low, end, split, num_splits, MIN_CHUNK, BLOCK_N, PAGE_SIZE)
@@ -68,21 +69,27 @@ def shared_kernel(
                 key_scales += kv_head.to(tl.int64) * (key_head_stride // 2)
                 value_scales += kv_head.to(tl.int64) * (value_head_stride // 2)
             pages = page_table + owner.to(tl.int64) * page_table_stride
+            slope = highest
+            if alibi is not None:
+                slope = tl.load(alibi + head, mask=is_row, other=0.0)
             masked_from = start
             if WINDOW == 0:
                 masked_from = start + (stop - start) // BLOCK_N * BLOCK_N
                 highest, total, weighted = attend(
                     queries, highest, total, weighted,
                     keys, values, key_scales, value_scales,
-                    pages, start, masked_from, low, position,
+                    pages, start, masked_from, low, position, slope,
                     key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
                     HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, False, False,
+                    alibi is not None,
                 )  # fmt: skip
             highest, total, weighted = attend(
                 queries, highest, total, weighted,
                 keys, values, key_scales, value_scales, pages, masked_from, stop, low, position,
+                slope,
                 key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
                 HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, False, True,
+                alibi is not None,
             )  # fmt: skip
         store(
             highest, total, weighted, token, head, is_row,

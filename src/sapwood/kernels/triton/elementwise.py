@@ -1,20 +1,47 @@
-"""Gated activations and the embedding's gather.
+"""Activations, alone and of a gate, and the embedding's gather.
 
 The gather is exact; activations are within 1e-5 (fp32), else one rounding of the reference."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+from sapwood.kernels.activations import Activation
 
 _BLOCK = 1024
+
+
+@triton.jit
+def _activated(x, KIND: tl.constexpr):
+    """x fp32; the names are those of Activation."""
+    if KIND == "silu":
+        out = x * tl.sigmoid(x)
+    elif KIND == "gelu":
+        out = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif KIND == "gelu_tanh":
+        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        out = x * tl.sigmoid(2.0 * inner)  # 0.5 * (1 + tanh(y)) is sigmoid(2 y)
+    elif KIND == "quick_gelu":
+        out = x * tl.sigmoid(1.702 * x)
+    else:
+        out = tl.where(x < 0, 0.0, x)  # NaN stays
+        if KIND == "relu2":
+            out = out * out
+    return out
+
+
+@triton.jit
+def _activate(x_ptr, out_ptr, width, x_stride, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+    out = _activated(x, KIND).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * width + column, out, mask=inside)
 
 
 @triton.jit
@@ -25,14 +52,7 @@ def _activate_and_mul(x_ptr, out_ptr, width, x_stride, KIND: tl.constexpr, BLOCK
     gates = x_ptr + row * x_stride + column
     gate = tl.load(gates, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gates + width, mask=inside, other=0.0).to(tl.float32)
-    if KIND == "silu":
-        active = gate * tl.sigmoid(gate)
-    elif KIND == "gelu":
-        active = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    else:
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        active = gate * tl.sigmoid(2.0 * inner)  # 0.5 * (1 + tanh(y)) is sigmoid(2 y)
-    out = (active * up).to(out_ptr.dtype.element_ty)
+    out = (_activated(gate, KIND) * up).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row * width + column, out, mask=inside)
 
 
@@ -46,16 +66,23 @@ def _embedding(ids_ptr, weight_ptr, out_ptr, width, weight_stride, BLOCK: tl.con
     tl.store(out_ptr + token * width + column, entries, mask=inside)
 
 
-def activate_and_mul(x: Tensor, activation: Activation) -> Tensor:
-    """x [T, 2 * I] -> activation(x[:, :I]) * x[:, I:], computed in fp32.
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """As Kernels.activate."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows, width = x.shape
+    out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    grid = (rows, triton.cdiv(width, _BLOCK))
+    _activate[grid](x, out, width, x.stride(0), KIND=activation.value, BLOCK=_BLOCK)
+    return out
 
-    gelu is the exact one, gelu_tanh its approximation; source: Hendrycks and Gimpel 2016,
-    arXiv:1606.08415."""
+
+def activate_and_mul(x: Tensor, activation: Activation) -> Tensor:
+    """As Kernels.activate_and_mul."""
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, width = x.shape[0], x.shape[1] // 2
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     grid = (rows, triton.cdiv(width, _BLOCK))
-    _activate_and_mul[grid](x, out, width, x.stride(0), KIND=activation, BLOCK=_BLOCK)
+    _activate_and_mul[grid](x, out, width, x.stride(0), KIND=activation.value, BLOCK=_BLOCK)
     return out
 
 

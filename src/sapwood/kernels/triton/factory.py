@@ -11,7 +11,14 @@ import warnings
 
 import torch
 
-from sapwood.kernels.interface import Kernels
+from sapwood.kernels.interface import (
+    ALIBI,
+    SINKS,
+    SLIDING_WINDOW,
+    SOFT_CAP,
+    Kernels,
+    lacking,
+)
 from sapwood.kernels.registry import Need
 
 MAX_HEAD_DIM = 256
@@ -21,6 +28,7 @@ _LEAST_CAPABILITY = (8, 0)
 """Ampere: the first with bfloat16 matrix products."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
 
 
 class TritonFactory:
@@ -33,7 +41,7 @@ class TritonFactory:
             return 'triton is not installed; install it with pip install "sapwood[gpu]"'
         if need.dtype not in _DTYPES:
             return f"{need.dtype} is not float32, bfloat16 or float16"
-        if reason := need.why_not_kv():
+        if reason := need.why_not_kv() or lacking(need.attention, _ATTENTION):
             return reason
         if need.head_dim > MAX_HEAD_DIM:
             return f"head size {need.head_dim} is above {MAX_HEAD_DIM}"

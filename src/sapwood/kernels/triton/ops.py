@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import (
     PLAIN,
@@ -22,6 +23,11 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.texts import EqualTexts
+from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
+from sapwood.kernels.torch_ops.convolution import causal_conv
+from sapwood.kernels.torch_ops.experts import experts, top_k_softmax
+from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 from sapwood.kernels.triton import elementwise, norms, rope, sampling
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
@@ -32,7 +38,8 @@ paged_attention = PagedAttention()
 
 
 class TritonKernels:
-    """kernels/triton/factory.py says where they can serve. Dense products are cuBLAS's."""
+    """kernels/triton/factory.py says where they can serve. Dense products are cuBLAS's; the ops of
+    mixtures, convolutions and encoders are torch's."""
 
     name = "triton"
     multiplies_quantized = True
@@ -94,8 +101,56 @@ class TritonKernels:
     ) -> Tensor:
         return paged_attention(q, key_cache, value_cache, batch, scale, traits)
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
-        return elementwise.activate_and_mul(x, "silu")
+    def bidirectional_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
+    ) -> Tensor:
+        return bidirectional_attention(q, k, v, texts, scale)
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        return norms.layer_norm(x, weight, bias, eps)
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        return elementwise.activate(x, activation)
+
+    def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
+        return elementwise.activate_and_mul(x, activation)
+
+    def causal_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return causal_conv(x, weight, bias, states, slots, batch)
+
+    def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
+        copy_rows(tensor, source, target)
+
+    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
+        return top_k_softmax(logits, k, renormalise)
+
+    def experts(
+        self,
+        x: Tensor,
+        chosen: Tensor,
+        weights: Tensor,
+        gate_up: Sequence[PackedLinear],
+        down: Sequence[PackedLinear],
+        activation: Activation,
+    ) -> Tensor:
+        return experts(
+            x,
+            chosen,
+            weights,
+            gate_up,
+            down,
+            lambda gates: self.activate_and_mul(gates, activation),
+        )
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
@@ -115,6 +170,9 @@ class TritonKernels:
 
     def mask_logits(self, logits: Tensor, masks: Tensor, rows: Sequence[int]) -> None:
         mask_logits(logits, masks, rows)
+
+    def soft_cap(self, logits: Tensor, cap: float) -> None:
+        soft_cap(logits, cap)
 
     def penalise(
         self,

@@ -17,7 +17,7 @@ from sapwood.layers.build import Build
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.layer import FeedForward, Layer, Mixer, NamedNorm, Sublayer
 from sapwood.layers.mlp import GatedMLP
-from sapwood.layers.norm import Norm, RMSNorm
+from sapwood.layers.norm import LayerNorm, Norm, RMSNorm
 from sapwood.layers.rope_config import RopeConfig
 from sapwood.layers.rotary import cos_sin_table
 from sapwood.models.config import DecoderConfig
@@ -37,6 +37,8 @@ class Architecture:
     can_be_rescaled: ClassVar[bool] = True
     """Whether a conversion may move factors from norms to the layers after them: not if a norm's
     weight is not what the inputs are multiplied by, or if other norms come in between."""
+    feed_forward_name: ClassVar[str] = "mlp"
+    """Of a layer's feed-forward, in the checkpoint."""
     ignorable: ClassVar[tuple[str, ...]] = (
         "*.rotary_emb.inv_freq",
         "*.self_attn.[kv]_scale",  # of a calibrated 8-bit KV cache; ours makes a scale per token
@@ -48,6 +50,8 @@ class Architecture:
     def __init__(self, config: DecoderConfig, build: Build) -> None:
         self.config = config
         self.build = build
+        self.residual_scale = 1.0
+        """Factor of what a mixer or feed-forward adds."""
         self._tables: dict[RopeConfig, Tensor] = {}
 
     @classmethod
@@ -75,19 +79,25 @@ class Architecture:
 
     # The parts.
 
-    def embedding(self) -> VocabEmbedding:
-        return VocabEmbedding(self.build, self.config.vocab_size, self.config.hidden_size)
+    def embedding(self, *, scale: float = 1.0) -> VocabEmbedding:
+        """scale: as in VocabEmbedding"""
+        config = self.config
+        return VocabEmbedding(self.build, config.vocab_size, config.hidden_size, scale=scale)
 
     def layer(self, index: int) -> Layer:
-        """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+        """x + mixer(norm(x)), then x + feed_forward(norm(x)); what is added may be scaled."""
         return Layer(
             Sublayer(
-                name="self_attn", body=self.mixer(index), before=self.named_norm("input_layernorm")
+                name="self_attn",
+                body=self.mixer(index),
+                before=self.named_norm("input_layernorm"),
+                scale=self.residual_scale,
             ),
             Sublayer(
-                name="mlp",
+                name=self.feed_forward_name,
                 body=self.feed_forward(index),
                 before=self.named_norm("post_attention_layernorm"),
+                scale=self.residual_scale,
             ),
         )
 
@@ -101,9 +111,18 @@ class Architecture:
         """A norm over `size` entries, by default of hidden states."""
         return self.rms_norm(size)
 
-    def head(self, tied: VocabEmbedding | None) -> LMHead:
-        """The output layer; `tied`: the embedding whose weight it shares."""
-        return LMHead(self.build, self.config.vocab_size, self.config.hidden_size, tied=tied)
+    def head(
+        self, tied: VocabEmbedding | None, *, scale: float = 1.0, soft_cap: float | None = None
+    ) -> LMHead:
+        """The output layer; `tied`: the embedding whose weight it shares; others as in LMHead."""
+        return LMHead(
+            self.build,
+            self.config.vocab_size,
+            self.config.hidden_size,
+            tied=tied,
+            scale=scale,
+            soft_cap=soft_cap,
+        )
 
     # What the parts are usually made of.
 
@@ -133,9 +152,9 @@ class Architecture:
         size = size or self.config.hidden_size
         return RMSNorm(self.build, size, eps=self.config.norm_eps, adds_one=adds_one)
 
-    def head_norm(self) -> RMSNorm:
-        """A norm over one head."""
-        return self.rms_norm(self.config.head_dim)
+    def layer_norm(self, size: int | None = None, *, bias: bool = True) -> LayerNorm:
+        size = size or self.config.hidden_size
+        return LayerNorm(self.build, size, eps=self.config.norm_eps, bias=bias)
 
     def named_norm(self, name: str) -> NamedNorm:
         return NamedNorm(name, self.norm())

@@ -19,6 +19,6 @@ class Qwen3ForCausalLM(Architecture):
             index,
             qkv_bias=bias,
             o_bias=bias,
-            qk_norm=self.head_norm,
+            qk_norm=self.rms_norm,
             eps=self.config.norm_eps,
         )

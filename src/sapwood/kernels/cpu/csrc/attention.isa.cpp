@@ -6,8 +6,11 @@
 //                           run on register tiles or the matrix unit (prefill)
 // Keys and values in 8 bits become the activations' dtype tile by tile, and are then like any others.
 // Probabilities are rounded to the activations' dtype before they meet the values; all sums are fp32.
+// What a layer's attention does beyond that happens to a row of scores at a time, between the two
+// products; keys that no query of a task sees are in none of its tiles.
 // Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
 // arXiv:2205.14135 (tiling); merging of parts by their log-sum-exp as in Flash-Decoding (2023).
+#include "functions.h"
 #include "kv8.h"
 #include "matrix.h"
 #include "simd.h"
@@ -18,6 +21,9 @@ namespace sapwood::SAPWOOD_ISA {
 namespace {
 
 constexpr float kMinusInfinity = -__builtin_inff();
+constexpr float kLog2E = 1.44269504f;
+constexpr float kCounts[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static_assert(W <= 16);
 constexpr std::size_t kAlign = 64;
 constexpr int kFetchTo = 2;     // the second-level cache
 constexpr int kTilesAhead = 4;  // fetched before they are used, for tasks that memory limits
@@ -70,7 +76,9 @@ class Attention {
  public:
   Attention(const AttentionArgs& args, std::byte* scratch)
       : a_(args), s_(scratch, args.rows_per_tile, args.head_dim), d_(args.head_dim),
-        group_(args.num_heads / args.num_kv_heads), scale_(args.scale * 1.44269504f),
+        group_(args.num_heads / args.num_kv_heads),
+        adjusts_(args.traits.soft_cap > 0.0f || args.traits.alibi != nullptr),
+        scale_(adjusts_ ? kLog2E : args.scale * kLog2E),
         is_dense_(args.kv == KvFormat::dense), element_(is_dense_ ? sizeof(T) : 1),
         keys_(is_dense_ ? static_cast<const T*>(args.keys) : s_.dense),
         values_(is_dense_ ? static_cast<const T*>(args.values) : s_.dense + kKeyTile * d_) {}
@@ -99,6 +107,11 @@ class Attention {
                                                  : a_.shared_tokens[task_->shared + row / group_];
     const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * group_ + row % group_;
     return static_cast<const T*>(a_.q) + token * a_.q_stride + head * d_;
+  }
+
+  // Its place in its request.
+  std::int64_t position(int row) const {
+    return task_->shared < 0 ? task_->first_position + row / group_ : a_.shared_positions[task_->shared + row / group_];
   }
 
   T* out_row(std::int64_t token, std::int64_t head) const {
@@ -157,6 +170,27 @@ class Attention {
     for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, kFetchTo);
   }
 
+  // Scales, caps and biases scores[row][0 .. n), whose keys begin at position `begin`.
+  void adjust(int row, std::int64_t begin, int n) {
+    const AttentionTraits& traits = a_.traits;
+    float* score = s_.scores + row * kKeyTile;
+    const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * group_ + row % group_;
+    const VF slope = splat(traits.alibi == nullptr ? 0.0f : traits.alibi[head]);
+    VF distance = load(kCounts) + splat(static_cast<float>(begin - position(row)));
+    for (int i = 0; i < n; i += W) {
+      VF x = load(score + i) * splat(a_.scale);
+      if (traits.soft_cap > 0.0f) x = vtanh(x * splat(1.0f / traits.soft_cap)) * splat(traits.soft_cap);
+      store(score + i, x + slope * distance);
+      distance = distance + splat(static_cast<float>(W));
+    }
+  }
+
+  // Of a row of scores, those before the window.
+  void hide(int row, std::int64_t begin, int n) {
+    const std::int64_t first = least(n, position(row) + 1 - a_.traits.window - begin);
+    for (std::int64_t i = 0; i < first; i++) s_.scores[row * kKeyTile + i] = kMinusInfinity;
+  }
+
   // Turns scores[row][0 .. n) into probabilities relative to the new maximum, rescales what was
   // summed before, and zeroes the row up to `padded` columns.
   void soften(int row, int n, int padded) {
@@ -207,6 +241,7 @@ class Attention {
       const int num_ahead = find_ahead();
       open_tile(begin, n, num_ahead);
       score_rows(q, s_.rows, n, num_ahead);
+      for (int row = 0; adjusts_ && row < rows_; row++) adjust(row, begin, n);
       constexpr int pack = Pack<T>::per_lane;
       const int padded = (n + W - 1) / W * W;
       for (int row = 0; row < rows_; row++) soften(row, n, padded);
@@ -361,8 +396,10 @@ class Attention {
       multiply_on<T, false>(unit_, reinterpret_cast<const std::uint32_t*>(s_.q), d_ / pack, s_.keys,
                             kKeyTile, s_.scores, kKeyTile, rows_, padded, d_ / pack);
       for (int row = 0; row < rows_; row++) {
-        const std::int64_t last = task_->first_position + row / group_;  // a query sees itself
-        soften(row, static_cast<int>(most(0, least(n, last + 1 - begin))), padded);
+        if (adjusts_) adjust(row, begin, n);
+        if (a_.traits.window > 0) hide(row, begin, n);
+        // A query sees itself.
+        soften(row, static_cast<int>(most(0, least(n, position(row) + 1 - begin))), padded);
       }
       multiply_on<T, true>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities),
                            kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, d_, padded / pack);
@@ -400,14 +437,21 @@ class Attention {
 
   void write_out() {
     for (int row = 0; row < rows_; row++) {
-      const std::int64_t head = static_cast<std::int64_t>(task_->kv_head) * group_ + row % group_;
-      write_row(s_.out + row * d_, sum(load(s_.total + row * W)), out_row(task_->first_row + row / group_, head));
+      write_row(s_.out + row * d_, s_.max[row], sum(load(s_.total + row * W)), task_->kv_head, task_->first_row, row);
     }
   }
 
-  void write_row(const float* from, float total, T* to) const {
-    const VF factor = splat(1.0f / total);
-    for (int i = 0; i < d_; i += W) store(to + i, load(from + i) * factor);
+  // A whole result: row `row` of queries that begin with token `first_row`.
+  void write_row(const float* from, float max, float total, int kv_head, std::int64_t first_row, int row) const {
+    const std::int64_t head = static_cast<std::int64_t>(kv_head) * group_ + row % group_;
+    float factor = 1.0f / total;
+    if (a_.traits.sinks != nullptr) {  // one more score, without a value
+      const float sink = a_.traits.sinks[head] * kLog2E, top = sink > max ? sink : max;
+      const float own = exp2_1(max - top);
+      factor = own / (total * own + exp2_1(sink - top));
+    }
+    T* to = out_row(first_row + row / group_, head);
+    for (int i = 0; i < d_; i += W) store(to + i, load(from + i) * splat(factor));
   }
 
   float* partial(std::int64_t row) const { return a_.partials + row * partial_row_floats(d_); }
@@ -442,8 +486,7 @@ class Attention {
         total += part[d_ + 1] * factor;
         for (int d = 0; d < d_; d += W) store(out + d, load(part + d) * splat(factor) + load(out + d));
       });
-      const std::int64_t head = static_cast<std::int64_t>(m.kv_head) * group_ + row % group_;
-      write_row(out, total, out_row(m.first_row + row / group_, head));
+      write_row(out, top, total, m.kv_head, m.first_row, row);
     }
   }
 
@@ -451,7 +494,8 @@ class Attention {
   const AttentionArgs& a_;
   Scratch<T> s_;
   const int d_, group_;
-  const float scale_;  // of scores, such that probabilities are powers of 2
+  const bool adjusts_;  // scores, row by row; else they are only scaled
+  const float scale_;   // of scores, such that probabilities are powers of 2
   const bool is_dense_;
   const std::int64_t element_;  // bytes
   const T *const keys_, *const values_;  // the caches, or the dequantised tile: s_.rows are offsets in them

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace sapwood {
 namespace {
@@ -17,7 +18,7 @@ AttentionPlan::AttentionPlan(const Shape& shape, std::uintptr_t page_table,
                              std::int64_t page_table_stride, std::int64_t max_pages,
                              const Lengths& lengths, const std::vector<Group>& groups, int threads)
     : shape_(shape), page_table_(reinterpret_cast<const std::int32_t*>(page_table)),
-      page_table_stride_(page_table_stride) {
+      page_table_stride_(page_table_stride), lengths_(lengths), groups_(groups), threads_(threads) {
   if (shape.num_kv_heads < 1 || shape.num_heads % shape.num_kv_heads != 0) {
     throw std::invalid_argument(std::to_string(shape.num_heads) + " query heads are not a multiple of " +
                                 std::to_string(shape.num_kv_heads) + " key/value heads");
@@ -31,45 +32,16 @@ AttentionPlan::AttentionPlan(const Shape& shape, std::uintptr_t page_table,
     throw std::invalid_argument(std::to_string(lengths.query.size()) + " query lengths but " +
                                 std::to_string(lengths.context.size()) + " context lengths");
   }
-  std::vector<std::int64_t> first_rows;
   for (std::size_t i = 0; i < lengths.query.size(); i++) {
-    check_pages(max_pages, i, lengths);
-    first_rows.push_back(num_tokens_);
+    check_lengths(max_pages, i);
     num_tokens_ += lengths.query[i];
   }
-  std::vector<Shared> shared(lengths.query.size());
-  for (const Group& group : groups) {
-    check_group(group, lengths, shared);
-    add_group(group, first_rows, threads, shared);
-  }
-  const std::int64_t chunk = split_length(lengths, shared, threads);
-  for (std::size_t i = 0; i < lengths.query.size(); i++) add_request(i, first_rows[i], lengths, shared[i], chunk);
-  // The longest first: the last tasks to be taken are then the short ones, and threads end together.
-  const auto cost = [](const AttentionTask& task) {
-    return static_cast<std::int64_t>(task.num_queries + 1) * (task.kv_end - task.kv_begin);
-  };
-  std::stable_sort(tasks_.begin(), tasks_.end(),
-                   [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  std::vector<bool> is_taken(lengths.query.size());
+  for (const Group& group : groups) check_group(group, is_taken);
 }
 
-std::int64_t AttentionPlan::tokens_per_tile() const { return std::max(1, kQueryTile / group()); }
-
-std::int64_t AttentionPlan::split_length(const Lengths& lengths, const std::vector<Shared>& shared,
-                                         int threads) const {
-  if (threads == 1) return INT64_MAX;
-  std::int64_t total = 0, tasks = 0;
-  for (std::size_t i = 0; i < lengths.query.size(); i++) {
-    const std::int64_t tiles = (lengths.query[i] + tokens_per_tile() - 1) / tokens_per_tile();
-    tasks += tiles * shape_.num_kv_heads;
-    total += tiles * shape_.num_kv_heads * (lengths.context[i] - shared[i].num_keys);
-  }
-  if (tasks >= kTasksPerThread * threads * 4) return INT64_MAX;
-  const std::int64_t even = (total + kTasksPerThread * threads - 1) / (kTasksPerThread * threads);
-  return std::max(kMinSplit, (even + kKeyTile - 1) / kKeyTile * kKeyTile);
-}
-
-void AttentionPlan::check_pages(std::int64_t max_pages, std::size_t request, const Lengths& lengths) const {
-  const std::int64_t query_len = lengths.query[request], context_len = lengths.context[request];
+void AttentionPlan::check_lengths(std::int64_t max_pages, std::size_t request) const {
+  const std::int64_t query_len = lengths_.query[request], context_len = lengths_.context[request];
   const std::string who = "request " + std::to_string(request) + " of the batch ";
   if (query_len < 0 || query_len > context_len) {
     throw std::invalid_argument(who + "has " + std::to_string(query_len) + " new tokens in a context of " +
@@ -80,121 +52,213 @@ void AttentionPlan::check_pages(std::int64_t max_pages, std::size_t request, con
     throw std::invalid_argument(who + "needs " + std::to_string(pages) +
                                 " pages but its row of the page table has " + std::to_string(max_pages));
   }
-  const std::int32_t* row = page_table_ + static_cast<std::int64_t>(request) * page_table_stride_;
-  for (std::int64_t i = 0; i < pages; i++) {
-    if (row[i] < 0 || row[i] >= shape_.num_pages) {
-      throw std::out_of_range(who + "names page " + std::to_string(row[i]) +
-                              " but the cache has pages 0 to " + std::to_string(shape_.num_pages - 1));
-    }
-  }
 }
 
-
-void AttentionPlan::check_group(const Group& group, const Lengths& lengths,
-                                const std::vector<Shared>& shared) const {
+void AttentionPlan::check_group(const Group& group, std::vector<bool>& is_taken) const {
   if (group.requests.size() < 2 || group.num_pages < 1) {
     throw std::invalid_argument("a group that shares pages needs two requests and one page");
   }
   for (const std::int64_t request : group.requests) {
     const std::string who = "request " + std::to_string(request) + " of a group that shares " +
                             std::to_string(group.num_pages) + " pages ";
-    if (request < 0 || request >= static_cast<std::int64_t>(lengths.query.size())) {
-      throw std::out_of_range(who + "is none of the batch's " + std::to_string(lengths.query.size()));
+    if (request < 0 || request >= static_cast<std::int64_t>(lengths_.query.size())) {
+      throw std::out_of_range(who + "is none of the batch's " + std::to_string(lengths_.query.size()));
     }
     const std::size_t i = static_cast<std::size_t>(request);
-    if (lengths.query[i] != 1 || group.num_pages * shape_.page_size >= lengths.context[i]) {
-      throw std::invalid_argument(who + "has " + std::to_string(lengths.query[i]) + " new tokens in a context of " +
-                                  std::to_string(lengths.context[i]) + ", but needs one, after these pages");
+    if (lengths_.query[i] != 1 || group.num_pages * shape_.page_size >= lengths_.context[i]) {
+      throw std::invalid_argument(who + "has " + std::to_string(lengths_.query[i]) + " new tokens in a context of " +
+                                  std::to_string(lengths_.context[i]) + ", but needs one, after these pages");
     }
     const std::int32_t* pages = page_table_ + request * page_table_stride_;
     const std::int32_t* first = page_table_ + group.requests[0] * page_table_stride_;
-    if (shared[i].num_keys > 0 ||
+    if (is_taken[i] ||
         std::memcmp(pages, first, static_cast<std::size_t>(group.num_pages) * sizeof(*pages)) != 0) {
       throw std::invalid_argument(who + "has other pages there, or is in two groups");
     }
+    is_taken[i] = true;
   }
 }
 
-void AttentionPlan::add_group(const Group& group, const std::vector<std::int64_t>& first_rows, int threads,
-                              std::vector<Shared>& shared) {
-  const std::int64_t num_keys = group.num_pages * shape_.page_size;
-  const std::int64_t count = static_cast<std::int64_t>(group.requests.size());
-  const std::int64_t tiles = (count + tokens_per_tile() - 1) / tokens_per_tile();
-  const std::int64_t height = (count + tiles - 1) / tiles;
-  // All tiles of all heads together should be several tasks per thread.
-  const std::int64_t tasks = tiles * shape_.num_kv_heads;
-  const std::int64_t parts = threads == 1 ? 1 : (kTasksPerThread * threads + tasks - 1) / tasks;
-  const std::int64_t chunk = std::max(kMinSplit, (num_keys / parts + kKeyTile - 1) / kKeyTile * kKeyTile);
-  for (std::int64_t i = 0; i < count; i += height) {
-    const std::int64_t num_queries = std::min(height, count - i);
+// Cuts the attention of one window into tasks.
+class AttentionPlan::Cutter {
+ public:
+  Cutter(const AttentionPlan& plan, std::int64_t window)
+      : plan_(plan), shape_(plan.shape_), lengths_(plan.lengths_), window_(window),
+        shared_(plan.lengths_.query.size()) {}
+
+  Cut make() {
+    std::int64_t rows = 0;
+    for (std::size_t i = 0; i < lengths_.query.size(); i++) {
+      check_pages(i);
+      first_rows_.push_back(rows);
+      rows += lengths_.query[i];
+    }
+    for (const Group& group : plan_.groups_) add_group(group);
+    const std::int64_t chunk = split_length();
+    for (std::size_t i = 0; i < lengths_.query.size(); i++) add_request(i, chunk);
+    // The longest first: the last tasks to be taken are then the short ones, and threads end together.
+    const auto cost = [](const AttentionTask& task) {
+      return static_cast<std::int64_t>(task.num_queries + 1) * (task.kv_end - task.kv_begin);
+    };
+    std::stable_sort(cut_.tasks.begin(), cut_.tasks.end(),
+                     [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
+    return std::move(cut_);
+  }
+
+ private:
+  // Where the partial results are that one request has from its group.
+  struct Shared {
+    std::int64_t num_keys = 0;  // the request's own tasks begin after these
+    AttentionParts parts{};     // of the first kv head
+    std::int64_t head_rows = 0;  // from one kv head's parts to the next one's
+  };
+
+  // The first key that a query at this position sees.
+  std::int64_t first_key(std::int64_t position) const {
+    return window_ == 0 ? 0 : std::max<std::int64_t>(0, position - window_ + 1);
+  }
+  // The first key that any of a request's new tokens sees.
+  std::int64_t first_key_of(std::size_t request) const {
+    return first_key(lengths_.context[request] - lengths_.query[request]);
+  }
+  int group() const { return shape_.num_heads / shape_.num_kv_heads; }
+  std::int64_t tokens_per_tile() const { return std::max(1, kQueryTile / group()); }
+
+  // What lies before the window may have been given away: its entries may be anything.
+  void check_pages(std::size_t request) const {
+    const std::int64_t end = (lengths_.context[request] + shape_.page_size - 1) / shape_.page_size;
+    const std::int32_t* row = plan_.page_table_ + static_cast<std::int64_t>(request) * plan_.page_table_stride_;
+    for (std::int64_t i = first_key_of(request) / shape_.page_size; i < end; i++) {
+      if (row[i] < 0 || row[i] >= shape_.num_pages) {
+        throw std::out_of_range("request " + std::to_string(request) + " of the batch names page " +
+                                std::to_string(row[i]) + " but the cache has pages 0 to " +
+                                std::to_string(shape_.num_pages - 1));
+      }
+    }
+  }
+
+  // Keys per task such that every thread has several tasks, however few requests there are.
+  std::int64_t split_length() const {
+    const int threads = plan_.threads_;
+    if (threads == 1) return INT64_MAX;
+    std::int64_t total = 0, tasks = 0;
+    for (std::size_t i = 0; i < lengths_.query.size(); i++) {
+      const std::int64_t tiles = (lengths_.query[i] + tokens_per_tile() - 1) / tokens_per_tile();
+      std::int64_t keys = lengths_.context[i] - std::max(shared_[i].num_keys, first_key_of(i));
+      if (window_ > 0) keys = std::min(keys, window_ + tokens_per_tile());
+      tasks += tiles * shape_.num_kv_heads;
+      total += tiles * shape_.num_kv_heads * keys;
+    }
+    if (tasks >= kTasksPerThread * threads * 4) return INT64_MAX;
+    const std::int64_t even = (total + kTasksPerThread * threads - 1) / (kTasksPerThread * threads);
+    return std::max(kMinSplit, (even + kKeyTile - 1) / kKeyTile * kKeyTile);
+  }
+
+  void add_group(const Group& group) {
+    const std::int64_t count = static_cast<std::int64_t>(group.requests.size());
+    const std::int64_t tiles = (count + tokens_per_tile() - 1) / tokens_per_tile();
+    const std::int64_t height = (count + tiles - 1) / tiles;
+    for (std::int64_t i = 0; i < count; i += height) {
+      add_shared_tile(group, i, std::min(height, count - i), tiles);
+    }
+  }
+
+  // The requests [begin, begin + num_queries) of a group.
+  void add_shared_tile(const Group& group, std::int64_t begin, std::int64_t num_queries, std::int64_t tiles) {
+    const auto request_at = [&](std::int64_t i) { return static_cast<std::size_t>(group.requests[static_cast<std::size_t>(begin + i)]); };
+    const std::int64_t end = group.num_pages * shape_.page_size;
+    std::int64_t first = end;
+    for (std::int64_t i = 0; i < num_queries; i++) first = std::min(first, first_key_of(request_at(i)));
+    if (first == end) return;  // all windows begin after these pages
+    // All tiles of all heads together should be several tasks per thread.
+    const std::int64_t tasks = tiles * shape_.num_kv_heads;
+    const std::int64_t parts = plan_.threads_ == 1 ? 1 : (kTasksPerThread * plan_.threads_ + tasks - 1) / tasks;
+    const std::int64_t chunk = std::max(kMinSplit, ((end - first) / parts + kKeyTile - 1) / kKeyTile * kKeyTile);
     AttentionTask task{};
     task.request = static_cast<std::int32_t>(group.requests[0]);
-    task.shared = static_cast<std::int32_t>(shared_tokens_.size());
+    task.shared = static_cast<std::int32_t>(cut_.shared_tokens.size());
     task.num_queries = static_cast<std::int32_t>(num_queries);
-    task.first_position = static_cast<std::int32_t>(num_keys);  // every query sees all of these keys
-    task.kv_end = static_cast<std::int32_t>(num_keys);
-    for (std::int64_t j = i; j < i + num_queries; j++) {
-      const std::size_t request = static_cast<std::size_t>(group.requests[static_cast<std::size_t>(j)]);
-      shared_tokens_.push_back(static_cast<std::int32_t>(first_rows[request]));
+    task.kv_begin = static_cast<std::int32_t>(first);
+    task.kv_end = static_cast<std::int32_t>(end);
+    for (std::int64_t i = 0; i < num_queries; i++) {
+      const std::size_t request = request_at(i);
+      cut_.shared_tokens.push_back(static_cast<std::int32_t>(first_rows_[request]));
+      cut_.shared_positions.push_back(static_cast<std::int32_t>(lengths_.context[request] - 1));
     }
     for (int head = 0; head < shape_.num_kv_heads; head++) {
       task.kv_head = head;
       const AttentionParts parts_of_head = add_tasks(task, chunk, false);
-      for (std::int64_t j = 0; head == 0 && j < num_queries; j++) {
-        Shared& of = shared[static_cast<std::size_t>(group.requests[static_cast<std::size_t>(i + j)])];
-        of.num_keys = num_keys;
+      for (std::int64_t i = 0; head == 0 && i < num_queries; i++) {
+        Shared& of = shared_[request_at(i)];
+        of.num_keys = end;
         of.parts = parts_of_head;
-        of.parts.first_row += static_cast<std::int32_t>(j * this->group());
+        of.parts.first_row += static_cast<std::int32_t>(i * this->group());
         of.head_rows = parts_of_head.count * parts_of_head.stride;
       }
     }
   }
-}
 
-void AttentionPlan::add_request(std::size_t request, std::int64_t first_row, const Lengths& lengths,
-                                const Shared& shared, std::int64_t chunk) {
-  const std::int64_t query_len = lengths.query[request], context_len = lengths.context[request];
-  for (std::int64_t query = 0; query < query_len; query += tokens_per_tile()) {
-    AttentionTask task{};
-    task.request = static_cast<std::int32_t>(request);
-    task.first_row = static_cast<std::int32_t>(first_row + query);
-    task.shared = -1;
-    task.num_queries = static_cast<std::int32_t>(std::min(tokens_per_tile(), query_len - query));
-    task.first_position = static_cast<std::int32_t>(context_len - query_len + query);
-    task.kv_begin = static_cast<std::int32_t>(shared.num_keys);
-    task.kv_end = task.first_position + task.num_queries;
-    for (int head = 0; head < shape_.num_kv_heads; head++) {
-      task.kv_head = head;
-      const AttentionParts own = add_tasks(task, chunk, shared.parts.count == 0);
-      if (own.count == 0) continue;
-      AttentionParts before = shared.parts;
-      before.first_row += static_cast<std::int32_t>(head * shared.head_rows);
-      merges_.push_back({head, task.first_row, task.num_queries, before, own});
+  void add_request(std::size_t request, std::int64_t chunk) {
+    const std::int64_t query_len = lengths_.query[request], context_len = lengths_.context[request];
+    const Shared& shared = shared_[request];
+    for (std::int64_t query = 0; query < query_len; query += tokens_per_tile()) {
+      AttentionTask task{};
+      task.request = static_cast<std::int32_t>(request);
+      task.first_row = static_cast<std::int32_t>(first_rows_[request] + query);
+      task.shared = -1;
+      task.num_queries = static_cast<std::int32_t>(std::min(tokens_per_tile(), query_len - query));
+      task.first_position = static_cast<std::int32_t>(context_len - query_len + query);
+      task.kv_begin = static_cast<std::int32_t>(std::max(shared.num_keys, first_key(task.first_position)));
+      task.kv_end = task.first_position + task.num_queries;
+      for (int head = 0; head < shape_.num_kv_heads; head++) {
+        task.kv_head = head;
+        const AttentionParts own = add_tasks(task, chunk, shared.parts.count == 0);
+        if (own.count == 0) continue;
+        AttentionParts before = shared.parts;
+        before.first_row += static_cast<std::int32_t>(head * shared.head_rows);
+        cut_.merges.push_back({head, task.first_row, task.num_queries, before, own});
+      }
     }
   }
-}
 
-AttentionParts AttentionPlan::add_tasks(AttentionTask task, std::int64_t chunk, bool whole) {
-  const std::int64_t begin = task.kv_begin, num_keys = task.kv_end - begin;
-  const std::int64_t parts = (num_keys - 1) / chunk + 1;
-  const std::int64_t part_len = (num_keys + parts - 1) / parts;
-  const std::int64_t step = parts == 1 ? num_keys : (part_len + kKeyTile - 1) / kKeyTile * kKeyTile;
-  const int rows = task.num_queries * group();
-  rows_per_tile_ = std::max(rows_per_tile_, rows);
-  AttentionParts made{static_cast<std::int32_t>(num_partial_rows_), 0, rows};
-  for (std::int64_t done = 0; done < num_keys; done += step) {
-    task.kv_begin = static_cast<std::int32_t>(begin + done);
-    task.kv_end = static_cast<std::int32_t>(begin + std::min(num_keys, done + step));
-    num_key_entries_ += static_cast<std::int64_t>(task.kv_end - task.kv_begin) * shape_.head_dim * rows;
-    task.partial = -1;
-    if (!whole || step < num_keys) {
-      task.partial = static_cast<std::int32_t>(num_partial_rows_);
-      num_partial_rows_ += rows;
-      made.count++;
+  // Returns the parts that the task's keys were cut into; none if the result is whole.
+  AttentionParts add_tasks(AttentionTask task, std::int64_t chunk, bool whole) {
+    const std::int64_t begin = task.kv_begin, num_keys = task.kv_end - begin;
+    const std::int64_t parts = (num_keys - 1) / chunk + 1;
+    const std::int64_t part_len = (num_keys + parts - 1) / parts;
+    const std::int64_t step = parts == 1 ? num_keys : (part_len + kKeyTile - 1) / kKeyTile * kKeyTile;
+    const int rows = task.num_queries * group();
+    cut_.rows_per_tile = std::max(cut_.rows_per_tile, rows);
+    AttentionParts made{static_cast<std::int32_t>(cut_.num_partial_rows), 0, rows};
+    for (std::int64_t done = 0; done < num_keys; done += step) {
+      task.kv_begin = static_cast<std::int32_t>(begin + done);
+      task.kv_end = static_cast<std::int32_t>(begin + std::min(num_keys, done + step));
+      cut_.num_key_entries += static_cast<std::int64_t>(task.kv_end - task.kv_begin) * shape_.head_dim * rows;
+      task.partial = -1;
+      if (!whole || step < num_keys) {
+        task.partial = static_cast<std::int32_t>(cut_.num_partial_rows);
+        cut_.num_partial_rows += rows;
+        made.count++;
+      }
+      cut_.tasks.push_back(task);
     }
-    tasks_.push_back(task);
+    return made;
   }
-  return made;
+
+  const AttentionPlan& plan_;
+  const Shape& shape_;
+  const Lengths& lengths_;
+  const std::int64_t window_;
+  std::vector<std::int64_t> first_rows_;
+  std::vector<Shared> shared_;
+  Cut cut_;
+};
+
+const AttentionPlan::Cut& AttentionPlan::cut_of(std::int64_t window) const {
+  if (window < 0) throw std::invalid_argument("a window has " + std::to_string(window) + " tokens; 0 is none");
+  const auto found = cuts_.find(window);
+  if (found != cuts_.end()) return found->second;
+  return cuts_.emplace(window, Cutter(*this, window).make()).first->second;
 }
 
 void AttentionPlan::run(Context& context, DType dtype, const Tensors& tensors) const {
@@ -203,12 +267,13 @@ void AttentionPlan::run(Context& context, DType dtype, const Tensors& tensors) c
 }
 
 void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tensors) const {
+  const Cut& cut = cut_of(tensors.traits.window);
   AttentionArgs args{};
-  args.tasks = tasks_.data();
-  args.num_tasks = num_tasks();
-  args.num_key_entries = num_key_entries_;
-  args.merges = merges_.data();
-  args.num_merges = num_merges();
+  args.tasks = cut.tasks.data();
+  args.num_tasks = static_cast<std::int64_t>(cut.tasks.size());
+  args.num_key_entries = cut.num_key_entries;
+  args.merges = cut.merges.data();
+  args.num_merges = static_cast<std::int64_t>(cut.merges.size());
   args.page_table = page_table_;
   args.page_table_stride = page_table_stride_;
   args.num_heads = shape_.num_heads;
@@ -224,11 +289,13 @@ void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tenso
   args.kv = tensors.kv;
   args.out = tensors.out;
   args.scale = tensors.scale;
-  args.shared_tokens = shared_tokens_.data();
-  args.scratch_stride = context.ops().attention_scratch(dtype, rows_per_tile_, shape_.head_dim);
+  args.traits = tensors.traits;
+  args.shared_tokens = cut.shared_tokens.data();
+  args.shared_positions = cut.shared_positions.data();
+  args.scratch_stride = context.ops().attention_scratch(dtype, cut.rows_per_tile, shape_.head_dim);
   args.scratch = context.scratch.at_least(args.scratch_stride * static_cast<std::size_t>(context.threads()));
-  args.rows_per_tile = rows_per_tile_;
-  const std::int64_t partial_floats = num_partial_rows_ * partial_row_floats(shape_.head_dim);
+  args.rows_per_tile = cut.rows_per_tile;
+  const std::int64_t partial_floats = cut.num_partial_rows * partial_row_floats(shape_.head_dim);
   args.partials = reinterpret_cast<float*>(
       context.partials.at_least(static_cast<std::size_t>(partial_floats) * sizeof(float)));
   args.team = context.team();

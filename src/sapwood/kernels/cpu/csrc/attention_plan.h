@@ -1,7 +1,8 @@
-// The tasks of a step's attention: checked and cut once per step, run in every layer.
+// The tasks of a step's attention: checked and cut once per step and window, run in every layer.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "context.h"
@@ -27,10 +28,16 @@ class AttentionPlan {
     std::vector<std::int64_t> query, context;
   };
 
-  // page_table [R, stride] int32 stays owned by the caller and must outlive the plan.
-  // Throws std::invalid_argument / std::out_of_range for lengths, pages or groups that do not fit.
+  // page_table [R, stride] int32 stays owned by the caller and must outlive the plan. Entries of pages
+  // that no layer's window reaches are not looked at.
+  // Throws std::invalid_argument / std::out_of_range for lengths or groups that do not fit.
   AttentionPlan(const Shape& shape, std::uintptr_t page_table, std::int64_t page_table_stride,
                 std::int64_t max_pages, const Lengths& lengths, const std::vector<Group>& groups, int threads);
+
+  // Makes the tasks of layers with this window (0: none), if there are none yet; run does so too. A plan
+  // belongs to one thread at a time.
+  // Throws std::out_of_range for a page that the cache does not have.
+  void prepare(std::int64_t window) const { cut_of(window); }
 
   // One layer's queries, caches and result; shapes as in AttentionArgs.
   struct Tensors {
@@ -43,6 +50,7 @@ class AttentionPlan {
     KvFormat kv;
     void* out;
     float scale;
+    AttentionTraits traits{};
   };
 
   void run(Context& context, DType dtype, const Tensors& tensors) const;
@@ -50,40 +58,32 @@ class AttentionPlan {
   void run_held(Context& context, DType dtype, const Tensors& tensors) const;
 
   std::int64_t num_tokens() const { return num_tokens_; }
-  std::int64_t num_tasks() const { return static_cast<std::int64_t>(tasks_.size()); }
-  std::int64_t num_merges() const { return static_cast<std::int64_t>(merges_.size()); }
+  std::int64_t num_tasks(std::int64_t window) const { return static_cast<std::int64_t>(cut_of(window).tasks.size()); }
+  std::int64_t num_merges(std::int64_t window) const { return static_cast<std::int64_t>(cut_of(window).merges.size()); }
 
  private:
-  // Where the partial results are that one request has from its group.
-  struct Shared {
-    std::int64_t num_keys = 0;  // the request's own tasks begin after these
-    AttentionParts parts{};     // of the first kv head
-    std::int64_t head_rows = 0;  // from one kv head's parts to the next one's
+  // The tasks of one window.
+  struct Cut {
+    std::int64_t num_partial_rows = 0, num_key_entries = 0;
+    int rows_per_tile = 1;
+    std::vector<AttentionTask> tasks;
+    std::vector<AttentionMerge> merges;
+    std::vector<std::int32_t> shared_tokens, shared_positions;
   };
+  class Cutter;
 
-  void check_pages(std::int64_t max_pages, std::size_t request, const Lengths& lengths) const;
-  void check_group(const Group& group, const Lengths& lengths, const std::vector<Shared>& shared) const;
-  void add_group(const Group& group, const std::vector<std::int64_t>& first_rows, int threads,
-                 std::vector<Shared>& shared);
-  void add_request(std::size_t request, std::int64_t first_row, const Lengths& lengths,
-                   const Shared& shared, std::int64_t chunk);
-  // Returns the parts that the keys [begin, end) were cut into; none if the result is whole.
-  AttentionParts add_tasks(AttentionTask task, std::int64_t chunk, bool whole);
-
-  int group() const { return shape_.num_heads / shape_.num_kv_heads; }
-  std::int64_t tokens_per_tile() const;
-  // Keys per task such that every thread has several tasks, however few requests there are.
-  std::int64_t split_length(const Lengths& lengths, const std::vector<Shared>& shared, int threads) const;
+  const Cut& cut_of(std::int64_t window) const;
+  void check_lengths(std::int64_t max_pages, std::size_t request) const;
+  void check_group(const Group& group, std::vector<bool>& is_taken) const;
 
   Shape shape_;
   const std::int32_t* page_table_;
   std::int64_t page_table_stride_;
-  std::int64_t num_tokens_ = 0, num_partial_rows_ = 0;
-  std::int64_t num_key_entries_ = 0;
-  int rows_per_tile_ = 1;
-  std::vector<AttentionTask> tasks_;
-  std::vector<AttentionMerge> merges_;
-  std::vector<std::int32_t> shared_tokens_;
+  Lengths lengths_;
+  std::vector<Group> groups_;
+  int threads_;
+  std::int64_t num_tokens_ = 0;
+  mutable std::map<std::int64_t, Cut> cuts_;  // by window
 };
 
 }  // namespace sapwood

@@ -212,7 +212,9 @@ Ops with_dotprod(Ops table) {
 Ops with_bf16(Ops table) {
   table.name = "neon_bf16";
   table.rms_norm = neon_bf16::rms_norm;
-  table.silu_and_mul = neon_bf16::silu_and_mul;
+  table.layer_norm = neon_bf16::layer_norm;
+  table.activate = neon_bf16::activate;
+  table.activate_and_mul = neon_bf16::activate_and_mul;
   table.argmax = neon_bf16::argmax;
   table.sampling_weights = neon_bf16::sampling_weights;
   table.widen = neon_bf16::widen;

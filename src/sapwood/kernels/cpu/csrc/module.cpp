@@ -51,8 +51,19 @@ void rms_norm(const Context& c, int dtype, Address x, Address residual, Address 
                    eps, c.team());
 }
 
-void silu_and_mul(const Context& c, int dtype, Address x, Address out, I64 rows, I64 inner) {
-  c.ops().silu_and_mul(static_cast<DType>(dtype), in(x), to(out), rows, inner, c.team());
+// weight and bias may be 0
+void layer_norm(const Context& c, int dtype, Address x, Address weight, Address bias, Address out, I64 rows,
+                I64 hidden, float eps) {
+  c.ops().layer_norm(static_cast<DType>(dtype), in(x), in(weight), in(bias), to(out), rows, hidden, eps, c.team());
+}
+
+void activate(const Context& c, int dtype, int activation, Address x, Address out, I64 n) {
+  c.ops().activate(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), n, c.team());
+}
+
+void activate_and_mul(const Context& c, int dtype, int activation, Address x, Address out, I64 rows, I64 inner) {
+  c.ops().activate_and_mul(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), rows,
+                           inner, c.team());
 }
 
 void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Address out) {
@@ -211,10 +222,12 @@ void make_coded_weight(LinearWeight* self, const CodedLayout* layout, Address da
 }
 
 void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_stride, Address keys,
-            I64 key_stride, Address values, I64 value_stride, int kv, Address out, float scale) {
+            I64 key_stride, Address values, I64 value_stride, int kv, Address out, float scale, I64 window,
+            float soft_cap, Address sinks, Address alibi) {
+  const auto numbers = [](Address address) { return static_cast<const float*>(in(address)); };
   plan.run(c, static_cast<DType>(dtype),
            {in(q), q_stride, in(keys), key_stride, in(values), value_stride, static_cast<KvFormat>(kv),
-            to(out), scale});
+            to(out), scale, {window, soft_cap, numbers(sinks), numbers(alibi)}});
 }
 
 // (keys, values, key_stride, value_stride, kv, num_pages, page_size)
@@ -227,6 +240,13 @@ LayerCache cache_of(const CacheTuple& cache) {
 }
 
 HeadCounts heads_of(const HeadTuple& heads) { return {std::get<0>(heads), std::get<1>(heads), std::get<2>(heads)}; }
+
+using TraitTuple = std::tuple<I64, float, Address, Address>;  // as AttentionTraits
+
+AttentionTraits traits_of(const TraitTuple& traits) {
+  const auto& [window, soft_cap, sinks, alibi] = traits;
+  return {window, soft_cap, static_cast<const float*>(in(sinks)), static_cast<const float*>(in(alibi))};
+}
 
 void bind_step(nb::module_& m) {
   const auto run = [](RecordedStep& step, Context& c, std::vector<const AttentionPlan*> plans, Address token_ids,
@@ -247,8 +267,9 @@ void bind_step(nb::module_& m) {
              step.add(EmbedOp{{static_cast<WeightKind>(kind), in(rows), hidden}, vocab, scale, out});
            })
       .def("norm",
-           [](RecordedStep& step, Place x, Place residual, Address weight, I64 width, float eps, Place out) {
-             step.add(NormOp{x, residual, in(weight), width, eps, out});
+           [](RecordedStep& step, Place x, Place residual, bool centered, Address weight, Address bias, I64 width,
+              float eps, Place out) {
+             step.add(NormOp{x, residual, centered, in(weight), in(bias), width, eps, out});
            })
       .def("multiply",
            [](RecordedStep& step, Place x, const LinearWeight& weight, Place out) {
@@ -263,8 +284,13 @@ void bind_step(nb::module_& m) {
            })
       .def("attend",
            [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,
-              Place out) { step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, out}); })
-      .def("activate", [](RecordedStep& step, Place x, I64 width, Place out) { step.add(ActivateOp{x, width, out}); })
+              const TraitTuple& traits, Place out) {
+             step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out});
+           })
+      .def("activate",
+           [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
+             step.add(ActivateOp{x, static_cast<Activation>(activation), gated, width, out});
+           })
       .def("add", [](RecordedStep& step, Place x, Place residual, I64 width) { step.add(AddOp{x, residual, width}); })
       .def("scale",
            [](RecordedStep& step, Place residual, I64 width, float factor) {
@@ -307,12 +333,15 @@ NB_MODULE(_native, m) {
            })
       .def("run", &attend, Unlocked())
       .def_prop_ro("num_tokens", &AttentionPlan::num_tokens)
-      .def_prop_ro("num_tasks", &AttentionPlan::num_tasks)
-      .def_prop_ro("num_merges", &AttentionPlan::num_merges);
+      .def("prepare", &AttentionPlan::prepare)
+      .def("num_tasks", &AttentionPlan::num_tasks)
+      .def("num_merges", &AttentionPlan::num_merges);
   bind_step(m);
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());
-  m.def("silu_and_mul", &silu_and_mul, Unlocked());
+  m.def("layer_norm", &layer_norm, Unlocked());
+  m.def("activate", &activate, Unlocked());
+  m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);

@@ -27,6 +27,9 @@ constexpr int kv_width(KvFormat format, int head_dim) {
   return format == KvFormat::dense ? head_dim : head_dim + kScaleBytes;
 }
 
+// As kernels/activations.py has them, in its order.
+enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, quick_gelu };
+
 // Limits of the attention kernels; the scratch layouts depend on them.
 constexpr int kKeyTile = 64;     // keys per tile
 // Query rows (token x head of the group) per tile at most: a multiple of the register tile's rows
@@ -46,8 +49,9 @@ struct Team {
 
 // Queries [first_row, first_row + num_queries) of one request and one kv head over keys
 // [kv_begin, kv_end). first_position is the position of the first query in its request.
-// shared >= 0: the queries are instead the tokens shared_tokens[shared ..] of several requests, whose
-// pages for these keys are those of `request`, and which see all of them.
+// shared >= 0: the queries are instead the tokens shared_tokens[shared ..] of several requests, at
+// shared_positions[shared ..]; their pages for these keys are those of `request`, and they see all of
+// them, but for a window.
 // partial >= 0: unnormalised output goes to the rows of partials from there on, to be merged.
 struct AttentionTask {
   std::int32_t request, kv_head, first_row, shared, num_queries, first_position, kv_begin, kv_end, partial;
@@ -67,6 +71,15 @@ struct AttentionMerge {
 // A row of partial results: [D] unnormalised output, the maximum, the total; whole cache lines.
 constexpr std::int64_t partial_row_floats(int head_dim) { return head_dim + 16; }
 
+// What attention does beyond scores, causal mask and softmax; AttentionTraits in kernels/interface.py
+// has the formulas.
+struct AttentionTraits {
+  std::int64_t window = 0;         // 0: a query sees all keys up to itself
+  float soft_cap = 0.0f;           // 0: none
+  const float* sinks = nullptr;    // [Hq], or null
+  const float* alibi = nullptr;    // [Hq] slopes, or null
+};
+
 struct AttentionArgs {
   const AttentionTask* tasks;
   std::int64_t num_tasks;
@@ -76,6 +89,7 @@ struct AttentionArgs {
   const std::int32_t* page_table;
   std::int64_t page_table_stride;
   const std::int32_t* shared_tokens;
+  const std::int32_t* shared_positions;
   int num_heads, num_kv_heads, head_dim, page_size;
   const void* q;  // [T, Hq, D], rows q_stride elements apart
   std::int64_t q_stride;
@@ -85,6 +99,7 @@ struct AttentionArgs {
   KvFormat kv;
   void* out;  // [T, Hq, D], contiguous
   float scale;
+  AttentionTraits traits;
   int rows_per_tile;          // query rows of the largest task
   std::byte* scratch;         // per thread scratch_stride bytes
   std::size_t scratch_stride;
@@ -194,8 +209,14 @@ struct Ops {
   // residual null: out = rms_norm(x); else x + residual goes to residual first.
   void (*rms_norm)(DType, const void* x, void* residual, const void* weight, void* out,
                    std::int64_t rows, std::int64_t hidden, float eps, const Team& team);
-  void (*silu_and_mul)(DType, const void* x, void* out, std::int64_t rows, std::int64_t inner,
-                       const Team& team);
+  // out = (x - mean) / deviation * weight + bias, row by row; weight and bias may be null.
+  void (*layer_norm)(DType, const void* x, const void* weight, const void* bias, void* out, std::int64_t rows,
+                     std::int64_t hidden, float eps, const Team& team);
+  // x [n] -> out [n]
+  void (*activate)(DType, Activation, const void* x, void* out, std::int64_t n, const Team& team);
+  // x [rows, 2 * inner] -> out [rows, inner]: activation(first half) * second half
+  void (*activate_and_mul)(DType, Activation, const void* x, void* out, std::int64_t rows, std::int64_t inner,
+                           const Team& team);
   // out[row]: the first of the row's largest; NaN is never it, unless all are NaN (then 0).
   void (*argmax)(DType, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
                  const Team& team);

@@ -1,4 +1,4 @@
-// Ops over rows: RMSNorm, SwiGLU, and the q/k norm + rotary embedding + KV write.
+// Ops over rows: norms, argmax, and the q/k norm + rotary embedding + KV write.
 #include "kv8.h"
 #include "simd.h"
 #include "table.h"
@@ -54,26 +54,55 @@ void rms_norm_rows(const T* x, T* residual, const T* weight, T* out, std::int64_
 }
 
 template <class T>
-void silu_rows(const T* x, T* out, std::int64_t rows, std::int64_t inner, const Team& team) {
-  constexpr std::int64_t piece = 512;
-  const std::int64_t pieces = (inner + piece - 1) / piece;
-  const int threads = worth_threads(team.threads, rows * inner, kElementsPerThread / 2);
-  run_pieces(team, threads, rows * pieces, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t task = begin; task < end; task++) {
-      const std::int64_t row = task / pieces, first = task % pieces * piece;
-      const std::int64_t n = least(piece, inner - first);
-      const T* gate = x + row * 2 * inner + first;
-      const T* up = gate + inner;
-      T* to = out + row * inner + first;
-      std::int64_t i = 0;
-      for (; i + W <= n; i += W) {
-        const VF g = load(gate + i);
-        store(to + i, g / (splat(1.0f) + vexp(-g)) * load(up + i));
-      }
-      for (; i < n; i++) {
-        const float g = to_float(gate[i]);
-        put(to + i, g / (1.0f + exp1(-g)) * to_float(up[i]));
-      }
+float sum_of(const T* x, std::int64_t n) {
+  VF sums{};
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) sums = load(x + i) + sums;
+  float total = sum(sums);
+  for (; i < n; i++) total += to_float(x[i]);
+  return total;
+}
+
+// Of (x - mean)^2.
+template <class T>
+float sum_of_squares(const T* x, std::int64_t n, float mean) {
+  VF squares{};
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const VF away = load(x + i) - splat(mean);
+    squares = away * away + squares;
+  }
+  float total = sum(squares);
+  for (; i < n; i++) total += (to_float(x[i]) - mean) * (to_float(x[i]) - mean);
+  return total;
+}
+
+template <class T>
+void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, std::int64_t n, float eps) {
+  const float mean = sum_of(x, n) / static_cast<float>(n);
+  const float factor = 1.0f / __builtin_sqrtf(sum_of_squares(x, n, mean) / static_cast<float>(n) + eps);
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    VF y = (load(x + i) - splat(mean)) * splat(factor);
+    if (weight != nullptr) y = y * load(weight + i);
+    if (bias != nullptr) y = y + load(bias + i);
+    store(out + i, y);
+  }
+  for (; i < n; i++) {
+    float y = (to_float(x[i]) - mean) * factor;
+    if (weight != nullptr) y *= to_float(weight[i]);
+    if (bias != nullptr) y += to_float(bias[i]);
+    put(out + i, y);
+  }
+}
+
+template <class T>
+void layer_norm_rows(const T* x, const T* weight, const T* bias, T* out, std::int64_t rows, std::int64_t hidden,
+                     float eps, const Team& team) {
+  const int threads = worth_threads(team.threads, rows * hidden, kElementsPerThread);
+  run_pieces(team, threads, rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      layer_norm_row(x + row * hidden, weight, bias, out + row * hidden, hidden, eps);
     }
   });
 }
@@ -284,12 +313,14 @@ void rms_norm(DType dtype, const void* x, void* residual, const void* weight, vo
   }
 }
 
-void silu_and_mul(DType dtype, const void* x, void* out, std::int64_t rows, std::int64_t inner,
-                  const Team& team) {
+void layer_norm(DType dtype, const void* x, const void* weight, const void* bias, void* out, std::int64_t rows,
+                std::int64_t hidden, float eps, const Team& team) {
   if (dtype == DType::f32) {
-    silu_rows(static_cast<const float*>(x), static_cast<float*>(out), rows, inner, team);
+    layer_norm_rows(static_cast<const float*>(x), static_cast<const float*>(weight), static_cast<const float*>(bias),
+                    static_cast<float*>(out), rows, hidden, eps, team);
   } else {
-    silu_rows(static_cast<const bf16*>(x), static_cast<bf16*>(out), rows, inner, team);
+    layer_norm_rows(static_cast<const bf16*>(x), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
+                    static_cast<bf16*>(out), rows, hidden, eps, team);
   }
 }
 

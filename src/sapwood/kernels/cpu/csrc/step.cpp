@@ -96,8 +96,15 @@ class RecordedStep::Runner {
   }
 
   void operator()(const NormOp& op) const {
-    context_.ops().rms_norm(dtype_, at(op.x), op.residual == kNowhere ? nullptr : at(op.residual), op.weight,
-                            at(op.out), rows, op.width, op.eps, context_.team());
+    std::byte* residual = op.residual == kNowhere ? nullptr : at(op.residual);
+    if (!op.centered) {
+      context_.ops().rms_norm(dtype_, at(op.x), residual, op.weight, at(op.out), rows, op.width, op.eps,
+                              context_.team());
+      return;
+    }
+    if (residual != nullptr) add(residual, at(op.x), op.width);
+    context_.ops().layer_norm(dtype_, residual == nullptr ? at(op.x) : residual, op.weight, op.bias, at(op.out), rows,
+                              op.width, op.eps, context_.team());
   }
 
   void operator()(const MultiplyOp& op) const {
@@ -133,15 +140,20 @@ class RecordedStep::Runner {
   void operator()(const AttendOp& op) const {
     const AttentionPlan& plan = *inputs_.plans.at(static_cast<std::size_t>(op.plan));
     plan.run_held(context_, dtype_, {at(op.x), op.heads.width(), op.cache.keys, op.cache.key_stride, op.cache.values,
-                                     op.cache.value_stride, op.cache.kv, at(op.out), op.scale});
+                                     op.cache.value_stride, op.cache.kv, at(op.out), op.scale, op.traits});
   }
 
   void operator()(const ActivateOp& op) const {
-    context_.ops().silu_and_mul(dtype_, at(op.x), at(op.out), rows, op.width, context_.team());
+    const Ops& ops = context_.ops();
+    if (op.gated) {
+      ops.activate_and_mul(dtype_, op.activation, at(op.x), at(op.out), rows, op.width, context_.team());
+    } else {
+      ops.activate(dtype_, op.activation, at(op.x), at(op.out), rows * op.width, context_.team());
+    }
   }
 
   void operator()(const AddOp& op) const {
-    change(dtype_, at(op.residual), at(op.x), rows * op.width, [](float sum, float x) { return sum + x; });
+    add(at(op.residual), at(op.x), op.width);
   }
 
   void operator()(const ScaleOp& op) const { scale(op.residual, op.width, op.factor); }
@@ -160,6 +172,10 @@ class RecordedStep::Runner {
 
  private:
   std::byte* at(Place place) const { return places_.at(static_cast<std::size_t>(place)); }
+
+  void add(std::byte* sum, const std::byte* x, std::int64_t width) const {
+    change(dtype_, sum, x, rows * width, [](float total, float more) { return total + more; });
+  }
 
   void scale(Place place, std::int64_t width, float factor) const {
     change(dtype_, at(place), at(place), rows * width, [=](float x, float) { return x * factor; });

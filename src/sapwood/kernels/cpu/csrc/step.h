@@ -40,7 +40,9 @@ struct EmbedOp {
 
 struct NormOp {
   Place x, residual;  // residual may be kNowhere
+  bool centered;      // a LayerNorm, else an RMSNorm
   const void* weight;
+  const void* bias;  // of a LayerNorm, or null
   std::int64_t width;
   float eps;
   Place out;
@@ -68,14 +70,17 @@ struct RotateAndWriteOp {
 struct AttendOp {
   Place x;
   HeadCounts heads;
-  int plan;  // index of the step's plan
+  int plan;  // index of the step's plan, in which the window is prepared
   LayerCache cache;
   float scale;
+  AttentionTraits traits;
   Place out;
 };
 
 struct ActivateOp {
   Place x;
+  Activation activation;
+  bool gated;
   std::int64_t width;  // of out
   Place out;
 };

@@ -7,8 +7,11 @@ namespace sapwood::SAPWOOD_ISA {
 
 void rms_norm(DType dtype, const void* x, void* residual, const void* weight, void* out,
               std::int64_t rows, std::int64_t hidden, float eps, const Team& team);
-void silu_and_mul(DType dtype, const void* x, void* out, std::int64_t rows, std::int64_t inner,
-                  const Team& team);
+void layer_norm(DType dtype, const void* x, const void* weight, const void* bias, void* out, std::int64_t rows,
+                std::int64_t hidden, float eps, const Team& team);
+void activate(DType dtype, Activation activation, const void* x, void* out, std::int64_t n, const Team& team);
+void activate_and_mul(DType dtype, Activation activation, const void* x, void* out, std::int64_t rows,
+                      std::int64_t inner, const Team& team);
 void argmax(DType dtype, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
             const Team& team);
 void mask_logits(DType dtype, void* x, std::int64_t stride, std::int64_t columns,

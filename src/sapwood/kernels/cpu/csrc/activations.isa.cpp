@@ -1,0 +1,110 @@
+// Activations, alone and of a gate.
+// Source of GELU and its approximations: Hendrycks and Gimpel 2016, arXiv:1606.08415; of relu2: So et al.
+// 2021, arXiv:2109.08668.
+#include "functions.h"
+#include "simd.h"
+#include "table.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+constexpr std::int64_t kElementsPerThread = 8192;  // below this a thread costs more than it saves
+constexpr std::int64_t kPiece = 512;               // columns of a row that are a task
+
+template <Activation kind>
+SAPWOOD_INLINE VF activated(VF x) {
+  if constexpr (kind == Activation::silu) {
+    return x / (splat(1.0f) + vexp(-x));
+  } else if constexpr (kind == Activation::gelu) {
+    // x times the share of a normal distribution that is below x.
+    const VF above = verfc((x < VF{} ? -x : x) * splat(0.70710678f)) * splat(0.5f);
+    return x * (x < VF{} ? above : splat(1.0f) - above);
+  } else if constexpr (kind == Activation::gelu_tanh) {
+    // 0.5 * (1 + tanh(y)) is the logistic function of 2 y.
+    const VF y = splat(0.79788456f) * (x + splat(0.044715f) * x * x * x);
+    return x / (splat(1.0f) + vexp(splat(-2.0f) * y));
+  } else if constexpr (kind == Activation::quick_gelu) {
+    return x / (splat(1.0f) + vexp(splat(-1.702f) * x));
+  } else {
+    const VF positive = x < VF{} ? VF{} : x;  // NaN stays
+    return kind == Activation::relu ? positive : positive * positive;
+  }
+}
+
+// What is left over of a row.
+template <Activation kind, class T>
+SAPWOOD_INLINE float activated_1(T x) {
+  return activated<kind>(splat(to_float(x)))[0];
+}
+
+struct Arrays {
+  const void* x;
+  void* out;
+  std::int64_t rows, inner;
+};
+
+template <Activation kind, class T>
+void gate_rows(const Arrays& a, const Team& team) {
+  const T* x = static_cast<const T*>(a.x);
+  T* out = static_cast<T*>(a.out);
+  const std::int64_t pieces = (a.inner + kPiece - 1) / kPiece;
+  const int threads = worth_threads(team.threads, a.rows * a.inner, kElementsPerThread);
+  run_pieces(team, threads, a.rows * pieces, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t task = begin; task < end; task++) {
+      const std::int64_t row = task / pieces, first = task % pieces * kPiece;
+      const std::int64_t n = least(kPiece, a.inner - first);
+      const T* gate = x + row * 2 * a.inner + first;
+      const T* up = gate + a.inner;
+      T* to = out + row * a.inner + first;
+      std::int64_t i = 0;
+      for (; i + W <= n; i += W) store(to + i, activated<kind>(load(gate + i)) * load(up + i));
+      for (; i < n; i++) put(to + i, activated_1<kind>(gate[i]) * to_float(up[i]));
+    }
+  });
+}
+
+template <Activation kind, class T>
+void activate_all(const Arrays& a, const Team& team) {
+  const T* x = static_cast<const T*>(a.x);
+  T* out = static_cast<T*>(a.out);
+  const int threads = worth_threads(team.threads, a.inner, kElementsPerThread);
+  run_pieces(team, threads, (a.inner + kPiece - 1) / kPiece, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t n = least(a.inner, end * kPiece);
+    std::int64_t i = begin * kPiece;
+    for (; i + W <= n; i += W) store(out + i, activated<kind>(load(x + i)));
+    for (; i < n; i++) put(out + i, activated_1<kind>(x[i]));
+  });
+}
+
+template <Activation kind>
+void run(DType dtype, bool gated, const Arrays& a, const Team& team) {
+  if (gated) {
+    dtype == DType::f32 ? gate_rows<kind, float>(a, team) : gate_rows<kind, bf16>(a, team);
+  } else {
+    dtype == DType::f32 ? activate_all<kind, float>(a, team) : activate_all<kind, bf16>(a, team);
+  }
+}
+
+void run_any(DType dtype, Activation activation, bool gated, const Arrays& a, const Team& team) {
+  switch (activation) {
+    case Activation::silu: run<Activation::silu>(dtype, gated, a, team); break;
+    case Activation::gelu: run<Activation::gelu>(dtype, gated, a, team); break;
+    case Activation::gelu_tanh: run<Activation::gelu_tanh>(dtype, gated, a, team); break;
+    case Activation::relu: run<Activation::relu>(dtype, gated, a, team); break;
+    case Activation::relu2: run<Activation::relu2>(dtype, gated, a, team); break;
+    case Activation::quick_gelu: run<Activation::quick_gelu>(dtype, gated, a, team); break;
+  }
+}
+
+}  // namespace
+
+void activate(DType dtype, Activation activation, const void* x, void* out, std::int64_t n, const Team& team) {
+  run_any(dtype, activation, false, {x, out, 1, n}, team);
+}
+
+void activate_and_mul(DType dtype, Activation activation, const void* x, void* out, std::int64_t rows,
+                      std::int64_t inner, const Team& team) {
+  run_any(dtype, activation, true, {x, out, rows, inner}, team);
+}
+
+}  // namespace sapwood::SAPWOOD_ISA

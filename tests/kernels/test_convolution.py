@@ -1,0 +1,133 @@
+"""The short convolution: what torch's own gives for a whole text, however it is cut into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sapwood.kernels.interface import AttentionBatch, Kernels
+from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.torch_ops import TorchKernels
+from tests.tiers import examples
+
+CHANNELS, NUM_SLOTS = 6, 9
+
+
+def batch_of(query_lens: Sequence[int], context_lens: Sequence[int]) -> AttentionBatch:
+    num_decodes = next((i for i, n in enumerate(query_lens) if n != 1), len(query_lens))
+    return AttentionBatch(
+        page_table=torch.zeros(len(query_lens), 1, dtype=torch.int32),
+        query_start=torch.tensor([0, *accumulate(query_lens)], dtype=torch.int32),
+        context_len=torch.tensor(context_lens, dtype=torch.int32),
+        query_lens=tuple(query_lens),
+        context_lens=tuple(context_lens),
+        num_decodes=num_decodes,
+    )
+
+
+def whole(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [T, C] of one text, by torch's convolution."""
+    length = weight.shape[1]
+    padded = F.pad(x.float().T[None], (length - 1, 0))
+    wide = None if bias is None else bias.float()
+    return F.conv1d(padded, weight.float()[:, None], wide, groups=x.shape[1])[0].T
+
+
+def run_steps(
+    kernels: Kernels,
+    texts: Sequence[Tensor],
+    steps: Sequence[dict[int, int]],
+    weight: Tensor,
+    bias: Tensor | None,
+) -> list[Tensor]:
+    """Each step gives some texts a number of their next tokens; a state is NaN before its text."""
+    dtype = texts[0].dtype
+    states = torch.full((NUM_SLOTS, CHANNELS, weight.shape[1] - 1), torch.nan, dtype=dtype)
+    slots = torch.randperm(NUM_SLOTS)[: len(texts)]
+    done = [0] * len(texts)
+    found: list[list[Tensor]] = [[] for _ in texts]
+    for step in steps:
+        order = sorted(step, key=lambda text: step[text] > 1)  # decodes first
+        lens = [step[text] for text in order]
+        x = torch.cat([texts[text][done[text] : done[text] + step[text]] for text in order])
+        for text in order:
+            done[text] += step[text]
+        batch = batch_of(lens, [done[text] for text in order])
+        out = kernels.causal_conv(x, weight, bias, states, slots[order], batch)
+        assert out.dtype == dtype
+        for text, part in zip(order, out.split(lens), strict=True):
+            found[text].append(part)
+    unused = [slot for slot in range(NUM_SLOTS) if slot not in slots.tolist()]
+    assert states[unused].isnan().all()
+    return [torch.cat(parts) for parts in found]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [2, 3, 4])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{0: 8, 1: 5}],
+        [{0: 1, 1: 1}, {1: 1, 0: 1}, {0: 6, 1: 3}],
+        [{0: 7}, {0: 1, 1: 2}, {1: 3}],
+        [{1: 1}, {0: 2}, {0: 2, 1: 1}, {0: 4, 1: 1}, {1: 2}],
+    ],
+)
+def test_chunks_and_decodes(
+    any_kernels: Kernels,
+    dtype: torch.dtype,
+    length: int,
+    has_bias: bool,
+    steps: list[dict[int, int]],
+) -> None:
+    torch.manual_seed(3)
+    texts = [torch.randn(count, CHANNELS).to(dtype) for count in (8, 5)]
+    weight = torch.randn(CHANNELS, length).to(dtype)
+    bias = torch.randn(CHANNELS).to(dtype) if has_bias else None
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for kernels in (any_kernels, ReferenceKernels()):
+        for text, found in zip(texts, run_steps(kernels, texts, steps, weight, bias), strict=True):
+            want = whole(text, weight, bias)
+            torch.testing.assert_close(found.float(), want, rtol=tolerance, atol=tolerance)
+
+
+@given(data=st.data(), length=st.integers(2, 5))
+@settings(max_examples=examples(300))
+def test_any_cut_equals_the_whole(data: st.DataObject, length: int) -> None:
+    torch.manual_seed(7)
+    counts = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+    texts = [torch.randn(count, CHANNELS) for count in counts]
+    weight, bias = torch.randn(CHANNELS, length), torch.randn(CHANNELS)
+    left, steps = list(counts), []
+    while any(left):
+        open_texts = [text for text, count in enumerate(left) if count]
+        chosen = data.draw(st.sets(st.sampled_from(open_texts), min_size=1))
+        step = {text: data.draw(st.integers(1, left[text])) for text in sorted(chosen)}
+        for text, count in step.items():
+            left[text] -= count
+        steps.append(step)
+    for text, found in zip(
+        texts, run_steps(TorchKernels(), texts, steps, weight, bias), strict=True
+    ):
+        torch.testing.assert_close(found, whole(text, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_of_no_request_change_no_state() -> None:
+    """A captured step of pieces is padded with such tokens after the last request's."""
+    x, weight = torch.randn(7, CHANNELS), torch.randn(CHANNELS, 4)
+    results = []
+    for rows in (x[:5], x):
+        states = torch.zeros(2, CHANNELS, 3)
+        batch, slots = batch_of([1, 4], [1, 4]), torch.tensor([1, 0])
+        out = TorchKernels().causal_conv(rows, weight, None, states, slots, batch)
+        results.append((out[:5], states))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
