@@ -256,8 +256,8 @@ class Kernels(Protocol):
         slots: Tensor,
         batch: AttentionBatch,
     ) -> Tensor:
-        """Convolution of each channel over the last L inputs of its request: out[t] is the bias plus
-        the sum over i of weight[:, i] * input[t - L + 1 + i].
+        """Convolution of each channel over the last L inputs of its request: out[t] is the bias
+        plus the sum over i of weight[:, i] * input[t - L + 1 + i].
 
         x        [T, C]: the inputs of the new tokens
         weight   [C, L], the newest input's factor last; bias [C] or None

@@ -160,22 +160,67 @@ void test_rms_norm(Context& context, DType dtype) {
   }
 }
 
-void test_silu_and_mul(Context& context, DType dtype) {
+void test_layer_norm(Context& context, DType dtype) {
+  Random random(12);
+  const std::size_t rows = 5;
+  for (const std::size_t hidden : {5u, 64u, 101u}) {
+    for (const bool with_weights : {true, false}) {
+      Array x(dtype, rows * hidden, random), out(dtype, rows * hidden), weight(dtype, hidden, random);
+      Array bias(dtype, hidden, random);
+      std::vector<double> expected;
+      for (std::size_t row = 0; row < rows; row++) {
+        double mean = 0, squares = 0;
+        for (std::size_t i = 0; i < hidden; i++) mean += x[row * hidden + i] / static_cast<double>(hidden);
+        for (std::size_t i = 0; i < hidden; i++) squares += std::pow(x[row * hidden + i] - mean, 2);
+        const double factor = 1 / std::sqrt(squares / static_cast<double>(hidden) + 1e-5);
+        for (std::size_t i = 0; i < hidden; i++) {
+          const double y = (x[row * hidden + i] - mean) * factor;
+          expected.push_back(with_weights ? y * weight[i] + bias[i] : y);
+        }
+      }
+      context.ops().layer_norm(dtype, x.data(), with_weights ? weight.data() : nullptr,
+                               with_weights ? bias.data() : nullptr, out.data(), rows,
+                               static_cast<std::int64_t>(hidden), 1e-5f, context.team());
+      check("layer_norm", out.numbers(), expected, tolerance_of(dtype));
+    }
+  }
+}
+
+double activated(Activation activation, double x) {
+  switch (activation) {
+    case Activation::silu: return x / (1 + std::exp(-x));
+    case Activation::gelu: return x * 0.5 * std::erfc(-x / std::sqrt(2.0));
+    case Activation::gelu_tanh: return x / (1 + std::exp(-2 * std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+    case Activation::relu: return std::max(x, 0.0);
+    case Activation::relu2: return std::pow(std::max(x, 0.0), 2);
+    default: return x / (1 + std::exp(-1.702 * x));
+  }
+}
+
+void test_activations(Context& context, DType dtype) {
   Random random(2);
   const std::size_t rows = 3;
-  for (const std::size_t inner : {7u, 640u}) {
-    Array x(dtype, rows * inner * 2, random, 9), out(dtype, rows * inner);
-    x.set(0, -200);  // e^-x must neither overflow nor be NaN
-    x.set(1, 200);
-    std::vector<double> expected;
-    for (std::size_t row = 0; row < rows; row++) {
-      for (std::size_t i = 0; i < inner; i++) {
-        const double gate = x[row * 2 * inner + i];
-        expected.push_back(gate / (1 + std::exp(-gate)) * x[row * 2 * inner + inner + i]);
+  for (int kind = 0; kind <= static_cast<int>(Activation::quick_gelu); kind++) {
+    const Activation activation = static_cast<Activation>(kind);
+    for (const std::size_t inner : {7u, 640u}) {
+      Array x(dtype, rows * inner * 2, random, 9), gated(dtype, rows * inner), alone(dtype, x.size());
+      x.set(0, -200);  // e^-x must neither overflow nor be NaN
+      x.set(1, activation == Activation::relu2 ? 20 : 200);
+      std::vector<double> expected, expected_alone;
+      for (const double number : x.numbers()) expected_alone.push_back(activated(activation, number));
+      for (std::size_t row = 0; row < rows; row++) {
+        for (std::size_t i = 0; i < inner; i++) {
+          expected.push_back(expected_alone[row * 2 * inner + i] * x[row * 2 * inner + inner + i]);
+        }
       }
+      context.ops().activate_and_mul(dtype, activation, x.data(), gated.data(), rows, static_cast<std::int64_t>(inner),
+                                     context.team());
+      context.ops().activate(dtype, activation, x.data(), alone.data(), static_cast<std::int64_t>(x.size()),
+                             context.team());
+      const std::string what = " " + std::to_string(kind);
+      check("activate_and_mul" + what, gated.numbers(), expected, tolerance_of(dtype));
+      check("activate" + what, alone.numbers(), expected_alone, tolerance_of(dtype));
     }
-    context.ops().silu_and_mul(dtype, x.data(), out.data(), rows, static_cast<std::int64_t>(inner), context.team());
-    check("silu_and_mul", out.numbers(), expected, tolerance_of(dtype));
   }
 }
 
@@ -371,7 +416,15 @@ void write_cache(Context& context, DType dtype, int heads, std::int64_t d, Cache
   check(what + " values", v_actual, v_expected, dense ? 0 : kv_tolerance(keys.format));
 }
 
-void test_attention(Context& context, DType dtype, KvFormat format, int group, int d) {
+// What attention may do beyond its plain form.
+struct Traits {
+  std::int64_t window = 0;
+  float soft_cap = 0;
+  bool has_sinks = false, has_alibi = false;
+};
+
+// Pages before the window have numbers that are those of no page.
+void test_attention(Context& context, DType dtype, KvFormat format, int group, int d, const Traits& traits) {
   Random random(7);
   const int heads = group * static_cast<int>(kKvHeads);
   // A prompt, a part of one, and decodes; the last two have their first 16 tokens in common.
@@ -385,18 +438,31 @@ void test_attention(Context& context, DType dtype, KvFormat format, int group, i
     }
   }
   table[5 * max_pages] = table[4 * max_pages];
+  std::vector<std::int32_t> reached = table;
+  for (std::size_t r = 0; traits.window > 0 && r < lengths.query.size(); r++) {
+    const std::int64_t first = lengths.context[r] - lengths.query[r] - traits.window + 1;
+    for (std::int64_t i = 0; (i + 1) * kPageSize <= first; i++) reached[r * max_pages + static_cast<std::size_t>(i)] = -7;
+  }
   const std::int64_t pages = 29, slots = pages * kPageSize;
   Cache keys(format, dtype, pages, kKvHeads, kPageSize, d), values = keys;
   write_cache(context, dtype, heads, d, keys, values, slots, group == 3);
 
   const AttentionPlan plan({heads, static_cast<int>(kKvHeads), d, static_cast<int>(kPageSize), pages},
-                           reinterpret_cast<std::uintptr_t>(table.data()), max_pages, max_pages, lengths,
-                           {{{4, 5}, 1}}, context.threads());
+                           reinterpret_cast<std::uintptr_t>(reached.data()), max_pages, max_pages, lengths,
+                           reached[4 * max_pages] == reached[5 * max_pages] ? std::vector<AttentionPlan::Group>{{{4, 5}, 1}} : std::vector<AttentionPlan::Group>{},
+                           context.threads());
   const std::size_t row = static_cast<std::size_t>(heads * d);
   Array q(dtype, static_cast<std::size_t>(plan.num_tokens()) * row, random), out(dtype, q.size());
   const float scale = 1 / std::sqrt(static_cast<float>(d));
+  std::vector<float> sinks, slopes;
+  for (int head = 0; head < heads; head++) {
+    sinks.push_back(static_cast<float>(random.unit()));
+    slopes.push_back(static_cast<float>(0.3 / (head + 1)));
+  }
   plan.run(context, dtype, {q.data(), heads * d, keys.bytes.data(), keys.stride(), values.bytes.data(),
-                            values.stride(), format, out.data(), scale});
+                            values.stride(), format, out.data(), scale,
+                            {traits.window, traits.soft_cap, traits.has_sinks ? sinks.data() : nullptr,
+                             traits.has_alibi ? slopes.data() : nullptr}});
 
   std::vector<double> expected(q.size());
   std::size_t token = 0;
@@ -406,14 +472,18 @@ void test_attention(Context& context, DType dtype, KvFormat format, int group, i
       for (int head = 0; head < heads; head++) {
         const std::size_t at = token * row + static_cast<std::size_t>(head * d);
         std::vector<double> weights;
-        double total = 0;
+        double total = traits.has_sinks ? std::exp(sinks[static_cast<std::size_t>(head)]) : 0;
         const auto slot_of = [&](std::int64_t t) {
           return table[r * max_pages + static_cast<std::size_t>(t / kPageSize)] * kPageSize + t % kPageSize;
         };
         for (std::int64_t t = 0; t < seen; t++) {
           double score = 0;
           for (int i = 0; i < d; i++) score += q[at + static_cast<std::size_t>(i)] * keys.at(slot_of(t), head / group, i);
-          weights.push_back(std::exp(score * scale));
+          score *= scale;
+          if (traits.soft_cap > 0) score = traits.soft_cap * std::tanh(score / traits.soft_cap);
+          if (traits.has_alibi) score += slopes[static_cast<std::size_t>(head)] * static_cast<double>(t - seen + 1);
+          const bool is_hidden = traits.window > 0 && t < seen - traits.window;
+          weights.push_back(is_hidden ? 0 : std::exp(score));
           total += weights.back();
         }
         for (std::int64_t t = 0; t < seen; t++) {
@@ -426,7 +496,8 @@ void test_attention(Context& context, DType dtype, KvFormat format, int group, i
     }
   }
   check(std::string("paged_attention ") + name_of(dtype) + " format " + std::to_string(static_cast<int>(format)) +
-            " group " + std::to_string(group),
+            " group " + std::to_string(group) + " window " + std::to_string(traits.window) + " cap " +
+            std::to_string(traits.soft_cap) + (traits.has_sinks ? " sinks" : "") + (traits.has_alibi ? " alibi" : ""),
         out.numbers(), expected, dtype == DType::f32 ? 1e-5 : 0.0079);
 }
 
@@ -690,15 +761,19 @@ void test_quantize(Context& context, DType dtype, std::vector<double>* results) 
 void test_all(Context& context, std::vector<double>* same) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     test_rms_norm(context, dtype);
-    test_silu_and_mul(context, dtype);
+    test_layer_norm(context, dtype);
+    test_activations(context, dtype);
     test_argmax(context, dtype);
     test_mask_logits(context, dtype);
     test_sampling_weights(context, dtype);
     test_linear(context, dtype, same);
     test_quantize(context, dtype, same);
     for (const KvFormat format : {KvFormat::dense, KvFormat::int8, KvFormat::fp8_e4m3, KvFormat::fp8_e5m2}) {
-      test_attention(context, dtype, format, 3, 64);
-      test_attention(context, dtype, format, 1, 32);
+      test_attention(context, dtype, format, 3, 64, {});
+      test_attention(context, dtype, format, 1, 32, {});
+      test_attention(context, dtype, format, 3, 64, {.window = 20, .has_sinks = true});
+      test_attention(context, dtype, format, 1, 32, {.soft_cap = 0.7f, .has_alibi = true});
+      test_attention(context, dtype, format, 3, 32, {.window = 3, .soft_cap = 2, .has_sinks = true, .has_alibi = true});
     }
   }
   for (const std::int64_t k : {6, 576, 900}) test_wide(context, k);

@@ -73,7 +73,8 @@ def test_long_context_is_split(num_new: int, device: torch.device) -> None:
         {"sinks": 0.0},
         {"sinks": 300.0},
         {"sinks": -300.0},
-        {"window": 20, "soft_cap": 5.0, "sinks": 1.0},
+        {"alibi": 0.5},
+        {"window": 20, "soft_cap": 5.0, "sinks": 1.0, "alibi": 0.1},
     ],
     page_size=[16, 128],
 )
@@ -83,6 +84,7 @@ def test_traits(traits: dict[str, float], page_size: int, device: torch.device) 
         window=int(traits["window"]) if "window" in traits else None,
         soft_cap=traits.get("soft_cap"),
         sinks=torch.randn(4).to(device) + traits["sinks"] if "sinks" in traits else None,
+        alibi=torch.rand(4).to(device) * traits["alibi"] if "alibi" in traits else None,
     )
     requests = [(1, 1), (1, 300), (5, 5), (18, 90)]
     case = make_case(requests, heads=(4, 2), page_size=page_size, device=device)
@@ -185,6 +187,9 @@ class TestRefusals:
             ATTENTION(q, turned, cache, batch, 1.0)
         traits = AttentionTraits(sinks=torch.zeros(3, device=device))
         with pytest.raises(ValueError, match=r"sinks \[3\] torch.float32 must be \[4\] float32"):
+            ATTENTION(q, cache, cache, batch, 1.0, traits)
+        traits = AttentionTraits(alibi=torch.zeros(4, device=device).double())
+        with pytest.raises(ValueError, match=r"alibi \[4\] torch.float64 must be \[4\] float32"):
             ATTENTION(q, cache, cache, batch, 1.0, traits)
 
     def test_large_heads_and_groups(self, device: torch.device) -> None:

@@ -70,10 +70,12 @@ def test_with_extends(page_size: int, longest: int, device: torch.device) -> Non
 
 @pytest.mark.usefixtures("_always_worth_it")
 @pytest.mark.parametrize("window", [None, 10, 100, 200])
-def test_traits(window: int | None, device: torch.device) -> None:
+@pytest.mark.parametrize("has_alibi", [False, True])
+def test_traits(window: int | None, has_alibi: bool, device: torch.device) -> None:
     """Windows begin after the shared pages, within them and before them."""
     sinks = torch.randn(4).to(device)
-    traits = AttentionTraits(window=window, soft_cap=4.0, sinks=sinks)
+    alibi = torch.tensor([0.5, 0.1, 0.02, 0.01], device=device) if has_alibi else None
+    traits = AttentionTraits(window=window, soft_cap=4.0, sinks=sinks, alibi=alibi)
     requests = [(1, 170), (1, 260), (4, 190)]
     case = make_case(requests, heads=(4, 2), prefixes=[((0, 1, 2), 10)], device=device)
     case.check(traits)

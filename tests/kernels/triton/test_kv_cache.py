@@ -160,7 +160,8 @@ def test_ragged_batch(
 
 @every_kv_dtype
 def test_window_cap_and_sinks(device: torch.device, kv_dtype: torch.dtype) -> None:
-    traits = AttentionTraits(window=20, soft_cap=5.0, sinks=torch.randn(4).to(device))
+    sinks, alibi = torch.randn(4).to(device), torch.rand(4).to(device)
+    traits = AttentionTraits(window=20, soft_cap=5.0, sinks=sinks, alibi=alibi)
     make_case(RAGGED, heads=(4, 2), page_size=8, kv_dtype=kv_dtype, device=device).check(traits)
 
 
