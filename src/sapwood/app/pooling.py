@@ -51,7 +51,6 @@ def encoder_facts(
         num_parameters=shape.num_parameters,
         num_embedding_parameters=shape.vocab_size * shape.hidden_size,
         weight_format=weight_format,
-        kv_values_per_token=0,
         whole_prompts=True,
     )
 

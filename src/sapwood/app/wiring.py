@@ -257,16 +257,16 @@ def facts_of(files: ModelFiles, shape: Shape, dtype: str, weight_format: str) ->
 def model_facts(
     files: ModelFiles, decoder: DecoderConfig, dtype: str, weight_format: str
 ) -> ModelFacts:
+    longest = max(decoder.rope.max_context_length, decoder.context_length)
     return ModelFacts(
         name=files.name,
-        context_length=decoder.default_context_length,
-        max_context_length=max(decoder.rope.max_context_length, decoder.default_context_length),
+        context_length=decoder.context_length,
+        max_context_length=longest,
         dtype=dtype,
         num_parameters=decoder.num_parameters,
         num_embedding_parameters=decoder.vocab_size * decoder.hidden_size,
         weight_format=weight_format,
-        kv_values_per_token=2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim,
-        kv_heads_per_token=2 * decoder.num_layers * decoder.num_kv_heads,
+        cache=replace(decoder, context_length=longest).cache_groups,
     )
 
 
