@@ -1,10 +1,10 @@
 """A pretend rank for tests of the scheduler: it really keeps "KV" in pages, but has no model.
 
 In the pool that keeps every token, writing a token's KV stores the token's id in its page; sampling
-reads the whole context back out of the pages that the row's table names, and hashes it into the next
-token. A page with two owners, a stale table or a wrong position therefore changes the output, and is
-noticed. In the other pools a place remembers the whole prefix that it was computed from: a step that
-finds another prefix there than its request's fails at once.
+reads the whole context back out of the pages that the row's table names, and hashes it into the
+next token. A page with two owners, a stale table or a wrong position therefore changes the output,
+and is noticed. In the other pools a place remembers the whole prefix that it was computed from: a
+step that finds another prefix there than its request's fails at once.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class SimulatedRank:
     def _write(self, entry: ScheduledTokens, row: Row) -> None:
         row.pages[entry.first_page :] = entry.pages
         token_ids = entry.token_ids or [row.last_token]
-        assert token_ids == row.tokens[entry.position : entry.end], "other tokens than the request's"
+        assert token_ids == row.tokens[entry.position : entry.end], (
+            "other tokens than the request's"
+        )
         if self._kv is not None:
             for offset, token in enumerate(token_ids):
                 page, slot = divmod(entry.position + offset, self._page_size)

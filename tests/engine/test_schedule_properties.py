@@ -98,9 +98,7 @@ class World:
         self.sizes = [size for _, size in scenario["pools"]]
         key = EVICTION_POLICIES[scenario["eviction"]]
         self.mirror = Mirror(page_size)
-        self.tree = (
-            PrefixTree(page_size, key, pools, self.mirror) if scenario["prefixes"] else None
-        )
+        self.tree = PrefixTree(page_size, key, pools, self.mirror) if scenario["prefixes"] else None
         self.clock = ManualClock()
         self.ledger = Ledger(
             num_pages=self.sizes,

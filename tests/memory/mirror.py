@@ -56,8 +56,7 @@ class Mirror:
         key = above + node.key
         parts = [(tree._full, node.pages)]
         parts += [
-            (pool, part.pages)
-            for pool, part in zip(tree._window_pools, node.windows, strict=True)
+            (pool, part.pages) for pool, part in zip(tree._window_pools, node.windows, strict=True)
         ]
         parts.append((tree._state, [] if node.state is None else [node.state]))
         for pool, numbers in parts:

@@ -33,7 +33,7 @@ from sapwood.engine.queue_order import QueueOrder, per_routing_key
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.memory.lease import Lease
 from sapwood.memory.ledger import Ledger
-from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
@@ -47,7 +47,7 @@ class Scheduler:
 
     def __init__(
         self,
-        config: SchedulerConfig,
+        config: ResolvedScheduler,
         ledger: Ledger,
         *,
         context_length: int,
@@ -60,16 +60,13 @@ class Scheduler:
     ) -> None:
         """A scheduler without requests.
 
-        config       resolved: its limits on requests and on a step's tokens are numbers
+        config       its limits on requests and on tokens of a step
         pooling      how the model makes embeddings or scores; None: the model generates
         hidden_size  length of the vectors that requests may bring in the place of tokens
         grammars     compiles grammars; None: requests that have a grammar are refused
         """
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
-        assert config.max_running_requests is not None
-        assert config.max_queued_requests is not None
-        assert config.chunked_prefill_size is not None
         self._ledger = ledger
         self._bounds = RequestBounds(
             context_length=context_length,

@@ -50,9 +50,8 @@ def _allocate_group(
         unit = _unit_shape(group, tensor, page_size)
         dtype = KV_CACHE_DTYPES[tensor.dtype]
         pool = _zeros((size, len(group.layers), num_alike, *unit), dtype, device)
-        pieces[tensor] = (
-            pool[:, layer, at] for layer in range(len(group.layers)) for at in range(num_alike)
-        )
+        layers = range(len(group.layers))
+        pieces[tensor] = iter([pool[:, at, index] for at in layers for index in range(num_alike)])
     return {layer: tuple(next(pieces[tensor]) for tensor in tensors) for layer in group.layers}
 
 

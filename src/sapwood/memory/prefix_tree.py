@@ -243,7 +243,8 @@ class PrefixTree:
         return found
 
     def node_at(self, node: Node, length: int, end: int) -> Node:
-        """The node on the path to `node` that ends after `end` pages; a split makes it if need be."""
+        """The node on the path to `node` that ends after `end` pages; a split makes it, if need
+        be."""
         while length - node.length >= end and node.parent is not None:
             length -= node.length
             node = node.parent

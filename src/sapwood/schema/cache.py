@@ -176,75 +176,66 @@ class Demand:
     step_tokens: int
 
 
-def pool_sizes(
-    pools: Sequence[CachePool], *, num_tokens: int, page_size: int, demand: Demand
-) -> tuple[int, ...]:
-    """Pages, or slots, of each pool, for `num_tokens` tokens of context over all requests.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePlan:
+    """How a model's cache groups share memory; the groups must have definite dtypes."""
 
-    A window pool has no more than running requests can use at once: all windows, and the new tokens
-    of a step. A pool of states has a slot for each running request, and as many for prefixes.
-    """
-    pages = num_tokens // page_size
-    sizes = []
-    for pool in pools:
-        match pool.kind:
-            case CacheKind.WINDOW:
-                assert pool.window is not None
-                sizes.append(min(pages, _most_window_pages(pool.window, page_size, demand)))
-            case CacheKind.STATE:
-                sizes.append(2 * demand.num_requests)
-            case _:
+    groups: tuple[CacheGroup, ...]
+    page_size: int
+    demand: Demand
+
+    @property
+    def pools(self) -> tuple[CachePool, ...]:
+        return pools_of(self.groups)
+
+    def sizes(self, num_tokens: int) -> tuple[int, ...]:
+        """Pages, or slots, of each pool, for `num_tokens` tokens of context over all requests.
+
+        A window pool has no more than running requests can use at once: all windows, and the new
+        tokens of a step. A pool of states has a slot for each running request, and as many for
+        prefixes.
+        """
+        pages = num_tokens // self.page_size
+        sizes = []
+        for pool in self.pools:
+            if pool.window is not None:
+                sizes.append(min(pages, self._most_window_pages(pool.window)))
+            elif pool.kind is CacheKind.STATE:
+                sizes.append(2 * self.demand.num_requests)
+            else:
                 sizes.append(pages)
-    return tuple(sizes)
+        return tuple(sizes)
 
+    def num_bytes(self, num_tokens: int) -> int:
+        """Bytes of all pools of these sizes."""
+        total = 0
+        for pool, size in zip(self.pools, self.sizes(num_tokens), strict=True):
+            unit = sum(self.groups[index].unit_bytes for index in pool.groups)
+            total += size * unit * (1 if pool.kind is CacheKind.STATE else self.page_size)
+        return total
 
-def _most_window_pages(window: int, page_size: int, demand: Demand) -> int:
-    per_request = pages_of_window(window, 1, page_size) + 1
-    return demand.num_requests * per_request + -(-demand.step_tokens // page_size)
+    def most_tokens(self, num_bytes: int, *, enough: int) -> int:
+        """The most tokens of context, in whole pages, whose pools fit into `num_bytes`.
 
+        enough  the limit for a model without layers that keep every token: there more context takes
+                no more memory once the window pools have all that requests can use
+        """
+        per_token = sum(
+            self.groups[index].unit_bytes
+            for pool in self.pools
+            if pool.kind is CacheKind.FULL
+            for index in pool.groups
+        )
+        limit = num_bytes // per_token if per_token else enough
+        low, high = 0, limit // self.page_size
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.num_bytes(middle * self.page_size) <= num_bytes
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low * self.page_size
 
-def pools_bytes(
-    groups: Sequence[CacheGroup],
-    pools: Sequence[CachePool],
-    sizes: Sequence[int],
-    page_size: int,
-) -> int:
-    """Bytes of all pools; the groups must have definite dtypes."""
-    total = 0
-    for pool, size in zip(pools, sizes, strict=True):
-        unit = sum(groups[index].unit_bytes for index in pool.groups)
-        total += size * unit * (1 if pool.kind is CacheKind.STATE else page_size)
-    return total
-
-
-def most_tokens(
-    groups: Sequence[CacheGroup],
-    *,
-    num_bytes: int,
-    page_size: int,
-    demand: Demand,
-    enough: int,
-) -> int:
-    """The most tokens of context, in whole pages, for which `pool_sizes` fit into `num_bytes`.
-
-    enough  the limit for a model without layers that keep every token: there more context takes no
-            more memory once the window pools have all that requests can use
-    """
-    pools = pools_of(groups)
-
-    def fits(pages: int) -> bool:
-        sizes = pool_sizes(pools, num_tokens=pages * page_size, page_size=page_size, demand=demand)
-        return pools_bytes(groups, pools, sizes, page_size) <= num_bytes
-
-    per_token = sum(
-        groups[index].unit_bytes
-        for pool in pools
-        if pool.kind is CacheKind.FULL
-        for index in pool.groups
-    )
-    high = num_bytes // (per_token * page_size) if per_token else enough // page_size
-    low = 0
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low * page_size
+    def _most_window_pages(self, window: int) -> int:
+        per_request = pages_of_window(window, 1, self.page_size) + 1
+        return self.demand.num_requests * per_request + -(
+            -self.demand.step_tokens // self.page_size
+        )

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from sapwood.base.errors import WeightError
 from sapwood.models.loader.safetensors import DTYPES
 from sapwood.models.loader.weights import detect_format, iterate_weights
-from sapwood.models.store import ModelFiles
-from sapwood.models.store.files import find_weights
+from sapwood.store import ModelFiles
+from sapwood.store.files import find_weights
 
 FIRST = {"model.a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4)}
 SECOND = {

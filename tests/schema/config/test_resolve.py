@@ -133,7 +133,8 @@ def test_what_was_asked_is_kept_and_needs_no_reason():
         ),
         execution=ExecutionConfig(device="cpu", num_threads=1),
     )
-    assert resolve(asked, CPU, MODEL) == (asked, [])
+    config, decisions = resolve(asked, CPU, MODEL)
+    assert (config.flat(), decisions) == (asked.flat(), [])
 
 
 def test_a_resolved_config_resolves_to_itself():

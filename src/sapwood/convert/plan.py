@@ -1,0 +1,178 @@
+"""The plan of a conversion: which layers become what, decided from the model's sizes alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+
+from sapwood.base.errors import ConfigError, WeightError
+from sapwood.convert.layouts import num_bytes
+from sapwood.convert.options import ConvertOptions
+from sapwood.convert.scheme import WeightScheme, choose_scheme
+from sapwood.convert.tapped import TappedScheme
+from sapwood.convert.walk import layer_prefix
+from sapwood.distributed.groups import Group
+from sapwood.kernels.interface import Kernels
+from sapwood.layers.targets import prefixed
+from sapwood.models.config import DecoderConfig
+from sapwood.models.lm.decoder import Decoder, DecoderLayer
+
+OUTPUT_LAYER = "lm_head"
+"""The output layer is never converted: readers expect it so, and it is often the embedding too."""
+EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The layers and tensors of a conversion.
+
+    scheme     scheme of the converted layers
+    shapes     shapes of all tensors that the model wants, by name
+    fused      all linear layers, in groups of names: a group is one product, and all or none of it
+               is converted
+    converted  names of the linear layers that are converted
+    ignored    names of the linear layers that are not converted
+    ignorable  patterns of tensors that the checkpoint may have and that are left out
+    """
+
+    scheme: WeightScheme
+    shapes: Mapping[str, tuple[int, ...]]
+    fused: Sequence[tuple[str, ...]]
+    converted: frozenset[str]
+    ignored: tuple[str, ...]
+    ignorable: tuple[str, ...]
+
+    def num_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
+        """(bytes of all tensors before, bytes after); `dtype` is the checkpoint's."""
+        before = after = 0
+        for name, shape in self.shapes.items():
+            plain = math.prod(shape) * dtype.itemsize
+            before += plain
+            if len(shape) == 2 and name.removesuffix(".weight") in self.converted:
+                after += num_bytes(self.scheme, (shape[0], shape[1]), dtype)
+            else:
+                after += plain
+        return before, after
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises WeightError if tensors are missing or unknown to the model."""
+        given = set(names)
+        missing = sorted(self.shapes.keys() - given)
+        unexpected = sorted(
+            name
+            for name in given - self.shapes.keys()
+            if not any(fnmatchcase(name, pattern) for pattern in self.ignorable)
+        )
+        for kind, found in (("missing", missing), ("unexpected", unexpected)):
+            if found:
+                raise WeightError(
+                    f"{len(found)} tensors are {kind} in the checkpoint: "
+                    f"{', '.join(found[:10])}; check that config.json and the weights are of the "
+                    "same model and complete"
+                )
+
+
+def make_plan(
+    architecture: type[Decoder],
+    decoder: DecoderConfig,
+    kernels: Kernels,
+    options: ConvertOptions,
+    *,
+    ignore: Sequence[str],
+) -> Plan:
+    """The plan for a model.
+
+    ignore  regular expressions; a linear layer whose name begins with a match is not converted
+    Raises  ConfigError for an invalid expression or one without a match, for fused layers of which
+            only some are ignored, and for layers whose sizes do not fit the scheme"""
+    shapes, fused = _linear_layers(architecture, decoder, kernels)
+    names = [name for group in fused for name in group]
+    ignored = _matching(names, ignore)
+    for group in fused:
+        if 0 < len(ignored.intersection(group)) < len(group):
+            raise ConfigError(
+                f"--ignore takes {', '.join(sorted(ignored.intersection(group)))} but not all of "
+                f"{', '.join(group)}, which engines compute as one product; ignore all or none"
+            )
+    converted = frozenset(names) - ignored
+    if not converted:
+        raise ConfigError("--ignore leaves no layer to convert")
+    in_sizes = {shapes[f"{name}.weight"][1] for name in converted}
+    scheme = choose_scheme(options, sorted(in_sizes))
+    _check_sizes(scheme, {name: shapes[f"{name}.weight"] for name in sorted(converted)})
+    tied = decoder.tie_word_embeddings
+    whole = {EMBEDDING: (decoder.vocab_size, decoder.hidden_size), **shapes}
+    whole[NORM] = (decoder.hidden_size,)
+    if not tied:
+        whole[f"{OUTPUT_LAYER}.weight"] = (decoder.vocab_size, decoder.hidden_size)
+    return Plan(
+        scheme=scheme,
+        shapes=whole,
+        fused=fused,
+        converted=converted,
+        ignored=(*(name for name in names if name in ignored), OUTPUT_LAYER),
+        ignorable=architecture.ignorable + (architecture.ignorable_when_tied if tied else ()),
+    )
+
+
+def _linear_layers(
+    architecture: type[Decoder], decoder: DecoderConfig, kernels: Kernels
+) -> tuple[dict[str, tuple[int, ...]], list[tuple[str, ...]]]:
+    """Shapes of the layers' tensors, and the names of the linear layers, grouped as fused."""
+    scheme = TappedScheme()
+    nowhere = torch.device("meta")  # shapes without memory
+    layer = DecoderLayer(
+        0,
+        decoder,
+        architecture.recipe(decoder),
+        cos_sin=torch.empty(0, device=nowhere),
+        kernels=kernels,
+        group=Group(),
+        device=nowhere,
+        dtype=torch.float32,
+        scheme=scheme,
+    )
+    targets = layer.targets()
+    for name, target in targets.items():
+        scheme.placing = name
+        target.place(torch.empty(target.shape, device=nowhere))
+    shapes: dict[str, tuple[int, ...]] = {}
+    fused: list[tuple[str, ...]] = []
+    for index in range(decoder.num_layers):
+        prefix = layer_prefix(index)
+        shapes |= {name: target.shape for name, target in prefixed(prefix, targets).items()}
+        fused += [
+            tuple(f"{prefix}.{name}" for name in storage.names) for storage in scheme.storages
+        ]
+    return shapes, fused
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            matched = {name for name in names if re.match(pattern, name)}
+        except re.error as error:
+            raise ConfigError(f"--ignore {pattern!r} is no regular expression: {error}") from error
+        if not matched and not re.match(pattern, OUTPUT_LAYER):
+            raise ConfigError(
+                f"--ignore {pattern!r} matches none of the {len(names)} linear layers, such as "
+                f"{names[0]}; begin it with '.*' if it is to match anywhere"
+            )
+        found |= matched
+    return frozenset(found)
+
+
+def _check_sizes(scheme: WeightScheme, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        reason = scheme.why_not((shape[0], shape[1]))
+        if reason is not None:
+            raise ConfigError(
+                f"{name} cannot be stored as asked: {reason}; choose another --scheme or "
+                "--group-size, or leave such layers as they are with --ignore"
+            )
