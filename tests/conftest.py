@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sapwood.base.errors import ModelSourceError
-from sapwood.models.store import ModelFiles, fetch_model
 from sapwood.schema import env
+from sapwood.store import ModelFiles, fetch_model
 from tests.tiers import load_profiles
 
 if TYPE_CHECKING:

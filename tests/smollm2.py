@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sapwood.models.loader.weights import iterate_weights
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 
 CONFIG = LlamaConfig(
     vocab_size=49_152,

@@ -176,7 +176,7 @@ def gguf_data_bit(path: Path, rng: random.Random) -> Corruption:
 
 
 def _gguf_data_start(path: Path) -> int:
-    from sapwood.models.store.gguf_header import read_header
+    from sapwood.store.gguf_header import read_header
 
     return min(tensor.offset for tensor in read_header(path).tensors)
 
@@ -194,7 +194,7 @@ def gguf_counts(path: Path, rng: random.Random) -> Corruption:
 
 def gguf_table(path: Path, rng: random.Random) -> Corruption:
     """One tensor's line of the table is wrong."""
-    from sapwood.models.store.gguf_header import read_header
+    from sapwood.store.gguf_header import read_header
 
     data = bytearray(path.read_bytes())
     tensor = rng.choice(read_header(path).tensors)

@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import save_file
 
 from sapwood.app.model_defaults import sampling_defaults
-from sapwood.app.wiring import load_model, resolve_config
+from sapwood.app.resolving import resolve_config
+from sapwood.app.runners import load_model
 from sapwood.base.errors import IntegrityError, StartupError
 from sapwood.models.loader.weights import iterate_weights
-from sapwood.models.store import Silent, open_store
-from sapwood.models.store.integrity import checksums_of, names_below
-from sapwood.models.store.manifest import write_manifest
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.store import Silent, open_store
+from sapwood.store.integrity import checksums_of, names_below
+from sapwood.store.manifest import write_manifest
 from sapwood.text.tokenizer import Tokenizer
 from tests.app import corruption
 from tests.app.corruption import Corrupt, Corruption, draws
@@ -89,10 +90,16 @@ class Model:
 def load(model: Path, home: Path) -> Tensors:
     """All that a server reads before it serves; the checkpoint's tensors."""
     asked = EngineConfig.of(
-        {"model": str(model), "max_total_tokens": 64, "device": "cpu", "num_threads": 1}
+        {
+            "model": str(model),
+            "max_total_tokens": 64,
+            "device": "cpu",
+            "dtype": "float32",
+            "num_threads": 1,
+        }
     )
     resolved = resolve_config(asked, home=home)
-    load_model(resolved, device=torch.device("cpu"), dtype=torch.float32)
+    load_model(resolved)
     Tokenizer.from_directory(resolved.files.path)
     sampling_defaults(resolved.files.path)
     return dict(iterate_weights(resolved.files, dtype=torch.float32))
@@ -132,14 +139,14 @@ def models(tmp_path_factory) -> dict[str, Model]:
 
 @pytest.fixture(scope="module")
 def gguf_model(tmp_path_factory) -> Model:
-    from tests.models import conftest
+    from tests import gguf_sample
 
     directory = tmp_path_factory.mktemp("gguf") / "model"
     directory.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         for name, size in {"HIDDEN": 64, "INTERMEDIATE": 96, "HEAD_DIM": 16, "LAYERS": 1}.items():
-            patch.setattr(conftest, name, size)
-        conftest.GgufSample().write(directory / "m.gguf")
+            patch.setattr(gguf_sample, name, size)
+        gguf_sample.GgufSample().write(directory / "m.gguf")
     return Model(directory, directory / "m.gguf")
 
 

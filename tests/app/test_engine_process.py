@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sapwood.app import engine_process, wiring
+from sapwood.app import engine_process, resolving, wiring
 from sapwood.app.engine_process import EngineProcessArgs, serve
 from sapwood.app.engine_start import start_engine_process
 from sapwood.schema.config.engine import EngineConfig
@@ -34,7 +34,7 @@ def test_an_engine_that_fails_is_closed_before_the_process_ends(monkeypatch) -> 
     engine = SimpleNamespace(
         loop=SimpleNamespace(run=fail), close=lambda: happened.append("closed"), ready=ready
     )
-    monkeypatch.setattr(wiring, "resolve_config", lambda *_, **__: None)
+    monkeypatch.setattr(resolving, "resolve_config", lambda *_, **__: None)
     monkeypatch.setattr(wiring, "build_engine", lambda *_, **__: engine)
     monkeypatch.setattr(engine_process, "ZmqReceiver", lambda *_, **__: None)
     monkeypatch.setattr(engine_process.gc, "freeze", lambda: None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sapwood.app import gpu, wiring
+from sapwood.app import gpu, resolving, runners, wiring
 from sapwood.app.loading import LoadWatch
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.errors import ConfigError
@@ -53,9 +54,9 @@ class PretendedMemory:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[RecordingCapture]:
     recorders = [RecordingCapture()]
-    monkeypatch.setattr(wiring, "runs_ahead", lambda device: True)
-    monkeypatch.setattr(wiring, "CudaMemory", PretendedMemory)
-    monkeypatch.setattr(wiring, "capture_on", lambda device: recorders[0])
+    monkeypatch.setattr(runners, "runs_ahead", lambda device: True)
+    monkeypatch.setattr(runners, "CudaMemory", PretendedMemory)
+    monkeypatch.setattr(runners, "capture_on", lambda device: recorders[0])
     monkeypatch.setattr(registry.select_kernels, "__defaults__", (None, {"torch": MODULE}))
     return recorders
 
@@ -63,7 +64,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[RecordingCapture]:
 def run(model: Path, **options: object) -> tuple[wiring.Engine, dict[str, list[int]]]:
     before = torch.get_num_threads()
     values = {**OPTIONS, **options, "model": str(model)}
-    resolved = wiring.resolve_config(EngineConfig.of(values), home=model)
+    resolved = resolving.resolve_config(EngineConfig.of(values), home=model)
     tokens: dict[str, list[int]] = {}
     finished: set[str] = set()
 
@@ -147,17 +148,18 @@ def test_sizes_that_no_step_can_have(
     tiny_llama: Path, options: dict[str, object], message: str
 ) -> None:
     asked = EngineConfig.of({**OPTIONS, "model": str(tiny_llama)})
-    resolved = wiring.resolve_config(asked, home=tiny_llama)
+    resolved = resolving.resolve_config(asked, home=tiny_llama)
+    execution = replace(resolved.config.execution, **options)
     with pytest.raises(ConfigError, match=message):
         gpu.capture_plan(
-            EngineConfig.of({**resolved.config.flat(), **options}), resolved.decoder, spare_page=9
+            replace(resolved.config, execution=execution), resolved.decoder, spare_page=9
         )
 
 
 def test_on_a_cpu_what_a_gpu_captures_is_refused(tiny_llama: Path) -> None:
     asked = EngineConfig.of({**OPTIONS, "model": str(tiny_llama), "cuda_graph_max_bs": 8})
     with pytest.raises(ConfigError, match="--cuda-graph-max-bs does nothing on a CPU"):
-        wiring.resolve_config(asked, home=tiny_llama)
+        resolving.resolve_config(asked, home=tiny_llama)
 
 
 def test_progress_is_told_to_the_watchdog(tiny_llama: Path) -> None:

@@ -20,7 +20,8 @@ LOAD = """
 import logging, sys
 from pathlib import Path
 import torch
-from sapwood.app.wiring import DTYPES, load_model, resolve_config
+from sapwood.app.resolving import resolve_config
+from sapwood.app.runners import load_model
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
 
@@ -29,7 +30,7 @@ torch.set_num_threads(1)
 torch.ones(64, 64) @ torch.ones(64, 64)  # what torch sets up counts for nobody
 asked = EngineConfig(model=ModelConfig(model=sys.argv[1], dtype="bfloat16"))
 resolved = resolve_config(asked, home=Path(sys.argv[2]))
-model = load_model(resolved, device=torch.device("cpu"), dtype=torch.bfloat16)
+model = load_model(resolved)
 """
 
 

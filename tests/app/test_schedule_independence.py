@@ -13,7 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sapwood.app.wiring import Engine, Resolved, build_engine, load_model, resolve_config
+from sapwood.app.resolving import Resolved, resolve_config
+from sapwood.app.runners import load_model
+from sapwood.app.wiring import Engine, build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import KV_CACHE_DTYPES
@@ -89,9 +91,8 @@ def resolved(directory: Path, **options: Any) -> Resolved:
 @cache
 def expected(directory: Path) -> list[tuple[list[int], list[int]]]:
     """(prompt, output) from a bare decoder over the reference kernels."""
-    cpu = torch.device("cpu")
     bare = resolved(directory, kernels="reference", page_size=8)
-    model = load_model(bare, device=cpu, dtype=torch.float32)
+    model = load_model(bare)
     assert isinstance(model, Decoder)
     found = []
     for index, prompt in enumerate(prompts()):
@@ -250,9 +251,8 @@ def expected_in_8_bits(
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt, output) of the prompts alone, whole, over those kernels. A number on the border
     between two may be rounded to either, so that only clear outputs count."""
-    cpu = torch.device("cpu")
     bare = resolved(directory, kernels=kernels, page_size=8, kv_cache_dtype=kind)
-    model = load_model(bare, device=cpu, dtype=torch.float32)
+    model = load_model(bare)
     assert isinstance(model, Decoder)
     found = []
     for index, prompt in enumerate(prompts()):

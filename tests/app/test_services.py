@@ -8,10 +8,10 @@ from sapwood.app.services import build_services, default_sampling
 from sapwood.base.channel import CallbackSender
 from sapwood.base.errors import ConfigError, InvalidRequest, ModelSourceError
 from sapwood.engine.client import AsyncEngineClient
-from sapwood.models.store import fetch_model
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.sampling import SamplingParams
+from sapwood.store import fetch_model
 from tests.tiny import VOCAB, write_llama
 
 

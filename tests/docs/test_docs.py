@@ -19,7 +19,7 @@ import pytest
 
 from sapwood.app.cli.main import COMMANDS, cli
 from sapwood.app.cli.options import ConfigOption
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.e2e.server import serving
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.docs import pictures
 from tests.docs.test_docs import PAGES
 from tests.frontends.web.chromium import needs_chromium

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.docs.test_docs import ROOT, blocks
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.e2e.server import Server, serving
 from tests.tiny import save_qwen3, write_llama
 

@@ -16,7 +16,7 @@ import openai
 import pytest
 import torch
 
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.e2e.server import Server, serving
 from tests.tiny import save_pooled
 

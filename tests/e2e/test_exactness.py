@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from sapwood import LLM
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 
 PROMPTS = [
     "The capital of France is",

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.e2e.server import Server, serving
 
 NUM_REQUESTS = 200

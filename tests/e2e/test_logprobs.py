@@ -9,7 +9,7 @@ import httpx
 import pytest
 import torch
 
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.e2e.server import Server, serving
 
 TEXT = "The three primary colours are red, yellow and blue. Mixing red and yellow gives"

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from sapwood import LLM
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.e2e.server import Server
 
 MODEL = "smollm2-135m"

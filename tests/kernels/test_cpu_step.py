@@ -81,7 +81,10 @@ def make_caches(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
 
 
 def make_step(
-    kernels: CpuKernels, weights: Weights, caches: list[tuple[Tensor, Tensor]]
+    kernels: CpuKernels,
+    weights: Weights,
+    caches: list[tuple[Tensor, Tensor]],
+    group_of_layer: tuple[int, ...] = (),
 ) -> NativeStep:
     dtype = weights.norms[-1][0].dtype
     program = Program(dtype)
@@ -120,7 +123,18 @@ def make_step(
         normed = norm(multiply(gated, down), residual, weights.norms[layer + 1][0])
     head = kernels.pack_linear(weights.embedding, None, dtype)
     program.add(Logits(x=normed, layer=head, vocab_size=VOCAB, scale=1.0, soft_cap=None))
-    return NativeStep(kernels, program, caches)
+    return NativeStep(kernels, program, caches, group_of_layer)
+
+
+def call(
+    step: NativeStep,
+    token_ids: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    batch: AttentionBatch,
+    logits_index: Tensor,
+) -> Tensor:
+    return step(token_ids, positions, [write_index], [batch], logits_index)
 
 
 def run_ops(
@@ -182,7 +196,7 @@ def test_prefill_then_decode(dtype: torch.dtype, variant: bool, kv: torch.dtype 
     step = make_step(kernels, weights, one_call)
     for query_lens, context_lens in (([20, 3], [20, 3]), ([5, 1], [25, 4]), ([1, 1], [26, 5])):
         inputs = make_inputs(query_lens, context_lens)
-        logits = step(*inputs)
+        logits = call(step, *inputs)
         assert torch.equal(logits, run_ops(kernels, weights, ops, inputs))
         for pair, other in zip(one_call, ops, strict=True):
             for side in range(2):
@@ -209,16 +223,16 @@ def test_weights_of_16_bits_compute_what_their_float32_copies_do(stored: torch.d
     steps = [make_step(kernels, one, make_caches(torch.float32)) for one in (narrow, wide)]
     for query_lens, context_lens in (([20, 3], [20, 3]), ([1, 1], [21, 4])):
         inputs = make_inputs(query_lens, context_lens)
-        assert torch.equal(steps[0](*inputs), steps[1](*inputs))
+        assert torch.equal(call(steps[0], *inputs), call(steps[1], *inputs))
 
 
 def test_only_wanted_rows_have_logits() -> None:
     weights = make_weights(torch.float32, variant=False)
     step = make_step(CpuKernels(num_threads=1), weights, make_caches(torch.float32))
     inputs = make_inputs([4, 2], [4, 2])
-    both = step(*inputs).clone()  # the next step overwrites them
-    assert torch.equal(step(*inputs[:4], torch.tensor([5, 3])), both.flip(0))
-    assert step(*inputs[:4], torch.tensor([], dtype=torch.int64)).shape == (0, VOCAB)
+    both = call(step, *inputs).clone()  # the next step overwrites them
+    assert torch.equal(call(step, *inputs[:4], torch.tensor([5, 3])), both.flip(0))
+    assert call(step, *inputs[:4], torch.tensor([], dtype=torch.int64)).shape == (0, VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +250,7 @@ def test_an_index_outside_is_refused_and_nothing_written(which: int, name: str, 
     inputs = make_inputs([4], [4])
     inputs[which][0] = limit
     with pytest.raises(IndexError, match=rf"{name}\[0\] is {limit} but must be in \[0, {limit}\)"):
-        step(*inputs)
+        call(step, *inputs)
     assert not any(cache.any() for pair in caches for cache in pair)
 
 
@@ -250,3 +264,26 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     weights.linears[1][1] = (torch.randn(HIDDEN + 1, NUM_HEADS * HEAD_DIM), None)
     with pytest.raises(ValueError, match=r"norm's weight \[96\] float32 must be \[97\]"):
         make_step(kernels, weights, make_caches(torch.float32))
+
+
+def test_each_group_of_caches_has_its_own_pages() -> None:
+    """The second layer's pages come in another order, and are fewer than those of the others."""
+    kernels, weights = CpuKernels(num_threads=2), make_weights(torch.float32, variant=False)
+    inputs = make_inputs([20, 3], [20, 3])
+    token_ids, positions, write_index, batch, logits_index = inputs
+    table = torch.tensor([[6, 2, 0], [4, 0, 0]], dtype=torch.int32)
+    other = replace(batch, page_table=table, cache={})
+    pages = torch.cat((table[0, positions[:20] // PAGE_SIZE], table[1, :1].expand(3))).long()
+    other_index = pages * PAGE_SIZE + positions % PAGE_SIZE
+    one_group, two_groups = make_caches(torch.float32), make_caches(torch.float32)
+    two_groups[1] = (two_groups[1][0][:7].clone(), two_groups[1][1][:7].clone())
+    want = call(make_step(kernels, weights, one_group), *inputs)
+    step = make_step(kernels, weights, two_groups, (0, 1, 0))
+    groups = [write_index, other_index], [batch, other]
+    assert torch.equal(step(token_ids, positions, *groups, logits_index), want)
+    assert torch.equal(two_groups[1][0][6], one_group[1][0][1])
+    with pytest.raises(ValueError, match="there are 1 write indices for 2 groups of caches"):
+        step(token_ids, positions, [write_index], [batch, other], logits_index)
+    other_index[0] = 7 * PAGE_SIZE
+    with pytest.raises(IndexError, match=r"write_index\[0\] is 112"):
+        step(token_ids, positions, *groups, logits_index)

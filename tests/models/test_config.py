@@ -93,6 +93,17 @@ def test_a_window_that_holds_the_whole_context_is_none() -> None:
     assert read(**MISTRAL).for_context(513).window_of(0) == 512
 
 
+def test_layers_of_different_windows_are_different_groups() -> None:
+    config = read(**QWEN, use_sliding_window=True)
+    assert [(group.kind, group.layers, group.window) for group in config.cache_groups] == [
+        ("full", (0, 1), None),
+        ("window", (2, 3), 512),
+    ]
+    config = config.for_context(512)
+    assert not config.has_windows
+    assert [(group.kind, group.layers) for group in config.cache_groups] == [("full", (0, 1, 2, 3))]
+
+
 def test_parameters_of_experts_are_counted() -> None:
     dense = read()
     experts = ExpertsConfig(num_experts=8, num_per_token=2, intermediate_size=64)

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 
 from sapwood.app.model_defaults import checkpoint_dtype, read_json
-from sapwood.app.wiring import Resolved, resolve_config
+from sapwood.app.resolving import Resolved, resolve_config
 from sapwood.base.errors import ConfigError
+from sapwood.convert.conversion import Conversion, Texts, convert, cut
+from sapwood.convert.estimate import estimate_s
+from sapwood.convert.layouts import num_bytes
+from sapwood.convert.options import DEFAULT_CALIBRATION_TOKENS, ConvertOptions
+from sapwood.convert.plan import Plan, make_plan
+from sapwood.convert.walk import Walk
+from sapwood.convert.writer import check_target, new_directory, write_json
 from sapwood.kernels.interface import DTYPES
 from sapwood.layers.build import Build
-from sapwood.models.convert.conversion import Conversion, Texts, convert, cut
-from sapwood.models.convert.estimate import estimate_s
-from sapwood.models.convert.layouts import num_bytes
-from sapwood.models.convert.options import DEFAULT_CALIBRATION_TOKENS, ConvertOptions
-from sapwood.models.convert.plan import Plan, make_plan
-from sapwood.models.convert.walk import Walk
-from sapwood.models.convert.writer import check_target, new_directory, write_json
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.loader.gguf import PLAIN_TYPES, stored_tensors
 from sapwood.models.registry import decoder_class
-from sapwood.models.store import ModelFiles, Progress
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.store import ModelFiles, Progress
 from sapwood.text.standard_library import library_text, package_text
 from sapwood.text.tokenizer import Tokenizer
 
@@ -160,7 +160,7 @@ def prepare(
             f"({hf_config['quantization_config'].get('quant_method', 'unknown')}); convert the "
             "model's unquantised checkpoint"
         )
-    context_length = resolved.config.model.context_length or decoder.context_length
+    context_length = resolved.config.model.context_length
     if options.window > context_length:
         raise ConfigError(
             f"--window is {options.window} but the model's context is {context_length} tokens"
@@ -240,15 +240,15 @@ def estimate(job: Job) -> float:
 
 def _walk(job: Job) -> Walk:
     config, kernels = job.resolved.config, job.resolved.kernels.kernels
-    device = torch.device(config.execution.device or "cpu")
+    device = job.resolved.device
     if device.type == "cpu":
-        torch.set_num_threads(config.execution.num_threads or 1)
-        kernels.set_num_threads(config.execution.num_threads or 1)
-    build = Build(kernels=kernels, device=device, dtype=DTYPES[config.model.dtype])
+        torch.set_num_threads(config.execution.num_threads)
+        kernels.set_num_threads(config.execution.num_threads)
+    build = Build(kernels=kernels, device=device, dtype=job.resolved.dtype)
     return Walk(
         job.architecture(job.resolved.decoder, build),
         window=job.options.window,
-        page_size=config.memory.page_size or 1,
+        page_size=config.memory.page_size,
     )
 
 

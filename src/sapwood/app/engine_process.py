@@ -103,9 +103,10 @@ def _farewell(args: EngineProcessArgs, reason: str) -> None:
 def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Watchdog) -> int:
     # Imported here: other modules import this one for its names, and must not import torch.
     from sapwood.app.loading import LoadWatch
-    from sapwood.app.wiring import build_engine, resolve_config
+    from sapwood.app.resolving import resolve_config
+    from sapwood.app.wiring import build_engine
     from sapwood.executor.profiler import TorchRecorder
-    from sapwood.models.store.terminal import bar_on_terminal
+    from sapwood.store.terminal import bar_on_terminal
 
     watchdog.beat("reading the model's configuration")
     # The parent has verified the files.

@@ -17,16 +17,19 @@ from sapwood.app.loading import LoadWatch
 from sapwood.base.errors import ConfigError
 from sapwood.executor import captured
 from sapwood.executor.buckets import decode_sizes, parse_sizes, prefill_sizes
+from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import Capturable, CapturePlan, capture_steps
 from sapwood.executor.graphs import GraphChoice
 from sapwood.executor.largest_step import run_largest_steps
 from sapwood.kernels.capture import Capture
-from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES, Kernels
+from sapwood.kernels.interface import DTYPES, Kernels
 from sapwood.kernels.platform import DeviceMemory
-from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.memory.buffers import allocate_caches
 from sapwood.memory.sizing import MemoryUse, PoolSize, size_pool
 from sapwood.models.config import DecoderConfig
-from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.cache import CachePlan
+from sapwood.schema.config.engine import ResolvedConfig
+from sapwood.schema.config.resolve import POOL_CONTEXTS
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +40,11 @@ GRAPH_OVERHEAD_BYTES = 512 * 2**20
 """Memory for the descriptions of captured steps, beside the memory in which they compute."""
 
 
-def capture_plan(config: EngineConfig, decoder: DecoderConfig, *, spare_page: int) -> CapturePlan:
-    """The sizes of steps that are captured; `config` must be resolved.
+def capture_plan(config: ResolvedConfig, decoder: DecoderConfig, *, spare_page: int) -> CapturePlan:
+    """The sizes of steps that are captured.
 
     Raises ConfigError for a size that no step can have."""
     execution, scheduler = config.execution, config.scheduler
-    assert scheduler.max_running_requests is not None
-    assert config.memory.page_size is not None
-    assert config.model.context_length is not None
-    assert execution.device is not None
     most_requests, most_tokens = scheduler.max_running_requests, most_tokens_of(config)
     largest = min(execution.cuda_graph_max_bs or LARGEST_CAPTURED_DECODE, most_requests)
     decode = decode_sizes(largest)
@@ -70,11 +69,9 @@ def capture_plan(config: EngineConfig, decoder: DecoderConfig, *, spare_page: in
     )
 
 
-def most_tokens_of(config: EngineConfig) -> int:
+def most_tokens_of(config: ResolvedConfig) -> int:
     """The largest number of new tokens that a step computes."""
     chunk, length = config.scheduler.chunked_prefill_size, config.model.context_length
-    assert chunk is not None
-    assert length is not None
     return length if chunk == -1 else chunk
 
 
@@ -90,8 +87,8 @@ def _sizes(text: str, flag: str, largest: int) -> tuple[int, ...]:
 
 
 def measure_pool(
-    config: EngineConfig,
-    decoder: DecoderConfig,
+    config: ResolvedConfig,
+    cache: CachePlan,
     model: Capturable,
     kernels: Kernels,
     memory: DeviceMemory,
@@ -103,27 +100,21 @@ def measure_pool(
 
     captures       the steps that will be captured; None: no steps are
     wanted_tokens  tokens that the KV pool holds; None: as many as fit"""
-    assert config.memory.page_size is not None
-    assert config.scheduler.max_running_requests is not None
     page_size, num_tokens = config.memory.page_size, most_tokens_of(config)
-    page = allocate_kv_caches(
-        num_layers=decoder.num_layers,
-        num_pages=1,
-        num_kv_heads=decoder.num_kv_heads,
-        page_size=page_size,
-        head_dim=decoder.head_dim,
-        dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
-        device=memory.device,
+    page = allocate_caches(
+        cache.groups, [1] * len(cache.pools), page_size=page_size, device=memory.device
     )
-    max_pages = -(-_known(config.model.context_length) // page_size)
+    max_pages = -(-config.model.context_length // page_size)
 
     def run() -> None:
         run_largest_steps(
             model,
             kernels,
             page,
+            page_size=page_size,
+            group_of_layer=CachePlaces(cache.groups).group_of_layer,
             num_tokens=num_tokens,
-            num_requests=_known(config.scheduler.max_running_requests),
+            num_requests=config.scheduler.max_running_requests,
             max_pages=max_pages,
             device=memory.device,
         )
@@ -141,9 +132,11 @@ def measure_pool(
         graph_bytes=graph_bytes,
     )
     spare = 0 if captures is None else 1
+    enough = POOL_CONTEXTS * max_pages * page_size
     size = size_pool(
         use,
-        page_bytes=sum(cache.nbytes for pair in page for cache in pair),
+        pages_in=lambda num_bytes: cache.most_tokens(num_bytes, enough=enough) // page_size,
+        bytes_of=lambda num_pages: cache.num_bytes(num_pages * page_size),
         mem_fraction_static=config.memory.mem_fraction_static,
         wanted_pages=None if wanted_tokens is None else wanted_tokens // page_size + spare,
     )
@@ -153,7 +146,7 @@ def measure_pool(
 def capture_graph(
     model: Capturable,
     kernels: Kernels,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     plan: CapturePlan,
     recorder: Capture,
     memory: DeviceMemory,
@@ -195,8 +188,3 @@ def _bar(watch: LoadWatch) -> Iterator[captured.Progress]:
             progress.update(task, completed=done, total=total)
 
         yield tell
-
-
-def _known(value: int | None) -> int:
-    assert value is not None, "the configuration was not resolved"
-    return value

@@ -14,7 +14,7 @@ from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.grammar.sandbox import GrammarSandbox, Setting
 from sapwood.executor.grammar.vocabulary import Vocabulary, vocabulary_of
 from sapwood.kernels.interface import Kernels
-from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.text.tokenizer import Tokenizer
 
 PATIENCE = 10
@@ -35,21 +35,19 @@ class GrammarParts:
 
 
 def build_grammars(
-    config: EngineConfig,
+    config: ResolvedConfig,
     model_path: Path,
     *,
     vocab_size: int,
     eos_token_ids: Iterable[int],
     clock: Clock,
 ) -> GrammarParts | None:
-    """Build the parts; None if requests with a grammar are refused. `config` must be resolved."""
+    """Build the parts; None if requests with a grammar are refused."""
     options = config.grammar
     if options.grammar_backend == "none":
         return None
     ends = frozenset(eos_token_ids)
     num_rows = config.scheduler.max_running_requests
-    assert num_rows is not None, "the configuration was not resolved"
-
     tokenizer_path = Path(config.model.tokenizer_path or model_path)
 
     @functools.cache

@@ -9,13 +9,14 @@ from contextlib import suppress
 
 from sapwood.app.loading import LoadWatch
 from sapwood.app.loop_thread import LoopThread
-from sapwood.app.wiring import Engine, Resolved, build_engine
+from sapwood.app.resolving import Resolved
+from sapwood.app.wiring import Engine, build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.errors import EngineUnavailable
 from sapwood.engine.client import AsyncEngineClient
-from sapwood.models.store.terminal import bar_on_terminal
 from sapwood.schema.output import EngineOutput
 from sapwood.schema.request import EngineInput
+from sapwood.store.terminal import bar_on_terminal
 
 log = logging.getLogger(__name__)
 

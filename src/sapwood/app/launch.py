@@ -31,13 +31,13 @@ from sapwood.frontends.common.known_hosts import is_loopback
 from sapwood.frontends.common.limits import BodyLimits, RequestLimits
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import Stores, create_app
-from sapwood.models.store import ModelFiles, fetch_model
-from sapwood.models.store.terminal import TerminalProgress
 from sapwood.observe.log import configure_logging
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment, home
+from sapwood.store import ModelFiles, fetch_model
+from sapwood.store.terminal import TerminalProgress
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from sapwood.app.chat import chat_turn
 from sapwood.app.in_process import InProcessEngine
+from sapwood.app.resolving import resolve_config
 from sapwood.app.sampling import Sampling, sampling_params
 from sapwood.app.services import build_services
-from sapwood.app.wiring import resolve_config
 from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
@@ -36,6 +36,7 @@ from sapwood.frontends.common.services import Services
 from sapwood.frontends.native.score import joined, scores_of
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.options import gather
+from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
 from sapwood.schema.request import EngineInput
@@ -107,7 +108,7 @@ class LLM:
         channel: QueueChannel[EngineInput] = QueueChannel()
         self._client = AsyncEngineClient(channel)
         self.services: Services = build_services(self._client, resolved.files, resolved.config)
-        self._num_open = _open_at_most(resolved.config)
+        self._num_open = _open_at_most(resolved.config.scheduler)
         self._room = asyncio.Semaphore(self._num_open)
         self._numbers = itertools.count(1)  # safe to share: any thread may take the next number
         self._engine = InProcessEngine(resolved, channel, self._client)
@@ -403,16 +404,13 @@ def _asked(
     return config
 
 
-def _open_at_most(config: EngineConfig) -> int:
+def _open_at_most(config: ResolvedScheduler) -> int:
     """Requests that may be open at a time without one being refused, however few can run.
 
     With no more of them than the queue holds, the queue is never full; with no more than there are
     rows, there is one for whoever would have to wait.
     """
-    queued, running = config.scheduler.max_queued_requests, config.scheduler.max_running_requests
-    assert queued is not None
-    assert running is not None, "the configuration was not resolved"
-    return max(queued, running)
+    return max(config.max_queued_requests, config.max_running_requests)
 
 
 async def _until_error(tasks: Sequence[asyncio.Task[None]]) -> list[asyncio.Task[None]]:

@@ -27,9 +27,9 @@ from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
-from sapwood.models.store import ModelFiles
-from sapwood.models.store.progress import Progress, Silent, stage
-from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.engine import ResolvedConfig
+from sapwood.store import ModelFiles
+from sapwood.store.progress import Progress, Silent, stage
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,11 @@ class LoadWatch:
                 (peak - before) / weight_bytes,
             )
 
-    def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, ...]]) -> None:
         """Note the bytes of a page in this pool, in all layers together."""
-        self.page_bytes = sum(cache[0].nbytes for pair in kv_caches for cache in pair if len(cache))
+        self.page_bytes = sum(
+            cache[0].nbytes for layer in kv_caches for cache in layer if len(cache)
+        )
 
 
 def _memory_bytes() -> int:
@@ -117,7 +119,7 @@ def _peak_bytes() -> int:
 def fill(
     model: Packable,
     files: ModelFiles,
-    config: EngineConfig,
+    config: ResolvedConfig,
     dtype: torch.dtype,
     *,
     name_of: Callable[[str], str] = str,
@@ -135,7 +137,7 @@ def fill(
 def _fill(
     model: Packable,
     files: ModelFiles,
-    config: EngineConfig,
+    config: ResolvedConfig,
     dtype: torch.dtype,
     name_of: Callable[[str], str],
     watch: LoadWatch,
@@ -159,7 +161,7 @@ def _read(
     model: Packable,
     files: ModelFiles,
     form: CheckpointFormat | None,
-    config: EngineConfig,
+    config: ResolvedConfig,
     dtype: torch.dtype,
     name_of: Callable[[str], str],
     watch: LoadWatch,
@@ -214,7 +216,7 @@ def checkpoint_format(files: ModelFiles) -> CheckpointFormat | None:
         return format_of(read_json(path))
 
 
-def linear_scheme(config: EngineConfig, files: ModelFiles) -> LinearScheme:
+def linear_scheme(config: ResolvedConfig, files: ModelFiles) -> LinearScheme:
     """The scheme of the linear layers: the checkpoint's own, or the one that the options name."""
     form = checkpoint_format(files)
     if form is not None:
@@ -224,11 +226,12 @@ def linear_scheme(config: EngineConfig, files: ModelFiles) -> LinearScheme:
     return SCHEMES.get(config.model.quantization)()
 
 
-def dense_weight_dtype(config: EngineConfig) -> torch.dtype | None:
+def dense_weight_dtype(config: ResolvedConfig) -> torch.dtype | None:
     """What weights that are not quantised are kept in; None: the dtype of the activations, as
     always beside quantised weights."""
-    name = config.model.weight_dtype
-    return None if config.model.quantization is not None or name is None else DTYPES[name]
+    if config.model.quantization is not None:
+        return None
+    return DTYPES[config.model.weight_dtype]
 
 
 @contextmanager

@@ -11,14 +11,14 @@ from sapwood.app.observability import build_observer
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.models.pooling import pooling_of
-from sapwood.models.store import ModelFiles, load_catalogue
-from sapwood.models.store.summary import summarize
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.resolve import Decision
 from sapwood.schema.logits_processors import known_processors
+from sapwood.store import ModelFiles, load_catalogue
+from sapwood.store.summary import summarize
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate

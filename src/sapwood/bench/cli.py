@@ -23,10 +23,10 @@ from sapwood.bench.serving import ServingOptions
 from sapwood.bench.soak import Soak, SoakOptions
 from sapwood.bench.workloads.presets import WorkloadOptions
 from sapwood.bench.workloads.vocabulary import read_vocabulary
-from sapwood.models.store import fetch_model
-from sapwood.models.store.terminal import TerminalProgress
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.env import environment, home
+from sapwood.store import fetch_model
+from sapwood.store.terminal import TerminalProgress
 
 
 @click.group()

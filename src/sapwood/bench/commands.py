@@ -54,8 +54,8 @@ from sapwood.bench.workloads.vocabulary import (
     read_vocabulary,
 )
 from sapwood.bench.workloads.workload import BenchRequest, WorkloadSpec
-from sapwood.models.store import fetch_model
 from sapwood.schema import env
+from sapwood.store import fetch_model
 
 
 def bench_serving(

@@ -17,7 +17,7 @@ from sapwood.memory.eviction import least_recently_used
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.options import option
-from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.request import Generate
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan, StepResult
@@ -117,10 +117,11 @@ def _scheduler(num_running: int, seed: int) -> Scheduler:
     ledger = Ledger(
         num_pages=num_pages, page_size=PAGE_SIZE, tree=PrefixTree(PAGE_SIZE, least_recently_used)
     )
-    config = SchedulerConfig(
+    config = ResolvedScheduler(
         max_running_requests=num_running,
         max_queued_requests=100_000,
         chunked_prefill_size=8192,
+        overlap_depth=1,
         random_seed=seed,
     )
     return Scheduler(

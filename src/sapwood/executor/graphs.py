@@ -52,11 +52,12 @@ class RecordedGraph:
     def replay(self, batch: ForwardBatch) -> Tensor | None:
         if batch.embeds is not None:
             return None
+        groups = batch.groups or (batch,)
         return self._step(
             batch.token_ids,
             batch.positions,
-            batch.write_index,
-            batch.attention,
+            [group.write_index for group in groups],
+            [group.attention for group in groups],
             batch.logits_index,
         )
 
@@ -80,19 +81,23 @@ class GraphChoice:
 def choose_graph(
     model: Recordable,
     kernels: Kernels,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     *,
+    group_of_layer: Sequence[int] = (),
     enabled: bool,
     capture: Callable[[], GraphChoice] | None = None,
 ) -> GraphChoice:
     """The kernels' recorded step, if there is one and the operator wants it; else a captured step.
 
-    capture  makes the captured steps, if the device and the kernels can capture ops
+    group_of_layer  as in ForwardBatch; a step with several groups cannot be captured yet
+    capture         makes the captured steps, if the device and the kernels can capture ops
     """
     if not enabled:
         return GraphChoice(NoGraph(), "disabled by --disable-graphs")
     try:
-        step = kernels.record(model.program(), kv_caches)
+        step = kernels.record(
+            model.program(), [(keys, values) for keys, values in kv_caches], group_of_layer
+        )
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:
             return capture()

@@ -395,8 +395,17 @@ class Kernels(Protocol):
         """For a captured decode of so many requests; None if attention shares no pages in one."""
         ...
 
-    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
-        """The whole step of a decoder as one call; kv_caches per layer.
+    def record(
+        self,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
+    ) -> RecordedStep:
+        """The whole step of a decoder as one call.
+
+        kv_caches       per layer
+        group_of_layer  per layer the index of its cache group, which has pages of its own; empty:
+                        all layers are of one group
 
         Raises CannotRecord if these kernels have no such call for it."""
         ...

@@ -272,14 +272,15 @@ class RecordedStep(Protocol):
         self,
         token_ids: Tensor,
         positions: Tensor,
-        write_index: Tensor,
-        batch: AttentionBatch,
+        write_index: Sequence[Tensor],
+        batches: Sequence[AttentionBatch],
         logits_index: Tensor,
     ) -> Tensor:
         """Logits [S, vocab] in fp32 of the rows at logits_index [S]; writes every layer's KV.
 
-        The first three arguments are [T]; all indices are int64 and contiguous. The result is
-        bitwise that of the single ops. Until the next step the caller may keep it and write to it.
+        `write_index` and `batches` have one value per cache group. The first three arguments are
+        [T]; all indices are int64 and contiguous. The result is bitwise that of the single ops.
+        Until the next step the caller may keep it and write to it.
         Raises IndexError, before anything is written, if an index is outside its table.
         """
         ...

@@ -151,6 +151,7 @@ class Attention:
         if self._norms_all_heads:
             qkv = self._normed(qkv)
         key_cache, value_cache = batch.kv_caches[self._layer]
+        inputs = batch.inputs_of(self._layer)
         q = self._kernels.qk_norm_rope_write_kv(
             qkv,
             num_heads=self._num_heads,
@@ -163,10 +164,10 @@ class Attention:
             positions=batch.positions,
             key_cache=key_cache,
             value_cache=value_cache,
-            write_index=batch.write_index,
+            write_index=inputs.write_index,
         )
         attend = batch.attend or self._kernels.paged_attention
-        out = attend(q, key_cache, value_cache, batch.attention, self._scale, self._traits)
+        out = attend(q, key_cache, value_cache, inputs.attention, self._scale, self._traits)
         return out.view(x.shape[0], self._num_heads * self._head_dim)
 
     def _normed(self, qkv: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 from sapwood.base.errors import ConfigError
 from sapwood.layers.rope_config import RopeConfig
 from sapwood.models.hf_fields import activation, epsilon, integer, switch
+from sapwood.schema.cache import CacheGroup, keys_and_values, within
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of layers in config.json's layer_types."""
@@ -115,6 +116,30 @@ class DecoderConfig:
         if self.sliding_window is None or self.sliding_window >= self.context_length:
             return None
         return self.sliding_window if layer in self.windowed_layers else None
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether some layer sees less than the context."""
+        return any(self.window_of(layer) is not None for layer in range(self.num_layers))
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """What tokens leave behind in the layers, for this context length."""
+        parts = (
+            (
+                [layer for layer in range(self.num_layers) if layer not in self.windowed_layers],
+                None,
+            ),
+            (self.windowed_layers, self.sliding_window),
+        )
+        groups = [
+            keys_and_values(
+                layers, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim, window=window
+            )
+            for layers, window in parts
+            if layers
+        ]
+        return within(groups, self.context_length)
 
     @property
     def num_parameters(self) -> int:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sapwood.app import wiring
+from sapwood.app import resolving
 from sapwood.app.cli import check as check_module
 from sapwood.app.cli import machine_report
 from sapwood.app.cli.machine_report import compiler_row, kernel_rows, machine_rows, make_report
@@ -14,13 +14,13 @@ from sapwood.app.cli.main import main
 from sapwood.base.errors import ModelSourceError
 from sapwood.kernels.platform import Platform
 from sapwood.kernels.registry import Need, Selection
-from sapwood.models.store import ModelFiles
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.options import Given
 from sapwood.schema.config.resolve import Decision
 from sapwood.schema.pooling import Pooling
+from sapwood.store import ModelFiles
 from tests.tiny import write_llama
 
 NEED = Need(device="cpu", dtype=torch.float32, head_dim=64, page_size=16)
@@ -173,7 +173,7 @@ def found(monkeypatch, tmp_path):
         asked.append((config, home))
         return resolved(tmp_path)
 
-    monkeypatch.setattr(wiring, "resolve_config", resolve_config)
+    monkeypatch.setattr(resolving, "resolve_config", resolve_config)
     monkeypatch.setattr(check_module, "fetch_with_bar", lambda model: None)
     return asked
 

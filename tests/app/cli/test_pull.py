@@ -1,9 +1,9 @@
 import pytest
 
+from sapwood import store
 from sapwood.app.cli.main import main
 from sapwood.app.cli.pull import in_units
-from sapwood.models import store
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 
 
 @pytest.fixture

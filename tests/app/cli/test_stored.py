@@ -2,8 +2,8 @@ import pytest
 
 from sapwood.app.cli.main import main
 from sapwood.app.cli.stored import ago, print_table
-from sapwood.models.store import load_catalogue
 from sapwood.schema.env import environment, home
+from sapwood.store import load_catalogue
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sapwood.bench.peers.process import PeerProcess
 from sapwood.bench.peers.transformers_peer import TransformersGenerator
 from sapwood.bench.workloads.vocabulary import TokenVocabulary
 from sapwood.bench.workloads.workload import FixedLengths, WorkloadSpec
-from sapwood.models.store import ModelFiles, Silent
+from sapwood.store import ModelFiles, Silent
 
 CONFIG = {
     "hidden_size": 32,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sapwood import LLM
-from sapwood.models.store import ModelFiles
+from sapwood.store import ModelFiles
 from tests.executor.grammar.acceptance import cases, count
 
 

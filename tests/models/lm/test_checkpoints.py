@@ -27,7 +27,7 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.registry import read_decoder
-from sapwood.models.store.files import ModelFiles
+from sapwood.store.files import ModelFiles
 from tests.models.lm.harness import CPU, Session
 from tests.models.lm.peer import Peer, make_peer, random_text
 from tests.quantized_checkpoints import (

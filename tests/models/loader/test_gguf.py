@@ -11,8 +11,9 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from sapwood.base.errors import WeightError
 from sapwood.models.loader import gguf as reader
 from sapwood.models.loader.weights import iterate_weights
-from sapwood.models.store import fetch_model
-from sapwood.models.store.gguf_header import TENSOR_TYPES
+from sapwood.store import fetch_model
+from sapwood.store.gguf_header import TENSOR_TYPES
+from tests.gguf_sample import GgufSample
 from tests.tiers import sweep
 
 QUANTISABLE = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -55,8 +56,8 @@ def part(name: str) -> str:
     return name.split(".")[2] if name.startswith("blk.") else name
 
 
-def test_names_are_those_of_hugging_face(load, gguf_sample):
-    loaded = load(gguf_sample())
+def test_names_are_those_of_hugging_face(load):
+    loaded = load(GgufSample())
     layer = {
         "input_layernorm",
         "post_attention_layernorm",
@@ -67,8 +68,8 @@ def test_names_are_those_of_hugging_face(load, gguf_sample):
     assert set(loaded) == {"model.embed_tokens.weight", "model.norm.weight", *layers}
 
 
-def test_rotary_rows_of_llama_are_put_back_in_order(load, gguf_sample):
-    sample = gguf_sample()
+def test_rotary_rows_of_llama_are_put_back_in_order(load):
+    sample = GgufSample()
     wanted = {}
     for name, weight in sample.weights().items():
         wanted[reader.hf_name(name)] = weight
@@ -84,8 +85,8 @@ def test_rotary_rows_of_llama_are_put_back_in_order(load, gguf_sample):
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
-def test_rows_of_qwen_stay_as_they_are(load, gguf_sample, architecture):
-    sample = gguf_sample(architecture=architecture)
+def test_rows_of_qwen_stay_as_they_are(load, architecture):
+    sample = GgufSample(architecture=architecture)
     sample.tensors["blk.1.attn_q.bias"] = np.arange(256, dtype=np.float32)
     sample.tensors["blk.1.attn_k_norm.weight"] = np.arange(64, dtype=np.float32)
     sample.tensors["output.weight"] = np.ones((262, 256), dtype=np.float32)
@@ -98,9 +99,9 @@ def test_rows_of_qwen_stay_as_they_are(load, gguf_sample, architecture):
 
 
 @pytest.mark.parametrize("kind", QUANTISABLE)
-def test_quantised_weights_are_what_gguf_makes_of_them(load, gguf_sample, kind):
+def test_quantised_weights_are_what_gguf_makes_of_them(load, kind):
     qtype = GGMLQuantizationType[kind]
-    sample = gguf_sample()
+    sample = GgufSample()
     wanted = sample.weights()
     for name, weight in sample.weights().items():
         if weight.ndim == 2:
@@ -129,9 +130,9 @@ def random_bytes(kind: str, num_rows: int, num_columns: int) -> np.ndarray:
     kind=[name for name in TENSOR_TYPES if name not in ("F32", "F16")],
     dtype=[torch.float32, torch.bfloat16, torch.float16],
 )
-def test_every_type_is_read_from_its_bits(load, gguf_sample, kind, dtype):
+def test_every_type_is_read_from_its_bits(load, kind, dtype):
     qtype = GGMLQuantizationType[kind]
-    sample = gguf_sample()
+    sample = GgufSample()
     # More than one piece, and a last piece that is not full.
     sample.tokens += [f"token{number}" for number in range(1300 - len(sample.tokens))]
     data = random_bytes(kind, 1300, 256)
@@ -143,29 +144,29 @@ def test_every_type_is_read_from_its_bits(load, gguf_sample, kind, dtype):
     assert torch.equal(loaded, wanted)
 
 
-def test_a_tensor_that_nobody_knows_is_named(load, gguf_sample):
-    sample = gguf_sample()
+def test_a_tensor_that_nobody_knows_is_named(load):
+    sample = GgufSample()
     sample.tensors["blk.0.ssm_conv1d.weight"] = np.ones(4, dtype=np.float32)
     with pytest.raises(WeightError, match=r"blk\.0\.ssm_conv1d\.weight.*architecture llama"):
         load(sample)
 
 
-def test_rope_factors_are_configuration_and_no_weights(load, gguf_sample):
-    sample = gguf_sample()
+def test_rope_factors_are_configuration_and_no_weights(load):
+    sample = GgufSample()
     sample.tensors["rope_freqs.weight"] = np.full(32, 2.0, dtype=np.float32)
     assert set(load(sample)) == set(expected_names(sample))
 
 
-def test_a_file_that_shrank_after_it_was_prepared_is_named(tmp_path, gguf_sample):
-    path = gguf_sample().write(tmp_path / "m.gguf")
+def test_a_file_that_shrank_after_it_was_prepared_is_named(tmp_path):
+    path = GgufSample().write(tmp_path / "m.gguf")
     files = fetch_model(str(path), home=tmp_path / "home")
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(WeightError, match=r"m\.gguf ends before byte \d+, up to which"):
         list(iterate_weights(files, dtype=torch.float32))
 
 
-def test_a_prepared_directory_without_its_table_says_what_to_do(tmp_path, gguf_sample):
-    path = gguf_sample().write(tmp_path / "m.gguf")
+def test_a_prepared_directory_without_its_table_says_what_to_do(tmp_path):
+    path = GgufSample().write(tmp_path / "m.gguf")
     files = fetch_model(str(path), home=tmp_path / "home")
     (files.path / "tensors.json").unlink()
     with pytest.raises(WeightError, match=r"tensors\.json cannot be read.*remove"):

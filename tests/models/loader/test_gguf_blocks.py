@@ -19,8 +19,9 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.models.registry import read_decoder
-from sapwood.models.store import ModelFiles, fetch_model
+from sapwood.store import ModelFiles, fetch_model
 from tests.blocks import random_blocks
+from tests.gguf_sample import GgufSample
 
 ATTENTION = ("attn_q", "attn_k", "attn_v")
 
@@ -60,9 +61,9 @@ def quantise(sample, kind_of):
         ("Q4_K", "qwen3"),
     ],
 )
-def test_blocks_are_the_tensor_that_is_dequantised(prepare, gguf_sample, kind, architecture):
+def test_blocks_are_the_tensor_that_is_dequantised(prepare, kind, architecture):
     """Llama's rotary rows are put back in order in both."""
-    sample = gguf_sample(architecture=architecture)
+    sample = GgufSample(architecture=architecture)
     if architecture == "qwen3":
         for layer in range(2):
             for name in ("attn_q_norm", "attn_k_norm"):
@@ -79,13 +80,13 @@ def test_blocks_are_the_tensor_that_is_dequantised(prepare, gguf_sample, kind, a
         assert torch.equal(tensor, dense[name]), name
 
 
-def test_matrices_of_plain_numbers_come_in_the_dtype(prepare, gguf_sample):
+def test_matrices_of_plain_numbers_come_in_the_dtype(prepare):
     kinds = {"ffn_up": "BF16", "ffn_down": "F16"}
 
     def kind_of(name):
         return kinds.get(name.split(".")[2], "Q8_0") if name.startswith("blk.") else None
 
-    files = prepare(quantise(gguf_sample(), kind_of))
+    files = prepare(quantise(GgufSample(), kind_of))
     found = dict(iterate_blocks(files, dtype=torch.bfloat16))
     for part in ("up", "down"):
         weight = found[f"model.layers.1.mlp.{part}_proj.weight"]
@@ -94,8 +95,8 @@ def test_matrices_of_plain_numbers_come_in_the_dtype(prepare, gguf_sample):
     assert isinstance(found["model.layers.1.mlp.gate_proj.weight"], QuantizedWeight)
 
 
-def test_blocks_outlive_the_file(prepare, gguf_sample):
-    files = prepare(quantise(gguf_sample(), lambda name: "Q8_0"))
+def test_blocks_outlive_the_file(prepare):
+    files = prepare(quantise(GgufSample(), lambda name: "Q8_0"))
     found = dict(iterate_blocks(files, dtype=torch.float32))
     weight = found["model.layers.0.mlp.up_proj.weight"]
     before = weight.data.clone()
@@ -105,14 +106,14 @@ def test_blocks_outlive_the_file(prepare, gguf_sample):
     assert torch.equal(weight.data, before)
 
 
-def test_a_model_is_filled_with_the_blocks_of_its_file(prepare, gguf_sample):
+def test_a_model_is_filled_with_the_blocks_of_its_file(prepare):
     """Types that differ inside a fused layer, one of them plain numbers; a tied output layer."""
     kinds = {"attn_q": "Q4_K", "attn_k": "Q8_0", "attn_v": "Q6_K", "ffn_gate": "F16"}
 
     def kind_of(name):
         return kinds.get(name.split(".")[2], "Q4_1") if name.startswith("blk.") else "Q8_0"
 
-    files = prepare(quantise(gguf_sample(), kind_of))
+    files = prepare(quantise(GgufSample(), kind_of))
     hf_config = {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 262,

@@ -14,8 +14,8 @@ from sapwood.layers.targets import Slice, Target
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.safetensors import DTYPES
 from sapwood.models.loader.weights import detect_format, iterate_weights
-from sapwood.models.store import ModelFiles
-from sapwood.models.store.files import find_weights
+from sapwood.store import ModelFiles
+from sapwood.store.files import find_weights
 
 FIRST = {"model.a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4)}
 SECOND = {

@@ -1,20 +1,20 @@
 """The configs of all components: what they refuse, and that they fit together."""
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import msgspec
 import pytest
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
-from sapwood.schema.config.execution import ExecutionConfig
-from sapwood.schema.config.memory import MemoryConfig
-from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
+from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
+from sapwood.schema.config.model import ModelConfig, ResolvedModel
 from sapwood.schema.config.observability import ObservabilityConfig
-from sapwood.schema.config.options import option_specs
+from sapwood.schema.config.options import decided, option_specs
 from sapwood.schema.config.parallel import ParallelConfig
-from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 from sapwood.schema.config.server import ServerConfig
 
 ALL = (*COMPONENTS, ServerConfig, ObservabilityConfig)
@@ -43,6 +43,37 @@ def test_every_field_is_an_option_with_a_help(config):
         assert spec.help.endswith((".", "random."))
         assert spec.default is None or spec.type is type(spec.default)
         assert not spec.choices or spec.default is None or spec.default in spec.choices
+
+
+@pytest.mark.parametrize(
+    ("resolved", "values"),
+    [
+        (ResolvedModel, {"served_model_name": "m", "weight_dtype": "float16", "context_length": 8}),
+        (ResolvedMemory, {"page_size": 16, "max_total_tokens": 64}),
+        (ResolvedExecution, {"device": "cpu", "num_threads": 1}),
+        (
+            ResolvedScheduler,
+            {
+                "max_running_requests": 1,
+                "max_queued_requests": 1,
+                "chunked_prefill_size": 8,
+                "overlap_depth": 1,
+            },
+        ),
+    ],
+)
+def test_a_resolved_component_has_the_same_options_and_leaves_none_of_its_own_open(
+    resolved, values
+):
+    asked = resolved.__mro__[1]
+    described = [replace(spec, optional=True) for spec in option_specs(resolved)]
+    assert described == [replace(spec, optional=True) for spec in option_specs(asked)]
+    assert set(resolved.__annotations__) == set(values)
+    assert decided(resolved, asked(), **values) == resolved(**values)
+    for name in values:
+        flag = "--" + name.replace("_", "-")
+        with pytest.raises(ConfigError, match=f"{flag} is None but must be"):
+            decided(resolved, asked(), **{**values, name: None})
 
 
 def test_a_config_survives_the_way_to_another_process():

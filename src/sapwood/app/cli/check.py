@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sapwood.app.cli.machine_report import Report, Row
-    from sapwood.app.wiring import Resolved
+    from sapwood.app.resolving import Resolved
 
 UNRESOLVED = 1
 """Exit status when the configuration does not fit this machine or the model cannot be had."""
@@ -46,7 +46,7 @@ def check(ctx: click.Context, as_json: bool, asked: Asked) -> None:
 def inspect(asked: Asked) -> Report:
     """The report on machine and software, even if the configuration cannot be resolved."""
     from sapwood.app.cli.machine_report import make_report
-    from sapwood.app.wiring import resolve_config
+    from sapwood.app.resolving import resolve_config
 
     engine = asked.engine()
     resolved, problem = None, None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
-from sapwood.models.convert.options import ConvertOptions
+from sapwood.convert.options import ConvertOptions
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.env import environment, home
@@ -57,7 +57,7 @@ def convert(
     from rich.console import Console
 
     from sapwood.app.converting import estimate, prepare, run
-    from sapwood.models.store.terminal import TerminalProgress, in_minutes
+    from sapwood.store.terminal import TerminalProgress, in_minutes
 
     progress = TerminalProgress(Console(stderr=True), lines=True)
     job = prepare(

@@ -11,22 +11,22 @@ from sapwood.schema.env import environment, home
 
 if TYPE_CHECKING:
     from sapwood.app.llm import LLM
-    from sapwood.models.store import ModelFiles
-    from sapwood.models.store.terminal import TerminalProgress
+    from sapwood.store import ModelFiles
+    from sapwood.store.terminal import TerminalProgress
 
 
 def bar() -> TerminalProgress:
     """A progress bar on stderr, for work that takes long."""
     from rich.console import Console
 
-    from sapwood.models.store.terminal import TerminalProgress
+    from sapwood.store.terminal import TerminalProgress
 
     return TerminalProgress(Console(stderr=True))
 
 
 def fetch_with_bar(model: ModelConfig) -> ModelFiles:
     """The model's files, fetched unless they are cached, and verified if the options say so."""
-    from sapwood.models.store import fetch_model
+    from sapwood.store import fetch_model
 
     return fetch_model(
         model.model,

@@ -33,7 +33,7 @@ def pull(name: str | None, show_list: bool, asked: Asked) -> None:
 
 
 def show_catalogue() -> None:
-    from sapwood.models.store import load_catalogue
+    from sapwood.store import load_catalogue
 
     entries = list(load_catalogue().values())
     width = max(len(entry.name) for entry in entries)

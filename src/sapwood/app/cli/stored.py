@@ -20,8 +20,8 @@ def list_models() -> None:
     These are the models in $SAPWOOD_HOME, or ~/.cache/sapwood. Models that are given by a path are
     not in the list. `sapwood pull --list` shows which models have a short name.
     """
-    from sapwood.models.store import load_catalogue
-    from sapwood.models.store.inventory import stored_models
+    from sapwood.store import load_catalogue
+    from sapwood.store.inventory import stored_models
 
     models = stored_models(home(environment()), load_catalogue())
     if not models:
@@ -42,7 +42,7 @@ def remove(names: tuple[str, ...]) -> None:
     All files of a hub repository are removed, of every revision. A model that was given by a path
     is yours, and stays.
     """
-    from sapwood.models.store import inventory, load_catalogue
+    from sapwood.store import inventory, load_catalogue
 
     directory = home(environment())
     models = inventory.stored_models(directory, load_catalogue())

@@ -10,9 +10,9 @@ from sapwood.app.cli.engine import bar
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.app.cli.pull import in_units
 from sapwood.base.errors import ConfigError
-from sapwood.models.store.manifest import MANIFEST_NAME
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.env import environment, home
+from sapwood.store.manifest import MANIFEST_NAME
 
 SHOWN = ("revision", "load_format", "offline")
 
@@ -43,9 +43,9 @@ def generate(name: str, output: Path, force: bool, asked: Asked) -> None:
 
     NAME is a path, a catalogue name or a hub repository (owner/name).
     """
-    from sapwood.models.store import open_store
-    from sapwood.models.store.manifest import write_manifest
-    from sapwood.models.store.verify import generate as checksums_of
+    from sapwood.store import open_store
+    from sapwood.store.manifest import write_manifest
+    from sapwood.store.verify import generate as checksums_of
 
     if output.exists() and not force:
         raise ConfigError(f"{output} exists; give another --output, or --force to replace it")
@@ -74,7 +74,7 @@ def check(name: str, source: str, asked: Asked) -> None:
     NAME is a path, a catalogue name or a hub repository (owner/name). SOURCE is a manifest, a hub
     repository, or origin (the default): what the hub or the catalogue says about this model.
     """
-    from sapwood.models.store import open_store
+    from sapwood.store import open_store
 
     model = asked.with_flag("model", name).build(ModelConfig)
     checked = open_store(home(environment())).verify(

@@ -6,11 +6,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from sapwood.app.wiring import load_model, resolve_config
+from sapwood.app.resolving import resolve_config
+from sapwood.app.runners import load_model
 from sapwood.base.errors import ConfigError
 from sapwood.bench.environment import describe_environment
 from sapwood.bench.evals.options import PerplexityOptions
@@ -20,9 +20,8 @@ from sapwood.bench.evals.perplexity import (
     measure,
 )
 from sapwood.bench.report import report_stem, write_json
-from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
-from sapwood.models.store import Progress
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.store import Progress
 from sapwood.text.standard_library import library_text
 from sapwood.text.tokenizer import Tokenizer
 
@@ -44,22 +43,20 @@ def bench_perplexity(
         console.print(f"  {decision}", markup=False, soft_wrap=True)
     model_config = resolved.config.model
     context_length = model_config.context_length
-    if context_length is None or options.window > context_length:
+    if options.window > context_length:
         raise ConfigError(
             f"--window is {options.window} but the model's context is {context_length} tokens"
         )
-    device = torch.device(resolved.config.execution.device or "cpu")
-    dtype = DTYPES[model_config.dtype]
-    model = load_model(resolved, device=device, dtype=dtype)
+    model, device = load_model(resolved), resolved.device
     if device.type == "cpu":
-        resolved.kernels.kernels.set_num_threads(resolved.config.execution.num_threads or 1)
+        resolved.kernels.kernels.set_num_threads(resolved.config.execution.num_threads)
     score = WindowScorer(
         model,
         resolved.decoder,
         window=options.window,
-        page_size=resolved.config.memory.page_size or 1,
+        page_size=resolved.config.memory.page_size,
         device=device,
-        dtype=KV_CACHE_DTYPES[resolved.config.memory.kv_cache_dtype],
+        kv_cache_dtype=resolved.config.memory.kv_cache_dtype,
     )
     tokenizer = Tokenizer.from_directory(model_config.tokenizer_path or resolved.files.path)
     token_ids = tokenizer.encode(text, add_special_tokens=False)

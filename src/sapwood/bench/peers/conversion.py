@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.base.errors import ModelSourceError
-from sapwood.models.store import ModelFiles, Progress
-from sapwood.models.store.cache import publish, safe_key, staging
-from sapwood.models.store.progress import stage
+from sapwood.store import ModelFiles, Progress
+from sapwood.store.cache import publish, safe_key, staging
+from sapwood.store.progress import stage
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """The tokenizer's files, which are copied from sapwood's own preparation of the GGUF."""

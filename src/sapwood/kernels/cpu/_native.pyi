@@ -91,6 +91,7 @@ class RecordedStep:
         max_positions: int,
         rotary_dim: int,
         cache: _Cache,
+        group: int,
         out: int,
         /,
     ) -> None: ...
@@ -116,7 +117,7 @@ class RecordedStep:
         plans: list[AttentionPlan],
         token_ids: int,
         positions: int,
-        write_index: int,
+        write_index: list[int],
         num_tokens: int,
         logits_index: int,
         num_logits: int,

@@ -418,10 +418,15 @@ class CpuKernels:
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
         return None
 
-    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
+    def record(
+        self,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
+    ) -> RecordedStep:
         from sapwood.kernels.cpu.step import NativeStep  # it builds on this module
 
-        return NativeStep(self, program, kv_caches)
+        return NativeStep(self, program, kv_caches, group_of_layer)
 
     def plan(
         self,

@@ -45,8 +45,8 @@ from sapwood.kernels.recording import (
 )
 
 NOWHERE = -1
-PlanShape = tuple[int, int, int, int, int]
-"""As CpuKernels.plan takes it."""
+GroupShape = tuple[int, tuple[int, int, int, int, int]]
+"""A cache group, and a shape as CpuKernels.plan takes it."""
 
 
 class NativeStep:
@@ -58,13 +58,17 @@ class NativeStep:
     """
 
     def __init__(
-        self, kernels: CpuKernels, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]
+        self,
+        kernels: CpuKernels,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
     ) -> None:
         before, after = program.split()
         if not after or not isinstance(after[-1], Logits):
             raise CannotRecord("its result is no logits")
         widths, places = plan_memory([*before, *after])
-        builder = _Builder(program.dtype, widths, places, kv_caches)
+        builder = _Builder(program.dtype, widths, places, kv_caches, group_of_layer)
         for op in before:
             builder.add(op)
         builder.step.select()
@@ -82,31 +86,33 @@ class NativeStep:
         self,
         token_ids: Tensor,
         positions: Tensor,
-        write_index: Tensor,
-        batch: AttentionBatch,
+        write_index: Sequence[Tensor],
+        batches: Sequence[AttentionBatch],
         logits_index: Tensor,
     ) -> Tensor:
         """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's KV.
 
-        The first three are [T]; all are int64 and contiguous, as in ForwardBatch.
+        `write_index` and `batches` have one value per cache group. The first three are [T]; all
+        are int64 and contiguous, as in ForwardBatch.
         Raises IndexError if one of them holds an index outside its table; nothing is written then.
         """
         num_tokens, num_logits = token_ids.numel(), logits_index.numel()
         check_indices(token_ids, "token_ids", num_tokens)
         check_indices(positions, "positions", num_tokens)
-        check_indices(write_index, "write_index", num_tokens)
+        for one in write_index:
+            check_indices(one, "write_index", num_tokens)
         check_indices(logits_index, "logits_index", num_logits)
         plans = [
-            self._kernels.plan(batch, shape, tuple(windows))
-            for shape, windows in self._windows.items()
+            self._kernels.plan(batches[group], shape, tuple(windows))
+            for (group, shape), windows in self._windows.items()
         ]
         if num_logits > self._logits.shape[0]:
             self._logits = torch.empty((num_logits, self._result.vocab_size))
         logits = self._logits[:num_logits]
         self._step.run(
             self._kernels.context, plans, token_ids.data_ptr(), positions.data_ptr(),
-            write_index.data_ptr(), num_tokens, logits_index.data_ptr(), num_logits,
-            logits.data_ptr(),
+            [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
+            num_logits, logits.data_ptr(),
         )  # fmt: skip
         return finish_logits(self._kernels, logits, self._result.scale, self._result.soft_cap)
 
@@ -120,12 +126,14 @@ class _Builder:
         widths: Sequence[int],
         places: Mapping[Buffer, int],
         kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int],
     ) -> None:
         self._like = torch.empty(0, dtype=dtype)
         self._places = places
         self._kv_caches = kv_caches
         self.step = _native.RecordedStep(dtype_of(self._like), list(widths))
-        self.windows: dict[PlanShape, set[int]] = {}
+        self._group_of_layer = group_of_layer
+        self.windows: dict[GroupShape, set[int]] = {}
 
     def add(self, op: Op) -> None:
         at = self._places
@@ -180,7 +188,7 @@ class _Builder:
             address_of(op.q_norm, self._like, op.head_dim, "q_norm"),
             address_of(op.k_norm, self._like, op.head_dim, "k_norm"),
             op.eps, op.cos_sin.data_ptr(), max_positions, rotary_dim, self._cache(op),
-            self._places[op.out],
+            self._group(op), self._places[op.out],
         )  # fmt: skip
 
     def _add_attention(self, op: Attend) -> None:
@@ -188,15 +196,19 @@ class _Builder:
         *_, num_pages, page_size = cache
         shape = (op.num_heads, op.num_kv_heads, op.head_dim, page_size, num_pages)
         window = traits.window or 0
-        self.windows.setdefault(shape, set()).add(window)
+        key = (self._group(op), shape)
+        self.windows.setdefault(key, set()).add(window)
         sinks, alibi = (
             per_head(tensor, op.num_heads, name)
             for name, tensor in (("sinks", traits.sinks), ("alibi", traits.alibi))
         )
         self.step.attend(
-            self._places[op.x], shape[:3], list(self.windows).index(shape), cache, op.scale,
+            self._places[op.x], shape[:3], list(self.windows).index(key), cache, op.scale,
             (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out],
         )  # fmt: skip
+
+    def _group(self, op: RotateAndWrite | Attend) -> int:
+        return self._group_of_layer[op.layer] if self._group_of_layer else 0
 
     def _cache(self, op: RotateAndWrite | Attend) -> tuple[int, int, int, int, int, int, int]:
         """The layer's cache, as the compiled module takes it."""

@@ -232,7 +232,12 @@ class TorchKernels:
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
         return None
 
-    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
+    def record(
+        self,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
+    ) -> RecordedStep:
         raise CannotRecord("torch's ops are called one by one")
 
     def set_num_threads(self, num_threads: int) -> None:

@@ -197,7 +197,12 @@ class TritonKernels:
     ) -> CapturedSharing | None:
         return CapturedTiles(num_requests, page_size, device)
 
-    def record(self, program: Program, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> RecordedStep:
+    def record(
+        self,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
+    ) -> RecordedStep:
         raise CannotRecord("steps are captured as CUDA graphs, not recorded as one call")
 
     def set_num_threads(self, num_threads: int) -> None:

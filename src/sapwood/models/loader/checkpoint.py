@@ -9,7 +9,7 @@ import torch
 
 from sapwood.base.errors import WeightError
 from sapwood.models.loader.reading import empty
-from sapwood.models.store.files import ModelFiles, find_index, read_index
+from sapwood.store.files import ModelFiles, find_index, read_index
 
 
 def as_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Tensors of GGUF files, either dequantised or as blocks.
 
-The table of tensors comes from tensors.json, which models.store.prepare wrote. A matrix is turned
+The table of tensors comes from tensors.json, which store.prepare wrote. A matrix is turned
 into 32-bit floats piece by piece, and each piece is cast into the resulting tensor while it is
 still in the core's cache. A pool of threads was measured to be slower: many short calls of numpy
 spend their time handing the interpreter's lock around.
@@ -26,7 +26,7 @@ from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.models.loader.checkpoint import as_dtype
 from sapwood.models.loader.reading import Advance, Stored, empty, ignore, read_ahead, read_bytes
-from sapwood.models.store.files import ModelFiles
+from sapwood.store.files import ModelFiles
 
 PIECE_NUMBERS = 1 << 17
 """Numbers dequantised by one call of numpy: 512 KiB of fp32."""
@@ -57,7 +57,7 @@ LAYER_NAMES: Mapping[str, str] = {
     "ffn_down": "mlp.down_proj",
 }
 CONFIGURATION = frozenset({"rope_freqs.weight"})
-"""Tensors that are no weights: models.store has put them into config.json."""
+"""Tensors that are no weights: store has put them into config.json."""
 
 PLAIN_TYPES: Mapping[str, torch.dtype] = {
     "F32": torch.float32,

@@ -19,8 +19,8 @@ from sapwood.base.errors import WeightError
 from sapwood.models.loader.checkpoint import Expected, as_dtype
 from sapwood.models.loader.reading import Advance, ignore
 from sapwood.models.loader.torch_tar import read_tar
-from sapwood.models.store.files import ModelFiles
-from sapwood.models.store.torch_archive import check_archive
+from sapwood.store.files import ModelFiles
+from sapwood.store.torch_archive import check_archive
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from sapwood.layers.quantization.formats.interface import (
 )
 from sapwood.models.loader import safetensors
 from sapwood.models.loader.reading import Advance, ignore
-from sapwood.models.store.files import ModelFiles
+from sapwood.store.files import ModelFiles
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from sapwood.base.errors import WeightError
 from sapwood.layers.targets import Target
 from sapwood.models.loader.checkpoint import Expected, as_dtype
 from sapwood.models.loader.reading import Advance, Stored, ignore, read_ahead, read_bytes
-from sapwood.models.store.files import ModelFiles
-from sapwood.models.store.safetensors_header import SafetensorsEntry, read_safetensors_header
+from sapwood.store.files import ModelFiles
+from sapwood.store.safetensors_header import SafetensorsEntry, read_safetensors_header
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,

@@ -12,7 +12,7 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.layers.targets import Target
 from sapwood.models.loader import gguf, pt, safetensors
 from sapwood.models.loader.reading import Advance, ignore
-from sapwood.models.store.files import ModelFiles, detect_format
+from sapwood.store.files import ModelFiles, detect_format
 
 __all__ = ["detect_format", "iterate_blocks", "iterate_weights"]
 

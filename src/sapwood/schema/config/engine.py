@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sapwood.schema.config.execution import ExecutionConfig
+from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.grammar import GrammarConfig
-from sapwood.schema.config.memory import MemoryConfig
-from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
+from sapwood.schema.config.model import ModelConfig, ResolvedModel
 from sapwood.schema.config.options import build
 from sapwood.schema.config.parallel import ParallelConfig
-from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 
 COMPONENTS: tuple[type, ...] = (
     ModelConfig,
@@ -26,6 +26,8 @@ COMPONENTS: tuple[type, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
+    """What was asked: an option that nobody gave may be None."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -49,3 +51,18 @@ class EngineConfig:
             parallel=build(ParallelConfig, values),
             grammar=build(GrammarConfig, values),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig(EngineConfig):
+    """What will run: the same options, of which those that have been decided are never None.
+
+    Each resolved component is a subclass that declares only the decided options again, with
+    narrower types. So an option is described once, mypy knows what is decided, and a function that
+    needs decided values asks for this type, which `resolve` alone makes.
+    """
+
+    model: ResolvedModel
+    memory: ResolvedMemory
+    scheduler: ResolvedScheduler
+    execution: ResolvedExecution

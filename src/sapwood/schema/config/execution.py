@@ -10,7 +10,7 @@ from sapwood.schema.config.options import check_options, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionConfig:
-    """After resolution device and num_threads are set."""
+    """Where and how a step is computed, as asked."""
 
     device: str | None = option(
         None, "Device of the model: cpu, cuda, cuda:0 …; auto, the default: the best."
@@ -89,3 +89,11 @@ class ExecutionConfig:
             "--disable-piecewise-cuda-graph": self.disable_piecewise_cuda_graph,
         }
         return [flag for flag, is_given in given.items() if is_given]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedExecution(ExecutionConfig):
+    """After resolution: where a step is computed is known."""
+
+    device: str
+    num_threads: int

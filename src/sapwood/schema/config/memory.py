@@ -17,8 +17,7 @@ class EvictionPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryConfig:
-    """After resolution `page_size` and `max_total_tokens` are set, and `kv_cache_dtype` is not
-    "auto"."""
+    """How much KV the pool holds, as asked."""
 
     page_size: int | None = option(
         None, "Tokens of KV per page; prefixes are shared in whole pages.", unit="tokens"
@@ -53,3 +52,11 @@ class MemoryConfig:
         fraction = self.mem_fraction_static
         if fraction is not None and not 0.0 < fraction < 1.0:
             raise ConfigError(f"--mem-fraction-static is {fraction} but must be between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedMemory(MemoryConfig):
+    """After resolution: the pool has a size, and `kv_cache_dtype` is not "auto"."""
+
+    page_size: int
+    max_total_tokens: int

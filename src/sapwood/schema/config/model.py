@@ -139,3 +139,12 @@ class ModelConfig:
                 f"--context-length is {self.context_length} but must be >= 2: a prompt token and "
                 "an output token"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel(ModelConfig):
+    """After resolution: the model has a name and a length, and `dtype` is not "auto"."""
+
+    served_model_name: str
+    weight_dtype: str
+    context_length: int

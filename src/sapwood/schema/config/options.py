@@ -203,15 +203,32 @@ def build(config: type[C], values: Mapping[str, Any]) -> C:
     return config(**{name: value for name, value in values.items() if name in own})
 
 
+def decided(config: type[C], asked: Any, **values: Any) -> C:
+    """A resolved struct: what was asked, with the values of what has been decided.
+
+    config  a subclass of the asked struct's class that declares the decided options once more,
+            with types that have no None
+    Raises  ConfigError if one of these is still None
+    """
+    given = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
+    return config(**{**given, **values})
+
+
 @functools.cache
 def _option_specs(config: Any) -> tuple[OptionSpec, ...]:
     hints = typing.get_type_hints(config)
-    return tuple(
-        _spec(field, hints[field.name]) for field in dataclasses.fields(config) if field.metadata
-    )
+    described = {
+        field.name: field
+        for base in reversed(config.__mro__)
+        if dataclasses.is_dataclass(base)
+        for field in dataclasses.fields(base)
+        if field.metadata
+    }
+    return tuple(_spec(field, hints[field.name]) for field in described.values())
 
 
 def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
+    """hint: the option's type, which a subclass may have narrowed"""
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     plain = [member for member in members if member is not type(None)]
     return OptionSpec(

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
+from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
-from sapwood.schema.config.engine import EngineConfig
-from sapwood.schema.config.execution import ExecutionConfig
-from sapwood.schema.config.memory import MemoryConfig
-from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig
-from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, within
+from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
+from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
+from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
+from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig, ResolvedModel
+from sapwood.schema.config.options import decided
+from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 
 QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625}
 """Bytes per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
@@ -67,8 +69,7 @@ class ModelFacts:
     num_parameters  weights, counted once where they are tied
     num_embedding_parameters  weights of the token embedding, which is not quantised
     weight_format   format of the weight files: "safetensors", "gguf", …; "dummy": random weights
-    kv_values_per_token  keys and values of all layers, in elements
-    kv_heads_per_token   key and value heads of all layers
+    cache           what tokens and requests leave behind in the model's layers; empty: nothing
     whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
     quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
     """
@@ -78,8 +79,7 @@ class ModelFacts:
     max_context_length: int
     dtype: str
     num_parameters: int
-    kv_values_per_token: int
-    kv_heads_per_token: int = 0
+    cache: tuple[CacheGroup, ...] = ()
     num_embedding_parameters: int = 0
     weight_format: str = ""
     whole_prompts: bool = False
@@ -98,7 +98,7 @@ class Decision:
 
 def resolve(
     asked: EngineConfig, machine: MachineFacts, model: ModelFacts
-) -> tuple[EngineConfig, list[Decision]]:
+) -> tuple[ResolvedConfig, list[Decision]]:
     """Make every choice that was left open, each with its reason.
 
     Raises ConfigError if an option contradicts the machine or the model.
@@ -106,19 +106,27 @@ def resolve(
     decisions: list[Decision] = []
     execution = _resolve_execution(asked.execution, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
-    memory = _resolve_memory(asked.memory, model_config, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
+    demand = demand_of(scheduler, model_config)
+    memory = _resolve_memory(
+        asked.memory, model_config, execution, machine, model, demand, decisions
+    )
     if model.whole_prompts:
         memory, scheduler = _for_whole_prompts(asked, model_config, memory, scheduler, decisions)
-    config = replace(
-        asked, model=model_config, memory=memory, scheduler=scheduler, execution=execution
+    config = decided(
+        ResolvedConfig,
+        asked,
+        model=model_config,
+        memory=memory,
+        scheduler=scheduler,
+        execution=execution,
     )
     return config, decisions
 
 
 def _resolve_execution(
     asked: ExecutionConfig, machine: MachineFacts, decisions: list[Decision]
-) -> ExecutionConfig:
+) -> ResolvedExecution:
     device = asked.device
     if device is None or device == "auto":
         device = machine.device
@@ -132,16 +140,16 @@ def _resolve_execution(
     if num_threads is None:
         num_threads = machine.num_cores
         decisions.append(Decision("num_threads", num_threads, "the usable cores"))
-    return replace(asked, device=device, num_threads=num_threads)
+    return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
 
 
 def _resolve_model(
     asked: ModelConfig,
-    execution: ExecutionConfig,
+    execution: ResolvedExecution,
     machine: MachineFacts,
     model: ModelFacts,
     decisions: list[Decision],
-) -> ModelConfig:
+) -> ResolvedModel:
     dtype = asked.dtype
     if dtype == "auto":
         dtype, reason = _choose_dtype(model, execution, machine)
@@ -151,7 +159,7 @@ def _resolve_model(
         decisions.append(Decision("weight_dtype", weight_dtype, why))
     quantization = asked.quantization if model.quantized is None else model.quantized.name
     if quantization is not None:
-        reason = _check_quantization(asked.quantization, dtype, model)
+        reason = _check_quantization(quantization, asked.quantization, dtype, model)
         decisions.append(Decision("quantization", quantization, reason))
     length = asked.context_length
     if length is None:
@@ -166,7 +174,8 @@ def _resolve_model(
     if not served:
         served = asked.model
         decisions.append(Decision("served_model_name", served, "the model's own"))
-    return replace(
+    return decided(
+        ResolvedModel,
         asked,
         dtype=dtype,
         weight_dtype=weight_dtype,
@@ -178,15 +187,13 @@ def _resolve_model(
 
 def _for_whole_prompts(
     asked: EngineConfig,
-    model_config: ModelConfig,
-    memory: MemoryConfig,
-    scheduler: SchedulerConfig,
+    model_config: ResolvedModel,
+    memory: ResolvedMemory,
+    scheduler: ResolvedScheduler,
     decisions: list[Decision],
-) -> tuple[MemoryConfig, SchedulerConfig]:
+) -> tuple[ResolvedMemory, ResolvedScheduler]:
     """The options of an encoder, which computes no text in chunks nor from a cached prefix."""
     length, chunk = model_config.context_length, scheduler.chunked_prefill_size
-    assert length is not None
-    assert chunk is not None
     if asked.scheduler.chunked_prefill_size not in (None, -1) and chunk < length:
         raise ConfigError(
             f"--chunked-prefill-size is {chunk}, but this model computes a text in one step, of up "
@@ -207,7 +214,7 @@ def _for_whole_prompts(
 
 
 def _choose_dtype(
-    model: ModelFacts, execution: ExecutionConfig, machine: MachineFacts
+    model: ModelFacts, execution: ResolvedExecution, machine: MachineFacts
 ) -> tuple[str, str]:
     checkpoint = model.dtype
     if model.whole_prompts and checkpoint == "float32":
@@ -223,7 +230,7 @@ def _choose_dtype(
 
 
 def _choose_weight_dtype(
-    asked: ModelConfig, dtype: str, execution: ExecutionConfig, model: ModelFacts
+    asked: ModelConfig, dtype: str, execution: ResolvedExecution, model: ModelFacts
 ) -> tuple[str, str | None]:
     """What weights that are not quantised are kept in, and why if it was a choice; ConfigError if
     it cannot be."""
@@ -238,7 +245,7 @@ def _choose_weight_dtype(
         return asked.weight_dtype, None
     if not widens:
         return dtype, None
-    # A GGUF file's bfloat16 stands for its quantised types (models/store/gguf_config.py).
+    # A GGUF file's bfloat16 stands for its quantised types (store/gguf_config.py).
     is_narrow = model.dtype == "bfloat16" and model.weight_format != "gguf"
     if is_narrow or model.dtype == "float16":
         return (
@@ -250,26 +257,27 @@ def _choose_weight_dtype(
     return "float32", "as the activations, which were asked for"
 
 
-def _check_quantization(asked: str | None, dtype: str, model: ModelFacts) -> str:
-    """What the quantisation does to this model, in words; ConfigError if it is impossible here."""
+def _check_quantization(name: str, asked: str | None, dtype: str, model: ModelFacts) -> str:
+    """What the quantisation does to this model, in words; ConfigError if it is impossible here.
+
+    asked  the name, if the options have it and not only the checkpoint
+    """
     if dtype == "float16":
-        name = asked if model.quantized is None else model.quantized.name
         raise ConfigError(
             f"--quantization {name} computes with bfloat16 or float32 activations, not "
             "with float16; use --dtype bfloat16"
         )
     if model.quantized is not None:
         return _check_checkpoint(asked, model, model.quantized)
-    assert asked is not None
-    if asked == "gguf" and model.weight_format != "gguf":
+    if name == "gguf" and model.weight_format != "gguf":
         raise ConfigError(
             f"--quantization gguf uses the blocks of a GGUF file, but the weights of {model.name} "
             f"are {model.weight_format or 'of another format'}; use --quantization w4a8 or "
             "w8a8_int8, which quantise while loading"
         )
-    if asked in CHECKPOINT_FORMATS and asked not in ON_THE_FLY:
+    if name in CHECKPOINT_FORMATS and name not in ON_THE_FLY:
         raise ConfigError(
-            f"--quantization {asked} is for checkpoints that are stored so, but {model.name} is "
+            f"--quantization {name} is for checkpoints that are stored so, but {model.name} is "
             f"not: its config.json has no quantization_config; use one of {', '.join(ON_THE_FLY)}, "
             "which quantise while loading"
         )
@@ -279,8 +287,8 @@ def _check_quantization(asked: str | None, dtype: str, model: ModelFacts) -> str
         "w8a16": "asked for; int8 weights, activations as they are",
         "fp8": "asked for; FP8 E4M3 weights, the output layer in int8, activations as they are",
         "gguf": "asked for; the file's own blocks, int8 activations",
-    }[asked]
-    if asked != "gguf" and model.weight_format == "gguf":
+    }[name]
+    if name != "gguf" and model.weight_format == "gguf":
         return f"{reason}; the GGUF file's own blocks are dequantised first"
     return reason
 
@@ -301,9 +309,9 @@ def _check_checkpoint(asked: str | None, model: ModelFacts, found: CheckpointFac
     return f"the checkpoint's own; {found.summary}"
 
 
-def _weight_bytes(model_config: ModelConfig, model: ModelFacts) -> int:
+def _weight_bytes(model_config: ResolvedModel, model: ModelFacts) -> int:
     if model_config.quantization is None:
-        return model.num_parameters * DTYPE_BYTES[model_config.weight_dtype or model_config.dtype]
+        return model.num_parameters * DTYPE_BYTES[model_config.weight_dtype]
     size = DTYPE_BYTES[model_config.dtype]
     if model.quantized is not None:
         quantized = model.quantized.weight_bytes
@@ -314,12 +322,13 @@ def _weight_bytes(model_config: ModelConfig, model: ModelFacts) -> int:
 
 def _resolve_memory(
     asked: MemoryConfig,
-    model_config: ModelConfig,
-    execution: ExecutionConfig,
+    model_config: ResolvedModel,
+    execution: ResolvedExecution,
     machine: MachineFacts,
     model: ModelFacts,
+    demand: Demand,
     decisions: list[Decision],
-) -> MemoryConfig:
+) -> ResolvedMemory:
     page_size = asked.page_size
     if page_size is None:
         page_size = DEFAULT_PAGE_SIZE
@@ -327,11 +336,18 @@ def _resolve_memory(
     kv_cache_dtype = _resolve_kv_cache_dtype(
         asked.kv_cache_dtype, model_config.dtype, model, decisions
     )
-    token_bytes = kv_token_bytes(model, kv_cache_dtype)
+    plan = CachePlan(
+        groups=tuple(
+            group.with_dtypes(kv=kv_cache_dtype, activations=model_config.dtype)
+            for group in within(model.cache, model_config.context_length)
+        ),
+        page_size=page_size,
+        demand=demand,
+    )
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
         max_tokens, reason = _choose_pool(
-            replace(asked, page_size=page_size), model_config, machine, model, token_bytes
+            asked.mem_fraction_static, page_size, model_config, machine, model, plan
         )
         max_tokens -= max_tokens % page_size
         if execution.device != "cpu":
@@ -350,13 +366,16 @@ def _resolve_memory(
         )
     if num_pages > MAX_PAGES:
         raise ConfigError(f"the KV pool would have {num_pages} pages; raise --page-size")
-    pool_bytes = num_pages * page_size * token_bytes
+    pool_bytes = plan.num_bytes(max_tokens)
     if pool_bytes > machine.memory_bytes:
         raise ConfigError(
             f"--max-total-tokens {max_tokens} takes {pool_bytes / 2**30:.1f} GiB of KV but "
             f"{execution.device} has {machine.memory_bytes / 2**30:.1f} GiB; ask for fewer tokens"
         )
-    return replace(
+    if len(plan.pools) > 1:
+        decisions.append(_pools_decision(plan, num_pages * page_size))
+    return decided(
+        ResolvedMemory,
         asked,
         page_size=page_size,
         max_total_tokens=num_pages * page_size,
@@ -364,11 +383,34 @@ def _resolve_memory(
     )
 
 
-def kv_token_bytes(model: ModelFacts, kv_cache_dtype: str) -> int:
-    """Bytes of one token in the KV pool, over all layers."""
-    if kv_cache_dtype in KV_CACHE_8_BIT:
-        return model.kv_values_per_token + model.kv_heads_per_token * KV_SCALE_BYTES
-    return model.kv_values_per_token * DTYPE_BYTES[kv_cache_dtype]
+def demand_of(scheduler: ResolvedScheduler, model: ResolvedModel) -> Demand:
+    """What running requests may use at once."""
+    chunk = scheduler.chunked_prefill_size
+    return Demand(
+        num_requests=scheduler.max_running_requests,
+        step_tokens=model.context_length if chunk == -1 else chunk,
+    )
+
+
+def _pools_decision(plan: CachePlan, num_tokens: int) -> Decision:
+    """How the memory is shared out over the pools of a model with several."""
+    parts, reasons = [], []
+    for pool, size in zip(plan.pools, plan.sizes(num_tokens), strict=True):
+        num_layers = sum(len(plan.groups[index].layers) for index in pool.groups)
+        match pool.kind:
+            case CacheKind.STATE:
+                parts.append(f"{size} states")
+                reasons.append("one state per running request, and as many for prefixes")
+            case CacheKind.WINDOW:
+                parts.append(f"{size * plan.page_size} tokens for windows of {pool.window}")
+                reasons.append(
+                    f"{num_layers} layers keep no more than the windows of all running requests "
+                    "and the new tokens of a step"
+                )
+            case _:
+                parts.append(f"{size * plan.page_size} tokens")
+                reasons.append(f"{num_layers} layers keep every token")
+    return Decision("cache pools", ", ".join(parts), "; ".join(reasons))
 
 
 def _resolve_kv_cache_dtype(
@@ -386,12 +428,15 @@ def _resolve_kv_cache_dtype(
                 f"choose one of {', '.join(KV_CACHE_8_BIT)}"
             )
         return asked
-    if model.kv_values_per_token == 0:
+    if not model.cache:
         raise ConfigError(
             f"--kv-cache-dtype is {asked}, but {model.name} is an encoder, which keeps no keys and "
             "values; leave the option out"
         )
-    dense, small = kv_token_bytes(model, dtype), kv_token_bytes(model, asked)
+    dense, small = (
+        sum(group.with_dtypes(kv=name, activations=dtype).unit_bytes for group in model.cache)
+        for name in (dtype, asked)
+    )
     reason = (
         f"asked for; a token takes {small:,} bytes instead of {dense:,} in {dtype}: "
         f"{dense / small:.2f} times the tokens in the same memory"
@@ -401,43 +446,42 @@ def _resolve_kv_cache_dtype(
 
 
 def _choose_pool(
-    asked: MemoryConfig,
-    model_config: ModelConfig,
+    fraction: float | None,
+    page_size: int,
+    model_config: ResolvedModel,
     machine: MachineFacts,
     model: ModelFacts,
-    token_bytes: int,
+    plan: CachePlan,
 ) -> tuple[int, str]:
-    assert model_config.context_length is not None
-    assert asked.page_size is not None
     # Each request's last page counts whole: a context may be shorter than a page.
-    context_pages = -(-model_config.context_length // asked.page_size)
-    by_context = POOL_CONTEXTS * context_pages * asked.page_size
-    if token_bytes == 0:
+    context_pages = -(-model_config.context_length // page_size)
+    by_context = POOL_CONTEXTS * context_pages * page_size
+    if not plan.groups:
         return by_context, f"{POOL_CONTEXTS} texts of the full context; it takes no memory"
     weight_bytes = _weight_bytes(model_config, model)
-    fraction = asked.mem_fraction_static
     if fraction is not None:
         pool_bytes = int(machine.memory_bytes * fraction) - weight_bytes
         reason = (
             f"{fraction:.0%} of {machine.memory_bytes / 2**30:.1f} GiB "
             f"less {weight_bytes / 2**30:.2f} GiB of weights"
         )
-        return max(pool_bytes, 0) // token_bytes, reason
+        return plan.most_tokens(max(pool_bytes, 0), enough=by_context), reason
     free_bytes = max(machine.available_bytes - weight_bytes, 0)
-    by_memory = int(free_bytes * DEFAULT_POOL_FRACTION) // token_bytes
+    most_bytes = int(free_bytes * DEFAULT_POOL_FRACTION)
+    by_memory = plan.most_tokens(most_bytes, enough=by_context)
     if by_context <= by_memory:
-        gib = by_context * token_bytes / 2**30
+        gib = plan.num_bytes(by_context) / 2**30
         return by_context, f"{POOL_CONTEXTS} requests of the full context, {gib:.2f} GiB"
-    gib = by_memory * token_bytes / 2**30
     return (
         by_memory,
-        f"{DEFAULT_POOL_FRACTION:.0%} of the memory free beside weights, {gib:.2f} GiB",
+        f"{DEFAULT_POOL_FRACTION:.0%} of the memory free beside weights, "
+        f"{plan.num_bytes(by_memory) / 2**30:.2f} GiB",
     )
 
 
 def _resolve_scheduler(
-    asked: SchedulerConfig, execution: ExecutionConfig, decisions: list[Decision]
-) -> SchedulerConfig:
+    asked: SchedulerConfig, execution: ResolvedExecution, decisions: list[Decision]
+) -> ResolvedScheduler:
     on_cpu = execution.device == "cpu"
 
     def choose(name: str, on_cpu_value: int, on_gpu_value: int, reason: str) -> int:
@@ -456,7 +500,8 @@ def _resolve_scheduler(
         decisions.append(
             Decision("enable_priority_scheduling", True, "--schedule-policy priority implies it")
         )
-    return replace(
+    return decided(
+        ResolvedScheduler,
         asked,
         enable_priority_scheduling=takes_priorities,
         max_running_requests=choose(

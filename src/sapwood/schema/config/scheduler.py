@@ -14,7 +14,7 @@ DEFAULT_PREEMPTION_THRESHOLD = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """After resolution every None is set."""
+    """Which requests a step computes, as asked."""
 
     max_running_requests: int | None = option(
         None, "Requests computed together at most.", unit="requests"
@@ -175,3 +175,13 @@ class SchedulerConfig:
                 f"--prefill-delayer-token-usage-low-watermark is {watermark} but must be from 0 "
                 "to 1"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedScheduler(SchedulerConfig):
+    """After resolution: every limit is a number."""
+
+    max_running_requests: int
+    max_queued_requests: int
+    chunked_prefill_size: int
+    overlap_depth: int

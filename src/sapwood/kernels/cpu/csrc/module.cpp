@@ -250,11 +250,13 @@ AttentionTraits traits_of(const TraitTuple& traits) {
 
 void bind_step(nb::module_& m) {
   const auto run = [](RecordedStep& step, Context& c, std::vector<const AttentionPlan*> plans, Address token_ids,
-                      Address positions, Address write_index, I64 num_tokens, Address logits_index,
-                      I64 num_logits, Address logits) {
+                      Address positions, const std::vector<Address>& write_index, I64 num_tokens,
+                      Address logits_index, I64 num_logits, Address logits) {
     const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
-    step.run(c, {indices(token_ids), indices(positions), indices(write_index), indices(logits_index), num_tokens,
-                 num_logits, static_cast<float*>(to(logits)), std::move(plans)});
+    std::vector<const I64*> places;
+    for (const Address address : write_index) places.push_back(indices(address));
+    step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
+                 static_cast<float*>(to(logits)), std::move(plans)});
   };
   nb::class_<RecordedStep>(m, "RecordedStep")
       .def("__init__",
@@ -277,10 +279,11 @@ void bind_step(nb::module_& m) {
            })
       .def("rotate_and_write",
            [](RecordedStep& step, Place x, const HeadTuple& heads, Address q_norm, Address k_norm, float eps,
-              Address cos_sin, I64 max_positions, int rotary_dim, const CacheTuple& cache, Place out) {
+              Address cos_sin, I64 max_positions, int rotary_dim, const CacheTuple& cache, std::size_t group,
+              Place out) {
              step.add(RotateAndWriteOp{x, heads_of(heads), in(q_norm), in(k_norm), eps,
                                        static_cast<const float*>(in(cos_sin)), max_positions, rotary_dim,
-                                       cache_of(cache), out});
+                                       cache_of(cache), group, out});
            })
       .def("attend",
            [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,

@@ -46,7 +46,9 @@ void RecordedStep::add(const StepOp& op) {
   if (const EmbedOp* embed = std::get_if<EmbedOp>(&op)) vocab_ = std::min(vocab_, embed->vocab);
   if (const RotateAndWriteOp* rotate = std::get_if<RotateAndWriteOp>(&op)) {
     max_positions_ = std::min(max_positions_, rotate->max_positions);
-    cache_places_ = std::min(cache_places_, rotate->cache.num_pages * rotate->cache.page_size);
+    const std::int64_t places = rotate->cache.num_pages * rotate->cache.page_size;
+    if (rotate->group >= cache_places_.size()) cache_places_.resize(rotate->group + 1, places);
+    cache_places_[rotate->group] = std::min(cache_places_[rotate->group], places);
   }
   if (weight_of(op) != nullptr) {
     for (std::size_t i = ops_.size(); i-- > 0 && next_weight_[i] == 0;) next_weight_[i] = ops_.size();
@@ -68,7 +70,13 @@ void RecordedStep::check(const Inputs& inputs) const {
   }
   check_indices("token_ids", inputs.token_ids, inputs.num_tokens, vocab_);
   check_indices("positions", inputs.positions, inputs.num_tokens, max_positions_);
-  check_indices("write_index", inputs.write_index, inputs.num_tokens, cache_places_);
+  if (inputs.write_index.size() != cache_places_.size()) {
+    throw std::invalid_argument("there are " + std::to_string(inputs.write_index.size()) + " write indices for " +
+                                std::to_string(cache_places_.size()) + " groups of caches");
+  }
+  for (std::size_t group = 0; group < cache_places_.size(); group++) {
+    check_indices("write_index", inputs.write_index[group], inputs.num_tokens, cache_places_[group]);
+  }
   check_indices("logits_index", inputs.logits_index, inputs.num_logits, inputs.num_tokens);
 }
 
@@ -127,7 +135,7 @@ class RecordedStep::Runner {
     rope.eps = op.eps;
     rope.cos_sin = op.cos_sin;
     rope.positions = inputs_.positions;
-    rope.write_index = inputs_.write_index;
+    rope.write_index = inputs_.write_index[op.group];
     rope.keys = op.cache.keys;
     rope.values = op.cache.values;
     rope.key_stride = op.cache.key_stride;

@@ -64,6 +64,7 @@ struct RotateAndWriteOp {
   std::int64_t max_positions;
   int rotary_dim;
   LayerCache cache;
+  std::size_t group;  // of caches
   Place out;
 };
 
@@ -116,7 +117,7 @@ class RecordedStep {
   struct Inputs {
     const std::int64_t* token_ids;    // [num_tokens]
     const std::int64_t* positions;    // [num_tokens]
-    const std::int64_t* write_index;  // [num_tokens]
+    std::vector<const std::int64_t*> write_index;  // by group of caches; [num_tokens] each
     const std::int64_t* logits_index; // [num_logits]
     std::int64_t num_tokens, num_logits;
     float* logits;
@@ -144,7 +145,8 @@ class RecordedStep {
   // By op: index of the op that uses a weight next after this one, or 0.
   std::vector<std::size_t> next_weight_;
   std::int64_t vocab_ = std::numeric_limits<std::int64_t>::max();
-  std::int64_t max_positions_ = vocab_, cache_places_ = vocab_;
+  std::int64_t max_positions_ = vocab_;
+  std::vector<std::int64_t> cache_places_;  // by group of caches
   Buffer buffer_;
 };
 

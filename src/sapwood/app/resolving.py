@@ -1,0 +1,250 @@
+"""Finds the model, and the facts by which the configuration is resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sapwood.app.loading import checkpoint_format, refuse_absurd_size
+from sapwood.app.model_defaults import (
+    checkpoint_dtype,
+    eos_token_ids,
+    read_json,
+    reading,
+    refuse_foreign_code,
+)
+from sapwood.base.errors import ConfigError
+from sapwood.kernels.cpu import fast_bfloat16, slower_because
+from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
+from sapwood.kernels.platform import Platform, device_memory, find_device, read_platform
+from sapwood.kernels.registry import Need, Selection, select_kernels
+from sapwood.models.config import DecoderConfig, architecture_of
+from sapwood.models.encoder.config import EncoderConfig
+from sapwood.models.lm.architecture import attention_features
+from sapwood.models.pooling import pooling_of
+from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
+from sapwood.schema.cache import CacheGroup, CachePlan
+from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
+from sapwood.schema.config.resolve import (
+    CheckpointFacts,
+    Decision,
+    MachineFacts,
+    ModelFacts,
+    demand_of,
+    resolve,
+)
+from sapwood.schema.pooling import Pooling
+from sapwood.store import ModelFiles, Progress, fetch_model
+
+Shape = DecoderConfig | EncoderConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The resolved configuration, with everything that was found out on the way.
+
+    shape    the model's sizes
+    eos      token ids that end an output
+    pooling  how the model makes embeddings or scores; None: the model generates
+    wanted_tokens  size of the KV pool in tokens, if the options say it; None: they do not
+    """
+
+    config: ResolvedConfig
+    decisions: list[Decision]
+    files: ModelFiles
+    shape: Shape
+    eos: frozenset[int]
+    kernels: Selection
+    pooling: Pooling | None = None
+    wanted_tokens: int | None = None
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The model's sizes; ConfigError for an encoder, which cannot generate."""
+        if isinstance(self.shape, DecoderConfig):
+            return self.shape
+        raise ConfigError(
+            f"{self.files.name} is an encoder, which generates nothing; choose another model"
+        )
+
+    @property
+    def cache(self) -> CachePlan:
+        """What tokens leave behind in the model's layers; nothing in an encoder's."""
+        config = self.config
+        groups = self.shape.cache_groups if isinstance(self.shape, DecoderConfig) else ()
+        return CachePlan(
+            groups=tuple(
+                group.with_dtypes(kv=config.memory.kv_cache_dtype, activations=config.model.dtype)
+                for group in groups
+            ),
+            page_size=config.memory.page_size,
+            demand=demand_of(config.scheduler, config.model),
+        )
+
+    @property
+    def pool_sizes(self) -> tuple[int, ...]:
+        """Pages, or slots, of each pool."""
+        return self.cache.sizes(self.config.memory.max_total_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.config.execution.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The data type of activations."""
+        return DTYPES[self.config.model.dtype]
+
+
+def resolve_config(
+    asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
+) -> Resolved:
+    """Find the model and make every open choice. StartupError if that is impossible.
+
+    is_verified  whether the files have been compared with their checksums already, if they must be
+    """
+    files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
+    hf_config = read_json(files.path / "config.json")
+    with reading(files.path / "config.json"):
+        refuse_foreign_code(hf_config, ARCHITECTURES.names())
+        pooling = pooling_of(
+            hf_config,
+            files.path,
+            is_embedding=asked.model.is_embedding,
+            method=asked.model.pooling_method,
+        )
+        shape = read_shape(hf_config, pooling)
+        dtype = checkpoint_dtype(hf_config)
+    is_dummy = asked.model.load_format == "dummy"
+    if not is_dummy:
+        refuse_absurd_size(files, shape.num_parameters)
+    platform = read_platform()
+    machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
+    facts = model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
+    config, decisions = resolve(asked, machine, facts)
+    shape = shape.for_context(config.model.context_length)
+    kernels = _choose_kernels(config, shape, platform, decisions)
+    if pooling is not None:
+        decisions.append(Decision("pooling_method", pooling.method, pooling.why))
+        model = replace(config.model, is_embedding=True, pooling_method=pooling.method)
+        config = replace(config, model=model)
+    return Resolved(
+        config=config,
+        decisions=decisions,
+        files=files,
+        shape=shape,
+        eos=eos_token_ids(files.path, vocab_size=shape.vocab_size),
+        kernels=kernels,
+        pooling=pooling,
+        wanted_tokens=None
+        if asked.memory.max_total_tokens is None
+        else config.memory.max_total_tokens,
+    )
+
+
+def _choose_kernels(
+    config: ResolvedConfig, shape: Shape, platform: Platform, decisions: list[Decision]
+) -> Selection:
+    need = Need(
+        device=torch.device(config.execution.device).type,
+        dtype=DTYPES[config.model.dtype],
+        head_dim=shape.head_dim,
+        page_size=config.memory.page_size,
+        kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
+        attention=_attention_features(shape),
+    )
+    selection = select_kernels(need, config.execution.kernels)
+    kernels = selection.kernels
+    why = explain_kernels(selection, slower_because(platform, config.execution.kernels))
+    decisions.append(Decision("kernels", kernels.name, why))
+    quantization = config.model.quantization
+    if quantization is not None and not kernels.multiplies_quantized:
+        why = f"{kernels.name} kernels dequantise: no less memory than {config.model.dtype}"
+        decisions.append(Decision("quantization", quantization, why))
+    return selection
+
+
+def _attention_features(shape: Shape) -> frozenset[str]:
+    """What the model's attention does beyond the plain one, as kernels name it."""
+    return attention_features(shape) if isinstance(shape, DecoderConfig) else frozenset()
+
+
+def fetch_files(
+    asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
+) -> ModelFiles:
+    return fetch_model(
+        asked.model.model,
+        home=home,
+        revision=asked.model.revision,
+        load_format=asked.model.load_format,
+        offline=asked.model.offline,
+        checksum=None if is_verified else asked.model.model_checksum,
+        progress=progress,
+    )
+
+
+def explain_kernels(selection: Selection, slower: str | None) -> str:
+    """Why these kernels, with which instructions, and why they are slower than they could be."""
+    kernels = selection.kernels
+    why = f"{selection.why}, with {kernels.isa} instructions" if kernels.isa else selection.why
+    return f"{why}; {slower}" if slower is not None and kernels.name == "cpu" else why
+
+
+def machine_facts(
+    platform: Platform, asked_device: str | None, asked_kernels: str | None = None
+) -> MachineFacts:
+    """The facts of the device that the options name, or else of the best device, for the kernels
+    that they name."""
+    device = find_device(asked_device, platform)
+    free, total = device_memory(device, platform)
+    return MachineFacts(
+        device=str(device),
+        memory_bytes=total,
+        available_bytes=free,
+        num_cores=platform.num_cores,
+        fast_bfloat16=fast_bfloat16(platform, asked_kernels),
+    )
+
+
+def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str) -> ModelFacts:
+    """What resolution needs to know of a model; ConfigError for an unknown checkpoint format."""
+    form = checkpoint_format(files)
+    match shape:
+        case EncoderConfig():
+            length, longest = shape.context_length, shape.num_positions
+            cache: tuple[CacheGroup, ...] = ()
+        case DecoderConfig():
+            length = shape.context_length
+            longest = max(shape.rope.max_context_length, length)
+            cache = replace(shape, context_length=longest).cache_groups
+    return ModelFacts(
+        name=files.name,
+        context_length=length,
+        max_context_length=longest,
+        dtype=dtype,
+        num_parameters=shape.num_parameters,
+        num_embedding_parameters=shape.vocab_size * shape.hidden_size,
+        weight_format=weight_format,
+        cache=cache,
+        whole_prompts=isinstance(shape, EncoderConfig),
+        quantized=None
+        if form is None
+        else CheckpointFacts(form.name, form.summary, form.weight_bytes),
+    )
+
+
+def read_shape(hf_config: Mapping[str, Any], pooling: Pooling | None) -> Shape:
+    """The sizes of the model; ConfigError if its architecture is not implemented."""
+    if pooling is None:
+        return read_decoder(hf_config)
+    if pooling.decoder is None:
+        return encoder_class(architecture_of(hf_config)).read(
+            hf_config, max_tokens=pooling.max_tokens
+        )
+    # With tied embeddings there is no output layer to be loaded.
+    as_decoder = {**hf_config, "architectures": [pooling.decoder], "tie_word_embeddings": True}
+    return read_decoder(as_decoder)

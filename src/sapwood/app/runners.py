@@ -1,0 +1,284 @@
+"""Loads a model, and builds what runs its steps on this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from sapwood.app.gpu import capture_graph, capture_plan, measure_pool
+from sapwood.app.grammars import GrammarParts
+from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
+from sapwood.app.resolving import Resolved
+from sapwood.executor.cache_inputs import CachePlaces
+from sapwood.executor.captured import CapturePlan
+from sapwood.executor.graphs import GraphChoice, choose_graph
+from sapwood.executor.launch import Execute, Launch
+from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
+from sapwood.executor.rows import RowTable
+from sapwood.executor.runner import DecoderModel, Runner
+from sapwood.executor.sampling.custom import CustomProcessors
+from sapwood.executor.sampling.processors import (
+    LogitBias,
+    LogitsProcessor,
+    MinNewTokens,
+    Penalties,
+)
+from sapwood.executor.sampling.sampler import Sampler
+from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
+from sapwood.executor.warmup import warm_up, warm_up_pooling
+from sapwood.kernels.capture import capture_on
+from sapwood.kernels.platform import CudaMemory
+from sapwood.kernels.transfer import runs_ahead
+from sapwood.layers.build import Build
+from sapwood.layers.pooling import Pooler
+from sapwood.memory.buffers import allocate_caches
+from sapwood.models.config import DecoderConfig
+from sapwood.models.encoder.bert import Encoder
+from sapwood.models.encoder.config import EncoderConfig
+from sapwood.models.encoder.decoder import PooledDecoder
+from sapwood.models.encoder.heads import decoder_head
+from sapwood.models.lm.decoder import Decoder
+from sapwood.models.registry import encoder_class
+from sapwood.schema.cache import CacheKind
+from sapwood.schema.config.resolve import Decision
+from sapwood.schema.pooling import Pooling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRunner:
+    """What runs the steps of one model on this rank.
+
+    resolved  the configuration, with the size that the KV pool really has
+    execute   computes a step
+    launch    queues a step on a device with a queue; None: the device or the runner has none
+    warm_up   computes steps whose results nobody reads
+    """
+
+    resolved: Resolved
+    execute: Execute
+    launch: Launch | None
+    warm_up: Callable[[Execute], None]
+
+
+def build_runner(
+    resolved: Resolved, watch: LoadWatch, grammars: GrammarParts | None = None
+) -> StepRunner:
+    """Load the model and build its runner.
+
+    grammars  enforces grammars; None: no request has one
+    """
+    if resolved.pooling is not None:
+        pooling_runner = _pooling_runner(resolved, resolved.pooling, watch)
+        return StepRunner(
+            resolved=resolved,
+            execute=pooling_runner.execute,
+            launch=None,
+            warm_up=partial(
+                warm_up_pooling,
+                num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
+            ),
+        )
+    model = load_model(resolved, watch=watch)
+    captures = None
+    if runs_ahead(resolved.device):
+        captures = _captures(resolved)
+        watch.beat("measuring the largest step")
+        resolved = _with_measured_pool(resolved, model, captures)
+    runner = _decoder_runner(resolved, model, captures, watch, grammars)
+    return StepRunner(
+        resolved=resolved,
+        execute=runner.execute,
+        launch=runner.launch if runs_ahead(resolved.device) else None,
+        warm_up=partial(
+            warm_up,
+            num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
+            slot=0 if resolved.cache.pools[-1].kind is CacheKind.STATE else -1,
+        ),
+    )
+
+
+# ---- the parts of any runner ---------------------------------------------------------------------
+
+
+def _kv_caches(
+    resolved: Resolved, watch: LoadWatch, *, num_spare: int = 0
+) -> list[tuple[Tensor, ...]]:
+    """The caches of all layers, with spare pages that no request gets; none for an encoder."""
+    watch.beat("allocating the KV pool")
+    with timed("KV pool"):
+        kv_caches = allocate_caches(
+            resolved.cache.groups,
+            [size + num_spare for size in resolved.pool_sizes],
+            page_size=resolved.config.memory.page_size,
+            device=resolved.device,
+        )
+    watch.take_kv(kv_caches)
+    return kv_caches
+
+
+def _row_table(resolved: Resolved) -> RowTable:
+    config = resolved.config
+    return RowTable(
+        num_rows=config.scheduler.max_running_requests,
+        max_pages=-(-config.model.context_length // config.memory.page_size),
+        device=resolved.device,
+        num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
+    )
+
+
+def _set_num_threads(resolved: Resolved) -> None:
+    """Last, since what is built before may have computed something with other threads."""
+    if resolved.device.type == "cpu":
+        resolved.kernels.kernels.set_num_threads(resolved.config.execution.num_threads)
+
+
+# ---- models that generate ------------------------------------------------------------------------
+
+
+def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
+    """The model with its weights, packed for the kernels; the log says how long each step took."""
+    config, files = resolved.config, resolved.files
+    with timed("model structure"):
+        model = Decoder.of(resolved.decoder, _build(resolved))
+    fill(model, files, config, resolved.dtype, watch=watch)
+    return model
+
+
+def _build(resolved: Resolved) -> Build:
+    return Build(
+        kernels=resolved.kernels.kernels,
+        device=resolved.device,
+        dtype=resolved.dtype,
+        scheme=linear_scheme(resolved.config, resolved.files),
+        embedding_dtype=dense_weight_dtype(resolved.config),
+    )
+
+
+def _decoder_runner(
+    resolved: Resolved,
+    model: DecoderModel,
+    captures: CapturePlan | None,
+    watch: LoadWatch,
+    grammars: GrammarParts | None,
+) -> Runner:
+    config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
+    page_size = config.memory.page_size
+    num_spare = 0 if captures is None else 1
+    kv_caches = _kv_caches(resolved, watch, num_spare=num_spare)
+    rows = _row_table(resolved)
+    failures: dict[int, str] = {}
+    processors: list[LogitsProcessor] = [
+        LogitBias(device),
+        Penalties(device, kernels),
+        MinNewTokens(resolved.eos, device),
+        CustomProcessors(failures, allow_code=config.execution.enable_custom_logit_processor),
+        ThinkingBudgets(),
+    ]
+
+    def capture() -> GraphChoice:
+        plan = capture_plan(config, resolved.decoder, spare_page=resolved.pool_sizes[0])
+        recorder, memory = capture_on(device), CudaMemory(device)
+        return capture_graph(model, kernels, kv_caches, plan, recorder, memory, watch)
+
+    choice = choose_graph(
+        model,
+        kernels,
+        kv_caches,
+        group_of_layer=CachePlaces(resolved.cache.groups).group_of_layer,
+        enabled=not config.execution.disable_graphs,
+        capture=None if captures is None else capture,
+    )
+    resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
+    _set_num_threads(resolved)
+    return Runner(
+        model,
+        choice.graph,
+        kv_caches=kv_caches,
+        rows=rows,
+        sampler=Sampler(
+            rows,
+            processors,
+            choice.sampling_ops or kernels,
+            failures,
+            None if grammars is None else grammars.masks(kernels, failures),
+        ),
+        page_size=page_size,
+        device=device,
+        groups=resolved.cache.groups,
+    )
+
+
+def _captures(resolved: Resolved) -> CapturePlan | None:
+    """The steps that a GPU will capture; None: no steps."""
+    kernels, num_groups = resolved.kernels.kernels, len(resolved.cache.groups)
+    if resolved.config.execution.disable_graphs or not kernels.can_be_captured or num_groups > 1:
+        return None
+    return capture_plan(resolved.config, resolved.decoder, spare_page=0)
+
+
+def _with_measured_pool(
+    resolved: Resolved, model: DecoderModel, captures: CapturePlan | None
+) -> Resolved:
+    """The configuration with a KV pool of measured size, instead of the estimated one."""
+    config = resolved.config
+    with timed("measuring the largest step"):
+        pool = measure_pool(
+            config,
+            resolved.cache,
+            model,
+            resolved.kernels.kernels,
+            CudaMemory(resolved.device),
+            captures=captures,
+            wanted_tokens=resolved.wanted_tokens,
+        )
+    num_tokens = pool.num_pages * config.memory.page_size
+    memory = replace(config.memory, max_total_tokens=num_tokens)
+    kept = [decision for decision in resolved.decisions if decision.option != "max_total_tokens"]
+    kept.append(Decision("max_total_tokens", num_tokens, pool.why))
+    return replace(resolved, config=replace(config, memory=memory), decisions=kept)
+
+
+# ---- models that make embeddings or scores -------------------------------------------------------
+
+
+def _load_pooling_model(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> PoolingModel:
+    build, num_labels = _build(resolved), len(pooling.labels)
+    model: Encoder | PooledDecoder
+    with timed("model structure"):
+        match resolved.shape:
+            case EncoderConfig() as shape:
+                # Its embedding keeps its dtype: vectors are compared across programs.
+                build = replace(build, embedding_dtype=None)
+                model = encoder_class(shape.architecture)(shape, build, num_labels=num_labels)
+            case DecoderConfig() as shape:
+                head = decoder_head(shape.hidden_size, num_labels, resolved.device)
+                model = PooledDecoder(Decoder.of(shape, build), head)
+    config, files = resolved.config, resolved.files
+    fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
+    return model
+
+
+def _pooling_runner(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> PoolingRunner:
+    config, shape = resolved.config, resolved.shape
+    model = _load_pooling_model(resolved, pooling, watch)
+    kv_caches = _kv_caches(resolved, watch)
+    rows = _row_table(resolved)
+    _set_num_threads(resolved)
+    return PoolingRunner(
+        model,
+        Pooler(
+            pooling.method,
+            num_rows=config.scheduler.max_running_requests,
+            hidden_size=shape.hidden_size,
+            device=resolved.device,
+            normalize=pooling.normalize,
+        ),
+        kv_caches=kv_caches,
+        rows=rows,
+        page_size=config.memory.page_size,
+        device=resolved.device,
+        groups=resolved.cache.groups,
+    )

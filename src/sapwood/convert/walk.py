@@ -1,0 +1,171 @@
+"""Computes a decoder layer by layer: only one layer is built at a time, and hidden states wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sapwood.convert.tapped import TappedLinear, TappedScheme
+from sapwood.kernels.interface import AttentionBatch
+from sapwood.layers.embedding import VocabEmbedding
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.layer import Layer, summed
+from sapwood.layers.targets import Target, prefixed
+from sapwood.memory.buffers import allocate_caches
+from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.decoder import EMBEDDING, HEAD, NORM, layer_prefix
+from sapwood.models.loader.assign import load_weights
+from sapwood.schema.cache import keys_and_values
+
+LOGIT_ROWS = 256
+"""Tokens whose logits are held at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TappedLayer:
+    """One decoder layer with its weights, and its linear layers in the order of the computation."""
+
+    layer: Layer
+    linears: list[TappedLinear]
+
+
+class Walk:
+    """Builds the parts of a decoder from the tensors of its checkpoint, and runs them on windows.
+
+    window  tokens of every window
+    """
+
+    def __init__(self, architecture: Architecture, *, window: int, page_size: int) -> None:
+        self._architecture = architecture
+        self._decoder = architecture.config
+        self.device = architecture.build.device
+        self.dtype = architecture.build.dtype
+        self._batch = _window_batch(architecture, window, page_size)
+
+    @property
+    def num_layers(self) -> int:
+        return self._decoder.num_layers
+
+    def embed(self, tensors: Mapping[str, Tensor], windows: Sequence[Tensor]) -> list[Tensor]:
+        """Token ids [window] of each -> hidden states [window, hidden]."""
+        embedding = self._embedding(tensors)
+        return [embedding(window.to(self.device)) for window in windows]
+
+    def layer(self, index: int, tensors: Mapping[str, Tensor]) -> TappedLayer:
+        """A decoder layer, built from its tensors by their whole names."""
+        scheme = TappedScheme()
+        build = replace(self._architecture.build, scheme=scheme)
+        layer = self._architecture.rebuilt(build).layer(index)
+        targets = prefixed(layer_prefix(index), layer.targets())
+        load_weights(_Targets(targets), scheme.following(_wanted(targets, tensors).items()))
+        layer.pack()
+        return TappedLayer(layer, scheme.linears)
+
+    def steps(self, layer: TappedLayer, hidden: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """The inputs [T, in] that each of `layer.linears` gets from each window, layer by layer;
+        then the hidden states after the decoder layer.
+
+        A linear layer computes when the values after its inputs are asked for, so it may be
+        converted before that. The given hidden states stay unchanged.
+        """
+        # The layer adds to what it is given in place.
+        runs = (layer.layer.steps(x.clone(), self._batch) for x in hidden)
+        return zip(*runs, strict=True)
+
+    def run(self, layer: TappedLayer, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """The hidden states of each window after one more layer; the given ones stay unchanged."""
+        found = []
+        for x in hidden:
+            # The layer adds to what it is given in place.
+            found.append(summed(*layer.layer(x.clone(), None, self._batch)))
+        return found
+
+    def negative_log_likelihood(
+        self, tensors: Mapping[str, Tensor], hidden: Sequence[Tensor], windows: Sequence[Tensor]
+    ) -> float:
+        """The mean over all tokens but each window's first, in nats.
+
+        hidden  hidden states after all layers
+        """
+        norm = self._architecture.norm()
+        tied = self._architecture.embedding() if self._decoder.tie_word_embeddings else None
+        head = self._architecture.head(tied)
+        targets = prefixed(NORM, norm.targets()) | prefixed(HEAD, head.targets())
+        if tied is not None:
+            targets[f"{EMBEDDING}.weight"] = head.tied_target()
+        load_weights(_Targets(targets), _wanted(targets, tensors).items())
+        head.pack()
+        total, count = 0.0, 0
+        for x, window in zip(hidden, windows, strict=True):
+            following = window.to(self.device)[1:, None]
+            for rows, tokens in zip(
+                torch.split(norm(x)[:-1], LOGIT_ROWS),
+                torch.split(following, LOGIT_ROWS),
+                strict=True,
+            ):
+                scores = head(rows).log_softmax(dim=-1).gather(1, tokens)
+                total -= scores.double().sum().item()
+                count += len(tokens)
+        return total / count
+
+    def _embedding(self, tensors: Mapping[str, Tensor]) -> VocabEmbedding:
+        embedding = self._architecture.embedding()
+        targets = prefixed(EMBEDDING, embedding.targets())
+        load_weights(_Targets(targets), _wanted(targets, tensors).items())
+        return embedding
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """The targets of a part of a model, for the loader."""
+
+    wanted: Mapping[str, Target]
+
+    def targets(self) -> Mapping[str, Target]:
+        return self.wanted
+
+    def ignorable_tensors(self) -> tuple[str, ...]:
+        return ()
+
+
+def _wanted(targets: Mapping[str, Target], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name] for name in targets if name in tensors}
+
+
+def _window_batch(architecture: Architecture, window: int, page_size: int) -> ForwardBatch:
+    """A batch of one request with `window` new tokens; place i has token i. All layers have the
+    same KV cache, since only one is computed at a time."""
+    decoder, device = architecture.config, architecture.build.device
+    num_pages = -(-window // page_size)
+    caches = allocate_caches(
+        [
+            keys_and_values(
+                range(1),
+                num_kv_heads=decoder.num_kv_heads,
+                head_dim=decoder.head_dim,
+                dtype=str(architecture.build.dtype).removeprefix("torch."),
+            )
+        ],
+        [num_pages],
+        page_size=page_size,
+        device=device,
+    )
+    positions = torch.arange(window, device=device)
+    return ForwardBatch(
+        token_ids=positions,  # not looked at: layers are given hidden states
+        positions=positions,
+        write_index=positions,
+        attention=AttentionBatch(
+            page_table=torch.arange(num_pages, dtype=torch.int32, device=device)[None],
+            query_start=torch.tensor([0, window], dtype=torch.int32, device=device),
+            context_len=torch.tensor([window], dtype=torch.int32, device=device),
+            query_lens=(window,),
+            context_lens=(window,),
+            num_decodes=0,
+        ),
+        kv_caches=list(caches) * decoder.num_layers,
+        logits_index=positions,
+    )

@@ -1,0 +1,293 @@
+"""Metadata of a GGUF file as the config.json and generation_config.json of Hugging Face models.
+
+Keys: ggml, docs/gguf.md and gguf-py's constants.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sapwood.base.errors import ModelSourceError
+from sapwood.store.gguf_header import GgufHeader, TensorEntry
+
+_MAX_FLOAT32 = 3.4e38
+_LLAMA3_LOW_FREQ_FACTOR = 1.0
+_LLAMA3_HIGH_FREQ_FACTOR = 4.0
+_LLAMA3_ORIGINAL_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """The Hugging Face counterpart of a GGUF architecture.
+
+    permuted  whether rows of the query and key projections are in llama.cpp's order of rotary pairs
+    """
+
+    class_name: str
+    model_type: str
+    permuted: bool
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(class_name="LlamaForCausalLM", model_type="llama", permuted=True),
+    "mistral3": Architecture(class_name="MistralForCausalLM", model_type="mistral", permuted=True),
+    "qwen2": Architecture(class_name="Qwen2ForCausalLM", model_type="qwen2", permuted=False),
+    "qwen3": Architecture(class_name="Qwen3ForCausalLM", model_type="qwen3", permuted=False),
+}
+
+
+class Fields:
+    """Metadata of one architecture: `fields["block_count"]` is the value of llama.block_count."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        self.path = header.path
+        self.architecture = str(header.metadata.get("general.architecture"))
+        self._metadata = header.metadata
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self._metadata.get(f"{self.architecture}.{name}", default)
+        return shortest(value) if isinstance(value, float) else value
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.get(name)
+        if value is None:
+            raise ModelSourceError(
+                f"{self.path} lacks {self.architecture}.{name} in its metadata; "
+                f"convert the model again"
+            )
+        return value
+
+    def uniform(self, name: str, default: int | None = None) -> int:
+        """An integer that may be given per layer, provided that all layers agree."""
+        value = self[name] if default is None else self.get(name, default)
+        values = set(value) if isinstance(value, list) else {value}
+        if len(values) != 1:
+            raise ModelSourceError(
+                f"{self.path}: {self.architecture}.{name} differs between layers, "
+                f"which sapwood does not serve"
+            )
+        return int(values.pop())
+
+
+def shortest(value: float) -> float:
+    """The shortest decimal that is the same 32-bit float: 1e-05 rather than 9.99999974e-06."""
+    if not abs(value) < _MAX_FLOAT32:
+        return value
+    for digits in range(1, 10):
+        short = float(f"{value:.{digits}g}")
+        if struct.pack("<f", short) == struct.pack("<f", value):
+            return short
+    return value
+
+
+def architecture_of(header: GgufHeader) -> Architecture:
+    """The file's architecture. ModelSourceError, with all known ones, if sapwood has no such."""
+    name = str(header.metadata.get("general.architecture"))
+    if name not in ARCHITECTURES:
+        raise ModelSourceError(
+            f"{header.path} has architecture {name!r}, which sapwood does not read from GGUF; "
+            f"known: {', '.join(ARCHITECTURES)}. A safetensors version of the model may be served"
+        )
+    return ARCHITECTURES[name]
+
+
+def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, Any]:
+    """The model's config.json; `tensors` has the tensors of all its files."""
+    architecture = architecture_of(header)
+    fields = Fields(header)
+    _refuse_unserved(fields)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    embedding = by_name.get("token_embd.weight")
+    if embedding is None:
+        raise ModelSourceError(f"{header.path} has no token_embd.weight, so it is no whole model")
+    num_heads = fields.uniform("attention.head_count")
+    hidden_size = int(fields["embedding_length"])
+    head_dim = int(fields.get("attention.key_length", hidden_size // num_heads))
+    config: dict[str, Any] = {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_type,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": int(fields["block_count"]),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": fields.uniform("attention.head_count_kv", num_heads),
+        "head_dim": head_dim,
+        "intermediate_size": fields.uniform("feed_forward_length"),
+        "hidden_act": "silu",
+        "vocab_size": embedding.shape[0],
+        "rms_norm_eps": fields["attention.layer_norm_rms_epsilon"],
+        "rope_theta": fields.get("rope.freq_base", 10000.0),
+        "max_position_embeddings": int(fields["context_length"]),
+        "tie_word_embeddings": "output.weight" not in by_name,
+        "attention_bias": "blk.0.attn_q.bias" in by_name,
+        "mlp_bias": "blk.0.ffn_gate.bias" in by_name,
+        "dtype": _dtype(tensors),
+        **special_ids(header),
+    }
+    scaling = _rope_scaling(header, fields, by_name, head_dim, config["rope_theta"])
+    if scaling is not None:
+        config["rope_scaling"] = scaling
+    window = int(fields.get("attention.sliding_window", 0))
+    if 0 < window < config["max_position_embeddings"]:
+        if architecture.model_type != "mistral":
+            raise ModelSourceError(
+                f"{header.path} has a sliding window of {window} tokens, which sapwood does not "
+                f"serve for {fields.architecture}"
+            )
+        config["sliding_window"] = window
+    return config
+
+
+def special_ids(header: GgufHeader) -> dict[str, int]:
+    """bos_token_id, eos_token_id and pad_token_id, as far as the file has them."""
+    keys = {"bos": "bos", "eos": "eos", "pad": "padding"}
+    found = {
+        f"{name}_token_id": header.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        for name, key in keys.items()
+    }
+    return {name: int(value) for name, value in found.items() if value is not None}
+
+
+def generation_config(header: GgufHeader) -> dict[str, Any]:
+    """generation_config.json; eos_token_id lists every token that ends an answer."""
+    ids = special_ids(header)
+    config: dict[str, Any] = {name: value for name, value in ids.items() if name != "eos_token_id"}
+    ends = [
+        header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")
+    ]
+    unique = list(dict.fromkeys(int(end) for end in ends if end is not None))
+    if unique:
+        config["eos_token_id"] = unique
+    return config
+
+
+def _refuse_unserved(fields: Fields) -> None:
+    """Raise an error for metadata that asks for a computation which sapwood does not have."""
+    for name, neutral in (
+        ("expert_count", 0),
+        ("attention.temperature_scale", 0.0),
+        ("attention.clamp_kqv", 0.0),
+        ("logit_scale", 1.0),
+        ("embedding_scale", 1.0),
+        ("residual_scale", 1.0),
+        ("attention.scale", 0.0),
+        ("rope.scaling.yarn_log_multiplier", 0.0),
+    ):
+        value = fields.get(name)
+        if value is not None and value != neutral:
+            raise ModelSourceError(
+                f"{fields.path} has {fields.architecture}.{name} = {value}, "
+                f"which sapwood does not serve from GGUF"
+            )
+    key_length, value_length = (fields.get(f"attention.{kind}_length") for kind in ("key", "value"))
+    if value_length is not None and key_length is not None and key_length != value_length:
+        raise ModelSourceError(
+            f"{fields.path} has keys of {key_length} and values of {value_length} numbers per "
+            f"head, which sapwood does not serve"
+        )
+
+
+def _dtype(tensors: Sequence[TensorEntry]) -> str:
+    """The data type of the stored matrices; for quantised matrices it is bfloat16."""
+    matrices = {tensor.type for tensor in tensors if len(tensor.shape) > 1}
+    if matrices == {"F32"}:
+        return "float32"
+    return "float16" if matrices <= {"F32", "F16"} else "bfloat16"
+
+
+def _rope_scaling(
+    header: GgufHeader,
+    fields: Fields,
+    by_name: Mapping[str, TensorEntry],
+    head_dim: int,
+    theta: float,
+) -> dict[str, Any] | None:
+    factors = by_name.get("rope_freqs.weight")
+    if factors is not None:
+        return _scaling_from_factors(_read_floats(header, factors), head_dim, theta)
+    kind = fields.get("rope.scaling.type", "none")
+    factor = float(fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0)))
+    original = fields.get("rope.scaling.original_context_length")
+    if kind == "none" and fields.get("rope.scale_linear"):
+        kind = "linear"  # how files from before rope.scaling.type say it
+    if kind == "none" or factor in (0.0, 1.0):
+        return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise ModelSourceError(
+            f"{header.path} scales its rotary embedding by {kind!r}, which sapwood does not read "
+            f"from GGUF; known: none, linear, yarn, and frequency factors"
+        )
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    if original is not None:
+        scaling["original_max_position_embeddings"] = int(original)
+    attention = fields.get("rope.scaling.attn_factor", 1.0)
+    if attention != 1.0:
+        # llama.cpp multiplies YaRN's own magnitude by it; Hugging Face's key replaces that.
+        scaling["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0)
+    for name in ("beta_fast", "beta_slow"):
+        value = fields.get(f"rope.scaling.yarn_{name}")
+        if value is not None:
+            scaling[name] = value
+    return scaling
+
+
+def _read_floats(header: GgufHeader, tensor: TensorEntry) -> list[float]:
+    if tensor.type != "F32":
+        raise ModelSourceError(f"{header.path}: {tensor.name} is {tensor.type} instead of F32")
+    with header.path.open("rb") as file:
+        file.seek(tensor.offset)
+        raw = file.read(tensor.num_bytes)
+    return list(struct.unpack(f"<{tensor.num_bytes // 4}f", raw))
+
+
+def _scaling_from_factors(
+    factors: Sequence[float], head_dim: int, theta: float
+) -> dict[str, Any] | None:
+    """The rope_scaling that divides each rotary frequency by its factor.
+
+    A file has the results of Llama 3's formula instead of its parameters. All Llama 3 models have
+    the same parameters but for the largest factor, so these are tried. If they do not give the
+    file's factors, the factors are passed on as "longrope", whose two lists of factors are such
+    divisors.
+    """
+    largest = shortest(max(factors))
+    if all(factor == 1.0 for factor in factors):
+        return None
+    expected = _llama3_factors(len(factors), head_dim, theta, largest)
+    if all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(factors, expected, strict=True)):
+        return {
+            "rope_type": "llama3",
+            "factor": largest,
+            "low_freq_factor": _LLAMA3_LOW_FREQ_FACTOR,
+            "high_freq_factor": _LLAMA3_HIGH_FREQ_FACTOR,
+            "original_max_position_embeddings": _LLAMA3_ORIGINAL_CONTEXT,
+        }
+    exact = [shortest(factor) for factor in factors]
+    return {
+        "rope_type": "longrope",
+        "short_factor": exact,
+        "long_factor": exact,
+        "factor": 1.0,
+        "attention_factor": 1.0,
+    }
+
+
+def _llama3_factors(count: int, head_dim: int, theta: float, factor: float) -> list[float]:
+    """The divisor of each rotary frequency in Llama 3.
+
+    Source  Meta's llama-models, `apply_scaling`: wavelengths longer than the original context are
+            stretched by `factor`, wavelengths shorter than a quarter of the context are kept, and
+            those in between are blended
+    """
+    low, high = _LLAMA3_LOW_FREQ_FACTOR, _LLAMA3_HIGH_FREQ_FACTOR
+    divisors = []
+    for pair in range(count):
+        turns = _LLAMA3_ORIGINAL_CONTEXT / (2 * math.pi * theta ** (2 * pair / head_dim))
+        blend = min(max((turns - low) / (high - low), 0.0), 1.0)
+        divisors.append(1.0 / ((1.0 - blend) / factor + blend))
+    return divisors

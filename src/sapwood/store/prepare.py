@@ -1,0 +1,142 @@
+"""Turns a GGUF's metadata into a directory in Hugging Face layout, once.
+
+Later starts read a few small JSON files instead of a vocabulary. The directory also holds
+tensors.json, the table of tensors that models.loader reads:
+
+    {"architecture": "llama", "permuted": true, "num_attention_heads": 9, "num_key_value_heads": 3,
+     "tensors": [{"name": …, "shape": […], "type": "Q4_1", "file": 0, "offset": …, "num_bytes": …}]}
+
+`shape` is in torch's order, `file` an index into ModelFiles.weights, `offset` in bytes from the
+start of that file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sapwood.base.errors import ModelSourceError
+from sapwood.store import cache
+from sapwood.store.progress import Progress, stage
+
+_LAYOUT = 1
+"""Version of the written files. A change must raise it, so that old directories are not used."""
+
+_SIDECARS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+"""Files beside a GGUF that replace those made from its metadata."""
+
+
+def prepare_gguf(
+    weights: Sequence[Path], *, home: Path, sha256: str | None, progress: Progress
+) -> Path:
+    """The prepared directory of a GGUF in one or several files, made if it is not there yet.
+
+    sha256   SHA-256 of the first file, which then identifies the model wherever it lies; None:
+             path, size and modification time identify it
+    Raises   ModelSourceError if the file is damaged, or if sapwood cannot serve the model
+    """
+    sidecars = sidecars_of(weights[0].parent)
+    key = _key(weights, sidecars, sha256)
+    target = home / "prepared" / key
+    if target.is_dir():
+        return target
+    with cache.staging(home, f"prepared-{key}", progress) as directory:
+        if not target.is_dir():
+            staged = directory / "model"
+            staged.mkdir()
+            with stage(progress, f"preparing {weights[0].name}", None):
+                _write_explained(staged, weights, sidecars)
+            cache.publish(staged, target)
+    return target
+
+
+def sidecars_of(directory: Path) -> dict[str, Path]:
+    """The files in the directory that replace those made from a GGUF's metadata, by name."""
+    return {name: directory / name for name in _SIDECARS if (directory / name).is_file()}
+
+
+def _key(weights: Sequence[Path], sidecars: Mapping[str, Path], sha256: str | None) -> str:
+    identity: list[Any] = [_LAYOUT, sha256]
+    for path in (*([] if sha256 else weights), *sidecars.values()):
+        status = path.stat()
+        identity.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return f"{cache.safe_key(weights[0].stem)}-{digest[:20]}"
+
+
+def _write_explained(
+    directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path]
+) -> None:
+    try:
+        _write(directory, weights, sidecars)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ModelSourceError(
+            f"{weights[0]}: its metadata makes no model ({type(error).__name__}: {error}); "
+            "download or convert the model again"
+        ) from error
+
+
+def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path]) -> None:
+    # Imported only here: a warm cache needs neither the gguf nor the tokenizers library.
+    from sapwood.store import gguf_config
+    from sapwood.store.gguf_header import read_header
+
+    headers = [read_header(path) for path in weights]
+    main = headers[0]
+    architecture = gguf_config.architecture_of(main)
+    expected = main.metadata.get("split.count", 1) or 1
+    if expected != len(weights):
+        raise ModelSourceError(
+            f"{main.path} is one of {expected} files but {len(weights)} were given; "
+            f"give the first part under its original name, with the others beside it"
+        )
+    rows = [
+        {**asdict(tensor), "file": file}
+        for file, header in enumerate(headers)
+        for tensor in header.tensors
+    ]
+    config = gguf_config.hf_config(main, [tensor for each in headers for tensor in each.tensors])
+    table = {
+        "architecture": main.metadata["general.architecture"],
+        "permuted": architecture.permuted,
+        "num_attention_heads": config["num_attention_heads"],
+        "num_key_value_heads": config["num_key_value_heads"],
+        "tensors": rows,
+    }
+    _dump(directory / "config.json", config)
+    _dump(directory / "generation_config.json", gguf_config.generation_config(main))
+    _dump(directory / "tensors.json", table)
+    _write_tokenizer(directory, main, has_own="tokenizer.json" in sidecars)
+    for name, path in sidecars.items():
+        shutil.copyfile(path, directory / name)
+
+
+def _write_tokenizer(directory: Path, header: Any, *, has_own: bool) -> None:
+    from sapwood.store import gguf_tokenizer
+
+    templates = gguf_tokenizer.chat_templates(header)
+    for name, text in templates.items():
+        path = directory / "chat_template.jinja"
+        if name != "default":
+            path = directory / "additional_chat_templates" / f"{cache.safe_key(name)}.jinja"
+            path.parent.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
+    if not gguf_tokenizer.has_tokenizer(header):
+        return
+    _dump(directory / "tokenizer_config.json", gguf_tokenizer.tokenizer_config(header))
+    if not has_own:
+        gguf_tokenizer.build_tokenizer(header).save(str(directory / "tokenizer.json"))
+
+
+def _dump(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
