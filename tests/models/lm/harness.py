@@ -114,10 +114,13 @@ def make_decoder(
     *,
     dtype: torch.dtype = torch.float32,
     group: Group | None = None,
+    spreads_experts: bool = False,
     scheme: LinearScheme = DENSE,
 ) -> Decoder:
-    """A loaded and packed decoder."""
-    groups = Groups.tensor_parallel(group or Group())
+    """A loaded and packed decoder; `spreads_experts` over the ranks of the group, instead of
+    cutting each."""
+    group = group or Group()
+    groups = Groups(tp=group, attention=group, ep=group if spreads_experts else Group())
     build = Build(kernels=kernels, device=CPU, dtype=dtype, groups=groups, scheme=scheme)
     model = Decoder.of(read_decoder(hf_config), build)
     load_weights(model, weights.items())
