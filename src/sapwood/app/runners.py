@@ -216,6 +216,8 @@ def _captures(resolved: Resolved) -> CapturePlan | None:
     kernels, num_groups = resolved.kernels.kernels, len(resolved.cache.groups)
     if resolved.config.execution.disable_graphs or not kernels.can_be_captured or num_groups > 1:
         return None
+    if resolved.decoder.experts is not None:  # the op reads on the host who chose which
+        return None
     return capture_plan(resolved.config, resolved.decoder, spare_page=0)
 
 

@@ -27,6 +27,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "Olmo2ForCausalLM": "sapwood.models.lm.olmo2:Olmo2ForCausalLM",
         "Qwen2ForCausalLM": "sapwood.models.lm.qwen2:Qwen2ForCausalLM",
         "Qwen3ForCausalLM": "sapwood.models.lm.qwen3:Qwen3ForCausalLM",
+        "SmolLM3ForCausalLM": "sapwood.models.lm.smollm3:SmolLM3ForCausalLM",
         "StableLmForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
         "Starcoder2ForCausalLM": "sapwood.models.lm.starcoder2:Starcoder2ForCausalLM",
         **ENCODERS,

@@ -71,6 +71,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", {}),
+    "smollm3": (
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        {"no_rope_layer_interval": 2, "pad_token_id": None},
+    ),
+    "smollm3, window": (
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        {
+            "no_rope_layers": [0, 1],
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "attention_bias": True,
+            "pad_token_id": None,
+        },
+    ),
     "stablelm": ("stablelm", "StableLmForCausalLM", {"hidden_size": 192, "use_qkv_bias": True}),
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", {"sliding_window": WINDOW}),
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
