@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mixtral": ("mixtral", "MixtralForCausalLM", {"num_local_experts": 4}),
     "mixtral, whole experts": ("mixtral", "MixtralForCausalLM", {"num_local_experts": 4}),
 }
+BF16_TOLERANCE = {"mixtral": 0.5, "mixtral, whole experts": 0.5}
+"""Where it is above 0.15: rounding may give a token another expert."""
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 
 
@@ -82,7 +84,7 @@ def test_two_ranks_give_the_logits_of_one(tmp_path: Path) -> None:
         assert torch.equal(logits, second[name, dtype]), f"{name}: the ranks disagree"
         alone = run_model(name, checkpoints[name], Group(), dtype)
         # In bf16 the partial sums of two ranks are rounded before they are added.
-        tolerance = 1e-4 if dtype == torch.float32 else 0.15
+        tolerance = 1e-4 if dtype == torch.float32 else BF16_TOLERANCE.get(name, 0.15)
         torch.testing.assert_close(logits, alone, atol=tolerance, rtol=0)
 
 
