@@ -28,6 +28,7 @@ from sapwood.schema.request import Abort, EngineInput, Generate, GetStatus
 from sapwood.schema.sampling import SamplingParams
 from tests.models.lm.harness import Session
 from tests.tiers import examples, sweep
+from tests.tiny import write_llama
 
 NUM_OUTPUTS = 24
 LEAST_GAP = 1e-4
@@ -298,3 +299,41 @@ def test_it_holds_where_requests_are_retracted_and_prefixes_hit(
     assert status.num_retractions > 0
     assert status.num_cached_tokens > 0
     assert status.num_aborted > 0
+
+
+OTHER_MODELS: dict[str, dict[str, Any]] = {
+    "windows beside full layers": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "num_hidden_layers": 3,
+        "sliding_window": 12,
+        "query_pre_attn_scalar": 32,
+        "attn_logit_softcapping": 5.0,
+    },
+    "experts": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=OTHER_MODELS)
+def other_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("other") / "model", **OTHER_MODELS[request.param])
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "torch"])
+def test_it_holds_for_other_layers(other_model: Path, kernels: str) -> None:
+    if kernels not in kernels_here():
+        pytest.skip("this build has no C++ kernels")
+    found = expected(other_model)
+    assert len({tuple(output) for _, output in found}) >= 10
+    requests = [
+        Asked(prompt, output, arrives=index, aborted=20 if index % 5 == 4 else None)
+        for index, (prompt, output) in enumerate(found)
+    ]
+    for depth, chunk in ((1, 16), (2, 7)):
+        options = {"overlap_depth": depth, "chunked_prefill_size": chunk, **CROWDED}
+        status = check(other_model, requests, {"kernels": kernels, **options})
+        assert status.num_retractions > 0

@@ -8,17 +8,16 @@ from sapwood.base.errors import ConfigError, WeightError
 from sapwood.convert.options import ConvertOptions
 from sapwood.convert.plan import Plan, make_plan
 from sapwood.kernels.torch_ops import TorchKernels
-from sapwood.models.config import DecoderConfig
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.registry import decoder_class, read_decoder
 from tests.tiny import llama_config
 
 DOWN = "model.layers.0.mlp.down_proj"
 
 
 def plan(*ignore: str, options: ConvertOptions | None = None, **fields: Any) -> Plan:
-    decoder = DecoderConfig.from_hf(llama_config(**fields))
+    decoder = read_decoder(llama_config(**fields))
     return make_plan(
-        ARCHITECTURES.get(decoder.architecture),
+        decoder_class(decoder.architecture),
         decoder,
         TorchKernels(),
         options or ConvertOptions(scheme="int4"),

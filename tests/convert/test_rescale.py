@@ -13,8 +13,9 @@ from sapwood.convert.rescale import Rescaler
 from sapwood.convert.scheme import WeightScheme
 from sapwood.convert.walk import Walk
 from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.layers.build import Build
 from sapwood.models.config import DecoderConfig
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.registry import decoder_class, read_decoder
 from tests.models.lm.peer import Peer, make_peer, random_text
 
 CPU = torch.device("cpu")
@@ -29,17 +30,10 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def make_walk(peer: Peer) -> tuple[Walk, DecoderConfig]:
-    decoder = DecoderConfig.from_hf(peer.hf_config)
-    walk = Walk(
-        ARCHITECTURES.get(decoder.architecture),
-        decoder,
-        TorchKernels(),
-        window=WINDOW,
-        page_size=16,
-        device=CPU,
-        dtype=torch.float32,
-    )
-    return walk, decoder
+    decoder = read_decoder(peer.hf_config)
+    build = Build(kernels=TorchKernels(), device=CPU, dtype=torch.float32)
+    architecture = decoder_class(decoder.architecture)(decoder, build)
+    return Walk(architecture, window=WINDOW, page_size=16), decoder
 
 
 def windows(count: int) -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sapwood.kernels.recording import CannotRecord, DecoderParts
+from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.layers.forward_batch import ForwardBatch
 
 VOCAB = 24
@@ -44,7 +44,7 @@ class HashingModel:
     def compute(self, batch: ForwardBatch) -> Tensor:
         return self.logits(self.forward(batch).index_select(0, batch.logits_index))
 
-    def parts(self) -> DecoderParts:
+    def program(self) -> Program:
         raise CannotRecord("it is pretended")
 
 

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapwood.distributed.groups import Group
 from sapwood.executor.captured import (
     SHARING_FROM,
     CapturedSteps,
@@ -27,10 +26,10 @@ from sapwood.kernels.recording import CannotRecord
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.torch_ops import TorchKernels
-from sapwood.models.config import DecoderConfig
+from sapwood.layers.build import Build
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.dummy import random_weights
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.registry import read_decoder
 from tests.executor.recording_capture import HostLooked, RecordingCapture
 from tests.models.lm.harness import NewTokens, make_batch, make_decoder, make_kv_caches
 from tests.tiers import examples
@@ -97,10 +96,7 @@ class DeviceStyle(TorchKernels):
 @cache
 def make_model() -> Decoder:
     config = llama_config()
-    decoder = DecoderConfig.from_hf(config)
-    blank = ARCHITECTURES.get(decoder.architecture)(
-        decoder, DeviceStyle(), Group(), CPU, torch.float32
-    )
+    blank = make_model_blank(DeviceStyle())
     weights = dict(random_weights(blank.targets(), seed=1, dtype=torch.float32, std=0.2))
     return make_decoder(config, weights, DeviceStyle())
 
@@ -364,8 +360,8 @@ def test_kernels_that_look_at_the_batch_on_the_host_cannot_be_captured() -> None
 
 
 def make_model_blank(kernels: TorchKernels) -> Decoder:
-    decoder = DecoderConfig.from_hf(llama_config())
-    return ARCHITECTURES.get(decoder.architecture)(decoder, kernels, Group(), CPU, torch.float32)
+    build = Build(kernels=kernels, device=CPU, dtype=torch.float32)
+    return Decoder.of(read_decoder(llama_config()), build)
 
 
 def test_the_recorder_repeats_what_the_host_computed() -> None:

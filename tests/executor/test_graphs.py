@@ -1,41 +1,31 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from sapwood.distributed.groups import Group
 from sapwood.executor.graphs import NoGraph, choose_graph
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
-from sapwood.kernels.recording import DecoderParts
+from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops import TorchKernels
-from sapwood.models.config import DecoderConfig
+from sapwood.layers.build import Build, Groups
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.dummy import random_weights
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.registry import read_decoder
 from tests.models.lm.harness import NewTokens, make_batch, make_decoder, make_kv_caches
 from tests.tiny import llama_config
 
 
-@dataclasses.dataclass
-class Description:
-    """A model that is nothing but what it says of itself."""
-
-    content: DecoderParts
-
-    def parts(self) -> DecoderParts:
-        return self.content
-
-
 def make_model(kernels: Kernels, dtype: torch.dtype = torch.float32, **fields: object) -> Decoder:
     config = llama_config(**fields)
-    decoder = DecoderConfig.from_hf(config)
-    blank = ARCHITECTURES.get(decoder.architecture)(
-        decoder, kernels, Group(), torch.device("cpu"), dtype
-    )
+    build = Build(kernels=kernels, device=torch.device("cpu"), dtype=dtype)
+    blank = Decoder.of(read_decoder(config), build)
     weights = dict(random_weights(blank.targets(), seed=1, dtype=dtype))
     return make_decoder(config, weights, kernels, dtype=dtype)
 
@@ -87,22 +77,33 @@ def test_kernels_without_one_say_why() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"num_ranks": 2}, "2 ranks add their results up between its ops"),
-        (
-            {"lm_head": torch.relu},
-            "lm_head is a builtin_function_or_method, which has no native form",
-        ),
+        ({"layer": torch.relu}, "a builtin_function_or_method has no native form"),
+        ({"soft_cap": 30.0}, None),
     ],
 )
-def test_what_the_native_kernels_cannot_record(
-    change: dict[str, object], why: str, native: CpuKernels
+def test_what_the_native_kernels_can_and_cannot_record(
+    change: dict[str, object], why: str | None, native: CpuKernels
 ) -> None:
+    """The output layer is changed."""
     model = make_model(native)
     caches = make_kv_caches(model.config, num_pages=4, page_size=8)
-    parts = dataclasses.replace(model.parts(), **change)
-    choice = choose_graph(Description(parts), native, caches, enabled=True)
-    assert not choice.is_recorded
-    assert why in choice.why
+    program = Program(torch.float32)
+    before, after = model.program().split()
+    for op in (*before, *after[:-1], dataclasses.replace(after[-1], **change)):
+        program.add(op)
+    choice = choose_graph(Mock(program=lambda: program), native, caches, enabled=True)
+    assert choice.is_recorded == (why is None)
+    assert (why or "a step is one call") in choice.why
+
+
+def test_a_model_on_two_ranks_is_no_program() -> None:
+    groups = Groups.tensor_parallel(Group(size=2, process_group=Mock(spec=dist.ProcessGroup)))
+    build = Build(
+        kernels=TorchKernels(), device=torch.device("cpu"), dtype=torch.float32, groups=groups
+    )
+    model = Decoder.of(read_decoder(llama_config(num_key_value_heads=2)), build)
+    with pytest.raises(CannotRecord, match="2 ranks add their results up between its ops"):
+        model.program()
 
 
 def test_an_odd_width_in_bfloat16_is_computed_eagerly(native: CpuKernels) -> None:
@@ -110,4 +111,4 @@ def test_an_odd_width_in_bfloat16_is_computed_eagerly(native: CpuKernels) -> Non
     caches = make_kv_caches(model.config, num_pages=4, page_size=8, dtype=torch.bfloat16)
     choice = choose_graph(model, native, caches, enabled=True)
     assert not choice.is_recorded
-    assert "down has 95 inputs; a bf16 step needs an even number" in choice.why
+    assert "has 95 inputs; a bf16 step needs an even number" in choice.why

@@ -11,15 +11,25 @@ from torch import Tensor
 
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.interface import PLAIN, AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import LARGEST_NUMBER
-from sapwood.kernels.recording import DecoderParts, LayerParts
+from sapwood.kernels.recording import (
+    Activate,
+    Attend,
+    Buffer,
+    Embed,
+    Logits,
+    Multiply,
+    Norm,
+    Program,
+    RotateAndWrite,
+)
 from sapwood.kernels.reference import ReferenceKernels
 
 pytest.importorskip(
     "sapwood.kernels.cpu._native", reason="the native kernels are not built", exc_type=ImportError
 )
-from sapwood.kernels.cpu.step import DecoderStep
+from sapwood.kernels.cpu.step import NativeStep
 
 HIDDEN, INNER, VOCAB, NUM_LAYERS = 96, 160, 77, 3
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 6, 2, 32, 16, 12
@@ -71,35 +81,60 @@ def make_caches(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
 
 
 def make_step(
-    kernels: CpuKernels, weights: Weights, caches: list[tuple[Tensor, Tensor]]
-) -> DecoderStep:
-    layers = []
-    for norms, head_norms, linears in zip(
-        weights.norms, weights.head_norms, weights.linears, strict=False
-    ):
-        own = norms[0].dtype
-        qkv, o, gate_up, down = (kernels.pack_linear(*pair, own) for pair in linears)
-        q_norm, k_norm = head_norms or (None, None)
-        layers.append(
-            LayerParts(
-                input_norm=norms[0],
-                qkv=qkv,
-                q_norm=q_norm,
-                k_norm=k_norm,
-                o=o,
-                post_norm=norms[1],
-                gate_up=gate_up,
-                down=down,
-            )
-        )
+    kernels: CpuKernels,
+    weights: Weights,
+    caches: list[tuple[Tensor, Tensor]],
+    group_of_layer: tuple[int, ...] = (),
+) -> NativeStep:
     dtype = weights.norms[-1][0].dtype
-    model = DecoderParts(
-        dtype=dtype,
-        embedding=weights.embedding, layers=layers, final_norm=weights.norms[-1][0],
-        lm_head=kernels.pack_linear(weights.embedding, None, dtype), cos_sin=weights.cos_sin,
-        num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_dim=HEAD_DIM, eps=EPS, scale=SCALE,
-    )  # fmt: skip
-    return DecoderStep(kernels, model, caches)
+    program = Program(dtype)
+
+    def norm(x: Buffer, residual: Buffer | None, weight: Tensor) -> Buffer:
+        out = program.buffer(HIDDEN)
+        program.add(
+            Norm(x=x, residual=residual, weight=weight, bias=None, centered=False, eps=EPS, out=out)
+        )
+        return out
+
+    def multiply(x: Buffer, pair: tuple[Tensor, Tensor | None]) -> Buffer:
+        out = program.buffer(pair[0].shape[0])
+        program.add(Multiply(x=x, layer=kernels.pack_linear(*pair, dtype), out=out))
+        return out
+
+    heads = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM}
+    residual = program.buffer(HIDDEN)
+    program.add(Embed(weight=weights.embedding, scale=1.0, out=residual))
+    normed = norm(residual, None, weights.norms[0][0])
+    for layer, (qkv, o, gate_up, down) in enumerate(weights.linears):
+        q_norm, k_norm = weights.head_norms[layer] or (None, None)
+        q, attended, gated = (
+            program.buffer(width) for width in (*[NUM_HEADS * HEAD_DIM] * 2, INNER)
+        )
+        program.add(
+            RotateAndWrite(
+                x=multiply(normed, qkv), layer=layer, q_norm=q_norm, k_norm=k_norm, eps=EPS,
+                cos_sin=weights.cos_sin, out=q, **heads,
+            )
+        )  # fmt: skip
+        program.add(Attend(x=q, layer=layer, scale=SCALE, traits=PLAIN, out=attended, **heads))
+        normed = norm(multiply(attended, o), residual, weights.norms[layer][1])
+        up = multiply(normed, gate_up)
+        program.add(Activate(x=up, activation=Activation.SILU, gated=True, out=gated))
+        normed = norm(multiply(gated, down), residual, weights.norms[layer + 1][0])
+    head = kernels.pack_linear(weights.embedding, None, dtype)
+    program.add(Logits(x=normed, layer=head, vocab_size=VOCAB, scale=1.0, soft_cap=None))
+    return NativeStep(kernels, program, caches, group_of_layer)
+
+
+def call(
+    step: NativeStep,
+    token_ids: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    batch: AttentionBatch,
+    logits_index: Tensor,
+) -> Tensor:
+    return step(token_ids, positions, [write_index], [batch], logits_index)
 
 
 def run_ops(
@@ -161,7 +196,7 @@ def test_prefill_then_decode(dtype: torch.dtype, variant: bool, kv: torch.dtype 
     step = make_step(kernels, weights, one_call)
     for query_lens, context_lens in (([20, 3], [20, 3]), ([5, 1], [25, 4]), ([1, 1], [26, 5])):
         inputs = make_inputs(query_lens, context_lens)
-        logits = step(*inputs)
+        logits = call(step, *inputs)
         assert torch.equal(logits, run_ops(kernels, weights, ops, inputs))
         for pair, other in zip(one_call, ops, strict=True):
             for side in range(2):
@@ -188,16 +223,16 @@ def test_weights_of_16_bits_compute_what_their_float32_copies_do(stored: torch.d
     steps = [make_step(kernels, one, make_caches(torch.float32)) for one in (narrow, wide)]
     for query_lens, context_lens in (([20, 3], [20, 3]), ([1, 1], [21, 4])):
         inputs = make_inputs(query_lens, context_lens)
-        assert torch.equal(steps[0](*inputs), steps[1](*inputs))
+        assert torch.equal(call(steps[0], *inputs), call(steps[1], *inputs))
 
 
 def test_only_wanted_rows_have_logits() -> None:
     weights = make_weights(torch.float32, variant=False)
     step = make_step(CpuKernels(num_threads=1), weights, make_caches(torch.float32))
     inputs = make_inputs([4, 2], [4, 2])
-    both = step(*inputs).clone()  # the next step overwrites them
-    assert torch.equal(step(*inputs[:4], torch.tensor([5, 3])), both.flip(0))
-    assert step(*inputs[:4], torch.tensor([], dtype=torch.int64)).shape == (0, VOCAB)
+    both = call(step, *inputs).clone()  # the next step overwrites them
+    assert torch.equal(call(step, *inputs[:4], torch.tensor([5, 3])), both.flip(0))
+    assert call(step, *inputs[:4], torch.tensor([], dtype=torch.int64)).shape == (0, VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -215,20 +250,40 @@ def test_an_index_outside_is_refused_and_nothing_written(which: int, name: str, 
     inputs = make_inputs([4], [4])
     inputs[which][0] = limit
     with pytest.raises(IndexError, match=rf"{name}\[0\] is {limit} but must be in \[0, {limit}\)"):
-        step(*inputs)
+        call(step, *inputs)
     assert not any(cache.any() for pair in caches for cache in pair)
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
     kernels = CpuKernels()
     weights = make_weights(torch.float32, variant=False)
-    with pytest.raises(ValueError, match="2 KV caches for 3 layers"):
+    with pytest.raises(ValueError, match="2 KV caches, but the model has a layer 2"):
         make_step(kernels, weights, make_caches(torch.float32)[:2])
     with pytest.raises(ValueError, match="KV cache"):
         make_step(kernels, weights, make_caches(torch.bfloat16))
-    mixed = [*make_caches(torch.int8)[:2], make_caches(torch.float8_e5m2)[2]]
-    with pytest.raises(ValueError, match="differ in their layout"):
-        make_step(kernels, weights, mixed)
     weights.linears[1][1] = (torch.randn(HIDDEN + 1, NUM_HEADS * HEAD_DIM), None)
-    with pytest.raises(ValueError, match=r"o is \[97, 192\] torch.float32 but must be \[96, 192\]"):
+    with pytest.raises(ValueError, match=r"norm's weight \[96\] float32 must be \[97\]"):
         make_step(kernels, weights, make_caches(torch.float32))
+
+
+def test_each_group_of_caches_has_its_own_pages() -> None:
+    """The second layer's pages come in another order, and are fewer than those of the others."""
+    kernels, weights = CpuKernels(num_threads=2), make_weights(torch.float32, variant=False)
+    inputs = make_inputs([20, 3], [20, 3])
+    token_ids, positions, write_index, batch, logits_index = inputs
+    table = torch.tensor([[6, 2, 0], [4, 0, 0]], dtype=torch.int32)
+    other = replace(batch, page_table=table, cache={})
+    pages = torch.cat((table[0, positions[:20] // PAGE_SIZE], table[1, :1].expand(3))).long()
+    other_index = pages * PAGE_SIZE + positions % PAGE_SIZE
+    one_group, two_groups = make_caches(torch.float32), make_caches(torch.float32)
+    two_groups[1] = (two_groups[1][0][:7].clone(), two_groups[1][1][:7].clone())
+    want = call(make_step(kernels, weights, one_group), *inputs)
+    step = make_step(kernels, weights, two_groups, (0, 1, 0))
+    groups = [write_index, other_index], [batch, other]
+    assert torch.equal(step(token_ids, positions, *groups, logits_index), want)
+    assert torch.equal(two_groups[1][0][6], one_group[1][0][1])
+    with pytest.raises(ValueError, match="there are 1 write indices for 2 groups of caches"):
+        step(token_ids, positions, [write_index], [batch, other], logits_index)
+    other_index[0] = 7 * PAGE_SIZE
+    with pytest.raises(IndexError, match=r"write_index\[0\] is 112"):
+        step(token_ids, positions, *groups, logits_index)

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from sapwood.memory.eviction import least_recently_used
-from sapwood.memory.ledger import Lease, Ledger
+from sapwood.memory.lease import Lease
+from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree, token_key
 
 PAGE = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +24,10 @@ from sapwood.convert.plan import Plan, make_plan
 from sapwood.convert.walk import Walk
 from sapwood.convert.writer import check_target, new_directory, write_json
 from sapwood.kernels.interface import DTYPES
-from sapwood.models.lm.decoder import Decoder
+from sapwood.layers.build import Build
+from sapwood.models.lm.architecture import Architecture
 from sapwood.models.loader.gguf import PLAIN_TYPES, stored_tensors
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.registry import decoder_class
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.store import ModelFiles, Progress
 from sapwood.text.standard_library import library_text, package_text
@@ -61,7 +62,7 @@ class Job:
     output: Path
     force: bool
     hf_config: Mapping[str, Any]
-    architecture: type[Decoder]
+    architecture: type[Architecture]
     plan: Plan
     stored_dtype: torch.dtype
     source: Source | None
@@ -164,7 +165,9 @@ def prepare(
         raise ConfigError(
             f"--window is {options.window} but the model's context is {context_length} tokens"
         )
-    architecture = ARCHITECTURES.get(decoder.architecture)
+    architecture = decoder_class(decoder.architecture)
+    if options.rescale is None and not architecture.can_be_rescaled:
+        options = replace(options, rescale=False)
     plan = make_plan(architecture, decoder, resolved.kernels.kernels, options, ignore=ignore)
     return Job(
         resolved=resolved,
@@ -241,14 +244,11 @@ def _walk(job: Job) -> Walk:
     if device.type == "cpu":
         torch.set_num_threads(config.execution.num_threads)
         kernels.set_num_threads(config.execution.num_threads)
+    build = Build(kernels=kernels, device=device, dtype=job.resolved.dtype)
     return Walk(
-        job.architecture,
-        job.resolved.decoder,
-        kernels,
+        job.architecture(job.resolved.decoder, build),
         window=job.options.window,
         page_size=config.memory.page_size,
-        device=device,
-        dtype=job.resolved.dtype,
     )
 
 

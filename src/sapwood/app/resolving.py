@@ -22,16 +22,19 @@ from sapwood.kernels.cpu import fast_bfloat16, slower_because
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, device_memory, find_device, read_platform
 from sapwood.kernels.registry import Need, Selection, select_kernels
-from sapwood.models.config import DecoderConfig
+from sapwood.models.config import DecoderConfig, architecture_of
 from sapwood.models.encoder.config import EncoderConfig
-from sapwood.models.pooling import ENCODERS, pooling_of
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.lm.architecture import attention_features
+from sapwood.models.pooling import pooling_of
+from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
+from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.resolve import (
     CheckpointFacts,
     Decision,
     MachineFacts,
     ModelFacts,
+    demand_of,
     resolve,
 )
 from sapwood.schema.pooling import Pooling
@@ -69,6 +72,25 @@ class Resolved:
         )
 
     @property
+    def cache(self) -> CachePlan:
+        """What tokens leave behind in the model's layers; nothing in an encoder's."""
+        config = self.config
+        groups = self.shape.cache_groups if isinstance(self.shape, DecoderConfig) else ()
+        return CachePlan(
+            groups=tuple(
+                group.with_dtypes(kv=config.memory.kv_cache_dtype, activations=config.model.dtype)
+                for group in groups
+            ),
+            page_size=config.memory.page_size,
+            demand=demand_of(config.scheduler, config.model),
+        )
+
+    @property
+    def pool_sizes(self) -> tuple[int, ...]:
+        """Pages, or slots, of each pool."""
+        return self.cache.sizes(self.config.memory.max_total_tokens)
+
+    @property
     def device(self) -> torch.device:
         return torch.device(self.config.execution.device)
 
@@ -88,7 +110,7 @@ def resolve_config(
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
-        refuse_foreign_code(hf_config, {*ARCHITECTURES.names(), *ENCODERS})
+        refuse_foreign_code(hf_config, ARCHITECTURES.names())
         pooling = pooling_of(
             hf_config,
             files.path,
@@ -97,8 +119,6 @@ def resolve_config(
         )
         shape = read_shape(hf_config, pooling)
         dtype = checkpoint_dtype(hf_config)
-        if isinstance(shape, DecoderConfig):
-            ARCHITECTURES.get(shape.architecture)  # refuses an unknown architecture
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
@@ -135,6 +155,7 @@ def _choose_kernels(
         head_dim=shape.head_dim,
         page_size=config.memory.page_size,
         kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
+        attention=_attention_features(shape),
     )
     selection = select_kernels(need, config.execution.kernels)
     kernels = selection.kernels
@@ -145,6 +166,11 @@ def _choose_kernels(
         why = f"{kernels.name} kernels dequantise: no less memory than {config.model.dtype}"
         decisions.append(Decision("quantization", quantization, why))
     return selection
+
+
+def _attention_features(shape: Shape) -> frozenset[str]:
+    """What the model's attention does beyond the plain one, as kernels name it."""
+    return attention_features(shape) if isinstance(shape, DecoderConfig) else frozenset()
 
 
 def fetch_files(
@@ -190,11 +216,11 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
     match shape:
         case EncoderConfig():
             length, longest = shape.context_length, shape.num_positions
-            num_heads = 0
+            cache: tuple[CacheGroup, ...] = ()
         case DecoderConfig():
-            length = shape.default_context_length
+            length = shape.context_length
             longest = max(shape.rope.max_context_length, length)
-            num_heads = 2 * shape.num_layers * shape.num_kv_heads
+            cache = replace(shape, context_length=longest).cache_groups
     return ModelFacts(
         name=files.name,
         context_length=length,
@@ -206,8 +232,7 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
         file_bytes=0
         if weight_format == "dummy"
         else sum(path.stat().st_size for path in files.weights),
-        kv_values_per_token=num_heads * shape.head_dim,
-        kv_heads_per_token=num_heads,
+        cache=cache,
         whole_prompts=isinstance(shape, EncoderConfig),
         quantized=None
         if form is None
@@ -218,9 +243,11 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
 def read_shape(hf_config: Mapping[str, Any], pooling: Pooling | None) -> Shape:
     """The sizes of the model; ConfigError if its architecture is not implemented."""
     if pooling is None:
-        return DecoderConfig.from_hf(hf_config)
+        return read_decoder(hf_config)
     if pooling.decoder is None:
-        return EncoderConfig.from_hf(hf_config, max_tokens=pooling.max_tokens)
+        return encoder_class(architecture_of(hf_config)).read(
+            hf_config, max_tokens=pooling.max_tokens
+        )
     # With tied embeddings there is no output layer to be loaded.
     as_decoder = {**hf_config, "architectures": [pooling.decoder], "tie_word_embeddings": True}
-    return DecoderConfig.from_hf(as_decoder)
+    return read_decoder(as_decoder)

@@ -31,7 +31,7 @@ from sapwood.convert.calibration import (
 from sapwood.convert.gptq import gptq_codes
 from sapwood.convert.layouts import quantization_config, stored_tensors
 from sapwood.convert.options import DEFAULT_DAMPING, ConvertOptions
-from sapwood.convert.plan import EMBEDDING, Plan
+from sapwood.convert.plan import Plan
 from sapwood.convert.rescale import Rescaler
 from sapwood.convert.rounding import (
     Grid,
@@ -39,9 +39,10 @@ from sapwood.convert.rounding import (
     scale_format,
 )
 from sapwood.convert.tapped import TappedLinear
-from sapwood.convert.walk import TappedLayer, Walk, layer_prefix
+from sapwood.convert.walk import TappedLayer, Walk
 from sapwood.convert.writer import ShardWriter, copy_side_files, write_json
 from sapwood.models.config import DecoderConfig
+from sapwood.models.lm.decoder import EMBEDDING, layer_prefix
 from sapwood.models.loader.weights import iterate_weights
 from sapwood.store import ModelFiles, Progress
 from sapwood.store.progress import stage
@@ -152,7 +153,8 @@ class Converter:
             original=self._walk.embed(tensors, texts.measured),
             converted=self._walk.embed(tensors, texts.measured),
         )
-        self._writer.add(EMBEDDING, tensors[EMBEDDING])
+        embedding = f"{EMBEDDING}.weight"
+        self._writer.add(embedding, tensors[embedding])
         for index in range(self._walk.num_layers):
             prefix = f"{layer_prefix(index)}."
             own = {name: tensors.pop(name) for name in self._plan.shapes if name.startswith(prefix)}
@@ -160,7 +162,7 @@ class Converter:
             progress.advance(sum(tensor.nbytes for tensor in own.values()))
         rest = [name for name in self._plan.shapes if name in tensors]
         for name in rest:
-            if name != EMBEDDING:
+            if name != embedding:
                 self._writer.add(name, tensors[name])
         measured = None
         if texts.measured:

@@ -15,8 +15,9 @@ from sapwood.convert.options import ConvertOptions
 from sapwood.convert.plan import Plan
 from sapwood.convert.rounding import choose_grid, scale_format
 from sapwood.convert.tapped import TappedLinear
-from sapwood.convert.walk import Walk, layer_prefix
+from sapwood.convert.walk import Walk
 from sapwood.models.config import DecoderConfig
+from sapwood.models.lm.decoder import layer_prefix
 
 TRIAL_ROWS = 512
 """Outputs of a layer that a trial rounds."""

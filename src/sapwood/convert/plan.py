@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -15,16 +15,15 @@ from sapwood.convert.layouts import num_bytes
 from sapwood.convert.options import ConvertOptions
 from sapwood.convert.scheme import WeightScheme, choose_scheme
 from sapwood.convert.tapped import TappedScheme
-from sapwood.convert.walk import layer_prefix
-from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
+from sapwood.layers.build import Build
 from sapwood.layers.targets import prefixed
 from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.decoder import Decoder, DecoderLayer
+from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.decoder import EMBEDDING, HEAD, NORM, layer_prefix
 
-OUTPUT_LAYER = "lm_head"
+OUTPUT_LAYER = HEAD
 """The output layer is never converted: readers expect it so, and it is often the embedding too."""
-EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +77,7 @@ class Plan:
 
 
 def make_plan(
-    architecture: type[Decoder],
+    architecture: type[Architecture],
     decoder: DecoderConfig,
     kernels: Kernels,
     options: ConvertOptions,
@@ -90,7 +89,10 @@ def make_plan(
     ignore  regular expressions; a linear layer whose name begins with a match is not converted
     Raises  ConfigError for an invalid expression or one without a match, for fused layers of which
             only some are ignored, and for layers whose sizes do not fit the scheme"""
-    shapes, fused = _linear_layers(architecture, decoder, kernels)
+    _refuse_unconvertible(architecture, decoder, options)
+    nowhere = torch.device("meta")  # shapes without memory
+    parts = architecture(decoder, Build(kernels=kernels, device=nowhere, dtype=torch.float32))
+    shapes, fused = _linear_layers(parts)
     names = [name for group in fused for name in group]
     ignored = _matching(names, ignore)
     for group in fused:
@@ -106,13 +108,9 @@ def make_plan(
     scheme = choose_scheme(options, sorted(in_sizes))
     _check_sizes(scheme, {name: shapes[f"{name}.weight"] for name in sorted(converted)})
     tied = decoder.tie_word_embeddings
-    whole = {EMBEDDING: (decoder.vocab_size, decoder.hidden_size), **shapes}
-    whole[NORM] = (decoder.hidden_size,)
-    if not tied:
-        whole[f"{OUTPUT_LAYER}.weight"] = (decoder.vocab_size, decoder.hidden_size)
     return Plan(
         scheme=scheme,
-        shapes=whole,
+        shapes={**_other_shapes(parts), **shapes},
         fused=fused,
         converted=converted,
         ignored=(*(name for name in names if name in ignored), OUTPUT_LAYER),
@@ -120,36 +118,49 @@ def make_plan(
     )
 
 
+def _refuse_unconvertible(
+    architecture: type[Architecture], decoder: DecoderConfig, options: ConvertOptions
+) -> None:
+    if decoder.experts is not None:
+        raise ConfigError(
+            f"{decoder.architecture} has experts, whose conversion is not implemented; "
+            "--quantization quantises them while they are loaded"
+        )
+    if options.rescales and not architecture.can_be_rescaled:
+        raise ConfigError(
+            f"--rescale moves factors from norms into the layers after them, which the norms of "
+            f"{decoder.architecture} do not allow; leave the option out"
+        )
+
+
 def _linear_layers(
-    architecture: type[Decoder], decoder: DecoderConfig, kernels: Kernels
+    architecture: Architecture,
 ) -> tuple[dict[str, tuple[int, ...]], list[tuple[str, ...]]]:
     """Shapes of the layers' tensors, and the names of the linear layers, grouped as fused."""
-    scheme = TappedScheme()
-    nowhere = torch.device("meta")  # shapes without memory
-    layer = DecoderLayer(
-        0,
-        decoder,
-        architecture.recipe(decoder),
-        cos_sin=torch.empty(0, device=nowhere),
-        kernels=kernels,
-        group=Group(),
-        device=nowhere,
-        dtype=torch.float32,
-        scheme=scheme,
-    )
-    targets = layer.targets()
-    for name, target in targets.items():
-        scheme.placing = name
-        target.place(torch.empty(target.shape, device=nowhere))
     shapes: dict[str, tuple[int, ...]] = {}
     fused: list[tuple[str, ...]] = []
-    for index in range(decoder.num_layers):
-        prefix = layer_prefix(index)
-        shapes |= {name: target.shape for name, target in prefixed(prefix, targets).items()}
-        fused += [
-            tuple(f"{prefix}.{name}" for name in storage.names) for storage in scheme.storages
-        ]
+    for index in range(architecture.config.num_layers):
+        scheme = TappedScheme()
+        build = replace(architecture.build, scheme=scheme)
+        targets = architecture.rebuilt(build).layer(index).targets()
+        for name, target in prefixed(layer_prefix(index), targets).items():
+            scheme.placing = name
+            target.place(torch.empty(target.shape, device=build.device))
+            shapes[name] = target.shape
+        fused += [tuple(storage.names) for storage in scheme.storages]
     return shapes, fused
+
+
+def _other_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors outside of all layers."""
+    embedding = architecture.embedding()
+    tied = embedding if architecture.config.tie_word_embeddings else None
+    targets = (
+        prefixed(EMBEDDING, embedding.targets())
+        | prefixed(NORM, architecture.norm().targets())
+        | prefixed(HEAD, architecture.head(tied).targets())
+    )
+    return {name: target.shape for name, target in targets.items()}
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:

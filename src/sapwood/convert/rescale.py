@@ -45,7 +45,7 @@ PLACES = (
     Place("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
     Place("mlp.up_proj", ("mlp.down_proj",)),
 )
-"""The places in the decoder layers that DecoderLayer makes."""
+"""The places in the layers of architectures that can be rescaled."""
 
 
 class Rescaler:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sapwood.convert.tapped import TappedLinear, TappedScheme
-from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import AttentionBatch, Kernels
-from sapwood.layers.embedding import LMHead, VocabEmbedding
+from sapwood.kernels.interface import AttentionBatch
+from sapwood.layers.embedding import VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.layers.norm import RMSNorm
-from sapwood.layers.rotary import cos_sin_table
+from sapwood.layers.layer import Layer, summed
 from sapwood.layers.targets import Target, prefixed
-from sapwood.memory.buffers import allocate_kv_caches
-from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.decoder import Decoder, DecoderLayer
+from sapwood.memory.buffers import allocate_caches
+from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.decoder import EMBEDDING, HEAD, NORM, layer_prefix
 from sapwood.models.loader.assign import load_weights
+from sapwood.schema.cache import keys_and_values
 
 LOGIT_ROWS = 256
 """Tokens whose logits are held at once."""
@@ -29,40 +28,22 @@ LOGIT_ROWS = 256
 class TappedLayer:
     """One decoder layer with its weights, and its linear layers in the order of the computation."""
 
-    layer: DecoderLayer
+    layer: Layer
     linears: list[TappedLinear]
 
 
 class Walk:
     """Builds the parts of a decoder from the tensors of its checkpoint, and runs them on windows.
 
-    window         tokens of every window
-    device, dtype  those of the computation
+    window  tokens of every window
     """
 
-    def __init__(
-        self,
-        architecture: type[Decoder],
-        decoder: DecoderConfig,
-        kernels: Kernels,
-        *,
-        window: int,
-        page_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, architecture: Architecture, *, window: int, page_size: int) -> None:
         self._architecture = architecture
-        self._decoder = decoder
-        self._kernels = kernels
-        self.device = device
-        self.dtype = dtype
-        self._cos_sin = cos_sin_table(
-            decoder.rope,
-            head_dim=decoder.head_dim,
-            context_length=decoder.context_length,
-            device=device,
-        )
-        self._batch = _window_batch(decoder, window, page_size, device, dtype)
+        self._decoder = architecture.config
+        self.device = architecture.build.device
+        self.dtype = architecture.build.dtype
+        self._batch = _window_batch(architecture, window, page_size)
 
     @property
     def num_layers(self) -> int:
@@ -76,17 +57,8 @@ class Walk:
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> TappedLayer:
         """A decoder layer, built from its tensors by their whole names."""
         scheme = TappedScheme()
-        layer = DecoderLayer(
-            0,  # the index of its KV cache, the only cache here
-            self._decoder,
-            self._architecture.recipe(self._decoder),
-            cos_sin=self._cos_sin,
-            kernels=self._kernels,
-            group=Group(),
-            device=self.device,
-            dtype=self.dtype,
-            scheme=scheme,
-        )
+        build = replace(self._architecture.build, scheme=scheme)
+        layer = self._architecture.rebuilt(build).layer(index)
         targets = prefixed(layer_prefix(index), layer.targets())
         load_weights(_Targets(targets), scheme.following(_wanted(targets, tensors).items()))
         layer.pack()
@@ -108,8 +80,7 @@ class Walk:
         found = []
         for x in hidden:
             # The layer adds to what it is given in place.
-            out, residual = layer.layer(x.clone(), None, self._batch)
-            found.append(out + residual)
+            found.append(summed(*layer.layer(x.clone(), None, self._batch)))
         return found
 
     def negative_log_likelihood(
@@ -119,26 +90,12 @@ class Walk:
 
         hidden  hidden states after all layers
         """
-        norm = RMSNorm(
-            self._decoder.hidden_size,
-            eps=self._decoder.rms_norm_eps,
-            kernels=self._kernels,
-            device=self.device,
-            dtype=self.dtype,
-        )
-        tied = self._empty_embedding() if self._decoder.tie_word_embeddings else None
-        head = LMHead(
-            self._decoder.vocab_size,
-            self._decoder.hidden_size,
-            tied=tied,
-            kernels=self._kernels,
-            group=Group(),
-            device=self.device,
-            dtype=self.dtype,
-        )
-        targets = prefixed("model.norm", norm.targets()) | prefixed("lm_head", head.targets())
+        norm = self._architecture.norm()
+        tied = self._architecture.embedding() if self._decoder.tie_word_embeddings else None
+        head = self._architecture.head(tied)
+        targets = prefixed(NORM, norm.targets()) | prefixed(HEAD, head.targets())
         if tied is not None:
-            targets["model.embed_tokens.weight"] = head.tied_target()
+            targets[f"{EMBEDDING}.weight"] = head.tied_target()
         load_weights(_Targets(targets), _wanted(targets, tensors).items())
         head.pack()
         total, count = 0.0, 0
@@ -155,24 +112,10 @@ class Walk:
         return total / count
 
     def _embedding(self, tensors: Mapping[str, Tensor]) -> VocabEmbedding:
-        embedding = self._empty_embedding()
-        targets = prefixed("model.embed_tokens", embedding.targets())
+        embedding = self._architecture.embedding()
+        targets = prefixed(EMBEDDING, embedding.targets())
         load_weights(_Targets(targets), _wanted(targets, tensors).items())
         return embedding
-
-    def _empty_embedding(self) -> VocabEmbedding:
-        return VocabEmbedding(
-            self._decoder.vocab_size,
-            self._decoder.hidden_size,
-            kernels=self._kernels,
-            group=Group(),
-            device=self.device,
-            dtype=self.dtype,
-        )
-
-
-def layer_prefix(index: int) -> str:
-    return f"model.layers.{index}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,18 +135,22 @@ def _wanted(targets: Mapping[str, Target], tensors: Mapping[str, Tensor]) -> dic
     return {name: tensors[name] for name in targets if name in tensors}
 
 
-def _window_batch(
-    decoder: DecoderConfig, window: int, page_size: int, device: torch.device, dtype: torch.dtype
-) -> ForwardBatch:
-    """A batch of one request with `window` new tokens and KV of one layer; place i has token i."""
+def _window_batch(architecture: Architecture, window: int, page_size: int) -> ForwardBatch:
+    """A batch of one request with `window` new tokens; place i has token i. All layers have the
+    same KV cache, since only one is computed at a time."""
+    decoder, device = architecture.config, architecture.build.device
     num_pages = -(-window // page_size)
-    caches = allocate_kv_caches(
-        num_layers=1,
-        num_pages=num_pages,
-        num_kv_heads=decoder.num_kv_heads,
+    caches = allocate_caches(
+        [
+            keys_and_values(
+                range(1),
+                num_kv_heads=decoder.num_kv_heads,
+                head_dim=decoder.head_dim,
+                dtype=str(architecture.build.dtype).removeprefix("torch."),
+            )
+        ],
+        [num_pages],
         page_size=page_size,
-        head_dim=decoder.head_dim,
-        dtype=dtype,
         device=device,
     )
     positions = torch.arange(window, device=device)
@@ -219,6 +166,6 @@ def _window_batch(
             context_lens=(window,),
             num_decodes=0,
         ),
-        kv_caches=caches,
+        kv_caches=list(caches) * decoder.num_layers,
         logits_index=positions,
     )

@@ -1,6 +1,6 @@
 """Steps that run in one call instead of op by op.
 
-A graph is made once, when the engine starts, from the parts of the model, if the kernels can do so.
+A graph is made once, when the engine starts, from the model's program, if the kernels can do so.
 A batch that a graph does not cover is computed eagerly.
 """
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from sapwood.executor.sampling.sampler import SamplingOps
 from sapwood.kernels.interface import Kernels
-from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.layers.forward_batch import ForwardBatch
 
 
-class Describable(Protocol):
-    """A model that can describe its parts."""
+class Recordable(Protocol):
+    """A model that can say its step as a program; CannotRecord if it cannot."""
 
-    def parts(self) -> DecoderParts: ...
+    def program(self) -> Program: ...
 
 
 class Graph(Protocol):
@@ -52,11 +52,12 @@ class RecordedGraph:
     def replay(self, batch: ForwardBatch) -> Tensor | None:
         if batch.embeds is not None:
             return None
+        groups = batch.groups or (batch,)
         return self._step(
             batch.token_ids,
             batch.positions,
-            batch.write_index,
-            batch.attention,
+            [group.write_index for group in groups],
+            [group.attention for group in groups],
             batch.logits_index,
         )
 
@@ -78,21 +79,25 @@ class GraphChoice:
 
 
 def choose_graph(
-    model: Describable,
+    model: Recordable,
     kernels: Kernels,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     *,
+    group_of_layer: Sequence[int] = (),
     enabled: bool,
     capture: Callable[[], GraphChoice] | None = None,
 ) -> GraphChoice:
     """The kernels' recorded step, if there is one and the operator wants it; else a captured step.
 
-    capture  makes the captured steps, if the device and the kernels can capture ops
+    group_of_layer  as in ForwardBatch; a step with several groups cannot be captured yet
+    capture         makes the captured steps, if the device and the kernels can capture ops
     """
     if not enabled:
         return GraphChoice(NoGraph(), "disabled by --disable-graphs")
     try:
-        step = kernels.record(model.parts(), kv_caches)
+        step = kernels.record(
+            model.program(), [(keys, values) for keys, values in kv_caches], group_of_layer
+        )
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:
             return capture()

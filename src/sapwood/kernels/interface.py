@@ -26,7 +26,7 @@ from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import DecoderParts, RecordedStep
+from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 
@@ -396,9 +396,16 @@ class Kernels(Protocol):
         ...
 
     def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+        self,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
-        """The whole step of a decoder as one call; kv_caches per layer, all of one layout.
+        """The whole step of a decoder as one call.
+
+        kv_caches       per layer
+        group_of_layer  per layer the index of its cache group, which has pages of its own; empty:
+                        all layers are of one group
 
         Raises CannotRecord if these kernels have no such call for it."""
         ...

@@ -1,67 +1,268 @@
-"""The parts of a model, from which an implementation can build a step that is a single call."""
+"""A model's step as a program: ops over named buffers, which kernels may run in one call.
+
+Each layer of a model appends the ops that it would call (`Program.add`). A program says nothing of
+memory: `plan_memory` finds out which buffers may lie in the same place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from sapwood.kernels.interface import AttentionBatch, PackedLinear
+    from sapwood.kernels.activations import Activation
+    from sapwood.kernels.interface import AttentionBatch, AttentionTraits, Kernels, PackedLinear
 
 
 class CannotRecord(Exception):
     """These kernels cannot run this model's step in one call; the text says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParts:
-    """One decoder layer: norms [hidden], and packed linear layers.
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Activations [rows, width] of the program's dtype, one row per token of the step.
 
-    qkv             hidden -> (Hq + 2 Hk) * D
-    q_norm, k_norm  [D] or None
-    o               Hq * D -> hidden
-    gate_up         hidden -> 2 * I: the gate's outputs first
-    down            I -> hidden
+    index  tells the buffers of a program apart
     """
 
-    input_norm: Tensor
-    qkv: PackedLinear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    o: PackedLinear
-    post_norm: Tensor
-    gate_up: PackedLinear
-    down: PackedLinear
+    index: int
+    width: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderParts:
-    """x + attention(norm(x)), then x + down(silu(gate) * up) of norm(x), layer by layer.
+# The ops. Of their buffers, `out` is written, `residual` is read and written, and others are read.
+# Each computes, bit by bit, what the op of `Kernels` with the same parameters computes.
 
-    dtype      of activations, norms and dense caches
-    embedding  [vocab, hidden] of this dtype, or narrower
-    lm_head    hidden -> vocab, of rows after final_norm [hidden]
-    cos_sin    [max_positions, rotary_dim] fp32, as in Kernels.qk_norm_rope_write_kv
-    scale      factor of the attention scores
-    num_ranks  ranks that share the model; the outputs of o and down are summed over all ranks
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embed:
+    """out = the rows of `weight` [vocab, width] of the step's tokens, times `scale`."""
+
+    weight: Tensor
+    scale: float
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Norm:
+    """out = norm(x), or with a residual: residual += x, and then out = norm(residual).
+
+    weight    [width]
+    bias      [width] of a LayerNorm that has one, or None
+    centered  whether the mean is subtracted, as a LayerNorm does; else it is an RMSNorm
     """
 
-    dtype: torch.dtype
-    embedding: Tensor
-    layers: Sequence[LayerParts]
-    final_norm: Tensor
-    lm_head: PackedLinear
-    cos_sin: Tensor
+    x: Buffer
+    residual: Buffer | None
+    weight: Tensor
+    bias: Tensor | None
+    centered: bool
+    eps: float
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Multiply:
+    """out = the linear layer of x."""
+
+    x: Buffer
+    layer: PackedLinear
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RotateAndWrite:
+    """out [rows, Hq * D] = the rotated queries in x; keys and values go to the layer's KV cache.
+
+    x         [rows, (Hq + 2 Hk) * D], as in Kernels.qk_norm_rope_write_kv; so are the others
+    layer     index of the layer, which has its own KV cache
+    """
+
+    x: Buffer
+    layer: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    q_norm: Tensor | None
+    k_norm: Tensor | None
     eps: float
+    cos_sin: Tensor
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Attend:
+    """out [rows, Hq * D] = attention of the queries x to the KV cache of a layer."""
+
+    x: Buffer
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
     scale: float
-    num_ranks: int = 1
+    traits: AttentionTraits
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Activate:
+    """out = activation(x), or if gated, of x = [gate, up]: activation(gate) * up."""
+
+    x: Buffer
+    activation: Activation
+    gated: bool
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Add:
+    """residual += x"""
+
+    x: Buffer
+    residual: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scale:
+    """residual *= factor"""
+
+    residual: Buffer
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SelectRows:
+    """out = the rows of x whose logits are wanted."""
+
+    x: Buffer
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Logits:
+    """The result [rows, vocab] in fp32: the output layer of x, times `scale`, then capped.
+
+    soft_cap  a logit z becomes soft_cap * tanh(z / soft_cap); None: it stays as it is
+    """
+
+    x: Buffer
+    layer: PackedLinear
+    vocab_size: int
+    scale: float
+    soft_cap: float | None
+
+
+def finish_logits(kernels: Kernels, logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
+    """What `Logits` does to the products, in place; returns `logits`."""
+    if scale != 1.0:
+        logits.mul_(scale)
+    if soft_cap is not None:
+        kernels.soft_cap(logits, soft_cap)
+    return logits
+
+
+Op = (
+    Embed | Norm | Multiply | RotateAndWrite | Attend | Activate | Add | Scale | SelectRows | Logits
+)
+
+
+class Program:
+    """The ops of a step, in their order.
+
+    dtype  of activations, norms and dense caches
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._ops: list[Op] = []
+        self._num_buffers = 0
+
+    def buffer(self, width: int) -> Buffer:
+        """A new buffer, which nothing has written yet."""
+        self._num_buffers += 1
+        return Buffer(self._num_buffers - 1, width)
+
+    def add(self, op: Op) -> None:
+        self._ops.append(op)
+
+    def refuse_sum_over(self, num_ranks: int) -> None:
+        """CannotRecord if several ranks would add their results up after the next op."""
+        if num_ranks > 1:
+            raise CannotRecord(f"{num_ranks} ranks add their results up between its ops")
+
+    def split(self) -> tuple[Sequence[Op], Sequence[Op]]:
+        """(ops on the rows of all tokens, ops on the rows whose logits are wanted).
+
+        Tokens know of each other by attention alone. After the last attention nothing looks at the
+        other rows any more, so the second part begins with the selection of rows."""
+        mixing = [index for index, op in enumerate(self._ops) if isinstance(op, Attend)]
+        first = mixing[-1] + 1 if mixing else len(self._ops)
+        before, after = self._ops[:first], self._ops[first:]
+        written = {buffer for op in before for buffer in written_by(op)}
+        needed = sorted(written & set(_read_before_written(after)), key=lambda one: one.index)
+        selected = {buffer: self.buffer(buffer.width) for buffer in needed}
+        selections = [SelectRows(x=old, out=new) for old, new in selected.items()]
+        return before, [*selections, *(_renamed(op, selected) for op in after)]
+
+
+def buffers_of(op: Op) -> Iterator[tuple[str, Buffer]]:
+    """(name of the field, buffer) for all buffers of an op."""
+    for field in fields(op):
+        value = getattr(op, field.name)
+        if isinstance(value, Buffer):
+            yield field.name, value
+
+
+def written_by(op: Op) -> list[Buffer]:
+    return [buffer for name, buffer in buffers_of(op) if name in ("out", "residual")]
+
+
+def read_by(op: Op) -> list[Buffer]:
+    return [buffer for name, buffer in buffers_of(op) if name != "out"]
+
+
+def plan_memory(ops: Sequence[Op]) -> tuple[list[int], dict[Buffer, int]]:
+    """(widths of places, the place of each buffer): buffers that are needed at the same time never
+    share a place, and those that are not may."""
+    last_use = {buffer: index for index, op in enumerate(ops) for _, buffer in buffers_of(op)}
+    widths: list[int] = []
+    free: list[int] = []
+    places: dict[Buffer, int] = {}
+    for index, op in enumerate(ops):
+        for buffer in written_by(op):
+            if buffer in places:
+                continue
+            # The narrowest that is wide enough, else the widest, which grows.
+            fitting = [place for place in free if widths[place] >= buffer.width]
+            chosen = min(fitting, key=widths.__getitem__, default=None)
+            if chosen is None:
+                chosen = max(free, key=widths.__getitem__, default=None)
+            if chosen is None:
+                chosen = len(widths)
+                widths.append(0)
+            else:
+                free.remove(chosen)
+            widths[chosen] = max(widths[chosen], buffer.width)
+            places[buffer] = chosen
+        free += {
+            places[buffer] for _, buffer in buffers_of(op) if last_use[buffer] == index
+        }  # the op's own: none of its buffers may be where another is
+    return widths, places
+
+
+def _read_before_written(ops: Iterable[Op]) -> Iterator[Buffer]:
+    written: set[Buffer] = set()
+    for op in ops:
+        yield from (buffer for buffer in read_by(op) if buffer not in written)
+        written.update(written_by(op))
+
+
+def _renamed(op: Op, names: Mapping[Buffer, Buffer]) -> Op:
+    changed: dict[str, Any] = {name: names.get(old, old) for name, old in buffers_of(op)}
+    return replace(op, **changed)
 
 
 class RecordedStep(Protocol):
@@ -71,14 +272,15 @@ class RecordedStep(Protocol):
         self,
         token_ids: Tensor,
         positions: Tensor,
-        write_index: Tensor,
-        batch: AttentionBatch,
+        write_index: Sequence[Tensor],
+        batches: Sequence[AttentionBatch],
         logits_index: Tensor,
     ) -> Tensor:
         """Logits [S, vocab] in fp32 of the rows at logits_index [S]; writes every layer's KV.
 
-        The first three arguments are [T]; all indices are int64 and contiguous. The result is
-        bitwise that of the single ops. Until the next step the caller may keep it and write to it.
+        `write_index` and `batches` have one value per cache group. The first three arguments are
+        [T]; all indices are int64 and contiguous. The result is bitwise that of the single ops.
+        Until the next step the caller may keep it and write to it.
         Raises IndexError, before anything is written, if an index is outside its table.
         """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,16 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import PLAIN, AttentionTraits, Kernels, PackedLinear
+from sapwood.kernels.interface import PLAIN, AttentionTraits
+from sapwood.kernels.recording import Attend, Buffer, CannotRecord, Program, RotateAndWrite
+from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, divide, even_part
 from sapwood.layers.norm import RMSNorm
-from sapwood.layers.quantization.dense import DENSE
-from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.targets import Target, prefixed
+
+RMSNormMaker = Callable[[int], RMSNorm]
+"""From a size to a norm without weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,31 +51,19 @@ class HeadLayout:
             )
         return 1
 
-    def qkv_parts(self, group: Group) -> tuple[Part, Part, Part]:
-        """This rank's q, k and v in the fused projection."""
+    def qkv_parts(
+        self, group: Group, names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    ) -> tuple[Part, Part, Part]:
+        """This rank's q, k and v in the fused projection; `names`: theirs in the checkpoint."""
         self.num_heads_of(group)
         num_kv_heads = self.num_kv_heads_of(group)
         first = group.rank * self.num_kv_heads // group.size
         whole_size = self.num_kv_heads * self.head_dim
         k, v = (
             Part(name, whole_size, first * self.head_dim, num_kv_heads * self.head_dim)
-            for name in ("k_proj", "v_proj")
+            for name in names[1:]
         )
-        return even_part("q_proj", self.num_heads * self.head_dim, group), k, v
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionParts:
-    """One rank's part of an attention layer; shapes as in kernels/recording.DecoderParts."""
-
-    qkv: PackedLinear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    o: PackedLinear
-    num_heads: int
-    num_kv_heads: int
-    scale: float
-    cos_sin: Tensor
+        return even_part(names[0], self.num_heads * self.head_dim, group), k, v
 
 
 class Attention:
@@ -79,74 +71,89 @@ class Attention:
 
     def __init__(
         self,
+        build: Build,
         layer: int,
         hidden_size: int,
         heads: HeadLayout,
         *,
-        qkv_bias: bool,
-        o_bias: bool,
-        qk_norm: bool,
-        eps: float,
         cos_sin: Tensor,
-        kernels: Kernels,
-        group: Group,
-        device: torch.device,
-        dtype: torch.dtype,
-        scheme: LinearScheme = DENSE,
+        qkv_bias: bool = False,
+        o_bias: bool = False,
+        qk_norm: RMSNormMaker | None = None,
+        norms_all_heads: bool = False,
+        eps: float = 1e-6,
+        scale: float | None = None,
         traits: AttentionTraits = PLAIN,
+        o_name: str = "o_proj",
     ) -> None:
         """An attention layer.
 
         layer    index of the layer, which picks its KV cache
-        cos_sin  the model's table of cosines and sines (layers/rotary)
+        cos_sin  table of cosines and sines (layers/rotary)
+        qk_norm  makes the norms of queries and keys before their rotation; None: there are none
+        norms_all_heads  whether these are over all heads at once; else over each head
+        eps      of norms over each head
+        scale    factor of the scores; None: head_dim ** -0.5
         traits   what its attention does beyond scores, causal mask and softmax
+        o_name   name of the output projection in the checkpoint
         """
+        group = build.groups.attention
         self._layer = layer
         self._num_heads = heads.num_heads_of(group)
         self._num_kv_heads = heads.num_kv_heads_of(group)
         self._head_dim = heads.head_dim
         self._eps = eps
         self._cos_sin = cos_sin
-        self._kernels = kernels
-        self._scale = heads.head_dim**-0.5
+        self._kernels = build.kernels
+        self._scale = heads.head_dim**-0.5 if scale is None else scale
         self._traits = traits
-        self._qkv = ColumnParallelLinear(
-            hidden_size,
-            heads.qkv_parts(group),
-            bias=qkv_bias,
-            kernels=kernels,
-            device=device,
-            dtype=dtype,
-            scheme=scheme,
-        )
+        self._qkv = ColumnParallelLinear(build, hidden_size, heads.qkv_parts(group), bias=qkv_bias)
         self._o = RowParallelLinear(
-            "o_proj",
+            build,
+            o_name,
             heads.num_heads * heads.head_dim,
             hidden_size,
             bias=o_bias,
-            kernels=kernels,
             group=group,
-            device=device,
-            dtype=dtype,
-            scheme=scheme,
         )
-        self._norms = {
-            name: RMSNorm(heads.head_dim, eps=eps, kernels=kernels, device=device, dtype=dtype)
-            for name in (("q_norm", "k_norm") if qk_norm else ())
-        }
-        self._q_norm = self._norms["q_norm"].weight if qk_norm else None
-        self._k_norm = self._norms["k_norm"].weight if qk_norm else None
+        if norms_all_heads and group.size > 1:
+            raise ConfigError(
+                "norms over all heads cannot be split over ranks; leave --tp-size at 1"
+            )
+        self._norms_all_heads = norms_all_heads
+        self._norms: dict[str, RMSNorm] = {}
+        if qk_norm is not None:
+            counts = {"q_norm": self._num_heads, "k_norm": self._num_kv_heads}
+            self._norms = {
+                name: qk_norm(heads.head_dim * (count if norms_all_heads else 1))
+                for name, count in counts.items()
+            }
+        self._q_norm, self._k_norm = (
+            None if norms_all_heads or qk_norm is None else self._norms[name].weight
+            for name in ("q_norm", "k_norm")
+        )
 
     def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> [T, hidden]; writes the new tokens' keys and values to the cache"""
-        return self.project(self.attend(x, batch))
+        return self._o(self._attend(x, batch))
 
-    def attend(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
+        """As Mixer.steps."""
+        yield x
+        attended = self._attend(x, batch)
+        yield attended
+        return self._o(attended)
+
+    def _attend(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> the inputs [T, heads * head_dim] of the output projection; writes the
         new tokens' keys and values to the cache"""
+        qkv = self._qkv(x)
+        if self._norms_all_heads:
+            qkv = self._normed(qkv)
         key_cache, value_cache = batch.kv_caches[self._layer]
+        inputs = batch.inputs_of(self._layer)
         q = self._kernels.qk_norm_rope_write_kv(
-            self._qkv(x),
+            qkv,
             num_heads=self._num_heads,
             num_kv_heads=self._num_kv_heads,
             head_dim=self._head_dim,
@@ -157,15 +164,18 @@ class Attention:
             positions=batch.positions,
             key_cache=key_cache,
             value_cache=value_cache,
-            write_index=batch.write_index,
+            write_index=inputs.write_index,
         )
         attend = batch.attend or self._kernels.paged_attention
-        out = attend(q, key_cache, value_cache, batch.attention, self._scale, self._traits)
+        out = attend(q, key_cache, value_cache, inputs.attention, self._scale, self._traits)
         return out.view(x.shape[0], self._num_heads * self._head_dim)
 
-    def project(self, attended: Tensor) -> Tensor:
-        """attended [T, heads * head_dim] -> [T, hidden]"""
-        return self._o(attended)
+    def _normed(self, qkv: Tensor) -> Tensor:
+        """The same with norms over all heads of q, and over all heads of k."""
+        q_size, kv_size = (n * self._head_dim for n in (self._num_heads, self._num_kv_heads))
+        q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
+        q, k = (self._norms[name](x.contiguous()) for name, x in (("q_norm", q), ("k_norm", k)))
+        return torch.cat((q, k, v), dim=-1)
 
     def targets(self) -> dict[str, Target]:
         found = self._qkv.targets() | self._o.targets()
@@ -177,15 +187,37 @@ class Attention:
         self._qkv.linear.pack()
         self._o.linear.pack()
 
-    def parts(self) -> AttentionParts:
-        """This rank's parts of the layer; RuntimeError before `pack`."""
-        return AttentionParts(
-            qkv=self._qkv.linear.packed,
-            q_norm=self._q_norm,
-            k_norm=self._k_norm,
-            o=self._o.linear.packed,
-            num_heads=self._num_heads,
-            num_kv_heads=self._num_kv_heads,
-            scale=self._scale,
-            cos_sin=self._cos_sin,
+    def record(self, program: Program, x: Buffer) -> Buffer:
+        """As Mixer.record."""
+        if self._norms_all_heads:
+            raise CannotRecord("a recorded step has no norms over all heads")
+        qkv = self._qkv.record(program, x)
+        width = self._num_heads * self._head_dim
+        q, attended = program.buffer(width), program.buffer(width)
+        program.add(
+            RotateAndWrite(
+                x=qkv,
+                layer=self._layer,
+                num_heads=self._num_heads,
+                num_kv_heads=self._num_kv_heads,
+                head_dim=self._head_dim,
+                q_norm=self._q_norm,
+                k_norm=self._k_norm,
+                eps=self._eps,
+                cos_sin=self._cos_sin,
+                out=q,
+            )
         )
+        program.add(
+            Attend(
+                x=q,
+                layer=self._layer,
+                num_heads=self._num_heads,
+                num_kv_heads=self._num_kv_heads,
+                head_dim=self._head_dim,
+                scale=self._scale,
+                traits=self._traits,
+                out=attended,
+            )
+        )
+        return self._o.record(program, attended)

@@ -5,44 +5,45 @@ Each rank holds ceil(vocab / ranks) rows; the last rank may have fewer, and then
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.recording import Buffer, Embed, Logits, Program, finish_logits
+from sapwood.layers.build import Build
 from sapwood.layers.linear import Linear
-from sapwood.layers.quantization.dense import DENSE, check_range
-from sapwood.layers.quantization.interface import LinearScheme
-from sapwood.layers.targets import Target
+from sapwood.layers.quantization.dense import check_range
+from sapwood.layers.targets import Slice, Target
 
 
 class VocabEmbedding:
     """weight [this rank's vocab, hidden]"""
 
     def __init__(
-        self,
-        vocab_size: int,
-        hidden_size: int,
-        *,
-        kernels: Kernels,
-        group: Group,
-        device: torch.device,
-        dtype: torch.dtype,
-        weight_dtype: torch.dtype | None = None,
+        self, build: Build, vocab_size: int, hidden_size: int, *, scale: float = 1.0
     ) -> None:
-        """dtype: of the vectors; weight_dtype: in which they are kept, if narrower."""
-        self._kernels = kernels
-        self._group = group
-        self._dtype = dtype
+        """scale: factor of the vectors, which the weight does not have"""
+        self._kernels = build.kernels
+        self._group = build.groups.tp
+        self._dtype = build.dtype
+        self._scale = scale
         self._vocab_size = vocab_size
-        size = rows_per_rank(vocab_size, group)
-        self._first = group.rank * size
-        self.weight = torch.empty(size, hidden_size, device=device, dtype=weight_dtype or dtype)
+        size = rows_per_rank(vocab_size, self._group)
+        self._first = self._group.rank * size
+        dtype = build.embedding_dtype or build.dtype
+        self.weight = torch.empty(size, hidden_size, device=build.device, dtype=dtype)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] int64 -> [T, hidden], the same on every rank"""
+        rows = self._rows(token_ids)
+        return rows if self._scale == 1.0 else rows * self._scale
+
+    def _rows(self, token_ids: Tensor) -> Tensor:
         if self._group.size == 1:
             return self._kernels.embedding(token_ids, self.weight, self._dtype)
         local = token_ids - self._first
@@ -51,23 +52,28 @@ class VocabEmbedding:
         return self._group.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
     def targets(self) -> dict[str, Target]:
-        def place(tensor: Tensor) -> None:
-            own = vocab_rows(tensor, self.weight.shape[0], self._first)
+        def put(rows: Tensor) -> None:
+            own = with_rows(rows, self.weight.shape[0])
             self.weight.copy_(own)
             check_range(self.weight, own)
 
-        def place_blocks(weight: LinearPart) -> None:
-            own = self.own_blocks(weight).dequantized(torch.float32)
-            self.weight.copy_(own)
-            check_range(self.weight, own)
+        def put_blocks(rows: LinearPart) -> None:
+            put(rows.dequantized(torch.float32))
 
         shape = (self._vocab_size, self.weight.shape[1])
-        return {"weight": Target(shape, place, place_blocks)}
+        return {"weight": Target(shape, put, put_blocks, part=self._part())}
 
-    def own_blocks(self, weight: LinearPart) -> LinearPart:
-        """This rank's rows of the whole vocabulary's weight; zeros after the last token."""
+    def _part(self) -> Slice | None:
+        """This rank's rows that are in the vocabulary; None: all."""
         num_own = own_rows(self.weight.shape[0], self._vocab_size, self._first)
-        return weight.rows(self._first, num_own).with_rows(self.weight.shape[0])
+        return Slice.unless_whole(0, min(self._first, self._vocab_size), num_own, self._vocab_size)
+
+    def record(self, program: Program) -> Buffer:
+        """Add the vectors of a step's tokens to a recorded step."""
+        program.refuse_sum_over(self._group.size)
+        out = program.buffer(self.weight.shape[1])
+        program.add(Embed(weight=self.weight, scale=self._scale, out=out))
+        return out
 
 
 class LMHead:
@@ -78,56 +84,70 @@ class LMHead:
 
     def __init__(
         self,
+        build: Build,
         vocab_size: int,
         hidden_size: int,
         *,
         tied: VocabEmbedding | None,
-        kernels: Kernels,
-        group: Group,
-        device: torch.device,
-        dtype: torch.dtype,
-        scheme: LinearScheme = DENSE,
+        scale: float = 1.0,
+        soft_cap: float | None = None,
     ) -> None:
+        """scale, soft_cap: what happens to logits, as recording.Logits says"""
         self._shape = (vocab_size, hidden_size)
-        self._group = group
-        self._size = rows_per_rank(vocab_size, group)
-        self._first = group.rank * self._size
+        self._kernels = build.kernels
+        self._group = build.groups.tp
+        self._size = rows_per_rank(vocab_size, self._group)
+        self._first = self._group.rank * self._size
         self._tied = tied
+        self._scale = scale
+        self._soft_cap = soft_cap
         self._linear = Linear(
+            build,
             hidden_size,
             (self._size,),
             bias=False,
-            kernels=kernels,
-            device=device,
-            dtype=dtype,
-            scheme=scheme,
             makes_logits=True,
             tied=tied is not None,
         )
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank"""
-        return self._group.all_gather(self._linear.packed.fp32(hidden))[:, : self._shape[0]]
+        logits = self._group.all_gather(self._linear.packed.fp32(hidden))[:, : self._shape[0]]
+        return finish_logits(self._kernels, logits, self._scale, self._soft_cap)
 
     @property
     def packed(self) -> PackedLinear:
         """This rank's rows, packed by the kernels."""
         return self._linear.packed
 
+    def record(self, program: Program, x: Buffer) -> None:
+        """Add the logits of x to a recorded step, as its result. RuntimeError before `pack`."""
+        program.refuse_sum_over(self._group.size)
+        program.add(
+            Logits(
+                x=x,
+                layer=self._linear.packed,
+                vocab_size=self._shape[0],
+                scale=self._scale,
+                soft_cap=self._soft_cap,
+            )
+        )
+
     def targets(self) -> dict[str, Target]:
         if self._tied is not None:
             return {}
-        storage = self._linear.storage
+        linear, vocab_size = self._linear, self._shape[0]
 
-        def place(tensor: Tensor) -> None:
-            storage.place(0, vocab_rows(tensor, self._size, self._first))
+        def put(rows: Tensor) -> None:
+            linear.put(0, with_rows(rows, self._size))
 
-        def place_blocks(weight: LinearPart) -> None:
-            num_own = own_rows(self._size, self._shape[0], self._first)
-            storage.place_blocks(0, weight.rows(self._first, num_own).with_rows(self._size))
+        def put_blocks(rows: LinearPart) -> None:
+            linear.put_blocks(0, rows.with_rows(self._size))
 
-        blocks = place_blocks if storage.takes_blocks else None
-        return {"weight": Target(self._shape, place, blocks)}
+        num_own = own_rows(self._size, vocab_size, self._first)
+        part = Slice.unless_whole(0, min(self._first, vocab_size), num_own, vocab_size)
+        blocks = put_blocks if linear.takes_blocks else None
+        return {"weight": Target(self._shape, put, blocks, part=part)}
 
     def tied_target(self) -> Target:
         """The target of the shared weight: it fills the embedding and this layer, and packs this.
@@ -135,21 +155,21 @@ class LMHead:
         Raises RuntimeError if the layer is not tied."""
         if self._tied is None:
             raise RuntimeError("this output layer has a weight of its own")
-        tied, storage = self._tied, self._linear.storage
+        tied, linear = self._tied, self._linear
         target = tied.targets()["weight"]
 
-        def place(tensor: Tensor) -> None:
-            target.place(tensor)
-            storage.share(tied.weight, None)
-            self._linear.pack()
+        def put(rows: Tensor) -> None:
+            target.put(rows)
+            linear.share(tied.weight, None)
+            linear.pack()
 
-        def place_blocks(weight: LinearPart) -> None:
-            assert target.place_blocks is not None
-            target.place_blocks(weight)
-            storage.share(tied.weight, tied.own_blocks(weight))
-            self._linear.pack()
+        def put_blocks(rows: LinearPart) -> None:
+            assert target.put_blocks is not None
+            target.put_blocks(rows)
+            linear.share(tied.weight, rows.with_rows(self._size))
+            linear.pack()
 
-        return Target(target.shape, place, place_blocks)
+        return replace(target, put=put, put_blocks=put_blocks)
 
     def pack(self) -> None:
         self._linear.pack()
@@ -164,7 +184,6 @@ def own_rows(size: int, vocab_size: int, first: int) -> int:
     return max(0, min(size, vocab_size - first))
 
 
-def vocab_rows(tensor: Tensor, size: int, first: int) -> Tensor:
-    """Rows first .. first + size of the weight; zeros after the vocabulary's last token."""
-    rows = tensor[first : first + size]
+def with_rows(rows: Tensor, size: int) -> Tensor:
+    """The rows, and zeros after the vocabulary's last token until there are `size`."""
     return rows if rows.shape[0] == size else F.pad(rows, (0, 0, 0, size - rows.shape[0]))

@@ -7,18 +7,19 @@ keep the parts of several checkpoint tensors in one weight: one matrix product i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import Kernels, PackedLinear
-from sapwood.layers.quantization.dense import DENSE
-from sapwood.layers.quantization.interface import LinearScheme, LinearStorage
-from sapwood.layers.targets import Target
+from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.recording import Buffer, Multiply, Program
+from sapwood.layers.build import Build
+from sapwood.layers.quantization.interface import LinearStorage
+from sapwood.layers.targets import Slice, Target, unused, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,50 +54,45 @@ def divide(size: int, group: Group, what: str) -> int:
 
 
 class Linear:
-    """A weight [out, in] and perhaps a bias [out]: filled through targets, then packed once.
+    """A weight [out, in] and perhaps a bias [out]: filled part by part, then packed.
 
     The scheme decides how the weight is stored and multiplied. `pack` hands the weight to the
-    kernels and forgets it, so that it is not held twice.
+    kernels and forgets it, so that it is not held twice. A packed layer can be filled again: it
+    computes with the old weight until all parts are there and `pack` is called once more.
     """
 
     def __init__(
         self,
+        build: Build,
         in_size: int,
         part_sizes: tuple[int, ...],
         *,
         bias: bool,
-        kernels: Kernels,
-        device: torch.device,
-        dtype: torch.dtype,
-        scheme: LinearScheme = DENSE,
         makes_logits: bool = False,
         tied: bool = False,
     ) -> None:
         """`makes_logits` and `tied` as in LinearScheme.storage."""
-        self._storage: LinearStorage | None = scheme.storage(
+        self._new_storage = partial(
+            build.scheme.storage,
             in_size,
             part_sizes,
             makes_logits=makes_logits,
             tied=tied,
-            kernels=kernels,
-            device=device,
-            dtype=dtype,
+            kernels=build.kernels,
+            device=build.device,
+            dtype=build.dtype,
         )
-        out_size = sum(part_sizes)
-        self._bias = torch.empty(out_size, device=device, dtype=dtype) if bias else None
+        self._storage: LinearStorage | None = self._new_storage()
+        self.takes_blocks = self._storage.takes_blocks
+        self._bias = build.empty(sum(part_sizes)) if bias else None
         self._packed: PackedLinear | None = None
-
-    @property
-    def storage(self) -> LinearStorage:
-        """The storage of the weight until `pack`; RuntimeError afterwards."""
-        if self._storage is None:
-            raise RuntimeError("this layer is packed: its weight can no longer be read or replaced")
-        return self._storage
 
     @property
     def weight(self) -> Tensor:
         """The weight [out, in]; RuntimeError after `pack`, or if the scheme has no such tensor."""
-        return self.storage.weight
+        if self._storage is None:
+            raise RuntimeError("this layer is packed: its weight can no longer be read")
+        return self._storage.weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -111,41 +107,41 @@ class Linear:
             )
         return self._packed
 
+    def put(self, part: int, shard: Tensor) -> None:
+        """Take this rank's shard [outputs of the part, in] of a checkpoint's tensor."""
+        self._open().place(part, shard)
+
+    def put_blocks(self, part: int, shard: LinearPart) -> None:
+        """Take the same shard in the checkpoint's quantised form; only if `takes_blocks`."""
+        self._open().place_blocks(part, shard)
+
+    def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
+        """Take the embedding's weight, as LinearStorage.share says."""
+        self._open().share(weight, blocks)
+
     def pack(self) -> None:
-        if self._packed is None:
-            self._packed = self.storage.pack(self._bias)
+        """Pack what was put since the last call, if anything was."""
+        if self._storage is not None:
+            self._packed = self._storage.pack(self._bias)
             self._storage = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out]"""
         return self.packed(x)
 
+    def _open(self) -> LinearStorage:
+        if self._storage is None:
+            self._storage = self._new_storage()
+        return self._storage
+
 
 class ColumnParallelLinear:
     """Outputs split over the ranks; `parts` lie one after another in the fused weight."""
 
-    def __init__(
-        self,
-        in_size: int,
-        parts: tuple[Part, ...],
-        *,
-        bias: bool,
-        kernels: Kernels,
-        device: torch.device,
-        dtype: torch.dtype,
-        scheme: LinearScheme = DENSE,
-    ) -> None:
+    def __init__(self, build: Build, in_size: int, parts: tuple[Part, ...], *, bias: bool) -> None:
         self._in_size = in_size
         self._parts = parts
-        self.linear = Linear(
-            in_size,
-            tuple(part.size for part in parts),
-            bias=bias,
-            kernels=kernels,
-            device=device,
-            dtype=dtype,
-            scheme=scheme,
-        )
+        self.linear = Linear(build, in_size, tuple(part.size for part in parts), bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, this rank's outputs, part by part]"""
@@ -154,97 +150,69 @@ class ColumnParallelLinear:
     def targets(self) -> dict[str, Target]:
         """ "<part>.weight" and, with a bias, "<part>.bias"."""
         found: dict[str, Target] = {}
-        start = 0
+        linear, start = self.linear, 0
         for index, part in enumerate(self._parts):
-            shape = (part.whole_size, self._in_size)
-            found[f"{part.name}.weight"] = _rows_target(shape, self.linear.storage, index, part)
-            if self.linear.bias is not None:
-                bias = self.linear.bias[start : start + part.size]
-                found[f"{part.name}.bias"] = _bias_target(bias, part)
+            own = Slice.unless_whole(0, part.first, part.size, part.whole_size)
+            found[f"{part.name}.weight"] = Target(
+                (part.whole_size, self._in_size),
+                partial(linear.put, index),
+                partial(linear.put_blocks, index) if linear.takes_blocks else None,
+                part=own,
+            )
+            if linear.bias is not None:
+                rows = linear.bias[start : start + part.size]
+                found[f"{part.name}.bias"] = replace(
+                    whole(rows), shape=(part.whole_size,), part=own
+                )
             start += part.size
         return found
+
+    def record(self, program: Program, x: Buffer) -> Buffer:
+        """Add the product of x to a recorded step; RuntimeError before `pack`."""
+        out = program.buffer(sum(part.size for part in self._parts))
+        program.add(Multiply(x=x, layer=self.linear.packed, out=out))
+        return out
 
 
 class RowParallelLinear:
     """Inputs split over the ranks; the partial outputs are summed over all ranks."""
 
     def __init__(
-        self,
-        name: str,
-        in_size: int,
-        out_size: int,
-        *,
-        bias: bool,
-        kernels: Kernels,
-        group: Group,
-        device: torch.device,
-        dtype: torch.dtype,
-        scheme: LinearScheme = DENSE,
+        self, build: Build, name: str, in_size: int, out_size: int, *, bias: bool, group: Group
     ) -> None:
+        """`group`: the ranks, one of build.groups."""
         self._name = name
         self._group = group
         self._whole_shape = (out_size, in_size)
         self._in_size = divide(in_size, group, f"the {in_size} inputs of {name}")
         self._bias = bias
         # Only one rank adds the bias: otherwise the sum over ranks would have it several times.
-        self.linear = Linear(
-            self._in_size,
-            (out_size,),
-            bias=bias and group.rank == 0,
-            kernels=kernels,
-            device=device,
-            dtype=dtype,
-            scheme=scheme,
-        )
+        self.linear = Linear(build, self._in_size, (out_size,), bias=bias and group.rank == 0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, this rank's inputs] -> [T, out], the same on every rank"""
         return self._group.all_reduce(self.linear(x))
 
     def targets(self) -> dict[str, Target]:
-        storage, bias = self.linear.storage, self.linear.bias
-        first = self._group.rank * self._in_size
-
-        def place_weight(tensor: Tensor) -> None:
-            storage.place(0, tensor[:, first : first + self._in_size])
-
-        def place_blocks(weight: LinearPart) -> None:
-            storage.place_blocks(0, self._own_columns(weight, first))
-
-        def place_bias(tensor: Tensor) -> None:
-            if bias is not None:
-                bias.copy_(tensor)
-
-        blocks = place_blocks if storage.takes_blocks else None
-        found = {f"{self._name}.weight": Target(self._whole_shape, place_weight, blocks)}
+        linear, bias = self.linear, self.linear.bias
+        first, in_size = self._group.rank * self._in_size, self._whole_shape[1]
+        weight = Target(
+            self._whole_shape,
+            partial(linear.put, 0),
+            partial(linear.put_blocks, 0) if linear.takes_blocks else None,
+            part=Slice.unless_whole(1, first, self._in_size, in_size),
+        )
+        found = {f"{self._name}.weight": weight}
         if self._bias:
-            found[f"{self._name}.bias"] = Target(self._whole_shape[:1], place_bias)
+            other = unused(self._whole_shape[:1])
+            found[f"{self._name}.bias"] = other if bias is None else whole(bias)
         return found
 
-    def _own_columns(self, weight: LinearPart, first: int) -> LinearPart:
-        try:
-            return weight.columns(first, self._in_size)
-        except ValueError as error:
-            raise ConfigError(
-                f"the {self._whole_shape[1]} inputs of {self._name} over {self._group.size} ranks: "
-                f"{error}; choose a smaller --tp-size, or leave out --quantization"
-            ) from error
+    def record(self, program: Program, x: Buffer) -> Buffer:
+        """Add the product of x to a recorded step; RuntimeError before `pack`.
 
-
-def _rows_target(shape: tuple[int, ...], storage: LinearStorage, index: int, part: Part) -> Target:
-    """The target of one part, which the storage knows by `index`."""
-
-    def place(tensor: Tensor) -> None:
-        storage.place(index, tensor[part.first : part.first + part.size])
-
-    def place_blocks(weight: LinearPart) -> None:
-        storage.place_blocks(index, weight.rows(part.first, part.size))
-
-    return Target(shape, place, place_blocks if storage.takes_blocks else None)
-
-
-def _bias_target(rows: Tensor, part: Part) -> Target:
-    def place(tensor: Tensor) -> None:
-        rows.copy_(tensor[part.first : part.first + part.size])
-
-    return Target((part.whole_size,), place)
+        Raises CannotRecord if several ranks add their products up."""
+        program.refuse_sum_over(self._group.size)
+        out = program.buffer(self._whole_shape[0])
+        program.add(Multiply(x=x, layer=self.linear.packed, out=out))
+        return out

@@ -36,6 +36,11 @@ def cos_sin_table(
     return table.mul_(attention_factor(rope)).to(device)
 
 
+def unrotated(context_length: int, device: torch.device) -> Tensor:
+    """[context_length, 2]: the table of a layer that rotates nothing."""
+    return torch.tensor([1.0, 0.0], device=device).repeat(context_length, 1)
+
+
 def frequencies(rope: RopeConfig, *, head_dim: int, context_length: int) -> Tensor:
     """[rotary_dim / 2] fp32, on the CPU: radians per token of each pair of entries."""
     rotary_dim = rope.rotary_dim(head_dim)

@@ -8,63 +8,123 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """The part of a whole tensor that one rank places: `first` .. first + size of a dimension.
+
+    dim  0: rows, which lie together in a file; 1: columns
+    """
+
+    dim: int
+    first: int
+    size: int
+
+    @staticmethod
+    def unless_whole(dim: int, first: int, size: int, whole_size: int) -> Slice | None:
+        """None if the part is the whole dimension."""
+        return None if size == whole_size else Slice(dim=dim, first=first, size=size)
+
+    def of(self, whole: Tensor) -> Tensor:
+        return whole.narrow(self.dim, self.first, self.size)
+
+    def of_blocks(self, whole: LinearPart) -> LinearPart:
+        """The same part of a quantised weight; ConfigError if it would cut a block."""
+        cut = whole.columns if self.dim else whole.rows
+        try:
+            return cut(self.first, self.size)
+        except ValueError as error:
+            raise ConfigError(
+                f"a weight {list(whole.shape)} cannot be split over the ranks: {error}; choose a "
+                "smaller --tp-size, or leave out --quantization"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One tensor that a layer wants from the checkpoint.
+    """One tensor that a layer wants from the checkpoint. It can be filled again: see Linear.
 
     shape  shape of the whole tensor in the checkpoint
-    place  takes the whole tensor and copies this rank's part to its place, converting dtype and
-           device
-    place_blocks  takes the whole tensor in the checkpoint's quantised form; None: the tensor must
-                  be dequantised and given to `place`
+    put    takes this rank's part and copies it to its place, converting dtype and device
+    put_blocks  takes the same part in the checkpoint's quantised form; None: the tensor must be
+           dequantised and given to `put`
     takes_integers  whether the tensor belongs to a quantised weight, whose integers or 8-bit floats
            are taken unchanged. Other targets refuse such tensors: a cast would change the numbers
+    part   this rank's part, so that a loader can read that alone; None: the whole tensor
     """
 
     shape: tuple[int, ...]
-    place: Callable[[Tensor], None]
-    place_blocks: Callable[[LinearPart], None] | None = None
+    put: Callable[[Tensor], None]
+    put_blocks: Callable[[LinearPart], None] | None = None
     takes_integers: bool = False
+    part: Slice | None = None
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Shape of this rank's part."""
+        if self.part is None:
+            return self.shape
+        sizes = list(self.shape)
+        sizes[self.part.dim] = self.part.size
+        return tuple(sizes)
+
+    def place(self, whole: Tensor) -> None:
+        """Put this rank's part of the whole tensor."""
+        self.put(whole if self.part is None else self.part.of(whole))
+
+    def place_blocks(self, whole: LinearPart) -> None:
+        """Put this rank's part of the whole quantised weight, only if there is a `put_blocks`.
+
+        Raises ConfigError if the part would cut a block."""
+        assert self.put_blocks is not None
+        self.put_blocks(whole if self.part is None else self.part.of_blocks(whole))
 
 
 W = TypeVar("W")
 
 
 def prefixed(prefix: str, targets: Mapping[str, Target]) -> dict[str, Target]:
-    """The same targets under `prefix.name`."""
+    """The same targets under `prefix.name`; under their own names if the prefix is empty."""
+    if not prefix:
+        return dict(targets)
     return {f"{prefix}.{name}": target for name, target in targets.items()}
 
 
 def whole(parameter: Tensor) -> Target:
     """A tensor that every rank holds in full."""
 
-    def place(tensor: Tensor) -> None:
+    def put(tensor: Tensor) -> None:
         parameter.copy_(tensor)
 
-    return Target(tuple(parameter.shape), place)
+    return Target(tuple(parameter.shape), put)
+
+
+def unused(shape: tuple[int, ...]) -> Target:
+    """A tensor that this rank does not need, but whose absence would be an error."""
+    return Target(shape, lambda _: None, lambda _: None)
 
 
 def once_filled(targets: Mapping[str, Target], done: Callable[[], None]) -> dict[str, Target]:
     """The same targets; `done` is called as soon as every target has got its tensor."""
     waiting = set(targets)
 
-    def noting(name: str, place: Callable[[W], None]) -> Callable[[W], None]:
-        def place_and_note(tensor: W) -> None:
-            place(tensor)
+    def noting(name: str, put: Callable[[W], None]) -> Callable[[W], None]:
+        def put_and_note(tensor: W) -> None:
+            put(tensor)
             waiting.discard(name)
             if not waiting:
                 done()
 
-        return place_and_note
+        return put_and_note
 
     return {
         name: replace(
             target,
-            place=noting(name, target.place),
-            place_blocks=target.place_blocks and noting(name, target.place_blocks),
+            put=noting(name, target.put),
+            put_blocks=target.put_blocks and noting(name, target.put_blocks),
         )
         for name, target in targets.items()
     }

@@ -1,35 +1,62 @@
 """The facts of a decoder-only language model, read from its config.json. No torch.
 
-The class of an architecture in models/lm says what its layers are made of (biases, norms).
+The class of an architecture in models/lm says what its layers are made of (biases, norms), and how
+it spells config.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.layers.rope_config import RopeConfig
-from sapwood.models.hf_fields import epsilon, integer, switch
+from sapwood.models.hf_fields import activation, epsilon, integer, switch
+from sapwood.schema.cache import CacheGroup, keys_and_values, within
 
-_DEFAULT_HEAD_DIM = {"Qwen3ForCausalLM": 128}
-"""Where a missing head_dim means something else than hidden_size / num_attention_heads."""
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Kinds of layers in config.json's layer_types."""
 
-_WITHOUT_WINDOW = frozenset({"LlamaForCausalLM"})
-"""Architectures that attend to everything, even if their config mentions a sliding_window."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """The feed-forward layers of a mixture of experts.
+
+    num_experts        experts of each layer
+    num_per_token      experts that compute each token
+    intermediate_size  of each expert
+    """
+
+    num_experts: int
+    num_per_token: int
+    intermediate_size: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_per_token <= self.num_experts or self.intermediate_size < 1:
+            raise ConfigError(
+                f"the model has {self.num_experts} experts of size {self.intermediate_size}, of "
+                f"which {self.num_per_token} compute each token; these numbers do not fit"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """A model of `num_layers` equal decoder layers.
+    """A model of `num_layers` decoder layers.
 
     architecture     the architecture's name in config.json: "LlamaForCausalLM", …
     context_length   prompt and output tokens of one request that the model is built to serve
-    rms_norm_eps     added to the mean of squares
+    norm_eps         added to the mean of squares
     attention_bias   the field of config.json; some architectures have biases regardless
     mlp_bias         the field of config.json; some architectures have biases regardless
-    sliding_window   number of tokens that a token attends to at most; None: all
+    activation       of feed-forward layers, a value of kernels/activations.Activation
+    is_gated         whether feed-forward layers have a gate
+    sliding_window   number of tokens that a token attends to at most in the windowed layers; None:
+                     there are no such layers
+    windowed_layers  indices of the layers that attend to the sliding window only
+    soft_cap         the cap of attention scores (AttentionTraits); None: there is none
+    experts          of feed-forward layers; None: these are dense
+    hf               config.json itself, in which an architecture finds what only it has
     """
 
     architecture: str
@@ -40,13 +67,19 @@ class DecoderConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rms_norm_eps: float
+    norm_eps: float
     rope: RopeConfig
     context_length: int
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    activation: str = "silu"
+    is_gated: bool = True
     sliding_window: int | None = None
+    windowed_layers: tuple[int, ...] = ()
+    soft_cap: float | None = None
+    experts: ExpertsConfig | None = None
+    hf: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in (
@@ -67,36 +100,63 @@ class DecoderConfig:
                 f"the model has {self.num_heads} attention heads, which is not a multiple of its "
                 f"{self.num_kv_heads} key and value heads"
             )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(
+                f"the model's sliding_window is {self.sliding_window} but must be >= 1"
+            )
         self.rope.rotary_dim(self.head_dim)
-
-    @property
-    def default_context_length(self) -> int:
-        """The trained length, or the sliding window if that is shorter."""
-        return min(self.rope.trained_length, self.sliding_window or self.rope.trained_length)
 
     @property
     def max_context_length(self) -> int:
         """The longest context length that `for_context` accepts."""
-        longest = self.rope.max_context_length
-        return min(longest, self.sliding_window or longest)
+        return self.rope.max_context_length
+
+    def window_of(self, layer: int) -> int | None:
+        """The layer's window; None if it sees the whole context that the model is built for."""
+        if self.sliding_window is None or self.sliding_window >= self.context_length:
+            return None
+        return self.sliding_window if layer in self.windowed_layers else None
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether some layer sees less than the context."""
+        return any(self.window_of(layer) is not None for layer in range(self.num_layers))
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """What tokens leave behind in the layers, for this context length."""
+        parts = (
+            (
+                [layer for layer in range(self.num_layers) if layer not in self.windowed_layers],
+                None,
+            ),
+            (self.windowed_layers, self.sliding_window),
+        )
+        groups = [
+            keys_and_values(
+                layers, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim, window=window
+            )
+            for layers, window in parts
+            if layers
+        ]
+        return within(groups, self.context_length)
 
     @property
     def num_parameters(self) -> int:
         """Weights of all matrices, counted once where they are tied; norms and biases are few."""
         heads = self.num_heads + self.num_kv_heads
         layer = 2 * self.hidden_size * self.head_dim * heads
-        layer += 3 * self.hidden_size * self.intermediate_size
+        matrices = self.hidden_size * (3 if self.is_gated else 2)
+        if self.experts is None:
+            layer += matrices * self.intermediate_size
+        else:
+            number = self.experts.num_experts
+            layer += number * (matrices * self.experts.intermediate_size + self.hidden_size)
         vocab = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return self.num_layers * layer + vocab
 
     def for_context(self, context_length: int) -> DecoderConfig:
         """The same model, built to serve that context length; ConfigError if that is impossible."""
-        if self.sliding_window is not None and context_length > self.sliding_window:
-            raise ConfigError(
-                f"the model attends to a sliding window of {self.sliding_window} tokens, and "
-                f"windows shorter than the context ({context_length}) are not implemented; "
-                f"start with --context-length {self.sliding_window} or less"
-            )
         longest = self.rope.max_context_length
         if context_length > longest:
             raise ConfigError(
@@ -107,36 +167,39 @@ class DecoderConfig:
 
     @staticmethod
     def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
-        """Read config.json; ConfigError if a field is missing or its value is not implemented.
+        """Read config.json as most architectures mean it; an architecture's `read` knows better.
 
-        The context length is the trained length, or the sliding window if that is shorter.
-        """
-        architecture = _architecture(config)
-        _refuse_what_is_not_implemented(config)
+        The context length is the trained length. Raises ConfigError if a field is missing or its
+        value is not implemented."""
         num_heads = integer(config, "num_attention_heads")
+        num_layers = integer(config, "num_hidden_layers")
         integer(config, "max_position_embeddings")
         rope = RopeConfig.from_hf(config)
-        window = None if architecture in _WITHOUT_WINDOW else _sliding_window(config)
+        windowed = _windowed_layers(config, num_layers)
         return DecoderConfig(
-            architecture=architecture,
+            architecture=architecture_of(config),
             vocab_size=integer(config, "vocab_size"),
             hidden_size=integer(config, "hidden_size"),
             intermediate_size=integer(config, "intermediate_size"),
-            num_layers=integer(config, "num_hidden_layers"),
+            num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=integer(config, "num_key_value_heads", default=num_heads),
-            head_dim=_head_dim(config, architecture, num_heads),
-            rms_norm_eps=epsilon(config, "rms_norm_eps", default=1e-6),
+            head_dim=_head_dim(config, num_heads),
+            norm_eps=epsilon(config, "rms_norm_eps", default=1e-6),
             rope=rope,
-            context_length=min(rope.trained_length, window or rope.trained_length),
+            context_length=rope.trained_length,
             attention_bias=switch(config, "attention_bias"),
             mlp_bias=switch(config, "mlp_bias"),
             tie_word_embeddings=switch(config, "tie_word_embeddings"),
-            sliding_window=window,
+            activation=activation(config, "hidden_act", default="silu"),
+            sliding_window=integer(config, "sliding_window") if windowed else None,
+            windowed_layers=windowed,
+            hf=config,
         )
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The architecture that config.json names; ConfigError unless it names one."""
     names = config.get("architectures") or []
     if not isinstance(names, list) or len(names) != 1:
         raise ConfigError(
@@ -145,31 +208,31 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return str(names[0])
 
 
-def _refuse_what_is_not_implemented(config: Mapping[str, Any]) -> None:
-    activation = config.get("hidden_act") or "silu"
-    if activation not in ("silu", "swish"):
-        raise ConfigError(f"the config asks for activation {activation!r}; implemented: 'silu'")
-
-
-def _head_dim(config: Mapping[str, Any], architecture: str, num_heads: int) -> int:
-    default = _DEFAULT_HEAD_DIM.get(architecture)
+def _head_dim(config: Mapping[str, Any], num_heads: int) -> int:
     hidden_size = integer(config, "hidden_size")
-    if default is None and not config.get("head_dim") and hidden_size % max(num_heads, 1):
+    if not config.get("head_dim") and hidden_size % max(num_heads, 1):
         raise ConfigError(
             f"config.json has no head_dim, and hidden_size {hidden_size} is not a multiple of "
             f"num_attention_heads {num_heads}"
         )
-    return integer(config, "head_dim", default=default or hidden_size // max(num_heads, 1))
+    return integer(config, "head_dim", default=hidden_size // max(num_heads, 1))
 
 
-def _sliding_window(config: Mapping[str, Any]) -> int | None:
-    """The window in tokens if any layer has one, else None."""
+def _windowed_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
+    """The layers that attend to the config's sliding_window instead of everything."""
     if config.get("sliding_window") is None or not config.get("use_sliding_window", True):
-        return None
+        return ()
     kinds = config.get("layer_types")
-    if kinds is not None:
-        return integer(config, "sliding_window") if "sliding_attention" in kinds else None
-    num_layers = integer(config, "num_hidden_layers")
-    # Qwen's convention: layers from max_window_layers on have the window. Others: all layers.
-    first = integer(config, "max_window_layers", default=0)
-    return integer(config, "sliding_window") if first < num_layers else None
+    if kinds is None:
+        # Qwen's convention: layers from max_window_layers on have the window. Others: all layers.
+        return tuple(range(integer(config, "max_window_layers", default=0), num_layers))
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or not {FULL, SLIDING}.issuperset(map(str, kinds))
+    ):
+        raise ConfigError(
+            f"config.json must have {FULL} or {SLIDING} for each of its {num_layers} layers in "
+            f"'layer_types', got {kinds!r}"
+        )
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING)

@@ -5,10 +5,21 @@ A field that is null counts as absent, as in transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from sapwood.base.errors import ConfigError
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""Names of activations in config.json -> values of kernels/activations.Activation."""
 
 
 def integer(config: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
@@ -29,6 +40,31 @@ def epsilon(config: Mapping[str, Any], name: str, *, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ConfigError(f"config.json must have a number from 0 to 1 as {name!r}, got {value!r}")
     return float(value)
+
+
+def number(config: Mapping[str, Any], name: str, *, default: float | None = None) -> float:
+    """A number above 0; ConfigError if it is none, or absent without a default."""
+    value = config.get(name)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"config.json must have a number above 0 as {name!r}, got {value!r}")
+    return float(value)
+
+
+def optional_number(config: Mapping[str, Any], name: str) -> float | None:
+    """The same, or None if the field is absent or null."""
+    return None if config.get(name) is None else number(config, name)
+
+
+def activation(config: Mapping[str, Any], name: str, *, default: str) -> str:
+    """The activation of feed-forward layers: one of the values of ACTIVATIONS."""
+    said = config.get(name) or default
+    if said not in ACTIVATIONS:
+        raise ConfigError(
+            f"the config asks for activation {said!r}; implemented: {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[said]
 
 
 def switch(config: Mapping[str, Any], name: str) -> bool:

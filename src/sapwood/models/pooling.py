@@ -12,19 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from sapwood.base.errors import ConfigError, ModelSourceError
+from sapwood.models.encoder.names import ENCODERS
 from sapwood.schema.pooling import METHODS, Method, Pooling
-
-ENCODERS = frozenset(
-    {
-        "BertModel",
-        "BertForSequenceClassification",
-        "RobertaModel",
-        "RobertaForSequenceClassification",
-        "XLMRobertaModel",
-        "XLMRobertaForSequenceClassification",
-    }
-)
-"""Architectures whose tokens attend to all others of their text."""
 
 HEAD = "ForSequenceClassification"
 

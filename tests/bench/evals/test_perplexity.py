@@ -14,7 +14,7 @@ from sapwood.bench.evals.options import PerplexityOptions
 from sapwood.bench.evals.perplexity import Perplexity, WindowScorer, measure
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.models.config import DecoderConfig
+from sapwood.models.registry import read_decoder
 from tests.models.lm.harness import make_decoder
 from tests.models.lm.peer import Peer, make_peer, random_text
 
@@ -44,7 +44,7 @@ def scorer(
 ) -> WindowScorer:
     return WindowScorer(
         model,
-        DecoderConfig.from_hf(hf_config),
+        read_decoder(hf_config),
         window=window,
         page_size=page_size,
         device=CPU,

@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton.ops import TritonKernels
+from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.quantization.on_the_fly import CodesScheme, Int8Scheme
 from sapwood.memory.buffers import allocate_kv_caches
-from sapwood.models.config import DecoderConfig
+from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.registry import read_decoder
 from tests.models.lm.harness import NewTokens, make_batch
 from tests.tiny import save_qwen3
 
@@ -65,9 +65,9 @@ def greedy_tokens(
     kv_dtype: torch.dtype,
 ) -> list[list[int]]:
     """Both prompts in one step, then both decode together; the tokens of each step."""
-    config = DecoderConfig.from_hf(json.loads((directory / "config.json").read_text()))
-    build = ARCHITECTURES.get(config.architecture)
-    model = build(config, kernels, Group(), device, torch.float32, scheme)
+    config = read_decoder(json.loads((directory / "config.json").read_text()))
+    build = Build(kernels=kernels, device=device, dtype=torch.float32, scheme=scheme)
+    model = Decoder.of(config, build)
     weights: dict[str, Tensor] = load_file(directory / "model.safetensors")
     load_weights(model, weights.items())
     model.finalize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -15,13 +16,14 @@ from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import QuantizedLinear, multiply, quantize
+from sapwood.layers.build import Build, Groups
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.linear import ColumnParallelLinear, Linear, RowParallelLinear, even_part
 from sapwood.layers.quantization.gguf import GgufScheme
 
 CPU = torch.device("cpu")
 KERNELS = ReferenceKernels()
-MAKE = {"kernels": KERNELS, "device": CPU, "dtype": torch.float32}
+BUILD = Build(kernels=KERNELS, device=CPU, dtype=torch.float32, scheme=GgufScheme())
 
 
 def rank_of(rank: int, size: int) -> Group:
@@ -39,14 +41,14 @@ def place(layer: ColumnParallelLinear | RowParallelLinear | LMHead, name: str, w
         target.place(weight)
     else:
         assert isinstance(weight, QuantizedWeight)
-        assert target.place_blocks is not None
+        assert target.put_blocks is not None
         target.place_blocks(weight)
 
 
 def fused(weights: dict[str, object], group: Group) -> Linear:
     sizes = {name: weight.shape[0] for name, weight in weights.items()}  # type: ignore[attr-defined]
     parts = tuple(even_part(name, size, group) for name, size in sizes.items())
-    layer = ColumnParallelLinear(64, parts, bias=False, scheme=GgufScheme(), **MAKE)
+    layer = ColumnParallelLinear(BUILD, 64, parts, bias=False)
     for name, weight in weights.items():
         place(layer, name, weight)
     layer.linear.pack()
@@ -76,8 +78,8 @@ def test_a_layer_with_a_dense_part_is_dense() -> None:
 def test_a_dense_part_is_a_copy() -> None:
     """What was placed may be a piece of a tensor that would otherwise stay in memory."""
     dense = torch.randn(4, 64)
-    layer = Linear(64, (4,), bias=False, scheme=GgufScheme(), **MAKE)
-    layer.storage.place(0, dense)
+    layer = Linear(BUILD, 64, (4,), bias=False)
+    layer.put(0, dense)
     x, expected = torch.randn(2, 64), dense.clone()
     dense.zero_()
     layer.pack()
@@ -87,15 +89,9 @@ def test_a_dense_part_is_a_copy() -> None:
 def row_parallel(weight: QuantizedWeight, size: int) -> list[RowParallelLinear]:
     layers = []
     for rank in range(size):
-        layer = RowParallelLinear(
-            "down",
-            weight.shape[1],
-            weight.shape[0],
-            bias=False,
-            group=rank_of(rank, size),
-            scheme=GgufScheme(),
-            **MAKE,
-        )
+        num_out, num_in = weight.shape
+        group = rank_of(rank, size)
+        layer = RowParallelLinear(BUILD, "down", num_in, num_out, bias=False, group=group)
         place(layer, "down", weight)
         layer.linear.pack()
         layers.append(layer)
@@ -117,8 +113,8 @@ def test_ranks_that_would_cut_a_block_are_refused(kind: str, num_in: int, size: 
     share = num_in // size
     with pytest.raises(
         ConfigError,
-        match=rf"the {num_in} inputs of down over {size} ranks: inputs 0 to {share} cut a block of "
-        rf"{block.inputs} inputs of a {kind} weight; choose a smaller --tp-size",
+        match=rf"a weight \[5, {num_in}\] cannot be split over the ranks: inputs 0 to {share} "
+        rf"cut a block of {block.inputs} inputs of a {kind} weight; choose a smaller --tp-size",
     ):
         row_parallel(QuantizedWeight(kind, (5, num_in), data), size)
 
@@ -130,11 +126,12 @@ def test_a_tied_output_layer_has_the_blocks_of_the_embedding(size: int) -> None:
     logits = []
     for rank in range(size):
         group = rank_of(rank, size) if size > 1 else Group()
-        embedding = VocabEmbedding(5, 64, group=group, **MAKE)
-        head = LMHead(5, 64, tied=embedding, group=group, scheme=GgufScheme(), **MAKE)
+        build = replace(BUILD, groups=Groups(tp=group))
+        embedding = VocabEmbedding(build, 5, 64)
+        head = LMHead(build, 5, 64, tied=embedding)
         assert head.targets() == {}
         target = head.tied_target()
-        assert target.place_blocks is not None
+        assert target.put_blocks is not None
         target.place_blocks(weight)
         assert isinstance(head.packed, QuantizedLinear)
         logits.append(head.packed(hidden))
@@ -147,8 +144,8 @@ def test_a_tied_output_layer_has_the_blocks_of_the_embedding(size: int) -> None:
 
 def test_a_tied_output_layer_of_a_dense_embedding_is_dense() -> None:
     table, hidden = torch.randn(5, 64), torch.randn(3, 64)
-    embedding = VocabEmbedding(5, 64, group=Group(), **MAKE)
-    head = LMHead(5, 64, tied=embedding, group=Group(), scheme=GgufScheme(), **MAKE)
+    embedding = VocabEmbedding(BUILD, 5, 64)
+    head = LMHead(BUILD, 5, 64, tied=embedding)
     head.tied_target().place(table)
     torch.testing.assert_close(head(hidden), hidden @ table.T)
 
@@ -156,7 +153,7 @@ def test_a_tied_output_layer_of_a_dense_embedding_is_dense() -> None:
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_an_output_layer_of_its_own_is_filled_up_with_zeros(rank: int) -> None:
     weight, hidden = blocks("q8_0", 5, 64), torch.randn(2, 64)
-    head = LMHead(5, 64, tied=None, group=rank_of(rank, 3), scheme=GgufScheme(), **MAKE)
+    head = LMHead(replace(BUILD, groups=Groups(tp=rank_of(rank, 3))), 5, 64, tied=None)
     place(head, "", weight)
     head.pack()
     expected = torch.zeros(2, 2)
@@ -166,8 +163,8 @@ def test_an_output_layer_of_its_own_is_filled_up_with_zeros(rank: int) -> None:
 
 
 def test_what_may_not_be_done() -> None:
-    layer = Linear(64, (2, 2), bias=False, scheme=GgufScheme(), **MAKE)
-    layer.storage.place_blocks(0, blocks("q8_0", 2, 64))
+    layer = Linear(BUILD, 64, (2, 2), bias=False)
+    layer.put_blocks(0, blocks("q8_0", 2, 64))
     with pytest.raises(RuntimeError, match="the file's blocks only"):
         _ = layer.weight
     with pytest.raises(RuntimeError, match="has not been placed"):

@@ -13,6 +13,7 @@ from sapwood.distributed.groups import Group
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
+from sapwood.layers.build import Build
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.linear import (
     ColumnParallelLinear,
@@ -21,7 +22,6 @@ from sapwood.layers.linear import (
     even_part,
 )
 from sapwood.layers.quantization import SCHEMES
-from sapwood.layers.quantization.interface import LinearScheme
 
 CPU = torch.device("cpu")
 KERNELS = ReferenceKernels()
@@ -35,8 +35,9 @@ def rank_of(rank: int, size: int) -> Group:
     return Group(rank=rank, size=size, process_group=Mock(spec=dist.ProcessGroup))
 
 
-def scheme_of(name: str) -> LinearScheme:
-    return SCHEMES.get(name)()
+def build_with(name: str) -> Build:
+    """`name`: of the scheme"""
+    return Build(kernels=KERNELS, device=CPU, dtype=torch.float32, scheme=SCHEMES.get(name)())
 
 
 def packed_parts(linear: Linear) -> tuple[QuantizedWeight, ...]:
@@ -48,18 +49,10 @@ def packed_parts(linear: Linear) -> tuple[QuantizedWeight, ...]:
 def test_a_placed_part_is_what_the_kernels_quantise(name: str) -> None:
     weights = {part: torch.randn(3, 64) for part in ("gate", "up")}
     parts = tuple(even_part(part, 3, Group()) for part in weights)
-    layer = ColumnParallelLinear(
-        64,
-        parts,
-        bias=True,
-        kernels=KERNELS,
-        device=CPU,
-        dtype=torch.float32,
-        scheme=scheme_of(name),
-    )
+    layer = ColumnParallelLinear(build_with(name), 64, parts, bias=True)
     targets = layer.targets()
     for part, weight in weights.items():
-        assert targets[f"{part}.weight"].place_blocks is None  # those are dequantised first
+        assert targets[f"{part}.weight"].put_blocks is None  # those are dequantised first
         targets[f"{part}.weight"].place(weight)
         targets[f"{part}.bias"].place(torch.full((3,), 2.0))
     layer.linear.pack()
@@ -75,9 +68,9 @@ def test_a_placed_part_is_what_the_kernels_quantise(name: str) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_output_layers_have_eight_bits_and_a_scale_per_block(name: str, tied: bool) -> None:
     table = torch.randn(10, 32)
-    make = {"kernels": KERNELS, "group": Group(), "device": CPU, "dtype": torch.float32}
-    embedding = VocabEmbedding(10, 32, **make)
-    head = LMHead(10, 32, tied=embedding if tied else None, scheme=scheme_of(name), **make)
+    build = build_with(name)
+    embedding = VocabEmbedding(build, 10, 32)
+    head = LMHead(build, 10, 32, tied=embedding if tied else None)
     target = head.tied_target() if tied else embedding.targets()["weight"]
     target.place(table)
     for target in head.targets().values():
@@ -91,34 +84,15 @@ def test_output_layers_have_eight_bits_and_a_scale_per_block(name: str, tied: bo
 
 def test_int8_takes_any_number_of_inputs_also_in_the_output_layer() -> None:
     for makes_logits in (False, True):
-        layer = Linear(
-            33,
-            (4,),
-            bias=False,
-            kernels=KERNELS,
-            device=CPU,
-            dtype=torch.float32,
-            scheme=scheme_of("w8a8_int8"),
-            makes_logits=makes_logits,
-        )
-        layer.storage.place(0, torch.randn(4, 33))
+        layer = Linear(build_with("w8a8_int8"), 33, (4,), bias=False, makes_logits=makes_logits)
+        layer.put(0, torch.randn(4, 33))
         layer.pack()
         assert packed_parts(layer)[0].kind == "int8"
 
 
 def test_four_bits_need_whole_blocks_and_say_what_takes_any_size() -> None:
     with pytest.raises(ConfigError, match=r"w4a8 takes blocks of 32.* has 48 on each rank.*w8a8"):
-        RowParallelLinear(
-            "down",
-            96,
-            4,
-            bias=False,
-            kernels=KERNELS,
-            group=rank_of(0, 2),
-            device=CPU,
-            dtype=torch.float32,
-            scheme=scheme_of("w4a8"),
-        )
+        RowParallelLinear(build_with("w4a8"), "down", 96, 4, bias=False, group=rank_of(0, 2))
 
 
 @every_scheme
@@ -127,15 +101,7 @@ def test_ranks_of_a_row_parallel_layer_add_up(name: str) -> None:
     total = torch.zeros(3, 5)
     for rank in range(2):
         layer = RowParallelLinear(
-            "down",
-            128,
-            5,
-            bias=False,
-            kernels=KERNELS,
-            group=rank_of(rank, 2),
-            device=CPU,
-            dtype=torch.float32,
-            scheme=scheme_of(name),
+            build_with(name), "down", 128, 5, bias=False, group=rank_of(rank, 2)
         )
         layer.targets()["down.weight"].place(whole)
         layer.linear.pack()
@@ -146,16 +112,8 @@ def test_ranks_of_a_row_parallel_layer_add_up(name: str) -> None:
 
 @every_scheme
 def test_what_may_not_be_done(name: str) -> None:
-    layer = Linear(
-        32,
-        (2, 2),
-        bias=False,
-        kernels=KERNELS,
-        device=CPU,
-        dtype=torch.float32,
-        scheme=scheme_of(name),
-    )
-    layer.storage.place(1, torch.randn(2, 32))
+    layer = Linear(build_with(name), 32, (2, 2), bias=False)
+    layer.put(1, torch.randn(2, 32))
     with pytest.raises(RuntimeError, match=r"kept as \w+ numbers only"):
         _ = layer.weight
     with pytest.raises(RuntimeError, match="has not been placed"):
@@ -165,16 +123,8 @@ def test_what_may_not_be_done(name: str) -> None:
 @every_scheme
 def test_blocks_of_a_file_are_quantised_anew(name: str) -> None:
     weight = quantize(torch.randn(3, 64), "q4_1")
-    layer = Linear(
-        64,
-        (3,),
-        bias=False,
-        kernels=KERNELS,
-        device=CPU,
-        dtype=torch.float32,
-        scheme=scheme_of(name),
-    )
-    layer.storage.place_blocks(0, weight)
+    layer = Linear(build_with(name), 64, (3,), bias=False)
+    layer.put_blocks(0, weight)
     layer.pack()
     found = packed_parts(layer)[0].dequantized(torch.float32)
     exact = weight.dequantized(torch.float32)

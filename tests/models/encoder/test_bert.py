@@ -11,15 +11,14 @@ import pytest
 import torch
 import transformers
 
-from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import AttentionBatch, Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.models.encoder.bert import Encoder
-from sapwood.models.encoder.config import EncoderConfig
-from sapwood.models.encoder.heads import encoder_head
 from sapwood.models.loader.assign import load_weights
+from sapwood.models.registry import encoder_class
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -60,9 +59,9 @@ def peer_of(case: str) -> Any:
 
 def encoder_of(model: Any, kernels: Kernels, *, rename: Callable[[str], str] = str) -> Encoder:
     hf_config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    config = EncoderConfig.from_hf(hf_config)
-    head = encoder_head(config.architecture, config.hidden_size, 0, CPU)
-    encoder = Encoder(config, head, kernels, Group(), CPU, torch.float32)
+    build = Build(kernels=kernels, device=CPU, dtype=torch.float32)
+    make = encoder_class(type(model).__name__)
+    encoder = make(make.read(hf_config), build, num_labels=0)
     weights = {rename(name): tensor for name, tensor in model.state_dict().items()}
     report = load_weights(
         encoder, ((encoder.checkpoint_name(name), tensor) for name, tensor in weights.items())

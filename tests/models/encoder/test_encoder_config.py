@@ -6,6 +6,7 @@ import pytest
 
 from sapwood.base.errors import ConfigError
 from sapwood.models.encoder.config import EncoderConfig
+from sapwood.models.registry import encoder_class
 
 BERT: dict[str, Any] = {
     "architectures": ["BertModel"],
@@ -29,14 +30,16 @@ def test_what_bert_says() -> None:
 
 
 def test_roberta_keeps_positions_for_padding() -> None:
-    config = EncoderConfig.from_hf(BERT | {"architectures": ["RobertaModel"], "pad_token_id": 1})
+    config = encoder_class("RobertaModel").read(
+        BERT | {"architectures": ["RobertaModel"], "pad_token_id": 1}
+    )
     assert (config.num_positions, config.first_position) == (62, 2)
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"hidden_act": "silu"}, "activation 'silu'"),
+        ({"hidden_act": "mish"}, "activation 'mish'"),
         ({"position_embedding_type": "relative_key"}, "'relative_key' positions"),
         ({"is_decoder": True}, "a decoder of an encoder"),
         ({"quantization_config": {"quant_method": "x"}}, "quantised"),

@@ -14,13 +14,14 @@ from sapwood.distributed.groups import Group
 from sapwood.executor.graphs import choose_graph
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import is_8_bit
+from sapwood.layers.build import Build, Groups
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.registry import read_decoder
 
 CPU = torch.device("cpu")
 
@@ -113,12 +114,15 @@ def make_decoder(
     *,
     dtype: torch.dtype = torch.float32,
     group: Group | None = None,
+    spreads_experts: bool = False,
     scheme: LinearScheme = DENSE,
 ) -> Decoder:
-    """A loaded and packed decoder."""
-    config = DecoderConfig.from_hf(hf_config)
-    build = ARCHITECTURES.get(config.architecture)
-    model = build(config, kernels, group or Group(), CPU, dtype, scheme)
+    """A loaded and packed decoder; `spreads_experts` over the ranks of the group, instead of
+    cutting each."""
+    group = group or Group()
+    groups = Groups(tp=group, attention=group, ep=group if spreads_experts else Group())
+    build = Build(kernels=kernels, device=CPU, dtype=dtype, groups=groups, scheme=scheme)
+    model = Decoder.of(read_decoder(hf_config), build)
     load_weights(model, weights.items())
     model.finalize()
     return model

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+
+FUSED_IN_MEMORY = frozenset({"mixtral"})
+"""Model types whose experts lie in one tensor in memory, and in many in files."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,18 @@ def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
             parameter.data = noise * (0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
     model.tie_weights()
     hf_config = config.to_dict() | {"architectures": [architecture]}
-    return Peer(hf_config, dict(model.state_dict()), model)
+    return Peer(hf_config, saved_weights(model), model)
+
+
+def saved_weights(model: Any) -> dict[str, Tensor]:
+    """As transformers writes them to a file, where the names of some differ from state_dict's."""
+    from safetensors.torch import load_file
+
+    if model.config.model_type not in FUSED_IN_MEMORY:
+        return dict(model.state_dict())
+    with TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return load_file(Path(directory) / "model.safetensors")
 
 
 def random_text(length: int, *, seed: int = 0) -> list[int]:

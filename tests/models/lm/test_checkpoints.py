@@ -16,17 +16,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sapwood.base.errors import WeightError
-from sapwood.distributed.groups import Group
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need
+from sapwood.layers.build import Build
 from sapwood.layers.quantization.formats import format_of
 from sapwood.layers.quantization.gguf import CheckpointScheme
-from sapwood.models.config import DecoderConfig
+from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import load_weights
-from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.registry import read_decoder
 from sapwood.store.files import ModelFiles
 from tests.models.lm.harness import CPU, Session
 from tests.models.lm.peer import Peer, make_peer, random_text
@@ -76,9 +76,9 @@ def load(files: ModelFiles, kernels: Kernels, dtype: torch.dtype = torch.float32
     hf_config = json.loads((files.path / "config.json").read_text())
     form = format_of(hf_config)
     assert form is not None
-    config = DecoderConfig.from_hf(hf_config)
-    build = ARCHITECTURES.get(config.architecture)
-    model = build(config, kernels, Group(), CPU, dtype, CheckpointScheme(form.name))
+    scheme = CheckpointScheme(form.name)
+    build = Build(kernels=kernels, device=CPU, dtype=dtype, scheme=scheme)
+    model = Decoder.of(read_decoder(hf_config), build)
     targets = model.targets()
 
     def shape_of(name: str) -> tuple[int, ...] | None:

@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
-from sapwood.distributed.groups import Group
 from sapwood.kernels.reference import ReferenceKernels
-from sapwood.models.config import DecoderConfig
+from sapwood.layers.build import Build
 from sapwood.models.lm.decoder import Decoder
-from sapwood.models.lm.llama import LlamaForCausalLM
 from sapwood.models.loader.assign import load_weights
+from sapwood.models.registry import read_decoder
 
 
 def make_model(*, tied: bool = False, num_layers: int = 2) -> Decoder:
-    config = DecoderConfig.from_hf(
+    config = read_decoder(
         {
             "architectures": ["LlamaForCausalLM"],
             "vocab_size": 10,
@@ -29,8 +28,8 @@ def make_model(*, tied: bool = False, num_layers: int = 2) -> Decoder:
             "tie_word_embeddings": tied,
         }
     )
-    kernels = ReferenceKernels()
-    return LlamaForCausalLM(config, kernels, Group(), torch.device("cpu"), torch.float32)
+    build = Build(kernels=ReferenceKernels(), device=torch.device("cpu"), dtype=torch.float32)
+    return Decoder.of(config, build)
 
 
 def full(model: Decoder) -> dict[str, Tensor]:

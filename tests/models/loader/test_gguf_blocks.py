@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import save_file
 
 from sapwood.base.errors import WeightError
-from sapwood.distributed.groups import Group
 from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.recording import Logits, Multiply
 from sapwood.kernels.reference import ReferenceKernels
+from sapwood.layers.build import Build
 from sapwood.layers.quantization.gguf import gguf_scheme
-from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.llama import LlamaForCausalLM
+from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
+from sapwood.models.registry import read_decoder
 from sapwood.store import ModelFiles, fetch_model
 from tests.blocks import random_blocks
 from tests.gguf_sample import GgufSample
@@ -124,22 +125,21 @@ def test_a_model_is_filled_with_the_blocks_of_its_file(prepare):
         "max_position_embeddings": 16,
         "tie_word_embeddings": True,
     }
-    config = DecoderConfig.from_hf(hf_config)
-    model = LlamaForCausalLM(
-        config,
-        ReferenceKernels(),
-        Group(),
-        torch.device("cpu"),
-        torch.float32,
-        gguf_scheme(),
+    build = Build(
+        kernels=ReferenceKernels(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        scheme=gguf_scheme(),
     )
+    model = Decoder.of(read_decoder(hf_config), build)
     report = load_weights(model, iterate_blocks(files, dtype=torch.float32))
-    parts = model.parts()  # all is packed already
-    assert [part.kind for part in parts.layers[0].qkv.parts] == ["q4_k", "q8_0", "q6_k"]
-    assert parts.lm_head.parts[0].kind == "q8_0"
-    assert not hasattr(parts.layers[0].gate_up, "parts")  # F16 makes the fused layer dense
+    before, after = model.program().split()  # all is packed already
+    layers = [op.layer for op in (*before, *after) if isinstance(op, Multiply | Logits)]
+    assert [part.kind for part in layers[0].parts] == ["q4_k", "q8_0", "q6_k"]
+    assert layers[-1].parts[0].kind == "q8_0"
+    assert not hasattr(layers[2], "parts")  # F16 makes the fused layer of gate and up dense
     dense = dict(iterate_weights(files, dtype=torch.float32))
-    down = parts.layers[1].down.parts[0]
+    down = layers[-2].parts[0]
     wanted = dense["model.layers.1.mlp.down_proj.weight"]
     assert torch.equal(down.dequantized(torch.float32), wanted)
     assert report.num_bytes < sum(tensor.numel() * 2 for tensor in dense.values())

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sapwood.base.errors import WeightError
+from sapwood.layers.targets import Slice, Target
+from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.safetensors import DTYPES
 from sapwood.models.loader.weights import detect_format, iterate_weights
 from sapwood.store import ModelFiles
@@ -163,3 +167,34 @@ def test_a_format_that_the_files_do_not_have_is_refused(sharded):
 
 def test_the_format_is_detected(sharded):
     assert detect_format(sharded.path) == sharded.weight_format
+
+
+def test_only_the_rows_that_a_rank_places_are_read(tmp_path):
+    whole = {
+        "rows": torch.arange(24.0).view(6, 4),
+        "columns": torch.ones(2, 6),
+        "all": torch.ones(3),
+    }
+    save_file(whole, tmp_path / "model.safetensors")
+    placed: dict[str, torch.Tensor] = {}
+    parts = {"rows": Slice(dim=0, first=2, size=3), "columns": Slice(dim=1, first=3, size=3)}
+    model = Mock(ignorable_tensors=list)
+    model.targets.return_value = {
+        name: Target(tuple(tensor.shape), partial(placed.__setitem__, name), part=parts.get(name))
+        for name, tensor in whole.items()
+    }
+    read: list[int] = []
+    weights = dict(
+        iterate_weights(
+            files_of(tmp_path, "safetensors"),
+            dtype=torch.float32,
+            advance=read.append,
+            targets=model.targets(),
+        )
+    )
+    assert weights["rows"].shape == (3, 4)
+    assert sum(read) == 4 * (12 + 12 + 3)
+    load_weights(model, weights.items())
+    assert torch.equal(placed["rows"], whole["rows"][2:5])
+    assert torch.equal(placed["columns"], whole["columns"][:, 3:])
+    assert torch.equal(placed["all"], whole["all"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapwood.models.config import DecoderConfig
+from sapwood.models.registry import read_decoder
 
 QWEN3_0_6B: Mapping[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -55,7 +56,7 @@ class Shape:
 
     @property
     def decoder(self) -> DecoderConfig:
-        return DecoderConfig.from_hf(dict(self.config))
+        return read_decoder(self.config)
 
     def bytes_per_step(self, *, context: int, dtype_bytes: int) -> int:
         """Bytes that a step of one request must read: all multiplied weights, and its KV."""

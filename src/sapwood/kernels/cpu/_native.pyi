@@ -56,44 +56,68 @@ class AttentionPlan:
     def num_tasks(self, window: int, /) -> int: ...
     def num_merges(self, window: int, /) -> int: ...
 
-class DecoderStep:
-    def __init__(
+_Heads = tuple[int, int, int]
+_Cache = tuple[int, int, int, int, int, int, int]
+
+class RecordedStep:
+    """Places are indices into `widths`; see csrc/step.h."""
+
+    def __init__(self, dtype: int, widths: list[int], /) -> None: ...
+    def select(self) -> None: ...
+    def embed(
+        self, kind: int, weight: int, vocab: int, hidden: int, scale: float, out: int, /
+    ) -> None: ...
+    def norm(
         self,
-        dtype: int,
-        hidden: int,
-        vocab: int,
-        max_positions: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        rotary_dim: int,
-        page_size: int,
-        num_pages: int,
-        key_stride: int,
-        value_stride: int,
-        kv: int,
+        x: int,
+        residual: int,
+        centered: bool,
+        weight: int,
+        bias: int,
+        width: int,
         eps: float,
-        scale: float,
-        embedding_kind: int,
-        embedding: int,
-        cos_sin: int,
-        final_norm: int,
-        lm_head: LinearWeight,
-        layers: list[
-            tuple[
-                tuple[int, int, int, int, int, int],
-                tuple[LinearWeight, LinearWeight, LinearWeight, LinearWeight],
-            ]
-        ],
+        out: int,
         /,
     ) -> None: ...
+    def multiply(self, x: int, weight: LinearWeight, out: int, /) -> None: ...
+    def rotate_and_write(
+        self,
+        x: int,
+        heads: _Heads,
+        q_norm: int,
+        k_norm: int,
+        eps: float,
+        cos_sin: int,
+        max_positions: int,
+        rotary_dim: int,
+        cache: _Cache,
+        group: int,
+        out: int,
+        /,
+    ) -> None: ...
+    def attend(
+        self,
+        x: int,
+        heads: _Heads,
+        plan: int,
+        cache: _Cache,
+        scale: float,
+        traits: tuple[int, float, int, int],
+        out: int,
+        /,
+    ) -> None: ...
+    def activate(self, x: int, activation: int, gated: bool, width: int, out: int, /) -> None: ...
+    def add(self, x: int, residual: int, width: int, /) -> None: ...
+    def scale(self, residual: int, width: int, factor: float, /) -> None: ...
+    def select_rows(self, x: int, width: int, out: int, /) -> None: ...
+    def logits(self, x: int, weight: LinearWeight, /) -> None: ...
     def run(
         self,
         context: Context,
-        plan: AttentionPlan,
+        plans: list[AttentionPlan],
         token_ids: int,
         positions: int,
-        write_index: int,
+        write_index: list[int],
         num_tokens: int,
         logits_index: int,
         num_logits: int,

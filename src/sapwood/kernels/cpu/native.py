@@ -43,7 +43,7 @@ from sapwood.kernels.interface import (
 )
 from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import DecoderParts, RecordedStep
+from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
@@ -65,7 +65,7 @@ else:
 
 _BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
-_ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
+ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
 """As Activation in csrc/ops.h numbers them."""
 
 
@@ -280,7 +280,7 @@ class CpuKernels:
         dtype = dtype_of(x)
         x = x.contiguous()
         out = torch.empty_like(x)
-        number = _ACTIVATIONS[activation]
+        number = ACTIVATIONS[activation]
         _native.activate(self._context, dtype, number, x.data_ptr(), out.data_ptr(), x.numel())
         return out
 
@@ -292,7 +292,7 @@ class CpuKernels:
         x = x.contiguous()
         out = x.new_empty((rows, doubled // 2))
         _native.activate_and_mul(
-            self._context, dtype, _ACTIVATIONS[activation], x.data_ptr(), out.data_ptr(), rows,
+            self._context, dtype, ACTIVATIONS[activation], x.data_ptr(), out.data_ptr(), rows,
             doubled // 2,
         )  # fmt: skip
         return out
@@ -419,11 +419,14 @@ class CpuKernels:
         return None
 
     def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+        self,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
-        from sapwood.kernels.cpu.step import DecoderStep  # it builds on this module
+        from sapwood.kernels.cpu.step import NativeStep  # it builds on this module
 
-        return DecoderStep(self, parts, kv_caches)
+        return NativeStep(self, program, kv_caches, group_of_layer)
 
     def plan(
         self,

@@ -1,4 +1,4 @@
-"""A whole step of a Llama-like decoder in one call into C++.
+"""A whole step in one call into C++.
 
 The same ops as a model's own forward, without Python between them: at one row, calls and result
 tensors cost a tenth of a small model's step, more where memory is faster.
@@ -6,14 +6,15 @@ tensors cost a tenth of a small model's step, more where memory is faster.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.cpu.linear import Linear
-from sapwood.kernels.cpu.native import CpuKernels
+from sapwood.kernels.cpu.native import ACTIVATIONS, CpuKernels
 from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
 from sapwood.kernels.cpu.tensors import (
     address_of,
@@ -21,134 +22,218 @@ from sapwood.kernels.cpu.tensors import (
     check_embedding,
     check_indices,
     dtype_of,
+    per_head,
 )
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
-from sapwood.kernels.recording import CannotRecord, DecoderParts
+from sapwood.kernels.recording import (
+    Activate,
+    Add,
+    Attend,
+    Buffer,
+    CannotRecord,
+    Embed,
+    Logits,
+    Multiply,
+    Norm,
+    Op,
+    Program,
+    RotateAndWrite,
+    Scale,
+    SelectRows,
+    finish_logits,
+    plan_memory,
+)
+
+NOWHERE = -1
+GroupShape = tuple[int, tuple[int, int, int, int, int]]
+"""A cache group, and a shape as CpuKernels.plan takes it."""
 
 
-class DecoderStep:
+class NativeStep:
     """Keeps the model and the KV caches alive; one step at a time.
 
-    kv_caches  per layer (keys, values), each [num_pages, Hk, page_size, D] or in 8 bits; all of one
-               layout
-    Raises     ValueError if a weight or a cache does not fit the model
+    kv_caches  per layer (keys, values), each [num_pages, Hk, page_size, D] or in 8 bits
+    Raises     CannotRecord if the compiled module lacks an op, and ValueError if a weight or a
+               cache does not fit the program
     """
 
     def __init__(
-        self, kernels: CpuKernels, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+        self,
+        kernels: CpuKernels,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
     ) -> None:
-        if parts.num_ranks > 1:
-            raise CannotRecord(f"{parts.num_ranks} ranks add their results up between its ops")
+        before, after = program.split()
+        if not after or not isinstance(after[-1], Logits):
+            raise CannotRecord("its result is no logits")
+        widths, places = plan_memory([*before, *after])
+        builder = _Builder(program.dtype, widths, places, kv_caches, group_of_layer)
+        for op in before:
+            builder.add(op)
+        builder.step.select()
+        for op in after:
+            builder.add(op)
         self._kernels = kernels
-        self._keep = (parts, tuple(kv_caches))
-        embedding, cos_sin = parts.embedding, parts.cos_sin
-        self._dtype = parts.dtype
-        self._vocab, hidden = embedding.shape
-        check_embedding(embedding, self._dtype)
-        like = torch.empty(0, dtype=self._dtype)
-        if cos_sin.dtype != torch.float32 or not cos_sin.is_contiguous():
-            raise ValueError("cos_sin must be float32 and contiguous")
-        if len(kv_caches) != len(parts.layers):
-            raise ValueError(f"{len(kv_caches)} KV caches for {len(parts.layers)} layers")
-        layouts = {
-            cache_layout(*pair, like, parts.num_kv_heads, parts.head_dim) for pair in kv_caches
-        }
-        if len(layouts) != 1:
-            raise ValueError(f"the layers' KV caches differ in their layout: {layouts}")
-        layout = layouts.pop()
-        self._shape = (
-            parts.num_heads, parts.num_kv_heads, parts.head_dim, layout.page_size, layout.num_pages
-        )  # fmt: skip
+        self._keep = (program, tuple(kv_caches))
+        self._step = builder.step
+        self._windows = builder.windows
+        self._result = after[-1]
         # Kept: fresh memory costs the system a fault per page, 0.5 ms per step of 32 requests.
-        self._logits = torch.empty((0, self._vocab))
-        self._step = _native.DecoderStep(
-            dtype_of(like), hidden, self._vocab, cos_sin.shape[0],
-            parts.num_heads, parts.num_kv_heads, parts.head_dim, cos_sin.shape[1],
-            layout.page_size, layout.num_pages, layout.key_stride, layout.value_stride, layout.kv,
-            parts.eps, parts.scale,
-            WEIGHT_KINDS[embedding.dtype], embedding.data_ptr(), cos_sin.data_ptr(),
-            address_of(parts.final_norm, like, hidden, "final_norm"),
-            self._linear(parts.lm_head, "lm_head", self._vocab, hidden),
-            [self._layer(parts, i, pair) for i, pair in enumerate(kv_caches)],
-        )  # fmt: skip
+        self._logits = torch.empty((0, self._result.vocab_size))
 
     def __call__(
         self,
         token_ids: Tensor,
         positions: Tensor,
-        write_index: Tensor,
-        batch: AttentionBatch,
+        write_index: Sequence[Tensor],
+        batches: Sequence[AttentionBatch],
         logits_index: Tensor,
     ) -> Tensor:
         """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's KV.
 
-        The first three are [T]; all are int64 and contiguous, as in ForwardBatch.
+        `write_index` and `batches` have one value per cache group. The first three are [T]; all
+        are int64 and contiguous, as in ForwardBatch.
         Raises IndexError if one of them holds an index outside its table; nothing is written then.
         """
         num_tokens, num_logits = token_ids.numel(), logits_index.numel()
         check_indices(token_ids, "token_ids", num_tokens)
         check_indices(positions, "positions", num_tokens)
-        check_indices(write_index, "write_index", num_tokens)
+        for one in write_index:
+            check_indices(one, "write_index", num_tokens)
         check_indices(logits_index, "logits_index", num_logits)
-        plan = self._kernels.plan(batch, self._shape)
+        plans = [
+            self._kernels.plan(batches[group], shape, tuple(windows))
+            for (group, shape), windows in self._windows.items()
+        ]
         if num_logits > self._logits.shape[0]:
-            self._logits = torch.empty((num_logits, self._vocab))
+            self._logits = torch.empty((num_logits, self._result.vocab_size))
         logits = self._logits[:num_logits]
         self._step.run(
-            self._kernels.context, plan, token_ids.data_ptr(), positions.data_ptr(),
-            write_index.data_ptr(), num_tokens, logits_index.data_ptr(), num_logits,
-            logits.data_ptr(),
+            self._kernels.context, plans, token_ids.data_ptr(), positions.data_ptr(),
+            [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
+            num_logits, logits.data_ptr(),
         )  # fmt: skip
-        return logits
+        return finish_logits(self._kernels, logits, self._result.scale, self._result.soft_cap)
 
-    def _layer(
-        self, parts: DecoderParts, index: int, caches: tuple[Tensor, Tensor]
-    ) -> tuple[
-        tuple[int, int, int, int, int, int],
-        tuple[
-            _native.LinearWeight, _native.LinearWeight, _native.LinearWeight, _native.LinearWeight
-        ],
-    ]:
-        """One layer's addresses, checked."""
-        layer, head_dim = parts.layers[index], parts.head_dim
-        hidden = parts.embedding.shape[1]
-        like = torch.empty(0, dtype=self._dtype)
-        heads = parts.num_heads * head_dim
-        kv_heads = parts.num_kv_heads * head_dim
-        inner = _native_form(layer.down, "down").sizes[1]
-        return (
-            (
-                address_of(layer.input_norm, like, hidden, "input_norm"),
-                address_of(layer.q_norm, like, head_dim, "q_norm"),
-                address_of(layer.k_norm, like, head_dim, "k_norm"),
-                address_of(layer.post_norm, like, hidden, "post_norm"),
-                caches[0].data_ptr(),
-                caches[1].data_ptr(),
-            ),
-            (
-                self._linear(layer.qkv, "qkv", heads + 2 * kv_heads, hidden),
-                self._linear(layer.o, "o", hidden, heads),
-                self._linear(layer.gate_up, "gate_up", 2 * inner, hidden),
-                self._linear(layer.down, "down", hidden, inner),
-            ),
+
+class _Builder:
+    """Hands a program to the compiled module, op by op, checked."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        widths: Sequence[int],
+        places: Mapping[Buffer, int],
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int],
+    ) -> None:
+        self._like = torch.empty(0, dtype=dtype)
+        self._places = places
+        self._kv_caches = kv_caches
+        self.step = _native.RecordedStep(dtype_of(self._like), list(widths))
+        self._group_of_layer = group_of_layer
+        self.windows: dict[GroupShape, set[int]] = {}
+
+    def add(self, op: Op) -> None:
+        at = self._places
+        match op:
+            case Embed():
+                check_embedding(op.weight, self._like.dtype)
+                vocab, hidden = op.weight.shape
+                kind = WEIGHT_KINDS[op.weight.dtype]
+                self.step.embed(
+                    kind, op.weight.data_ptr(), vocab, hidden, op.scale, at[op.out]
+                )  # fmt: skip
+            case Norm():
+                self._add_norm(op)
+            case Multiply():
+                weight = self._weight(op.layer, op.out.width, op.x.width)
+                self.step.multiply(at[op.x], weight, at[op.out])
+            case RotateAndWrite():
+                self._add_rotation(op)
+            case Attend():
+                self._add_attention(op)
+            case Activate():
+                activation = ACTIVATIONS[op.activation]
+                self.step.activate(at[op.x], activation, op.gated, op.out.width, at[op.out])
+            case Add():
+                self.step.add(at[op.x], at[op.residual], op.residual.width)
+            case Scale():
+                self.step.scale(at[op.residual], op.residual.width, op.factor)
+            case SelectRows():
+                self.step.select_rows(at[op.x], op.x.width, at[op.out])
+            case Logits():
+                self.step.logits(at[op.x], self._weight(op.layer, op.vocab_size, op.x.width))
+            case _:
+                assert_never(op)
+
+    def _add_norm(self, op: Norm) -> None:
+        residual = NOWHERE if op.residual is None else self._places[op.residual]
+        weight, bias = (
+            address_of(tensor, self._like, op.x.width, "a norm's weight")
+            for tensor in (op.weight, op.bias)
         )
+        self.step.norm(
+            self._places[op.x], residual, op.centered, weight, bias, op.x.width, op.eps,
+            self._places[op.out],
+        )  # fmt: skip
 
-    def _linear(
-        self, layer: PackedLinear, name: str, num_out: int, num_in: int
-    ) -> _native.LinearWeight:
-        layer = _native_form(layer, name)
-        if layer.sizes != (num_out, num_in) or layer.dtype != self._dtype:
+    def _add_rotation(self, op: RotateAndWrite) -> None:
+        if op.cos_sin.dtype != torch.float32 or not op.cos_sin.is_contiguous():
+            raise ValueError("cos_sin must be float32 and contiguous")
+        max_positions, rotary_dim = op.cos_sin.shape
+        self.step.rotate_and_write(
+            self._places[op.x], (op.num_heads, op.num_kv_heads, op.head_dim),
+            address_of(op.q_norm, self._like, op.head_dim, "q_norm"),
+            address_of(op.k_norm, self._like, op.head_dim, "k_norm"),
+            op.eps, op.cos_sin.data_ptr(), max_positions, rotary_dim, self._cache(op),
+            self._group(op), self._places[op.out],
+        )  # fmt: skip
+
+    def _add_attention(self, op: Attend) -> None:
+        cache, traits = self._cache(op), op.traits
+        *_, num_pages, page_size = cache
+        shape = (op.num_heads, op.num_kv_heads, op.head_dim, page_size, num_pages)
+        window = traits.window or 0
+        key = (self._group(op), shape)
+        self.windows.setdefault(key, set()).add(window)
+        sinks, alibi = (
+            per_head(tensor, op.num_heads, name)
+            for name, tensor in (("sinks", traits.sinks), ("alibi", traits.alibi))
+        )
+        self.step.attend(
+            self._places[op.x], shape[:3], list(self.windows).index(key), cache, op.scale,
+            (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out],
+        )  # fmt: skip
+
+    def _group(self, op: RotateAndWrite | Attend) -> int:
+        return self._group_of_layer[op.layer] if self._group_of_layer else 0
+
+    def _cache(self, op: RotateAndWrite | Attend) -> tuple[int, int, int, int, int, int, int]:
+        """The layer's cache, as the compiled module takes it."""
+        if op.layer >= len(self._kv_caches):
             raise ValueError(
-                f"{name} is {list(layer.sizes)} {layer.dtype} but must be "
-                f"[{num_out}, {num_in}] {self._dtype}"
+                f"{len(self._kv_caches)} KV caches, but the model has a layer {op.layer}"
+            )
+        keys, values = self._kv_caches[op.layer]
+        layout = cache_layout(keys, values, self._like, op.num_kv_heads, op.head_dim)
+        return (
+            keys.data_ptr(), values.data_ptr(), layout.key_stride, layout.value_stride, layout.kv,
+            layout.num_pages, layout.page_size,
+        )  # fmt: skip
+
+    def _weight(self, layer: PackedLinear, num_out: int, num_in: int) -> _native.LinearWeight:
+        if not isinstance(layer, Linear | QuantizedLinear):
+            raise CannotRecord(f"a {type(layer).__name__} has no native form")
+        if layer.sizes != (num_out, num_in) or layer.dtype != self._like.dtype:
+            raise ValueError(
+                f"a linear layer is {list(layer.sizes)} {layer.dtype} but must be "
+                f"[{num_out}, {num_in}] {self._like.dtype}"
             )
         weight = layer.native_weight
         if weight.k != num_in:
-            raise CannotRecord(f"{name} has {num_in} inputs; a bf16 step needs an even number")
+            raise CannotRecord(
+                f"a linear layer has {num_in} inputs; a bf16 step needs an even number"
+            )
         return weight
-
-
-def _native_form(layer: PackedLinear, name: str) -> Linear | QuantizedLinear:
-    if not isinstance(layer, Linear | QuantizedLinear):
-        raise CannotRecord(f"{name} is a {type(layer).__name__}, which has no native form")
-    return layer

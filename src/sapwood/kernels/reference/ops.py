@@ -25,7 +25,7 @@ from sapwood.kernels.interface import (
 )
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.sampling_settings import SamplingSettings
@@ -298,7 +298,10 @@ class ReferenceKernels:
         return None
 
     def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+        self,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         raise CannotRecord("the reference's ops are called one by one")
 

@@ -20,7 +20,7 @@ from sapwood.kernels.interface import (
     PackedLinear,
 )
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.kernels.recording import CannotRecord, DecoderParts, RecordedStep
+from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
@@ -198,7 +198,10 @@ class TritonKernels:
         return CapturedTiles(num_requests, page_size, device)
 
     def record(
-        self, parts: DecoderParts, kv_caches: Sequence[tuple[Tensor, Tensor]]
+        self,
+        program: Program,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         raise CannotRecord("steps are captured as CUDA graphs, not recorded as one call")
 

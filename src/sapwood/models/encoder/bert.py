@@ -6,128 +6,79 @@ A layer adds first and normalises then (post-norm); all linear layers have biase
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import Kernels
-from sapwood.kernels.texts import EqualTexts, group_texts
+from sapwood.kernels.activations import Activation
+from sapwood.layers.bidirectional import BidirectionalAttention
+from sapwood.layers.build import Build
 from sapwood.layers.embedding import VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, divide, even_part
+from sapwood.layers.layer import Layer, NamedNorm, Sublayer
+from sapwood.layers.mlp import PlainMLP
 from sapwood.layers.norm import LayerNorm
-from sapwood.layers.quantization.dense import DENSE
-from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.targets import Target, once_filled, prefixed, whole
-from sapwood.models.encoder.config import Activation, EncoderConfig
-from sapwood.models.encoder.heads import Head
+from sapwood.models.encoder.config import EncoderConfig
+from sapwood.models.encoder.heads import encoder_head
 
 BASES = ("bert.", "roberta.")
 """Prefixes of the names in checkpoints of models with a head."""
 
 
-class EncoderLayer:
-    """norm(x + attention(x)), then norm(y + mlp(y))."""
+def make_layer(config: EncoderConfig, build: Build) -> Layer:
+    """over(x + attention(x)), then over(y + mlp(y))."""
+    size = config.hidden_size
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        *,
-        kernels: Kernels,
-        group: Group,
-        device: torch.device,
-        dtype: torch.dtype,
-        scheme: LinearScheme,
-    ) -> None:
-        size, inner = config.hidden_size, config.intermediate_size
-        column = partial(
-            ColumnParallelLinear,
-            bias=True,
-            kernels=kernels,
-            device=device,
-            dtype=dtype,
-            scheme=scheme,
-        )
-        row = partial(
-            RowParallelLinear,
-            "dense",
-            bias=True,
-            kernels=kernels,
-            group=group,
-            device=device,
-            dtype=dtype,
-            scheme=scheme,
-        )
-        self._kernels = kernels
-        self._num_heads = divide(config.num_heads, group, f"{config.num_heads} attention heads")
-        self._head_dim = config.head_dim
-        parts = tuple(even_part(name, size, group) for name in ("query", "key", "value"))
-        self._qkv, self._o = column(size, parts), row(size, size)
-        self._up = column(size, (even_part("dense", inner, group),))
-        self._down = row(inner, size)
-        self._activation = _function(config.activation)
-        norm = partial(LayerNorm, size, eps=config.layer_norm_eps, device=device, dtype=dtype)
-        self._after_attention, self._after_mlp = norm(), norm()
+    def norm(name: str) -> NamedNorm:
+        return NamedNorm(name, LayerNorm(build, size, eps=config.layer_norm_eps))
 
-    def __call__(self, x: Tensor, texts: Sequence[EqualTexts]) -> Tensor:
-        """x [T, hidden] -> [T, hidden]"""
-        qkv = self._qkv(x).view(x.shape[0], 3, self._num_heads, self._head_dim)
-        q, k, v = qkv.unbind(1)
-        mixed = self._kernels.bidirectional_attention(q, k, v, texts, self._head_dim**-0.5)
-        x = self._after_attention(x + self._o(mixed.flatten(1)))
-        return self._after_mlp(x + self._down(self._activation(self._up(x))))
-
-    def targets(self) -> dict[str, Target]:
-        return (
-            prefixed("attention.self", self._qkv.targets())
-            | prefixed("attention.output", self._o.targets())
-            | prefixed("attention.output.LayerNorm", self._after_attention.targets())
-            | prefixed("intermediate", self._up.targets())
-            | prefixed("output", self._down.targets())
-            | prefixed("output.LayerNorm", self._after_mlp.targets())
-        )
-
-    def pack(self) -> None:
-        for layer in (self._qkv, self._o, self._up, self._down):
-            layer.linear.pack()
+    attention = BidirectionalAttention(
+        build,
+        size,
+        config.num_heads,
+        names=("self.query", "self.key", "self.value", "output.dense"),
+    )
+    mlp = PlainMLP(
+        build,
+        size,
+        config.intermediate_size,
+        activation=Activation(config.activation),
+        bias=True,
+        names=("intermediate.dense", "output.dense"),
+    )
+    return Layer(
+        Sublayer(name="attention", body=attention, over=norm("attention.output.LayerNorm")),
+        Sublayer(name="", body=mlp, over=norm("output.LayerNorm")),
+    )
 
 
 class Encoder:
     """From token ids to hidden states, and from a text's pooled state to its embedding or scores.
 
-    It is built, filled and finalized like a Decoder (models/lm/decoder).
+    It is filled and finalized like a Decoder (models/lm/decoder).
     """
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        head: Head,
-        kernels: Kernels,
-        group: Group,
-        device: torch.device,
-        dtype: torch.dtype,
-        scheme: LinearScheme = DENSE,
-    ) -> None:
+    head_names: ClassVar[tuple[str, str]] = ("pooler.dense", "classifier")
+    """Of the layers of a classification head."""
+
+    def __init__(self, config: EncoderConfig, build: Build, *, num_labels: int) -> None:
+        """num_labels: outputs of the classification head; 0: there is none"""
         self.config = config
-        self._head = head
+        self._head = encoder_head(self.head_names, config.hidden_size, num_labels, build.device)
         size = config.hidden_size
-        self._words = VocabEmbedding(
-            config.vocab_size, size, kernels=kernels, group=group, device=device, dtype=dtype
-        )
-        num_positions = config.first_position + config.num_positions
-        self._positions = torch.empty(num_positions, size, device=device, dtype=dtype)
-        self._types = torch.empty(config.num_types, size, device=device, dtype=dtype)
-        self._norm = LayerNorm(size, eps=config.layer_norm_eps, device=device, dtype=dtype)
-        self._layers = tuple(
-            EncoderLayer(
-                config, kernels=kernels, group=group, device=device, dtype=dtype, scheme=scheme
-            )
-            for _ in range(config.num_layers)
-        )
+        self._words = VocabEmbedding(build, config.vocab_size, size)
+        self._positions = build.empty(config.first_position + config.num_positions, size)
+        self._types = build.empty(config.num_types, size)
+        self._norm = LayerNorm(build, size, eps=config.layer_norm_eps)
+        self._layers = tuple(make_layer(config, build) for _ in range(config.num_layers))
+
+    @classmethod
+    def read(cls, hf: Mapping[str, Any], *, max_tokens: int | None = None) -> EncoderConfig:
+        """The facts in config.json, as EncoderConfig.from_hf says."""
+        return EncoderConfig.from_hf(hf, max_tokens=max_tokens)
 
     def hidden(self, batch: ForwardBatch) -> Tensor:
         """Hidden states [T, hidden] after the last layer. Texts are whole, and no KV is kept."""
@@ -138,9 +89,9 @@ class Encoder:
         else:
             x = x + F.embedding(batch.token_types, self._types)
         x = self._norm(x)
-        texts = group_texts(batch.attention.query_lens, x.device)
+        residual: Tensor | None = None
         for layer in self._layers:
-            x = layer(x, texts)
+            x, residual = layer(x, residual, batch)
         return x
 
     def answer(self, pooled: Tensor) -> Tensor:
@@ -176,11 +127,12 @@ class Encoder:
             layer.pack()
 
 
-def _function(activation: Activation) -> Callable[[Tensor], Tensor]:
-    match activation:
-        case Activation.GELU:
-            return F.gelu
-        case Activation.GELU_NEW | Activation.GELU_PYTORCH_TANH:
-            return partial(F.gelu, approximate="tanh")
-        case Activation.RELU:
-            return F.relu
+class RobertaEncoder(Encoder):
+    """Its first position comes after the padding token's id."""
+
+    head_names = ("classifier.dense", "classifier.out_proj")
+
+    @classmethod
+    def read(cls, hf: Mapping[str, Any], *, max_tokens: int | None = None) -> EncoderConfig:
+        first = int(hf.get("pad_token_id") or 0) + 1
+        return EncoderConfig.from_hf(hf, first_position=first, max_tokens=max_tokens)

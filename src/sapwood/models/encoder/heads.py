@@ -62,14 +62,11 @@ class LinearHead:
 
 
 def encoder_head(
-    architecture: str, hidden_size: int, num_labels: int, device: torch.device
+    names: tuple[str, str], hidden_size: int, num_labels: int, device: torch.device
 ) -> Head:
-    """The head of an encoder, one of models/pooling.ENCODERS; num_labels 0: the model has none."""
+    """The head of an encoder; `names` of its two layers; num_labels 0: the model has none."""
     if not num_labels:
         return NoHead()
-    names = ("classifier.dense", "classifier.out_proj")
-    if architecture.startswith("Bert"):
-        names = ("pooler.dense", "classifier")
     sizes = dict(zip(names, (hidden_size, num_labels), strict=True))
     return LinearHead(hidden_size, sizes, bias=True, device=device)
 

@@ -1,16 +1,9 @@
-"""Mistral 7B and its successors. Source: Jiang et al. 2023, arXiv:2310.06825.
-
-Where the config has a sliding window, contexts longer than it are refused (DecoderConfig)."""
+"""Mistral 7B and its successors. Source: Jiang et al. 2023, arXiv:2310.06825."""
 
 from __future__ import annotations
 
-from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.decoder import Decoder, LayerRecipe
+from sapwood.models.lm.architecture import Architecture
 
 
-class MistralForCausalLM(Decoder):
-    """No biases, whatever the config says."""
-
-    @staticmethod
-    def recipe(config: DecoderConfig) -> LayerRecipe:
-        return LayerRecipe()
+class MistralForCausalLM(Architecture):
+    """No biases, whatever the config says; a sliding window in all layers, or in none."""

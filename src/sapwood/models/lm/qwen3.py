@@ -1,18 +1,24 @@
-"""Qwen3. Source: Yang et al. 2025, arXiv:2505.09388.
-
-Where the config uses a sliding window, contexts longer than it are refused (DecoderConfig)."""
+"""Qwen3. Source: Yang et al. 2025, arXiv:2505.09388."""
 
 from __future__ import annotations
 
-from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.decoder import Decoder, LayerRecipe
+from typing import ClassVar
+
+from sapwood.layers.layer import Mixer
+from sapwood.models.lm.architecture import Architecture
 
 
-class Qwen3ForCausalLM(Decoder):
+class Qwen3ForCausalLM(Architecture):
     """A norm over each q and k head; attention biases where the config says so."""
 
-    @staticmethod
-    def recipe(config: DecoderConfig) -> LayerRecipe:
-        return LayerRecipe(
-            qkv_bias=config.attention_bias, o_bias=config.attention_bias, qk_norm=True
+    absent: ClassVar = {"head_dim": 128, "use_sliding_window": False, "max_window_layers": 28}
+
+    def mixer(self, index: int) -> Mixer:
+        bias = self.config.attention_bias
+        return self.attention(
+            index,
+            qkv_bias=bias,
+            o_bias=bias,
+            qk_norm=self.rms_norm,
+            eps=self.config.norm_eps,
         )

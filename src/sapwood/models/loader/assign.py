@@ -48,6 +48,8 @@ def load_weights(
 ) -> LoadReport:
     """Place every tensor where the model wants it, holding one at a time.
 
+    A tensor is whole, or this rank's part of it (`Target.part`).
+
     Quantised tensors are dequantised for layers that do not take them in their own form.
 
     source  where the weights come from, for errors
@@ -72,7 +74,7 @@ def load_weights(
             repeated.append(name)
         else:
             placed.add(name)
-            if tuple(tensor.shape) != target.shape:
+            if tuple(tensor.shape) not in (target.shape, target.part_shape):
                 expected = list(target.shape)
                 misshapen.append(f"{name} (is {list(tensor.shape)}, must be {expected})")
             elif isinstance(tensor, Tensor) and not _has_numbers_for(target, tensor):
@@ -101,9 +103,10 @@ def _has_numbers_for(target: Target, tensor: Tensor) -> bool:
 def _place(target: Target, tensor: Tensor | LinearPart) -> int:
     """Place one tensor. Returns its bytes in the checkpoint."""
     if isinstance(tensor, Tensor):
-        target.place(tensor)
+        is_whole = tuple(tensor.shape) == target.shape
+        (target.place if is_whole else target.put)(tensor)
         return tensor.numel() * tensor.element_size()
-    if target.place_blocks is None:
+    if target.put_blocks is None:
         target.place(tensor.dequantized(torch.float32))
     else:
         target.place_blocks(tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
+from sapwood.layers.targets import Target
 from sapwood.models.loader.checkpoint import Expected, as_dtype
 from sapwood.models.loader.reading import Advance, Stored, ignore, read_ahead, read_bytes
 from sapwood.store.files import ModelFiles
@@ -37,21 +39,43 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 def iterate(
-    files: ModelFiles, dtype: torch.dtype | None, advance: Advance = ignore
+    files: ModelFiles,
+    dtype: torch.dtype | None,
+    advance: Advance = ignore,
+    targets: Mapping[str, Target] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """As `weights.iterate_weights`; with None, every tensor in its own dtype."""
+    """As `weights.iterate_weights`; with None as dtype, every tensor in its own.
+
+    targets  by the names in the checkpoint: where a rank places some rows of a tensor only, these
+             are read and come alone, without the others
+    """
     expected = Expected(files)
     tensors: list[Stored[Tensor]] = []
     for path in files.weights:
         entries = read_safetensors_header(path)
         expected.check(path, (entry.name for entry in entries))
-        tensors += [_stored(path, entry, dtype) for entry in entries]
+        tensors += [_stored(path, _rows(entry, targets or {}), dtype) for entry in entries]
     return read_ahead(tensors, advance=advance)
 
 
 def names(files: ModelFiles) -> list[str]:
     """Of all tensors, from the files' headers."""
     return [entry.name for path in files.weights for entry in read_safetensors_header(path)]
+
+
+def _rows(entry: SafetensorsEntry, targets: Mapping[str, Target]) -> SafetensorsEntry:
+    """The rows of the tensor that its target places, which lie together; or the whole tensor."""
+    target = targets.get(entry.name)
+    part = None if target is None else target.part
+    if part is None or part.dim != 0 or target is None or entry.shape != target.shape:
+        return entry
+    row_bytes = entry.num_bytes // entry.shape[0]
+    return replace(
+        entry,
+        shape=(part.size, *entry.shape[1:]),
+        offset=entry.offset + part.first * row_bytes,
+        num_bytes=part.size * row_bytes,
+    )
 
 
 def _stored(path: Path, entry: SafetensorsEntry, dtype: torch.dtype | None) -> Stored[Tensor]:

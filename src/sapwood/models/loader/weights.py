@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sapwood.base.errors import WeightError
 from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.layers.targets import Target
 from sapwood.models.loader import gguf, pt, safetensors
 from sapwood.models.loader.reading import Advance, ignore
 from sapwood.store.files import ModelFiles, detect_format
@@ -29,6 +30,7 @@ def iterate_weights(
     load_format: str = "auto",
     dtype: torch.dtype,
     advance: Advance = ignore,
+    targets: Mapping[str, Target] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint, once, as (name, tensor on the CPU).
 
@@ -40,10 +42,15 @@ def iterate_weights(
     load_format  "auto", or the format that the files must have. "dummy" has nothing to read: see
                  `dummy.random_weights`
     advance      called with the file bytes of every tensor when it is handed out
+    targets      by the names in the checkpoint: a reader may hand out the rows alone that a rank
+                 places. The reader of safetensors does; others read whole tensors
     Raises       WeightError, with file and tensor, for a shard that is missing, damaged, or without
                  a tensor that the index promises
     """
-    return _READERS[_checked_format(files, load_format)](files, dtype, advance)
+    found = _checked_format(files, load_format)
+    if found == "safetensors":
+        return safetensors.iterate(files, dtype, advance, targets)
+    return _READERS[found](files, dtype, advance)
 
 
 def iterate_blocks(

@@ -1,14 +1,14 @@
 // The Python module `_native`. Tensors arrive as addresses and strides; sapwood.kernels.cpu.native
 // checks their dtype and layout, this file checks the indices that tensors hold.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <array>
 #include <cstring>
 #include <stdexcept>
+#include <tuple>
 #include <utility>
 
 #include "coded.h"
@@ -230,33 +230,80 @@ void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_s
             to(out), scale, {window, soft_cap, numbers(sinks), numbers(alibi)}});
 }
 
-// (input_norm, q_norm, k_norm, post_norm, keys, values) and (qkv, o, gate_up, down) of each layer.
-using LayerTuple = std::pair<std::array<Address, 6>, std::array<const LinearWeight*, 4>>;
+// (keys, values, key_stride, value_stride, kv, num_pages, page_size)
+using CacheTuple = std::tuple<Address, Address, I64, I64, int, I64, int>;
+using HeadTuple = std::tuple<int, int, int>;  // query heads, key and value heads, head size
 
-void make_step(DecoderStep* self, int dtype, I64 hidden, I64 vocab, I64 max_positions, int num_heads,
-               int num_kv_heads, int head_dim, int rotary_dim, int page_size, I64 num_pages,
-               I64 key_stride, I64 value_stride, int kv, float eps, float scale, int embedding_kind, Address embedding,
-               Address cos_sin, Address final_norm, const LinearWeight& lm_head,
-               const std::vector<LayerTuple>& layers) {
-  std::vector<LayerWeights> weights;
-  for (const auto& [addresses, linears] : layers) {
-    weights.push_back({in(addresses[0]), *linears[0], in(addresses[1]), in(addresses[2]), *linears[1],
-                       in(addresses[3]), *linears[2], *linears[3], to(addresses[4]),
-                       to(addresses[5])});
-  }
-  new (self) DecoderStep({static_cast<DType>(dtype), hidden, vocab, max_positions, num_heads,
-                          num_kv_heads, head_dim, rotary_dim, page_size, num_pages, key_stride,
-                          value_stride, static_cast<KvFormat>(kv), eps, scale},
-                         {static_cast<WeightKind>(embedding_kind), in(embedding), hidden}, static_cast<const float*>(in(cos_sin)), in(final_norm),
-                         lm_head, std::move(weights));
+LayerCache cache_of(const CacheTuple& cache) {
+  const auto& [keys, values, key_stride, value_stride, kv, num_pages, page_size] = cache;
+  return {to(keys), to(values), key_stride, value_stride, static_cast<KvFormat>(kv), num_pages, page_size};
 }
 
-void run_step(DecoderStep& step, Context& c, const AttentionPlan& plan, Address token_ids,
-              Address positions, Address write_index, I64 num_tokens, Address logits_index,
-              I64 num_logits, Address logits) {
-  const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
-  step.run(c, plan, {indices(token_ids), indices(positions), indices(write_index),
-                     indices(logits_index), num_tokens, num_logits, static_cast<float*>(to(logits))});
+HeadCounts heads_of(const HeadTuple& heads) { return {std::get<0>(heads), std::get<1>(heads), std::get<2>(heads)}; }
+
+using TraitTuple = std::tuple<I64, float, Address, Address>;  // as AttentionTraits
+
+AttentionTraits traits_of(const TraitTuple& traits) {
+  const auto& [window, soft_cap, sinks, alibi] = traits;
+  return {window, soft_cap, static_cast<const float*>(in(sinks)), static_cast<const float*>(in(alibi))};
+}
+
+void bind_step(nb::module_& m) {
+  const auto run = [](RecordedStep& step, Context& c, std::vector<const AttentionPlan*> plans, Address token_ids,
+                      Address positions, const std::vector<Address>& write_index, I64 num_tokens,
+                      Address logits_index, I64 num_logits, Address logits) {
+    const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
+    std::vector<const I64*> places;
+    for (const Address address : write_index) places.push_back(indices(address));
+    step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
+                 static_cast<float*>(to(logits)), std::move(plans)});
+  };
+  nb::class_<RecordedStep>(m, "RecordedStep")
+      .def("__init__",
+           [](RecordedStep* self, int dtype, std::vector<I64> widths) {
+             new (self) RecordedStep(static_cast<DType>(dtype), std::move(widths));
+           })
+      .def("select", &RecordedStep::select)
+      .def("embed",
+           [](RecordedStep& step, int kind, Address rows, I64 vocab, I64 hidden, float scale, Place out) {
+             step.add(EmbedOp{{static_cast<WeightKind>(kind), in(rows), hidden}, vocab, scale, out});
+           })
+      .def("norm",
+           [](RecordedStep& step, Place x, Place residual, bool centered, Address weight, Address bias, I64 width,
+              float eps, Place out) {
+             step.add(NormOp{x, residual, centered, in(weight), in(bias), width, eps, out});
+           })
+      .def("multiply",
+           [](RecordedStep& step, Place x, const LinearWeight& weight, Place out) {
+             step.add(MultiplyOp{x, weight, out});
+           })
+      .def("rotate_and_write",
+           [](RecordedStep& step, Place x, const HeadTuple& heads, Address q_norm, Address k_norm, float eps,
+              Address cos_sin, I64 max_positions, int rotary_dim, const CacheTuple& cache, std::size_t group,
+              Place out) {
+             step.add(RotateAndWriteOp{x, heads_of(heads), in(q_norm), in(k_norm), eps,
+                                       static_cast<const float*>(in(cos_sin)), max_positions, rotary_dim,
+                                       cache_of(cache), group, out});
+           })
+      .def("attend",
+           [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,
+              const TraitTuple& traits, Place out) {
+             step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out});
+           })
+      .def("activate",
+           [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
+             step.add(ActivateOp{x, static_cast<Activation>(activation), gated, width, out});
+           })
+      .def("add", [](RecordedStep& step, Place x, Place residual, I64 width) { step.add(AddOp{x, residual, width}); })
+      .def("scale",
+           [](RecordedStep& step, Place residual, I64 width, float factor) {
+             step.add(ScaleOp{residual, width, factor});
+           })
+      .def("select_rows",
+           [](RecordedStep& step, Place x, I64 width, Place out) { step.add(SelectRowsOp{x, width, out}); })
+      .def("logits",
+           [](RecordedStep& step, Place x, const LinearWeight& weight) { step.add(LogitsOp{x, weight}); })
+      .def("run", run, nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace
@@ -292,9 +339,7 @@ NB_MODULE(_native, m) {
       .def("prepare", &AttentionPlan::prepare)
       .def("num_tasks", &AttentionPlan::num_tasks)
       .def("num_merges", &AttentionPlan::num_merges);
-  nb::class_<DecoderStep>(m, "DecoderStep")
-      .def("__init__", &make_step)
-      .def("run", &run_step, Unlocked());
+  bind_step(m);
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());
   m.def("layer_norm", &layer_norm, Unlocked());

@@ -1,6 +1,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
@@ -10,155 +11,204 @@ namespace {
 
 constexpr std::int64_t kRowsToFetchAhead = 8;  // with more, the small ops keep all threads busy
 
-}  // namespace
+float widened(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 
-// Cut from one buffer, for all layers.
-struct DecoderStep::Activations {
-  std::byte* residual;  // [T, hidden] the sum so far
-  std::byte* x;         // [T, hidden] what is to be added to it
-  std::byte* normed;    // [T, hidden]
-  std::byte* qkv;       // [T, (Hq + 2 Hk) D]
-  std::byte* q;         // [T, Hq D]
-  std::byte* attended;  // [T, Hq D]
-  std::byte* gate_up;   // [T, 2 I]
-  std::byte* gated;     // [T, I]
-
-  Activations(Buffer& buffer, const Shape& shape, std::int64_t gate_up_width, std::int64_t tokens) {
-    const std::int64_t heads = static_cast<std::int64_t>(shape.num_heads) * shape.head_dim;
-    const std::int64_t kv_heads = static_cast<std::int64_t>(shape.num_kv_heads) * shape.head_dim;
-    const std::pair<std::byte**, std::int64_t> parts[] = {
-        {&residual, shape.hidden}, {&x, shape.hidden}, {&normed, shape.hidden},
-        {&qkv, heads + 2 * kv_heads}, {&q, heads}, {&attended, heads},
-        {&gate_up, gate_up_width}, {&gated, gate_up_width / 2}};
-    const std::int64_t element = shape.dtype == DType::f32 ? 4 : 2;
-    const auto bytes = [&](std::int64_t width) {
-      return static_cast<std::size_t>((tokens * width * element + 63) / 64 * 64);
-    };
-    std::size_t total = 0;
-    for (const auto& [field, width] : parts) total += bytes(width);
-    std::byte* next = buffer.at_least(total);
-    for (const auto& [field, width] : parts) {
-      *field = next;
-      next += bytes(width);
-    }
-  }
-};
-
-DecoderStep::DecoderStep(const Shape& shape, const EmbeddingTable& embedding, const float* cos_sin,
-                         const void* final_norm, const LinearWeight& lm_head,
-                         std::vector<LayerWeights> layers)
-    : shape_(shape), embedding_(embedding), cos_sin_(cos_sin), final_norm_(final_norm),
-      lm_head_(lm_head), layers_(std::move(layers)) {
-  if (layers_.empty()) throw std::invalid_argument("a decoder needs at least one layer");
+// Rounded to the nearest bf16, ties to even, as torch does.
+std::uint16_t narrowed(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  if (value != value) return 0x7fc0;
+  return static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-void DecoderStep::check(const AttentionPlan& plan, const Inputs& inputs) const {
-  if (plan.num_tokens() != inputs.num_tokens) {
+// to[i] = f(to[i], i-th number of `from`) in fp32, for n numbers.
+template <typename F>
+void change(DType dtype, void* to, const void* from, std::int64_t n, const F& f) {
+  if (dtype == DType::f32) {
+    float* out = static_cast<float*>(to);
+    const float* x = static_cast<const float*>(from);
+    for (std::int64_t i = 0; i < n; i++) out[i] = f(out[i], x[i]);
+  } else {
+    std::uint16_t* out = static_cast<std::uint16_t*>(to);
+    const std::uint16_t* x = static_cast<const std::uint16_t*>(from);
+    for (std::int64_t i = 0; i < n; i++) out[i] = narrowed(f(widened(out[i]), widened(x[i])));
+  }
+}
+
+const LinearWeight* weight_of(const StepOp& op) {
+  if (const MultiplyOp* multiply = std::get_if<MultiplyOp>(&op)) return &multiply->weight;
+  if (const LogitsOp* logits = std::get_if<LogitsOp>(&op)) return &logits->weight;
+  return nullptr;
+}
+
+}  // namespace
+
+void RecordedStep::add(const StepOp& op) {
+  if (const EmbedOp* embed = std::get_if<EmbedOp>(&op)) vocab_ = std::min(vocab_, embed->vocab);
+  if (const RotateAndWriteOp* rotate = std::get_if<RotateAndWriteOp>(&op)) {
+    max_positions_ = std::min(max_positions_, rotate->max_positions);
+    const std::int64_t places = rotate->cache.num_pages * rotate->cache.page_size;
+    if (rotate->group >= cache_places_.size()) cache_places_.resize(rotate->group + 1, places);
+    cache_places_[rotate->group] = std::min(cache_places_[rotate->group], places);
+  }
+  if (weight_of(op) != nullptr) {
+    for (std::size_t i = ops_.size(); i-- > 0 && next_weight_[i] == 0;) next_weight_[i] = ops_.size();
+  }
+  ops_.push_back(op);
+  next_weight_.push_back(0);
+}
+
+void RecordedStep::check(const Inputs& inputs) const {
+  for (const AttentionPlan* plan : inputs.plans) {
+    if (plan->num_tokens() == inputs.num_tokens) continue;
     throw std::invalid_argument("the step has " + std::to_string(inputs.num_tokens) +
                                 " tokens but the batch's query lengths add up to " +
-                                std::to_string(plan.num_tokens()));
+                                std::to_string(plan->num_tokens()));
   }
   if (inputs.num_logits > inputs.num_tokens) {
     throw std::invalid_argument("logits of " + std::to_string(inputs.num_logits) + " rows are wanted but there are " +
                                 std::to_string(inputs.num_tokens) + " tokens");
   }
-  check_indices("token_ids", inputs.token_ids, inputs.num_tokens, shape_.vocab);
-  check_indices("positions", inputs.positions, inputs.num_tokens, shape_.max_positions);
-  check_indices("write_index", inputs.write_index, inputs.num_tokens,
-                shape_.num_pages * shape_.page_size);
+  check_indices("token_ids", inputs.token_ids, inputs.num_tokens, vocab_);
+  check_indices("positions", inputs.positions, inputs.num_tokens, max_positions_);
+  if (inputs.write_index.size() != cache_places_.size()) {
+    throw std::invalid_argument("there are " + std::to_string(inputs.write_index.size()) + " write indices for " +
+                                std::to_string(cache_places_.size()) + " groups of caches");
+  }
+  for (std::size_t group = 0; group < cache_places_.size(); group++) {
+    check_indices("write_index", inputs.write_index[group], inputs.num_tokens, cache_places_[group]);
+  }
   check_indices("logits_index", inputs.logits_index, inputs.num_logits, inputs.num_tokens);
 }
 
-void DecoderStep::gather(const void* from, const std::int64_t* rows, std::int64_t n,
-                         std::int64_t width, void* to) const {
-  const std::size_t bytes = static_cast<std::size_t>(width) * (shape_.dtype == DType::f32 ? 4 : 2);
-  for (std::int64_t i = 0; i < n; i++) {
-    std::memcpy(static_cast<std::byte*>(to) + static_cast<std::size_t>(i) * bytes,
-                static_cast<const std::byte*>(from) + static_cast<std::size_t>(rows[i]) * bytes, bytes);
+// Runs one op after the other; `rows` is the number of rows that the current op works on.
+class RecordedStep::Runner {
+ public:
+  Runner(RecordedStep& step, Context& context, const Inputs& inputs)
+      : dtype_(step.dtype_), element_(step.dtype_ == DType::f32 ? 4 : 2), context_(context), inputs_(inputs) {
+    std::size_t total = 0;
+    std::vector<std::size_t> begins;
+    for (const std::int64_t width : step.widths_) {
+      begins.push_back(total);
+      total += static_cast<std::size_t>((inputs.num_tokens * width * element_ + 63) / 64 * 64);
+    }
+    std::byte* memory = step.buffer_.at_least(total);
+    for (const std::size_t begin : begins) places_.push_back(memory + begin);
   }
-}
 
-namespace {
+  std::int64_t rows = 0;
+  const LinearWeight* next = nullptr;  // the weight that is used after this op's, or null
 
-// `next`: the weight that is used after this one.
-void multiply(Context& context, DType dtype, const LinearWeight& weight, const void* x, void* out,
-              std::int64_t rows, const LinearWeight& next) {
-  context.linear(weight, dtype, x, weight.k, rows, out);
-  if (rows <= kRowsToFetchAhead) context.fetch(next);
-}
+  void operator()(const EmbedOp& op) const {
+    embed(context_.ops(), op.table, inputs_.token_ids, rows, dtype_, at(op.out));
+    if (op.scale != 1.0f) scale(op.out, op.table.hidden, op.scale);
+  }
 
-}  // namespace
+  void operator()(const NormOp& op) const {
+    std::byte* residual = op.residual == kNowhere ? nullptr : at(op.residual);
+    if (!op.centered) {
+      context_.ops().rms_norm(dtype_, at(op.x), residual, op.weight, at(op.out), rows, op.width, op.eps,
+                              context_.team());
+      return;
+    }
+    if (residual != nullptr) add(residual, at(op.x), op.width);
+    context_.ops().layer_norm(dtype_, residual == nullptr ? at(op.x) : residual, op.weight, op.bias, at(op.out), rows,
+                              op.width, op.eps, context_.team());
+  }
 
-void DecoderStep::attend(Context& context, const AttentionPlan& plan, const Inputs& inputs,
-                         const LayerWeights& layer, const Activations& a) const {
-  const std::int64_t heads = static_cast<std::int64_t>(shape_.num_heads) * shape_.head_dim;
-  multiply(context, shape_.dtype, layer.qkv, a.normed, a.qkv, inputs.num_tokens, layer.o);
-  RopeArgs rope{};
-  rope.qkv = a.qkv;
-  rope.q_out = a.q;
-  rope.num_tokens = inputs.num_tokens;
-  rope.num_heads = shape_.num_heads;
-  rope.num_kv_heads = shape_.num_kv_heads;
-  rope.head_dim = shape_.head_dim;
-  rope.rotary_dim = shape_.rotary_dim;
-  rope.page_size = shape_.page_size;
-  rope.q_norm = layer.q_norm;
-  rope.k_norm = layer.k_norm;
-  rope.eps = shape_.eps;
-  rope.cos_sin = cos_sin_;
-  rope.positions = inputs.positions;
-  rope.write_index = inputs.write_index;
-  rope.keys = layer.keys;
-  rope.values = layer.values;
-  rope.key_stride = shape_.key_stride;
-  rope.value_stride = shape_.value_stride;
-  rope.kv = shape_.kv;
-  rope.team = context.team();
-  context.ops().qk_norm_rope_write_kv(shape_.dtype, rope);
-  plan.run_held(context, shape_.dtype, {a.q, heads, layer.keys, shape_.key_stride, layer.values,
-                                        shape_.value_stride, shape_.kv, a.attended, shape_.scale});
-}
+  void operator()(const MultiplyOp& op) const {
+    context_.linear(op.weight, dtype_, at(op.x), op.weight.k, rows, at(op.out));
+    if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
+  }
 
-void DecoderStep::feed_forward(Context& context, const LayerWeights& layer, const Activations& a,
-                               std::int64_t rows, const LinearWeight& next) const {
-  const Ops& ops = context.ops();
-  multiply(context, shape_.dtype, layer.o, a.attended, a.x, rows, layer.gate_up);
-  ops.rms_norm(shape_.dtype, a.x, a.residual, layer.post_norm, a.normed, rows, shape_.hidden,
-               shape_.eps, context.team());
-  multiply(context, shape_.dtype, layer.gate_up, a.normed, a.gate_up, rows, layer.down);
-  ops.activate_and_mul(shape_.dtype, Activation::silu, a.gate_up, a.gated, rows, layer.gate_up.out_stride / 2, context.team());
-  multiply(context, shape_.dtype, layer.down, a.gated, a.x, rows, next);
-}
+  void operator()(const RotateAndWriteOp& op) const {
+    RopeArgs rope{};
+    rope.qkv = at(op.x);
+    rope.q_out = at(op.out);
+    rope.num_tokens = rows;
+    rope.num_heads = op.heads.num_heads;
+    rope.num_kv_heads = op.heads.num_kv_heads;
+    rope.head_dim = op.heads.head_dim;
+    rope.rotary_dim = op.rotary_dim;
+    rope.page_size = op.cache.page_size;
+    rope.q_norm = op.q_norm;
+    rope.k_norm = op.k_norm;
+    rope.eps = op.eps;
+    rope.cos_sin = op.cos_sin;
+    rope.positions = inputs_.positions;
+    rope.write_index = inputs_.write_index[op.group];
+    rope.keys = op.cache.keys;
+    rope.values = op.cache.values;
+    rope.key_stride = op.cache.key_stride;
+    rope.value_stride = op.cache.value_stride;
+    rope.kv = op.cache.kv;
+    rope.team = context_.team();
+    context_.ops().qk_norm_rope_write_kv(dtype_, rope);
+  }
 
-void DecoderStep::run(Context& context, const AttentionPlan& plan, const Inputs& inputs) {
+  void operator()(const AttendOp& op) const {
+    const AttentionPlan& plan = *inputs_.plans.at(static_cast<std::size_t>(op.plan));
+    plan.run_held(context_, dtype_, {at(op.x), op.heads.width(), op.cache.keys, op.cache.key_stride, op.cache.values,
+                                     op.cache.value_stride, op.cache.kv, at(op.out), op.scale, op.traits});
+  }
+
+  void operator()(const ActivateOp& op) const {
+    const Ops& ops = context_.ops();
+    if (op.gated) {
+      ops.activate_and_mul(dtype_, op.activation, at(op.x), at(op.out), rows, op.width, context_.team());
+    } else {
+      ops.activate(dtype_, op.activation, at(op.x), at(op.out), rows * op.width, context_.team());
+    }
+  }
+
+  void operator()(const AddOp& op) const {
+    add(at(op.residual), at(op.x), op.width);
+  }
+
+  void operator()(const ScaleOp& op) const { scale(op.residual, op.width, op.factor); }
+
+  void operator()(const SelectRowsOp& op) const {
+    const std::size_t bytes = static_cast<std::size_t>(op.width * element_);
+    for (std::int64_t i = 0; i < rows; i++) {
+      std::memcpy(at(op.out) + static_cast<std::size_t>(i) * bytes,
+                  at(op.x) + static_cast<std::size_t>(inputs_.logits_index[i]) * bytes, bytes);
+    }
+  }
+
+  void operator()(const LogitsOp& op) const {
+    context_.linear_fp32(op.weight, dtype_, at(op.x), op.weight.k, rows, inputs_.logits);
+  }
+
+ private:
+  std::byte* at(Place place) const { return places_.at(static_cast<std::size_t>(place)); }
+
+  void add(std::byte* sum, const std::byte* x, std::int64_t width) const {
+    change(dtype_, sum, x, rows * width, [](float total, float more) { return total + more; });
+  }
+
+  void scale(Place place, std::int64_t width, float factor) const {
+    change(dtype_, at(place), at(place), rows * width, [=](float x, float) { return x * factor; });
+  }
+
+  DType dtype_;
+  std::int64_t element_;
+  Context& context_;
+  const Inputs& inputs_;
+  std::vector<std::byte*> places_;
+};
+
+void RecordedStep::run(Context& context, const Inputs& inputs) {
   const std::lock_guard<std::mutex> lock(context.mutex);
-  check(plan, inputs);
-  const auto norm = [&](const void* x, void* residual, const void* weight, void* out, std::int64_t rows) {
-    context.ops().rms_norm(shape_.dtype, x, residual, weight, out, rows, shape_.hidden, shape_.eps,
-                           context.team());
-  };
-  std::int64_t gate_up_width = 0;
-  for (const LayerWeights& layer : layers_) gate_up_width = std::max(gate_up_width, layer.gate_up.out_stride);
-  Activations a(buffer_, shape_, gate_up_width, inputs.num_tokens);
-  const std::int64_t heads = static_cast<std::int64_t>(shape_.num_heads) * shape_.head_dim;
-  embed(context.ops(), embedding_, inputs.token_ids, inputs.num_tokens, shape_.dtype, a.residual);
-  norm(a.residual, nullptr, layers_.front().input_norm, a.normed, inputs.num_tokens);
-  for (std::size_t i = 0; i + 1 < layers_.size(); i++) {
-    attend(context, plan, inputs, layers_[i], a);
-    feed_forward(context, layers_[i], a, inputs.num_tokens, layers_[i + 1].qkv);
-    // The sum is fused with the norm that follows it.
-    norm(a.x, a.residual, layers_[i + 1].input_norm, a.normed, inputs.num_tokens);
+  check(inputs);
+  Runner runner(*this, context, inputs);
+  runner.rows = inputs.num_tokens;
+  for (std::size_t i = 0; i < ops_.size(); i++) {
+    if (i == num_before_) {
+      if (inputs.num_logits == 0) return;  // all keys and values are written
+      runner.rows = inputs.num_logits;
+    }
+    runner.next = next_weight_[i] == 0 ? nullptr : weight_of(ops_[next_weight_[i]]);
+    std::visit(runner, ops_[i]);
   }
-  attend(context, plan, inputs, layers_.back(), a);
-  if (inputs.num_logits == 0) return;  // all keys and values are written
-  // Nothing looks at the other rows any more. q and normed are free, and as large.
-  gather(a.attended, inputs.logits_index, inputs.num_logits, heads, a.q);
-  gather(a.residual, inputs.logits_index, inputs.num_logits, shape_.hidden, a.normed);
-  std::swap(a.attended, a.q);
-  std::swap(a.residual, a.normed);
-  feed_forward(context, layers_.back(), a, inputs.num_logits, lm_head_);
-  norm(a.x, a.residual, final_norm_, a.normed, inputs.num_logits);
-  context.linear_fp32(lm_head_, shape_.dtype, a.normed, lm_head_.k, inputs.num_logits, inputs.logits);
 }
 
 }  // namespace sapwood

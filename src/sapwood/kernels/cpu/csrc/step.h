@@ -1,8 +1,10 @@
-// A whole step of a Llama-like decoder in one call: no interpreter between the ops, and activations
-// in buffers that are reused.
+// A whole step in one call: a program of ops over buffers, without an interpreter between the ops.
+// kernels/recording.py says what each op computes.
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <variant>
 #include <vector>
 
 #include "attention_plan.h"
@@ -10,65 +12,141 @@
 
 namespace sapwood {
 
-struct LayerWeights {
-  const void* input_norm;
-  LinearWeight qkv;
-  const void* q_norm;  // null: no norm; k_norm likewise
-  const void* k_norm;
-  LinearWeight o;
-  const void* post_norm;
-  LinearWeight gate_up, down;
+// A place in the step's memory, [rows, its width] of the step's dtype.
+using Place = int;
+constexpr Place kNowhere = -1;
+
+// The KV cache of one layer; strides count elements between pages.
+struct LayerCache {
   void* keys;
   void* values;
+  std::int64_t key_stride, value_stride;
+  KvFormat kv;
+  std::int64_t num_pages;
+  int page_size;
 };
 
-class DecoderStep {
- public:
-  struct Shape {
-    DType dtype;
-    std::int64_t hidden, vocab, max_positions;
-    int num_heads, num_kv_heads, head_dim, rotary_dim, page_size;
-    std::int64_t num_pages, key_stride, value_stride;
-    KvFormat kv;
-    float eps, scale;
-  };
+struct HeadCounts {
+  int num_heads, num_kv_heads, head_dim;
+  std::int64_t width() const { return static_cast<std::int64_t>(num_heads) * head_dim; }
+};
 
+struct EmbedOp {
+  EmbeddingTable table;
+  std::int64_t vocab;
+  float scale;
+  Place out;
+};
+
+struct NormOp {
+  Place x, residual;  // residual may be kNowhere
+  bool centered;      // a LayerNorm, else an RMSNorm
+  const void* weight;
+  const void* bias;  // of a LayerNorm, or null
+  std::int64_t width;
+  float eps;
+  Place out;
+};
+
+struct MultiplyOp {
+  Place x;
+  LinearWeight weight;
+  Place out;
+};
+
+struct RotateAndWriteOp {
+  Place x;
+  HeadCounts heads;
+  const void* q_norm;  // null: no norm; k_norm likewise
+  const void* k_norm;
+  float eps;
+  const float* cos_sin;
+  std::int64_t max_positions;
+  int rotary_dim;
+  LayerCache cache;
+  std::size_t group;  // of caches
+  Place out;
+};
+
+struct AttendOp {
+  Place x;
+  HeadCounts heads;
+  int plan;  // index of the step's plan, in which the window is prepared
+  LayerCache cache;
+  float scale;
+  AttentionTraits traits;
+  Place out;
+};
+
+struct ActivateOp {
+  Place x;
+  Activation activation;
+  bool gated;
+  std::int64_t width;  // of out
+  Place out;
+};
+
+struct AddOp {
+  Place x, residual;
+  std::int64_t width;
+};
+
+struct ScaleOp {
+  Place residual;
+  std::int64_t width;
+  float factor;
+};
+
+struct SelectRowsOp {
+  Place x;
+  std::int64_t width;
+  Place out;
+};
+
+struct LogitsOp {
+  Place x;
+  LinearWeight weight;
+};
+
+using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ActivateOp, AddOp, ScaleOp,
+                            SelectRowsOp, LogitsOp>;
+
+class RecordedStep {
+ public:
   // What a step works on; every address is an int64 array but `logits` [num_logits, vocab] fp32.
   struct Inputs {
     const std::int64_t* token_ids;    // [num_tokens]
     const std::int64_t* positions;    // [num_tokens]
-    const std::int64_t* write_index;  // [num_tokens]
+    std::vector<const std::int64_t*> write_index;  // by group of caches; [num_tokens] each
     const std::int64_t* logits_index; // [num_logits]
     std::int64_t num_tokens, num_logits;
     float* logits;
+    std::vector<const AttentionPlan*> plans;
   };
 
-  DecoderStep(const Shape& shape, const EmbeddingTable& embedding, const float* cos_sin, const void* final_norm,
-              const LinearWeight& lm_head, std::vector<LayerWeights> layers);
+  // widths: of the places, in elements
+  RecordedStep(DType dtype, std::vector<std::int64_t> widths) : dtype_(dtype), widths_(std::move(widths)) {}
+
+  void add(const StepOp& op);
+  // The ops that are added from here on work on the rows whose logits are wanted.
+  void select() { num_before_ = ops_.size(); }
 
   // Throws std::out_of_range for an index outside its table, before anything is written.
-  void run(Context& context, const AttentionPlan& plan, const Inputs& inputs);
+  void run(Context& context, const Inputs& inputs);
 
  private:
-  struct Activations;
-  void check(const AttentionPlan& plan, const Inputs& inputs) const;
-  // From a.normed to a.attended; writes the layer's keys and values.
-  void attend(Context& context, const AttentionPlan& plan, const Inputs& inputs,
-              const LayerWeights& layer, const Activations& a) const;
-  // The rest of the layer: from a.attended and a.residual to a.x, which is still to be added to a.residual.
-  // next: the weight that is used after this layer's.
-  void feed_forward(Context& context, const LayerWeights& layer, const Activations& a,
-                    std::int64_t rows, const LinearWeight& next) const;
-  // Rows of `width` elements, one after another.
-  void gather(const void* from, const std::int64_t* rows, std::int64_t n, std::int64_t width,
-              void* to) const;
+  class Runner;
+  void check(const Inputs& inputs) const;
 
-  Shape shape_;
-  EmbeddingTable embedding_;
-  const float* cos_sin_;
-  const void* final_norm_;
-  LinearWeight lm_head_;
-  std::vector<LayerWeights> layers_;
+  DType dtype_;
+  std::vector<std::int64_t> widths_;
+  std::vector<StepOp> ops_;
+  std::size_t num_before_ = std::numeric_limits<std::size_t>::max();
+  // By op: index of the op that uses a weight next after this one, or 0.
+  std::vector<std::size_t> next_weight_;
+  std::int64_t vocab_ = std::numeric_limits<std::int64_t>::max();
+  std::int64_t max_positions_ = vocab_;
+  std::vector<std::int64_t> cache_places_;  // by group of caches
   Buffer buffer_;
 };
 

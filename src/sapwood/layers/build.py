@@ -1,0 +1,53 @@
+"""What every layer of a model is built with: kernels, ranks, device, data types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from sapwood.distributed.groups import Group
+from sapwood.kernels.interface import Kernels
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.interface import LinearScheme
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """The ranks that share each kind of layer.
+
+    tp         share the embedding, the output layer and the feed-forward layers
+    attention  share the heads of attention
+    ep         have different experts, each of them whole. With a group of one, every rank has all
+               experts, and `tp` shares each of them
+    """
+
+    tp: Group = field(default_factory=Group)
+    attention: Group = field(default_factory=Group)
+    ep: Group = field(default_factory=Group)
+
+    @staticmethod
+    def tensor_parallel(group: Group) -> Groups:
+        """The same ranks share every layer."""
+        return Groups(tp=group, attention=group)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """The same value for all layers of a model.
+
+    dtype            of activations, norms and biases
+    scheme           stores the weights of all linear layers, the output layer's among them
+    embedding_dtype  in which the embedding is kept, if narrower than dtype; None: in dtype
+    """
+
+    kernels: Kernels
+    device: torch.device
+    dtype: torch.dtype
+    groups: Groups = field(default_factory=Groups)
+    scheme: LinearScheme = DENSE
+    embedding_dtype: torch.dtype | None = None
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        """An uninitialised parameter of the model's dtype."""
+        return torch.empty(shape, device=self.device, dtype=self.dtype)

@@ -1,0 +1,182 @@
+"""A layer: a mixer, which looks at other tokens, and a feed-forward, which looks at each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+from sapwood.kernels.recording import Add, Buffer, Program, Scale
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.norm import Norm
+from sapwood.layers.targets import Target, prefixed
+
+
+class Mixer(Protocol):
+    """Attention, or whatever else mixes tokens."""
+
+    def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """x [T, hidden] -> [T, hidden]; writes what the new tokens leave behind to the caches."""
+        ...
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
+        """Like a call, with a pause before each linear layer.
+
+        Yields the inputs of the linear layers in the order of the computation, layers of the same
+        inputs as one. A linear layer computes when the value after its inputs is asked for.
+        Returns the result of the call. Raises ConfigError if there are no such inputs: if some
+        tokens never reach some linear layer."""
+        ...
+
+    def targets(self) -> dict[str, Target]: ...
+
+    def pack(self) -> None:
+        """Pack the linear layers, once all weights are placed."""
+        ...
+
+    def record(self, program: Program, x: Buffer) -> Buffer:
+        """Add the layer to a recorded step. Raises CannotRecord, or RuntimeError before `pack`."""
+        ...
+
+
+class FeedForward(Protocol):
+    """As Mixer, without the other tokens."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def steps(self, x: Tensor) -> Generator[Tensor, None, Tensor]: ...
+
+    def targets(self) -> dict[str, Target]: ...
+
+    def pack(self) -> None: ...
+
+    def record(self, program: Program, x: Buffer) -> Buffer: ...
+
+
+class NamedNorm(NamedTuple):
+    """A norm, and its name in the checkpoint."""
+
+    name: str
+    norm: Norm
+
+
+B = TypeVar("B", Mixer, FeedForward)
+
+
+class Stream(NamedTuple):
+    """Hidden states of a recorded step; x has not been added to the residual, if there is one."""
+
+    x: Buffer
+    residual: Buffer | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sublayer(Generic[B]):
+    """x + scale * after(body(before(x))), or with `over`, over(x + body(x)).
+
+    name    the body's name in the checkpoint; "": its parts have names of their own
+    before  norm of the inputs; None: there is none, as for the others
+    after   norm of the result before it is added
+    over    norm of the sum
+    scale   factor of the result
+    """
+
+    name: str
+    body: B
+    before: NamedNorm | None = None
+    after: NamedNorm | None = None
+    over: NamedNorm | None = None
+    scale: float = 1.0
+
+    def normed(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(inputs of the body, sum of x and residual); a sum is fused with the norm after it."""
+        if self.before is None:
+            total = x if residual is None else x + residual
+            return total, total
+        if residual is None:
+            return self.before.norm(x), x
+        return self.before.norm.add(x, residual)
+
+    def finished(self, out: Tensor, residual: Tensor) -> tuple[Tensor, Tensor | None]:
+        """From the body's result to hidden states, and a residual that is still to be added."""
+        if self.after is not None:
+            out = self.after.norm(out)
+        if self.scale != 1.0:
+            out = out * self.scale
+        if self.over is not None:
+            return self.over.norm.add(out, residual)[0], None
+        return out, residual
+
+    def targets(self) -> dict[str, Target]:
+        found = prefixed(self.name, self.body.targets())
+        for named in (self.before, self.after, self.over):
+            if named is not None:
+                found |= prefixed(named.name, named.norm.targets())
+        return found
+
+    def record(self, program: Program, stream: Stream) -> Stream:
+        """As a call of the three methods above."""
+        x, residual = stream
+        if self.before is not None:
+            normed = self.before.norm.record(program, x, residual)
+        elif residual is not None:
+            program.add(Add(x=x, residual=residual))
+            normed = residual
+        else:
+            normed = x
+        residual = residual or x
+        out = self.body.record(program, normed)
+        if self.after is not None:
+            out = self.after.norm.record(program, out)
+        if self.scale != 1.0:
+            program.add(Scale(residual=out, factor=self.scale))
+        if self.over is not None:
+            return Stream(self.over.norm.record(program, out, residual), None)
+        return Stream(out, residual)
+
+
+class Layer:
+    """The mixer, then the feed-forward. What is added last is fused with the norm that follows."""
+
+    def __init__(self, mixer: Sublayer[Mixer], feed_forward: Sublayer[FeedForward]) -> None:
+        self._mixer = mixer
+        self._feed_forward = feed_forward
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [T, hidden] and a residual that is not yet added to it -> both after this layer."""
+        mixer, feed_forward = self._mixer, self._feed_forward
+        normed, residual = mixer.normed(x, residual)
+        x, residual = mixer.finished(mixer.body(normed, batch), residual)
+        normed, residual = feed_forward.normed(x, residual)
+        return feed_forward.finished(feed_forward.body(normed), residual)
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
+        """Like a call without a residual, with a pause before each linear layer (Mixer.steps); then
+        yields the hidden states [T, hidden] after this layer."""
+        mixer, feed_forward = self._mixer, self._feed_forward
+        normed, total = mixer.normed(x, None)
+        out = yield from mixer.body.steps(normed, batch)
+        x, residual = mixer.finished(out, total)
+        normed, total = feed_forward.normed(x, residual)
+        out = yield from feed_forward.body.steps(normed)
+        yield summed(*feed_forward.finished(out, total))
+
+    def targets(self) -> dict[str, Target]:
+        return self._mixer.targets() | self._feed_forward.targets()
+
+    def pack(self) -> None:
+        self._mixer.body.pack()
+        self._feed_forward.body.pack()
+
+    def record(self, program: Program, stream: Stream) -> Stream:
+        """Add the layer to a recorded step; x and residual as in a call."""
+        return self._feed_forward.record(program, self._mixer.record(program, stream))
+
+
+def summed(x: Tensor, residual: Tensor | None) -> Tensor:
+    """What a layer's result stands for."""
+    return x if residual is None else x + residual
