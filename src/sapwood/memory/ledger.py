@@ -229,7 +229,7 @@ class Ledger:
         Returns False if a pool has not enough; then nothing was taken.
         """
         if self._is_plain:
-            missing = self.pages_for(num_tokens) - len(lease.pages)
+            missing = -(-num_tokens // self.page_size) - len(lease.pages)
             if missing <= 0:
                 return True
             if missing > self.num_available_pages:
