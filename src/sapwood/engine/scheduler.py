@@ -69,9 +69,12 @@ class Scheduler:
         self._ended_rows: list[int] = []
         self._ledger = ledger
         self._keeps_states = ledger.keeps_states
+        chunk = config.chunked_prefill_size
+        self._token_budget = UNLIMITED if chunk == -1 else chunk
+        pool_tokens = ledger.most_tokens(min(self._token_budget, context_length))
         self._bounds = RequestBounds(
             context_length=context_length,
-            pool_tokens=context_length if ledger.pool_tokens is None else ledger.pool_tokens,
+            pool_tokens=context_length if pool_tokens is None else pool_tokens,
             vocab_size=vocab_size,
             max_prompt_tokens=config.max_prompt_tokens,
             pooling=pooling,
@@ -83,8 +86,6 @@ class Scheduler:
         # Tokens of an encoder attend to later ones too: a prompt cannot be computed in chunks.
         self._whole_prompts = pooling is not None and pooling.is_encoder
         self._max_queued = config.max_queued_requests
-        chunk = config.chunked_prefill_size
-        self._token_budget = UNLIMITED if chunk == -1 else chunk
         self._prefixes = PrefixesInProgress(
             page_size=ledger.page_size,
             threshold=config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1,
