@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file, save_file
-from tests.models.conftest import GgufSample
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from sapwood.app.cli.main import cli
 from sapwood.text.tokenizer import Tokenizer
+from tests.gguf_sample import GgufSample
 from tests.tiny import save_qwen3, write_llama
 
 WINDOW = 64

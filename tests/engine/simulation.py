@@ -106,9 +106,9 @@ class SimulatedRank:
     def _write(self, entry: ScheduledTokens, row: Row) -> None:
         row.pages[entry.first_page :] = entry.pages
         token_ids = entry.token_ids or [row.last_token]
-        assert token_ids == row.tokens[entry.position : entry.end], (
-            "other tokens than the request's"
-        )
+        known = row.tokens[entry.position : entry.end]
+        assert token_ids[: len(known)] == known, "other tokens than the request's"
+        row.tokens += token_ids[len(known) :]  # what a grammar forced was never sampled
         if self._kv is not None:
             for offset, token in enumerate(token_ids):
                 page, slot = divmod(entry.position + offset, self._page_size)

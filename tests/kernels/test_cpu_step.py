@@ -267,21 +267,24 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 
 
 def test_each_group_of_caches_has_its_own_pages() -> None:
-    """The second layer's pages come in another order, and are fewer than those of the others."""
+    """The first layer's pages come in another order, and are fewer than those of the others; it is
+    of the second group."""
     kernels, weights = CpuKernels(num_threads=2), make_weights(torch.float32, variant=False)
-    inputs = make_inputs([20, 3], [20, 3])
-    token_ids, positions, write_index, batch, logits_index = inputs
+    token_ids, positions, write_index, batch, logits_index = make_inputs([20, 3], [20, 3])
+    batch = replace(batch, page_table=batch.page_table + 5, cache={})
+    write_index = write_index + 5 * PAGE_SIZE  # beyond the pages of the second group
     table = torch.tensor([[6, 2, 0], [4, 0, 0]], dtype=torch.int32)
     other = replace(batch, page_table=table, cache={})
     pages = torch.cat((table[0, positions[:20] // PAGE_SIZE], table[1, :1].expand(3))).long()
     other_index = pages * PAGE_SIZE + positions % PAGE_SIZE
     one_group, two_groups = make_caches(torch.float32), make_caches(torch.float32)
-    two_groups[1] = (two_groups[1][0][:7].clone(), two_groups[1][1][:7].clone())
-    want = call(make_step(kernels, weights, one_group), *inputs)
-    step = make_step(kernels, weights, two_groups, (0, 1, 0))
+    two_groups[0] = (two_groups[0][0][:7].clone(), two_groups[0][1][:7].clone())
+    first = make_step(kernels, weights, one_group)
+    want = call(first, token_ids, positions, write_index, batch, logits_index)
+    step = make_step(kernels, weights, two_groups, (1, 0, 0))
     groups = [write_index, other_index], [batch, other]
     assert torch.equal(step(token_ids, positions, *groups, logits_index), want)
-    assert torch.equal(two_groups[1][0][6], one_group[1][0][1])
+    assert torch.equal(two_groups[0][0][6], one_group[0][0][6])
     with pytest.raises(ValueError, match="there are 1 write indices for 2 groups of caches"):
         step(token_ids, positions, [write_index], [batch, other], logits_index)
     other_index[0] = 7 * PAGE_SIZE

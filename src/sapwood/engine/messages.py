@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from sapwood.engine.request_state import RequestState
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish, RequestOutput
@@ -16,20 +18,25 @@ def scheduled_tokens(state: RequestState, num_new: int) -> ScheduledTokens:
     reaches_end = state.num_computed_tokens + num_new == state.num_tokens
     samples = reaches_end and state.max_new_tokens > 0
     first_scored, num_scored = state.scored_among(num_new)
-    return ScheduledTokens(
+    entry = ScheduledTokens(
         row=state.row,
         position=state.num_computed_tokens,
         token_ids=state.new_token_ids(num_new),
         first_page=first_page,
         pages=pages,
-        windows=[window.take_changes() for window in lease.windows],
-        slot=-1 if lease.state is None else lease.state.planned_slot,
-        copies=lease.take_copies(),
         num_output=state.num_outputs if samples else None,
         first_scored=first_scored,
         num_scored=num_scored,
         num_hidden=state.num_hidden_among(num_new),
         answers=reaches_end and state.embed is not None,
+    )
+    if not lease.windows and lease.state is None:
+        return entry
+    return replace(
+        entry,
+        windows=[window.take_changes() for window in lease.windows],
+        slot=-1 if lease.state is None else lease.state.planned_slot,
+        copies=lease.take_copies(),
     )
 
 

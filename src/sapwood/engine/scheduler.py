@@ -68,9 +68,13 @@ class Scheduler:
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
         self._ledger = ledger
+        self._keeps_states = ledger.keeps_states
+        chunk = config.chunked_prefill_size
+        self._token_budget = UNLIMITED if chunk == -1 else chunk
+        pool_tokens = ledger.most_tokens(min(self._token_budget, context_length))
         self._bounds = RequestBounds(
             context_length=context_length,
-            pool_tokens=context_length if ledger.pool_tokens is None else ledger.pool_tokens,
+            pool_tokens=context_length if pool_tokens is None else pool_tokens,
             vocab_size=vocab_size,
             max_prompt_tokens=config.max_prompt_tokens,
             pooling=pooling,
@@ -82,8 +86,6 @@ class Scheduler:
         # Tokens of an encoder attend to later ones too: a prompt cannot be computed in chunks.
         self._whole_prompts = pooling is not None and pooling.is_encoder
         self._max_queued = config.max_queued_requests
-        chunk = config.chunked_prefill_size
-        self._token_budget = UNLIMITED if chunk == -1 else chunk
         self._prefixes = PrefixesInProgress(
             page_size=ledger.page_size,
             threshold=config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1,
@@ -233,7 +235,7 @@ class Scheduler:
             if num_prompt_left > 0:
                 self._counts["prefilled"] += min(num_new, num_prompt_left)
             state.num_computed_tokens += num_new
-            if entry.slot >= 0 and state.shares_prefixes:
+            if self._keeps_states and state.shares_prefixes:
                 assert state.lease is not None
                 self._ledger.keep_state(
                     state.lease, state.num_computed_tokens, state.num_prompt_tokens
@@ -369,7 +371,7 @@ class Scheduler:
         most = max(self._urgency(state) for state in self._waiting)
         ready = (
             state
-            for state in self._in_policy_order()
+            for state in self._order.of(self._waiting, self._running)
             if not state.num_pending_outputs and not self._gate.holds(state)
         )
         first = next(ready, None)
@@ -404,17 +406,17 @@ class Scheduler:
                 break
             if state.phase is not Phase.RUNNING or state.is_exhausted:
                 continue
-            num_new = self._num_new(state, state.num_computed_tokens, budget)
+            num_new = min(state.num_missing_tokens, budget)
+            if self._keeps_states:
+                num_new = self._up_to_state(state, state.num_computed_tokens, num_new)
             if num_new > 0 and self._make_room(state, num_new, shares):
                 shares.append((state, num_new))
                 budget -= num_new
         return budget
 
-    def _num_new(self, state: RequestState, start: int, budget: int) -> int:
-        """How many tokens of a request from `start` on the step may compute."""
-        end = min(state.num_tokens, start + budget)
-        if self._ledger.keeps_states:
-            end = self._ledger.end_of_step(start, end, state.num_prompt_tokens)
+    def _up_to_state(self, state: RequestState, start: int, num_new: int) -> int:
+        """How many of `num_new` tokens from `start` on the step may compute."""
+        end = self._ledger.end_of_step(start, start + num_new, state.num_prompt_tokens)
         return end - start
 
     def _make_room(
@@ -463,7 +465,7 @@ class Scheduler:
         growth = ExpectedGrowth(self._ledger, self._reserve)
         for running in self._running:
             growth.count(running)
-        order = self._in_policy_order()
+        order = self._order.of(self._waiting, self._running)
         if preferred is not None:
             order = [preferred, *(state for state in order if state is not preferred)]
         for state in order:
@@ -477,7 +479,10 @@ class Scheduler:
                 break
             # The lease locks the prefix before room is counted: locked pages are not evictable.
             lease, num_hit = self._ledger.lease(state.namespace, state.matchable_key())
-            end = num_hit + self._num_new(state, num_hit, budget)
+            num_new = min(state.num_tokens - num_hit, budget)
+            if self._keeps_states:
+                num_new = self._up_to_state(state, num_hit, num_new)
+            end = num_hit + num_new
             growth.count(state)
             fits = has_room(
                 missing=self._ledger.missing(lease, state.num_tokens, num_hit, end),
@@ -490,12 +495,9 @@ class Scheduler:
                 break
             self._run(state, lease, num_hit)
             starts.append(state)
-            shares.append((state, end - num_hit))
-            budget -= end - num_hit
+            shares.append((state, num_new))
+            budget -= num_new
         return starts
-
-    def _in_policy_order(self) -> list[RequestState]:
-        return self._order.of(self._waiting, self._running)
 
     # ---- one prefix is computed once ---------------------------------------------------------
 

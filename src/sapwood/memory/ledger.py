@@ -77,10 +77,17 @@ class Ledger:
     def keeps_states(self) -> bool:
         return self._state is not None
 
-    @property
-    def pool_tokens(self) -> int | None:
-        """Tokens that one request may have at most; None: the pools set no limit."""
-        return None if self._full is None else self._pages.num_pages * self.page_size
+    def most_tokens(self, step_tokens: int) -> int | None:
+        """Tokens that one request may have at most, if a step computes up to `step_tokens` of them;
+        None: the pools set no limit, because windows give back what the next step needs."""
+        sizes = [allocator.num_pages for allocator in self._allocators]
+        limits = [] if self._full is None else [sizes[self._full]]
+        limits += [
+            sizes[pool]
+            for pool, window in self._windows
+            if sizes[pool] < pages_of_window(window, step_tokens, self.page_size)
+        ]
+        return min(limits) * self.page_size if limits else None
 
     @property
     def num_pages(self) -> int:
@@ -229,7 +236,7 @@ class Ledger:
         Returns False if a pool has not enough; then nothing was taken.
         """
         if self._is_plain:
-            missing = self.pages_for(num_tokens) - len(lease.pages)
+            missing = -(-num_tokens // self.page_size) - len(lease.pages)
             if missing <= 0:
                 return True
             if missing > self.num_available_pages:

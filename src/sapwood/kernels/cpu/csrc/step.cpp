@@ -47,7 +47,9 @@ void RecordedStep::add(const StepOp& op) {
   if (const RotateAndWriteOp* rotate = std::get_if<RotateAndWriteOp>(&op)) {
     max_positions_ = std::min(max_positions_, rotate->max_positions);
     const std::int64_t places = rotate->cache.num_pages * rotate->cache.page_size;
-    if (rotate->group >= cache_places_.size()) cache_places_.resize(rotate->group + 1, places);
+    if (rotate->group >= cache_places_.size()) {
+      cache_places_.resize(rotate->group + 1, std::numeric_limits<std::int64_t>::max());
+    }
     cache_places_[rotate->group] = std::min(cache_places_[rotate->group], places);
   }
   if (weight_of(op) != nullptr) {
