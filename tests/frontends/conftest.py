@@ -132,7 +132,7 @@ class ScriptedEngine:
                 finish=finish,
             )
 
-        limit = request.sampling.max_new_tokens
+        limit = request.options.sampling.max_new_tokens
         reply = self.tokenizer.encode(self.reply + EOS)
         for i, token_id in enumerate(reply):
             while (self.hold or i == self.hold_after) and self.open[request.request_id]:

@@ -151,8 +151,8 @@ class Scheduler:
                 finish=refusal,
             )
         limit = self._bounds.max_tokens - len(request.prompt_ids)
-        asked = request.sampling.max_new_tokens
-        seed = request.sampling.seed
+        asked = request.options.sampling.max_new_tokens
+        seed = request.options.sampling.seed
         state = RequestState(
             request,
             max_new_tokens=limit if asked is None else min(asked, limit),
@@ -160,7 +160,7 @@ class Scheduler:
             arrival=self._num_arrivals,
             arrival_s=self._clock.now_s(),
         )
-        state.priority = self._precedence.rank(request.priority)
+        state.priority = self._precedence.rank(request.options.priority)
         state.uses_prefixes &= self._pooling is None or self._pooling.uses_prefixes
         self._num_arrivals += 1
         self._open[state.request_id] = state
@@ -307,23 +307,17 @@ class Scheduler:
         def refuse(message: str, status: int, error_type: str) -> Finish:
             return Finish(kind="error", message=message, status=status, error_type=error_type)
 
-        if request.request_id in self._open:
-            return refuse(
-                f"the request id {request.request_id!r} is in use; send another rid, or none",
-                400,
-                "BadRequestError",
-            )
         wrong = (
             self._bounds.why_refused(request)
-            or self._gate.why_refused(request.sampling)
-            or self._precedence.why_refused(request.priority)
+            or self._gate.why_refused(request.options.sampling)
+            or self._precedence.why_refused(request.options.priority)
         )
         if wrong is not None:
             return refuse(wrong, 400, "BadRequestError")
         if (
             len(self._waiting) >= self._max_queued
             and not self._can_run_at_once()
-            and not self._displace(self._precedence.rank(request.priority))
+            and not self._displace(self._precedence.rank(request.options.priority))
         ):
             return refuse("The request queue is full.", 503, "ServiceUnavailableError")
         return None
@@ -549,7 +543,7 @@ class Scheduler:
         self._ledger.release(state.lease)
         self._prefixes.withdraw(state)
         state.lease = None
-        if state.sampling.grammar is not None:
+        if state.options.sampling.grammar is not None:
             self._ended_rows.append(state.row)
         self._free_rows.append(state.row)
         state.row = -1
@@ -567,7 +561,7 @@ class Scheduler:
 
     def _end_if_complete(self, state: RequestState, token_id: int) -> None:
         """End the request if its newest output token ends it."""
-        sampling = state.sampling
+        sampling = state.options.sampling
         may_stop = len(state.output_ids) > sampling.min_new_tokens
         is_eos = token_id in self._eos_token_ids and not sampling.ignore_eos
         # With a grammar, an end of sequence before min_new_tokens was the only token allowed.
@@ -609,7 +603,7 @@ class Scheduler:
             first_scored=first_scored,
             num_scored=num_scored,
             num_hidden=state.num_hidden_among(num_new),
-            answers=reaches_end and state.embed is not None,
+            answers=reaches_end and state.options.embed is not None,
         )
 
     def _output(

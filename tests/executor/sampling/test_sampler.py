@@ -15,6 +15,7 @@ from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.kernels.torch_ops.sampling import NUM_CANDIDATES
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 
@@ -42,7 +43,7 @@ def make_sampler(params: list[SamplingParams], *, seed: int = 0, eos: set[int] |
     for row, one in enumerate(params):
         start = RowStart(
             row=row,
-            sampling=one,
+            options=RequestOptions(sampling=one),
             seed=one.seed if one.seed is not None else seed + row,
             prompt_ids=[1, 2, 3],
             output_ids=[],
@@ -171,7 +172,11 @@ def test_frequency_and_presence_penalties_look_at_the_output() -> None:
 def test_a_row_forgets_the_request_before() -> None:
     sampler = make_sampler([SamplingParams(temperature=0.0, logit_bias={7: 100.0})])
     start = RowStart(
-        row=0, sampling=SamplingParams(temperature=0.0), seed=0, prompt_ids=[1], output_ids=[]
+        row=0,
+        options=RequestOptions(sampling=SamplingParams(temperature=0.0)),
+        seed=0,
+        prompt_ids=[1],
+        output_ids=[],
     )
     sampler.start(start)
     assert int(sampler.sample(ranked_logits()[None], [0], [0])[0]) == 0
@@ -217,4 +222,10 @@ def test_a_window_of_penalties_is_that_of_its_last_tokens(window: int) -> None:
 
 
 def _start(sampling: SamplingParams, prompt: list[int], output: list[int]) -> RowStart:
-    return RowStart(row=0, sampling=sampling, seed=0, prompt_ids=prompt, output_ids=output)
+    return RowStart(
+        row=0,
+        options=RequestOptions(sampling=sampling),
+        seed=0,
+        prompt_ids=prompt,
+        output_ids=output,
+    )

@@ -129,7 +129,7 @@ def test_the_same_grammar_in_two_fields_is_one():
 def test_openai(api, engine, route, fields, expected):
     body = CHAT if "chat" in route else {"prompt": "hi"}
     assert api.post(route, {**body, **fields}).status_code == 200
-    assert engine.submitted[-1].sampling.grammar == expected
+    assert engine.submitted[-1].options.sampling.grammar == expected
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_openai(api, engine, route, fields, expected):
 )
 def test_native(api, engine, fields, expected):
     assert api.post("/generate", {"text": "hi", "sampling_params": fields}).status_code == 200
-    assert engine.submitted[-1].sampling.grammar == expected
+    assert engine.submitted[-1].options.sampling.grammar == expected
 
 
 def test_native_batches_have_one_each(api, engine):
     body = {"text": ["a", "b"], "sampling_params": [{"regex": "x"}, {}]}
     assert api.post("/generate", body).status_code == 200
-    assert [one.sampling.grammar for one in engine.submitted] == [grammars.regex("x"), None]
+    assert [one.options.sampling.grammar for one in engine.submitted] == [grammars.regex("x"), None]
     body = {"text": ["a", "b"], "sampling_params": [{"regex": "x"}, {"regex": ""}]}
     error = api.post("/generate", body).json()["error"]
     assert error["param"] == "sampling_params[1].regex"
@@ -165,7 +165,7 @@ def test_ollama(api, engine, route, given, expected):
     body = {"model": "org/tiny", "stream": False, "format": given}
     body |= CHAT if route == "/api/chat" else {"prompt": "hi"}
     assert api.post(route, body).status_code == 200
-    assert engine.submitted[-1].sampling.grammar == expected
+    assert engine.submitted[-1].options.sampling.grammar == expected
     wrong = api.post(route, {**body, "format": "xml"})
     assert wrong.status_code == 400
     assert "'xml'" in wrong.json()["error"]

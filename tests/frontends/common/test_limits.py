@@ -6,6 +6,7 @@ import pytest
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.common.limits import BodyLimits, RequestLimits
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextGenerator, TextRequest
 
@@ -17,7 +18,13 @@ def request(
     bias: dict[int, float] | None = None,
 ) -> TextRequest:
     sampling = SamplingParams(stop=stop, logit_bias=bias or {})
-    return TextRequest(request_id="r", prompt="Hi", n=n, sampling=sampling, input_embeds=embeds)
+    return TextRequest(
+        request_id="r",
+        prompt="Hi",
+        n=n,
+        options=RequestOptions(sampling=sampling),
+        input_embeds=embeds,
+    )
 
 
 @pytest.mark.parametrize(

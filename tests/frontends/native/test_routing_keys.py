@@ -45,5 +45,5 @@ def test_each_text_has_the_key_of_its_call(
         engine.submitted.clear()
         answer = api.request("POST", path, json=body | more, headers=headers)
         assert answer.status_code == 200, answer.text
-        assert [one.routing_key for one in engine.submitted] == [expected] * 2
+        assert [one.options.routing_key for one in engine.submitted] == [expected] * 2
     assert api.post(path, body | {"routing_key": 3}).status_code == 400

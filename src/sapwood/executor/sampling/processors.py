@@ -58,7 +58,7 @@ class LogitBias:
 
     def start(self, start: RowStart) -> None:
         self._bias.pop(start.row, None)
-        bias = start.sampling.logit_bias
+        bias = start.options.sampling.logit_bias
         if bias:
             ids = upload_one(list(bias), np.int64, self._device)
             values = upload_one(list(bias.values()), np.float32, self._device)
@@ -90,7 +90,7 @@ class MinNewTokens:
 
     def start(self, start: RowStart) -> None:
         self._ends.pop(start.row, None)
-        sampling = start.sampling
+        sampling = start.options.sampling
         if sampling.min_new_tokens:
             eos = frozenset() if sampling.ignore_eos else self._eos
             ids = sorted(eos | set(sampling.stop_token_ids))
@@ -240,7 +240,7 @@ class Penalties:
 
     def start(self, start: RowStart) -> None:
         self._seen.pop(start.row, None)
-        sampling = start.sampling
+        sampling = start.options.sampling
         additive = sampling.frequency_penalty or sampling.presence_penalty
         if sampling.penalty_window == 0 or (not additive and sampling.repetition_penalty == 1.0):
             return

@@ -23,6 +23,7 @@ from sapwood.frontends.common.fields import parse
 from sapwood.frontends.common.sampling import over_defaults, renamed
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import EventStream, until_disconnect
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 
@@ -60,7 +61,7 @@ def to_text_request(turn: Turn) -> TextRequest:
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=False,
-        sampling=turn.sampling,
+        options=RequestOptions(sampling=turn.sampling),
     )
 
 

@@ -48,18 +48,20 @@ async def _embed_all(
         raise EngineUnavailable(f"the engine does not serve: {reason}; try again later")
     embedder = TextEmbedder(services.engine, services.generator, services.tokenizer)
     found: dict[int, PoolingOutput] = {}
-    numbered = iter(enumerate(requests))
 
     async def work() -> None:
-        for index, request in numbered:
+        for index, (request, opened) in numbered:
             async with room:
-                output = await embedder.embed(request)
+                output = await embedder.embed(request, opened)
                 observed[index].answered(output)
                 found[index] = _whole(output)
 
     with ExitStack() as held:
-        for request in requests:
-            held.enter_context(services.open_requests.held(request.request_id))
+        opened = [
+            held.enter_context(services.generator.opened(request.request_id))
+            for request in requests
+        ]
+        numbered = iter(enumerate(zip(requests, opened, strict=True)))
         workers = [asyncio.create_task(work()) for _ in range(min(len(requests), OPEN_AT_A_TIME))]
         try:
             await asyncio.gather(*workers)
@@ -73,7 +75,7 @@ async def _embed_all(
 def _facts(request: EmbedRequest) -> Asked:
     text = request.text
     prompt = "\n".join(text) if isinstance(text, tuple) else text
-    return Asked(request_id=request.request_id, prompt=prompt, priority=request.priority)
+    return Asked(request_id=request.request_id, prompt=prompt, options=request.options)
 
 
 def _whole(output: PoolingOutput) -> PoolingOutput:

@@ -9,72 +9,72 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import msgspec
+
 from sapwood.base.errors import EngineUnavailable
 from sapwood.frontends.common.errors import EngineFailed
 from sapwood.frontends.common.services import Services
 from sapwood.observe.requests import ObservedRequest
-from sapwood.schema.logprobs import TokenLogprobs
-from sapwood.schema.output import Finish
+from sapwood.schema.output import summed
 from sapwood.text.allowance import AnswerAllowance
-from sapwood.text.generation import ScoredPrompt, TextChunk, TextRequest
+from sapwood.text.generation import TextChunk, TextRequest
 
 T = TypeVar("T")
 
 
+_NOTHING = TextChunk(index=0, text="", token_ids=(), num_prompt_tokens=0, num_output_tokens=0)
+_PARTS_AT_MOST = 256
+"""Chunks that are kept apart: adding each to a long text at once would copy that text each time."""
+
+
 @dataclass(slots=True)
 class Choice:
-    """All chunks of one sample so far, put together.
+    """One sample so far.
 
+    last                  the newest chunk, which has the counts so far and the finish
     num_reasoning_tokens  output tokens that were thinking; None: thinking is not separated
     """
 
-    parts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
-    num_cached_tokens: int = 0
-    queue_time_s: float = 0.0
+    last: TextChunk = _NOTHING
     num_reasoning_tokens: int | None = None
-    finish: Finish | None = None
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    prompt: ScoredPrompt | None = None
-    hidden_states: list[bytes] = field(default_factory=list)
+    _parts: list[TextChunk] = field(default_factory=list)
     _first_s: float | None = None
     _num_first_tokens: int = 0
     _last_s: float = 0.0
 
     def add(self, chunk: TextChunk) -> None:
-        self.parts.append(chunk.text)
-        self.token_ids.extend(chunk.token_ids)
-        if chunk.logprobs is not None:
-            self.logprobs.append(chunk.logprobs)
-            self.offsets.extend(chunk.offsets)
-        self.prompt = self.prompt or chunk.prompt
-        self.count(chunk)
+        self._take(chunk)
+        self._keep(chunk)
 
     def count(self, chunk: TextChunk) -> None:
-        """Take over the chunk's counters and hidden states, for answers that keep no text."""
+        """Take over the chunk's counts and hidden states, for answers that keep no text."""
+        self._take(chunk)
+        if chunk.hidden_states:
+            self._keep(msgspec.structs.replace(_NOTHING, hidden_states=chunk.hidden_states))
+
+    @property
+    def whole(self) -> TextChunk:
+        """The sum of all chunks that were added; of those that were counted, the hidden states."""
+        if len(self._parts) > 1:
+            self._parts = [summed(self._parts)]
+        return self._parts[0] if self._parts else _NOTHING
+
+    def _keep(self, chunk: TextChunk) -> None:
+        self._parts.append(chunk)
+        if len(self._parts) > _PARTS_AT_MOST:
+            self._parts = [summed(self._parts)]
+
+    def _take(self, chunk: TextChunk) -> None:
         self._last_s = time.monotonic()
         if self._first_s is None and chunk.num_output_tokens:
             self._first_s, self._num_first_tokens = self._last_s, chunk.num_output_tokens
-        self.num_prompt_tokens = chunk.num_prompt_tokens
-        self.num_output_tokens = chunk.num_output_tokens
-        self.num_cached_tokens = chunk.num_cached_tokens
-        self.queue_time_s = chunk.queue_time_s
-        self.finish = chunk.finish
-        if chunk.hidden_states:
-            self.hidden_states += chunk.hidden_states
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts)
+        self.last = chunk
 
     @property
     def decode_throughput(self) -> float | None:
         """Output tokens per second after the first chunk; None until more tokens have come."""
         seconds = self._last_s - (self._first_s or self._last_s)
-        num_tokens = self.num_output_tokens - self._num_first_tokens
+        num_tokens = self.last.num_output_tokens - self._num_first_tokens
         return num_tokens / seconds if num_tokens > 0 and seconds > 0 else None
 
 
@@ -93,19 +93,24 @@ async def generate(
     """
     services.limits.check(requests)
     allowance = services.limits.allowance()
-    if any(request.logprobs is not None or request.return_hidden_states for request in requests):
+    if any(
+        request.options.logprobs is not None or request.options.return_hidden_states
+        for request in requests
+    ):
         requests = [replace(request, allowance=allowance) for request in requests]
     with services.observer.observing(requests) as observed, ExitStack() as held:
         reason = services.engine.unavailable_reason
         if reason is not None:
             raise EngineUnavailable(f"the engine does not serve: {reason}; try again later")
-        for request in requests:
-            held.enter_context(services.open_requests.held(request.request_id))
+        opened = [
+            held.enter_context(services.generator.opened(request.request_id, request.n))
+            for request in requests
+        ]
         streams = [
             services.generator.generate(
-                request if observation.trace is None else _traced(request, observation)
+                request if observation.trace is None else _traced(request, observation), one
             )
-            for request, observation in zip(requests, observed, strict=True)
+            for request, observation, one in zip(requests, observed, opened, strict=True)
         ]
         async with aclosing(merged(streams)) as chunks:
             async for position, chunk in chunks:
@@ -120,8 +125,8 @@ def _take(
     allowance: AnswerAllowance, request: TextRequest, chunk: TextChunk, *, keeps_logprobs: bool
 ) -> None:
     """Count what the chunk brought; InvalidRequest if it is too much for one answer."""
-    if keeps_logprobs and chunk.logprobs is not None and request.logprobs is not None:
-        allowance.take_logprobs(len(chunk.logprobs) * request.logprobs.num_per_token)
+    if keeps_logprobs and chunk.logprobs is not None and request.options.logprobs is not None:
+        allowance.take_logprobs(len(chunk.logprobs) * request.options.logprobs.num_per_token)
     if chunk.hidden_states:
         allowance.take_hidden(sum(map(len, chunk.hidden_states)))
 

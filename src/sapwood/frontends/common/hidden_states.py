@@ -20,12 +20,12 @@ async def encoded_hidden_states(choice: Choice) -> orjson.Fragment:
     the last, which is never computed.
     """
     vectors: list[bytes] = []
-    for packed in choice.hidden_states:
+    for packed in choice.whole.hidden_states:
         vectors.append(_encoded(packed))
         if len(vectors) % VECTORS_AT_A_TIME == 0:
             await asyncio.sleep(0)
-    prompt = _listed(vectors[: choice.num_prompt_tokens])
-    return orjson.Fragment(_listed([prompt, *vectors[choice.num_prompt_tokens :]]))
+    prompt = _listed(vectors[: choice.last.num_prompt_tokens])
+    return orjson.Fragment(_listed([prompt, *vectors[choice.last.num_prompt_tokens :]]))
 
 
 def encoded_last_hidden_state(choice: Choice) -> orjson.Fragment:
@@ -33,9 +33,9 @@ def encoded_last_hidden_state(choice: Choice) -> orjson.Fragment:
 
     An empty list if that token is the prompt's.
     """
-    if len(choice.hidden_states) <= choice.num_prompt_tokens:
+    if len(choice.whole.hidden_states) <= choice.last.num_prompt_tokens:
         return orjson.Fragment(b"[]")
-    return orjson.Fragment(_encoded(choice.hidden_states[-1]))
+    return orjson.Fragment(_encoded(choice.whole.hidden_states[-1]))
 
 
 def _encoded(packed: bytes) -> bytes:

@@ -67,7 +67,7 @@ class RequestLimits:
             )
         num_ids = Counter[str]()
         for request in requests:
-            for name, token_ids in request.sampling.token_ids():
+            for name, token_ids in request.options.sampling.token_ids():
                 num_ids[name] += len(token_ids) * request.n
         for name, count in num_ids.items():
             if count > self.max_token_ids:
@@ -77,7 +77,7 @@ class RequestLimits:
                     param=name,
                 )
         for request in requests:
-            self._check_stop(request.sampling.stop)
+            self._check_stop(request.options.sampling.stop)
 
     def _check_stop(self, stop: Sequence[str]) -> None:
         if len(stop) > self.max_stop_strings:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,30 +23,6 @@ from sapwood.text.tokenizer import Tokenizer
 
 WEIGHT_VERSION = "default"
 """The name of the weights that the server started with; they never change while it runs."""
-
-
-class OpenRequests:
-    """The ids of the text requests that are being answered; an id is open once at a time."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, None] = {}
-
-    @contextmanager
-    def held(self, request_id: str) -> Iterator[None]:
-        """Raises InvalidRequest if a request with that id is open."""
-        if request_id in self._ids:
-            raise InvalidRequest(
-                f"a request with rid {request_id!r} is still open; choose another rid", param="rid"
-            )
-        self._ids[request_id] = None
-        try:
-            yield
-        finally:
-            del self._ids[request_id]
-
-    def matching(self, prefix: str) -> list[str]:
-        """Open ids that start with `prefix`, oldest first."""
-        return [request_id for request_id in self._ids if request_id.startswith(prefix)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +66,6 @@ class Services:
     options: Mapping[str, object] = field(default_factory=dict)
     pooling: Pooling | None = None
     clock: Clock = field(default_factory=MonotonicClock)
-    open_requests: OpenRequests = field(default_factory=OpenRequests)
     limits: RequestLimits = field(default_factory=RequestLimits)
     observer: RequestObserver = field(default_factory=RequestObserver)
     figures: EngineFigures | None = None

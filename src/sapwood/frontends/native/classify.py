@@ -20,6 +20,7 @@ from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.schema.pooling import Pooling
+from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
 
 
@@ -50,7 +51,11 @@ async def classify(request: Request, services: Services) -> Response:
     texts, _ = texts_of(asked.input, "input")
     key = routing_key(request, asked.routing_key)
     requests = [
-        EmbedRequest(request_id=request_id, text=text, priority=asked.priority, routing_key=key)
+        EmbedRequest(
+            request_id=request_id,
+            text=text,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
+        )
         for request_id, text in zip(
             request_ids(asked.rid, len(texts), "classify"), texts, strict=True
         )

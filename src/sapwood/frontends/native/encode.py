@@ -28,6 +28,7 @@ from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.schema.pooling import Task
+from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, shortened
 
 
@@ -85,8 +86,7 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
             request_id=request_id,
             text=text,
             param=param,
-            priority=asked.priority,
-            routing_key=key,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
         )
         for request_id, text in zip(
             request_ids(asked.rid, len(texts), "encode"), texts, strict=True

@@ -26,6 +26,7 @@ from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.frontends.common.unsupported import refuse
+from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
 
 DEFAULT_INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
@@ -125,8 +126,7 @@ def _pairs(
             request_id=request_id,
             text=(asked.query, document),
             param="documents",
-            priority=asked.priority,
-            routing_key=key,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
         )
         for request_id, document in zip(ids, asked.documents, strict=True)
     ]
@@ -160,8 +160,7 @@ def _judgements(
                 add_special_tokens=False,
                 param="documents",
                 label_ids=labels,
-                priority=asked.priority,
-                routing_key=key,
+                options=RequestOptions(priority=asked.priority, routing_key=key),
             )
         )
     return requests

@@ -22,6 +22,7 @@ from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
 from sapwood.schema.logprobs import MAX_TOKEN_IDS
+from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, softmax
 
 Labels = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=MAX_TOKEN_IDS)]
@@ -74,8 +75,7 @@ async def score(request: Request, services: Services) -> Response:
             text=prompt,
             param="items",
             label_ids=tuple(asked.label_token_ids),
-            priority=asked.priority,
-            routing_key=key,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
         )
         for request_id, prompt in zip(
             request_ids(asked.rid, len(prompts), "score"), prompts, strict=True

@@ -39,6 +39,7 @@ from sapwood.frontends.ollama.stream import (
     whole,
 )
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.request import RequestOptions
 from sapwood.text.answer import AnswerShape
 from sapwood.text.generation import TextRequest
 
@@ -92,8 +93,7 @@ async def _answer(
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=is_raw,
-        sampling=turn.sampling,
-        logprobs=_logprobs(asked),
+        options=RequestOptions(sampling=turn.sampling, logprobs=_logprobs(asked)),
     )
     if asked.stream:
         return EventStream(lines(services, text_request, turn, answer), ollama_body, FRAMING)

@@ -27,8 +27,8 @@ from sapwood.frontends.openai.protocol import (
 )
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
-    namespace,
     request_ids,
+    request_options,
     sampling_params,
 )
 from sapwood.frontends.openai.stream import (
@@ -47,9 +47,7 @@ async def chat_completions(request: Request, services: Services) -> Response:
     services.check_model(asked.model)
     check_stream_options(asked)
     turn = to_turn(asked, services)
-    text_request = replace(
-        to_text_request(asked, turn), routing_key=routing_key(request, asked.routing_key)
-    )
+    text_request = to_text_request(asked, turn, routing_key(request, asked.routing_key))
     created = int(time.time())
     if asked.stream:
         encoder = EventEncoder(
@@ -75,9 +73,9 @@ async def chat_completions(request: Request, services: Services) -> Response:
             "choices": [
                 {"index": index, "message": _answer(sample.answer, turn)}
                 | finish_fields(
-                    choice.finish,
+                    choice.last.finish,
                     logprobs[index],
-                    sample.finish_reason(choice.finish),
+                    sample.finish_reason(choice.last.finish),
                 )
                 | hidden_field(asked.return_hidden_states, choice)
                 for index, (choice, sample) in enumerate(samples)
@@ -139,7 +137,8 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
     return replace(turn, tells_cut_calls=True)
 
 
-def to_text_request(asked: ChatRequest, turn: Turn) -> TextRequest:
+def to_text_request(asked: ChatRequest, turn: Turn, key: str = "") -> TextRequest:
+    """key: the routing key"""
     if isinstance(asked.rid, list):
         raise InvalidRequest("rid must be one string, since a chat is one prompt", param="rid")
     request_id, _ = request_ids(asked, 1, "chatcmpl")
@@ -148,12 +147,8 @@ def to_text_request(asked: ChatRequest, turn: Turn) -> TextRequest:
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=asked.add_special_tokens is True,
-        sampling=turn.sampling,
-        logprobs=chat_options(asked),
-        return_hidden_states=asked.return_hidden_states,
+        options=request_options(asked, turn.sampling, chat_options(asked), key),
         n=asked.n,
-        extra_key=namespace(asked),
-        priority=asked.priority,
     )
 
 

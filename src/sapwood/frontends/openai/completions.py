@@ -20,8 +20,8 @@ from sapwood.frontends.openai.logprobs import choice_logprobs, completion_option
 from sapwood.frontends.openai.protocol import COMPLETION_FIELDS, CompletionRequest
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
-    namespace,
     request_ids,
+    request_options,
     sampling_params,
 )
 from sapwood.frontends.openai.stream import (
@@ -71,8 +71,8 @@ async def completions(request: Request, services: Services) -> Response:
             "created": created,
             "model": services.model_name,
             "choices": [
-                {"index": index, "text": opening[index // asked.n] + choice.text}
-                | finish_fields(choice.finish, logprobs[index])
+                {"index": index, "text": opening[index // asked.n] + choice.whole.text}
+                | finish_fields(choice.last.finish, logprobs[index])
                 | hidden_field(asked.return_hidden_states, choice)
                 for index, choice in enumerate(samples)
             ],
@@ -100,19 +100,14 @@ def to_text_requests(
     answer_id, ids = request_ids(asked, len(prompts), "cmpl")
     max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name="max_tokens")
-    logprobs = completion_options(asked)
+    options = request_options(asked, sampling, completion_options(asked), key)
     return answer_id, [
         TextRequest(
             request_id=request_id,
             prompt=prompt,
             add_special_tokens=asked.add_special_tokens is not False,
-            sampling=sampling,
-            logprobs=logprobs,
-            return_hidden_states=asked.return_hidden_states,
+            options=options,
             n=asked.n,
-            extra_key=namespace(asked),
-            priority=asked.priority,
-            routing_key=key,
         )
         for request_id, prompt in zip(ids, prompts, strict=True)
     ]

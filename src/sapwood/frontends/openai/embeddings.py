@@ -24,6 +24,7 @@ from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
 from sapwood.frontends.common.routing import routing_key
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.common.sse import until_disconnect
+from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 
 
@@ -82,7 +83,11 @@ async def embeddings(request: Request, services: Services) -> Response:
     texts, _ = texts_of(asked.input, "input")
     key = routing_key(request, asked.routing_key)
     requests = [
-        EmbedRequest(request_id=request_id, text=text, priority=asked.priority, routing_key=key)
+        EmbedRequest(
+            request_id=request_id,
+            text=text,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
+        )
         for request_id, text in zip(request_ids(asked.rid, len(texts), "embd"), texts, strict=True)
     ]
     answers = await until_disconnect(embed_all(services, requests), request.receive)

@@ -12,6 +12,8 @@ from sapwood.frontends.common.grammar import chosen_grammar
 from sapwood.frontends.common.sampling import renamed, stop_strings
 from sapwood.frontends.common.services import Services
 from sapwood.frontends.openai.protocol import GenerationRequest
+from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
 
 
@@ -85,6 +87,20 @@ def namespace(asked: GenerationRequest) -> str:
     if not asked.cache_salt:
         return asked.extra_key
     return f"{len(asked.cache_salt)}:{asked.cache_salt}{asked.extra_key}"
+
+
+def request_options(
+    asked: GenerationRequest, sampling: SamplingParams, logprobs: LogprobOptions | None, key: str
+) -> RequestOptions:
+    """key: the routing key"""
+    return RequestOptions(
+        sampling=sampling,
+        logprobs=logprobs,
+        return_hidden_states=asked.return_hidden_states,
+        extra_key=namespace(asked),
+        priority=asked.priority,
+        routing_key=key,
+    )
 
 
 def request_ids(asked: GenerationRequest, num_prompts: int, prefix: str) -> tuple[str, list[str]]:
