@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import tokenizers
 
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.output import CacheFlushed, EngineReady, EngineStatus, Finish, RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.text.generation import TextGenerator

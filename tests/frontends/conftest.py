@@ -19,9 +19,9 @@ import tokenizers
 import uvicorn
 
 from sapwood.base.errors import EngineUnavailable
-from sapwood.frontends.common.access import Access
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
+from sapwood.http.access import Access
 from sapwood.schema.output import (
     CacheFlushed,
     CallDone,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import EngineReady, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling

@@ -15,11 +15,12 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from openai.types.shared_params.reasoning import Reasoning
 
 from sapwood.frontends.anthropic import protocol as anthropic
-from sapwood.frontends.common.unsupported import HEADER, MAX_NAME_CHARS, MAX_NAMED
 from sapwood.frontends.ollama import protocol as ollama
 from sapwood.frontends.openai import protocol as openai
 from sapwood.frontends.responses import protocol as responses
 from sapwood.frontends.server import create_app
+from sapwood.http.unsupported import HEADER
+from sapwood.schema.unsupported import MAX_NAME_CHARS, MAX_NAMED
 from tests.frontends.chats import changes, tools_of
 from tests.frontends.conftest import Api
 from tests.frontends.peer_requests import HI, REQUESTS
@@ -370,7 +371,7 @@ def test_a_long_unknown_name_costs_no_time_for_similar_names(monkeypatch):
     import difflib
 
     from sapwood.base.errors import InvalidRequest
-    from sapwood.frontends.common.fields import parse
+    from sapwood.schema.fields import parse
 
     looked_for = []
     similar = difflib.get_close_matches

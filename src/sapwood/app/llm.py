@@ -29,12 +29,11 @@ from sapwood.app.services import build_services
 from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
-from sapwood.frontends.common.chat import Turn
-from sapwood.frontends.common.embed import check_dimensions, embed_all
-from sapwood.frontends.common.errors import EngineFailed
-from sapwood.frontends.common.generate import Choice
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.native.score import joined, scores_of
+from sapwood.frontends.serving.chat import Turn
+from sapwood.frontends.serving.embed import check_dimensions, embed_all
+from sapwood.frontends.serving.generate import Choice, EngineFailed
+from sapwood.frontends.serving.scoring import scored_prompt, scores_of
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.options import gather
 from sapwood.schema.config.scheduler import ResolvedScheduler
@@ -256,7 +255,7 @@ class LLM:
         requests = [
             EmbedRequest(
                 request_id=f"llm-{next(self._numbers)}",
-                text=joined(start, item, item_first=item_first),
+                text=scored_prompt(start, item, item_first=item_first),
                 param="items",
                 label_ids=tuple(int(label) for label in label_token_ids),
             )

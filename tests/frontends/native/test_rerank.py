@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from sapwood.text.tokenizer import Tokenizer
 from tests.frontends.conftest import EOS, Api
 from tests.frontends.pooling import (

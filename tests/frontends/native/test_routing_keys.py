@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.pooling import Pooling
 from tests.frontends.conftest import Api
 from tests.frontends.native.test_rerank import replace_context, word_tokenizer

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.output import RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.text.generation import TextGenerator

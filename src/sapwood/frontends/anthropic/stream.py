@@ -10,11 +10,11 @@ import orjson
 
 from sapwood.base.errors import SapwoodError
 from sapwood.frontends.anthropic.errors import anthropic_statuses
-from sapwood.frontends.common.chat import Turn, TurnSample
-from sapwood.frontends.common.errors import anthropic_body
-from sapwood.frontends.common.generate import Choice, generate
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import EVENT_STREAM, Framing
+from sapwood.frontends.serving.chat import Turn, TurnSample
+from sapwood.frontends.serving.generate import Choice, generate
+from sapwood.frontends.serving.services import Services
+from sapwood.http.errors import anthropic_body
+from sapwood.http.sse import EVENT_STREAM, Framing
 from sapwood.schema.output import Finish
 from sapwood.text.events import (
     Answer,

@@ -9,14 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import EngineUnavailable, InvalidRequest
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.embed import embed_all
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.generate import collect
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.common.sse import until_disconnect
 from sapwood.frontends.native.protocol import ABORT_FIELDS
+from sapwood.frontends.serving.embed import embed_all
+from sapwood.frontends.serving.generate import collect
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import parse
 from sapwood.schema.output import EngineReady
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams

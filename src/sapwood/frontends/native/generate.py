@@ -12,24 +12,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response, native_body
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.generate import Choice, collect, generate
-from sapwood.frontends.common.grammar import chosen_grammar
-from sapwood.frontends.common.hidden_states import encoded_hidden_states
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.sampling import renamed, stop_strings
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.common.sse import EventStream, event, until_disconnect
 from sapwood.frontends.native.input_embeds import prompts_of_vectors
 from sapwood.frontends.native.logprobs import LogprobLists, logprob_options
 from sapwood.frontends.native.protocol import (
     GENERATE_FIELDS,
     SAMPLING_FIELDS,
     GenerateRequest,
-    SamplingFields,
+    NativeSampling,
 )
+from sapwood.frontends.serving.generate import Choice, collect, generate
+from sapwood.frontends.serving.grammar import chosen_grammar
+from sapwood.frontends.serving.hidden_states import encoded_hidden_states
+from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response, native_body
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import EventStream, event, until_disconnect
+from sapwood.schema.fields import parse
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import Finish
 from sapwood.schema.request import RequestOptions
@@ -219,7 +219,7 @@ def _request_ids(rid: str | list[str] | None, num_prompts: int) -> list[str]:
 
 def _sampling(
     given: dict[str, Any], where: str, processor: str | None
-) -> tuple[SamplingParams, SamplingFields]:
+) -> tuple[SamplingParams, NativeSampling]:
     """(the sampling parameters, the fields that they came from)"""
     fields = parse(given, SAMPLING_FIELDS, where=where)
     grammar = chosen_grammar(
@@ -233,25 +233,11 @@ def _sampling(
         params = SamplingParams(
             max_new_tokens=fields.max_new_tokens,
             min_new_tokens=fields.min_new_tokens,
-            temperature=fields.temperature,
-            top_k=fields.top_k,
-            top_p=fields.top_p,
-            min_p=fields.min_p,
-            frequency_penalty=fields.frequency_penalty,
-            presence_penalty=fields.presence_penalty,
-            repetition_penalty=fields.repetition_penalty,
-            logit_bias=fields.logit_bias,
             seed=fields.sampling_seed,
-            stop=stop_strings(fields.stop),
-            stop_regex=stop_strings(fields.stop_regex),
-            stop_token_ids=tuple(fields.stop_token_ids),
-            ignore_eos=fields.ignore_eos,
-            no_stop_trim=fields.no_stop_trim,
-            skip_special_tokens=fields.skip_special_tokens,
-            spaces_between_special_tokens=fields.spaces_between_special_tokens,
             custom_logit_processor=processor,
             custom_params=fields.custom_params if processor is not None else {},
             grammar=grammar,
+            **fields.given(),
         )
     except InvalidRequest as error:
         raise renamed(error, {"seed": "sampling_seed"}, where=where) from None
@@ -317,7 +303,7 @@ def _own_names() -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if error.param not in SamplingFields.__struct_fields__:
+        if error.param not in NativeSampling.__struct_fields__:
             raise
         path = f"sampling_params.{error.param}"
         raise InvalidRequest(error.message.replace(error.param, path, 1), param=path) from None

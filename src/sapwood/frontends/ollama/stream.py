@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 
 from sapwood.base.errors import EngineUnavailable, SapwoodError
-from sapwood.frontends.common.chat import Turn
-from sapwood.frontends.common.encoded_lists import EncodedList
-from sapwood.frontends.common.errors import ollama_body
-from sapwood.frontends.common.generate import Choice, generate
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import Framing
-from sapwood.frontends.common.token_entries import token_entries
+from sapwood.frontends.serving.chat import Turn
+from sapwood.frontends.serving.encoded_lists import EncodedList
+from sapwood.frontends.serving.generate import Choice, generate
+from sapwood.frontends.serving.services import Services
+from sapwood.frontends.serving.token_entries import token_entries
+from sapwood.http.errors import ollama_body
+from sapwood.http.sse import Framing
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.text.events import Answer as Whole
 from sapwood.text.events import AnswerBuilder, Content, Event, Reasoning, ToolCall

@@ -10,14 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.chat import Conversation, Turn, collect_turn, plan_turn
-from sapwood.frontends.common.errors import json_response, openai_body
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.common.sse import EventStream, until_disconnect
-from sapwood.frontends.common.tools import openai_tool_use
 from sapwood.frontends.openai.logprobs import chat_options, choice_logprobs
 from sapwood.frontends.openai.protocol import (
     CHAT_FIELDS,
@@ -38,6 +30,14 @@ from sapwood.frontends.openai.stream import (
     hidden_field,
     usage,
 )
+from sapwood.frontends.serving.chat import Conversation, Turn, collect_turn, plan_turn
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.tools import openai_tool_use
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response, openai_body
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import EventStream, until_disconnect
+from sapwood.schema.fields import parse
 from sapwood.text.events import Answer
 from sapwood.text.generation import TextRequest
 

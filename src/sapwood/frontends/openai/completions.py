@@ -8,14 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response, openai_body
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.generate import collect
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.common.sse import EventStream, until_disconnect
-from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.openai.logprobs import choice_logprobs, completion_options
 from sapwood.frontends.openai.protocol import COMPLETION_FIELDS, CompletionRequest
 from sapwood.frontends.openai.sampling import (
@@ -31,6 +23,14 @@ from sapwood.frontends.openai.stream import (
     hidden_field,
     usage,
 )
+from sapwood.frontends.serving.generate import collect
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response, openai_body
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import EventStream, until_disconnect
+from sapwood.schema.fields import parse
+from sapwood.schema.unsupported import refuse
 from sapwood.text.generation import TextRequest
 
 DEFAULT_MAX_TOKENS = 16

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.encoded_lists import EncodedList, in_pieces
-from sapwood.frontends.common.generate import Choice
-from sapwood.frontends.common.sampling import renamed
-from sapwood.frontends.common.token_entries import token_entries
 from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
+from sapwood.frontends.serving.encoded_lists import EncodedList, in_pieces
+from sapwood.frontends.serving.generate import Choice
+from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.token_entries import token_entries
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.text.detokenizer import IncrementalDetokenizer
 from sapwood.text.generation import ScoredPrompt, TextChunk, TextRequest

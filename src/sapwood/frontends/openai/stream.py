@@ -8,12 +8,12 @@ from typing import Literal
 
 import orjson
 
-from sapwood.frontends.common.chat import Turn
-from sapwood.frontends.common.generate import Choice, generate
-from sapwood.frontends.common.hidden_states import encoded_last_hidden_state
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.openai.logprobs import chunk_logprobs
 from sapwood.frontends.openai.protocol import StreamOptions
+from sapwood.frontends.serving.chat import Turn
+from sapwood.frontends.serving.generate import Choice, generate
+from sapwood.frontends.serving.hidden_states import encoded_last_hidden_state
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.output import Finish
 from sapwood.text.events import CallArguments, CallStart, Content, Event, Reasoning
 from sapwood.text.generation import TextRequest
