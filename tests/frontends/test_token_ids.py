@@ -34,6 +34,7 @@ CASES: list[tuple[str, Pooling | None, dict[str, Any], str]] = [
         for name, params in (
             ("logit_bias", {"logit_bias": {str(UNKNOWN): 1}}),
             ("stop_token_ids", {"stop_token_ids": [1, UNKNOWN]}),
+            ("allowed_token_ids", {"allowed_token_ids": [1, UNKNOWN]}),
         )
     ),
     *(
@@ -55,6 +56,7 @@ CASES: list[tuple[str, Pooling | None, dict[str, Any], str]] = [
             ("logit_bias", {"logit_bias": {str(UNKNOWN): 1}}),
             ("stop_token_ids", {"stop_token_ids": [1, UNKNOWN]}),
             ("stop_token_ids", {"stop_token_ids": [1] * 300}),
+            ("allowed_token_ids", {"allowed_token_ids": [1, UNKNOWN]}),
             ("custom_params", DISALLOWED | {"custom_params": {"token_ids": [-1]}}),
         )
     ),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sapwood.executor.rows import RowTable
-from sapwood.executor.sampling.processors import LogitBias, MinNewTokens, Penalties
+from sapwood.executor.sampling.processors import AllowedTokens, LogitBias, MinNewTokens, Penalties
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
@@ -38,7 +38,12 @@ def _draw_with(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def make_sampler(params: list[SamplingParams], *, seed: int = 0, eos: set[int] | None = None):
     rows = RowTable(num_rows=len(params), max_pages=1, device=CPU)
-    processors = [LogitBias(CPU), Penalties(CPU, KERNELS[0]), MinNewTokens(eos or set(), CPU)]
+    processors = [
+        LogitBias(CPU),
+        Penalties(CPU, KERNELS[0]),
+        MinNewTokens(eos or set(), CPU),
+        AllowedTokens(CPU),
+    ]
     sampler = Sampler(rows, processors, KERNELS[0])
     for row, one in enumerate(params):
         start = RowStart(
@@ -147,6 +152,27 @@ def test_min_new_tokens_forbids_the_end_until_then() -> None:
     sampler = make_sampler([params], eos={0})
     tokens = [sample_next(sampler, ranked_logits(), position) for position in range(3)]
     assert tokens == [2, 2, 0]
+
+
+def test_only_allowed_tokens_come_and_only_where_they_are_asked_for() -> None:
+    allowed = SamplingParams(temperature=1.0, allowed_token_ids=(7, 20, 7))
+    sampler = make_sampler([allowed, SamplingParams(temperature=0.0)])
+    logits = ranked_logits().repeat(2, 1)
+    seen = {tuple(sampler.sample(logits.clone(), [0, 1], [i, i]).tolist()) for i in range(50)}
+    assert {first for first, _ in seen} <= {7, 20}
+    assert {second for _, second in seen} == {int(ranked_logits().argmax())}
+    biased = make_sampler(
+        [SamplingParams(temperature=0.0, allowed_token_ids=(7, 20), logit_bias={20: 100.0})]
+    )
+    assert sample_next(biased, ranked_logits(), 0) == 20
+
+
+def test_allowed_tokens_that_would_end_the_output_too_early_come_all_the_same() -> None:
+    params = SamplingParams(temperature=0.0, min_new_tokens=1, allowed_token_ids=(0, 1))
+    assert sample_next(make_sampler([params], eos={0, 1}), ranked_logits(), 0) in (0, 1)
+    params = SamplingParams(temperature=0.0, min_new_tokens=1, allowed_token_ids=(0, 9))
+    sampler = make_sampler([params], eos={0})
+    assert [sample_next(sampler, ranked_logits(), i) for i in (0, 1)] == [9, 0]
 
 
 def test_repetition_penalty_looks_at_prompt_and_output() -> None:

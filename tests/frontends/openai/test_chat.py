@@ -109,6 +109,7 @@ def test_every_sampling_field_arrives(api, engine):
         "seed": 42,
         "stop": ["a", "b", "c", "d", "e"],
         "stop_token_ids": [9],
+        "allowed_token_ids": [5, 9],
         "ignore_eos": True,
         "no_stop_trim": True,
         "skip_special_tokens": False,
@@ -127,6 +128,7 @@ def test_every_sampling_field_arrives(api, engine):
     assert sampling.seed == 42
     assert sampling.stop == ("a", "b", "c", "d", "e")
     assert sampling.stop_token_ids == (9,)
+    assert sampling.allowed_token_ids == (5, 9)
     assert sampling.ignore_eos
     assert sampling.no_stop_trim
     assert not sampling.skip_special_tokens

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from sapwood.frontends.observability import engine_figures
+from sapwood.frontends.serving import engine_figures
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.requests import RequestObserver

@@ -108,6 +108,43 @@ class MinNewTokens:
         return None
 
 
+class AllowedTokens:
+    """Forbids all tokens but those that the request lists.
+
+    Comes after `MinNewTokens`: a request that lists nothing but tokens that would end it too early
+    gets these, since one must be chosen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._allowed: dict[int, Tensor] = {}
+
+    @property
+    def stateful_rows(self) -> AbstractSet[int]:
+        return NOBODY
+
+    def start(self, start: RowStart) -> None:
+        self._allowed.pop(start.row, None)
+        ids = sorted(set(start.options.sampling.allowed_token_ids))
+        if ids:
+            self._allowed[start.row] = upload_one(ids, np.int64, self._device)
+
+    def apply(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> None:
+        if not self._allowed:
+            return
+        for index, row in enumerate(rows):
+            if row in self._allowed:
+                ids = self._allowed[row]
+                kept = logits[index].index_select(0, ids)
+                # Chosen on the device, which would otherwise have to be waited for.
+                kept = torch.where(kept.isneginf().all(), 0.0, kept)
+                logits[index] = -torch.inf
+                logits[index].index_copy_(0, ids, kept)
+
+    def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        return None
+
+
 class _Seen:
     """The distinct tokens of one request that get a penalty.
 

@@ -191,7 +191,6 @@ _NOT_OFFERED: dict[str, NotOffered] = {
     **GENERATION,
     "moderation": NotOffered(why="nothing is moderated"),
     # vLLM
-    "allowed_token_ids": NotOffered(why="a grammar says what may be written"),
     "bad_words": NotOffered(why="logit_bias keeps tokens away"),
     "early_stopping": NotOffered(why=_NO_BEAMS),
     "ec_transfer_params": NotOffered(why="encoding and decoding are not apart here"),

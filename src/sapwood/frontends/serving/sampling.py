@@ -26,6 +26,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: dict[TokenId, float] = {}
+    allowed_token_ids: list[TokenId] = []
     stop: str | list[str] = []
     stop_regex: str | list[str] = []
     stop_token_ids: list[TokenId] = []
