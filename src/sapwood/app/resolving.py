@@ -85,15 +85,7 @@ def resolve_config(
 
     is_verified  whether the files have been compared with their checksums already, if they must be
     """
-    files = fetch_model(
-        asked.model.model,
-        home=home,
-        revision=asked.model.revision,
-        load_format=asked.model.load_format,
-        offline=asked.model.offline,
-        checksum=None if is_verified else asked.model.model_checksum,
-        progress=progress,
-    )
+    files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
         refuse_foreign_code(hf_config, {*ARCHITECTURES.names(), *ENCODERS})
@@ -103,16 +95,16 @@ def resolve_config(
             is_embedding=asked.model.is_embedding,
             method=asked.model.pooling_method,
         )
-        shape = _read_shape(hf_config, pooling)
+        shape = read_shape(hf_config, pooling)
         dtype = checkpoint_dtype(hf_config)
         if isinstance(shape, DecoderConfig):
             ARCHITECTURES.get(shape.architecture)  # refuses an unknown architecture
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
-    facts = _model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
     platform = read_platform()
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
+    facts = model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
     config, decisions = resolve(asked, machine, facts)
     shape = shape.for_context(config.model.context_length)
     kernels = _choose_kernels(config, shape, platform, decisions)
@@ -146,7 +138,7 @@ def _choose_kernels(
     )
     selection = select_kernels(need, config.execution.kernels)
     kernels = selection.kernels
-    why = _explain_kernels(selection, slower_because(platform, config.execution.kernels))
+    why = explain_kernels(selection, slower_because(platform, config.execution.kernels))
     decisions.append(Decision("kernels", kernels.name, why))
     quantization = config.model.quantization
     if quantization is not None and not kernels.multiplies_quantized:
@@ -155,7 +147,21 @@ def _choose_kernels(
     return selection
 
 
-def _explain_kernels(selection: Selection, slower: str | None) -> str:
+def fetch_files(
+    asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
+) -> ModelFiles:
+    return fetch_model(
+        asked.model.model,
+        home=home,
+        revision=asked.model.revision,
+        load_format=asked.model.load_format,
+        offline=asked.model.offline,
+        checksum=None if is_verified else asked.model.model_checksum,
+        progress=progress,
+    )
+
+
+def explain_kernels(selection: Selection, slower: str | None) -> str:
     """Why these kernels, with which instructions, and why they are slower than they could be."""
     kernels = selection.kernels
     why = f"{selection.why}, with {kernels.isa} instructions" if kernels.isa else selection.why
@@ -178,7 +184,7 @@ def machine_facts(
     )
 
 
-def _model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str) -> ModelFacts:
+def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str) -> ModelFacts:
     """What resolution needs to know of a model; ConfigError for an unknown checkpoint format."""
     form = checkpoint_format(files)
     match shape:
@@ -206,7 +212,7 @@ def _model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str
     )
 
 
-def _read_shape(hf_config: Mapping[str, Any], pooling: Pooling | None) -> Shape:
+def read_shape(hf_config: Mapping[str, Any], pooling: Pooling | None) -> Shape:
     """The sizes of the model; ConfigError if its architecture is not implemented."""
     if pooling is None:
         return DecoderConfig.from_hf(hf_config)
