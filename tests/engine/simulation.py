@@ -1,17 +1,21 @@
 """A pretend rank for tests of the scheduler: it really keeps "KV" in pages, but has no model.
 
-Writing a token's KV stores the token's id in its page; sampling reads the whole context back out of
-the pages that the row's table names, and hashes it into the next token. A page with two owners, a
-stale table or a wrong position therefore changes the output, and is noticed.
+In the pool that keeps every token, writing a token's KV stores the token's id in its page; sampling
+reads the whole context back out of the pages that the row's table names, and hashes it into the
+next token. A page with two owners, a stale table or a wrong position therefore changes the output,
+and is noticed. In the other pools a place remembers the whole prefix that it was computed from: a
+step that finds another prefix there than its request's fails at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sapwood.schema.step import StepPlan, StepResult
+from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
+from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
 
 VOCAB = 50
 
@@ -36,45 +40,114 @@ def expected_outputs(prompt_ids: list[int], max_new_tokens: int, eos: set[int]) 
 
 @dataclass
 class Row:
+    """tokens: all that the request has so far, sampled ones included."""
+
+    tokens: list[int]
     pages: list[int] = field(default_factory=list)
+    windows: dict[int, dict[int, int]] = field(default_factory=dict)
     last_token: int = -1
 
 
 class SimulatedRank:
     """Executes plans in order; `depth` results may be outstanding."""
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(
+        self,
+        num_pages: int | list[int],
+        page_size: int,
+        pools: Sequence[CachePool] = (FULL_POOL,),
+    ) -> None:
         self._page_size = page_size
-        self._kv: list[list[int | None]] = [[None] * page_size for _ in range(num_pages)]
+        sizes = [num_pages] if isinstance(num_pages, int) else num_pages
+        kinds = {pool.kind: size for pool, size in zip(pools, sizes, strict=True)}
+        num_full = kinds.get(CacheKind.FULL)
+        self._kv: list[list[int | None]] | None = (
+            None if num_full is None else [[None] * page_size for _ in range(num_full)]
+        )
+        self._windows = [
+            (pool.window, [[None] * page_size for _ in range(size)])
+            for pool, size in zip(pools, sizes, strict=True)
+            if pool.window is not None
+        ]
+        self._states: list[int | None] = [None] * kinds.get(CacheKind.STATE, 0)
         self._rows: dict[int, Row] = {}
         self.computed: list[int] = []
         """Tokens computed per step."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         for start in plan.starts:
-            self._rows[start.row] = Row()
+            # The ids of a prompt of vectors are not told; they come with the steps.
+            known = [] if start.input_embeds else [*start.prompt_ids, *start.output_ids]
+            self._rows[start.row] = Row(known)
         num_new = [entry.num_new for entry in plan.scheduled]
         assert num_new == sorted(num_new, key=lambda count: count != 1), "decodes come first"
         self.computed.append(sum(num_new))
+        self._copy(plan)
+        for entry in plan.scheduled:
+            self._write(entry, self._rows[entry.row])
         sampled: list[int] = []
         for entry in plan.scheduled:
             row = self._rows[entry.row]
-            row.pages[entry.first_page :] = entry.pages
-            token_ids = entry.token_ids or [row.last_token]
+            self._look_back(entry, row)
+            if entry.num_output is None:
+                continue
+            row.last_token = next_token(self._context(entry, row))
+            del row.tokens[entry.end :]
+            row.tokens.append(row.last_token)
+            sampled.append(row.last_token)
+        return StepResult(step=plan.step, token_ids=sampled)
+
+    def _copy(self, plan: StepPlan) -> None:
+        copies = [copy for entry in plan.scheduled for copy in entry.copies]
+        contents = [self._states[source] for source, _ in copies]
+        targets = [target for _, target in copies]
+        assert len(set(targets)) == len(targets), "two copies into one slot"
+        for target, content in zip(targets, contents, strict=True):
+            self._states[target] = content
+
+    def _write(self, entry: ScheduledTokens, row: Row) -> None:
+        row.pages[entry.first_page :] = entry.pages
+        token_ids = entry.token_ids or [row.last_token]
+        known = row.tokens[entry.position : entry.end]
+        assert token_ids[: len(known)] == known, "other tokens than the request's"
+        row.tokens += token_ids[len(known) :]  # what a grammar forced was never sampled
+        if self._kv is not None:
             for offset, token in enumerate(token_ids):
                 page, slot = divmod(entry.position + offset, self._page_size)
                 self._kv[row.pages[page]][slot] = token
-        for entry in plan.scheduled:
-            if entry.num_output is None:
-                continue
-            row = self._rows[entry.row]
-            length = entry.position + entry.num_new
-            places = [divmod(position, self._page_size) for position in range(length)]
-            context = [self._kv[row.pages[page]][slot] for page, slot in places]
-            assert None not in context, "read KV that was never written"
-            row.last_token = next_token([token for token in context if token is not None])
-            sampled.append(row.last_token)
-        return StepResult(step=plan.step, token_ids=sampled)
+        for index, (first, pages) in enumerate(entry.windows):
+            table = row.windows.setdefault(index, {})
+            table.update(enumerate(pages, start=first))
+            for position in range(entry.position, entry.end):
+                page, slot = divmod(position, self._page_size)
+                self._windows[index][1][table[page]][slot] = prefix(row, position + 1)
+        if self._states:
+            if entry.position:
+                found = self._states[entry.slot]
+                assert found == prefix(row, entry.position), "the state of another prefix"
+            self._states[entry.slot] = prefix(row, entry.end)
+
+    def _look_back(self, entry: ScheduledTokens, row: Row) -> None:
+        """What the step's tokens find in their windows, once all of them are written."""
+        for index, (window, pages) in enumerate(self._windows):
+            for position in range(max(entry.position - window + 1, 0), entry.end):
+                page, slot = divmod(position, self._page_size)
+                found = pages[row.windows[index][page]][slot]
+                assert found == prefix(row, position + 1), "a window page of another prefix"
+
+    def _context(self, entry: ScheduledTokens, row: Row) -> list[int]:
+        if self._kv is None:
+            return row.tokens[: entry.end]
+        places = [divmod(position, self._page_size) for position in range(entry.end)]
+        context = [self._kv[row.pages[page]][slot] for page, slot in places]
+        assert None not in context, "read KV that was never written"
+        return [token for token in context if token is not None]
+
+
+def prefix(row: Row, num_tokens: int) -> int:
+    """Stands for the first tokens of a request."""
+    assert num_tokens <= len(row.tokens)
+    return hash(tuple(row.tokens[:num_tokens]))
 
 
 class DelayedExecutor:

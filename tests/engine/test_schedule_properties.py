@@ -1,4 +1,7 @@
-"""Whatever arrives, is aborted, retracted or evicted: one owner per page, the same outputs."""
+"""Whatever arrives, is aborted, retracted or evicted: one owner per page, the same outputs.
+
+The same for models that keep every token, windows, states, or several of these.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,41 @@ from sapwood.engine.scheduler import Scheduler
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool, pages_of_window
 from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
+from tests.memory.mirror import Mirror
 from tests.tiers import examples
 
 EOS = {7}
 MAX_CONTEXT = 60
 
 
+STATE_POOL = CachePool(CacheKind.STATE, (0,))
+
+
+def window_pool(window: int) -> CachePool:
+    return CachePool(CacheKind.WINDOW, (0,), window)
+
+
 @st.composite
-def scenarios(draw: st.DrawFn) -> dict[str, object]:
+def pools_with_sizes(draw: st.DrawFn, page_size: int, chunk: int) -> list[tuple[CachePool, int]]:
+    """Other pools than the one of every token; each has what a single request needs, or more."""
+    step = MAX_CONTEXT if chunk == -1 else chunk
+    pools = []
+    for window in sorted(draw(st.sets(st.integers(1, 40), max_size=2))):
+        least = pages_of_window(window, step, page_size)
+        pools.append((window_pool(window), least + draw(st.integers(0, 12))))
+    if draw(st.booleans()):
+        pools.append((STATE_POOL, draw(st.integers(1, 8))))
+    return pools
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
     page_size = draw(st.sampled_from([1, 2, 4, 8]))
     shared = [draw(st.lists(st.integers(0, 20), min_size=0, max_size=30)) for _ in range(3)]
     requests = [
@@ -40,13 +65,18 @@ def scenarios(draw: st.DrawFn) -> dict[str, object]:
         }
         for _ in range(draw(st.integers(1, 14)))
     ]
+    chunk = draw(st.sampled_from([1, 3, 16, 64, -1]))
+    full = (FULL_POOL, -(-draw(st.integers(30, 150)) // page_size))
+    others = [] if is_plain else draw(pools_with_sizes(page_size, chunk))
+    keeps_all = not others or draw(st.booleans())
     return {
         "page_size": page_size,
-        "num_pages": -(-draw(st.integers(30, 150)) // page_size),
+        "pools": [full, *others] if keeps_all else others,
+        "state_interval": page_size * draw(st.integers(1, 5)),
         "policy": draw(st.sampled_from(POLICIES)),
         "eviction": draw(st.sampled_from(sorted(EVICTION_POLICIES))),
         "prefixes": draw(st.sampled_from([True, True, True, False])),
-        "chunk": draw(st.sampled_from([1, 3, 16, 64, -1])),
+        "chunk": chunk,
         "max_running": draw(st.integers(1, 8)),
         "conservativeness": draw(st.sampled_from([0.0, 0.3, 1.0])),
         "threshold": draw(st.sampled_from([-1, 1, 8, 32])),
@@ -63,11 +93,20 @@ class World:
     """A scheduler, its ledger and a simulated rank, driven turn by turn."""
 
     def __init__(self, scenario: dict[str, object]) -> None:
-        page_size, num_pages = scenario["page_size"], scenario["num_pages"]
+        page_size = scenario["page_size"]
+        pools = [pool for pool, _ in scenario["pools"]]
+        self.sizes = [size for _, size in scenario["pools"]]
         key = EVICTION_POLICIES[scenario["eviction"]]
-        tree = PrefixTree(page_size, key) if scenario["prefixes"] else None
+        self.mirror = Mirror(page_size)
+        self.tree = PrefixTree(page_size, key, pools, self.mirror) if scenario["prefixes"] else None
         self.clock = ManualClock()
-        self.ledger = Ledger(num_pages=num_pages, page_size=page_size, tree=tree)
+        self.ledger = Ledger(
+            num_pages=self.sizes,
+            page_size=page_size,
+            tree=self.tree,
+            pools=pools,
+            state_interval=scenario["state_interval"],
+        )
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_running_requests=scenario["max_running"],
@@ -90,7 +129,7 @@ class World:
             eos_token_ids=EOS,
             clock=self.clock,
         )
-        self.rank = SimulatedRank(num_pages, page_size)
+        self.rank = SimulatedRank(self.sizes, page_size, pools)
         self.executor = DelayedExecutor(self.rank)
         self.depth = scenario["depth"]
         self.in_flight: deque[tuple[object, object]] = deque()
@@ -109,7 +148,7 @@ class World:
         self.clock.advance(0.5)
         num_preemptions = self.scheduler.status().num_preemptions
         plan = self.scheduler.plan()
-        self.ledger.check()
+        self.check()
         if self.scheduler.status().num_preemptions > num_preemptions:
             assert plan is not None
             assert plan.starts, "requests were preempted and nobody was let in"
@@ -119,14 +158,29 @@ class World:
             done, handle = self.in_flight.popleft()
             for output in self.scheduler.update(done, handle.result()):
                 self.take(output)
-            self.ledger.check()
+            self.check()
+
+    def check(self) -> None:
+        self.ledger.check()
+        if self.tree is not None:
+            self.mirror.check(self.tree)
 
 
 @settings(max_examples=examples(1000))
-@given(scenarios())
+@given(scenarios(is_plain=True))
 def test_one_owner_per_page_and_outputs_independent_of_the_schedule(
     scenario: dict[str, object],
 ) -> None:
+    run(scenario)
+
+
+@settings(max_examples=examples(1000))
+@given(scenarios(is_plain=False))
+def test_the_same_with_windows_and_states(scenario: dict[str, object]) -> None:
+    run(scenario)
+
+
+def run(scenario: dict[str, object]) -> None:
     world = World(scenario)
     requests = {f"r{index}": one for index, one in enumerate(scenario["requests"])}
     for turn in range(3000):
@@ -144,8 +198,8 @@ def test_one_owner_per_page_and_outputs_independent_of_the_schedule(
         _check_output(world, scenario, request_id, one)
     assert world.scheduler.status().num_leased_pages == 0
     assert world.scheduler.flush_cache()
-    assert world.ledger.num_free_pages == world.ledger.num_pages
-    world.ledger.check()
+    assert [allocator.num_free for allocator in world.ledger._allocators] == world.sizes
+    world.check()
 
 
 def _generate(request_id: str, one: dict[str, object]) -> Generate:
@@ -165,8 +219,9 @@ def _check_output(
     world: World, scenario: dict[str, object], request_id: str, one: dict[str, object]
 ) -> None:
     finish = world.finishes[request_id]
-    pool = scenario["num_pages"] * scenario["page_size"]
-    room = min(MAX_CONTEXT, pool) - len(one["prompt"])
+    pool, size = scenario["pools"][0]
+    most = size * scenario["page_size"] if pool is FULL_POOL else MAX_CONTEXT
+    room = min(MAX_CONTEXT, most) - len(one["prompt"])
     tokens = world.tokens[request_id]
     if finish.kind == "error":
         assert room < 1

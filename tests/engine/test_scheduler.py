@@ -184,7 +184,7 @@ def test_a_request_that_comes_again_and_again_costs_the_same_each_time(policy: s
         engine.run()
         most = max(most, num_keys - before)
     assert most <= 2
-    assert len(engine.tree._candidates) <= len(list(engine.tree.nodes()))
+    assert len(engine.tree._leaves) <= len(list(engine.tree.nodes()))
 
 
 def test_a_request_that_is_not_admitted_does_not_count_as_a_hit() -> None:

@@ -1,18 +1,14 @@
 import torch
 
-from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.base.dtypes import KV_CACHE_8_BIT
+from sapwood.kernels.interface import KV_CACHE_DTYPES
+from sapwood.memory.buffers import allocate_caches
+from sapwood.schema.cache import CacheGroup, CacheKind, CacheTensor, keys_and_values
 
 
-def allocate(device="cpu", dtype=torch.bfloat16):
-    return allocate_kv_caches(
-        num_layers=3,
-        num_pages=5,
-        num_kv_heads=2,
-        page_size=4,
-        head_dim=8,
-        dtype=dtype,
-        device=torch.device(device),
-    )
+def allocate(device="cpu", dtype="bfloat16"):
+    group = keys_and_values(range(3), num_kv_heads=2, head_dim=8, dtype=dtype)
+    return allocate_caches([group], [5], page_size=4, device=torch.device(device))
 
 
 def test_every_layer_has_zero_keys_and_values_of_its_own():
@@ -43,10 +39,48 @@ def test_other_devices_have_the_same_layout():
 
 
 def test_in_8_bits_each_token_of_a_head_has_room_for_a_scale():
-    for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2):
-        caches = [cache for pair in allocate(dtype=dtype) for cache in pair]
+    for name in KV_CACHE_8_BIT:
+        caches = [cache for pair in allocate(dtype=name) for cache in pair]
+        dtype = KV_CACHE_DTYPES[name]
         assert all(cache.shape == (5, 2, 4, 8 + 2) and cache.dtype == dtype for cache in caches)
         assert not any(cache.view(torch.uint8).any() for cache in caches)
         page_bytes = 2 * 4 * (8 + 2)
         starts = [cache[1].data_ptr() for cache in caches]
         assert [start - starts[0] for start in starts] == [page_bytes * i for i in range(6)]
+
+
+def test_every_group_has_tensors_of_its_own_pool_and_shape():
+    groups = [
+        keys_and_values([0, 3], num_kv_heads=2, head_dim=8, dtype="float32"),
+        keys_and_values([1], num_kv_heads=1, head_dim=16, window=6, dtype="bfloat16"),
+        CacheGroup(
+            kind=CacheKind.STATE,
+            layers=(2, 4),
+            tensors={
+                "conv": CacheTensor((3, 10), "bfloat16"),
+                "state": CacheTensor((2, 4, 4), "float32"),
+            },
+        ),
+    ]
+    caches = allocate_caches(groups, [7, 3, 2], page_size=4, device=torch.device("cpu"))
+    assert [[tuple(tensor.shape) for tensor in layer] for layer in caches] == [
+        [(7, 2, 4, 8)] * 2,
+        [(3, 1, 4, 16)] * 2,
+        [(2, 3, 10), (2, 2, 4, 4)],
+        [(7, 2, 4, 8)] * 2,
+        [(2, 3, 10), (2, 2, 4, 4)],
+    ]
+    assert [layer[-1].dtype for layer in caches[:3]] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.float32,
+    ]
+    everything = [tensor for layer in caches for tensor in layer]
+    for number, tensor in enumerate(everything):
+        tensor.fill_(number + 1)
+    for number, tensor in enumerate(everything):
+        assert (tensor == number + 1).all()
+
+
+def test_nothing_is_allocated_for_a_model_without_caches():
+    assert allocate_caches([], [], page_size=4, device=torch.device("cpu")) == []

@@ -5,8 +5,10 @@ import random
 import pytest
 
 from sapwood.memory.eviction import least_recently_used
-from sapwood.memory.ledger import Lease, Ledger
+from sapwood.memory.lease import Lease
+from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree, token_key
+from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
 
 PAGE = 4
 
@@ -152,3 +154,109 @@ def test_no_page_is_leaked_or_owned_twice(seed: int) -> None:
         ledger.release(lease)
     ledger.flush()
     assert ledger.num_free_pages == ledger.num_pages
+
+
+# ---- windows and states --------------------------------------------------------------------------
+
+STATES = CachePool(CacheKind.STATE, (1,))
+
+
+def window_of(num_tokens: int) -> CachePool:
+    return CachePool(CacheKind.WINDOW, (0,), num_tokens)
+
+
+def make_pools(*pools: tuple[CachePool, int], state_interval: int = PAGE) -> Ledger:
+    kinds = [pool for pool, _ in pools]
+    return Ledger(
+        num_pages=[size for _, size in pools],
+        page_size=PAGE,
+        tree=PrefixTree(PAGE, least_recently_used, kinds),
+        pools=kinds,
+        state_interval=state_interval,
+    )
+
+
+def compute(ledger: Ledger, lease: Lease, start: int, end: int, num_prompt: int) -> list[int]:
+    """What a scheduler does for a step. Returns the copies that the step begins with."""
+    assert ledger.reserve(lease, end, start, end)
+    copies = lease.take_copies()
+    ledger.keep_state(lease, end, num_prompt)
+    return [number for copy in copies for number in copy]
+
+
+def test_pages_behind_a_window_are_given_back_while_a_request_grows() -> None:
+    ledger = make_pools((window_of(6), 3))
+    lease, _ = ledger.lease("", token_key(range(1)))
+    for end in range(1, 60):
+        compute(ledger, lease, end - 1, end, 1)
+        ledger.check()
+        (held,) = lease.windows
+        assert len(held.pages) - held.first <= 3
+    assert ledger.available() == [0] or ledger.available() == [1]
+    ledger.release(lease)
+    assert ledger.available() == [3]
+
+
+def test_a_prefix_ends_where_its_window_has_all_pages() -> None:
+    ledger = make_pools((FULL_POOL, 20), (window_of(5), 8))
+    key = token_key(range(24))
+    lease, _ = ledger.lease("", key)
+    for start in range(0, 24, 8):
+        compute(ledger, lease, start, start + 8, 24)
+        ledger.commit(lease, token_key(range(start + 8)))
+    ledger.release(lease)
+    # Of 24 tokens the window pool still has all it was given; the first of them go when room is
+    # needed, and then only a longer prefix than theirs can be used.
+    other, _ = ledger.lease("", token_key(range(100, 130)))
+    assert ledger.reserve(other, 20, 0, 20)
+    ledger.check()
+    assert ledger.lease("", token_key([*range(8), 99]))[1] == 0
+    assert ledger.lease("", token_key(range(25)))[1] == 24
+    ledger.check()
+
+
+def test_a_state_is_found_only_where_it_was_kept_and_is_copied() -> None:
+    ledger = make_pools((FULL_POOL, 20), (STATES, 4), state_interval=8)
+    prompt = list(range(14))
+    assert [ledger.end_of_step(start, 14, 14) for start in (0, 8, 12)] == [8, 12, 14]
+    lease, _ = ledger.lease("", token_key(prompt))
+    assert compute(ledger, lease, 0, 8, 14) == []
+    first = lease.state.kept[0][1]
+    assert compute(ledger, lease, 8, 12, 14)[0] == first, "it goes on from a copy"
+    assert compute(ledger, lease, 12, 14, 14) != []
+    ledger.commit(lease, token_key(prompt))
+    ledger.check()
+    again, num_hit = ledger.lease("", token_key(prompt))
+    assert num_hit == 12
+    source, target = compute(ledger, again, 12, 14, 14)
+    assert source != target
+    third, num_hit = ledger.lease("", token_key([*range(11), 99]))
+    assert num_hit == 8, "no state is kept after 9, 10 or 11 tokens, whose pages are known"
+    for one in (lease, again, third):
+        ledger.release(one)
+    ledger.check()
+
+
+def test_the_only_slot_passes_from_a_kept_state_to_the_request_that_hits_it() -> None:
+    ledger = make_pools((FULL_POOL, 20), (STATES, 1))
+    prompt = list(range(9))
+    lease, _ = ledger.lease("", token_key(prompt))
+    compute(ledger, lease, 0, 8, 9)
+    assert compute(ledger, lease, 8, 9, 9) == [], "there is no slot for a copy: it goes on in place"
+    ledger.commit(lease, token_key(prompt))
+    ledger.release(lease)
+    assert ledger.lease("", token_key(prompt))[1] == 0, "the state is gone"
+    other, _ = ledger.lease("x", token_key(prompt))
+    compute(ledger, other, 0, 8, 9)
+    ledger.commit(other, token_key(prompt[:8]))
+    ledger.release(other)
+    hit, num_hit = ledger.lease("x", token_key(prompt))
+    assert num_hit == 8
+    assert compute(ledger, hit, 8, 9, 9) == []
+    ledger.check()
+
+
+def test_a_window_pool_that_is_too_small_limits_requests() -> None:
+    assert make_pools((window_of(6), 4)).most_tokens(4) is None
+    assert make_pools((window_of(60), 4)).most_tokens(4) == 4 * PAGE
+    assert make_pools((FULL_POOL, 9), (window_of(6), 4)).most_tokens(4) == 9 * PAGE

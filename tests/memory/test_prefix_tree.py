@@ -123,7 +123,7 @@ def test_repeats_cost_and_leave_no_more_than_the_first(policy: str) -> None:
         tree.unlock(node)
         tree.unlock(again)
     assert num_keys <= 2000
-    assert len(tree._candidates) <= len(list(tree.nodes())) == 2
+    assert len(tree._leaves) <= len(list(tree.nodes())) == 2
     assert tree.evict(5) == [11, 10]
 
 
@@ -228,7 +228,7 @@ def test_the_tree_agrees_with_a_set_of_prefixes(
         assert tree.num_pages == len(known) == sum(len(node.pages) for node in tree.nodes())
         unlocked = sum(len(node.pages) for node in tree.nodes() if node.num_locks == 0)
         assert tree.num_evictable_pages == unlocked
-        tree.check_notes()
+        tree.check()
     for node, *_ in locked:
         tree.unlock(node)
     assert sorted(tree.evict(10**6)) == sorted(known.values())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,13 @@ def use(total: int = 140, free: int = 120, step: int = 4, graphs: int = 2) -> Me
     )
 
 
+def pages_of(page_bytes: int) -> dict[str, Callable[[int], int]]:
+    return {
+        "pages_in": lambda num_bytes: num_bytes // page_bytes,
+        "bytes_of": lambda num_pages: num_pages * page_bytes,
+    }
+
+
 @given(
     st.integers(1, 200),
     st.integers(0, 200),
@@ -33,7 +42,7 @@ def test_pool_step_and_graphs_fit_together(
 ) -> None:
     facts = use(total, min(free, total), step, graphs)
     try:
-        size = size_pool(facts, page_bytes=page_bytes, mem_fraction_static=fraction)
+        size = size_pool(facts, **pages_of(page_bytes), mem_fraction_static=fraction)
     except ConfigError:
         most = facts.most_pool_bytes
         if fraction is not None:
@@ -55,15 +64,15 @@ def test_pool_step_and_graphs_fit_together(
 
 
 def test_the_reason_names_the_limit() -> None:
-    by_fraction = size_pool(use(), page_bytes=2**20, mem_fraction_static=0.5)
+    by_fraction = size_pool(use(), **pages_of(2**20), mem_fraction_static=0.5)
     assert by_fraction.num_pages == 50 * 1024
     assert by_fraction.why.startswith("--mem-fraction-static: of 140.00 GiB, 20.00 GiB are in use")
-    by_step = size_pool(use(), page_bytes=2**20, mem_fraction_static=0.99)
+    by_step = size_pool(use(), **pages_of(2**20), mem_fraction_static=0.99)
     assert by_step.why.startswith("what the largest step leaves")
-    assert by_step.num_pages == size_pool(use(), page_bytes=2**20).num_pages
+    assert by_step.num_pages == size_pool(use(), **pages_of(2**20)).num_pages
 
 
 def test_what_is_asked_for_is_given_or_refused() -> None:
-    assert size_pool(use(), page_bytes=2**20, wanted_pages=77).num_pages == 77
+    assert size_pool(use(), **pages_of(2**20), wanted_pages=77).num_pages == 77
     with pytest.raises(ConfigError, match=r"takes 200\.00 GiB of KV but 111\.20 GiB are left"):
-        size_pool(use(), page_bytes=2**20, wanted_pages=200 * 1024)
+        size_pool(use(), **pages_of(2**20), wanted_pages=200 * 1024)

@@ -54,8 +54,8 @@ def test_context_length_within_the_positions() -> None:
     with pytest.raises(ConfigError, match="positions reach 2048; start with --context-length 2048"):
         read().for_context(2049)
     stretched = read(rope_scaling={"type": "dynamic", "factor": 2.0})
-    assert stretched.for_context(stretched.max_context_length).context_length == 4096
-    assert stretched.context_length == stretched.default_context_length == 2048
+    assert stretched.for_context(stretched.rope.max_context_length).context_length == 4096
+    assert stretched.context_length == 2048
 
 
 MISTRAL = {"architectures": ["MistralForCausalLM"], "sliding_window": 512}
@@ -63,28 +63,46 @@ QWEN = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 512, "max_windo
 
 
 @pytest.mark.parametrize(
-    ("fields", "window"),
+    ("fields", "layers"),
     [
-        (MISTRAL, 512),
-        (MISTRAL | {"sliding_window": None}, None),
-        (QWEN | {"use_sliding_window": False}, None),
-        (QWEN | {"use_sliding_window": True}, 512),
-        (QWEN | {"use_sliding_window": True, "max_window_layers": 4}, None),
-        (QWEN | {"use_sliding_window": True, "layer_types": ["full_attention"] * 4}, None),
-        (QWEN | {"use_sliding_window": True, "layer_types": ["sliding_attention"]}, 512),
-        ({"sliding_window": 512}, None),
+        (MISTRAL, (0, 1, 2, 3)),
+        (MISTRAL | {"sliding_window": None}, ()),
+        (QWEN | {"use_sliding_window": False}, ()),
+        (QWEN | {"use_sliding_window": True}, (2, 3)),
+        (QWEN | {"use_sliding_window": True, "max_window_layers": 4}, ()),
+        (QWEN | {"use_sliding_window": True, "layer_types": ["full_attention"] * 4}, ()),
+        (
+            QWEN | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+            (0, 2),
+        ),
+        ({"sliding_window": 512}, ()),
     ],
 )
-def test_sliding_window(fields: dict[str, Any], window: int | None) -> None:
-    config = read(**fields)
-    assert config.sliding_window == window
-    assert config.context_length == config.default_context_length == (window or 2048)
+def test_windowed_layers(fields: dict[str, Any], layers: tuple[int, ...]) -> None:
+    config = read(num_hidden_layers=4, **fields)
+    assert config.context_length == 2048
+    assert config.windowed_layers == layers
+    assert config.sliding_window == (512 if layers else None)
+    assert tuple(i for i in range(4) if config.window_of(i) == 512) == layers
 
 
-def test_a_context_longer_than_the_window_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"sliding window of 512.*--context-length 512 or less"):
-        read(**MISTRAL).for_context(513)
-    assert read(**MISTRAL).max_context_length == 512
+def test_layers_of_different_windows_are_different_groups() -> None:
+    config = read(num_hidden_layers=4, **QWEN)
+    assert [(group.kind, group.layers, group.window) for group in config.cache_groups] == [
+        ("full", (0, 1), None),
+        ("window", (2, 3), 512),
+    ]
+
+
+def test_a_window_that_holds_the_context_is_none() -> None:
+    config = read(num_hidden_layers=4, **QWEN).for_context(512)
+    assert not config.has_windows
+    assert [(group.kind, group.layers) for group in config.cache_groups] == [("full", (0, 1, 2, 3))]
+
+
+def test_layer_types_must_name_every_layer() -> None:
+    with pytest.raises(ConfigError, match="each of its 4 layers"):
+        read(num_hidden_layers=4, **QWEN, layer_types=["sliding_attention"])
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,19 @@ from sapwood.app.loading import LoadWatch
 from sapwood.base.errors import ConfigError
 from sapwood.executor import captured
 from sapwood.executor.buckets import decode_sizes, parse_sizes, prefill_sizes
+from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import Capturable, CapturePlan, capture_steps
 from sapwood.executor.graphs import GraphChoice
 from sapwood.executor.largest_step import run_largest_steps
 from sapwood.kernels.capture import Capture
-from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES, Kernels
+from sapwood.kernels.interface import DTYPES, Kernels
 from sapwood.kernels.platform import DeviceMemory
-from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.memory.buffers import allocate_caches
 from sapwood.memory.sizing import MemoryUse, PoolSize, size_pool
 from sapwood.models.config import DecoderConfig
+from sapwood.schema.cache import CachePlan
 from sapwood.schema.config.engine import ResolvedConfig
+from sapwood.schema.config.resolve import POOL_CONTEXTS
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +88,7 @@ def _sizes(text: str, flag: str, largest: int) -> tuple[int, ...]:
 
 def measure_pool(
     config: ResolvedConfig,
-    decoder: DecoderConfig,
+    cache: CachePlan,
     model: Capturable,
     kernels: Kernels,
     memory: DeviceMemory,
@@ -98,14 +101,8 @@ def measure_pool(
     captures       the steps that will be captured; None: no steps are
     wanted_tokens  tokens that the KV pool holds; None: as many as fit"""
     page_size, num_tokens = config.memory.page_size, most_tokens_of(config)
-    page = allocate_kv_caches(
-        num_layers=decoder.num_layers,
-        num_pages=1,
-        num_kv_heads=decoder.num_kv_heads,
-        page_size=page_size,
-        head_dim=decoder.head_dim,
-        dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
-        device=memory.device,
+    page = allocate_caches(
+        cache.groups, [1] * len(cache.pools), page_size=page_size, device=memory.device
     )
     max_pages = -(-config.model.context_length // page_size)
 
@@ -114,6 +111,8 @@ def measure_pool(
             model,
             kernels,
             page,
+            page_size=page_size,
+            group_of_layer=CachePlaces(cache.groups).group_of_layer,
             num_tokens=num_tokens,
             num_requests=config.scheduler.max_running_requests,
             max_pages=max_pages,
@@ -133,9 +132,11 @@ def measure_pool(
         graph_bytes=graph_bytes,
     )
     spare = 0 if captures is None else 1
+    enough = POOL_CONTEXTS * max_pages * page_size
     size = size_pool(
         use,
-        page_bytes=sum(cache.nbytes for pair in page for cache in pair),
+        pages_in=lambda num_bytes: cache.most_tokens(num_bytes, enough=enough) // page_size,
+        bytes_of=lambda num_pages: cache.num_bytes(num_pages * page_size),
         mem_fraction_static=config.memory.mem_fraction_static,
         wanted_pages=None if wanted_tokens is None else wanted_tokens // page_size + spare,
     )
@@ -145,7 +146,7 @@ def measure_pool(
 def capture_graph(
     model: Capturable,
     kernels: Kernels,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     plan: CapturePlan,
     recorder: Capture,
     memory: DeviceMemory,

@@ -92,9 +92,11 @@ class LoadWatch:
                 (peak - before) / weight_bytes,
             )
 
-    def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, ...]]) -> None:
         """Note the bytes of a page in this pool, in all layers together."""
-        self.page_bytes = sum(cache[0].nbytes for pair in kv_caches for cache in pair if len(cache))
+        self.page_bytes = sum(
+            cache[0].nbytes for layer in kv_caches for cache in layer if len(cache)
+        )
 
 
 def _memory_bytes() -> int:

@@ -19,19 +19,21 @@ from sapwood.app.model_defaults import (
 )
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.cpu import fast_bfloat16, slower_because
-from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
+from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES, SLIDING_WINDOW
 from sapwood.kernels.platform import Platform, device_memory, find_device, read_platform
 from sapwood.kernels.registry import Need, Selection, select_kernels
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.pooling import ENCODERS, pooling_of
 from sapwood.models.registry import ARCHITECTURES
+from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.resolve import (
     CheckpointFacts,
     Decision,
     MachineFacts,
     ModelFacts,
+    demand_of,
     resolve,
 )
 from sapwood.schema.pooling import Pooling
@@ -67,6 +69,25 @@ class Resolved:
         raise ConfigError(
             f"{self.files.name} is an encoder, which generates nothing; choose another model"
         )
+
+    @property
+    def cache(self) -> CachePlan:
+        """What tokens leave behind in the model's layers; nothing in an encoder's."""
+        config = self.config
+        groups = self.shape.cache_groups if isinstance(self.shape, DecoderConfig) else ()
+        return CachePlan(
+            groups=tuple(
+                group.with_dtypes(kv=config.memory.kv_cache_dtype, activations=config.model.dtype)
+                for group in groups
+            ),
+            page_size=config.memory.page_size,
+            demand=demand_of(config.scheduler, config.model),
+        )
+
+    @property
+    def pool_sizes(self) -> tuple[int, ...]:
+        """Pages, or slots, of each pool."""
+        return self.cache.sizes(self.config.memory.max_total_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -135,6 +156,7 @@ def _choose_kernels(
         head_dim=shape.head_dim,
         page_size=config.memory.page_size,
         kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
+        attention=_attention_features(shape),
     )
     selection = select_kernels(need, config.execution.kernels)
     kernels = selection.kernels
@@ -145,6 +167,12 @@ def _choose_kernels(
         why = f"{kernels.name} kernels dequantise: no less memory than {config.model.dtype}"
         decisions.append(Decision("quantization", quantization, why))
     return selection
+
+
+def _attention_features(shape: Shape) -> frozenset[str]:
+    """What the model's attention does beyond the plain one, as kernels name it."""
+    is_windowed = isinstance(shape, DecoderConfig) and shape.has_windows
+    return frozenset({SLIDING_WINDOW} if is_windowed else ())
 
 
 def fetch_files(
@@ -190,11 +218,11 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
     match shape:
         case EncoderConfig():
             length, longest = shape.context_length, shape.num_positions
-            num_heads = 0
+            cache: tuple[CacheGroup, ...] = ()
         case DecoderConfig():
-            length = shape.default_context_length
+            length = shape.context_length
             longest = max(shape.rope.max_context_length, length)
-            num_heads = 2 * shape.num_layers * shape.num_kv_heads
+            cache = replace(shape, context_length=longest).cache_groups
     return ModelFacts(
         name=files.name,
         context_length=length,
@@ -203,8 +231,7 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
         num_parameters=shape.num_parameters,
         num_embedding_parameters=shape.vocab_size * shape.hidden_size,
         weight_format=weight_format,
-        kv_values_per_token=num_heads * shape.head_dim,
-        kv_heads_per_token=num_heads,
+        cache=cache,
         whole_prompts=isinstance(shape, EncoderConfig),
         quantized=None
         if form is None

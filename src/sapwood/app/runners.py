@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -30,17 +31,17 @@ from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.warmup import warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
-from sapwood.kernels.interface import KV_CACHE_DTYPES
 from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.pooling import Pooler
-from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.bert import Encoder
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.encoder.decoder import PooledDecoder
 from sapwood.models.encoder.heads import decoder_head, encoder_head
 from sapwood.models.registry import ARCHITECTURES
+from sapwood.schema.cache import CacheKind
 from sapwood.schema.config.resolve import Decision
 from sapwood.schema.pooling import Pooling
 
@@ -74,7 +75,10 @@ def build_runner(
             resolved=resolved,
             execute=pooling_runner.execute,
             launch=None,
-            warm_up=warm_up_pooling,
+            warm_up=partial(
+                warm_up_pooling,
+                num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
+            ),
         )
     model = load_model(resolved, watch=watch)
     captures = None
@@ -87,7 +91,11 @@ def build_runner(
         resolved=resolved,
         execute=runner.execute,
         launch=runner.launch if runs_ahead(resolved.device) else None,
-        warm_up=warm_up,
+        warm_up=partial(
+            warm_up,
+            num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
+            slot=0 if resolved.cache.pools[-1].kind is CacheKind.STATE else -1,
+        ),
     )
 
 
@@ -95,19 +103,15 @@ def build_runner(
 
 
 def _kv_caches(
-    resolved: Resolved, num_layers: int, watch: LoadWatch, *, num_spare: int = 0
-) -> list[tuple[Tensor, Tensor]]:
-    """The KV pool, with spare pages that no request gets."""
-    memory = resolved.config.memory
+    resolved: Resolved, watch: LoadWatch, *, num_spare: int = 0
+) -> list[tuple[Tensor, ...]]:
+    """The caches of all layers, with spare pages that no request gets; none for an encoder."""
     watch.beat("allocating the KV pool")
     with timed("KV pool"):
-        kv_caches = allocate_kv_caches(
-            num_layers=num_layers,
-            num_pages=memory.max_total_tokens // memory.page_size + num_spare,
-            num_kv_heads=resolved.shape.num_kv_heads,
-            page_size=memory.page_size,
-            head_dim=resolved.shape.head_dim,
-            dtype=KV_CACHE_DTYPES[memory.kv_cache_dtype],
+        kv_caches = allocate_caches(
+            resolved.cache.groups,
+            [size + num_spare for size in resolved.pool_sizes],
+            page_size=resolved.config.memory.page_size,
             device=resolved.device,
         )
     watch.take_kv(kv_caches)
@@ -120,6 +124,7 @@ def _row_table(resolved: Resolved) -> RowTable:
         num_rows=config.scheduler.max_running_requests,
         max_pages=-(-config.model.context_length // config.memory.page_size),
         device=resolved.device,
+        num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
     )
 
 
@@ -160,7 +165,7 @@ def _decoder_runner(
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
     num_spare = 0 if captures is None else 1
-    kv_caches = _kv_caches(resolved, resolved.decoder.num_layers, watch, num_spare=num_spare)
+    kv_caches = _kv_caches(resolved, watch, num_spare=num_spare)
     rows = _row_table(resolved)
     failures: dict[int, str] = {}
     processors: list[LogitsProcessor] = [
@@ -173,8 +178,7 @@ def _decoder_runner(
     ]
 
     def capture() -> GraphChoice:
-        num_pages = config.memory.max_total_tokens // page_size
-        plan = capture_plan(config, resolved.decoder, spare_page=num_pages)
+        plan = capture_plan(config, resolved.decoder, spare_page=resolved.pool_sizes[0])
         recorder, memory = capture_on(device), CudaMemory(device)
         return capture_graph(model, kernels, kv_caches, plan, recorder, memory, watch)
 
@@ -182,6 +186,7 @@ def _decoder_runner(
         model,
         kernels,
         kv_caches,
+        num_groups=len(resolved.cache.groups),
         enabled=not config.execution.disable_graphs,
         capture=None if captures is None else capture,
     )
@@ -201,12 +206,14 @@ def _decoder_runner(
         ),
         page_size=page_size,
         device=device,
+        groups=resolved.cache.groups,
     )
 
 
 def _captures(resolved: Resolved) -> CapturePlan | None:
     """The steps that a GPU will capture; None: no steps."""
-    if resolved.config.execution.disable_graphs or not resolved.kernels.kernels.can_be_captured:
+    kernels, num_groups = resolved.kernels.kernels, len(resolved.cache.groups)
+    if resolved.config.execution.disable_graphs or not kernels.can_be_captured or num_groups > 1:
         return None
     return capture_plan(resolved.config, resolved.decoder, spare_page=0)
 
@@ -219,7 +226,7 @@ def _with_measured_pool(
     with timed("measuring the largest step"):
         pool = measure_pool(
             config,
-            resolved.decoder,
+            resolved.cache,
             model,
             resolved.kernels.kernels,
             CudaMemory(resolved.device),
@@ -259,7 +266,7 @@ def _load_pooling_model(resolved: Resolved, pooling: Pooling, watch: LoadWatch) 
 def _pooling_runner(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> PoolingRunner:
     config, shape = resolved.config, resolved.shape
     model = _load_pooling_model(resolved, pooling, watch)
-    kv_caches = _kv_caches(resolved, 0 if pooling.is_encoder else shape.num_layers, watch)
+    kv_caches = _kv_caches(resolved, watch)
     rows = _row_table(resolved)
     _set_num_threads(resolved)
     return PoolingRunner(
@@ -275,4 +282,5 @@ def _pooling_runner(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> P
         rows=rows,
         page_size=config.memory.page_size,
         device=resolved.device,
+        groups=resolved.cache.groups,
     )

@@ -20,7 +20,7 @@ from sapwood.executor.launch import OverlappedExecutor, QueuedExecutor, SerialEx
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
-from sapwood.schema.config.memory import ResolvedMemory
+from sapwood.schema.cache import FULL_POOL
 from sapwood.schema.output import EngineOutput, EngineReady
 from sapwood.schema.request import EngineInput
 
@@ -76,7 +76,7 @@ def build_engine(
     runner = build_runner(resolved, watch, grammars)
     resolved = runner.resolved
     config = resolved.config
-    ledger = _build_ledger(config.memory)
+    ledger = _build_ledger(resolved)
     compiler = None if grammars is None else grammars.compiler
     scheduler = Scheduler(
         config.scheduler,
@@ -136,9 +136,12 @@ def _executor(runner: StepRunner, depth: int) -> Executor:
     return QueuedExecutor(runner.launch)
 
 
-def _build_ledger(memory: ResolvedMemory) -> Ledger:
+def _build_ledger(resolved: Resolved) -> Ledger:
+    memory, pools, sizes = resolved.config.memory, resolved.cache.pools, resolved.pool_sizes
+    if not pools:  # an encoder's texts take pages of no memory
+        pools, sizes = (FULL_POOL,), (memory.max_total_tokens // memory.page_size,)
     tree = None
     if not memory.disable_radix_cache:
-        tree = PrefixTree(memory.page_size, EVICTION_POLICIES[memory.radix_eviction_policy])
-    num_pages = memory.max_total_tokens // memory.page_size
-    return Ledger(num_pages=num_pages, page_size=memory.page_size, tree=tree)
+        eviction_key = EVICTION_POLICIES[memory.radix_eviction_policy]
+        tree = PrefixTree(memory.page_size, eviction_key, pools)
+    return Ledger(num_pages=sizes, page_size=memory.page_size, tree=tree, pools=pools)

@@ -16,10 +16,11 @@ from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.norm import RMSNorm
 from sapwood.layers.rotary import cos_sin_table
 from sapwood.layers.targets import Target, prefixed
-from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.decoder import Decoder, DecoderLayer
 from sapwood.models.loader.assign import load_weights
+from sapwood.schema.cache import keys_and_values
 
 LOGIT_ROWS = 256
 """Tokens whose logits are held at once."""
@@ -197,13 +198,17 @@ def _window_batch(
 ) -> ForwardBatch:
     """A batch of one request with `window` new tokens and KV of one layer; place i has token i."""
     num_pages = -(-window // page_size)
-    caches = allocate_kv_caches(
-        num_layers=1,
-        num_pages=num_pages,
-        num_kv_heads=decoder.num_kv_heads,
+    caches = allocate_caches(
+        [
+            keys_and_values(
+                range(1),
+                num_kv_heads=decoder.num_kv_heads,
+                head_dim=decoder.head_dim,
+                dtype=str(dtype).removeprefix("torch."),
+            )
+        ],
+        [num_pages],
         page_size=page_size,
-        head_dim=decoder.head_dim,
-        dtype=dtype,
         device=device,
     )
     positions = torch.arange(window, device=device)

@@ -7,8 +7,12 @@ falls slowly while all goes well, and rises again when a request had to be retra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add, le
 
+from sapwood.engine.request_state import RequestState
+from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import SchedulerConfig
 
 INITIAL_RATIO = 0.7
@@ -36,15 +40,45 @@ class OutputReserve:
         self.ratio = self._initial
 
 
-def has_room(*, missing: int, kept_back: int, available: int, is_alone: bool) -> bool:
-    """Whether the pool has room for a request that waits.
+class ExpectedGrowth:
+    """What running requests are expected to take beyond their tokens, in every pool."""
 
-    missing    pages that the request lacks for the tokens it has
-    kept_back  pages for the outputs of all running requests and for its own
-    available  pages that anybody may take
+    def __init__(self, ledger: Ledger, reserve: OutputReserve) -> None:
+        self._ledger = ledger
+        self._reserve = reserve
+        self._num_tokens = 0
+        self._of_windows = [0] * ledger.num_windows
+
+    def count(self, state: RequestState, sign: int = 1) -> None:
+        growth = self._reserve.expected_growth(state.num_outstanding)
+        self._num_tokens += sign * growth
+        if self._of_windows:
+            pages = self._ledger.window_growth(state.num_tokens, growth)
+            for index, number in enumerate(pages):
+                self._of_windows[index] += sign * number
+
+    def of_all(self) -> list[int]:
+        """Pages, or slots, of each pool."""
+        return self._ledger.growth(self._num_tokens, self._of_windows)
+
+
+def has_room(
+    *,
+    missing: Sequence[int],
+    kept_back: Sequence[int],
+    available: Sequence[int],
+    is_alone: bool,
+) -> bool:
+    """Whether every pool has room for a request that waits.
+
+    missing    per pool: pages or slots that the request lacks for the tokens it has
+    kept_back  those for the outputs of all running requests and for its own
+    available  those that anybody may take
     is_alone   no request runs: then nothing is kept back, or a large one could never begin
     """
-    return missing + (0 if is_alone else kept_back) <= available
+    if is_alone:
+        return all(map(le, missing, available))
+    return all(map(le, map(add, missing, kept_back), available))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from sapwood.engine.admission import OutputReserve, Precedence, has_room
+from sapwood.engine.admission import ExpectedGrowth, OutputReserve, Precedence, has_room
 from sapwood.engine.request_state import RequestState
-from sapwood.memory.ledger import Lease, Ledger
+from sapwood.memory.lease import Lease
+from sapwood.memory.ledger import Ledger
 
 Urgency = Callable[[RequestState], int]
 """How urgent a request is now; larger is sooner."""
@@ -129,36 +130,36 @@ def _fewest(candidates: Sequence[RequestState], trial: _Trial) -> list[RequestSt
 
 
 class _Growth:
-    """Whether the pool has pages for the next tokens of a running request."""
+    """Whether the pools have room for the next tokens of a running request."""
 
     def __init__(self, ledger: Ledger, state: RequestState, num_tokens: int) -> None:
-        assert state.lease is not None, "a running request has a lease"
-        self._missing = ledger.pages_for(num_tokens) - len(state.lease.pages)
-        self._pool = ledger.without_leases()
+        lease, start = _lease_of(state), state.num_computed_tokens
+        self._missing = ledger.missing(lease, num_tokens, start, num_tokens)
+        self._pools = ledger.without_leases()
 
     @property
     def has_room(self) -> bool:
-        return self._missing <= self._pool.num_available_pages
+        return self._pools.has(self._missing)
 
     def leave_out(self, victim: RequestState) -> None:
-        self._pool.leave_out(_lease_of(victim))
+        self._pools.leave_out(_lease_of(victim))
 
     def keep(self, victim: RequestState) -> None:
-        self._pool.keep(_lease_of(victim))
+        self._pools.keep(_lease_of(victim))
 
 
 class _Admission:
     """Whether this step can admit a waiting request: there must be a row, a token of the budget,
-    and pages besides those that this step's running requests need themselves."""
+    and room in the pools besides what this step's running requests need themselves."""
 
     def __init__(self, preemption: Preemption, state: RequestState, lease: Lease) -> None:
         ledger = preemption._ledger
         self._ledger = ledger
-        self._reserve = preemption._reserve
         self._token_budget = preemption._token_budget
-        self._pool = ledger.without_leases()
-        self._missing = ledger.pages_for(state.num_tokens) - len(lease.pages)
-        self._growth = self._reserve.expected_growth(state.num_outstanding)
+        self._pools = ledger.without_leases()
+        self._missing = ledger.most_missing(lease, state.num_tokens, self._token_budget)
+        self._growth = ExpectedGrowth(ledger, preemption._reserve)
+        self._growth.count(state)
         self._num_running = 0
         self._num_free_rows = len(preemption._free_rows) + len(preemption._running)
         self._num_wanted_tokens = 0
@@ -172,30 +173,33 @@ class _Admission:
             and self._num_wanted_tokens < self._token_budget
             and has_room(
                 missing=self._missing,
-                kept_back=self._ledger.pages_for(self._growth),
-                available=self._pool.num_available_pages,
+                kept_back=self._growth.of_all(),
+                available=self._pools.available,
                 is_alone=self._num_running == 0,
             )
         )
 
     def leave_out(self, victim: RequestState) -> None:
         self._count(victim, -1)
-        self._pool.leave_out(_lease_of(victim))
+        self._pools.leave_out(_lease_of(victim))
 
     def keep(self, victim: RequestState) -> None:
         self._count(victim, 1)
-        self._pool.keep(_lease_of(victim))
+        self._pools.keep(_lease_of(victim))
 
     def _count(self, running: RequestState, sign: int) -> None:
         self._num_running += sign
         self._num_free_rows -= sign
-        self._growth += sign * self._reserve.expected_growth(running.num_outstanding)
+        self._growth.count(running, sign)
         if running.is_exhausted:
             return
         self._num_wanted_tokens += sign * running.num_missing_tokens
-        # Running requests get the pages for this step's tokens before any request is admitted.
-        needed = self._ledger.pages_for(running.num_tokens) - len(_lease_of(running).pages)
-        self._missing += sign * max(needed, 0)
+        # Running requests get room for this step's tokens before any request is admitted.
+        start = running.num_computed_tokens
+        end = start + min(running.num_missing_tokens, self._token_budget)
+        needed = self._ledger.missing(_lease_of(running), running.num_tokens, start, end)
+        for pool, number in enumerate(needed):
+            self._missing[pool] += sign * number
 
 
 def _lease_of(running: RequestState) -> Lease:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 
 from sapwood.engine.hidden_states import HiddenStates
-from sapwood.memory.ledger import Lease
+from sapwood.memory.lease import Lease
 from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish

@@ -16,21 +16,28 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sapwood.base.clock import Clock
-from sapwood.engine.admission import OutputReserve, Precedence, PrefillDelayer, has_room
+from sapwood.engine.admission import (
+    ExpectedGrowth,
+    OutputReserve,
+    Precedence,
+    PrefillDelayer,
+    has_room,
+)
 from sapwood.engine.deadlines import Deadlines
 from sapwood.engine.grammar_gate import GrammarGate, Grammars
 from sapwood.engine.limits import RequestBounds
+from sapwood.engine.messages import failed, queue_is_full, request_output, scheduled_tokens
 from sapwood.engine.preemption import Preemption
 from sapwood.engine.prefixes import PrefixesInProgress
 from sapwood.engine.queue_order import QueueOrder, per_routing_key
 from sapwood.engine.request_state import Phase, RequestState
-from sapwood.memory.ledger import Lease, Ledger
+from sapwood.memory.lease import Lease
+from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
-from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
-from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
+from sapwood.schema.step import StepPlan, StepResult
 
 UNLIMITED = 2**31 - 1
 
@@ -61,9 +68,13 @@ class Scheduler:
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
         self._ledger = ledger
+        self._keeps_states = ledger.keeps_states
+        chunk = config.chunked_prefill_size
+        self._token_budget = UNLIMITED if chunk == -1 else chunk
+        pool_tokens = ledger.most_tokens(min(self._token_budget, context_length))
         self._bounds = RequestBounds(
             context_length=context_length,
-            pool_tokens=ledger.num_pages * ledger.page_size,
+            pool_tokens=context_length if pool_tokens is None else pool_tokens,
             vocab_size=vocab_size,
             max_prompt_tokens=config.max_prompt_tokens,
             pooling=pooling,
@@ -75,8 +86,6 @@ class Scheduler:
         # Tokens of an encoder attend to later ones too: a prompt cannot be computed in chunks.
         self._whole_prompts = pooling is not None and pooling.is_encoder
         self._max_queued = config.max_queued_requests
-        chunk = config.chunked_prefill_size
-        self._token_budget = UNLIMITED if chunk == -1 else chunk
         self._prefixes = PrefixesInProgress(
             page_size=ledger.page_size,
             threshold=config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1,
@@ -176,7 +185,7 @@ class Scheduler:
             return None
         self._counts["aborted"] += 1
         self._end(state, Finish(kind="abort", message=reason))
-        return self._output(state, [])
+        return request_output(state, [])
 
     def end_overdue(self) -> list[RequestOutput]:
         """End the requests whose time is up or whose grammar cannot be used.
@@ -210,7 +219,7 @@ class Scheduler:
         if not shares and not ends:
             return None
         shares.sort(key=lambda share: share[1] != 1)
-        entries = [self._schedule(state, num_new) for state, num_new in shares]
+        entries = [scheduled_tokens(state, num_new) for state, num_new in shares]
         plan = StepPlan(
             step=self._num_steps,
             starts=[state.row_start() for state in starts],
@@ -226,6 +235,11 @@ class Scheduler:
             if num_prompt_left > 0:
                 self._counts["prefilled"] += min(num_new, num_prompt_left)
             state.num_computed_tokens += num_new
+            if self._keeps_states and state.shares_prefixes:
+                assert state.lease is not None
+                self._ledger.keep_state(
+                    state.lease, state.num_computed_tokens, state.num_prompt_tokens
+                )
             if entry.num_output is not None:
                 state.num_pending_outputs += 1
         self._num_steps += 1
@@ -248,19 +262,19 @@ class Scheduler:
             if index in result.hidden_states:
                 state.take_hidden_states(entry.first_hidden, result.hidden_states[index])
             if index in result.failures:
-                self._finish(state, _failed(result.failures[index]))
-                outputs.append(self._output(state, []))
+                self._finish(state, failed(result.failures[index]))
+                outputs.append(request_output(state, []))
             elif token_id is not None:
                 state.num_pending_outputs -= 1
                 new_ids = self._take(state, [token_id, *result.forced.get(index, ())])
                 logprobs = brought.output if brought is not None else None
-                outputs.append(self._output(state, new_ids, logprobs))
+                outputs.append(request_output(state, new_ids, logprobs))
             elif index in result.values:
                 self._finish(state, Finish(kind="length"))
-                outputs.append(self._output(state, [], values=result.values[index]))
+                outputs.append(request_output(state, [], values=result.values[index]))
             elif state.ends_with_prompt and entry.end == state.num_prompt_tokens:
                 self._finish(state, Finish(kind="length"))
-                outputs.append(self._output(state, []))
+                outputs.append(request_output(state, []))
             if state.phase is Phase.RUNNING and state.num_runs == num_runs:
                 self._share_prompt(state)
         return outputs
@@ -304,22 +318,19 @@ class Scheduler:
     # ---- refusal -----------------------------------------------------------------------------
 
     def _why_refused(self, request: Generate) -> Finish | None:
-        def refuse(message: str, status: int, error_type: str) -> Finish:
-            return Finish(kind="error", message=message, status=status, error_type=error_type)
-
         wrong = (
             self._bounds.why_refused(request)
             or self._gate.why_refused(request.options.sampling)
             or self._precedence.why_refused(request.options.priority)
         )
         if wrong is not None:
-            return refuse(wrong, 400, "BadRequestError")
+            return failed(wrong)
         if (
             len(self._waiting) >= self._max_queued
             and not self._can_run_at_once()
             and not self._displace(self._precedence.rank(request.options.priority))
         ):
-            return refuse("The request queue is full.", 503, "ServiceUnavailableError")
+            return queue_is_full("The request queue is full.")
         return None
 
     def _can_run_at_once(self) -> bool:
@@ -332,18 +343,13 @@ class Scheduler:
         if least is None:
             return False
         self._counts["refused"] += 1
-        finish = Finish(
-            kind="error",
-            message="The request queue is full, and a more urgent request took this one's place.",
-            status=503,
-            error_type="ServiceUnavailableError",
-        )
-        self._end_between_steps(least, finish)
+        why = "The request queue is full, and a more urgent request took this one's place."
+        self._end_between_steps(least, queue_is_full(why))
         return True
 
     def _end_between_steps(self, state: RequestState, finish: Finish) -> None:
         self._end(state, finish)
-        self._ended_between_steps.append(self._output(state, []))
+        self._ended_between_steps.append(request_output(state, []))
 
     # ---- who goes first ------------------------------------------------------------------------
 
@@ -361,7 +367,7 @@ class Scheduler:
         most = max(self._urgency(state) for state in self._waiting)
         ready = (
             state
-            for state in self._in_policy_order()
+            for state in self._order.of(self._waiting, self._running)
             if not state.num_pending_outputs and not self._gate.holds(state)
         )
         first = next(ready, None)
@@ -397,22 +403,30 @@ class Scheduler:
             if state.phase is not Phase.RUNNING or state.is_exhausted:
                 continue
             num_new = min(state.num_missing_tokens, budget)
+            if self._keeps_states:
+                num_new = self._up_to_state(state, state.num_computed_tokens, num_new)
             if num_new > 0 and self._make_room(state, num_new, shares):
                 shares.append((state, num_new))
                 budget -= num_new
         return budget
 
+    def _up_to_state(self, state: RequestState, start: int, num_new: int) -> int:
+        """How many of `num_new` tokens from `start` on the step may compute."""
+        end = self._ledger.end_of_step(start, start + num_new, state.num_prompt_tokens)
+        return end - start
+
     def _make_room(
         self, state: RequestState, num_new: int, shares: list[tuple[RequestState, int]]
     ) -> bool:
-        """Reserve pages for the next tokens of a running request. Returns whether it has them.
+        """Reserve memory for the next tokens of a running request. Returns whether it has that.
 
-        If the pool lacks pages, less urgent requests are retracted; if that does not help, the
+        If a pool lacks pages, less urgent requests are retracted; if that does not help, the
         request itself is.
         """
         assert state.lease is not None, "a running request has a lease"
-        num_tokens = state.num_computed_tokens + num_new
-        if self._ledger.reserve(state.lease, num_tokens):
+        start = state.num_computed_tokens
+        num_tokens = start + num_new
+        if self._ledger.reserve(state.lease, num_tokens, start):
             return True
 
         def standing(running: RequestState) -> tuple[int, int]:
@@ -429,7 +443,7 @@ class Scheduler:
         retracted = self._preemption.to_retract(state, num_tokens, victims)
         for victim in [state] if retracted is None else retracted:
             self._retract(victim)
-        return retracted is not None and self._ledger.reserve(state.lease, num_tokens)
+        return retracted is not None and self._ledger.reserve(state.lease, num_tokens, start)
 
     def _admit(
         self,
@@ -444,8 +458,10 @@ class Scheduler:
         starts: list[RequestState] = []
         if budget == 0 or not self._waiting or not self._free_rows:
             return starts
-        growth = sum(self._expected_growth(state) for state in self._running)
-        order = self._in_policy_order()
+        growth = ExpectedGrowth(self._ledger, self._reserve)
+        for running in self._running:
+            growth.count(running)
+        order = self._order.of(self._waiting, self._running)
         if preferred is not None:
             order = [preferred, *(state for state in order if state is not preferred)]
         for state in order:
@@ -459,31 +475,25 @@ class Scheduler:
                 break
             # The lease locks the prefix before room is counted: locked pages are not evictable.
             lease, num_hit = self._ledger.lease(state.namespace, state.matchable_key())
-            num_tokens = state.num_tokens
-            kept_back = self._ledger.pages_for(growth + self._expected_growth(state))
-            missing = self._ledger.pages_for(num_tokens) - len(lease.pages)
+            num_new = min(state.num_tokens - num_hit, budget)
+            if self._keeps_states:
+                num_new = self._up_to_state(state, num_hit, num_new)
+            end = num_hit + num_new
+            growth.count(state)
             fits = has_room(
-                missing=missing,
-                kept_back=kept_back,
-                available=self._ledger.num_available_pages,
+                missing=self._ledger.missing(lease, state.num_tokens, num_hit, end),
+                kept_back=growth.of_all(),
+                available=self._ledger.available(),
                 is_alone=not self._running,
             )
-            if not fits or not self._ledger.reserve(lease, num_tokens):
+            if not fits or not self._ledger.reserve(lease, state.num_tokens, num_hit, end):
                 self._ledger.release(lease)
                 break
             self._run(state, lease, num_hit)
             starts.append(state)
-            num_new = min(state.num_missing_tokens, budget)
             shares.append((state, num_new))
             budget -= num_new
-            growth += self._expected_growth(state)
         return starts
-
-    def _expected_growth(self, state: RequestState) -> int:
-        return self._reserve.expected_growth(state.num_outstanding)
-
-    def _in_policy_order(self) -> list[RequestState]:
-        return self._order.of(self._waiting, self._running)
 
     # ---- one prefix is computed once ---------------------------------------------------------
 
@@ -584,50 +594,3 @@ class Scheduler:
         state.move_to(Phase.FINISHED)
         state.finish = finish
         del self._open[state.request_id]
-
-    # ---- messages ----------------------------------------------------------------------------
-
-    def _schedule(self, state: RequestState, num_new: int) -> ScheduledTokens:
-        assert state.lease is not None, "a scheduled request has a lease"
-        first_page, pages = state.lease.take_changes()
-        reaches_end = state.num_computed_tokens + num_new == state.num_tokens
-        samples = reaches_end and state.max_new_tokens > 0
-        first_scored, num_scored = state.scored_among(num_new)
-        return ScheduledTokens(
-            row=state.row,
-            position=state.num_computed_tokens,
-            token_ids=state.new_token_ids(num_new),
-            first_page=first_page,
-            pages=pages,
-            num_output=state.num_outputs if samples else None,
-            first_scored=first_scored,
-            num_scored=num_scored,
-            num_hidden=state.num_hidden_among(num_new),
-            answers=reaches_end and state.options.embed is not None,
-        )
-
-    def _output(
-        self,
-        state: RequestState,
-        token_ids: list[int],
-        logprobs: TokenLogprobs | None = None,
-        *,
-        values: bytes = b"",
-    ) -> RequestOutput:
-        return RequestOutput(
-            request_id=state.request_id,
-            token_ids=token_ids,
-            num_prompt_tokens=state.num_prompt_tokens,
-            num_cached_tokens=state.num_cached_tokens or 0,
-            queue_time_s=state.queue_time_s,
-            logprobs=logprobs,
-            prompt_logprobs=state.prompt_logprobs_to_tell(),
-            hidden_states=state.hidden_states_to_tell(),
-            values=values,
-            finish=state.finish,
-        )
-
-
-def _failed(message: str) -> Finish:
-    """The request cannot go on because of its grammar, or of a logits processor that it brought."""
-    return Finish(kind="error", message=message, status=400, error_type="BadRequestError")

@@ -278,7 +278,7 @@ class CapturedSteps:
 def capture_steps(
     model: Capturable,
     kernels: CapturableKernels,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     plan: CapturePlan,
     recorder: Capture,
     on_progress: Progress = lambda done, total: None,
@@ -311,7 +311,7 @@ def capture_steps(
 def _capture_decode(
     model: Capturable,
     memory: StepMemory,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     plan: CapturePlan,
     size: int,
     recorder: Capture,
@@ -341,7 +341,7 @@ def _capture_decode(
 def _capture_pieces(
     model: Capturable,
     memory: StepMemory,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     pieces: _Pieces,
 ) -> list[Part]:
     size = pieces.size
@@ -366,7 +366,7 @@ def _capture_pieces(
 
 def _batch(
     memory: StepMemory,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     attention: AttentionBatch,
     size: int,
     attend: Attend | None = None,

@@ -80,19 +80,24 @@ class GraphChoice:
 def choose_graph(
     model: Describable,
     kernels: Kernels,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     *,
+    num_groups: int = 1,
     enabled: bool,
     capture: Callable[[], GraphChoice] | None = None,
 ) -> GraphChoice:
     """The kernels' recorded step, if there is one and the operator wants it; else a captured step.
 
-    capture  makes the captured steps, if the device and the kernels can capture ops
+    num_groups  cache groups of the model; a step with several cannot be recorded yet
+    capture     makes the captured steps, if the device and the kernels can capture ops
     """
     if not enabled:
         return GraphChoice(NoGraph(), "disabled by --disable-graphs")
+    if num_groups > 1:
+        why = f"the layers' caches are of {num_groups} kinds, and a recorded step knows only one"
+        return GraphChoice(NoGraph(), why)
     try:
-        step = kernels.record(model.parts(), kv_caches)
+        step = kernels.record(model.parts(), [(keys, values) for keys, values in kv_caches])
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:
             return capture()

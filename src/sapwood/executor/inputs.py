@@ -14,11 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.rows import RowTable
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.transfer import upload
-from sapwood.layers.forward_batch import ForwardBatch, InputEmbeds
+from sapwood.layers.forward_batch import CacheInputs, ForwardBatch, InputEmbeds
 from sapwood.schema.step import ScheduledTokens, StepPlan
+
+ONE_GROUP = CachePlaces()
+"""A model whose layers keep every token, all in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,14 @@ def build_inputs(
     rows: RowTable,
     *,
     page_size: int,
-    kv_caches: Sequence[tuple[Tensor, Tensor]],
+    kv_caches: Sequence[tuple[Tensor, ...]],
     device: torch.device,
+    places: CachePlaces = ONE_GROUP,
 ) -> StepInputs:
-    """The inputs of a plan's step, in the plan's order; `rows` must have taken the plan over."""
+    """The inputs of a plan's step, in the plan's order; `rows` must have taken the plan over.
+
+    places  tells where the model's cache groups find their pages and states
+    """
     scheduled = plan.scheduled
     query_lens = [entry.num_new for entry in scheduled]
     first_positions = [entry.position for entry in scheduled]
@@ -58,12 +66,13 @@ def build_inputs(
         row_of_token = row.repeat(lens)
         positions = np.arange(num_tokens) - (ends - context_len).repeat(lens)
     index_in_row, offset = np.divmod(positions, page_size)
-    pages = rows.page_table[row_of_token, index_in_row]
+    table = places.first_table(rows)
+    pages = table[row_of_token, index_in_row]
 
     query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
     query_start[1:] = ends
     max_pages = -(-max(context_lens) // page_size)
-    host_page_table = rows.page_table[row, :max_pages]
+    host_page_table = table[row, :max_pages]
     sampling = [entry for entry in scheduled if entry.num_output is not None]
     samples = [index for index, entry in enumerate(scheduled) if entry.num_output is not None]
 
@@ -96,19 +105,35 @@ def build_inputs(
     )
     if len(unknown_at):
         token_ids.index_copy_(0, at, rows.last_tokens.index_select(0, of_row))
+    attention = AttentionBatch(
+        page_table=page_table,
+        query_start=starts,
+        context_len=context_len_there,
+        query_lens=tuple(query_lens),
+        context_lens=tuple(context_lens),
+        num_decodes=query_lens.count(1),
+        # A window's table has old pages, which nobody shares.
+        host_page_table=None if places.is_window_first else host_page_table,
+    )
+    groups: tuple[CacheInputs, ...] = ()
+    if places.group_of_layer:
+        groups = places.of_step(
+            rows,
+            CacheInputs(write_index=write_index, attention=attention),
+            row=row,
+            row_of_token=row_of_token,
+            index_in_row=index_in_row,
+            offset=offset,
+            page_size=page_size,
+            device=device,
+        )
     batch = ForwardBatch(
         token_ids=token_ids,
         positions=positions_there,
         write_index=write_index,
-        attention=AttentionBatch(
-            page_table=page_table,
-            query_start=starts,
-            context_len=context_len_there,
-            query_lens=tuple(query_lens),
-            context_lens=tuple(context_lens),
-            num_decodes=query_lens.count(1),
-            host_page_table=host_page_table,
-        ),
+        attention=attention,
+        groups=groups,
+        group_of_layer=places.group_of_layer,
         kv_caches=kv_caches,
         logits_index=logits_index,
         embeds=_embeds(scheduled, rows, device) if rows.embeds else None,

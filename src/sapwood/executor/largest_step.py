@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sapwood.executor.captured import Capturable
 from sapwood.kernels.interface import AttentionBatch, Kernels
 from sapwood.kernels.sampling_settings import SamplingSettings
-from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 
 
 @torch.inference_mode()
 def run_largest_steps(
     model: Capturable,
     kernels: Kernels,
-    page: list[tuple[Tensor, Tensor]],
+    page: list[tuple[Tensor, ...]],
     *,
+    page_size: int,
+    group_of_layer: Sequence[int] = (),
     num_tokens: int,
     num_requests: int,
     max_pages: int,
@@ -24,10 +28,13 @@ def run_largest_steps(
 ) -> None:
     """Run a prompt of `num_tokens`, then a step of `num_requests` decodes.
 
-    `page` is a KV cache of a single page, which all tokens read and write: the results do not
-    matter."""
+    page            caches of a single page, or slot, which all tokens read and write: the results
+                    do not matter
+    group_of_layer  as in ForwardBatch"""
     for requests in {1, min(num_requests, num_tokens)}:
-        batch = _batch(page, num_tokens // requests, requests, max_pages, device)
+        batch = _batch(
+            page, page_size, group_of_layer, num_tokens // requests, requests, max_pages, device
+        )
         hidden = model.forward(batch).index_select(0, batch.logits_index)
         logits = model.logits(hidden)
         settings = SamplingSettings(
@@ -41,19 +48,18 @@ def run_largest_steps(
 
 
 def _batch(
-    page: list[tuple[Tensor, Tensor]],
+    page: list[tuple[Tensor, ...]],
+    page_size: int,
+    group_of_layer: Sequence[int],
     num_new: int,
     num_requests: int,
     max_pages: int,
     device: torch.device,
 ) -> ForwardBatch:
-    page_size = page[0][0].shape[2]
     context = min(num_new, max_pages * page_size)
     positions = torch.arange(context, device=device).repeat(num_requests)
     ends = torch.arange(num_requests + 1, device=device) * context
-    return ForwardBatch(
-        token_ids=torch.zeros_like(positions),
-        positions=positions,
+    inputs = CacheInputs(
         write_index=positions % page_size,
         attention=AttentionBatch(
             page_table=torch.zeros(num_requests, max_pages, dtype=torch.int32, device=device),
@@ -63,6 +69,15 @@ def _batch(
             context_lens=(context,) * num_requests,
             num_decodes=num_requests if context == 1 else 0,
         ),
+        slots=torch.zeros(num_requests, dtype=torch.int64, device=device),
+    )
+    return ForwardBatch(
+        token_ids=torch.zeros_like(positions),
+        positions=positions,
+        write_index=inputs.write_index,
+        attention=inputs.attention,
+        groups=[inputs] * (1 + max(group_of_layer, default=-1)),
+        group_of_layer=group_of_layer,
         kv_caches=page,
         logits_index=ends[1:] - 1,
     )

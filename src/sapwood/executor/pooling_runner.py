@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.inputs import build_inputs
 from sapwood.executor.rows import RowTable
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.pooling import Pooler
+from sapwood.schema.cache import CacheGroup
 from sapwood.schema.step import RowStart, StepPlan, StepResult
 
 _ONE_TEXT = 2**31 - 1
@@ -39,14 +41,16 @@ class PoolingRunner:
         model: PoolingModel,
         pooler: Pooler,
         *,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         rows: RowTable,
         page_size: int,
         device: torch.device,
+        groups: Sequence[CacheGroup] = (),
     ) -> None:
         self._model = model
         self._pooler = pooler
         self._kv_caches = kv_caches
+        self._places = CachePlaces(groups)
         self._rows = rows
         self._page_size = page_size
         self._device = device
@@ -59,12 +63,14 @@ class PoolingRunner:
             self._start(start)
         for entry in plan.scheduled:
             self._rows.take_pages(entry)
+        self._places.copy_states(plan.scheduled, self._kv_caches, self._device)
         inputs = build_inputs(
             plan,
             self._rows,
             page_size=self._page_size,
             kv_caches=self._kv_caches,
             device=self._device,
+            places=self._places,
         )
         rows = np.array([entry.row for entry in plan.scheduled], dtype=np.int64)
         lengths = np.array(inputs.batch.attention.query_lens, dtype=np.int64)

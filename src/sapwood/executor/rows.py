@@ -16,15 +16,22 @@ from sapwood.schema.step import RowStart, ScheduledTokens
 class RowTable:
     """One row per running request; the scheduler decides which request has which row.
 
-    page_table   [num_rows, max_pages] int32, on the host; 0 where the row's request has no page
+    page_table   [num_rows, max_pages] int32, on the host; 0 where the row's request has no page; of
+                 the pool that keeps every token
+    window_tables  the same for each window pool; pages before a row's window are old ones
+    slots        [num_rows]; the slot of each row's state
     last_tokens  [num_rows] int64, on the device; the token sampled last
     epochs       [num_rows]; how many requests have had the row so far
     embeds       row -> [prompt tokens, hidden] fp32, on the host, for requests with input_embeds,
                  until the prompt is computed
     """
 
-    def __init__(self, *, num_rows: int, max_pages: int, device: torch.device) -> None:
+    def __init__(
+        self, *, num_rows: int, max_pages: int, device: torch.device, num_windows: int = 0
+    ) -> None:
         self.page_table: NDArray[np.int32] = np.zeros((num_rows, max_pages), dtype=np.int32)
+        self.window_tables = [np.zeros_like(self.page_table) for _ in range(num_windows)]
+        self.slots: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
         self.last_tokens: Tensor = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
@@ -36,6 +43,8 @@ class RowTable:
         self.epochs[start.row] += 1
         self.seeds[start.row] = start.seed % 2**64
         self.page_table[start.row] = 0
+        for table in self.window_tables:
+            table[start.row] = 0
         self.embeds.pop(start.row, None)
         if start.input_embeds:
             vectors = [np.frombuffer(vector, dtype="<f4") for vector in start.input_embeds]
@@ -66,3 +75,8 @@ class RowTable:
         if scheduled.pages:
             end = scheduled.first_page + len(scheduled.pages)
             self.page_table[scheduled.row, scheduled.first_page : end] = scheduled.pages
+        if scheduled.windows:
+            for table, (first, pages) in zip(self.window_tables, scheduled.windows, strict=True):
+                table[scheduled.row, first : first + len(pages)] = pages
+        if scheduled.slot >= 0:
+            self.slots[scheduled.row] = scheduled.slot

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.graphs import Graph
 from sapwood.executor.hidden_states import HiddenRows, kept_hidden, wants_hidden
 from sapwood.executor.inputs import StepInputs, build_inputs
@@ -19,6 +20,7 @@ from sapwood.executor.sampling.sampler import Sampler
 from sapwood.kernels.recording import DecoderParts
 from sapwood.kernels.transfer import Download, download
 from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.schema.cache import CacheGroup
 from sapwood.schema.step import StepPlan, StepResult
 
 
@@ -113,20 +115,23 @@ class Runner:
         model: DecoderModel,
         graph: Graph,
         *,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         rows: RowTable,
         sampler: Sampler,
         page_size: int,
         device: torch.device,
+        groups: Sequence[CacheGroup] = (),
         download: Callable[[Tensor], Download] = download,
     ) -> None:
         """A runner of one rank.
 
+        groups    of the model's caches; empty: one group that keeps every token
         download  copies tokens and log probabilities to the host
         """
         self._model = model
         self._graph = graph
         self._kv_caches = kv_caches
+        self._places = CachePlaces(groups)
         self._rows = rows
         self._sampler = sampler
         self._download = download
@@ -154,12 +159,14 @@ class Runner:
             self._logprobs.start(start)
         for entry in plan.scheduled:
             self._rows.take_pages(entry)
+        self._places.copy_states(plan.scheduled, self._kv_caches, self._device)
         inputs = build_inputs(
             plan,
             self._rows,
             page_size=self._page_size,
             kv_caches=self._kv_caches,
             device=self._device,
+            places=self._places,
         )
         logits = self._compute(launched, inputs.batch)
         if inputs.sampling:

@@ -11,8 +11,14 @@ from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
 NUM_DECODES = 2
 
 
-def warm_up(execute: Callable[[StepPlan], StepResult]) -> None:
-    """Run steps in row 0 and page 0, which must be unused; nobody reads the results."""
+def warm_up(
+    execute: Callable[[StepPlan], StepResult], *, num_windows: int = 0, slot: int = -1
+) -> None:
+    """Run steps in row 0 and page 0 of every pool, which must be unused; nobody reads the results.
+
+    num_windows  window pools of the model
+    slot         0 if the model keeps states, else -1
+    """
     start = RowStart(
         row=0,
         options=RequestOptions(sampling=SamplingParams(temperature=1.0, top_p=0.9)),
@@ -20,16 +26,25 @@ def warm_up(execute: Callable[[StepPlan], StepResult]) -> None:
         prompt_ids=[0],
         output_ids=[],
     )
-    entry = ScheduledTokens(row=0, position=0, token_ids=[0], first_page=0, pages=[0], num_output=0)
+    entry = ScheduledTokens(
+        row=0,
+        position=0,
+        token_ids=[0],
+        first_page=0,
+        pages=[0],
+        windows=[(0, [0])] * num_windows,
+        slot=slot,
+        num_output=0,
+    )
     execute(StepPlan(step=-1, starts=[start], scheduled=[entry]))
     for _ in range(NUM_DECODES):
         again = ScheduledTokens(
-            row=0, position=0, token_ids=[], first_page=0, pages=[], num_output=1
+            row=0, position=0, token_ids=[], first_page=0, pages=[], slot=slot, num_output=1
         )
         execute(StepPlan(step=-1, starts=[], scheduled=[again]))
 
 
-def warm_up_pooling(execute: Callable[[StepPlan], StepResult]) -> None:
+def warm_up_pooling(execute: Callable[[StepPlan], StepResult], *, num_windows: int = 0) -> None:
     """Warm up a model that makes embeddings or scores."""
     start = RowStart(
         row=0,
@@ -39,6 +54,13 @@ def warm_up_pooling(execute: Callable[[StepPlan], StepResult]) -> None:
         output_ids=[],
     )
     entry = ScheduledTokens(
-        row=0, position=0, token_ids=[0], first_page=0, pages=[0], num_output=None, answers=True
+        row=0,
+        position=0,
+        token_ids=[0],
+        first_page=0,
+        pages=[0],
+        windows=[(0, [0])] * num_windows,
+        num_output=None,
+        answers=True,
     )
     execute(StepPlan(step=-1, starts=[start], scheduled=[entry]))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import PLAIN, AttentionTraits, Kernels, PackedLinear
+from sapwood.kernels.interface import PLAIN, AttentionTraits, Kernels, PackedLinear, lacking
+from sapwood.kernels.recording import CannotRecord
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, divide, even_part
 from sapwood.layers.norm import RMSNorm
@@ -145,6 +146,7 @@ class Attention:
         """x [T, hidden] -> the inputs [T, heads * head_dim] of the output projection; writes the
         new tokens' keys and values to the cache"""
         key_cache, value_cache = batch.kv_caches[self._layer]
+        inputs = batch.inputs_of(self._layer)
         q = self._kernels.qk_norm_rope_write_kv(
             self._qkv(x),
             num_heads=self._num_heads,
@@ -157,10 +159,10 @@ class Attention:
             positions=batch.positions,
             key_cache=key_cache,
             value_cache=value_cache,
-            write_index=batch.write_index,
+            write_index=inputs.write_index,
         )
         attend = batch.attend or self._kernels.paged_attention
-        out = attend(q, key_cache, value_cache, batch.attention, self._scale, self._traits)
+        out = attend(q, key_cache, value_cache, inputs.attention, self._scale, self._traits)
         return out.view(x.shape[0], self._num_heads * self._head_dim)
 
     def project(self, attended: Tensor) -> Tensor:
@@ -178,7 +180,10 @@ class Attention:
         self._o.linear.pack()
 
     def parts(self) -> AttentionParts:
-        """This rank's parts of the layer; RuntimeError before `pack`."""
+        """This rank's parts of the layer; RuntimeError before `pack`, CannotRecord if its attention
+        is not plain."""
+        if reason := lacking(self._traits.features):
+            raise CannotRecord(f"in a recorded step, {reason}")
         return AttentionParts(
             qkv=self._qkv.linear.packed,
             q_norm=self._q_norm,

@@ -23,6 +23,21 @@ class InputEmbeds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheInputs:
+    """What the layers of one cache group (schema/cache.py) need to know of a step.
+
+    write_index  [T] int64; place of a token's KV in the group's pages: page * page_size + offset
+    attention    says which keys each token attends to
+    slots        [R] int64; the slots of the requests' states, in a group of states; a request whose
+                 context is as long as its new tokens begins without a state. None in other groups
+    """
+
+    write_index: Tensor
+    attention: AttentionBatch
+    slots: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:
     """T new tokens of R requests, in the order of the requests.
 
@@ -30,7 +45,11 @@ class ForwardBatch:
     positions      [T] int64; a token's index in its request
     write_index    [T] int64; place of a token's KV: page * page_size + offset
     attention      says which keys each token attends to
-    kv_caches      per layer: (keys, values), each [num_pages, Hk, page_size, D], or in 8 bits
+    groups         what each cache group needs instead of these two; empty: there is one group, of
+                   pages
+    group_of_layer  per layer: the index of its group in `groups`
+    kv_caches      per layer its group's tensors, in the group's order: (keys, values), each
+                   [num_pages, Hk, page_size, D], or in 8 bits; or what else the group says
     logits_index   [S] int64; indices of the tokens whose logits are wanted
     token_types    [T] int64: which text of a pair each token belongs to; None: there are no pairs
     embeds         vectors that replace the embeddings of some tokens; None: of no token
@@ -42,8 +61,14 @@ class ForwardBatch:
     positions: Tensor
     write_index: Tensor
     attention: AttentionBatch
-    kv_caches: Sequence[tuple[Tensor, Tensor]]
+    kv_caches: Sequence[tuple[Tensor, ...]]
     logits_index: Tensor
     token_types: Tensor | None = None
     embeds: InputEmbeds | None = None
     attend: Callable[..., Tensor] | None = None
+    groups: Sequence[CacheInputs] = ()
+    group_of_layer: Sequence[int] = ()
+
+    def inputs_of(self, layer: int) -> CacheInputs | ForwardBatch:
+        """The write_index and attention of this layer."""
+        return self.groups[self.group_of_layer[layer]] if self.groups else self

@@ -1,38 +1,70 @@
-"""The memory behind the pages: one pair of key and value tensors per layer."""
+"""The memory behind the pools: the tensors of every layer's cache."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import kv_cache_shape
+from sapwood.kernels.interface import KV_CACHE_DTYPES, kv_cache_shape
 from sapwood.kernels.large_pages import large_pages
+from sapwood.schema.cache import CacheGroup, CacheKind, CacheTensor, pools_of
 
 
-def allocate_kv_caches(
+def allocate_caches(
+    groups: Sequence[CacheGroup],
+    pool_sizes: Sequence[int],
     *,
-    num_layers: int,
-    num_pages: int,
-    num_kv_heads: int,
     page_size: int,
-    head_dim: int,
-    dtype: torch.dtype,
     device: torch.device,
-) -> list[tuple[Tensor, Tensor]]:
-    """Per layer (keys, values), each of the shape that `kv_cache_shape` gives, all zero.
+) -> list[tuple[Tensor, ...]]:
+    """Per layer the tensors of its group, in the group's order, all zero.
 
-    One page holds its tokens for all layers in one piece: a page that is used for the first time
-    touches one stretch of memory instead of two in every layer, and a transfer copies one. On a CPU
-    the operating system hands the memory out when it is first written, so a pool that is mostly
-    unused costs little.
+    groups      with definite dtypes; their layers are 0, 1, … without a gap
+    pool_sizes  pages, or slots, of each of `pools_of(groups)`
+
+    A tensor of pages is [pages, heads, page_size, width], as kernels/interface.py says; one of
+    states is [slots, *shape of a slot]. Tensors of a group that are alike lie in one piece
+    per page, over all its layers: a page that is used for the first time touches one stretch of
+    memory instead of two in every layer, and a transfer copies one. On a CPU the operating system
+    hands the memory out when it is first written, so a pool that is mostly unused costs little.
     """
-    page = kv_cache_shape(1, num_kv_heads, page_size, head_dim, dtype)[1:]
-    shape = (num_pages, num_layers, 2, *page)
-    if device.type == "cpu":
-        num_bytes = math.prod(shape) * dtype.itemsize
-        pool = large_pages(num_bytes)[:num_bytes].view(dtype).view(shape)
-    else:
-        pool = torch.zeros(shape, dtype=dtype, device=device)
-    return [(pool[:, layer, 0], pool[:, layer, 1]) for layer in range(num_layers)]
+    caches: dict[int, tuple[Tensor, ...]] = {}
+    for pool, size in zip(pools_of(groups), pool_sizes, strict=True):
+        for index in pool.groups:
+            caches |= _allocate_group(groups[index], size, page_size, device)
+    return [caches[layer] for layer in range(len(caches))]
+
+
+def _allocate_group(
+    group: CacheGroup, size: int, page_size: int, device: torch.device
+) -> dict[int, tuple[Tensor, ...]]:
+    tensors = list(group.tensors.values())
+    pieces: dict[CacheTensor, Iterator[Tensor]] = {}
+    for tensor in tensors:
+        if tensor in pieces:
+            continue
+        num_alike = tensors.count(tensor)
+        unit = _unit_shape(group, tensor, page_size)
+        dtype = KV_CACHE_DTYPES[tensor.dtype]
+        pool = _zeros((size, len(group.layers), num_alike, *unit), dtype, device)
+        layers = range(len(group.layers))
+        pieces[tensor] = iter([pool[:, at, index] for at in layers for index in range(num_alike)])
+    return {layer: tuple(next(pieces[tensor]) for tensor in tensors) for layer in group.layers}
+
+
+def _unit_shape(group: CacheGroup, tensor: CacheTensor, page_size: int) -> tuple[int, ...]:
+    """The shape of a slot, or of a page, whose tokens come before the last dimension."""
+    if group.kind is CacheKind.STATE:
+        return tensor.shape
+    num_heads, width = tensor.shape
+    return kv_cache_shape(1, num_heads, page_size, width, KV_CACHE_DTYPES[tensor.dtype])[1:]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return large_pages(num_bytes)[:num_bytes].view(dtype).view(shape)

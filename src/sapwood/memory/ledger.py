@@ -1,114 +1,199 @@
-"""The only owner of the facts about pages: which are free, cached, or leased to a request.
+"""The only owner of the facts about pages and slots: which are free, cached, or leased.
 
     free ──reserve──> leased ──commit──> cached and locked ──release──> cached
       ^                 │                                                 │
       └────release──────┘<───────────────────evict────────────────────────┘
 
 A page is in exactly one of three places: the allocator's free list, the tree, or the private part
-of one lease. A lease's first `num_shared` pages belong to the tree, which keeps them locked for it.
+of one lease. The first `num_shared` pages of a lease's tokens belong to the tree, which keeps them
+locked for it. The same holds in every pool, with two additions. A page of a window pool is given
+back as soon as no later token looks at it: a private one becomes free, one of the tree's is no
+longer locked. And a state that others may start from is never written again: its request goes on
+with a copy in another slot, just as a request does that hits a state.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from sapwood.memory.lease import NO_PAGE, Lease, StateLease, WindowLease
+from sapwood.memory.node import Node
 from sapwood.memory.pages import PageAllocator
-from sapwood.memory.prefix_tree import TOKEN_BYTES, Node, PrefixTree
+from sapwood.memory.prefix_tree import TOKEN_BYTES, PrefixTree, first_needed_page
+from sapwood.memory.without_leases import WithoutLeases
+from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool, pages_of_window
 
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """The pages of one running request; only the ledger changes it.
-
-    pages          page table: entry i holds tokens i * page_size .. of the request
-    num_shared     number of pages, from the first on, that belong to the prefix tree
-    first_changed  the lowest index whose page changed since `take_changes`
-    """
-
-    namespace: str
-    pages: list[int]
-    num_shared: int
-    node: Node | None
-    first_changed: int = 0
-
-    def take_changes(self) -> tuple[int, list[int]]:
-        """(index, pages from that index on): the part that has changed since the last call."""
-        first = self.first_changed
-        self.first_changed = len(self.pages)
-        return first, self.pages[first:]
-
-
-class WithoutLeases:
-    """What a ledger would have if some of its leases were released. It releases none itself, and
-    is true only until the ledger changes."""
-
-    def __init__(self, num_available_pages: int) -> None:
-        self.num_available_pages = num_available_pages
-        # How many of each node's locks belong to the leases that are left out.
-        self._num_locks: Counter[Node] = Counter()
-
-    def leave_out(self, lease: Lease) -> None:
-        self.num_available_pages += len(lease.pages) - lease.num_shared
-        node = lease.node
-        while node is not None:
-            self._num_locks[node] += 1
-            if self._num_locks[node] == node.num_locks:
-                self.num_available_pages += len(node.pages)
-            node = node.parent
-
-    def keep(self, lease: Lease) -> None:
-        """The opposite of `leave_out`."""
-        self.num_available_pages -= len(lease.pages) - lease.num_shared
-        node = lease.node
-        while node is not None:
-            if self._num_locks[node] == node.num_locks:
-                self.num_available_pages -= len(node.pages)
-            self._num_locks[node] -= 1
-            node = node.parent
+MOST_KEPT_STATES = 3
+"""States of one request's prefixes that are not in the tree yet; the oldest goes first."""
 
 
 class Ledger:
-    """Leases pages to requests. Only a ledger takes, shares and frees pages."""
+    """Leases pages and slots to requests. Only a ledger takes, shares and frees them."""
 
-    def __init__(self, *, num_pages: int, page_size: int, tree: PrefixTree | None) -> None:
-        """A ledger of free pages.
+    def __init__(
+        self,
+        *,
+        num_pages: int | Sequence[int],
+        page_size: int,
+        tree: PrefixTree | None,
+        pools: Sequence[CachePool] = (FULL_POOL,),
+        state_interval: int = 256,
+    ) -> None:
+        """A ledger of free pages and slots.
 
-        tree  keeps prefixes; None: none is kept, and every page is private to its lease
+        num_pages       of the one pool, or of each of the pools; slots if it is a pool of states
+        tree            keeps prefixes, in the same pools; None: none is kept, and all is private
+        state_interval  tokens between the states that are kept for prefixes; a multiple of the page
         """
+        sizes = [num_pages] if isinstance(num_pages, int) else list(num_pages)
+        assert len(sizes) == len(pools), "every pool has a size"
+        assert state_interval % page_size == 0, "a state is kept at the end of a page"
         self.page_size = page_size
-        self._allocator = PageAllocator(num_pages)
         self._tree = tree
+        self._state_interval = state_interval
         self._leases: set[Lease] = set()
+        self._allocators = [PageAllocator(size) for size in sizes]
+        kinds = [pool.kind for pool in pools]
+        self._full = kinds.index(CacheKind.FULL) if CacheKind.FULL in kinds else None
+        self._state = kinds.index(CacheKind.STATE) if CacheKind.STATE in kinds else None
+        self._windows = [
+            (at, pool.window) for at, pool in enumerate(pools) if pool.window is not None
+        ]
+        self._is_plain = self._full == 0 and len(pools) == 1
+        self._pages = self._allocators[0]
+
+    # ---- figures -----------------------------------------------------------------------------
 
     @property
     def keeps_prefixes(self) -> bool:
         return self._tree is not None
 
     @property
+    def num_windows(self) -> int:
+        """Number of window pools."""
+        return len(self._windows)
+
+    @property
+    def keeps_states(self) -> bool:
+        return self._state is not None
+
+    def most_tokens(self, step_tokens: int) -> int | None:
+        """Tokens that one request may have at most, if a step computes up to `step_tokens` of them;
+        None: the pools set no limit, because windows give back what the next step needs."""
+        sizes = [allocator.num_pages for allocator in self._allocators]
+        limits = [] if self._full is None else [sizes[self._full]]
+        limits += [
+            sizes[pool]
+            for pool, window in self._windows
+            if sizes[pool] < pages_of_window(window, step_tokens, self.page_size)
+        ]
+        return min(limits) * self.page_size if limits else None
+
+    @property
     def num_pages(self) -> int:
-        return self._allocator.num_pages
+        """Of the first pool: the one that keeps every token, or else the shortest window's."""
+        return self._pages.num_pages
 
     @property
     def num_free_pages(self) -> int:
-        return self._allocator.num_free
+        """Of the first pool."""
+        return self._pages.num_free
 
     @property
     def num_cached_pages(self) -> int:
-        return self._tree.num_pages if self._tree else 0
+        """Pages of the first pool in the tree."""
+        tree = self._tree
+        if tree is None:
+            return 0
+        if self._full is not None:
+            return tree.num_pages
+        return tree.num_window_pages[0] if self._windows else tree.num_states
 
     @property
     def num_available_pages(self) -> int:
-        """Number of free pages and of pages in prefixes that no lease uses."""
-        evictable = self._tree.num_evictable_pages if self._tree else 0
-        return self._allocator.num_free + evictable
+        """Of the first pool: free pages, and pages in prefixes that no lease uses."""
+        return self._pages.num_free + self._num_evictable(0)
 
     @property
     def num_leased_pages(self) -> int:
         return self.num_pages - self.num_available_pages
 
+    def available(self) -> list[int]:
+        """Per pool: free pages or slots, and those that the tree can give away."""
+        return [
+            allocator.num_free + self._num_evictable(pool)
+            for pool, allocator in enumerate(self._allocators)
+        ]
+
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
+
+    # ---- how much a request needs ------------------------------------------------------------
+
+    def missing(self, lease: Lease, num_tokens: int, start: int, end: int) -> list[int]:
+        """Per pool: what the lease lacks to hold the request's first `num_tokens` tokens, of which
+        the next step computes start .. end - 1. What it gives back itself is not counted."""
+        if self._is_plain:
+            return [max(self.pages_for(num_tokens) - len(lease.pages), 0)]
+        missing = [0] * len(self._allocators)
+        if self._full is not None:
+            missing[self._full] = max(self.pages_for(num_tokens) - len(lease.pages), 0)
+        for (pool, window), held in zip(self._windows, lease.windows, strict=True):
+            begin = max(len(held.pages), first_needed_page(window, start, self.page_size))
+            missing[pool] = max(self.pages_for(end) - begin, 0)
+        if lease.state is not None:
+            assert self._state is not None
+            missing[self._state] = lease.state.num_missing
+        return missing
+
+    def most_missing(self, lease: Lease, num_tokens: int, num_new: int) -> list[int]:
+        """Like `missing` for a step of at most `num_new` tokens, wherever it begins: a hit may end
+        elsewhere once other requests have left their prefixes in the cache."""
+        missing = self.missing(lease, num_tokens, 0, min(num_tokens, num_new))
+        for (pool, window), held in zip(self._windows, lease.windows, strict=True):
+            most = min(pages_of_window(window, num_new, self.page_size), self.pages_for(num_tokens))
+            missing[pool] = most - (len(held.pages) - held.first)
+        return missing
+
+    def growth(self, num_growing: int, of_windows: Sequence[int]) -> list[int]:
+        """Per pool: pages for `num_growing` more tokens of all requests together, of which those in
+        window pools were found by `window_growth`."""
+        pages = self.pages_for(num_growing)
+        if self._is_plain:
+            return [pages]
+        growth = [0] * len(self._allocators)
+        if self._full is not None:
+            growth[self._full] = pages
+        for (pool, _), of_window in zip(self._windows, of_windows, strict=True):
+            growth[pool] = of_window
+        return growth
+
+    def window_growth(self, num_tokens: int, num_growing: int) -> list[int]:
+        """Per window pool: pages that a request of `num_tokens` takes when it grows."""
+        growth = []
+        for _, window in self._windows:
+            most = pages_of_window(window, 1, self.page_size)
+            before = min(self.pages_for(num_tokens), most)
+            growth.append(min(self.pages_for(num_tokens + num_growing), most) - before)
+        return growth
+
+    def without_leases(self) -> WithoutLeases:
+        """Asks what would be available if some leases were released; none is so far."""
+        return WithoutLeases(
+            self.available(), self._full, [pool for pool, _ in self._windows], self._state
+        )
+
+    def end_of_step(self, start: int, end: int, num_prompt: int) -> int:
+        """Where a step that computes tokens from `start` on, up to `end`, must stop so that a state
+        can be kept there: every `state_interval` tokens, and at the last end of a page of a prompt
+        from which the same prompt can go on."""
+        if self._state is None:
+            return end
+        stops = (start - start % self._state_interval + self._state_interval,)
+        last = (num_prompt - 1) // self.page_size * self.page_size
+        return min(end, *stops, *((last,) if last > start else ()))
+
+    # ---- leases ------------------------------------------------------------------------------
 
     def prefix_path(self, namespace: str, key: bytes) -> list[tuple[int, int]]:
         """(identity of a node, tokens of it that match) along the longest known prefix.
@@ -131,7 +216,9 @@ class Ledger:
         else:
             found = self._tree.match(namespace, self._matchable(key))
             self._tree.lock(found.node)
-            lease = Lease(namespace, found.pages, len(found.pages), found.node)
+            lease = Lease(namespace, found.pages, found.length, found.node)
+        if not self._is_plain:
+            self._begin_others(lease, found.windows if self._tree is not None else [])
         self._leases.add(lease)
         return lease, lease.num_shared * self.page_size
 
@@ -140,91 +227,376 @@ class Ledger:
         if self._tree is not None and lease.node is not None:
             self._tree.count_hit(lease.node)
 
-    def without_leases(self) -> WithoutLeases:
-        """Asks what would be available if some leases were released; none is so far."""
-        return WithoutLeases(self.num_available_pages)
+    def reserve(
+        self, lease: Lease, num_tokens: int, start: int = 0, end: int | None = None
+    ) -> bool:
+        """Make room for the request's first `num_tokens` tokens, of which the next step computes
+        start .. end - 1; end None: all. Windows hold what these look at, and give the rest back.
 
-    def reserve(self, lease: Lease, num_tokens: int) -> bool:
-        """Make room for the request's first `num_tokens` tokens.
-
-        Returns False, and changes nothing, if there are not enough pages.
+        Returns False if a pool has not enough; then nothing was taken.
         """
-        missing = self.pages_for(num_tokens) - len(lease.pages)
-        if missing <= 0:
+        if self._is_plain:
+            missing = -(-num_tokens // self.page_size) - len(lease.pages)
+            if missing <= 0:
+                return True
+            if missing > self.num_available_pages:
+                return False
+            lease.pages += self._take(0, missing)
             return True
-        if missing > self.num_available_pages:
-            return False
-        short = missing - self._allocator.num_free
-        if short > 0:
-            assert self._tree is not None, "without a tree only free pages are available"
-            self._allocator.give_back(self._tree.evict(short))
-        lease.pages += self._allocator.take(missing)
+        end = num_tokens if end is None else end
+        for index, (_, window) in enumerate(self._windows):
+            self._give_back(lease, index, first_needed_page(window, start, self.page_size))
+        needed = self.missing(lease, num_tokens, start, end)
+        if self._lacks(needed):
+            self._unlock_exactly(lease)
+            if self._lacks(needed):
+                return False
+        if self._full is not None:
+            lease.pages += self._take(self._full, needed[self._full])
+        for (pool, _), held in zip(self._windows, lease.windows, strict=True):
+            # A window may have left all pages behind that the request ever had.
+            held.pages += [NO_PAGE] * (held.first - len(held.pages))
+            held.pages += self._take(pool, needed[pool])
+        if lease.state is not None:
+            self._ready_state(lease.state)
         return True
 
     def commit(self, lease: Lease, key: bytes) -> None:
-        """Share the whole pages of `key`, whose KV must be computed.
+        """Share the whole pages of `key`, which must be computed, and states that were kept there.
 
         A last page that is not full stays private. If the tree has a page with the same tokens
         already, the lease takes the tree's page and its own copy is freed.
         """
-        if self._tree is None:
+        tree = self._tree
+        if tree is None:
             return
         num_whole = len(key) // (self.page_size * TOKEN_BYTES)
         if num_whole <= lease.num_shared:
             return
         own = lease.pages[:num_whole]
-        node, shared = self._tree.insert(
-            lease.namespace, key[: num_whole * self.page_size * TOKEN_BYTES], own
+        windows = [(held.first, held.pages[held.first : num_whole]) for held in lease.windows]
+        node, shared = tree.insert(
+            lease.namespace, key[: num_whole * self.page_size * TOKEN_BYTES], own, windows
         )
-        self._tree.lock(node)
+        tree.lock(node)
         assert lease.node is not None, "a lease of a ledger with a tree has a node"
-        self._tree.unlock(lease.node)
-        lease.node = node
-        for index in range(lease.num_shared, num_whole):
-            if own[index] != shared[index]:
-                self._allocator.give_back([own[index]])
-                lease.pages[index] = shared[index]
-                lease.first_changed = min(lease.first_changed, index)
-        lease.num_shared = num_whole
+        old_node, old_shared = lease.node, lease.num_shared
+        lease.node, lease.num_shared = node, num_whole
+        if self._full is not None:
+            for index in range(old_shared, num_whole):
+                if own[index] != shared[index]:
+                    self._allocators[self._full].give_back([own[index]])
+                    lease.pages[index] = shared[index]
+                    lease.first_changed = min(lease.first_changed, index)
+        if not self._is_plain:
+            for index in range(len(self._windows)):
+                self._share_window(lease, index, old_shared)
+            if lease.state is not None:
+                self._share_states(lease.state, node, num_whole)
+        tree.unlock(old_node)
+
+    def keep_state(self, lease: Lease, num_tokens: int, num_prompt: int) -> None:
+        """After a step was planned that ends at `num_tokens`: keep the state there, if this is a
+        place for one. The request's next step then starts from a copy."""
+        state = lease.state
+        if state is None or self._tree is None or num_tokens % self.page_size:
+            return
+        is_end = num_tokens == (num_prompt - 1) // self.page_size * self.page_size
+        if num_tokens % self._state_interval and not is_end:
+            return
+        assert state.slot is not None, "a step has a state"
+        state.kept.append((num_tokens // self.page_size, state.slot))
+        state.source, state.slot = state.slot, None
+        if len(state.kept) > MOST_KEPT_STATES:
+            self._free_slot(state.kept.pop(0)[1])
 
     def release(self, lease: Lease) -> None:
-        """End the lease: private pages are free, shared ones stay as a cached prefix."""
+        """End the lease: what is private is free, what is shared stays as a cached prefix."""
         self._leases.remove(lease)
-        self._allocator.give_back(lease.pages[lease.num_shared :])
+        if self._full is not None:
+            self._allocators[self._full].give_back(lease.pages[lease.num_shared :])
+        for index in range(len(lease.windows)):
+            self._give_back(lease, index, len(lease.windows[index].pages))
+            self._unlock_window(lease, index, lease.num_shared)
+        if lease.state is not None:
+            self._unpin(lease.state)
+            for slot in lease.state.slots:
+                self._free_slot(slot)
+            lease.state = None
         if self._tree is not None and lease.node is not None:
             self._tree.unlock(lease.node)
         lease.pages = []
+        lease.windows = ()
 
     def flush(self) -> int:
         """Forget every prefix that no lease uses. Returns the number of freed pages."""
         if self._tree is None:
             return 0
-        pages = self._tree.evict(self._tree.num_pages)
-        self._allocator.give_back(pages)
-        return len(pages)
+        num_free = self.num_free_pages
+        pages = self._tree.forget()
+        if self._full is not None:
+            self._allocators[self._full].give_back(pages)
+        self._take_freed()
+        return self.num_free_pages - num_free
+
+    # ---- pools -------------------------------------------------------------------------------
+
+    def _num_evictable(self, pool: int) -> int:
+        tree = self._tree
+        if tree is None:
+            return 0
+        if pool == self._full:
+            return tree.num_evictable_pages
+        if pool == self._state:
+            return tree.num_evictable_states
+        index = pool - (0 if self._full is None else 1)
+        return tree.num_evictable_window_pages[index]
+
+    def _lacks(self, needed: Sequence[int]) -> bool:
+        return any(
+            number > allocator.num_free and number > allocator.num_free + self._num_evictable(pool)
+            for pool, (number, allocator) in enumerate(zip(needed, self._allocators, strict=True))
+        )
+
+    def _take(self, pool: int, number: int) -> list[int]:
+        """Take pages or slots; the tree gives some away if too few are free."""
+        allocator = self._allocators[pool]
+        short = number - allocator.num_free
+        if short > 0:
+            tree = self._tree
+            assert tree is not None, "without a tree only free pages are available"
+            if pool == self._full:
+                allocator.give_back(tree.evict(short))
+            elif pool == self._state:
+                for _ in range(short):
+                    tree.evict_state()
+            else:
+                tree.evict_window(pool - (0 if self._full is None else 1), short)
+            if not self._is_plain:
+                self._take_freed()
+        return allocator.take(number)
+
+    def _take_freed(self) -> None:
+        assert self._tree is not None
+        for allocator, freed in zip(self._allocators, self._tree.freed, strict=True):
+            if freed:
+                allocator.give_back(freed)
+                freed.clear()
+
+    def _free_slot(self, slot: int) -> None:
+        assert self._state is not None
+        self._allocators[self._state].give_back([slot])
+
+    def _begin_others(self, lease: Lease, windows: Sequence[list[int]]) -> None:
+        """The parts of a new lease in window pools and in the pool of states."""
+        node, length = lease.node, lease.num_shared
+        if self._windows and node is None:
+            lease.windows = tuple(WindowLease([]) for _ in self._windows)
+        elif self._windows:
+            assert self._tree is not None
+            held = []
+            for pages in windows:
+                first = length - len(pages)
+                held.append(WindowLease([NO_PAGE] * first + pages, first, first))
+            lease.windows = tuple(held)
+            for index in range(len(held)):
+                self._lock_window(lease, index, held[index].first)
+        if self._state is not None:
+            lease.state = StateLease()
+            if node is not None and node.state is not None:
+                self._start_from(lease.state, node)
+
+    # ---- windows -----------------------------------------------------------------------------
+
+    def _lock_window(self, lease: Lease, index: int, first: int) -> None:
+        """Lock the pages of a window pool from `first` on, up to the lease's node."""
+        tree, node, held = self._tree, lease.node, lease.windows[index]
+        assert tree is not None
+        assert node is not None
+        held.locked_from = held.unlock_at = first
+        if first >= lease.num_shared:
+            return
+        tree.node_at(node, lease.num_shared, first)  # so that a node begins there
+        end = lease.num_shared
+        while end > first:
+            tree.lock_window(node, index)
+            held.unlock_at = end
+            end -= node.length
+            assert node.parent is not None
+            node = node.parent
+
+    def _share_window(self, lease: Lease, index: int, old_shared: int) -> None:
+        """After a commit: hold the tree's pages instead of the lease's own where it has them."""
+        tree, held, node = self._tree, lease.windows[index], lease.node
+        assert tree is not None
+        assert node is not None
+        begin = max(held.first, old_shared)
+        pool = self._windows[index][0]
+        if begin < lease.num_shared:
+            shared = tree.window_pages(node, lease.num_shared, index, begin)
+            for at, page in enumerate(shared, start=begin):
+                if held.pages[at] != page:
+                    self._allocators[pool].give_back([held.pages[at]])
+                    held.pages[at] = page
+                    held.first_changed = min(held.first_changed, at)
+        # Nodes of the new part are locked one by one; those of the old part are locked already.
+        had_some = held.locked_from < old_shared
+        end, unlock_at = lease.num_shared, lease.num_shared
+        walker = node
+        while end > begin:
+            tree.lock_window(walker, index)
+            unlock_at = end
+            end -= walker.length
+            assert walker.parent is not None
+            walker = walker.parent
+        if not had_some:
+            held.locked_from, held.unlock_at = min(end, lease.num_shared), unlock_at
+
+    def _give_back(self, lease: Lease, index: int, first: int) -> None:
+        """Give back the pages of a window pool before index `first`, as far as they are private;
+        unlock those nodes of the tree that lie before it."""
+        held = lease.windows[index]
+        if first <= held.first:
+            return
+        pool = self._windows[index][0]
+        private = range(max(held.first, lease.num_shared), min(first, len(held.pages)))
+        if private:
+            self._allocators[pool].give_back(held.pages[at] for at in private)
+        end = min(first, len(held.pages))
+        held.pages[held.first : end] = [NO_PAGE] * (end - held.first)
+        held.first = first
+        if held.locked_from < lease.num_shared and first >= held.unlock_at:
+            self._unlock_window(lease, index, first)
+
+    def _unlock_window(self, lease: Lease, index: int, first: int) -> None:
+        """Unlock the nodes that the lease has locked in a window pool, as far as they end before
+        `first`."""
+        held, node, end = lease.windows[index], lease.node, lease.num_shared
+        if held.locked_from >= end or self._tree is None:
+            return
+        locked_from = end
+        unlock_at = end
+        while node is not None and end > held.locked_from:
+            if end <= first:
+                self._tree.unlock_window(node, index)
+            else:
+                locked_from, unlock_at = end - node.length, end
+            end -= node.length
+            node = node.parent
+        held.locked_from, held.unlock_at = locked_from, unlock_at
+
+    def _unlock_exactly(self, lease: Lease) -> None:
+        """Split nodes where the lease's windows begin, so that no page before that stays locked."""
+        for index, held in enumerate(lease.windows):
+            if held.locked_from < held.first < lease.num_shared:
+                assert self._tree is not None
+                assert lease.node is not None
+                self._tree.node_at(lease.node, lease.num_shared, held.first)
+                self._unlock_window(lease, index, held.first)
+
+    # ---- states ------------------------------------------------------------------------------
+
+    def _start_from(self, state: StateLease, node: Node) -> None:
+        assert self._tree is not None
+        self._tree.pin_state(node)
+        state.source, state.source_node = node.state, node
+
+    def _unpin(self, state: StateLease) -> None:
+        if state.source_node is not None:
+            assert self._tree is not None
+            self._tree.unpin_state(state.source_node)
+            state.source_node = None
+
+    def _ready_state(self, state: StateLease) -> None:
+        """Give the lease a slot that the next step can write, with the state in it.
+
+        A source that nobody else needs is used itself if there is no other slot."""
+        if state.slot is not None:
+            return
+        assert self._state is not None
+        if self._allocators[self._state].num_free + self._num_evictable(self._state) > 0:
+            (state.slot,) = self._take(self._state, 1)
+            if state.source is not None:
+                state.copies = [(state.source, state.slot)]
+            self._unpin(state)
+        elif state.source_node is not None:
+            assert self._tree is not None
+            state.slot = self._tree.take_over_state(state.source_node)
+            state.source_node = None
+        else:
+            state.slot = state.kept.pop()[1]
+            assert state.slot == state.source, "the newest state is the source"
+        state.source = None
+
+    def _share_states(self, state: StateLease, node: Node, num_whole: int) -> None:
+        """Give the states of the first `num_whole` pages to the tree."""
+        assert self._tree is not None
+        while state.kept and state.kept[0][0] <= num_whole:
+            end, slot = state.kept.pop(0)
+            owner = self._tree.put_state(node, num_whole, end, slot)
+            if owner is None:
+                owner = self._tree.node_at(node, num_whole, end)
+                self._free_slot(slot)
+            if state.source == slot:
+                self._start_from(state, owner)
+
+    # ---- for tests ---------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Every page has exactly one owner, and the counters are true. For tests; slow."""
-        private = [page for lease in self._leases for page in lease.pages[lease.num_shared :]]
-        cached = [page for node in self._tree.nodes() for page in node.pages] if self._tree else []
-        owned = sorted([*private, *cached, *self._allocator._free])
-        assert owned == list(range(self.num_pages)), "a page has no owner, or two"
+        """Every page and slot has exactly one owner, and the counters are true. Slow."""
+        nodes = list(self._tree.nodes()) if self._tree else []
+        for pool, allocator in enumerate(self._allocators):
+            owned = sorted([*self._private(pool), *self._cached(pool, nodes), *allocator._free])
+            assert owned == list(range(allocator.num_pages)), f"pool {pool}: no owner, or two"
         if self._tree is None:
             return
-        nodes = list(self._tree.nodes())
-        evictable = sum(len(node.pages) for node in nodes if node.num_locks == 0)
-        assert evictable == self._tree.num_evictable_pages, "evictable pages are miscounted"
-        assert len(cached) == self._tree.num_pages, "cached pages are miscounted"
-        self._tree.check_notes()
+        assert not any(self._tree.freed), "freed pages are not taken back"
+        self._tree.check()
         for lease in self._leases:
-            assert self._path_pages(lease.node) == lease.pages[: lease.num_shared]
+            self._check_shared(lease)
 
-    def _path_pages(self, node: Node | None) -> list[int]:
-        pages: list[int] = []
-        while node is not None:
-            pages = node.pages + pages
+    def _private(self, pool: int) -> list[int]:
+        if pool == self._full:
+            return [page for lease in self._leases for page in lease.pages[lease.num_shared :]]
+        if pool == self._state:
+            return [slot for lease in self._leases if lease.state for slot in lease.state.slots]
+        index = pool - (0 if self._full is None else 1)
+        return [
+            page
+            for lease in self._leases
+            for held in [lease.windows[index]]
+            for page in held.pages[max(held.first, lease.num_shared) :]
+        ]
+
+    def _cached(self, pool: int, nodes: Sequence[Node]) -> list[int]:
+        if pool == self._full:
+            return [page for node in nodes for page in node.pages]
+        if pool == self._state:
+            return [node.state for node in nodes if node.state is not None]
+        index = pool - (0 if self._full is None else 1)
+        return [page for node in nodes for page in node.windows[index].pages]
+
+    def _check_shared(self, lease: Lease) -> None:
+        """The shared part of a lease is what the tree has, and is locked."""
+        path: list[Node] = []
+        node = lease.node
+        while node is not None and node.parent is not None:
+            path.insert(0, node)
             node = node.parent
-        return pages
+        assert sum(node.length for node in path) == lease.num_shared
+        if self._full is not None:
+            assert [page for node in path for page in node.pages] == lease.pages[: lease.num_shared]
+        for index, held in enumerate(lease.windows):
+            begin = min(held.first, lease.num_shared)
+            assert lease.node is not None
+            assert self._tree is not None
+            shared = self._tree.window_pages(lease.node, lease.num_shared, index, begin)
+            assert shared == held.pages[begin : lease.num_shared]
+            assert held.locked_from <= begin or begin == lease.num_shared
+        state = lease.state
+        if state is not None and state.source_node is not None:
+            assert state.source_node.state == state.source
+            assert state.source_node.num_pins > 0
 
     def _matchable(self, key: bytes) -> bytes:
         page_bytes = self.page_size * TOKEN_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
@@ -52,22 +53,24 @@ class PoolSize:
 def size_pool(
     use: MemoryUse,
     *,
-    page_bytes: int,
+    pages_in: Callable[[int], int],
+    bytes_of: Callable[[int], int],
     mem_fraction_static: float | None = None,
     wanted_pages: int | None = None,
 ) -> PoolSize:
-    """Pages of `page_bytes` in all layers together.
+    """Pages of context that fit beside everything else, in all layers together.
 
+    pages_in, bytes_of  pages whose memory has so many bytes at most; bytes of so many pages
     mem_fraction_static  share of the whole memory for weights and pool together; None: as much as
                          is left
     wanted_pages         the pool's number of pages; None: as many as fit
     Raises               ConfigError if the wanted pages, or a single page, do not fit
     """
-    most = use.most_pool_bytes // page_bytes
+    most = pages_in(max(use.most_pool_bytes, 0))
     if wanted_pages is not None:
         if wanted_pages > most:
             raise ConfigError(
-                f"--max-total-tokens takes {_gib(wanted_pages * page_bytes)} of KV but "
+                f"--max-total-tokens takes {_gib(bytes_of(wanted_pages))} of KV but "
                 f"{_gib(max(use.most_pool_bytes, 0))} are left for it: {use}; ask for fewer "
                 "tokens, or lower --chunked-prefill-size or --max-running-requests"
             )
@@ -75,7 +78,8 @@ def size_pool(
     if mem_fraction_static is None:
         num_pages, why = most, f"what is left: {use}"
     else:
-        by_fraction = (int(use.total_bytes * mem_fraction_static) - use.used_bytes) // page_bytes
+        by_bytes = int(use.total_bytes * mem_fraction_static) - use.used_bytes
+        by_fraction = pages_in(max(by_bytes, 0))
         num_pages = min(by_fraction, most)
         limit = "--mem-fraction-static" if by_fraction <= most else "what the largest step leaves"
         why = f"{limit}: {use}"

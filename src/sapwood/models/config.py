@@ -12,6 +12,7 @@ from typing import Any
 from sapwood.base.errors import ConfigError
 from sapwood.layers.rope_config import RopeConfig
 from sapwood.models.hf_fields import epsilon, integer, switch
+from sapwood.schema.cache import CacheGroup, keys_and_values, within
 
 _DEFAULT_HEAD_DIM = {"Qwen3ForCausalLM": 128}
 """Where a missing head_dim means something else than hidden_size / num_attention_heads."""
@@ -29,7 +30,9 @@ class DecoderConfig:
     rms_norm_eps     added to the mean of squares
     attention_bias   the field of config.json; some architectures have biases regardless
     mlp_bias         the field of config.json; some architectures have biases regardless
-    sliding_window   number of tokens that a token attends to at most; None: all
+    sliding_window   number of tokens that a token attends to at most in the windowed layers; None:
+                     there are none
+    windowed_layers  indices of these layers
     """
 
     architecture: str
@@ -47,6 +50,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
+    windowed_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -69,16 +73,35 @@ class DecoderConfig:
             )
         self.rope.rotary_dim(self.head_dim)
 
-    @property
-    def default_context_length(self) -> int:
-        """The trained length, or the sliding window if that is shorter."""
-        return min(self.rope.trained_length, self.sliding_window or self.rope.trained_length)
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that a token attends to in this layer; None: all of the context."""
+        if self.sliding_window is None or self.sliding_window >= self.context_length:
+            return None
+        return self.sliding_window if layer in self.windowed_layers else None
 
     @property
-    def max_context_length(self) -> int:
-        """The longest context length that `for_context` accepts."""
-        longest = self.rope.max_context_length
-        return min(longest, self.sliding_window or longest)
+    def has_windows(self) -> bool:
+        """Whether some layer sees less than the context."""
+        return any(self.window_of(layer) is not None for layer in range(self.num_layers))
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """What tokens leave behind in the layers, for this context length."""
+        parts = (
+            (
+                [layer for layer in range(self.num_layers) if layer not in self.windowed_layers],
+                None,
+            ),
+            (self.windowed_layers, self.sliding_window),
+        )
+        groups = [
+            keys_and_values(
+                layers, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim, window=window
+            )
+            for layers, window in parts
+            if layers
+        ]
+        return within(groups, self.context_length)
 
     @property
     def num_parameters(self) -> int:
@@ -91,12 +114,6 @@ class DecoderConfig:
 
     def for_context(self, context_length: int) -> DecoderConfig:
         """The same model, built to serve that context length; ConfigError if that is impossible."""
-        if self.sliding_window is not None and context_length > self.sliding_window:
-            raise ConfigError(
-                f"the model attends to a sliding window of {self.sliding_window} tokens, and "
-                f"windows shorter than the context ({context_length}) are not implemented; "
-                f"start with --context-length {self.sliding_window} or less"
-            )
         longest = self.rope.max_context_length
         if context_length > longest:
             raise ConfigError(
@@ -109,14 +126,14 @@ class DecoderConfig:
     def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
         """Read config.json; ConfigError if a field is missing or its value is not implemented.
 
-        The context length is the trained length, or the sliding window if that is shorter.
+        The context length is the trained length.
         """
         architecture = _architecture(config)
         _refuse_what_is_not_implemented(config)
         num_heads = integer(config, "num_attention_heads")
         integer(config, "max_position_embeddings")
         rope = RopeConfig.from_hf(config)
-        window = None if architecture in _WITHOUT_WINDOW else _sliding_window(config)
+        windowed = () if architecture in _WITHOUT_WINDOW else _windowed_layers(config)
         return DecoderConfig(
             architecture=architecture,
             vocab_size=integer(config, "vocab_size"),
@@ -128,11 +145,12 @@ class DecoderConfig:
             head_dim=_head_dim(config, architecture, num_heads),
             rms_norm_eps=epsilon(config, "rms_norm_eps", default=1e-6),
             rope=rope,
-            context_length=min(rope.trained_length, window or rope.trained_length),
+            context_length=rope.trained_length,
             attention_bias=switch(config, "attention_bias"),
             mlp_bias=switch(config, "mlp_bias"),
             tie_word_embeddings=switch(config, "tie_word_embeddings"),
-            sliding_window=window,
+            sliding_window=integer(config, "sliding_window") if windowed else None,
+            windowed_layers=windowed,
         )
 
 
@@ -162,14 +180,18 @@ def _head_dim(config: Mapping[str, Any], architecture: str, num_heads: int) -> i
     return integer(config, "head_dim", default=default or hidden_size // max(num_heads, 1))
 
 
-def _sliding_window(config: Mapping[str, Any]) -> int | None:
-    """The window in tokens if any layer has one, else None."""
+def _windowed_layers(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The layers that attend to the config's sliding_window instead of everything."""
     if config.get("sliding_window") is None or not config.get("use_sliding_window", True):
-        return None
-    kinds = config.get("layer_types")
-    if kinds is not None:
-        return integer(config, "sliding_window") if "sliding_attention" in kinds else None
+        return ()
     num_layers = integer(config, "num_hidden_layers")
-    # Qwen's convention: layers from max_window_layers on have the window. Others: all layers.
-    first = integer(config, "max_window_layers", default=0)
-    return integer(config, "sliding_window") if first < num_layers else None
+    kinds = config.get("layer_types")
+    if kinds is None:
+        # Qwen's convention: layers from max_window_layers on have the window. Others: all layers.
+        return tuple(range(integer(config, "max_window_layers", default=0), num_layers))
+    if not isinstance(kinds, list) or len(kinds) != num_layers:
+        raise ConfigError(
+            f"config.json must name a kind for each of its {num_layers} layers in 'layer_types', "
+            f"got {kinds!r}"
+        )
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")

@@ -1,6 +1,6 @@
 """The plan of one step, which the scheduler sends to every rank, and the result that comes back.
 
-A rank keeps a row of state per running request: its page table, its sampling parameters and the
+A rank keeps a row of state per running request: its page tables, its sampling parameters and the
 token that it sampled last. A plan carries only what changed. Plans are executed in order, so a page
 or row that a plan frees may be used by the next one at once, even while the first is in flight.
 """
@@ -38,7 +38,14 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
 
     position    index of the first new token in the request
     token_ids   ids of the new tokens; empty: the single token that this row sampled last
-    first_page  index in the row's page table from which `pages` replaces its entries
+    first_page  index in the row's page table from which `pages` replaces its entries; this is the
+                table of the pool that keeps every token (see schema/cache.py)
+    windows     the same for the row's table of each window pool: (first page, pages). Entries
+                before the tokens that a step looks at may be old ones.
+    slot        holds the request's state before and after this step; before a request's first token
+                whatever is there is of no meaning. -1: the model keeps no states
+    copies      (source, target) slots of states. The copies of all entries of a plan happen at
+                once, before its step: none sees what another has written.
     num_output  output tokens before the token that this step samples; None: nothing is sampled
     num_scored  number of new tokens, from `first_scored` in the request on, after which the log
                 probability of the next prompt token is wanted
@@ -52,6 +59,9 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     first_page: int
     pages: list[int]
     num_output: int | None
+    windows: list[tuple[int, list[int]]] = []
+    slot: int = -1
+    copies: list[tuple[int, int]] = []
     first_scored: int = 0
     num_scored: int = 0
     num_hidden: int = 0

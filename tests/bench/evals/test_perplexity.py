@@ -48,7 +48,7 @@ def scorer(
         window=window,
         page_size=page_size,
         device=CPU,
-        dtype=torch.float32,
+        kv_cache_dtype="float32",
     )
 
 

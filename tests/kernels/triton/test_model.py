@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import Kernels
+from sapwood.kernels.interface import KV_CACHE_DTYPES, Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.quantization.on_the_fly import CodesScheme, Int8Scheme
-from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.registry import ARCHITECTURES
@@ -71,10 +71,9 @@ def greedy_tokens(
     weights: dict[str, Tensor] = load_file(directory / "model.safetensors")
     load_weights(model, weights.items())
     model.finalize()
-    caches = allocate_kv_caches(
-        num_layers=config.num_layers, num_pages=8, num_kv_heads=config.num_kv_heads,
-        page_size=PAGE_SIZE, head_dim=config.head_dim, dtype=kv_dtype, device=device,
-    )  # fmt: skip
+    (name,) = [name for name, dtype in KV_CACHE_DTYPES.items() if dtype == kv_dtype]
+    groups = [group.with_dtypes(kv=name, activations="float32") for group in config.cache_groups]
+    caches = allocate_caches(groups, [8], page_size=PAGE_SIZE, device=device)
     new: list[Sequence[int]] = list(PROMPTS.values())
     computed = [0, 0]
     chosen: list[list[int]] = []

@@ -32,3 +32,16 @@ def peer_of(case: str) -> Peer:
 def test_logits_equal_transformers(kernels: Kernels, case: str, check: str) -> None:
     peer = peer_of(case)
     CHECKS[check](Session(make_decoder(peer.hf_config, peer.weights, kernels)), peer)
+
+
+@cache
+def windowed_peer() -> Peer:
+    return make_peer("mistral", "MistralForCausalLM", sliding_window=24)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_logits_equal_transformers_beyond_the_window(check: str) -> None:
+    peer = windowed_peer()
+    model = make_decoder(peer.hf_config, peer.weights, ReferenceKernels())
+    assert model.config.has_windows
+    CHECKS[check](Session(model), peer)

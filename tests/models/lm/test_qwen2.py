@@ -39,3 +39,18 @@ def peer_of(case: str) -> Peer:
 def test_logits_equal_transformers(kernels: Kernels, case: str, check: str) -> None:
     peer = peer_of(case)
     CHECKS[check](Session(make_decoder(peer.hf_config, peer.weights, kernels)), peer)
+
+
+@cache
+def windowed_peer() -> Peer:
+    return make_peer(
+        "qwen2", "Qwen2ForCausalLM", use_sliding_window=True, sliding_window=24, max_window_layers=1
+    )
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_logits_equal_transformers_beyond_the_window(check: str) -> None:
+    peer = windowed_peer()
+    model = make_decoder(peer.hf_config, peer.weights, ReferenceKernels())
+    assert model.config.has_windows
+    CHECKS[check](Session(model), peer)

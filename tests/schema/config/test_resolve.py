@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
+from sapwood.schema.cache import keys_and_values
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.memory import MemoryConfig
@@ -34,9 +35,9 @@ MODEL = ModelFacts(
     max_context_length=16384,
     dtype="bfloat16",
     num_parameters=135_000_000,
-    kv_values_per_token=30 * 2 * 3 * 64,
+    cache=(keys_and_values(range(30), num_kv_heads=3, head_dim=64),),
 )
-TOKEN_BYTES = MODEL.kv_values_per_token * 2
+TOKEN_BYTES = 30 * 2 * 3 * 64 * 2
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_whatever_is_asked_the_pool_is_whole_pages_that_fit(
     )
     config, _ = resolve(asked, machine, MODEL)
     tokens = config.memory.max_total_tokens
-    token_bytes = MODEL.kv_values_per_token * DTYPE_BYTES[dtype]
+    token_bytes = 30 * 2 * 3 * 64 * DTYPE_BYTES[dtype]
     assert tokens % page_size == 0
     assert 0 < tokens * token_bytes <= machine.available_bytes
 
@@ -273,7 +274,6 @@ ENCODER = ModelFacts(
     max_context_length=512,
     dtype="float32",
     num_parameters=1000,
-    kv_values_per_token=0,
     whole_prompts=True,
 )
 

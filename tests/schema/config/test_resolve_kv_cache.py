@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from sapwood.base.errors import ConfigError
+from sapwood.schema.cache import keys_and_values
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.memory import KV_CACHE_8_BIT, MemoryConfig
 from sapwood.schema.config.model import ModelConfig
@@ -11,9 +12,7 @@ from tests.schema.config.test_resolve import CPU, ENCODER, MODEL, reasons
 
 LAYERS, HEADS, HEAD_DIM = 30, 3, 64
 DECODER = replace(
-    MODEL,
-    kv_values_per_token=2 * LAYERS * HEADS * HEAD_DIM,
-    kv_heads_per_token=2 * LAYERS * HEADS,
+    MODEL, cache=(keys_and_values(range(LAYERS), num_kv_heads=HEADS, head_dim=HEAD_DIM),)
 )
 
 

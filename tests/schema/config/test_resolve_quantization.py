@@ -95,7 +95,9 @@ def test_smaller_weights_leave_more_for_the_pool():
     model = replace(
         GGUF, num_parameters=4 * 10**9, num_embedding_parameters=10**9, context_length=16384
     )
-    bytes_per_token = model.kv_values_per_token * 2
+    bytes_per_token = sum(
+        group.with_dtypes(kv="bfloat16", activations="bfloat16").unit_bytes for group in model.cache
+    )
     pools = {
         choice: resolve(asked(choice, mem_fraction_static=0.5), CPU, model)[
             0

@@ -20,7 +20,6 @@ from sapwood.bench.evals.perplexity import (
     measure,
 )
 from sapwood.bench.report import report_stem, write_json
-from sapwood.kernels.interface import KV_CACHE_DTYPES
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.store import Progress
 from sapwood.text.standard_library import library_text
@@ -57,7 +56,7 @@ def bench_perplexity(
         window=options.window,
         page_size=resolved.config.memory.page_size,
         device=device,
-        dtype=KV_CACHE_DTYPES[resolved.config.memory.kv_cache_dtype],
+        kv_cache_dtype=resolved.config.memory.kv_cache_dtype,
     )
     tokenizer = Tokenizer.from_directory(model_config.tokenizer_path or resolved.files.path)
     token_ids = tokenizer.encode(text, add_special_tokens=False)

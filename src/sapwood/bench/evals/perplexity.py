@@ -18,8 +18,9 @@ from sapwood.base.errors import ConfigError
 from sapwood.executor.runner import DecoderModel
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.memory.buffers import allocate_kv_caches
+from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
+from sapwood.schema.cache import keys_and_values
 
 CHUNK_TOKENS = 256
 """New tokens of one forward pass, whose logits are all held at the same time."""
@@ -38,7 +39,7 @@ class Perplexity:
 
 
 class WindowScorer:
-    """Scores windows of tokens with a model; holds the KV pages of one window, in `dtype`."""
+    """Scores windows of tokens with a model; holds the KV pages of one window."""
 
     def __init__(
         self,
@@ -48,18 +49,22 @@ class WindowScorer:
         window: int,
         page_size: int,
         device: torch.device,
-        dtype: torch.dtype,
+        kv_cache_dtype: str,
     ) -> None:
         self._model = model
         self._device = device
         num_pages = -(-window // page_size)
-        self._kv_caches = allocate_kv_caches(
-            num_layers=decoder.num_layers,
-            num_pages=num_pages,
-            num_kv_heads=decoder.num_kv_heads,
+        self._kv_caches = allocate_caches(
+            [
+                keys_and_values(
+                    range(decoder.num_layers),
+                    num_kv_heads=decoder.num_kv_heads,
+                    head_dim=decoder.head_dim,
+                    dtype=kv_cache_dtype,
+                )
+            ],
+            [num_pages],
             page_size=page_size,
-            head_dim=decoder.head_dim,
-            dtype=dtype,
             device=device,
         )
         self._page_table = torch.arange(num_pages, dtype=torch.int32, device=device)[None]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import Kernels
+from sapwood.kernels.interface import AttentionTraits, Kernels
 from sapwood.kernels.recording import DecoderParts, LayerParts
 from sapwood.layers.attention import Attention, AttentionParts, HeadLayout
 from sapwood.layers.embedding import LMHead, VocabEmbedding
@@ -82,6 +82,7 @@ class DecoderLayer:
             device=device,
             dtype=dtype,
             scheme=scheme,
+            traits=AttentionTraits(window=config.window_of(index)),
         )
         self._mlp = GatedMLP(
             config.hidden_size,

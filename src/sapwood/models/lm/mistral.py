@@ -1,6 +1,6 @@
 """Mistral 7B and its successors. Source: Jiang et al. 2023, arXiv:2310.06825.
 
-Where the config has a sliding window, contexts longer than it are refused (DecoderConfig)."""
+Where the config has a sliding window, all layers have it (DecoderConfig)."""
 
 from __future__ import annotations
 

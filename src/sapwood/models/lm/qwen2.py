@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5. Source: Yang et al. 2024, arXiv:2407.10671.
 
-Where the config uses a sliding window, contexts longer than it are refused (DecoderConfig)."""
+Where the config uses a sliding window, its later layers have it (DecoderConfig)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Qwen3. Source: Yang et al. 2025, arXiv:2505.09388.
 
-Where the config uses a sliding window, contexts longer than it are refused (DecoderConfig)."""
+Where the config uses a sliding window, its later layers have it (DecoderConfig)."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
+from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
+from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
@@ -68,8 +69,7 @@ class ModelFacts:
     num_parameters  weights, counted once where they are tied
     num_embedding_parameters  weights of the token embedding, which is not quantised
     weight_format   format of the weight files: "safetensors", "gguf", …; "dummy": random weights
-    kv_values_per_token  keys and values of all layers, in elements
-    kv_heads_per_token   key and value heads of all layers
+    cache           what tokens and requests leave behind in the model's layers; empty: nothing
     whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
     quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
     """
@@ -79,8 +79,7 @@ class ModelFacts:
     max_context_length: int
     dtype: str
     num_parameters: int
-    kv_values_per_token: int
-    kv_heads_per_token: int = 0
+    cache: tuple[CacheGroup, ...] = ()
     num_embedding_parameters: int = 0
     weight_format: str = ""
     whole_prompts: bool = False
@@ -107,8 +106,11 @@ def resolve(
     decisions: list[Decision] = []
     execution = _resolve_execution(asked.execution, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
-    memory = _resolve_memory(asked.memory, model_config, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
+    demand = demand_of(scheduler, model_config)
+    memory = _resolve_memory(
+        asked.memory, model_config, execution, machine, model, demand, decisions
+    )
     if model.whole_prompts:
         memory, scheduler = _for_whole_prompts(asked, model_config, memory, scheduler, decisions)
     config = decided(
@@ -324,6 +326,7 @@ def _resolve_memory(
     execution: ResolvedExecution,
     machine: MachineFacts,
     model: ModelFacts,
+    demand: Demand,
     decisions: list[Decision],
 ) -> ResolvedMemory:
     page_size = asked.page_size
@@ -333,11 +336,18 @@ def _resolve_memory(
     kv_cache_dtype = _resolve_kv_cache_dtype(
         asked.kv_cache_dtype, model_config.dtype, model, decisions
     )
-    token_bytes = kv_token_bytes(model, kv_cache_dtype)
+    plan = CachePlan(
+        groups=tuple(
+            group.with_dtypes(kv=kv_cache_dtype, activations=model_config.dtype)
+            for group in within(model.cache, model_config.context_length)
+        ),
+        page_size=page_size,
+        demand=demand,
+    )
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
         max_tokens, reason = _choose_pool(
-            asked.mem_fraction_static, page_size, model_config, machine, model, token_bytes
+            asked.mem_fraction_static, page_size, model_config, machine, model, plan
         )
         max_tokens -= max_tokens % page_size
         if execution.device != "cpu":
@@ -356,12 +366,14 @@ def _resolve_memory(
         )
     if num_pages > MAX_PAGES:
         raise ConfigError(f"the KV pool would have {num_pages} pages; raise --page-size")
-    pool_bytes = num_pages * page_size * token_bytes
+    pool_bytes = plan.num_bytes(max_tokens)
     if pool_bytes > machine.memory_bytes:
         raise ConfigError(
             f"--max-total-tokens {max_tokens} takes {pool_bytes / 2**30:.1f} GiB of KV but "
             f"{execution.device} has {machine.memory_bytes / 2**30:.1f} GiB; ask for fewer tokens"
         )
+    if len(plan.pools) > 1:
+        decisions.append(_pools_decision(plan, num_pages * page_size))
     return decided(
         ResolvedMemory,
         asked,
@@ -371,11 +383,34 @@ def _resolve_memory(
     )
 
 
-def kv_token_bytes(model: ModelFacts, kv_cache_dtype: str) -> int:
-    """Bytes of one token in the KV pool, over all layers."""
-    if kv_cache_dtype in KV_CACHE_8_BIT:
-        return model.kv_values_per_token + model.kv_heads_per_token * KV_SCALE_BYTES
-    return model.kv_values_per_token * DTYPE_BYTES[kv_cache_dtype]
+def demand_of(scheduler: ResolvedScheduler, model: ResolvedModel) -> Demand:
+    """What running requests may use at once."""
+    chunk = scheduler.chunked_prefill_size
+    return Demand(
+        num_requests=scheduler.max_running_requests,
+        step_tokens=model.context_length if chunk == -1 else chunk,
+    )
+
+
+def _pools_decision(plan: CachePlan, num_tokens: int) -> Decision:
+    """How the memory is shared out over the pools of a model with several."""
+    parts, reasons = [], []
+    for pool, size in zip(plan.pools, plan.sizes(num_tokens), strict=True):
+        num_layers = sum(len(plan.groups[index].layers) for index in pool.groups)
+        match pool.kind:
+            case CacheKind.STATE:
+                parts.append(f"{size} states")
+                reasons.append("one state per running request, and as many for prefixes")
+            case CacheKind.WINDOW:
+                parts.append(f"{size * plan.page_size} tokens for windows of {pool.window}")
+                reasons.append(
+                    f"{num_layers} layers keep no more than the windows of all running requests "
+                    "and the new tokens of a step"
+                )
+            case _:
+                parts.append(f"{size * plan.page_size} tokens")
+                reasons.append(f"{num_layers} layers keep every token")
+    return Decision("cache pools", ", ".join(parts), "; ".join(reasons))
 
 
 def _resolve_kv_cache_dtype(
@@ -393,12 +428,15 @@ def _resolve_kv_cache_dtype(
                 f"choose one of {', '.join(KV_CACHE_8_BIT)}"
             )
         return asked
-    if model.kv_values_per_token == 0:
+    if not model.cache:
         raise ConfigError(
             f"--kv-cache-dtype is {asked}, but {model.name} is an encoder, which keeps no keys and "
             "values; leave the option out"
         )
-    dense, small = kv_token_bytes(model, dtype), kv_token_bytes(model, asked)
+    dense, small = (
+        sum(group.with_dtypes(kv=name, activations=dtype).unit_bytes for group in model.cache)
+        for name in (dtype, asked)
+    )
     reason = (
         f"asked for; a token takes {small:,} bytes instead of {dense:,} in {dtype}: "
         f"{dense / small:.2f} times the tokens in the same memory"
@@ -413,12 +451,12 @@ def _choose_pool(
     model_config: ResolvedModel,
     machine: MachineFacts,
     model: ModelFacts,
-    token_bytes: int,
+    plan: CachePlan,
 ) -> tuple[int, str]:
     # Each request's last page counts whole: a context may be shorter than a page.
     context_pages = -(-model_config.context_length // page_size)
     by_context = POOL_CONTEXTS * context_pages * page_size
-    if token_bytes == 0:
+    if not plan.groups:
         return by_context, f"{POOL_CONTEXTS} texts of the full context; it takes no memory"
     weight_bytes = _weight_bytes(model_config, model)
     if fraction is not None:
@@ -427,16 +465,17 @@ def _choose_pool(
             f"{fraction:.0%} of {machine.memory_bytes / 2**30:.1f} GiB "
             f"less {weight_bytes / 2**30:.2f} GiB of weights"
         )
-        return max(pool_bytes, 0) // token_bytes, reason
+        return plan.most_tokens(max(pool_bytes, 0), enough=by_context), reason
     free_bytes = max(machine.available_bytes - weight_bytes, 0)
-    by_memory = int(free_bytes * DEFAULT_POOL_FRACTION) // token_bytes
+    most_bytes = int(free_bytes * DEFAULT_POOL_FRACTION)
+    by_memory = plan.most_tokens(most_bytes, enough=by_context)
     if by_context <= by_memory:
-        gib = by_context * token_bytes / 2**30
+        gib = plan.num_bytes(by_context) / 2**30
         return by_context, f"{POOL_CONTEXTS} requests of the full context, {gib:.2f} GiB"
-    gib = by_memory * token_bytes / 2**30
     return (
         by_memory,
-        f"{DEFAULT_POOL_FRACTION:.0%} of the memory free beside weights, {gib:.2f} GiB",
+        f"{DEFAULT_POOL_FRACTION:.0%} of the memory free beside weights, "
+        f"{plan.num_bytes(by_memory) / 2**30:.2f} GiB",
     )
 
 

@@ -1,0 +1,241 @@
+"""What tokens and requests leave behind in a model's layers, and how much memory that takes.
+
+Layers whose tokens leave the same thing behind are a cache group; a model's configuration says
+which groups it has. Groups whose memory comes and goes at the same times share a pool: a number of
+a pool means one page, or one slot, in each of its groups. Everything that sizes, allocates, leases,
+matches or evicts memory reads these two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
+
+KV = "kv"
+"""The dtype of a tensor whose numbers --kv-cache-dtype chooses."""
+ACTIVATIONS = "activations"
+"""The dtype of a tensor whose numbers are those of the activations."""
+
+
+class CacheKind(StrEnum):
+    """What a layer keeps.
+
+    FULL    keys and values of every token
+    LATENT  one row for keys and values together, of every token
+    WINDOW  keys and values of the last tokens
+    STATE   one state per request, however many tokens it has
+    """
+
+    FULL = "full"
+    LATENT = "latent"
+    WINDOW = "window"
+    STATE = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheTensor:
+    """One tensor of a layer's cache.
+
+    shape  of one token, or of one slot if the group's kind is STATE
+    dtype  its name as in base/dtypes, KV, or ACTIVATIONS
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = KV
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one token or slot. An 8-bit dtype has a scale for each vector."""
+        num_entries = math.prod(self.shape)
+        if self.dtype in KV_CACHE_8_BIT:
+            return num_entries + num_entries // self.shape[-1] * KV_SCALE_BYTES
+        return num_entries * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheGroup:
+    """Layers whose tokens leave the same thing behind.
+
+    layers   indices into the model's layers
+    tensors  by name: keys and values, one latent row, or convolution and recurrent state
+    window   tokens that stay visible, the newest included; None unless the kind is WINDOW
+    Raises   ValueError if there is no layer or no tensor, or if kind and window contradict
+    """
+
+    kind: CacheKind
+    layers: tuple[int, ...]
+    tensors: Mapping[str, CacheTensor]
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers or not self.tensors:
+            raise ValueError("a cache group needs at least one layer and one tensor")
+        if (self.kind is CacheKind.WINDOW) != (self.window is not None):
+            raise ValueError(f"a cache group of kind {self.kind} has the window {self.window}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be >= 1, got {self.window}")
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of one token, or of one slot, in all layers together."""
+        return len(self.layers) * sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    def with_dtypes(self, *, kv: str, activations: str) -> CacheGroup:
+        """The group with names of dtypes in the places of KV and ACTIVATIONS."""
+        names = {KV: kv, ACTIVATIONS: activations}
+        tensors = {
+            name: replace(tensor, dtype=names.get(tensor.dtype, tensor.dtype))
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
+
+
+def keys_and_values(
+    layers: Sequence[int],
+    *,
+    num_kv_heads: int,
+    head_dim: int,
+    window: int | None = None,
+    dtype: str = KV,
+) -> CacheGroup:
+    """The group of attention layers that keep a key and a value per token and head."""
+    tensor = CacheTensor((num_kv_heads, head_dim), dtype)
+    return CacheGroup(
+        kind=CacheKind.FULL if window is None else CacheKind.WINDOW,
+        layers=tuple(layers),
+        tensors={"k": tensor, "v": tensor},
+        window=window,
+    )
+
+
+def within(groups: Sequence[CacheGroup], context_length: int) -> tuple[CacheGroup, ...]:
+    """The same groups for a context of that length: a window that holds it all is none."""
+    alike: dict[int, CacheGroup] = {}
+    for index, group in enumerate(groups):
+        if group.window is not None and group.window >= context_length:
+            group = replace(group, kind=CacheKind.FULL, window=None)
+        same = next(
+            (at for at, kept in alike.items() if replace(kept, layers=group.layers) == group), index
+        )
+        if same in alike:
+            group = replace(group, layers=tuple(sorted({*alike[same].layers, *group.layers})))
+        alike[same] = group
+    return tuple(alike.values())
+
+
+@dataclass(frozen=True, slots=True)
+class CachePool:
+    """Groups that share page numbers, because they keep the same tokens, or slot numbers.
+
+    kind    FULL if every token is kept, latent rows included; WINDOW; or STATE
+    groups  indices of the groups
+    """
+
+    kind: CacheKind
+    groups: tuple[int, ...]
+    window: int | None = None
+
+
+FULL_POOL = CachePool(CacheKind.FULL, (0,))
+"""The one pool of a model with full attention in all layers."""
+
+
+def pools_of(groups: Sequence[CacheGroup]) -> tuple[CachePool, ...]:
+    """The pools of a model: at most one that keeps every token, then one for each window, the
+    shortest first, then at most one of slots."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for index, group in enumerate(groups):
+        place = {CacheKind.WINDOW: 1, CacheKind.STATE: 2}.get(group.kind, 0)
+        members.setdefault((place, group.window or 0), []).append(index)
+    kinds = (CacheKind.FULL, CacheKind.WINDOW, CacheKind.STATE)
+    return tuple(
+        CachePool(kinds[place], tuple(indices), window or None)
+        for (place, window), indices in sorted(members.items())
+    )
+
+
+def pages_of_window(window: int, num_new: int, page_size: int) -> int:
+    """Pages of a window pool that a step of `num_new` tokens of one request touches at most."""
+    num_tokens = window - 1 + num_new
+    return 1 + -(-(num_tokens - 1) // page_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What the pools must serve at once.
+
+    num_requests  running requests
+    step_tokens   new tokens of one step, over all requests
+    """
+
+    num_requests: int
+    step_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePlan:
+    """How a model's cache groups share memory; the groups must have definite dtypes."""
+
+    groups: tuple[CacheGroup, ...]
+    page_size: int
+    demand: Demand
+
+    @property
+    def pools(self) -> tuple[CachePool, ...]:
+        return pools_of(self.groups)
+
+    def sizes(self, num_tokens: int) -> tuple[int, ...]:
+        """Pages, or slots, of each pool, for `num_tokens` tokens of context over all requests.
+
+        A window pool has no more than running requests can use at once: all windows, and the new
+        tokens of a step. A pool of states has a slot for each running request, and as many for
+        prefixes.
+        """
+        pages = num_tokens // self.page_size
+        sizes = []
+        for pool in self.pools:
+            if pool.window is not None:
+                sizes.append(min(pages, self._most_window_pages(pool.window)))
+            elif pool.kind is CacheKind.STATE:
+                sizes.append(2 * self.demand.num_requests)
+            else:
+                sizes.append(pages)
+        return tuple(sizes)
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """Bytes of all pools of these sizes."""
+        total = 0
+        for pool, size in zip(self.pools, self.sizes(num_tokens), strict=True):
+            unit = sum(self.groups[index].unit_bytes for index in pool.groups)
+            total += size * unit * (1 if pool.kind is CacheKind.STATE else self.page_size)
+        return total
+
+    def most_tokens(self, num_bytes: int, *, enough: int) -> int:
+        """The most tokens of context, in whole pages, whose pools fit into `num_bytes`.
+
+        enough  the limit for a model without layers that keep every token: there more context takes
+                no more memory once the window pools have all that requests can use
+        """
+        per_token = sum(
+            self.groups[index].unit_bytes
+            for pool in self.pools
+            if pool.kind is CacheKind.FULL
+            for index in pool.groups
+        )
+        limit = num_bytes // per_token if per_token else enough
+        low, high = 0, limit // self.page_size
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.num_bytes(middle * self.page_size) <= num_bytes
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low * self.page_size
+
+    def _most_window_pages(self, window: int) -> int:
+        per_request = pages_of_window(window, 1, self.page_size) + 1
+        return self.demand.num_requests * per_request + -(
+            -self.demand.step_tokens // self.page_size
+        )

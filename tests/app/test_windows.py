@@ -1,0 +1,182 @@
+"""Layers that see a window of the context: an engine says what transformers says, far beyond the
+window, while the pages behind it are given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sapwood import LLM
+from sapwood.app.resolving import resolve_config
+from sapwood.base.errors import ConfigError
+from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels
+from sapwood.schema.config.engine import EngineConfig
+from tests.app.test_logprobs import Result, ask
+from tests.tiny import VOCAB, write_tokenizer
+
+CLOSE = 1e-4
+WINDOW = 16
+NUM_OUTPUTS = 50
+MODELS: dict[str, dict[str, Any]] = {
+    "every layer has a window": {"model_type": "mistral"},
+    "some layers have a window": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "max_window_layers": 2,
+    },
+    "layers take turns": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+}
+Reference = Callable[[list[int]], torch.Tensor]
+
+
+def save(directory: Path, model_type: str, **fields: Any) -> Path:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=256,
+        sliding_window=WINDOW,
+        **fields,
+    )
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_norm = "norm" in name
+        parameter.data = 1 + 0.2 * noise if is_norm else noise * parameter.shape[-1] ** -0.5
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("windowed"), **MODELS[request.param])
+
+
+@pytest.fixture(scope="module")
+def reference(model_path: Path) -> Reference:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def of(token_ids: list[int]) -> torch.Tensor:
+        return model(torch.tensor([token_ids])).logits[0].double().log_softmax(-1)
+
+    return of
+
+
+def kernels_with_windows() -> list[str]:
+    need = Need(
+        device="cpu",
+        dtype=torch.float32,
+        head_dim=32,
+        page_size=4,
+        attention=frozenset({"sliding window"}),
+    )
+    found = []
+    for name in IMPLEMENTATIONS:
+        with suppress(ConfigError):
+            select_kernels(need, name)
+            found.append(name)
+    return found
+
+
+@pytest.fixture(params=kernels_with_windows())
+def make_llm(request: pytest.FixtureRequest, model_path: Path) -> Iterator[Callable[..., LLM]]:
+    opened: list[LLM] = []
+    num_threads = torch.get_num_threads()
+
+    def make(**options: Any) -> LLM:
+        settings = {
+            "dtype": "float32",
+            "num_threads": 1,
+            "page_size": 4,
+            "max_total_tokens": 1024,
+            "max_running_requests": 3,
+            "chunked_prefill_size": 12,
+            "skip_server_warmup": True,
+            "kernels": request.param,
+            **options,
+        }
+        opened.append(LLM(str(model_path), **settings))
+        return opened[-1]
+
+    yield make
+    for llm in opened:
+        llm.close()
+    torch.set_num_threads(num_threads)
+
+
+def text(length: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (length,), generator=generator).tolist()
+
+
+def check(result: Result, prompt: list[int], reference: Reference) -> None:
+    output = result.token_ids
+    assert len(output) == NUM_OUTPUTS
+    expected = reference(prompt + output)[len(prompt) - 1 : -1]
+    told = torch.tensor(result.logprobs.of_tokens())
+    assert (told - expected.gather(-1, torch.tensor(output)[:, None])[:, 0]).abs().max() < CLOSE
+    assert expected.argmax(-1).tolist() == output
+
+
+def test_far_beyond_the_window_beside_others_and_from_hits(
+    make_llm: Callable[..., LLM], reference: Reference
+) -> None:
+    llm = make_llm()
+    stem = text(61, seed=1)
+    prompts = [text(90, seed=2), stem + text(9, seed=3), text(3, seed=4), stem + text(30, seed=5)]
+    for _ in range(2):
+        results = ask(llm, prompts, None, max_new_tokens=NUM_OUTPUTS)
+        for prompt, result in zip(prompts, results, strict=True):
+            check(result, prompt, reference)
+    stats = llm.stats()
+    assert stats.num_leased_pages == 0
+    assert stats.num_cached_tokens > 2 * 40, "later prompts went on from the cache"
+
+
+def test_a_request_uses_more_pages_than_its_window_pool_has(
+    make_llm: Callable[..., LLM], model_path: Path, reference: Reference
+) -> None:
+    """Of 140 tokens, whose pages would be 35, fewer than 15 fit into the pool at a time."""
+    options = {"max_running_requests": 1, "max_total_tokens": 160, "chunked_prefill_size": 12}
+    prompt = text(90, seed=7)
+    (result,) = ask(make_llm(**options), [prompt], None, max_new_tokens=NUM_OUTPUTS)
+    check(result, prompt, reference)
+    asked = EngineConfig.of({"model": str(model_path), "page_size": 4, **options})
+    resolved = resolve_config(asked, home=model_path)
+    assert 0 < min(resolved.pool_sizes) < 15
+    if len(resolved.pool_sizes) > 1:
+        (decision,) = [one for one in resolved.decisions if one.option == "cache pools"]
+        assert "tokens for windows of 16" in str(decision)
+
+
+def test_requests_are_retracted_when_windows_do_not_fit(
+    make_llm: Callable[..., LLM], reference: Reference
+) -> None:
+    llm = make_llm(max_total_tokens=160, schedule_conservativeness=0.0)
+    prompts = [text(60 + 5 * index, seed=20 + index) for index in range(3)]
+    results = ask(llm, prompts, None, max_new_tokens=NUM_OUTPUTS)
+    for prompt, result in zip(prompts, results, strict=True):
+        check(result, prompt, reference)
+    assert llm.stats().num_leased_pages == 0

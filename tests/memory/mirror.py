@@ -1,0 +1,65 @@
+"""A listener that knows what a prefix tree keeps from its events alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sapwood.memory.node import Node
+from sapwood.memory.prefix_tree import TOKEN_BYTES, PrefixTree
+
+Place = tuple[str, bytes, int]
+"""(namespace, key of all tokens up to the page's end, pool)"""
+
+
+class Mirror:
+    def __init__(self, page_size: int) -> None:
+        self._page_bytes = page_size * TOKEN_BYTES
+        self.content: dict[Place, int] = {}
+        self.num_evicted = 0
+        self.num_removed = 0
+
+    def stored(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
+        for place, number in self._places(namespace, key, pool, numbers):
+            assert place not in self.content, "stored twice"
+            self.content[place] = number
+
+    def evicted(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
+        self.num_evicted += len(numbers)
+        self._drop(namespace, key, pool, numbers)
+
+    def removed(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
+        self.num_removed += len(numbers)
+        self._drop(namespace, key, pool, numbers)
+
+    def check(self, tree: PrefixTree) -> None:
+        found: dict[Place, int] = {}
+        for namespace, root in tree._roots.items():
+            self._walk(tree, root, namespace, b"", found)
+        assert found == self.content
+
+    def _drop(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
+        for place, number in self._places(namespace, key, pool, numbers):
+            assert self.content.pop(place) == number
+
+    def _places(
+        self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]
+    ) -> list[tuple[Place, int]]:
+        end = len(key)
+        return [
+            ((namespace, key[: end - back * self._page_bytes], pool), number)
+            for back, number in enumerate(reversed(numbers))
+        ]
+
+    def _walk(
+        self, tree: PrefixTree, node: Node, namespace: str, above: bytes, found: dict[Place, int]
+    ) -> None:
+        key = above + node.key
+        parts = [(tree._full, node.pages)]
+        parts += [
+            (pool, part.pages) for pool, part in zip(tree._window_pools, node.windows, strict=True)
+        ]
+        parts.append((tree._state, [] if node.state is None else [node.state]))
+        for pool, numbers in parts:
+            found |= dict(self._places(namespace, key, pool, numbers))
+        for child in node.children.values():
+            self._walk(tree, child, namespace, key, found)

@@ -1,0 +1,109 @@
+"""Cache groups, the pools that they share, and how memory is shared out over these."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapwood.schema.cache import (
+    ACTIVATIONS,
+    CacheGroup,
+    CacheKind,
+    CachePlan,
+    CachePool,
+    CacheTensor,
+    Demand,
+    keys_and_values,
+    pages_of_window,
+    pools_of,
+    within,
+)
+
+FULL = keys_and_values([0, 2], num_kv_heads=2, head_dim=64, dtype="bfloat16")
+WINDOW = keys_and_values([1, 3], num_kv_heads=2, head_dim=64, window=100, dtype="bfloat16")
+STATE = CacheGroup(
+    kind=CacheKind.STATE,
+    layers=(4,),
+    tensors={"conv": CacheTensor((3, 8), ACTIVATIONS), "state": CacheTensor((4, 4), "float32")},
+)
+DEMAND = Demand(num_requests=8, step_tokens=64)
+
+
+def plan(*groups: CacheGroup, demand: Demand = DEMAND) -> CachePlan:
+    definite = tuple(group.with_dtypes(kv="bfloat16", activations="bfloat16") for group in groups)
+    return CachePlan(groups=definite, page_size=16, demand=demand)
+
+
+def test_bytes_of_a_token_and_of_a_slot() -> None:
+    assert FULL.unit_bytes == 2 * 2 * (2 * 64) * 2
+    eight = keys_and_values([0], num_kv_heads=2, head_dim=64, dtype="int8")
+    assert eight.unit_bytes == 2 * 2 * (64 + 2), "a scale for each vector"
+    assert plan(STATE).groups[0].unit_bytes == 3 * 8 * 2 + 4 * 4 * 4
+
+
+def test_with_dtypes_leaves_definite_ones_alone() -> None:
+    group = STATE.with_dtypes(kv="int8", activations="float16")
+    assert [tensor.dtype for tensor in group.tensors.values()] == ["float16", "float32"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": CacheKind.FULL, "layers": ()},
+        {"kind": CacheKind.FULL, "tensors": {}},
+        {"kind": CacheKind.FULL, "window": 4},
+        {"kind": CacheKind.WINDOW},
+        {"kind": CacheKind.WINDOW, "window": 0},
+    ],
+)
+def test_a_group_that_contradicts_itself_is_refused(fields: dict[str, object]) -> None:
+    whole = {"layers": (0,), "tensors": {"k": CacheTensor((1, 2))}} | fields
+    with pytest.raises(ValueError, match=r"a cache group|window must be"):
+        CacheGroup(**whole)
+
+
+def test_groups_that_keep_the_same_tokens_share_a_pool() -> None:
+    latent = CacheGroup(
+        kind=CacheKind.LATENT, layers=(5,), tensors={"latent": CacheTensor((1, 576))}
+    )
+    longer = keys_and_values([6], num_kv_heads=1, head_dim=8, window=200)
+    assert pools_of([longer, STATE, FULL, WINDOW, latent]) == (
+        CachePool(CacheKind.FULL, (2, 4)),
+        CachePool(CacheKind.WINDOW, (3,), 100),
+        CachePool(CacheKind.WINDOW, (0,), 200),
+        CachePool(CacheKind.STATE, (1,)),
+    )
+
+
+def test_a_window_that_holds_the_whole_context_is_no_window() -> None:
+    (merged,) = within([FULL, WINDOW], 100)
+    assert (merged.kind, merged.layers) == (CacheKind.FULL, (0, 1, 2, 3))
+    assert within([FULL, WINDOW], 101) == (FULL, WINDOW)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), st.integers(0, 500))
+def test_a_step_never_touches_more_pages_of_a_window(
+    window: int, num_new: int, page_size: int, start: int
+) -> None:
+    first, last = max(start - window + 1, 0), start + num_new - 1
+    touched = last // page_size - first // page_size + 1
+    assert touched <= pages_of_window(window, num_new, page_size)
+
+
+def test_a_window_pool_holds_what_running_requests_use_and_the_rest_is_for_the_others() -> None:
+    windows = 8 * (pages_of_window(100, 1, 16) + 1) + 64 // 16
+    assert plan(FULL, WINDOW).sizes(100_000) == (6250, windows)
+    assert plan(FULL, WINDOW).sizes(320) == (20, 20), "no more than there is context"
+    assert plan(FULL, STATE).sizes(320) == (20, 16)
+
+
+@given(st.integers(0, 10**8), st.sampled_from([(FULL,), (FULL, WINDOW), (FULL, STATE), (WINDOW,)]))
+def test_as_many_tokens_as_fit(num_bytes: int, groups: tuple[CacheGroup, ...]) -> None:
+    enough = 3200
+    whole = plan(*groups)
+    tokens = whole.most_tokens(num_bytes, enough=enough)
+    assert tokens % 16 == 0
+    assert whole.num_bytes(tokens) <= num_bytes or tokens == 0
+    is_limited = groups == (WINDOW,) and tokens == enough
+    assert is_limited or whole.num_bytes(tokens + 16) > num_bytes
