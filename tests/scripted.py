@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import tokenizers
 
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.output import CacheFlushed, EngineReady, EngineStatus, Finish, RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.text.generation import TextGenerator
@@ -68,7 +68,7 @@ class ScriptedEngine:
             yield output([], Finish(kind="error", message="died", status=503))
             return
         self.prompts.append(self.tokenizer.decode(request.prompt_ids, skip_special_tokens=False))
-        limit = request.sampling.max_new_tokens
+        limit = request.options.sampling.max_new_tokens
         reply = self.tokenizer.encode(self.reply + EOS)
         for i, token_id in enumerate(reply, start=1):
             await asyncio.sleep(self.step_s)

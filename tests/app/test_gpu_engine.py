@@ -17,7 +17,7 @@ from sapwood.executor.launch import QueuedExecutor
 from sapwood.kernels import registry
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.output import EngineOutput, StepOutputs
-from sapwood.schema.request import EngineInput, Generate
+from sapwood.schema.request import EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from tests.executor.recording_capture import RecordingCapture
 
@@ -87,7 +87,11 @@ def run(model: Path, **options: object) -> tuple[wiring.Engine, dict[str, list[i
             max_new_tokens=9,
             ignore_eos=True,
         )
-        channel.send(Generate(request_id=str(index), prompt_ids=prompt, sampling=sampling))
+        channel.send(
+            Generate(
+                request_id=str(index), prompt_ids=prompt, options=RequestOptions(sampling=sampling)
+            )
+        )
     for _ in range(200):
         engine.loop.turn(0.0)
         if len(finished) == 6:

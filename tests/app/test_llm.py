@@ -167,6 +167,12 @@ class TestSampling:
         with pytest.raises(InvalidRequest, match="2 sampling parameters for 3 prompts"):
             llm.generate(["a"] * 3, each[:2])
 
+    def test_only_allowed_tokens_come(self, make_llm: MakeLLM) -> None:
+        allowed = {"temperature": 1.0, "max_new_tokens": 12, "allowed_token_ids": [65, 66, 67]}
+        [result] = make_llm().generate("Hello", allowed)
+        assert len(result.token_ids) == 12
+        assert set(result.token_ids) <= {65, 66, 67}
+
     def test_a_mapping_gets_the_models_defaults(self, tmp_path: Path, make_llm: MakeLLM) -> None:
         llm = make_llm()
         object.__setattr__(llm.services, "default_sampling", {"top_k": 1})

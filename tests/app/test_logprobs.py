@@ -15,6 +15,7 @@ from sapwood import LLM
 from sapwood.executor.sampling import logprobs as recorder
 from sapwood.executor.sampling.custom import LOGITS_PROCESSORS
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import ScoredPrompt, TextChunk, TextRequest
 from tests.tiny import save_qwen3
@@ -96,8 +97,10 @@ def ask(llm: LLM, prompts: Sequence[list[int]], start: int | None, **options: An
         request = TextRequest(
             request_id=f"r{index}",
             prompt=prompt,
-            sampling=SamplingParams(**params),
-            logprobs=LogprobOptions(prompt_start=start, num_top=3, token_ids=ASKED),
+            options=RequestOptions(
+                sampling=SamplingParams(**params),
+                logprobs=LogprobOptions(prompt_start=start, num_top=3, token_ids=ASKED),
+            ),
             n=n,
         )
         found = [Result([]) for _ in range(n)]
@@ -282,7 +285,7 @@ def test_a_failing_processor_ends_its_request_only(
         request = TextRequest(
             request_id=f"f{index}",
             prompt=prompt,
-            sampling=SamplingParams(max_new_tokens=6, **sampling),
+            options=RequestOptions(sampling=SamplingParams(max_new_tokens=6, **sampling)),
         )
         chunks = [chunk async for chunk in llm.services.generator.generate(request)]
         return chunks[-1]

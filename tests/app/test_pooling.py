@@ -12,7 +12,7 @@ import torch
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError, InvalidRequest
-from sapwood.frontends.common.embed import embed_all
+from sapwood.frontends.serving.embed import embed_all
 from sapwood.text.embedding import EmbedRequest
 from tests.tiny import VOCAB, save_pooled
 

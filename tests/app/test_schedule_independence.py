@@ -24,7 +24,7 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.scheduler import POLICIES
 from sapwood.schema.output import EngineOutput, EngineStatus, Finish, StepOutputs
-from sapwood.schema.request import Abort, EngineInput, Generate, GetStatus
+from sapwood.schema.request import Abort, EngineInput, Generate, GetStatus, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from tests.models.lm.harness import Session
 from tests.tiers import examples, sweep
@@ -166,7 +166,9 @@ class World:
 
 def _generate(index: int, asked: Asked) -> Generate:
     sampling = SamplingParams(temperature=0.0, max_new_tokens=len(asked.output), ignore_eos=True)
-    return Generate(request_id=f"r{index}", prompt_ids=asked.prompt, sampling=sampling)
+    return Generate(
+        request_id=f"r{index}", prompt_ids=asked.prompt, options=RequestOptions(sampling=sampling)
+    )
 
 
 def check(directory: Path, requests: Sequence[Asked], options: dict[str, Any]) -> EngineStatus:

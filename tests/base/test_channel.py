@@ -5,13 +5,13 @@ import threading
 from pathlib import Path
 
 from sapwood.base.channel import AsyncZmqReceiver, QueueChannel, ZmqReceiver, ZmqSender
-from sapwood.schema.request import Abort, EngineInput, Generate
+from sapwood.schema.request import Abort, EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 
 GENERATE = Generate(
     request_id="a",
     prompt_ids=[1, 2],
-    sampling=SamplingParams(stop=("x",), logit_bias={5: 1.5}, seed=2**63),
+    options=RequestOptions(sampling=SamplingParams(stop=("x",), logit_bias={5: 1.5}, seed=2**63)),
 )
 
 

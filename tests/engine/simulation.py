@@ -76,7 +76,9 @@ class SimulatedRank:
 
     def execute(self, plan: StepPlan) -> StepResult:
         for start in plan.starts:
-            self._rows[start.row] = Row([*start.prompt_ids, *start.output_ids])
+            # The ids of a prompt of vectors are not told; they come with the steps.
+            known = [] if start.input_embeds else [*start.prompt_ids, *start.output_ids]
+            self._rows[start.row] = Row(known)
         num_new = [entry.num_new for entry in plan.scheduled]
         assert num_new == sorted(num_new, key=lambda count: count != 1), "decodes come first"
         self.computed.append(sum(num_new))

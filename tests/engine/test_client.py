@@ -19,7 +19,15 @@ from sapwood.schema.output import (
     RequestOutput,
     StepOutputs,
 )
-from sapwood.schema.request import Abort, Drain, EngineInput, FlushCache, Generate, GetStatus
+from sapwood.schema.request import (
+    Abort,
+    Drain,
+    EngineInput,
+    FlushCache,
+    Generate,
+    GetStatus,
+    RequestOptions,
+)
 from sapwood.schema.sampling import SamplingParams
 
 READY = EngineReady(context_length=64, max_total_tokens=256, page_size=4, notes=[])
@@ -52,7 +60,9 @@ def output(request_id: str, token_ids: list[int], finish: Finish | None = None) 
 
 
 def ask(request_id: str = "a") -> Generate:
-    return Generate(request_id=request_id, prompt_ids=[1, 2], sampling=SamplingParams())
+    return Generate(
+        request_id=request_id, prompt_ids=[1, 2], options=RequestOptions(sampling=SamplingParams())
+    )
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -109,21 +119,6 @@ class TestStreams:
             wire.client.fail("gone")
             [last] = await reader
             assert (last.token_ids, last.finish) == ([1], LENGTH)
-
-        run(work())
-
-    def test_an_id_is_open_once(self) -> None:
-        async def work() -> None:
-            wire = Wire()
-            first = asyncio.create_task(read(wire))
-            await settle()
-            [refused] = await read(wire)
-            assert refused.finish is not None
-            assert (refused.finish.status, refused.finish.kind) == (400, "error")
-            assert "'a' is in use" in (refused.finish.message or "")
-            wire.answer("a", [1], LENGTH)
-            assert len(await first) == 1
-            assert wire.sent == [ask()]
 
         run(work())
 

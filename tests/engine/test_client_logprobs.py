@@ -9,7 +9,7 @@ from sapwood.base.channel import CallbackSender
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.output import EngineReady, Finish, RequestOutput, StepOutputs
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 
 
@@ -24,8 +24,9 @@ def test_they_are_joined_with_their_tokens() -> None:
         request = Generate(
             request_id="r",
             prompt_ids=[1, 2],
-            sampling=SamplingParams(),
-            logprobs=LogprobOptions(prompt_start=0),
+            options=RequestOptions(
+                sampling=SamplingParams(), logprobs=LogprobOptions(prompt_start=0)
+            ),
         )
         outputs = client.generate(request)
         first = asyncio.ensure_future(anext(outputs))

@@ -17,7 +17,7 @@ from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.output import RequestOutput
 from sapwood.schema.pooling import Pooling
-from sapwood.schema.request import Embed, Generate
+from sapwood.schema.request import Embed, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan, StepResult
 from tests.tiers import examples
@@ -36,14 +36,15 @@ def embed(request_id: str, prompt_ids: list[int]) -> Generate:
     return Generate(
         request_id=request_id,
         prompt_ids=prompt_ids,
-        sampling=SamplingParams(max_new_tokens=0),
-        embed=Embed(),
+        options=RequestOptions(sampling=SamplingParams(max_new_tokens=0), embed=Embed()),
     )
 
 
 def tokens(request_id: str, prompt_ids: list[int]) -> Generate:
     return Generate(
-        request_id=request_id, prompt_ids=prompt_ids, sampling=SamplingParams(max_new_tokens=3)
+        request_id=request_id,
+        prompt_ids=prompt_ids,
+        options=RequestOptions(sampling=SamplingParams(max_new_tokens=3)),
     )
 
 
@@ -90,7 +91,7 @@ class World:
         assert sum(entry.num_new for entry in plan.scheduled) <= self.chunk
         values: dict[int, bytes] = {}
         for start in plan.starts:
-            assert start.embed is not None
+            assert start.options.embed is not None
             self.rows[start.row], self.tables[start.row] = {}, []
         for index, entry in enumerate(plan.scheduled):
             table, own = self.tables[entry.row], self.rows[entry.row]

@@ -17,7 +17,7 @@ from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema import grammar as grammars
 from sapwood.schema.config.scheduler import SchedulerConfig
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan, StepResult
 from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
@@ -58,7 +58,7 @@ class Rank(SimulatedRank):
             self.constrained.remove(row)
         for start in plan.starts:
             assert start.row not in self.constrained, "its last request's state is still there"
-            if start.sampling.grammar is not None:
+            if start.options.sampling.grammar is not None:
                 self.constrained.add(start.row)
         result = super().execute(plan)
         if not self.jumps:
@@ -111,7 +111,7 @@ def request(request_id: str, regex: str | None = None, max_new: int = 6) -> Gene
     return Generate(
         request_id=request_id,
         prompt_ids=[1, 2, 3, len(request_id), ord(request_id[-1]) % 50],
-        sampling=SamplingParams(max_new_tokens=max_new, grammar=grammar),
+        options=RequestOptions(sampling=SamplingParams(max_new_tokens=max_new, grammar=grammar)),
     )
 
 

@@ -22,7 +22,7 @@ from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import RequestOutput
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
 from tests.engine.simulation import SimulatedRank, expected_outputs
@@ -117,8 +117,10 @@ class World:
             request_id=name,
             prompt_ids=[0] * len(prompt) if asked.is_vectors else prompt,
             input_embeds=[vector_of(token) for token in prompt] if asked.is_vectors else [],
-            return_hidden_states=asked.wants_hidden,
-            sampling=SamplingParams(max_new_tokens=asked.num_tokens, temperature=0.0),
+            options=RequestOptions(
+                return_hidden_states=asked.wants_hidden,
+                sampling=SamplingParams(max_new_tokens=asked.num_tokens, temperature=0.0),
+            ),
         )
         assert self.scheduler.add(request) is None
 
@@ -232,12 +234,15 @@ def test_a_request_without_an_output_tells_of_its_whole_prompt(depth: int) -> No
     [
         ({"input_embeds": [b"1234", b"12345678"]}, "vectors of 1 numbers"),
         ({"input_embeds": [b"1234"]}, "a vector for each token"),
-        ({"logprobs": LogprobOptions(prompt_start=0)}, "log probabilities"),
+        (
+            {"options": RequestOptions(logprobs=LogprobOptions(prompt_start=0))},
+            "log probabilities",
+        ),
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(change: dict[str, Any], says: str) -> None:
-    fields = {"input_embeds": [b"1234"] * 2, **change}
-    asked = Generate(request_id="a", prompt_ids=[0, 0], sampling=SamplingParams(), **fields)
+    fields = {"input_embeds": [b"1234"] * 2, "options": RequestOptions(), **change}
+    asked = Generate(request_id="a", prompt_ids=[0, 0], **fields)
     refused = World().scheduler.add(asked)
     assert refused is not None
     assert refused.finish is not None

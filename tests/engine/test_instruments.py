@@ -25,6 +25,7 @@ from sapwood.schema.request import (
     FreezeGc,
     Generate,
     GetStatus,
+    RequestOptions,
     SlowDown,
     StartProfile,
     StopProfile,
@@ -102,14 +103,16 @@ class World:
             instruments=self.instruments,
         )
 
-    def ask(self, request_id: str, num_tokens: int = 5, new: int = 3, **fields) -> None:
+    def ask(
+        self, request_id: str, num_tokens: int = 5, new: int = 3, *, trace=None, **options
+    ) -> None:
         sampling = SamplingParams(max_new_tokens=new)
         self.channel.send(
             Generate(
                 request_id=request_id,
                 prompt_ids=list(range(1, num_tokens + 1)),
-                sampling=sampling,
-                **fields,
+                options=RequestOptions(sampling=sampling, **options),
+                trace=trace,
             )
         )
 

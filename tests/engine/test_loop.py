@@ -22,7 +22,15 @@ from sapwood.schema.output import (
     RequestOutput,
     StepOutputs,
 )
-from sapwood.schema.request import Abort, Drain, EngineInput, FlushCache, Generate, GetStatus
+from sapwood.schema.request import (
+    Abort,
+    Drain,
+    EngineInput,
+    FlushCache,
+    Generate,
+    GetStatus,
+    RequestOptions,
+)
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepHandle, StepPlan, StepResult
 from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
@@ -89,7 +97,11 @@ class World:
 
     def ask(self, request_id: str, prompt: list[int], max_new_tokens: int = 6) -> None:
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0)
-        self.channel.send(Generate(request_id=request_id, prompt_ids=prompt, sampling=sampling))
+        self.channel.send(
+            Generate(
+                request_id=request_id, prompt_ids=prompt, options=RequestOptions(sampling=sampling)
+            )
+        )
 
     def turn(self, count: int = 1) -> None:
         for _ in range(count):

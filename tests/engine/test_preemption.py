@@ -8,7 +8,7 @@ from sapwood.engine.request_state import RequestState
 from sapwood.memory.eviction import least_recently_used
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 
 PAGE = 4
@@ -20,8 +20,7 @@ def request(
     message = Generate(
         request_id=name,
         prompt_ids=prompt or [1, 2, 3],
-        sampling=SamplingParams(max_new_tokens=max_new),
-        priority=priority,
+        options=RequestOptions(sampling=SamplingParams(max_new_tokens=max_new), priority=priority),
     )
     return RequestState(message, max_new_tokens=max_new, seed=0, arrival=arrival, arrival_s=0.0)
 

@@ -17,7 +17,7 @@ from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
 from sapwood.schema.output import RequestOutput
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from tests.engine.simulation import SimulatedRank, expected_outputs
 from tests.tiers import examples
@@ -66,9 +66,11 @@ class Engine:
         request = Generate(
             request_id=request_id,
             prompt_ids=prompt or [len(self.prompts) % 50, 1, 2],
-            sampling=SamplingParams(max_new_tokens=max_new, temperature=0.0),
-            priority=priority,
-            routing_key=routing_key,
+            options=RequestOptions(
+                sampling=SamplingParams(max_new_tokens=max_new, temperature=0.0),
+                priority=priority,
+                routing_key=routing_key,
+            ),
         )
         self.prompts[request_id] = request
         self._take([self.scheduler.add(request)])
@@ -109,7 +111,7 @@ class Engine:
     def check_all_correct(self) -> None:
         for request_id, request in self.prompts.items():
             expected = expected_outputs(
-                request.prompt_ids, request.sampling.max_new_tokens or 0, set()
+                request.prompt_ids, request.options.sampling.max_new_tokens or 0, set()
             )
             assert self.tokens(request_id) == expected, request_id
 

@@ -19,7 +19,7 @@ from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.output import Finish, RequestOutput
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import EntryLogprobs, StepPlan, StepResult
 from tests.engine.simulation import SimulatedRank, expected_outputs
@@ -43,7 +43,7 @@ class ScoringRank(SimulatedRank):
 
     def execute(self, plan: StepPlan) -> StepResult:
         for start in plan.starts:
-            self._prompts[start.row] = (start.prompt_ids, start.logprobs)
+            self._prompts[start.row] = (start.prompt_ids, start.options.logprobs)
         result = super().execute(plan)
         sampled = iter(result.token_ids)
         logprobs: dict[int, EntryLogprobs] = {}
@@ -94,7 +94,11 @@ class World:
         self, name: str, prompt: list[int], logprobs: LogprobOptions | None, num_tokens: int = 4
     ) -> None:
         sampling = SamplingParams(max_new_tokens=num_tokens, temperature=0.0)
-        request = Generate(request_id=name, prompt_ids=prompt, sampling=sampling, logprobs=logprobs)
+        request = Generate(
+            request_id=name,
+            prompt_ids=prompt,
+            options=RequestOptions(sampling=sampling, logprobs=logprobs),
+        )
         assert self.scheduler.add(request) is None
 
     def turn(self) -> None:

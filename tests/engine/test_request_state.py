@@ -4,13 +4,15 @@ import pytest
 
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.memory.prefix_tree import token_key
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 
 
 def state(prompt: list[int], *, max_new_tokens: int = 4, extra_key: str = "") -> RequestState:
     request = Generate(
-        request_id="a", prompt_ids=prompt, sampling=SamplingParams(), extra_key=extra_key
+        request_id="a",
+        prompt_ids=prompt,
+        options=RequestOptions(sampling=SamplingParams(), extra_key=extra_key),
     )
     return RequestState(request, max_new_tokens=max_new_tokens, seed=1, arrival=0, arrival_s=0.0)
 

@@ -18,7 +18,7 @@ from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool, pages_of_window
 from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
 from sapwood.schema.output import Finish, RequestOutput
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
 from tests.memory.mirror import Mirror
@@ -206,10 +206,12 @@ def _generate(request_id: str, one: dict[str, object]) -> Generate:
     return Generate(
         request_id=request_id,
         prompt_ids=one["prompt"],
-        sampling=SamplingParams(max_new_tokens=one["max_new"], temperature=0.0),
-        extra_key=one["extra_key"],
-        priority=one["priority"],
-        routing_key=one["routing_key"],
+        options=RequestOptions(
+            sampling=SamplingParams(max_new_tokens=one["max_new"], temperature=0.0),
+            extra_key=one["extra_key"],
+            priority=one["priority"],
+            routing_key=one["routing_key"],
+        ),
     )
 
 

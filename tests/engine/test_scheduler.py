@@ -16,7 +16,7 @@ from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import RequestOutput
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from tests.engine.simulation import SimulatedRank, expected_outputs
 
@@ -63,7 +63,11 @@ class Engine:
     ) -> RequestOutput | None:
         params = SamplingParams(**{"max_new_tokens": 4, "temperature": 0.0, **sampling})
         return self.scheduler.add(
-            Generate(request_id=request_id, prompt_ids=prompt, sampling=params, logprobs=logprobs)
+            Generate(
+                request_id=request_id,
+                prompt_ids=prompt,
+                options=RequestOptions(sampling=params, logprobs=logprobs),
+            )
         )
 
     def step(self) -> list[int]:
@@ -117,8 +121,9 @@ def test_requests_of_another_namespace_do_not_wait() -> None:
             Generate(
                 request_id=key,
                 prompt_ids=prefix,
-                sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
-                extra_key=key,
+                options=RequestOptions(
+                    sampling=SamplingParams(max_new_tokens=1, temperature=0.0), extra_key=key
+                ),
             )
         )
     assert engine.step() == [60, 60]
@@ -255,15 +260,6 @@ def test_tokens_outside_the_vocabulary_never_reach_the_model(
     assert refused.finish is not None
     assert refused.finish.status == 400
     assert "outside the model's vocabulary, 0 to 99" in (refused.finish.message or "")
-
-
-def test_a_request_id_is_open_once() -> None:
-    engine = Engine()
-    engine.add("a", [1])
-    refused = engine.add("a", [1])
-    assert refused is not None
-    assert refused.finish is not None
-    assert "in use" in (refused.finish.message or "")
 
 
 def test_output_ends_where_the_context_ends() -> None:

@@ -4,6 +4,7 @@ import torch
 
 from sapwood.executor.inputs import build_inputs
 from sapwood.executor.rows import RowTable
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan
 
@@ -61,8 +62,24 @@ def test_a_mixed_batch() -> None:
 def test_pages_of_the_previous_request_in_a_row_are_not_seen() -> None:
     rows = RowTable(num_rows=2, max_pages=8, device=CPU)
     build(rows, [entry(0, 0, list(range(16)), [1, 2, 3, 4], 0)])
-    rows.start(RowStart(row=0, sampling=SamplingParams(), seed=1, prompt_ids=[1], output_ids=[]))
-    rows.start(RowStart(row=1, sampling=SamplingParams(), seed=1, prompt_ids=[1], output_ids=[]))
+    rows.start(
+        RowStart(
+            row=0,
+            options=RequestOptions(sampling=SamplingParams()),
+            seed=1,
+            prompt_ids=[1],
+            output_ids=[],
+        )
+    )
+    rows.start(
+        RowStart(
+            row=1,
+            options=RequestOptions(sampling=SamplingParams()),
+            seed=1,
+            prompt_ids=[1],
+            output_ids=[],
+        )
+    )
     batch = build(rows, [entry(0, 0, [1, 2], [7], 0), entry(1, 0, [0] * 9, [6, 5, 8], 0)]).batch
     assert batch.attention.page_table.tolist() == [[7, 0, 0], [6, 5, 8]]
 

@@ -34,7 +34,7 @@ from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.output import EngineOutput, Finish, StepOutputs
-from sapwood.schema.request import Abort, EngineInput, Generate
+from sapwood.schema.request import Abort, EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan
 from sapwood.schema.thinking import ThinkingBudget
@@ -289,8 +289,7 @@ class World:
                         Generate(
                             request_id=str(index),
                             prompt_ids=one.prompt,
-                            sampling=one.sampling,
-                            logprobs=one.logprobs,
+                            options=RequestOptions(sampling=one.sampling, logprobs=one.logprobs),
                         )
                     )
                 if with_aborts and one.aborted == turn:

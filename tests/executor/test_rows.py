@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sapwood.executor.rows import RowTable
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart, ScheduledTokens
 
@@ -28,7 +29,9 @@ def test_shapes_and_types() -> None:
 def test_a_request_takes_a_row() -> None:
     rows = table()
     sampling = SamplingParams(temperature=0.5)
-    start = RowStart(row=1, sampling=sampling, seed=7, prompt_ids=[1], output_ids=[])
+    start = RowStart(
+        row=1, options=RequestOptions(sampling=sampling), seed=7, prompt_ids=[1], output_ids=[]
+    )
     rows.start(start)
     assert rows.sampling[1] is sampling
     assert rows.seeds.tolist() == [0, 7, 0]
@@ -39,7 +42,15 @@ def test_a_request_takes_a_row() -> None:
 )
 def test_every_seed_that_a_request_may_bring_fits(seed: int, kept: int) -> None:
     rows = table()
-    rows.start(RowStart(row=0, sampling=SamplingParams(), seed=seed, prompt_ids=[1], output_ids=[]))
+    rows.start(
+        RowStart(
+            row=0,
+            options=RequestOptions(sampling=SamplingParams()),
+            seed=seed,
+            prompt_ids=[1],
+            output_ids=[],
+        )
+    )
     assert int(rows.seeds[0]) == kept
 
 

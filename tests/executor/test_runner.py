@@ -14,6 +14,7 @@ from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.executor.runner import Runner
 from sapwood.executor.warmup import warm_up
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
 from tests.tiny import write_llama
@@ -53,7 +54,8 @@ def runner(model: Path, request: pytest.FixtureRequest) -> Iterator[Runner]:
 
 def start(row: int, prompt: list[int], **more: object) -> RowStart:
     fields = {"sampling": GREEDY, "seed": 0, "output_ids": [], **more}
-    return RowStart(row=row, prompt_ids=prompt, **fields)  # type: ignore[arg-type]
+    options = RequestOptions(sampling=fields.pop("sampling"))  # type: ignore[arg-type]
+    return RowStart(row=row, prompt_ids=prompt, options=options, **fields)  # type: ignore[arg-type]
 
 
 def tokens(

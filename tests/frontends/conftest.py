@@ -19,9 +19,9 @@ import tokenizers
 import uvicorn
 
 from sapwood.base.errors import EngineUnavailable
-from sapwood.frontends.common.access import Access
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
+from sapwood.http.access import Access
 from sapwood.schema.output import (
     CacheFlushed,
     CallDone,
@@ -132,7 +132,7 @@ class ScriptedEngine:
                 finish=finish,
             )
 
-        limit = request.sampling.max_new_tokens
+        limit = request.options.sampling.max_new_tokens
         reply = self.tokenizer.encode(self.reply + EOS)
         for i, token_id in enumerate(reply):
             while (self.hold or i == self.hold_after) and self.open[request.request_id]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import EngineReady, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling
@@ -75,12 +75,12 @@ class PoolingEngine:
         if not self.open[request.request_id]:
             finish = Finish(kind="abort")
         values, logprobs = b"", None
-        if request.embed is not None:
-            assert request.sampling.max_new_tokens == 0
+        if request.options.embed is not None:
+            assert request.options.sampling.max_new_tokens == 0
             values = vector_of(ids, self.num_values).tobytes()
         else:
-            assert request.logprobs is not None
-            chosen = [logprob_of(ids, label) for label in request.logprobs.token_ids]
+            assert request.options.logprobs is not None
+            chosen = [logprob_of(ids, label) for label in request.options.logprobs.token_ids]
             logprobs = TokenLogprobs(tokens=bytes(4), chosen=np.float32(chosen).tobytes())
         return RequestOutput(
             request_id=request.request_id,

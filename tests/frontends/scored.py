@@ -16,7 +16,7 @@ def logprob_of(token_id: int) -> float:
 
 def scores(request: Generate, token_ids: Sequence[int]) -> TokenLogprobs:
     """The likeliest are the ids 0, 1, …"""
-    options, count = request.logprobs, len(token_ids)
+    options, count = request.options.logprobs, len(token_ids)
     assert options is not None
     likeliest = list(range(options.num_top)) * count
     chosen = list(options.token_ids) * count
@@ -30,10 +30,10 @@ def scores(request: Generate, token_ids: Sequence[int]) -> TokenLogprobs:
 
 def score_fields(request: Generate, token_ids: Sequence[int], *, is_first: bool) -> dict[str, Any]:
     """What an output has about them, if the request wants some."""
-    if request.logprobs is None:
+    if request.options.logprobs is None:
         return {}
     fields: dict[str, Any] = {"logprobs": scores(request, token_ids) if token_ids else None}
-    start = request.logprobs.prompt_start
+    start = request.options.logprobs.prompt_start
     if is_first and start is not None and start < len(request.prompt_ids) - 1:
         fields["prompt_logprobs"] = scores(request, request.prompt_ids[start + 1 :])
     return fields

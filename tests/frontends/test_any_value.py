@@ -92,7 +92,7 @@ def test_any_value_in_any_field(api, path, data):
 
 @bounded
 @given(
-    given_sampling=st.dictionaries(st.sampled_from(native.SamplingFields.__struct_fields__), values)
+    given_sampling=st.dictionaries(st.sampled_from(native.NativeSampling.__struct_fields__), values)
 )
 def test_any_sampling_parameters(api, given_sampling):
     check(api, "/generate", {"text": "Hi", "sampling_params": given_sampling})

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.unsupported import warning_only
 from sapwood.frontends.field_tables import FIELD_TABLES, as_markdown
+from sapwood.schema.fields import parse
+from sapwood.schema.unsupported import warning_only
 
 TABLES = {table.title: table for tables in FIELD_TABLES.values() for table in tables}
 ANY_VALUES = (True, 7, 0.5, "x", ["x"], {"x": 1})

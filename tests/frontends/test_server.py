@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from sapwood.frontends.common.limits import BodyLimits
+from sapwood.http.body import BodyLimits
 
 CHAT = "/v1/chat/completions"
 MAX_BODY_BYTES = BodyLimits().max_bytes

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.native.protocol import SamplingFields
+from sapwood.frontends.native.protocol import NativeSampling
 from sapwood.frontends.server import create_app, inner_app
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.pooling import Pooling
 from tests.frontends.conftest import Api
 from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over
@@ -30,10 +30,11 @@ CASES: list[tuple[str, Pooling | None, dict[str, Any], str]] = [
         "GenerateRequest.token_ids_logprob",
     ),
     *(
-        ("/generate", None, {"text": "a", "sampling_params": params}, f"SamplingFields.{name}")
+        ("/generate", None, {"text": "a", "sampling_params": params}, f"NativeSampling.{name}")
         for name, params in (
             ("logit_bias", {"logit_bias": {str(UNKNOWN): 1}}),
             ("stop_token_ids", {"stop_token_ids": [1, UNKNOWN]}),
+            ("allowed_token_ids", {"allowed_token_ids": [1, UNKNOWN]}),
         )
     ),
     *(
@@ -41,7 +42,7 @@ CASES: list[tuple[str, Pooling | None, dict[str, Any], str]] = [
             "/generate",
             None,
             {"text": "a", **DISALLOWED, "sampling_params": {"custom_params": {"token_ids": ids}}},
-            "SamplingFields.custom_params",
+            "NativeSampling.custom_params",
         )
         for ids in ([1, UNKNOWN], [-1], [2**40], [10**30], "x", [True], [], [1] * 300)
     ),
@@ -55,6 +56,7 @@ CASES: list[tuple[str, Pooling | None, dict[str, Any], str]] = [
             ("logit_bias", {"logit_bias": {str(UNKNOWN): 1}}),
             ("stop_token_ids", {"stop_token_ids": [1, UNKNOWN]}),
             ("stop_token_ids", {"stop_token_ids": [1] * 300}),
+            ("allowed_token_ids", {"allowed_token_ids": [1, UNKNOWN]}),
             ("custom_params", DISALLOWED | {"custom_params": {"token_ids": [-1]}}),
         )
     ),
@@ -95,13 +97,14 @@ def fields_with_token_ids(services: Services) -> set[str]:
     taken = {endpoint.body for endpoint in inner_app(services).state.endpoints}
     return {
         f"{body.__name__}.{name}"
-        for body in (*taken - {None}, SamplingFields)
-        for name, annotation in body.__annotations__.items()
-        if "TokenId" in annotation
+        for body in (*taken - {None}, NativeSampling)
+        for base in body.__mro__[:-1]
+        for name, annotation in getattr(base, "__annotations__", {}).items()
+        if "TokenId" in str(annotation)
     }
 
 
 def test_every_field_with_token_ids_is_tried(services: Services) -> None:
     found = fields_with_token_ids(services)
-    assert "SamplingFields.logit_bias" in found
+    assert "NativeSampling.logit_bias" in found
     assert found <= {field for *_, field in CASES}

@@ -15,11 +15,12 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from openai.types.shared_params.reasoning import Reasoning
 
 from sapwood.frontends.anthropic import protocol as anthropic
-from sapwood.frontends.common.unsupported import HEADER, MAX_NAME_CHARS, MAX_NAMED
 from sapwood.frontends.ollama import protocol as ollama
 from sapwood.frontends.openai import protocol as openai
 from sapwood.frontends.responses import protocol as responses
 from sapwood.frontends.server import create_app
+from sapwood.http.unsupported import HEADER
+from sapwood.schema.unsupported import MAX_NAME_CHARS, MAX_NAMED
 from tests.frontends.chats import changes, tools_of
 from tests.frontends.conftest import Api
 from tests.frontends.peer_requests import HI, REQUESTS
@@ -187,7 +188,7 @@ def test_one_calls_fields_are_not_named_in_anothers_answer(warns):
 )
 def test_texts_stand_for_numbers(api, engine, path, body):
     assert api.post(path, body).status_code == 200
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.max_new_tokens, sampling.temperature) == (4, 0.5)
     assert isinstance(sampling.max_new_tokens, int)
 
@@ -224,7 +225,7 @@ def test_structured_outputs_of_vllm(api, engine, path, given, kind, text):
     asked = {CHAT: {"messages": HI}, "/v1/responses": {"input": "a"}}.get(path, {"prompt": "a"})
     response = api.post(path, {**asked, "structured_outputs": given})
     assert response.status_code == 200, response.text
-    grammar = engine.submitted[0].sampling.grammar
+    grammar = engine.submitted[0].options.sampling.grammar
     assert kind in (None, grammar.kind)
     assert text in grammar.text
 
@@ -242,7 +243,7 @@ def test_the_format_of_an_anthropic_answer(api, engine, place):
     (name,) = place
     body = {name: {"format": wanted} if name == "output_config" else wanted}
     assert api.post("/v1/messages", CHAT_BODY | body).status_code == 200
-    assert json.loads(engine.submitted[0].sampling.grammar.text)["required"] == ["a"]
+    assert json.loads(engine.submitted[0].options.sampling.grammar.text)["required"] == ["a"]
     both = {"output_config": {"format": wanted}, "output_format": {**wanted, "schema": {}}}
     assert api.post("/v1/messages", CHAT_BODY | both).status_code == 400
 
@@ -274,7 +275,7 @@ def test_only_allowed_tools_are_offered(api_with, engine, prompt_of, path, mode)
     api.post(path, body | {"tool_choice": {"type": "allowed_tools", **allowed}})
     assert "beta" in prompt_of()
     assert "alpha" not in prompt_of()
-    grammar = engine.submitted[0].sampling.grammar
+    grammar = engine.submitted[0].options.sampling.grammar
     assert (grammar is not None and "beta" in grammar.text) is (mode == "required")
 
 
@@ -298,7 +299,7 @@ def test_other_names_of_honoured_fields(api, engine):
     asked = {"messages": HI, "request_id": "mine", "repeat_last_n": 64, **names}
     answer = api.post(CHAT, asked)
     assert answer.json()["id"] == "mine"
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.max_new_tokens, sampling.repetition_penalty) == (7, 1.5)
     assert (sampling.no_stop_trim, sampling.penalty_window) == (True, 64)
     refused = api.post(CHAT, {"messages": HI, "n_predict": 7, "max_tokens": 8})
@@ -308,8 +309,8 @@ def test_other_names_of_honoured_fields(api, engine):
 def test_a_response_passes_on_its_bias_of_tokens(api, engine):
     asked = {"input": "a", "logit_bias": {"7": "1.5"}, "skip_special_tokens": False}
     assert api.post("/v1/responses", asked).status_code == 200
-    assert engine.submitted[0].sampling.logit_bias == {7: 1.5}
-    assert engine.submitted[0].sampling.skip_special_tokens is False
+    assert engine.submitted[0].options.sampling.logit_bias == {7: 1.5}
+    assert engine.submitted[0].options.sampling.skip_special_tokens is False
 
 
 def test_parameters_of_no_processor_change_nothing(api, engine):
@@ -318,7 +319,7 @@ def test_parameters_of_no_processor_change_nothing(api, engine):
         ("/generate", {"text": "a", "sampling_params": {"custom_params": {"a": 1}}}),
     ):
         assert api.post(path, body).status_code == 200
-    assert [one.sampling.custom_params for one in engine.submitted] == [{}, {}]
+    assert [one.options.sampling.custom_params for one in engine.submitted] == [{}, {}]
 
 
 def test_reasoning_of_openais_servers_with_its_text_is_taken(api, prompt_of):
@@ -357,12 +358,12 @@ def test_log_probabilities_of_ollama(api, path, stream):
 def test_the_window_of_ollamas_penalties(api, engine):
     options = {"repeat_last_n": 64, "repeat_penalty": 1.1}
     assert api.post("/api/chat", {"messages": HI, "options": options}).status_code == 200
-    assert engine.submitted[0].sampling.penalty_window == 64
+    assert engine.submitted[0].options.sampling.penalty_window == 64
 
 
 def test_all_tokens_in_the_words_of_vllm_and_llama_cpp(api, engine):
     assert api.post(CHAT, {"messages": HI, "top_k": 0, "max_tokens": -1}).status_code == 200
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.top_k, sampling.max_new_tokens) == (-1, None)
 
 
@@ -370,7 +371,7 @@ def test_a_long_unknown_name_costs_no_time_for_similar_names(monkeypatch):
     import difflib
 
     from sapwood.base.errors import InvalidRequest
-    from sapwood.frontends.common.fields import parse
+    from sapwood.schema.fields import parse
 
     looked_for = []
     similar = difflib.get_close_matches

@@ -15,6 +15,7 @@ from typing import Any
 from sapwood import LLM
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 
@@ -40,7 +41,9 @@ def run(model: str, **options: Any) -> tuple[str, list[float]]:
 
 async def _score(llm: LLM) -> list[float]:
     request = TextRequest(
-        request_id="a", prompt=PROMPT, sampling=GREEDY, logprobs=LogprobOptions(prompt_start=0)
+        request_id="a",
+        prompt=PROMPT,
+        options=RequestOptions(sampling=GREEDY, logprobs=LogprobOptions(prompt_start=0)),
     )
     found: list[TokenLogprobs] = []
     async for chunk in llm.services.generator.generate(request):

@@ -12,6 +12,7 @@ from sapwood.observe.call import Call, current_call
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.request_log import RequestLog, StreamSink
 from sapwood.observe.requests import Asked, RequestObserver
+from sapwood.schema.request import RequestOptions
 
 
 def chunk(index=0, tokens=1, finish=None, total=1, text="x"):
@@ -28,7 +29,7 @@ def chunk(index=0, tokens=1, finish=None, total=1, text="x"):
 
 
 def asked(n=1):
-    return Asked(request_id="r", prompt="hello", n=n)
+    return Asked(request_id="r", prompt="hello", n=n, options=RequestOptions())
 
 
 class EngineFailed(SapwoodError):

@@ -18,8 +18,7 @@ STUCK_ENGINE = """
     from sapwood.memory.ledger import Ledger
     from sapwood.observe.watchdog import Watchdog
     from sapwood.schema.config.scheduler import SchedulerConfig
-    from sapwood.schema.request import Generate
-    from sapwood.schema.sampling import SamplingParams
+    from sapwood.schema.request import Generate, RequestOptions
 
     logging.basicConfig(level="INFO")
 
@@ -62,7 +61,7 @@ STUCK_ENGINE = """
     threading.Timer(
         1.0,
         lambda: channel.send(
-            Generate(request_id="r", prompt_ids=[1, 2], sampling=SamplingParams())
+            Generate(request_id="r", prompt_ids=[1, 2], options=RequestOptions())
         ),
     ).start()
     print("idle", flush=True)

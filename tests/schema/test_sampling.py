@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema.grammar import Grammar
 from sapwood.schema.logits_processors import MAX_DISALLOWED
 from sapwood.schema.sampling import MAX_STOP_CHARACTERS, MAX_STOPS, SamplingParams
 from sapwood.schema.thinking import ThinkingBudget
@@ -71,6 +72,7 @@ def test_disallowed_tokens_must_be_a_list_of_ids(params: dict[str, Any]) -> None
 def test_every_field_that_has_token_ids_tells_them() -> None:
     params = SamplingParams(
         logit_bias={1: 1.0},
+        allowed_token_ids=(7,),
         stop_token_ids=(2,),
         custom_logit_processor="disallowed_tokens",
         custom_params={"token_ids": [3]},
@@ -79,6 +81,7 @@ def test_every_field_that_has_token_ids_tells_them() -> None:
     told = {name: list(ids) for name, ids in params.token_ids()}
     assert told == {
         "logit_bias": [1],
+        "allowed_token_ids": [7],
         "stop_token_ids": [2],
         "custom_params": [3],
         "thinking_budget": [6, 5],
@@ -100,3 +103,10 @@ def test_stop_strings_are_bounded_together():
     with pytest.raises(InvalidRequest, match=f"at most {MAX_STOP_CHARACTERS}") as caught:
         SamplingParams(stop=("a" * MAX_STOP_CHARACTERS, "b"))
     assert caught.value.param == "stop"
+
+
+def test_allowed_tokens_are_not_beside_a_grammar() -> None:
+    assert dict(SamplingParams(allowed_token_ids=(3,)).token_ids())["allowed_token_ids"] == (3,)
+    with pytest.raises(InvalidRequest, match="allowed_token_ids and a grammar both") as caught:
+        SamplingParams(allowed_token_ids=(3,), grammar=Grammar(kind="regex", text="a"))
+    assert caught.value.param == "allowed_token_ids"

@@ -13,7 +13,7 @@ from sapwood.schema.output import (
     Finish,
     RequestOutput,
 )
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextChunk, TextGenerator, TextRequest
 from sapwood.text.tokenizer import Tokenizer
@@ -91,7 +91,12 @@ def one_by_one(token_ids: Sequence[int], finish: Finish | None = LENGTH) -> Scri
 
 
 def ask(prompt: str | list[int] = "Hello", *, n: int = 1, **sampling: Any) -> TextRequest:
-    return TextRequest(request_id="r", prompt=prompt, n=n, sampling=SamplingParams(**sampling))
+    return TextRequest(
+        request_id="r",
+        prompt=prompt,
+        n=n,
+        options=RequestOptions(sampling=SamplingParams(**sampling)),
+    )
 
 
 async def let_others_run() -> None:

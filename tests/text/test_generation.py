@@ -12,7 +12,7 @@ from sapwood.schema.output import (
     Finish,
     RequestOutput,
 )
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import MAX_SAMPLES, TextChunk, TextGenerator, TextRequest
 from sapwood.text.tokenizer import Tokenizer
@@ -149,14 +149,18 @@ def test_samples_are_merged_with_their_own_ids_and_seeds(tokenizer):
         assert [chunk.finish for chunk in own if chunk.finish] == [LENGTH]
         assert own[-1].num_output_tokens == len(tokenizer.encode(text))
     assert [request.request_id for request in engine.requests] == ["r-0", "r-1", "r-2"]
-    assert [request.sampling.seed for request in engine.requests] == [2**64 - 2, 2**64 - 1, 0]
+    assert [request.options.sampling.seed for request in engine.requests] == [
+        2**64 - 2,
+        2**64 - 1,
+        0,
+    ]
     assert (engine.closed, engine.aborted) == ([], [])
 
 
 def test_samples_without_a_seed_get_none(tokenizer):
     engine = ScriptedEngine(one_by_one(tokenizer.encode("x")))
     chunks_of(engine, tokenizer, ask(n=2))
-    assert [request.sampling.seed for request in engine.requests] == [None, None]
+    assert [request.options.sampling.seed for request in engine.requests] == [None, None]
 
 
 def test_chunks_of_a_sample_that_wait_together_are_one(tokenizer):
@@ -260,7 +264,10 @@ def test_ids_are_taken_as_they_are_and_text_gets_bos_if_asked(backends, bos_proc
 
     def encoded(prompt: str | list[int], add: bool) -> list[int]:
         request = TextRequest(
-            request_id="r", prompt=prompt, add_special_tokens=add, sampling=SamplingParams()
+            request_id="r",
+            prompt=prompt,
+            add_special_tokens=add,
+            options=RequestOptions(sampling=SamplingParams()),
         )
         return asyncio.run(generator.encode_prompt(request))
 
@@ -293,12 +300,25 @@ def test_an_id_that_still_runs_is_refused(tokenizer):
         generator = TextGenerator(engine, tokenizer)
         first = generator.generate(ask())
         await anext(first)
-        with pytest.raises(InvalidRequest, match="still running"):
+        with pytest.raises(InvalidRequest, match="'r' is still open"):
             await anext(generator.generate(ask()))
         await first.aclose()
 
     run(twice())
     assert len(engine.requests) == 1
+
+
+def test_an_id_may_not_be_that_of_a_sample_of_an_open_request(tokenizer):
+    generator = TextGenerator(ScriptedEngine([]), tokenizer)
+    with generator.opened("r", 3), generator.opened("r-3"):
+        assert generator.open_ids("r") == ["r", "r-3"]
+        for name, n in (("r-1", 1), ("r-3", 1), ("r", 3)):
+            refused = pytest.raises(InvalidRequest, match=f"rid '{name}' is still open")
+            with refused, generator.opened(name, n):
+                pass
+    assert generator.open_ids("") == []
+    with generator.opened("r-1"):
+        pass
 
 
 @pytest.mark.parametrize("n", [0, MAX_SAMPLES + 1])

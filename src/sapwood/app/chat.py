@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.chat import Conversation, Turn, plan_turn
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.tools import openai_tool_use
+from sapwood.frontends.serving.chat import Conversation, Turn, plan_turn
+from sapwood.frontends.serving.services import Services
+from sapwood.frontends.serving.tools import openai_tool_use
 from sapwood.schema.sampling import SamplingParams
 
 _NAMES = {

@@ -26,11 +26,12 @@ from sapwood.base.process import hand_over
 from sapwood.base.stopping import StopSignals
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.frontends.batches.runner import BatchRunner
-from sapwood.frontends.common.access import Access
-from sapwood.frontends.common.known_hosts import is_loopback
-from sapwood.frontends.common.limits import BodyLimits, RequestLimits
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import Stores, create_app
+from sapwood.frontends.serving.limits import RequestLimits
+from sapwood.frontends.serving.services import Services
+from sapwood.http.access import Access
+from sapwood.http.body import BodyLimits
+from sapwood.http.known_hosts import is_loopback
 from sapwood.observe.log import configure_logging
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.observability import ObservabilityConfig

@@ -29,17 +29,17 @@ from sapwood.app.services import build_services
 from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
-from sapwood.frontends.common.chat import Turn
-from sapwood.frontends.common.embed import check_dimensions, embed_all
-from sapwood.frontends.common.errors import EngineFailed
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.native.score import joined, scores_of
+from sapwood.frontends.serving.chat import Turn
+from sapwood.frontends.serving.embed import check_dimensions, embed_all
+from sapwood.frontends.serving.generate import Choice, EngineFailed
+from sapwood.frontends.serving.scoring import scored_prompt, scores_of
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.options import gather
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
-from sapwood.schema.request import EngineInput
+from sapwood.schema.request import EngineInput, RequestOptions
 from sapwood.text.answer import AnswerShape
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 from sapwood.text.events import Answer
@@ -255,7 +255,7 @@ class LLM:
         requests = [
             EmbedRequest(
                 request_id=f"llm-{next(self._numbers)}",
-                text=joined(start, item, item_first=item_first),
+                text=scored_prompt(start, item, item_first=item_first),
                 param="items",
                 label_ids=tuple(int(label) for label in label_token_ids),
             )
@@ -301,7 +301,9 @@ class LLM:
             request_id=f"llm-{next(self._numbers)}",
             prompt=prompt,
             add_special_tokens=add_special_tokens,
-            sampling=sampling_params(sampling, self.services.default_sampling),
+            options=RequestOptions(
+                sampling=sampling_params(sampling, self.services.default_sampling)
+            ),
         )
 
     def _turn(
@@ -351,26 +353,21 @@ class LLM:
     async def _collect(
         self, index: int, request: TextRequest, shape: AnswerShape | None = None
     ) -> GenerationResult:
-        texts: list[str] = []
-        token_ids: list[int] = []
-        last: TextChunk | None = None
+        choice = Choice()
         async with aclosing(self._chunks(request)) as chunks:
             async for chunk in chunks:
-                texts.append(chunk.text)
-                token_ids += chunk.token_ids
-                last = chunk
-        assert last is not None
-        assert last.finish is not None, "the last chunk of a request has a finish"
-        text = "".join(texts)
+                choice.add(chunk)
+        whole = choice.whole
+        assert whole.finish is not None, "the last chunk of a request has a finish"
         return GenerationResult(
             prompt_index=index,
-            text=text,
-            token_ids=tuple(token_ids),
-            finish=last.finish,
-            num_prompt_tokens=last.num_prompt_tokens,
-            num_output_tokens=last.num_output_tokens,
-            num_cached_tokens=last.num_cached_tokens,
-            answer=None if shape is None else shape.parsed(text),
+            text=whole.text,
+            token_ids=whole.token_ids,
+            finish=whole.finish,
+            num_prompt_tokens=whole.num_prompt_tokens,
+            num_output_tokens=whole.num_output_tokens,
+            num_cached_tokens=whole.num_cached_tokens,
+            answer=None if shape is None else shape.parsed(whole.text),
         )
 
     async def _chunks(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:

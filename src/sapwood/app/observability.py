@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.engine.instruments import Instruments, StatusLog
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
 from sapwood.observe.metrics import Buckets, Metrics
 from sapwood.observe.profiling import ProfileSession, Recorder
 from sapwood.observe.request_log import RequestLog, open_sinks

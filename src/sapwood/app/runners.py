@@ -21,6 +21,7 @@ from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import DecoderModel, Runner
 from sapwood.executor.sampling.custom import CustomProcessors
 from sapwood.executor.sampling.processors import (
+    AllowedTokens,
     LogitBias,
     LogitsProcessor,
     MinNewTokens,
@@ -174,6 +175,7 @@ def _decoder_runner(
         LogitBias(device),
         Penalties(device, kernels),
         MinNewTokens(resolved.eos, device),
+        AllowedTokens(device),
         CustomProcessors(failures, allow_code=config.execution.enable_custom_logit_processor),
         ThinkingBudgets(),
     ]

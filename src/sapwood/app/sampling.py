@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.sampling import stop_strings
+from sapwood.frontends.serving.sampling import stop_strings
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.sampling import SamplingParams

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sapwood.app.model_defaults import read_json_if_there, reading, sampling_defaults
 from sapwood.app.observability import build_observer
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.observability.engine_figures import EngineFigures
+from sapwood.frontends.serving.engine_figures import EngineFigures
+from sapwood.frontends.serving.services import Services
 from sapwood.models.pooling import pooling_of
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig

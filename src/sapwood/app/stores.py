@@ -9,10 +9,10 @@ from pathlib import Path
 from sapwood.base.errors import ConfigError
 from sapwood.frontends.batches.runner import BatchRunner
 from sapwood.frontends.batches.store import BatchStore
-from sapwood.frontends.common.in_process import in_process
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.responses.store import ResponseStore
 from sapwood.frontends.server import Stores, inner_app
+from sapwood.frontends.serving.services import Services
+from sapwood.http.in_process import in_process
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.config.server import ServerConfig
 

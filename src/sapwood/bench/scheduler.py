@@ -18,7 +18,7 @@ from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.options import option
 from sapwood.schema.config.scheduler import ResolvedScheduler
-from sapwood.schema.request import Generate
+from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan, StepResult
 
@@ -138,7 +138,9 @@ def _request(index: int, rng: random.Random) -> Generate:
     return Generate(
         request_id=str(index),
         prompt_ids=[rng.randrange(VOCAB) for _ in range(PROMPT_TOKENS)],
-        sampling=SamplingParams(max_new_tokens=OUTPUT_TOKENS, temperature=0.0),
+        options=RequestOptions(
+            sampling=SamplingParams(max_new_tokens=OUTPUT_TOKENS, temperature=0.0)
+        ),
     )
 
 

@@ -11,7 +11,6 @@ import msgspec
 
 from sapwood.base.channel import Sender
 from sapwood.base.errors import EngineUnavailable
-from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import (
     CacheFlushed,
     CallDone,
@@ -22,6 +21,7 @@ from sapwood.schema.output import (
     Finish,
     RequestOutput,
     StepOutputs,
+    summed,
 )
 from sapwood.schema.request import (
     Abort,
@@ -89,14 +89,6 @@ class AsyncEngineClient:
     async def generate(self, request: Generate) -> AsyncIterator[RequestOutput]:
         if self._reason is not None:
             yield self._unavailable(request.request_id)
-            return
-        if request.request_id in self._streams:
-            yield _error(
-                request.request_id,
-                f"the request id {request.request_id!r} is in use; send another rid, or none",
-                400,
-                "BadRequestError",
-            )
             return
         # First, since a request that cannot be sent must not keep its id, nor be aborted later.
         self._sender.send(request)
@@ -251,26 +243,10 @@ class AsyncEngineClient:
 
 def _merged(output: RequestOutput, stream: asyncio.Queue[RequestOutput]) -> RequestOutput:
     """One output in the place of all waiting ones: a slow reader gets fewer, longer outputs."""
-    if stream.empty():
-        return output
-    token_ids = list(output.token_ids)
-    logprobs = [] if output.logprobs is None else [output.logprobs]
-    prompt_logprobs = output.prompt_logprobs
-    hidden_states = list(output.hidden_states)
-    while output.finish is None and not stream.empty():
-        output = stream.get_nowait()
-        token_ids += output.token_ids
-        if output.logprobs is not None:
-            logprobs.append(output.logprobs)
-        prompt_logprobs = prompt_logprobs or output.prompt_logprobs
-        hidden_states += output.hidden_states
-    return msgspec.structs.replace(
-        output,
-        token_ids=token_ids,
-        logprobs=TokenLogprobs.joined(logprobs) if logprobs else None,
-        prompt_logprobs=prompt_logprobs,
-        hidden_states=hidden_states,
-    )
+    outputs = [output]
+    while outputs[-1].finish is None and not stream.empty():
+        outputs.append(stream.get_nowait())
+    return summed(outputs)
 
 
 def _has_finish(stream: asyncio.Queue[RequestOutput]) -> bool:

@@ -49,14 +49,14 @@ class GrammarGate:
         )
 
     def enter(self, state: RequestState) -> None:
-        if state.sampling.grammar is not None and self._grammars is not None:
-            self._grammars.enter(state.sampling.grammar)
+        if state.options.sampling.grammar is not None and self._grammars is not None:
+            self._grammars.enter(state.options.sampling.grammar)
             self._held[state.request_id] = state
 
     def leave(self, state: RequestState) -> None:
         """The request has ended, in whatever way."""
-        if state.sampling.grammar is not None and self._grammars is not None:
-            self._grammars.leave(state.sampling.grammar)
+        if state.options.sampling.grammar is not None and self._grammars is not None:
+            self._grammars.leave(state.options.sampling.grammar)
             self._held.pop(state.request_id, None)
 
     def holds(self, state: RequestState) -> bool:
@@ -71,7 +71,7 @@ class GrammarGate:
             return []
         refused: list[tuple[RequestState, Finish]] = []
         for state in list(self._held.values()):
-            grammar = state.sampling.grammar
+            grammar = state.options.sampling.grammar
             assert grammar is not None, "only requests with a grammar are held"
             try:
                 is_ready = self._grammars.is_ready(grammar)

@@ -35,7 +35,7 @@ class RequestBounds:
     def why_refused(self, request: Generate) -> str | None:
         """Why the engine cannot serve the request; None if it can."""
         numbers = "embed" if self.pooling is None else self.pooling.task
-        unable = why_not(self.pooling, "tokens" if request.embed is None else numbers)
+        unable = why_not(self.pooling, "tokens" if request.options.embed is None else numbers)
         if unable is not None:
             return unable
         num_tokens = len(request.prompt_ids)
@@ -50,7 +50,7 @@ class RequestBounds:
                 f"the prompt has {num_tokens} tokens but this server accepts at most {longest}, "
                 f"its --max-prompt-tokens; shorten it by {num_tokens - longest}"
             )
-        room_for_output = 1 if request.embed is None else 0
+        room_for_output = 1 if request.options.embed is None else 0
         limit = self.max_tokens - room_for_output
         if num_tokens > limit:
             return (
@@ -61,9 +61,9 @@ class RequestBounds:
         return self._why_outside_vocabulary(request)
 
     def _unfit_embeds(self, request: Generate) -> str | None:
-        if request.embed is not None:
+        if request.options.embed is not None:
             return "input_embeds are only for models that generate; send text or token ids"
-        if request.logprobs is not None and request.logprobs.prompt_start is not None:
+        if request.options.prompt_scores_start is not None:
             return "a prompt of input_embeds has no tokens whose log probabilities could be told"
         sizes = {len(vector) for vector in request.input_embeds}
         if sizes != {FLOAT32_BYTES * self.hidden_size}:
@@ -74,9 +74,10 @@ class RequestBounds:
 
     def _why_outside_vocabulary(self, request: Generate) -> str | None:
         """A tokenizer may know more tokens than its model; such an id must not reach a kernel."""
-        scored = request.logprobs.token_ids if request.logprobs is not None else ()
+        logprobs = request.options.logprobs
+        scored = () if logprobs is None else logprobs.token_ids
         fields = [("prompt", request.prompt_ids), ("logprobs", scored)]
-        for name, ids in (*fields, *request.sampling.token_ids()):
+        for name, ids in (*fields, *request.options.sampling.token_ids()):
             if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
                 outside = next(token_id for token_id in ids if not 0 <= token_id < self.vocab_size)
                 return (

@@ -28,7 +28,7 @@ def scheduled_tokens(state: RequestState, num_new: int) -> ScheduledTokens:
         first_scored=first_scored,
         num_scored=num_scored,
         num_hidden=state.num_hidden_among(num_new),
-        answers=reaches_end and state.embed is not None,
+        answers=reaches_end and state.options.embed is not None,
     )
     if not lease.windows and lease.state is None:
         return entry

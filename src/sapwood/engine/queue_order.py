@@ -36,7 +36,7 @@ class QueueOrder:
         if name == "lpm" and len(waiting) > LPM_QUEUE_LIMIT:
             name = "fcfs"
         policy = SCHEDULE_POLICIES[name]
-        keys = Counter(state.routing_key for state in running if policy.needs_keys)
+        keys = Counter(state.options.routing_key for state in running if policy.needs_keys)
         seen = [
             Waiting(
                 index=index,
@@ -46,7 +46,7 @@ class QueueOrder:
                 path=self._ledger.prefix_path(state.namespace, state.matchable_key())
                 if policy.needs_path
                 else (),
-                num_same_key=keys[state.routing_key] if state.routing_key else 0,
+                num_same_key=keys[state.options.routing_key] if state.options.routing_key else 0,
             )
             for index, state in enumerate(waiting)
         ]
@@ -55,5 +55,5 @@ class QueueOrder:
 
 def per_routing_key(states: Iterable[RequestState]) -> tuple[int, ...]:
     """For each routing key of the requests: how many of them have it."""
-    keys = Counter(state.routing_key for state in states if state.routing_key)
+    keys = Counter(state.options.routing_key for state in states if state.options.routing_key)
     return tuple(keys.values())

@@ -39,11 +39,9 @@ class RequestState:
     ) -> None:
         self.request_id = request.request_id
         self.prompt_ids = request.prompt_ids
-        self.sampling = request.sampling
-        self.stop_token_ids = frozenset(request.sampling.stop_token_ids)
-        self.namespace = request.extra_key
-        self.routing_key = request.routing_key
-        self.priority = request.priority or 0
+        self.options = request.options
+        self.stop_token_ids = frozenset(request.options.sampling.stop_token_ids)
+        self.priority = request.options.priority or 0
         self.max_new_tokens = max_new_tokens
         self.seed = seed
         self.arrival = arrival
@@ -58,15 +56,18 @@ class RequestState:
         self.lease: Lease | None = None
         self.row = -1
         self.num_runs = 0
-        self.logprobs = request.logprobs
-        self.embed = request.embed
         self.input_embeds = request.input_embeds
-        self.hidden_states = HiddenStates() if request.return_hidden_states else None
+        self.hidden_states = HiddenStates() if request.options.return_hidden_states else None
         self.uses_prefixes = self.shares_prefixes
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._num_scored = 0
         self._key = token_key(request.prompt_ids)
         self._page_hashes: list[int] | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The prefix tree's name of the requests whose prefixes it may reuse."""
+        return self.options.extra_key
 
     @property
     def shares_prefixes(self) -> bool:
@@ -109,7 +110,7 @@ class RequestState:
     @property
     def ends_with_prompt(self) -> bool:
         """Whether the request ends with its prompt, and wants no output tokens and no embedding."""
-        return self.max_new_tokens == 0 and self.embed is None
+        return self.max_new_tokens == 0 and self.options.embed is None
 
     def move_to(self, phase: Phase) -> None:
         if phase not in _NEXT[self.phase]:
@@ -136,14 +137,11 @@ class RequestState:
         """The message that tells a rank about the request when it takes its row."""
         return RowStart(
             row=self.row,
-            sampling=self.sampling,
+            options=self.options,
             seed=self.seed,
             prompt_ids=[] if self.input_embeds else self.prompt_ids,
             output_ids=list(self.output_ids),
-            logprobs=self.logprobs,
-            embed=self.embed,
             input_embeds=self.input_embeds,
-            return_hidden_states=self.hidden_states is not None,
         )
 
     # ---- tokens that must be computed though their KV is known -----------------------------------
@@ -151,9 +149,10 @@ class RequestState:
     @property
     def next_scored(self) -> int | None:
         """The first prompt token whose logits are still wanted; None: no logits are."""
-        if self.logprobs is None or self.logprobs.prompt_start is None:
+        start = self.options.prompt_scores_start
+        if start is None:
             return None
-        position = self.logprobs.prompt_start + self._num_scored
+        position = start + self._num_scored
         return position if position < len(self.prompt_ids) - 1 else None
 
     @property

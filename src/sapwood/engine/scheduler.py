@@ -160,8 +160,8 @@ class Scheduler:
                 finish=refusal,
             )
         limit = self._bounds.max_tokens - len(request.prompt_ids)
-        asked = request.sampling.max_new_tokens
-        seed = request.sampling.seed
+        asked = request.options.sampling.max_new_tokens
+        seed = request.options.sampling.seed
         state = RequestState(
             request,
             max_new_tokens=limit if asked is None else min(asked, limit),
@@ -169,7 +169,7 @@ class Scheduler:
             arrival=self._num_arrivals,
             arrival_s=self._clock.now_s(),
         )
-        state.priority = self._precedence.rank(request.priority)
+        state.priority = self._precedence.rank(request.options.priority)
         state.uses_prefixes &= self._pooling is None or self._pooling.uses_prefixes
         self._num_arrivals += 1
         self._open[state.request_id] = state
@@ -318,21 +318,17 @@ class Scheduler:
     # ---- refusal -----------------------------------------------------------------------------
 
     def _why_refused(self, request: Generate) -> Finish | None:
-        if request.request_id in self._open:
-            return failed(
-                f"the request id {request.request_id!r} is in use; send another rid, or none"
-            )
         wrong = (
             self._bounds.why_refused(request)
-            or self._gate.why_refused(request.sampling)
-            or self._precedence.why_refused(request.priority)
+            or self._gate.why_refused(request.options.sampling)
+            or self._precedence.why_refused(request.options.priority)
         )
         if wrong is not None:
             return failed(wrong)
         if (
             len(self._waiting) >= self._max_queued
             and not self._can_run_at_once()
-            and not self._displace(self._precedence.rank(request.priority))
+            and not self._displace(self._precedence.rank(request.options.priority))
         ):
             return queue_is_full("The request queue is full.")
         return None
@@ -557,7 +553,7 @@ class Scheduler:
         self._ledger.release(state.lease)
         self._prefixes.withdraw(state)
         state.lease = None
-        if state.sampling.grammar is not None:
+        if state.options.sampling.grammar is not None:
             self._ended_rows.append(state.row)
         self._free_rows.append(state.row)
         state.row = -1
@@ -575,7 +571,7 @@ class Scheduler:
 
     def _end_if_complete(self, state: RequestState, token_id: int) -> None:
         """End the request if its newest output token ends it."""
-        sampling = state.sampling
+        sampling = state.options.sampling
         may_stop = len(state.output_ids) > sampling.min_new_tokens
         is_eos = token_id in self._eos_token_ids and not sampling.ignore_eos
         # With a grammar, an end of sequence before min_new_tokens was the only token allowed.

@@ -93,7 +93,7 @@ class PoolingRunner:
     def _start(self, start: RowStart) -> None:
         self._rows.start(start)
         self._pooler.start(start.row)
-        num_first = None if start.embed is None else start.embed.num_first
+        num_first = None if start.options.embed is None else start.options.embed.num_first
         self._num_first[start.row] = _ONE_TEXT if num_first is None else num_first
 
     def _with_types(

@@ -39,7 +39,7 @@ class RowTable:
         self.embeds: dict[int, NDArray[np.float32]] = {}
 
     def start(self, start: RowStart) -> None:
-        self.sampling[start.row] = start.sampling
+        self.sampling[start.row] = start.options.sampling
         self.epochs[start.row] += 1
         self.seeds[start.row] = start.seed % 2**64
         self.page_table[start.row] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sapwood.schema.request import Embed
+from sapwood.schema.request import Embed, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
 
@@ -21,7 +21,7 @@ def warm_up(
     """
     start = RowStart(
         row=0,
-        sampling=SamplingParams(temperature=1.0, top_p=0.9),
+        options=RequestOptions(sampling=SamplingParams(temperature=1.0, top_p=0.9)),
         seed=0,
         prompt_ids=[0],
         output_ids=[],
@@ -48,11 +48,10 @@ def warm_up_pooling(execute: Callable[[StepPlan], StepResult], *, num_windows: i
     """Warm up a model that makes embeddings or scores."""
     start = RowStart(
         row=0,
-        sampling=SamplingParams(max_new_tokens=0),
+        options=RequestOptions(sampling=SamplingParams(max_new_tokens=0), embed=Embed()),
         seed=0,
         prompt_ids=[0],
         output_ids=[],
-        embed=Embed(),
     )
     entry = ScheduledTokens(
         row=0,

@@ -11,8 +11,6 @@ import orjson
 from sapwood.frontends.anthropic import protocol as anthropic
 from sapwood.frontends.batches import lines
 from sapwood.frontends.batches import protocol as batches
-from sapwood.frontends.common import tools
-from sapwood.frontends.common.fields import FieldTable
 from sapwood.frontends.hosts import routes as hosts
 from sapwood.frontends.native import classify, encode, parsing, rerank, score, tokens
 from sapwood.frontends.native import protocol as native
@@ -21,6 +19,8 @@ from sapwood.frontends.ollama import protocol as ollama
 from sapwood.frontends.openai import embeddings
 from sapwood.frontends.openai import protocol as openai
 from sapwood.frontends.responses import protocol as responses
+from sapwood.frontends.serving import tools
+from sapwood.schema.fields import FieldTable
 
 Tables = Sequence[FieldTable[Any]]
 

@@ -15,19 +15,6 @@ from sapwood.base.errors import NotFound, SapwoodError
 from sapwood.frontends.anthropic.routes import anthropic_dialect
 from sapwood.frontends.batches.routes import batches_dialect
 from sapwood.frontends.batches.store import BatchStore
-from sapwood.frontends.common.access import Access, Guarded
-from sapwood.frontends.common.endpoints import Dialect, Endpoint, EndpointTable
-from sapwood.frontends.common.errors import (
-    WrongMethod,
-    error_response,
-    internal_error,
-    json_response,
-)
-from sapwood.frontends.common.limits import BodyLimits
-from sapwood.frontends.common.openapi import openapi_document
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import Disconnected
-from sapwood.frontends.common.unsupported import NamesUnsupported
 from sapwood.frontends.hosts.routes import hosts_dialect
 from sapwood.frontends.native.pooling_routes import pooling_dialect
 from sapwood.frontends.native.routes import native_dialect
@@ -37,8 +24,21 @@ from sapwood.frontends.ollama.routes import ollama_dialect
 from sapwood.frontends.openai.routes import openai_dialect
 from sapwood.frontends.responses.routes import responses_dialect
 from sapwood.frontends.responses.store import ResponseStore
+from sapwood.frontends.serving.services import Services
 from sapwood.frontends.web.api_docs import api_docs_dialect
 from sapwood.frontends.web.routes import web_dialect
+from sapwood.http.access import Access, Guarded
+from sapwood.http.body import BodyLimits
+from sapwood.http.endpoints import Dialect, Endpoint, EndpointTable
+from sapwood.http.errors import (
+    WrongMethod,
+    error_response,
+    internal_error,
+    json_response,
+)
+from sapwood.http.openapi import openapi_document
+from sapwood.http.sse import Disconnected
+from sapwood.http.unsupported import NamesUnsupported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

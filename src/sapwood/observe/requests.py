@@ -26,6 +26,15 @@ WINDOW_TICKS = 60
 Outcome = Literal["finished", "aborted", "failed", "refused"]
 
 
+class OptionFacts(Protocol):
+    """The observed part of what a request asks for; see `schema.request.RequestOptions`."""
+
+    @property
+    def sampling(self) -> Any: ...
+    @property
+    def priority(self) -> int | None: ...
+
+
 class RequestFacts(Protocol):
     """The fields of a request that are observed; see `text.generation.TextRequest`."""
 
@@ -34,11 +43,9 @@ class RequestFacts(Protocol):
     @property
     def prompt(self) -> str | list[int]: ...
     @property
-    def sampling(self) -> Any: ...
-    @property
     def n(self) -> int: ...
     @property
-    def priority(self) -> int | None: ...
+    def options(self) -> OptionFacts: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +54,8 @@ class Asked:
 
     request_id: str
     prompt: str | list[int]
-    sampling: Any = None
+    options: OptionFacts
     n: int = 1
-    priority: int | None = None
 
 
 class FinishFacts(Protocol):
@@ -312,9 +318,9 @@ class ObservedRequest:
             "received": self._arrived_unix_s,
             "path": self._path,
             "n": request.n,
-            "priority": request.priority,
+            "priority": request.options.priority,
             "prompt_length": len(request.prompt),
-            "sampling_params": msgspec.to_builtins(request.sampling),
+            "sampling_params": msgspec.to_builtins(request.options.sampling),
             "prompt": request.prompt,
         }
 

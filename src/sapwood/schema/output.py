@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -24,31 +26,71 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error_type: str = "InternalServerError"
 
 
-class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """New output tokens of one request. Exactly one output of a request has a `finish`.
+class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one step or several added to the output of one request, and the counts so far.
 
     token_ids          new output tokens, including a matched stop token
     num_prompt_tokens  prompt length in tokens
     num_cached_tokens  prompt tokens that came from the prefix cache
     queue_time_s       seconds between arrival and the first step that computed something
     logprobs           log probabilities of `token_ids`, if the request wants them
-    prompt_logprobs    log probabilities of all prompt tokens after `prompt_start`, in the first
-                       output after they were computed
     hidden_states      outputs of the last norm (fp32, little endian, one piece per token) for the
-                       tokens that no earlier output had, beginning with the prompt's
-    values             the embedding or scores that `Generate.embed` asks for: fp32, little endian
+                       tokens that no earlier delta had, beginning with the prompt's
+    finish             set in the last delta, and only there
     """
 
-    request_id: str
-    token_ids: list[int]
+    ADDED: ClassVar[tuple[str, ...]] = ("token_ids", "logprobs", "hidden_states")
+    """The fields that add up; of all others the latest delta's value holds."""
+
+    token_ids: Sequence[int]
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     queue_time_s: float = 0.0
     logprobs: TokenLogprobs | None = None
+    hidden_states: Sequence[bytes] = ()
+    finish: Finish | None = None
+
+
+class RequestOutput(OutputDelta, frozen=True, kw_only=True, omit_defaults=True):
+    """An engine's delta of one request. Exactly one output of a request has a `finish`.
+
+    prompt_logprobs    log probabilities of all prompt tokens after `prompt_start`, in the first
+                       output after they were computed
+    values             the embedding or scores that `RequestOptions.embed` asks for: fp32, little
+                       endian
+    """
+
+    ADDED = (*OutputDelta.ADDED, "prompt_logprobs")
+
+    request_id: str
+    token_ids: list[int]
     prompt_logprobs: TokenLogprobs | None = None
     hidden_states: list[bytes] = []
     values: bytes = b""
-    finish: Finish | None = None
+
+
+D = TypeVar("D", bound=OutputDelta)
+
+
+def summed(deltas: Sequence[D]) -> D:
+    """One delta in the place of consecutive ones of the same request or sample; at least one."""
+    latest = deltas[-1]
+    if len(deltas) == 1:
+        return latest
+    sums = {name: _sum([getattr(delta, name) for delta in deltas]) for name in latest.ADDED}
+    return msgspec.structs.replace(latest, **sums)
+
+
+def _sum(values: Sequence[Any]) -> Any:
+    """The values of one field one after the other: texts, sequences, or log probabilities."""
+    some = [value for value in values if value]
+    if len(some) <= 1:
+        return some[0] if some else values[-1]
+    if isinstance(some[0], TokenLogprobs):
+        return TokenLogprobs.joined(some)
+    if isinstance(some[0], str):
+        return "".join(some)
+    return type(some[0])(chain.from_iterable(some))
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag=True):

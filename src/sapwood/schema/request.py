@@ -24,6 +24,34 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     num_first: int | None = None
 
 
+class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All that a request asks for besides its prompt. It is carried whole, from the dialect that
+    reads the request to the rank's row: nothing in between lists its fields.
+
+    sampling      how tokens are chosen, and when the output ends
+    logprobs      the log probabilities that the request wants; None: none
+    embed         set if the request wants an embedding or scores; then it has no output tokens
+    return_hidden_states  whether the request wants the hidden state of every token, except that of
+                  its last output token
+    extra_key     prefix pages are shared only among requests with the same key
+    priority      larger is sooner, unless the server is told the opposite; None: its default
+    routing_key   requests with the same key probably share prefixes; "": none
+    """
+
+    sampling: SamplingParams = SamplingParams()
+    logprobs: LogprobOptions | None = None
+    embed: Embed | None = None
+    return_hidden_states: bool = False
+    extra_key: str = ""
+    priority: int | None = None
+    routing_key: str = ""
+
+    @property
+    def prompt_scores_start(self) -> int | None:
+        """The prompt token after which log probabilities are wanted; None: of no prompt token."""
+        return None if self.logprobs is None else self.logprobs.prompt_start
+
+
 class TraceContext(msgspec.Struct, frozen=True):
     """Joins the engine's spans of a request to those of the API process.
 
@@ -41,26 +69,14 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     prompt_ids  at least one token id; with input_embeds, a zero for each vector
     input_embeds  vectors that take the place of the token embeddings: fp32, little endian, one
                 piece per token; empty: the prompt consists of token ids
-    extra_key   prefix pages are shared only among requests with the same key
-    priority    larger is sooner, unless the server is told the opposite; None: its default
-    routing_key  requests with the same key probably share prefixes; "": none
-    logprobs    the log probabilities that the request wants; None: none
-    embed       set if the request wants an embedding or scores; then sampling.max_new_tokens is 0
-    return_hidden_states  whether the request wants the hidden state of every token, except that of
-                its last output token
+    options     what the request asks for; with `embed`, sampling.max_new_tokens is 0
     trace       set if the request is traced
     """
 
     request_id: str
     prompt_ids: list[int]
-    sampling: SamplingParams
+    options: RequestOptions
     input_embeds: list[bytes] = []
-    extra_key: str = ""
-    priority: int | None = None
-    routing_key: str = ""
-    logprobs: LogprobOptions | None = None
-    embed: Embed | None = None
-    return_hidden_states: bool = False
     trace: TraceContext | None = None
 
 

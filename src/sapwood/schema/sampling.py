@@ -40,6 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     penalty_window      penalties count that many of the last tokens of prompt and output; 0: none,
                         -1: all
     logit_bias          token id -> added to its logit
+    allowed_token_ids   the only tokens of the output; (): any
     seed                same seed, same tokens, whatever else is in the batch; None: random
     stop                strings that end the output
     stop_regex          regular expressions that end the output where a match of one is complete
@@ -66,6 +67,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty: float = 1.0
     penalty_window: int = -1
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_regex: tuple[str, ...] = ()
@@ -102,6 +104,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 "where the grammar does; leave one of them out",
                 param="ignore_eos",
             )
+        if self.grammar is not None and self.allowed_token_ids:
+            raise InvalidRequest(
+                "allowed_token_ids and a grammar both say which tokens may come, and together may "
+                "leave none; give one of them",
+                param="allowed_token_ids",
+            )
         if any(not text for text in self.stop):
             raise InvalidRequest("stop has an empty string; leave it out", param="stop")
         for name, given in (("stop", self.stop), ("stop_regex", self.stop_regex)):
@@ -130,6 +138,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """(field, the token ids in it) of each field that has some. An id that the model does not
         know must not reach a kernel."""
         yield "logit_bias", self.logit_bias
+        yield "allowed_token_ids", self.allowed_token_ids
         yield "stop_token_ids", self.stop_token_ids
         if self.custom_logit_processor == DISALLOWED_TOKENS:
             yield "custom_params", disallowed_token_ids(self.custom_params)

@@ -11,9 +11,8 @@ from typing import Protocol
 
 import msgspec
 
-from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
-from sapwood.schema.request import Embed
-from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.logprobs import TokenLogprobs
+from sapwood.schema.request import RequestOptions
 
 
 class RowStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,22 +20,17 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_ids  the request's prompt; empty if there are input_embeds, which are as in `Generate`
     output_ids  the request's output tokens so far, if it was retracted; else empty
+    options     what the request asks for; if it wants hidden states, every token is computed before
+                it is put out
     seed        seed of the request's random numbers
-    logprobs    the log probabilities that the request wants; None: none
-    embed       set if the request wants an embedding or scores instead of output tokens
-    return_hidden_states  whether the request wants the hidden states of its tokens; then every
-                token is computed before it is put out
     """
 
     row: int
-    sampling: SamplingParams
+    options: RequestOptions
     seed: int
     prompt_ids: list[int]
     output_ids: list[int]
-    logprobs: LogprobOptions | None = None
-    embed: Embed | None = None
     input_embeds: list[bytes] = []
-    return_hidden_states: bool = False
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +14,7 @@ from sapwood.base.errors import InvalidRequest, PromptTooLong
 from sapwood.schema.client import EngineClient
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import Finish, RequestOutput
-from sapwood.schema.request import Embed, Generate
+from sapwood.schema.request import Embed, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import ENCODE_IN_THREAD_CHARS, OpenRequest, TextGenerator
 from sapwood.text.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ class EmbedRequest:
     param      the text's field in the client's request, for errors
     label_ids  for a model that generates: tokens whose log probabilities as the next token are
                wanted; None: the model's embedding or class scores are wanted
-    extra_key, priority, routing_key  as in TextRequest
+    options    what else the request asks for; its sampling and log probabilities are not read
     """
 
     request_id: str
@@ -40,9 +41,7 @@ class EmbedRequest:
     add_special_tokens: bool = True
     param: str = "input"
     label_ids: tuple[int, ...] | None = None
-    extra_key: str = ""
-    priority: int | None = None
-    routing_key: str = ""
+    options: RequestOptions = field(default_factory=RequestOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,27 +70,27 @@ class TextEmbedder:
         self._generator = generator
         self._tokenizer = tokenizer
 
-    async def embed(self, request: EmbedRequest) -> PoolingOutput:
+    async def embed(self, request: EmbedRequest, opened: OpenRequest) -> PoolingOutput:
         """Compute one text's embedding or scores. Cancelling this call aborts the request.
 
+        opened  of `TextGenerator.opened`
         Raises InvalidRequest or PromptTooLong, before anything is submitted, if the text cannot be
         served. A failure in the engine is reported by the `finish`.
         """
-        with self._generator.opened(request.request_id) as opened:
-            prompt_ids, num_first = await self._encode(request)
-            self._check(prompt_ids, request)
-            labels = request.label_ids
-            asked = Generate(
-                request_id=request.request_id,
-                prompt_ids=prompt_ids,
+        prompt_ids, num_first = await self._encode(request)
+        self._check(prompt_ids, request)
+        labels = request.label_ids
+        asked = Generate(
+            request_id=request.request_id,
+            prompt_ids=prompt_ids,
+            options=msgspec.structs.replace(
+                request.options,
                 sampling=NO_OUTPUT if labels is None else NEXT_TOKEN,
-                extra_key=request.extra_key,
-                priority=request.priority,
-                routing_key=request.routing_key,
                 logprobs=None if labels is None else LogprobOptions(token_ids=labels),
                 embed=Embed(num_first=num_first) if labels is None else None,
-            )
-            return _pooling_output(await self._ask(asked, opened), has_labels=labels is not None)
+            ),
+        )
+        return _pooling_output(await self._ask(asked, opened), has_labels=labels is not None)
 
     async def _encode(self, request: EmbedRequest) -> tuple[list[int], int | None]:
         """The token ids, and for a pair of texts how many of them belong to the first text."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,12 +17,12 @@ from sapwood.observe.tracing import RequestTrace
 from sapwood.schema.client import EngineClient
 from sapwood.schema.logits_processors import code_of
 from sapwood.schema.logprobs import LogprobOptions
-from sapwood.schema.output import Finish, RequestOutput
+from sapwood.schema.output import Finish, RequestOutput, summed
 from sapwood.schema.pooling import Pooling, why_not
-from sapwood.schema.request import FLOAT32_BYTES, Generate, TraceContext
+from sapwood.schema.request import FLOAT32_BYTES, Generate, RequestOptions, TraceContext
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.allowance import AnswerAllowance
-from sapwood.text.sample import Sample, joined
+from sapwood.text.sample import Sample
 from sapwood.text.sample import ScoredPrompt as ScoredPrompt
 from sapwood.text.sample import TextChunk as TextChunk
 from sapwood.text.stop_regex import check_patterns
@@ -52,13 +53,9 @@ class TextRequest:
     input_embeds        vectors that take the place of the prompt's token embeddings: fp32, little
                         endian, one piece per token
     add_special_tokens  whether the tokenizer adds BOS or EOS to a text
-    logprobs            the log probabilities that are wanted; None: none
+    options             what else the request asks for
     stream_interval     tokens that every chunk but the last has at least
     n                   number of samples; with a seed, sample i takes seed + i
-    extra_key           prefix pages are shared only among requests with the same key
-    return_hidden_states  whether the hidden states of all tokens but the last one are wanted
-    priority            larger is sooner, unless the server is told the opposite; None: its default
-    routing_key         requests with the same key probably share prefixes; "": none
     trace               the request's spans; None: it is not traced
     allowance           what the answer may tell besides its text; None: anything
     """
@@ -66,15 +63,10 @@ class TextRequest:
     request_id: str
     prompt: str | list[int]
     add_special_tokens: bool = True
-    sampling: SamplingParams
-    logprobs: LogprobOptions | None = None
+    options: RequestOptions
     stream_interval: int = 1
     n: int = 1
     input_embeds: Sequence[bytes] = ()
-    return_hidden_states: bool = False
-    extra_key: str = ""
-    priority: int | None = None
-    routing_key: str = ""
     trace: RequestTrace | None = None
     allowance: AnswerAllowance | None = None
 
@@ -128,9 +120,14 @@ class TextGenerator:
         known = tokenizer.vocab_size
         self.vocab_size = known if vocab_size is None else min(known, vocab_size)
         self._open: dict[str, OpenRequest] = {}
+        self._ids: set[str] = set()
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:
+    async def generate(
+        self, request: TextRequest, opened: OpenRequest | None = None
+    ) -> AsyncGenerator[TextChunk, None]:
         """Yield chunks until each of the n samples has had its `finish`.
+
+        opened  of `opened`, if the caller keeps the request open; None: it is open meanwhile
 
         Closing the generator early aborts the samples that still run. A failure in the engine
         comes as a chunk whose finish is of kind "error"; a prompt or parameter that cannot be
@@ -139,11 +136,15 @@ class TextGenerator:
         unable = why_not(self._pooling, "tokens")
         if unable is not None:
             raise InvalidRequest(unable)
-        with self.opened(request.request_id) as opened:
-            self.check_sampling(request.sampling)
+        with (
+            self.opened(request.request_id, request.n)
+            if opened is None
+            else nullcontext(opened) as held
+        ):
+            self.check_sampling(request.options.sampling)
             prompt_ids = await self.encode_prompt(request)
-            if request.logprobs is not None:
-                self._check_logprobs(request.logprobs, prompt_ids)
+            if request.options.logprobs is not None:
+                self._check_logprobs(request.options.logprobs, prompt_ids)
             self._check_hidden(request)
             if request.allowance is not None:
                 self._take_prompt(request, request.allowance, len(prompt_ids))
@@ -152,30 +153,39 @@ class TextGenerator:
             parts = [_engine_request(request, prompt_ids, index) for index in range(request.n)]
             every = request.stream_interval
             chunks = (
-                self._one(0, parts[0], opened, every)
+                self._one(0, parts[0], held, every)
                 if request.n == 1
-                else self._merged(parts, opened, every)
+                else self._merged(parts, held, every)
             )
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
 
     @contextmanager
-    def opened(self, request_id: str) -> Iterator[OpenRequest]:
-        """While the `with` block runs, `abort` finds the request, even during its encoding.
+    def opened(self, request_id: str, n: int = 1) -> Iterator[OpenRequest]:
+        """While the `with` block runs, the ids of the request and of its n samples are taken, and
+        `abort` finds the request, even during its encoding.
 
-        InvalidRequest if a request with that id is still open.
+        This is the one place where ids are compared: the engine relies on it.
+        Raises  InvalidRequest if an open request has one of these ids
         """
-        if request_id in self._open:
+        ids = {request_id, *part_ids(request_id, n)}
+        taken = ids & self._ids
+        if taken:
             raise InvalidRequest(
-                f"a request with the id {request_id!r} is still running; choose another id",
-                param="rid",
+                f"a request with rid {min(taken)!r} is still open; choose another rid", param="rid"
             )
+        self._ids |= ids
         opened = self._open[request_id] = OpenRequest()
         try:
             yield opened
         finally:
             del self._open[request_id]
+            self._ids -= ids
+
+    def open_ids(self, prefix: str) -> list[str]:
+        """Ids of the open requests that start with `prefix`, oldest first."""
+        return [request_id for request_id in self._open if request_id.startswith(prefix)]
 
     async def abort(self, request_id: str) -> None:
         """End all samples of a request; each still gets a chunk with a finish.
@@ -225,7 +235,7 @@ class TextGenerator:
                     f"{self._hidden_size}; take vectors of this model",
                     param="input_embeds",
                 )
-        if request.logprobs is not None and request.logprobs.prompt_start is not None:
+        if request.options.prompt_scores_start is not None:
             raise InvalidRequest(
                 "logprob_start_len asks for log probabilities of the prompt, but input_embeds are "
                 "no tokens that could have any; leave it out",
@@ -233,7 +243,7 @@ class TextGenerator:
             )
 
     def _check_hidden(self, request: TextRequest) -> None:
-        if request.return_hidden_states and not self._tells_hidden:
+        if request.options.return_hidden_states and not self._tells_hidden:
             raise InvalidRequest(
                 "return_hidden_states is not possible on this server as it was started; leave it "
                 "out, or start the server with --enable-return-hidden-states",
@@ -244,11 +254,11 @@ class TextGenerator:
         self, request: TextRequest, allowance: AnswerAllowance, num_tokens: int
     ) -> None:
         """What the answer will tell of the prompt, once per sample."""
-        options = request.logprobs
+        options = request.options.logprobs
         if options is not None and options.prompt_start is not None:
             num_scored = num_tokens - 1 - options.prompt_start
             allowance.take_logprobs(request.n * num_scored * options.num_per_token)
-        if request.return_hidden_states and self._hidden_size is not None:
+        if request.options.return_hidden_states and self._hidden_size is not None:
             num_bytes = num_tokens * self._hidden_size * FLOAT32_BYTES
             allowance.take_hidden_prompt(request.n * num_bytes)
 
@@ -344,7 +354,7 @@ class TextGenerator:
             async for output in outputs:
                 chunk = sample.advance(output)
                 if waiting is not None:
-                    chunk, waiting = joined(waiting, chunk), None
+                    chunk, waiting = summed([waiting, chunk]), None
                 if chunk.finish is not None:
                     last = chunk
                     break
@@ -354,7 +364,7 @@ class TextGenerator:
                     yield chunk
             else:
                 last = sample.ended(_lost(request.request_id))
-                last = last if waiting is None else joined(waiting, last)
+                last = last if waiting is None else summed([waiting, last])
         finally:
             # Before the last chunk goes out: the engine should not compute tokens for nobody.
             await self._close(outputs, request.request_id)
@@ -387,16 +397,15 @@ class TextGenerator:
         num_running = len(tasks)
         try:
             while num_running > 0:
-                together: dict[int, TextChunk] = {}
+                together: defaultdict[int, list[TextChunk]] = defaultdict(list)
                 ended: list[asyncio.Task[None]] = []
                 for item in await _all_waiting(arrived):
                     if isinstance(item, asyncio.Task):
                         ended.append(item)
                     else:
-                        earlier = together.get(item.index)
-                        together[item.index] = item if earlier is None else joined(earlier, item)
-                for chunk in together.values():
-                    yield chunk
+                        together[item.index].append(item)
+                for chunks in together.values():
+                    yield summed(chunks)
                 for task in ended:
                     task.result()
                 num_running -= len(ended)
@@ -417,24 +426,24 @@ class OpenRequest:
     submitted: list[str] = field(default_factory=list)
 
 
+def part_ids(request_id: str, n: int) -> list[str]:
+    """The engine's ids of a request's samples."""
+    return [request_id] if n == 1 else [f"{request_id}-{index}" for index in range(n)]
+
+
 def _engine_request(request: TextRequest, prompt_ids: list[int], index: int) -> Generate:
-    request_id, sampling = request.request_id, request.sampling
-    if request.n > 1:
-        request_id = f"{request_id}-{index}"
-        if sampling.seed is not None:
-            seed = sampling.seed + index
-            seed = seed if seed < _NUM_SEEDS else seed - _NUM_SEEDS
-            sampling = msgspec.structs.replace(sampling, seed=seed)
+    options = request.options
+    sampling = options.sampling
+    if index > 0 and sampling.seed is not None:
+        seed = sampling.seed + index
+        seed = seed if seed < _NUM_SEEDS else seed - _NUM_SEEDS
+        sampling = msgspec.structs.replace(sampling, seed=seed)
+        options = msgspec.structs.replace(options, sampling=sampling)
     return Generate(
-        request_id=request_id,
+        request_id=part_ids(request.request_id, request.n)[index],
         prompt_ids=prompt_ids,
-        sampling=sampling,
+        options=options,
         input_embeds=list(request.input_embeds),
-        return_hidden_states=request.return_hidden_states,
-        logprobs=request.logprobs,
-        extra_key=request.extra_key,
-        priority=request.priority,
-        routing_key=request.routing_key,
         trace=_trace_context(request),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sapwood.schema.logprobs import TokenLogprobs
-from sapwood.schema.output import Finish, RequestOutput
+from sapwood.schema.output import Finish, OutputDelta, RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.text.detokenizer import IncrementalDetokenizer
 from sapwood.text.stops import StopMatcher
@@ -24,35 +24,26 @@ class ScoredPrompt:
     logprobs: TokenLogprobs | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextChunk:
+class TextChunk(OutputDelta, frozen=True, kw_only=True, omit_defaults=True):
     """The new part of one sample. The last chunk of a sample, and only the last, has a `finish`.
+
+    Tokens go up to and including the one that completed a stop. Their log probabilities are None in
+    a chunk without tokens. The last output token never has a hidden state.
 
     index              number of the sample, from 0 to n - 1
     text               new text; may be "" while a character or a stop string is not complete
-    token_ids          new output tokens, up to and including the one that completed a stop
     num_output_tokens  output tokens of this sample so far
-    num_cached_tokens  prompt tokens that came from the prefix cache
-    queue_time_s       seconds between arrival and the first step that computed something
-    logprobs           log probabilities of token_ids, if the request wants them; None for a chunk
-                       without tokens
     offsets            if the request wants log probabilities: where in the sample's text each of
                        token_ids begins, in characters, before a stop is cut off
     prompt             the scored prompt, once per sample, if the request wants it
-    hidden_states      if the request wants them, those of the tokens that no earlier chunk had,
-                       beginning with the prompt's; the last output token never has one. fp32,
-                       little endian, one piece per token
     """
+
+    ADDED = (*OutputDelta.ADDED, "text", "offsets", "prompt")
 
     index: int
     text: str
     token_ids: tuple[int, ...]
-    finish: Finish | None
-    num_prompt_tokens: int
     num_output_tokens: int
-    num_cached_tokens: int
-    queue_time_s: float
-    logprobs: TokenLogprobs | None = None
     offsets: tuple[int, ...] = ()
     prompt: ScoredPrompt | None = None
     hidden_states: tuple[bytes, ...] = ()
@@ -62,7 +53,7 @@ class Sample:
     """Turns the engine's outputs for one sample into chunks of text."""
 
     def __init__(self, index: int, request: Generate, tokenizer: Tokenizer) -> None:
-        sampling = request.sampling
+        sampling = request.options.sampling
         self._index = index
         self._no_trim = sampling.no_stop_trim
         self._detokenizer = IncrementalDetokenizer(
@@ -75,11 +66,12 @@ class Sample:
             self._stops = StopMatcher(
                 sampling.stop, regexes=sampling.stop_regex, no_trim=self._no_trim
             )
-        self._logprobs = request.logprobs
+        self._logprobs = request.options.logprobs
         self._num_characters = 0
         self._prompt_to_tell: tuple[int, ...] = ()
-        if request.logprobs is not None and request.logprobs.prompt_start is not None:
-            self._prompt_to_tell = tuple(request.prompt_ids[request.logprobs.prompt_start :])
+        start = request.options.prompt_scores_start
+        if start is not None:
+            self._prompt_to_tell = tuple(request.prompt_ids[start:])
         self._num_prompt_tokens = len(request.prompt_ids)
         self._request_id = request.request_id
         self._num_output_tokens = 0
@@ -187,25 +179,6 @@ class Sample:
             return text, None
         result = self._stops.push(text)
         return result.text, result.matched
-
-
-def joined(earlier: TextChunk, later: TextChunk) -> TextChunk:
-    """One chunk in the place of two chunks of the same sample."""
-    logprobs = [piece.logprobs for piece in (earlier, later) if piece.logprobs is not None]
-    return TextChunk(
-        index=later.index,
-        text=earlier.text + later.text,
-        token_ids=earlier.token_ids + later.token_ids,
-        finish=later.finish,
-        num_prompt_tokens=later.num_prompt_tokens,
-        num_output_tokens=later.num_output_tokens,
-        num_cached_tokens=later.num_cached_tokens,
-        queue_time_s=later.queue_time_s,
-        logprobs=TokenLogprobs.joined(logprobs) if logprobs else None,
-        offsets=earlier.offsets + later.offsets,
-        prompt=earlier.prompt or later.prompt,
-        hidden_states=earlier.hidden_states + later.hidden_states,
-    )
 
 
 def _ends_with_stop_token(token_ids: Sequence[int], finish: Finish) -> bool:

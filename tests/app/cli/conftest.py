@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
 from tests.scripted import MakeServices, ScriptedEngine, scripted_services
 
 

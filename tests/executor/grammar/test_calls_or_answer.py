@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sapwood.executor.grammar.interface import GrammarBackend
-from sapwood.frontends.common.tools import Tool, ToolUse
+from sapwood.frontends.serving.tools import Tool, ToolUse
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
 from sapwood.text.tools.qwen25 import Qwen25

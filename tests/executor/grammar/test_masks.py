@@ -10,6 +10,7 @@ from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 from tests.executor.grammar.conftest import EOS
@@ -41,7 +42,7 @@ def start(row: int, text: str | None, output_ids=(), **sampling) -> RowStart:
     grammar = None if text is None else grammars.regex(text)
     return RowStart(
         row=row,
-        sampling=SamplingParams(grammar=grammar, **sampling),
+        options=RequestOptions(sampling=SamplingParams(grammar=grammar, **sampling)),
         seed=0,
         prompt_ids=[1],
         output_ids=list(output_ids),
@@ -176,7 +177,11 @@ def test_a_grammar_that_is_slow_to_follow_ends_its_request_only(masks, vocabular
 
 def test_long_forced_text_is_put_out_in_parts(masks, vocabulary, failures):
     endless = Grammar(kind="ebnf", text='root ::= "ab"{1000}')
-    masks.start(msgspec.structs.replace(start(0, None), sampling=SamplingParams(grammar=endless)))
+    masks.start(
+        msgspec.structs.replace(
+            start(0, None), options=RequestOptions(sampling=SamplingParams(grammar=endless))
+        )
+    )
     jumped = masks.jump([0])[0]
     assert b"".join(vocabulary.tokens[one] for one in jumped).startswith(b"abab")
     assert len(jumped) < MAX_FORCED_TOKENS

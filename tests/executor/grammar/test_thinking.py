@@ -7,6 +7,7 @@ from sapwood.executor.grammar.thinking import AfterThinking
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Thinking
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 from sapwood.schema.thinking import ThinkingBudget
@@ -104,7 +105,7 @@ def test_a_budget_of_no_tokens_leaves_the_grammar_something(matcher_of, vocabula
     budgets.start(
         RowStart(
             row=0,
-            sampling=SamplingParams(thinking_budget=budget),
+            options=RequestOptions(sampling=SamplingParams(thinking_budget=budget)),
             seed=0,
             prompt_ids=[1],
             output_ids=[],

@@ -13,6 +13,7 @@ from torch import Tensor
 from sapwood.executor.sampling import custom
 from sapwood.executor.sampling.custom import CustomLogitProcessor, CustomProcessors
 from sapwood.schema.logits_processors import BUILT_IN, code_of, known_processors
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 
@@ -32,7 +33,13 @@ class Only(CustomLogitProcessor):
 
 def start(name: str | None, *, row: int = 0, output: Sequence[int] = (), **params: Any) -> RowStart:
     sampling = SamplingParams(custom_logit_processor=name, custom_params=params)
-    return RowStart(row=row, sampling=sampling, seed=0, prompt_ids=[1, 2], output_ids=list(output))
+    return RowStart(
+        row=row,
+        options=RequestOptions(sampling=sampling),
+        seed=0,
+        prompt_ids=[1, 2],
+        output_ids=list(output),
+    )
 
 
 def apply(processors: CustomProcessors, rows: Sequence[int] = (0,)) -> Tensor:

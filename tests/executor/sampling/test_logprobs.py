@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sapwood.executor.sampling.logprobs import LogprobRecorder, by_entry
 from sapwood.schema.logprobs import LEAST_LOGPROB, LogprobOptions
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart, ScheduledTokens
 
@@ -16,11 +17,10 @@ VOCAB, HIDDEN = 40, 8
 def start(row: int, prompt: list[int], logprobs: LogprobOptions | None) -> RowStart:
     return RowStart(
         row=row,
-        sampling=SamplingParams(),
+        options=RequestOptions(sampling=SamplingParams(), logprobs=logprobs),
         seed=0,
         prompt_ids=prompt,
         output_ids=[],
-        logprobs=logprobs,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sapwood.executor.rows import RowTable
-from sapwood.executor.sampling.processors import LogitBias, MinNewTokens, Penalties
+from sapwood.executor.sampling.processors import AllowedTokens, LogitBias, MinNewTokens, Penalties
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
@@ -15,6 +15,7 @@ from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.kernels.torch_ops.sampling import NUM_CANDIDATES
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 
@@ -37,12 +38,17 @@ def _draw_with(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def make_sampler(params: list[SamplingParams], *, seed: int = 0, eos: set[int] | None = None):
     rows = RowTable(num_rows=len(params), max_pages=1, device=CPU)
-    processors = [LogitBias(CPU), Penalties(CPU, KERNELS[0]), MinNewTokens(eos or set(), CPU)]
+    processors = [
+        LogitBias(CPU),
+        Penalties(CPU, KERNELS[0]),
+        MinNewTokens(eos or set(), CPU),
+        AllowedTokens(CPU),
+    ]
     sampler = Sampler(rows, processors, KERNELS[0])
     for row, one in enumerate(params):
         start = RowStart(
             row=row,
-            sampling=one,
+            options=RequestOptions(sampling=one),
             seed=one.seed if one.seed is not None else seed + row,
             prompt_ids=[1, 2, 3],
             output_ids=[],
@@ -148,6 +154,27 @@ def test_min_new_tokens_forbids_the_end_until_then() -> None:
     assert tokens == [2, 2, 0]
 
 
+def test_only_allowed_tokens_come_and_only_where_they_are_asked_for() -> None:
+    allowed = SamplingParams(temperature=1.0, allowed_token_ids=(7, 20, 7))
+    sampler = make_sampler([allowed, SamplingParams(temperature=0.0)])
+    logits = ranked_logits().repeat(2, 1)
+    seen = {tuple(sampler.sample(logits.clone(), [0, 1], [i, i]).tolist()) for i in range(50)}
+    assert {first for first, _ in seen} <= {7, 20}
+    assert {second for _, second in seen} == {int(ranked_logits().argmax())}
+    biased = make_sampler(
+        [SamplingParams(temperature=0.0, allowed_token_ids=(7, 20), logit_bias={20: 100.0})]
+    )
+    assert sample_next(biased, ranked_logits(), 0) == 20
+
+
+def test_allowed_tokens_that_would_end_the_output_too_early_come_all_the_same() -> None:
+    params = SamplingParams(temperature=0.0, min_new_tokens=1, allowed_token_ids=(0, 1))
+    assert sample_next(make_sampler([params], eos={0, 1}), ranked_logits(), 0) in (0, 1)
+    params = SamplingParams(temperature=0.0, min_new_tokens=1, allowed_token_ids=(0, 9))
+    sampler = make_sampler([params], eos={0})
+    assert [sample_next(sampler, ranked_logits(), i) for i in (0, 1)] == [9, 0]
+
+
 def test_repetition_penalty_looks_at_prompt_and_output() -> None:
     params = SamplingParams(temperature=0.0, repetition_penalty=2.0, max_new_tokens=3)
     sampler = make_sampler([params])
@@ -171,7 +198,11 @@ def test_frequency_and_presence_penalties_look_at_the_output() -> None:
 def test_a_row_forgets_the_request_before() -> None:
     sampler = make_sampler([SamplingParams(temperature=0.0, logit_bias={7: 100.0})])
     start = RowStart(
-        row=0, sampling=SamplingParams(temperature=0.0), seed=0, prompt_ids=[1], output_ids=[]
+        row=0,
+        options=RequestOptions(sampling=SamplingParams(temperature=0.0)),
+        seed=0,
+        prompt_ids=[1],
+        output_ids=[],
     )
     sampler.start(start)
     assert int(sampler.sample(ranked_logits()[None], [0], [0])[0]) == 0
@@ -217,4 +248,10 @@ def test_a_window_of_penalties_is_that_of_its_last_tokens(window: int) -> None:
 
 
 def _start(sampling: SamplingParams, prompt: list[int], output: list[int]) -> RowStart:
-    return RowStart(row=0, sampling=sampling, seed=0, prompt_ids=prompt, output_ids=output)
+    return RowStart(
+        row=0,
+        options=RequestOptions(sampling=sampling),
+        seed=0,
+        prompt_ids=prompt,
+        output_ids=output,
+    )

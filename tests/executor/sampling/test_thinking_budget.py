@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart
 from sapwood.schema.thinking import ThinkingBudget
@@ -24,9 +25,8 @@ def started(max_tokens, *, is_open=False, output_ids=(), end=(CLOSE,), forced=(L
 
 
 def row_start(row, sampling, output_ids=()):
-    given = {"row": row, "sampling": sampling, "output_ids": list(output_ids), "prompt_ids": [1]}
-    fields = {name: given.get(name) for name in RowStart.__struct_fields__}
-    return RowStart(**{**fields, "seed": 0} if "seed" in fields else fields)
+    options = RequestOptions(sampling=sampling)
+    return RowStart(row=row, options=options, seed=0, prompt_ids=[1], output_ids=list(output_ids))
 
 
 def generate(budgets, wanted, row=3):

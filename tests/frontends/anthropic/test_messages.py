@@ -128,7 +128,7 @@ def test_every_sampling_field_arrives(api, engine):
         "stop_sequences": ["a", "b"],
     }
     assert api.post(PATH, body).status_code == 200
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert sampling.max_new_tokens == 7
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 40)
     assert sampling.stop == ("a", "b")
@@ -137,7 +137,7 @@ def test_every_sampling_field_arrives(api, engine):
 def test_the_models_defaults_come_after_the_users(api_with, engine):
     api = api_with(default_sampling={"temperature": 0.6, "top_k": 20, "min_p": 0.1})
     api.post(PATH, {**ASK, "top_k": 0, "temperature": None})
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.temperature, sampling.top_k, sampling.min_p) == (0.6, -1, 0.1)
 
 

@@ -168,7 +168,7 @@ def test_calls_that_are_required(url, engine, choice, names, limit):
     tools = [WEATHER, {"name": "now", "input_schema": {"type": "object"}}]
     blocks, stop_reason = read(url, stream=True, **ask(tools=tools, tool_choice=choice))
     assert (blocks, stop_reason) == ([("now", {})], "tool_use")
-    schema = json.loads(engine.submitted[-1].sampling.grammar.text)
+    schema = json.loads(engine.submitted[-1].options.sampling.grammar.text)
     options = schema["items"].get("anyOf", [schema["items"]])
     assert [one["properties"]["name"]["const"] for one in options] == names
     assert schema.get("maxItems") == limit
@@ -187,7 +187,7 @@ def test_thinking_is_turned_on_and_off_and_limited(chat, engine, prompt_of):
     body = ask(thinking={"type": "enabled", "budget_tokens": 9})
     assert chat.post(PATH, body).status_code == 200
     assert not prompt_of().endswith("</think>\n\n")
-    assert engine.submitted[-1].sampling.thinking_budget.max_tokens == 9
+    assert engine.submitted[-1].options.sampling.thinking_budget.max_tokens == 9
     assert chat.post(PATH, ask(thinking={"type": "adaptive"})).status_code == 200
 
 

@@ -12,9 +12,9 @@ import uvicorn
 
 from sapwood.frontends.batches.runner import BatchRunner
 from sapwood.frontends.batches.store import BatchStore
-from sapwood.frontends.common.in_process import in_process
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import Stores, create_app, inner_app
+from sapwood.frontends.serving.services import Services
+from sapwood.http.in_process import in_process
 from tests.frontends.conftest import wait_until
 from tests.scripted import MakeServices, scripted_services
 

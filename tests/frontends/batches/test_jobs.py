@@ -68,13 +68,13 @@ def test_a_batch_from_upload_to_answers(serve, client_of, engine):
     assert "top_p" in failed["response"]["body"]["message"]
     assert done.usage.output_tokens == 15 + 2
     assert done.usage.input_tokens_details.cached_tokens == 6
-    assert {one.sampling.max_new_tokens for one in engine.submitted} == {None, 2}
+    assert {one.options.sampling.max_new_tokens for one in engine.submitted} == {None, 2}
 
 
 def test_lines_come_below_live_traffic(serve, client_of, engine):
     client = client_of(serve())
     finished(client, submit(client, chat("a"), chat("b")), "completed")
-    assert [one.priority for one in engine.submitted] == [-100, -100]
+    assert [one.options.priority for one in engine.submitted] == [-100, -100]
     wrong = finished(client, submit(client, chat("a", priority=7)), "failed")
     assert "priority" in wrong.errors.data[0].message
 

@@ -7,8 +7,8 @@ import pytest
 from sapwood.base.errors import ConfigError, EngineUnavailable
 from sapwood.frontends.batches.lines import to_post
 from sapwood.frontends.batches.run import LineRun, count_lines, numbered_lines, resume
-from sapwood.frontends.common.in_process import in_process
 from sapwood.frontends.server import inner_app
+from sapwood.http.in_process import in_process
 
 
 def jsonl(*lines):

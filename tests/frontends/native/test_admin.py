@@ -17,7 +17,7 @@ def test_health_tells_why_not(api, engine):
 
 def test_health_generate_makes_one_token_and_leaves_nothing(api, engine):
     assert api.get("/health_generate").status_code == 200
-    assert engine.submitted[0].sampling.max_new_tokens == 1
+    assert engine.submitted[0].options.sampling.max_new_tokens == 1
     assert engine.open == {}
 
 

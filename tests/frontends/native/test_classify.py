@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from tests.frontends.conftest import Api
 from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over, vector_of
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from tests.frontends.conftest import Api
 from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over, vector_of
 
@@ -77,7 +77,7 @@ def test_a_heads_numbers_come_as_they_are(
     np.testing.assert_allclose(
         one["embedding"], vector_of(services.tokenizer.encode("abc"), 1), rtol=1e-6
     )
-    assert pooling_engine.submitted[-1].embed.num_first == 1
+    assert pooling_engine.submitted[-1].options.embed.num_first == 1
 
 
 def test_classify_needs_a_head(api: Api, services: Services, pooling_engine: PoolingEngine) -> None:

@@ -25,13 +25,13 @@ def test_one_text(api, engine, method):
         "queue_time": 0.25,
     }
     [request] = engine.submitted
-    assert (request.priority, request.extra_key) == (2, "k")
-    assert request.sampling.is_greedy
+    assert (request.options.priority, request.options.extra_key) == (2, "k")
+    assert request.options.sampling.is_greedy
 
 
 def test_defaults_are_the_native_ones_whatever_the_model_says(api_with, engine):
     api_with(default_sampling={"temperature": 0.1}).post("/generate", {"text": "Hi"})
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.temperature, sampling.max_new_tokens) == (1.0, 128)
 
 
@@ -75,8 +75,8 @@ def test_parameters_per_prompt(api, engine):
     answers = api.post("/generate", body).json()
     assert [answer["text"] for answer in answers] == ["H", "He"]
     by_id = {request.request_id: request for request in engine.submitted}
-    assert (by_id["x"].extra_key, by_id["y"].extra_key) == ("k", "l")
-    assert by_id["y"].sampling.seed == 7
+    assert (by_id["x"].options.extra_key, by_id["y"].options.extra_key) == ("k", "l")
+    assert by_id["y"].options.sampling.seed == 7
 
 
 def test_streamed_text_is_cumulative(api, events):

@@ -135,6 +135,6 @@ def test_a_custom_processor_and_its_parameters_reach_the_engine(api_with, engine
     api = api_with(generator=TextGenerator(engine, tokenizer, logits_processors={"mine"}))
     sampling = {"custom_params": {"a": [1, None]}, "stop_regex": "o+"}
     ask(api, custom_logit_processor="mine", sampling_params=sampling)
-    got = engine.submitted[-1].sampling
+    got = engine.submitted[-1].options.sampling
     assert (got.custom_logit_processor, got.custom_params) == ("mine", {"a": [1, None]})
     assert got.stop_regex == ("o+",)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from sapwood.text.tokenizer import Tokenizer
 from tests.frontends.conftest import EOS, Api
 from tests.frontends.pooling import (
@@ -58,7 +58,7 @@ def test_a_cross_encoder_sorts_by_what_it_says_of_the_pairs(
         want = 1 / (1 + np.exp(-said)) if squashes else said
         assert one["score"] == pytest.approx(want, rel=1e-5)
         assert one["meta_info"]["prompt_tokens"] == 2 + len(document)
-    assert all(one.embed.num_first == 2 for one in pooling_engine.submitted)
+    assert all(one.options.embed.num_first == 2 for one in pooling_engine.submitted)
 
 
 def test_as_many_as_wanted_and_without_their_texts(cross_encoder: Callable[..., Api]) -> None:

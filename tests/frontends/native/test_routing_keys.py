@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.pooling import Pooling
 from tests.frontends.conftest import Api
 from tests.frontends.native.test_rerank import replace_context, word_tokenizer
@@ -45,5 +45,5 @@ def test_each_text_has_the_key_of_its_call(
         engine.submitted.clear()
         answer = api.request("POST", path, json=body | more, headers=headers)
         assert answer.status_code == 200, answer.text
-        assert [one.routing_key for one in engine.submitted] == [expected] * 2
+        assert [one.options.routing_key for one in engine.submitted] == [expected] * 2
     assert api.post(path, body | {"routing_key": 3}).status_code == 400

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from tests.frontends.conftest import Api
 from tests.frontends.pooling import EMBEDS, PoolingEngine, logprob_of, over
 
@@ -50,7 +50,7 @@ def test_token_ids_and_a_single_item(api: Api, pooling_engine: PoolingEngine) ->
     body: dict[str, Any] = {"query": [1, 2], "items": [[3], [4, 5]], "label_token_ids": [7]}
     assert api.post("/v1/score", body).status_code == 200
     assert [one.prompt_ids for one in pooling_engine.submitted] == [[1, 2, 3], [1, 2, 4, 5]]
-    assert all(one.sampling.max_new_tokens == 1 for one in pooling_engine.submitted)
+    assert all(one.options.sampling.max_new_tokens == 1 for one in pooling_engine.submitted)
     answer = api.post("/v1/score", {"query": "a", "items": "b", "label_token_ids": [7]})
     assert len(answer.json()["scores"]) == 1
 

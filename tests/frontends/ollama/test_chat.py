@@ -129,7 +129,7 @@ def test_every_option_arrives(api, engine, path):
         "frequency_penalty": 0.2,
     }
     assert api.post(path, ask(path, options=options)).status_code == 200
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 40)
     assert (sampling.min_p, sampling.seed, sampling.max_new_tokens) == (0.05, 42, 7)
     assert (sampling.repetition_penalty, sampling.stop) == (1.1, ("a", "b"))
@@ -139,7 +139,7 @@ def test_every_option_arrives(api, engine, path):
 def test_without_options_the_models_defaults_hold(api_with, engine):
     api = api_with(default_sampling={"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.2})
     api.post(CHAT, ask(CHAT, options={"top_k": 0, "temperature": None, "seed": -1}))
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.temperature, sampling.top_k) == (0.6, -1)
     assert (sampling.repetition_penalty, sampling.seed) == (1.2, None)
     assert sampling.max_new_tokens is None
@@ -147,15 +147,15 @@ def test_without_options_the_models_defaults_hold(api_with, engine):
 
 def test_ollamas_defaults_hold_for_a_model_without_any(api, api_with, engine):
     api.post(CHAT, ask(CHAT, options={"top_p": 0.5}))
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 40, 0.5)
     assert (sampling.repetition_penalty, sampling.penalty_window) == (1.1, 64)
     api.post(CHAT, ask(CHAT, options={"repeat_last_n": 0, "repeat_penalty": 1}))
-    sampling = engine.submitted[1].sampling
+    sampling = engine.submitted[1].options.sampling
     assert (sampling.repetition_penalty, sampling.penalty_window) == (1, 0)
     for chosen in ({"default_sampling": {"top_p": 0.8}}, {"has_dialect_defaults": False}):
         api_with(**chosen).post(CHAT, ask(CHAT, options={}))
-        sampling = engine.submitted[-1].sampling
+        sampling = engine.submitted[-1].options.sampling
         assert (sampling.temperature, sampling.top_k, sampling.repetition_penalty) == (1, -1, 1)
         assert sampling.penalty_window == -1
 

@@ -37,7 +37,7 @@ def test_answers_with_content_finish_and_usage(api, engine, prompt_of):
 
 def test_a_chat_may_use_what_the_context_leaves(api, engine):
     api.post("/v1/chat/completions", ASK)
-    assert engine.submitted[0].sampling.max_new_tokens is None
+    assert engine.submitted[0].options.sampling.max_new_tokens is None
 
 
 def test_streams_role_then_text_then_finish(api, events):
@@ -109,6 +109,7 @@ def test_every_sampling_field_arrives(api, engine):
         "seed": 42,
         "stop": ["a", "b", "c", "d", "e"],
         "stop_token_ids": [9],
+        "allowed_token_ids": [5, 9],
         "ignore_eos": True,
         "no_stop_trim": True,
         "skip_special_tokens": False,
@@ -118,7 +119,7 @@ def test_every_sampling_field_arrives(api, engine):
     }
     assert api.post("/v1/chat/completions", body).status_code == 200
     [request] = engine.submitted
-    sampling = request.sampling
+    sampling = request.options.sampling
     assert (sampling.max_new_tokens, sampling.min_new_tokens) == (7, 2)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 40)
     assert (sampling.min_p, sampling.repetition_penalty) == (0.05, 1.1)
@@ -127,18 +128,19 @@ def test_every_sampling_field_arrives(api, engine):
     assert sampling.seed == 42
     assert sampling.stop == ("a", "b", "c", "d", "e")
     assert sampling.stop_token_ids == (9,)
+    assert sampling.allowed_token_ids == (5, 9)
     assert sampling.ignore_eos
     assert sampling.no_stop_trim
     assert not sampling.skip_special_tokens
     assert not sampling.spaces_between_special_tokens
-    assert request.priority == 3
-    assert request.extra_key == "tenant"
+    assert request.options.priority == 3
+    assert request.options.extra_key == "tenant"
 
 
 def test_the_models_defaults_come_before_openais_and_after_the_users(api_with, engine):
     api = api_with(default_sampling={"temperature": 0.6, "top_k": 20})
     api.post("/v1/chat/completions", {**ASK, "top_k": 5, "temperature": None})
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.6, 5, 1.0)
 
 
@@ -165,7 +167,7 @@ def test_a_token_limit_ends_the_answer(api):
 def test_salt_and_extra_key_both_part_the_cache(api, engine):
     for keys in ({"cache_salt": "a", "extra_key": "bc"}, {"cache_salt": "ab", "extra_key": "c"}):
         api.post("/v1/chat/completions", {**ASK, **keys})
-    first, second = (request.extra_key for request in engine.submitted)
+    first, second = (request.options.extra_key for request in engine.submitted)
     assert first != second
     assert "bc" in first
 

@@ -28,7 +28,7 @@ def test_all_forms_of_prompts(api, engine, tokenizer, events, prompt, texts, str
 
 def test_default_of_16_tokens_and_usage_over_prompts(api, engine):
     body = api.post("/v1/completions", {"prompt": ["a", "bc"], "n": 2}).json()
-    assert engine.submitted[0].sampling.max_new_tokens == 16
+    assert engine.submitted[0].options.sampling.max_new_tokens == 16
     assert body["object"] == "text_completion"
     assert body["usage"]["prompt_tokens"] == 3
     assert body["usage"]["completion_tokens"] == 60

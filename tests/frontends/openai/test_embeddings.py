@@ -10,8 +10,8 @@ import numpy as np
 import openai
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.output import Finish
 from tests.frontends.conftest import Api, Live
 from tests.frontends.pooling import EMBEDS, PoolingEngine, classifies, over, vector_of

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.server import create_app
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.output import RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.text.generation import TextGenerator
@@ -27,7 +27,7 @@ class TellingEngine(ScriptedEngine):
     """The hidden state of the token at position p is [p, 0.1]."""
 
     async def _outputs(self, request: Generate) -> AsyncIterator[RequestOutput]:
-        assert request.return_hidden_states
+        assert request.options.return_hidden_states
         position = 0
         end = len(request.prompt_ids)
         async for output in super()._outputs(request):
@@ -67,4 +67,4 @@ def test_the_last_vector(api: Api, path: str, num_tokens: int, events: Any) -> N
 def test_nothing_unless_asked(services: Services, engine: ScriptedEngine, path: str) -> None:
     api = Api(create_app(services))
     assert "hidden_states" not in api.post(path, BODIES[path]).text
-    assert not engine.submitted[0].return_hidden_states
+    assert not engine.submitted[0].options.return_hidden_states

@@ -92,8 +92,8 @@ def test_an_echo_has_those_of_the_prompt(api, tokenizer):
 def test_a_prompt_alone_can_be_scored(api, engine):
     complete(api, logprobs=0, echo=True, max_tokens=0)
     request = engine.submitted[-1]
-    assert request.sampling.max_new_tokens == 0
-    assert request.logprobs.prompt_start == 0
+    assert request.options.sampling.max_new_tokens == 0
+    assert request.options.logprobs.prompt_start == 0
 
 
 def test_what_a_stop_string_cuts_off_is_still_listed(api):

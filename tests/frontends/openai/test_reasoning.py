@@ -120,14 +120,14 @@ def test_a_grammar_begins_after_the_thinking(chat, engine):
     body = ask(response_format={"type": "json_object"})
     message = chat.post(URL, body).json()["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("Hm.", '{"a": 1}')
-    thinking = engine.submitted[-1].sampling.grammar.thinking
+    thinking = engine.submitted[-1].options.sampling.grammar.thinking
     assert (thinking.begin, thinking.end, thinking.is_open) == ("<think>", "</think>", False)
 
 
 def test_a_grammar_holds_from_the_start_when_thinking_is_off(chat, engine):
     body = ask(regex="a+", chat_template_kwargs={"enable_thinking": False})
     assert chat.post(URL, body).status_code == 200
-    assert engine.submitted[-1].sampling.grammar.thinking is None
+    assert engine.submitted[-1].options.sampling.grammar.thinking is None
 
 
 def test_output_of_a_grammar_is_content_even_if_the_parser_expects_thinking(api_with, engine):
@@ -145,7 +145,7 @@ def test_a_required_call_after_thinking(chat, engine):
 
 def test_a_thinking_budget_goes_to_the_engine(chat, engine, tokenizer):
     assert chat.post(URL, ask(thinking_budget=7)).status_code == 200
-    budget = engine.submitted[-1].sampling.thinking_budget
+    budget = engine.submitted[-1].options.sampling.thinking_budget
     assert budget.max_tokens == 7
     assert tokenizer.decode(list(budget.begin)) == "<think>"
     assert tokenizer.decode(list(budget.end)) == "</think>"
@@ -158,8 +158,8 @@ def test_a_budget_counts_no_answer_that_a_grammar_holds_from_its_start(api_with,
     api = api_with(**changes(None, "deepseek-r1"))
     for extra, is_open in (({}, True), ({"regex": "a+"}, False)):
         assert api.post(URL, ask(thinking_budget=0, **extra)).status_code == 200
-        assert engine.submitted[-1].sampling.thinking_budget.is_open is is_open
-    assert engine.submitted[-1].sampling.grammar.thinking.is_open is False
+        assert engine.submitted[-1].options.sampling.thinking_budget.is_open is is_open
+    assert engine.submitted[-1].options.sampling.grammar.thinking.is_open is False
 
 
 @pytest.mark.parametrize(

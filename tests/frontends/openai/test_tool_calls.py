@@ -149,7 +149,7 @@ def test_no_tool_choice_leaves_tools_out(chat, engine, prompt_of):
 
 
 def grammar_of(engine):
-    return engine.submitted[-1].sampling.grammar
+    return engine.submitted[-1].options.sampling.grammar
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_strict_tools_are_held_to_their_schema(chat, engine):
 
 def test_beside_a_response_format_the_model_calls_or_answers_so(chat, engine):
     assert chat.post(URL, ask(response_format={"type": "json_object"})).status_code == 200
-    form = json.loads(engine.submitted[-1].sampling.grammar.text)["format"]
+    form = json.loads(engine.submitted[-1].options.sampling.grammar.text)["format"]
     assert form["type"] == "or"
     answer, calls = form["elements"]
     assert answer == {"type": "json_schema", "json_schema": {"type": "object"}}
@@ -217,7 +217,7 @@ def test_a_required_call_leaves_nothing_for_a_response_format_to_say(chat, engin
     grammars = []
     for body in (alone, {**alone, "response_format": {"type": "json_object"}}):
         assert chat.post(URL, body).status_code == 200
-        grammars.append(engine.submitted[-1].sampling.grammar)
+        grammars.append(engine.submitted[-1].options.sampling.grammar)
     assert grammars[0] == grammars[1]
 
 
@@ -290,13 +290,13 @@ def test_a_history_with_calls_goes_through_the_template(chat, prompt_of):
 
 def test_tags_that_are_special_tokens_are_kept_in_the_text(services, engine, api_with, tokenizer):
     assert api_with(**changes("qwen25")).post(URL, ask()).status_code == 200
-    assert engine.submitted[-1].sampling.skip_special_tokens is True
+    assert engine.submitted[-1].options.sampling.skip_special_tokens is True
     special = type(tokenizer).__new__(type(tokenizer))
     special.__dict__.update(vars(tokenizer))
     special.special_token_texts = frozenset({"<tool_call>"})
     api = api_with(**changes("qwen25"), tokenizer=special)
     assert api.post(URL, ask()).status_code == 200
-    assert engine.submitted[-1].sampling.skip_special_tokens is False
+    assert engine.submitted[-1].options.sampling.skip_special_tokens is False
     [tool] = WEATHER
     strict = [{**tool, "function": {**tool["function"], "strict": True}}]
     assert api.post(URL, ask(tools=strict)).status_code == 400

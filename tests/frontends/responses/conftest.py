@@ -6,9 +6,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.responses.store import ResponseStore
 from sapwood.frontends.server import Stores, create_app
+from sapwood.frontends.serving.services import Services
 from tests.frontends.conftest import Live
 
 

@@ -43,7 +43,7 @@ def test_a_response(client, prompt_of, engine):
     assert usage.input_tokens_details.cached_tokens == 4
     assert usage.total_tokens == usage.input_tokens + 15
     assert (answer.temperature, answer.top_p, answer.max_output_tokens) == (0.5, 1.0, 50)
-    assert engine.submitted[0].sampling.max_new_tokens == 50
+    assert engine.submitted[0].options.sampling.max_new_tokens == 50
     assert answer.metadata == {"for": "me"}
     assert answer.created_at <= answer.completed_at
     assert client.responses.retrieve(answer.id) == answer

@@ -117,7 +117,7 @@ def test_a_format_becomes_a_grammar(client, engine):
     shape = {"type": "json_schema", "name": "empty", "schema": schema, "strict": True}
     answer = client.responses.create(input="Hi", text={"format": shape})
     assert answer.output_text == "{}"
-    assert engine.submitted[0].sampling.grammar is not None
+    assert engine.submitted[0].options.sampling.grammar is not None
 
 
 def test_a_tool_without_a_name_is_named(client):

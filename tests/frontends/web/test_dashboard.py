@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from sapwood.frontends.observability.engine_figures import EngineFigures
+from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.observe.history import Sample
 from sapwood.observe.metrics import EngineConstants, Metrics
 from sapwood.observe.requests import RequestObserver

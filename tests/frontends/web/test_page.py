@@ -84,7 +84,7 @@ def test_every_parameter_arrives(page, engine, prompt_of):
         page.get_by_label(label, exact=True).fill(value)
     ask(page, "Hi")
     answered(page)
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.25, 0.8, 7)
     assert (sampling.min_p, sampling.repetition_penalty) == (0.05, 1.1)
     assert (sampling.frequency_penalty, sampling.presence_penalty) == (0.5, -0.5)
@@ -104,7 +104,7 @@ def test_a_stop_text_ends_the_answer(page):
 def test_without_parameters_the_server_chooses(page, engine):
     ask(page, "Hi")
     answered(page)
-    sampling = engine.submitted[0].sampling
+    sampling = engine.submitted[0].options.sampling
     assert (sampling.temperature, sampling.seed, sampling.max_new_tokens) == (1.0, None, None)
 
 

@@ -151,7 +151,7 @@ def test_thinking_can_be_turned_off_and_limited(page, engine):
         ask(page, "How many?")
     assert request.value.post_data_json["thinking_budget"] == 7
     answered(page)
-    assert engine.submitted[0].sampling.thinking_budget.max_tokens == 7
+    assert engine.submitted[0].options.sampling.thinking_budget.max_tokens == 7
     page.get_by_label("Thinking tokens").fill("")
     page.get_by_label("Thinking", exact=True).select_option("low")
     with page.expect_request("**/v1/chat/completions") as request:

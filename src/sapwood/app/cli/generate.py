@@ -120,8 +120,8 @@ def run(
     """Answer the lines, with a bar and a summary on stderr; False if Ctrl-C ended it."""
     from sapwood.frontends.batches.lines import Reply, to_post
     from sapwood.frontends.batches.run import LineRun, numbered_lines
-    from sapwood.frontends.common.in_process import in_process
     from sapwood.frontends.server import create_app
+    from sapwood.http.in_process import in_process
 
     def write(reply: Reply) -> None:
         answers.write(reply.encoded)

@@ -22,7 +22,7 @@ from sapwood.base.errors import SapwoodError
 from sapwood.bench.gpu.shapes import Shape
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.output import EngineOutput, StepOutputs
-from sapwood.schema.request import EngineInput, Generate
+from sapwood.schema.request import EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 
 
@@ -67,7 +67,11 @@ class EngineUnderTest:
         for _ in range(num_requests):
             prompt = [self._random.randrange(self._vocab_size) for _ in range(prompt_tokens)]
             name = str(self._num_requests)
-            self._channel.send(Generate(request_id=name, prompt_ids=prompt, sampling=greedy))
+            self._channel.send(
+                Generate(
+                    request_id=name, prompt_ids=prompt, options=RequestOptions(sampling=greedy)
+                )
+            )
             self._num_requests += 1
 
     def turn(self, count: int) -> None:

@@ -95,7 +95,7 @@ class GrammarMasks:
     def start(self, start: RowStart) -> None:
         """Another request takes the row; if it was retracted, it already has some output."""
         self._rows.pop(start.row, None)
-        grammar = start.sampling.grammar
+        grammar = start.options.sampling.grammar
         if grammar is None:
             return
         compiled = self._grammars.compiled(grammar)
@@ -118,9 +118,12 @@ class GrammarMasks:
             return
         self._rows[start.row] = _Constrained(
             matcher,
-            may_jump=self._may_jump and start.logprobs is None and not start.return_hidden_states,
+            may_jump=self._may_jump
+            and start.options.logprobs is None
+            and not start.options.return_hidden_states,
             may_empty=bool(
-                start.sampling.min_new_tokens or start.sampling.custom_logit_processor is not None
+                start.options.sampling.min_new_tokens
+                or start.options.sampling.custom_logit_processor is not None
             ),
         )
 

@@ -96,7 +96,7 @@ class CustomProcessors:
 
     def start(self, start: RowStart) -> None:
         self._running.pop(start.row, None)
-        asked = start.sampling.custom_logit_processor
+        asked = start.options.sampling.custom_logit_processor
         if asked is None:
             return
         process, broken = None, ""
@@ -131,7 +131,7 @@ class CustomProcessors:
                 running.output_ids.append(token_id)
 
     def _made(self, start: RowStart, asked: str, output_ids: list[int]) -> Process:
-        params = start.sampling.custom_params
+        params = start.options.sampling.custom_params
         code = code_of(asked)
         if code is None:
             return LOGITS_PROCESSORS.get(asked)(params, start.prompt_ids)

@@ -74,7 +74,7 @@ class LogprobRecorder:
     def start(self, start: RowStart) -> None:
         """Another request takes the row."""
         self._wanted.pop(start.row, None)
-        options = start.logprobs
+        options = start.options.logprobs
         if options is None:
             return
         wants_prompt = options.prompt_start is not None

@@ -58,7 +58,7 @@ class LogitBias:
 
     def start(self, start: RowStart) -> None:
         self._bias.pop(start.row, None)
-        bias = start.sampling.logit_bias
+        bias = start.options.sampling.logit_bias
         if bias:
             ids = upload_one(list(bias), np.int64, self._device)
             values = upload_one(list(bias.values()), np.float32, self._device)
@@ -90,7 +90,7 @@ class MinNewTokens:
 
     def start(self, start: RowStart) -> None:
         self._ends.pop(start.row, None)
-        sampling = start.sampling
+        sampling = start.options.sampling
         if sampling.min_new_tokens:
             eos = frozenset() if sampling.ignore_eos else self._eos
             ids = sorted(eos | set(sampling.stop_token_ids))
@@ -103,6 +103,43 @@ class MinNewTokens:
         for index, (row, num_output) in enumerate(zip(rows, num_outputs, strict=True)):
             if row in self._ends and num_output < self._ends[row][0]:
                 logits[index].index_fill_(0, self._ends[row][1], -torch.inf)
+
+    def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        return None
+
+
+class AllowedTokens:
+    """Forbids all tokens but those that the request lists.
+
+    Comes after `MinNewTokens`: a request that lists nothing but tokens that would end it too early
+    gets these, since one must be chosen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._allowed: dict[int, Tensor] = {}
+
+    @property
+    def stateful_rows(self) -> AbstractSet[int]:
+        return NOBODY
+
+    def start(self, start: RowStart) -> None:
+        self._allowed.pop(start.row, None)
+        ids = sorted(set(start.options.sampling.allowed_token_ids))
+        if ids:
+            self._allowed[start.row] = upload_one(ids, np.int64, self._device)
+
+    def apply(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> None:
+        if not self._allowed:
+            return
+        for index, row in enumerate(rows):
+            if row in self._allowed:
+                ids = self._allowed[row]
+                kept = logits[index].index_select(0, ids)
+                # Chosen on the device, which would otherwise have to be waited for.
+                kept = torch.where(kept.isneginf().all(), 0.0, kept)
+                logits[index] = -torch.inf
+                logits[index].index_copy_(0, ids, kept)
 
     def accept(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
         return None
@@ -240,7 +277,7 @@ class Penalties:
 
     def start(self, start: RowStart) -> None:
         self._seen.pop(start.row, None)
-        sampling = start.sampling
+        sampling = start.options.sampling
         additive = sampling.frequency_penalty or sampling.presence_penalty
         if sampling.penalty_window == 0 or (not additive and sampling.repetition_penalty == 1.0):
             return

@@ -70,7 +70,7 @@ class ThinkingBudgets:
 
     def start(self, start: RowStart) -> None:
         self._rows.pop(start.row, None)
-        budget = start.sampling.thinking_budget
+        budget = start.options.sampling.thinking_budget
         if budget is None:
             return
         progress = _Progress(budget, _Stage.THINKING if budget.is_open else _Stage.BEFORE)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sapwood.base.errors import SapwoodError
-from sapwood.frontends.common.errors import ANTHROPIC_OVERLOADED
+from sapwood.http.errors import ANTHROPIC_OVERLOADED
 
 
 class AnthropicOverloaded(SapwoodError):

@@ -16,13 +16,14 @@ from sapwood.frontends.anthropic.protocol import (
     MessagesRequest,
 )
 from sapwood.frontends.anthropic.stream import FRAMING, blocks, encoded_events, message
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.chat import Turn, collect_turn
-from sapwood.frontends.common.errors import anthropic_body, json_response
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.sampling import over_defaults, renamed
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import EventStream, until_disconnect
+from sapwood.frontends.serving.chat import Turn, collect_turn
+from sapwood.frontends.serving.sampling import over_defaults, renamed
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import anthropic_body, json_response
+from sapwood.http.sse import EventStream, until_disconnect
+from sapwood.schema.fields import parse
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 
@@ -60,7 +61,7 @@ def to_text_request(turn: Turn) -> TextRequest:
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=False,
-        sampling=turn.sampling,
+        options=RequestOptions(sampling=turn.sampling),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
 
 ANTHROPIC_VERSION = "anthropic-version"
 """The header that Anthropic's clients send with every request."""

@@ -23,13 +23,13 @@ from sapwood.frontends.anthropic.protocol import (
     TURN_FIELDS,
     CountTokensRequest,
 )
-from sapwood.frontends.common import chat
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.tools import Tool, ToolUse, checked_tools, named_tool
-from sapwood.frontends.common.unsupported import refuse
+from sapwood.frontends.serving import chat
+from sapwood.frontends.serving.services import Services
+from sapwood.frontends.serving.tools import Tool, ToolUse, checked_tools, named_tool
+from sapwood.schema.fields import parse
 from sapwood.schema.grammar import Grammar, json_schema
 from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.unsupported import refuse
 
 Message = dict[str, Any]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from sapwood.frontends.common.fields import Count, FieldTable, NotOffered
+from sapwood.schema.fields import Count, FieldTable, NotOffered
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -8,10 +8,10 @@ from sapwood.base.errors import UnsupportedFeature
 from sapwood.frontends.anthropic.answer_shapes import MessageAnswer, TokenCount
 from sapwood.frontends.anthropic.messages import count_tokens, create_message
 from sapwood.frontends.anthropic.protocol import CountTokensRequest, MessagesRequest
-from sapwood.frontends.common.endpoints import Dialect, Endpoint
-from sapwood.frontends.common.errors import ANTHROPIC_ERRORS
-from sapwood.frontends.common.openapi import SSE
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
+from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.errors import ANTHROPIC_ERRORS
+from sapwood.http.openapi import SSE
 
 _PROMPT = {
     "model": "default",

@@ -10,11 +10,11 @@ import orjson
 
 from sapwood.base.errors import SapwoodError
 from sapwood.frontends.anthropic.errors import anthropic_statuses
-from sapwood.frontends.common.chat import Turn, TurnSample
-from sapwood.frontends.common.errors import anthropic_body
-from sapwood.frontends.common.generate import Choice, generate
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import EVENT_STREAM, Framing
+from sapwood.frontends.serving.chat import Turn, TurnSample
+from sapwood.frontends.serving.generate import Choice, generate
+from sapwood.frontends.serving.services import Services
+from sapwood.http.errors import anthropic_body
+from sapwood.http.sse import EVENT_STREAM, Framing
 from sapwood.schema.output import Finish
 from sapwood.text.events import (
     Answer,
@@ -59,7 +59,7 @@ def message(
         "role": "assistant",
         "model": model,
         "content": content,
-        **stop_fields(so_far.finish if sample is not None else None, sample),
+        **stop_fields(so_far.last.finish if sample is not None else None, sample),
         "usage": usage(so_far),
     }
 
@@ -96,11 +96,11 @@ def stop_fields(finish: Finish | None, sample: TurnSample | None) -> dict[str, s
 def usage(so_far: Choice) -> dict[str, int]:
     """The usage. Anthropic's input_tokens does not count the prompt tokens from the cache."""
     return {
-        "input_tokens": so_far.num_prompt_tokens - so_far.num_cached_tokens,
+        "input_tokens": so_far.last.num_prompt_tokens - so_far.last.num_cached_tokens,
         # Their count of tokens that are billed as written to the cache; here all are, for nothing.
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": so_far.num_cached_tokens,
-        "output_tokens": so_far.num_output_tokens,
+        "cache_read_input_tokens": so_far.last.num_cached_tokens,
+        "output_tokens": so_far.last.num_output_tokens,
     }
 
 
@@ -199,7 +199,7 @@ def _opening(services: Services, request: TextRequest, so_far: Choice) -> bytes:
 
 
 def _closing(so_far: Choice, sample: TurnSample) -> bytes:
-    delta = stop_fields(so_far.finish, sample)
+    delta = stop_fields(so_far.last.finish, sample)
     return _event({"type": "message_delta", "delta": delta, "usage": usage(so_far)}) + _event(
         {"type": "message_stop"}
     )

@@ -15,10 +15,10 @@ from starlette.responses import FileResponse, Response
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.batches.protocol import EXPIRY_FIELDS, MAX_LIFE_S, MIN_LIFE_S
 from sapwood.frontends.batches.store import BatchStore
-from sapwood.frontends.common.body import body_limits
-from sapwood.frontends.common.errors import BodyTooLarge, BodyTooSlow, json_response
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.listing import check_query, page, query_choice, query_int
+from sapwood.http.body import body_limits
+from sapwood.http.errors import BodyTooLarge, BodyTooSlow, json_response
+from sapwood.http.listing import check_query, page, query_choice, query_int
+from sapwood.schema.fields import parse
 
 MAX_FILE_BYTES = 512 * 2**20
 """As in OpenAI's API."""

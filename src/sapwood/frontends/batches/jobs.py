@@ -13,11 +13,11 @@ from sapwood.frontends.batches.files import PURPOSES
 from sapwood.frontends.batches.lines import BATCH_URLS
 from sapwood.frontends.batches.protocol import CREATE_FIELDS
 from sapwood.frontends.batches.store import BatchRecord, BatchStore, new_id
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.listing import check_query, page, query_int
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.listing import check_query, page, query_int
+from sapwood.schema.fields import parse
 
 _UNIT_S = {"m": 60, "h": 3600, "d": 24 * 3600}
 

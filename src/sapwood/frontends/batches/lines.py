@@ -21,10 +21,10 @@ import msgspec
 import orjson
 
 from sapwood.base.errors import InvalidRequest, SapwoodError, UnsupportedFeature
-from sapwood.frontends.common.body import parse_object
-from sapwood.frontends.common.errors import openai_body
-from sapwood.frontends.common.fields import FieldTable, parse
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import parse_object
+from sapwood.http.errors import openai_body
+from sapwood.schema.fields import FieldTable, parse
 
 BATCH_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 """The routes of OpenAI's API that a batch may call."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sapwood.frontends.common.fields import FieldTable
+from sapwood.schema.fields import FieldTable
 
 MIN_LIFE_S, MAX_LIFE_S = 3600, 30 * 24 * 3600
 

@@ -17,10 +17,10 @@ from sapwood.frontends.batches.store import (
     FileDeleted,
     FileList,
 )
-from sapwood.frontends.common.endpoints import Dialect, Endpoint, query_parameter
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.openapi import BINARY
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
+from sapwood.http.endpoints import Dialect, Endpoint, query_parameter
+from sapwood.http.errors import json_response
+from sapwood.http.openapi import BINARY
 
 _AFTER = query_parameter("after", type="string")
 

@@ -21,7 +21,7 @@ from sapwood.frontends.batches.lines import (
     refusal,
     reply,
 )
-from sapwood.frontends.common.in_process import Post
+from sapwood.http.in_process import Post
 
 BUSY_WAIT_S = 0.05
 """A line that meets a full queue is asked again after this long."""

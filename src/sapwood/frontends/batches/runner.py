@@ -18,6 +18,7 @@ from typing import IO, Any
 from msgspec.structs import replace
 
 from sapwood.base.errors import InvalidRequest, SapwoodError
+from sapwood.base.file_lock import FileLock
 from sapwood.frontends.batches.lines import (
     Line,
     Reply,
@@ -35,9 +36,8 @@ from sapwood.frontends.batches.store import (
     Problems,
 )
 from sapwood.frontends.batches.usage import BatchUsage
-from sapwood.frontends.common.file_lock import FileLock
-from sapwood.frontends.common.in_process import Post
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
+from sapwood.http.in_process import Post
 
 log = logging.getLogger(__name__)
 

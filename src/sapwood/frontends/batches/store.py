@@ -13,8 +13,8 @@ from typing import IO, Any, Literal
 
 import msgspec
 
+from sapwood.base.database import Database, Work
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
-from sapwood.frontends.common.database import Database, Work
 
 _MIGRATIONS = (
     """

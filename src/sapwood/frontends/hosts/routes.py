@@ -11,14 +11,6 @@ import msgspec
 from fastapi import Request, Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.endpoints import Dialect, Endpoint
-from sapwood.frontends.common.errors import OPENAI_ERRORS, json_response
-from sapwood.frontends.common.fields import FieldTable, parse
-from sapwood.frontends.common.openapi import SSE
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import until_disconnect
-from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.native import admin
 from sapwood.frontends.native.answer_shapes import HealthAnswer
 from sapwood.frontends.native.generate import to_batch, whole_answers
@@ -27,6 +19,14 @@ from sapwood.frontends.openai.answer_shapes import ChatAnswer
 from sapwood.frontends.openai.chat import chat_completions
 from sapwood.frontends.openai.protocol import ChatRequest
 from sapwood.frontends.openai.routes import CHAT_EXAMPLE
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.errors import OPENAI_ERRORS, json_response
+from sapwood.http.openapi import SSE
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import FieldTable, parse
+from sapwood.schema.unsupported import refuse
 
 
 class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,15 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import EngineUnavailable, InvalidRequest
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.embed import embed_all
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.generate import collect
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.common.sse import until_disconnect
 from sapwood.frontends.native.protocol import ABORT_FIELDS
+from sapwood.frontends.serving.embed import embed_all
+from sapwood.frontends.serving.generate import collect
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import parse
 from sapwood.schema.output import EngineReady
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.embedding import EmbedRequest
 from sapwood.text.generation import TextRequest
@@ -40,7 +41,7 @@ async def health_generate(request: Request, services: Services) -> Response:
     probe = TextRequest(
         request_id=f"health-{uuid.uuid4().hex}",
         prompt="health",
-        sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
+        options=RequestOptions(sampling=SamplingParams(max_new_tokens=1, temperature=0.0)),
     )
     await until_disconnect(collect(services, [probe]), request.receive)
     return json_response({"status": "ok"})
@@ -114,7 +115,7 @@ async def abort_request(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), ABORT_FIELDS)
     if not asked.rid and not asked.abort_all:
         raise InvalidRequest("rid is empty; name a request, or set abort_all", param="rid")
-    matching = services.open_requests.matching("" if asked.abort_all else asked.rid)
+    matching = services.generator.open_ids("" if asked.abort_all else asked.rid)
     for request_id in matching:
         await services.generator.abort(request_id)
     return json_response({"success": True, "aborted": matching})

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.embed import embed_all, request_ids, texts_of, usage
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import FieldTable, Int64, TokenId, parse
-from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import until_disconnect
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
+from sapwood.frontends.serving.embed import embed_all, request_ids, texts_of, usage
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import FieldTable, Int64, TokenId, parse
 from sapwood.schema.pooling import Pooling
+from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
 
 
@@ -50,7 +51,11 @@ async def classify(request: Request, services: Services) -> Response:
     texts, _ = texts_of(asked.input, "input")
     key = routing_key(request, asked.routing_key)
     requests = [
-        EmbedRequest(request_id=request_id, text=text, priority=asked.priority, routing_key=key)
+        EmbedRequest(
+            request_id=request_id,
+            text=text,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
+        )
         for request_id, text in zip(
             request_ids(asked.rid, len(texts), "classify"), texts, strict=True
         )

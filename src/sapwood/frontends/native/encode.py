@@ -13,21 +13,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.embed import (
+from sapwood.frontends.peer_fields import BOOKKEEPING, MEDIA, PLACEMENT
+from sapwood.frontends.serving.embed import (
     check_dimensions,
     embed_all,
     meta_info,
     request_ids,
     texts_of,
 )
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Count, FieldTable, Int64, NotOffered, TokenId, parse
-from sapwood.frontends.common.peer_fields import BOOKKEEPING, MEDIA, PLACEMENT
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import until_disconnect
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import Count, FieldTable, Int64, NotOffered, TokenId, parse
 from sapwood.schema.pooling import Task
+from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, shortened
 
 
@@ -85,8 +86,7 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
             request_id=request_id,
             text=text,
             param=param,
-            priority=asked.priority,
-            routing_key=key,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
         )
         for request_id, text in zip(
             request_ids(asked.rid, len(texts), "encode"), texts, strict=True

@@ -12,28 +12,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response, native_body
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.generate import Choice, collect, generate
-from sapwood.frontends.common.grammar import chosen_grammar
-from sapwood.frontends.common.hidden_states import encoded_hidden_states
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.sampling import renamed, stop_strings
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.common.sse import EventStream, event, until_disconnect
 from sapwood.frontends.native.input_embeds import prompts_of_vectors
 from sapwood.frontends.native.logprobs import LogprobLists, logprob_options
 from sapwood.frontends.native.protocol import (
     GENERATE_FIELDS,
     SAMPLING_FIELDS,
     GenerateRequest,
-    SamplingFields,
+    NativeSampling,
 )
-from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
+from sapwood.frontends.serving.generate import Choice, collect, generate
+from sapwood.frontends.serving.grammar import chosen_grammar
+from sapwood.frontends.serving.hidden_states import encoded_hidden_states
+from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response, native_body
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import EventStream, event, until_disconnect
+from sapwood.schema.fields import parse
+from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.output import Finish
+from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
-from sapwood.text.generation import TextRequest
+from sapwood.text.generation import TextChunk, TextRequest
 from sapwood.text.token_names import TokenNames
 
 
@@ -83,12 +84,10 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
     for request, choices in zip(batch.requests, by_prompt, strict=True):
         for k, choice in enumerate(choices):
             lists = _lists(request, batch, services)
-            if lists is not None and choice.prompt is not None:
-                await lists.add_prompt(choice.prompt)
-            if lists is not None and choice.logprobs:
-                await lists.add_output(choice.token_ids, TokenLogprobs.joined(choice.logprobs))
-            answer = _answer(choice, choice.text, _sample_id(request, k), latency_s, lists)
-            if request.return_hidden_states:
+            if lists is not None:
+                await _add(lists, choice.whole)
+            answer = _answer(choice, _sample_id(request, k), latency_s, lists)
+            if request.options.return_hidden_states:
                 answer["meta_info"]["hidden_states"] = await encoded_hidden_states(choice)
             answers.append(answer)
     return answers
@@ -122,14 +121,16 @@ def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
                 request_id=ids[i],
                 prompt=prompt.text,
                 input_embeds=prompt.vectors,
-                return_hidden_states=wants_hidden[i][0],
-                sampling=sampling[i][0],
+                options=RequestOptions(
+                    return_hidden_states=wants_hidden[i][0],
+                    sampling=sampling[i][0],
+                    logprobs=logprobs[i],
+                    extra_key=extra_keys[i][0],
+                    priority=asked.priority,
+                    routing_key=key,
+                ),
                 n=sampling[i][1].n,
                 stream_interval=sampling[i][1].stream_interval,
-                logprobs=logprobs[i],
-                extra_key=extra_keys[i][0],
-                priority=asked.priority,
-                routing_key=key,
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -218,7 +219,7 @@ def _request_ids(rid: str | list[str] | None, num_prompts: int) -> list[str]:
 
 def _sampling(
     given: dict[str, Any], where: str, processor: str | None
-) -> tuple[SamplingParams, SamplingFields]:
+) -> tuple[SamplingParams, NativeSampling]:
     """(the sampling parameters, the fields that they came from)"""
     fields = parse(given, SAMPLING_FIELDS, where=where)
     grammar = chosen_grammar(
@@ -232,25 +233,11 @@ def _sampling(
         params = SamplingParams(
             max_new_tokens=fields.max_new_tokens,
             min_new_tokens=fields.min_new_tokens,
-            temperature=fields.temperature,
-            top_k=fields.top_k,
-            top_p=fields.top_p,
-            min_p=fields.min_p,
-            frequency_penalty=fields.frequency_penalty,
-            presence_penalty=fields.presence_penalty,
-            repetition_penalty=fields.repetition_penalty,
-            logit_bias=fields.logit_bias,
             seed=fields.sampling_seed,
-            stop=stop_strings(fields.stop),
-            stop_regex=stop_strings(fields.stop_regex),
-            stop_token_ids=tuple(fields.stop_token_ids),
-            ignore_eos=fields.ignore_eos,
-            no_stop_trim=fields.no_stop_trim,
-            skip_special_tokens=fields.skip_special_tokens,
-            spaces_between_special_tokens=fields.spaces_between_special_tokens,
             custom_logit_processor=processor,
             custom_params=fields.custom_params if processor is not None else {},
             grammar=grammar,
+            **fields.given(),
         )
     except InvalidRequest as error:
         raise renamed(error, {"seed": "sampling_seed"}, where=where) from None
@@ -264,7 +251,6 @@ async def _events(
 
     Hidden states come with the last event only: in every event they would be gigabytes."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
-    texts = [""] * len(choices)
     lists = [
         _lists(request, batch, services) for request in batch.requests for _ in range(request.n)
     ]
@@ -273,22 +259,20 @@ async def _events(
             async for position, chunk in chunks:
                 index = position * batch.num_samples + chunk.index
                 so_far = choices[index]
-                so_far.count(chunk)
-                so_far.token_ids.extend(chunk.token_ids)
-                texts[index] += chunk.text
+                so_far.add(chunk)
                 so_far_lists = lists[index]
-                if so_far_lists is not None and chunk.prompt is not None:
-                    await so_far_lists.add_prompt(chunk.prompt)
-                if so_far_lists is not None and chunk.logprobs is not None:
-                    await so_far_lists.add_output(chunk.token_ids, chunk.logprobs)
+                if so_far_lists is not None:
+                    await _add(so_far_lists, chunk)
                 answer = _answer(
                     so_far,
-                    texts[index],
                     _sample_id(batch.requests[position], chunk.index),
                     services.clock.now_s() - started_s,
                     so_far_lists,
                 )
-                if chunk.finish is not None and batch.requests[position].return_hidden_states:
+                if (
+                    chunk.finish is not None
+                    and batch.requests[position].options.return_hidden_states
+                ):
                     answer["meta_info"]["hidden_states"] = await encoded_hidden_states(so_far)
                 if batch.is_list:
                     answer["index"] = index
@@ -300,10 +284,17 @@ def _sample_id(request: TextRequest, sample: int) -> str:
 
 
 def _lists(request: TextRequest, batch: Batch, services: Services) -> LogprobLists | None:
-    if request.logprobs is None:
+    if request.options.logprobs is None:
         return None
     names = TokenNames(services.tokenizer.texts) if batch.has_texts else None
-    return LogprobLists(request.logprobs, names)
+    return LogprobLists(request.options.logprobs, names)
+
+
+async def _add(lists: LogprobLists, chunk: TextChunk) -> None:
+    if chunk.prompt is not None:
+        await lists.add_prompt(chunk.prompt)
+    if chunk.logprobs is not None:
+        await lists.add_output(chunk.token_ids, chunk.logprobs)
 
 
 @contextmanager
@@ -312,28 +303,29 @@ def _own_names() -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if error.param not in SamplingFields.__struct_fields__:
+        if error.param not in NativeSampling.__struct_fields__:
             raise
         path = f"sampling_params.{error.param}"
         raise InvalidRequest(error.message.replace(error.param, path, 1), param=path) from None
 
 
 def _answer(
-    choice: Choice, text: str, sample_id: str, latency_s: float, lists: LogprobLists | None
+    choice: Choice, sample_id: str, latency_s: float, lists: LogprobLists | None
 ) -> dict[str, Any]:
+    whole = choice.whole
     return {
-        "text": text,
-        "output_ids": choice.token_ids,
+        "text": whole.text,
+        "output_ids": whole.token_ids,
         "meta_info": {
             "id": sample_id,
-            "finish_reason": _finish_reason(choice.finish, choice.num_output_tokens),
-            "prompt_tokens": choice.num_prompt_tokens,
-            "completion_tokens": choice.num_output_tokens,
-            "cached_tokens": choice.num_cached_tokens,
+            "finish_reason": _finish_reason(whole.finish, whole.num_output_tokens),
+            "prompt_tokens": whole.num_prompt_tokens,
+            "completion_tokens": whole.num_output_tokens,
+            "cached_tokens": whole.num_cached_tokens,
             "weight_version": WEIGHT_VERSION,
             "e2e_latency": latency_s,
             "decode_throughput": choice.decode_throughput,
-            "queue_time": choice.queue_time_s,
+            "queue_time": whole.queue_time_s,
             **(lists.fields() if lists is not None else {}),
         },
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.encoded_lists import EncodedList, in_pieces
-from sapwood.frontends.common.sampling import renamed
+from sapwood.frontends.serving.encoded_lists import EncodedList, in_pieces
+from sapwood.frontends.serving.sampling import renamed
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.text.generation import ScoredPrompt
 from sapwood.text.token_names import TokenNames

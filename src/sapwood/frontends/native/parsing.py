@@ -11,11 +11,11 @@ from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.base.registry import Registry
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import FieldTable, parse
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.tools import openai_tools
+from sapwood.frontends.serving.services import Services
+from sapwood.frontends.serving.tools import openai_tools
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.schema.fields import FieldTable, parse
 from sapwood.text.answer import AnswerShape
 from sapwood.text.reasoning.registry import REASONING_FORMATS
 from sapwood.text.tools.format import ToolSet

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from sapwood.frontends.common.endpoints import Dialect, Endpoint
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.native.answer_shapes import Classes, PoolingAnswer, Ranked, Scores
 from sapwood.frontends.native.classify import ClassifyRequest, classify
 from sapwood.frontends.native.encode import EncodeRequest, classify_raw, encode
@@ -13,6 +11,8 @@ from sapwood.frontends.native.rerank import RerankRequest, rerank
 from sapwood.frontends.native.score import ScoreRequest, score
 from sapwood.frontends.openai.answer_shapes import EmbeddingList
 from sapwood.frontends.openai.embeddings import EmbeddingsRequest, embeddings
+from sapwood.frontends.serving.services import Services
+from sapwood.http.endpoints import Dialect, Endpoint
 
 
 def pooling_dialect(services: Services) -> Dialect:

@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
-from sapwood.frontends.common.fields import (
+from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, IMAGE_SIZES, MEDIA
+from sapwood.frontends.serving.sampling import SamplingFields
+from sapwood.schema.fields import (
     Count,
     FieldTable,
     Int64,
@@ -14,7 +16,6 @@ from sapwood.frontends.common.fields import (
     NumSamples,
     TokenId,
 )
-from sapwood.frontends.common.peer_fields import BOOKKEEPING, GENERATION, IMAGE_SIZES, MEDIA
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +55,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     routing_key: str = ""
 
 
-class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+class NativeSampling(SamplingFields, msgspec.Struct, frozen=True, kw_only=True):
     """`sampling_params`: the fields of SamplingParams, but the seed is called sampling_seed.
 
     At most one of json_schema, regex, ebnf and structural_tag may be given, as text, like in
-    SGLang, or as the object itself.
+    SGLang, or as the object itself. The model's own defaults do not apply.
     """
 
     n: NumSamples = 1
@@ -68,18 +69,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     top_k: Int64 = -1
     top_p: float = 1.0
     min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: dict[TokenId, float] = {}
     sampling_seed: int | None = None
-    stop: str | list[str] = []
-    stop_regex: str | list[str] = []
-    stop_token_ids: list[TokenId] = []
-    ignore_eos: bool = False
-    no_stop_trim: bool = False
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
     stream_interval: Count = 1
     custom_params: dict[str, Any] = {}
     json_schema: str | dict[str, Any] | bool | None = None
@@ -106,6 +97,6 @@ GENERATE_FIELDS = FieldTable(
     },
 )
 
-SAMPLING_FIELDS = FieldTable(title="sampling_params of /generate", shape=SamplingFields)
+SAMPLING_FIELDS = FieldTable(title="sampling_params of /generate", shape=NativeSampling)
 
 ABORT_FIELDS = FieldTable(title="POST /abort_request", shape=AbortRequest)

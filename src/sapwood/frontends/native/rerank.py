@@ -17,15 +17,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.embed import embed_all, meta_info, request_ids
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Alias, FieldTable, Int64, parse
-from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, GENERATION
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import until_disconnect
-from sapwood.frontends.common.unsupported import refuse
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, GENERATION
+from sapwood.frontends.serving.embed import embed_all, meta_info, request_ids
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import Alias, FieldTable, Int64, parse
+from sapwood.schema.request import RequestOptions
+from sapwood.schema.unsupported import refuse
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
 
 DEFAULT_INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
@@ -125,8 +126,7 @@ def _pairs(
             request_id=request_id,
             text=(asked.query, document),
             param="documents",
-            priority=asked.priority,
-            routing_key=key,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
         )
         for request_id, document in zip(ids, asked.documents, strict=True)
     ]
@@ -160,8 +160,7 @@ def _judgements(
                 add_special_tokens=False,
                 param="documents",
                 label_ids=labels,
-                priority=asked.priority,
-                routing_key=key,
+                options=RequestOptions(priority=asked.priority, routing_key=key),
             )
         )
     return requests

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from sapwood.frontends.common.endpoints import Dialect, Endpoint
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.openapi import SSE
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.native import admin
 from sapwood.frontends.native.answer_shapes import (
     Aborted,
@@ -35,6 +31,10 @@ from sapwood.frontends.native.tokens import (
     detokenize,
     tokenize,
 )
+from sapwood.frontends.serving.services import Services
+from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.errors import json_response
+from sapwood.http.openapi import SSE
 
 
 def native_dialect(services: Services) -> Dialect:

@@ -8,21 +8,22 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.embed import Text, embed_all, request_ids, usage
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import FieldTable, Int64, NotOffered, TokenId, parse
-from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import until_disconnect
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
+from sapwood.frontends.serving.embed import Text, embed_all, request_ids, usage
+from sapwood.frontends.serving.scoring import scored_prompt, scores_of
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import FieldTable, Int64, NotOffered, TokenId, parse
 from sapwood.schema.logprobs import MAX_TOKEN_IDS
-from sapwood.text.embedding import EmbedRequest, PoolingOutput, softmax
+from sapwood.schema.request import RequestOptions
+from sapwood.text.embedding import EmbedRequest
 
 Labels = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=MAX_TOKEN_IDS)]
 
@@ -74,8 +75,7 @@ async def score(request: Request, services: Services) -> Response:
             text=prompt,
             param="items",
             label_ids=tuple(asked.label_token_ids),
-            priority=asked.priority,
-            routing_key=key,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
         )
         for request_id, prompt in zip(
             request_ids(asked.rid, len(prompts), "score"), prompts, strict=True
@@ -92,25 +92,8 @@ async def score(request: Request, services: Services) -> Response:
     )
 
 
-def scores_of(answer: PoolingOutput, *, apply_softmax: bool) -> list[float]:
-    """Log probabilities of the labels -> their probabilities, in the same order."""
-    likely = softmax(answer.values) if apply_softmax else np.exp(answer.values)
-    return [float(probability) for probability in likely.tolist()]
-
-
 def _prompts(asked: ScoreRequest) -> list[Text]:
     items = [asked.items] if isinstance(asked.items, str) else asked.items
     if not items:
         raise InvalidRequest("items is an empty list; send at least one item", param="items")
-    return [joined(asked.query, item, item_first=asked.item_first) for item in items]
-
-
-def joined(query: Text, item: Text, *, item_first: bool) -> Text:
-    """The prompt of one item; InvalidRequest if one is a text and the other token ids."""
-    if isinstance(query, str) and isinstance(item, str):
-        return item + query if item_first else query + item
-    if isinstance(query, list) and isinstance(item, list):
-        return item + query if item_first else query + item
-    raise InvalidRequest(
-        "query and items must all be texts, or all be lists of token ids", param="items"
-    )
+    return [scored_prompt(asked.query, item, item_first=asked.item_first) for item in items]

@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Alias, FieldTable, NotOffered, TokenId, parse
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.unsupported import refuse
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.schema.fields import Alias, FieldTable, NotOffered, TokenId, parse
+from sapwood.schema.unsupported import refuse
 from sapwood.text.token_names import TokenNames
 
 DECODE_IN_THREAD_TOKENS = 4096

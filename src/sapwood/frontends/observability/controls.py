@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Count, FieldTable, NotOffered, parse
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
 from sapwood.observe.crash_dump import RequestDump
 from sapwood.observe.profiling import ACTIVITIES, ProfileOrder, default_folder
+from sapwood.schema.fields import Count, FieldTable, NotOffered, parse
 from sapwood.schema.output import CallDone
 from sapwood.schema.request import StartProfile
 

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import EngineUnavailable, InvalidRequest
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.observability.engine_figures import EngineFigures
+from sapwood.frontends.serving.engine_figures import EngineFigures
+from sapwood.frontends.serving.services import Services
+from sapwood.http.errors import json_response
 from sapwood.observe.metrics import CONTENT_TYPE, PREFIX, EngineConstants, memory_by_owner
 from sapwood.schema.output import EngineStatus
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from sapwood.base.errors import NotFound
-from sapwood.frontends.common.endpoints import Dialect, Endpoint
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.native.answer_shapes import Done
 from sapwood.frontends.observability import controls, dashboard
 from sapwood.frontends.observability.answer_shapes import Figures, Load, Loads, Logging
@@ -15,8 +13,10 @@ from sapwood.frontends.observability.controls import (
     ProfileRequest,
     SlowDownRequest,
 )
-from sapwood.frontends.observability.engine_figures import EngineFigures
 from sapwood.frontends.observability.loads import loads, old_loads
+from sapwood.frontends.serving.engine_figures import EngineFigures
+from sapwood.frontends.serving.services import Services
+from sapwood.http.endpoints import Dialect, Endpoint
 from sapwood.observe.metrics import CONTENT_TYPE
 
 SCRAPE_MAX_AGE_S = 1.0

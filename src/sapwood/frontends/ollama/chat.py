@@ -10,15 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.chat import Conversation, Turn, plan_turn
-from sapwood.frontends.common.errors import json_response, ollama_body
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.sampling import renamed
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import EventStream, until_disconnect
-from sapwood.frontends.common.tools import ToolUse, openai_tools
-from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.ollama.models import check_model
 from sapwood.frontends.ollama.protocol import (
     CHAT_FIELDS,
@@ -38,7 +29,17 @@ from sapwood.frontends.ollama.stream import (
     lines,
     whole,
 )
+from sapwood.frontends.serving.chat import Conversation, Turn, plan_turn
+from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.services import Services
+from sapwood.frontends.serving.tools import ToolUse, openai_tools
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response, ollama_body
+from sapwood.http.sse import EventStream, until_disconnect
+from sapwood.schema.fields import parse
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.request import RequestOptions
+from sapwood.schema.unsupported import refuse
 from sapwood.text.answer import AnswerShape
 from sapwood.text.generation import TextRequest
 
@@ -92,8 +93,7 @@ async def _answer(
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=is_raw,
-        sampling=turn.sampling,
-        logprobs=_logprobs(asked),
+        options=RequestOptions(sampling=turn.sampling, logprobs=_logprobs(asked)),
     )
     if asked.stream:
         return EventStream(lines(services, text_request, turn, answer), ollama_body, FRAMING)

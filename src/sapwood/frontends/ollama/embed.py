@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.embed import (
+from sapwood.frontends.ollama.models import check_model
+from sapwood.frontends.ollama.protocol import EMBED_FIELDS, EMBEDDINGS_FIELDS, OPTION_FIELDS
+from sapwood.frontends.ollama.stream import nanoseconds
+from sapwood.frontends.serving.embed import (
     Text,
     check_dimensions,
     embed_all,
     request_ids,
     texts_of,
 )
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import until_disconnect
-from sapwood.frontends.ollama.models import check_model
-from sapwood.frontends.ollama.protocol import EMBED_FIELDS, EMBEDDINGS_FIELDS, OPTION_FIELDS
-from sapwood.frontends.ollama.stream import nanoseconds
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import parse
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 
 

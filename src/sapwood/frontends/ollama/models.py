@@ -9,12 +9,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
 from sapwood.frontends.ollama.protocol import SHOW_FIELDS
 from sapwood.frontends.ollama.stream import rfc3339
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.schema.fields import parse
 
 ONE_MODEL = (
     "this server serves the one model that it was started with and keeps it as it is; for another "

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sapwood.frontends.common.fields import Count, FieldTable, Int64, NotOffered, PenaltyWindow
+from sapwood.schema.fields import Count, FieldTable, Int64, NotOffered, PenaltyWindow
 
 
 class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import NotFound, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.ollama.models import ONE_MODEL, check_model, digest
 from sapwood.frontends.ollama.protocol import PULL_FIELDS
 from sapwood.frontends.ollama.stream import NDJSON, line
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.schema.fields import parse
 
 
 async def pull(request: Request, services: Services) -> Response:

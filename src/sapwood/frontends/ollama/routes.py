@@ -5,9 +5,6 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from sapwood.base.errors import UnsupportedFeature
-from sapwood.frontends.common.endpoints import Dialect, Endpoint
-from sapwood.frontends.common.errors import OLLAMA_ERRORS, json_response
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.ollama import models
 from sapwood.frontends.ollama.answer_shapes import (
     OllamaAnswer,
@@ -31,6 +28,9 @@ from sapwood.frontends.ollama.protocol import (
 )
 from sapwood.frontends.ollama.pull import pull
 from sapwood.frontends.ollama.stream import NDJSON
+from sapwood.frontends.serving.services import Services
+from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.errors import OLLAMA_ERRORS, json_response
 
 _NOT_OFFERED = {
     "/api/push": "POST",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.sampling import over_defaults, renamed, stop_strings
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.ollama.protocol import OPTION_FIELDS
+from sapwood.frontends.serving.sampling import over_defaults, renamed, stop_strings
+from sapwood.frontends.serving.services import Services
+from sapwood.schema.fields import parse
 from sapwood.schema.grammar import Grammar, json_object, json_schema
 from sapwood.schema.sampling import SamplingParams
 

@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 
 from sapwood.base.errors import EngineUnavailable, SapwoodError
-from sapwood.frontends.common.chat import Turn
-from sapwood.frontends.common.encoded_lists import EncodedList
-from sapwood.frontends.common.errors import ollama_body
-from sapwood.frontends.common.generate import Choice, generate
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import Framing
-from sapwood.frontends.common.token_entries import token_entries
+from sapwood.frontends.serving.chat import Turn
+from sapwood.frontends.serving.encoded_lists import EncodedList
+from sapwood.frontends.serving.generate import Choice, generate
+from sapwood.frontends.serving.services import Services
+from sapwood.frontends.serving.token_entries import token_entries
+from sapwood.http.errors import ollama_body
+from sapwood.http.sse import Framing
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.text.events import Answer as Whole
 from sapwood.text.events import AnswerBuilder, Content, Event, Reasoning, ToolCall
@@ -107,11 +107,11 @@ class Answer:
         whole     the whole answer, if it was not streamed
         logprobs  those of all its tokens, if they were asked for
         """
-        so_far, finish = self._so_far, self._so_far.finish
+        so_far, finish = self._so_far, self._so_far.last.finish
         assert finish is not None
         assert self._first_s is not None
         now_s = self._clock.now_s()
-        prompt_s = self._first_s - self._started_s - so_far.queue_time_s
+        prompt_s = self._first_s - self._started_s - so_far.last.queue_time_s
         shown = whole or Whole()
         calls = [_call(call) for call in shown.calls]
         head = self._head(shown.content, shown.reasoning, calls)
@@ -123,9 +123,9 @@ class Answer:
             "total_duration": nanoseconds(now_s - self._started_s),
             # The model was loaded before the server took requests.
             "load_duration": 0,
-            "prompt_eval_count": so_far.num_prompt_tokens,
+            "prompt_eval_count": so_far.last.num_prompt_tokens,
             "prompt_eval_duration": nanoseconds(prompt_s),
-            "eval_count": so_far.num_output_tokens,
+            "eval_count": so_far.last.num_output_tokens,
             "eval_duration": nanoseconds(now_s - self._first_s),
         }
 
@@ -178,18 +178,20 @@ async def whole(
             answer.count(chunk)
             so_far.add(chunk)
             sample.add(chunk)
-    if request.logprobs is None:
+    if request.options.logprobs is None:
         return answer.last(sample.answer)
-    values = TokenLogprobs.joined(so_far.logprobs) if so_far.logprobs else TokenLogprobs()
-    return answer.last(sample.answer, await _entries(services, request, so_far.token_ids, values))
+    values = so_far.whole.logprobs or TokenLogprobs()
+    return answer.last(
+        sample.answer, await _entries(services, request, so_far.whole.token_ids, values)
+    )
 
 
 async def _entries(
     services: Services, request: TextRequest, token_ids: Sequence[int], values: TokenLogprobs
 ) -> EncodedList:
-    assert request.logprobs is not None, "log probabilities were asked for"
+    assert request.options.logprobs is not None, "log probabilities were asked for"
     names = TokenNames(services.tokenizer.texts)
-    return await token_entries(names, token_ids, values, request.logprobs.num_per_token)
+    return await token_entries(names, token_ids, values, request.options.logprobs.num_per_token)
 
 
 def nanoseconds(duration_s: float) -> int:

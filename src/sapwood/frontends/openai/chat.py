@@ -10,14 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.chat import Conversation, Turn, collect_turn, plan_turn
-from sapwood.frontends.common.errors import json_response, openai_body
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.common.sse import EventStream, until_disconnect
-from sapwood.frontends.common.tools import openai_tool_use
 from sapwood.frontends.openai.logprobs import chat_options, choice_logprobs
 from sapwood.frontends.openai.protocol import (
     CHAT_FIELDS,
@@ -27,8 +19,8 @@ from sapwood.frontends.openai.protocol import (
 )
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
-    namespace,
     request_ids,
+    request_options,
     sampling_params,
 )
 from sapwood.frontends.openai.stream import (
@@ -38,6 +30,14 @@ from sapwood.frontends.openai.stream import (
     hidden_field,
     usage,
 )
+from sapwood.frontends.serving.chat import Conversation, Turn, collect_turn, plan_turn
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.tools import openai_tool_use
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response, openai_body
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import EventStream, until_disconnect
+from sapwood.schema.fields import parse
 from sapwood.text.events import Answer
 from sapwood.text.generation import TextRequest
 
@@ -47,9 +47,7 @@ async def chat_completions(request: Request, services: Services) -> Response:
     services.check_model(asked.model)
     check_stream_options(asked)
     turn = to_turn(asked, services)
-    text_request = replace(
-        to_text_request(asked, turn), routing_key=routing_key(request, asked.routing_key)
-    )
+    text_request = to_text_request(asked, turn, routing_key(request, asked.routing_key))
     created = int(time.time())
     if asked.stream:
         encoder = EventEncoder(
@@ -75,9 +73,9 @@ async def chat_completions(request: Request, services: Services) -> Response:
             "choices": [
                 {"index": index, "message": _answer(sample.answer, turn)}
                 | finish_fields(
-                    choice.finish,
+                    choice.last.finish,
                     logprobs[index],
-                    sample.finish_reason(choice.finish),
+                    sample.finish_reason(choice.last.finish),
                 )
                 | hidden_field(asked.return_hidden_states, choice)
                 for index, (choice, sample) in enumerate(samples)
@@ -139,7 +137,8 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
     return replace(turn, tells_cut_calls=True)
 
 
-def to_text_request(asked: ChatRequest, turn: Turn) -> TextRequest:
+def to_text_request(asked: ChatRequest, turn: Turn, key: str = "") -> TextRequest:
+    """key: the routing key"""
     if isinstance(asked.rid, list):
         raise InvalidRequest("rid must be one string, since a chat is one prompt", param="rid")
     request_id, _ = request_ids(asked, 1, "chatcmpl")
@@ -148,12 +147,8 @@ def to_text_request(asked: ChatRequest, turn: Turn) -> TextRequest:
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=asked.add_special_tokens is True,
-        sampling=turn.sampling,
-        logprobs=chat_options(asked),
-        return_hidden_states=asked.return_hidden_states,
+        options=request_options(asked, turn.sampling, chat_options(asked), key),
         n=asked.n,
-        extra_key=namespace(asked),
-        priority=asked.priority,
     )
 
 

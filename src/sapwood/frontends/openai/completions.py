@@ -8,20 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import json_response, openai_body
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.generate import collect
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import WEIGHT_VERSION, Services
-from sapwood.frontends.common.sse import EventStream, until_disconnect
-from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.openai.logprobs import choice_logprobs, completion_options
 from sapwood.frontends.openai.protocol import COMPLETION_FIELDS, CompletionRequest
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
-    namespace,
     request_ids,
+    request_options,
     sampling_params,
 )
 from sapwood.frontends.openai.stream import (
@@ -31,6 +23,14 @@ from sapwood.frontends.openai.stream import (
     hidden_field,
     usage,
 )
+from sapwood.frontends.serving.generate import collect
+from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response, openai_body
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import EventStream, until_disconnect
+from sapwood.schema.fields import parse
+from sapwood.schema.unsupported import refuse
 from sapwood.text.generation import TextRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -71,8 +71,8 @@ async def completions(request: Request, services: Services) -> Response:
             "created": created,
             "model": services.model_name,
             "choices": [
-                {"index": index, "text": opening[index // asked.n] + choice.text}
-                | finish_fields(choice.finish, logprobs[index])
+                {"index": index, "text": opening[index // asked.n] + choice.whole.text}
+                | finish_fields(choice.last.finish, logprobs[index])
                 | hidden_field(asked.return_hidden_states, choice)
                 for index, choice in enumerate(samples)
             ],
@@ -100,19 +100,14 @@ def to_text_requests(
     answer_id, ids = request_ids(asked, len(prompts), "cmpl")
     max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name="max_tokens")
-    logprobs = completion_options(asked)
+    options = request_options(asked, sampling, completion_options(asked), key)
     return answer_id, [
         TextRequest(
             request_id=request_id,
             prompt=prompt,
             add_special_tokens=asked.add_special_tokens is not False,
-            sampling=sampling,
-            logprobs=logprobs,
-            return_hidden_states=asked.return_hidden_states,
+            options=options,
             n=asked.n,
-            extra_key=namespace(asked),
-            priority=asked.priority,
-            routing_key=key,
         )
         for request_id, prompt in zip(ids, prompts, strict=True)
     ]

@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.embed import (
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
+from sapwood.frontends.serving.embed import (
     check_dimensions,
     embed_all,
     request_ids,
     texts_of,
 )
-from sapwood.frontends.common.errors import json_response
-from sapwood.frontends.common.fields import Count, FieldTable, Int64, NotOffered, TokenId, parse
-from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
-from sapwood.frontends.common.routing import routing_key
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import until_disconnect
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.http.routing import routing_key
+from sapwood.http.sse import until_disconnect
+from sapwood.schema.fields import Count, FieldTable, Int64, NotOffered, TokenId, parse
+from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 
 
@@ -82,7 +83,11 @@ async def embeddings(request: Request, services: Services) -> Response:
     texts, _ = texts_of(asked.input, "input")
     key = routing_key(request, asked.routing_key)
     requests = [
-        EmbedRequest(request_id=request_id, text=text, priority=asked.priority, routing_key=key)
+        EmbedRequest(
+            request_id=request_id,
+            text=text,
+            options=RequestOptions(priority=asked.priority, routing_key=key),
+        )
         for request_id, text in zip(request_ids(asked.rid, len(texts), "embd"), texts, strict=True)
     ]
     answers = await until_disconnect(embed_all(services, requests), request.receive)

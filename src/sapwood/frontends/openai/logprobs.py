@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.encoded_lists import EncodedList, in_pieces
-from sapwood.frontends.common.generate import Choice
-from sapwood.frontends.common.sampling import renamed
-from sapwood.frontends.common.token_entries import token_entries
 from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
+from sapwood.frontends.serving.encoded_lists import EncodedList, in_pieces
+from sapwood.frontends.serving.generate import Choice
+from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.token_entries import token_entries
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.text.detokenizer import IncrementalDetokenizer
 from sapwood.text.generation import ScoredPrompt, TextChunk, TextRequest
@@ -56,10 +56,9 @@ async def choice_logprobs(
 
     opening  the text that the choice begins with, before its output
     """
-    if request.logprobs is None:
+    if request.options.logprobs is None:
         return None
-    values = TokenLogprobs.joined(choice.logprobs) if choice.logprobs else TokenLogprobs()
-    return await _told(kind, request, tokenizer, choice, values, opening)
+    return await _told(kind, request, tokenizer, choice.whole, opening)
 
 
 async def chunk_logprobs(
@@ -68,24 +67,24 @@ async def chunk_logprobs(
     """The log probabilities of one chunk; None for a chunk that only has text."""
     if chunk.logprobs is None and chunk.prompt is None:
         return None
-    values = chunk.logprobs or TokenLogprobs()
-    return await _told(kind, request, tokenizer, chunk, values, opening)
+    return await _told(kind, request, tokenizer, chunk, opening)
 
 
 async def _told(
     kind: Kind,
     request: TextRequest,
     tokenizer: Tokenizer,
-    told: Choice | TextChunk,
-    values: TokenLogprobs,
+    told: TextChunk,
     opening: str,
 ) -> dict[str, object]:
-    assert request.logprobs is not None, "log probabilities were asked for"
-    names = TokenNames(tokenizer.texts)
+    assert request.options.logprobs is not None, "log probabilities were asked for"
+    names, values = TokenNames(tokenizer.texts), told.logprobs or TokenLogprobs()
     if kind == "chat":
-        entries = await token_entries(names, told.token_ids, values, request.logprobs.num_per_token)
+        entries = await token_entries(
+            names, told.token_ids, values, request.options.logprobs.num_per_token
+        )
         return {"content": entries.json, "refusal": None}
-    lists = _Lists(names, request.logprobs)
+    lists = _Lists(names, request.options.logprobs)
     if told.prompt is not None:
         offsets = _offsets(request, tokenizer, told.prompt.token_ids)
         await lists.add_prompt(told.prompt, offsets)
@@ -146,7 +145,7 @@ class _Lists:
 def _offsets(request: TextRequest, tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[int]:
     """For each token: where it begins in the text of all these tokens."""
     detokenizer = IncrementalDetokenizer(
-        tokenizer, skip_special_tokens=request.sampling.skip_special_tokens
+        tokenizer, skip_special_tokens=request.options.sampling.skip_special_tokens
     )
     offsets, num_characters = list[int](), 0
     for token_id in token_ids:

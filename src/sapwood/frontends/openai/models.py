@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sapwood.frontends.common.services import Services
+from sapwood.frontends.serving.services import Services
 
 
 def model_list(services: Services) -> dict[str, object]:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from sapwood.frontends.common.fields import (
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, GENERATION, IMAGE_SIZES
+from sapwood.frontends.serving.sampling import SamplingFields
+from sapwood.schema.fields import (
     Alias,
     Count,
     FieldTable,
@@ -19,7 +21,6 @@ from sapwood.frontends.common.fields import (
     PenaltyWindow,
     TokenId,
 )
-from sapwood.frontends.common.peer_fields import BOOKKEEPING, CLIENT, GENERATION, IMAGE_SIZES
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -46,13 +47,12 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     structural_tag: str | dict[str, Any] | None = None
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=True):
     """The common fields of chat completions and completions.
 
-    Sampling fields mean the same as in SamplingParams; max_tokens and min_tokens are max_new_tokens
-    and min_new_tokens there. At most one field may constrain the output: response_format, SGLang's
-    json_schema, regex, ebnf and structural_tag, vLLM's structured_outputs, or one of its older
-    guided_*.
+    max_tokens and min_tokens are max_new_tokens and min_new_tokens in SamplingParams. At most one
+    field may constrain the output: response_format, SGLang's json_schema, regex, ebnf and
+    structural_tag, vLLM's structured_outputs, or one of its older guided_*.
 
     add_special_tokens     whether the tokenizer adds BOS or EOS; default: to completions only,
                            since chat templates write them
@@ -67,23 +67,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: NumSamples = 1
     max_tokens: Count | None = None
     min_tokens: Count = 0
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int64 | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
     repeat_last_n: PenaltyWindow = -1
-    logit_bias: dict[TokenId, float] = {}
     seed: int | None = None
-    stop: str | list[str] = []
-    stop_regex: str | list[str] = []
-    stop_token_ids: list[TokenId] = []
-    ignore_eos: bool = False
-    no_stop_trim: bool = False
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
     custom_logit_processor: str | None = None
     custom_params: dict[str, Any] = {}
     rid: str | list[str] | None = None
@@ -206,7 +191,6 @@ _NOT_OFFERED: dict[str, NotOffered] = {
     **GENERATION,
     "moderation": NotOffered(why="nothing is moderated"),
     # vLLM
-    "allowed_token_ids": NotOffered(why="a grammar says what may be written"),
     "bad_words": NotOffered(why="logit_bias keeps tokens away"),
     "early_stopping": NotOffered(why=_NO_BEAMS),
     "ec_transfer_params": NotOffered(why="encoding and decoding are not apart here"),

@@ -9,15 +9,15 @@ from sapwood.frontends.anthropic.models import (
     anthropic_model,
     anthropic_models,
 )
-from sapwood.frontends.common.endpoints import Dialect, Endpoint
-from sapwood.frontends.common.errors import OPENAI_ERRORS, json_response
-from sapwood.frontends.common.openapi import SSE
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.openai.answer_shapes import ChatAnswer, ModelCard, ModelList
 from sapwood.frontends.openai.chat import chat_completions
 from sapwood.frontends.openai.completions import completions
 from sapwood.frontends.openai.models import model_card, model_list
 from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
+from sapwood.frontends.serving.services import Services
+from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.errors import OPENAI_ERRORS, json_response
+from sapwood.http.openapi import SSE
 
 CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "Name three trees."}], "max_tokens": 32}
 

@@ -8,11 +8,13 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.common.grammar import chosen_grammar
-from sapwood.frontends.common.sampling import renamed, stop_strings
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.openai.protocol import GenerationRequest
-from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
+from sapwood.frontends.serving.grammar import chosen_grammar
+from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.services import Services
+from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.request import RequestOptions
+from sapwood.schema.sampling import SamplingParams
 
 
 def sampling_params(
@@ -23,11 +25,7 @@ def sampling_params(
     max_tokens  output tokens at most; None: as many as the context leaves
     limit_name  name of the request's field for max_tokens, for errors
     """
-    chosen = dict(services.default_sampling)
-    for name in DEFAULTABLE:
-        value = getattr(asked, name)
-        if value is not None:
-            chosen[name] = value
+    chosen = {**services.default_sampling, **asked.given()}
     if asked.top_k == 0:
         # vLLM's and llama.cpp's word for all tokens.
         chosen["top_k"] = -1
@@ -47,23 +45,13 @@ def sampling_params(
         return SamplingParams(
             max_new_tokens=max_tokens,
             min_new_tokens=asked.min_tokens,
-            frequency_penalty=asked.frequency_penalty,
-            presence_penalty=asked.presence_penalty,
             penalty_window=asked.repeat_last_n,
-            logit_bias=asked.logit_bias,
             seed=asked.seed,
-            stop=stop_strings(asked.stop),
-            stop_regex=stop_strings(asked.stop_regex),
-            stop_token_ids=tuple(asked.stop_token_ids),
-            ignore_eos=asked.ignore_eos,
-            no_stop_trim=asked.no_stop_trim,
-            skip_special_tokens=asked.skip_special_tokens,
-            spaces_between_special_tokens=asked.spaces_between_special_tokens,
             custom_logit_processor=asked.custom_logit_processor,
             # Without a processor they are parameters of nothing.
             custom_params=asked.custom_params if asked.custom_logit_processor else {},
             grammar=grammar,
-            **chosen,  # type: ignore[arg-type]
+            **chosen,
         )
     except InvalidRequest as error:
         names = {"max_new_tokens": limit_name, "min_new_tokens": "min_tokens"}
@@ -85,6 +73,20 @@ def namespace(asked: GenerationRequest) -> str:
     if not asked.cache_salt:
         return asked.extra_key
     return f"{len(asked.cache_salt)}:{asked.cache_salt}{asked.extra_key}"
+
+
+def request_options(
+    asked: GenerationRequest, sampling: SamplingParams, logprobs: LogprobOptions | None, key: str
+) -> RequestOptions:
+    """key: the routing key"""
+    return RequestOptions(
+        sampling=sampling,
+        logprobs=logprobs,
+        return_hidden_states=asked.return_hidden_states,
+        extra_key=namespace(asked),
+        priority=asked.priority,
+        routing_key=key,
+    )
 
 
 def request_ids(asked: GenerationRequest, num_prompts: int, prefix: str) -> tuple[str, list[str]]:

@@ -8,12 +8,12 @@ from typing import Literal
 
 import orjson
 
-from sapwood.frontends.common.chat import Turn
-from sapwood.frontends.common.generate import Choice, generate
-from sapwood.frontends.common.hidden_states import encoded_last_hidden_state
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.openai.logprobs import chunk_logprobs
 from sapwood.frontends.openai.protocol import StreamOptions
+from sapwood.frontends.serving.chat import Turn
+from sapwood.frontends.serving.generate import Choice, generate
+from sapwood.frontends.serving.hidden_states import encoded_last_hidden_state
+from sapwood.frontends.serving.services import Services
 from sapwood.schema.output import Finish
 from sapwood.text.events import CallArguments, CallStart, Content, Event, Reasoning
 from sapwood.text.generation import TextRequest
@@ -29,14 +29,14 @@ def usage(samples: Sequence[Choice], first_samples: Iterable[Choice]) -> dict[st
     first_samples  one sample per prompt, so that each prompt counts once
     """
     firsts = list(first_samples)
-    num_prompt_tokens = sum(sample.num_prompt_tokens for sample in firsts)
-    num_output_tokens = sum(sample.num_output_tokens for sample in samples)
+    num_prompt_tokens = sum(sample.last.num_prompt_tokens for sample in firsts)
+    num_output_tokens = sum(sample.last.num_output_tokens for sample in samples)
     counts: dict[str, object] = {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_output_tokens,
         "total_tokens": num_prompt_tokens + num_output_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": sum(sample.num_cached_tokens for sample in firsts)
+            "cached_tokens": sum(sample.last.num_cached_tokens for sample in firsts)
         },
     }
     thought = [
@@ -123,13 +123,13 @@ class EventEncoder:
     ) -> bytes:
         """The event with a completion's last text and the reason of its end."""
         choice: dict[str, object] = {"index": index, "text": text}
-        choice |= finish_fields(so_far.finish, logprobs)
+        choice |= finish_fields(so_far.last.finish, logprobs)
         return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
     def end(self, index: int, so_far: Choice, reason: str | None) -> bytes:
         """The event with the reason why a chat's choice ended."""
         choice: dict[str, object] = {"index": index, "delta": {}}
-        choice |= finish_fields(so_far.finish, reason=reason)
+        choice |= finish_fields(so_far.last.finish, reason=reason)
         return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
     def hidden_states(self, index: int, so_far: Choice) -> bytes:
@@ -170,7 +170,7 @@ async def encoded_turn(
             encoded = b"" if started[index] else encoder.role(index)
             started[index] = True
             logprobs = None
-            if request.logprobs is not None:
+            if request.options.logprobs is not None:
                 logprobs = await chunk_logprobs("chat", request, services.tokenizer, chunk)
             for event in events:
                 told = _told(encoder, index, event, so_far, logprobs)
@@ -180,7 +180,7 @@ async def encoded_turn(
                 encoded += encoder.text(index, "", so_far, logprobs)
             if chunk.finish is not None:
                 encoded += encoder.end(index, so_far, sample.finish_reason(chunk.finish))
-                if request.return_hidden_states:
+                if request.options.return_hidden_states:
                     encoded += encoder.hidden_states(index, so_far)
             if encoded:
                 yield encoded
@@ -237,13 +237,13 @@ async def encoded_events(
                 started[index] = True
                 text = opening[position] + text
             logprobs = None
-            if requests[position].logprobs is not None:
+            if requests[position].options.logprobs is not None:
                 logprobs = await chunk_logprobs(
                     "text", requests[position], services.tokenizer, chunk, opening[position]
                 )
             if chunk.finish is not None:
                 encoded += encoder.last(index, text, so_far, logprobs)
-                if requests[position].return_hidden_states:
+                if requests[position].options.return_hidden_states:
                     encoded += encoder.hidden_states(index, so_far)
             elif text or logprobs is not None:
                 encoded += encoder.text(index, text, so_far, logprobs)

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.responses.protocol import (
     CALL_FIELDS,
     CALL_OUTPUT_FIELDS,
@@ -16,6 +14,8 @@ from sapwood.frontends.responses.protocol import (
     REASONING_ITEM_FIELDS,
 )
 from sapwood.frontends.responses.store import new_id
+from sapwood.schema.fields import parse
+from sapwood.schema.unsupported import refuse
 
 Item = dict[str, Any]
 

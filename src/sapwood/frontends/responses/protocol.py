@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from sapwood.frontends.common.fields import (
+from sapwood.frontends.openai.protocol import STRUCTURED_OUTPUTS_FIELDS, StructuredOutputs
+from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION
+from sapwood.schema.fields import (
     Alias,
     Count,
     FieldTable,
@@ -14,8 +16,6 @@ from sapwood.frontends.common.fields import (
     NotOffered,
     TokenId,
 )
-from sapwood.frontends.common.peer_fields import BOOKKEEPING, GENERATION
-from sapwood.frontends.openai.protocol import STRUCTURED_OUTPUTS_FIELDS, StructuredOutputs
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -9,10 +9,6 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.in_process import Refused
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.unsupported import refuse
 from sapwood.frontends.responses.items import Item, to_messages
 from sapwood.frontends.responses.protocol import (
     INCLUDED_ANYWAY,
@@ -24,6 +20,10 @@ from sapwood.frontends.responses.protocol import (
     ResponsesRequest,
 )
 from sapwood.frontends.responses.store import Record
+from sapwood.frontends.serving.services import Services
+from sapwood.http.in_process import Refused
+from sapwood.schema.fields import parse
+from sapwood.schema.unsupported import refuse
 
 NAMES = {
     "max_completion_tokens": "max_output_tokens",

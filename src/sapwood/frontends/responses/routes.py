@@ -6,10 +6,6 @@ from fastapi import Request, Response
 from starlette.types import ASGIApp
 
 from sapwood.base.errors import UnsupportedFeature
-from sapwood.frontends.common.endpoints import Dialect, Endpoint, query_parameter
-from sapwood.frontends.common.errors import NATIVE_ERRORS
-from sapwood.frontends.common.openapi import SSE
-from sapwood.frontends.common.services import Services
 from sapwood.frontends.responses.protocol import (
     ResponseDeleted,
     ResponseItems,
@@ -18,6 +14,10 @@ from sapwood.frontends.responses.protocol import (
 )
 from sapwood.frontends.responses.service import Responses
 from sapwood.frontends.responses.store import ResponseStore
+from sapwood.frontends.serving.services import Services
+from sapwood.http.endpoints import Dialect, Endpoint, query_parameter
+from sapwood.http.errors import NATIVE_ERRORS
+from sapwood.http.openapi import SSE
 
 _INCLUDE = query_parameter("include[]", type="array", items={"type": "string"})
 _RETRIEVE = (

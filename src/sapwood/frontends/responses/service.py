@@ -13,21 +13,21 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sapwood.base.errors import InvalidRequest, NotFound, SapwoodError, UnsupportedFeature
-from sapwood.frontends.common.body import read_json
-from sapwood.frontends.common.errors import internal_error, json_response, native_body
-from sapwood.frontends.common.fields import parse
-from sapwood.frontends.common.in_process import Refused, streamed
-from sapwood.frontends.common.listing import check_query, page, query_bool, query_choice, query_int
-from sapwood.frontends.common.routing import ROUTING_KEY_HEADER
-from sapwood.frontends.common.services import Services
-from sapwood.frontends.common.sse import EVENT_STREAM, EventStream, Framing, until_disconnect
-from sapwood.frontends.common.unsupported import refuse, translate
 from sapwood.frontends.responses.answer import Answer, Event, encoded
 from sapwood.frontends.responses.items import Item, input_items
 from sapwood.frontends.responses.protocol import REQUEST_FIELDS, ResponsesRequest
 from sapwood.frontends.responses.request import NAMES, chat_body, has_logprobs, head, in_our_words
 from sapwood.frontends.responses.running import Running
 from sapwood.frontends.responses.store import Record, ResponseStore, new_id
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import internal_error, json_response, native_body
+from sapwood.http.in_process import Refused, streamed
+from sapwood.http.listing import check_query, page, query_bool, query_choice, query_int
+from sapwood.http.routing import ROUTING_KEY_HEADER
+from sapwood.http.sse import EVENT_STREAM, EventStream, Framing, until_disconnect
+from sapwood.schema.fields import parse
+from sapwood.schema.unsupported import refuse, translate
 
 log = logging.getLogger(__name__)
 

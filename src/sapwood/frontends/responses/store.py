@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
+from sapwood.base.database import Database
 from sapwood.base.errors import InvalidRequest, NotFound
-from sapwood.frontends.common.database import Database
-from sapwood.frontends.common.file_lock import FileLock
+from sapwood.base.file_lock import FileLock
 
 _MIGRATIONS = (
     """

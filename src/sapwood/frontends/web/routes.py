@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from fastapi import Request, Response
 
-from sapwood.frontends.common.endpoints import Dialect, Endpoint, Handler
+from sapwood.http.endpoints import Dialect, Endpoint, Handler
 
 _ADDRESSES = {"index.html": "/", "dashboard.html": "/dashboard", "favicon.svg": "/favicon.svg"}
 """Files that are not below /web/."""

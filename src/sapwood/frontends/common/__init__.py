@@ -1,1 +1,0 @@
-"""The common part of all dialects: bodies, fields, errors, event streams, services."""

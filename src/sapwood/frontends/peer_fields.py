@@ -1,0 +1,82 @@
+"""Fields that several dialects share and the server has no use for. Facts: SGLang 0.5.8, 0.5.9."""
+
+from __future__ import annotations
+
+from sapwood.schema.fields import NotOffered
+
+_ROUTERS = "bookkeeping of SGLang's router and of its own processes"
+
+BOOKKEEPING: dict[str, str] = {
+    "background": _ROUTERS,
+    "conversation_id": _ROUTERS,
+    "external_trace_header": "spans follow the header traceparent",
+    "http_worker_ipc": _ROUTERS,
+    "log_metrics": "metrics count every request",
+    "need_wait_for_image": _ROUTERS,
+    "need_wait_for_mm_inputs": _ROUTERS,
+    "no_logs": "the server's options say what is logged",
+    "num_items_assigned": _ROUTERS,
+    "received_time": _ROUTERS,
+    "received_time_perf": _ROUTERS,
+    "validation_time": _ROUTERS,
+}
+
+CLIENT: dict[str, str] = dict.fromkeys(
+    (
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+    ),
+    "it says who asks, or how the provider keeps and bills the answer",
+)
+
+IMAGE_SIZES: dict[str, str] = dict.fromkeys(
+    (
+        "max_dynamic_patch",
+        "min_dynamic_patch",
+        "image_max_dynamic_patch",
+        "video_max_dynamic_patch",
+    ),
+    "the field says how images are cut up, and there are none",
+)
+
+_NO_ADAPTERS = NotOffered(why="the server has no LoRA adapters")
+_NO_TRANSFER = NotOffered(why="prefill and decoding are not apart here")
+_ONE_REPLICA = NotOffered(why="there is one replica, number 0", idle=(0,))
+
+PLACEMENT: dict[str, NotOffered] = {
+    "bootstrap_host": _NO_TRANSFER,
+    "bootstrap_pair_key": _NO_TRANSFER,
+    "bootstrap_port": _NO_TRANSFER,
+    "bootstrap_room": _NO_TRANSFER,
+    "data_parallel_rank": _ONE_REPLICA,
+    "data_parallel_rank_decode": _ONE_REPLICA,
+    "decode_tp_size": _NO_TRANSFER,
+    "disagg_prefill_dp_rank": _ONE_REPLICA,
+    "lora_id": _NO_ADAPTERS,
+    "lora_path": _NO_ADAPTERS,
+    "routed_dp_rank": _ONE_REPLICA,
+}
+
+GENERATION: dict[str, NotOffered] = {
+    **PLACEMENT,
+    "custom_labels": NotOffered(why="labels of metrics come in a header"),
+    "return_bytes": NotOffered(why="answers are JSON"),
+    "return_cached_tokens_details": NotOffered(why="there is one kind of cached tokens"),
+    "return_entropy": NotOffered(why="answers have no entropies"),
+    "return_routed_experts": NotOffered(why="the experts of a token are not kept"),
+    "routed_experts_start_len": NotOffered(why="the experts of a token are not kept", idle=(0,)),
+    "session_params": NotOffered(why="there are no sessions; the prefix cache makes them cheap"),
+}
+
+MEDIA: dict[str, NotOffered] = {
+    "audio_data": NotOffered(why="the server takes only text"),
+    "image_data": NotOffered(why="the server takes only text"),
+    "modalities": NotOffered(why="the server takes only text", idle=(["text"],)),
+    "video_data": NotOffered(why="the server takes only text"),
+}

@@ -1,0 +1,103 @@
+"""The services behind the dialects: the engine, the text machinery and the names of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sapwood.base.clock import Clock, MonotonicClock
+from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.frontends.serving.engine_figures import EngineFigures
+from sapwood.frontends.serving.limits import RequestLimits
+from sapwood.observe.requests import RequestObserver
+from sapwood.schema.client import EngineClient
+from sapwood.schema.pooling import Pooling, Task, why_not
+from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
+from sapwood.schema.unsupported import OnUnsupported
+from sapwood.schema.weight_summary import WeightSummary
+from sapwood.text.formats import AnswerFormats
+from sapwood.text.generation import TextGenerator
+from sapwood.text.template import ChatTemplate
+from sapwood.text.tokenizer import Tokenizer
+
+WEIGHT_VERSION = "default"
+"""The name of the weights that the server started with; they never change while it runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything that a dialect needs to answer requests about one model.
+
+    template          the chat template; None: the model has none, and chat is refused
+    model_name        the name that the API shows and accepts
+    default_sampling  the model's own defaults of the parameters in DEFAULTABLE; a request's values
+                      come first, and OpenAI's defaults last
+    has_dialect_defaults  whether a dialect with sampling defaults of its own uses these for a model
+                      without any; if not, OpenAI's hold in all dialects
+    weights           a summary of the model's weight files
+    formats           the formats of the model's thinking and tool calls
+    created           Unix time in seconds at which the server started
+    options           the configuration as it was asked for; the engine says how it was resolved
+    observer          counts, times and logs the requests
+    figures           the engine's figures, which the caller keeps up to date; None: they are asked
+                      for when a route needs them
+    serves_metrics    whether /metrics answers
+    custom_labels_header  name of the header with a request's own metric labels
+    on_unsupported    what becomes of a call with a field that asks for what the server does not do
+    pooling           how the model makes embeddings or scores; None: the model generates
+    """
+
+    engine: EngineClient
+    generator: TextGenerator
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    model_name: str
+    model_path: str
+    created: int
+    version: str
+    default_sampling: Mapping[str, float] = field(default_factory=dict)
+    has_dialect_defaults: bool = True
+    weights: WeightSummary = field(default_factory=WeightSummary)
+    formats: AnswerFormats = field(default_factory=AnswerFormats)
+    tokenizer_path: str | None = None
+    model_type: str | None = None
+    architectures: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    pooling: Pooling | None = None
+    clock: Clock = field(default_factory=MonotonicClock)
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    observer: RequestObserver = field(default_factory=RequestObserver)
+    figures: EngineFigures | None = None
+    serves_metrics: bool = False
+    custom_labels_header: str = "x-custom-labels"
+    on_unsupported: OnUnsupported = "error"
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
+        if unknown:
+            raise ConfigError(
+                f"default sampling parameters {', '.join(unknown)} are not among "
+                f"{', '.join(DEFAULTABLE)}"
+            )
+        try:
+            SamplingParams(**self.default_sampling)  # type: ignore[arg-type]
+        except InvalidRequest as error:
+            raise ConfigError(
+                f"the model's default sampling parameters are out of range: {error.message}"
+            ) from error
+
+    def check_task(self, wanted: Task | Literal["tokens"]) -> None:
+        """Raises InvalidRequest, with the way out, unless the model can do the task."""
+        unable = why_not(self.pooling, wanted)
+        if unable is not None:
+            raise InvalidRequest(unable)
+
+    def check_model(self, asked: str) -> None:
+        """Raises NotFound unless `asked` is the served model's name or stands for no name."""
+        # SGLang's router writes "unknown" where its client named no model.
+        if asked not in ("", "default", "unknown", self.model_name):
+            raise NotFound(
+                f"the model {asked!r} is not served here; this server has {self.model_name!r}",
+                param="model",
+            )
