@@ -10,9 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 KERNELS = {
-    "_rms_norm", "_activate_and_mul", "_embedding", "_qk_norm_rope_write_kv", "_largest_of_split",
-    "_largest_of_splits", "_mask_logits", "_penalise", "_measure", "_list_bracket", "_choose",
-    "_round", "_scaled_matmul", "_grouped_matmul",
+    "_rms_norm", "_layer_norm", "_activate", "_activate_and_mul", "_embedding",
+    "_qk_norm_rope_write_kv", "_largest_of_split", "_largest_of_splits", "_mask_logits",
+    "_penalise", "_measure", "_list_bracket", "_choose", "_round", "_scaled_matmul",
+    "_grouped_matmul",
 }  # fmt: skip
 SHARED_BYTES = 227 * 1024
 """What a block of threads may have on an H200."""
