@@ -18,6 +18,8 @@ from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
 from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
 
 VOCAB = 50
+NO_ID = -1
+"""A token of a prompt that is known by its vector alone."""
 
 
 def next_token(context: list[int]) -> int:
@@ -46,6 +48,10 @@ class Row:
     pages: list[int] = field(default_factory=list)
     windows: dict[int, dict[int, int]] = field(default_factory=dict)
     last_token: int = -1
+
+    @staticmethod
+    def may_be(known: int, token_id: int) -> bool:
+        return known in (token_id, NO_ID)
 
 
 class SimulatedRank:
@@ -77,8 +83,9 @@ class SimulatedRank:
     def execute(self, plan: StepPlan) -> StepResult:
         for start in plan.starts:
             # The ids of a prompt of vectors are not told; they come with the steps.
-            known = [] if start.input_embeds else [*start.prompt_ids, *start.output_ids]
-            self._rows[start.row] = Row(known)
+            embeds = start.input_embeds
+            prompt_ids = [NO_ID] * len(embeds) if embeds else start.prompt_ids
+            self._rows[start.row] = Row([*prompt_ids, *start.output_ids])
         num_new = [entry.num_new for entry in plan.scheduled]
         assert num_new == sorted(num_new, key=lambda count: count != 1), "decodes come first"
         self.computed.append(sum(num_new))
@@ -109,8 +116,9 @@ class SimulatedRank:
         row.pages[entry.first_page :] = entry.pages
         token_ids = entry.token_ids or [row.last_token]
         known = row.tokens[entry.position : entry.end]
-        assert token_ids[: len(known)] == known, "other tokens than the request's"
-        row.tokens += token_ids[len(known) :]  # what a grammar forced was never sampled
+        assert all(map(row.may_be, known, token_ids)), "other tokens than the request's"
+        # What a grammar forced was never sampled, and a prompt of vectors has no ids.
+        row.tokens[entry.position : entry.end] = token_ids
         if self._kv is not None:
             for offset, token in enumerate(token_ids):
                 page, slot = divmod(entry.position + offset, self._page_size)

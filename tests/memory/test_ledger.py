@@ -218,7 +218,7 @@ def test_a_prefix_ends_where_its_window_has_all_pages() -> None:
 def test_a_state_is_found_only_where_it_was_kept_and_is_copied() -> None:
     ledger = make_pools((FULL_POOL, 20), (STATES, 4), state_interval=8)
     prompt = list(range(14))
-    assert [ledger.end_of_step(start, 14, 14) for start in (0, 8, 12)] == [8, 12, 14]
+    assert [ledger.needs.end_of_step(start, 14, 14) for start in (0, 8, 12)] == [8, 12, 14]
     lease, _ = ledger.lease("", token_key(prompt))
     assert compute(ledger, lease, 0, 8, 14) == []
     first = lease.state.kept[0][1]
@@ -256,7 +256,11 @@ def test_the_only_slot_passes_from_a_kept_state_to_the_request_that_hits_it() ->
     ledger.check()
 
 
+def most_tokens(ledger: Ledger) -> int | None:
+    return ledger.needs.most_tokens(ledger.pool_sizes, 4)
+
+
 def test_a_window_pool_that_is_too_small_limits_requests() -> None:
-    assert make_pools((window_of(6), 4)).most_tokens(4) is None
-    assert make_pools((window_of(60), 4)).most_tokens(4) == 4 * PAGE
-    assert make_pools((FULL_POOL, 9), (window_of(6), 4)).most_tokens(4) == 9 * PAGE
+    assert most_tokens(make_pools((window_of(6), 4))) is None
+    assert most_tokens(make_pools((window_of(60), 4))) == 4 * PAGE
+    assert most_tokens(make_pools((FULL_POOL, 9), (window_of(6), 4))) == 9 * PAGE

@@ -44,22 +44,22 @@ class ExpectedGrowth:
     """What running requests are expected to take beyond their tokens, in every pool."""
 
     def __init__(self, ledger: Ledger, reserve: OutputReserve) -> None:
-        self._ledger = ledger
+        self._needs = ledger.needs
         self._reserve = reserve
         self._num_tokens = 0
-        self._of_windows = [0] * ledger.num_windows
+        self._of_windows = [0] * len(ledger.needs.windows)
 
     def count(self, state: RequestState, sign: int = 1) -> None:
         growth = self._reserve.expected_growth(state.num_outstanding)
         self._num_tokens += sign * growth
         if self._of_windows:
-            pages = self._ledger.window_growth(state.num_tokens, growth)
+            pages = self._needs.window_growth(state.num_tokens, growth)
             for index, number in enumerate(pages):
                 self._of_windows[index] += sign * number
 
     def of_all(self) -> list[int]:
         """Pages, or slots, of each pool."""
-        return self._ledger.growth(self._num_tokens, self._of_windows)
+        return self._needs.growth(self._num_tokens, self._of_windows)
 
 
 def has_room(

@@ -134,7 +134,7 @@ class _Growth:
 
     def __init__(self, ledger: Ledger, state: RequestState, num_tokens: int) -> None:
         lease, start = _lease_of(state), state.num_computed_tokens
-        self._missing = ledger.missing(lease, num_tokens, start, num_tokens)
+        self._missing = ledger.needs.missing(lease, num_tokens, start, num_tokens)
         self._pools = ledger.without_leases()
 
     @property
@@ -157,7 +157,7 @@ class _Admission:
         self._ledger = ledger
         self._token_budget = preemption._token_budget
         self._pools = ledger.without_leases()
-        self._missing = ledger.most_missing(lease, state.num_tokens, self._token_budget)
+        self._missing = ledger.needs.most_missing(lease, state.num_tokens, self._token_budget)
         self._growth = ExpectedGrowth(ledger, preemption._reserve)
         self._growth.count(state)
         self._num_running = 0
@@ -197,7 +197,7 @@ class _Admission:
         # Running requests get room for this step's tokens before any request is admitted.
         start = running.num_computed_tokens
         end = start + min(running.num_missing_tokens, self._token_budget)
-        needed = self._ledger.missing(_lease_of(running), running.num_tokens, start, end)
+        needed = self._ledger.needs.wanted(_lease_of(running), running.num_tokens, start, end)
         for pool, number in enumerate(needed):
             self._missing[pool] += sign * number
 

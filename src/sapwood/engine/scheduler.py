@@ -71,7 +71,8 @@ class Scheduler:
         self._keeps_states = ledger.keeps_states
         chunk = config.chunked_prefill_size
         self._token_budget = UNLIMITED if chunk == -1 else chunk
-        pool_tokens = ledger.most_tokens(min(self._token_budget, context_length))
+        step_tokens = min(self._token_budget, context_length)
+        pool_tokens = ledger.needs.most_tokens(ledger.pool_sizes, step_tokens)
         self._bounds = RequestBounds(
             context_length=context_length,
             pool_tokens=context_length if pool_tokens is None else pool_tokens,
@@ -381,12 +382,11 @@ class Scheduler:
         """Whether the prefill delayer keeps this step from admitting requests."""
         if self._delayer is None or not self._waiting or not self._free_rows or budget == 0:
             return False
-        num_pages = self._ledger.num_pages
         return self._delayer.holds_back(
             num_running=len(self._running),
             fills_a_step=len(self._waiting) >= len(self._free_rows)
             or sum(state.num_missing_tokens for state in self._waiting) >= budget,
-            token_usage=self._ledger.num_leased_pages / num_pages,
+            token_usage=self._ledger.num_leased_pages / self._ledger.num_pages,
         )
 
     # ---- sharing a step's tokens out -----------------------------------------------------------
@@ -412,8 +412,8 @@ class Scheduler:
 
     def _up_to_state(self, state: RequestState, start: int, num_new: int) -> int:
         """How many of `num_new` tokens from `start` on the step may compute."""
-        end = self._ledger.end_of_step(start, start + num_new, state.num_prompt_tokens)
-        return end - start
+        needs = self._ledger.needs
+        return needs.end_of_step(start, start + num_new, state.num_prompt_tokens) - start
 
     def _make_room(
         self, state: RequestState, num_new: int, shares: list[tuple[RequestState, int]]
@@ -481,7 +481,7 @@ class Scheduler:
             end = num_hit + num_new
             growth.count(state)
             fits = has_room(
-                missing=self._ledger.missing(lease, state.num_tokens, num_hit, end),
+                missing=self._ledger.needs.missing(lease, state.num_tokens, num_hit, end),
                 kept_back=growth.of_all(),
                 available=self._ledger.available(),
                 is_alone=not self._running,

@@ -67,7 +67,13 @@ class StateLease:
     @property
     def num_missing(self) -> int:
         """Slots that the next step needs besides those that the request could use itself."""
-        if self.slot is not None or any(slot == self.source for _, slot in self.kept):
+        return 0 if any(slot == self.source for _, slot in self.kept) else self.num_wanted
+
+    @property
+    def num_wanted(self) -> int:
+        """Slots that the next step takes, less those that nobody needs any more then, if there are
+        enough: a state that is kept stays so."""
+        if self.slot is not None:
             return 0
         return 0 if self.source_node is not None and self.source_node.num_pins == 1 else 1
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sapwood.memory.lease import NO_PAGE, Lease, StateLease, WindowLease
+from sapwood.memory.needs import Needs
 from sapwood.memory.node import Node
 from sapwood.memory.pages import PageAllocator
 from sapwood.memory.prefix_tree import TOKEN_BYTES, PrefixTree, first_needed_page
 from sapwood.memory.without_leases import WithoutLeases
-from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool, pages_of_window
+from sapwood.schema.cache import FULL_POOL, CachePool
 
 MOST_KEPT_STATES = 3
 """States of one request's prefixes that are not in the tree yet; the oldest goes first."""
@@ -50,16 +51,11 @@ class Ledger:
         assert state_interval % page_size == 0, "a state is kept at the end of a page"
         self.page_size = page_size
         self._tree = tree
-        self._state_interval = state_interval
         self._leases: set[Lease] = set()
         self._allocators = [PageAllocator(size) for size in sizes]
-        kinds = [pool.kind for pool in pools]
-        self._full = kinds.index(CacheKind.FULL) if CacheKind.FULL in kinds else None
-        self._state = kinds.index(CacheKind.STATE) if CacheKind.STATE in kinds else None
-        self._windows = [
-            (at, pool.window) for at, pool in enumerate(pools) if pool.window is not None
-        ]
-        self._is_plain = self._full == 0 and len(pools) == 1
+        self.needs = Needs(pools, page_size, state_interval)
+        self._full, self._state = self.needs.full, self.needs.state
+        self._windows, self._is_plain = self.needs.windows, self.needs.is_plain
         self._pages = self._allocators[0]
 
     # ---- figures -----------------------------------------------------------------------------
@@ -69,25 +65,13 @@ class Ledger:
         return self._tree is not None
 
     @property
-    def num_windows(self) -> int:
-        """Number of window pools."""
-        return len(self._windows)
-
-    @property
     def keeps_states(self) -> bool:
         return self._state is not None
 
-    def most_tokens(self, step_tokens: int) -> int | None:
-        """Tokens that one request may have at most, if a step computes up to `step_tokens` of them;
-        None: the pools set no limit, because windows give back what the next step needs."""
-        sizes = [allocator.num_pages for allocator in self._allocators]
-        limits = [] if self._full is None else [sizes[self._full]]
-        limits += [
-            sizes[pool]
-            for pool, window in self._windows
-            if sizes[pool] < pages_of_window(window, step_tokens, self.page_size)
-        ]
-        return min(limits) * self.page_size if limits else None
+    @property
+    def pool_sizes(self) -> list[int]:
+        """Pages, or slots, of each pool."""
+        return [allocator.num_pages for allocator in self._allocators]
 
     @property
     def num_pages(self) -> int:
@@ -125,73 +109,11 @@ class Ledger:
             for pool, allocator in enumerate(self._allocators)
         ]
 
-    def pages_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.page_size)
-
-    # ---- how much a request needs ------------------------------------------------------------
-
-    def missing(self, lease: Lease, num_tokens: int, start: int, end: int) -> list[int]:
-        """Per pool: what the lease lacks to hold the request's first `num_tokens` tokens, of which
-        the next step computes start .. end - 1. What it gives back itself is not counted."""
-        if self._is_plain:
-            return [max(self.pages_for(num_tokens) - len(lease.pages), 0)]
-        missing = [0] * len(self._allocators)
-        if self._full is not None:
-            missing[self._full] = max(self.pages_for(num_tokens) - len(lease.pages), 0)
-        for (pool, window), held in zip(self._windows, lease.windows, strict=True):
-            begin = max(len(held.pages), first_needed_page(window, start, self.page_size))
-            missing[pool] = max(self.pages_for(end) - begin, 0)
-        if lease.state is not None:
-            assert self._state is not None
-            missing[self._state] = lease.state.num_missing
-        return missing
-
-    def most_missing(self, lease: Lease, num_tokens: int, num_new: int) -> list[int]:
-        """Like `missing` for a step of at most `num_new` tokens, wherever it begins: a hit may end
-        elsewhere once other requests have left their prefixes in the cache."""
-        missing = self.missing(lease, num_tokens, 0, min(num_tokens, num_new))
-        for (pool, window), held in zip(self._windows, lease.windows, strict=True):
-            most = min(pages_of_window(window, num_new, self.page_size), self.pages_for(num_tokens))
-            missing[pool] = most - (len(held.pages) - held.first)
-        return missing
-
-    def growth(self, num_growing: int, of_windows: Sequence[int]) -> list[int]:
-        """Per pool: pages for `num_growing` more tokens of all requests together, of which those in
-        window pools were found by `window_growth`."""
-        pages = self.pages_for(num_growing)
-        if self._is_plain:
-            return [pages]
-        growth = [0] * len(self._allocators)
-        if self._full is not None:
-            growth[self._full] = pages
-        for (pool, _), of_window in zip(self._windows, of_windows, strict=True):
-            growth[pool] = of_window
-        return growth
-
-    def window_growth(self, num_tokens: int, num_growing: int) -> list[int]:
-        """Per window pool: pages that a request of `num_tokens` takes when it grows."""
-        growth = []
-        for _, window in self._windows:
-            most = pages_of_window(window, 1, self.page_size)
-            before = min(self.pages_for(num_tokens), most)
-            growth.append(min(self.pages_for(num_tokens + num_growing), most) - before)
-        return growth
-
     def without_leases(self) -> WithoutLeases:
         """Asks what would be available if some leases were released; none is so far."""
         return WithoutLeases(
             self.available(), self._full, [pool for pool, _ in self._windows], self._state
         )
-
-    def end_of_step(self, start: int, end: int, num_prompt: int) -> int:
-        """Where a step that computes tokens from `start` on, up to `end`, must stop so that a state
-        can be kept there: every `state_interval` tokens, and at the last end of a page of a prompt
-        from which the same prompt can go on."""
-        if self._state is None:
-            return end
-        stops = (start - start % self._state_interval + self._state_interval,)
-        last = (num_prompt - 1) // self.page_size * self.page_size
-        return min(end, *stops, *((last,) if last > start else ()))
 
     # ---- leases ------------------------------------------------------------------------------
 
@@ -246,7 +168,7 @@ class Ledger:
         end = num_tokens if end is None else end
         for index, (_, window) in enumerate(self._windows):
             self._give_back(lease, index, first_needed_page(window, start, self.page_size))
-        needed = self.missing(lease, num_tokens, start, end)
+        needed = self.needs.missing(lease, num_tokens, start, end)
         if self._lacks(needed):
             self._unlock_exactly(lease)
             if self._lacks(needed):
@@ -302,7 +224,7 @@ class Ledger:
         if state is None or self._tree is None or num_tokens % self.page_size:
             return
         is_end = num_tokens == (num_prompt - 1) // self.page_size * self.page_size
-        if num_tokens % self._state_interval and not is_end:
+        if num_tokens % self.needs.state_interval and not is_end:
             return
         assert state.slot is not None, "a step has a state"
         state.kept.append((num_tokens // self.page_size, state.slot))
