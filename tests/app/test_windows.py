@@ -167,8 +167,9 @@ def test_a_request_uses_more_pages_than_its_window_pool_has(
     resolved = resolve_config(asked, home=model_path)
     assert 0 < min(resolved.pool_sizes) < 15
     if len(resolved.pool_sizes) > 1:
-        (decision,) = [one for one in resolved.decisions if one.option == "cache pools"]
-        assert "tokens for windows of 16" in str(decision)
+        (decision,) = [one for one in resolved.decisions if one.option == "max_total_tokens"]
+        assert "asked for; all 160 tokens in 2 layers; " in decision.reason
+        assert " tokens for windows of 16 in 2 layers" in decision.reason
 
 
 def test_requests_are_retracted_when_windows_do_not_fit(

@@ -98,6 +98,13 @@ def test_a_window_pool_holds_what_running_requests_use_and_the_rest_is_for_the_o
     assert plan(FULL, STATE).sizes(320) == (20, 16)
 
 
+def test_what_each_pool_has_is_said() -> None:
+    assert plan(FULL, WINDOW, STATE).explained(1600) == (
+        "all 1600 tokens in 2 layers; 1216 tokens for windows of 100 in 2 layers, all that running "
+        "requests need; 16 states in 1 layer, half of them for prefixes"
+    )
+
+
 @given(st.integers(0, 10**8), st.sampled_from([(FULL,), (FULL, WINDOW), (FULL, STATE), (WINDOW,)]))
 def test_as_many_tokens_as_fit(num_bytes: int, groups: tuple[CacheGroup, ...]) -> None:
     enough = 3200

@@ -241,7 +241,10 @@ def _with_measured_pool(
     num_tokens = pool.num_pages * config.memory.page_size
     memory = replace(config.memory, max_total_tokens=num_tokens)
     kept = [decision for decision in resolved.decisions if decision.option != "max_total_tokens"]
-    kept.append(Decision("max_total_tokens", num_tokens, pool.why))
+    why = pool.why
+    if len(resolved.cache.pools) > 1:
+        why += f"; {resolved.cache.explained(num_tokens)}"
+    kept.append(Decision("max_total_tokens", num_tokens, why))
     return replace(resolved, config=replace(config, memory=memory), decisions=kept)
 
 

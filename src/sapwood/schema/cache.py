@@ -206,6 +206,24 @@ class CachePlan:
                 sizes.append(pages)
         return tuple(sizes)
 
+    def explained(self, num_tokens: int) -> str:
+        """What each pool of these sizes has, and why."""
+        parts = []
+        for pool, size in zip(self.pools, self.sizes(num_tokens), strict=True):
+            number = sum(len(self.groups[index].layers) for index in pool.groups)
+            layers = f"{number} layer" if number == 1 else f"{number} layers"
+            if pool.window is not None:
+                kept = size * self.page_size
+                parts.append(
+                    f"{kept} tokens for windows of {pool.window} in {layers}, all that running "
+                    "requests need"
+                )
+            elif pool.kind is CacheKind.STATE:
+                parts.append(f"{size} states in {layers}, half of them for prefixes")
+            else:
+                parts.append(f"all {size * self.page_size} tokens in {layers}")
+        return "; ".join(parts)
+
     def num_bytes(self, num_tokens: int) -> int:
         """Bytes of all pools of these sizes."""
         total = 0

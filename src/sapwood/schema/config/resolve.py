@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, within
+from sapwood.schema.cache import CacheGroup, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
@@ -412,7 +412,7 @@ def _resolve_memory(
             f"{execution.device} has {machine.memory_bytes / 2**30:.1f} GiB; ask for fewer tokens"
         )
     if len(plan.pools) > 1:
-        decisions.append(_pools_decision(plan, num_pages * page_size))
+        _explain_pools(plan, num_pages * page_size, decisions)
     return decided(
         ResolvedMemory,
         asked,
@@ -431,25 +431,12 @@ def demand_of(scheduler: ResolvedScheduler, model: ResolvedModel) -> Demand:
     )
 
 
-def _pools_decision(plan: CachePlan, num_tokens: int) -> Decision:
-    """How the memory is shared out over the pools of a model with several."""
-    parts, reasons = [], []
-    for pool, size in zip(plan.pools, plan.sizes(num_tokens), strict=True):
-        num_layers = sum(len(plan.groups[index].layers) for index in pool.groups)
-        match pool.kind:
-            case CacheKind.STATE:
-                parts.append(f"{size} states")
-                reasons.append("one state per running request, and as many for prefixes")
-            case CacheKind.WINDOW:
-                parts.append(f"{size * plan.page_size} tokens for windows of {pool.window}")
-                reasons.append(
-                    f"{num_layers} layers keep no more than the windows of all running requests "
-                    "and the new tokens of a step"
-                )
-            case _:
-                parts.append(f"{size * plan.page_size} tokens")
-                reasons.append(f"{num_layers} layers keep every token")
-    return Decision("cache pools", ", ".join(parts), "; ".join(reasons))
+def _explain_pools(plan: CachePlan, num_tokens: int, decisions: list[Decision]) -> None:
+    """Say beside the tokens of context how the pools share the memory."""
+    why = [decision.reason for decision in decisions if decision.option == "max_total_tokens"]
+    decisions[:] = [decision for decision in decisions if decision.option != "max_total_tokens"]
+    reason = f"{''.join(why[-1:]) or 'asked for'}; {plan.explained(num_tokens)}"
+    decisions.append(Decision("max_total_tokens", num_tokens, reason))
 
 
 def _resolve_kv_cache_dtype(
