@@ -42,7 +42,9 @@ def quantise(plain: Path, directory: Path, case: str) -> Path:
 @pytest.mark.parametrize("case", ["awq, groups of 32", "fp8 per tensor", "w8a8"])
 def test_a_quantised_checkpoint_is_served(plain: Path, tmp_path: Path, case: str) -> None:
     directory = quantise(plain, tmp_path / "quantised", case)
-    options: dict[str, Any] = {"dtype": "bfloat16", "num_threads": 1}
+    # float32: in bfloat16 the matrix unit rounds otherwise than vectors, and how many tokens arrive
+    # in time for the first step decides which of them multiplies.
+    options: dict[str, Any] = {"dtype": "float32", "num_threads": 1}
     with LLM(str(directory), **options) as llm:
         together = [one.token_ids for one in llm.generate(PROMPTS, GREEDY)]
         alone = llm.generate(PROMPTS[0], GREEDY)[0].token_ids

@@ -197,7 +197,7 @@ def test_a_source_that_is_quantised_already_is_named(convert: Convert, tmp_path:
     result = convert(source, "--scheme", "int8", *arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     assert "quantised already (Q4_1, 5.0 bits a weight), with fewer bits than the" in result.output
-    assert "--quantization gguf" in result.output
+    assert "serve the file as it is" in result.output
     result = convert(source, "--scheme", "int4", "--group-size", "32", *arguments)
     assert "its weights are rounded a second time" in result.output
     plain = GgufSample().write(tmp_path / "f32.gguf")

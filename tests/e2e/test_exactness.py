@@ -53,7 +53,12 @@ def test_greedy_tokens_equal_transformers(
     """Each output token is the one that transformers puts after the prompt and the tokens before
     it; by induction the whole output is what its greedy `generate` returns."""
     sampling = {"temperature": 0, "max_new_tokens": num_tokens, "ignore_eos": True}
-    options = {"dtype": "float32", "max_total_tokens": 4096, "kernels": kernels}
+    options = {
+        "dtype": "float32",
+        "quantization": "none",
+        "max_total_tokens": 4096,
+        "kernels": kernels,
+    }
     with LLM(smollm2_files.name, **options) as llm:
         encode = llm.services.tokenizer.encode
         prompts = [encode(prompt) for prompt in PROMPTS[:num_prompts]]

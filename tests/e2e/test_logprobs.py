@@ -18,7 +18,16 @@ CLOSE = 1e-3
 
 @pytest.fixture(scope="module")
 def fp32(smollm2_files: ModelFiles) -> Iterator[Server]:
-    flags = ("--dtype", "float32", "--max-total-tokens", "4096", "--chunked-prefill-size", "8")
+    flags = (
+        "--dtype",
+        "float32",
+        "--quantization",
+        "none",
+        "--max-total-tokens",
+        "4096",
+        "--chunked-prefill-size",
+        "8",
+    )
     with serving("--model", smollm2_files.name, *flags) as one:
         yield one
 

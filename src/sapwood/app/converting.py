@@ -105,7 +105,7 @@ class Job:
             return [
                 f"{have}, with fewer bits than the {bits:.1f} of {self.options.scheme}: the result "
                 f"will be larger and no more exact; {advice}, or serve the file as it is "
-                f"(sapwood serve --model {self.resolved.files.name} --quantization gguf)"
+                f"(sapwood serve --model {self.resolved.files.name})"
             ]
         return [f"{have}: its weights are rounded a second time; {advice}"]
 

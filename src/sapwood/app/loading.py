@@ -28,6 +28,7 @@ from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.schema.config.engine import ResolvedConfig
+from sapwood.schema.config.model import GGUF_BLOCKS
 from sapwood.store import ModelFiles
 from sapwood.store.progress import Progress, Silent, stage
 
@@ -171,7 +172,8 @@ def _read(
     total = sum(path.stat().st_size for path in files.weights if path.is_file())
     with stage(watch.progress, f"loading {files.name}", total):
         if form is None:
-            iterate = iterate_blocks if config.model.quantization == "gguf" else iterate_weights
+            is_blocks = config.model.quantization in GGUF_BLOCKS
+            iterate = iterate_blocks if is_blocks else iterate_weights
             weights = iterate(
                 files, load_format=config.model.load_format, dtype=dtype, advance=advance
             )

@@ -231,6 +231,9 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
         num_parameters=shape.num_parameters,
         num_embedding_parameters=shape.vocab_size * shape.hidden_size,
         weight_format=weight_format,
+        file_bytes=0
+        if weight_format == "dummy"
+        else sum(path.stat().st_size for path in files.weights),
         cache=cache,
         whole_prompts=isinstance(shape, EncoderConfig),
         quantized=None

@@ -9,10 +9,12 @@ q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs   GGUF's blocks of 256 inputs, as in the fi
 
 Products: x is rounded to int8 when a layer is called, with one fp32 scale per row and group of
 inputs, 64 of them (int8; fewer at the end of a row) or 32 (the others): scale = max |x| / 127,
-number = x * (127 / max |x|) rounded half to even. A max |x| below 1e-30 counts as zero. Where x has
-NaN or an infinity, the group's scale is NaN, and so is that row of the result. Products of numbers
-are summed exactly within a group of inputs that share a scale of x and a scale of w; the rest is
-computed in fp32. Implementations that compute with dequantised weights say so.
+number = x * (127 / max |x|) rounded half to even. With blocks whose `x_bits` are 16 there are 32384
+steps instead of 127, which two digits of int8 in base 254 can count: twice the products of bytes.
+Or, with many rows, blocks are decoded and x is not rounded. A max |x| below 1e-30 counts as zero.
+Where x has NaN or an infinity, the group's scale is NaN, and so is that row of the result. Products
+of numbers are summed exactly within a group of inputs that share a scale of x and a scale of w; the
+rest is computed in fp32. Implementations that compute with dequantised weights say so.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ INT8_GROUP_INPUTS = 64
 """Inputs that share a scale of x, for int8 weights. One scale per row costs ten times the accuracy:
 3.4% of SmolLM2's perplexity instead of 0.4%."""
 KINDS = ("int8", *FORMATS)
+FINE_STEP, FINE_LEVELS = 254, 32384
+"""Of an x in 16 bits: what its higher digit counts, and its levels above zero."""
 
 PIECE_NUMBERS = 1 << 15
 """Numbers that torch works on at a time: as fp32 they stay in the cache, and one thread does them.
@@ -45,6 +49,7 @@ class QuantizedWeight:
 
     data    int8: [out, in] int8; blocks: [out, blocks * bytes of a block] uint8
     scales  int8: [out] fp32; blocks: None
+    x_bits  of the rounded x in products: 8, or of blocks also 16
     Raises  ValueError if they do not fit
     """
 
@@ -52,11 +57,14 @@ class QuantizedWeight:
     shape: tuple[int, int]
     data: Tensor
     scales: Tensor | None = None
+    x_bits: int = 8
 
     def __post_init__(self) -> None:
         num_out, num_in = self.shape
         if self.kind not in KINDS:
             raise ValueError(f"the kind is {self.kind!r} but must be one of {', '.join(KINDS)}")
+        if self.x_bits not in ((8,) if self.kind == "int8" else (8, 16)):
+            raise ValueError(f"products with {self.kind} weights have no x of {self.x_bits} bits")
         if self.kind == "int8":
             fits = self.scales is not None and self.scales.shape == (num_out,)
             wanted, dtype = (num_out, num_in), torch.int8
@@ -75,6 +83,11 @@ class QuantizedWeight:
     def num_bytes(self) -> int:
         scales = 0 if self.scales is None else self.scales.numel() * 4
         return self.data.numel() + scales
+
+    def stacks_with(self, other: QuantizedWeight) -> bool:
+        """Whether one weight can have the outputs of both."""
+        mine = self.kind, self.x_bits, self.shape[1]
+        return mine == (other.kind, other.x_bits, other.shape[1])
 
     def rows(self, first: int, size: int) -> QuantizedWeight:
         """The weight of the outputs first .. first + size."""
@@ -161,14 +174,14 @@ def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
     first = weights[0]
     if len(weights) == 1:
         return first
-    if any(other.kind != first.kind or other.shape[1] != first.shape[1] for other in weights):
+    if any(not first.stacks_with(other) for other in weights):
         raise ValueError("weights of different kinds or inputs cannot be stacked")
     scales = [weight.scales for weight in weights if weight.scales is not None]
-    return QuantizedWeight(
-        first.kind,
-        (sum(weight.shape[0] for weight in weights), first.shape[1]),
-        torch.cat([weight.data for weight in weights]),
-        torch.cat(scales) if scales else None,
+    return replace(
+        first,
+        shape=(sum(weight.shape[0] for weight in weights), first.shape[1]),
+        data=torch.cat([weight.data for weight in weights]),
+        scales=torch.cat(scales) if scales else None,
     )
 
 
@@ -176,7 +189,7 @@ def grouped_by_kind(weights: Sequence[QuantizedWeight]) -> tuple[QuantizedWeight
     """The same outputs in the same order, with neighbours of the same kind joined to one weight."""
     groups: list[list[QuantizedWeight]] = []
     for weight in weights:
-        if groups and groups[-1][0].kind == weight.kind:
+        if groups and groups[-1][0].stacks_with(weight):
             groups[-1].append(weight)
         else:
             groups.append([weight])

@@ -14,7 +14,7 @@ from sapwood.kernels.interface import Kernels
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need
-from sapwood.layers.quantization.gguf import GgufScheme
+from sapwood.layers.quantization.gguf import CheckpointScheme, gguf_a8_scheme, gguf_scheme
 from tests.blocks import random_blocks
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import make_peer, random_text
@@ -46,16 +46,24 @@ def all_types(weights: dict[str, torch.Tensor]) -> Weights:
 
 
 def logits_of(
-    hf_config: dict[str, object], weights: Weights, kernels: Kernels, *, recorded: bool = False
+    hf_config: dict[str, object],
+    weights: Weights,
+    kernels: Kernels,
+    scheme: CheckpointScheme,
+    *,
+    recorded: bool = False,
 ) -> torch.Tensor:
-    model = make_decoder(hf_config, weights, kernels, scheme=GgufScheme())
+    model = make_decoder(hf_config, weights, kernels, scheme=scheme)
     session = Session(model, recorded_by=kernels if recorded else None)
     text = random_text(30)
     chunks = [session.step({"a": text[:20]}), session.step({"a": text[20:29]})]
     return torch.cat([logits["a"] for logits in (*chunks, session.step({"a": text[29:]}))])
 
 
-def test_types_mixed_in_a_layer_are_computed_part_by_part_also_when_recorded() -> None:
+@pytest.mark.parametrize("scheme", [gguf_scheme(), gguf_a8_scheme()], ids=lambda one: one.name)
+def test_types_mixed_in_a_layer_are_computed_part_by_part_also_when_recorded(
+    scheme: CheckpointScheme,
+) -> None:
     need = Need(device="cpu", dtype=torch.float32, head_dim=64, page_size=8)
     reason = CpuKernels.why_not(need)
     if reason is not None:
@@ -66,8 +74,8 @@ def test_types_mixed_in_a_layer_are_computed_part_by_part_also_when_recorded() -
     used = {one.kind for one in weights.values() if isinstance(one, QuantizedWeight)}
     assert used == set(FORMATS)
     native = CpuKernels()
-    recorded = logits_of(peer.hf_config, weights, native, recorded=True)
-    assert torch.equal(recorded, logits_of(peer.hf_config, weights, native))
-    expected = logits_of(peer.hf_config, weights, ReferenceKernels())
+    recorded = logits_of(peer.hf_config, weights, native, scheme, recorded=True)
+    assert torch.equal(recorded, logits_of(peer.hf_config, weights, native, scheme))
+    expected = logits_of(peer.hf_config, weights, ReferenceKernels(), scheme)
     # A number of x between two integers may be rounded either way after sums in another order.
     assert (recorded - expected).std() <= 0.01 * expected.std()

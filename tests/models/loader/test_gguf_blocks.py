@@ -13,7 +13,7 @@ from sapwood.distributed.groups import Group
 from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.reference import ReferenceKernels
-from sapwood.layers.quantization.gguf import GgufScheme
+from sapwood.layers.quantization.gguf import gguf_scheme
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.llama import LlamaForCausalLM
 from sapwood.models.loader.assign import load_weights
@@ -131,7 +131,7 @@ def test_a_model_is_filled_with_the_blocks_of_its_file(prepare):
         Group(),
         torch.device("cpu"),
         torch.float32,
-        GgufScheme(),
+        gguf_scheme(),
     )
     report = load_weights(model, iterate_blocks(files, dtype=torch.float32))
     parts = model.parts()  # all is packed already

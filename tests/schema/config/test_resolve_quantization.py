@@ -34,7 +34,9 @@ def test_what_was_quantised_before_is_dequantised_first_and_that_is_said(quantiz
 
 
 def test_blocks_of_a_gguf_file_are_taken_as_they_are():
-    assert reason(asked("gguf"), GGUF) == "asked for; the file's own blocks, int8 activations"
+    blocks = "asked for; the file's own blocks,"
+    assert reason(asked("gguf"), GGUF) == f"{blocks} activations in 16 bits"
+    assert reason(asked("gguf_a8"), GGUF) == f"{blocks} int8 activations"
 
 
 @pytest.mark.parametrize("weight_format", ["safetensors", "pt", "dummy", ""])
@@ -89,6 +91,44 @@ def test_a_quantised_checkpoint_cannot_be_computed_in_fp16():
     config = EngineConfig(model=ModelConfig(dtype="float16"))
     with pytest.raises(ConfigError, match="awq computes with bfloat16"):
         resolve(config, CPU, AWQ)
+
+
+BLOCKS = replace(GGUF, file_bytes=GGUF.num_parameters * 5 // 8)
+HALVES = replace(GGUF, file_bytes=GGUF.num_parameters * 2)
+
+
+def test_a_gguf_files_own_blocks_are_the_default_on_a_cpu():
+    config, _ = resolve(asked(None), CPU, BLOCKS)
+    assert config.model.quantization == "gguf"
+    said = reason(asked(None), BLOCKS)
+    assert "5.0 bits per weight" in said
+    assert "--quantization none expands them" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "device"),
+    [
+        ({"quantization": "none"}, BLOCKS, "cpu"),
+        ({}, HALVES, "cpu"),
+        ({}, replace(BLOCKS, weight_format="safetensors"), "cpu"),
+        ({}, BLOCKS, "cuda"),
+        ({"dtype": "float16"}, BLOCKS, "cpu"),
+        ({"dtype": "float32", "weight_dtype": "bfloat16"}, BLOCKS, "cpu"),
+        ({}, replace(BLOCKS, whole_prompts=True), "cpu"),
+    ],
+    ids=["none", "16 bits", "another format", "GPU", "float16", "weight dtype", "encoder"],
+)
+def test_where_blocks_are_not_the_default(options, model, device):
+    machine = replace(CPU, device=device)
+    config, decisions = resolve(EngineConfig(model=ModelConfig(**options)), machine, model)
+    assert config.model.quantization is None
+    assert all(one.option != "quantization" for one in decisions)
+
+
+def test_no_choice_of_weight_dtype_is_told_where_weights_are_blocks():
+    machine = replace(CPU, fast_bfloat16=False)
+    _, decisions = resolve(asked(None), machine, BLOCKS)
+    assert all(one.option != "weight_dtype" for one in decisions)
 
 
 def test_smaller_weights_leave_more_for_the_pool():

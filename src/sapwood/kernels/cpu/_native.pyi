@@ -231,6 +231,7 @@ class LinearWeight:
         k: int,
         out_stride: int,
         following: LinearWeight | None,
+        fine: bool = False,
     ) -> None: ...
 
 def packed_bytes(kind: int, n: int, k: int, /) -> int: ...

@@ -103,7 +103,7 @@ class QuantizedLinear:
         scales_address = self._whole_panels(part.scales)
         return _native.LinearWeight(
             kind, packed.data_ptr(), scales_address, bias_address, num_out, num_in, self._num_out,
-            following,
+            following, fine=part.x_bits == 16,
         )  # fmt: skip
 
     def _packed_codes(

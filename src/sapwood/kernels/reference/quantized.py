@@ -10,6 +10,8 @@ from torch import Tensor
 from sapwood.kernels.blocks import BLOCK_INPUTS, FORMATS
 from sapwood.kernels.coded import CodedWeight, LinearPart
 from sapwood.kernels.quantized import (
+    FINE_LEVELS,
+    FINE_STEP,
     INT8_GROUP_INPUTS,
     PIECE_NUMBERS,
     QuantizedWeight,
@@ -55,13 +57,13 @@ def quantize_int8(weight: Tensor) -> QuantizedWeight:
     return QuantizedWeight("int8", (weight.shape[0], weight.shape[1]), numbers, scales)
 
 
-def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., n] fp32 -> whole numbers from -127 to 127 (fp32) and scales [..., 1].
+def round_rows(x: Tensor, levels: int = 127) -> tuple[Tensor, Tensor]:
+    """x [..., n] fp32 -> whole numbers from -levels to levels (fp32) and scales [..., 1].
 
     NaN or an infinity among n makes the scale NaN, and the numbers 0."""
     largest = x.abs().amax(dim=-1, keepdim=True)
     is_zero, is_bad = largest < LEAST_MAGNITUDE, ~largest.isfinite()
-    top = torch.full_like(largest, 127.0)  # 127 / tensor would multiply by its reciprocal
+    top = torch.full_like(largest, levels)  # levels / tensor would multiply by its reciprocal
     numbers = (x * torch.div(top, largest)).round().masked_fill(is_zero | is_bad, 0.0)
     scale = torch.div(largest, top).masked_fill(is_zero, 0.0)
     return numbers, scale.masked_fill(is_bad, torch.nan)
@@ -176,7 +178,18 @@ def multiply(x: Tensor, weight: LinearPart) -> Tensor:
             # Exact: whole numbers below 2**24.
             total += (numbers @ weight.data[:, group].float().T) * scale
         return total * weight.scales
-    numbers, scale = round_rows(wide.reshape(x.shape[0], x.shape[1] // BLOCK_INPUTS, BLOCK_INPUTS))
+    of_groups = wide.reshape(x.shape[0], x.shape[1] // BLOCK_INPUTS, BLOCK_INPUTS)
+    if weight.x_bits == 8:
+        return _multiply_blocks(*round_rows(of_groups), weight)
+    numbers, scale = round_rows(of_groups, FINE_LEVELS)
+    high = (numbers / FINE_STEP).round()
+    # Each digit for itself: only then are the sums of a group exact in fp32.
+    lower = _multiply_blocks(numbers - high * FINE_STEP, scale, weight)
+    return _multiply_blocks(high, scale * FINE_STEP, weight) + lower
+
+
+def _multiply_blocks(numbers: Tensor, scale: Tensor, weight: QuantizedWeight) -> Tensor:
+    """Whole numbers [T, in / 32, 32] of a digit and its scales [T, in / 32, 1] -> [T, out] fp32."""
     weights, weight_scales, minima = weight.unpacked()
     _, groups, size = weights.shape
     scales = scale.squeeze(2).repeat_interleave(BLOCK_INPUTS // size, dim=1)
@@ -185,4 +198,4 @@ def multiply(x: Tensor, weight: LinearPart) -> Tensor:
         sums = torch.einsum("gi,ngi->ng", row, weights)
         of_minima = minima * (row.sum(1) * row_scale)
         out.append((sums * weight_scales * row_scale + of_minima).sum(1))
-    return torch.stack(out) if out else wide.new_empty(0, weight.shape[0])
+    return torch.stack(out) if out else numbers.new_empty(0, weight.shape[0])

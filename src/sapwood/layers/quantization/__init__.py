@@ -19,6 +19,7 @@ SCHEMES: Registry[Callable[[], LinearScheme]] = Registry(
         "w4a8": "sapwood.layers.quantization.on_the_fly:Int4Scheme",
         "fp8": "sapwood.layers.quantization.on_the_fly:fp8_scheme",
         "w8a16": "sapwood.layers.quantization.on_the_fly:w8a16_scheme",
-        "gguf": "sapwood.layers.quantization.gguf:GgufScheme",
+        "gguf": "sapwood.layers.quantization.gguf:gguf_scheme",
+        "gguf_a8": "sapwood.layers.quantization.gguf:gguf_a8_scheme",
     },
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.quantized import QuantizedWeight
 
 
 class BlocksStorage:
@@ -24,7 +27,10 @@ class BlocksStorage:
         kernels: Kernels,
         device: torch.device,
         dtype: torch.dtype,
+        x_bits: int = 8,
     ) -> None:
+        """`x_bits` of QuantizedWeight, for blocks."""
+        self._x_bits = x_bits
         self._kernels = kernels
         self._device = device
         self._dtype = dtype
@@ -41,6 +47,8 @@ class BlocksStorage:
         self._dense[part] = shard.to(self._device, self._dtype, copy=True)
 
     def place_blocks(self, part: int, shard: LinearPart) -> None:
+        if isinstance(shard, QuantizedWeight) and self._x_bits != shard.x_bits:
+            shard = replace(shard, x_bits=self._x_bits)
         self._blocks[part] = shard.to(self._device)
 
     def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
@@ -73,8 +81,10 @@ class CheckpointScheme:
     is not quantised is dense altogether.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, x_bits: int = 8) -> None:
+        """`x_bits` of QuantizedWeight, for blocks."""
         self.name = name
+        self._x_bits = x_bits
 
     def storage(
         self,
@@ -87,11 +97,16 @@ class CheckpointScheme:
         device: torch.device,
         dtype: torch.dtype,
     ) -> BlocksStorage:
-        return BlocksStorage(len(part_sizes), kernels=kernels, device=device, dtype=dtype)
+        return BlocksStorage(
+            len(part_sizes), kernels=kernels, device=device, dtype=dtype, x_bits=self._x_bits
+        )
 
 
-class GgufScheme(CheckpointScheme):
-    """The blocks of a GGUF file; activations as in w4a8."""
+def gguf_scheme() -> CheckpointScheme:
+    """The blocks of a GGUF file; activations keep what bfloat16 has."""
+    return CheckpointScheme("gguf", x_bits=16)
 
-    def __init__(self) -> None:
-        super().__init__("gguf")
+
+def gguf_a8_scheme() -> CheckpointScheme:
+    """The blocks of a GGUF file; activations in 8 bits, as in w4a8."""
+    return CheckpointScheme("gguf_a8")

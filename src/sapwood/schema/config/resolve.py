@@ -13,12 +13,22 @@ from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, withi
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
-from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig, ResolvedModel
+from sapwood.schema.config.model import (
+    CHECKPOINT_FORMATS,
+    GGUF_BLOCKS,
+    ON_THE_FLY,
+    ModelConfig,
+    ResolvedModel,
+)
 from sapwood.schema.config.options import decided
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 
-QUANTIZED_BYTES = {"w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625}
-"""Bytes per weight, for estimates. The blocks of a GGUF file have from 0.56 to 1.06."""
+QUANTIZED_BYTES = {
+    "w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625, "gguf_a8": 0.625
+}  # fmt: skip
+"""Bytes per weight, for estimates. The blocks of a GGUF file have from 0.33 to 1.06."""
+LEAST_BITS_OF_HALVES = 12
+"""A file with fewer bits per weight is quantised, not in 16 bits."""
 DEFAULT_PAGE_SIZE = 16
 DEFAULT_POOL_FRACTION = 0.25
 """Share of the free memory that the KV pool takes on a CPU, where other programs live too."""
@@ -69,6 +79,7 @@ class ModelFacts:
     num_parameters  weights, counted once where they are tied
     num_embedding_parameters  weights of the token embedding, which is not quantised
     weight_format   format of the weight files: "safetensors", "gguf", …; "dummy": random weights
+    file_bytes      size of the weight files; 0: there are none
     cache           what tokens and requests leave behind in the model's layers; empty: nothing
     whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
     quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
@@ -82,6 +93,7 @@ class ModelFacts:
     cache: tuple[CacheGroup, ...] = ()
     num_embedding_parameters: int = 0
     weight_format: str = ""
+    file_bytes: int = 0
     whole_prompts: bool = False
     quantized: CheckpointFacts | None = None
 
@@ -154,13 +166,12 @@ def _resolve_model(
     if dtype == "auto":
         dtype, reason = _choose_dtype(model, execution, machine)
         decisions.append(Decision("dtype", dtype, reason))
-    weight_dtype, why = _choose_weight_dtype(asked, dtype, execution, model)
+    quantization, why = _choose_quantization(asked, dtype, execution, model)
     if why is not None:
+        decisions.append(Decision("quantization", quantization, why))
+    weight_dtype, why = _choose_weight_dtype(asked, dtype, execution, model)
+    if why is not None and quantization is None:
         decisions.append(Decision("weight_dtype", weight_dtype, why))
-    quantization = asked.quantization if model.quantized is None else model.quantized.name
-    if quantization is not None:
-        reason = _check_quantization(quantization, asked.quantization, dtype, model)
-        decisions.append(Decision("quantization", quantization, reason))
     length = asked.context_length
     if length is None:
         length = model.context_length
@@ -257,6 +268,33 @@ def _choose_weight_dtype(
     return "float32", "as the activations, which were asked for"
 
 
+def _choose_quantization(
+    asked: ModelConfig, dtype: str, execution: ResolvedExecution, model: ModelFacts
+) -> tuple[str | None, str | None]:
+    """How weights are quantised (None: not at all), and why; ConfigError if that cannot be."""
+    if asked.quantization == "none" and model.quantized is None:
+        return None, None
+    bits = 8 * model.file_bytes / model.num_parameters
+    if (
+        asked.quantization is None
+        and asked.weight_dtype is None
+        and model.weight_format == "gguf"
+        and 0 < bits < LEAST_BITS_OF_HALVES
+        and execution.device == "cpu"
+        and dtype != "float16"
+        and not model.whole_prompts
+    ):
+        wide = 8 * DTYPE_BYTES[dtype]
+        return "gguf", (
+            f"the GGUF file's own blocks: {bits:.1f} bits per weight are read instead of {wide}; "
+            "--quantization none expands them"
+        )
+    name = asked.quantization if model.quantized is None else model.quantized.name
+    if name is None:
+        return None, None
+    return name, _check_quantization(name, asked.quantization, dtype, model)
+
+
 def _check_quantization(name: str, asked: str | None, dtype: str, model: ModelFacts) -> str:
     """What the quantisation does to this model, in words; ConfigError if it is impossible here.
 
@@ -269,11 +307,11 @@ def _check_quantization(name: str, asked: str | None, dtype: str, model: ModelFa
         )
     if model.quantized is not None:
         return _check_checkpoint(asked, model, model.quantized)
-    if name == "gguf" and model.weight_format != "gguf":
+    if name in GGUF_BLOCKS and model.weight_format != "gguf":
         raise ConfigError(
-            f"--quantization gguf uses the blocks of a GGUF file, but the weights of {model.name} "
-            f"are {model.weight_format or 'of another format'}; use --quantization w4a8 or "
-            "w8a8_int8, which quantise while loading"
+            f"--quantization {name} uses the blocks of a GGUF file, but the weights of "
+            f"{model.name} are {model.weight_format or 'of another format'}; use --quantization "
+            "w4a8 or w8a8_int8, which quantise while loading"
         )
     if name in CHECKPOINT_FORMATS and name not in ON_THE_FLY:
         raise ConfigError(
@@ -286,9 +324,10 @@ def _check_quantization(name: str, asked: str | None, dtype: str, model: ModelFa
         "w4a8": "asked for; 4-bit weights, the output layer in Q8_0 blocks, int8 activations",
         "w8a16": "asked for; int8 weights, activations as they are",
         "fp8": "asked for; FP8 E4M3 weights, the output layer in int8, activations as they are",
-        "gguf": "asked for; the file's own blocks, int8 activations",
+        "gguf": "asked for; the file's own blocks, activations in 16 bits",
+        "gguf_a8": "asked for; the file's own blocks, int8 activations",
     }[name]
-    if name != "gguf" and model.weight_format == "gguf":
+    if name not in GGUF_BLOCKS and model.weight_format == "gguf":
         return f"{reason}; the GGUF file's own blocks are dequantised first"
     return reason
 

@@ -16,8 +16,8 @@ constexpr std::size_t kFetchAheadBytes = 512 * 1024;
 
 // Rows from which it takes less time to make a quantised weight bf16 for the processor's matrix unit than to
 // multiply the weight as it is stored: as codes, as bytes on the unit, as bytes by vectors. Measured.
-constexpr std::int64_t many_rows(WeightKind kind) {
-  return kind == WeightKind::coded ? kDirectRows + 1 : kind == WeightKind::int8 ? 129 : 33;
+constexpr std::int64_t many_rows(const LinearWeight& weight) {
+  return weight.coded != nullptr ? kDirectRows + 1 : weight.kind == WeightKind::int8 ? 129 : weight.fine ? 17 : 33;
 }
 
 }  // namespace
@@ -58,12 +58,13 @@ Team Context::team() const {
 
 void Context::linear(LinearArgs args, DType dtype) {
   if (args.m == 0) return;
-  if (!is_dense(args.kind) || (dtype == DType::bf16 && args.kind != WeightKind::bf16)) {
+  if (is_dense(args.kind) ? dtype == DType::bf16 && args.kind != WeightKind::bf16 : !is_grouped(args.kind)) {
     throw std::invalid_argument("a dense weight of bf16 takes x of fp32 or bf16, any other x of fp32");
   }
   args.scratch = scratch.at_least(ops_->linear_scratch(dtype, args.kind, args.m, args.k, threads_));
   args.team = team();
   args.widens = ops_->widens_bf16;
+  if (args.out_stride == 0) args.out_stride = args.n;
   ops_->linear(dtype, args);
 }
 
@@ -88,7 +89,13 @@ void Context::linear(const LinearWeight& weight, DType dtype, const void* x, std
       begin += part->n * (dtype == DType::f32 ? 4 : 2);
       continue;
     }
-    const std::int64_t bytes = quantized_scratch(part->kind, rows, part->k, threads_);
+    if (part->fine && rows >= (dtype == DType::f32 ? ops_->decoded_rows : ops_->decoded_rows_bf16)) {
+      linear({x, x_stride, part->kind, part->data, part->bias, begin, rows, part->n, part->k, nullptr, {}, false,
+              false, part->out_stride}, dtype);
+      begin += part->n * (dtype == DType::f32 ? 4 : 2);
+      continue;
+    }
+    const std::int64_t bytes = quantized_scratch(*part, rows, threads_);
     const QuantizedArgs args{x, x_stride, part, begin, rows,
                              scratch.at_least(static_cast<std::size_t>(bytes)), team()};
     (is_grouped(part->kind) ? ops_->linear_grouped : ops_->linear_int8)(dtype, args);
@@ -99,7 +106,7 @@ void Context::linear(const LinearWeight& weight, DType dtype, const void* x, std
 // Whether the processor's unit for many rows did the product.
 bool Context::linear_many(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
                           std::int64_t rows, void* out, bool wide) {
-  if (ops_->linear_many == nullptr || dtype != DType::bf16 || rows < many_rows(weight.kind)) return false;
+  if (ops_->linear_many == nullptr || dtype != DType::bf16 || rows < many_rows(weight)) return false;
   std::byte* own = scratch.at_least(ops_->linear_many_scratch(threads_));
   return ops_->linear_many({x, x_stride, &weight, out, rows, own, team(), wide});
 }

@@ -1,10 +1,14 @@
 // What a group of weights holds (quantized.h): numbers, scales and minima. Included only by *.isa.cpp.
 #pragma once
 
-#include "integer.h"
+#include "quantized.h"
+#include "simd.h"
 
 namespace sapwood::SAPWOOD_ISA {
 namespace {
+
+// W fp16 -> fp32.
+SAPWOOD_INLINE VF load_halves(const std::byte* p) { return load(reinterpret_cast<const f16*>(p)); }
 
 // The bits above the lowest four of the numbers in lane `lane` of the first (kHigh: the second) 16 inputs.
 // `numbers` are the group's.

@@ -117,17 +117,17 @@ std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
   const std::vector<std::uint16_t> x = whole_numbers(kRows * kInputs, 7);
   const std::vector<std::uint16_t> weight = whole_numbers(kOutputs * kInputs, 11);
   const std::vector<float> scales(kOutputs, 1.0f);
+  // The same bytes as int8; 128 inputs, of which the rows of x begin kInputs apart.
+  const LinearWeight bytes{WeightKind::int8, weight.data(), scales.data(), nullptr, kOutputs, 128, kOutputs,
+                           nullptr};
   const std::size_t scratch_bytes =
       std::max(ops.linear_scratch(DType::bf16, WeightKind::bf16, kRows, kInputs, 1),
-               static_cast<std::size_t>(quantized_scratch(WeightKind::int8, kRows, 128, 1)));
+               static_cast<std::size_t>(quantized_scratch(bytes, kRows, 1)));
   Buffer scratch;
   std::byte* own = scratch.at_least(scratch_bytes);
   std::vector<float> out(kRows * kOutputs);
   ops.linear(DType::bf16, {x.data(), kInputs, WeightKind::bf16, weight.data(), nullptr, out.data(), kRows,
-                           kOutputs, kInputs, own, alone, true});
-  // The same bytes as int8; 128 inputs, of which the rows of x begin kInputs apart.
-  const LinearWeight bytes{WeightKind::int8, weight.data(), scales.data(), nullptr, kOutputs, 128, kOutputs,
-                           nullptr};
+                           kOutputs, kInputs, own, alone, true, false, kOutputs});
   std::vector<std::uint16_t> rounded(kRows * kOutputs);
   ops.linear_int8(DType::bf16, {x.data(), kInputs, &bytes, rounded.data(), kRows, own, alone});
   out.insert(out.end(), rounded.begin(), rounded.end());
@@ -172,6 +172,8 @@ struct ArmFeatures {
     table.name = #SET;                                        \
     table.linear_int8 = SET::linear_int8;                     \
     table.linear_grouped = SET::linear_grouped;               \
+    table.decoded_rows = kDecodedRowsOfPrompts;               \
+    table.decoded_rows_bf16 = kDecodedRowsOfPrompts;          \
     return table;                                             \
   }
 #if defined(SAPWOOD_HAS_AVX2_VNNI)
@@ -191,6 +193,7 @@ SAPWOOD_WITH_BYTES(avx512_vnni)
     table.linear_int8 = SET::linear_int8;                     \
     table.linear_many = SET::linear_many;                     \
     table.linear_many_scratch = SET::linear_many_scratch;     \
+    table.decoded_rows_bf16 = 9;                              \
     return table;                                             \
   }
 #if defined(SAPWOOD_HAS_AMX)
@@ -205,6 +208,8 @@ Ops with_dotprod(Ops table) {
   table.name = "neon_dotprod";
   table.linear_int8 = neon_dotprod::linear_int8;
   table.linear_grouped = neon_dotprod::linear_grouped;
+  table.decoded_rows = kDecodedRowsOfPrompts;
+  table.decoded_rows_bf16 = kDecodedRowsOfPrompts;
   return table;
 }
 #endif
@@ -223,6 +228,8 @@ Ops with_bf16(Ops table) {
   table.linear_scratch = neon_bf16::linear_scratch;
   table.linear_int8 = neon_bf16::linear_int8;
   table.linear_grouped = neon_bf16::linear_grouped;
+  table.decoded_rows = kDecodedRowsOfPrompts;
+  table.decoded_rows_bf16 = kDecodedRowsOfPrompts;
   table.linear_coded = neon_bf16::linear_coded;
   return table;
 }
@@ -253,7 +260,10 @@ std::vector<Ops> find_usable() {
 #endif
 #if defined(SAPWOOD_HAS_AVX512_BF16)
   usable.push_back(avx512_bf16::ops);
-  usable.back().widens_bf16 = has_slow_bf16();
+  if (has_slow_bf16()) {
+    usable.back().widens_bf16 = true;
+    usable.back().decoded_rows_bf16 = usable.back().decoded_rows;
+  }
 #endif
 #if defined(SAPWOOD_HAS_AMX)
   if (has_matrix_unit()) {

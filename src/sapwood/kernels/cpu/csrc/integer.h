@@ -172,7 +172,6 @@ SAPWOOD_INLINE VF rounded(VF x) {
 }
 
 SAPWOOD_INLINE VI splat_int(std::int32_t x) { return x - VI{}; }
-SAPWOOD_INLINE VF to_floats(VI x) { return __builtin_convertvector(x, VF); }
 
 SAPWOOD_INLINE std::int32_t largest(VI v) {
 #if defined(__AVX512F__)
@@ -197,9 +196,6 @@ SAPWOOD_INLINE std::int32_t total(VI v) {
   return x;
 #endif
 }
-
-// W fp16 -> fp32.
-SAPWOOD_INLINE VF load_halves(const std::byte* p) { return load(reinterpret_cast<const f16*>(p)); }
 
 // ---- x ----
 
@@ -286,12 +282,13 @@ static inline Cut cut_work(const QuantizedArgs& a, std::int64_t rows_per_tile) {
 }
 
 // Rounds x with round_row(row, to), then runs multiply(x, first panel, panels, first row, rows) for
-// every task; x are the rounded rows from the first one on.
+// every task; x are the rounded rows from the first one on. Rows are those of a.x, each of which may
+// become several rows of bytes.
 template <class RoundRow, class Multiply>
 static inline void run_quantized(const QuantizedArgs& a, const Cut& cut, const RoundRow& round_row,
                                  const Multiply& multiply) {
   const LinearWeight& w = *a.weight;
-  const std::int64_t row_bytes = rounded_row_bytes(w.kind, w.k);
+  const std::int64_t row_bytes = rounded_row_bytes(w.kind, w.k) * rows_of_bytes(w);
   const std::int64_t all_panels = (w.n + kPanel - 1) / kPanel;
   // For a few rows it is cheaper to round them once per thread than to wait for another thread.
   const bool own = a.m <= kOwnRows;

@@ -9,6 +9,10 @@
 // weight of 16 bits is then widened: in registers for a few rows, into a cache for more, so that
 // memory is read in 16 bits. Each output adds its products in the order of the inputs, whatever the
 // weight is stored as and however many rows there are: an fp32 copy of the weight gives the same bits.
+//
+// A weight in groups of quantised numbers is decoded into the cache likewise. That takes many rows to be
+// faster than products of bytes (linear_grouped).
+#include "grouped_panels.h"
 #include "matrix.h"
 #include "pack.h"
 #include "resident.h"
@@ -67,10 +71,12 @@ constexpr bool kSame = false;
 template <class A>
 constexpr bool kSame<A, A> = true;
 
-template <class P>
+struct Groups {};  // what a weight is stored as, if in groups of any kind
+
+template <class P, class S>
 constexpr bool streams(std::int64_t m) {
   constexpr bool has_unit = kRowsPerPass<P> != kVectorRows;
-  return m <= (has_unit ? kRowsPerPass<P> : kMostStreamedRows);
+  return !kSame<S, Groups> && m <= (has_unit ? kRowsPerPass<P> : kMostStreamedRows);
 }
 
 // Per thread: the sums of a task, a tile of x, widened panels.
@@ -94,9 +100,9 @@ Cut cut_work(std::int64_t m, std::int64_t all_panels, std::int64_t k, int thread
   const std::int64_t share = most(1, all_panels / (threads * 4));
   const std::int64_t panel_bytes = k * kPanel * static_cast<std::int64_t>(sizeof(S));
   const std::int64_t stream = most(1, least(most_panels, kStreamBytes / panel_bytes));
-  cut.panels = least(share, streams<P>(m) ? stream : kTaskPanels);
+  cut.panels = least(share, streams<P, S>(m) ? stream : kTaskPanels);
   cut.panel_tasks = (all_panels + cut.panels - 1) / cut.panels;
-  const std::int64_t wanted = streams<P>(m) ? 1 : most(1, threads * 4 / cut.panel_tasks);
+  const std::int64_t wanted = streams<P, S>(m) ? 1 : most(1, threads * 4 / cut.panel_tasks);
   const std::int64_t tiles_per_task = most(1, least(kTaskRows / kRowsPerPass<P>, tiles / wanted));
   cut.rows = tiles_per_task * cut.tile_rows;
   cut.row_tasks = (m + cut.rows - 1) / cut.rows;
@@ -219,6 +225,24 @@ static inline void widening_tile_rows(const float* x, std::int64_t x_stride, con
   }
 }
 
+// ---- weights in groups ----
+
+typedef void (*Read)(const std::byte* panel, std::int64_t lane, std::int64_t lanes, std::uint32_t* out);
+
+// Decodes lanes of a panel as products of P take them; null for a dense kind.
+template <class P>
+static Read reader_of(WeightKind kind) {
+  switch (kind) {
+#define SAPWOOD_KIND(kind) \
+  case WeightKind::kind: return GroupedPanel<WeightKind::kind, P>::read;
+    SAPWOOD_KIND(q8_0) SAPWOOD_KIND(q4_0) SAPWOOD_KIND(q4_1) SAPWOOD_KIND(q5_0) SAPWOOD_KIND(q5_1)
+    SAPWOOD_KIND(q2_k) SAPWOOD_KIND(q3_k) SAPWOOD_KIND(q4_k) SAPWOOD_KIND(q5_k) SAPWOOD_KIND(q6_k)
+    SAPWOOD_KIND(iq4_xs)
+#undef SAPWOOD_KIND
+    default: return nullptr;
+  }
+}
+
 // ---- tasks ----
 
 // Products of P; the weight is stored as S; bias and out are T.
@@ -228,7 +252,7 @@ class Linear {
   Linear(const LinearArgs& args, const P* x, std::int64_t x_stride, const Cut& cut, float* scratch)
       : a_(args), cut_(cut), x_(x), x_stride_(x_stride), sums_(scratch),
         x_tile_(reinterpret_cast<std::uint32_t*>(scratch + kTaskSums)),
-        widened_(scratch + kTaskSums + kTileOfX), lanes_(args.k / kLaneInputs) {}
+        widened_(scratch + kTaskSums + kTileOfX), lanes_(args.k / kLaneInputs), read_(reader_of<P>(args.kind)) {}
 
   void run(std::int64_t task) {
     const std::int64_t all_panels = (a_.n + kPanel - 1) / kPanel;
@@ -236,13 +260,15 @@ class Linear {
     panels_ = least(cut_.panels, all_panels - first_);
     const std::int64_t row = task / cut_.panel_tasks * cut_.rows;
     const std::int64_t rows = least(cut_.rows, a_.m - row);
-    if (streams<P>(a_.m)) {
-      for (std::int64_t p = 0; p < panels_; p++) stream_panel(p);
+    if (streams<P, S>(a_.m)) {
+      if constexpr (!kSame<S, Groups>) {
+        for (std::int64_t p = 0; p < panels_; p++) stream_panel(p);
+      }
     } else {
       for (std::int64_t k = 0; k < lanes_; k += kDepthLanes) {
         const int lanes = static_cast<int>(least(kDepthLanes, lanes_ - k));
         if constexpr (kWidens) {
-          for (std::int64_t p = 0; p < panels_; p++) widen(stored(p, k), lanes, widened_ + p * kDepthLanes * kPanel);
+          for (std::int64_t p = 0; p < panels_; p++) widen_panel(p, k, lanes, widened_ + p * kDepthLanes * kPanel);
         }
         for (std::int64_t r = 0; r < rows; r += cut_.tile_rows) {
           run_tile(row + r, static_cast<int>(least(cut_.tile_rows, rows - r)), k, lanes,
@@ -265,6 +291,15 @@ class Linear {
   // Panel p of the task from lane k on.
   const S* stored(std::int64_t p, std::int64_t k) const {
     return static_cast<const S*>(a_.weight) + ((first_ + p) * lanes_ + k) * kLaneInputs * kPanel;
+  }
+
+  void widen_panel(std::int64_t p, std::int64_t k, std::int64_t lanes, float* to) const {
+    if constexpr (kSame<S, Groups>) {
+      const std::byte* panel = static_cast<const std::byte*>(a_.weight) + (first_ + p) * panel_bytes(a_.kind, a_.k);
+      read_(panel, k, lanes, reinterpret_cast<std::uint32_t*>(to));
+    } else {
+      widen(stored(p, k), lanes, to);
+    }
   }
 
   // Multiplies all rows of x with a panel, which is read once from beginning to end. A single pass takes
@@ -293,7 +328,7 @@ class Linear {
       const std::uint32_t* right = reinterpret_cast<const std::uint32_t*>(part);
       Ahead ahead{right + lanes * kStoredLanes, step};
       if constexpr (kWidens) {
-        widen(part, lanes, widened_);
+        widen_panel(p, k, lanes, widened_);
         right = reinterpret_cast<const std::uint32_t*>(widened_);
       }
       for (std::int64_t r = 0; r < a_.m; r += cut_.tile_rows, ahead.at += lanes * step) {
@@ -339,7 +374,7 @@ class Linear {
   template <class Out>
   void write_to(Out* all, std::int64_t row, const float* sums, std::int64_t n) const {
     const std::int64_t column = first_ * kPanel;
-    Out* out = all + row * a_.n + column;
+    Out* out = all + row * a_.out_stride + column;
     const T* bias = a_.bias == nullptr ? nullptr : static_cast<const T*>(a_.bias) + column;
     std::int64_t i = 0;
     for (; i + W <= n; i += W) {
@@ -357,6 +392,7 @@ class Linear {
   std::uint32_t* x_tile_;  // [kRowsPerPass, kDepthStride]
   float* widened_;         // [panels, kDepthLanes, kPanel], or a part of one panel
   const std::int64_t lanes_;
+  const Read read_;                      // of groups
   std::int64_t first_ = 0, panels_ = 0;  // the task's panels
   MatrixUnit unit_;
 };
@@ -397,12 +433,13 @@ void widen_rows(const LinearArgs& a, std::int64_t begin, std::int64_t end, float
   }
 }
 
-// x and weight of bf16, by products of fp32.
+// x of bf16 and a weight stored as S, by products of fp32.
+template <class S>
 void multiply_widened(const LinearArgs& a) {
   float* wide = reinterpret_cast<float*>(a.scratch);
   const std::int64_t copy = copy_floats(a.m, a.k);
   if (has_own_copies(a.m)) {
-    return multiply<float, bf16, bf16>(a, a.k, wide + a.team.threads * copy, [&](int thread) {
+    return multiply<float, S, bf16>(a, a.k, wide + a.team.threads * copy, [&](int thread) {
       float* own = wide + thread * copy;
       widen_rows(a, 0, a.m, own);
       return own;
@@ -410,7 +447,7 @@ void multiply_widened(const LinearArgs& a) {
   }
   const int threads = worth_threads(a.team.threads, a.m * a.k, kElementsPerThread);
   run_pieces(a.team, threads, a.m, [&](std::int64_t begin, std::int64_t end) { widen_rows(a, begin, end, wide); });
-  multiply<float, bf16, bf16>(a, a.k, wide + copy, [wide](int) { return wide; });
+  multiply<float, S, bf16>(a, a.k, wide + copy, [wide](int) { return wide; });
 }
 
 #if defined(SAPWOOD_AMX)
@@ -439,6 +476,13 @@ void multiply_many(const LinearArgs& a) {
 
 void linear(DType dtype, const LinearArgs& a) {
   float* scratch = reinterpret_cast<float*>(a.scratch);
+  if (!is_dense(a.kind)) {
+    if (dtype == DType::f32) return multiply<float, Groups, float>(a, static_cast<const float*>(a.x), scratch);
+    if constexpr (kMultipliesBf16) {
+      if (!a.widens) return multiply<bf16, Groups, bf16>(a, static_cast<const bf16*>(a.x), scratch);
+    }
+    return multiply_widened<Groups>(a);
+  }
   if (dtype == DType::bf16) {
 #if defined(SAPWOOD_AMX)
     if (!a.widens && a.m > kMostPassRows) return multiply_many(a);
@@ -446,7 +490,7 @@ void linear(DType dtype, const LinearArgs& a) {
     if constexpr (kMultipliesBf16) {
       if (!a.widens) return multiply<bf16, bf16, bf16>(a, static_cast<const bf16*>(a.x), scratch);
     }
-    return multiply_widened(a);
+    return multiply_widened<bf16>(a);
   }
   const float* x = static_cast<const float*>(a.x);
   switch (a.kind) {

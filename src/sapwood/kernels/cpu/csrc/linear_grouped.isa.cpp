@@ -1,7 +1,10 @@
 // out = x w^T + bias for weights in groups of 32 inputs (quantized.h); x is rounded to int8 with one
 // scale per group, so that the sums of inputs that share a scale of w are exact integers. They are
 // scaled and added in fp32, in order: the result does not depend on the number of rows or threads.
+// Of a `fine` weight x is rounded to 16 bits, as two digits of int8: each is a row of bytes with a scale
+// of its own, and the two rows' results are added at the end.
 #include "groups.h"
+#include "integer.h"
 #include "table.h"
 
 namespace sapwood::SAPWOOD_ISA {
@@ -12,28 +15,74 @@ constexpr std::int64_t kScaleAt = 32, kCorrectionAt = 36;
 // Not inlined: otherwise each shape of tile would be compiled once more for each type of x.
 #define SAPWOOD_TILE __attribute__((noinline)) static void
 
-// The correction of a run: where the kind has minima, the sum of its rounded x times the scale of x; else
-// the start of the integer sum, which makes up for the offset of the weight's numbers.
+// The correction of a run, whose rounded x add up to `sum`: where the kind has minima, that sum times the
+// scale of x; else the start of the integer sum, which makes up for the offset of the weight's numbers.
+template <WeightKind kKind>
+SAPWOOD_INLINE void write_correction(std::byte* group, std::int64_t run, float scale, std::int32_t sum) {
+  constexpr Layout kLayout = layout_of(kKind);
+  const float minimum_factor = scale * static_cast<float>(sum);
+  const std::int32_t start = kLayout.offset == 128 ? offset_correction(sum) : -sum * kLayout.offset;
+  __builtin_memcpy(group + kCorrectionAt + run * 4,
+                   kLayout.minima ? static_cast<const void*>(&minimum_factor) : &start, 4);
+}
+
+// A group of x in fp32, and its range.
+struct Range {
+  float most;
+
+  bool is_zero() const { return most < kLeastMagnitude; }
+  bool is_number() const { return most < __builtin_inff(); }
+  // The difference between neighbours of `levels` whole numbers above 0.
+  float step(float levels) const { return is_zero() ? 0.0f : is_number() ? most / levels : __builtin_nanf(""); }
+  float inverse(float levels) const { return is_zero() || !is_number() ? 0.0f : levels / most; }
+};
+
 template <class T, WeightKind kKind>
 static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
-  constexpr Layout kLayout = layout_of(kKind);
+  constexpr std::int64_t kRun = layout_of(kKind).run;
   for (std::int64_t i = 0; i < k; i += kGroup, out += kGroupBytesOfX) {
-    const float most = magnitude(x + i, kGroup);
-    const bool is_zero = most < kLeastMagnitude, is_number = most < __builtin_inff();
-    const float scale = is_zero ? 0.0f : is_number ? most / 127.0f : __builtin_nanf("");
+    const Range range{magnitude(x + i, kGroup)};
+    const float scale = range.step(127.0f);
     __builtin_memcpy(out + kScaleAt, &scale, 4);
-    for (std::int64_t run = 0; run < kGroup / kLayout.run; run++) {
-      std::int8_t* bytes = reinterpret_cast<std::int8_t*>(out) + run * kLayout.run;
+    for (std::int64_t run = 0; run < kGroup / kRun; run++) {
+      std::int8_t* bytes = reinterpret_cast<std::int8_t*>(out) + run * kRun;
       std::int32_t sum = 0;
-      if (!is_zero && is_number) {
-        sum = round_to_bytes(x + i + run * kLayout.run, kLayout.run, 127.0f / most, bytes);
+      if (!range.is_zero() && range.is_number()) {
+        sum = round_to_bytes(x + i + run * kRun, kRun, 127.0f / range.most, bytes);
       } else {
-        __builtin_memset(bytes, 0, kLayout.run);
+        __builtin_memset(bytes, 0, kRun);
       }
-      const float minimum_factor = scale * static_cast<float>(sum);
-      const std::int32_t start = kLayout.offset == 128 ? offset_correction(sum) : -sum * kLayout.offset;
-      __builtin_memcpy(out + kCorrectionAt + run * 4,
-                       kLayout.minima ? static_cast<const void*>(&minimum_factor) : &start, 4);
+      write_correction<kKind>(out, run, scale, sum);
+    }
+  }
+}
+
+// A row of x -> its two rows of bytes: the higher digits, then the lower ones.
+template <class T, WeightKind kKind>
+static inline void round_row_fine(const T* x, std::int64_t k, std::byte* out, std::int64_t row_bytes) {
+  constexpr std::int64_t kRun = layout_of(kKind).run;
+  const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  for (std::int64_t i = 0; i < k; i += kGroup, out += kGroupBytesOfX) {
+    const Range range{magnitude(x + i, kGroup)};
+    const VF inverse = splat(range.inverse(kFineLevels));
+    const float scales[2] = {range.step(kFineLevels) * kFineStep, range.step(kFineLevels)};
+    for (std::int64_t run = 0; run < kGroup / kRun; run++) {
+      VI sums[2] = {};
+      for (std::int64_t j = run * kRun; j < (run + 1) * kRun; j += W) {
+        const VF scaled = range.is_number() ? rounded(load(x + i + j) * inverse) : VF{};
+        const VF whole = rounded(scaled + magic) - magic;
+        const VF high = rounded(rounded(whole * splat(1.0f / kFineStep)) + magic) - magic;
+        const VI digits[2] = {__builtin_convertvector(high, VI),
+                              __builtin_convertvector(whole - high * splat(kFineStep), VI)};
+        for (int d = 0; d < 2; d++) {
+          store_bytes(reinterpret_cast<std::int8_t*>(out + d * row_bytes) + j, digits[d]);
+          sums[d] += digits[d];
+        }
+      }
+      for (int d = 0; d < 2; d++) {
+        __builtin_memcpy(out + d * row_bytes + kScaleAt, &scales[d], 4);
+        write_correction<kKind>(out + d * row_bytes, run, scales[d], total(sums[d]));
+      }
     }
   }
 }
@@ -162,7 +211,7 @@ SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* p
     for (int v = 0; v < V; v++) out[r * V + v] = results[r][v];
 }
 
-// R rows x a panel.
+// R rows of bytes x a panel; `row` is the first of x.
 template <class T, WeightKind kKind, int R>
 static inline void panel_tile(const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
                               const std::byte* panel, std::int64_t row, std::int64_t column, const Fetch& lines) {
@@ -170,7 +219,15 @@ static inline void panel_tile(const QuantizedArgs& a, const std::byte* x, std::i
   for (int within = 0; within < kPanel; within += V * W) {
     VF results[R * V];
     tile<kKind, R, V>(x, row_bytes, panel, a.weight->k, within, lines, results);
-    for (int r = 0; r < R; r++) write_results<T, V>(a, row + r, column + within, results + r * V);
+    if (!a.weight->fine) {
+      for (int r = 0; r < R; r++) write_results<T, V>(a, row + r, column + within, results + r * V);
+      continue;
+    }
+    for (int r = 0; r + 1 < R; r += 2) {
+      VF both[V];
+      for (int v = 0; v < V; v++) both[v] = results[r * V + v] + results[(r + 1) * V + v];
+      write_results<T, V>(a, row + r / 2, column + within, both);
+    }
   }
 }
 
@@ -197,16 +254,18 @@ template <class T, WeightKind kKind>
 void multiply(const QuantizedArgs& a) {
   const LinearWeight& weight = *a.weight;
   const std::int64_t row_bytes = rounded_row_bytes(kKind, weight.k);
-  const std::int64_t bytes = panel_bytes(kKind, weight.k);
-  const Cut cut = cut_work(a, kTileHeight);
+  const std::int64_t bytes = panel_bytes(kKind, weight.k), height = rows_of_bytes(weight);
+  const Cut cut = cut_work(a, kTileHeight / height);
   const auto round = [&](std::int64_t row, std::byte* to) {
-    round_row<T, kKind>(static_cast<const T*>(a.x) + row * a.x_stride, weight.k, to);
+    const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
+    weight.fine ? round_row_fine<T, kKind>(x, weight.k, to, row_bytes) : round_row<T, kKind>(x, weight.k, to);
   };
   run_quantized(a, cut, round, [&](const std::byte* x, std::int64_t panel, std::int64_t panels,
                                    std::int64_t row, std::int64_t rows) {
     const std::byte* w = static_cast<const std::byte*>(weight.data) + panel * bytes;
     each_pass(cut, panels, rows, bytes, [&](std::int64_t p, std::int64_t r, std::int64_t count, const Fetch& lines) {
-      tile_rows<T, kKind>(a, x + r * row_bytes, row_bytes, w + p * bytes, row + r, (panel + p) * kPanel, count, lines);
+      tile_rows<T, kKind>(a, x + r * height * row_bytes, row_bytes, w + p * bytes, row + r, (panel + p) * kPanel,
+                          count * height, lines);
     });
   });
 }

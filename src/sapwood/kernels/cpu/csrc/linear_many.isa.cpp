@@ -3,7 +3,7 @@
 // (linear_int8, linear_grouped) or of codes (linear_coded) take less time, since that step is spared.
 #include "coded.h"
 #include "decoding.h"
-#include "groups.h"
+#include "grouped_panels.h"
 #include "quantized.h"
 #include "resident.h"
 #include "table.h"
@@ -12,20 +12,8 @@ namespace sapwood::SAPWOOD_ISA {
 namespace {
 
 constexpr std::int64_t kElementsPerThread = 32768;  // of the weight; below, a thread costs too much
+constexpr std::int64_t kAheadBytes = 4096;          // of a panel, prefetched
 constexpr int kVectors = kPanel / W;
-
-// Two inputs of some outputs -> lanes of two bf16, rounded.
-SAPWOOD_INLINE VU rounded_pair(VF first, VF second) {
-  const __m512bh halves = _mm512_cvtne2ps_pbh(bits_as<__m512>(second), bits_as<__m512>(first));
-  const __m512i order = bits_as<__m512i>(
-      (VU{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} * 0x00010001u) + 0x00100000u);
-  return bits_as<VU>(_mm512_permutexvar_epi16(order, (__m512i)halves));
-}
-
-// Byte `place` of each lane as an unsigned number.
-SAPWOOD_INLINE VF byte_at(VU lane, int place) {
-  return __builtin_convertvector(bits_as<VI>((lane >> (8 * place)) & 255u), VF);
-}
 
 // ---- what a weight is made bf16 by: all write lanes [lane, lane + lanes) of one panel to `out` ----
 
@@ -49,51 +37,14 @@ struct Int8Panel {
 };
 
 template <WeightKind kKind>
-struct GroupedPanel {
-  static constexpr Layout kLayout = layout_of(kKind);
-  static constexpr int kRuns = kGroup / kLayout.run;
-
-  explicit GroupedPanel(const LinearWeight& weight) : bytes(panel_bytes(kKind, weight.k)) {}
+struct Grouped {
+  explicit Grouped(const LinearWeight& weight) : bytes(panel_bytes(kKind, weight.k)) {}
 
   void read(const std::byte* panel, std::int64_t lane, std::int64_t lanes, std::uint32_t* out) const {
-    constexpr std::int64_t kLanes = kGroup / 2, kGroups = block_groups(kLayout);
-    for (std::int64_t group = lane / kLanes; group < (lane + lanes) / kLanes; group++, out += kLanes * kPanel) {
-      const std::byte* block = panel + group / kGroups * block_bytes(kLayout);
-      const std::byte* from = block + head_bytes(kLayout) + group % kGroups * group_bytes(kLayout);
-      for (std::int64_t i = 0; i < group_bytes(kLayout); i += 64) __builtin_prefetch(from + kAheadBytes + i, 0, 2);
-      for (int v = 0; v < kVectors; v++) read_group(block, from, v * W, out + v * W);
-    }
+    GroupedPanel<kKind, bf16>::read(panel, lane, lanes, out);
   }
 
   std::int64_t bytes;
-
- private:
-  void read_group(const std::byte* block, const std::byte* group, int column, std::uint32_t* out) const {
-    VF d[1] = {}, least[1] = {}, scale[kRuns][1], minimum[kRuns][1] = {};
-    if (kLayout.heads) {
-      d[0] = load_halves(block + column * 2);
-      if (kLayout.minima) least[0] = load_halves(block + (kPanel + column) * 2);
-    }
-    read_scales<kKind, 0>(group, column, d, least, scale[0], minimum[0]);
-    if constexpr (kRuns == 2) read_scales<kKind, 1>(group, column, d, least, scale[1], minimum[1]);
-    const std::byte* numbers = group + scale_bytes(kLayout) + column * 4;
-#pragma GCC unroll 4
-    for (int lane = 0; lane < 4; lane++) {
-      constexpr int kSecond = kLayout.bits == 8 ? 4 : 0;
-      put(numbers_of<kLayout.bits, false>(numbers, lane), scale[0][0], minimum[0][0], out + 2 * lane * kPanel);
-      put(numbers_of<kLayout.bits, true>(numbers, kSecond + lane), scale[kRuns - 1][0], minimum[kRuns - 1][0],
-          out + (8 + 2 * lane) * kPanel);
-    }
-  }
-
-  static void put(VU numbers, VF scale, VF minimum, std::uint32_t* out) {
-    const VF base = kLayout.minima ? minimum : scale * splat(-static_cast<float>(kLayout.offset));
-    VF values[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) values[i] = byte_at(numbers, i) * scale + base;
-    store_lanes(out, rounded_pair(values[0], values[1]));
-    store_lanes(out + kPanel, rounded_pair(values[2], values[3]));
-  }
 };
 
 template <class Decode>
@@ -184,7 +135,7 @@ bool linear_many(const QuantizedArgs& a) {
     case WeightKind::coded: return multiply_coded(a);
     case WeightKind::int8: return w.k % 4 == 0 && multiply<Int8Panel>(a);
 #define SAPWOOD_KIND(kind) \
-  case WeightKind::kind: return multiply<GroupedPanel<WeightKind::kind>>(a);
+  case WeightKind::kind: return multiply<Grouped<WeightKind::kind>>(a);
     SAPWOOD_KIND(q8_0) SAPWOOD_KIND(q4_0) SAPWOOD_KIND(q4_1) SAPWOOD_KIND(q5_0) SAPWOOD_KIND(q5_1)
     SAPWOOD_KIND(q2_k) SAPWOOD_KIND(q3_k) SAPWOOD_KIND(q4_k) SAPWOOD_KIND(q5_k) SAPWOOD_KIND(q6_k)
     SAPWOOD_KIND(iq4_xs)

@@ -145,9 +145,9 @@ void linear(Context& c, int dtype, Address x, I64 x_stride, int kind, Address we
 }
 
 void make_linear_weight(LinearWeight* self, int kind, Address data, Address scales, Address bias, I64 n,
-                        I64 k, I64 out_stride, const LinearWeight* next) {
+                        I64 k, I64 out_stride, const LinearWeight* next, bool fine) {
   new (self) LinearWeight{static_cast<WeightKind>(kind), in(data), static_cast<const float*>(in(scales)),
-                          in(bias), n, k, out_stride, next};
+                          in(bias), n, k, out_stride, next, nullptr, fine};
 }
 
 void pack_int8_weight(Address numbers, Address out, I64 n, I64 k) { pack_int8(in(numbers), to(out), n, k); }
@@ -297,7 +297,7 @@ NB_MODULE(_native, m) {
   nb::class_<LinearWeight>(m, "LinearWeight")
       .def("__init__", &make_linear_weight, nb::arg("kind"), nb::arg("data"), nb::arg("scales"),
            nb::arg("bias"), nb::arg("n"), nb::arg("k"), nb::arg("out_stride"),
-           nb::arg("following").none(), nb::keep_alive<1, 9>())
+           nb::arg("following").none(), nb::arg("fine") = false, nb::keep_alive<1, 9>())
       .def("__init__", &make_coded_weight, nb::arg("layout"), nb::arg("data"), nb::arg("scales"),
            nb::arg("bias"), nb::arg("n"), nb::arg("out_stride"), nb::arg("following").none(),
            nb::keep_alive<1, 2>(), nb::keep_alive<1, 8>())

@@ -116,7 +116,7 @@ struct RopeArgs {
 //   int8       signed numbers, one fp32 scale per output; x is rounded to int8, one scale per 64 inputs
 //   coded      codes times scales, x as it is: coded.h
 //   the others GGUF's blocks, as numbers of 4 to 8 bits; layout_of in quantized.h says what each has.
-//              x is rounded to int8, one scale per 32 inputs
+//              x is rounded to int8, one scale per 32 inputs, or to two digits of int8 (LinearWeight::fine)
 enum class WeightKind : int {
   f32 = 0, bf16 = 1, f16 = 2, int8 = 3, q8_0 = 4, q4_0 = 5, q4_1 = 6,
   q5_0 = 7, q5_1 = 8, q2_k = 9, q3_k = 10, q4_k = 11, q5_k = 12, q6_k = 13, iq4_xs = 14,
@@ -126,12 +126,12 @@ enum class WeightKind : int {
 static constexpr bool is_dense(WeightKind kind) { return kind <= WeightKind::f16; }
 static constexpr std::int64_t dense_bytes(WeightKind kind) { return kind == WeightKind::f32 ? 4 : 2; }
 
-// out = x w^T + bias for a dense weight.
+// out = x w^T + bias for a dense weight, or for one in groups that is to be decoded.
 struct LinearArgs {
   const void* x;  // [M, K], rows x_stride elements apart; of bf16 both even
   std::int64_t x_stride;
-  WeightKind kind;     // bf16 if x is
-  const void* weight;  // packed, see pack.h
+  WeightKind kind;     // bf16 if x is, or of groups
+  const void* weight;  // packed, see pack.h; groups: quantized.h
   const void* bias;    // [N] of x's dtype, or null
   void* out;           // [M, N]
   std::int64_t m, n, k;
@@ -139,6 +139,7 @@ struct LinearArgs {
   Team team;
   bool wide = false;   // out is fp32, whatever the dtype of x and bias
   bool widens = false; // factors of bf16 are multiplied as fp32 (Ops::widens_bf16)
+  std::int64_t out_stride = 0; // elements between the rows of out; Context fills in n for 0
 };
 
 struct CodedLayout;  // coded.h
@@ -153,6 +154,7 @@ struct LinearWeight {
   std::int64_t out_stride;   // elements between the rows of out: the outputs of all parts
   const LinearWeight* next;  // the outputs that follow, stored in another way; or null
   const CodedLayout* coded = nullptr;  // of a coded weight
+  bool fine = false;         // of groups: x is rounded to 16 bits, and so takes two rows of bytes
 };
 
 // out[m, n] = x w^T + bias for a weight that is not dense.
@@ -189,6 +191,10 @@ struct QuantizeArgs {
   Team team;
 };
 
+// Where products of bytes are so fast that decoding never takes less time: prompts are decoded all the same,
+// since x is then not rounded at all, and a dense weight would take as long.
+constexpr std::int64_t kDecodedRowsOfPrompts = 33;
+
 struct Ops {
   const char* name;
   // residual null: out = rms_norm(x); else x + residual goes to residual first.
@@ -219,6 +225,9 @@ struct Ops {
   void (*linear_grouped)(DType, const QuantizedArgs&);
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
+  // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
+  // twice: that takes less time. Measured, but for ARM.
+  std::int64_t decoded_rows, decoded_rows_bf16;
   // For many rows of bf16 and a quantised weight, on a matrix unit; false: not for this weight, the op for
   // its kind serves. Null where the processor has no such unit.
   bool (*linear_many)(const QuantizedArgs&) = nullptr;

@@ -1,6 +1,7 @@
 // Weights -> int8 rows, q8_0 blocks, or q4_1 blocks whose scale and minimum make the squared error
 // small, as kernels/reference/quantized.py defines them: int8 and q8_0 bit by bit. A vector holds a
 // part of a row or block, or, of q4_1, the same entry of W blocks.
+#include "groups.h"
 #include "integer.h"
 #include "table.h"
 

@@ -34,6 +34,8 @@ constexpr std::int64_t kOwnRows = 12;      // up to so many rows of x, each thre
 constexpr std::int64_t kGroupBytesOfX = 44;  // 32 int8, the scale, a correction per run of inputs
 constexpr std::int64_t kInt8GroupBytesOfX = 72;  // 64 int8 (fewer at a row's end), likewise
 constexpr std::int64_t kBlockGroups = 8;     // of a type with blocks of 256 inputs
+constexpr float kFineLevels = 32384.0f;      // of x in 16 bits: 254 * 127 + 126, so that both digits fit int8
+constexpr float kFineStep = 254.0f;          // what the higher digit counts
 
 // What a kind of groups is made of.
 struct Layout {
@@ -99,9 +101,11 @@ static constexpr std::int64_t rounded_row_bytes(WeightKind kind, std::int64_t k)
   return (bytes + 63) / 64 * 64 + ((bytes + 63) / 64 % 2 == 0 ? 64 : 0);
 }
 
-static constexpr std::int64_t quantized_scratch(WeightKind kind, std::int64_t m, std::int64_t k,
-                                                int threads) {
-  return rounded_row_bytes(kind, k) * m * (m <= kOwnRows ? threads : 1);
+// Rows of bytes that a row of x becomes: one, or the digits of numbers of 16 bits.
+static constexpr std::int64_t rows_of_bytes(const LinearWeight& weight) { return weight.fine ? 2 : 1; }
+
+static constexpr std::int64_t quantized_scratch(const LinearWeight& weight, std::int64_t m, int threads) {
+  return rounded_row_bytes(weight.kind, weight.k) * m * rows_of_bytes(weight) * (m <= kOwnRows ? threads : 1);
 }
 
 // The bytes of a packed weight.

@@ -181,6 +181,8 @@ SAPWOOD_INLINE VI load_bytes(const void* p) {
 #endif
 }
 
+SAPWOOD_INLINE VF to_floats(VI x) { return __builtin_convertvector(x, VF); }
+
 // The lowest byte of each entry.
 SAPWOOD_INLINE void store_bytes(void* p, VI v) {
 #if defined(__AVX512F__)

@@ -6,6 +6,15 @@
 
 namespace sapwood::SAPWOOD_ISA {
 
+// See Ops::decoded_rows.
+#if defined(__AVX512BF16__)
+constexpr std::int64_t kDecodedRows = kDecodedRowsOfPrompts, kDecodedRowsBf16 = 13;
+#elif defined(__AVX512F__)
+constexpr std::int64_t kDecodedRows = 25, kDecodedRowsBf16 = 25;
+#else
+constexpr std::int64_t kDecodedRows = 9, kDecodedRowsBf16 = 9;
+#endif
+
 // constinit: the table is a constant in the file, not written by code when the module loads. Such code
 // would be compiled for this instruction set, and would end the process on a processor without it.
 constinit const Ops ops = {
@@ -13,7 +22,7 @@ constinit const Ops ops = {
     mask_logits,               sampling_weights, widen,                 qk_norm_rope_write_kv,
     paged_attention,           attention_scratch,
     linear,                    linear_scratch,   linear_int8,           linear_grouped,  quantize,
-    linear_coded,
+    linear_coded,              kDecodedRows,     kDecodedRowsBf16,
 };
 
 }  // namespace sapwood::SAPWOOD_ISA
