@@ -193,6 +193,29 @@ def test_texts_stand_for_numbers(api, engine, path, body):
     assert isinstance(sampling.max_new_tokens, int)
 
 
+@pytest.mark.parametrize("text", ["yes", "On", "TRUE", "t", "1", "Y"])
+def test_texts_stand_for_truth_values(api, text):
+    streamed = api.post(
+        CHAT, CHAT_BODY | {"stream": text, "stream_options": {"include_usage": text}}
+    )
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert '"usage":{' in streamed.text
+    refused = {"yes": "no", "On": "off", "TRUE": "False", "t": "f", "1": "0", "Y": "n"}[text]
+    answer = api.post(CHAT, CHAT_BODY | {"stream": refused})
+    assert answer.headers["content-type"].startswith("application/json")
+
+
+def test_other_texts_are_no_truth_values(api):
+    refused = api.post(CHAT, CHAT_BODY | {"stream": "ja"})
+    assert (refused.status_code, refused.json()["param"]) == (400, "stream")
+
+
+def test_a_text_stays_one_where_a_field_may_be_both(api):
+    """json_schema may be a schema in text, or true."""
+    refused = api.post(CHAT, CHAT_BODY | {"json_schema": "yes"})
+    assert (refused.status_code, refused.json()["param"]) == (400, "json_schema")
+
+
 @pytest.mark.parametrize(
     "extra", [{"n": "two"}, {"temperature": "nan"}, {"temperature": "inf"}, {"max_tokens": 2.5}]
 )

@@ -11,7 +11,8 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, TypeVar
+from functools import cache
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import msgspec
 import orjson
@@ -34,6 +35,12 @@ _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _FIRST_NAME = re.compile(r"^\w+")
 _MAX_NAME_CHARS = 64
 """Looking for a similar name takes time that grows with the name, and no field's is longer."""
+
+
+_TRUTHS = dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True) | dict.fromkeys(
+    ("0", "off", "f", "false", "n", "no"), False
+)
+"""What pydantic reads as truth values, in any case. Source: pydantic, "Conversion Table"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +137,8 @@ def _honoured(
     """(the honoured fields, for some of them the other name that the client gave them)"""
     prefix = f"{where}." if where else ""
     honoured = table.shape.__struct_fields__
+    shape: Any = table.shape
+    truths = _truth_fields(shape) if table.coerces else frozenset[str]()
     given: dict[str, Any] = {}
     called: dict[str, str] = {}
     for name, value in body.items():
@@ -138,7 +147,7 @@ def _honoured(
         if _is_among(value, table.left_out.get(name, ())):
             continue
         if name in honoured:
-            given[name] = value
+            given[name] = _truth(value) if name in truths else value
             if name in table.nested and isinstance(value, Mapping):
                 given[name], _ = _honoured(value, table.nested[name], prefix + name)
         elif name in table.aliases:
@@ -154,6 +163,18 @@ def _honoured(
         _check_same(prefix, other, name, body[other], given.get(name, body[other]))
         given[name] = body[other]
     return given, called
+
+
+@cache
+def _truth_fields(shape: Any) -> frozenset[str]:
+    """The fields of a struct's class that are a truth value, or absent, and nothing else."""
+    hints = get_type_hints(shape)
+    return frozenset(name for name, hint in hints.items() if hint in (bool, bool | None))
+
+
+def _truth(value: object) -> object:
+    """A text that pydantic reads as a truth value becomes one; everything else stays."""
+    return _TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _check_same(prefix: str, name: str, other: str, value: object, other_value: object) -> None:

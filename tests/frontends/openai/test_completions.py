@@ -48,6 +48,20 @@ def test_request_ids_name_each_prompt(api, engine):
     assert {r.request_id for r in engine.submitted} == {"x", "y", "z-0", "z-1"}
 
 
+def test_each_prompt_may_have_a_key_and_a_salt(api, engine):
+    body = {"prompt": ["a", "b"], "extra_key": ["x", "y"], "cache_salt": ["s", ""]}
+    assert api.post("/v1/completions", body).status_code == 200
+    assert [request.options.extra_key for request in engine.submitted] == ["1:sx", "y"]
+
+
+@pytest.mark.parametrize("name", ["extra_key", "cache_salt"])
+def test_there_must_be_a_key_for_each_prompt(api, engine, name):
+    refused = api.post("/v1/completions", {"prompt": ["a", "b"], name: ["x"]})
+    assert (refused.status_code, refused.json()["param"]) == (400, name)
+    assert "1 entries but there are 2 prompts" in refused.json()["message"]
+    assert engine.submitted == []
+
+
 def test_best_of_may_only_equal_n(api):
     assert api.post("/v1/completions", {"prompt": "a", "n": 2, "best_of": 2}).status_code == 200
     response = api.post("/v1/completions", {"prompt": "a", "best_of": 2})

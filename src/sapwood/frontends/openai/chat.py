@@ -147,7 +147,7 @@ def to_text_request(asked: ChatRequest, turn: Turn, key: str = "") -> TextReques
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=asked.add_special_tokens is True,
-        options=request_options(asked, turn.sampling, chat_options(asked), key),
+        options=request_options(asked, turn.sampling, chat_options(asked), key)[0],
         n=asked.n,
     )
 

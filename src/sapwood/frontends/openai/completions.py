@@ -100,16 +100,16 @@ def to_text_requests(
     answer_id, ids = request_ids(asked, len(prompts), "cmpl")
     max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name="max_tokens")
-    options = request_options(asked, sampling, completion_options(asked), key)
+    options = request_options(asked, sampling, completion_options(asked), key, len(prompts))
     return answer_id, [
         TextRequest(
             request_id=request_id,
             prompt=prompt,
             add_special_tokens=asked.add_special_tokens is not False,
-            options=options,
+            options=of_prompt,
             n=asked.n,
         )
-        for request_id, prompt in zip(ids, prompts, strict=True)
+        for request_id, prompt, of_prompt in zip(ids, prompts, options, strict=True)
     ]
 
 

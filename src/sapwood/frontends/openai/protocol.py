@@ -57,7 +57,8 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     add_special_tokens     whether the tokenizer adds BOS or EOS; default: to completions only,
                            since chat templates write them
     repeat_last_n          penalties count that many of the last tokens; 0: none, -1: all
-    cache_salt, extra_key  prompts share cached prefixes only if both fields agree
+    cache_salt, extra_key  prompts share cached prefixes only if both fields agree; one for all
+                           prompts, or one for each
     return_hidden_states   answer with the hidden state of the last computed token
     """
 
@@ -72,8 +73,8 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     custom_logit_processor: str | None = None
     custom_params: dict[str, Any] = {}
     rid: str | list[str] | None = None
-    extra_key: str = ""
-    cache_salt: str = ""
+    extra_key: str | list[str] = ""
+    cache_salt: str | list[str] = ""
     priority: Int64 | None = None
     routing_key: str = ""
     return_hidden_states: bool = False

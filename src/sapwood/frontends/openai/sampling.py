@@ -68,25 +68,48 @@ def _structured(asked: GenerationRequest) -> dict[str, Any]:
     return {f"structured_outputs.{name}": value for name, value in given.items()}
 
 
-def namespace(asked: GenerationRequest) -> str:
-    """Requests share prefixes if this key is equal. No extra_key can imitate a cache_salt."""
-    if not asked.cache_salt:
-        return asked.extra_key
-    return f"{len(asked.cache_salt)}:{asked.cache_salt}{asked.extra_key}"
+def namespaces(asked: GenerationRequest, num_prompts: int) -> list[str]:
+    """One key per prompt, which share prefixes if their keys are equal.
+
+    No extra_key can imitate a cache_salt."""
+    salts = _per_prompt(asked.cache_salt, num_prompts, "cache_salt")
+    keys = _per_prompt(asked.extra_key, num_prompts, "extra_key")
+    return [
+        f"{len(salt)}:{salt}{key}" if salt else key for salt, key in zip(salts, keys, strict=True)
+    ]
+
+
+def _per_prompt(given: str | list[str], num_prompts: int, name: str) -> list[str]:
+    if isinstance(given, str):
+        return [given] * num_prompts
+    if len(given) != num_prompts:
+        raise InvalidRequest(
+            f"{name} has {len(given)} entries but there are {num_prompts} prompts; send one for "
+            "each prompt, or one text for all",
+            param=name,
+        )
+    return given
 
 
 def request_options(
-    asked: GenerationRequest, sampling: SamplingParams, logprobs: LogprobOptions | None, key: str
-) -> RequestOptions:
-    """key: the routing key"""
-    return RequestOptions(
-        sampling=sampling,
-        logprobs=logprobs,
-        return_hidden_states=asked.return_hidden_states,
-        extra_key=namespace(asked),
-        priority=asked.priority,
-        routing_key=key,
-    )
+    asked: GenerationRequest,
+    sampling: SamplingParams,
+    logprobs: LogprobOptions | None,
+    key: str,
+    num_prompts: int = 1,
+) -> list[RequestOptions]:
+    """The options of each prompt's request; key: the routing key"""
+    return [
+        RequestOptions(
+            sampling=sampling,
+            logprobs=logprobs,
+            return_hidden_states=asked.return_hidden_states,
+            extra_key=namespace,
+            priority=asked.priority,
+            routing_key=key,
+        )
+        for namespace in namespaces(asked, num_prompts)
+    ]
 
 
 def request_ids(asked: GenerationRequest, num_prompts: int, prefix: str) -> tuple[str, list[str]]:
