@@ -432,5 +432,9 @@ def check_requests(
             assert answer.status_code == 200, f"{method} {path} {body}: {answer.text}"
         for page, block in clients:
             source = block.text.replace(url, server.url)
-            exec(compile(source, str(page), "exec"), {"__name__": "docs"})
+            names: dict[str, Any] = {"__name__": "docs"}
+            exec(compile(source, str(page), "exec"), names)
             assert capsys.readouterr().out.strip()
+            for value in names.values():  # a client keeps its connection open as long as it lives
+                if hasattr(value, "close") and not isinstance(value, type):
+                    value.close()

@@ -19,11 +19,11 @@ from sapwood.kernels.reference.quantized import QuantizedLinear, multiply, quant
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.linear import ColumnParallelLinear, Linear, RowParallelLinear, even_part
-from sapwood.layers.quantization.gguf import GgufScheme
+from sapwood.layers.quantization.gguf import gguf_a8_scheme, gguf_scheme
 
 CPU = torch.device("cpu")
 KERNELS = ReferenceKernels()
-BUILD = Build(kernels=KERNELS, device=CPU, dtype=torch.float32, scheme=GgufScheme())
+BUILD = Build(kernels=KERNELS, device=CPU, dtype=torch.float32, scheme=gguf_a8_scheme())
 
 
 def rank_of(rank: int, size: int) -> Group:
@@ -169,3 +169,17 @@ def test_what_may_not_be_done() -> None:
         _ = layer.weight
     with pytest.raises(RuntimeError, match="has not been placed"):
         layer.pack()
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [(gguf_scheme(), 16), (gguf_a8_scheme(), 8)])
+def test_a_scheme_says_how_activations_are_rounded(scheme, bits):
+    layer = ColumnParallelLinear(
+        replace(BUILD, scheme=scheme), 64, (even_part("up", 5, Group()),), bias=False
+    )
+    weight = blocks("q4_1", 5, 64)
+    place(layer, "up", weight)
+    layer.linear.pack()
+    [part] = layer.linear.packed.parts
+    assert part.x_bits == bits
+    x = torch.randn(3, 64)
+    assert torch.equal(layer(x), multiply(x, replace(weight, x_bits=bits)))
