@@ -77,7 +77,7 @@ def test_broken_bodies_are_400_and_say_where(api, path, raw, named):
         (f'{MESSAGES}, "logit_bias": {{"1": 101}}', "logit_bias"),
         (f'{MESSAGES}, "logit_bias": {{"1": "a"}}', "logit_bias[...]"),
         (f'{MESSAGES}, "logit_bias": {{"-1": 1}}', "logit_bias"),
-        (f'{MESSAGES}, "stream": "yes"', "stream"),
+        (f'{MESSAGES}, "stream": "maybe"', "stream"),
         (f'{MESSAGES}, "stream_options": {{"include_usage": true}}', "stream_options"),
         (
             f'{MESSAGES}, "stream": true, "stream_options": {{"usage": true}}',

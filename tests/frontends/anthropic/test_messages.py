@@ -313,7 +313,7 @@ def test_what_asks_for_nothing_is_accepted(api, extra):
         ({"top_k": 1.5}, "top_k"),
         ({"stop_sequences": "a"}, "stop_sequences"),
         ({"stop_sequences": [""]}, "stop_sequences has an empty string"),
-        ({"stream": "yes"}, "stream"),
+        ({"stream": "maybe"}, "stream"),
         ({"stop": ["a"]}, "'stop'"),
         ({"max_token": 5}, "did you mean 'max_tokens'"),
     ],
