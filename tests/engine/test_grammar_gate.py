@@ -68,7 +68,7 @@ class Rank(SimulatedRank):
         for index, entry in enumerate(plan.scheduled):
             if entry.num_output is None:
                 continue
-            token = next(sampled)
+            token = next(sampled)[-1]
             if entry.row in self.constrained and token % 3 == 0:
                 forced[index] = [token + 1, token + 2]
         return StepResult(step=plan.step, token_ids=result.token_ids, forced=forced)
@@ -183,13 +183,13 @@ def test_forced_tokens_are_put_out_until_one_ends_the_request():
     scheduler.end_overdue()
     plan = scheduler.plan()
     assert plan is not None
-    outputs = scheduler.update(plan, StepResult(step=0, token_ids=[9], forced={0: [10, 11]}))
+    outputs = scheduler.update(plan, StepResult(step=0, token_ids=[[9]], forced={0: [10, 11]}))
     assert outputs[0].token_ids == [9, 10, 11]
     plan = scheduler.plan()
     assert plan is not None
     [entry] = plan.scheduled
     assert (entry.token_ids, entry.position, entry.num_output) == ([9, 10, 11], 5, 3)
-    outputs = scheduler.update(plan, StepResult(step=1, token_ids=[8], forced={0: [7, 12]}))
+    outputs = scheduler.update(plan, StepResult(step=1, token_ids=[[8]], forced={0: [7, 12]}))
     assert outputs[0].token_ids == [8, 7]
     assert outputs[0].finish is not None
     assert (outputs[0].finish.kind, outputs[0].finish.matched) == ("stop", 7)

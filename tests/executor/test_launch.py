@@ -13,7 +13,7 @@ def plan(step: int) -> StepPlan:
 
 
 def echo(one: StepPlan) -> StepResult:
-    return StepResult(step=one.step, token_ids=[one.step * 10])
+    return StepResult(step=one.step, token_ids=[[one.step * 10]])
 
 
 def fail(one: StepPlan) -> StepResult:

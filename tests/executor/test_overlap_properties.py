@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.clock import ManualClock
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.scheduler import Scheduler
+from sapwood.engine.speculation import Speculation
 from sapwood.executor.grammar.interface import GrammarFailed
 from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.graphs import NoGraph
@@ -183,6 +184,7 @@ class Layout:
     prefixes: bool
     depth: int
     seed: int
+    drafts: int = 0
 
 
 LAYOUTS = st.builds(
@@ -194,19 +196,54 @@ LAYOUTS = st.builds(
     prefixes=st.booleans(),
     depth=st.sampled_from([2, 2, 2, 3]),
     seed=st.integers(0, 3),
+    drafts=st.sampled_from([0, 1, 6]),
 )
+
+
+class HalfKnown:
+    """A drafter that knows what some prompts lead to, but for a mistake here and there.
+
+    outputs  prompt -> output tokens
+    """
+
+    def __init__(self, outputs: Mapping[tuple[int, ...], Sequence[int]]) -> None:
+        self._outputs = outputs
+
+    def begin(self, prompt_ids: Sequence[int]) -> HalfKnownDraft:
+        return HalfKnownDraft(self._outputs[tuple(prompt_ids)])
+
+
+@dataclass
+class HalfKnownDraft:
+    output_ids: Sequence[int]
+    num_told: int = 0
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        self.num_told += len(token_ids)
+
+    def propose(self, most: int) -> list[int]:
+        following = list(enumerate(self.output_ids))[self.num_told :][:most]
+        return [token if (token + at) % 4 else (token + 1) % VOCAB for at, token in following]
 
 
 class World:
     """A scheduler, a loop and a runner; on a simulated device where steps overlap."""
 
-    def __init__(self, layout: Layout, *, depth: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        depth: int,
+        known: Mapping[tuple[int, ...], Sequence[int]] | None = None,
+    ) -> None:
+        """known  outputs by prompt, of which drafts are made; None: no drafts"""
         self.tokens: dict[str, list[int]] = {}
         self.logprobs: dict[str, list[TokenLogprobs]] = {}
         self.finishes: dict[str, Finish] = {}
         self.device = SimulatedDevice(layout.seed) if depth > 1 else None
         num_pages = layout.num_tokens // layout.page_size
         tree = PrefixTree(layout.page_size, least_recently_used) if layout.prefixes else None
+        ledger = Ledger(num_pages=num_pages, page_size=layout.page_size, tree=tree)
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_running_requests=layout.max_running,
@@ -214,12 +251,17 @@ class World:
                 chunked_prefill_size=layout.chunk,
                 schedule_conservativeness=0.0,
             ),
-            Ledger(num_pages=num_pages, page_size=layout.page_size, tree=tree),
+            ledger,
             context_length=CONTEXT,
             vocab_size=VOCAB,
             eos_token_ids=[EOS],
             clock=ManualClock(),
             grammars=ReadyGrammars(),
+            speculation=None
+            if known is None
+            else Speculation(
+                HalfKnown(known), ledger, most_drafts=layout.drafts, most_step_tokens=24
+            ),
         )
         self.runner = self._runner(layout, num_pages)
         executor = (
@@ -307,15 +349,18 @@ class World:
 
 @settings(max_examples=examples(500))
 @given(st.lists(requests(), min_size=1, max_size=7), LAYOUTS)
-def test_overlapping_steps_put_out_the_same(asked: list[Asked], layout: Layout) -> None:
+def test_overlapping_steps_and_drafts_put_out_the_same(asked: list[Asked], layout: Layout) -> None:
     one_by_one = World(layout, depth=1)
     one_by_one.run(asked, with_aborts=False)
-    overlapping = World(layout, depth=layout.depth)
+    known = {tuple(one.prompt): one_by_one.tokens[str(at)] for at, one in enumerate(asked)}
+    overlapping = World(layout, depth=layout.depth, known=known if layout.drafts else None)
     overlapping.run(asked, with_aborts=True)
     for index, one in enumerate(asked):
         name = str(index)
         expected, got = one_by_one.tokens[name], overlapping.tokens[name]
-        logprobs, told = one_by_one.logprobs[name], overlapping.logprobs[name]
+        logprobs, told = (
+            TokenLogprobs.joined(world.logprobs[name]) for world in (one_by_one, overlapping)
+        )
         if overlapping.finishes[name].kind == "abort":
             assert one.aborted is not None
             assert got == expected[: len(got)]

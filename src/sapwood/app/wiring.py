@@ -10,6 +10,7 @@ from sapwood.app.grammars import build_grammars
 from sapwood.app.loading import LoadWatch, timed
 from sapwood.app.resolving import Resolved
 from sapwood.app.runners import StepRunner, build_runner
+from sapwood.app.speculation import build_speculation
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
 from sapwood.engine.instruments import Instruments
@@ -88,6 +89,7 @@ def build_engine(
         pooling=resolved.pooling,
         hidden_size=resolved.shape.hidden_size,
         grammars=compiler,
+        speculation=build_speculation(config.speculation, ledger),
     )
     if not config.execution.skip_server_warmup:
         watch.beat("warming up")

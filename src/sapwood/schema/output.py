@@ -159,6 +159,9 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_arrived          all requests that ever came; those that are not open have been finished,
                          aborted, refused or timed out
     num_prefill_tokens   prompt tokens among the computed tokens
+    num_drafted_tokens   guessed tokens that steps verified, and num_accepted_tokens those of them
+                         that were right
+    num_verified_steps   results of steps that brought output tokens, added up over the requests
     new_token_ratio      share of outstanding output tokens for which admission keeps room
     cpu_seconds          processor time of the engine's process
     resident_bytes       resident memory of the engine's process
@@ -185,6 +188,9 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_timed_out: int = 0
     num_arrived: int = 0
     num_prefill_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_verified_steps: int = 0
     new_token_ratio: float = 0.0
     cpu_seconds: float = 0.0
     resident_bytes: int = 0

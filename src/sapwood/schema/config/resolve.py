@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CacheGroup, CachePlan, Demand, within
+from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
@@ -22,6 +22,7 @@ from sapwood.schema.config.model import (
 )
 from sapwood.schema.config.options import decided
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
+from sapwood.schema.config.speculation import SpeculationConfig
 
 QUANTIZED_BYTES = {
     "w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625, "gguf_a8": 0.625
@@ -116,6 +117,7 @@ def resolve(
     Raises ConfigError if an option contradicts the machine or the model.
     """
     decisions: list[Decision] = []
+    _check_speculation(asked.speculation, model)
     execution = _resolve_execution(asked.execution, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
@@ -134,6 +136,22 @@ def resolve(
         execution=execution,
     )
     return config, decisions
+
+
+def _check_speculation(asked: SpeculationConfig, model: ModelFacts) -> None:
+    algorithm = asked.speculative_algorithm
+    if algorithm is None:
+        return
+    if model.whole_prompts:
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} guesses output tokens, but {model.name} is an "
+            "encoder, which has none; leave it out"
+        )
+    if any(group.kind is CacheKind.STATE for group in model.cache):
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} does not work with {model.name} yet: some of its "
+            "layers keep a state, which cannot go back when a guess was wrong; leave it out"
+        )
 
 
 def _resolve_execution(
