@@ -92,6 +92,7 @@ def request_output(
         prompt_logprobs=state.prompt_logprobs_to_tell(),
         hidden_states=state.hidden_states_to_tell(),
         values=values,
+        speculated=state.speculated,
         finish=state.finish,
     )
 

@@ -10,7 +10,7 @@ from sapwood.engine.hidden_states import HiddenStates
 from sapwood.memory.lease import Lease
 from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
 from sapwood.schema.logprobs import TokenLogprobs
-from sapwood.schema.output import Finish
+from sapwood.schema.output import Finish, Speculated
 from sapwood.schema.request import Generate
 from sapwood.schema.step import RowStart
 
@@ -54,7 +54,7 @@ class RequestState:
         self.output_ids: list[int] = []
         self.num_pending_outputs = 0
         self.num_computed_tokens = 0
-        self.num_verified_steps = 0
+        self.speculated: Speculated | None = None
         self.num_cached_tokens: int | None = None
         self.lease: Lease | None = None
         self.row = -1

@@ -277,16 +277,14 @@ class Scheduler:
         for index, (entry, (state, num_runs)) in enumerate(pairs):
             token_ids = next(sampled) if entry.num_output is not None else None
             is_same_run = state.phase is Phase.RUNNING and state.num_runs == num_runs
-            if entry.draft_ids and self._speculation is not None:
-                num_accepted = max(len(token_ids or ()) - 1, 0)
-                self._speculation.settle(state, len(entry.draft_ids), num_accepted)
+            if token_ids is not None and self._speculation is not None:
+                num_accepted = self._speculation.settle(state, len(entry.draft_ids), token_ids)
                 state.num_computed_tokens += num_accepted if is_same_run else 0
             if state.phase is Phase.FINISHED:
                 continue
             new_ids: list[int] = []
             if token_ids is not None:
                 state.num_pending_outputs -= 1
-                state.num_verified_steps += 1
                 new_ids = self._take(state, [*token_ids, *result.forced.get(index, ())])
             logprobs = take_extras(state, entry, result, index, new_ids)
             self._finish_if_done(state, entry, result, index)

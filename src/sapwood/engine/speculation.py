@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.ledger import Ledger
+from sapwood.schema.output import Speculated
 from sapwood.speculative.interface import Draft, Drafter
 
 LONGEST_PAUSE = 32
@@ -34,11 +35,21 @@ class _Progress:
     num_misses: int = 0
     pause: int = 0
 
+    def learn(self, num_drafts: int, num_accepted: int, most_drafts: int) -> None:
+        """Choose the next number of drafts, after that many of the last ones were right."""
+        if num_accepted == num_drafts:
+            self.most = min(2 * self.most, most_drafts)
+        else:
+            self.most = max(num_accepted + 1, self.most // 2)
+        self.num_misses = 0 if num_accepted else self.num_misses + 1
+        if self.num_misses > 1:
+            self.pause = min(2**self.num_misses, LONGEST_PAUSE)
+
 
 class Speculation:
     """Drafts of all requests of an engine.
 
-    num_drafted, num_accepted  drafts that steps have verified, and those of them that were right
+    total  how the guesses for all requests together have fared
     """
 
     def __init__(
@@ -52,8 +63,7 @@ class Speculation:
         self._most_step_tokens = most_step_tokens
         self._progress: dict[str, _Progress] = {}
         self._num_unsettled = 0
-        self.num_drafted = 0
-        self.num_accepted = 0
+        self.total = Speculated()
 
     def waits(self, num_running: int) -> bool:
         """Whether the next step should only be planned once all tokens so far are known: for steps
@@ -89,21 +99,17 @@ class Speculation:
                 spare -= len(drafts)
         return found
 
-    def settle(self, state: RequestState, num_drafts: int, num_accepted: int) -> None:
-        """Of a step's drafts for the request, that many were right."""
-        self._num_unsettled -= 1
-        self.num_drafted += num_drafts
-        self.num_accepted += num_accepted
-        progress = self._progress.get(state.request_id)
-        if progress is None:
-            return
-        if num_accepted == num_drafts:
-            progress.most = min(2 * progress.most, self._most_drafts)
-        else:
-            progress.most = max(num_accepted + 1, progress.most // 2)
-        progress.num_misses = 0 if num_accepted else progress.num_misses + 1
-        if progress.num_misses > 1:
-            progress.pause = min(2**progress.num_misses, LONGEST_PAUSE)
+    def settle(self, state: RequestState, num_drafts: int, token_ids: Sequence[int]) -> int:
+        """A step has brought these tokens, after that many drafts. Returns how many were right."""
+        num_accepted = max(len(token_ids) - 1, 0)
+        self.total = self.total.after(num_drafts, num_accepted)
+        state.speculated = (state.speculated or Speculated()).after(num_drafts, num_accepted)
+        if num_drafts:
+            self._num_unsettled -= 1
+            progress = self._progress.get(state.request_id)
+            if progress is not None:
+                progress.learn(num_drafts, num_accepted, self._most_drafts)
+        return num_accepted
 
     def forget(self, state: RequestState) -> None:
         """The request has ended."""

@@ -133,6 +133,15 @@ class RequestSeries:
         self.output_lengths = Histogram(buckets.generation_tokens)
 
 
+class Speculated(Protocol):
+    """How guesses have fared; explained in `schema.output.Speculated`."""
+
+    @property
+    def accept_length(self) -> float: ...
+    @property
+    def accept_rate(self) -> float: ...
+
+
 class EngineFacts(Protocol):
     """An engine's report on itself; the fields are explained in `schema.output.EngineStatus`."""
 
@@ -160,6 +169,8 @@ class EngineFacts(Protocol):
     def num_retractions(self) -> int: ...
     @property
     def new_token_ratio(self) -> float: ...
+    @property
+    def speculated(self) -> Speculated | None: ...
     @property
     def cpu_seconds(self) -> float: ...
     @property
@@ -425,6 +436,12 @@ def engine_gauges(
             len(facts.routing_key_running_counts),
         ),
     )
+    if facts.speculated is not None:
+        simple = (
+            *simple,
+            ("spec_accept_length", "Output tokens per step.", facts.speculated.accept_length),
+            ("spec_accept_rate", "Share of right guesses.", facts.speculated.accept_rate),
+        )
     for name, text, value in simple:
         yield Family("gauge", name, text, ("model_name",), [(labels, value)])
     text = "KV memory by owner: running requests, the prefix cache, nobody; and the weights."

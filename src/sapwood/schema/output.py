@@ -26,6 +26,37 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error_type: str = "InternalServerError"
 
 
+class Speculated(msgspec.Struct, frozen=True, kw_only=True):
+    """How guesses have fared: those for one request, or for all.
+
+    num_steps     steps that brought output tokens, with guesses or without; added up over requests
+    num_drafted   tokens that were guessed
+    num_accepted  those of them that were right
+    """
+
+    num_steps: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    def after(self, num_drafted: int, num_accepted: int) -> Speculated:
+        """The same after one step more."""
+        return Speculated(
+            num_steps=self.num_steps + 1,
+            num_drafted=self.num_drafted + num_drafted,
+            num_accepted=self.num_accepted + num_accepted,
+        )
+
+    @property
+    def accept_length(self) -> float:
+        """Output tokens per step."""
+        return 1.0 + self.num_accepted / self.num_steps if self.num_steps else 1.0
+
+    @property
+    def accept_rate(self) -> float:
+        """The share of right guesses."""
+        return self.num_accepted / self.num_drafted if self.num_drafted else 0.0
+
+
 class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one step or several added to the output of one request, and the counts so far.
 
@@ -36,6 +67,7 @@ class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     logprobs           log probabilities of `token_ids`, if the request wants them
     hidden_states      outputs of the last norm (fp32, little endian, one piece per token) for the
                        tokens that no earlier delta had, beginning with the prompt's
+    speculated         how guesses have fared so far; None: the engine guesses nothing
     finish             set in the last delta, and only there
     """
 
@@ -48,6 +80,7 @@ class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     queue_time_s: float = 0.0
     logprobs: TokenLogprobs | None = None
     hidden_states: Sequence[bytes] = ()
+    speculated: Speculated | None = None
     finish: Finish | None = None
 
 
@@ -159,12 +192,10 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_arrived          all requests that ever came; those that are not open have been finished,
                          aborted, refused or timed out
     num_prefill_tokens   prompt tokens among the computed tokens
-    num_drafted_tokens   guessed tokens that steps verified, and num_accepted_tokens those of them
-                         that were right
-    num_verified_steps   results of steps that brought output tokens, added up over the requests
     new_token_ratio      share of outstanding output tokens for which admission keeps room
     cpu_seconds          processor time of the engine's process
     resident_bytes       resident memory of the engine's process
+    speculated           how all guesses have fared; None: the engine guesses nothing
     routing_key_running_counts  running requests per routing key, for each key that has some
     routing_key_all_counts      running and waiting requests per routing key
     """
@@ -188,12 +219,10 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_timed_out: int = 0
     num_arrived: int = 0
     num_prefill_tokens: int = 0
-    num_drafted_tokens: int = 0
-    num_accepted_tokens: int = 0
-    num_verified_steps: int = 0
     new_token_ratio: float = 0.0
     cpu_seconds: float = 0.0
     resident_bytes: int = 0
+    speculated: Speculated | None = None
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()
 

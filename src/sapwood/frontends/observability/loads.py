@@ -113,8 +113,14 @@ def load_of(
         }
     if "queues" in sections:
         load["queues"] = {"waiting": status.num_waiting, "retracted": status.num_retractions}
+    if "spec" in sections:
+        spec = status.speculated
+        load["speculative"] = spec and {
+            "accept_length": spec.accept_length,
+            "accept_rate": spec.accept_rate,
+        }
     # This server has none of these features.
-    unused = {"spec": "speculative", "lora": "lora", "disagg": "disaggregation"}
+    unused = {"lora": "lora", "disagg": "disaggregation"}
     load |= {name: None for section, name in unused.items() if section in sections}
     return load
 
