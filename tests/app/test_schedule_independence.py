@@ -41,6 +41,10 @@ CROWDED = {"page_size": 4, "max_total_tokens": 160, "schedule_conservativeness":
 """So few pages that requests are retracted."""
 
 
+GUESSING = {"speculative_algorithm": "NGRAM", "speculative_ngram_min_match_window_size": 1}
+"""So many guesses that some are right, though the prompts are random."""
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -234,6 +238,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Draft], dict[str, Any]]:
         "in_batch_prefix_threshold": draw(st.sampled_from([-1, 8])),
         "disable_radix_cache": draw(st.booleans()),
         "overlap_depth": draw(st.sampled_from([1, 2])),
+        **draw(st.sampled_from([{}, GUESSING])),
     }
     return drafts, options
 
