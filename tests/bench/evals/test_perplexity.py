@@ -49,6 +49,7 @@ def scorer(
         page_size=page_size,
         device=CPU,
         kv_cache_dtype="float32",
+        dtype="float32",
     )
 
 

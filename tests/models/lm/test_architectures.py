@@ -70,6 +70,32 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "logits_scaling": 2.5,
         },
     ),
+    "lfm2": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 16,
+        },
+    ),
+    "lfm2, biases": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "full_attn_idxs": [0, 2],
+            "conv_bias": True,
+            "conv_L_cache": 5,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2, no attention": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
+    ),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", {}),
     "smollm3": (
         "smollm3",
@@ -92,6 +118,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
 }
 OP_BY_OP = {
+    "lfm2": "no short convolutions",
+    "lfm2, biases": "no short convolutions",
+    "lfm2, no attention": "no short convolutions",
     "mixtral": "experts are computed op by op",
     "mixtral, window": "experts are computed op by op",
     "olmo2": "norms over all heads",
