@@ -77,7 +77,9 @@ def build_runner(
             resolved=resolved,
             execute=pooling_runner.execute,
             launch=None,
-            warm_up=partial(warm_up_pooling, **_first_places(resolved)),
+            warm_up=partial(
+                warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
+            ),
         )
     model = load_model(resolved, watch=watch)
     captures = None
@@ -90,7 +92,7 @@ def build_runner(
         resolved=resolved,
         execute=runner.execute,
         launch=runner.launch if runs_ahead(resolved.device) else None,
-        warm_up=partial(warm_up, **_first_places(resolved)),
+        warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
     )
 
 
@@ -103,27 +105,25 @@ def _kv_caches(
     """The caches of all layers, with spare pages that no request gets; none for an encoder."""
     watch.beat("allocating the KV pool")
     with timed("KV pool"):
-        kv_caches = allocate_caches(
+        return allocate_caches(
             resolved.cache.groups,
             [size + num_spare for size in resolved.pool_sizes],
             page_size=resolved.config.memory.page_size,
             device=resolved.device,
         )
-    watch.take_kv(kv_caches)
-    return kv_caches
 
 
 def _places(resolved: Resolved) -> CachePlaces:
     return CachePlaces(resolved.cache.groups, resolved.kernels.kernels.copy_rows)
 
 
-def _first_places(resolved: Resolved) -> dict[str, int]:
-    """What a warm-up must know of the pools, as it takes it."""
-    pools = resolved.cache.pools
-    return {
-        "num_windows": sum(pool.window is not None for pool in pools),
-        "slot": 0 if pools and pools[-1].kind is CacheKind.STATE else -1,
-    }
+def _num_windows(resolved: Resolved) -> int:
+    return sum(pool.window is not None for pool in resolved.cache.pools)
+
+
+def _first_slot(resolved: Resolved) -> int:
+    """For a warm-up: -1 if the model keeps no states."""
+    return 0 if any(pool.kind is CacheKind.STATE for pool in resolved.cache.pools) else -1
 
 
 def _row_table(resolved: Resolved) -> RowTable:
@@ -132,7 +132,7 @@ def _row_table(resolved: Resolved) -> RowTable:
         num_rows=config.scheduler.max_running_requests,
         max_pages=-(-config.model.context_length // config.memory.page_size),
         device=resolved.device,
-        num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
+        num_windows=_num_windows(resolved),
     )
 
 

@@ -93,7 +93,9 @@ class Walk:
         norm = self._architecture.norm()
         tied = self._architecture.embedding() if self._decoder.tie_word_embeddings else None
         head = self._architecture.head(tied)
-        targets = prefixed(self._architecture.norm_name, norm.targets()) | prefixed(HEAD, head.targets())
+        targets = prefixed(self._architecture.norm_name, norm.targets()) | prefixed(
+            HEAD, head.targets()
+        )
         if tied is not None:
             targets[f"{EMBEDDING}.weight"] = head.tied_target()
         load_weights(_Targets(targets), _wanted(targets, tensors).items())

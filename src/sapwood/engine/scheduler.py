@@ -34,7 +34,7 @@ from sapwood.engine.request_state import Phase, RequestState
 from sapwood.memory.lease import Lease
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
-from sapwood.schema.output import EngineStatus, Finish, RequestOutput
+from sapwood.schema.output import EngineStatus, Finish, PoolUse, RequestOutput
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
 from sapwood.schema.step import StepPlan, StepResult
@@ -68,7 +68,7 @@ class Scheduler:
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
         self._ledger = ledger
-        self._keeps_states = ledger.keeps_states
+        self._keeps_states = ledger.keeps_states and ledger.keeps_prefixes
         chunk = config.chunked_prefill_size
         self._token_budget = UNLIMITED if chunk == -1 else chunk
         step_tokens = min(self._token_budget, context_length)
@@ -314,6 +314,10 @@ class Scheduler:
             new_token_ratio=self._reserve.ratio,
             routing_key_running_counts=per_routing_key(self._running),
             routing_key_all_counts=per_routing_key(self._open.values()),
+            pools=tuple(
+                PoolUse(num_free=free, num_leased=leased)
+                for free, leased in self._ledger.free_and_leased()
+            ),
         )
 
     # ---- refusal -----------------------------------------------------------------------------

@@ -176,9 +176,7 @@ class Attention:
         """The same with norms over all heads of q, and over all heads of k."""
         q_size, kv_size = (n * self._head_dim for n in (self._num_heads, self._num_kv_heads))
         q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
-        q, k = (
-            norm(x.contiguous()) for norm, x in zip(self._norms.values(), (q, k), strict=True)
-        )
+        q, k = (norm(x.contiguous()) for norm, x in zip(self._norms.values(), (q, k), strict=True))
         return torch.cat((q, k, v), dim=-1)
 
     def targets(self) -> dict[str, Target]:

@@ -94,9 +94,7 @@ class ShortConv:
         found = {"in_proj.weight": Target((3 * self._whole, self._whole), self._put, blocks)}
         own = Slice.unless_whole(0, self._first, self._size, self._whole)
         length = self._weight.shape[1]
-        conv = {
-            "weight": Target((self._whole, 1, length), partial(_copy, self._weight), part=own)
-        }
+        conv = {"weight": Target((self._whole, 1, length), partial(_copy, self._weight), part=own)}
         if self._bias is not None:
             assert self._in.bias is not None
             found["in_proj.bias"] = Target((3 * self._whole,), self._put_bias)
@@ -118,9 +116,8 @@ class ShortConv:
 
     def _put_bias(self, whole: Tensor) -> None:
         assert self._in.bias is not None
-        parts = self._in.bias.split(self._size)
-        for part, share in zip(parts, self._shares(), strict=True):
-            part.copy_(share.of(whole))
+        for part, share in enumerate(self._shares()):
+            self._in.bias.narrow(0, part * self._size, self._size).copy_(share.of(whole))
 
     def pack(self) -> None:
         self._in.pack()
