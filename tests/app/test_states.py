@@ -20,20 +20,16 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 from tests.app.test_logprobs import ask
 from tests.app.test_schedule_independence import kernels_here
-from tests.app.test_windows import NUM_OUTPUTS, Reference, check, save, text
+from tests.app.test_windows import NUM_OUTPUTS, Reference, check, text
 from tests.tiers import sweep
+from tests.tiny import save_lfm2
 
 PAGE, INTERVAL = 4, 12
 
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(
-        tmp_path_factory.mktemp("lfm2"),
-        "lfm2",
-        layer_types=["conv", "full_attention", "conv", "conv"],
-        block_multiple_of=16,
-    )
+    return save_lfm2(tmp_path_factory.mktemp("lfm2") / "model")
 
 
 @pytest.fixture(scope="module")

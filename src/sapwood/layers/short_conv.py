@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
@@ -55,8 +56,15 @@ class ShortConv:
         self._kernels = build.kernels
         self._whole = layout.channels
         self._size = divide(layout.channels, group, f"{layout.channels} channels")
-        self._first = group.rank * self._size
-        self._in = Linear(build, layout.channels, (self._size,) * 3, bias=bias)
+        # The three projections lie one after another in one tensor of the checkpoint.
+        self._shares = [
+            Slice(dim=0, first=part * self._whole + group.rank * self._size, size=self._size)
+            for part in range(3)
+        ]
+        if group.size == 1:
+            self._shares = [Slice(dim=0, first=0, size=3 * self._whole)]
+        sizes = tuple(share.size for share in self._shares)
+        self._in = Linear(build, layout.channels, sizes, bias=bias)
         self._weight = build.empty(self._size, layout.length)
         self._bias = build.empty(self._size) if bias else None
         self._out = RowParallelLinear(
@@ -92,7 +100,7 @@ class ShortConv:
     def targets(self) -> dict[str, Target]:
         blocks = self._put_blocks if self._in.takes_blocks else None
         found = {"in_proj.weight": Target((3 * self._whole, self._whole), self._put, blocks)}
-        own = Slice.unless_whole(0, self._first, self._size, self._whole)
+        own = Slice.unless_whole(0, self._shares[0].first, self._size, self._whole)
         length = self._weight.shape[1]
         conv = {"weight": Target((self._whole, 1, length), partial(_copy, self._weight), part=own)}
         if self._bias is not None:
@@ -101,23 +109,17 @@ class ShortConv:
             conv["bias"] = Target((self._whole,), partial(_copy, self._bias), part=own)
         return found | prefixed("conv", conv) | self._out.targets()
 
-    def _shares(self) -> list[Slice]:
-        """This rank's outputs of the three projections, which lie one after another in a file."""
-        firsts = (part * self._whole + self._first for part in range(3))
-        return [Slice(dim=0, first=first, size=self._size) for first in firsts]
-
     def _put(self, whole: Tensor) -> None:
-        for part, share in enumerate(self._shares()):
+        for part, share in enumerate(self._shares):
             self._in.put(part, share.of(whole))
 
     def _put_blocks(self, whole: LinearPart) -> None:
-        for part, share in enumerate(self._shares()):
+        for part, share in enumerate(self._shares):
             self._in.put_blocks(part, share.of_blocks(whole))
 
     def _put_bias(self, whole: Tensor) -> None:
         assert self._in.bias is not None
-        for part, share in enumerate(self._shares()):
-            self._in.bias.narrow(0, part * self._size, self._size).copy_(share.of(whole))
+        self._in.bias.copy_(torch.cat([share.of(whole) for share in self._shares]))
 
     def pack(self) -> None:
         self._in.pack()
