@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.recording import Buffer, CannotRecord, Program
+from sapwood.kernels.recording import Buffer, Convolve, Multiply, Program
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import Linear, RowParallelLinear, divide
@@ -127,7 +127,14 @@ class ShortConv:
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
-        raise CannotRecord("a recorded step has no short convolutions")
+        projected, mixed = program.buffer(3 * self._size), program.buffer(self._size)
+        program.add(Multiply(x=x, layer=self._in.packed, out=projected))
+        program.add(
+            Convolve(
+                x=projected, layer=self._layer, weight=self._weight, bias=self._bias, out=mixed
+            )
+        )
+        return self._out.record(program, mixed)
 
 
 def _copy(parameter: Tensor, tensor: Tensor) -> None:

@@ -187,7 +187,13 @@ class Session:
         )
         self._graph = None
         if recorded_by is not None:
-            choice = choose_graph(model, recorded_by, self._kv_caches, enabled=True)
+            choice = choose_graph(
+                model,
+                recorded_by,
+                self._kv_caches,
+                group_of_layer=(0,) * len(self._kv_caches),
+                enabled=True,
+            )
             assert choice.is_recorded, choice.why
             self._graph = choice.graph
         # Handed out from the end, so that a request's pages are in no convenient order.

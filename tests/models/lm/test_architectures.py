@@ -118,9 +118,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
 }
 OP_BY_OP = {
-    "lfm2": "no short convolutions",
-    "lfm2, biases": "no short convolutions",
-    "lfm2, no attention": "no short convolutions",
     "mixtral": "experts are computed op by op",
     "mixtral, window": "experts are computed op by op",
     "olmo2": "norms over all heads",
@@ -173,8 +170,8 @@ def test_a_recorded_step_equals_its_ops_bit_by_bit(case: str, scheme: str) -> No
     weights = {name: weight.to(dtype) for name, weight in peer.weights.items()}
     how = SCHEMES.get(scheme)()
     model = make_decoder(peer.hf_config, weights, kernels, dtype=dtype, scheme=how)
-    eager = Session(model, dtype=dtype)
-    recorded = Session(model, dtype=dtype, recorded_by=kernels)
+    eager = Session(model, dtype=dtype, state_dtype=dtype)
+    recorded = Session(model, dtype=dtype, state_dtype=dtype, recorded_by=kernels)
     for step in (
         {"a": random_text(40)},
         {"a": [5], "b": random_text(19, seed=1), "c": random_text(3, seed=2)},
