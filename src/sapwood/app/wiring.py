@@ -21,8 +21,8 @@ from sapwood.executor.launch import OverlappedExecutor, QueuedExecutor, SerialEx
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
-from sapwood.schema.cache import FULL_POOL
-from sapwood.schema.output import EngineOutput, EngineReady
+from sapwood.schema.cache import FULL_POOL, CachePool
+from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts
 from sapwood.schema.request import EngineInput
 
 Executor = SerialExecutor | OverlappedExecutor | QueuedExecutor
@@ -125,8 +125,27 @@ def _ready(resolved: Resolved, watch: LoadWatch) -> EngineReady:
         max_running_requests=config.scheduler.max_running_requests,
         load_s=watch.load_s,
         weight_bytes=watch.weight_bytes,
-        page_bytes=watch.page_bytes,
+        pools=_pool_facts(resolved),
     )
+
+
+def _pool_facts(resolved: Resolved) -> tuple[PoolFacts, ...]:
+    cache = resolved.cache
+    pools, sizes = _pools(resolved)
+    return tuple(
+        PoolFacts(
+            name=pool.name, size=size, unit_bytes=cache.unit_bytes(pool) if cache.groups else 0
+        )
+        for pool, size in zip(pools, sizes, strict=True)
+    )
+
+
+def _pools(resolved: Resolved) -> tuple[tuple[CachePool, ...], tuple[int, ...]]:
+    """(the pools, their pages or slots); an encoder's texts take pages of no memory"""
+    memory = resolved.config.memory
+    if resolved.cache.groups:
+        return resolved.cache.pools, resolved.pool_sizes
+    return (FULL_POOL,), (memory.max_total_tokens // memory.page_size,)
 
 
 def _executor(runner: StepRunner, depth: int) -> Executor:
@@ -139,11 +158,15 @@ def _executor(runner: StepRunner, depth: int) -> Executor:
 
 
 def _build_ledger(resolved: Resolved) -> Ledger:
-    memory, pools, sizes = resolved.config.memory, resolved.cache.pools, resolved.pool_sizes
-    if not pools:  # an encoder's texts take pages of no memory
-        pools, sizes = (FULL_POOL,), (memory.max_total_tokens // memory.page_size,)
+    memory, (pools, sizes) = resolved.config.memory, _pools(resolved)
     tree = None
     if not memory.disable_radix_cache:
         eviction_key = EVICTION_POLICIES[memory.radix_eviction_policy]
         tree = PrefixTree(memory.page_size, eviction_key, pools)
-    return Ledger(num_pages=sizes, page_size=memory.page_size, tree=tree, pools=pools)
+    return Ledger(
+        num_pages=sizes,
+        page_size=memory.page_size,
+        tree=tree,
+        pools=pools,
+        state_interval=memory.mamba_track_interval,
+    )

@@ -20,7 +20,7 @@ from sapwood.layers.build import Build
 from sapwood.layers.targets import prefixed
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture
-from sapwood.models.lm.decoder import EMBEDDING, HEAD, NORM, layer_prefix
+from sapwood.models.lm.decoder import EMBEDDING, HEAD, layer_prefix
 
 OUTPUT_LAYER = HEAD
 """The output layer is never converted: readers expect it so, and it is often the embedding too."""
@@ -157,7 +157,7 @@ def _other_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     tied = embedding if architecture.config.tie_word_embeddings else None
     targets = (
         prefixed(EMBEDDING, embedding.targets())
-        | prefixed(NORM, architecture.norm().targets())
+        | prefixed(architecture.norm_name, architecture.norm().targets())
         | prefixed(HEAD, architecture.head(tied).targets())
     )
     return {name: target.shape for name, target in targets.items()}

@@ -9,7 +9,7 @@ from sapwood.engine.queue_order import per_routing_key
 from sapwood.engine.request_state import RequestState
 from sapwood.engine.speculation import Speculation
 from sapwood.memory.ledger import Ledger
-from sapwood.schema.output import EngineStatus
+from sapwood.schema.output import EngineStatus, PoolUse
 
 
 def engine_status(
@@ -44,6 +44,9 @@ def engine_status(
         num_timed_out=counts["timed out"],
         num_arrived=counts["arrived"],
         num_prefill_tokens=counts["prefilled"],
+        pools=tuple(
+            PoolUse(num_free=free, num_leased=leased) for free, leased in ledger.free_and_leased()
+        ),
         speculated=None if speculation is None else speculation.total,
         new_token_ratio=new_token_ratio,
         routing_key_running_counts=per_routing_key(running),

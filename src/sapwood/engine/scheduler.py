@@ -81,7 +81,7 @@ class Scheduler:
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
         self._ledger = ledger
-        self._keeps_states = ledger.keeps_states
+        self._keeps_states = ledger.keeps_states and ledger.keeps_prefixes
         chunk = config.chunked_prefill_size
         self._token_budget = UNLIMITED if chunk == -1 else chunk
         step_tokens = min(self._token_budget, context_length)

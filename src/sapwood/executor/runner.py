@@ -14,7 +14,7 @@ from torch import Tensor
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.graphs import Graph
 from sapwood.executor.hidden_states import HiddenRows, kept_hidden, wants_hidden
-from sapwood.executor.inputs import StepInputs, build_inputs
+from sapwood.executor.inputs import ONE_GROUP, StepInputs, build_inputs
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
@@ -22,7 +22,6 @@ from sapwood.executor.sampling.spans import choose_spans
 from sapwood.kernels.recording import Program
 from sapwood.kernels.transfer import Download, download, upload_one
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.schema.cache import CacheGroup
 from sapwood.schema.step import StepPlan, StepResult
 
 
@@ -122,18 +121,18 @@ class Runner:
         sampler: Sampler,
         page_size: int,
         device: torch.device,
-        groups: Sequence[CacheGroup] = (),
+        places: CachePlaces = ONE_GROUP,
         download: Callable[[Tensor], Download] = download,
     ) -> None:
         """A runner of one rank.
 
-        groups    of the model's caches; empty: one group that keeps every token
+        places    tells where the model's cache groups find their pages and states
         download  copies tokens and log probabilities to the host
         """
         self._model = model
         self._graph = graph
         self._kv_caches = kv_caches
-        self._places = CachePlaces(groups)
+        self._places = places
         self._rows = rows
         self._sampler = sampler
         self._download = download

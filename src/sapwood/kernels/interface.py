@@ -398,12 +398,12 @@ class Kernels(Protocol):
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         """The whole step of a decoder as one call.
 
-        kv_caches       per layer
+        kv_caches       per layer: keys and values, or states
         group_of_layer  per layer the index of its cache group, which has pages of its own; empty:
                         all layers are of one group
 

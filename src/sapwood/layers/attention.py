@@ -85,6 +85,7 @@ class Attention:
         scale: float | None = None,
         traits: AttentionTraits = PLAIN,
         o_name: str = "o_proj",
+        norm_names: tuple[str, str] = ("q_norm", "k_norm"),
     ) -> None:
         """An attention layer.
 
@@ -96,6 +97,7 @@ class Attention:
         scale    factor of the scores; None: head_dim ** -0.5
         traits   what its attention does beyond scores, causal mask and softmax
         o_name   name of the output projection in the checkpoint
+        norm_names  names of the norms of queries and keys in the checkpoint
         """
         group = build.groups.attention
         self._layer = layer
@@ -123,14 +125,14 @@ class Attention:
         self._norms_all_heads = norms_all_heads
         self._norms: dict[str, RMSNorm] = {}
         if qk_norm is not None:
-            counts = {"q_norm": self._num_heads, "k_norm": self._num_kv_heads}
+            counts = (self._num_heads, self._num_kv_heads)
             self._norms = {
                 name: qk_norm(heads.head_dim * (count if norms_all_heads else 1))
-                for name, count in counts.items()
+                for name, count in zip(norm_names, counts, strict=True)
             }
         self._q_norm, self._k_norm = (
             None if norms_all_heads or qk_norm is None else self._norms[name].weight
-            for name in ("q_norm", "k_norm")
+            for name in norm_names
         )
 
     def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
@@ -174,7 +176,7 @@ class Attention:
         """The same with norms over all heads of q, and over all heads of k."""
         q_size, kv_size = (n * self._head_dim for n in (self._num_heads, self._num_kv_heads))
         q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
-        q, k = (self._norms[name](x.contiguous()) for name, x in (("q_norm", q), ("k_norm", k)))
+        q, k = (norm(x.contiguous()) for norm, x in zip(self._norms.values(), (q, k), strict=True))
         return torch.cat((q, k, v), dim=-1)
 
     def targets(self) -> dict[str, Target]:

@@ -104,6 +104,13 @@ class Ledger:
     def num_leased_pages(self) -> int:
         return self.num_pages - self.num_available_pages
 
+    def free_and_leased(self) -> list[tuple[int, int]]:
+        """Per pool: (free pages or slots, those that leases hold, in the tree or not)."""
+        return [
+            (allocator.num_free, allocator.num_pages - available)
+            for allocator, available in zip(self._allocators, self.available(), strict=True)
+        ]
+
     def available(self) -> list[int]:
         """Per pool: free pages or slots, and those that the tree can give away."""
         return [

@@ -56,6 +56,8 @@ class DecoderConfig:
     windowed_layers  indices of the layers that attend to the sliding window only
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
     experts          of feed-forward layers; None: these are dense
+    states           what the layers without attention keep, in cache groups of kind STATE
+    state_layer_parameters  weights of the mixer of one of these layers
     hf               config.json itself, in which an architecture finds what only it has
     """
 
@@ -79,6 +81,8 @@ class DecoderConfig:
     windowed_layers: tuple[int, ...] = ()
     soft_cap: float | None = None
     experts: ExpertsConfig | None = None
+    states: tuple[CacheGroup, ...] = ()
+    state_layer_parameters: int = 0
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -125,11 +129,9 @@ class DecoderConfig:
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in the layers, for this context length."""
+        others = {*self.windowed_layers, *self.layers_with_states}
         parts = (
-            (
-                [layer for layer in range(self.num_layers) if layer not in self.windowed_layers],
-                None,
-            ),
+            ([layer for layer in range(self.num_layers) if layer not in others], None),
             (self.windowed_layers, self.sliding_window),
         )
         groups = [
@@ -139,21 +141,28 @@ class DecoderConfig:
             for layers, window in parts
             if layers
         ]
-        return within(groups, self.context_length)
+        return within([*groups, *self.states], self.context_length)
+
+    @property
+    def layers_with_states(self) -> tuple[int, ...]:
+        """Indices of the layers that keep a state instead of keys and values."""
+        return tuple(layer for group in self.states for layer in group.layers)
 
     @property
     def num_parameters(self) -> int:
         """Weights of all matrices, counted once where they are tied; norms and biases are few."""
         heads = self.num_heads + self.num_kv_heads
-        layer = 2 * self.hidden_size * self.head_dim * heads
+        num_with_states = len(self.layers_with_states)
+        mixers = num_with_states * self.state_layer_parameters
+        mixers += (self.num_layers - num_with_states) * 2 * self.hidden_size * self.head_dim * heads
         matrices = self.hidden_size * (3 if self.is_gated else 2)
         if self.experts is None:
-            layer += matrices * self.intermediate_size
+            feed_forward = matrices * self.intermediate_size
         else:
             number = self.experts.num_experts
-            layer += number * (matrices * self.experts.intermediate_size + self.hidden_size)
+            feed_forward = number * (matrices * self.experts.intermediate_size + self.hidden_size)
         vocab = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_layers * layer + vocab
+        return self.num_layers * feed_forward + mixers + vocab
 
     def for_context(self, context_length: int) -> DecoderConfig:
         """The same model, built to serve that context length; ConfigError if that is impossible."""

@@ -21,6 +21,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "Gemma2ForCausalLM": "sapwood.models.lm.gemma2:Gemma2ForCausalLM",
         "GemmaForCausalLM": "sapwood.models.lm.gemma:GemmaForCausalLM",
         "GraniteForCausalLM": "sapwood.models.lm.granite:GraniteForCausalLM",
+        "Lfm2ForCausalLM": "sapwood.models.lm.lfm2:Lfm2ForCausalLM",
         "LlamaForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "MistralForCausalLM": "sapwood.models.lm.mistral:MistralForCausalLM",
         "MixtralForCausalLM": "sapwood.models.lm.mixtral:MixtralForCausalLM",

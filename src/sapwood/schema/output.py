@@ -132,6 +132,27 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True):
     outputs: list[RequestOutput]
 
 
+class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool of the cache (schema/cache.py).
+
+    name        "full", "state", or "window_4096"
+    size        pages, or slots of states
+    unit_bytes  bytes of a page, or of a slot, in all of the pool's layers
+    """
+
+    name: str
+    size: int
+    unit_bytes: int
+
+
+class PoolUse(msgspec.Struct, frozen=True, kw_only=True):
+    """How many pages, or slots, of a pool are free, and how many running requests hold; the others
+    are in the prefix cache alone."""
+
+    num_free: int
+    num_leased: int
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message of an engine.
 
@@ -140,7 +161,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     startup_s         seconds from the process's start to this message
     load_s            seconds of these that went into loading the weights
     weight_bytes      memory that loading the weights took; 0: unknown
-    page_bytes        bytes of one page's KV in all layers; 0: unknown
+    pools             all pools of the cache, the one that keeps every token first, if there is one
     notes             one line for each choice that was resolved, with its reason
     options           the resolved configuration, option name -> value
     """
@@ -154,7 +175,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     startup_s: float = 0.0
     load_s: float = 0.0
     weight_bytes: int = 0
-    page_bytes: int = 0
+    pools: tuple[PoolFacts, ...] = ()
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag=True):
@@ -184,6 +205,9 @@ class CallDone(msgspec.Struct, frozen=True, tag=True):
 class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Counters and gauges; counters grow from the engine's start.
 
+    num_pages            of the first pool, as the three after it; num_cached_pages are in the
+                         prefix cache, whether or not a running request holds them
+    pools                of all pools, in the order of `EngineReady.pools`
     num_computed_tokens  tokens that went through the model
     num_cached_tokens    prompt tokens that a prefix hit saved
     num_retractions      running requests that made room for others that were running already
@@ -225,6 +249,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     speculated: Speculated | None = None
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()
+    pools: tuple[PoolUse, ...] = ()
 
 
 EngineOutput = StepOutputs | EngineReady | EngineFatal | CacheFlushed | CallDone | EngineStatus

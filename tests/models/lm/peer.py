@@ -34,7 +34,7 @@ class Peer:
 
     def logits(self, token_ids: list[int]) -> Tensor:
         """[len(token_ids), vocab], fp32, of the whole text at once."""
-        return self.model(torch.tensor([token_ids])).logits[0]
+        return self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
 
 
 def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:

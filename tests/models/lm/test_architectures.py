@@ -70,6 +70,32 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "logits_scaling": 2.5,
         },
     ),
+    "lfm2": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 16,
+        },
+    ),
+    "lfm2, biases": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "full_attn_idxs": [0, 2],
+            "conv_bias": True,
+            "conv_L_cache": 5,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2, no attention": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
+    ),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", {}),
     "smollm3": (
         "smollm3",
@@ -144,8 +170,8 @@ def test_a_recorded_step_equals_its_ops_bit_by_bit(case: str, scheme: str) -> No
     weights = {name: weight.to(dtype) for name, weight in peer.weights.items()}
     how = SCHEMES.get(scheme)()
     model = make_decoder(peer.hf_config, weights, kernels, dtype=dtype, scheme=how)
-    eager = Session(model, dtype=dtype)
-    recorded = Session(model, dtype=dtype, recorded_by=kernels)
+    eager = Session(model, dtype=dtype, state_dtype=dtype)
+    recorded = Session(model, dtype=dtype, state_dtype=dtype, recorded_by=kernels)
     for step in (
         {"a": random_text(40)},
         {"a": [5], "b": random_text(19, seed=1), "c": random_text(3, seed=2)},

@@ -106,7 +106,7 @@ def load_of(
         sizes = dict(memory_by_owner(status, constants))
         load["memory"] = {
             "weight_gb": sizes["weights"] / 1e9,
-            "kv_cache_gb": status.num_pages * constants.page_bytes / 1e9,
+            "kv_cache_gb": sum(pool.size * pool.unit_bytes for pool in constants.pools) / 1e9,
             "token_capacity": constants.max_total_tokens,
             "owners": sizes,
             "engine_resident_bytes": status.resident_bytes,

@@ -6,6 +6,7 @@ from typing import overload
 COMPILED_ISAS: str
 HEAD_DIM_STEP: int
 MAX_HEAD_DIM: int
+MAX_CONV_LENGTH: int
 PANEL: int
 
 def usable_isas() -> list[str]: ...
@@ -106,6 +107,20 @@ class RecordedStep:
         out: int,
         /,
     ) -> None: ...
+    def convolve(
+        self,
+        x: int,
+        channels: int,
+        length: int,
+        weight: int,
+        bias: int,
+        states: int,
+        state_stride: int,
+        num_slots: int,
+        group: int,
+        out: int,
+        /,
+    ) -> None: ...
     def activate(self, x: int, activation: int, gated: bool, width: int, out: int, /) -> None: ...
     def add(self, x: int, residual: int, width: int, /) -> None: ...
     def scale(self, residual: int, width: int, factor: float, /) -> None: ...
@@ -122,6 +137,10 @@ class RecordedStep:
         logits_index: int,
         num_logits: int,
         logits: int,
+        slots: list[int],
+        query_start: int,
+        context_len: int,
+        num_requests: int,
         /,
     ) -> None: ...
 
@@ -147,6 +166,25 @@ def rms_norm(
     rows: int,
     hidden: int,
     eps: float,
+    /,
+) -> None: ...
+def causal_conv(
+    context: Context,
+    dtype: int,
+    x: int,
+    weight: int,
+    bias: int,
+    states: int,
+    state_stride: int,
+    num_slots: int,
+    slots: int,
+    query_start: int,
+    context_len: int,
+    num_requests: int,
+    num_tokens: int,
+    channels: int,
+    length: int,
+    out: int,
     /,
 ) -> None: ...
 def layer_norm(

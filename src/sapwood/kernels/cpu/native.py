@@ -26,8 +26,10 @@ from sapwood.kernels.cpu.tensors import (
     describe,
     dtype_of,
     is_held,
+    lengths_of,
     per_head,
     rows_of,
+    state_layout,
     table_of,
 )
 from sapwood.kernels.interface import (
@@ -306,7 +308,23 @@ class CpuKernels:
         slots: Tensor,
         batch: AttentionBatch,
     ) -> Tensor:
-        return causal_conv(x, weight, bias, states, slots, batch)
+        if not 2 <= weight.shape[1] <= _native.MAX_CONV_LENGTH:
+            return causal_conv(x, weight, bias, states, slots, batch)
+        layout, dtype = state_layout(states, weight, bias, x), dtype_of(x)
+        query_start, context_len, num_requests = lengths_of(batch)
+        check_indices(slots, "slots", num_requests)
+        num_tokens, width = x.shape
+        if width != layout.channels:
+            raise ValueError(f"x {describe(x)} must have {layout.channels} channels")
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        _native.causal_conv(
+            self._context, dtype, x.data_ptr(), weight.data_ptr(),
+            address_of(bias, x, width, "bias"), states.data_ptr(), layout.state_stride,
+            layout.num_slots, slots.data_ptr(), query_start, context_len, num_requests, num_tokens,
+            width, layout.length, out.data_ptr(),
+        )  # fmt: skip
+        return out
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
@@ -421,7 +439,7 @@ class CpuKernels:
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         from sapwood.kernels.cpu.step import NativeStep  # it builds on this module

@@ -300,7 +300,7 @@ class ReferenceKernels:
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         raise CannotRecord("the reference's ops are called one by one")

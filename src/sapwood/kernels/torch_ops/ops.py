@@ -235,7 +235,7 @@ class TorchKernels:
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         raise CannotRecord("torch's ops are called one by one")

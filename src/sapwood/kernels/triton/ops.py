@@ -200,7 +200,7 @@ class TritonKernels:
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         raise CannotRecord("steps are captured as CUDA graphs, not recorded as one call")

@@ -39,6 +39,8 @@ class Architecture:
     weight is not what the inputs are multiplied by, or if other norms come in between."""
     feed_forward_name: ClassVar[str] = "mlp"
     """Of a layer's feed-forward, in the checkpoint."""
+    norm_name: ClassVar[str] = "model.norm"
+    """Of the last norm, in the checkpoint."""
     ignorable: ClassVar[tuple[str, ...]] = (
         "*.rotary_emb.inv_freq",
         "*.self_attn.[kv]_scale",  # of a calibrated 8-bit KV cache; ours makes a scale per token

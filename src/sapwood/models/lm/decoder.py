@@ -13,7 +13,7 @@ from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.registry import decoder_class
 
-EMBEDDING, NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 """Names in the checkpoint."""
 
 
@@ -93,7 +93,7 @@ class Decoder:
         found = prefixed(EMBEDDING, self._embedding.targets())
         for index, layer in enumerate(self._layers):
             found |= prefixed(layer_prefix(index), once_filled(layer.targets(), layer.pack))
-        return found | prefixed(NORM, self._norm.targets())
+        return found | prefixed(self._architecture.norm_name, self._norm.targets())
 
     def ignorable_tensors(self) -> tuple[str, ...]:
         """Patterns (fnmatch) of tensors that a checkpoint may have and that are not used."""

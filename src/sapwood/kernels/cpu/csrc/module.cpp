@@ -66,6 +66,30 @@ void activate_and_mul(const Context& c, int dtype, int activation, Address x, Ad
                            inner, c.team());
 }
 
+// bias may be 0; the states of slot s begin at states + s * state_stride
+void causal_conv(const Context& c, int dtype, Address x, Address weight, Address bias, Address states,
+                 I64 state_stride, I64 num_slots, Address slots, Address query_start, Address context_len,
+                 I64 num_requests, I64 num_tokens, I64 channels, I64 length, Address out) {
+  ConvArgs a{};
+  a.slots = static_cast<const I64*>(in(slots));
+  a.query_start = static_cast<const std::int32_t*>(in(query_start));
+  check_indices("slots", a.slots, num_requests, num_slots);
+  check_query_start(a.query_start, num_requests, num_tokens);
+  a.x = in(x);
+  a.x_stride = channels;
+  a.weight = in(weight);
+  a.bias = in(bias);
+  a.states = to(states);
+  a.state_stride = state_stride;
+  a.context_len = static_cast<const std::int32_t*>(in(context_len));
+  a.num_requests = num_requests;
+  a.channels = channels;
+  a.length = length;
+  a.out = to(out);
+  a.team = c.team();
+  c.ops().causal_conv(static_cast<DType>(dtype), a);
+}
+
 void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Address out) {
   c.ops().argmax(static_cast<DType>(dtype), in(x), rows, columns, static_cast<I64*>(to(out)),
                  c.team());
@@ -251,12 +275,17 @@ AttentionTraits traits_of(const TraitTuple& traits) {
 void bind_step(nb::module_& m) {
   const auto run = [](RecordedStep& step, Context& c, std::vector<const AttentionPlan*> plans, Address token_ids,
                       Address positions, const std::vector<Address>& write_index, I64 num_tokens,
-                      Address logits_index, I64 num_logits, Address logits) {
+                      Address logits_index, I64 num_logits, Address logits, const std::vector<Address>& slots,
+                      Address query_start, Address context_len, I64 num_requests) {
     const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
     std::vector<const I64*> places;
     for (const Address address : write_index) places.push_back(indices(address));
+    std::vector<const I64*> states;
+    for (const Address address : slots) states.push_back(indices(address));
+    const auto lengths = [](Address address) { return static_cast<const std::int32_t*>(in(address)); };
     step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
-                 static_cast<float*>(to(logits)), std::move(plans)});
+                 static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
+                 lengths(context_len), num_requests});
   };
   nb::class_<RecordedStep>(m, "RecordedStep")
       .def("__init__",
@@ -289,6 +318,12 @@ void bind_step(nb::module_& m) {
            [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,
               const TraitTuple& traits, Place out) {
              step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out});
+           })
+      .def("convolve",
+           [](RecordedStep& step, Place x, I64 channels, I64 length, Address weight, Address bias, Address states,
+              I64 state_stride, I64 num_slots, std::size_t group, Place out) {
+             step.add(ConvolveOp{x, channels, length, in(weight), in(bias), to(states), state_stride, num_slots, group,
+                                 out});
            })
       .def("activate",
            [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
@@ -345,6 +380,8 @@ NB_MODULE(_native, m) {
   m.def("layer_norm", &layer_norm, Unlocked());
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
+  m.attr("MAX_CONV_LENGTH") = kMaxConvLength;
+  m.def("causal_conv", &causal_conv, Unlocked());
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);

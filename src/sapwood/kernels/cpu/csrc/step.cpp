@@ -47,16 +47,24 @@ void RecordedStep::add(const StepOp& op) {
   if (const RotateAndWriteOp* rotate = std::get_if<RotateAndWriteOp>(&op)) {
     max_positions_ = std::min(max_positions_, rotate->max_positions);
     const std::int64_t places = rotate->cache.num_pages * rotate->cache.page_size;
-    if (rotate->group >= cache_places_.size()) {
-      cache_places_.resize(rotate->group + 1, std::numeric_limits<std::int64_t>::max());
-    }
+    count_group(rotate->group);
     cache_places_[rotate->group] = std::min(cache_places_[rotate->group], places);
+  }
+  if (const ConvolveOp* convolve = std::get_if<ConvolveOp>(&op)) {
+    count_group(convolve->group);
+    num_slots_[convolve->group] = convolve->num_slots;
   }
   if (weight_of(op) != nullptr) {
     for (std::size_t i = ops_.size(); i-- > 0 && next_weight_[i] == 0;) next_weight_[i] = ops_.size();
   }
   ops_.push_back(op);
   next_weight_.push_back(0);
+}
+
+void RecordedStep::count_group(std::size_t group) {
+  if (group < cache_places_.size()) return;
+  cache_places_.resize(group + 1, std::numeric_limits<std::int64_t>::max());
+  num_slots_.resize(group + 1, 0);
 }
 
 void RecordedStep::check(const Inputs& inputs) const {
@@ -80,6 +88,18 @@ void RecordedStep::check(const Inputs& inputs) const {
     check_indices("write_index", inputs.write_index[group], inputs.num_tokens, cache_places_[group]);
   }
   check_indices("logits_index", inputs.logits_index, inputs.num_logits, inputs.num_tokens);
+  check_states(inputs);
+}
+
+void RecordedStep::check_states(const Inputs& inputs) const {
+  for (std::size_t group = 0; group < num_slots_.size(); group++) {
+    if (num_slots_[group] == 0) continue;
+    if (group >= inputs.slots.size() || inputs.slots[group] == nullptr) {
+      throw std::invalid_argument("group " + std::to_string(group) + " of caches has states, but there are no slots");
+    }
+    check_indices("slots", inputs.slots[group], inputs.num_requests, num_slots_[group]);
+    check_query_start(inputs.query_start, inputs.num_requests, inputs.num_tokens);
+  }
 }
 
 // Runs one op after the other; `rows` is the number of rows that the current op works on.
@@ -151,6 +171,26 @@ class RecordedStep::Runner {
     const AttentionPlan& plan = *inputs_.plans.at(static_cast<std::size_t>(op.plan));
     plan.run_held(context_, dtype_, {at(op.x), op.heads.width(), op.cache.keys, op.cache.key_stride, op.cache.values,
                                      op.cache.value_stride, op.cache.kv, at(op.out), op.scale, op.traits});
+  }
+
+  void operator()(const ConvolveOp& op) const {
+    ConvArgs conv{};
+    conv.x = at(op.x);
+    conv.x_stride = 3 * op.channels;
+    conv.gated = true;
+    conv.weight = op.weight;
+    conv.bias = op.bias;
+    conv.states = op.states;
+    conv.state_stride = op.state_stride;
+    conv.slots = inputs_.slots[op.group];
+    conv.query_start = inputs_.query_start;
+    conv.context_len = inputs_.context_len;
+    conv.num_requests = inputs_.num_requests;
+    conv.channels = op.channels;
+    conv.length = op.length;
+    conv.out = at(op.out);
+    conv.team = context_.team();
+    context_.ops().causal_conv(dtype_, conv);
   }
 
   void operator()(const ActivateOp& op) const {

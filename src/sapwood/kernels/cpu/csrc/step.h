@@ -86,6 +86,17 @@ struct ActivateOp {
   Place out;
 };
 
+struct ConvolveOp {
+  Place x;  // [rows, 3 * channels]
+  std::int64_t channels, length;
+  const void* weight;
+  const void* bias;  // or null
+  void* states;
+  std::int64_t state_stride, num_slots;
+  std::size_t group;  // of caches
+  Place out;
+};
+
 struct AddOp {
   Place x, residual;
   std::int64_t width;
@@ -108,8 +119,8 @@ struct LogitsOp {
   LinearWeight weight;
 };
 
-using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ActivateOp, AddOp, ScaleOp,
-                            SelectRowsOp, LogitsOp>;
+using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
+                            ScaleOp, SelectRowsOp, LogitsOp>;
 
 class RecordedStep {
  public:
@@ -122,6 +133,11 @@ class RecordedStep {
     std::int64_t num_tokens, num_logits;
     float* logits;
     std::vector<const AttentionPlan*> plans;
+    // Of the requests' lengths and states, for programs with convolutions; else empty.
+    std::vector<const std::int64_t*> slots;         // by group of caches; [num_requests], null in groups of pages
+    const std::int32_t* query_start = nullptr;      // [num_requests + 1]
+    const std::int32_t* context_len = nullptr;      // [num_requests]
+    std::int64_t num_requests = 0;
   };
 
   // widths: of the places, in elements
@@ -137,6 +153,8 @@ class RecordedStep {
  private:
   class Runner;
   void check(const Inputs& inputs) const;
+  void check_states(const Inputs& inputs) const;
+  void count_group(std::size_t group);
 
   DType dtype_;
   std::vector<std::int64_t> widths_;
@@ -147,6 +165,7 @@ class RecordedStep {
   std::int64_t vocab_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t max_positions_ = vocab_;
   std::vector<std::int64_t> cache_places_;  // by group of caches
+  std::vector<std::int64_t> num_slots_;     // by group of caches; 0: a group of pages
   Buffer buffer_;
 };
 
