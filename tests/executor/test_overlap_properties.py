@@ -34,6 +34,7 @@ from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.output import EngineOutput, Finish, StepOutputs
+from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage
 from sapwood.schema.request import Abort, EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan
@@ -100,12 +101,18 @@ class CompiledSum:
 class ReadyGrammars:
     """For the scheduler and the masks."""
 
-    def enter(self, grammar: Grammar) -> None: ...
+    num_ranks = 1
 
-    def leave(self, grammar: Grammar) -> None: ...
+    def __init__(self) -> None:
+        self._answers: list[GrammarAnswer] = []
 
-    def is_ready(self, grammar: Grammar) -> bool:
-        return True
+    def send(self, message: RankMessage) -> None:
+        if isinstance(message, CompileGrammar):
+            self._answers.append(GrammarAnswer(id=message.id, rank=0))
+
+    def answers(self) -> list[GrammarAnswer]:
+        answers, self._answers = self._answers, []
+        return answers
 
     def compiled(self, grammar: Grammar) -> CompiledSum:
         return CompiledSum(grammar.text)

@@ -24,7 +24,7 @@ from sapwood.engine.admission import (
     has_room,
 )
 from sapwood.engine.deadlines import Deadlines
-from sapwood.engine.grammar_gate import GrammarGate, Grammars
+from sapwood.engine.grammar_gate import GrammarGate, GrammarRanks
 from sapwood.engine.limits import RequestBounds
 from sapwood.engine.messages import failed, queue_is_full, request_output, scheduled_tokens
 from sapwood.engine.preemption import Preemption
@@ -56,14 +56,14 @@ class Scheduler:
         clock: Clock,
         pooling: Pooling | None = None,
         hidden_size: int = 0,
-        grammars: Grammars | None = None,
+        grammars: GrammarRanks | None = None,
     ) -> None:
         """A scheduler without requests.
 
         config       its limits on requests and on tokens of a step
         pooling      how the model makes embeddings or scores; None: the model generates
         hidden_size  length of the vectors that requests may bring in the place of tokens
-        grammars     compiles grammars; None: requests that have a grammar are refused
+        grammars     ranks that compile grammars; None: requests that have one are refused
         """
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from sapwood.schema.grammar import Grammar
 
-
 MAX_ROLLBACK = 256
 """Tokens that a matcher can take back at once. Drafts and forced texts are shorter."""
 

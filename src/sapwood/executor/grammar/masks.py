@@ -37,7 +37,7 @@ class Compiled(Protocol):
     """Has the compiled grammars."""
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
-        """None if all requests that needed it have left."""
+        """None if it was released: all requests that needed it have left."""
         ...
 
 
