@@ -9,6 +9,7 @@
 
 #include "attention_plan.h"
 #include "context.h"
+#include "experts.h"
 
 namespace sapwood {
 
@@ -97,6 +98,21 @@ struct ScaleOp {
   float factor;
 };
 
+struct GateRowsOp {
+  Place gate, residual;
+  std::int64_t width;  // of residual
+};
+
+// A router and its experts.
+struct MixOp {
+  Place x;
+  LinearWeight router;
+  const float* bias;  // [experts], or null
+  Routing routing;
+  const ExpertLayers* layers;
+  Place out;
+};
+
 struct SelectRowsOp {
   Place x;
   std::int64_t width;
@@ -109,7 +125,7 @@ struct LogitsOp {
 };
 
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ActivateOp, AddOp, ScaleOp,
-                            SelectRowsOp, LogitsOp>;
+                            GateRowsOp, MixOp, SelectRowsOp, LogitsOp>;
 
 class RecordedStep {
  public:
@@ -147,7 +163,8 @@ class RecordedStep {
   std::int64_t vocab_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t max_positions_ = vocab_;
   std::vector<std::int64_t> cache_places_;  // by group of caches
-  Buffer buffer_;
+  Buffer buffer_, routes_;
+  Mixture mixture_;
 };
 
 }  // namespace sapwood
