@@ -35,6 +35,7 @@ from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.output import EngineOutput, Finish, StepOutputs
+from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage
 from sapwood.schema.request import Abort, EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan
@@ -62,17 +63,19 @@ class SumMatcher:
     def __init__(self, name: str) -> None:
         self._modulus = 2 + len(name) % 3
         self._fails_at = 4 if name.startswith("failing") else None
-        self._sum = 0
-        self._count = 0
-        self.has_ended = False
+        self._taken: list[int] = []
+
+    @property
+    def has_ended(self) -> bool:
+        return EOS in self._taken
 
     def _allows(self, token_id: int) -> bool:
         if token_id == EOS:
-            return self._sum % 5 == 4
-        return token_id % self._modulus == self._sum % self._modulus
+            return sum(self._taken) % 5 == 4
+        return token_id % self._modulus == sum(self._taken) % self._modulus
 
     def fill(self, masks: np.ndarray, index: int) -> None:
-        if self._count == self._fails_at:
+        if len(self._taken) == self._fails_at:
             raise GrammarFailed("it fails at its fifth token")
         bits = sum(1 << token_id for token_id in range(VOCAB) if self._allows(token_id))
         masks[index, 0] = np.uint32(bits).astype(np.int32)
@@ -80,15 +83,11 @@ class SumMatcher:
     def accept(self, token_id: int) -> bool:
         if not self._allows(token_id):
             return False
-        self._sum += token_id
-        self._count += 1
-        self.has_ended = token_id == EOS
+        self._taken.append(token_id)
         return True
 
-    can_roll_back = False
-
     def rollback(self, num_tokens: int) -> None:
-        raise NotImplementedError
+        del self._taken[len(self._taken) - num_tokens :]
 
 
 @dataclass
@@ -103,12 +102,18 @@ class CompiledSum:
 class ReadyGrammars:
     """For the scheduler and the masks."""
 
-    def enter(self, grammar: Grammar) -> None: ...
+    num_ranks = 1
 
-    def leave(self, grammar: Grammar) -> None: ...
+    def __init__(self) -> None:
+        self._answers: list[GrammarAnswer] = []
 
-    def is_ready(self, grammar: Grammar) -> bool:
-        return True
+    def send(self, message: RankMessage) -> None:
+        if isinstance(message, CompileGrammar):
+            self._answers.append(GrammarAnswer(id=message.id, rank=0))
+
+    def answers(self) -> list[GrammarAnswer]:
+        answers, self._answers = self._answers, []
+        return answers
 
     def compiled(self, grammar: Grammar) -> CompiledSum:
         return CompiledSum(grammar.text)

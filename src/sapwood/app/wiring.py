@@ -78,7 +78,6 @@ def build_engine(
     resolved = runner.resolved
     config = resolved.config
     ledger = _build_ledger(resolved)
-    compiler = None if grammars is None else grammars.compiler
     scheduler = Scheduler(
         config.scheduler,
         ledger,
@@ -88,7 +87,7 @@ def build_engine(
         clock=clock,
         pooling=resolved.pooling,
         hidden_size=resolved.shape.hidden_size,
-        grammars=compiler,
+        grammars=None if grammars is None else grammars.ranks,
         speculation=build_speculation(config.speculation, ledger),
     )
     if not config.execution.skip_server_warmup:
@@ -110,7 +109,7 @@ def build_engine(
         ready=_ready(resolved, watch),
         scheduler=scheduler,
         executor=executor,
-        grammars=compiler,
+        grammars=None if grammars is None else grammars.compiler,
     )
 
 

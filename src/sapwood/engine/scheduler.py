@@ -26,7 +26,7 @@ from sapwood.engine.admission import (
 )
 from sapwood.engine.deadlines import Deadlines
 from sapwood.engine.figures import engine_status
-from sapwood.engine.grammar_gate import GrammarGate, Grammars
+from sapwood.engine.grammar_gate import GrammarGate, GrammarRanks
 from sapwood.engine.limits import RequestBounds
 from sapwood.engine.messages import (
     failed,
@@ -65,7 +65,7 @@ class Scheduler:
         clock: Clock,
         pooling: Pooling | None = None,
         hidden_size: int = 0,
-        grammars: Grammars | None = None,
+        grammars: GrammarRanks | None = None,
         token_feed: TokenFeed = TokenFeed.ROW,
         speculation: Speculation | None = None,
     ) -> None:
@@ -74,7 +74,7 @@ class Scheduler:
         config       its limits on requests and on tokens of a step
         pooling      how the model makes embeddings or scores; None: the model generates
         hidden_size  length of the vectors that requests may bring in the place of tokens
-        grammars     compiles grammars; None: requests that have a grammar are refused
+        grammars     ranks that compile grammars; None: requests that have one are refused
         token_feed   who hands sampled tokens to the steps that compute them
         speculation  guesses tokens, which steps then verify; None: nothing is guessed
         """

@@ -15,7 +15,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from sapwood.kernels.activations import Activation
-    from sapwood.kernels.interface import AttentionBatch, AttentionTraits, Kernels, PackedLinear
+    from sapwood.kernels.interface import (
+        AttentionBatch,
+        AttentionTraits,
+        Kernels,
+        PackedExperts,
+        PackedLinear,
+    )
+    from sapwood.kernels.routing import Routing
 
 
 class CannotRecord(Exception):
@@ -149,6 +156,31 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GateRows:
+    """residual *= the logistic function of gate [rows, 1], row by row"""
+
+    gate: Buffer
+    residual: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mix:
+    """out = the experts of x that a router chooses.
+
+    router   the linear layer whose fp32 result `Kernels.route` takes
+    bias     the correction bias, or None
+    """
+
+    x: Buffer
+    router: PackedLinear
+    num_experts: int
+    bias: Tensor | None
+    routing: Routing
+    experts: PackedExperts
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SelectRows:
     """out = the rows of x whose logits are wanted."""
 
@@ -189,6 +221,8 @@ Op = (
     | Activate
     | Add
     | Scale
+    | GateRows
+    | Mix
     | SelectRows
     | Logits
 )

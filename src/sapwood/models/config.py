@@ -23,14 +23,18 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class ExpertsConfig:
     """The feed-forward layers of a mixture of experts.
 
-    num_experts        experts of each layer
-    num_per_token      experts that compute each token
+    num_experts        experts of each layer, without those that every token has
+    num_per_token      of these experts, those that compute a token
     intermediate_size  of each expert
+    shared_size        intermediate size of the experts that every token has, together; 0: none
+    dense_layers       indices of the layers whose feed-forward is dense all the same
     """
 
     num_experts: int
     num_per_token: int
     intermediate_size: int
+    shared_size: int = 0
+    dense_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_per_token <= self.num_experts or self.intermediate_size < 1:
@@ -156,13 +160,17 @@ class DecoderConfig:
         mixers = num_with_states * self.state_layer_parameters
         mixers += (self.num_layers - num_with_states) * 2 * self.hidden_size * self.head_dim * heads
         matrices = self.hidden_size * (3 if self.is_gated else 2)
-        if self.experts is None:
-            feed_forward = matrices * self.intermediate_size
-        else:
-            number = self.experts.num_experts
-            feed_forward = number * (matrices * self.experts.intermediate_size + self.hidden_size)
+        num_dense, mixtures = self.num_layers, 0
+        if self.experts is not None:
+            experts, num_dense = self.experts, len(self.experts.dense_layers)
+            mixture = experts.num_experts * (
+                matrices * experts.intermediate_size + self.hidden_size
+            )
+            mixture += matrices * experts.shared_size
+            mixtures = (self.num_layers - num_dense) * mixture
+        mixtures += num_dense * matrices * self.intermediate_size
         vocab = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_layers * feed_forward + mixers + vocab
+        return mixers + mixtures + vocab
 
     def for_context(self, context_length: int) -> DecoderConfig:
         """The same model, built to serve that context length; ConfigError if that is impossible."""

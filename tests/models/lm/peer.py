@@ -20,7 +20,18 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 
-FUSED_IN_MEMORY = frozenset({"mixtral"})
+FUSED_IN_MEMORY = frozenset(
+    {
+        "dots1",
+        "flex_olmo",
+        "glm4_moe",
+        "granitemoe",
+        "mixtral",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_moe",
+    }
+)
 """Model types whose experts lie in one tensor in memory, and in many in files."""
 
 
@@ -52,6 +63,9 @@ def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
             parameter.data = 1.0 + 0.2 * noise
         else:
             parameter.data = noise * (0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
+    for name, buffer in model.named_buffers():
+        if "correction_bias" in name:  # zero in a new model
+            buffer.data = 0.4 * torch.randn(buffer.shape, generator=generator)
     model.tie_weights()
     hf_config = config.to_dict() | {"architectures": [architecture]}
     return Peer(hf_config, saved_weights(model), model)

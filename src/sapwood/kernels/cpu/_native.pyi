@@ -124,6 +124,17 @@ class RecordedStep:
     def activate(self, x: int, activation: int, gated: bool, width: int, out: int, /) -> None: ...
     def add(self, x: int, residual: int, width: int, /) -> None: ...
     def scale(self, residual: int, width: int, factor: float, /) -> None: ...
+    def gate_rows(self, gate: int, residual: int, width: int, /) -> None: ...
+    def mix(
+        self,
+        x: int,
+        router: LinearWeight,
+        bias: int,
+        routing: _Routing,
+        layers: ExpertLayers,
+        out: int,
+        /,
+    ) -> None: ...
     def select_rows(self, x: int, width: int, out: int, /) -> None: ...
     def logits(self, x: int, weight: LinearWeight, /) -> None: ...
     def run(
@@ -291,6 +302,44 @@ class CodedLayout:
 def pack_coded(
     layout: CodedLayout, codes: int, scales: int, shifts: int, n: int, out: int, /
 ) -> None: ...
+
+_Routing = tuple[int, int, int, int, int, bool, float, float, float]
+
+def route(
+    routing: _Routing,
+    logits: int,
+    bias: int,
+    tokens: int,
+    experts: int,
+    weights: int,
+    ids: int,
+    /,
+) -> None: ...
+def gate_rows(dtype: int, x: int, gate: int, rows: int, width: int, /) -> None: ...
+
+class ExpertLayers:
+    """Addresses of the weights of a mixture's experts; see csrc/experts.h."""
+
+    def __init__(
+        self, gate_up: list[LinearWeight], down: list[LinearWeight], activation: int, /
+    ) -> None: ...
+
+class Mixture:
+    """Buffers of mixtures."""
+
+    def run(
+        self,
+        layers: ExpertLayers,
+        context: Context,
+        dtype: int,
+        x: int,
+        tokens: int,
+        k: int,
+        ids: int,
+        weights: int,
+        out: int,
+        /,
+    ) -> None: ...
 
 class LinearWeight:
     """A packed weight of any kind, or the first of a chain; see csrc/ops.h."""

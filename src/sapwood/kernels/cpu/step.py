@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.cpu import _native
+from sapwood.kernels.cpu.experts import NativeExperts, bias_address, routing_tuple
 from sapwood.kernels.cpu.linear import Linear
-from sapwood.kernels.cpu.native import ACTIVATIONS, CpuKernels
+from sapwood.kernels.cpu.native import CpuKernels
 from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
 from sapwood.kernels.cpu.tensors import (
+    ACTIVATIONS,
     address_of,
     cache_layout,
     check_embedding,
@@ -35,7 +37,9 @@ from sapwood.kernels.recording import (
     CannotRecord,
     Convolve,
     Embed,
+    GateRows,
     Logits,
+    Mix,
     Multiply,
     Norm,
     Op,
@@ -173,6 +177,10 @@ class _Builder:
                 self.step.add(at[op.x], at[op.residual], op.residual.width)
             case Scale():
                 self.step.scale(at[op.residual], op.residual.width, op.factor)
+            case GateRows():
+                self.step.gate_rows(at[op.gate], at[op.residual], op.residual.width)
+            case Mix():
+                self._add_mixture(op)
             case SelectRows():
                 self.step.select_rows(at[op.x], op.x.width, at[op.out])
             case Logits():
@@ -189,6 +197,16 @@ class _Builder:
         self.step.norm(
             self._places[op.x], residual, op.centered, weight, bias, op.x.width, op.eps,
             self._places[op.out],
+        )  # fmt: skip
+
+    def _add_mixture(self, op: Mix) -> None:
+        if not isinstance(op.experts, NativeExperts):
+            raise CannotRecord("some of its experts have no native form")
+        router = self._weight(op.router, op.num_experts, op.x.width)
+        op.routing.check(op.num_experts)
+        self.step.mix(
+            self._places[op.x], router, bias_address(op.bias, op.num_experts),
+            routing_tuple(op.routing), op.experts.native, self._places[op.out],
         )  # fmt: skip
 
     def _add_rotation(self, op: RotateAndWrite) -> None:

@@ -7,10 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """The compiled module's numbers for the dtypes of activations."""
+
+ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
+"""Its numbers for activations."""
 
 KV_FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.float8_e5m2: 3}
 """Its numbers for caches in 8 bits; 0 is for the activations' dtype."""

@@ -272,6 +272,48 @@ AttentionTraits traits_of(const TraitTuple& traits) {
   return {window, soft_cap, static_cast<const float*>(in(sinks)), static_cast<const float*>(in(alibi))};
 }
 
+// (scores, chosen, groups, groups_chosen, group_best, renormalise, least_sum, scale, jitter)
+using RoutingTuple = std::tuple<int, I64, I64, I64, I64, bool, float, float, float>;
+
+Routing routing_of(const RoutingTuple& routing) {
+  const auto& [scores, chosen, groups, groups_chosen, group_best, renormalise, least_sum, scale, jitter] = routing;
+  return {static_cast<Scores>(scores), chosen, groups, groups_chosen, group_best, renormalise, least_sum, scale, jitter};
+}
+
+void route_tokens(const RoutingTuple& routing, Address logits, Address bias, I64 tokens, I64 experts, Address weights,
+                  Address ids) {
+  route(routing_of(routing), static_cast<const float*>(in(logits)), static_cast<const float*>(in(bias)), tokens,
+        experts, static_cast<float*>(to(weights)), static_cast<I64*>(to(ids)));
+}
+
+void make_experts(ExpertLayers* self, const std::vector<const LinearWeight*>& gate_up,
+                  const std::vector<const LinearWeight*>& down, int activation) {
+  new (self) ExpertLayers{};
+  for (const LinearWeight* weight : gate_up) self->gate_up.push_back(*weight);
+  for (const LinearWeight* weight : down) self->down.push_back(*weight);
+  self->activation = static_cast<Activation>(activation);
+}
+
+void mix(Mixture& mixture, const ExpertLayers& layers, Context& c, int dtype, Address x, I64 tokens, I64 k, Address ids, Address weights,
+         Address out) {
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  mixture.run(
+      c, static_cast<DType>(dtype), layers,
+      {in(x), tokens, k, static_cast<const I64*>(in(ids)), static_cast<const float*>(in(weights))}, to(out));
+}
+
+void bind_experts(nb::module_& m) {
+  using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+  m.def("route", &route_tokens, Unlocked());
+  m.def("gate_rows",
+        [](int dtype, Address x, Address gate, I64 rows, I64 width) {
+          gate_rows(static_cast<DType>(dtype), to(x), in(gate), rows, width);
+        },
+        Unlocked());
+  nb::class_<ExpertLayers>(m, "ExpertLayers").def("__init__", &make_experts);
+  nb::class_<Mixture>(m, "Mixture").def(nb::init<>()).def("run", &mix, Unlocked());
+}
+
 void bind_step(nb::module_& m) {
   const auto run = [](RecordedStep& step, Context& c, std::vector<const AttentionPlan*> plans, Address token_ids,
                       Address positions, const std::vector<Address>& write_index, I64 num_tokens,
@@ -334,6 +376,13 @@ void bind_step(nb::module_& m) {
            [](RecordedStep& step, Place residual, I64 width, float factor) {
              step.add(ScaleOp{residual, width, factor});
            })
+      .def("gate_rows",
+           [](RecordedStep& step, Place gate, Place residual, I64 width) { step.add(GateRowsOp{gate, residual, width}); })
+      .def("mix",
+           [](RecordedStep& step, Place x, const LinearWeight& router, Address bias, const RoutingTuple& routing,
+              const ExpertLayers& layers, Place out) {
+             step.add(MixOp{x, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers, out});
+           })
       .def("select_rows",
            [](RecordedStep& step, Place x, I64 width, Place out) { step.add(SelectRowsOp{x, width, out}); })
       .def("logits",
@@ -374,6 +423,7 @@ NB_MODULE(_native, m) {
       .def("prepare", &AttentionPlan::prepare)
       .def("num_tasks", &AttentionPlan::num_tasks)
       .def("num_merges", &AttentionPlan::num_merges);
+  bind_experts(m);
   bind_step(m);
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());

@@ -1,24 +1,16 @@
 #include "step.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
+
+#include "narrow.h"
 
 namespace sapwood {
 namespace {
 
 constexpr std::int64_t kRowsToFetchAhead = 8;  // with more, the small ops keep all threads busy
-
-float widened(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
-
-// Rounded to the nearest bf16, ties to even, as torch does.
-std::uint16_t narrowed(float value) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  if (value != value) return 0x7fc0;
-  return static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // to[i] = f(to[i], i-th number of `from`) in fp32, for n numbers.
 template <typename F>
@@ -37,6 +29,7 @@ void change(DType dtype, void* to, const void* from, std::int64_t n, const F& f)
 const LinearWeight* weight_of(const StepOp& op) {
   if (const MultiplyOp* multiply = std::get_if<MultiplyOp>(&op)) return &multiply->weight;
   if (const LogitsOp* logits = std::get_if<LogitsOp>(&op)) return &logits->weight;
+  if (const MixOp* mix = std::get_if<MixOp>(&op)) return &mix->router;
   return nullptr;
 }
 
@@ -106,7 +99,8 @@ void RecordedStep::check_states(const Inputs& inputs) const {
 class RecordedStep::Runner {
  public:
   Runner(RecordedStep& step, Context& context, const Inputs& inputs)
-      : dtype_(step.dtype_), element_(step.dtype_ == DType::f32 ? 4 : 2), context_(context), inputs_(inputs) {
+      : dtype_(step.dtype_), element_(step.dtype_ == DType::f32 ? 4 : 2), context_(context), inputs_(inputs),
+        routes_(step.routes_), mixture_(step.mixture_) {
     std::size_t total = 0;
     std::vector<std::size_t> begins;
     for (const std::int64_t width : step.widths_) {
@@ -208,6 +202,21 @@ class RecordedStep::Runner {
 
   void operator()(const ScaleOp& op) const { scale(op.residual, op.width, op.factor); }
 
+  void operator()(const GateRowsOp& op) const { gate_rows(dtype_, at(op.residual), at(op.gate), rows, op.width); }
+
+  void operator()(const MixOp& op) const {
+    const std::int64_t experts = op.router.n, k = op.routing.chosen;
+    float* logits = reinterpret_cast<float*>(routes_.at_least(static_cast<std::size_t>(rows * (experts + 3 * k)) * 4));
+    // What is 8 bytes wide comes first.
+    std::int64_t* ids = reinterpret_cast<std::int64_t*>(logits);
+    float* weights = logits + 2 * rows * k;
+    logits = weights + rows * k;
+    context_.linear_fp32(op.router, dtype_, at(op.x), op.router.k, rows, logits);
+    route(op.routing, logits, op.bias, rows, experts, weights, ids);
+    mixture_.run(context_, dtype_, *op.layers, {at(op.x), rows, k, ids, weights}, at(op.out));
+    if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
+  }
+
   void operator()(const SelectRowsOp& op) const {
     const std::size_t bytes = static_cast<std::size_t>(op.width * element_);
     for (std::int64_t i = 0; i < rows; i++) {
@@ -236,6 +245,8 @@ class RecordedStep::Runner {
   Context& context_;
   const Inputs& inputs_;
   std::vector<std::byte*> places_;
+  Buffer& routes_;
+  Mixture& mixture_;
 };
 
 void RecordedStep::run(Context& context, const Inputs& inputs) {

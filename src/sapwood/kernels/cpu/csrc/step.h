@@ -9,6 +9,7 @@
 
 #include "attention_plan.h"
 #include "context.h"
+#include "experts.h"
 
 namespace sapwood {
 
@@ -108,6 +109,21 @@ struct ScaleOp {
   float factor;
 };
 
+struct GateRowsOp {
+  Place gate, residual;
+  std::int64_t width;  // of residual
+};
+
+// A router and its experts.
+struct MixOp {
+  Place x;
+  LinearWeight router;
+  const float* bias;  // [experts], or null
+  Routing routing;
+  const ExpertLayers* layers;
+  Place out;
+};
+
 struct SelectRowsOp {
   Place x;
   std::int64_t width;
@@ -120,7 +136,7 @@ struct LogitsOp {
 };
 
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
-                            ScaleOp, SelectRowsOp, LogitsOp>;
+                            ScaleOp, GateRowsOp, MixOp, SelectRowsOp, LogitsOp>;
 
 class RecordedStep {
  public:
@@ -166,7 +182,8 @@ class RecordedStep {
   std::int64_t max_positions_ = vocab_;
   std::vector<std::int64_t> cache_places_;  // by group of caches
   std::vector<std::int64_t> num_slots_;     // by group of caches; 0: a group of pages
-  Buffer buffer_;
+  Buffer buffer_, routes_;
+  Mixture mixture_;
 };
 
 }  // namespace sapwood
