@@ -197,7 +197,7 @@ def test_the_output_is_the_same(make_llm: Make, variant: str) -> None:
             assert got.token_ids == wanted.token_ids, name
             assert got.text == wanted.text, name
             assert got.finish == wanted.finish, name
-            _check_figures(got, wanted)
+            _check_figures(got, wanted, atol=5e-2 if "kv_cache_dtype" in options else 1e-4)
             assert got.speculated is not None
             assert wanted.speculated is None
             num_accepted += got.speculated.num_accepted
@@ -211,27 +211,25 @@ def test_the_output_is_the_same(make_llm: Make, variant: str) -> None:
         assert stats.num_leased_pages == stats.num_running == stats.num_waiting == 0
 
 
-def _check_figures(got: Sample, wanted: Sample) -> None:
-    np.testing.assert_allclose(got.logprobs.of_tokens(), wanted.logprobs.of_tokens(), atol=1e-4)
+def _check_figures(got: Sample, wanted: Sample, *, atol: float) -> None:
+    """In 8 bits, a last bit may decide to which number a key is rounded."""
+    np.testing.assert_allclose(got.logprobs.of_tokens(), wanted.logprobs.of_tokens(), atol=atol)
     ours, others = got.logprobs.of_likeliest(), wanted.logprobs.of_likeliest()
     assert [[pair[1] for pair in place] for place in ours] == [
         [pair[1] for pair in place] for place in others
     ]
     assert got.hidden_states.shape == wanted.hidden_states.shape
-    np.testing.assert_allclose(got.hidden_states, wanted.hidden_states, atol=1e-3)
+    np.testing.assert_allclose(got.hidden_states, wanted.hidden_states, atol=10 * atol)
 
 
 def test_repetition_needs_fewer_steps(make_llm: Make) -> None:
     llm = make_llm(speculative_algorithm="NGRAM")
-    asked = {"ignore_eos": True, "max_new_tokens": 200}
-    expected = ask(make_llm(), **asked)
-    for got, wanted in zip(ask(llm, **asked), expected, strict=True):
-        assert got.token_ids == wanted.token_ids
+    asked = {"ignore_eos": True, "max_new_tokens": 100, "allowed_token_ids": (65,)}
+    assert [sample.token_ids for sample in ask(llm, **asked)] == [[65] * 100] * len(PROMPTS)
     stats = llm.stats()
     assert stats.speculated is not None
-    # A small random model soon repeats itself.
-    assert stats.speculated.accept_length > 1.5
-    assert stats.num_steps < 400
+    assert stats.speculated.accept_length > 5
+    assert stats.num_steps < 40
 
 
 def test_many_requests_at_once_get_no_guesses(make_llm: Make) -> None:

@@ -235,31 +235,3 @@ def test_jumps_leave_the_last_token_open(masks, vocabulary):
     logits = torch.zeros(1, vocabulary.size)
     masks.apply(logits, [0])
     assert left(logits[0], vocabulary) == [b" "]
-
-
-def test_a_draft_has_a_mask_for_each_of_its_tokens(masks, vocabulary, failures):
-    masks.start(start(4, "abc|abd"))
-    masks.start(start(2, "[xy]+"))
-    draft = vocabulary.encode("abx")
-    rows = [2, 4, 4, 4, 4, 7]
-    logits = torch.zeros(6, vocabulary.size)
-    masks.apply(logits, rows, {4: draft})
-    assert left(logits[0], vocabulary) == [b"x", b"y"]
-    assert left(logits[1], vocabulary) == [b"a"]
-    assert left(logits[2], vocabulary) == [b"b"]
-    assert left(logits[3], vocabulary) == [b"c", b"d"]
-    assert (logits[4:] == 0).all(), "after a refused token, and of a row without a grammar"
-    masks.accept([4, 4, 4], vocabulary.encode("abd"))
-    logits = torch.zeros(1, vocabulary.size)
-    masks.apply(logits, [4])
-    assert (logits[0] > -torch.inf).nonzero().tolist() == [[EOS]]
-    assert failures == {}
-
-
-def test_more_draft_tokens_than_rows(masks, vocabulary):
-    masks.start(start(0, "[0-9]*"))
-    draft = vocabulary.encode("1" * 30)
-    logits = torch.zeros(31, vocabulary.size)
-    masks.apply(logits, [0] * 31, {0: draft})
-    assert all(left(one, vocabulary) == left(logits[0], vocabulary) for one in logits)
-    assert len(left(logits[0], vocabulary)) == 11

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapwood.executor.grammar.drafts import fill_masks
 from sapwood.executor.grammar.interface import CompiledGrammar, GrammarFailed, Matcher
 from sapwood.executor.grammar.jump import forced_tokens
 from sapwood.executor.grammar.thinking import AfterThinking
@@ -133,37 +131,23 @@ class GrammarMasks:
         """The request of that row has left."""
         self._rows.pop(row, None)
 
-    def apply(
-        self,
-        logits: Tensor,
-        rows: Sequence[int],
-        drafts: Mapping[int, Sequence[int]] = MappingProxyType({}),
-    ) -> None:
-        """Forbid in logits [S, vocab], in place, what the grammar of rows[i] does not allow.
-
-        drafts  row -> the draft tokens that the step computed after the row's last known token.
-                Such a row has 1 + len(draft) entries in `rows`, one after the other; entry i is
-                for the token after the draft's first i tokens. Where the grammar refuses an earlier
-                token of the draft, entries are left as they are."""
+    def apply(self, logits: Tensor, rows: Sequence[int]) -> None:
+        """Forbid in logits [S, vocab], in place, what the grammar of rows[i] does not allow."""
         if not self._rows:
             return
         at: list[int] = []
-        index = 0
-        while index < len(rows):
-            row, first = rows[index], index
-            draft = drafts.get(row, ())
-            index += 1 + len(draft)
+        for index, row in enumerate(rows):
             constrained = self._rows.get(row)
             if constrained is None or constrained.matcher.has_ended:
                 continue
-            while len(at) + len(draft) >= len(self._masks):
+            if len(at) == len(self._masks):
                 self._masks = np.concatenate((self._masks, np.zeros_like(self._masks)))
             try:
-                num_filled = self._fill(constrained, draft, len(at))
+                self._fill(constrained, len(at))
             except GrammarFailed as error:
                 self._fail(row, str(error))
                 continue
-            at += range(first, first + num_filled)
+            at.append(index)
         if not at:
             return
         masks = torch.from_numpy(self._masks[: len(at)])
@@ -229,19 +213,14 @@ class GrammarMasks:
             row.next_mask = mask
         return taken
 
-    def _fill(self, row: _Constrained, draft: Sequence[int], index: int) -> int:
-        """Write the masks of that row's next tokens to self._masks, from `index` on. Returns how
-        many there are: one, and one more for each token of the draft that the grammar allows."""
-        if draft:
-            with self._timed(row, SLOW_STEP_S * (1 + len(draft))):
-                return 1 + fill_masks(row.matcher, draft, self._masks, index)
+    def _fill(self, row: _Constrained, index: int) -> None:
+        """Write the mask of that row's next token to self._masks[index]."""
         if row.next_mask is not None:
             self._masks[index] = row.next_mask[0]
             row.next_mask = None
-            return 1
+            return
         with self._timed(row):
             row.matcher.fill(self._masks, index)
-        return 1
 
     @contextmanager
     def _timed(self, row: _Constrained, slow_s: float = SLOW_STEP_S) -> Iterator[None]:

@@ -1,16 +1,13 @@
 """Matchers go back any number of tokens: with both backends, after an end, after forced text and
-across the end of the reasoning. Masks of a draft are made that way."""
+across the end of the reasoning."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapwood.executor.grammar.drafts import fill_masks
 from sapwood.executor.grammar.interface import MAX_ROLLBACK
 from sapwood.executor.grammar.jump import forced_tokens
 from sapwood.executor.grammar.thinking import AfterThinking
@@ -139,51 +136,3 @@ def test_more_tokens_than_were_taken_cannot_be_taken_back(new_matcher, vocabular
         with pytest.raises(ValueError, match="only 0 to 2"):
             matcher.rollback(count)
     assert_same(matcher, new_matcher("regex", thinking), vocabulary.encode("12"), vocabulary)
-
-
-@pytest.mark.parametrize("thinking", sorted(THINKING))
-@pytest.mark.parametrize(
-    ("draft", "num_allowed"),
-    [("", 0), ("12", 2), ("12, 3", 5), ("12x3", 2), ("x", 0), ("12$", 3), ("12$1", 3)],
-)
-def test_the_masks_of_a_draft(new_matcher, vocabulary, thinking, draft, num_allowed):
-    """$ is the end of the output."""
-    matcher = new_matcher("regex", thinking)
-    before = [] if thinking == "none" else vocabulary.encode("</think>")
-    if thinking == "may":
-        before = vocabulary.encode("<think>a</think>")
-    for token_id in before:
-        assert matcher.accept(token_id)
-    draft_ids = [EOS if text == "$" else vocabulary.encode(text)[0] for text in draft]
-    masks = np.zeros((len(draft) + 3, -(-vocabulary.size // 32)), dtype=np.int32)
-    assert fill_masks(matcher, draft_ids, masks, 1) == num_allowed
-    assert not masks[0].any()
-    assert not masks[-1].any()
-    fresh = new_matcher("regex", thinking)
-    for token_id in before:
-        assert fresh.accept(token_id)
-    for place in range(len(draft) + 1):
-        if place > num_allowed or fresh.has_ended:
-            assert (masks[1 + place] == -1).all()
-            continue
-        assert (masks[1 + place] == mask_of(fresh, vocabulary)[0]).all()
-        if place < num_allowed:
-            assert fresh.accept(draft_ids[place])
-    assert_same(matcher, new_matcher("regex", thinking), before, vocabulary)
-
-
-def test_the_masks_of_a_draft_across_the_end_of_the_reasoning(new_matcher, vocabulary):
-    matcher = new_matcher("schema", "may")
-    text = "<think>so</think>" + json.dumps({"name": "Bo", "n": 3})
-    draft_ids = vocabulary.encode(text)
-    masks = np.zeros((len(draft_ids) + 1, -(-vocabulary.size // 32)), dtype=np.int32)
-    assert fill_masks(matcher, draft_ids, masks, 0) == len(draft_ids)
-    assert (masks[0] == mask_of(matcher, vocabulary)[0]).all()
-
-
-def test_a_draft_that_could_not_be_taken_back_is_an_error(new_matcher, vocabulary):
-    masks = np.zeros((MAX_ROLLBACK + 2, -(-vocabulary.size // 32)), dtype=np.int32)
-    matcher = new_matcher("regex", "none")
-    with pytest.raises(ValueError, match="257 tokens; at most 256"):
-        fill_masks(matcher, vocabulary.encode("1" * 257), masks, 0)
-    assert_same(matcher, new_matcher("regex", "none"), [], vocabulary)
