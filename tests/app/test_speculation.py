@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 
 from sapwood import LLM
-from sapwood.base.errors import ConfigError
+from sapwood.frontends.server import create_app
 from sapwood.schema import grammar as grammars
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.output import Finish, Speculated
@@ -240,18 +241,32 @@ def test_many_requests_at_once_get_no_guesses(make_llm: Make) -> None:
     assert stats.speculated.num_drafted < 2 * stats.num_steps
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"speculative_algorithm": "EAGLE"}, "NGRAM"),
-        ({"speculative_num_draft_tokens": 4}, "--speculative-algorithm"),
-        ({"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 0}, "must be >= 1"),
-        (
-            {"speculative_algorithm": "NGRAM", "speculative_ngram_max_match_window_size": 1},
-            "at least --speculative-ngram-min-match-window-size, which is 2",
-        ),
-    ],
-)
-def test_wrong_options_are_named(make_llm: Make, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        make_llm(**options)
+def test_the_figures_are_told_over_http(make_llm: Make) -> None:
+    llm = make_llm(speculative_algorithm="NGRAM")
+
+    async def call() -> tuple[Any, str, Any]:
+        transport = httpx.ASGITransport(create_app(llm.services))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {
+                "input_ids": PROMPTS[0],
+                "sampling_params": {
+                    "temperature": 0,
+                    "max_new_tokens": 50,
+                    "ignore_eos": True,
+                    "allowed_token_ids": [65],
+                },
+            }
+            answer = (await client.post("/generate", json=body)).json()
+            metrics = (await client.get("/metrics")).text
+            loads = (await client.get("/v1/loads", params={"include": "spec"})).json()
+            return answer["meta_info"], metrics, loads
+
+    meta, metrics, loads = llm.run(call())
+    assert meta["spec_accept_length"] * meta["spec_verify_ct"] == pytest.approx(50)
+    assert meta["spec_verify_ct"] + meta["spec_accept_token_num"] == 50
+    assert 0 < meta["spec_accept_rate"] <= 1
+    assert meta["spec_accept_token_num"] <= meta["spec_draft_token_num"]
+    assert "sglang:spec_accept_length{" in metrics
+    assert "sglang:spec_accept_rate{" in metrics
+    [load] = loads["loads"]
+    assert load["speculative"]["accept_length"] > 1
