@@ -115,6 +115,10 @@ def test_more_texts_than_rows_pages_or_budget(open_llm: Callable[..., LLM], tmp_
 DECODERS = {
     "qwen3": ("Qwen3Model", {"head_dim": 32, "num_key_value_heads": 1}),
     "llama": ("LlamaModel", {"num_key_value_heads": 2}),
+    "states": (
+        "Lfm2ForCausalLM",
+        {"num_key_value_heads": 1, "full_attn_idxs": [1], "block_multiple_of": 16},
+    ),
     "with an output layer": ("Qwen2ForCausalLM", {"num_key_value_heads": 1}),
 }
 

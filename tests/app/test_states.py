@@ -160,6 +160,23 @@ def test_retracted_requests_go_on(
     assert stats.num_retractions > 0
 
 
+@pytest.mark.parametrize("options", [{}, {"quantization": "w8a8_int8"}, {"disable_graphs": True}])
+def test_in_bfloat16(
+    make_llm: Callable[..., LLM], reference: Reference, options: dict[str, Any]
+) -> None:
+    """Rounding may choose other tokens; what is told of them is nearly what fp32 says."""
+    llm = make_llm(dtype="bfloat16", **options)
+    prompt = text(61, seed=1)
+    for round_number in range(2):
+        (result,) = ask(llm, [prompt], None, max_new_tokens=NUM_OUTPUTS)
+        output = torch.tensor(result.token_ids)
+        expected = reference(prompt + result.token_ids)[len(prompt) - 1 : -1]
+        told = torch.tensor(result.logprobs.of_tokens())
+        error = told - expected.gather(-1, output[:, None])[:, 0]
+        assert error.square().mean().sqrt() < 0.1
+        assert (llm.stats().num_cached_tokens == 60) == (round_number == 1)
+
+
 def test_a_slot_of_an_aborted_request_begins_anew(
     make_llm: Callable[..., LLM], reference: Reference
 ) -> None:

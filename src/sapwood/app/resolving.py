@@ -83,7 +83,7 @@ class Resolved:
             ),
             page_size=config.memory.page_size,
             demand=demand_of(config.scheduler, config.model),
-            state_interval=config.memory.mamba_track_interval,
+            state_interval=config.memory.mamba_track_interval or config.memory.page_size,
             num_states=config.memory.max_mamba_cache_size,
         )
 

@@ -167,5 +167,5 @@ def _build_ledger(resolved: Resolved) -> Ledger:
         page_size=memory.page_size,
         tree=tree,
         pools=pools,
-        state_interval=memory.mamba_track_interval,
+        state_interval=memory.mamba_track_interval or memory.page_size,
     )

@@ -15,7 +15,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import kv_cache_shape
+from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.triton.ops import TritonKernels
 from tests.kernels.test_coded import random_weight as random_codes
@@ -75,6 +75,17 @@ def call_every_op() -> None:
             value_cache=cache,
             write_index=torch.zeros(4, dtype=torch.int64),
         )
+    batch = AttentionBatch(
+        page_table=torch.zeros(2, 1, dtype=torch.int32),
+        query_start=torch.tensor([0, 1, 4], dtype=torch.int32),
+        context_len=torch.tensor([5, 3], dtype=torch.int32),
+        query_lens=(1, 3),
+        context_lens=(5, 3),
+        num_decodes=1,
+    )
+    for bias in (None, norm):
+        states, slots = torch.zeros(4, 1024, 2, dtype=bf16), torch.zeros(2, dtype=torch.int64)
+        kernels.causal_conv(x, torch.zeros(1024, 3, dtype=bf16), bias, states, slots, batch)
     logits = torch.zeros(2, 151_936)
     kernels.argmax(logits)
     kernels.mask_logits(logits, torch.zeros(2, 4748, dtype=torch.int32), [0, 1])

@@ -27,11 +27,10 @@ from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
-from sapwood.kernels.torch_ops.convolution import causal_conv
 from sapwood.kernels.torch_ops.experts import Experts
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
-from sapwood.kernels.triton import elementwise, norms, rope, sampling
+from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
@@ -129,7 +128,7 @@ class TritonKernels:
         slots: Tensor,
         batch: AttentionBatch,
     ) -> Tensor:
-        return causal_conv(x, weight, bias, states, slots, batch)
+        return convolution.causal_conv(x, weight, bias, states, slots, batch)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)

@@ -78,9 +78,9 @@ class MemoryConfig:
 class ResolvedMemory(MemoryConfig):
     """After resolution: the pool has a size, and `kv_cache_dtype` is not "auto".
 
+    mamba_track_interval  None: the model keeps no states
     max_mamba_cache_size  None: so many as `CachePlan` says
     """
 
     page_size: int
     max_total_tokens: int
-    mamba_track_interval: int
