@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, divide, even_part
 from sapwood.layers.norm import RMSNorm
-from sapwood.layers.targets import Target, prefixed
+from sapwood.layers.targets import Slice, Target, prefixed, whole
 
 RMSNormMaker = Callable[[int], RMSNorm]
 """From a size to a norm without weights."""
@@ -84,6 +84,7 @@ class Attention:
         eps: float = 1e-6,
         scale: float | None = None,
         traits: AttentionTraits = PLAIN,
+        sinks: bool = False,
         o_name: str = "o_proj",
     ) -> None:
         """An attention layer.
@@ -95,6 +96,7 @@ class Attention:
         eps      of norms over each head
         scale    factor of the scores; None: head_dim ** -0.5
         traits   what its attention does beyond scores, causal mask and softmax
+        sinks    whether the checkpoint has sinks (AttentionTraits), one per query head
         o_name   name of the output projection in the checkpoint
         """
         group = build.groups.attention
@@ -106,6 +108,12 @@ class Attention:
         self._cos_sin = cos_sin
         self._kernels = build.kernels
         self._scale = heads.head_dim**-0.5 if scale is None else scale
+        self._sinks: Tensor | None = None
+        if sinks:
+            self._sinks = torch.empty(self._num_heads, dtype=torch.float32, device=build.device)
+            traits = replace(traits, sinks=self._sinks)
+        self._first_head = group.rank * self._num_heads
+        self._whole_heads = heads.num_heads
         self._traits = traits
         self._qkv = ColumnParallelLinear(build, hidden_size, heads.qkv_parts(group), bias=qkv_bias)
         self._o = RowParallelLinear(
@@ -181,6 +189,9 @@ class Attention:
         found = self._qkv.targets() | self._o.targets()
         for name, norm in self._norms.items():
             found |= prefixed(name, norm.targets())
+        if self._sinks is not None:
+            own = Slice.unless_whole(0, self._first_head, self._num_heads, self._whole_heads)
+            found["sinks"] = Target((self._whole_heads,), whole(self._sinks).put, part=own)
         return found
 
     def pack(self) -> None:

@@ -85,16 +85,19 @@ class Experts:
         router: Router,
         activation: Activation,
         files: PerExpert | Fused,
+        limit: float | None = None,
         shared: Shared | None = None,
     ) -> None:
         """A layer without weights.
 
         intermediate_size  of each expert
         files              how the checkpoint has the experts' weights
+        limit              as in Kernels.pack_experts
         """
         self._kernels = build.kernels
         self._sizes = (hidden_size, intermediate_size)
         self._activation = activation
+        self._limit = limit
         self._router = router
         self._num_experts = num_experts
         self._files = files
@@ -233,6 +236,7 @@ class Experts:
             [layer.linear.packed for layer in self._gate_up],
             [layer.linear.packed for layer in self._down],
             self._activation,
+            self._limit,
         )
         if self._shared is not None:
             self._shared.body.pack()

@@ -58,6 +58,7 @@ class DecoderConfig:
     sliding_window   number of tokens that a token attends to at most in the windowed layers; None:
                      there are no such layers
     windowed_layers  indices of the layers that attend to the sliding window only
+    has_sinks        whether attention has sinks (AttentionTraits)
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
     experts          of feed-forward layers; None: these are dense
     hf               config.json itself, in which an architecture finds what only it has
@@ -82,6 +83,7 @@ class DecoderConfig:
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] = ()
     soft_cap: float | None = None
+    has_sinks: bool = False
     experts: ExpertsConfig | None = None
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 

@@ -21,6 +21,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "Dots1ForCausalLM": "sapwood.models.lm.dots1:Dots1ForCausalLM",
         "FlexOlmoForCausalLM": "sapwood.models.lm.flex_olmo:FlexOlmoForCausalLM",
         "Gemma2ForCausalLM": "sapwood.models.lm.gemma2:Gemma2ForCausalLM",
+        "GptOssForCausalLM": "sapwood.models.lm.gpt_oss:GptOssForCausalLM",
         "GemmaForCausalLM": "sapwood.models.lm.gemma:GemmaForCausalLM",
         "Glm4MoeForCausalLM": "sapwood.models.lm.glm4_moe:Glm4MoeForCausalLM",
         "GraniteForCausalLM": "sapwood.models.lm.granite:GraniteForCausalLM",

@@ -25,6 +25,7 @@ FUSED_IN_MEMORY = frozenset(
         "dots1",
         "flex_olmo",
         "glm4_moe",
+        "gpt_oss",
         "granitemoe",
         "mixtral",
         "olmoe",

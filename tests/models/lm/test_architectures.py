@@ -78,6 +78,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
         | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
     ),
+    "gpt_oss": (
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    ),
     "gemma": ("gemma", "GemmaForCausalLM", {}),
     "gemma2": (
         "gemma2",

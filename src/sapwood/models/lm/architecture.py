@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import PLAIN, SLIDING_WINDOW, SOFT_CAP, AttentionTraits
+from sapwood.kernels.interface import PLAIN, SINKS, SLIDING_WINDOW, SOFT_CAP, AttentionTraits
 from sapwood.layers.attention import Attention, HeadLayout
 from sapwood.layers.build import Build
 from sapwood.layers.embedding import LMHead, VocabEmbedding
@@ -131,7 +131,11 @@ class Architecture:
 
         details  other parameters of Attention"""
         config = self.config
-        usual: dict[str, Any] = {"cos_sin": self.cos_sin(config.rope), "traits": self.traits(index)}
+        usual: dict[str, Any] = {
+            "cos_sin": self.cos_sin(config.rope),
+            "traits": self.traits(index),
+            "sinks": config.has_sinks,
+        }
         return Attention(
             self.build, index, config.hidden_size, heads_of(config), **{**usual, **details}
         )
@@ -186,5 +190,9 @@ def heads_of(config: DecoderConfig) -> HeadLayout:
 def attention_features(config: DecoderConfig) -> frozenset[str]:
     """What the model's attention needs of kernels, as `Need.attention` has it."""
     windows = any(config.window_of(layer) for layer in range(config.num_layers))
-    there = {SLIDING_WINDOW: windows, SOFT_CAP: config.soft_cap is not None}
+    there = {
+        SLIDING_WINDOW: windows,
+        SOFT_CAP: config.soft_cap is not None,
+        SINKS: config.has_sinks,
+    }
     return frozenset(name for name, is_there in there.items() if is_there)

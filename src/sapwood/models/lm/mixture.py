@@ -27,6 +27,8 @@ class MixtureArchitecture(Architecture):
     router_bias: ClassVar[bool] = False
     correction_name: ClassVar[str | None] = None
     """Of the correction bias in the checkpoint; None: there is none."""
+    limit: ClassVar[float | None] = None
+    """As in layers/experts.Experts."""
     shared_name: ClassVar[str] = "shared_experts"
     """Of the experts that every token has, if there are any."""
     shared_gate: ClassVar[str | None] = None
@@ -82,6 +84,7 @@ class MixtureArchitecture(Architecture):
             router=router,
             activation=self.activation(),
             files=self.files,
+            limit=self.limit,
             shared=shared,
         )
 
