@@ -33,11 +33,13 @@ GATE, UP, DOWN = "gate", "up", "down"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerExpert:
-    """A checkpoint with tensors for each expert: experts.<number>.<name>.weight."""
+    """A checkpoint with tensors for each expert: experts.<number>.<name>.weight, and with `bias`
+    likewise a bias."""
 
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,7 @@ class Experts:
         num_own = divide(num_experts, groups.ep, f"{num_experts} experts")
         self._first = groups.ep.rank * num_own
         parts = tuple(even_part(name, intermediate_size, within) for name in (GATE, UP))
-        bias = isinstance(files, Fused) and files.biases is not None
+        bias = files.bias if isinstance(files, PerExpert) else files.biases is not None
         self._gate_up = [
             ColumnParallelLinear(build, hidden_size, parts, bias=bias) for _ in range(num_own)
         ]

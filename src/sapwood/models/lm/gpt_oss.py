@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.routing import Routing
-from sapwood.layers.experts import Fused
+from sapwood.layers.experts import Fused, PerExpert
 from sapwood.layers.layer import Mixer
 from sapwood.models.config import FULL, SLIDING, DecoderConfig, ExpertsConfig
 from sapwood.models.hf_fields import integer, number
@@ -22,13 +22,6 @@ class GptOssForCausalLM(MixtureArchitecture):
     absent: ClassVar = {"attention_bias": True, "head_dim": 64, "rms_norm_eps": 1e-5}
     router_name = "router"
     router_bias = True
-    files: ClassVar = Fused(
-        gate_up="experts.gate_up_proj",
-        down="experts.down_proj",
-        transposed=True,
-        interleaved=True,
-        biases=("experts.gate_up_proj_bias", "experts.down_proj_bias"),
-    )
     limit = 7.0
 
     @classmethod
@@ -53,6 +46,18 @@ class GptOssForCausalLM(MixtureArchitecture):
             num_experts=integer(config.hf, "num_local_experts"),
             num_per_token=integer(config.hf, "num_experts_per_tok"),
             intermediate_size=config.intermediate_size,
+        )
+
+    def files(self) -> PerExpert | Fused:
+        """MXFP4 tensors are split into those of each expert by models/loader/fused_experts.py."""
+        if self.config.hf.get("quantization_config") is not None:
+            return PerExpert(bias=True)
+        return Fused(
+            gate_up="experts.gate_up_proj",
+            down="experts.down_proj",
+            transposed=True,
+            interleaved=True,
+            biases=("experts.gate_up_proj_bias", "experts.down_proj_bias"),
         )
 
     def routing(self, experts: ExpertsConfig) -> Routing:

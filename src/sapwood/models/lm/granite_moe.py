@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from sapwood.kernels.routing import Routing
 from sapwood.layers.experts import Fused
 from sapwood.models.config import DecoderConfig, ExpertsConfig
@@ -17,7 +15,6 @@ class GraniteMoeForCausalLM(MixtureArchitecture, GraniteForCausalLM):
 
     feed_forward_name = "block_sparse_moe"
     router_name = "router.layer"
-    files: ClassVar = Fused(gate_up="input_linear.weight", down="output_linear.weight")
 
     @classmethod
     def experts_in(cls, config: DecoderConfig) -> ExpertsConfig:
@@ -26,6 +23,9 @@ class GraniteMoeForCausalLM(MixtureArchitecture, GraniteForCausalLM):
             num_per_token=integer(config.hf, "num_experts_per_tok", default=2),
             intermediate_size=config.intermediate_size,
         )
+
+    def files(self) -> Fused:
+        return Fused(gate_up="input_linear.weight", down="output_linear.weight")
 
     def routing(self, experts: ExpertsConfig) -> Routing:
         """A softmax of the chosen logits alone."""
