@@ -18,7 +18,7 @@ from sapwood.kernels.recording import Buffer, Embed, Logits, Program, finish_log
 from sapwood.layers.build import Build
 from sapwood.layers.linear import Linear
 from sapwood.layers.quantization.dense import check_range
-from sapwood.layers.targets import Slice, Target
+from sapwood.layers.targets import Slice, Target, whole
 
 
 class VocabEmbedding:
@@ -76,6 +76,24 @@ class VocabEmbedding:
         return out
 
 
+class LearnedPositions:
+    """A vector per position, which is added to that of the token. Every rank holds all."""
+
+    def __init__(self, build: Build, num_positions: int, hidden_size: int, *, offset: int) -> None:
+        """offset: the row of the first position"""
+        self._kernels = build.kernels
+        self._dtype = build.dtype
+        self._offset = offset
+        self._weight = build.empty(num_positions + offset, hidden_size)
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """positions [T] int64 -> [T, hidden]"""
+        return self._kernels.embedding(positions + self._offset, self._weight, self._dtype)
+
+    def targets(self) -> dict[str, Target]:
+        return {"weight": whole(self._weight)}
+
+
 class LMHead:
     """The output layer: from hidden states to logits over the whole vocabulary.
 
@@ -91,8 +109,15 @@ class LMHead:
         tied: VocabEmbedding | None,
         scale: float = 1.0,
         soft_cap: float | None = None,
+        bias: bool = False,
+        normalises: bool = False,
     ) -> None:
-        """scale, soft_cap: what happens to logits, as recording.Logits says"""
+        """The output layer.
+
+        scale, soft_cap  what happens to logits, as recording.Logits says
+        normalises       whether each row of the weight is divided by its length when it is placed
+        """
+        self._normalises = normalises
         self._shape = (vocab_size, hidden_size)
         self._kernels = build.kernels
         self._group = build.groups.tp
@@ -105,7 +130,7 @@ class LMHead:
             build,
             hidden_size,
             (self._size,),
-            bias=False,
+            bias=bias,
             makes_logits=True,
             tied=tied is not None,
         )
@@ -139,6 +164,8 @@ class LMHead:
         linear, vocab_size = self._linear, self._shape[0]
 
         def put(rows: Tensor) -> None:
+            if self._normalises:
+                rows = F.normalize(rows.float(), dim=-1)
             linear.put(0, with_rows(rows, self._size))
 
         def put_blocks(rows: LinearPart) -> None:
@@ -146,8 +173,17 @@ class LMHead:
 
         num_own = own_rows(self._size, vocab_size, self._first)
         part = Slice.unless_whole(0, min(self._first, vocab_size), num_own, vocab_size)
-        blocks = put_blocks if linear.takes_blocks else None
-        return {"weight": Target(self._shape, put, blocks, part=part)}
+        blocks = put_blocks if linear.takes_blocks and not self._normalises else None
+        found = {"weight": Target(self._shape, put, blocks, part=part)}
+        if linear.bias is not None:
+            found["bias"] = Target((vocab_size,), self._put_bias, part=part)
+        return found
+
+    def _put_bias(self, own: Tensor) -> None:
+        bias = self._linear.bias
+        assert bias is not None
+        bias.zero_()
+        bias[: own.numel()] = own
 
     def tied_target(self) -> Target:
         """The target of the shared weight: it fills the embedding and this layer, and packs this.

@@ -55,6 +55,7 @@ class DecoderConfig:
                      there are no such layers
     windowed_layers  indices of the layers that attend to the sliding window only
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
+    has_alibi        whether attention adds a distance times a slope to its scores
     experts          of feed-forward layers; None: these are dense
     hf               config.json itself, in which an architecture finds what only it has
     """
@@ -78,6 +79,7 @@ class DecoderConfig:
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] = ()
     soft_cap: float | None = None
+    has_alibi: bool = False
     experts: ExpertsConfig | None = None
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -206,6 +208,11 @@ def architecture_of(config: Mapping[str, Any]) -> str:
             f"config.json must name one architecture in 'architectures', got {names!r}"
         )
     return str(names[0])
+
+
+def every_nth_full(num_layers: int, n: int) -> list[str]:
+    """layer_types in which each n-th layer sees everything, and the others their window."""
+    return [FULL if n and (index + 1) % n == 0 else SLIDING for index in range(num_layers)]
 
 
 def _head_dim(config: Mapping[str, Any], num_heads: int) -> int:

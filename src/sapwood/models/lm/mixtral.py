@@ -11,13 +11,13 @@ from sapwood.layers.experts import Experts
 from sapwood.layers.layer import FeedForward
 from sapwood.models.config import DecoderConfig, ExpertsConfig
 from sapwood.models.hf_fields import integer
-from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.architecture import Architecture, Names
 
 
 class MixtralForCausalLM(Architecture):
     """Mistral's attention; the weights of a token's experts add up to 1."""
 
-    feed_forward_name = "block_sparse_moe"
+    names = Names(feed_forward="block_sparse_moe")
 
     @classmethod
     def read(cls, hf: Mapping[str, Any]) -> DecoderConfig:
