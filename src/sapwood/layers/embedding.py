@@ -97,7 +97,8 @@ class LearnedPositions:
 class LMHead:
     """The output layer: from hidden states to logits over the whole vocabulary.
 
-    A layer that shares the weight of the embedding `tied` has only the target `tied_target`.
+    A layer that shares the weight of the embedding `tied` has the target `tied_target` instead of
+    one of its own.
     """
 
     def __init__(
@@ -118,6 +119,9 @@ class LMHead:
         normalises       whether each row of the weight is divided by its length when it is placed
         """
         self._normalises = normalises
+        # Whole on every rank, and in the dtype of logits.
+        shape, device = (vocab_size,), build.device
+        self._bias = torch.empty(shape, device=device, dtype=torch.float32) if bias else None
         self._shape = (vocab_size, hidden_size)
         self._kernels = build.kernels
         self._group = build.groups.tp
@@ -130,7 +134,7 @@ class LMHead:
             build,
             hidden_size,
             (self._size,),
-            bias=bias,
+            bias=False,
             makes_logits=True,
             tied=tied is not None,
         )
@@ -138,7 +142,7 @@ class LMHead:
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank"""
         logits = self._group.all_gather(self._linear.packed.fp32(hidden))[:, : self._shape[0]]
-        return finish_logits(self._kernels, logits, self._scale, self._soft_cap)
+        return finish_logits(self._kernels, logits, self._scale, self._soft_cap, self._bias)
 
     @property
     def packed(self) -> PackedLinear:
@@ -155,12 +159,14 @@ class LMHead:
                 vocab_size=self._shape[0],
                 scale=self._scale,
                 soft_cap=self._soft_cap,
+                bias=self._bias,
             )
         )
 
     def targets(self) -> dict[str, Target]:
+        bias = {} if self._bias is None else {"bias": whole(self._bias)}
         if self._tied is not None:
-            return {}
+            return bias
         linear, vocab_size = self._linear, self._shape[0]
 
         def put(rows: Tensor) -> None:
@@ -174,16 +180,7 @@ class LMHead:
         num_own = own_rows(self._size, vocab_size, self._first)
         part = Slice.unless_whole(0, min(self._first, vocab_size), num_own, vocab_size)
         blocks = put_blocks if linear.takes_blocks and not self._normalises else None
-        found = {"weight": Target(self._shape, put, blocks, part=part)}
-        if linear.bias is not None:
-            found["bias"] = Target((vocab_size,), self._put_bias, part=part)
-        return found
-
-    def _put_bias(self, own: Tensor) -> None:
-        bias = self._linear.bias
-        assert bias is not None
-        bias.zero_()
-        bias[: own.numel()] = own
+        return {"weight": Target(self._shape, put, blocks, part=part), **bias}
 
     def tied_target(self) -> Target:
         """The target of the shared weight: it fills the embedding and this layer, and packs this.

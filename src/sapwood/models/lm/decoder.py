@@ -89,7 +89,7 @@ class Decoder:
         found = self.body_targets()
         if self.config.tie_word_embeddings:
             found[f"{self._names.embedding}.weight"] = self._lm_head.tied_target()
-            return found
+            return found | prefixed(self._names.head, self._lm_head.targets())
         head = once_filled(self._lm_head.targets(), self._lm_head.pack)
         return found | prefixed(self._names.head, head)
 
