@@ -85,6 +85,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "phi": ("phi", "PhiForCausalLM", {"hidden_size": 192}),
+    "phi, tied": ("phi", "PhiForCausalLM", {"hidden_size": 192, "tie_word_embeddings": True}),
     "phi, norms of heads": ("phi", "PhiForCausalLM", {"hidden_size": 192, "qk_layernorm": True}),
     "gemma3": (
         "gemma3_text",
