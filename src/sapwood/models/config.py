@@ -60,6 +60,7 @@ class DecoderConfig:
     windowed_layers  indices of the layers that attend to the sliding window only
     has_sinks        whether attention has sinks (AttentionTraits)
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
+    has_alibi        whether attention adds a distance times a slope to its scores
     experts          of feed-forward layers; None: these are dense
     hf               config.json itself, in which an architecture finds what only it has
     """
@@ -84,6 +85,7 @@ class DecoderConfig:
     windowed_layers: tuple[int, ...] = ()
     soft_cap: float | None = None
     has_sinks: bool = False
+    has_alibi: bool = False
     experts: ExpertsConfig | None = None
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -216,6 +218,11 @@ def architecture_of(config: Mapping[str, Any]) -> str:
             f"config.json must name one architecture in 'architectures', got {names!r}"
         )
     return str(names[0])
+
+
+def every_nth_full(num_layers: int, n: int) -> list[str]:
+    """layer_types in which each n-th layer sees everything, and the others their window."""
+    return [FULL if n and (index + 1) % n == 0 else SLIDING for index in range(num_layers)]
 
 
 def _head_dim(config: Mapping[str, Any], num_heads: int) -> int:

@@ -118,7 +118,8 @@ class NativeStep:
             [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
             num_logits, logits.data_ptr(),
         )  # fmt: skip
-        return finish_logits(self._kernels, logits, self._result.scale, self._result.soft_cap)
+        result = self._result
+        return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
 
 
 class _Builder:

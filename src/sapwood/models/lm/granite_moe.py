@@ -6,6 +6,7 @@ from sapwood.kernels.routing import Routing
 from sapwood.layers.experts import Fused
 from sapwood.models.config import DecoderConfig, ExpertsConfig
 from sapwood.models.hf_fields import integer
+from sapwood.models.lm.architecture import Names
 from sapwood.models.lm.granite import GraniteForCausalLM
 from sapwood.models.lm.mixture import MixtureArchitecture
 
@@ -13,7 +14,7 @@ from sapwood.models.lm.mixture import MixtureArchitecture
 class GraniteMoeForCausalLM(MixtureArchitecture, GraniteForCausalLM):
     """Granite with experts, which lie in one tensor each for inputs and outputs."""
 
-    feed_forward_name = "block_sparse_moe"
+    names = Names(feed_forward="block_sparse_moe")
     router_name = "router.layer"
 
     @classmethod

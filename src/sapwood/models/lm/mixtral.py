@@ -6,13 +6,14 @@ from sapwood.kernels.routing import Routing
 from sapwood.layers.experts import PerExpert
 from sapwood.models.config import DecoderConfig, ExpertsConfig
 from sapwood.models.hf_fields import integer
+from sapwood.models.lm.architecture import Names
 from sapwood.models.lm.mixture import MixtureArchitecture
 
 
 class MixtralForCausalLM(MixtureArchitecture):
     """Mistral's attention; the weights of a token's experts add up to 1."""
 
-    feed_forward_name = "block_sparse_moe"
+    names = Names(feed_forward="block_sparse_moe")
 
     @classmethod
     def experts_in(cls, config: DecoderConfig) -> ExpertsConfig:
