@@ -12,9 +12,9 @@ import torch.distributed as dist
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.reference import ReferenceKernels
-from sapwood.layers.attention import HeadLayout
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.embedding import VocabEmbedding
+from sapwood.layers.heads import HeadLayout
 from sapwood.layers.linear import (
     ColumnParallelLinear,
     Linear,

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sapwood.base.errors import ConfigError
-from sapwood.layers.rope_config import RopeConfig
+from sapwood.layers.rope_config import ROPE_BY_KIND, RopeConfig, parted_by_kind
 from sapwood.layers.rotary import attention_factor, cos_sin_table, frequencies
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
@@ -20,6 +20,12 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 1024,
+    "short_factor": [1.0 + index / 50 for index in range(32)],
+    "long_factor": [1.5 + index / 3 for index in range(32)],
 }
 SCALED: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 2.5},
@@ -51,6 +57,37 @@ def test_frequencies_equal_transformers(case: str, head_dim: int, context_length
     got = frequencies(rope, head_dim=head_dim, context_length=context_length)
     torch.testing.assert_close(got, want, atol=0, rtol=2e-6)
     assert attention_factor(rope) == pytest.approx(want_factor)
+
+
+@pytest.mark.parametrize("context_length", [1024, 1025])
+@pytest.mark.parametrize("own", [{}, {"factor": 2.0}, {"attention_factor": 1.3}])
+def test_longrope_equals_transformers(own: dict[str, float], context_length: int) -> None:
+    """The served context decides between short and long divisors, which transformers decides anew
+    for each text."""
+    config = fields(**LONGROPE, **own)
+    peer = LlamaConfig(head_dim=64, **config)
+    init = ROPE_INIT_FUNCTIONS["longrope"]
+    want, want_factor = init(peer, torch.device("cpu"), seq_len=context_length)
+    rope = RopeConfig.from_hf(config)
+    got = frequencies(rope, head_dim=64, context_length=context_length)
+    torch.testing.assert_close(got, want, atol=0, rtol=2e-6)
+    assert attention_factor(rope) == pytest.approx(want_factor)
+
+
+def test_longrope_needs_a_divisor_for_each_pair() -> None:
+    rope = RopeConfig.from_hf(fields(**LONGROPE))
+    with pytest.raises(ConfigError, match="32 factors, but a head of this model rotates 64 pairs"):
+        frequencies(rope, head_dim=128, context_length=512)
+
+
+def test_layers_with_full_attention_have_their_own_rope_parameters() -> None:
+    kinds = {"full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 5.0}}
+    config = {"max_position_embeddings": 64, "rope_parameters": kinds}
+    parted = parted_by_kind(config)
+    assert RopeConfig.from_hf(parted).theta == 7.0
+    assert parted[ROPE_BY_KIND] == kinds
+    plain = {"max_position_embeddings": 64, "rope_parameters": {"rope_theta": 5.0}}
+    assert parted_by_kind(plain) == plain
 
 
 def test_dynamic_within_the_trained_length_is_the_plain_embedding() -> None:
@@ -100,7 +137,9 @@ def test_longest_context(case: str, longest: int) -> None:
 @pytest.mark.parametrize(
     ("rope", "message"),
     [
-        ({"rope_type": "longrope"}, "rope type 'longrope'; implemented: default, linear"),
+        ({"rope_type": "banana"}, "rope type 'banana'; implemented: default, linear"),
+        ({"rope_type": "longrope"}, "'longrope' needs a list 'short_factor'"),
+        (LONGROPE | {"long_factor": [1.0, 0]}, "long_factor is 0 but must be a number above 0"),
         ({"rope_type": "linear"}, "'linear' needs a number 'factor', got None"),
         ({"rope_type": "linear", "factor": 0.5}, "factor is 0.5 but must be >= 1"),
         ({"rope_type": "llama3", "factor": 8.0}, "needs a number 'low_freq_factor'"),

@@ -36,6 +36,7 @@ def write_modules(directory: Path, *kinds: str, pooling: dict[str, Any] | None =
 
 def test_a_decoder_generates_unless_it_is_to_embed(tmp_path: Path) -> None:
     assert read(tmp_path, "LlamaForCausalLM") is None
+    assert read(tmp_path, "GPT2LMHeadModel") is None  # not a model without its output layer
     pooling = read(tmp_path, "LlamaForCausalLM", is_embedding=True)
     assert pooling is not None
     assert (pooling.task, pooling.method, pooling.normalize) == ("embed", "last", True)

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sapwood.base.errors import ModelSourceError
-from sapwood.store.gguf_config import ARCHITECTURES
+from sapwood.store.gguf_architectures import ARCHITECTURES
 from sapwood.store.prepare import prepare_gguf
 from sapwood.store.progress import Silent
 from tests.gguf_sample import GgufSample
@@ -28,7 +28,7 @@ def read(directory, name="config.json"):
     return json.loads((directory / name).read_text())
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", ["llama", "mistral3", "qwen2", "qwen3"])
 def test_the_config_is_in_the_layout_of_hugging_face(prepare, architecture):
     directory = prepare(GgufSample(architecture=architecture))
     config = AutoConfig.from_pretrained(directory)

@@ -26,6 +26,7 @@ from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
+from sapwood.models.loader.fused_experts import ShapeOf
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.schema.config.model import GGUF_BLOCKS
@@ -190,7 +191,7 @@ def refuse_absurd_size(files: ModelFiles, num_parameters: int) -> None:
         )
 
 
-def _shapes(model: Loadable, name_of: Callable[[str], str]) -> quantized.ShapeOf:
+def _shapes(model: Loadable, name_of: Callable[[str], str]) -> ShapeOf:
     targets = model.targets()
 
     def shape_of(name: str) -> tuple[int, ...] | None:

@@ -150,7 +150,7 @@ def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> Decoder
     config, files = resolved.config, resolved.files
     with timed("model structure"):
         model = Decoder.of(resolved.decoder, _build(resolved))
-    fill(model, files, config, resolved.dtype, watch=watch)
+    fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
     return model
 
 

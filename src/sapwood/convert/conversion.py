@@ -42,7 +42,6 @@ from sapwood.convert.tapped import TappedLinear
 from sapwood.convert.walk import TappedLayer, Walk
 from sapwood.convert.writer import ShardWriter, copy_side_files, write_json
 from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.decoder import EMBEDDING, layer_prefix
 from sapwood.models.loader.weights import iterate_weights
 from sapwood.store import ModelFiles, Progress
 from sapwood.store.progress import stage
@@ -153,10 +152,11 @@ class Converter:
             original=self._walk.embed(tensors, texts.measured),
             converted=self._walk.embed(tensors, texts.measured),
         )
-        embedding = f"{EMBEDDING}.weight"
+        names = self._walk.names
+        embedding = f"{names.embedding}.weight"
         self._writer.add(embedding, tensors[embedding])
         for index in range(self._walk.num_layers):
-            prefix = f"{layer_prefix(index)}."
+            prefix = f"{names.layer(index)}."
             own = {name: tensors.pop(name) for name in self._plan.shapes if name.startswith(prefix)}
             self._convert_layer(index, own, streams)
             progress.advance(sum(tensor.nbytes for tensor in own.values()))
@@ -182,7 +182,7 @@ class Converter:
         streams.original = self._walk.run(layer, streams.original)
         if self._options.rescales:
             samples = sample_inputs(self._walk, layer, streams.calibration)
-            tensors = self._rescaler.rescaled(layer_prefix(index), tensors, samples)
+            tensors = self._rescaler.rescaled(self._walk.names.layer(index), tensors, samples)
             layer = self._walk.layer(index, tensors)
         if self._options.rounding == "gptq":
             self._fit(index, tensors, layer, streams)

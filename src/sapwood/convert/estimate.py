@@ -17,7 +17,6 @@ from sapwood.convert.rounding import choose_grid, scale_format
 from sapwood.convert.tapped import TappedLinear
 from sapwood.convert.walk import Walk
 from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.decoder import layer_prefix
 
 TRIAL_ROWS = 512
 """Outputs of a layer that a trial rounds."""
@@ -37,8 +36,12 @@ def estimate_s(
 
     Trials compute one decoder layer for one window, and round a part of each of its linear layers.
     """
-    index = min(int(name.split(".")[2]) for name in plan.converted)
-    prefix = f"{layer_prefix(index)}."
+    prefixes = [f"{walk.names.layer(index)}." for index in range(walk.num_layers)]
+    index, prefix = next(
+        (index, prefix)
+        for index, prefix in enumerate(prefixes)
+        if any(name.startswith(prefix) for name in plan.converted)
+    )
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.randn(shape, generator=generator) / math.sqrt(shape[-1])

@@ -20,10 +20,6 @@ from sapwood.layers.build import Build
 from sapwood.layers.targets import prefixed
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture
-from sapwood.models.lm.decoder import EMBEDDING, HEAD, layer_prefix
-
-OUTPUT_LAYER = HEAD
-"""The output layer is never converted: readers expect it so, and it is often the embedding too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +31,8 @@ class Plan:
     fused      all linear layers, in groups of names: a group is one product, and all or none of it
                is converted
     converted  names of the linear layers that are converted
-    ignored    names of the linear layers that are not converted
+    ignored    names of the linear layers that are not converted. The output layer is always one:
+               readers expect it so, and it is often the embedding too
     ignorable  patterns of tensors that the checkpoint may have and that are left out
     """
 
@@ -94,7 +91,8 @@ def make_plan(
     parts = architecture(decoder, Build(kernels=kernels, device=nowhere, dtype=torch.float32))
     shapes, fused = _linear_layers(parts)
     names = [name for group in fused for name in group]
-    ignored = _matching(names, ignore)
+    output_layer = architecture.names.head
+    ignored = _matching(names, ignore, output_layer)
     for group in fused:
         if 0 < len(ignored.intersection(group)) < len(group):
             raise ConfigError(
@@ -113,7 +111,7 @@ def make_plan(
         shapes={**_other_shapes(parts), **shapes},
         fused=fused,
         converted=converted,
-        ignored=(*(name for name in names if name in ignored), OUTPUT_LAYER),
+        ignored=(*(name for name in names if name in ignored), output_layer),
         ignorable=architecture.ignorable + (architecture.ignorable_when_tied if tied else ()),
     )
 
@@ -143,7 +141,13 @@ def _linear_layers(
         scheme = TappedScheme()
         build = replace(architecture.build, scheme=scheme)
         targets = architecture.rebuilt(build).layer(index).targets()
-        for name, target in prefixed(layer_prefix(index), targets).items():
+        for name, target in prefixed(architecture.names.layer(index), targets).items():
+            if target.is_rearranged:
+                raise ConfigError(
+                    f"{name} holds several layers, or its rows lie in another order than they are "
+                    f"computed in ({architecture.config.architecture}); converting such layers is "
+                    "not implemented, but --quantization quantises them while they are loaded"
+                )
             scheme.placing = name
             target.place(torch.empty(target.shape, device=build.device))
             shapes[name] = target.shape
@@ -155,22 +159,28 @@ def _other_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors outside of all layers."""
     embedding = architecture.embedding()
     tied = embedding if architecture.config.tie_word_embeddings else None
+    names = architecture.names
     targets = (
-        prefixed(EMBEDDING, embedding.targets())
-        | prefixed(architecture.norm_name, architecture.norm().targets())
-        | prefixed(HEAD, architecture.head(tied).targets())
+        prefixed(names.embedding, embedding.targets())
+        | prefixed(names.norm, architecture.norm().targets())
+        | prefixed(names.head, architecture.head(tied).targets())
     )
+    positions, norm = architecture.positions(), architecture.embedding_norm()
+    if positions is not None:
+        targets |= prefixed(names.positions, positions.targets())
+    if norm is not None:
+        targets |= prefixed(names.embedding_norm, norm.targets())
     return {name: target.shape for name, target in targets.items()}
 
 
-def _matching(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+def _matching(names: Sequence[str], patterns: Sequence[str], output_layer: str) -> frozenset[str]:
     found: set[str] = set()
     for pattern in patterns:
         try:
             matched = {name for name in names if re.match(pattern, name)}
         except re.error as error:
             raise ConfigError(f"--ignore {pattern!r} is no regular expression: {error}") from error
-        if not matched and not re.match(pattern, OUTPUT_LAYER):
+        if not matched and not re.match(pattern, output_layer):
             raise ConfigError(
                 f"--ignore {pattern!r} matches none of the {len(names)} linear layers, such as "
                 f"{names[0]}; begin it with '.*' if it is to match anywhere"

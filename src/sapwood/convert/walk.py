@@ -16,8 +16,7 @@ from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.layers.layer import Layer, summed
 from sapwood.layers.targets import Target, prefixed
 from sapwood.memory.buffers import allocate_caches
-from sapwood.models.lm.architecture import Architecture
-from sapwood.models.lm.decoder import EMBEDDING, HEAD, layer_prefix
+from sapwood.models.lm.architecture import Architecture, Names
 from sapwood.models.loader.assign import load_weights
 
 LOGIT_ROWS = 256
@@ -46,20 +45,34 @@ class Walk:
         self._batch = _window_batch(architecture, window, page_size)
 
     @property
+    def names(self) -> Names:
+        """Names of the model's parts in the checkpoint."""
+        return self._architecture.names
+
+    @property
     def num_layers(self) -> int:
         return self._decoder.num_layers
 
     def embed(self, tensors: Mapping[str, Tensor], windows: Sequence[Tensor]) -> list[Tensor]:
         """Token ids [window] of each -> hidden states [window, hidden]."""
-        embedding = self._embedding(tensors)
-        return [embedding(window.to(self.device)) for window in windows]
+        embedding, positions = self._embedding(tensors), self._architecture.positions()
+        norm, names = self._architecture.embedding_norm(), self.names
+        vectors = [embedding(window.to(self.device)) for window in windows]
+        if positions is not None:
+            self._load(prefixed(names.positions, positions.targets()), tensors)
+            own = positions(self._batch.positions)
+            vectors = [x + own for x in vectors]
+        if norm is not None:
+            self._load(prefixed(names.embedding_norm, norm.targets()), tensors)
+            vectors = [norm(x) for x in vectors]
+        return vectors
 
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> TappedLayer:
         """A decoder layer, built from its tensors by their whole names."""
         scheme = TappedScheme()
         build = replace(self._architecture.build, scheme=scheme)
         layer = self._architecture.rebuilt(build).layer(index)
-        targets = prefixed(layer_prefix(index), layer.targets())
+        targets = prefixed(self.names.layer(index), layer.targets())
         load_weights(_Targets(targets), scheme.following(_wanted(targets, tensors).items()))
         layer.pack()
         return TappedLayer(layer, scheme.linears)
@@ -93,12 +106,11 @@ class Walk:
         norm = self._architecture.norm()
         tied = self._architecture.embedding() if self._decoder.tie_word_embeddings else None
         head = self._architecture.head(tied)
-        targets = prefixed(self._architecture.norm_name, norm.targets()) | prefixed(
-            HEAD, head.targets()
-        )
+        names = self.names
+        targets = prefixed(names.norm, norm.targets()) | prefixed(names.head, head.targets())
         if tied is not None:
-            targets[f"{EMBEDDING}.weight"] = head.tied_target()
-        load_weights(_Targets(targets), _wanted(targets, tensors).items())
+            targets[f"{names.embedding}.weight"] = head.tied_target()
+        self._load(targets, tensors)
         head.pack()
         total, count = 0.0, 0
         for x, window in zip(hidden, windows, strict=True):
@@ -115,9 +127,11 @@ class Walk:
 
     def _embedding(self, tensors: Mapping[str, Tensor]) -> VocabEmbedding:
         embedding = self._architecture.embedding()
-        targets = prefixed(EMBEDDING, embedding.targets())
-        load_weights(_Targets(targets), _wanted(targets, tensors).items())
+        self._load(prefixed(self.names.embedding, embedding.targets()), tensors)
         return embedding
+
+    def _load(self, targets: Mapping[str, Target], tensors: Mapping[str, Tensor]) -> None:
+        load_weights(_Targets(targets), _wanted(targets, tensors).items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,14 +107,20 @@ class CodedWeight:
 
     def rows(self, first: int, size: int) -> CodedWeight:
         """The weight of the outputs first .. first + size."""
-        cut = slice(first, first + size)
+        return self._cut(slice(first, first + size), size)
+
+    def chosen(self, rows: Tensor) -> CodedWeight:
+        """The weight of the outputs `rows` [n] int64, in this order."""
+        return self._cut(rows, rows.numel())
+
+    def _cut(self, rows: slice | Tensor, size: int) -> CodedWeight:
         return replace(
             self,
             shape=(size, self.shape[1]),
-            data=self.data[cut],
-            scales=self.scales[cut],
-            shifts=None if self.shifts is None else self.shifts[cut],
-            out_scales=None if self.out_scales is None else self.out_scales[cut],
+            data=self.data[rows],
+            scales=self.scales[rows],
+            shifts=None if self.shifts is None else self.shifts[rows],
+            out_scales=None if self.out_scales is None else self.out_scales[rows],
         )
 
     def columns(self, first: int, size: int) -> CodedWeight:

@@ -91,13 +91,15 @@ class QuantizedWeight:
 
     def rows(self, first: int, size: int) -> QuantizedWeight:
         """The weight of the outputs first .. first + size."""
-        scales = None if self.scales is None else self.scales[first : first + size]
-        return replace(
-            self,
-            shape=(size, self.shape[1]),
-            data=self.data[first : first + size],
-            scales=scales,
-        )
+        return self._cut(slice(first, first + size), size)
+
+    def chosen(self, rows: Tensor) -> QuantizedWeight:
+        """The weight of the outputs `rows` [n] int64, in this order."""
+        return self._cut(rows, rows.numel())
+
+    def _cut(self, rows: slice | Tensor, size: int) -> QuantizedWeight:
+        scales = None if self.scales is None else self.scales[rows]
+        return replace(self, shape=(size, self.shape[1]), data=self.data[rows], scales=scales)
 
     def columns(self, first: int, size: int) -> QuantizedWeight:
         """The weight of the inputs first .. first + size; ValueError if these cut a block."""

@@ -190,8 +190,9 @@ class SelectRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Logits:
-    """The result [rows, vocab] in fp32: the output layer of x, times `scale`, then capped.
+    """The result [rows, vocab] in fp32: the output layer of x, plus `bias`, times `scale`, capped.
 
+    bias      [vocab] fp32, or None
     soft_cap  a logit z becomes soft_cap * tanh(z / soft_cap); None: it stays as it is
     """
 
@@ -200,10 +201,19 @@ class Logits:
     vocab_size: int
     scale: float
     soft_cap: float | None
+    bias: Tensor | None = None
 
 
-def finish_logits(kernels: Kernels, logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
+def finish_logits(
+    kernels: Kernels,
+    logits: Tensor,
+    scale: float,
+    soft_cap: float | None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """What `Logits` does to the products, in place; returns `logits`."""
+    if bias is not None:
+        logits.add_(bias)
     if scale != 1.0:
         logits.mul_(scale)
     if soft_cap is not None:

@@ -1,73 +1,40 @@
-"""Self-attention with rotary positions over the paged KV cache."""
+"""Self-attention over the paged KV cache, usually with rotary positions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import PLAIN, AttentionTraits
 from sapwood.kernels.recording import Attend, Buffer, CannotRecord, Program, RotateAndWrite
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, divide, even_part
-from sapwood.layers.norm import RMSNorm
-from sapwood.layers.targets import Target, prefixed
+from sapwood.layers.heads import SEPARATE, HeadLayout, QkvForm, halves_of_pairs
+from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear
+from sapwood.layers.norm import HeadLayerNorm, HeadNormForm, RMSNorm
+from sapwood.layers.targets import Slice, Target, prefixed, whole
 
 RMSNormMaker = Callable[[int], RMSNorm]
 """From a size to a norm without weights."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadLayout:
-    """The heads of the whole model.
+class HeadNorm(Protocol):
+    """A norm of queries, or of keys, before their rotation, that is no RMSNorm of each head."""
 
-    num_heads     query heads
-    num_kv_heads  key and value heads; num_heads is a multiple of this number
-    """
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, heads * head_dim] -> the same shape"""
+        ...
 
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-
-    def num_heads_of(self, group: Group) -> int:
-        """Query heads of one rank; ConfigError if the ranks cannot have equally many."""
-        return divide(self.num_heads, group, f"{self.num_heads} attention heads")
-
-    def num_kv_heads_of(self, group: Group) -> int:
-        """Key and value heads of one rank; several ranks share a head if there are more ranks.
-
-        Raises ConfigError if the ranks cannot have equally many."""
-        if self.num_kv_heads >= group.size:
-            return divide(self.num_kv_heads, group, f"{self.num_kv_heads} key and value heads")
-        if group.size % self.num_kv_heads:
-            raise ConfigError(
-                f"{self.num_kv_heads} key and value heads cannot be shared evenly by {group.size} "
-                f"ranks; choose a --tp-size that is a multiple or a divisor of {self.num_kv_heads}"
-            )
-        return 1
-
-    def qkv_parts(
-        self, group: Group, names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
-    ) -> tuple[Part, Part, Part]:
-        """This rank's q, k and v in the fused projection; `names`: theirs in the checkpoint."""
-        self.num_heads_of(group)
-        num_kv_heads = self.num_kv_heads_of(group)
-        first = group.rank * self.num_kv_heads // group.size
-        whole_size = self.num_kv_heads * self.head_dim
-        k, v = (
-            Part(name, whole_size, first * self.head_dim, num_kv_heads * self.head_dim)
-            for name in names[1:]
-        )
-        return even_part(names[0], self.num_heads * self.head_dim, group), k, v
+    def targets(self) -> dict[str, Target]: ...
 
 
 class Attention:
-    """o(attention(rope(qk_norm(qkv(x))))) for one layer of a decoder."""
+    """o(attention(rope(qk_norm(clip(qkv(x)))))) for one layer of a decoder."""
 
     def __init__(
         self,
@@ -81,11 +48,18 @@ class Attention:
         o_bias: bool = False,
         qk_norm: RMSNormMaker | None = None,
         norms_all_heads: bool = False,
+        norms_after_rotation: bool = False,
+        head_norm: HeadNormForm | None = None,
+        norm_names: tuple[str, str] = ("q_norm", "k_norm"),
+        clip: float | None = None,
+        query_scale: Tensor | None = None,
+        form: QkvForm = SEPARATE,
         eps: float = 1e-6,
         scale: float | None = None,
         traits: AttentionTraits = PLAIN,
+        sinks: bool = False,
         o_name: str = "o_proj",
-        norm_names: tuple[str, str] = ("q_norm", "k_norm"),
+        alibi: Tensor | None = None,
     ) -> None:
         """An attention layer.
 
@@ -93,11 +67,19 @@ class Attention:
         cos_sin  table of cosines and sines (layers/rotary)
         qk_norm  makes the norms of queries and keys before their rotation; None: there are none
         norms_all_heads  whether these are over all heads at once; else over each head
+        norms_after_rotation  whether norms over each head come after the rotation
+        head_norm    other norms of queries and keys before their rotation, instead of qk_norm
+        norm_names   names of the norms of queries and of keys in the checkpoint
+        clip         the projections' entries are cut to -clip .. clip; None: they are not
+        query_scale  [positions] fp32: factor of a rotated query, by its position; None: 1
+        form         how the checkpoint keeps the projections
         eps      of norms over each head
         scale    factor of the scores; None: head_dim ** -0.5
         traits   what its attention does beyond scores, causal mask and softmax
-        o_name   name of the output projection in the checkpoint
-        norm_names  names of the norms of queries and keys in the checkpoint
+        sinks    whether the checkpoint has sinks (AttentionTraits), one per query head
+        o_name   name of the output projection in the checkpoint, which is [in, out] if `form` says
+                 `transposed`
+        alibi    [heads of all ranks] fp32 slopes (AttentionTraits); None: there are none
         """
         group = build.groups.attention
         self._layer = layer
@@ -108,8 +90,26 @@ class Attention:
         self._cos_sin = cos_sin
         self._kernels = build.kernels
         self._scale = heads.head_dim**-0.5 if scale is None else scale
+        self._sinks: Tensor | None = None
+        if sinks:
+            self._sinks = torch.empty(self._num_heads, dtype=torch.float32, device=build.device)
+            traits = replace(traits, sinks=self._sinks)
+        self._first_head = group.rank * self._num_heads
+        self._whole_heads = heads.num_heads
+        if alibi is not None:
+            first = group.rank * self._num_heads
+            own = alibi[first : first + self._num_heads].to(build.device, torch.float32)
+            traits = replace(traits, alibi=own.contiguous())
         self._traits = traits
-        self._qkv = ColumnParallelLinear(build, hidden_size, heads.qkv_parts(group), bias=qkv_bias)
+        self._clip = clip
+        self._query_scale = query_scale
+        self._qkv = ColumnParallelLinear(
+            build,
+            hidden_size,
+            heads.qkv_parts(group, form.names),
+            bias=qkv_bias,
+            arrangement=form.arrangement(heads, group),
+        )
         self._o = RowParallelLinear(
             build,
             o_name,
@@ -117,23 +117,36 @@ class Attention:
             hidden_size,
             bias=o_bias,
             group=group,
+            transposed=form.transposed,
         )
         if norms_all_heads and group.size > 1:
             raise ConfigError(
                 "norms over all heads cannot be split over ranks; leave --tp-size at 1"
             )
-        self._norms_all_heads = norms_all_heads
-        self._norms: dict[str, RMSNorm] = {}
-        if qk_norm is not None:
-            counts = (self._num_heads, self._num_kv_heads)
-            self._norms = {
-                name: qk_norm(heads.head_dim * (count if norms_all_heads else 1))
-                for name, count in zip(norm_names, counts, strict=True)
-            }
-        self._q_norm, self._k_norm = (
-            None if norms_all_heads or qk_norm is None else self._norms[name].weight
-            for name in norm_names
-        )
+        counts = (self._num_heads, self._num_kv_heads)
+        self._norm_names = norm_names
+        self._each_head: tuple[RMSNorm, ...] = ()
+        self._head_norms: tuple[HeadNorm, ...] = ()
+        self._q_norm: Tensor | None = None
+        self._k_norm: Tensor | None = None
+        self._after_rotation: Tensor | None = None
+        if head_norm is not None:
+            order = halves_of_pairs(heads.head_dim, form.pairs)
+            all_heads = (
+                (heads.num_heads, group.rank * self._num_heads, self._num_heads),
+                (heads.num_kv_heads, heads.first_kv_head_of(group), self._num_kv_heads),
+            )
+            self._head_norms = tuple(
+                HeadLayerNorm(build, head_norm, one, eps=eps, order=order) for one in all_heads
+            )
+        elif qk_norm is not None and norms_all_heads:
+            self._head_norms = tuple(qk_norm(heads.head_dim * count) for count in counts)
+        elif qk_norm is not None:
+            self._each_head = tuple(qk_norm(heads.head_dim) for _ in counts)
+            self._q_norm, self._k_norm = (norm.weight for norm in self._each_head)
+            if norms_after_rotation:
+                self._q_norm = self._k_norm = torch.ones_like(self._each_head[0].weight)
+                self._after_rotation = torch.ones_like(self._q_norm)
 
     def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> [T, hidden]; writes the new tokens' keys and values to the cache"""
@@ -150,7 +163,9 @@ class Attention:
         """x [T, hidden] -> the inputs [T, heads * head_dim] of the output projection; writes the
         new tokens' keys and values to the cache"""
         qkv = self._qkv(x)
-        if self._norms_all_heads:
+        if self._clip is not None:
+            qkv = qkv.clamp(-self._clip, self._clip)
+        if self._head_norms:
             qkv = self._normed(qkv)
         key_cache, value_cache = batch.kv_caches[self._layer]
         inputs = batch.inputs_of(self._layer)
@@ -168,31 +183,51 @@ class Attention:
             value_cache=value_cache,
             write_index=inputs.write_index,
         )
+        if self._after_rotation is not None:
+            q = q * self._after_rotation
+        if self._query_scale is not None:
+            q = (q * self._query_scale[batch.positions][:, None, None]).to(q.dtype)
         attend = batch.attend or self._kernels.paged_attention
         out = attend(q, key_cache, value_cache, inputs.attention, self._scale, self._traits)
         return out.view(x.shape[0], self._num_heads * self._head_dim)
 
     def _normed(self, qkv: Tensor) -> Tensor:
-        """The same with norms over all heads of q, and over all heads of k."""
+        """The same with normed queries and keys."""
         q_size, kv_size = (n * self._head_dim for n in (self._num_heads, self._num_kv_heads))
         q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
-        q, k = (norm(x.contiguous()) for norm, x in zip(self._norms.values(), (q, k), strict=True))
+        q, k = (norm(x.contiguous()) for norm, x in zip(self._head_norms, (q, k), strict=True))
         return torch.cat((q, k, v), dim=-1)
 
     def targets(self) -> dict[str, Target]:
         found = self._qkv.targets() | self._o.targets()
-        for name, norm in self._norms.items():
+        for name, norm in zip(self._norm_names, self._each_head or self._head_norms, strict=False):
             found |= prefixed(name, norm.targets())
+        if self._sinks is not None:
+            own = Slice.unless_whole(0, self._first_head, self._num_heads, self._whole_heads)
+            found["sinks"] = Target((self._whole_heads,), whole(self._sinks).put, part=own)
         return found
 
     def pack(self) -> None:
         self._qkv.linear.pack()
         self._o.linear.pack()
+        if self._after_rotation is not None:
+            # A rotation keeps a head's length, so dividing by it may come first. The weights of
+            # both norms only meet in the product of a query and a key: the query takes both.
+            q, k = (norm.weight.float() for norm in self._each_head)
+            self._after_rotation.copy_(q * k)
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
-        if self._norms_all_heads:
-            raise CannotRecord("a recorded step has no norms over all heads")
+        if self._head_norms:
+            raise CannotRecord("a recorded step has no such norms of queries and keys")
+        unknown = {
+            "norms after the rotation": self._after_rotation is not None,
+            "factors of queries by position": self._query_scale is not None,
+            "clipped projections": self._clip is not None,
+        }
+        for name, is_there in unknown.items():
+            if is_there:
+                raise CannotRecord(f"a recorded step has no {name}")
         qkv = self._qkv.record(program, x)
         width = self._num_heads * self._head_dim
         q, attended = program.buffer(width), program.buffer(width)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sapwood.kernels.recording import Buffer, CannotRecord, Program
 from sapwood.kernels.texts import group_texts
-from sapwood.layers.attention import HeadLayout
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.heads import HeadLayout
 from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear
 from sapwood.layers.targets import Target
 

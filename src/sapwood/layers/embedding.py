@@ -18,7 +18,7 @@ from sapwood.kernels.recording import Buffer, Embed, Logits, Program, finish_log
 from sapwood.layers.build import Build
 from sapwood.layers.linear import Linear
 from sapwood.layers.quantization.dense import check_range
-from sapwood.layers.targets import Slice, Target
+from sapwood.layers.targets import Slice, Target, whole
 
 
 class VocabEmbedding:
@@ -76,10 +76,29 @@ class VocabEmbedding:
         return out
 
 
+class LearnedPositions:
+    """A vector per position, which is added to that of the token. Every rank holds all."""
+
+    def __init__(self, build: Build, num_positions: int, hidden_size: int, *, offset: int) -> None:
+        """offset: the row of the first position"""
+        self._kernels = build.kernels
+        self._dtype = build.dtype
+        self._offset = offset
+        self._weight = build.empty(num_positions + offset, hidden_size)
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """positions [T] int64 -> [T, hidden]"""
+        return self._kernels.embedding(positions + self._offset, self._weight, self._dtype)
+
+    def targets(self) -> dict[str, Target]:
+        return {"weight": whole(self._weight)}
+
+
 class LMHead:
     """The output layer: from hidden states to logits over the whole vocabulary.
 
-    A layer that shares the weight of the embedding `tied` has only the target `tied_target`.
+    A layer that shares the weight of the embedding `tied` has the target `tied_target` instead of
+    one of its own.
     """
 
     def __init__(
@@ -91,8 +110,18 @@ class LMHead:
         tied: VocabEmbedding | None,
         scale: float = 1.0,
         soft_cap: float | None = None,
+        bias: bool = False,
+        normalises: bool = False,
     ) -> None:
-        """scale, soft_cap: what happens to logits, as recording.Logits says"""
+        """The output layer.
+
+        scale, soft_cap  what happens to logits, as recording.Logits says
+        normalises       whether each row of the weight is divided by its length when it is placed
+        """
+        self._normalises = normalises
+        # Whole on every rank, and in the dtype of logits.
+        shape, device = (vocab_size,), build.device
+        self._bias = torch.empty(shape, device=device, dtype=torch.float32) if bias else None
         self._shape = (vocab_size, hidden_size)
         self._kernels = build.kernels
         self._group = build.groups.tp
@@ -113,7 +142,7 @@ class LMHead:
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank"""
         logits = self._group.all_gather(self._linear.packed.fp32(hidden))[:, : self._shape[0]]
-        return finish_logits(self._kernels, logits, self._scale, self._soft_cap)
+        return finish_logits(self._kernels, logits, self._scale, self._soft_cap, self._bias)
 
     @property
     def packed(self) -> PackedLinear:
@@ -130,15 +159,19 @@ class LMHead:
                 vocab_size=self._shape[0],
                 scale=self._scale,
                 soft_cap=self._soft_cap,
+                bias=self._bias,
             )
         )
 
     def targets(self) -> dict[str, Target]:
+        bias = {} if self._bias is None else {"bias": whole(self._bias)}
         if self._tied is not None:
-            return {}
+            return bias
         linear, vocab_size = self._linear, self._shape[0]
 
         def put(rows: Tensor) -> None:
+            if self._normalises:
+                rows = F.normalize(rows.float(), dim=-1)
             linear.put(0, with_rows(rows, self._size))
 
         def put_blocks(rows: LinearPart) -> None:
@@ -146,8 +179,8 @@ class LMHead:
 
         num_own = own_rows(self._size, vocab_size, self._first)
         part = Slice.unless_whole(0, min(self._first, vocab_size), num_own, vocab_size)
-        blocks = put_blocks if linear.takes_blocks else None
-        return {"weight": Target(self._shape, put, blocks, part=part)}
+        blocks = put_blocks if linear.takes_blocks and not self._normalises else None
+        return {"weight": Target(self._shape, put, blocks, part=part), **bias}
 
     def tied_target(self) -> Target:
         """The target of the shared weight: it fills the embedding and this layer, and packs this.

@@ -33,11 +33,13 @@ GATE, UP, DOWN = "gate", "up", "down"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerExpert:
-    """A checkpoint with tensors for each expert: experts.<number>.<name>.weight."""
+    """A checkpoint with tensors for each expert: experts.<number>.<name>.weight, and with `bias`
+    likewise a bias."""
 
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +87,19 @@ class Experts:
         router: Router,
         activation: Activation,
         files: PerExpert | Fused,
+        limit: float | None = None,
         shared: Shared | None = None,
     ) -> None:
         """A layer without weights.
 
         intermediate_size  of each expert
         files              how the checkpoint has the experts' weights
+        limit              as in Kernels.pack_experts
         """
         self._kernels = build.kernels
         self._sizes = (hidden_size, intermediate_size)
         self._activation = activation
+        self._limit = limit
         self._router = router
         self._num_experts = num_experts
         self._files = files
@@ -105,7 +110,7 @@ class Experts:
         num_own = divide(num_experts, groups.ep, f"{num_experts} experts")
         self._first = groups.ep.rank * num_own
         parts = tuple(even_part(name, intermediate_size, within) for name in (GATE, UP))
-        bias = isinstance(files, Fused) and files.biases is not None
+        bias = files.bias if isinstance(files, PerExpert) else files.biases is not None
         self._gate_up = [
             ColumnParallelLinear(build, hidden_size, parts, bias=bias) for _ in range(num_own)
         ]
@@ -233,6 +238,7 @@ class Experts:
             [layer.linear.packed for layer in self._gate_up],
             [layer.linear.packed for layer in self._down],
             self._activation,
+            self._limit,
         )
         if self._shared is not None:
             self._shared.body.pack()

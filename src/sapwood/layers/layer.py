@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from sapwood.kernels.recording import Add, Buffer, Program, Scale
+from sapwood.kernels.recording import Add, Buffer, CannotRecord, Program, Scale
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.norm import Norm
 from sapwood.layers.targets import Target, prefixed
@@ -175,6 +175,42 @@ class Layer:
     def record(self, program: Program, stream: Stream) -> Stream:
         """Add the layer to a recorded step; x and residual as in a call."""
         return self._feed_forward.record(program, self._mixer.record(program, stream))
+
+
+class ParallelLayer(Layer):
+    """x + mixer(norm(x)) + feed_forward(norm(x)).
+
+    The feed-forward has a norm of its own, or takes what the mixer takes. Source: Wang and
+    Komatsuzaki 2021, GPT-J."""
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        normed, other, residual = self._inputs(x, residual)
+        return self._feed_forward.body(other), residual + self._mixer.body(normed, batch)
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
+        normed, other, total = self._inputs(x, None)
+        mixed = yield from self._mixer.body.steps(normed, batch)
+        out = yield from self._feed_forward.body.steps(other)
+        yield summed(out, total + mixed)
+
+    def _inputs(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(inputs of the mixer, of the feed-forward, sum of x and residual)"""
+        normed, total = self._mixer.normed(x, residual)
+        before = self._feed_forward.before
+        return normed, normed if before is None else before.norm(total), total
+
+    def record(self, program: Program, stream: Stream) -> Stream:
+        before, other = self._mixer.before, self._feed_forward.before
+        if before is None:
+            raise CannotRecord("a recorded step has no parallel layers without a norm")
+        normed = before.norm.record(program, stream.x, stream.residual)
+        total = stream.residual or stream.x
+        # Made before the sum is changed: later ops read it.
+        others = normed if other is None else other.norm.record(program, total)
+        program.add(Add(x=self._mixer.body.record(program, normed), residual=total))
+        return Stream(self._feed_forward.body.record(program, others), total)
 
 
 def summed(x: Tensor, residual: Tensor | None) -> Tensor:

@@ -7,9 +7,12 @@ keep the parts of several checkpoint tensors in one weight: one matrix product i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
@@ -35,6 +38,32 @@ class Part:
     whole_size: int
     first: int
     size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Arrangement:
+    """How a checkpoint keeps a column-parallel layer, if not as one tensor [out, in] per part.
+
+    rows        per part: which rows of the checkpoint's tensor are this rank's, in the order in
+                which the layer computes them, [size of the part] int64
+    fused       name of the one tensor that holds all parts; None: each part has its own
+    transposed  whether weights are [in, out]
+    """
+
+    rows: tuple[Tensor, ...]
+    fused: str | None = None
+    transposed: bool = False
+
+    @staticmethod
+    def in_sequence(
+        parts: Sequence[Part], *, fused: str | None = None, transposed: bool = False
+    ) -> Arrangement:
+        """Rows in their own order; in a fused tensor, one part after another."""
+        rows, start = [], 0
+        for part in parts:
+            rows.append(start + torch.arange(part.first, part.first + part.size))
+            start += part.whole_size if fused is not None else 0
+        return Arrangement(rows=tuple(rows), fused=fused, transposed=transposed)
 
 
 def even_part(name: str, whole_size: int, group: Group) -> Part:
@@ -138,9 +167,19 @@ class Linear:
 class ColumnParallelLinear:
     """Outputs split over the ranks; `parts` lie one after another in the fused weight."""
 
-    def __init__(self, build: Build, in_size: int, parts: tuple[Part, ...], *, bias: bool) -> None:
+    def __init__(
+        self,
+        build: Build,
+        in_size: int,
+        parts: tuple[Part, ...],
+        *,
+        bias: bool,
+        arrangement: Arrangement | None = None,
+    ) -> None:
+        """`arrangement` of the checkpoint's tensors; None: one per part, as it is computed."""
         self._in_size = in_size
         self._parts = parts
+        self._arrangement = arrangement
         self.linear = Linear(build, in_size, tuple(part.size for part in parts), bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -148,7 +187,9 @@ class ColumnParallelLinear:
         return self.linear(x)
 
     def targets(self) -> dict[str, Target]:
-        """ "<part>.weight" and, with a bias, "<part>.bias"."""
+        """ "<part>.weight" and, with a bias, "<part>.bias", or as the arrangement says."""
+        if self._arrangement is not None:
+            return self._arranged_targets(self._arrangement)
         found: dict[str, Target] = {}
         linear, start = self.linear, 0
         for index, part in enumerate(self._parts):
@@ -167,6 +208,44 @@ class ColumnParallelLinear:
             start += part.size
         return found
 
+    def _arranged_targets(self, arrangement: Arrangement) -> dict[str, Target]:
+        starts = list(accumulate((part.size for part in self._parts), initial=0))
+        members: list[tuple[str, tuple[int, ...]]] = [
+            (part.name, (index,)) for index, part in enumerate(self._parts)
+        ]
+        if arrangement.fused is not None:
+            members = [(arrangement.fused, tuple(range(len(self._parts))))]
+        found: dict[str, Target] = {}
+        for name, parts in members:
+            num_rows = sum(self._parts[index].whole_size for index in parts)
+            found[f"{name}.weight"] = self._arranged_weight(arrangement, parts, num_rows)
+            bias = self.linear.bias
+            if bias is not None:
+                rows = torch.cat([arrangement.rows[index] for index in parts])
+                own = bias[starts[parts[0]] : starts[parts[-1] + 1]]
+                found[f"{name}.bias"] = Target(
+                    (num_rows,), partial(_copy_rows, own, rows), is_rearranged=True
+                )
+        return found
+
+    def _arranged_weight(
+        self, arrangement: Arrangement, parts: Sequence[int], num_rows: int
+    ) -> Target:
+        linear, transposed = self.linear, arrangement.transposed
+
+        def put(weight: Tensor) -> None:
+            rows_first = weight.t() if transposed else weight
+            for index in parts:
+                linear.put(index, rows_first[arrangement.rows[index].to(weight.device)])
+
+        def put_blocks(weight: LinearPart) -> None:
+            for index in parts:
+                linear.put_blocks(index, weight.chosen(arrangement.rows[index]))
+
+        takes_blocks = linear.takes_blocks and not transposed
+        shape = (self._in_size, num_rows) if transposed else (num_rows, self._in_size)
+        return Target(shape, put, put_blocks if takes_blocks else None, is_rearranged=True)
+
     def record(self, program: Program, x: Buffer) -> Buffer:
         """Add the product of x to a recorded step; RuntimeError before `pack`."""
         out = program.buffer(sum(part.size for part in self._parts))
@@ -178,10 +257,23 @@ class RowParallelLinear:
     """Inputs split over the ranks; the partial outputs are summed over all ranks."""
 
     def __init__(
-        self, build: Build, name: str, in_size: int, out_size: int, *, bias: bool, group: Group
+        self,
+        build: Build,
+        name: str,
+        in_size: int,
+        out_size: int,
+        *,
+        bias: bool,
+        group: Group,
+        transposed: bool = False,
     ) -> None:
-        """`group`: the ranks, one of build.groups."""
+        """A row-parallel layer.
+
+        group       the ranks, one of build.groups
+        transposed  whether the checkpoint's weight is [in, out]
+        """
         self._name = name
+        self._transposed = transposed
         self._group = group
         self._whole_shape = (out_size, in_size)
         self._in_size = divide(in_size, group, f"the {in_size} inputs of {name}")
@@ -196,12 +288,20 @@ class RowParallelLinear:
     def targets(self) -> dict[str, Target]:
         linear, bias = self.linear, self.linear.bias
         first, in_size = self._group.rank * self._in_size, self._whole_shape[1]
-        weight = Target(
-            self._whole_shape,
-            partial(linear.put, 0),
-            partial(linear.put_blocks, 0) if linear.takes_blocks else None,
-            part=Slice.unless_whole(1, first, self._in_size, in_size),
-        )
+        if self._transposed:
+            weight = Target(
+                (in_size, self._whole_shape[0]),
+                lambda part: linear.put(0, part.t()),
+                part=Slice.unless_whole(0, first, self._in_size, in_size),
+                is_rearranged=True,
+            )
+        else:
+            weight = Target(
+                self._whole_shape,
+                partial(linear.put, 0),
+                partial(linear.put_blocks, 0) if linear.takes_blocks else None,
+                part=Slice.unless_whole(1, first, self._in_size, in_size),
+            )
         found = {f"{self._name}.weight": weight}
         if self._bias:
             other = unused(self._whole_shape[:1])
@@ -216,3 +316,8 @@ class RowParallelLinear:
         out = program.buffer(self._whole_shape[0])
         program.add(Multiply(x=x, layer=self.linear.packed, out=out))
         return out
+
+
+def _copy_rows(own: Tensor, rows: Tensor, whole: Tensor) -> None:
+    """own [n] = the entries `rows` [n] of `whole`"""
+    own.copy_(whole[rows.to(whole.device)])

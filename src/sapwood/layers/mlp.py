@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import Activate, Buffer, Program
+from sapwood.kernels.recording import Activate, Buffer, CannotRecord, Program
 from sapwood.layers.build import Build
-from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, even_part
-from sapwood.layers.targets import Target
+from sapwood.layers.linear import (
+    Arrangement,
+    ColumnParallelLinear,
+    RowParallelLinear,
+    even_part,
+)
+from sapwood.layers.targets import Target, prefixed, whole
 
 
 class _MLP:
@@ -24,18 +31,37 @@ class _MLP:
         *,
         up: tuple[str, ...],
         down: str,
-        activation: Activation,
+        activation: Activation | None,
         bias: bool,
+        fused: str | None = None,
+        transposed: bool = False,
     ) -> None:
-        """`up` and `down`: names of the linear layers in the checkpoint."""
+        """A feed-forward layer.
+
+        up, down    names of the linear layers in the checkpoint
+        activation  of `expand`; None: a subclass has another one
+        fused       name of the one layer that holds all of `up`, in this order; None: each is one
+        transposed  whether the checkpoint's weights are [in, out]
+        """
         group = build.groups.tp
         self._kernels = build.kernels
         self._activation = activation
         self._is_gated = len(up) == 2
         parts = tuple(even_part(name, intermediate_size, group) for name in up)
-        self._up = ColumnParallelLinear(build, hidden_size, parts, bias=bias)
+        arrangement = None
+        if fused is not None or transposed:
+            arrangement = Arrangement.in_sequence(parts, fused=fused, transposed=transposed)
+        self._up = ColumnParallelLinear(
+            build, hidden_size, parts, bias=bias, arrangement=arrangement
+        )
         self._down = RowParallelLinear(
-            build, down, intermediate_size, hidden_size, bias=bias, group=group
+            build,
+            down,
+            intermediate_size,
+            hidden_size,
+            bias=bias,
+            group=group,
+            transposed=transposed,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -51,6 +77,7 @@ class _MLP:
 
     def _expand(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, this rank's intermediate]"""
+        assert self._activation is not None
         compute = self._kernels.activate_and_mul if self._is_gated else self._kernels.activate
         return compute(self._up(x), self._activation)
 
@@ -62,6 +89,7 @@ class _MLP:
         self._down.linear.pack()
 
     def record(self, program: Program, x: Buffer) -> Buffer:
+        assert self._activation is not None
         up = self._up.record(program, x)
         expanded = program.buffer(up.width // 2 if self._is_gated else up.width)
         program.add(Activate(x=up, activation=self._activation, gated=self._is_gated, out=expanded))
@@ -80,7 +108,9 @@ class GatedMLP(_MLP):
         activation: Activation = Activation.SILU,
         bias: bool = False,
         names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+        fused: str | None = None,
     ) -> None:
+        """`fused`: name of the one layer that holds gate and then up; None: there are two."""
         gate, up, down = names
         super().__init__(
             build,
@@ -90,6 +120,7 @@ class GatedMLP(_MLP):
             down=down,
             activation=activation,
             bias=bias,
+            fused=fused,
         )
 
 
@@ -105,6 +136,7 @@ class PlainMLP(_MLP):
         activation: Activation,
         bias: bool,
         names: tuple[str, str],
+        transposed: bool = False,
     ) -> None:
         up, down = names
         super().__init__(
@@ -115,4 +147,45 @@ class PlainMLP(_MLP):
             down=down,
             activation=activation,
             bias=bias,
+            transposed=transposed,
         )
+
+
+class XieluMLP(_MLP):
+    """down(xielu(up(x))), where a and b are learned numbers of the layer: xielu(x) is a x² + x / 2
+    above 0, and b (e^x - 1 - x) + x / 2 elsewhere. Source: Huang and Schlag 2024,
+    arXiv:2411.13010."""
+
+    _BETA = 0.5
+    _BELOW = -1e-6
+    """The x from which on e^x is taken instead of a larger x."""
+
+    def __init__(self, build: Build, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__(
+            build,
+            hidden_size,
+            intermediate_size,
+            up=("up_proj",),
+            down="down_proj",
+            activation=None,
+            bias=False,
+        )
+        self._positive, self._negative = build.empty(1), build.empty(1)
+
+    def _expand(self, x: Tensor) -> Tensor:
+        wide = self._up(x).float()
+        above = F.softplus(self._positive.float())
+        below = self._BETA + F.softplus(self._negative.float())
+        curve = torch.where(
+            wide > 0,
+            above * wide * wide,
+            (torch.expm1(wide.clamp(max=self._BELOW)) - wide) * below,
+        )
+        return (curve + self._BETA * wide).to(x.dtype)
+
+    def targets(self) -> dict[str, Target]:
+        learned = {"alpha_p": whole(self._positive), "alpha_n": whole(self._negative)}
+        return super().targets() | prefixed("act_fn", learned)
+
+    def record(self, program: Program, x: Buffer) -> Buffer:
+        raise CannotRecord("a recorded step has no xIELU")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from sapwood.kernels import recording
 from sapwood.kernels.recording import Buffer, Program
 from sapwood.layers.build import Build
-from sapwood.layers.targets import Target, whole
+from sapwood.layers.targets import Target, unused, whole
 
 
 class Norm(Protocol):
@@ -62,9 +62,28 @@ class LayerNorm:
 
     Source: Ba et al. 2016, arXiv:1607.06450."""
 
-    def __init__(self, build: Build, size: int, *, eps: float, bias: bool = True) -> None:
+    def __init__(
+        self,
+        build: Build,
+        size: int,
+        *,
+        eps: float,
+        bias: bool = True,
+        is_learned: bool = True,
+        adds_one: bool = False,
+    ) -> None:
+        """A norm of `size` entries.
+
+        bias        whether there is one
+        is_learned  whether there are weight and bias at all
+        adds_one    as in RMSNorm
+        """
+        self._is_learned = is_learned
+        self._adds_one = adds_one
         self._weight = build.empty(size)
-        self._bias = build.empty(size) if bias else None
+        if not is_learned:
+            self._weight.fill_(1.0)
+        self._bias = build.empty(size) if bias and is_learned else None
         self._eps = eps
         self._kernels = build.kernels
 
@@ -76,13 +95,101 @@ class LayerNorm:
         return self(total), total
 
     def targets(self) -> dict[str, Target]:
-        found = {"weight": whole(self._weight)}
+        if not self._is_learned:
+            return {}
+        found = {"weight": replace(whole(self._weight), put=self._put)}
         if self._bias is not None:
             found["bias"] = whole(self._bias)
         return found
 
+    def _put(self, weight: Tensor) -> None:
+        self._weight.copy_(weight.float() + 1.0 if self._adds_one else weight)
+
     def record(self, program: Program, x: Buffer, residual: Buffer | None = None) -> Buffer:
         return _recorded(program, x, residual, self._weight, self._bias, self._eps, centered=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadNormForm:
+    """A LayerNorm of each head's entries, of queries and of keys.
+
+    bias       whether there is one
+    is_shared  whether all heads have the same weight; else each has its own
+    separate   name of the norms of single heads, "<separate>.<head>.weight"; None: one tensor
+    """
+
+    bias: bool = False
+    is_shared: bool = False
+    separate: str | None = None
+
+
+class HeadLayerNorm:
+    """The norm of queries, or of keys, of that form."""
+
+    def __init__(
+        self,
+        build: Build,
+        form: HeadNormForm,
+        heads: tuple[int, int, int],
+        *,
+        eps: float,
+        order: Tensor,
+    ) -> None:
+        """A norm of this rank's heads.
+
+        heads  (heads of all ranks, this rank's first one, this rank's number)
+        order  [head_dim] int64: the checkpoint's entries in the order of the computation
+        """
+        self._all, self._first, self._own = heads
+        self._head_dim = order.numel()
+        self._kernels = build.kernels
+        self._eps = eps
+        self._order = order
+        self._separate = form.separate
+        self._is_shared = form.is_shared
+        rows = 1 if form.is_shared else self._own
+        self._weight = build.empty(rows, self._head_dim)
+        self._bias = build.empty(rows, self._head_dim) if form.bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, heads * head_dim] -> the same shape"""
+        each = x.reshape(-1, self._head_dim)
+        if self._is_shared:
+            bias = None if self._bias is None else self._bias[0]
+            return self._kernels.layer_norm(each, self._weight[0], bias, self._eps).view_as(x)
+        out = self._kernels.layer_norm(each, None, None, self._eps).view(
+            x.shape[0], self._own, self._head_dim
+        )
+        out = out * self._weight
+        return (out if self._bias is None else out + self._bias).view_as(x)
+
+    def targets(self) -> dict[str, Target]:
+        found: dict[str, Target] = {}
+        for name, own in (("weight", self._weight), ("bias", self._bias)):
+            if own is None:
+                continue
+            if self._separate is not None:
+                for head in range(self._all):
+                    is_own = self._first <= head < self._first + self._own
+                    found[f"{self._separate}.{head}.{name}"] = (
+                        self._target(own[head - self._first], (self._head_dim,))
+                        if is_own
+                        else unused((self._head_dim,))
+                    )
+            elif self._is_shared:
+                found[name] = self._target(own[0], (self._head_dim,))
+            else:
+                found[name] = self._target(own, (self._all, self._head_dim))
+        return found
+
+    def _target(self, own: Tensor, shape: tuple[int, ...]) -> Target:
+        first, number = self._first, self._own
+
+        def put(tensor: Tensor) -> None:
+            rows = tensor[first : first + number] if len(shape) == 2 else tensor
+            own.copy_(rows[..., self._order.to(tensor.device)])
+
+        return Target(shape, put)
 
 
 def _recorded(

@@ -14,6 +14,8 @@ from typing import Any
 from sapwood.base.errors import ConfigError
 
 DEFAULT_THETA = 10_000.0
+ROPE_BY_KIND = "rope_by_kind"
+"""Where `parted_by_kind` leaves the rope parameters of all kinds of layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +67,23 @@ class YarnScaling:
     mscale_all_dim: float | None
 
 
-Scaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongropeScaling:
+    """Each frequency is divided by a number of its own; see layers/rotary.
+
+    short, long       the divisors for contexts up to original_length, and for longer ones
+    original_length   positions that the model was trained on before scaling
+    attention_factor  multiplies cos and sin
+    Source: Ding et al. 2024, arXiv:2402.13753."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_length: int
+    attention_factor: float
+
+
+Scaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongropeScaling
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +145,15 @@ class RopeConfig:
         )
 
 
+def parted_by_kind(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config, where rope_parameters are those of layers with full attention; if there are
+    others for other kinds of layers, all are in ROPE_BY_KIND."""
+    said = config.get("rope_parameters")
+    if not isinstance(said, Mapping) or not isinstance(said.get("full_attention"), Mapping):
+        return dict(config)
+    return {**config, "rope_parameters": said["full_attention"], ROPE_BY_KIND: said}
+
+
 def _first(said: Mapping[str, Any], config: Mapping[str, Any], name: str, default: float) -> Any:
     """The first value among rope parameters and config; null counts as absent."""
     given = said.get(name) if said.get(name) is not None else config.get(name)
@@ -176,10 +202,35 @@ def _read_scaling(
                 mscale=_optional(said, kind, "mscale"),
                 mscale_all_dim=_optional(said, kind, "mscale_all_dim"),
             )
+        case "longrope" | "su":
+            return _longrope(said, trained_length, original_length)
         case _:
             raise ConfigError(
                 f"the config asks for rope type {kind!r}; implemented: {', '.join(KINDS)}"
             )
+
+
+def _longrope(
+    said: Mapping[str, Any], trained_length: int, original_length: int
+) -> LongropeScaling:
+    divisors = []
+    for name in ("short_factor", "long_factor"):
+        found = said.get(name)
+        if not isinstance(found, list) or not found:
+            raise ConfigError(f"the config's rope type 'longrope' needs a list {name!r}")
+        divisors.append(tuple(_positive(value, name) for value in found))
+    given = _optional(said, "longrope", "factor")
+    factor = trained_length / original_length if given is None else given
+    said_factor = _optional(said, "longrope", "attention_factor")
+    if said_factor is None:
+        grows = factor > 1 and original_length > 1
+        said_factor = math.sqrt(1 + math.log(factor) / math.log(original_length)) if grows else 1.0
+    return LongropeScaling(
+        short=divisors[0],
+        long=divisors[1],
+        original_length=original_length,
+        attention_factor=said_factor,
+    )
 
 
 def _factor(said: Mapping[str, Any], kind: str) -> float:

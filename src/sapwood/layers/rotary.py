@@ -6,7 +6,9 @@ Frequencies and angles are computed in fp32, as they were in training.
 trained maximum. If every request stretched the base while it grows, early keys in the cache would
 be rotated with one base and later keys with another, and short and long requests could share no
 prefix. Here the base is stretched once, for the context length that is served: the keys of all
-requests agree, and a served context within the trained length gets the plain embedding.
+requests agree, and a served context within the trained length gets the plain embedding. "longrope"
+has two lists of divisors, for short and for long texts; for the same reasons the served context
+decides which one all requests get.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import math
 import torch
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.layers.rope_config import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
+    LongropeScaling,
     RopeConfig,
     YarnScaling,
 )
@@ -56,12 +60,16 @@ def frequencies(rope: RopeConfig, *, head_dim: int, context_length: int) -> Tens
             return _llama3(plain, rope.scaling)
         case YarnScaling():
             return _yarn(plain, rope.scaling, rotary_dim, rope.theta)
+        case LongropeScaling():
+            return plain / _divisors(rope.scaling, rotary_dim, context_length)
         case _:
             return plain
 
 
 def attention_factor(rope: RopeConfig) -> float:
-    """The factor of cos and sin, which is 1 except for yarn."""
+    """The factor of cos and sin, which is 1 except for yarn and longrope."""
+    if isinstance(rope.scaling, LongropeScaling):
+        return rope.scaling.attention_factor
     if not isinstance(rope.scaling, YarnScaling):
         return 1.0
     scaling = rope.scaling
@@ -90,6 +98,17 @@ def _stretched_theta(
     length = max(context_length, rope.trained_length)
     growth = factor * length / rope.trained_length - (factor - 1)
     return float(rope.theta * growth ** (rotary_dim / (rotary_dim - 2)))
+
+
+def _divisors(scaling: LongropeScaling, rotary_dim: int, context_length: int) -> Tensor:
+    """[rotary_dim / 2]: those of the served context; ConfigError if there are too few or many."""
+    divisors = scaling.long if context_length > scaling.original_length else scaling.short
+    if len(divisors) != rotary_dim // 2:
+        raise ConfigError(
+            f"the config's longrope has {len(divisors)} factors, but a head of this model rotates "
+            f"{rotary_dim // 2} pairs of entries"
+        )
+    return torch.tensor(divisors, dtype=torch.float32)
 
 
 def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:

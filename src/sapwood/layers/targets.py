@@ -54,6 +54,8 @@ class Target:
     takes_integers  whether the tensor belongs to a quantised weight, whose integers or 8-bit floats
            are taken unchanged. Other targets refuse such tensors: a cast would change the numbers
     part   this rank's part, so that a loader can read that alone; None: the whole tensor
+    is_rearranged  whether the layer's rows lie in another order than the tensor's, or in several
+           parts: what is computed from the layer's weight cannot be written in the tensor's place
     """
 
     shape: tuple[int, ...]
@@ -61,6 +63,7 @@ class Target:
     put_blocks: Callable[[LinearPart], None] | None = None
     takes_integers: bool = False
     part: Slice | None = None
+    is_rearranged: bool = False
 
     @property
     def part_shape(self) -> tuple[int, ...]:

@@ -58,7 +58,9 @@ class DecoderConfig:
     sliding_window   number of tokens that a token attends to at most in the windowed layers; None:
                      there are no such layers
     windowed_layers  indices of the layers that attend to the sliding window only
+    has_sinks        whether attention has sinks (AttentionTraits)
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
+    has_alibi        whether attention adds a distance times a slope to its scores
     experts          of feed-forward layers; None: these are dense
     states           what the layers without attention keep, in cache groups of kind STATE
     state_layer_parameters  weights of the mixer of one of these layers
@@ -84,6 +86,8 @@ class DecoderConfig:
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] = ()
     soft_cap: float | None = None
+    has_sinks: bool = False
+    has_alibi: bool = False
     experts: ExpertsConfig | None = None
     states: tuple[CacheGroup, ...] = ()
     state_layer_parameters: int = 0
@@ -223,6 +227,11 @@ def architecture_of(config: Mapping[str, Any]) -> str:
             f"config.json must name one architecture in 'architectures', got {names!r}"
         )
     return str(names[0])
+
+
+def every_nth_full(num_layers: int, n: int) -> list[str]:
+    """layer_types in which each n-th layer sees everything, and the others their window."""
+    return [FULL if n and (index + 1) % n == 0 else SLIDING for index in range(num_layers)]
 
 
 def _head_dim(config: Mapping[str, Any], num_heads: int) -> int:

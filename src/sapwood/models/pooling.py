@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from sapwood.base.errors import ConfigError, ModelSourceError
 from sapwood.models.encoder.names import ENCODERS
+from sapwood.models.registry import ARCHITECTURES
 from sapwood.schema.pooling import METHODS, Method, Pooling
 
 HEAD = "ForSequenceClassification"
@@ -42,7 +43,8 @@ def pooling_of(
     has_head = architecture.endswith(HEAD)
     is_encoder = architecture in ENCODERS
     # A decoder that was saved without its output layer ("Qwen3Model") cannot generate.
-    if not (is_embedding or has_head or is_encoder or architecture.endswith("Model")):
+    is_headless = architecture.endswith("Model") and architecture not in ARCHITECTURES.names()
+    if not (is_embedding or has_head or is_encoder or is_headless):
         if method is not None:
             raise ConfigError(
                 f"--pooling-method {method} is for models that make embeddings, and "
@@ -59,6 +61,8 @@ def pooling_of(
 
 def _decoder(architecture: str) -> str:
     """The architecture with the same layers that generates."""
+    if architecture in ARCHITECTURES.names():
+        return architecture
     for suffix in (HEAD, "Model"):
         if architecture.endswith(suffix):
             return f"{architecture.removesuffix(suffix)}ForCausalLM"

@@ -7,44 +7,30 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sapwood.base.errors import ModelSourceError
+from sapwood.store.gguf_architectures import ARCHITECTURES, Architecture
 from sapwood.store.gguf_header import GgufHeader, TensorEntry
 
+_EPSILONS = {
+    "rms": "attention.layer_norm_rms_epsilon",
+    "layer": "attention.layer_norm_epsilon",
+}
 _MAX_FLOAT32 = 3.4e38
 _LLAMA3_LOW_FREQ_FACTOR = 1.0
 _LLAMA3_HIGH_FREQ_FACTOR = 4.0
 _LLAMA3_ORIGINAL_CONTEXT = 8192
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """The Hugging Face counterpart of a GGUF architecture.
-
-    permuted  whether rows of the query and key projections are in llama.cpp's order of rotary pairs
-    """
-
-    class_name: str
-    model_type: str
-    permuted: bool
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(class_name="LlamaForCausalLM", model_type="llama", permuted=True),
-    "mistral3": Architecture(class_name="MistralForCausalLM", model_type="mistral", permuted=True),
-    "qwen2": Architecture(class_name="Qwen2ForCausalLM", model_type="qwen2", permuted=False),
-    "qwen3": Architecture(class_name="Qwen3ForCausalLM", model_type="qwen3", permuted=False),
-}
-
-
 class Fields:
     """Metadata of one architecture: `fields["block_count"]` is the value of llama.block_count."""
 
-    def __init__(self, header: GgufHeader) -> None:
+    def __init__(self, header: GgufHeader, tensors: Collection[str]) -> None:
+        """`tensors`: names of all tensors."""
         self.path = header.path
+        self._tensors = tensors
         self.architecture = str(header.metadata.get("general.architecture"))
         self._metadata = header.metadata
 
@@ -60,6 +46,10 @@ class Fields:
                 f"convert the model again"
             )
         return value
+
+    def has(self, tensor: str) -> bool:
+        """Whether the first layer has that tensor: "attn_q.bias", …"""
+        return f"blk.0.{tensor}" in self._tensors
 
     def uniform(self, name: str, default: int | None = None) -> int:
         """An integer that may be given per layer, provided that all layers agree."""
@@ -98,9 +88,9 @@ def architecture_of(header: GgufHeader) -> Architecture:
 def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, Any]:
     """The model's config.json; `tensors` has the tensors of all its files."""
     architecture = architecture_of(header)
-    fields = Fields(header)
-    _refuse_unserved(fields)
     by_name = {tensor.name: tensor for tensor in tensors}
+    fields = Fields(header, by_name)
+    _refuse_unserved(fields, architecture)
     embedding = by_name.get("token_embd.weight")
     if embedding is None:
         raise ModelSourceError(f"{header.path} has no token_embd.weight, so it is no whole model")
@@ -116,29 +106,33 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
         "num_key_value_heads": fields.uniform("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
         "intermediate_size": fields.uniform("feed_forward_length"),
-        "hidden_act": "silu",
+        "hidden_act": architecture.activation,
         "vocab_size": embedding.shape[0],
-        "rms_norm_eps": fields["attention.layer_norm_rms_epsilon"],
+        architecture.epsilon: fields[_EPSILONS[architecture.norm]],
         "rope_theta": fields.get("rope.freq_base", 10000.0),
         "max_position_embeddings": int(fields["context_length"]),
         "tie_word_embeddings": "output.weight" not in by_name,
-        "attention_bias": "blk.0.attn_q.bias" in by_name,
-        "mlp_bias": "blk.0.ffn_gate.bias" in by_name,
+        "attention_bias": fields.has("attn_q.bias"),
+        "mlp_bias": fields.has("ffn_up.bias"),
         "dtype": _dtype(tensors),
         **special_ids(header),
     }
-    scaling = _rope_scaling(header, fields, by_name, head_dim, config["rope_theta"])
+    rotary_dim = int(fields.get("rope.dimension_count", head_dim))
+    if 0 < rotary_dim < head_dim:
+        # The next larger number, so that its product with head_dim is not rounded to below.
+        config["partial_rotary_factor"] = math.nextafter(rotary_dim / head_dim, 2.0)
+    scaling = _rope_scaling(header, fields, by_name, rotary_dim, config["rope_theta"])
     if scaling is not None:
         config["rope_scaling"] = scaling
     window = int(fields.get("attention.sliding_window", 0))
     if 0 < window < config["max_position_embeddings"]:
-        if architecture.model_type != "mistral":
+        if not architecture.has_windows:
             raise ModelSourceError(
                 f"{header.path} has a sliding window of {window} tokens, which sapwood does not "
                 f"serve for {fields.architecture}"
             )
         config["sliding_window"] = window
-    return config
+    return {**config, **architecture.more(fields, config)}
 
 
 def special_ids(header: GgufHeader) -> dict[str, int]:
@@ -164,7 +158,7 @@ def generation_config(header: GgufHeader) -> dict[str, Any]:
     return config
 
 
-def _refuse_unserved(fields: Fields) -> None:
+def _refuse_unserved(fields: Fields, architecture: Architecture) -> None:
     """Raise an error for metadata that asks for a computation which sapwood does not have."""
     for name, neutral in (
         ("expert_count", 0),
@@ -177,7 +171,7 @@ def _refuse_unserved(fields: Fields) -> None:
         ("rope.scaling.yarn_log_multiplier", 0.0),
     ):
         value = fields.get(name)
-        if value is not None and value != neutral:
+        if value is not None and value != neutral and name not in architecture.reads:
             raise ModelSourceError(
                 f"{fields.path} has {fields.architecture}.{name} = {value}, "
                 f"which sapwood does not serve from GGUF"
@@ -208,6 +202,10 @@ def _rope_scaling(
     factors = by_name.get("rope_freqs.weight")
     if factors is not None:
         return _scaling_from_factors(_read_floats(header, factors), head_dim, theta)
+    own = [by_name.get(f"rope_factors_{kind}.weight") for kind in ("short", "long")]
+    if own[0] is not None and own[1] is not None:
+        short, long = (_read_floats(header, one) for one in own if one is not None)
+        return _longrope(fields, short, long)
     kind = fields.get("rope.scaling.type", "none")
     factor = float(fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0)))
     original = fields.get("rope.scaling.original_context_length")
@@ -233,6 +231,19 @@ def _rope_scaling(
         value = fields.get(f"rope.scaling.yarn_{name}")
         if value is not None:
             scaling[name] = value
+    return scaling
+
+
+def _longrope(fields: Fields, short: Sequence[float], long: Sequence[float]) -> dict[str, Any]:
+    scaling: dict[str, Any] = {
+        "rope_type": "longrope",
+        "short_factor": [shortest(factor) for factor in short],
+        "long_factor": [shortest(factor) for factor in long],
+        "original_max_position_embeddings": int(fields["rope.scaling.original_context_length"]),
+    }
+    attention = fields.get("rope.scaling.attn_factor")
+    if attention is not None:
+        scaling["attention_factor"] = attention
     return scaling
 
 

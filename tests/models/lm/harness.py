@@ -154,7 +154,7 @@ def make_decoder(
     groups = Groups(tp=group, attention=group, ep=group if spreads_experts else Group())
     build = Build(kernels=kernels, device=CPU, dtype=dtype, groups=groups, scheme=scheme)
     model = Decoder.of(read_decoder(hf_config), build)
-    load_weights(model, weights.items())
+    load_weights(model, ((model.checkpoint_name(name), one) for name, one in weights.items()))
     model.finalize()
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -17,158 +16,14 @@ from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.quantization import SCHEMES
 from sapwood.models.loader.assign import load_weights
-from sapwood.models.registry import read_decoder
+from sapwood.models.registry import decoder_class, read_decoder
+from tests.models.lm.cases import CASES, OP_BY_OP, peer_of
 from tests.models.lm.checks import CHECKS
 from tests.models.lm.harness import Session, make_decoder, make_kv_caches
-from tests.models.lm.peer import Peer, make_peer, random_text
+from tests.models.lm.peer import random_text
+from tests.tiers import sweep
 
-WINDOW = 24
-"""Shorter than the texts, and no multiple of a page."""
-
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "mistral, window": ("mistral", "MistralForCausalLM", {"sliding_window": WINDOW}),
-    "qwen2, window in one layer": (
-        "qwen2",
-        "Qwen2ForCausalLM",
-        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
-    ),
-    "mixtral": ("mixtral", "MixtralForCausalLM", {"num_local_experts": 4}),
-    "mixtral, window": (
-        "mixtral",
-        "MixtralForCausalLM",
-        {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": WINDOW},
-    ),
-    "qwen2_moe": (
-        "qwen2_moe",
-        "Qwen2MoeForCausalLM",
-        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
-        | {"shared_expert_intermediate_size": 56, "mlp_only_layers": [0]},
-    ),
-    "qwen3_moe": (
-        "qwen3_moe",
-        "Qwen3MoeForCausalLM",
-        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
-        | {"norm_topk_prob": True},
-    ),
-    "olmoe": (
-        "olmoe",
-        "OlmoeForCausalLM",
-        {"num_experts": 5, "num_experts_per_tok": 2, "hidden_size": 192},
-    ),
-    "flex_olmo": (
-        "flex_olmo",
-        "FlexOlmoForCausalLM",
-        {"num_experts": 5, "num_experts_per_tok": 2, "pad_token_id": None},
-    ),
-    "granitemoe": (
-        "granitemoe",
-        "GraniteMoeForCausalLM",
-        {"num_local_experts": 5, "residual_multiplier": 0.4, "attention_multiplier": 0.2},
-    ),
-    "glm4_moe": (
-        "glm4_moe",
-        "Glm4MoeForCausalLM",
-        {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
-        | {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "use_qk_norm": True}
-        | {"n_shared_experts": 2, "attention_bias": True},
-    ),
-    "dots1": (
-        "dots1",
-        "Dots1ForCausalLM",
-        {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
-        | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
-    ),
-    "gemma": ("gemma", "GemmaForCausalLM", {}),
-    "gemma2": (
-        "gemma2",
-        "Gemma2ForCausalLM",
-        {
-            "num_hidden_layers": 3,
-            "sliding_window": WINDOW,
-            "query_pre_attn_scalar": 24,
-            "attn_logit_softcapping": 2.0,
-            "final_logit_softcapping": 1.5,
-        },
-    ),
-    "gemma2, no caps": (
-        "gemma2",
-        "Gemma2ForCausalLM",
-        {
-            "sliding_window": WINDOW,
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-        },
-    ),
-    "granite": (
-        "granite",
-        "GraniteForCausalLM",
-        {
-            "attention_bias": True,
-            "attention_multiplier": 0.3,
-            "embedding_multiplier": 3.0,
-            "residual_multiplier": 0.4,
-            "logits_scaling": 2.5,
-        },
-    ),
-    "lfm2": (
-        "lfm2",
-        "Lfm2ForCausalLM",
-        {
-            "num_hidden_layers": 4,
-            "layer_types": ["conv", "full_attention", "conv", "conv"],
-            "block_multiple_of": 16,
-        },
-    ),
-    "lfm2, biases": (
-        "lfm2",
-        "Lfm2ForCausalLM",
-        {
-            "num_hidden_layers": 3,
-            "full_attn_idxs": [0, 2],
-            "conv_bias": True,
-            "conv_L_cache": 5,
-            "block_auto_adjust_ff_dim": False,
-            "tie_word_embeddings": False,
-        },
-    ),
-    "lfm2, no attention": (
-        "lfm2",
-        "Lfm2ForCausalLM",
-        {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
-    ),
-    "olmo2": ("olmo2", "Olmo2ForCausalLM", {}),
-    "smollm3": (
-        "smollm3",
-        "SmolLM3ForCausalLM",
-        {"no_rope_layer_interval": 2, "pad_token_id": None},
-    ),
-    "smollm3, window": (
-        "smollm3",
-        "SmolLM3ForCausalLM",
-        {
-            "no_rope_layers": [0, 1],
-            "use_sliding_window": True,
-            "sliding_window": WINDOW,
-            "attention_bias": True,
-            "pad_token_id": None,
-        },
-    ),
-    "stablelm": ("stablelm", "StableLmForCausalLM", {"hidden_size": 192, "use_qkv_bias": True}),
-    "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", {"sliding_window": WINDOW}),
-    "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
-}
-OP_BY_OP = {
-    "flex_olmo": "norms over all heads",
-    "olmo2": "norms over all heads",
-    "olmoe": "norms over all heads",
-}
-"""Cases whose steps are not recorded, and why."""
-
-
-@cache
-def peer_of(case: str) -> Peer:
-    model_type, architecture, fields = CASES[case]
-    return make_peer(model_type, architecture, **({"head_dim": 32} | fields))
+IMPLEMENTATIONS: dict[str, Kernels] = {"reference": ReferenceKernels(), "torch": TorchKernels()}
 
 
 def native_or_skip() -> CpuKernels:
@@ -179,17 +34,14 @@ def native_or_skip() -> CpuKernels:
     return CpuKernels()
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kernels", [ReferenceKernels(), TorchKernels()], ids=lambda k: k.name)
-def test_logits_equal_transformers(kernels: Kernels, case: str, check: str) -> None:
+@sweep(kernels=[*IMPLEMENTATIONS], case=[*CASES], check=[*CHECKS])
+def test_logits_equal_transformers(kernels: str, case: str, check: str) -> None:
     peer = peer_of(case)
-    CHECKS[check](Session(make_decoder(peer.hf_config, peer.weights, kernels)), peer)
+    model = make_decoder(peer.hf_config, peer.weights, IMPLEMENTATIONS[kernels])
+    CHECKS[check](Session(model), peer)
 
 
-@pytest.mark.parametrize("recorded", [False, True], ids=["op by op", "recorded"])
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("case", CASES)
+@sweep(recorded=[False, True], case=[*CASES], check=[*CHECKS])
 def test_native_logits_equal_transformers(case: str, check: str, recorded: bool) -> None:
     kernels = native_or_skip()
     peer = peer_of(case)
@@ -245,10 +97,30 @@ def test_a_model_that_is_filled_again_is_a_new_one(case: str) -> None:
             assert torch.equal(recorded, after)
 
 
+@pytest.mark.parametrize("case", ["gpt2", "gpt_bigcode", "bloom", "opt"])
+def test_names_may_lack_their_prefix(case: str) -> None:
+    """As in the first files of these models."""
+    peer, text = peer_of(case), random_text(9)
+    prefix = decoder_class(peer.hf_config["architectures"][0]).lacks_prefix
+    short = {name.removeprefix(prefix): tensor for name, tensor in peer.weights.items()}
+    assert prefix
+    assert len(short) == len(peer.weights)
+    got = Session(make_decoder(peer.hf_config, short, TorchKernels())).step({"a": text})["a"]
+    torch.testing.assert_close(got, peer.logits(text), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("case", "fields", "message"),
     [
-        ("stablelm", {"qk_layernorm": True}, "asks for qk_layernorm, which is not implemented"),
+        ("opt", {"word_embed_proj_dim": 20}, "word_embed_proj_dim unlike hidden_size"),
+        ("opt", {"do_layer_norm_before": False}, "norms after the layers"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "asks for apply_residual"),
+        ("mpt", {"attn_config": {"qk_ln": True}}, "asks for attn_config.qk_ln"),
+        ("mpt", {"attn_config": 3}, "an object as 'attn_config'"),
+        ("gptj", {"rotary_dim": 64}, "rotary_dim 64, but a head has 32"),
+        ("gpt2", {"add_cross_attention": True}, "asks for add_cross_attention"),
+        ("apertus", {"hidden_act": "silu"}, "must have xielu"),
+        ("exaone4", {"sliding_window": 8, "sliding_window_pattern": "LX"}, "letters L"),
         ("gemma", {"use_bidirectional_attention": True}, "attend to later ones"),
         ("mixtral", {"num_experts_per_tok": 9}, "experts"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "number above 0 as 'attn_logit_softcapping'"),

@@ -49,7 +49,7 @@ def from_llama_cpp(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def expected_names(sample) -> dict[str, str]:
-    return {reader.hf_name(name): name for name in sample.weights()}
+    return {reader.hf_name(name, {}): name for name in sample.weights()}
 
 
 def part(name: str) -> str:
@@ -72,7 +72,7 @@ def test_rotary_rows_of_llama_are_put_back_in_order(load):
     sample = GgufSample()
     wanted = {}
     for name, weight in sample.weights().items():
-        wanted[reader.hf_name(name)] = weight
+        wanted[reader.hf_name(name, {})] = weight
         if part(name) in HEADS:
             sample.tensors[name] = to_llama_cpp(weight, HEADS[part(name)])
     bias = np.arange(256, dtype=np.float32)
@@ -174,10 +174,13 @@ def test_a_prepared_directory_without_its_table_says_what_to_do(tmp_path):
 
 
 def test_names_that_are_none_of_ours():
-    assert reader.hf_name("blk.12.ffn_up.weight") == "model.layers.12.mlp.up_proj.weight"
-    assert reader.hf_name("blk.x.ffn_up.weight") is None
-    assert reader.hf_name("v.blk.0.attn_q.weight") is None
-    assert reader.hf_name("token_types.weight") is None
+    assert reader.hf_name("blk.12.ffn_up.weight", {}) == "model.layers.12.mlp.up_proj.weight"
+    assert reader.hf_name("blk.x.ffn_up.weight", {}) is None
+    assert reader.hf_name("v.blk.0.attn_q.weight", {}) is None
+    assert reader.hf_name("token_types.weight", {}) is None
+    own = {"ffn_up": "mlp.fc1", "output_norm": "model.last"}
+    assert reader.hf_name("blk.12.ffn_up.bias", own) == "model.layers.12.mlp.fc1.bias"
+    assert reader.hf_name("output_norm.weight", own) == "model.last.weight"
 
 
 @pytest.mark.long

@@ -40,6 +40,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "pull": LazyCommand("sapwood.app.cli.pull:pull", "Get a model's files before they are needed."),
     "list": LazyCommand("sapwood.app.cli.stored:list_models", "List the models on this disk."),
     "rm": LazyCommand("sapwood.app.cli.stored:remove", "Remove models from this disk."),
+    "models": LazyCommand(
+        "sapwood.app.cli.models:models", "List the architectures that are served."
+    ),
     "ps": LazyCommand("sapwood.app.cli.ps:ps", "List the servers that run on this machine."),
     "verify": LazyCommand(
         "sapwood.app.cli.verify:verify", "Make and check lists of checksums of a model's files."

@@ -1,4 +1,5 @@
-"""The generated parts of the documentation: every option, field, and command's help."""
+"""The generated parts of the documentation: every option, field, architecture, and command's
+help."""
 
 from __future__ import annotations
 
@@ -15,12 +16,14 @@ from sapwood.schema.config.options import OptionSpec, option_specs
 CONFIGURATION = "configuration.md"
 COMMAND_LINE = "command-line.md"
 FIELDS = "fields.md"
+MODELS = "models.md"
 HELP_WIDTH = 100
 
 _HELP = re.compile(
     r"(<!-- help: sapwood(?P<name>[\w -]*) -->\n).*?(<!-- end of help -->)", re.DOTALL
 )
 _FIELDS = re.compile(r"(<!-- fields -->\n).*?(<!-- end of fields -->)", re.DOTALL)
+_MODELS = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
@@ -47,6 +50,7 @@ def stale_pages(directory: Path) -> dict[str, str]:
         CONFIGURATION: with_options((directory / CONFIGURATION).read_text(encoding="utf-8")),
         COMMAND_LINE: with_help((directory / COMMAND_LINE).read_text(encoding="utf-8")),
         FIELDS: with_fields((directory / FIELDS).read_text(encoding="utf-8")),
+        MODELS: with_models((directory / MODELS).read_text(encoding="utf-8")),
     }
     return {
         name: text
@@ -67,6 +71,13 @@ def with_fields(page: str) -> str:
     from sapwood.frontends.field_tables import as_markdown
 
     return _FIELDS.sub(lambda found: f"{found[1]}\n{as_markdown()}\n{found[2]}", page)
+
+
+def with_models(page: str) -> str:
+    """The page with a table of architectures between its markers."""
+    from sapwood.app.cli.models import as_markdown, rows
+
+    return _MODELS.sub(lambda found: f"{found[1]}\n{as_markdown(rows())}\n\n{found[2]}", page)
 
 
 def with_help(page: str) -> str:

@@ -321,7 +321,12 @@ class ExpertLayers:
     """Addresses of the weights of a mixture's experts; see csrc/experts.h."""
 
     def __init__(
-        self, gate_up: list[LinearWeight], down: list[LinearWeight], activation: int, /
+        self,
+        gate_up: list[LinearWeight],
+        down: list[LinearWeight],
+        activation: int,
+        limit: float,
+        /,
     ) -> None: ...
 
 class Mixture:

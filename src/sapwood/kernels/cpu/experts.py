@@ -66,6 +66,7 @@ class NativeExperts:
         gate_up: Sequence[Linear | QuantizedLinear],
         down: Sequence[Linear | QuantizedLinear],
         activation: Activation,
+        limit: float | None,
     ) -> None:
         self._context = context
         self._mixture = mixture
@@ -74,7 +75,7 @@ class NativeExperts:
         self.hidden_size = gate_up[0].sizes[1]
         self.dtype = gate_up[0].dtype
         gates, outputs = ([layer.native_weight for layer in side] for side in self._layers)
-        self.native = _native.ExpertLayers(gates, outputs, ACTIVATIONS[activation])
+        self.native = _native.ExpertLayers(gates, outputs, ACTIVATIONS[activation], limit or 0.0)
 
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         num_tokens, num_chosen = chosen.shape
@@ -102,15 +103,18 @@ def pack_experts(
     gate_up: Sequence[PackedLinear],
     down: Sequence[PackedLinear],
     activation: Activation,
+    limit: float | None,
     activate_and_mul: Callable[[Tensor, Activation], Tensor],
 ) -> PackedExperts:
     """As Kernels.pack_experts. Layers without a native form are computed one by one."""
     torch_experts.check_experts(len(gate_up), len(down))
     native_gates = [layer for layer in gate_up if _is_native(layer)]
-    native_outputs = [layer for layer in down if _is_native(layer) and layer.makes_fp32]
+    native_outputs = [layer for layer in down if _is_native(layer)]
     if not gate_up or len(native_gates) + len(native_outputs) < 2 * len(gate_up):
         return torch_experts.Experts(
-            gate_up, down, lambda gates: activate_and_mul(gates, activation)
+            gate_up,
+            down,
+            lambda gates: activate_and_mul(torch_experts.limited(gates, limit), activation),
         )
     first, last = native_gates[0], native_outputs[0]
     for gate, out in zip(native_gates, native_outputs, strict=True):
@@ -122,7 +126,7 @@ def pack_experts(
         raise ValueError(
             f"gates [{num_gates}, {hidden_size}] do not fit outputs [{num_out}, {num_in}]"
         )
-    return NativeExperts(context, mixture, native_gates, native_outputs, activation)
+    return NativeExperts(context, mixture, native_gates, native_outputs, activation, limit)
 
 
 def _is_native(layer: PackedLinear) -> TypeGuard[Linear | QuantizedLinear]:

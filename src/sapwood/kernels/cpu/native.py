@@ -346,9 +346,10 @@ class CpuKernels:
         gate_up: Sequence[PackedLinear],
         down: Sequence[PackedLinear],
         activation: Activation,
+        limit: float | None = None,
     ) -> PackedExperts:
         return pack_experts(
-            self.context, self._mixture, gate_up, down, activation, self.activate_and_mul
+            self.context, self._mixture, gate_up, down, activation, limit, self.activate_and_mul
         )
 
     def pack_linear(

@@ -128,7 +128,8 @@ class NativeStep:
             num_logits, logits.data_ptr(),
             [0 if slot is None else slot.data_ptr() for slot in slots], *lengths,
         )  # fmt: skip
-        return finish_logits(self._kernels, logits, self._result.scale, self._result.soft_cap)
+        result = self._result
+        return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
 
 
 class _Builder:

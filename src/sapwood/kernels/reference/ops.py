@@ -33,6 +33,7 @@ from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
+from sapwood.kernels.torch_ops.experts import limited
 
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
 
@@ -234,8 +235,11 @@ class ReferenceKernels:
         gate_up: Sequence[PackedLinear],
         down: Sequence[PackedLinear],
         activation: Activation,
+        limit: float | None = None,
     ) -> PackedExperts:
-        return Experts(gate_up, down, lambda gates: self.activate_and_mul(gates, activation))
+        return Experts(
+            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
+        )
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

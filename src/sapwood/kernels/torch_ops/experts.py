@@ -44,6 +44,14 @@ class Experts:
         return out.to(x.dtype)
 
 
+def limited(gates: Tensor, limit: float | None) -> Tensor:
+    """gates [T, 2 * I], the gate's first, as `limit` of Kernels.pack_experts says."""
+    if limit is None:
+        return gates
+    gate, up = gates.chunk(2, dim=-1)
+    return torch.cat((gate.clamp(max=limit), up.clamp(-limit, limit) + 1), dim=-1)
+
+
 def check_experts(num_gates: int, num_outputs: int) -> None:
     if num_gates != num_outputs:
         raise ValueError(f"there are {num_gates} gates and {num_outputs} outputs of experts")

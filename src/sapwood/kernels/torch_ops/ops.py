@@ -40,7 +40,7 @@ from sapwood.kernels.torch_ops.activations import activate, activate_and_mul
 from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
-from sapwood.kernels.torch_ops.experts import Experts
+from sapwood.kernels.torch_ops.experts import Experts, limited
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
@@ -180,8 +180,11 @@ class TorchKernels:
         gate_up: Sequence[PackedLinear],
         down: Sequence[PackedLinear],
         activation: Activation,
+        limit: float | None = None,
     ) -> PackedExperts:
-        return Experts(gate_up, down, lambda gates: self.activate_and_mul(gates, activation))
+        return Experts(
+            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
+        )
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

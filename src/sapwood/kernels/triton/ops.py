@@ -27,7 +27,7 @@ from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
-from sapwood.kernels.torch_ops.experts import Experts
+from sapwood.kernels.torch_ops.experts import Experts, limited
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling
@@ -144,8 +144,11 @@ class TritonKernels:
         gate_up: Sequence[PackedLinear],
         down: Sequence[PackedLinear],
         activation: Activation,
+        limit: float | None = None,
     ) -> PackedExperts:
-        return Experts(gate_up, down, lambda gates: self.activate_and_mul(gates, activation))
+        return Experts(
+            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
+        )
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

@@ -6,21 +6,57 @@ The base class is a pre-norm decoder with gated feed-forwards, whose names are L
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import PLAIN, SLIDING_WINDOW, SOFT_CAP, AttentionTraits
-from sapwood.layers.attention import Attention, HeadLayout
+from sapwood.kernels.interface import (
+    ALIBI,
+    PLAIN,
+    SINKS,
+    SLIDING_WINDOW,
+    SOFT_CAP,
+    AttentionTraits,
+)
+from sapwood.layers.attention import Attention
 from sapwood.layers.build import Build
-from sapwood.layers.embedding import LMHead, VocabEmbedding
-from sapwood.layers.layer import FeedForward, Layer, Mixer, NamedNorm, Sublayer
-from sapwood.layers.mlp import GatedMLP
+from sapwood.layers.embedding import LearnedPositions, LMHead, VocabEmbedding
+from sapwood.layers.heads import HeadLayout
+from sapwood.layers.layer import FeedForward, Layer, Mixer, NamedNorm, ParallelLayer, Sublayer
+from sapwood.layers.mlp import GatedMLP, PlainMLP
 from sapwood.layers.norm import LayerNorm, Norm, RMSNorm
-from sapwood.layers.rope_config import RopeConfig
-from sapwood.layers.rotary import cos_sin_table
-from sapwood.models.config import DecoderConfig
+from sapwood.layers.rope_config import ROPE_BY_KIND, RopeConfig, parted_by_kind
+from sapwood.layers.rotary import cos_sin_table, unrotated
+from sapwood.models.config import SLIDING, DecoderConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """Names of a decoder's parts in the checkpoint.
+
+    layers  of all layers; that of one is "<layers>.<index>"
+    positions, embedding_norm  of parts that most architectures do not have
+    mixer, feed_forward, before_mixer, before_feed_forward  within a layer
+    """
+
+    embedding: str = "model.embed_tokens"
+    positions: str = "model.embed_positions"
+    embedding_norm: str = "model.embed_norm"
+    layers: str = "model.layers"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+    mixer: str = "self_attn"
+    feed_forward: str = "mlp"
+    before_mixer: str = "input_layernorm"
+    before_feed_forward: str = "post_attention_layernorm"
+
+    def layer(self, index: int) -> str:
+        return f"{self.layers}.{index}"
+
+
+LLAMA_NAMES = Names()
 
 
 class Architecture:
@@ -30,17 +66,19 @@ class Architecture:
 
     absent: ClassVar[Mapping[str, Any]] = {}
     """Fields of config.json -> what it means here if they are absent or null."""
-    spelled: ClassVar[Mapping[str, str]] = {}
-    """Fields as DecoderConfig.from_hf knows them -> their names in this architecture's files."""
+    spelled: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
+    """Fields as DecoderConfig.from_hf knows them -> their names in this architecture's files; of
+    several names the first that is there."""
+    has_gates: ClassVar[bool] = True
+    """Whether feed-forwards have a gate."""
     has_windows: ClassVar[bool] = True
     """Whether a sliding_window in config.json counts."""
     can_be_rescaled: ClassVar[bool] = True
     """Whether a conversion may move factors from norms to the layers after them: not if a norm's
     weight is not what the inputs are multiplied by, or if other norms come in between."""
-    feed_forward_name: ClassVar[str] = "mlp"
-    """Of a layer's feed-forward, in the checkpoint."""
-    norm_name: ClassVar[str] = "model.norm"
-    """Of the last norm, in the checkpoint."""
+    names: ClassVar[Names] = LLAMA_NAMES
+    lacks_prefix: ClassVar[str] = ""
+    """The beginning of most names that some of the architecture's checkpoints leave out."""
     ignorable: ClassVar[tuple[str, ...]] = (
         "*.rotary_emb.inv_freq",
         "*.self_attn.[kv]_scale",  # of a calibrated 8-bit KV cache; ours makes a scale per token
@@ -59,16 +97,19 @@ class Architecture:
     @classmethod
     def read(cls, hf: Mapping[str, Any]) -> DecoderConfig:
         """The facts in config.json; ConfigError for what is missing or not implemented."""
-        return DecoderConfig.from_hf(cls.understood(hf))
+        found = DecoderConfig.from_hf(parted_by_kind(cls.understood(hf)))
+        return replace(found, is_gated=cls.has_gates)
 
     @classmethod
     def understood(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
         """config.json in the usual spelling, with nothing left out that has a value here."""
         found = {name: value for name, value in hf.items() if value is not None}
         for ours, theirs in cls.spelled.items():
+            names = (theirs,) if isinstance(theirs, str) else theirs
+            values = [found[name] for name in names if name in found]
             found.pop(ours, None)
-            if theirs in found:
-                found[ours] = found[theirs]
+            if values:
+                found[ours] = values[0]
         if not cls.has_windows:
             found.pop("sliding_window", None)
         return {**cls.absent, **found}
@@ -79,7 +120,21 @@ class Architecture:
         found._tables = self._tables
         return found
 
+    @classmethod
+    def checkpoint_name(cls, name: str) -> str:
+        """The name in the model's targets of a checkpoint's tensor."""
+        prefix = cls.lacks_prefix
+        return name if name.startswith((prefix, f"{cls.names.head}.")) else f"{prefix}{name}"
+
     # The parts.
+
+    def positions(self) -> LearnedPositions | None:
+        """What is added to the embedding of a token by its position."""
+        return None
+
+    def embedding_norm(self) -> Norm | None:
+        """The norm before the first layer."""
+        return None
 
     def embedding(self, *, scale: float = 1.0) -> VocabEmbedding:
         """scale: as in VocabEmbedding"""
@@ -88,17 +143,27 @@ class Architecture:
 
     def layer(self, index: int) -> Layer:
         """x + mixer(norm(x)), then x + feed_forward(norm(x)); what is added may be scaled."""
-        return Layer(
+        return Layer(*self._sublayers(index))
+
+    def parallel_layer(self, index: int, *, shares_norm: bool = True) -> Layer:
+        """x + mixer(norm(x)) + feed_forward(norm(x)), with one norm for both or with two."""
+        mixer, feed_forward = self._sublayers(index)
+        before = None if shares_norm else feed_forward.before
+        return ParallelLayer(mixer, replace(feed_forward, before=before))
+
+    def _sublayers(self, index: int) -> tuple[Sublayer[Mixer], Sublayer[FeedForward]]:
+        names = self.names
+        return (
             Sublayer(
-                name="self_attn",
+                name=names.mixer,
                 body=self.mixer(index),
-                before=self.named_norm("input_layernorm"),
+                before=self.named_norm(names.before_mixer),
                 scale=self.residual_scale,
             ),
             Sublayer(
-                name=self.feed_forward_name,
+                name=names.feed_forward,
                 body=self.feed_forward(index),
-                before=self.named_norm("post_attention_layernorm"),
+                before=self.named_norm(names.before_feed_forward),
                 scale=self.residual_scale,
             ),
         )
@@ -113,18 +178,13 @@ class Architecture:
         """A norm over `size` entries, by default of hidden states."""
         return self.rms_norm(size)
 
-    def head(
-        self, tied: VocabEmbedding | None, *, scale: float = 1.0, soft_cap: float | None = None
-    ) -> LMHead:
-        """The output layer; `tied`: the embedding whose weight it shares; others as in LMHead."""
-        return LMHead(
-            self.build,
-            self.config.vocab_size,
-            self.config.hidden_size,
-            tied=tied,
-            scale=scale,
-            soft_cap=soft_cap,
-        )
+    def head(self, tied: VocabEmbedding | None, **details: Any) -> LMHead:
+        """The output layer.
+
+        tied     the embedding whose weight it shares
+        details  other parameters of LMHead"""
+        config = self.config
+        return LMHead(self.build, config.vocab_size, config.hidden_size, tied=tied, **details)
 
     # What the parts are usually made of.
 
@@ -133,7 +193,13 @@ class Architecture:
 
         details  other parameters of Attention"""
         config = self.config
-        usual: dict[str, Any] = {"cos_sin": self.cos_sin(config.rope), "traits": self.traits(index)}
+        rope = self.rope_of(index)
+        usual: dict[str, Any] = {
+            "cos_sin": self.unrotated() if rope is None else self.cos_sin(rope),
+            "traits": self.traits(index),
+            "sinks": config.has_sinks,
+            "eps": config.norm_eps,
+        }
         return Attention(
             self.build, index, config.hidden_size, heads_of(config), **{**usual, **details}
         )
@@ -154,9 +220,25 @@ class Architecture:
         size = size or self.config.hidden_size
         return RMSNorm(self.build, size, eps=self.config.norm_eps, adds_one=adds_one)
 
-    def layer_norm(self, size: int | None = None, *, bias: bool = True) -> LayerNorm:
+    def plain_mlp(self, up: str, down: str, *, bias: bool, transposed: bool = False) -> PlainMLP:
+        """A feed-forward without a gate, whose layers have these names."""
+        config = self.config
+        return PlainMLP(
+            self.build,
+            config.hidden_size,
+            config.intermediate_size,
+            activation=Activation(config.activation),
+            bias=bias,
+            names=(up, down),
+            transposed=transposed,
+        )
+
+    def layer_norm(
+        self, size: int | None = None, *, bias: bool = True, **details: Any
+    ) -> LayerNorm:
+        """details: other parameters of LayerNorm"""
         size = size or self.config.hidden_size
-        return LayerNorm(self.build, size, eps=self.config.norm_eps, bias=bias)
+        return LayerNorm(self.build, size, eps=self.config.norm_eps, bias=bias, **details)
 
     def named_norm(self, name: str) -> NamedNorm:
         return NamedNorm(name, self.norm())
@@ -166,6 +248,19 @@ class Architecture:
         if window is None and soft_cap is None:
             return PLAIN
         return AttentionTraits(window=window, soft_cap=soft_cap)
+
+    def rope_of(self, index: int) -> RopeConfig | None:
+        """The rotary embedding of a layer's attention; None: it rotates nothing."""
+        return self.config.rope
+
+    def rope_of_windows(self, otherwise: Mapping[str, Any]) -> RopeConfig:
+        """The rotary embedding of layers with a window, if config.json has one for each kind of
+        layer; else what `otherwise` says as rope_parameters."""
+        said = self.config.hf.get(ROPE_BY_KIND, {}).get(SLIDING, otherwise)
+        return RopeConfig.from_hf({**self.config.hf, "rope_scaling": None, "rope_parameters": said})
+
+    def unrotated(self) -> Tensor:
+        return unrotated(self.config.context_length, self.build.device)
 
     def cos_sin(self, rope: RopeConfig) -> Tensor:
         """The table of cosines and sines, which all layers with this embedding share."""
@@ -188,5 +283,10 @@ def heads_of(config: DecoderConfig) -> HeadLayout:
 def attention_features(config: DecoderConfig) -> frozenset[str]:
     """What the model's attention needs of kernels, as `Need.attention` has it."""
     windows = any(config.window_of(layer) for layer in range(config.num_layers))
-    there = {SLIDING_WINDOW: windows, SOFT_CAP: config.soft_cap is not None}
+    there = {
+        SLIDING_WINDOW: windows,
+        SOFT_CAP: config.soft_cap is not None,
+        SINKS: config.has_sinks,
+        ALIBI: config.has_alibi,
+    }
     return frozenset(name for name, is_there in there.items() if is_there)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sapwood.kernels.recording import Program
+from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import Stream
@@ -12,13 +12,6 @@ from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.registry import decoder_class
-
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-"""Names in the checkpoint."""
-
-
-def layer_prefix(index: int) -> str:
-    return f"model.layers.{index}"
 
 
 class Decoder:
@@ -35,7 +28,10 @@ class Decoder:
         """A decoder without weights."""
         self._architecture = architecture
         self.config = architecture.config
+        self._names = architecture.names
         self._embedding = architecture.embedding()
+        self._positions = architecture.positions()
+        self._embedding_norm = architecture.embedding_norm()
         self._layers = tuple(architecture.layer(i) for i in range(self.config.num_layers))
         self._norm = architecture.norm()
         tied = self._embedding if self.config.tie_word_embeddings else None
@@ -51,6 +47,10 @@ class Decoder:
         x = self._embedding(batch.token_ids)
         if batch.embeds is not None:
             x = x.index_copy(0, batch.embeds.at, batch.embeds.vectors.to(x.dtype))
+        if self._positions is not None:
+            x = x + self._positions(batch.positions)
+        if self._embedding_norm is not None:
+            x = self._embedding_norm(x)
         residual: Tensor | None = None
         for layer in self._layers:
             x, residual = layer(x, residual, batch)
@@ -70,7 +70,12 @@ class Decoder:
         Raises CannotRecord if a part of the model is no op of programs, and RuntimeError before
         `finalize`."""
         program = Program(self._architecture.build.dtype)
-        stream = Stream(self._embedding.record(program), None)
+        if self._positions is not None:
+            raise CannotRecord("a recorded step has no learned positions")
+        x = self._embedding.record(program)
+        if self._embedding_norm is not None:
+            x = self._embedding_norm.record(program, x)
+        stream = Stream(x, None)
         for layer in self._layers:
             stream = layer.record(program, stream)
         self._lm_head.record(program, self._norm.record(program, stream.x, stream.residual))
@@ -83,17 +88,26 @@ class Decoder:
         """
         found = self.body_targets()
         if self.config.tie_word_embeddings:
-            found[f"{EMBEDDING}.weight"] = self._lm_head.tied_target()
-            return found
+            found[f"{self._names.embedding}.weight"] = self._lm_head.tied_target()
+            return found | prefixed(self._names.head, self._lm_head.targets())
         head = once_filled(self._lm_head.targets(), self._lm_head.pack)
-        return found | prefixed(HEAD, head)
+        return found | prefixed(self._names.head, head)
 
     def body_targets(self) -> dict[str, Target]:
         """The targets without the output layer's, for a model that does not use that layer."""
-        found = prefixed(EMBEDDING, self._embedding.targets())
+        names = self._names
+        found = prefixed(names.embedding, self._embedding.targets())
+        if self._positions is not None:
+            found |= prefixed(names.positions, self._positions.targets())
+        if self._embedding_norm is not None:
+            found |= prefixed(names.embedding_norm, self._embedding_norm.targets())
         for index, layer in enumerate(self._layers):
-            found |= prefixed(layer_prefix(index), once_filled(layer.targets(), layer.pack))
-        return found | prefixed(self._architecture.norm_name, self._norm.targets())
+            found |= prefixed(names.layer(index), once_filled(layer.targets(), layer.pack))
+        return found | prefixed(names.norm, self._norm.targets())
+
+    def checkpoint_name(self, name: str) -> str:
+        """The name in `targets()` of a checkpoint's tensor."""
+        return self._architecture.checkpoint_name(name)
 
     def ignorable_tensors(self) -> tuple[str, ...]:
         """Patterns (fnmatch) of tensors that a checkpoint may have and that are not used."""

@@ -57,8 +57,6 @@ class Gemma2ForCausalLM(GemmaForCausalLM):
             ),
         )
 
-    def head(
-        self, tied: VocabEmbedding | None, *, scale: float = 1.0, soft_cap: float | None = None
-    ) -> LMHead:
-        own = optional_number(self.config.hf, "final_logit_softcapping")
-        return super().head(tied, scale=scale, soft_cap=own if soft_cap is None else soft_cap)
+    def head(self, tied: VocabEmbedding | None, **details: Any) -> LMHead:
+        soft_cap = optional_number(self.config.hf, "final_logit_softcapping")
+        return super().head(tied, soft_cap=soft_cap, **details)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sapwood.layers.build import Build
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.layer import FeedForward, Mixer
@@ -29,11 +31,8 @@ class GraniteForCausalLM(Architecture):
     def embedding(self, *, scale: float = 1.0) -> VocabEmbedding:
         return super().embedding(scale=scale * self._multiplier("embedding_multiplier"))
 
-    def head(
-        self, tied: VocabEmbedding | None, *, scale: float = 1.0, soft_cap: float | None = None
-    ) -> LMHead:
-        divisor = self._multiplier("logits_scaling")
-        return super().head(tied, scale=scale / divisor, soft_cap=soft_cap)
+    def head(self, tied: VocabEmbedding | None, **details: Any) -> LMHead:
+        return super().head(tied, scale=1 / self._multiplier("logits_scaling"), **details)
 
     def _multiplier(self, name: str) -> float:
         return number(self.config.hf, name, default=1.0)

@@ -13,7 +13,7 @@ from sapwood.layers.layer import FeedForward, Layer, Mixer, Sublayer
 from sapwood.layers.short_conv import ConvLayout, ShortConv
 from sapwood.models.config import FULL, DecoderConfig
 from sapwood.models.hf_fields import integer, number, switch
-from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.architecture import LLAMA_NAMES, Architecture
 
 CONV = "conv"
 """Kind of the layers with a convolution, in config.json's layer_types."""
@@ -33,7 +33,13 @@ class Lfm2ForCausalLM(Architecture):
     spelled: ClassVar = {"rms_norm_eps": "norm_eps"}
     has_windows = False
     can_be_rescaled = False
-    norm_name = "model.embedding_norm"
+    names = replace(
+        LLAMA_NAMES,
+        norm="model.embedding_norm",
+        feed_forward="feed_forward",
+        before_mixer="operator_norm",
+        before_feed_forward="ffn_norm",
+    )
 
     @classmethod
     def understood(cls, hf: Mapping[str, Any]) -> dict[str, Any]:

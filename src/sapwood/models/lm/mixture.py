@@ -21,12 +21,12 @@ class MixtureArchitecture(Architecture):
     A subclass says how its config spells the experts (`experts_in`), and which rule chooses them
     (`routing`); the usual rule is a softmax over all experts."""
 
-    files: ClassVar[PerExpert | Fused] = PerExpert()
-    """How the checkpoint has the experts."""
     router_name: ClassVar[str] = "gate"
     router_bias: ClassVar[bool] = False
     correction_name: ClassVar[str | None] = None
     """Of the correction bias in the checkpoint; None: there is none."""
+    limit: ClassVar[float | None] = None
+    """As in layers/experts.Experts."""
     shared_name: ClassVar[str] = "shared_experts"
     """Of the experts that every token has, if there are any."""
     shared_gate: ClassVar[str | None] = None
@@ -47,6 +47,10 @@ class MixtureArchitecture(Architecture):
             num_chosen=experts.num_per_token,
             renormalise=bool(self.config.hf.get("norm_topk_prob")),
         )
+
+    def files(self) -> PerExpert | Fused:
+        """How the checkpoint has the experts."""
+        return PerExpert()
 
     def activation(self) -> Activation:
         return Activation(self.config.activation)
@@ -81,7 +85,8 @@ class MixtureArchitecture(Architecture):
             num_experts=experts.num_experts,
             router=router,
             activation=self.activation(),
-            files=self.files,
+            files=self.files(),
+            limit=self.limit,
             shared=shared,
         )
 

@@ -20,5 +20,4 @@ class Qwen3ForCausalLM(Architecture):
             qkv_bias=bias,
             o_bias=bias,
             qk_norm=self.rms_norm,
-            eps=self.config.norm_eps,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.models.loader.checkpoint import as_dtype
 from sapwood.models.loader.reading import Advance, Stored, empty, ignore, read_ahead, read_bytes
 from sapwood.store.files import ModelFiles
+from sapwood.store.gguf_architectures import ARCHITECTURES
 
 PIECE_NUMBERS = 1 << 17
 """Numbers dequantised by one call of numpy: 512 KiB of fp32."""
@@ -39,9 +40,9 @@ others wait for milliseconds, a thousand times per model.
 """
 
 GLOBAL_NAMES: Mapping[str, str] = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
 }
 LAYER_NAMES: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
@@ -56,7 +57,9 @@ LAYER_NAMES: Mapping[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-CONFIGURATION = frozenset({"rope_freqs.weight"})
+CONFIGURATION = frozenset(
+    {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
+)
 """Tensors that are no weights: store has put them into config.json."""
 
 PLAIN_TYPES: Mapping[str, torch.dtype] = {
@@ -73,6 +76,7 @@ class StoredTensor:
     """The place of one tensor in its file.
 
     heads  number of rotary heads whose rows are in llama.cpp's order; 0: rows are in our order
+    larger_by  what was added to the tensor when the file was made
     """
 
     name: str
@@ -82,6 +86,7 @@ class StoredTensor:
     offset: int
     num_bytes: int
     heads: int
+    larger_by: float = 0.0
 
     @property
     def numbers(self) -> int:
@@ -136,16 +141,19 @@ def _read_blocks(stored: StoredTensor, files: ModelFiles) -> QuantizedWeight:
     )
 
 
-def hf_name(name: str) -> str | None:
-    """Hugging Face's name of a GGUF tensor; None if no decoder of ours has such a tensor."""
-    if name in GLOBAL_NAMES:
-        return GLOBAL_NAMES[name]
-    prefix, _, rest = name.partition(".")
-    layer, _, rest = rest.partition(".")
-    part, _, kind = rest.rpartition(".")
-    if prefix != "blk" or not layer.isdigit() or part not in LAYER_NAMES:
+def hf_name(name: str, own: Mapping[str, str]) -> str | None:
+    """Hugging Face's name of a GGUF tensor; None if no decoder of ours has such a tensor.
+
+    own  the architecture's names that differ from those of most (`Architecture.names`)"""
+    whole, _, kind = name.rpartition(".")
+    if whole in GLOBAL_NAMES:
+        return f"{own.get(whole, GLOBAL_NAMES[whole])}.{kind}"
+    prefix, _, rest = whole.partition(".")
+    layer, _, part = rest.partition(".")
+    names = {**LAYER_NAMES, **own}
+    if prefix != "blk" or not layer.isdigit() or part not in names:
         return None
-    return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}"
+    return f"model.layers.{layer}.{names[part]}.{kind}"
 
 
 def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
@@ -158,10 +166,11 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             f"{path} cannot be read ({error}); remove {files.path} to have it made again"
         ) from error
     heads = _rotary_heads(table)
+    architecture = ARCHITECTURES[table["architecture"]]
     for row in table["tensors"]:
         if row["name"] in CONFIGURATION:
             continue
-        name = hf_name(row["name"])
+        name = hf_name(row["name"], architecture.names)
         if name is None:
             raise WeightError(
                 f"{files.name} has a tensor {row['name']}, which sapwood knows no place for in "
@@ -175,6 +184,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             offset=row["offset"],
             num_bytes=row["num_bytes"],
             heads=heads.get(row["name"].split(".", 2)[-1].rpartition(".")[0], 0),
+            larger_by=1.0 if architecture.adds_one and name.endswith("norm.weight") else 0.0,
         )
 
 
@@ -201,6 +211,10 @@ def _rows(stored: StoredTensor, files: ModelFiles) -> torch.Tensor:
 
 
 def _tensor(data: torch.Tensor, stored: StoredTensor, dtype: torch.dtype) -> torch.Tensor:
+    if stored.larger_by:
+        return as_dtype(
+            _tensor(data, replace(stored, larger_by=0.0), torch.float32) - stored.larger_by, dtype
+        )
     if stored.type in PLAIN_TYPES:
         return as_dtype(data.view(PLAIN_TYPES[stored.type]).view(stored.shape), dtype)
     tensor = empty(stored.shape, dtype)

@@ -7,7 +7,7 @@ of the layer have been read, and then become its weight.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -19,13 +19,11 @@ from sapwood.layers.quantization.formats.interface import (
     is_unused,
 )
 from sapwood.models.loader import safetensors
+from sapwood.models.loader.fused_experts import FusedExperts, ShapeOf
 from sapwood.models.loader.reading import Advance, ignore
 from sapwood.store.files import ModelFiles
 
 log = logging.getLogger(__name__)
-
-ShapeOf = Callable[[str], tuple[int, ...] | None]
-"""Name of a checkpoint's tensor -> the shape that the model wants; None: no such tensor."""
 
 
 def iterate(
@@ -39,8 +37,9 @@ def iterate(
             f"{files.name} is a {form.name} checkpoint with {files.weight_format} weights; such "
             "checkpoints are read from safetensors only"
         )
-    tensors = safetensors.iterate(files, None, advance)
-    yield from assembled(tensors, safetensors.names(files), form, shape_of)
+    fused = FusedExperts(shape_of)
+    tensors = fused.split(safetensors.iterate(files, None, advance))
+    yield from assembled(tensors, fused.names(safetensors.names(files)), form, shape_of)
 
 
 def assembled(

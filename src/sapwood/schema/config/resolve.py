@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CacheGroup, CachePlan, Demand, within
+from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory

@@ -94,6 +94,31 @@ void each_rows(const Team& team, std::int64_t rows, std::int64_t width, const Bo
   team.launch(team.pool, threads, run, &take);
 }
 
+// Whether Context::linear_fp32 takes the weight: a bias has the dtype of x, and only some products can add it.
+bool makes_fp32(const LinearWeight& weight, DType dtype) {
+  const bool is_coded = weight.coded != nullptr && weight.next == nullptr;
+  return weight.bias == nullptr || dtype == DType::f32 || weight.kind == WeightKind::bf16 || is_coded;
+}
+
+// [gate, up] of rows becomes [least(gate, limit), up between -limit and limit, + 1]; in bf16 with torch's rounding.
+void cut(DType dtype, std::byte* gates, std::int64_t rows, std::int64_t inner, float limit, const Team& team) {
+  const auto gate_of = [=](float x) { return x > limit ? limit : x; };
+  const auto up_of = [=](float x) { return (x > limit ? limit : x < -limit ? -limit : x) + 1.0f; };
+  each_rows(team, rows, 2 * inner, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      if (dtype == DType::f32) {
+        float* x = reinterpret_cast<float*>(gates) + row * 2 * inner;
+        for (std::int64_t i = 0; i < inner; i++) x[i] = gate_of(x[i]);
+        for (std::int64_t i = inner; i < 2 * inner; i++) x[i] = up_of(x[i]);
+      } else {
+        std::uint16_t* x = reinterpret_cast<std::uint16_t*>(gates) + row * 2 * inner;
+        for (std::int64_t i = 0; i < inner; i++) x[i] = narrowed(gate_of(widened(x[i])));
+        for (std::int64_t i = inner; i < 2 * inner; i++) x[i] = narrowed(up_of(widened(x[i])));
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void route(const Routing& r, const float* logits, const float* bias, std::int64_t tokens, std::int64_t experts,
@@ -182,8 +207,15 @@ void Mixture::run(Context& context, DType dtype, const ExpertLayers& layers, con
     const bool fetches = count <= kRowsToFetchAhead;
     context.linear(layers.gate_up[e], dtype, gathered, hidden, count, gates);
     if (fetches) context.fetch(layers.down[e]);
+    if (layers.limit != 0.0f) cut(dtype, gates, count, inner, layers.limit, team);
     context.ops().activate_and_mul(dtype, layers.activation, gates, activated, count, inner, team);
-    context.linear_fp32(layers.down[e], dtype, activated, inner, count, result);
+    if (makes_fp32(layers.down[e], dtype)) {
+      context.linear_fp32(layers.down[e], dtype, activated, inner, count, result);
+    } else {  // the rows of x are no longer needed
+      context.linear(layers.down[e], dtype, activated, inner, count, gathered);
+      const std::uint16_t* narrow = reinterpret_cast<const std::uint16_t*>(gathered);
+      for (std::int64_t i = 0; i < count * hidden; i++) result[i] = widened(narrow[i]);
+    }
     std::size_t following = e + 1;
     while (following + 1 < begins_.size() && begins_[following + 1] == begins_[following]) following++;
     if (fetches && following + 1 < begins_.size()) context.fetch(layers.gate_up[following]);

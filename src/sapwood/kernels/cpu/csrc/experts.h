@@ -29,6 +29,7 @@ void gate_rows(DType dtype, void* x, const void* gate, std::int64_t rows, std::i
 struct ExpertLayers {
   std::vector<LinearWeight> gate_up, down;
   Activation activation;
+  float limit;  // of the gate and the other factor, to which 1 is added then; 0: none
 
   std::int64_t hidden() const { return gate_up.front().k; }
   std::int64_t inner() const { return down.front().k; }

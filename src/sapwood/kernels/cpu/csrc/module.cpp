@@ -287,11 +287,12 @@ void route_tokens(const RoutingTuple& routing, Address logits, Address bias, I64
 }
 
 void make_experts(ExpertLayers* self, const std::vector<const LinearWeight*>& gate_up,
-                  const std::vector<const LinearWeight*>& down, int activation) {
+                  const std::vector<const LinearWeight*>& down, int activation, float limit) {
   new (self) ExpertLayers{};
   for (const LinearWeight* weight : gate_up) self->gate_up.push_back(*weight);
   for (const LinearWeight* weight : down) self->down.push_back(*weight);
   self->activation = static_cast<Activation>(activation);
+  self->limit = limit;
 }
 
 void mix(Mixture& mixture, const ExpertLayers& layers, Context& c, int dtype, Address x, I64 tokens, I64 k, Address ids, Address weights,

@@ -1,0 +1,104 @@
+"""What works for each architecture, found by building a tiny model of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sapwood.kernels.recording import CannotRecord
+from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.layers.build import Build
+from sapwood.models.encoder.names import ENCODERS
+from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.decoder import Decoder
+from sapwood.models.loader.assign import load_weights
+from sapwood.models.loader.dummy import random_weights
+from sapwood.models.registry import ARCHITECTURES, decoder_class
+from sapwood.store.gguf_architectures import ARCHITECTURES as GGUF
+
+_SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What works for a decoder's architecture with the fields that config.json may leave out.
+
+    name         as config.json has it
+    models       the models that have it, in words
+    gguf         names of the GGUF architectures that are read as this one
+    is_recorded  whether a step is one call on CPUs; else it is computed op by op
+    converts     whether `sapwood convert` takes it
+    """
+
+    name: str
+    models: str
+    gguf: tuple[str, ...]
+    is_recorded: bool
+    converts: bool
+
+
+def capabilities() -> Iterator[Capabilities]:
+    """Of all decoders, by name."""
+    for name in sorted(ARCHITECTURES.names(), key=str.lower):
+        if name not in ENCODERS:
+            yield _capabilities_of(name)
+
+
+def _capabilities_of(name: str) -> Capabilities:
+    found = decoder_class(name)
+    config = found.read(_example(name, found))
+    build = Build(kernels=TorchKernels(), device=torch.device("cpu"), dtype=torch.float32)
+    model = Decoder(found(config, build))
+    targets = model.targets()
+    is_rearranged = any(target.is_rearranged for target in targets.values())
+    load_weights(model, random_weights(targets, seed=0, dtype=torch.float32))
+    model.finalize()
+    try:
+        model.program()
+    except CannotRecord:
+        is_recorded = False
+    else:
+        is_recorded = True
+    return Capabilities(
+        name=name,
+        models=_models_of(found),
+        gguf=tuple(file for file, known in GGUF.items() if known.class_name == name),
+        is_recorded=is_recorded,
+        converts=config.experts is None and not is_rearranged,
+    )
+
+
+def _example(name: str, architecture: type[Architecture]) -> dict[str, Any]:
+    """A config.json that leaves out what may be left out."""
+    found: dict[str, Any] = {**_SIZES, "architectures": [name]}
+    for ours, theirs in architecture.spelled.items():
+        value = found.pop(ours, None)
+        names = (theirs,) if isinstance(theirs, str) else theirs
+        if value is not None and names:
+            found[names[0]] = value
+    return found
+
+
+def _models_of(architecture: type[Architecture]) -> str:
+    """The first words of the module's docstring, which names the models and then its source."""
+    text = sys.modules[architecture.__module__].__doc__ or architecture.__name__
+    return " ".join(text.split()).partition(". Source")[0].rstrip(".")

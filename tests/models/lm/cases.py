@@ -1,0 +1,393 @@
+"""Small configurations of all architectures that transformers has."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from tests.models.lm.peer import Peer, make_peer
+
+WINDOW = 24
+"""Shorter than the texts, and no multiple of a page."""
+
+
+def longrope(num_pairs: int, original_length: int) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": original_length,
+        "short_factor": [1.0 + index / 20 for index in range(num_pairs)],
+        "long_factor": [1.5 + index / 4 for index in range(num_pairs)],
+    }
+
+
+FALCON = {"hidden_size": 192, "ffn_hidden_size": 80, "head_dim": None}
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mistral, window": ("mistral", "MistralForCausalLM", {"sliding_window": WINDOW}),
+    "qwen2, window in one layer": (
+        "qwen2",
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "mixtral": ("mixtral", "MixtralForCausalLM", {"num_local_experts": 4}),
+    "mixtral, window": (
+        "mixtral",
+        "MixtralForCausalLM",
+        {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": WINDOW},
+    ),
+    "qwen2_moe": (
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"shared_expert_intermediate_size": 56, "mlp_only_layers": [0]},
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"norm_topk_prob": True},
+    ),
+    "olmoe": (
+        "olmoe",
+        "OlmoeForCausalLM",
+        {"num_experts": 5, "num_experts_per_tok": 2, "hidden_size": 192},
+    ),
+    "flex_olmo": (
+        "flex_olmo",
+        "FlexOlmoForCausalLM",
+        {"num_experts": 5, "num_experts_per_tok": 2, "pad_token_id": None},
+    ),
+    "granitemoe": (
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        {"num_local_experts": 5, "residual_multiplier": 0.4, "attention_multiplier": 0.2},
+    ),
+    "glm4_moe": (
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "use_qk_norm": True}
+        | {"n_shared_experts": 2, "attention_bias": True},
+    ),
+    "dots1": (
+        "dots1",
+        "Dots1ForCausalLM",
+        {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    ),
+    "gemma": ("gemma", "GemmaForCausalLM", {}),
+    "gemma2": (
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 1.5,
+        },
+    ),
+    "gemma2, no caps": (
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+    ),
+    "granite": (
+        "granite",
+        "GraniteForCausalLM",
+        {
+            "attention_bias": True,
+            "attention_multiplier": 0.3,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 2.5,
+        },
+    ),
+    "phi3, short": (
+        "phi3",
+        "Phi3ForCausalLM",
+        {"hidden_size": 192, "rope_parameters": longrope(16, 256), "pad_token_id": None},
+    ),
+    "phi3, long": (
+        "phi3",
+        "Phi3ForCausalLM",
+        {
+            "hidden_size": 192,
+            "rope_parameters": {**longrope(12, 8), "partial_rotary_factor": 0.75},
+            "original_max_position_embeddings": 8,
+            "sliding_window": WINDOW,
+            "pad_token_id": None,
+        },
+    ),
+    "phi": ("phi", "PhiForCausalLM", {"hidden_size": 192}),
+    "phi, tied": ("phi", "PhiForCausalLM", {"hidden_size": 192, "tie_word_embeddings": True}),
+    "phi, norms of heads": ("phi", "PhiForCausalLM", {"hidden_size": 192, "qk_layernorm": True}),
+    "gemma3": (
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "lfm2": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 16,
+        },
+    ),
+    "lfm2, biases": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "full_attn_idxs": [0, 2],
+            "conv_bias": True,
+            "conv_L_cache": 5,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2, no attention": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
+    ),
+    "olmo2": ("olmo2", "Olmo2ForCausalLM", {}),
+    "smollm3": (
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        {"no_rope_layer_interval": 2, "pad_token_id": None},
+    ),
+    "smollm3, window": (
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        {
+            "no_rope_layers": [0, 1],
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "attention_bias": True,
+            "pad_token_id": None,
+        },
+    ),
+    "stablelm": ("stablelm", "StableLmForCausalLM", {"hidden_size": 192, "use_qkv_bias": True}),
+    "apertus": ("apertus", "ApertusForCausalLM", {}),
+    "arcee": ("arcee", "ArceeForCausalLM", {"mlp_bias": True}),
+    "bloom": ("bloom", "BloomForCausalLM", {"hidden_size": 192}),
+    "cohere": ("cohere", "CohereForCausalLM", {"hidden_size": 192, "logit_scale": 0.25}),
+    "cohere, norms of heads": (
+        "cohere",
+        "CohereForCausalLM",
+        {"hidden_size": 192, "logit_scale": 1.0, "use_qk_norm": True, "attention_bias": True},
+    ),
+    "cohere2": (
+        "cohere2",
+        "Cohere2ForCausalLM",
+        {
+            "hidden_size": 192,
+            "logit_scale": 1.0,
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+        },
+    ),
+    "cwm": (
+        "cwm",
+        "CwmForCausalLM",
+        {
+            "layer_types": ["full_attention", "sliding_attention"],
+            "sliding_window": WINDOW,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "ernie4_5": ("ernie4_5", "Ernie4_5ForCausalLM", {"use_bias": True}),
+    "exaone4": (
+        "exaone4",
+        "Exaone4ForCausalLM",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    ),
+    "exaone4, window": (
+        "exaone4",
+        "Exaone4ForCausalLM",
+        {"num_hidden_layers": 4, "sliding_window": WINDOW},
+    ),
+    "falcon": ("falcon", "FalconForCausalLM", FALCON),
+    "falcon, two norms": (
+        "falcon",
+        "FalconForCausalLM",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+    ),
+    "falcon, one norm": (
+        "falcon",
+        "FalconForCausalLM",
+        {
+            **FALCON,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "num_ln_in_parallel_attn": 1,
+        },
+    ),
+    "falcon, alibi": (
+        "falcon",
+        "FalconForCausalLM",
+        {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    ),
+    "glm": ("glm", "GlmForCausalLM", {"pad_token_id": None}),
+    "glm4": ("glm4", "Glm4ForCausalLM", {"pad_token_id": None}),
+    "gpt2": ("gpt2", "GPT2LMHeadModel", {"hidden_size": 192}),
+    "gpt2, scales by layer": (
+        "gpt2",
+        "GPT2LMHeadModel",
+        {"hidden_size": 192, "n_inner": 80, "scale_attn_by_inverse_layer_idx": True},
+    ),
+    "gpt_bigcode": ("gpt_bigcode", "GPTBigCodeForCausalLM", {"hidden_size": 192}),
+    "gpt_bigcode, all heads": (
+        "gpt_bigcode",
+        "GPTBigCodeForCausalLM",
+        {"hidden_size": 192, "multi_query": False},
+    ),
+    "gpt_neox": ("gpt_neox", "GPTNeoXForCausalLM", {"hidden_size": 192}),
+    "gpt_neox, in sequence": (
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        {"hidden_size": 192, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "gptj": ("gptj", "GPTJForCausalLM", {"hidden_size": 192, "rotary_dim": 12}),
+    "helium": ("helium", "HeliumForCausalLM", {"hidden_size": 192, "pad_token_id": None}),
+    "hunyuan": (
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        {
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "alpha": 50.0,
+                "rope_theta": 1e4,
+                "factor": 1.0,
+            }
+        },
+    ),
+    "ministral": (
+        "ministral",
+        "MinistralForCausalLM",
+        {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": WINDOW},
+    ),
+    "ministral3": (
+        "ministral3",
+        "Ministral3ForCausalLM",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16,
+                "llama_4_scaling_beta": 0.3,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+            },
+        },
+    ),
+    "mpt": (
+        "mpt",
+        "MptForCausalLM",
+        {
+            "hidden_size": 192,
+            "max_seq_len": 256,
+            "attn_config": {"clip_qkv": 1.5, "softmax_scale": 0.3},
+        },
+    ),
+    "mpt, uncut": (
+        "mpt",
+        "MptForCausalLM",
+        {"hidden_size": 192, "max_seq_len": 256},
+    ),
+    "nemotron": ("nemotron", "NemotronForCausalLM", {}),
+    "olmo": ("olmo", "OlmoForCausalLM", {"hidden_size": 192, "pad_token_id": None}),
+    "olmo, cut": (
+        "olmo",
+        "OlmoForCausalLM",
+        {"hidden_size": 192, "clip_qkv": 0.8, "pad_token_id": None},
+    ),
+    "olmo3": (
+        "olmo3",
+        "Olmo3ForCausalLM",
+        {
+            "hidden_size": 192,
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "pad_token_id": None,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "opt": ("opt", "OPTForCausalLM", {"hidden_size": 192, "ffn_dim": 80}),
+    "opt, no biases": (
+        "opt",
+        "OPTForCausalLM",
+        {
+            "hidden_size": 192,
+            "ffn_dim": 80,
+            "enable_bias": False,
+            "layer_norm_elementwise_affine": False,
+        },
+    ),
+    "persimmon": ("persimmon", "PersimmonForCausalLM", {"hidden_size": 192}),
+    "seed_oss": ("seed_oss", "SeedOssForCausalLM", {"attention_out_bias": True, "mlp_bias": True}),
+    "stablelm, parallel": (
+        "stablelm",
+        "StableLmForCausalLM",
+        {"hidden_size": 192, "use_parallel_residual": True, "qk_layernorm": True},
+    ),
+    "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", {"sliding_window": WINDOW}),
+    "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
+}
+OP_BY_OP = {
+    "flex_olmo": "norms of queries and keys",
+    "olmoe": "norms of queries and keys",
+    "olmo2": "norms of queries and keys",
+    "phi, norms of heads": "norms of queries and keys",
+    "apertus": "xIELU",
+    "cohere, norms of heads": "norms of queries and keys",
+    "gpt2": "learned positions",
+    "gpt2, scales by layer": "learned positions",
+    "gpt_bigcode": "learned positions",
+    "gpt_bigcode, all heads": "learned positions",
+    "hunyuan": "norms after the rotation",
+    "ministral3": "factors of queries by position",
+    "mpt": "clipped projections",
+    "olmo, cut": "clipped projections",
+    "olmo3": "norms of queries and keys",
+    "opt": "learned positions",
+    "opt, no biases": "learned positions",
+    "persimmon": "norms of queries and keys",
+    "stablelm, parallel": "norms of queries and keys",
+}
+"""Cases whose steps are not recorded, and why."""
+
+
+@cache
+def peer_of(case: str) -> Peer:
+    model_type, architecture, fields = CASES[case]
+    fields = {"head_dim": 32} | fields
+    if fields["head_dim"] is None:  # a property of the configuration, which cannot be set
+        del fields["head_dim"]
+    return make_peer(model_type, architecture, **fields)

@@ -1,0 +1,276 @@
+"""Architectures that transformers does not have, against one of its models with the same
+mathematics, whose weights and fields are renamed as their checkpoints have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+from sapwood.base.errors import ConfigError
+from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.models.registry import read_decoder
+from tests.models.lm.checks import CHECKS
+from tests.models.lm.harness import Session, make_decoder
+from tests.models.lm.peer import Peer, make_peer, random_text
+
+Weights = dict[str, Tensor]
+SIZES: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+EQUAL_HEADS = {"num_key_value_heads": 6}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`peer`: (model_type, its fields) of the model in transformers; `fields`: config.json of the
+    renamed one; `names`: parts of names that are replaced, in this order; `fused`: changes the
+    weights after that."""
+
+    peer: tuple[str, dict[str, Any]]
+    fields: dict[str, Any]
+    names: Mapping[str, str]
+    fused: Callable[[Weights], None] = lambda _: None
+
+
+def fuse(
+    weights: Weights, parts: tuple[str, ...], name: str, *, per_group: int | None = None
+) -> None:
+    """Replace layers `parts` by one layer `name`; with `per_group`, heads of 8 entries of which so
+    many queries, a key and a value lie together."""
+    for key in [key for key in weights if f".{parts[0]}." in key]:
+        own = [weights.pop(key.replace(f".{parts[0]}.", f".{part}.")) for part in parts]
+        if per_group is not None:
+            own = [one.unflatten(0, (2, -1, 8)) for one in own]
+            fused = torch.cat(own, dim=1).flatten(0, 2)
+        else:
+            fused = torch.cat(own)
+        weights[key.replace(f".{parts[0]}.", f".{name}.")] = fused
+
+
+QKV = ("q_proj", "k_proj", "v_proj")
+GPT_NAMES = {
+    "model.embed_tokens": "transformer.wte",
+    "model.layers": "transformer.h",
+    "model.norm": "transformer.ln_f",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+}
+CASES: dict[str, Case] = {
+    "MiMoForCausalLM": Case(("qwen2", {}), SIZES, {}),
+    "XverseForCausalLM": Case(("llama", {}), SIZES, {}),
+    "InternLMForCausalLM": Case(
+        ("llama", {"attention_bias": True, **EQUAL_HEADS}),
+        {**SIZES, "bias": True} | EQUAL_HEADS,
+        {},
+    ),
+    "InternLM2ForCausalLM": Case(
+        ("llama", {}),
+        {**SIZES, "bias": False},
+        {
+            "embed_tokens": "tok_embeddings",
+            "lm_head": "output",
+            "self_attn": "attention",
+            "mlp": "feed_forward",
+            "input_layernorm": "attention_norm",
+            "post_attention_layernorm": "ffn_norm",
+            "o_proj": "wo",
+            "gate_proj": "w1",
+            "up_proj": "w3",
+            "down_proj": "w2",
+        },
+        lambda weights: fuse(weights, QKV, "wqkv", per_group=3),
+    ),
+    "InternLM3ForCausalLM": Case(
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        {**SIZES, "bias": True, "qkv_bias": True},
+        {},
+    ),
+    "BaichuanForCausalLM": Case(
+        ("llama", EQUAL_HEADS),
+        SIZES | EQUAL_HEADS,
+        {},
+        lambda weights: fuse(weights, QKV, "W_pack"),
+    ),
+    "OrionForCausalLM": Case(
+        (
+            "stablelm",
+            {"rope_parameters": {"partial_rotary_factor": 1.0, "rope_theta": 1e4}},
+        ),
+        {**SIZES, "rms_norm_eps": 1e-5},
+        {},
+    ),
+    "ChatGLMModel": Case(
+        (
+            "glm",
+            {"head_dim": 8, "attention_bias": True, "pad_token_id": None, "rms_norm_eps": 1e-5},
+        ),
+        {
+            "padded_vocab_size": 131,
+            "hidden_size": 48,
+            "ffn_hidden_size": 80,
+            "num_layers": 2,
+            "num_attention_heads": 6,
+            "kv_channels": 8,
+            "multi_query_attention": True,
+            "multi_query_group_num": 2,
+            "seq_length": 256,
+            "add_qkv_bias": True,
+            "add_bias_linear": False,
+            "layernorm_epsilon": 1e-5,
+        },
+        {
+            "model.embed_tokens": "transformer.embedding.word_embeddings",
+            "model.layers": "transformer.encoder.layers",
+            "model.norm": "transformer.encoder.final_layernorm",
+            "lm_head": "transformer.output_layer",
+            "self_attn": "self_attention",
+            "o_proj": "dense",
+            "gate_up_proj": "dense_h_to_4h",
+            "down_proj": "dense_4h_to_h",
+        },
+        lambda weights: fuse(weights, QKV, "query_key_value"),
+    ),
+    "QWenLMHeadModel": Case(
+        ("qwen2", EQUAL_HEADS),
+        {
+            "vocab_size": 131,
+            "hidden_size": 48,
+            "intermediate_size": 160,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "kv_channels": 8,
+            "seq_length": 256,
+            "layer_norm_epsilon": 1e-6,
+            "rotary_emb_base": 10000,
+        },
+        {
+            **GPT_NAMES,
+            "self_attn": "attn",
+            "o_proj": "c_proj",
+            "up_proj": "w1",
+            "gate_proj": "w2",
+            "down_proj": "c_proj",
+        },
+        lambda weights: fuse(weights, QKV, "c_attn"),
+    ),
+    "MiniCPMForCausalLM": Case(
+        (
+            "granite",
+            {
+                "embedding_multiplier": 12.0,
+                "residual_multiplier": 1.4 / 2**0.5,
+                "logits_scaling": 2.0,
+                "attention_multiplier": 8**-0.5,
+            },
+        ),
+        {**SIZES, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 24},
+        {},
+    ),
+    "ExaoneForCausalLM": Case(
+        ("llama", {"rms_norm_eps": 1e-5}),
+        {
+            **{name: value for name, value in SIZES.items() if name != "num_hidden_layers"},
+            "num_layers": 2,
+            "layer_norm_epsilon": 1e-5,
+            "activation_function": "silu",
+        },
+        {
+            **GPT_NAMES,
+            "self_attn": "attn.attention",
+            "o_proj": "out_proj",
+            "gate_proj": "c_fc_0",
+            "up_proj": "c_fc_1",
+            "down_proj": "c_proj",
+        },
+    ),
+}
+
+
+def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> Weights:
+    found: Weights = {}
+    for name, tensor in weights.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        found[name] = tensor
+    return found
+
+
+@cache
+def peer_of(architecture: str) -> Peer:
+    case = CASES[architecture]
+    model_type, fields = case.peer
+    peer = make_peer(model_type, architecture, **fields)
+    weights = renamed(peer.weights, case.names)
+    case.fused(weights)
+    return Peer(case.fields | {"architectures": [architecture]}, weights, peer.model)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("architecture", CASES)
+def test_logits_equal_the_same_mathematics(architecture: str, check: str) -> None:
+    peer = peer_of(architecture)
+    CHECKS[check](Session(make_decoder(peer.hf_config, peer.weights, TorchKernels())), peer)
+
+
+class WithAlibi(Peer):
+    """Llama where nothing rotates, since all tokens are at position 0, and scores have ALiBi."""
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        length = len(token_ids)
+        bias = build_alibi_tensor(torch.ones(1, length), 6, torch.float32)[None]
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        mask = bias.expand(1, 6, length, length).masked_fill(hidden, -torch.inf)
+        zeros = torch.zeros(1, length, dtype=torch.int64)
+        return self.model(
+            torch.tensor([token_ids]), attention_mask=mask, position_ids=zeros
+        ).logits[0]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_larger_baichuan_has_alibi(check: str) -> None:
+    peer = peer_of("BaichuanForCausalLM")
+    hf = {name: value for name, value in peer.hf_config.items() if "position" not in name}
+    other = WithAlibi(hf | {"model_max_length": 256}, peer.weights, peer.model)
+    CHECKS[check](Session(make_decoder(other.hf_config, other.weights, TorchKernels())), other)
+
+
+def test_the_output_layer_of_baichuan_2_has_rows_of_length_one() -> None:
+    peer = make_peer(
+        "llama", "BaichuanForCausalLM", vocab_size=125_696, num_hidden_layers=1, **EQUAL_HEADS
+    )
+    weights = dict(peer.weights)
+    fuse(weights, QKV, "W_pack")
+    text = random_text(9)
+    head = peer.model.lm_head.weight
+    head.data = torch.nn.functional.normalize(head.data)
+    hf = SIZES | EQUAL_HEADS | {"vocab_size": 125_696, "num_hidden_layers": 1}
+    hf["architectures"] = ["BaichuanForCausalLM"]
+    got = Session(make_decoder(hf, weights, TorchKernels())).step({"a": text})["a"]
+    torch.testing.assert_close(got, peer.logits(text), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "message"),
+    [
+        ("ChatGLMModel", {"post_layer_norm": False}, "no post_layer_norm"),
+        ("MiniCPMForCausalLM", {"num_experts": 8}, "not implemented for MiniCPM"),
+    ],
+)
+def test_what_an_architecture_does_not_have_is_refused(
+    architecture: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_decoder(CASES[architecture].fields | fields | {"architectures": [architecture]})

@@ -1,0 +1,356 @@
+"""A GGUF file of each architecture gives the logits of the model that it was made of.
+
+Names of tensors and keys come from the gguf library, not from sapwood's tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.base.errors import ModelSourceError
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.layers.quantization import SCHEMES
+from sapwood.models.loader.weights import iterate_blocks, iterate_weights
+from sapwood.store import fetch_model
+from sapwood.store.gguf_architectures import ARCHITECTURES
+from tests.models.lm.cases import CASES, longrope
+from tests.models.lm.harness import Session, make_decoder
+from tests.models.lm.peer import Peer, make_peer, random_text
+from tests.models.lm.test_renamed import CASES as RENAMED
+
+HEAD_DIM = 32
+NORMS_AFTER = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+GEMMA = {**NORMS_AFTER, "pre_feedforward_layernorm": "ffn_norm"}
+
+
+@dataclass(frozen=True)
+class File:
+    """What a GGUF file says of a model.
+
+    case    of which its configuration is, or (model_type, architecture in transformers)
+    fields  of transformers' configuration, instead of the case's
+    values  metadata of the architecture, beside those of all
+    names   where those of the gguf library are ambiguous
+    """
+
+    case: str | tuple[str, str]
+    fields: dict[str, Any]
+    values: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+FILES = {
+    "llama": File(("llama", "LlamaForCausalLM"), {}),
+    "mistral3": File("mistral, window", {"sliding_window": 24}, {"attention.sliding_window": 24}),
+    "qwen2": File(("qwen2", "Qwen2ForCausalLM"), {}),
+    "qwen3": File(("qwen3", "Qwen3ForCausalLM"), {}),
+    "arcee": File("arcee", {}),
+    "cohere2": File(
+        "cohere2",
+        {"hidden_size": 192, "num_hidden_layers": 4, "logit_scale": 0.5, "sliding_window": 24},
+        {"logit_scale": 0.5, "attention.sliding_window": 24},
+    ),
+    "command-r": File(
+        "cohere",
+        {"hidden_size": 192, "logit_scale": 0.5, "use_qk_norm": True},
+        {"logit_scale": 0.5},
+    ),
+    "ernie4_5": File("ernie4_5", {"use_bias": True, "rope_parameters": {"rope_theta": 1e4}}),
+    "exaone4": File(
+        "exaone4, window",
+        {"num_hidden_layers": 4, "sliding_window": 24},
+        {
+            "attention.sliding_window": 24,
+            "attention.sliding_window_pattern": [True, True, True, False],
+        },
+        NORMS_AFTER,
+    ),
+    "gemma": File("gemma", {}),
+    "gemma2": File(
+        "gemma2",
+        {
+            "sliding_window": 24,
+            "query_pre_attn_scalar": HEAD_DIM,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 1.5,
+        },
+        {
+            "attention.sliding_window": 24,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 1.5,
+        },
+        GEMMA,
+    ),
+    "gemma3": File(
+        "gemma3",
+        {
+            "num_hidden_layers": 6,
+            "sliding_window": 24,
+            "query_pre_attn_scalar": HEAD_DIM,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        {
+            "attention.sliding_window": 24,
+            "rope.freq_base": 1e6,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+        GEMMA,
+    ),
+    "glm4": File(
+        "glm4",
+        {"pad_token_id": None},
+        {"rope.dimension_count": HEAD_DIM // 2},
+        {
+            "post_self_attn_layernorm": "post_attention_norm",
+            "post_attention_layernorm": "ffn_norm",
+            "post_mlp_layernorm": "post_ffw_norm",
+        },
+    ),
+    "granite": File(
+        "granite",
+        {
+            "attention_multiplier": 0.25,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.5,
+        },
+        {
+            "attention.scale": 0.25,
+            "embedding_scale": 3.0,
+            "residual_scale": 0.5,
+            "logit_scale": 2.5,
+        },
+    ),
+    "hunyuan-dense": File(
+        "hunyuan",
+        {},
+        {},
+        {"query_layernorm": "attn_q_norm", "key_layernorm": "attn_k_norm"},
+    ),
+    "minicpm": File(
+        ("granite", "MiniCPMForCausalLM"),
+        dict(RENAMED["MiniCPMForCausalLM"].peer[1], attention_multiplier=HEAD_DIM**-0.5),
+        {"embedding_scale": 12.0, "residual_scale": 1.4 / 2**0.5, "logit_scale": 2.0},
+    ),
+    "nemotron": File("nemotron", {}, {"rope.dimension_count": HEAD_DIM // 2}),
+    "olmo": File(
+        "olmo",
+        {"hidden_size": 192, "clip_qkv": 0.5, "pad_token_id": None},
+        {"attention.clamp_kqv": 0.5},
+    ),
+    "olmo2": File("olmo2", {}, {}, NORMS_AFTER),
+    "phi2": File("phi", {"hidden_size": 192}, {"rope.dimension_count": HEAD_DIM // 2}),
+    "phi3": File(
+        "phi3, long",
+        {
+            "hidden_size": 192,
+            "rope_parameters": {**longrope(12, 8), "partial_rotary_factor": 0.75},
+            "original_max_position_embeddings": 8,
+            "pad_token_id": None,
+        },
+        {"rope.dimension_count": 24, "rope.scaling.original_context_length": 8},
+    ),
+    "seed_oss": File(
+        "seed_oss",
+        {"attention_out_bias": True},
+        {},
+        {"post_attention_layernorm": "post_attention_norm"},
+    ),
+    "smollm3": File("smollm3", {"num_hidden_layers": 4, "pad_token_id": None}),
+    "stablelm": File(
+        "stablelm",
+        {"hidden_size": 192, "use_qkv_bias": True, "use_parallel_residual": True},
+        {"rope.dimension_count": HEAD_DIM // 4, "use_parallel_residual": True},
+    ),
+    "starcoder2": File("starcoder2, no biases", {"use_bias": True}),
+}
+INTERLEAVED = ("llama", "mistral3", "arcee", "granite", "minicpm", "olmo", "smollm3")
+"""Whose pairs llama.cpp rotates next to each other, unlike transformers."""
+LARGER_BY_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
+
+
+def peer_of(file: File) -> Peer:
+    model_type, architecture = file.case if isinstance(file.case, tuple) else CASES[file.case][:2]
+    return make_peer(model_type, architecture, **({"head_dim": HEAD_DIM} | file.fields))
+
+
+def write(path: Path, name: str, file: File, peer: Peer, *, in_blocks: bool = False) -> None:
+    """`in_blocks`: matrices are quantised, where a row holds whole blocks."""
+    hf = peer.hf_config
+    num_layers = hf["num_hidden_layers"]
+    writer = gguf.GGUFWriter(str(path), name)
+    for key, value in {
+        "block_count": num_layers,
+        "context_length": hf["max_position_embeddings"],
+        "embedding_length": hf["hidden_size"],
+        "feed_forward_length": hf["intermediate_size"],
+        "attention.head_count": hf["num_attention_heads"],
+        "attention.head_count_kv": hf["num_key_value_heads"],
+        "attention.key_length": HEAD_DIM,
+        "attention.value_length": HEAD_DIM,
+        "rope.freq_base": (hf.get("rope_parameters") or {}).get("rope_theta", 1e4),
+        **epsilons(hf),
+        **file.values,
+    }.items():
+        add(writer, f"{name}.{key}", value)
+    arch = next(one for one, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
+    names = gguf.get_tensor_name_map(arch, num_layers)
+    for key, tensor in peer.weights.items():
+        data = tensor
+        if name in INTERLEAVED and ("q_proj" in key or "k_proj" in key):
+            data = tensor.view(-1, 2, HEAD_DIM // 2, *tensor.shape[1:]).transpose(1, 2)
+            data = data.reshape(tensor.shape)
+        if name in LARGER_BY_ONE and key.endswith("norm.weight"):
+            data = tensor + 1
+        values = data.contiguous().numpy()
+        if in_blocks and values.ndim == 2 and values.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            blocks = gguf.quantize(values, kind)
+            writer.add_tensor(stored_name(key, file, names), blocks, raw_dtype=kind)
+        else:
+            writer.add_tensor(stored_name(key, file, names), values)
+    rope = hf.get("rope_parameters") or {}
+    for kind in ("short", "long"):
+        if f"{kind}_factor" in rope:
+            factors = torch.tensor(rope[f"{kind}_factor"], dtype=torch.float32)
+            writer.add_tensor(f"rope_factors_{kind}.weight", factors.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def epsilons(hf: dict[str, Any]) -> dict[str, float]:
+    plain = hf.get("layer_norm_eps") or hf.get("norm_epsilon") or hf.get("norm_eps")
+    if hf["model_type"] == "olmo":
+        plain = 1e-5
+    if plain is not None:
+        return {"attention.layer_norm_epsilon": plain}
+    return {"attention.layer_norm_rms_epsilon": hf["rms_norm_eps"]}
+
+
+def stored_name(key: str, file: File, names: gguf.TensorNameMap) -> str:
+    """The tensor's name in GGUF files."""
+    whole, _, kind = key.rpartition(".")
+    part = whole.rpartition(".")[2]
+    if part in file.names:
+        return f"blk.{whole.split('.')[2]}.{file.names[part]}.{kind}"
+    found = names.get_name(whole)
+    assert found is not None, key
+    return f"{found}.{kind}"
+
+
+def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    match value:
+        case bool():
+            writer.add_bool(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case float():
+            writer.add_float32(key, value)
+        case str():
+            writer.add_string(key, value)
+        case _:
+            writer.add_array(key, value)
+
+
+def logits_of(path: Path, tmp_path: Path, text: list[int]) -> Tensor:
+    files = fetch_model(str(path), home=tmp_path / "home")
+    weights = dict(iterate_weights(files, dtype=torch.float32))
+    model = make_decoder(
+        json.loads((files.path / "config.json").read_text()), weights, TorchKernels()
+    )
+    return Session(model).step({"a": text})["a"]
+
+
+def test_every_architecture_has_a_file() -> None:
+    assert FILES.keys() == ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_logits_are_those_of_the_model(name: str, tmp_path: Path) -> None:
+    file, text = FILES[name], random_text(40)
+    peer = peer_of(file)
+    write(tmp_path / "m.gguf", name, file, peer)
+    got = logits_of(tmp_path / "m.gguf", tmp_path, text)
+    torch.testing.assert_close(got, peer.logits(text), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["phi3", "glm4", "command-r", "granite"])
+def test_blocks_are_placed_like_numbers(name: str, tmp_path: Path) -> None:
+    """In fused layers, and where rows come in another order."""
+    file, text = FILES[name], random_text(20)
+    sizes = {"hidden_size": 192, "intermediate_size": 96}
+    peer = peer_of(replace(file, fields=file.fields | sizes))
+    write(tmp_path / "m.gguf", name, file, peer, in_blocks=True)
+    files = fetch_model(str(tmp_path / "m.gguf"), home=tmp_path / "home")
+    weights = dict(iterate_blocks(files, dtype=torch.float32))
+    assert sum(isinstance(one, QuantizedWeight) for one in weights.values()) > 8
+    config = json.loads((files.path / "config.json").read_text())
+    scheme = SCHEMES.get("gguf")()
+    model = make_decoder(config, weights, TorchKernels(), scheme=scheme)  # type: ignore[arg-type]
+    got = Session(model).step({"a": text})["a"]
+    want = logits_of(tmp_path / "m.gguf", tmp_path, text)
+    torch.testing.assert_close(got, want, atol=2e-3, rtol=0)
+    assert (want - peer.logits(text)).abs().max() > 4e-3  # the comparison could see such an error
+
+
+def test_norms_of_heads_in_one_tensor_are_refused(tmp_path: Path) -> None:
+    file = FILES["stablelm"]
+    peer = peer_of(file)
+    peer.weights["model.layers.0.self_attn.q_norm.weight"] = torch.ones(6, HEAD_DIM)
+    write(tmp_path / "m.gguf", "stablelm", file, peer)
+    with pytest.raises(ModelSourceError, match="norms of each head in one tensor"):
+        logits_of(tmp_path / "m.gguf", tmp_path, [1])
+
+
+def test_the_largest_gemmas_scale_scores_by_their_width(tmp_path: Path) -> None:
+    for name, num_layers in (("gemma2", 46), ("gemma3", 62)):
+        more = ARCHITECTURES[name].more
+        config = {
+            "num_hidden_layers": num_layers,
+            "hidden_size": 4608,
+            "num_attention_heads": 32,
+            "head_dim": 128,
+        }
+        found = more(_Metadata({"attention.sliding_window": 9}), config)
+        assert found["query_pre_attn_scalar"] == 144
+        assert (
+            more(_Metadata({"attention.sliding_window": 9}), config | {"num_hidden_layers": 2})[
+                "query_pre_attn_scalar"
+            ]
+            == 128
+        )
+
+
+class _Metadata(dict[str, Any]):
+    def has(self, tensor: str) -> bool:
+        return False
+
+
+def test_factors_of_minicpm_are_those_of_its_config() -> None:
+    config = {"num_hidden_layers": 40, "hidden_size": 2304}
+    values = {
+        "embedding_scale": 12.0,
+        "residual_scale": 1.4 / math.sqrt(40),
+        "logit_scale": 9.0,
+    }
+    found = ARCHITECTURES["minicpm"].more(_Metadata(values), config)
+    assert found["dim_model_base"] == 256
+    assert found["scale_depth"] == pytest.approx(1.4)
