@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import tokenizers
 
 from sapwood.frontends.serving.services import Services
@@ -88,8 +89,9 @@ class ScriptedEngine:
         return CacheFlushed(call_id="1", done=True, message="flushed")
 
     async def status(self) -> EngineStatus:
-        counters = dict.fromkeys(EngineStatus.__struct_fields__[1:], 0)
-        return EngineStatus(call_id="1", **counters)
+        fields = msgspec.structs.fields(EngineStatus)
+        counters = {one.name: 0 for one in fields if one.required}
+        return EngineStatus(**counters | {"call_id": "1"})
 
 
 def byte_tokenizer() -> Tokenizer:

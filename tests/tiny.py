@@ -100,6 +100,38 @@ def save_qwen3(directory: Path, **fields: Any) -> Path:
     return directory
 
 
+def save_lfm2(directory: Path, **fields: Any) -> Path:
+    """A random LFM2 as transformers saves it: three layers that keep states, one of attention."""
+    import torch
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "block_multiple_of": 16,
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "full_attention", "conv", "conv"],
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": False,
+        "eos_token_id": 257,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    }
+    model = Lfm2ForCausalLM(Lfm2Config(**sizes | fields)).eval()
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_norm = "norm" in name
+        parameter.data = 1.0 + 0.2 * noise if is_norm else noise * parameter.shape[-1] ** -0.5
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
 POOLED_SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 from sapwood.app.cli.main import cli
 from sapwood.text.tokenizer import Tokenizer
 from tests.gguf_sample import GgufSample
-from tests.tiny import save_qwen3, write_llama
+from tests.tiny import save_lfm2, save_qwen3, write_llama
 
 WINDOW = 64
 NUM_TEXT_TOKENS = 4 * WINDOW
@@ -124,6 +124,21 @@ def test_transformers_finds_the_perplexity_that_is_reported(
     assert found["perplexity_after"] != found["perplexity_before"]
     weights = tmp_path / "out" / "model.safetensors"
     assert found["bytes_after"] == sum(one.nbytes for one in load_file(weights).values())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_layers_with_states_are_converted(convert: Convert, tmp_path: Path) -> None:
+    hybrid = save_lfm2(tmp_path / "hybrid", hidden_size=128)
+    result = convert(hybrid, "--scheme", "int8")
+    assert result.exit_code == 0, result.output
+    found = report(tmp_path / "out")
+    before = perplexity_in_transformers(hybrid)
+    assert found["perplexity_before"] == pytest.approx(before, rel=1e-3)
+    after = perplexity_in_transformers(tmp_path / "out")
+    assert found["perplexity_after"] == pytest.approx(after, rel=5e-3)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert weights["model.layers.0.conv.in_proj.weight"].dtype == torch.int8
 
 
 def test_a_layer_that_is_ignored_is_as_it_was(

@@ -41,6 +41,10 @@ CROWDED = {"page_size": 4, "max_total_tokens": 160, "schedule_conservativeness":
 """So few pages that requests are retracted."""
 
 
+GUESSING = {"speculative_algorithm": "NGRAM", "speculative_ngram_min_match_window_size": 1}
+"""So many guesses that some are right, though the prompts are random."""
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -234,6 +238,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Draft], dict[str, Any]]:
         "in_batch_prefix_threshold": draw(st.sampled_from([-1, 8])),
         "disable_radix_cache": draw(st.booleans()),
         "overlap_depth": draw(st.sampled_from([1, 2])),
+        **draw(st.sampled_from([{}, GUESSING])),
     }
     return drafts, options
 
@@ -303,6 +308,13 @@ def test_it_holds_where_requests_are_retracted_and_prefixes_hit(
     assert status.num_aborted > 0
 
 
+LFM2: dict[str, Any] = {
+    "architectures": ["Lfm2ForCausalLM"],
+    "model_type": "lfm2",
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", "full_attention", "conv", "conv"],
+    "block_auto_adjust_ff_dim": False,
+}
 OTHER_MODELS: dict[str, dict[str, Any]] = {
     "windows beside full layers": {
         "architectures": ["Gemma2ForCausalLM"],
@@ -312,6 +324,7 @@ OTHER_MODELS: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 32,
         "attn_logit_softcapping": 5.0,
     },
+    "states": LFM2,
     "experts": {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
@@ -339,3 +352,47 @@ def test_it_holds_for_other_layers(other_model: Path, kernels: str) -> None:
         options = {"overlap_depth": depth, "chunked_prefill_size": chunk, **CROWDED}
         status = check(other_model, requests, {"kernels": kernels, **options})
         assert status.num_retractions > 0
+
+
+@pytest.fixture(scope="module")
+def tiny_lfm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("lfm2") / "model", **LFM2)
+
+
+@st.composite
+def worlds_of_states(draw: st.DrawFn) -> tuple[list[Draft], dict[str, Any]]:
+    """With any number of states from one on, for running requests and prefixes together."""
+    drafts, options = draw(worlds())
+    options["kernels"] = kernels_here()[0]  # the fastest: an example is a whole engine
+    options["mamba_track_interval"] = options["page_size"] * draw(st.integers(1, 4))
+    options["max_mamba_cache_size"] = draw(st.none() | st.integers(1, 8))
+    return drafts, options
+
+
+@settings(max_examples=examples(500), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(worlds_of_states())
+def test_outputs_of_a_model_with_states_do_not_depend_on_the_schedule(
+    tiny_lfm2: Path, world: tuple[list[Draft], dict[str, Any]]
+) -> None:
+    drafts, options = world
+    pool = expected(tiny_lfm2)
+    check(tiny_lfm2, [draft.of(pool) for draft in drafts], options)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8_e4m3"])
+@pytest.mark.parametrize("kernels", ["cpu", "torch"])
+def test_states_beside_a_kv_cache_in_8_bits(tiny_lfm2: Path, kernels: str, kind: str) -> None:
+    if kernels not in kernels_here():
+        pytest.skip("this build has no C++ kernels")
+    found = expected_in_8_bits(tiny_lfm2, kernels, kind)
+    assert len(found) >= 8
+    requests = [
+        Asked(prompt, output, arrives=index, aborted=20 if index % 5 == 4 else None)
+        for index, (prompt, output) in enumerate(found)
+    ]
+    options = {"kv_cache_dtype": kind, "mamba_track_interval": 8, **CROWDED}
+    for depth, chunk in ((1, 16), (2, 7)):
+        more = {"overlap_depth": depth, "chunked_prefill_size": chunk, "kernels": kernels}
+        status = check(tiny_lfm2, requests, {**options, **more})
+        assert status.num_retractions > 0
+        assert status.num_cached_tokens > 0

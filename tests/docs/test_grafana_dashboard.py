@@ -10,12 +10,13 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sapwood.observe.metrics import EngineConstants, Metrics
-from sapwood.schema.output import EngineStatus
+from sapwood.observe.metrics import EngineConstants, Metrics, PoolConstants
+from sapwood.schema.output import EngineStatus, PoolUse
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "docs" / "dashboards" / "sapwood.json").read_text("utf-8"))
 ADDED_BY_PROMETHEUS = {"instance", "job"}
+POOLS = ("full", "window_8", "state")
 
 
 def known_metrics() -> dict[str, set[str]]:
@@ -23,7 +24,8 @@ def known_metrics() -> dict[str, set[str]]:
     metrics = Metrics("m")
     metrics.http_requests["/", "GET"] = metrics.http_responses["/", "GET", "200"] = 1
     numbers = {name: 0 for name in EngineStatus.__struct_fields__ if name.startswith("num_")}
-    metrics.engine.facts = EngineStatus(call_id="", **numbers)
+    pools = (PoolUse(num_free=0, num_leased=0),) * len(POOLS)
+    metrics.engine.facts = EngineStatus(call_id="", **numbers, pools=pools)
     metrics.engine.constants = EngineConstants(
         page_size=16,
         max_total_tokens=16,
@@ -31,7 +33,7 @@ def known_metrics() -> dict[str, set[str]]:
         startup_s=0.0,
         load_s=0.0,
         weight_bytes=0,
-        page_bytes=0,
+        pools=tuple(PoolConstants(name=name, size=1, unit_bytes=1) for name in POOLS),
     )
     return {
         sample.name: set(sample.labels)

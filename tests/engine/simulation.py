@@ -40,6 +40,28 @@ def expected_outputs(prompt_ids: list[int], max_new_tokens: int, eos: set[int]) 
     return outputs
 
 
+class SometimesRight:
+    """A drafter that knows the model, and makes mistakes."""
+
+    def begin(self, prompt_ids: Sequence[int]) -> SometimesRightDraft:
+        return SometimesRightDraft(list(prompt_ids))
+
+
+@dataclass
+class SometimesRightDraft:
+    context: list[int]
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        self.context += token_ids
+
+    def propose(self, most: int) -> list[int]:
+        guessed = list(self.context)
+        for _ in range(most):
+            token = next_token(guessed)
+            guessed.append(token if (token + len(guessed)) % 5 else (token + 1) % VOCAB)
+        return guessed[len(self.context) :]
+
+
 @dataclass
 class Row:
     """tokens: all that the request has so far, sampled ones included."""
@@ -92,16 +114,20 @@ class SimulatedRank:
         self._copy(plan)
         for entry in plan.scheduled:
             self._write(entry, self._rows[entry.row])
-        sampled: list[int] = []
+        sampled: list[list[int]] = []
         for entry in plan.scheduled:
             row = self._rows[entry.row]
             self._look_back(entry, row)
             if entry.num_output is None:
                 continue
-            row.last_token = next_token(self._context(entry, row))
-            del row.tokens[entry.end :]
-            row.tokens.append(row.last_token)
-            sampled.append(row.last_token)
+            context = self._context(entry, row)
+            first = entry.position + entry.logits_for.start
+            brought = [next_token(context[: first + 1])]
+            while context[first + len(brought) :][:1] == brought[-1:]:
+                brought.append(next_token(context[: first + len(brought) + 1]))
+            row.last_token = brought[-1]
+            row.tokens[first + 1 :] = brought
+            sampled.append(brought)
         return StepResult(step=plan.step, token_ids=sampled)
 
     def _copy(self, plan: StepPlan) -> None:
@@ -114,8 +140,9 @@ class SimulatedRank:
 
     def _write(self, entry: ScheduledTokens, row: Row) -> None:
         row.pages[entry.first_page :] = entry.pages
-        token_ids = entry.token_ids or [row.last_token]
-        known = row.tokens[entry.position : entry.end]
+        token_ids = [*(entry.token_ids or [row.last_token]), *entry.draft_ids]
+        known = row.tokens[entry.position : entry.end - len(entry.draft_ids)]
+        assert len(known) <= len(token_ids)
         assert all(map(row.may_be, known, token_ids)), "other tokens than the request's"
         # What a grammar forced was never sampled, and a prompt of vectors has no ids.
         row.tokens[entry.position : entry.end] = token_ids

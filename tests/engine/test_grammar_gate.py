@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.clock import ManualClock
-from sapwood.base.errors import InvalidRequest
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.scheduler import Scheduler
 from sapwood.memory.eviction import EVICTION_POLICIES
@@ -17,6 +17,8 @@ from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema import grammar as grammars
 from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.output import Finish
+from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage
 from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan, StepResult
@@ -25,24 +27,53 @@ from tests.tiers import examples
 
 
 class SlowGrammars:
-    """Ready when told so; what begins with "bad" cannot be compiled."""
+    """Two ranks. A grammar is ready on a rank when that is told; what begins with "bad" is refused
+    by the second rank. Messages go as bytes, as they would between processes."""
+
+    num_ranks = 2
 
     def __init__(self) -> None:
         self.ready: set[str] = set()
-        self.users: Counter[str] = Counter()
+        self.slower: set[str] = set()
+        self.open: dict[int, str] = {}
+        self.unanswered: list[set[int]] = [set(), set()]
 
-    def enter(self, grammar):
-        self.users[grammar.text] += 1
+    def send(self, message: RankMessage) -> None:
+        message = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=RankMessage)
+        if isinstance(message, CompileGrammar):
+            assert message.id not in self.open
+            assert message.grammar.text not in self.open.values(), "each grammar is ordered once"
+            self.open[message.id] = message.grammar.text
+            for unanswered in self.unanswered:
+                unanswered.add(message.id)
+        else:
+            del self.open[message.id]
 
-    def leave(self, grammar):
-        self.users[grammar.text] -= 1
-        assert self.users[grammar.text] >= 0
+    def answers(self) -> list[GrammarAnswer]:
+        found = [
+            self._answer(order, rank)
+            for rank, unanswered in enumerate(self.unanswered)
+            for order in sorted(unanswered)
+            # A rank may answer after the release, which was on its way.
+            if self.open.get(order) in {None, *(self.slower if rank else self.ready)}
+        ]
+        for answer in found:
+            self.unanswered[answer.rank].remove(answer.id)
+        encoded = [msgspec.msgpack.encode(answer) for answer in found]
+        return [msgspec.msgpack.decode(answer, type=GrammarAnswer) for answer in encoded]
 
-    def is_ready(self, grammar):
-        assert self.users[grammar.text] > 0
-        if grammar.text in self.ready and grammar.text.startswith("bad"):
-            raise InvalidRequest("it is bad")
-        return grammar.text in self.ready
+    def _answer(self, order: int, rank: int) -> GrammarAnswer:
+        if rank == 1 and self.open.get(order, "").startswith("bad"):
+            refusal = Finish(
+                kind="error", message="it is bad", status=400, error_type="BadRequestError"
+            )
+            return GrammarAnswer(id=order, rank=rank, refusal=refusal)
+        return GrammarAnswer(id=order, rank=rank)
+
+    def compile(self, text: str) -> None:
+        """Both ranks are ready now."""
+        self.ready.add(text)
+        self.slower.add(text)
 
 
 class Rank(SimulatedRank):
@@ -68,7 +99,7 @@ class Rank(SimulatedRank):
         for index, entry in enumerate(plan.scheduled):
             if entry.num_output is None:
                 continue
-            token = next(sampled)
+            token = next(sampled)[-1]
             if entry.row in self.constrained and token % 3 == 0:
                 forced[index] = [token + 1, token + 2]
         return StepResult(step=plan.step, token_ids=result.token_ids, forced=forced)
@@ -134,26 +165,58 @@ def test_one_whose_grammar_is_compiled_waits_and_others_do_not():
     assert scheduler.has_open_requests
     assert not scheduler.has_work
     assert scheduler.status().num_waiting == 1
-    slow.ready.add("a")
+    slow.compile("a")
     run(scheduler, rank, outputs)
     assert outputs[-1].request_id == "slow"
     assert outputs[-1].finish is not None
     assert not scheduler.has_open_requests
     assert not scheduler.has_work
     assert rank.constrained == set()
-    assert +slow.users == Counter()
+    assert slow.open == {}
 
 
 def test_a_grammar_that_cannot_be_used_ends_the_request():
     scheduler, slow, _, _ = make()
-    slow.ready.add("bad")
+    slow.compile("bad")
     assert scheduler.add(request("r", "bad")) is None
     [output] = scheduler.end_overdue()
     assert output.finish is not None
     assert (output.finish.kind, output.finish.status) == ("error", 400)
     assert output.finish.message == "it is bad"
     assert not scheduler.has_open_requests
-    assert +slow.users == Counter()
+    assert slow.open == {}
+
+
+def test_a_request_waits_for_the_slowest_rank():
+    scheduler, slow, rank, _ = make()
+    outputs = []
+    scheduler.add(request("r", "a"))
+    slow.ready.add("a")
+    run(scheduler, rank, outputs)
+    assert outputs == []
+    assert not scheduler.has_work
+    slow.slower.add("a")
+    run(scheduler, rank, outputs)
+    assert outputs[-1].finish is not None
+    assert slow.open == {}
+
+
+def test_a_grammar_is_ordered_once_and_again_after_its_release():
+    scheduler, slow, rank, _ = make()
+    outputs = []
+    for name in ("r1", "r2"):
+        scheduler.add(request(name, "a"))
+    assert slow.open == {0: "a"}
+    slow.compile("a")
+    run(scheduler, rank, outputs, turns=2)
+    scheduler.add(request("r3", "a"))
+    assert scheduler.has_work, "the third need not wait"
+    run(scheduler, rank, outputs)
+    assert slow.open == {}
+    scheduler.add(request("r4", "a"))
+    assert slow.open == {1: "a"}
+    run(scheduler, rank, outputs)
+    assert not scheduler.has_open_requests
 
 
 def test_without_a_backend_a_grammar_is_refused():
@@ -178,18 +241,18 @@ def test_without_a_backend_a_grammar_is_refused():
 
 def test_forced_tokens_are_put_out_until_one_ends_the_request():
     scheduler, slow, _, _ = make()
-    slow.ready.add("a")
+    slow.compile("a")
     scheduler.add(request("r", "a", max_new=5))
     scheduler.end_overdue()
     plan = scheduler.plan()
     assert plan is not None
-    outputs = scheduler.update(plan, StepResult(step=0, token_ids=[9], forced={0: [10, 11]}))
+    outputs = scheduler.update(plan, StepResult(step=0, token_ids=[[9]], forced={0: [10, 11]}))
     assert outputs[0].token_ids == [9, 10, 11]
     plan = scheduler.plan()
     assert plan is not None
     [entry] = plan.scheduled
     assert (entry.token_ids, entry.position, entry.num_output) == ([9, 10, 11], 5, 3)
-    outputs = scheduler.update(plan, StepResult(step=1, token_ids=[8], forced={0: [7, 12]}))
+    outputs = scheduler.update(plan, StepResult(step=1, token_ids=[[8]], forced={0: [7, 12]}))
     assert outputs[0].token_ids == [8, 7]
     assert outputs[0].finish is not None
     assert (outputs[0].finish.kind, outputs[0].finish.matched) == ("stop", 7)
@@ -210,7 +273,7 @@ def test_the_loop_does_not_spin_while_it_waits_for_a_grammar():
     inbox.send(request("r", "a"))
     loop.turn(0.0)
     assert 0 < (loop._patience_s() or 0) < 0.1
-    slow.ready.add("a")
+    slow.compile("a")
     for _ in range(20):
         loop.turn(0.0)
     assert not scheduler.has_open_requests
@@ -240,6 +303,7 @@ def scenarios(draw):
             )
         ),
         "ready": {name: draw(st.integers(0, 25)) for name in ("a", "b", "bad")},
+        "slower": {name: draw(st.integers(0, 25)) for name in ("a", "b", "bad")},
     }
 
 
@@ -275,6 +339,7 @@ def test_nothing_stays_behind(scenario) -> None:
     for turn in range(2000):
         clock.advance(1.0)
         slow.ready |= {name for name, when in scenario["ready"].items() if when <= turn}
+        slow.slower |= {name for name, when in scenario["slower"].items() if when <= turn}
         for index, one in enumerate(scenario["requests"]):
             if one["arrives"] == turn:
                 refused = scheduler.add(request(f"r{index}", one["regex"], one["max_new"]))
@@ -294,7 +359,7 @@ def test_nothing_stays_behind(scenario) -> None:
             break
     assert not scheduler.has_open_requests
     assert rank.constrained == set(), "the state of a grammar is left"
-    assert +slow.users == Counter(), "a grammar is still said to be in use"
+    assert slow.open == {}, "a grammar is still said to be in use"
     assert scheduler.status().num_leased_pages == 0
     for index, one in enumerate(scenario["requests"]):
         name = f"r{index}"

@@ -49,7 +49,7 @@ class ScoringRank(SimulatedRank):
         logprobs: dict[int, EntryLogprobs] = {}
         for index, entry in enumerate(plan.scheduled):
             prompt, options = self._prompts[entry.row]
-            token = next(sampled) if entry.num_output is not None else None
+            token = next(sampled)[0] if entry.num_output is not None else None
             if options is None:
                 assert entry.num_scored == 0
                 continue
@@ -188,7 +188,8 @@ def test_a_failure_ends_its_request_and_no_other() -> None:
     plan = world.scheduler.plan()
     assert plan is not None
     result = world.rank.execute(plan)
-    failed = StepResult(step=result.step, token_ids=result.token_ids, failures={1: "it broke"})
+    [first, _] = result.token_ids
+    failed = StepResult(step=result.step, token_ids=[first, []], failures={1: "it broke"})
     world.take(world.scheduler.update(plan, failed))
     [output] = world.outputs["b"]
     assert output.token_ids == []

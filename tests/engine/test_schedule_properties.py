@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sapwood.base.clock import ManualClock
 from sapwood.engine.scheduler import Scheduler
+from sapwood.engine.speculation import Speculation
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
@@ -20,7 +21,13 @@ from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
-from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
+from sapwood.schema.step import TokenFeed
+from tests.engine.simulation import (
+    DelayedExecutor,
+    SimulatedRank,
+    SometimesRight,
+    expected_outputs,
+)
 from tests.memory.mirror import Mirror
 from tests.tiers import examples
 
@@ -69,6 +76,7 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
     full = (FULL_POOL, -(-draw(st.integers(30, 150)) // page_size))
     others = [] if is_plain else draw(pools_with_sizes(page_size, chunk))
     keeps_all = not others or draw(st.booleans())
+    keeps_states = any(pool is STATE_POOL for pool, _ in others)
     return {
         "page_size": page_size,
         "pools": [full, *others] if keeps_all else others,
@@ -85,6 +93,10 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
         "low_first": draw(st.booleans()),
         "aging": draw(st.sampled_from([0.0, 1.0, 5.0])),
         "delayer": draw(st.booleans()),
+        "feed": draw(st.sampled_from([TokenFeed.ROW, TokenFeed.ROW, TokenFeed.SCHEDULER])),
+        # Drafts of a step at most; states cannot go back when a draft was wrong.
+        "drafts": 0 if keeps_states else draw(st.sampled_from([0, 0, 1, 3, 8])),
+        "step_tokens": draw(st.sampled_from([2, 6, 32])),
         "requests": requests,
     }
 
@@ -107,6 +119,13 @@ class World:
             pools=pools,
             state_interval=scenario["state_interval"],
         )
+        num_drafts = scenario["drafts"]
+        speculation = Speculation(
+            SometimesRight(),
+            self.ledger,
+            most_drafts=num_drafts,
+            most_step_tokens=scenario["step_tokens"],
+        )
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_running_requests=scenario["max_running"],
@@ -128,6 +147,8 @@ class World:
             vocab_size=100,
             eos_token_ids=EOS,
             clock=self.clock,
+            token_feed=scenario["feed"],
+            speculation=speculation if num_drafts else None,
         )
         self.rank = SimulatedRank(self.sizes, page_size, pools)
         self.executor = DelayedExecutor(self.rank)

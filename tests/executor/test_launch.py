@@ -13,7 +13,7 @@ def plan(step: int) -> StepPlan:
 
 
 def echo(one: StepPlan) -> StepResult:
-    return StepResult(step=one.step, token_ids=[one.step * 10])
+    return StepResult(step=one.step, token_ids=[[one.step * 10]])
 
 
 def fail(one: StepPlan) -> StepResult:
@@ -30,7 +30,7 @@ def test_a_serial_step_has_run_when_it_was_launched() -> None:
     executor = SerialExecutor(execute)
     handle = executor.launch(plan(3))
     assert ran == [3]
-    assert handle.result().token_ids == [30]
+    assert handle.result().token_ids == [[30]]
     executor.close()
 
 
@@ -49,7 +49,7 @@ def test_overlapped_steps_run_in_order_beside_the_caller() -> None:
     handles = [executor.launch(plan(step)) for step in range(4)]
     assert ran == []
     may_run.set()
-    assert [handle.result().token_ids for handle in handles] == [[0], [10], [20], [30]]
+    assert [handle.result().token_ids for handle in handles] == [[[0]], [[10]], [[20]], [[30]]]
     assert ran == [0, 1, 2, 3]
     assert len(threads) == 1
     assert threading.get_ident() not in threads
@@ -83,4 +83,4 @@ def test_closing_waits_for_the_step_that_runs() -> None:
     may_end.set()
     closing.join(10)
     assert not closing.is_alive()
-    assert handle.result().token_ids == [10]
+    assert handle.result().token_ids == [[10]]

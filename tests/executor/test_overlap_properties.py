@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.clock import ManualClock
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.scheduler import Scheduler
+from sapwood.engine.speculation import Speculation
 from sapwood.executor.grammar.interface import GrammarFailed
 from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.graphs import NoGraph
@@ -34,6 +35,7 @@ from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.output import EngineOutput, Finish, StepOutputs
+from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage
 from sapwood.schema.request import Abort, EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan
@@ -61,17 +63,19 @@ class SumMatcher:
     def __init__(self, name: str) -> None:
         self._modulus = 2 + len(name) % 3
         self._fails_at = 4 if name.startswith("failing") else None
-        self._sum = 0
-        self._count = 0
-        self.has_ended = False
+        self._taken: list[int] = []
+
+    @property
+    def has_ended(self) -> bool:
+        return EOS in self._taken
 
     def _allows(self, token_id: int) -> bool:
         if token_id == EOS:
-            return self._sum % 5 == 4
-        return token_id % self._modulus == self._sum % self._modulus
+            return sum(self._taken) % 5 == 4
+        return token_id % self._modulus == sum(self._taken) % self._modulus
 
     def fill(self, masks: np.ndarray, index: int) -> None:
-        if self._count == self._fails_at:
+        if len(self._taken) == self._fails_at:
             raise GrammarFailed("it fails at its fifth token")
         bits = sum(1 << token_id for token_id in range(VOCAB) if self._allows(token_id))
         masks[index, 0] = np.uint32(bits).astype(np.int32)
@@ -79,15 +83,11 @@ class SumMatcher:
     def accept(self, token_id: int) -> bool:
         if not self._allows(token_id):
             return False
-        self._sum += token_id
-        self._count += 1
-        self.has_ended = token_id == EOS
+        self._taken.append(token_id)
         return True
 
-    can_roll_back = False
-
     def rollback(self, num_tokens: int) -> None:
-        raise NotImplementedError
+        del self._taken[len(self._taken) - num_tokens :]
 
 
 @dataclass
@@ -102,12 +102,18 @@ class CompiledSum:
 class ReadyGrammars:
     """For the scheduler and the masks."""
 
-    def enter(self, grammar: Grammar) -> None: ...
+    num_ranks = 1
 
-    def leave(self, grammar: Grammar) -> None: ...
+    def __init__(self) -> None:
+        self._answers: list[GrammarAnswer] = []
 
-    def is_ready(self, grammar: Grammar) -> bool:
-        return True
+    def send(self, message: RankMessage) -> None:
+        if isinstance(message, CompileGrammar):
+            self._answers.append(GrammarAnswer(id=message.id, rank=0))
+
+    def answers(self) -> list[GrammarAnswer]:
+        answers, self._answers = self._answers, []
+        return answers
 
     def compiled(self, grammar: Grammar) -> CompiledSum:
         return CompiledSum(grammar.text)
@@ -183,6 +189,7 @@ class Layout:
     prefixes: bool
     depth: int
     seed: int
+    drafts: int = 0
 
 
 LAYOUTS = st.builds(
@@ -194,19 +201,54 @@ LAYOUTS = st.builds(
     prefixes=st.booleans(),
     depth=st.sampled_from([2, 2, 2, 3]),
     seed=st.integers(0, 3),
+    drafts=st.sampled_from([0, 1, 6]),
 )
+
+
+class HalfKnown:
+    """A drafter that knows what some prompts lead to, but for a mistake here and there.
+
+    outputs  prompt -> output tokens
+    """
+
+    def __init__(self, outputs: Mapping[tuple[int, ...], Sequence[int]]) -> None:
+        self._outputs = outputs
+
+    def begin(self, prompt_ids: Sequence[int]) -> HalfKnownDraft:
+        return HalfKnownDraft(self._outputs[tuple(prompt_ids)])
+
+
+@dataclass
+class HalfKnownDraft:
+    output_ids: Sequence[int]
+    num_told: int = 0
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        self.num_told += len(token_ids)
+
+    def propose(self, most: int) -> list[int]:
+        following = list(enumerate(self.output_ids))[self.num_told :][:most]
+        return [token if (token + at) % 4 else (token + 1) % VOCAB for at, token in following]
 
 
 class World:
     """A scheduler, a loop and a runner; on a simulated device where steps overlap."""
 
-    def __init__(self, layout: Layout, *, depth: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        depth: int,
+        known: Mapping[tuple[int, ...], Sequence[int]] | None = None,
+    ) -> None:
+        """known  outputs by prompt, of which drafts are made; None: no drafts"""
         self.tokens: dict[str, list[int]] = {}
         self.logprobs: dict[str, list[TokenLogprobs]] = {}
         self.finishes: dict[str, Finish] = {}
         self.device = SimulatedDevice(layout.seed) if depth > 1 else None
         num_pages = layout.num_tokens // layout.page_size
         tree = PrefixTree(layout.page_size, least_recently_used) if layout.prefixes else None
+        ledger = Ledger(num_pages=num_pages, page_size=layout.page_size, tree=tree)
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_running_requests=layout.max_running,
@@ -214,12 +256,17 @@ class World:
                 chunked_prefill_size=layout.chunk,
                 schedule_conservativeness=0.0,
             ),
-            Ledger(num_pages=num_pages, page_size=layout.page_size, tree=tree),
+            ledger,
             context_length=CONTEXT,
             vocab_size=VOCAB,
             eos_token_ids=[EOS],
             clock=ManualClock(),
             grammars=ReadyGrammars(),
+            speculation=None
+            if known is None
+            else Speculation(
+                HalfKnown(known), ledger, most_drafts=layout.drafts, most_step_tokens=24
+            ),
         )
         self.runner = self._runner(layout, num_pages)
         executor = (
@@ -307,15 +354,18 @@ class World:
 
 @settings(max_examples=examples(500))
 @given(st.lists(requests(), min_size=1, max_size=7), LAYOUTS)
-def test_overlapping_steps_put_out_the_same(asked: list[Asked], layout: Layout) -> None:
+def test_overlapping_steps_and_drafts_put_out_the_same(asked: list[Asked], layout: Layout) -> None:
     one_by_one = World(layout, depth=1)
     one_by_one.run(asked, with_aborts=False)
-    overlapping = World(layout, depth=layout.depth)
+    known = {tuple(one.prompt): one_by_one.tokens[str(at)] for at, one in enumerate(asked)}
+    overlapping = World(layout, depth=layout.depth, known=known if layout.drafts else None)
     overlapping.run(asked, with_aborts=True)
     for index, one in enumerate(asked):
         name = str(index)
         expected, got = one_by_one.tokens[name], overlapping.tokens[name]
-        logprobs, told = one_by_one.logprobs[name], overlapping.logprobs[name]
+        logprobs, told = (
+            TokenLogprobs.joined(world.logprobs[name]) for world in (one_by_one, overlapping)
+        )
         if overlapping.finishes[name].kind == "abort":
             assert one.aborted is not None
             assert got == expected[: len(got)]

@@ -28,6 +28,8 @@ from sapwood.schema.output import (
     EngineReady,
     EngineStatus,
     Finish,
+    PoolFacts,
+    PoolUse,
     RequestOutput,
 )
 from sapwood.schema.request import Generate, StartProfile
@@ -92,7 +94,7 @@ class ScriptedEngine:
             max_total_tokens=4096,
             max_running_requests=8,
             page_size=16,
-            page_bytes=1_000_000,
+            pools=(PoolFacts(name="full", size=256, unit_bytes=1_000_000),),
             weight_bytes=250_000_000,
             notes=["page_size 16: asked"],
             options=self.options,
@@ -162,7 +164,8 @@ class ScriptedEngine:
         fields = msgspec.structs.fields(EngineStatus)
         counters = {one.name: 0 for one in fields if one.required}
         counters |= {"call_id": "1", "num_running": len(self.open)} | self.figures
-        return EngineStatus(**counters)
+        pool = PoolUse(num_free=counters["num_free_pages"], num_leased=counters["num_leased_pages"])
+        return EngineStatus(**counters, pools=(pool,))
 
     async def start_profile(self, order: StartProfile) -> CallDone:
         self.calls.append(order)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import AttentionBatch, Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
@@ -131,3 +132,59 @@ def test_tokens_of_no_request_change_no_state() -> None:
         results.append((out[:5], states))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_more_factors_than_the_compiled_op_takes(any_kernels: Kernels) -> None:
+    texts, weight = [torch.randn(40, CHANNELS)], torch.randn(CHANNELS, 18)
+    (found,) = run_steps(any_kernels, texts, [{0: 5}, {0: 1}, {0: 34}], weight, None)
+    torch.testing.assert_close(found, whole(texts[0], weight, None), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 37, 200])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_any_number_of_channels_and_slots_that_lie_apart(channels: int, threads: int) -> None:
+    kernels = native_or_skip(threads)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.randn(300, channels).to(dtype), torch.randn(channels, 3).to(dtype)
+        results = []
+        for one in (kernels, ReferenceKernels()):
+            states = torch.ones(4, 5, channels, 2, dtype=dtype)
+            slots, batch = torch.tensor([3, 0, 2]), batch_of([1, 2, 297], [7, 2, 300])
+            out = one.causal_conv(x, weight, None, states[:, 1], slots, batch)
+            assert (states[:, [0, 2, 3, 4]] == 1).all()
+            results.append((out, states))
+        tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+        torch.testing.assert_close(results[0][0], results[1][0], rtol=tolerance, atol=tolerance)
+        assert torch.equal(results[0][1], results[1][1])
+
+
+def native_or_skip(num_threads: int = 1) -> CpuKernels:
+    if not CpuKernels.usable_isas():
+        pytest.skip("this build has no C++ kernels")
+    return CpuKernels(num_threads=num_threads)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"slots": torch.tensor([0, 9])}, IndexError, r"slots\[1\] is 9"),
+        ({"slots": torch.tensor([0, -1])}, IndexError, r"slots\[1\] is -1"),
+        ({"slots": torch.tensor([0])}, ValueError, r"slots \[1\] int64 must be \[2\]"),
+        ({"states": torch.zeros(9, CHANNELS, 3)}, ValueError, "states"),
+        ({"states": torch.zeros(9, 2, CHANNELS).transpose(1, 2)}, ValueError, "contiguous"),
+        ({"weight": torch.zeros(CHANNELS, 3).bfloat16()}, ValueError, "weight"),
+        ({"bias": torch.zeros(CHANNELS + 1)}, ValueError, "bias"),
+        ({"x": torch.zeros(4, CHANNELS)}, ValueError, "query_start does not go from 0 up to the 4"),
+        ({"x": torch.zeros(3, CHANNELS + 1)}, ValueError, "channels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    changed: dict[str, Tensor], error: type[Exception], message: str
+) -> None:
+    arguments = {
+        "x": torch.ones(3, CHANNELS), "weight": torch.zeros(CHANNELS, 3), "bias": None,
+        "states": torch.zeros(9, CHANNELS, 2), "slots": torch.tensor([0, 1]), **changed,
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        native_or_skip().causal_conv(**arguments, batch=batch_of([1, 2], [1, 2]))
+    assert not arguments["states"].any()

@@ -1,4 +1,4 @@
-"""Choosing experts and computing them: every implementation against the reference, and that
+"""Computing experts: every implementation against the reference, and that
 against transformers."""
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from torch import Tensor
 
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import quantize_codes
-from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.reference.quantized import quantize
+from sapwood.kernels.routing import Routing
+from tests.kernels.test_coded import random_weight
 
 HIDDEN, INNER, NUM_EXPERTS, TOP_K = 64, 96, 6, 2
 REFERENCE = ReferenceKernels()
+MIXTRAL = Routing(num_chosen=TOP_K, renormalise=True)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -41,14 +45,14 @@ def test_experts(
 ) -> None:
     x = torch.randn(num_tokens, HIDDEN).to(dtype)
     logits = torch.randn(num_tokens, NUM_EXPERTS)
-    weights, chosen = REFERENCE.top_k_softmax(logits, TOP_K, renormalise=True)
+    weights, chosen = REFERENCE.route(logits, None, MIXTRAL)
     gate_up, down = weights_of(dtype)
     results = []
     for kernels in (any_kernels, REFERENCE):
         packed = [
             [kernels.pack_linear(weight, None) for weight in side] for side in (gate_up, down)
         ]
-        results.append(kernels.experts(x, chosen, weights, *packed, activation))
+        results.append(kernels.pack_experts(*packed, activation)(x, chosen, weights))
     close(*results, TOLERANCE[dtype])
 
 
@@ -68,67 +72,94 @@ def test_as_in_mixtral(any_kernels: Kernels) -> None:
     want = block(x[None])
     want = (want[0] if isinstance(want, tuple) else want)[0]
     logits = x @ parameters["gate.weight"].T
-    weights, chosen = any_kernels.top_k_softmax(logits, TOP_K, renormalise=True)
+    weights, chosen = any_kernels.route(logits.detach(), None, MIXTRAL)
     gate_up, down = (
         [any_kernels.pack_linear(weight.detach(), None) for weight in parameters[name]]
         for name in ("experts.gate_up_proj", "experts.down_proj")
     )
-    found = any_kernels.experts(x, chosen, weights, gate_up, down, Activation.SILU)
+    found = any_kernels.pack_experts(gate_up, down, Activation.SILU)(x, chosen, weights)
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
 
 
-def test_quantised_experts(any_kernels: Kernels) -> None:
-    """In any format that the kernels pack; here codes of 8 bits."""
-    x = torch.randn(9, HIDDEN)
-    weights, chosen = REFERENCE.top_k_softmax(torch.randn(9, NUM_EXPERTS), TOP_K, renormalise=False)
-    coded = [
-        [quantize_codes(weight, "int8", 32) for weight in side]
-        for side in weights_of(torch.float32)
-    ]
+QUANTISED = {
+    "int8": lambda weight: quantize(weight, "int8"),
+    "q8_0": lambda weight: quantize(weight, "q8_0"),
+    "q4_1": lambda weight: quantize(weight, "q4_1"),
+    "coded int8": lambda weight: quantize_codes(weight, "int8", 32),
+    "coded int4": lambda weight: random_weight("int4", (*weight.shape, 32), shifts=True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [1, 40])
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_experts(
+    any_kernels: Kernels, kind: str, num_tokens: int, dtype: torch.dtype
+) -> None:
+    """In any format that the kernels pack; those that round x are within its rounding."""
+    x = torch.randn(num_tokens, HIDDEN).to(dtype)
+    rule = Routing(num_chosen=TOP_K)
+    weights, chosen = REFERENCE.route(torch.randn(num_tokens, NUM_EXPERTS), None, rule)
+    parts = [[QUANTISED[kind](one) for one in side] for side in weights_of(torch.float32)]
 
     def computed(kernels: Kernels) -> Tensor:
-        def pack(one) -> PackedLinear:  # type: ignore[no-untyped-def]
-            return kernels.pack_quantized_linear([one], None, torch.float32)
+        packed = [
+            [kernels.pack_quantized_linear([one], None, dtype) for one in side] for side in parts
+        ]
+        return kernels.pack_experts(*packed, Activation.SILU)(x, chosen, weights)
 
-        gate_up, down = ([pack(one) for one in side] for side in coded)
-        return kernels.experts(x, chosen, weights, gate_up, down, Activation.SILU)
+    close(computed(any_kernels), computed(REFERENCE), 3e-2)
 
-    close(computed(any_kernels), computed(REFERENCE), 1e-4)
+
+def test_a_tokens_result_does_not_depend_on_the_others(any_kernels: Kernels) -> None:
+    """Few rows for each expert, so that all products are of the same kind."""
+    packed = [
+        [any_kernels.pack_linear(w, None) for w in side] for side in weights_of(torch.float32)
+    ]
+    experts = any_kernels.pack_experts(*packed, Activation.SILU)
+    x = torch.randn(5, HIDDEN)
+    weights, chosen = REFERENCE.route(torch.randn(5, NUM_EXPERTS), None, MIXTRAL)
+    together = experts(x, chosen, weights)
+    for token in range(5):
+        own = slice(token, token + 1)
+        alone = experts(x[own], chosen[own], weights[own])
+        torch.testing.assert_close(alone, together[own], rtol=1e-5, atol=1e-6)
+
+
+def test_experts_with_biases(any_kernels: Kernels) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        gate_up, down = weights_of(dtype)
+        biases = (torch.randn(2 * INNER).to(dtype), torch.randn(HIDDEN).to(dtype))
+        x = torch.randn(7, HIDDEN).to(dtype)
+        weights, chosen = REFERENCE.route(torch.randn(7, NUM_EXPERTS), None, MIXTRAL)
+        results = [
+            kernels.pack_experts(
+                [kernels.pack_linear(weight, biases[0]) for weight in gate_up],
+                [kernels.pack_linear(weight, biases[1]) for weight in down],
+                Activation.SILU,
+            )(x, chosen, weights)
+            for kernels in (any_kernels, REFERENCE)
+        ]
+        close(*results, TOLERANCE[dtype])
 
 
 def test_no_tokens_and_experts_that_are_not_there(any_kernels: Kernels) -> None:
     packed = [
         [any_kernels.pack_linear(w, None) for w in side] for side in weights_of(torch.float32)
     ]
+    experts = any_kernels.pack_experts(*packed, Activation.SILU)
     nobody = torch.zeros(0, TOP_K, dtype=torch.int64)
-    x = torch.zeros(0, HIDDEN)
-    out = any_kernels.experts(x, nobody, nobody.float(), *packed, Activation.SILU)
-    assert out.shape == (0, HIDDEN)
+    assert experts(torch.zeros(0, HIDDEN), nobody, nobody.float()).shape == (0, HIDDEN)
     chosen = torch.tensor([[0, NUM_EXPERTS]])
-    with pytest.raises(ValueError, match="expert 6 is chosen, but there are 6 gates"):
-        any_kernels.experts(
-            torch.zeros(1, HIDDEN), chosen, chosen.float(), *packed, Activation.SILU
-        )
+    with pytest.raises(ValueError, match="expert 6 is chosen, but there are 6 experts"):
+        experts(torch.zeros(1, HIDDEN), chosen, chosen.float())
+    with pytest.raises(ValueError, match="6 gates and 5 outputs"):
+        any_kernels.pack_experts(packed[0], packed[1][:5], Activation.SILU)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("renormalise", [True, False])
-@pytest.mark.parametrize("k", [1, 2, 7])
-def test_top_k_softmax(any_kernels: Kernels, dtype: torch.dtype, renormalise: bool, k: int) -> None:
-    logits = torch.randint(-3, 3, (50, 7)).to(dtype)  # many equal ones
-    weights, ids = any_kernels.top_k_softmax(logits, k, renormalise=renormalise)
-    want, want_ids = REFERENCE.top_k_softmax(logits, k, renormalise=renormalise)
-    assert torch.equal(ids, want_ids)
-    assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights, want)
-    if renormalise:  # then it is the softmax of the chosen logits alone
-        alone = logits.gather(1, ids).float().softmax(dim=-1)
-        torch.testing.assert_close(weights, alone)
-
-
-def test_of_equal_experts_the_first_are_chosen(any_kernels: Kernels) -> None:
-    _, ids = any_kernels.top_k_softmax(torch.ones(3, 40), 4, renormalise=True)
-    assert ids.tolist() == [[0, 1, 2, 3]] * 3
-    for k in (0, 41):
-        with pytest.raises(ValueError, match=f"k is {k}, but there are 40 experts"):
-            any_kernels.top_k_softmax(torch.ones(3, 40), k, renormalise=True)
+def test_gated_rows(any_kernels: Kernels) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, gate = torch.randn(9, 33).to(dtype), torch.randn(9, 1).to(dtype) * 3
+        want = (x.double() * torch.sigmoid(gate.double())).to(dtype)
+        any_kernels.gate_rows(x, gate)
+        close(x, want, 1e-6 if dtype == torch.float32 else 8e-3)

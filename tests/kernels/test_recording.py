@@ -15,6 +15,7 @@ from sapwood.kernels.recording import (
     Attend,
     Buffer,
     CannotRecord,
+    Convolve,
     Op,
     Program,
     Scale,
@@ -33,8 +34,22 @@ def attend(x: Buffer, out: Buffer, layer: int) -> Attend:
     )  # fmt: skip
 
 
+def convolve(x: Buffer, out: Buffer, layer: int) -> Convolve:
+    return Convolve(x=x, layer=layer, weight=torch.zeros(out.width, 3), bias=None, out=out)
+
+
 def activate(x: Buffer, out: Buffer) -> Activate:
     return Activate(x=x, activation=Activation.RELU, gated=False, out=out)
+
+
+def test_rows_are_selected_after_the_last_op_that_looks_at_other_tokens() -> None:
+    program = Program(torch.float32)
+    x, y, z = program.buffer(24), program.buffer(8), program.buffer(8)
+    for op in (activate(x, x), convolve(x, y, 0), activate(y, z)):
+        program.add(op)
+    before, after = program.split()
+    assert [type(op) for op in before] == [Activate, Convolve]
+    assert [type(op) for op in after] == [SelectRows, Activate]
 
 
 def test_rows_are_selected_after_the_last_attention_of_what_is_still_needed() -> None:

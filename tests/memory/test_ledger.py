@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 import pytest
 
@@ -154,6 +155,74 @@ def test_no_page_is_leaked_or_owned_twice(seed: int) -> None:
         ledger.release(lease)
     ledger.flush()
     assert ledger.num_free_pages == ledger.num_pages
+
+
+@dataclass
+class Reading:
+    """Somebody reads what a lease held at some time."""
+
+    lease: Lease
+    pages: list[int]
+    windows: list[list[int]]
+
+
+def begin_reading(ledger: Ledger, lease: Lease) -> Reading:
+    ledger.begin_read(lease)
+    windows = [held.pages[held.first :] for held in lease.windows]
+    return Reading(lease, list(lease.pages), windows)
+
+
+def check_reading(ledger: Ledger, reading: Reading) -> None:
+    """Nobody else may write to the pages that are read: none is free, and none another's own."""
+    for pool, pages in enumerate((reading.pages, *reading.windows)):
+        taken = set(pages)
+        assert taken.isdisjoint(ledger._allocators[pool]._free)
+        for other in ledger._leases:
+            table = other.pages if pool == 0 else other.windows[pool - 1].pages
+            if other is not reading.lease:
+                assert taken.isdisjoint(table[other.num_shared :])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_read_stays_until_the_reader_is_done(seed: int) -> None:
+    rng = random.Random(seed)
+    ledger = make_pools((FULL_POOL, 24), (window_of(6), 14))
+    requests: list[tuple[Lease, list[int], int]] = []
+    readings: list[Reading] = []
+    for _ in range(400):
+        action = rng.random()
+        if action < 0.2:
+            tokens = [rng.randrange(2) for _ in range(rng.randint(1, 20))]
+            lease, num_hit = ledger.lease("", token_key(tokens))
+            if ledger.reserve(lease, len(tokens), num_hit):
+                requests.append((lease, tokens, num_hit))
+            else:
+                ledger.release(lease)
+        elif action < 0.35 and requests:
+            readings.append(begin_reading(ledger, rng.choice(requests)[0]))
+        elif action < 0.55 and readings:
+            ledger.end_read(readings.pop(rng.randrange(len(readings))).lease)
+        elif requests:
+            index = rng.randrange(len(requests))
+            lease, tokens, start = requests[index]
+            if action < 0.7:
+                ledger.commit(lease, token_key(tokens))
+            elif action < 0.85:
+                more = [*tokens, rng.randrange(2)]
+                if ledger.reserve(lease, len(more), len(tokens)):
+                    requests[index] = (lease, more, start)
+            else:
+                ledger.release(lease)
+                del requests[index]
+        ledger.check()
+        for reading in readings:
+            check_reading(ledger, reading)
+    for lease, _, _ in requests:
+        ledger.release(lease)
+    for reading in readings:
+        ledger.end_read(reading.lease)
+    ledger.flush()
+    assert [one.num_free for one in ledger._allocators] == ledger.pool_sizes
 
 
 # ---- windows and states --------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,6 +10,7 @@ from sapwood.observe.metrics import (
     EngineConstants,
     EngineRates,
     Metrics,
+    PoolConstants,
     memory_by_owner,
 )
 
@@ -29,6 +31,12 @@ FACTS = SimpleNamespace(
     resident_bytes=1000,
     routing_key_running_counts=(1, 2),
     routing_key_all_counts=(1, 2, 7),
+    pools=(
+        SimpleNamespace(num_free=50, num_leased=30),
+        SimpleNamespace(num_free=10, num_leased=5),
+        SimpleNamespace(num_free=0, num_leased=30),
+        SimpleNamespace(num_free=1, num_leased=4),
+    ),
 )
 CONSTANTS = EngineConstants(
     page_size=16,
@@ -37,7 +45,12 @@ CONSTANTS = EngineConstants(
     startup_s=3.0,
     load_s=1.0,
     weight_bytes=4000,
-    page_bytes=10,
+    pools=(
+        PoolConstants(name="full", size=100, unit_bytes=10),
+        PoolConstants(name="window_8", size=20, unit_bytes=7),
+        PoolConstants(name="window_64", size=40, unit_bytes=0),
+        PoolConstants(name="state", size=8, unit_bytes=100),
+    ),
 )
 
 
@@ -77,7 +90,7 @@ def test_engine_figures_are_named_and_in_tokens():
     assert value(metrics, "sapwood:utilization") == 0.5
     assert value(metrics, "sapwood:realtime_tokens_total", mode="prefill_compute") == 400
     assert value(metrics, "sapwood:realtime_tokens_total", mode="decode") == 100
-    assert value(metrics, "sapwood:memory_bytes", owner="prefix_cache") == 200
+    assert value(metrics, "sapwood:memory_bytes", owner="prefix_cache") == 535
     assert value(metrics, "sapwood:num_unique_running_routing_keys") == 2
 
 
@@ -92,7 +105,34 @@ def test_gauge_histograms_do_not_add_up():
 
 def test_memory_has_one_owner_per_page():
     owners = dict(memory_by_owner(FACTS, CONSTANTS))
-    assert owners == {"requests": 300, "prefix_cache": 200, "free": 500, "weights": 4000}
+    assert owners == {
+        "requests": 300 + 35 + 400,
+        "prefix_cache": 200 + 35 + 300,
+        "free": 500 + 70 + 100,
+        "weights": 4000,
+    }
+
+
+def test_every_pool_shows():
+    metrics = with_engine()
+    name = "sapwood:cache_pool_usage"
+    shares = [value(metrics, name, pool=pool.name) for pool in CONSTANTS.pools]
+    assert shares == [0.3, 0.25, 0.75, 0.5]
+    name = "sapwood:cache_pool_units"
+    assert value(metrics, name, pool="state", owner="prefix_cache") == 3
+    assert value(metrics, name, pool="window_8", owner="free") == 10
+    assert value(metrics, "sapwood:swa_token_usage") == 0.75, "of the fullest"
+    assert value(metrics, "sapwood:mamba_usage") == 0.5
+
+
+def test_a_model_without_states_has_no_gauge_of_them():
+    metrics = with_engine()
+    first = (CONSTANTS.pools[:1], FACTS.pools[:1])
+    metrics.engine.constants = replace(CONSTANTS, pools=first[0])
+    metrics.engine.facts = SimpleNamespace(**vars(FACTS) | {"pools": first[1]})
+    names = {name for name, _ in samples(metrics)}
+    assert "sapwood:cache_pool_usage" in names
+    assert not names & {"sapwood:mamba_usage", "sapwood:swa_token_usage"}
 
 
 def test_cpu_seconds_are_per_component():

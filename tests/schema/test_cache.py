@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,10 +100,24 @@ def test_a_window_pool_holds_what_running_requests_use_and_the_rest_is_for_the_o
     assert plan(FULL, STATE).sizes(320) == (20, 16)
 
 
+def test_states_for_prefixes_are_as_many_as_there_are_places_and_no_larger_than_the_pages() -> None:
+    whole = plan(FULL, STATE)
+    assert whole.sizes(256 * 1000) == (16 * 1000, 8 + 1000), "one every 256 tokens"
+    wide = CacheGroup(
+        kind=CacheKind.STATE, layers=(4,), tensors={"state": CacheTensor((512, 1024), "float32")}
+    )
+    costly = plan(FULL, wide)
+    assert costly.sizes(256 * 1000) == (16 * 1000, 8 + 256 * 1000 * FULL.unit_bytes // 2**21)
+    assert costly.sizes(1024) == (64, 16), "one for each running request at least"
+    assert replace(whole, num_states=3).sizes(256 * 1000) == (16 * 1000, 3)
+    assert replace(whole, state_interval=512).sizes(256 * 1000) == (16 * 1000, 8 + 500)
+
+
 def test_what_each_pool_has_is_said() -> None:
     assert plan(FULL, WINDOW, STATE).explained(1600) == (
         "all 1600 tokens in 2 layers; 1216 tokens for windows of 100 in 2 layers, all that running "
-        "requests need; 16 states in 1 layer, half of them for prefixes"
+        "requests need; 16 states in 1 layer, 0.0 MiB: 8 for running requests, and 8 for prefixes, "
+        "every 256 tokens and at the end of each prompt"
     )
 
 

@@ -1,4 +1,5 @@
-"""Builds the compiler and the masks of grammars. The first grammar makes it read the tokenizer."""
+"""Builds what compiles grammars and makes their masks on this rank, and how the scheduler hears of
+it. The first grammar makes a rank read the tokenizer."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sapwood.base.channel import QueueChannel, Receiver
 from sapwood.base.clock import Clock
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.grammar.interface import GrammarBackend
@@ -15,6 +17,7 @@ from sapwood.executor.grammar.sandbox import GrammarSandbox, Setting
 from sapwood.executor.grammar.vocabulary import Vocabulary, vocabulary_of
 from sapwood.kernels.interface import Kernels
 from sapwood.schema.config.engine import ResolvedConfig
+from sapwood.schema.rank import GrammarAnswer, RankMessage
 from sapwood.text.tokenizer import Tokenizer
 
 PATIENCE = 10
@@ -22,14 +25,31 @@ PATIENCE = 10
 come at once, each of which takes milliseconds."""
 
 
+class LocalRank:
+    """The one rank of an engine, in the scheduler's own process. See `GrammarRanks`."""
+
+    num_ranks = 1
+
+    def __init__(
+        self, take: Callable[[RankMessage], None], answers: Receiver[GrammarAnswer]
+    ) -> None:
+        self._answers = answers
+        self.send = take
+
+    def answers(self) -> list[GrammarAnswer]:
+        return self._answers.receive(0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class GrammarParts:
     """The parts of an engine that enforce grammars.
 
-    compiler  serves the scheduler and the masks
-    masks     makes the masks of one rank
+    ranks     tells the scheduler how compilations went
+    compiler  of this rank
+    masks     makes the masks of this rank
     """
 
+    ranks: LocalRank
     compiler: GrammarCompiler
     masks: Callable[[Kernels, dict[int, str]], GrammarMasks]
 
@@ -73,9 +93,11 @@ def build_grammars(
             timeout_s=options.grammar_compile_timeout,
         )
     )
+    answers: QueueChannel[GrammarAnswer] = QueueChannel()
     compiler = GrammarCompiler(
         make_backend,
         sandbox,
+        answers.send,
         patience_s=PATIENCE * options.grammar_compile_timeout,
         max_bytes=options.grammar_max_bytes,
         clock=clock,
@@ -92,4 +114,4 @@ def build_grammars(
             may_jump=may_jump,
         )
 
-    return GrammarParts(compiler, make_masks)
+    return GrammarParts(LocalRank(compiler.take, answers), compiler, make_masks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -48,7 +48,6 @@ class LoadWatch:
     progress      shows how much of the weights has been read
     load_s        seconds that loading weights took
     weight_bytes  memory that the weights took
-    page_bytes    bytes of one page of the KV pool, in all layers together
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class LoadWatch:
         self.progress = progress or Silent()
         self.load_s = 0.0
         self.weight_bytes = 0
-        self.page_bytes = 0
 
     def beat(self, doing: str) -> None:
         if self._beat is not None:
@@ -92,12 +90,6 @@ class LoadWatch:
                 (peak - before) / 1e6,
                 (peak - before) / weight_bytes,
             )
-
-    def take_kv(self, kv_caches: Sequence[tuple[torch.Tensor, ...]]) -> None:
-        """Note the bytes of a page in this pool, in all layers together."""
-        self.page_bytes = sum(
-            cache[0].nbytes for layer in kv_caches for cache in layer if len(cache)
-        )
 
 
 def _memory_bytes() -> int:

@@ -83,6 +83,8 @@ class Resolved:
             ),
             page_size=config.memory.page_size,
             demand=demand_of(config.scheduler, config.model),
+            state_interval=config.memory.mamba_track_interval,
+            num_states=config.memory.max_mamba_cache_size,
         )
 
     @property

@@ -78,8 +78,7 @@ def build_runner(
             execute=pooling_runner.execute,
             launch=None,
             warm_up=partial(
-                warm_up_pooling,
-                num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
+                warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
         )
     model = load_model(resolved, watch=watch)
@@ -93,11 +92,7 @@ def build_runner(
         resolved=resolved,
         execute=runner.execute,
         launch=runner.launch if runs_ahead(resolved.device) else None,
-        warm_up=partial(
-            warm_up,
-            num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
-            slot=0 if resolved.cache.pools[-1].kind is CacheKind.STATE else -1,
-        ),
+        warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
     )
 
 
@@ -110,14 +105,25 @@ def _kv_caches(
     """The caches of all layers, with spare pages that no request gets; none for an encoder."""
     watch.beat("allocating the KV pool")
     with timed("KV pool"):
-        kv_caches = allocate_caches(
+        return allocate_caches(
             resolved.cache.groups,
             [size + num_spare for size in resolved.pool_sizes],
             page_size=resolved.config.memory.page_size,
             device=resolved.device,
         )
-    watch.take_kv(kv_caches)
-    return kv_caches
+
+
+def _places(resolved: Resolved) -> CachePlaces:
+    return CachePlaces(resolved.cache.groups, resolved.kernels.kernels.copy_rows)
+
+
+def _num_windows(resolved: Resolved) -> int:
+    return sum(pool.window is not None for pool in resolved.cache.pools)
+
+
+def _first_slot(resolved: Resolved) -> int:
+    """For a warm-up: -1 if the model keeps no states."""
+    return 0 if any(pool.kind is CacheKind.STATE for pool in resolved.cache.pools) else -1
 
 
 def _row_table(resolved: Resolved) -> RowTable:
@@ -126,7 +132,7 @@ def _row_table(resolved: Resolved) -> RowTable:
         num_rows=config.scheduler.max_running_requests,
         max_pages=-(-config.model.context_length // config.memory.page_size),
         device=resolved.device,
-        num_windows=sum(pool.window is not None for pool in resolved.cache.pools),
+        num_windows=_num_windows(resolved),
     )
 
 
@@ -189,7 +195,7 @@ def _decoder_runner(
         model,
         kernels,
         kv_caches,
-        group_of_layer=CachePlaces(resolved.cache.groups).group_of_layer,
+        group_of_layer=_places(resolved).group_of_layer,
         enabled=not config.execution.disable_graphs,
         capture=None if captures is None else capture,
     )
@@ -209,14 +215,14 @@ def _decoder_runner(
         ),
         page_size=page_size,
         device=device,
-        groups=resolved.cache.groups,
+        places=_places(resolved),
     )
 
 
 def _captures(resolved: Resolved) -> CapturePlan | None:
     """The steps that a GPU will capture; None: no steps."""
-    kernels, num_groups = resolved.kernels.kernels, len(resolved.cache.groups)
-    if resolved.config.execution.disable_graphs or not kernels.can_be_captured or num_groups > 1:
+    kernels, has_groups = resolved.kernels.kernels, bool(_places(resolved).group_of_layer)
+    if resolved.config.execution.disable_graphs or not kernels.can_be_captured or has_groups:
         return None
     if resolved.decoder.experts is not None:  # the op reads on the host who chose which
         return None
@@ -287,5 +293,5 @@ def _pooling_runner(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> P
         rows=rows,
         page_size=config.memory.page_size,
         device=resolved.device,
-        groups=resolved.cache.groups,
+        places=_places(resolved),
     )

@@ -10,6 +10,7 @@ from sapwood.app.grammars import build_grammars
 from sapwood.app.loading import LoadWatch, timed
 from sapwood.app.resolving import Resolved
 from sapwood.app.runners import StepRunner, build_runner
+from sapwood.app.speculation import build_speculation
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
 from sapwood.engine.instruments import Instruments
@@ -20,8 +21,8 @@ from sapwood.executor.launch import OverlappedExecutor, QueuedExecutor, SerialEx
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
-from sapwood.schema.cache import FULL_POOL
-from sapwood.schema.output import EngineOutput, EngineReady
+from sapwood.schema.cache import FULL_POOL, CachePool
+from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts
 from sapwood.schema.request import EngineInput
 
 Executor = SerialExecutor | OverlappedExecutor | QueuedExecutor
@@ -77,7 +78,6 @@ def build_engine(
     resolved = runner.resolved
     config = resolved.config
     ledger = _build_ledger(resolved)
-    compiler = None if grammars is None else grammars.compiler
     scheduler = Scheduler(
         config.scheduler,
         ledger,
@@ -87,7 +87,8 @@ def build_engine(
         clock=clock,
         pooling=resolved.pooling,
         hidden_size=resolved.shape.hidden_size,
-        grammars=compiler,
+        grammars=None if grammars is None else grammars.ranks,
+        speculation=build_speculation(config.speculation, ledger),
     )
     if not config.execution.skip_server_warmup:
         watch.beat("warming up")
@@ -108,7 +109,7 @@ def build_engine(
         ready=_ready(resolved, watch),
         scheduler=scheduler,
         executor=executor,
-        grammars=compiler,
+        grammars=None if grammars is None else grammars.compiler,
     )
 
 
@@ -123,8 +124,27 @@ def _ready(resolved: Resolved, watch: LoadWatch) -> EngineReady:
         max_running_requests=config.scheduler.max_running_requests,
         load_s=watch.load_s,
         weight_bytes=watch.weight_bytes,
-        page_bytes=watch.page_bytes,
+        pools=_pool_facts(resolved),
     )
+
+
+def _pool_facts(resolved: Resolved) -> tuple[PoolFacts, ...]:
+    cache = resolved.cache
+    pools, sizes = _pools(resolved)
+    return tuple(
+        PoolFacts(
+            name=pool.name, size=size, unit_bytes=cache.unit_bytes(pool) if cache.groups else 0
+        )
+        for pool, size in zip(pools, sizes, strict=True)
+    )
+
+
+def _pools(resolved: Resolved) -> tuple[tuple[CachePool, ...], tuple[int, ...]]:
+    """(the pools, their pages or slots); an encoder's texts take pages of no memory"""
+    memory = resolved.config.memory
+    if resolved.cache.groups:
+        return resolved.cache.pools, resolved.pool_sizes
+    return (FULL_POOL,), (memory.max_total_tokens // memory.page_size,)
 
 
 def _executor(runner: StepRunner, depth: int) -> Executor:
@@ -137,11 +157,15 @@ def _executor(runner: StepRunner, depth: int) -> Executor:
 
 
 def _build_ledger(resolved: Resolved) -> Ledger:
-    memory, pools, sizes = resolved.config.memory, resolved.cache.pools, resolved.pool_sizes
-    if not pools:  # an encoder's texts take pages of no memory
-        pools, sizes = (FULL_POOL,), (memory.max_total_tokens // memory.page_size,)
+    memory, (pools, sizes) = resolved.config.memory, _pools(resolved)
     tree = None
     if not memory.disable_radix_cache:
         eviction_key = EVICTION_POLICIES[memory.radix_eviction_policy]
         tree = PrefixTree(memory.page_size, eviction_key, pools)
-    return Ledger(num_pages=sizes, page_size=memory.page_size, tree=tree, pools=pools)
+    return Ledger(
+        num_pages=sizes,
+        page_size=memory.page_size,
+        tree=tree,
+        pools=pools,
+        state_interval=memory.mamba_track_interval,
+    )

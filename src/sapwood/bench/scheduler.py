@@ -157,5 +157,5 @@ def _step(scheduler: Scheduler, rng: random.Random) -> float:
 
 
 def _result(plan: StepPlan, rng: random.Random) -> StepResult:
-    sampled = [rng.randrange(VOCAB) for entry in plan.scheduled if entry.num_output is not None]
+    sampled = [[rng.randrange(VOCAB)] for entry in plan.scheduled if entry.num_output is not None]
     return StepResult(step=plan.step, token_ids=sampled)

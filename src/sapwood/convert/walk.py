@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from sapwood.convert.tapped import TappedLinear, TappedScheme
+from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.layers.embedding import VocabEmbedding
-from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.layers.layer import Layer, summed
 from sapwood.layers.targets import Target, prefixed
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.lm.architecture import Architecture, Names
 from sapwood.models.loader.assign import load_weights
-from sapwood.schema.cache import keys_and_values
 
 LOGIT_ROWS = 256
 """Tokens whose logits are held at once."""
@@ -152,27 +152,21 @@ def _wanted(targets: Mapping[str, Target], tensors: Mapping[str, Tensor]) -> dic
 
 
 def _window_batch(architecture: Architecture, window: int, page_size: int) -> ForwardBatch:
-    """A batch of one request with `window` new tokens; place i has token i. All layers have the
-    same KV cache, since only one is computed at a time."""
-    decoder, device = architecture.config, architecture.build.device
+    """A batch of one request with `window` new tokens; place i has token i. All layers of a
+    cache group have the same memory, since only one is computed at a time."""
+    decoder, build = architecture.config, architecture.build
+    device, dtype = build.device, str(build.dtype).removeprefix("torch.")
     num_pages = -(-window // page_size)
-    caches = allocate_caches(
-        [
-            keys_and_values(
-                range(1),
-                num_kv_heads=decoder.num_kv_heads,
-                head_dim=decoder.head_dim,
-                dtype=str(architecture.build.dtype).removeprefix("torch."),
-            )
-        ],
-        [num_pages],
-        page_size=page_size,
-        device=device,
-    )
+    # A window's mask is the layer's own, and all of its pages stay.
+    groups = [group.with_dtypes(kv=dtype, activations=dtype) for group in decoder.cache_groups]
+    caches = [
+        allocate_caches(
+            [replace(group, layers=(0,))], [num_pages], page_size=page_size, device=device
+        )[0]
+        for group in groups
+    ]
     positions = torch.arange(window, device=device)
-    return ForwardBatch(
-        token_ids=positions,  # not looked at: layers are given hidden states
-        positions=positions,
+    inputs = CacheInputs(
         write_index=positions,
         attention=AttentionBatch(
             page_table=torch.arange(num_pages, dtype=torch.int32, device=device)[None],
@@ -182,6 +176,16 @@ def _window_batch(architecture: Architecture, window: int, page_size: int) -> Fo
             context_lens=(window,),
             num_decodes=0,
         ),
-        kv_caches=list(caches) * decoder.num_layers,
+        slots=torch.zeros(1, dtype=torch.int64, device=device),
+    )
+    group_of_layer = CachePlaces(groups).group_of_layer
+    return ForwardBatch(
+        token_ids=positions,  # not looked at: layers are given hidden states
+        positions=positions,
+        write_index=inputs.write_index,
+        attention=inputs.attention,
+        groups=[inputs] * len(groups) if group_of_layer else (),
+        group_of_layer=group_of_layer,
+        kv_caches=[caches[group] for group in group_of_layer or [0] * decoder.num_layers],
         logits_index=positions,
     )

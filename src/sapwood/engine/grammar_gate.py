@@ -1,38 +1,56 @@
-"""Holds requests back until their grammars are compiled, without holding up others."""
+"""Holds requests back until all ranks have compiled their grammars, without holding up others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from sapwood.base.errors import SapwoodError
 from sapwood.engine.request_state import RequestState
-from sapwood.schema.grammar import Grammar
 from sapwood.schema.output import Finish
+from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage, ReleaseGrammar
 from sapwood.schema.sampling import SamplingParams
 
 
-class Grammars(Protocol):
-    """Compiles each grammar once, beside the loop, and keeps those that open requests need."""
+class GrammarRanks(Protocol):
+    """The ranks, each of which compiles grammars for itself, beside its steps."""
 
-    def enter(self, grammar: Grammar) -> None:
-        """A request that needs the grammar has come."""
+    @property
+    def num_ranks(self) -> int: ...
+
+    def send(self, message: RankMessage) -> None:
+        """Send a message to every rank; messages arrive in their order. Does not wait."""
         ...
 
-    def leave(self, grammar: Grammar) -> None:
-        """A request that needed the grammar has ended."""
+    def answers(self) -> Sequence[GrammarAnswer]:
+        """The answers that have come since the last call. Does not wait."""
         ...
 
-    def is_ready(self, grammar: Grammar) -> bool:
-        """Whether the grammar is compiled. Raises SapwoodError if it cannot be used."""
-        ...
+
+@dataclass(slots=True, eq=False)
+class _Ordered:
+    """A grammar that open requests need.
+
+    missing    ranks that have not answered
+    num_users  open requests that need the grammar
+    held       those of them that wait until no rank is missing, by request id
+    """
+
+    id: int
+    missing: set[int]
+    num_users: int = 0
+    held: dict[str, RequestState] = field(default_factory=dict)
 
 
 class GrammarGate:
-    """grammars: compiles them; None: the gate refuses every request that has a grammar."""
+    """ranks: compile grammars; None: the gate refuses every request that has a grammar."""
 
-    def __init__(self, grammars: Grammars | None) -> None:
-        self._grammars = grammars
-        self._held: dict[str, RequestState] = {}
+    def __init__(self, ranks: GrammarRanks | None) -> None:
+        self._ranks = ranks
+        self._ordered: dict[tuple[str, str], _Ordered] = {}
+        self._by_id: dict[int, _Ordered] = {}
+        self._num_orders = 0
+        self._held: set[str] = set()
 
     @property
     def num_held(self) -> int:
@@ -40,7 +58,7 @@ class GrammarGate:
         return len(self._held)
 
     def why_refused(self, sampling: SamplingParams) -> str | None:
-        if sampling.grammar is None or self._grammars is not None:
+        if sampling.grammar is None or self._ranks is not None:
             return None
         return (
             f"this request's {sampling.grammar.kind} cannot be enforced, since the server does not "
@@ -49,38 +67,54 @@ class GrammarGate:
         )
 
     def enter(self, state: RequestState) -> None:
-        if state.options.sampling.grammar is not None and self._grammars is not None:
-            self._grammars.enter(state.options.sampling.grammar)
-            self._held[state.request_id] = state
+        grammar = state.options.sampling.grammar
+        if grammar is None or self._ranks is None:
+            return
+        ordered = self._ordered.get(grammar.key)
+        if ordered is None:
+            ordered = _Ordered(self._num_orders, set(range(self._ranks.num_ranks)))
+            self._num_orders += 1
+            self._ordered[grammar.key] = self._by_id[ordered.id] = ordered
+            self._ranks.send(CompileGrammar(id=ordered.id, grammar=grammar))
+        ordered.num_users += 1
+        if ordered.missing:
+            ordered.held[state.request_id] = state
+            self._held.add(state.request_id)
 
     def leave(self, state: RequestState) -> None:
         """The request has ended, in whatever way."""
-        if state.options.sampling.grammar is not None and self._grammars is not None:
-            self._grammars.leave(state.options.sampling.grammar)
-            self._held.pop(state.request_id, None)
+        grammar = state.options.sampling.grammar
+        if grammar is None or self._ranks is None:
+            return
+        ordered = self._ordered[grammar.key]
+        ordered.num_users -= 1
+        ordered.held.pop(state.request_id, None)
+        self._held.discard(state.request_id)
+        if not ordered.num_users:
+            del self._ordered[grammar.key], self._by_id[ordered.id]
+            self._ranks.send(ReleaseGrammar(id=ordered.id))
 
     def holds(self, state: RequestState) -> bool:
         return state.request_id in self._held
 
     def release_ready(self) -> list[tuple[RequestState, Finish]]:
-        """Hold the requests back no longer whose grammars are ready.
+        """Hold the requests back no longer whose grammars are ready on all ranks.
 
-        Returns the requests whose grammars cannot be used, each with the `Finish` that it gets.
+        Returns the requests whose grammars some rank refuses, each with the `Finish` that it gets;
+        the caller ends them at once.
         """
-        if not self._held or self._grammars is None:
-            return []
         refused: list[tuple[RequestState, Finish]] = []
-        for state in list(self._held.values()):
-            grammar = state.options.sampling.grammar
-            assert grammar is not None, "only requests with a grammar are held"
-            try:
-                is_ready = self._grammars.is_ready(grammar)
-            except SapwoodError as error:
-                finish = Finish(
-                    kind="error", message=error.message, status=error.status, error_type=error.type
-                )
-                refused.append((state, finish))
+        for answer in () if self._ranks is None else self._ranks.answers():
+            # All requests that needed the grammar may have left before this answer came.
+            ordered = self._by_id.get(answer.id)
+            if ordered is None:
                 continue
-            if is_ready:
-                del self._held[state.request_id]
+            if answer.refusal is not None:
+                refused += [(state, answer.refusal) for state in ordered.held.values()]
+                ordered.held.clear()
+                continue
+            ordered.missing.discard(answer.rank)
+            if not ordered.missing:
+                self._held -= ordered.held.keys()
+                ordered.held.clear()
         return refused

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from sapwood.engine.request_state import RequestState
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish, RequestOutput
-from sapwood.schema.step import ScheduledTokens
+from sapwood.schema.step import ScheduledTokens, StepResult
 
 
-def scheduled_tokens(state: RequestState, num_new: int) -> ScheduledTokens:
-    """The next `num_new` tokens of a running request, and what has changed in its lease."""
+def scheduled_tokens(state: RequestState, num_new: int, draft_ids: list[int]) -> ScheduledTokens:
+    """The next `num_new` tokens of a running request and drafts of the tokens that follow, and what
+    has changed in its lease."""
     lease = state.lease
     assert lease is not None, "a scheduled request has a lease"
     first_page, pages = lease.take_changes()
@@ -22,12 +25,13 @@ def scheduled_tokens(state: RequestState, num_new: int) -> ScheduledTokens:
         row=state.row,
         position=state.num_computed_tokens,
         token_ids=state.new_token_ids(num_new),
+        draft_ids=draft_ids,
         first_page=first_page,
         pages=pages,
         num_output=state.num_outputs if samples else None,
         first_scored=first_scored,
         num_scored=num_scored,
-        num_hidden=state.num_hidden_among(num_new),
+        num_hidden=state.num_hidden_among(num_new + len(draft_ids)),
         answers=reaches_end and state.options.embed is not None,
     )
     if not lease.windows and lease.state is None:
@@ -38,6 +42,36 @@ def scheduled_tokens(state: RequestState, num_new: int) -> ScheduledTokens:
         slot=-1 if lease.state is None else lease.state.planned_slot,
         copies=lease.take_copies(),
     )
+
+
+def take_extras(
+    state: RequestState,
+    entry: ScheduledTokens,
+    result: StepResult,
+    index: int,
+    new_ids: Sequence[int],
+) -> TokenLogprobs | None:
+    """Take what the entry of that index brought besides tokens.
+
+    new_ids  the entry's output tokens: of those that it sampled, none after the request's end
+    Returns  the log probabilities of these
+    """
+    if entry.num_hidden:
+        # Neither a wrong draft nor a token after the end has a hidden state.
+        num_wrong = 0 if entry.num_output is None else len(entry.draft_ids) + 1 - len(new_ids)
+        hidden_states = result.hidden_states.get(index, [])
+        state.take_hidden_states(
+            entry.first_hidden, hidden_states[: max(entry.num_hidden - num_wrong, 0)]
+        )
+    brought = result.logprobs.get(index) if result.logprobs else None
+    if brought is None:
+        return None
+    if brought.prompt is not None:
+        state.take_prompt_logprobs(entry.first_scored, brought.prompt)
+    output = brought.output
+    if output is None or len(output) <= len(new_ids):
+        return output
+    return output[: len(new_ids)] if new_ids else None
 
 
 def request_output(
@@ -58,6 +92,7 @@ def request_output(
         prompt_logprobs=state.prompt_logprobs_to_tell(),
         hidden_states=state.hidden_states_to_tell(),
         values=values,
+        speculated=state.speculated,
         finish=state.finish,
     )
 

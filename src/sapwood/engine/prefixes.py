@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sapwood.engine.request_state import RequestState
+from sapwood.memory.ledger import Ledger
 
 
 class PrefixesInProgress:
@@ -18,12 +19,12 @@ class PrefixesInProgress:
         self._computing: dict[int, RequestState] = {}
         self._announced: set[RequestState] = set()
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._computing
-
-    def are_worth_waiting_for(self, state: RequestState, num_hit_tokens: int) -> bool:
+    def are_worth_waiting_for(self, state: RequestState, ledger: Ledger) -> bool:
         """Whether a running request will soon have much more of the prefix than the cache has."""
+        if not self._computing or state.num_matchable_tokens == 0:
+            return False
+        path = ledger.prefix_path(state.namespace, state.matchable_key())
+        num_hit_tokens = sum(num_tokens for _, num_tokens in path)
         wanted = (num_hit_tokens + max(self._threshold, 1) - 1) // self._page_size
         # Tokens that a hit may not cover are computed in any case, and so is the last prompt token.
         usable = min(state.num_matchable_tokens, state.num_prompt_tokens - 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from enum import Enum, auto
 
 from sapwood.engine.hidden_states import HiddenStates
 from sapwood.memory.lease import Lease
 from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
 from sapwood.schema.logprobs import TokenLogprobs
-from sapwood.schema.output import Finish
+from sapwood.schema.output import Finish, Speculated
 from sapwood.schema.request import Generate
 from sapwood.schema.step import RowStart
 
@@ -31,7 +32,8 @@ class RequestState:
     """A request has computed `num_computed_tokens` and wants to reach `num_tokens`.
 
     Both count what steps in flight will have done: a sampled token whose id is not yet known is one
-    of `num_pending_outputs`.
+    of `num_pending_outputs`. Of a step with drafts they count one token, as if all drafts were
+    wrong, until its result says how many were right: the lease may have pages for more tokens.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class RequestState:
         self.output_ids: list[int] = []
         self.num_pending_outputs = 0
         self.num_computed_tokens = 0
+        self.speculated: Speculated | None = None
         self.num_cached_tokens: int | None = None
         self.lease: Lease | None = None
         self.row = -1
@@ -111,6 +114,19 @@ class RequestState:
     def ends_with_prompt(self) -> bool:
         """Whether the request ends with its prompt, and wants no output tokens and no embedding."""
         return self.max_new_tokens == 0 and self.options.embed is None
+
+    def finish_after(self, token_id: int, eos_token_ids: AbstractSet[int]) -> Finish | None:
+        """How the newest output token ends the request; None if the request goes on."""
+        sampling = self.options.sampling
+        may_stop = len(self.output_ids) > sampling.min_new_tokens
+        is_eos = token_id in eos_token_ids and not sampling.ignore_eos
+        # With a grammar, an end of sequence before min_new_tokens was the only token allowed.
+        may_stop = may_stop or (is_eos and sampling.grammar is not None)
+        if may_stop and (is_eos or token_id in self.stop_token_ids):
+            return Finish(kind="stop", matched=token_id)
+        if len(self.output_ids) >= self.max_new_tokens:
+            return Finish(kind="length")
+        return None
 
     def move_to(self, phase: Phase) -> None:
         if phase not in _NEXT[self.phase]:

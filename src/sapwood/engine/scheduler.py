@@ -5,8 +5,9 @@ reach `num_tokens`; a step hands every chosen request a number of new tokens out
 Chunked prefill, prefix hits, recomputation after a retraction, and decoding are this one rule.
 
 `plan` may be called again before the previous plan's result is known (overlap): the token that a
-request is about to get counts as pending, and the executor fills in its id. Plans run in order, so
-the row and the pages of a request can be given to another as soon as they are released.
+request is about to get counts as pending, and whoever feeds it back (`TokenFeed`) fills in its id.
+Plans run in order, so the row and the pages of a request can be given to another as soon as they
+are released. A request whose step has drafts waits for that step: nobody knows how many are right.
 """
 
 from __future__ import annotations
@@ -24,20 +25,28 @@ from sapwood.engine.admission import (
     has_room,
 )
 from sapwood.engine.deadlines import Deadlines
-from sapwood.engine.grammar_gate import GrammarGate, Grammars
+from sapwood.engine.figures import engine_status
+from sapwood.engine.grammar_gate import GrammarGate, GrammarRanks
 from sapwood.engine.limits import RequestBounds
-from sapwood.engine.messages import failed, queue_is_full, request_output, scheduled_tokens
+from sapwood.engine.messages import (
+    failed,
+    queue_is_full,
+    request_output,
+    scheduled_tokens,
+    take_extras,
+)
 from sapwood.engine.preemption import Preemption
 from sapwood.engine.prefixes import PrefixesInProgress
-from sapwood.engine.queue_order import QueueOrder, per_routing_key
+from sapwood.engine.queue_order import QueueOrder
 from sapwood.engine.request_state import Phase, RequestState
+from sapwood.engine.speculation import Speculation
 from sapwood.memory.lease import Lease
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
-from sapwood.schema.step import StepPlan, StepResult
+from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult, TokenFeed
 
 UNLIMITED = 2**31 - 1
 
@@ -56,19 +65,23 @@ class Scheduler:
         clock: Clock,
         pooling: Pooling | None = None,
         hidden_size: int = 0,
-        grammars: Grammars | None = None,
+        grammars: GrammarRanks | None = None,
+        token_feed: TokenFeed = TokenFeed.ROW,
+        speculation: Speculation | None = None,
     ) -> None:
         """A scheduler without requests.
 
         config       its limits on requests and on tokens of a step
         pooling      how the model makes embeddings or scores; None: the model generates
         hidden_size  length of the vectors that requests may bring in the place of tokens
-        grammars     compiles grammars; None: requests that have a grammar are refused
+        grammars     ranks that compile grammars; None: requests that have one are refused
+        token_feed   who hands sampled tokens to the steps that compute them
+        speculation  guesses tokens, which steps then verify; None: nothing is guessed
         """
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
         self._ledger = ledger
-        self._keeps_states = ledger.keeps_states
+        self._keeps_states = ledger.keeps_states and ledger.keeps_prefixes
         chunk = config.chunked_prefill_size
         self._token_budget = UNLIMITED if chunk == -1 else chunk
         step_tokens = min(self._token_budget, context_length)
@@ -119,11 +132,12 @@ class Scheduler:
             urgency=self._urgency,
         )
         self._open: dict[str, RequestState] = {}
-        self._in_flight: dict[int, list[tuple[RequestState, int, int | None]]] = {}
+        self._in_flight: dict[int, list[tuple[RequestState, int]]] = {}
         self._ended_between_steps: list[RequestOutput] = []
         self._num_arrivals = 0
-        self._num_steps = 0
         self._counts: Counter[str] = Counter()
+        self._feeds_rows = token_feed is TokenFeed.ROW
+        self._speculation = speculation
 
     # ---- requests in -----------------------------------------------------------------------
 
@@ -207,6 +221,9 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before an earlier result is known."""
+        speculation = self._speculation
+        if speculation is not None and self._in_flight and speculation.waits(len(self._running)):
+            return None
         shares: list[tuple[RequestState, int]] = []
         num_retractions = self._counts["retracted"]
         preferred = self._preempt()
@@ -219,66 +236,77 @@ class Scheduler:
         ends, self._ended_rows = self._ended_rows, []
         if not shares and not ends:
             return None
-        shares.sort(key=lambda share: share[1] != 1)
-        entries = [scheduled_tokens(state, num_new) for state, num_new in shares]
+        drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
+        entries = [
+            (state, scheduled_tokens(state, num_new, drafts.get(state.request_id, [])))
+            for state, num_new in shares
+        ]
+        entries.sort(key=lambda entry: entry[1].num_new != 1)
         plan = StepPlan(
-            step=self._num_steps,
+            step=self._counts["steps"],
             starts=[state.row_start() for state in starts],
-            scheduled=entries,
+            scheduled=[entry for _, entry in entries],
             ends=ends,
         )
-        self._in_flight[plan.step] = [
-            (state, state.num_runs, entry.num_output)
-            for (state, _), entry in zip(shares, entries, strict=True)
-        ]
-        for (state, num_new), entry in zip(shares, entries, strict=True):
-            num_prompt_left = state.num_prompt_tokens - state.num_computed_tokens
-            if num_prompt_left > 0:
-                self._counts["prefilled"] += min(num_new, num_prompt_left)
-            state.num_computed_tokens += num_new
-            if self._keeps_states and state.shares_prefixes:
-                assert state.lease is not None
-                self._ledger.keep_state(
-                    state.lease, state.num_computed_tokens, state.num_prompt_tokens
-                )
-            if entry.num_output is not None:
-                state.num_pending_outputs += 1
-        self._num_steps += 1
-        self._counts["computed"] += sum(num_new for _, num_new in shares)
+        self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
+        for state, entry in entries:
+            self._count_as_computed(state, entry)
+        self._counts["steps"] += 1
         self._reserve.after_step()
         return plan
+
+    def _count_as_computed(self, state: RequestState, entry: ScheduledTokens) -> None:
+        """What the planned entry will have done; its drafts count when they were right."""
+        num_new = entry.num_new - len(entry.draft_ids)
+        num_prompt_left = state.num_prompt_tokens - state.num_computed_tokens
+        if num_prompt_left > 0:
+            self._counts["prefilled"] += min(num_new, num_prompt_left)
+        state.num_computed_tokens += num_new
+        if self._keeps_states and state.shares_prefixes:
+            assert state.lease is not None
+            self._ledger.keep_state(state.lease, state.num_computed_tokens, state.num_prompt_tokens)
+        if entry.num_output is not None:
+            state.num_pending_outputs += 1
+        self._counts["computed"] += entry.num_new
 
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
         sampled = iter(result.token_ids)
         pairs = zip(plan.scheduled, self._in_flight.pop(plan.step), strict=True)
-        for index, (entry, (state, num_runs, num_output)) in enumerate(pairs):
-            token_id = next(sampled) if num_output is not None else None
+        for index, (entry, (state, num_runs)) in enumerate(pairs):
+            token_ids = next(sampled) if entry.num_output is not None else None
+            is_same_run = state.phase is Phase.RUNNING and state.num_runs == num_runs
+            if token_ids is not None and self._speculation is not None:
+                num_accepted = self._speculation.settle(state, len(entry.draft_ids), token_ids)
+                state.num_computed_tokens += num_accepted if is_same_run else 0
             if state.phase is Phase.FINISHED:
                 continue
-            brought = result.logprobs.get(index) if result.logprobs else None
-            if brought is not None and brought.prompt is not None:
-                state.take_prompt_logprobs(entry.first_scored, brought.prompt)
-            if index in result.hidden_states:
-                state.take_hidden_states(entry.first_hidden, result.hidden_states[index])
-            if index in result.failures:
-                self._finish(state, failed(result.failures[index]))
-                outputs.append(request_output(state, []))
-            elif token_id is not None:
+            new_ids: list[int] = []
+            if token_ids is not None:
                 state.num_pending_outputs -= 1
-                new_ids = self._take(state, [token_id, *result.forced.get(index, ())])
-                logprobs = brought.output if brought is not None else None
-                outputs.append(request_output(state, new_ids, logprobs))
-            elif index in result.values:
-                self._finish(state, Finish(kind="length"))
-                outputs.append(request_output(state, [], values=result.values[index]))
-            elif state.ends_with_prompt and entry.end == state.num_prompt_tokens:
-                self._finish(state, Finish(kind="length"))
-                outputs.append(request_output(state, []))
+                new_ids = self._take(state, [*token_ids, *result.forced.get(index, ())])
+            logprobs = take_extras(state, entry, result, index, new_ids)
+            self._finish_if_done(state, entry, result, index)
+            if token_ids is not None or state.finish is not None:
+                values = result.values.get(index, b"")
+                outputs.append(request_output(state, new_ids, logprobs, values=values))
             if state.phase is Phase.RUNNING and state.num_runs == num_runs:
                 self._share_prompt(state)
         return outputs
+
+    def _finish_if_done(
+        self, state: RequestState, entry: ScheduledTokens, result: StepResult, index: int
+    ) -> None:
+        """End a request that cannot go on, or that wants no output tokens."""
+        if state.phase is Phase.FINISHED:
+            return
+        if index in result.failures:
+            self._finish(state, failed(result.failures[index]))
+        elif index in result.values or (
+            state.ends_with_prompt and entry.end == state.num_prompt_tokens
+        ):
+            self._finish(state, Finish(kind="length"))
 
     # ---- the cache and the counters ----------------------------------------------------------
 
@@ -290,30 +318,15 @@ class Scheduler:
         return True
 
     def status(self, call_id: str = "") -> EngineStatus:
-        counts = self._counts
-        return EngineStatus(
-            call_id=call_id,
-            num_running=len(self._running),
+        return engine_status(
+            call_id,
+            self._counts,
+            self._ledger,
+            self._speculation,
+            running=self._running,
             num_waiting=len(self._waiting),
-            num_pages=self._ledger.num_pages,
-            num_free_pages=self._ledger.num_free_pages,
-            num_cached_pages=self._ledger.num_cached_pages,
-            num_leased_pages=self._ledger.num_leased_pages,
-            num_steps=self._num_steps,
-            num_computed_tokens=counts["computed"],
-            num_cached_tokens=counts["cached"],
-            num_output_tokens=counts["output"],
-            num_finished=counts["finished"],
-            num_aborted=counts["aborted"],
-            num_refused=counts["refused"],
-            num_retractions=counts["retracted"],
-            num_preemptions=counts["preempted"],
-            num_timed_out=counts["timed out"],
-            num_arrived=counts["arrived"],
-            num_prefill_tokens=counts["prefilled"],
+            open_requests=self._open.values(),
             new_token_ratio=self._reserve.ratio,
-            routing_key_running_counts=per_routing_key(self._running),
-            routing_key_all_counts=per_routing_key(self._open.values()),
         )
 
     # ---- refusal -----------------------------------------------------------------------------
@@ -372,7 +385,11 @@ class Scheduler:
             if not state.num_pending_outputs and not self._gate.holds(state)
         )
         first = next(ready, None)
-        if first is None or self._urgency(first) < most or self._prefix_is_being_computed(first):
+        if (
+            first is None
+            or self._urgency(first) < most
+            or self._prefixes.are_worth_waiting_for(first, self._ledger)
+        ):
             return None
         num_taken = self._preemption.make_room(first, victims, self._requeue)
         self._counts["preempted"] += num_taken
@@ -401,6 +418,8 @@ class Scheduler:
             if budget == 0:
                 break
             if state.phase is not Phase.RUNNING or state.is_exhausted:
+                continue
+            if state.num_pending_outputs and not self._feeds_rows:
                 continue
             num_new = min(state.num_missing_tokens, budget)
             if self._keeps_states:
@@ -469,7 +488,7 @@ class Scheduler:
                 break
             if state.num_pending_outputs or self._gate.holds(state):
                 continue
-            if self._prefix_is_being_computed(state):
+            if self._prefixes.are_worth_waiting_for(state, self._ledger):
                 continue
             if self._whole_prompts and state.num_missing_tokens > budget:
                 break
@@ -496,14 +515,6 @@ class Scheduler:
         return starts
 
     # ---- one prefix is computed once ---------------------------------------------------------
-
-    def _prefix_is_being_computed(self, state: RequestState) -> bool:
-        """Whether the request should wait for a running one that is computing the same prefix."""
-        if self._prefixes.is_empty or state.num_matchable_tokens == 0:
-            return False
-        path = self._ledger.prefix_path(state.namespace, state.matchable_key())
-        hit = sum(num_tokens for _, num_tokens in path)
-        return self._prefixes.are_worth_waiting_for(state, hit)
 
     def _share_prompt(self, state: RequestState) -> None:
         """Let other requests hit the computed part of the prompt, after each of its chunks."""
@@ -564,22 +575,11 @@ class Scheduler:
         for count, token_id in enumerate(token_ids, start=1):
             state.output_ids.append(token_id)
             self._counts["output"] += 1
-            self._end_if_complete(state, token_id)
-            if state.phase is Phase.FINISHED:
+            finish = state.finish_after(token_id, self._eos_token_ids)
+            if finish is not None:
+                self._finish(state, finish)
                 return token_ids[:count]
         return token_ids
-
-    def _end_if_complete(self, state: RequestState, token_id: int) -> None:
-        """End the request if its newest output token ends it."""
-        sampling = state.options.sampling
-        may_stop = len(state.output_ids) > sampling.min_new_tokens
-        is_eos = token_id in self._eos_token_ids and not sampling.ignore_eos
-        # With a grammar, an end of sequence before min_new_tokens was the only token allowed.
-        may_stop = may_stop or (is_eos and sampling.grammar is not None)
-        if may_stop and (is_eos or token_id in state.stop_token_ids):
-            self._finish(state, Finish(kind="stop", matched=token_id))
-        elif len(state.output_ids) >= state.max_new_tokens:
-            self._finish(state, Finish(kind="length"))
 
     def _finish(self, state: RequestState, finish: Finish) -> None:
         self._counts["finished"] += 1
@@ -591,6 +591,8 @@ class Scheduler:
         elif state.phase is Phase.WAITING:
             self._waiting.remove(state)
         self._gate.leave(state)
+        if self._speculation is not None:
+            self._speculation.forget(state)
         state.move_to(Phase.FINISHED)
         state.finish = finish
         del self._open[state.request_id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.rows import RowTable
+from sapwood.kernels.torch_ops.rows import copy_rows
 from sapwood.kernels.transfer import upload
 from sapwood.layers.forward_batch import CacheInputs
 from sapwood.schema.cache import CacheGroup, CacheKind, pools_of
@@ -24,8 +25,14 @@ class CachePlaces:
     group_of_layer  per layer the index of its group; empty if the model has at most one group
     """
 
-    def __init__(self, groups: Sequence[CacheGroup] = ()) -> None:
-        """groups  of the model; empty for a model of one group that keeps every token"""
+    def __init__(
+        self,
+        groups: Sequence[CacheGroup] = (),
+        copy_rows: Callable[[Tensor, Tensor, Tensor], None] = copy_rows,
+    ) -> None:
+        """groups  of the model; empty for a model of one group that keeps every token
+        copy_rows  the kernels' op, which copies states"""
+        self._copy_rows = copy_rows
         pools = pools_of(groups)
         windows = [pool for pool in pools if pool.window is not None]
         self._keeps_all = not groups or pools[0].kind is CacheKind.FULL
@@ -69,7 +76,7 @@ class CachePlaces:
         source, target = upload(list(np.array(copies, dtype=np.int64).T.copy()), device)
         for layer in self._state_layers:
             for tensor in caches[layer]:
-                tensor.index_copy_(0, target, tensor.index_select(0, source))
+                self._copy_rows(tensor, source, target)
 
     def of_step(
         self,

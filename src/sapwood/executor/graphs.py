@@ -59,6 +59,7 @@ class RecordedGraph:
             [group.write_index for group in groups],
             [group.attention for group in groups],
             batch.logits_index,
+            [group.slots for group in batch.groups],
         )
 
 
@@ -95,9 +96,7 @@ def choose_graph(
     if not enabled:
         return GraphChoice(NoGraph(), "disabled by --disable-graphs")
     try:
-        step = kernels.record(
-            model.program(), [(keys, values) for keys, values in kv_caches], group_of_layer
-        )
+        step = kernels.record(model.program(), kv_caches, group_of_layer)
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:
             return capture()

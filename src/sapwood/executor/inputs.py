@@ -27,10 +27,10 @@ ONE_GROUP = CachePlaces()
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """A forward pass, and the requests that sample a token after it.
+    """A forward pass, and the requests that sample tokens after it.
 
-    sampling       the entries of the plan that sample a token, in the plan's order
-    sampling_rows  [S] int64 on the device: the rows of these entries
+    sampling       the entries of the plan that sample, in the plan's order
+    sampling_rows  int64 on the device: the rows of these entries
     """
 
     batch: ForwardBatch
@@ -75,6 +75,17 @@ def build_inputs(
     host_page_table = table[row, :max_pages]
     sampling = [entry for entry in scheduled if entry.num_output is not None]
     samples = [index for index, entry in enumerate(scheduled) if entry.num_output is not None]
+    sampled_after = ends[samples] - 1
+    if any(entry.draft_ids for entry in sampling):
+        starts_of = (ends - lens)[samples].tolist()
+        sampled_after = np.array(
+            [
+                start + offset
+                for start, entry in zip(starts_of, sampling, strict=True)
+                for offset in entry.logits_for
+            ],
+            dtype=np.int64,
+        )
 
     known, unknown_at, unknown_row = _token_ids(plan, ends - lens)
     (
@@ -95,7 +106,7 @@ def build_inputs(
             unknown_row,
             positions,
             pages * np.int64(page_size) + offset,
-            ends[samples] - 1,
+            sampled_after,
             row[samples],
             host_page_table,
             query_start,
@@ -161,9 +172,9 @@ def _token_ids(
     unknown_at: list[int] = []
     unknown_row: list[int] = []
     for start, entry in zip(starts.tolist(), plan.scheduled, strict=True):
-        known += entry.token_ids
+        known += entry.token_ids or [0]
+        known += entry.draft_ids
         if not entry.token_ids:
-            known.append(0)
             unknown_at.append(start)
             unknown_row.append(entry.row)
     return (

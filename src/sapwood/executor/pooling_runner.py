@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
-from sapwood.executor.inputs import build_inputs
+from sapwood.executor.inputs import ONE_GROUP, build_inputs
 from sapwood.executor.rows import RowTable
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.pooling import Pooler
-from sapwood.schema.cache import CacheGroup
 from sapwood.schema.step import RowStart, StepPlan, StepResult
 
 _ONE_TEXT = 2**31 - 1
@@ -45,12 +44,12 @@ class PoolingRunner:
         rows: RowTable,
         page_size: int,
         device: torch.device,
-        groups: Sequence[CacheGroup] = (),
+        places: CachePlaces = ONE_GROUP,
     ) -> None:
         self._model = model
         self._pooler = pooler
         self._kv_caches = kv_caches
-        self._places = CachePlaces(groups)
+        self._places = places
         self._rows = rows
         self._page_size = page_size
         self._device = device

@@ -7,20 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.graphs import Graph
 from sapwood.executor.hidden_states import HiddenRows, kept_hidden, wants_hidden
-from sapwood.executor.inputs import StepInputs, build_inputs
+from sapwood.executor.inputs import ONE_GROUP, StepInputs, build_inputs
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
+from sapwood.executor.sampling.spans import choose_spans
 from sapwood.kernels.recording import Program
-from sapwood.kernels.transfer import Download, download
+from sapwood.kernels.transfer import Download, download, upload_one
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.schema.cache import CacheGroup
 from sapwood.schema.step import StepPlan, StepResult
 
 
@@ -49,7 +50,7 @@ class Launched:
     rows        rows of the requests that sample a token, in the plan's order
     epochs      the epoch of each of these rows (see RowTable) when its token was sampled
     tokens      [len(rows)] tokens on their way to the host
-    token_ids   the same tokens, once they are accepted
+    token_ids   the tokens of each of these rows, once they are accepted
     of_outputs  log probabilities of output tokens, by index in `rows`
     of_prompts  log probabilities of prompt tokens, by index in the plan
     hidden      hidden states, by index in the plan
@@ -62,7 +63,7 @@ class Launched:
     rows: Sequence[int] = ()
     epochs: Sequence[int] = ()
     tokens: Download | None = None
-    token_ids: list[int] | None = None
+    token_ids: list[list[int]] | None = None
     of_outputs: Mapping[int, Measured] = field(default_factory=dict)
     of_prompts: Mapping[int, Measured] = field(default_factory=dict)
     hidden: Mapping[int, HiddenRows] = field(default_factory=dict)
@@ -120,18 +121,18 @@ class Runner:
         sampler: Sampler,
         page_size: int,
         device: torch.device,
-        groups: Sequence[CacheGroup] = (),
+        places: CachePlaces = ONE_GROUP,
         download: Callable[[Tensor], Download] = download,
     ) -> None:
         """A runner of one rank.
 
-        groups    of the model's caches; empty: one group that keeps every token
+        places    tells where the model's cache groups find their pages and states
         download  copies tokens and log probabilities to the host
         """
         self._model = model
         self._graph = graph
         self._kv_caches = kv_caches
-        self._places = CachePlaces(groups)
+        self._places = places
         self._rows = rows
         self._sampler = sampler
         self._download = download
@@ -177,6 +178,9 @@ class Runner:
 
     def _sample(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
         rows = [entry.row for entry in inputs.sampling]
+        if any(entry.draft_ids for entry in inputs.sampling):
+            self._sample_spans(launched, inputs, logits)
+            return
         num_outputs = [entry.num_output or 0 for entry in inputs.sampling]
         if self._awaits_tokens(rows):
             self._collect_before(launched)
@@ -188,6 +192,25 @@ class Runner:
         launched.tokens = self._download(chosen)
         if kept is not None:
             launched.of_outputs = self._logprobs.of_output(kept, rows, chosen)
+
+    def _sample_spans(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
+        """Sample a step with drafts. Nobody knows how far its requests have come before its tokens
+        are on the host, so the launch waits for them."""
+        entries = inputs.sampling
+        self._collect_before(launched)
+        self._uncollected.popleft()
+        # One per place that is sampled, of which an entry with drafts has several.
+        rows = [entry.row for entry in entries for _ in entry.logits_for]
+        kept = self._logprobs.keep(logits, rows)
+        chosen = choose_spans(self._sampler, logits, entries)
+        last = upload_one([(tokens or [0])[-1] for tokens in chosen], np.int64, self._device)
+        self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, last)
+        launched.token_ids = chosen
+        stateful = self._sampler.stateful_rows(rows)
+        if stateful:
+            launched.jumps = self._sampler.jump([e.row for e in entries if e.row in stateful])
+        if kept is not None:
+            launched.of_outputs = self._logprobs.of_spans(kept, rows, entries, chosen)
 
     def _compute(self, launched: Launched, batch: ForwardBatch) -> Tensor:
         """Logits [S, vocab] of the rows at batch.logits_index.
@@ -226,17 +249,23 @@ class Runner:
     @torch.inference_mode()
     def _collect(self, launched: Launched) -> None:
         """Wait for the step's tokens, and let the sampler accept those of stateful rows."""
-        tokens = launched.tokens
-        launched.token_ids = [] if tokens is None else tokens.wait().tolist()
+        tokens: list[int] = [] if launched.tokens is None else launched.tokens.wait().tolist()
+        launched.token_ids = [[token_id] for token_id in tokens]
         stateful = self._sampler.stateful_rows(launched.rows) if launched.rows else None
-        if not stateful:
-            return
+        if stateful:
+            self._accept(launched, tokens, stateful)
+        if launched.failures:
+            launched.token_ids = [
+                [] if row in launched.failures else found
+                for row, found in zip(launched.rows, launched.token_ids, strict=True)
+            ]
+
+    def _accept(self, launched: Launched, tokens: Sequence[int], stateful: set[int]) -> None:
+        """Let the sampler accept the tokens of the stateful rows."""
         # Another request may have the row by now.
         own = [
             (row, token_id)
-            for row, epoch, token_id in zip(
-                launched.rows, launched.epochs, launched.token_ids, strict=True
-            )
+            for row, epoch, token_id in zip(launched.rows, launched.epochs, tokens, strict=True)
             if row in stateful and self._rows.epochs[row] == epoch
         ]
         if own:

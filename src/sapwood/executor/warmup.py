@@ -44,8 +44,10 @@ def warm_up(
         execute(StepPlan(step=-1, starts=[], scheduled=[again]))
 
 
-def warm_up_pooling(execute: Callable[[StepPlan], StepResult], *, num_windows: int = 0) -> None:
-    """Warm up a model that makes embeddings or scores."""
+def warm_up_pooling(
+    execute: Callable[[StepPlan], StepResult], *, num_windows: int = 0, slot: int = -1
+) -> None:
+    """Warm up a model that makes embeddings or scores; num_windows and slot as in `warm_up`."""
     start = RowStart(
         row=0,
         options=RequestOptions(sampling=SamplingParams(max_new_tokens=0), embed=Embed()),
@@ -60,6 +62,7 @@ def warm_up_pooling(execute: Callable[[StepPlan], StepResult], *, num_windows: i
         first_page=0,
         pages=[0],
         windows=[(0, [0])] * num_windows,
+        slot=slot,
         num_output=None,
         answers=True,
     )

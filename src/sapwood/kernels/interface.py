@@ -27,6 +27,7 @@ from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
+from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 
@@ -137,6 +138,19 @@ class CapturedSharing(Protocol):
     def plan(self, batch: AttentionBatch) -> bool:
         """For the step that is replayed next. False, and nothing done, if sharing saves nothing
         worth it: then a capture without this is to be replayed."""
+        ...
+
+
+class PackedExperts(Protocol):
+    """The feed-forward layer of a mixture. Source: Fedus et al. 2021, arXiv:2101.03961."""
+
+    def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Of each token the sum over its experts of weight * down(activation(gate) * up), added up
+        in fp32. Only experts that a token has are read.
+
+        x        [T, hidden] -> [T, hidden]
+        chosen   [T, k] int64, the experts of each token; weights [T, k] fp32
+        Raises   ValueError for an expert that is not there"""
         ...
 
 
@@ -278,39 +292,31 @@ class Kernels(Protocol):
         source  [n] int64; target likewise, different ones"""
         ...
 
-    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
-        """The k experts of each token with the largest probabilities: softmax over all experts in
-        fp32, the largest first, of equal ones that with the lower number.
-
-        logits       [T, num_experts] of a float dtype
-        renormalise  whether the k probabilities are divided by their sum
-        Returns      (their probabilities [T, k] fp32, the experts [T, k] int64)
-        Raises       ValueError unless k is in [1, num_experts]
-        Source: Shazeer et al. 2017, arXiv:1701.06538."""
+    def gate_rows(self, x: Tensor, gate: Tensor) -> None:
+        """x [T, n] *= the logistic function of gate [T, 1], in fp32 and in place. x is contiguous,
+        and both have one dtype."""
         ...
 
-    def experts(
+    def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        """The experts of each token by a router's rule, in fp32, and their weights.
+
+        logits   [T, num_experts] of a float dtype
+        bias     the correction bias [num_experts] fp32, or None
+        Returns  (weights [T, k] fp32, experts [T, k] int64), in the order of the choice
+        Raises   ValueError if the rule does not fit the number of experts"""
+        ...
+
+    def pack_experts(
         self,
-        x: Tensor,
-        chosen: Tensor,
-        weights: Tensor,
         gate_up: Sequence[PackedLinear],
         down: Sequence[PackedLinear],
         activation: Activation,
-    ) -> Tensor:
-        """The feed-forward layer of a mixture: of each token the sum over its experts of weight *
-        down(activation(gate) * up), added up in fp32.
+    ) -> PackedExperts:
+        """The experts of a mixture, of linear layers that these kernels have packed.
 
-        x        [T, hidden] -> [T, hidden]
-        chosen   [T, k] int64, the experts of each token; weights [T, k] fp32
         gate_up  of each expert: hidden -> 2 * I, the gate's outputs first; in any format
         down     of each expert: I -> hidden
-        Raises   ValueError for an expert that is not there
-
-        A first version: it computes the tokens of one expert after the other, and reads on the host
-        how many each has. A product over all experts at once is to follow; until then, a device
-        cannot capture this op.
-        Source: Fedus et al. 2021, arXiv:2101.03961."""
+        Raises   ValueError if there are not as many of one as of the other"""
         ...
 
     def pack_linear(
@@ -398,12 +404,12 @@ class Kernels(Protocol):
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         """The whole step of a decoder as one call.
 
-        kv_caches       per layer
+        kv_caches       per layer: keys and values, or states
         group_of_layer  per layer the index of its cache group, which has pages of its own; empty:
                         all layers are of one group
 

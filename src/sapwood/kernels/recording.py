@@ -15,7 +15,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from sapwood.kernels.activations import Activation
-    from sapwood.kernels.interface import AttentionBatch, AttentionTraits, Kernels, PackedLinear
+    from sapwood.kernels.interface import (
+        AttentionBatch,
+        AttentionTraits,
+        Kernels,
+        PackedExperts,
+        PackedLinear,
+    )
+    from sapwood.kernels.routing import Routing
 
 
 class CannotRecord(Exception):
@@ -108,6 +115,21 @@ class Attend:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Convolve:
+    """out [rows, C] = c * the convolution of b * y, where the rows of x [rows, 3 C] are [b, c, y].
+
+    layer   index of the layer, which has its own states
+    weight  [C, L]; bias [C] or None, both as in Kernels.causal_conv
+    """
+
+    x: Buffer
+    layer: int
+    weight: Tensor
+    bias: Tensor | None
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Activate:
     """out = activation(x), or if gated, of x = [gate, up]: activation(gate) * up."""
 
@@ -131,6 +153,31 @@ class Scale:
 
     residual: Buffer
     factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GateRows:
+    """residual *= the logistic function of gate [rows, 1], row by row"""
+
+    gate: Buffer
+    residual: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mix:
+    """out = the experts of x that a router chooses.
+
+    router   the linear layer whose fp32 result `Kernels.route` takes
+    bias     the correction bias, or None
+    """
+
+    x: Buffer
+    router: PackedLinear
+    num_experts: int
+    bias: Tensor | None
+    routing: Routing
+    experts: PackedExperts
+    out: Buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -175,7 +222,19 @@ def finish_logits(
 
 
 Op = (
-    Embed | Norm | Multiply | RotateAndWrite | Attend | Activate | Add | Scale | SelectRows | Logits
+    Embed
+    | Norm
+    | Multiply
+    | RotateAndWrite
+    | Attend
+    | Convolve
+    | Activate
+    | Add
+    | Scale
+    | GateRows
+    | Mix
+    | SelectRows
+    | Logits
 )
 
 
@@ -206,9 +265,10 @@ class Program:
     def split(self) -> tuple[Sequence[Op], Sequence[Op]]:
         """(ops on the rows of all tokens, ops on the rows whose logits are wanted).
 
-        Tokens know of each other by attention alone. After the last attention nothing looks at the
-        other rows any more, so the second part begins with the selection of rows."""
-        mixing = [index for index, op in enumerate(self._ops) if isinstance(op, Attend)]
+        Tokens know of each other by attention and convolutions alone. After the last of these
+        nothing looks at the other rows any more, so the second part begins with the selection of
+        rows."""
+        mixing = [index for index, op in enumerate(self._ops) if isinstance(op, Attend | Convolve)]
         first = mixing[-1] + 1 if mixing else len(self._ops)
         before, after = self._ops[:first], self._ops[first:]
         written = {buffer for op in before for buffer in written_by(op)}
@@ -285,12 +345,14 @@ class RecordedStep(Protocol):
         write_index: Sequence[Tensor],
         batches: Sequence[AttentionBatch],
         logits_index: Tensor,
+        slots: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """Logits [S, vocab] in fp32 of the rows at logits_index [S]; writes every layer's KV.
+        """Logits [S, vocab] in fp32 of the rows at logits_index [S]; writes every layer's cache.
 
-        `write_index` and `batches` have one value per cache group. The first three arguments are
-        [T]; all indices are int64 and contiguous. The result is bitwise that of the single ops.
-        Until the next step the caller may keep it and write to it.
+        `write_index`, `batches` and `slots` have one value per cache group; slots [R] are those of
+        a group of states, and None in others; without states there need not be any. The first
+        three arguments are [T]; all indices are int64 and contiguous. The result is bitwise that of
+        the single ops. Until the next step the caller may keep it and write to it.
         Raises IndexError, before anything is written, if an index is outside its table.
         """
         ...

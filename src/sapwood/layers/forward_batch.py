@@ -72,3 +72,9 @@ class ForwardBatch:
     def inputs_of(self, layer: int) -> CacheInputs | ForwardBatch:
         """The write_index and attention of this layer."""
         return self.groups[self.group_of_layer[layer]] if self.groups else self
+
+    def slots_of(self, layer: int) -> Tensor:
+        """[R] int64: where each request's state in this layer is; the layer must keep states."""
+        slots = self.groups[self.group_of_layer[layer]].slots if self.groups else None
+        assert slots is not None, f"layer {layer} keeps no states"
+        return slots

@@ -88,6 +88,9 @@ class Lease:
     first_changed  the lowest index whose page changed since `take_changes`
     windows        one per window pool
     state          None: the model keeps no states
+    num_readers    those who read the pages at their own pace, outside the order of the steps
+    withheld       (pool, page or slot) that the request has given up while somebody read
+    is_released    the request has ended; its readers have not
     """
 
     namespace: str
@@ -97,6 +100,9 @@ class Lease:
     first_changed: int = 0
     windows: tuple[WindowLease, ...] = ()
     state: StateLease | None = None
+    num_readers: int = 0
+    withheld: list[tuple[int, int]] = field(default_factory=list)
+    is_released: bool = False
 
     def take_changes(self) -> tuple[int, list[int]]:
         """(index, pages from that index on): the part that has changed since the last call."""

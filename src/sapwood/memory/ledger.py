@@ -8,8 +8,10 @@ A page is in exactly one of three places: the allocator's free list, the tree, o
 of one lease. The first `num_shared` pages of a lease's tokens belong to the tree, which keeps them
 locked for it. The same holds in every pool, with two additions. A page of a window pool is given
 back as soon as no later token looks at it: a private one becomes free, one of the tree's is no
-longer locked. And a state that others may start from is never written again: its request goes on
-with a copy in another slot, just as a request does that hits a state.
+longer locked. A state that others may start from is never written again: its request goes on
+with a copy in another slot, just as a request does that hits a state. And what somebody reads
+outside the order of the steps, to send it elsewhere, stays as it is until the reader is done, even
+if the request ends before.
 """
 
 from __future__ import annotations
@@ -101,6 +103,13 @@ class Ledger:
     @property
     def num_leased_pages(self) -> int:
         return self.num_pages - self.num_available_pages
+
+    def free_and_leased(self) -> list[tuple[int, int]]:
+        """Per pool: (free pages or slots, those that leases hold, in the tree or not)."""
+        return [
+            (allocator.num_free, allocator.num_pages - available)
+            for allocator, available in zip(self._allocators, self.available(), strict=True)
+        ]
 
     def available(self) -> list[int]:
         """Per pool: free pages or slots, and those that the tree can give away."""
@@ -207,14 +216,14 @@ class Ledger:
         if self._full is not None:
             for index in range(old_shared, num_whole):
                 if own[index] != shared[index]:
-                    self._allocators[self._full].give_back([own[index]])
+                    self._give_up(lease, self._full, own[index])
                     lease.pages[index] = shared[index]
                     lease.first_changed = min(lease.first_changed, index)
         if not self._is_plain:
             for index in range(len(self._windows)):
                 self._share_window(lease, index, old_shared)
             if lease.state is not None:
-                self._share_states(lease.state, node, num_whole)
+                self._share_states(lease, lease.state, node, num_whole)
         tree.unlock(old_node)
 
     def keep_state(self, lease: Lease, num_tokens: int, num_prompt: int) -> None:
@@ -230,10 +239,15 @@ class Ledger:
         state.kept.append((num_tokens // self.page_size, state.slot))
         state.source, state.slot = state.slot, None
         if len(state.kept) > MOST_KEPT_STATES:
-            self._free_slot(state.kept.pop(0)[1])
+            assert self._state is not None
+            self._give_up(lease, self._state, state.kept.pop(0)[1])
 
     def release(self, lease: Lease) -> None:
-        """End the lease: what is private is free, what is shared stays as a cached prefix."""
+        """End the lease: what is private is free, what is shared stays as a cached prefix. Readers
+        of the lease keep all of it until the last of them is done."""
+        if lease.num_readers:
+            lease.is_released = True
+            return
         self._leases.remove(lease)
         if self._full is not None:
             self._allocators[self._full].give_back(lease.pages[lease.num_shared :])
@@ -242,13 +256,32 @@ class Ledger:
             self._unlock_window(lease, index, lease.num_shared)
         if lease.state is not None:
             self._unpin(lease.state)
-            for slot in lease.state.slots:
-                self._free_slot(slot)
+            assert self._state is not None
+            self._allocators[self._state].give_back(lease.state.slots)
             lease.state = None
         if self._tree is not None and lease.node is not None:
             self._tree.unlock(lease.node)
         lease.pages = []
         lease.windows = ()
+
+    def begin_read(self, lease: Lease) -> None:
+        """Somebody reads what the lease holds now, besides the state that steps go on writing.
+
+        None of that is written or given to others before `end_read`, whatever becomes of the
+        request; its new tokens go on being written behind."""
+        assert not lease.is_released, "its request has ended"
+        lease.num_readers += 1
+
+    def end_read(self, lease: Lease) -> None:
+        """One reader is done."""
+        lease.num_readers -= 1
+        if lease.num_readers:
+            return
+        for pool, number in lease.withheld:
+            self._allocators[pool].give_back([number])
+        lease.withheld.clear()
+        if lease.is_released:
+            self.release(lease)
 
     def flush(self) -> int:
         """Forget every prefix that no lease uses. Returns the number of freed pages."""
@@ -305,9 +338,12 @@ class Ledger:
                 allocator.give_back(freed)
                 freed.clear()
 
-    def _free_slot(self, slot: int) -> None:
-        assert self._state is not None
-        self._allocators[self._state].give_back([slot])
+    def _give_up(self, lease: Lease, pool: int, number: int) -> None:
+        """The lease has no use for a private page or slot any more."""
+        if lease.num_readers:
+            lease.withheld.append((pool, number))
+        else:
+            self._allocators[pool].give_back([number])
 
     def _begin_others(self, lease: Lease, windows: Sequence[list[int]]) -> None:
         """The parts of a new lease in window pools and in the pool of states."""
@@ -358,7 +394,7 @@ class Ledger:
             shared = tree.window_pages(node, lease.num_shared, index, begin)
             for at, page in enumerate(shared, start=begin):
                 if held.pages[at] != page:
-                    self._allocators[pool].give_back([held.pages[at]])
+                    self._give_up(lease, pool, held.pages[at])
                     held.pages[at] = page
                     held.first_changed = min(held.first_changed, at)
         # Nodes of the new part are locked one by one; those of the old part are locked already.
@@ -378,7 +414,7 @@ class Ledger:
         """Give back the pages of a window pool before index `first`, as far as they are private;
         unlock those nodes of the tree that lie before it."""
         held = lease.windows[index]
-        if first <= held.first:
+        if first <= held.first or lease.num_readers:
             return
         pool = self._windows[index][0]
         private = range(max(held.first, lease.num_shared), min(first, len(held.pages)))
@@ -450,15 +486,16 @@ class Ledger:
             assert state.slot == state.source, "the newest state is the source"
         state.source = None
 
-    def _share_states(self, state: StateLease, node: Node, num_whole: int) -> None:
+    def _share_states(self, lease: Lease, state: StateLease, node: Node, num_whole: int) -> None:
         """Give the states of the first `num_whole` pages to the tree."""
         assert self._tree is not None
+        assert self._state is not None
         while state.kept and state.kept[0][0] <= num_whole:
             end, slot = state.kept.pop(0)
             owner = self._tree.put_state(node, num_whole, end, slot)
             if owner is None:
                 owner = self._tree.node_at(node, num_whole, end)
-                self._free_slot(slot)
+                self._give_up(lease, self._state, slot)
             if state.source == slot:
                 self._start_from(state, owner)
 
@@ -478,6 +515,10 @@ class Ledger:
             self._check_shared(lease)
 
     def _private(self, pool: int) -> list[int]:
+        withheld = [number for lease in self._leases for of, number in lease.withheld if of == pool]
+        return [*withheld, *self._used_privately(pool)]
+
+    def _used_privately(self, pool: int) -> list[int]:
         if pool == self._full:
             return [page for lease in self._leases for page in lease.pages[lease.num_shared :]]
         if pool == self._state:

@@ -48,6 +48,8 @@ class WithoutLeases:
         self._count(lease, -1)
 
     def _count(self, lease: Lease, sign: int) -> None:
+        if lease.num_readers:
+            return  # its release would free nothing yet
         if self._full is not None:
             self._count_pages(lease, sign, self._full)
         for index, pool in enumerate(self._windows):

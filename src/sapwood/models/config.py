@@ -23,14 +23,18 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class ExpertsConfig:
     """The feed-forward layers of a mixture of experts.
 
-    num_experts        experts of each layer
-    num_per_token      experts that compute each token
+    num_experts        experts of each layer, without those that every token has
+    num_per_token      of these experts, those that compute a token
     intermediate_size  of each expert
+    shared_size        intermediate size of the experts that every token has, together; 0: none
+    dense_layers       indices of the layers whose feed-forward is dense all the same
     """
 
     num_experts: int
     num_per_token: int
     intermediate_size: int
+    shared_size: int = 0
+    dense_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_per_token <= self.num_experts or self.intermediate_size < 1:
@@ -57,6 +61,8 @@ class DecoderConfig:
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
     has_alibi        whether attention adds a distance times a slope to its scores
     experts          of feed-forward layers; None: these are dense
+    states           what the layers without attention keep, in cache groups of kind STATE
+    state_layer_parameters  weights of the mixer of one of these layers
     hf               config.json itself, in which an architecture finds what only it has
     """
 
@@ -81,6 +87,8 @@ class DecoderConfig:
     soft_cap: float | None = None
     has_alibi: bool = False
     experts: ExpertsConfig | None = None
+    states: tuple[CacheGroup, ...] = ()
+    state_layer_parameters: int = 0
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -127,11 +135,9 @@ class DecoderConfig:
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in the layers, for this context length."""
+        others = {*self.windowed_layers, *self.layers_with_states}
         parts = (
-            (
-                [layer for layer in range(self.num_layers) if layer not in self.windowed_layers],
-                None,
-            ),
+            ([layer for layer in range(self.num_layers) if layer not in others], None),
             (self.windowed_layers, self.sliding_window),
         )
         groups = [
@@ -141,21 +147,32 @@ class DecoderConfig:
             for layers, window in parts
             if layers
         ]
-        return within(groups, self.context_length)
+        return within([*groups, *self.states], self.context_length)
+
+    @property
+    def layers_with_states(self) -> tuple[int, ...]:
+        """Indices of the layers that keep a state instead of keys and values."""
+        return tuple(layer for group in self.states for layer in group.layers)
 
     @property
     def num_parameters(self) -> int:
         """Weights of all matrices, counted once where they are tied; norms and biases are few."""
         heads = self.num_heads + self.num_kv_heads
-        layer = 2 * self.hidden_size * self.head_dim * heads
+        num_with_states = len(self.layers_with_states)
+        mixers = num_with_states * self.state_layer_parameters
+        mixers += (self.num_layers - num_with_states) * 2 * self.hidden_size * self.head_dim * heads
         matrices = self.hidden_size * (3 if self.is_gated else 2)
-        if self.experts is None:
-            layer += matrices * self.intermediate_size
-        else:
-            number = self.experts.num_experts
-            layer += number * (matrices * self.experts.intermediate_size + self.hidden_size)
+        num_dense, mixtures = self.num_layers, 0
+        if self.experts is not None:
+            experts, num_dense = self.experts, len(self.experts.dense_layers)
+            mixture = experts.num_experts * (
+                matrices * experts.intermediate_size + self.hidden_size
+            )
+            mixture += matrices * experts.shared_size
+            mixtures = (self.num_layers - num_dense) * mixture
+        mixtures += num_dense * matrices * self.intermediate_size
         vocab = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_layers * layer + vocab
+        return mixers + mixtures + vocab
 
     def for_context(self, context_length: int) -> DecoderConfig:
         """The same model, built to serve that context length; ConfigError if that is impossible."""

@@ -51,6 +51,8 @@ COMPAT_NAMES: Mapping[str, str] = {
         "num_queue_reqs",
         "num_used_tokens",
         "token_usage",
+        "swa_token_usage",
+        "mamba_usage",
         "max_total_num_tokens",
         "gen_throughput",
         "cache_hit_rate",
@@ -133,6 +135,24 @@ class RequestSeries:
         self.output_lengths = Histogram(buckets.generation_tokens)
 
 
+class Speculated(Protocol):
+    """How guesses have fared; explained in `schema.output.Speculated`."""
+
+    @property
+    def accept_length(self) -> float: ...
+    @property
+    def accept_rate(self) -> float: ...
+
+
+class PoolFigures(Protocol):
+    """How many pages, or slots of states, of a pool are free, and how many requests hold."""
+
+    @property
+    def num_free(self) -> int: ...
+    @property
+    def num_leased(self) -> int: ...
+
+
 class EngineFacts(Protocol):
     """An engine's report on itself; the fields are explained in `schema.output.EngineStatus`."""
 
@@ -161,6 +181,8 @@ class EngineFacts(Protocol):
     @property
     def new_token_ratio(self) -> float: ...
     @property
+    def speculated(self) -> Speculated | None: ...
+    @property
     def cpu_seconds(self) -> float: ...
     @property
     def resident_bytes(self) -> int: ...
@@ -168,6 +190,17 @@ class EngineFacts(Protocol):
     def routing_key_running_counts(self) -> Sequence[int]: ...
     @property
     def routing_key_all_counts(self) -> Sequence[int]: ...
+    @property
+    def pools(self) -> Sequence[PoolFigures]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConstants:
+    """A pool of the cache, as `schema.output.PoolFacts` says."""
+
+    name: str
+    size: int
+    unit_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +210,7 @@ class EngineConstants:
     startup_s     seconds from the engine process's start to its first message
     load_s        seconds that loading the weights took
     weight_bytes  memory that loading the weights took; 0: unknown
-    page_bytes    bytes of one page's KV in all layers; 0: unknown
+    pools         of the cache
     """
 
     page_size: int
@@ -186,7 +219,7 @@ class EngineConstants:
     startup_s: float
     load_s: float
     weight_bytes: int
-    page_bytes: int
+    pools: tuple[PoolConstants, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,9 +458,16 @@ def engine_gauges(
             len(facts.routing_key_running_counts),
         ),
     )
+    if facts.speculated is not None:
+        simple = (
+            *simple,
+            ("spec_accept_length", "Output tokens per step.", facts.speculated.accept_length),
+            ("spec_accept_rate", "Share of right guesses.", facts.speculated.accept_rate),
+        )
     for name, text, value in simple:
         yield Family("gauge", name, text, ("model_name",), [(labels, value)])
-    text = "KV memory by owner: running requests, the prefix cache, nobody; and the weights."
+    yield from _pool_gauges(model_name, facts, constants)
+    text = "Cache memory by owner: running requests, the prefix cache, nobody; and the weights."
     owners = [((model_name, owner), size) for owner, size in memory_by_owner(facts, constants)]
     yield Family("gauge", "memory_bytes", text, ("model_name", "owner"), owners)
     for name, counts in (
@@ -443,18 +483,49 @@ def engine_gauges(
 
 
 def memory_by_owner(facts: EngineFacts, constants: EngineConstants) -> list[tuple[str, int]]:
-    """Bytes by their holder: the weights, and the KV pool of requests, of the cache and free.
+    """Bytes by their holder: the weights, and the cache's pools of requests, of the prefix cache,
+    and free."""
+    total: Counter[str] = Counter()
+    for pool, use in zip(constants.pools, facts.pools, strict=True):
+        for owner, number in units_by_owner(pool, use):
+            total[owner] += number * pool.unit_bytes
+    return [*((owner, total[owner]) for owner in OWNERS), ("weights", constants.weight_bytes)]
 
-    A cached page that a running request uses counts for the requests.
-    """
-    page = constants.page_bytes
-    num_cached = facts.num_pages - facts.num_leased_pages - facts.num_free_pages
-    return [
-        ("requests", facts.num_leased_pages * page),
-        ("prefix_cache", num_cached * page),
-        ("free", facts.num_free_pages * page),
-        ("weights", constants.weight_bytes),
+
+OWNERS = ("requests", "prefix_cache", "free")
+
+
+def units_by_owner(pool: PoolConstants, use: PoolFigures) -> list[tuple[str, int]]:
+    """Pages, or slots of states, of a pool by their holder; a unit of the prefix cache that a
+    running request uses counts for the requests."""
+    num_cached = pool.size - use.num_leased - use.num_free
+    return list(zip(OWNERS, (use.num_leased, num_cached, use.num_free), strict=True))
+
+
+def _pool_gauges(
+    model_name: str, facts: EngineFacts, constants: EngineConstants
+) -> Iterator[Family]:
+    """Every pool; the shares of window pools and states also under SGLang's names."""
+    labels = ("model_name", "pool")
+    pairs = list(zip(constants.pools, facts.pools, strict=True))
+    shares = {pool.name: use.num_leased / max(pool.size, 1) for pool, use in pairs}
+    rows = [((model_name, name), share) for name, share in shares.items()]
+    text = "The share of each pool of the cache that running requests hold."
+    yield Family("gauge", "cache_pool_usage", text, labels, rows)
+    text = "Pages of each pool of the cache, or states, by owner."
+    units = [
+        ((model_name, pool.name, owner), float(number))
+        for pool, use in pairs
+        for owner, number in units_by_owner(pool, use)
     ]
+    yield Family("gauge", "cache_pool_units", text, (*labels, "owner"), units)
+    for kind, name, text in (
+        ("window", "swa_token_usage", "The share of the fullest window pool that requests hold."),
+        ("state", "mamba_usage", "The share of the states that running requests hold."),
+    ):
+        of_kind = [share for pool, share in shares.items() if pool.startswith(kind)]
+        if of_kind:
+            yield Family("gauge", name, text, ("model_name",), [((model_name,), max(of_kind))])
 
 
 def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:

@@ -139,6 +139,11 @@ class CachePool:
     groups: tuple[int, ...]
     window: int | None = None
 
+    @property
+    def name(self) -> str:
+        """Tells the pools of a model apart: "full", "window_4096", "state"."""
+        return str(self.kind) if self.window is None else f"{self.kind}_{self.window}"
+
 
 FULL_POOL = CachePool(CacheKind.FULL, (0,))
 """The one pool of a model with full attention in all layers."""
@@ -178,11 +183,17 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePlan:
-    """How a model's cache groups share memory; the groups must have definite dtypes."""
+    """How a model's cache groups share memory; the groups must have definite dtypes.
+
+    state_interval  tokens between the states that are kept for prefixes
+    num_states      size of the pool of states; None: as `sizes` finds it
+    """
 
     groups: tuple[CacheGroup, ...]
     page_size: int
     demand: Demand
+    state_interval: int = 256
+    num_states: int | None = None
 
     @property
     def pools(self) -> tuple[CachePool, ...]:
@@ -192,8 +203,9 @@ class CachePlan:
         """Pages, or slots, of each pool, for `num_tokens` tokens of context over all requests.
 
         A window pool has no more than running requests can use at once: all windows, and the new
-        tokens of a step. A pool of states has a slot for each running request, and as many for
-        prefixes.
+        tokens of a step. A pool of states has a slot for each running request, and as many again
+        for prefixes; or as many for these as there are places for them in all tokens of context, if
+        they take no more memory than the pages of these tokens.
         """
         pages = num_tokens // self.page_size
         sizes = []
@@ -201,7 +213,7 @@ class CachePlan:
             if pool.window is not None:
                 sizes.append(min(pages, self._most_window_pages(pool.window)))
             elif pool.kind is CacheKind.STATE:
-                sizes.append(2 * self.demand.num_requests)
+                sizes.append(self.num_states or self._enough_states(num_tokens))
             else:
                 sizes.append(pages)
         return tuple(sizes)
@@ -219,18 +231,23 @@ class CachePlan:
                     "requests need"
                 )
             elif pool.kind is CacheKind.STATE:
-                parts.append(f"{size} states in {layers}, half of them for prefixes")
+                kept = max(size - self.demand.num_requests, 0)
+                mib = size * self.unit_bytes(pool) / 2**20
+                parts.append(
+                    f"{size} states in {layers}, {mib:.1f} MiB: {size - kept} for running "
+                    f"requests, and {kept} for prefixes, every {self.state_interval} tokens and at "
+                    "the end of each prompt"
+                )
             else:
                 parts.append(f"all {size * self.page_size} tokens in {layers}")
         return "; ".join(parts)
 
     def num_bytes(self, num_tokens: int) -> int:
         """Bytes of all pools of these sizes."""
-        total = 0
-        for pool, size in zip(self.pools, self.sizes(num_tokens), strict=True):
-            unit = sum(self.groups[index].unit_bytes for index in pool.groups)
-            total += size * unit * (1 if pool.kind is CacheKind.STATE else self.page_size)
-        return total
+        sizes = self.sizes(num_tokens)
+        return sum(
+            size * self.unit_bytes(pool) for pool, size in zip(self.pools, sizes, strict=True)
+        )
 
     def most_tokens(self, num_bytes: int, *, enough: int) -> int:
         """The most tokens of context, in whole pages, whose pools fit into `num_bytes`.
@@ -251,6 +268,22 @@ class CachePlan:
             fits = self.num_bytes(middle * self.page_size) <= num_bytes
             low, high = (middle, high) if fits else (low, middle - 1)
         return low * self.page_size
+
+    def unit_bytes(self, pool: CachePool) -> int:
+        """Bytes of a page, or of a slot, of a pool."""
+        num_tokens = 1 if pool.kind is CacheKind.STATE else self.page_size
+        return num_tokens * sum(self.groups[index].unit_bytes for index in pool.groups)
+
+    def _enough_states(self, num_tokens: int) -> int:
+        """Slots of the pool of states; at least two for each running request."""
+        pools, num_requests = self.pools, self.demand.num_requests
+        full_bytes = sum(
+            num_tokens // self.page_size * self.unit_bytes(pool)
+            for pool in pools
+            if pool.kind is CacheKind.FULL
+        )
+        affordable = full_bytes // self.unit_bytes(pools[-1])
+        return num_requests + max(num_requests, min(num_tokens // self.state_interval, affordable))
 
     def _most_window_pages(self, window: int) -> int:
         per_request = pages_of_window(window, 1, self.page_size) + 1

@@ -26,6 +26,37 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error_type: str = "InternalServerError"
 
 
+class Speculated(msgspec.Struct, frozen=True, kw_only=True):
+    """How guesses have fared: those for one request, or for all.
+
+    num_steps     steps that brought output tokens, with guesses or without; added up over requests
+    num_drafted   tokens that were guessed
+    num_accepted  those of them that were right
+    """
+
+    num_steps: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    def after(self, num_drafted: int, num_accepted: int) -> Speculated:
+        """The same after one step more."""
+        return Speculated(
+            num_steps=self.num_steps + 1,
+            num_drafted=self.num_drafted + num_drafted,
+            num_accepted=self.num_accepted + num_accepted,
+        )
+
+    @property
+    def accept_length(self) -> float:
+        """Output tokens per step."""
+        return 1.0 + self.num_accepted / self.num_steps if self.num_steps else 1.0
+
+    @property
+    def accept_rate(self) -> float:
+        """The share of right guesses."""
+        return self.num_accepted / self.num_drafted if self.num_drafted else 0.0
+
+
 class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one step or several added to the output of one request, and the counts so far.
 
@@ -36,6 +67,7 @@ class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     logprobs           log probabilities of `token_ids`, if the request wants them
     hidden_states      outputs of the last norm (fp32, little endian, one piece per token) for the
                        tokens that no earlier delta had, beginning with the prompt's
+    speculated         how guesses have fared so far; None: the engine guesses nothing
     finish             set in the last delta, and only there
     """
 
@@ -48,6 +80,7 @@ class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     queue_time_s: float = 0.0
     logprobs: TokenLogprobs | None = None
     hidden_states: Sequence[bytes] = ()
+    speculated: Speculated | None = None
     finish: Finish | None = None
 
 
@@ -99,6 +132,27 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True):
     outputs: list[RequestOutput]
 
 
+class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool of the cache (schema/cache.py).
+
+    name        "full", "state", or "window_4096"
+    size        pages, or slots of states
+    unit_bytes  bytes of a page, or of a slot, in all of the pool's layers
+    """
+
+    name: str
+    size: int
+    unit_bytes: int
+
+
+class PoolUse(msgspec.Struct, frozen=True, kw_only=True):
+    """How many pages, or slots, of a pool are free, and how many running requests hold; the others
+    are in the prefix cache alone."""
+
+    num_free: int
+    num_leased: int
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message of an engine.
 
@@ -107,7 +161,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     startup_s         seconds from the process's start to this message
     load_s            seconds of these that went into loading the weights
     weight_bytes      memory that loading the weights took; 0: unknown
-    page_bytes        bytes of one page's KV in all layers; 0: unknown
+    pools             all pools of the cache, the one that keeps every token first, if there is one
     notes             one line for each choice that was resolved, with its reason
     options           the resolved configuration, option name -> value
     """
@@ -121,7 +175,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     startup_s: float = 0.0
     load_s: float = 0.0
     weight_bytes: int = 0
-    page_bytes: int = 0
+    pools: tuple[PoolFacts, ...] = ()
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag=True):
@@ -151,6 +205,9 @@ class CallDone(msgspec.Struct, frozen=True, tag=True):
 class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Counters and gauges; counters grow from the engine's start.
 
+    num_pages            of the first pool, as the three after it; num_cached_pages are in the
+                         prefix cache, whether or not a running request holds them
+    pools                of all pools, in the order of `EngineReady.pools`
     num_computed_tokens  tokens that went through the model
     num_cached_tokens    prompt tokens that a prefix hit saved
     num_retractions      running requests that made room for others that were running already
@@ -162,6 +219,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     new_token_ratio      share of outstanding output tokens for which admission keeps room
     cpu_seconds          processor time of the engine's process
     resident_bytes       resident memory of the engine's process
+    speculated           how all guesses have fared; None: the engine guesses nothing
     routing_key_running_counts  running requests per routing key, for each key that has some
     routing_key_all_counts      running and waiting requests per routing key
     """
@@ -188,8 +246,10 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     new_token_ratio: float = 0.0
     cpu_seconds: float = 0.0
     resident_bytes: int = 0
+    speculated: Speculated | None = None
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()
+    pools: tuple[PoolUse, ...] = ()
 
 
 EngineOutput = StepOutputs | EngineReady | EngineFatal | CacheFlushed | CallDone | EngineStatus

@@ -3,16 +3,36 @@
 A rank keeps a row of state per running request: its page tables, its sampling parameters and the
 token that it sampled last. A plan carries only what changed. Plans are executed in order, so a page
 or row that a plan frees may be used by the next one at once, even while the first is in flight.
+
+A step computes a span of each of its requests: tokens that are known, then perhaps drafts, which
+are guesses. The rank samples after the last known token and after each draft, and keeps what it
+sampled up to the first token that is not the next draft. So a span with d drafts brings from 1 to
+d + 1 tokens, and these are the tokens that d + 1 steps of one token would have brought.
 """
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Protocol
 
 import msgspec
 
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.request import RequestOptions
+
+
+class TokenFeed(Enum):
+    """Who hands a sampled token to the step that computes it.
+
+    ROW        the rank that sampled the token: it finds the token in the request's row, so the next
+               step can be planned before anybody else knows the token
+    SCHEDULER  the scheduler, in a later plan's `token_ids`: a request is not scheduled again before
+               its tokens are known. For stages of a pipeline, of which only the last samples, and
+               for an engine that leaves the decoding to another.
+    """
+
+    ROW = auto()
+    SCHEDULER = auto()
 
 
 class RowStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,10 +54,11 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """New tokens of the request in `row`.
+    """New tokens of the request in `row`: a span.
 
     position    index of the first new token in the request
     token_ids   ids of the new tokens; empty: the single token that this row sampled last
+    draft_ids   guesses of the tokens that follow; only if a token is sampled after `token_ids`
     first_page  index in the row's page table from which `pages` replaces its entries; this is the
                 table of the pool that keeps every token (see schema/cache.py)
     windows     the same for the row's table of each window pool: (first page, pages). Entries
@@ -46,7 +67,8 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
                 whatever is there is of no meaning. -1: the model keeps no states
     copies      (source, target) slots of states. The copies of all entries of a plan happen at
                 once, before its step: none sees what another has written.
-    num_output  output tokens before the token that this step samples; None: nothing is sampled
+    num_output  output tokens before the first token that this step samples; None: nothing is
+                sampled
     num_scored  number of new tokens, from `first_scored` in the request on, after which the log
                 probability of the next prompt token is wanted
     num_hidden  number of new tokens, counted from the end, whose hidden states are wanted
@@ -59,6 +81,7 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     first_page: int
     pages: list[int]
     num_output: int | None
+    draft_ids: list[int] = []
     windows: list[tuple[int, list[int]]] = []
     slot: int = -1
     copies: list[tuple[int, int]] = []
@@ -69,11 +92,19 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_new(self) -> int:
-        return len(self.token_ids) or 1
+        """Tokens that the step computes, drafts included."""
+        return (len(self.token_ids) or 1) + len(self.draft_ids)
+
+    @property
+    def logits_for(self) -> range:
+        """Which of the new tokens want a token sampled after them."""
+        count = 0 if self.num_output is None else 1 + len(self.draft_ids)
+        return range(self.num_new - count, self.num_new)
 
     @property
     def end(self) -> int:
-        """Number of the request's tokens that are computed once this step is done."""
+        """Number of the request's tokens that are computed once this step is done, the drafts
+        counted as if all of them were right."""
         return self.position + self.num_new
 
     @property
@@ -98,7 +129,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Log probabilities of one entry of `scheduled`.
 
-    output  log probability of the token that the entry sampled
+    output  log probabilities of the tokens that the entry brought
     prompt  log probabilities of the prompt tokens that follow the entry's scored tokens
     """
 
@@ -107,20 +138,25 @@ class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One sampled token id for each entry of `scheduled` that samples, in their order.
+    """The sampled token ids of each entry of `scheduled` that samples, in their order.
+
+    An entry with drafts brings the drafts that were right and the token that was sampled after
+    them; an entry without brings one token.
 
     All other fields are by the entry's index in `scheduled`:
 
     logprobs  of the entries that want some
-    hidden_states  of the entries that want some: fp32, little endian, one piece per token
-    failures  why an entry's request cannot go on, though others can
+    hidden_states  of the entries that want some: fp32, little endian, one piece per token, those of
+              wrong drafts left out
+    failures  why an entry's request cannot go on, though others can; the entry brings the tokens
+              before that, if there are any
     values    embedding or scores of an entry that answers: fp32, little endian
-    forced    tokens that must follow the sampled one because the grammar leaves no choice; they are
-              not computed yet
+    forced    tokens that must follow the sampled ones because the grammar leaves no choice; they
+              are not computed yet
     """
 
     step: int
-    token_ids: list[int]
+    token_ids: list[list[int]]
     logprobs: dict[int, EntryLogprobs] = {}
     hidden_states: dict[int, list[bytes]] = {}
     failures: dict[int, str] = {}

@@ -109,6 +109,7 @@ class Sample:
             num_output_tokens=self._num_output_tokens,
             num_cached_tokens=output.num_cached_tokens,
             queue_time_s=output.queue_time_s,
+            speculated=output.speculated,
             logprobs=logprobs or None,
             offsets=tuple(offsets) if self._logprobs is not None else (),
             prompt=self._scored_prompt(output) if self._prompt_to_tell else None,

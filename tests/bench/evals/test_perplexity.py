@@ -49,6 +49,7 @@ def scorer(
         page_size=page_size,
         device=CPU,
         kv_cache_dtype="float32",
+        dtype="float32",
     )
 
 
@@ -109,6 +110,18 @@ def test_no_more_tokens_than_a_chunk_are_computed_at_once(
     scorer(model, peer.hf_config, window=32)(random_text(32))
     assert [batch.attention.query_lens for batch in model.batches] == [(10,), (10,), (10,), (1,)]
     assert [batch.attention.context_lens for batch in model.batches] == [(10,), (20,), (30,), (31,)]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_a_model_with_states_is_scored_as_transformers_does(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", chunk)
+    hybrid = make_peer("lfm2", "Lfm2ForCausalLM", head_dim=32, full_attn_idxs=[1])
+    score = real_scorer(hybrid, window=32)
+    for seed in (0, 1):  # the second window finds the state of the first
+        text = random_text(32, seed=seed)
+        assert score(text) == pytest.approx(by_transformers(hybrid, text), rel=1e-5)
 
 
 def test_windows_know_nothing_of_each_other(peer: Peer) -> None:

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 
 import pytest
 
 from sapwood.base.clock import ManualClock
-from sapwood.base.errors import InvalidRequest, Overloaded, SapwoodError
+from sapwood.base.errors import InvalidRequest, SapwoodError
 from sapwood.executor.grammar import compiler as compilers
 from sapwood.executor.grammar.compiler import NUM_WORKERS, GrammarCompiler
 from sapwood.executor.grammar.sandbox import TrialCancelled
 from sapwood.schema import grammar as grammars
+from sapwood.schema.output import Finish
+from sapwood.schema.rank import CompileGrammar, GrammarAnswer, ReleaseGrammar
 
 
 class Compiled:
@@ -95,9 +96,47 @@ def clock():
     return ManualClock()
 
 
+class Scheduler:
+    """Orders and releases grammars, each as often as told, and has the rank's answers."""
+
+    def __init__(self, backend, sandbox, clock) -> None:
+        self.answers: dict[int, GrammarAnswer] = {}
+        self.compiler = GrammarCompiler(
+            lambda: backend,
+            sandbox,
+            self._hear,
+            rank=3,
+            patience_s=5.0,
+            max_bytes=100,
+            clock=clock,
+        )
+        self._orders: dict[tuple[str, str], list[int]] = {}
+        self._num_orders = 0
+
+    def _hear(self, answer: GrammarAnswer) -> None:
+        assert answer.rank == 3
+        assert answer.id not in self.answers, "an order is answered once"
+        self.answers[answer.id] = answer
+
+    def order(self, grammar) -> int:
+        self._num_orders += 1
+        self._orders.setdefault(grammar.key, []).append(self._num_orders)
+        self.compiler.take(CompileGrammar(id=self._num_orders, grammar=grammar))
+        return self._num_orders
+
+    def release(self, grammar) -> None:
+        self.compiler.take(ReleaseGrammar(id=self._orders[grammar.key].pop()))
+
+    def refusal(self, grammar) -> Finish | None:
+        """Waits for the answer to the last order of that grammar."""
+        order = self._orders[grammar.key][-1]
+        until(lambda: order in self.answers)
+        return self.answers[order].refusal
+
+
 @pytest.fixture
-def compiler(backend, sandbox, clock):
-    return GrammarCompiler(lambda: backend, sandbox, patience_s=5.0, max_bytes=100, clock=clock)
+def scheduler(backend, sandbox, clock):
+    return Scheduler(backend, sandbox, clock)
 
 
 def until(condition) -> None:
@@ -107,184 +146,160 @@ def until(condition) -> None:
         time.sleep(0.001)
 
 
-def settled(compiler, grammar):
-    def has_settled():
-        try:
-            return compiler.is_ready(grammar)
-        except InvalidRequest:
-            return True
-
-    until(has_settled)
-
-
-def test_one_compilation_for_all_who_need_it(compiler, backend, sandbox):
+def test_one_compilation_for_all_who_need_it(scheduler, backend, sandbox):
     one = grammars.regex("a+")
-    for _ in range(3):
-        compiler.enter(one)
-    assert not compiler.is_ready(one)
+    orders = [scheduler.order(one) for _ in range(3)]
+    assert scheduler.answers == {}
     sandbox.may_end.set()
-    until(lambda: compiler.is_ready(one))
+    until(lambda: set(orders) == scheduler.answers.keys())
+    assert all(answer.refusal is None for answer in scheduler.answers.values())
+    compiler = scheduler.compiler
     assert compiler.compiled(one) is compiler.compiled(grammars.regex("a+"))
     for _ in range(3):
-        compiler.leave(one)
-    compiler.enter(one)
-    assert compiler.is_ready(one)
+        scheduler.release(one)
+    assert scheduler.order(one) in scheduler.answers, "answered at once"
     assert backend.calls == ["a+"]
 
 
-def test_kinds_are_told_apart(compiler, backend, sandbox):
+def test_kinds_are_told_apart(scheduler, backend, sandbox):
     sandbox.may_end.set()
     for one in (grammars.regex("a"), grammars.ebnf("a")):
-        compiler.enter(one)
-        settled(compiler, one)
+        scheduler.order(one)
+        assert scheduler.refusal(one) is None
     assert backend.calls == ["a", "a"]
 
 
-def test_a_failure_is_kept_too(compiler, backend, sandbox):
+def test_a_failure_is_kept_too(scheduler, backend, sandbox):
     sandbox.may_end.set()
     for text, message in (("bad", "it is bad"), ("crash", "RuntimeError: oh")):
         for _ in range(2):
             one = grammars.regex(text)
-            compiler.enter(one)
-            settled(compiler, one)
-            with pytest.raises(InvalidRequest, match=message):
-                compiler.is_ready(one)
-            compiler.leave(one)
+            scheduler.order(one)
+            refusal = scheduler.refusal(one)
+            assert refusal is not None
+            assert message in refusal.message
+            assert (refusal.kind, refusal.status) == ("error", 400)
+            scheduler.release(one)
     assert backend.calls == ["bad", "crash"]
-    assert compiler.num_used == 0
+    assert scheduler.compiler.num_used == 0
 
 
-def test_too_large(compiler, backend, sandbox):
+def test_too_large(scheduler, backend, sandbox):
     one = grammars.regex("ü" * 51)
-    compiler.enter(one)
-    with pytest.raises(InvalidRequest, match=r"102 bytes.*at most 100.*--grammar-max-bytes"):
-        compiler.is_ready(one)
+    scheduler.order(one)
+    refusal = scheduler.refusal(one)
+    assert refusal is not None
+    assert "102 bytes but this server compiles at most 100" in refusal.message
+    assert "--grammar-max-bytes" in refusal.message
     assert backend.calls == []
 
 
-def test_what_the_sandbox_refuses_is_not_compiled(compiler, backend, sandbox):
+def test_what_the_sandbox_refuses_is_not_compiled(scheduler, backend, sandbox):
     sandbox.may_end.set()
     one = grammars.regex("hang")
-    compiler.enter(one)
-    settled(compiler, one)
-    with pytest.raises(InvalidRequest, match="it hangs"):
-        compiler.is_ready(one)
+    scheduler.order(one)
+    refusal = scheduler.refusal(one)
+    assert refusal is not None
+    assert refusal.message == "it hangs"
     assert backend.calls == []
 
 
-def test_a_grammar_whose_turn_does_not_come_is_refused_for_now(compiler, backend, sandbox, clock):
+def test_a_grammar_whose_turn_does_not_come_is_refused_for_now(scheduler, backend, sandbox, clock):
     slow = [grammars.regex("a" * (i + 1)) for i in range(NUM_WORKERS)]
     for one in slow:
-        compiler.enter(one)
+        scheduler.order(one)
     until(lambda: len(sandbox.tried) == NUM_WORKERS)
     late = grammars.regex("b")
-    compiler.enter(late)
+    scheduler.order(late)
     clock.advance(6.0)
     sandbox.may_end.set()
-    until(lambda: all(compiler.is_ready(one) for one in slow))
-
-    def is_refused():
-        try:
-            return compiler.is_ready(late)
-        except Overloaded:
-            return True
-
-    until(is_refused)
-    with pytest.raises(Overloaded, match="try again later"):
-        compiler.is_ready(late)
-    compiler.leave(late)
-    compiler.enter(late)
-    until(lambda: compiler.is_ready(late))
+    assert [scheduler.refusal(one) for one in slow] == [None] * NUM_WORKERS
+    refusal = scheduler.refusal(late)
+    assert refusal is not None
+    assert refusal.status == 503
+    assert "try again later" in refusal.message
+    scheduler.release(late)
+    scheduler.order(late)
+    assert scheduler.refusal(late) is None
 
 
-def test_a_client_that_left_keeps_no_worker(compiler, backend, sandbox):
+def test_a_client_that_left_keeps_no_worker(scheduler, backend, sandbox):
     slow = [grammars.regex("a" * (i + 1)) for i in range(NUM_WORKERS + 1)]
     for one in slow:
-        compiler.enter(one)
+        scheduler.order(one)
     until(lambda: len(sandbox.tried) == NUM_WORKERS)
     for one in slow:
-        compiler.leave(one)
+        scheduler.release(one)
     until(lambda: all(trial.is_cancelled for trial in sandbox.trials))
     sandbox.may_end.set()
     other = grammars.regex("b")
-    compiler.enter(other)
-    until(lambda: compiler.is_ready(other))
+    scheduler.order(other)
+    assert scheduler.refusal(other) is None
     assert set(backend.calls) <= {"b", *(one.text for one in slow[:NUM_WORKERS])}
     assert slow[-1].text not in sandbox.tried, "nobody waits for its turn"
-    assert compiler.num_used == 1
+    assert scheduler.compiler.num_used == 1
+    assert len(scheduler.answers) == 1, "released orders are not answered"
 
 
-def test_a_grammar_that_was_given_up_is_tried_again_for_who_comes_next(compiler, backend, sandbox):
+def test_a_grammar_that_was_given_up_is_tried_again_for_who_comes_next(scheduler, backend, sandbox):
     one = grammars.regex("a")
-    compiler.enter(one)
+    scheduler.order(one)
     until(lambda: sandbox.trials)
-    compiler.leave(one)
-    compiler.enter(one)
+    scheduler.release(one)
+    scheduler.order(one)
     sandbox.may_end.set()
-    until(lambda: compiler.is_ready(one))
+    assert scheduler.refusal(one) is None
     assert backend.calls == ["a"]
 
 
-def test_a_kept_failure_keeps_no_frames(compiler, backend, sandbox):
-    sandbox.may_end.set()
-    one = grammars.regex("bad")
-    compiler.enter(one)
-    settled(compiler, one)
-    for _ in range(3):
-        with pytest.raises(InvalidRequest) as raised:
-            compiler.is_ready(one)
-        frames = traceback.extract_tb(raised.value.__traceback__)
-        assert len(frames) <= 2, "the frames of earlier raises are not among them"
-
-
-def test_an_abort_between_plan_and_step_finds_no_grammar(compiler, backend, sandbox, monkeypatch):
+def test_an_abort_between_plan_and_step_finds_no_grammar(scheduler, backend, sandbox, monkeypatch):
     monkeypatch.setattr(compilers, "MAX_ENTRIES", 0)
     sandbox.may_end.set()
     one = grammars.regex("a")
-    compiler.enter(one)
-    settled(compiler, one)
-    compiler.leave(one)
-    assert compiler.compiled(one) is None
+    scheduler.order(one)
+    assert scheduler.refusal(one) is None
+    scheduler.release(one)
+    assert scheduler.compiler.compiled(one) is None
 
 
-def test_what_is_not_used_is_forgotten_in_order(compiler, backend, sandbox, monkeypatch):
+def test_what_is_not_used_is_forgotten_in_order(scheduler, backend, sandbox, monkeypatch):
     monkeypatch.setattr(compilers, "MAX_ENTRIES", 3)
     sandbox.may_end.set()
     made = [grammars.regex(letter) for letter in "abcde"]
     for one in made:
-        compiler.enter(one)
-        settled(compiler, one)
-    assert all(compiler.is_ready(grammar) for grammar in made), "all are in use"
+        scheduler.order(one)
+        assert scheduler.refusal(one) is None
+    assert None not in [scheduler.compiler.compiled(one) for one in made], "all are in use"
     for one in made:
-        compiler.leave(one)
+        scheduler.release(one)
     for one in reversed(made):
-        compiler.enter(one)
-        settled(compiler, one)
+        scheduler.order(one)
+        assert scheduler.refusal(one) is None
     assert backend.calls == [*"abcde", "b", "a"]
 
 
-def test_the_memory_counts(compiler, backend, sandbox, monkeypatch):
+def test_the_memory_counts(scheduler, backend, sandbox, monkeypatch):
     monkeypatch.setattr(compilers, "MAX_CACHE_BYTES", 2500)
     sandbox.may_end.set()
     for letter in "abcddcba":
         one = grammars.regex(letter)
-        compiler.enter(one)
-        settled(compiler, one)
-        compiler.leave(one)
+        scheduler.order(one)
+        assert scheduler.refusal(one) is None
+        scheduler.release(one)
     assert backend.calls == [*"abcd", "b", "a"], "two fit"
 
 
-def test_closing_ends_what_runs_and_begins_no_more(compiler, backend, sandbox):
+def test_closing_ends_what_runs_and_begins_no_more(scheduler, backend, sandbox):
     for number in range(NUM_WORKERS + 1):
-        compiler.enter(grammars.Grammar(kind="regex", text=f"a{number}"))
+        scheduler.order(grammars.Grammar(kind="regex", text=f"a{number}"))
     until(lambda: len(sandbox.tried) == NUM_WORKERS)
-    compiler.close()
+    scheduler.compiler.close()
     assert sandbox.is_closed
     assert len(sandbox.tried) == NUM_WORKERS
     assert "grammar-compiler" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_closing_does_not_wait_for_ever(compiler, backend, sandbox, monkeypatch):
+def test_closing_does_not_wait_for_ever(scheduler, backend, sandbox, monkeypatch):
     monkeypatch.setattr(compilers, "CLOSE_LIMIT_S", 0.02)
     begun, may_end = threading.Event(), threading.Event()
 
@@ -295,8 +310,8 @@ def test_closing_does_not_wait_for_ever(compiler, backend, sandbox, monkeypatch)
 
     backend.compile = compile_slowly
     sandbox.may_end.set()
-    compiler.enter(grammars.Grammar(kind="regex", text="a"))
+    scheduler.order(grammars.Grammar(kind="regex", text="a"))
     assert begun.wait(10)
-    compiler.close()
+    scheduler.compiler.close()
     assert not may_end.is_set()
     may_end.set()

@@ -50,7 +50,7 @@ def test_server_info_has_configuration_counters_and_reasons(api, path):
 
 
 def test_server_info_has_what_sglangs_tools_read(api, engine):
-    engine.figures = {"num_pages": 256}
+    engine.figures = {"num_free_pages": 200, "num_leased_pages": 40}
     [state] = api.get("/server_info").json()["internal_states"]
     assert state["effective_max_running_requests_per_dp"] == engine.info.max_running_requests
     assert state["memory_usage"] == {
@@ -58,6 +58,7 @@ def test_server_info_has_what_sglangs_tools_read(api, engine):
         "kvcache": 0.26,
         "graph": 0.0,
         "token_capacity": 4096,
+        "pools": {"full": {"size": 256, "num_free": 200, "num_leased": 40, "gb": 0.256}},
     }
     assert state["last_gen_throughput"] == 0.0
 

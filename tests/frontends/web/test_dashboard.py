@@ -15,7 +15,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.observe.history import Sample
-from sapwood.observe.metrics import EngineConstants, Metrics
+from sapwood.observe.metrics import EngineConstants, Metrics, PoolConstants
 from sapwood.observe.requests import RequestObserver
 from tests.frontends.web.chromium import needs_chromium, watched
 
@@ -30,7 +30,7 @@ CONSTANTS = EngineConstants(
     startup_s=2.0,
     load_s=1.0,
     weight_bytes=143_000_000,
-    page_bytes=368_640,
+    pools=(PoolConstants(name="full", size=2048, unit_bytes=368_640),),
 )
 
 

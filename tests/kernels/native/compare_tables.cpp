@@ -224,6 +224,65 @@ void test_activations(Context& context, DType dtype) {
   }
 }
 
+// Two requests, of which the first has a past; alone and between gates.
+void test_causal_conv(Context& context, DType dtype) {
+  Random random(21);
+  const std::size_t lens[] = {3, 6}, slots = 3;
+  const std::int64_t slot_of[] = {2, 0};
+  const std::int32_t query_start[] = {0, 3, 9}, context_len[] = {10, 6};
+  for (const std::size_t channels : {5u, 64u, 101u}) {
+    for (const std::size_t length : {2u, 3u, 5u}) {
+      for (const bool gated : {false, true}) {
+        const std::size_t past = length - 1, stride = gated ? 3 * channels : channels;
+        Array x(dtype, 9 * stride, random), out(dtype, 9 * channels), weight(dtype, channels * length, random);
+        Array bias(dtype, channels, random), states(dtype, slots * channels * past, random);
+        std::vector<double> expected(9 * channels), kept = states.numbers();
+        for (std::size_t request = 0, begin = 0; request < 2; begin += lens[request++]) {
+          const std::size_t state = static_cast<std::size_t>(slot_of[request]) * channels * past;
+          for (std::size_t channel = 0; channel < channels; channel++) {
+            std::vector<double> inputs;
+            for (std::size_t i = 0; i < past; i++) {
+              inputs.push_back(request == 0 ? kept[state + channel * past + i] : 0);
+            }
+            for (std::size_t token = begin; token < begin + lens[request]; token++) {
+              const std::size_t at = token * stride + channel;
+              inputs.push_back(gated ? x[at] * x[at + 2 * channels] : x[at]);
+              double total = bias[channel];
+              for (std::size_t i = 0; i < length; i++) {
+                total += weight[channel * length + i] * inputs[inputs.size() - length + i];
+              }
+              expected[token * channels + channel] = gated ? total * x[at + channels] : total;
+            }
+            for (std::size_t i = 0; i < past; i++) {
+              kept[state + channel * past + i] = inputs[inputs.size() - past + i];
+            }
+          }
+        }
+        ConvArgs args{};
+        args.x = x.data();
+        args.x_stride = static_cast<std::int64_t>(stride);
+        args.gated = gated;
+        args.weight = weight.data();
+        args.bias = bias.data();
+        args.states = states.data();
+        args.state_stride = static_cast<std::int64_t>(channels * past);
+        args.slots = slot_of;
+        args.query_start = query_start;
+        args.context_len = context_len;
+        args.num_requests = 2;
+        args.channels = static_cast<std::int64_t>(channels);
+        args.length = static_cast<std::int64_t>(length);
+        args.out = out.data();
+        args.team = context.team();
+        context.ops().causal_conv(dtype, args);
+        const double tolerance = 4 * tolerance_of(dtype);  // products of gates are rounded on the way
+        check("causal_conv", out.numbers(), expected, tolerance);
+        check("causal_conv's states", states.numbers(), kept, gated ? tolerance : 0);
+      }
+    }
+  }
+}
+
 void test_argmax(Context& context, DType dtype) {
   Random random(3);
   for (const std::size_t columns : {1u, 3u, 64u, 1003u}) {
@@ -768,6 +827,7 @@ void test_all(Context& context, std::vector<double>* same) {
     test_rms_norm(context, dtype);
     test_layer_norm(context, dtype);
     test_activations(context, dtype);
+    test_causal_conv(context, dtype);
     test_argmax(context, dtype);
     test_mask_logits(context, dtype);
     test_sampling_weights(context, dtype);

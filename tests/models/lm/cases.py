@@ -36,6 +36,72 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MixtralForCausalLM",
         {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": WINDOW},
     ),
+    "qwen2_moe": (
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"shared_expert_intermediate_size": 56, "mlp_only_layers": [0]},
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"norm_topk_prob": True},
+    ),
+    "olmoe": (
+        "olmoe",
+        "OlmoeForCausalLM",
+        {"num_experts": 5, "num_experts_per_tok": 2, "hidden_size": 192},
+    ),
+    "flex_olmo": (
+        "flex_olmo",
+        "FlexOlmoForCausalLM",
+        {"num_experts": 5, "num_experts_per_tok": 2, "pad_token_id": None},
+    ),
+    "granitemoe": (
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        {"num_local_experts": 5, "residual_multiplier": 0.4, "attention_multiplier": 0.2},
+    ),
+    "glm4_moe": (
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "use_qk_norm": True}
+        | {"n_shared_experts": 2, "attention_bias": True},
+    ),
+    "dots1": (
+        "dots1",
+        "Dots1ForCausalLM",
+        {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    ),
+    "lfm2": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 16,
+        },
+    ),
+    "lfm2, biases": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "full_attn_idxs": [0, 2],
+            "conv_bias": True,
+            "conv_L_cache": 5,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2, no attention": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
+    ),
     "gemma": ("gemma", "GemmaForCausalLM", {}),
     "gemma2": (
         "gemma2",
@@ -290,8 +356,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
 }
 OP_BY_OP = {
-    "mixtral": "experts are computed op by op",
-    "mixtral, window": "experts are computed op by op",
+    "flex_olmo": "norms of queries and keys",
+    "olmoe": "norms of queries and keys",
     "olmo2": "norms of queries and keys",
     "phi, norms of heads": "norms of queries and keys",
     "apertus": "xIELU",

@@ -26,8 +26,9 @@ def check_in_chunks(size: int) -> Callable[[Session, Peer], None]:
 
 
 def check_after_prefix_hit(session: Session, peer: Peer) -> None:
-    session.step({"a": TEXT})
+    session.step({"a": TEXT[:40]})
     session.share("a", "b", 40)
+    session.step({"a": TEXT[40:]})
     tail = random_text(23, seed=5)
     got = session.step({"b": tail})["b"]
     want = peer.logits(TEXT[:40] + tail)[40:]

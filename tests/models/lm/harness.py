@@ -14,8 +14,9 @@ from sapwood.distributed.groups import Group
 from sapwood.executor.graphs import choose_graph
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import is_8_bit
+from sapwood.kernels.torch_ops.rows import copy_rows
 from sapwood.layers.build import Build, Groups
-from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.config import DecoderConfig
@@ -33,11 +34,13 @@ class NewTokens:
     token_ids     the new tokens
     num_computed  tokens of the request whose KV is in `pages` already
     pages         enough of them for num_computed + len(token_ids) tokens
+    slot          of its states
     """
 
     token_ids: Sequence[int]
     num_computed: int
     pages: Sequence[int]
+    slot: int = 0
 
 
 def make_attention_batch(requests: Sequence[NewTokens], *, num_decodes: int) -> AttentionBatch:
@@ -57,11 +60,15 @@ def make_attention_batch(requests: Sequence[NewTokens], *, num_decodes: int) -> 
 
 
 def make_batch(
-    requests: Sequence[NewTokens], kv_caches: Sequence[tuple[Tensor, Tensor]]
+    requests: Sequence[NewTokens],
+    kv_caches: Sequence[tuple[Tensor, ...]],
+    *,
+    page_size: int | None = None,
+    layers_with_states: Sequence[int] = (),
 ) -> ForwardBatch:
     """Logits are wanted of every new token. Requests with one new token count as decodes while
-    they come first."""
-    page_size = kv_caches[0][0].shape[2]
+    they come first. page_size: None: that of the first layer's keys."""
+    page_size = page_size or kv_caches[0][0].shape[2]
     num_decodes = 0
     while num_decodes < len(requests) and len(requests[num_decodes].token_ids) == 1:
         num_decodes += 1
@@ -75,11 +82,18 @@ def make_batch(
             positions.append(position)
             page = request.pages[position // page_size]
             write_index.append(page * page_size + position % page_size)
+    inputs = CacheInputs(
+        write_index=torch.tensor(write_index),
+        attention=make_attention_batch(requests, num_decodes=num_decodes),
+        slots=torch.tensor([request.slot for request in requests]),
+    )
     return ForwardBatch(
         token_ids=torch.tensor(token_ids),
         positions=torch.tensor(positions),
-        write_index=torch.tensor(write_index),
-        attention=make_attention_batch(requests, num_decodes=num_decodes),
+        write_index=inputs.write_index,
+        attention=inputs.attention,
+        groups=[inputs] if layers_with_states else (),
+        group_of_layer=(0,) * len(kv_caches) if layers_with_states else (),
         kv_caches=kv_caches,
         logits_index=torch.arange(len(token_ids)),
     )
@@ -92,8 +106,10 @@ def make_kv_caches(
     page_size: int,
     dtype: torch.dtype = torch.float32,
     group: Group | None = None,
-) -> list[tuple[Tensor, Tensor]]:
-    """Filled with NaN, so that whoever reads what no token of the request wrote is found out."""
+    state_dtype: torch.dtype = torch.float32,
+) -> list[tuple[Tensor, ...]]:
+    """Filled with NaN, so that whoever reads what no token of the request wrote is found out. There
+    are as many slots of states as pages."""
     size = 1 if group is None else group.size
     shape = kv_cache_shape(
         num_pages, max(1, config.num_kv_heads // size), page_size, config.head_dim, dtype
@@ -104,7 +120,22 @@ def make_kv_caches(
             return torch.full(shape, 255, dtype=torch.uint8).view(dtype)
         return torch.full(shape, torch.nan, dtype=dtype)
 
-    return [(full_of_nan(), full_of_nan()) for _ in range(config.num_layers)]
+    states = {
+        layer: tuple(
+            torch.full(
+                (num_pages, tensor.shape[0] // size, *tensor.shape[1:]),
+                torch.nan,
+                dtype=state_dtype,
+            )
+            for tensor in kept.tensors.values()
+        )
+        for kept in config.states
+        for layer in kept.layers
+    }
+    return [
+        states[layer] if layer in states else (full_of_nan(), full_of_nan())
+        for layer in range(config.num_layers)
+    ]
 
 
 def make_decoder(
@@ -139,28 +170,47 @@ class Session:
         num_pages: int = 64,
         dtype: torch.dtype = torch.float32,
         group: Group | None = None,
+        state_dtype: torch.dtype = torch.float32,
         recorded_by: Kernels | None = None,
     ) -> None:
-        """`dtype`: of the KV cache; `recorded_by`: run steps as these kernels record them, not op
-        by op."""
+        """`dtype`: of the KV cache; `state_dtype`: of activations; `recorded_by`: run steps as
+        these kernels record them, not op by op."""
         self._model = model
         self._page_size = page_size
         self._kv_caches = make_kv_caches(
-            model.config, num_pages=num_pages, page_size=page_size, dtype=dtype, group=group
+            model.config,
+            num_pages=num_pages,
+            page_size=page_size,
+            dtype=dtype,
+            group=group,
+            state_dtype=state_dtype,
         )
         self._graph = None
         if recorded_by is not None:
-            choice = choose_graph(model, recorded_by, self._kv_caches, enabled=True)
+            choice = choose_graph(
+                model,
+                recorded_by,
+                self._kv_caches,
+                group_of_layer=(0,) * len(self._kv_caches),
+                enabled=True,
+            )
             assert choice.is_recorded, choice.why
             self._graph = choice.graph
         # Handed out from the end, so that a request's pages are in no convenient order.
         self._free = list(range(1, num_pages))
         self.pages: dict[str, list[int]] = {}
+        self.slots: dict[str, int] = {}
         self.num_computed: dict[str, int] = {}
 
     def share(self, source: str, target: str, num_tokens: int) -> None:
-        """Start request `target` on the first `num_tokens` (whole pages) of `source`."""
+        """Start request `target` on the first `num_tokens` (whole pages) of `source`. With states,
+        these must be all that `source` has computed."""
         assert num_tokens % self._page_size == 0
+        for layer in self._model.config.layers_with_states:
+            assert self.num_computed[source] == num_tokens
+            rows = torch.tensor([[self._slot(source)], [self._slot(target)]])
+            for states in self._kv_caches[layer]:
+                copy_rows(states, *rows)
         self.pages[target] = self.pages[source][: num_tokens // self._page_size]
         self.num_computed[target] = num_tokens
 
@@ -172,11 +222,20 @@ class Session:
             pages = self.pages.setdefault(name, [])
             while len(pages) * self._page_size < computed + len(token_ids):
                 pages.append(self._free.pop())
-            requests.append(NewTokens(token_ids, computed, tuple(pages)))
+            requests.append(NewTokens(token_ids, computed, tuple(pages), self._slot(name)))
             self.num_computed[name] += len(token_ids)
-        logits = self._compute(make_batch(requests, self._kv_caches))
+        batch = make_batch(
+            requests,
+            self._kv_caches,
+            page_size=self._page_size,
+            layers_with_states=self._model.config.layers_with_states,
+        )
+        logits = self._compute(batch)
         sizes = [len(token_ids) for token_ids in new.values()]
         return dict(zip(new, torch.split(logits, sizes), strict=True))
+
+    def _slot(self, name: str) -> int:
+        return self.slots.setdefault(name, len(self.slots))
 
     def _compute(self, batch: ForwardBatch) -> Tensor:
         if self._graph is None:

@@ -20,6 +20,20 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 
+FUSED_IN_MEMORY = frozenset(
+    {
+        "dots1",
+        "flex_olmo",
+        "glm4_moe",
+        "granitemoe",
+        "mixtral",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_moe",
+    }
+)
+"""Model types whose experts lie in one tensor in memory, and in many in files."""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -31,7 +45,7 @@ class Peer:
 
     def logits(self, token_ids: list[int]) -> Tensor:
         """[len(token_ids), vocab], fp32, of the whole text at once."""
-        return self.model(torch.tensor([token_ids])).logits[0]
+        return self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
 
 
 def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
@@ -49,6 +63,9 @@ def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
             parameter.data = 1.0 + 0.2 * noise
         else:
             parameter.data = noise * (0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
+    for name, buffer in model.named_buffers():
+        if "correction_bias" in name:  # zero in a new model
+            buffer.data = 0.4 * torch.randn(buffer.shape, generator=generator)
     model.tie_weights()
     hf_config = config.to_dict() | {"architectures": [architecture]}
     return Peer(hf_config, saved_weights(model), model)
@@ -58,6 +75,8 @@ def saved_weights(model: Any) -> dict[str, Tensor]:
     """As transformers writes them to a file, where the names of some differ from state_dict's."""
     from safetensors.torch import load_file
 
+    if model.config.model_type not in FUSED_IN_MEMORY:
+        return dict(model.state_dict())
     with TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         return load_file(Path(directory) / "model.safetensors")

@@ -62,8 +62,8 @@ def test_a_recorded_step_equals_its_ops_bit_by_bit(case: str, scheme: str) -> No
     weights = {name: weight.to(dtype) for name, weight in peer.weights.items()}
     how = SCHEMES.get(scheme)()
     model = make_decoder(peer.hf_config, weights, kernels, dtype=dtype, scheme=how)
-    eager = Session(model, dtype=dtype)
-    recorded = Session(model, dtype=dtype, recorded_by=kernels)
+    eager = Session(model, dtype=dtype, state_dtype=dtype)
+    recorded = Session(model, dtype=dtype, state_dtype=dtype, recorded_by=kernels)
     for step in (
         {"a": random_text(40)},
         {"a": [5], "b": random_text(19, seed=1), "c": random_text(3, seed=2)},

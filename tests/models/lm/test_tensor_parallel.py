@@ -30,6 +30,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Gemma2ForCausalLM",
         {"head_dim": 16, "sliding_window": 12, "final_logit_softcapping": 2.0},
     ),
+    "lfm2": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "head_dim": 16,
+            "full_attn_idxs": [1],
+            "conv_bias": True,
+            "block_multiple_of": 16,
+            "tie_word_embeddings": False,
+        },
+    ),
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", {}),
     "phi3": ("phi3", "Phi3ForCausalLM", {"pad_token_id": None}),
     "cohere": ("cohere", "CohereForCausalLM", {"use_qk_norm": True, "logit_scale": 1.0}),
@@ -61,7 +72,7 @@ def run_model(name: str, checkpoint: Checkpoint, group: Group, dtype: torch.dtyp
     model = make_decoder(
         *checkpoint, TorchKernels(), group=group, dtype=dtype, spreads_experts=spreads
     )
-    session = Session(model, group=group, dtype=dtype)
+    session = Session(model, group=group, dtype=dtype, state_dtype=dtype)
     text = random_text(40)
     steps = [
         {"a": text[:20]},

@@ -57,6 +57,7 @@ def bench_perplexity(
         page_size=resolved.config.memory.page_size,
         device=device,
         kv_cache_dtype=resolved.config.memory.kv_cache_dtype,
+        dtype=model_config.dtype,
     )
     tokenizer = Tokenizer.from_directory(model_config.tokenizer_path or resolved.files.path)
     token_ids = tokenizer.encode(text, add_special_tokens=False)

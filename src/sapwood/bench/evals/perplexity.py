@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
+from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.runner import DecoderModel
 from sapwood.kernels.interface import AttentionBatch
-from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
-from sapwood.schema.cache import keys_and_values
+from sapwood.schema.cache import pools_of
 
 CHUNK_TOKENS = 256
 """New tokens of one forward pass, whose logits are all held at the same time."""
@@ -50,23 +51,23 @@ class WindowScorer:
         page_size: int,
         device: torch.device,
         kv_cache_dtype: str,
+        dtype: str,
     ) -> None:
+        """A scorer of windows of tokens; dtype: of activations."""
         self._model = model
         self._device = device
         num_pages = -(-window // page_size)
+        # A window's mask is the layer's own, and all of its pages stay.
+        groups = [
+            group.with_dtypes(kv=kv_cache_dtype, activations=dtype)
+            for group in decoder.cache_groups
+        ]
         self._kv_caches = allocate_caches(
-            [
-                keys_and_values(
-                    range(decoder.num_layers),
-                    num_kv_heads=decoder.num_kv_heads,
-                    head_dim=decoder.head_dim,
-                    dtype=kv_cache_dtype,
-                )
-            ],
-            [num_pages],
-            page_size=page_size,
-            device=device,
+            groups, [num_pages] * len(pools_of(groups)), page_size=page_size, device=device
         )
+        self._num_groups = len(groups)
+        self._group_of_layer = CachePlaces(groups).group_of_layer
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
         self._page_table = torch.arange(num_pages, dtype=torch.int32, device=device)[None]
 
     @torch.inference_mode()
@@ -87,9 +88,7 @@ class WindowScorer:
         length = first + num_new
         # The window's pages are those of the pool in order: a token's place is its position.
         positions = torch.arange(first, length, device=self._device)
-        return ForwardBatch(
-            token_ids=tokens,
-            positions=positions,
+        inputs = CacheInputs(
             write_index=positions,
             attention=AttentionBatch(
                 page_table=self._page_table,
@@ -99,6 +98,15 @@ class WindowScorer:
                 context_lens=(length,),
                 num_decodes=int(num_new == 1),
             ),
+            slots=self._slot,
+        )
+        return ForwardBatch(
+            token_ids=tokens,
+            positions=positions,
+            write_index=inputs.write_index,
+            attention=inputs.attention,
+            groups=[inputs] * self._num_groups if self._group_of_layer else (),
+            group_of_layer=self._group_of_layer,
             kv_caches=self._kv_caches,
             logits_index=torch.arange(num_new, device=self._device),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sapwood.bench.ops.options import Shape
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.interface import AttentionBatch, Kernels, PackedLinear, kv_cache_shape
 from sapwood.kernels.sampling_settings import SamplingSettings
 
 Make = Callable[[Kernels], Callable[[], object]]
@@ -49,6 +49,7 @@ def all_cases(
     for num in rows:
         yield from _row_cases(shape, num, dtype)
         yield from _linear_cases(shape, num, dtype)
+        yield from _expert_cases(shape, num, dtype)
     for num in rows:
         if num <= 64:
             yield _attention(shape, [1] * num, [context] * num, dtype)
@@ -136,6 +137,54 @@ def _rotation(shape: Shape, num: int, dtype: torch.dtype) -> Case:
     )
 
 
+def _expert_cases(shape: Shape, num: int, dtype: torch.dtype) -> Iterator[Case]:
+    if shape.num_experts:
+        for kind in (None, "int8", "q8_0", "q4_1"):
+            yield _experts(shape, num, dtype, kind)
+
+
+def _experts(shape: Shape, num: int, dtype: torch.dtype, kind: str | None) -> Case:
+    """A mixture whose tokens choose at random; only the experts that some token chose are read."""
+    x = torch.randn(num, shape.hidden, dtype=dtype)
+    scores = torch.rand(num, shape.num_experts)
+    weights, chosen = scores.topk(shape.num_chosen, dim=-1)
+    num_active = len(set(chosen.flatten().tolist()))
+    numbers = 3 * shape.hidden * shape.inner
+
+    def make(kernels: Kernels) -> Callable[[], object]:
+        def pack(num_out: int, num_in: int) -> PackedLinear:
+            weight = torch.randn(num_out, num_in, dtype=dtype)
+            if kind is None:
+                return kernels.pack_linear(weight, None)
+            quantized = kernels.quantize_weight(weight, kind)
+            return kernels.pack_quantized_linear([quantized], None, dtype)
+
+        gate_up = [pack(2 * shape.inner, shape.hidden) for _ in range(shape.num_experts)]
+        down = [pack(shape.hidden, shape.inner) for _ in range(shape.num_experts)]
+        experts = kernels.pack_experts(gate_up, down, Activation.SILU)
+        # So that a few tokens meet other experts each time, as those of a text do.
+        turns = itertools.cycle(range(0, shape.num_experts, shape.num_chosen))
+
+        def call() -> Tensor:
+            return experts(x, (chosen + next(turns)) % shape.num_experts, weights)
+
+        return call
+
+    return Case(
+        op=f"experts {kind or str(dtype).removeprefix('torch.')}",
+        setting=f"{num} x {shape.hidden}, {num_active} of {shape.num_experts} x {shape.inner}",
+        num_bytes=int(num_active * numbers * bits_of(kind, dtype) / 8)
+        + 2 * num * shape.hidden * dtype.itemsize,
+        num_operations=2 * num * shape.num_chosen * numbers,
+        make=make,
+    )
+
+
+def bits_of(kind: str | None, dtype: torch.dtype) -> float:
+    """Bits that a weight takes on average."""
+    return {None: 8.0 * dtype.itemsize, "int8": 8, "q8_0": 8.5, "q4_1": 5}[kind]
+
+
 def _linear_cases(shape: Shape, num: int, dtype: torch.dtype) -> Iterator[Case]:
     sizes = ((shape.hidden, 2 * shape.inner), (shape.inner, shape.hidden))
     for num_in, num_out in sizes:
@@ -146,8 +195,7 @@ def _linear_cases(shape: Shape, num: int, dtype: torch.dtype) -> Iterator[Case]:
 
 def _linear(num: int, num_in: int, num_out: int, dtype: torch.dtype, kind: str | None) -> Case:
     x = torch.randn(num, num_in, dtype=dtype)
-    bits = {None: 8 * dtype.itemsize, "int8": 8, "q8_0": 8.5, "q4_1": 5}[kind]
-    weight_bytes = int(num_in * num_out * bits / 8)
+    weight_bytes = int(num_in * num_out * bits_of(kind, dtype) / 8)
 
     def make(kernels: Kernels) -> Callable[[], object]:
         # A layer is called again only after the weights of all other layers have been read.

@@ -10,12 +10,17 @@ from sapwood.schema.config.options import option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
+    """Sizes of a model. `inner` is of each expert where there are any, of which a token has
+    `num_chosen`."""
+
     hidden: int
     inner: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     vocab: int
+    num_experts: int = 0
+    num_chosen: int = 0
 
 
 SHAPES = {
@@ -24,6 +29,26 @@ SHAPES = {
     ),
     "qwen3-0.6b": Shape(
         hidden=1024, inner=3072, num_heads=16, num_kv_heads=8, head_dim=128, vocab=151936
+    ),
+    "granite-3.1-1b-a400m": Shape(
+        hidden=1024,
+        inner=512,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=64,
+        vocab=49155,
+        num_experts=32,
+        num_chosen=8,
+    ),
+    "olmoe-1b-7b": Shape(
+        hidden=2048,
+        inner=1024,
+        num_heads=16,
+        num_kv_heads=16,
+        head_dim=128,
+        vocab=50304,
+        num_experts=64,
+        num_chosen=8,
     ),
     "llama-3-8b": Shape(
         hidden=4096, inner=14336, num_heads=32, num_kv_heads=8, head_dim=128, vocab=128256

@@ -1,4 +1,7 @@
-"""Grammars compiled beside the engine's loop, each once, and kept as long as they are used."""
+"""Grammars compiled beside a rank's steps, each once, and kept as long as they are used.
+
+The scheduler orders and releases grammars by messages, and hears by a message how an order went.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sapwood.base.clock import Clock
@@ -16,6 +18,8 @@ from sapwood.base.errors import InvalidRequest, Overloaded, SapwoodError
 from sapwood.executor.grammar.interface import CompiledGrammar, GrammarBackend
 from sapwood.executor.grammar.sandbox import COMPILING_STACK_BYTES, TrialCancelled
 from sapwood.schema.grammar import Grammar
+from sapwood.schema.output import Finish
+from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +60,21 @@ class Sandbox(Protocol):
 class _Entry:
     """A grammar that is known, and how far its compilation is.
 
-    num_users  open requests that need the grammar
-    since_s    when the grammar was put into the queue
-    result     the compiled grammar, or why it cannot be used; None: not known yet
-    trial      the trial of the grammar, while it runs
+    since_s  when the grammar was put into the queue
+    orders   ids of the orders that were not released yet
+    result   the compiled grammar, or why it is refused; None: not known yet
+    trial    the trial of the grammar, while it runs
     """
 
     grammar: Grammar
     since_s: float
-    num_users: int = 0
-    result: CompiledGrammar | SapwoodError | None = None
+    orders: set[int] = field(default_factory=set)
+    result: CompiledGrammar | Finish | None = None
     trial: RunningTrial | None = None
 
     @property
     def num_bytes(self) -> int:
-        if isinstance(self.result, SapwoodError) or self.result is None:
+        if isinstance(self.result, Finish) or self.result is None:
             return len(self.grammar.text)
         return len(self.grammar.text) + self.result.num_bytes
 
@@ -81,6 +85,8 @@ class GrammarCompiler:
     make_backend  called once, when the first grammar comes: it imports libraries and reads the
                   vocabulary
     sandbox       tries every grammar before it is compiled
+    answer        sends an order's answer to the scheduler, from any thread, without waiting
+    rank          this rank's number
     patience_s    a grammar whose turn has not come after that time is refused for now
     max_bytes     size of a grammar's text at most
     """
@@ -89,13 +95,17 @@ class GrammarCompiler:
         self,
         make_backend: Callable[[], GrammarBackend],
         sandbox: Sandbox,
+        answer: Callable[[GrammarAnswer], None],
         *,
+        rank: int = 0,
         patience_s: float,
         max_bytes: int,
         clock: Clock,
     ) -> None:
         self._make_backend = make_backend
         self._sandbox = sandbox
+        self._answer = answer
+        self._rank = rank
         self._patience_s = patience_s
         self._max_bytes = max_bytes
         self._clock = clock
@@ -103,6 +113,7 @@ class GrammarCompiler:
         self._backend_lock = threading.Lock()
         self._backend: GrammarBackend | None = None
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._ordered: dict[int, _Entry] = {}
         self._queue: deque[_Entry] = deque()
         self._workers: set[threading.Thread] = set()
         self._is_closed = False
@@ -121,65 +132,65 @@ class GrammarCompiler:
         for worker in workers:
             worker.join(max(0.0, end_s - time.monotonic()))
 
-    def enter(self, grammar: Grammar) -> None:
-        """A request that needs the grammar has come: compile the grammar unless it is known."""
+    def take(self, message: RankMessage) -> None:
+        """Obey a message of the scheduler. Every order is answered once, unless it is released
+        before."""
+        if isinstance(message, CompileGrammar):
+            self._order(message)
+        else:
+            self._release(message.id)
+
+    def _order(self, order: CompileGrammar) -> None:
+        grammar = order.grammar
         with self._lock:
             entry = self._entries.get(grammar.key)
+            is_new = entry is None
             if entry is None:
                 entry = self._entries[grammar.key] = _Entry(grammar, self._clock.now_s())
-                self._begin(entry)
-            entry.num_users += 1
+            entry.orders.add(order.id)
+            self._ordered[order.id] = entry
             self._entries.move_to_end(grammar.key)
+            if is_new:
+                self._begin(entry)
+            elif entry.result is not None:
+                self._tell(order.id, entry.result)
 
-    def leave(self, grammar: Grammar) -> None:
-        """A request that needed the grammar has ended."""
+    def _release(self, order_id: int) -> None:
         with self._lock:
-            entry = self._entries[grammar.key]
-            entry.num_users -= 1
-            if not entry.num_users and entry.result is None:
+            entry = self._ordered.pop(order_id)
+            entry.orders.remove(order_id)
+            if not entry.orders and entry.result is None:
                 self._abandon(entry)
             self._forget_some()
 
-    def is_ready(self, grammar: Grammar) -> bool:
-        """Whether a grammar that was entered is compiled; False: not yet.
-
-        Raises InvalidRequest if it cannot be compiled, Overloaded if it can only be later."""
-        with self._lock:
-            result = self._entries[grammar.key].result
-        if isinstance(result, SapwoodError):
-            # A copy: each `raise` adds its frames to an error's traceback, and the requests that
-            # these hold would live as long as the entry.
-            raise copy(result)
-        return result is not None
-
     def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
-        """The compiled form of a grammar that was ready; None if all requests that needed the
-        grammar have left since."""
+        """The compiled form of a grammar that was ready; None if it was released since."""
         with self._lock:
             entry = self._entries.get(grammar.key)
             if entry is None:
                 return None
             result = entry.result
         assert result is not None, "a request has started before its grammar was compiled"
-        assert not isinstance(result, SapwoodError), "a request has started without its grammar"
+        assert not isinstance(result, Finish), "a request has started without its grammar"
         return result
 
     @property
     def num_used(self) -> int:
         """Grammars that some open request needs."""
         with self._lock:
-            return sum(entry.num_users > 0 for entry in self._entries.values())
+            return sum(bool(entry.orders) for entry in self._entries.values())
 
     # ---- with the lock held ----------------------------------------------------------------------
 
     def _begin(self, entry: _Entry) -> None:
         size = len(entry.grammar.text.encode())
         if size > self._max_bytes:
-            entry.result = InvalidRequest(
+            error = InvalidRequest(
                 f"the {entry.grammar.kind} has {size} bytes but this server compiles at most "
                 f"{self._max_bytes}, its --grammar-max-bytes; make it smaller",
                 param=entry.grammar.kind,
             )
+            self._settle(entry, _refusal(error))
             return
         self._queue.append(entry)
         if len(self._workers) < NUM_WORKERS and not self._is_closed:
@@ -192,7 +203,7 @@ class GrammarCompiler:
             threading.stack_size(usual)
 
     def _abandon(self, entry: _Entry) -> None:
-        """All requests that needed the grammar have left: end its trial, or forget its turn."""
+        """All orders of the grammar were released: end its trial, or forget its turn."""
         if entry.trial is not None:
             entry.trial.cancel()
         elif entry in self._queue:
@@ -205,24 +216,34 @@ class GrammarCompiler:
             entry = self._queue.popleft()
             if self._clock.now_s() - entry.since_s <= self._patience_s:
                 return entry
-            entry.result = Overloaded(
+            error = Overloaded(
                 "the grammars of other requests are still being compiled, which takes long; try "
                 "again later"
             )
+            self._settle(entry, _refusal(error))
         self._workers.discard(threading.current_thread())
         return None
 
     def _forget_some(self) -> None:
-        """Forget grammars that no open request needs: those that were refused only for now, and
-        beyond the limits the least recently used. Grammars in work stay."""
+        """Forget grammars without an order: those that were refused only for now, and beyond the
+        limits the least recently used. Grammars in work stay."""
         num_bytes = sum(entry.num_bytes for entry in self._entries.values())
         for key, entry in list(self._entries.items()):
-            if entry.num_users or entry.result is None:
+            if entry.orders or entry.result is None:
                 continue
-            is_passing = isinstance(entry.result, Overloaded)
+            is_passing = isinstance(entry.result, Finish) and entry.result.status == 503
             if is_passing or len(self._entries) > MAX_ENTRIES or num_bytes > MAX_CACHE_BYTES:
                 num_bytes -= entry.num_bytes
                 del self._entries[key]
+
+    def _settle(self, entry: _Entry, result: CompiledGrammar | Finish) -> None:
+        entry.result = result
+        for order_id in entry.orders:
+            self._tell(order_id, result)
+
+    def _tell(self, order_id: int, result: CompiledGrammar | Finish) -> None:
+        refusal = result if isinstance(result, Finish) else None
+        self._answer(GrammarAnswer(id=order_id, rank=self._rank, refusal=refusal))
 
     # ---- in a worker's thread --------------------------------------------------------------------
 
@@ -234,17 +255,18 @@ class GrammarCompiler:
                 return
             result = self._compile(entry)
             with self._lock:
-                entry.result = result
                 entry.trial = None
-                if result is None and entry.num_users:
-                    # The trial was cancelled; a request that needs the grammar has come since.
+                if result is not None:
+                    self._settle(entry, result)
+                elif entry.orders:
+                    # The trial was cancelled; the grammar was ordered again since.
                     entry.since_s = self._clock.now_s()
                     self._queue.append(entry)
-                elif result is None:
+                else:
                     del self._entries[entry.grammar.key]
                 self._forget_some()
 
-    def _compile(self, entry: _Entry) -> CompiledGrammar | SapwoodError | None:
+    def _compile(self, entry: _Entry) -> CompiledGrammar | Finish | None:
         """None if the trial was cancelled."""
         grammar = entry.grammar
         try:
@@ -253,19 +275,21 @@ class GrammarCompiler:
             backend = self._prepared()
             with self._lock:
                 entry.trial = trial
-                if not entry.num_users:
+                if not entry.orders:
                     self._abandon(entry)
             trial.wait()
             return backend.compile(grammar)
         except TrialCancelled:
             return None
         except SapwoodError as error:
-            return error.with_traceback(None)
+            return _refusal(error)
         except Exception as error:
             log.exception("compiling a grammar failed")
-            return InvalidRequest(
-                f"the {grammar.kind} cannot be compiled: {type(error).__name__}: {error}",
-                param=grammar.kind,
+            reason = f"{type(error).__name__}: {error}"
+            return _refusal(
+                InvalidRequest(
+                    f"the {grammar.kind} cannot be compiled: {reason}", param=grammar.kind
+                )
             )
 
     def _prepared(self) -> GrammarBackend:
@@ -273,3 +297,7 @@ class GrammarCompiler:
             if self._backend is None:
                 self._backend = self._make_backend()
             return self._backend
+
+
+def _refusal(error: SapwoodError) -> Finish:
+    return Finish(kind="error", message=error.message, status=error.status, error_type=error.type)

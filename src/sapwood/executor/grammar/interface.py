@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from sapwood.schema.grammar import Grammar
 
+MAX_ROLLBACK = 256
+"""Tokens that a matcher can take back at once. Drafts and forced texts are shorter."""
+
 
 class GrammarFailed(Exception):
     """An output cannot be continued under its grammar; the message says why."""
@@ -35,14 +38,19 @@ class Matcher(Protocol):
         Raises GrammarFailed if finding out would take too long."""
         ...
 
-    @property
-    def can_roll_back(self) -> bool:
-        """Whether tokens taken from here on may be taken back."""
+    def rollback(self, num_tokens: int) -> None:
+        """Take back the last `num_tokens` accepted tokens, an end-of-sequence token included.
+
+        Raises ValueError, and takes none back, if fewer were accepted or `num_tokens` exceeds
+        MAX_ROLLBACK."""
         ...
 
-    def rollback(self, num_tokens: int) -> None:
-        """Take back the last `num_tokens` tokens, taken while `can_roll_back` was true."""
-        ...
+
+def check_rollback(num_tokens: int, num_taken: int) -> None:
+    """ValueError unless a matcher that has taken num_taken tokens can take that many back."""
+    most = min(num_taken, MAX_ROLLBACK)
+    if not 0 <= num_tokens <= most:
+        raise ValueError(f"{num_tokens} tokens cannot be taken back, only 0 to {most}")
 
 
 class CompiledGrammar(Protocol):

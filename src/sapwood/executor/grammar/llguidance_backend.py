@@ -15,7 +15,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from numpy.typing import NDArray
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.executor.grammar.interface import GrammarFailed
+from sapwood.executor.grammar.interface import GrammarFailed, check_rollback
 from sapwood.executor.grammar.json_schema import simplified
 from sapwood.executor.grammar.structural_tags import regex_body, to_lark, with_parts
 from sapwood.executor.grammar.vocabulary import Vocabulary
@@ -32,11 +32,12 @@ LARK_MARK = "%llguidance"
 
 
 class LLGuidanceMatcher:
-    can_roll_back = True
+    """llguidance's matcher knows no end-of-sequence token but its own, so ends are kept here."""
 
     def __init__(self, matcher: Any, ends: frozenset[int]) -> None:
         self._matcher = matcher
         self._ends = ends
+        self._num_taken = 0
         self.has_ended = False
 
     def fill(self, masks: NDArray[np.int32], index: int) -> None:
@@ -52,15 +53,23 @@ class LLGuidanceMatcher:
             raise GrammarFailed("the grammar allows no token of this model here")
 
     def accept(self, token_id: int) -> bool:
+        if self.has_ended:
+            return False
         if token_id in self._ends:
-            self.has_ended = bool(self._matcher.is_accepting())
-            return self.has_ended
-        is_taken = bool(self._matcher.try_consume_tokens([token_id]) == 1)
-        if self._matcher.is_error():
-            raise GrammarFailed(_first_line(self._matcher.get_error()))
+            is_taken = self.has_ended = bool(self._matcher.is_accepting())
+        else:
+            is_taken = bool(self._matcher.try_consume_tokens([token_id]) == 1)
+            if self._matcher.is_error():
+                raise GrammarFailed(_first_line(self._matcher.get_error()))
+        self._num_taken += is_taken
         return is_taken
 
     def rollback(self, num_tokens: int) -> None:
+        check_rollback(num_tokens, self._num_taken)
+        self._num_taken -= num_tokens
+        if num_tokens and self.has_ended:
+            self.has_ended = False
+            num_tokens -= 1
         self._matcher.rollback(num_tokens)
 
 

@@ -35,7 +35,7 @@ class Compiled(Protocol):
     """Has the compiled grammars."""
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
-        """None if all requests that needed it have left."""
+        """None if it was released: all requests that needed it have left."""
         ...
 
 
@@ -201,8 +201,6 @@ class GrammarMasks:
 
     def _jump(self, row: _Constrained) -> list[int]:
         matcher = row.matcher
-        if not matcher.can_roll_back:
-            return []
         mask = np.zeros((1, self._words), dtype=np.int32)
         taken: list[int] = []
         with self._timed(row, SLOW_JUMP_S):

@@ -14,7 +14,7 @@ import xgrammar
 from numpy.typing import NDArray
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.executor.grammar.interface import GrammarFailed
+from sapwood.executor.grammar.interface import GrammarFailed, check_rollback
 from sapwood.executor.grammar.json_schema import for_xgrammar, simplified, why_inexact
 from sapwood.executor.grammar.patterns import why_not_plain
 from sapwood.executor.grammar.structural_tags import with_parts
@@ -25,10 +25,9 @@ _PLACE = re.compile(r"^\[[\d:]+\] \S+?: ?(Check failed: .*? is \w+: )?")
 
 
 class XGrammarMatcher:
-    can_roll_back = True
-
     def __init__(self, compiled: Any) -> None:
         self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._num_taken = 0
 
     @property
     def has_ended(self) -> bool:
@@ -41,9 +40,14 @@ class XGrammarMatcher:
             raise GrammarFailed("the grammar allows no token of this model here")
 
     def accept(self, token_id: int) -> bool:
-        return bool(self._matcher.accept_token(token_id))
+        # xgrammar writes a warning for each token after the end.
+        is_taken = not self.has_ended and bool(self._matcher.accept_token(token_id))
+        self._num_taken += is_taken
+        return is_taken
 
     def rollback(self, num_tokens: int) -> None:
+        check_rollback(num_tokens, self._num_taken)
+        self._num_taken -= num_tokens
         self._matcher.rollback(num_tokens)
 
 

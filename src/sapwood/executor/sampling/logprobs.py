@@ -110,6 +110,32 @@ class LogprobRecorder:
             found[index] = Measured([self._measure(kept.logits[at], targets[at], wanted)])
         return found
 
+    def of_spans(
+        self,
+        kept: RawLogits,
+        rows: Sequence[int],
+        entries: Sequence[ScheduledTokens],
+        chosen: Sequence[Sequence[int]],
+    ) -> dict[int, Measured]:
+        """Log probabilities of the tokens that each entry brought, by index in `entries`.
+
+        rows    row of each place that was sampled; an entry with drafts has several
+        chosen  tokens of each entry: of its first places
+        """
+        tokens = [0] * len(rows)
+        owners: list[int | None] = [None] * len(rows)
+        first = 0
+        for index, (entry, brought) in enumerate(zip(entries, chosen, strict=True)):
+            tokens[first : first + len(brought)] = brought
+            owners[first : first + len(brought)] = [index] * len(brought)
+            first += len(entry.logits_for)
+        pieces: dict[int, list[Mapping[str, Download]]] = {}
+        for place, measured in self.of_output(kept, rows, self._ids(tokens)).items():
+            owner = owners[place]
+            if owner is not None:
+                pieces.setdefault(owner, []).extend(measured.pieces)
+        return {index: Measured(parts) for index, parts in pieces.items()}
+
     def of_prompts(
         self,
         scheduled: Sequence[ScheduledTokens],

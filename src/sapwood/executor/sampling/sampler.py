@@ -69,6 +69,10 @@ class Sampler:
                     processor.accept([row], [token_id])
         return jumps
 
+    def has_failed(self, row: int) -> bool:
+        """Whether the row has failed since the last `take_failures`."""
+        return row in self._failures
+
     def take_failures(self) -> dict[int, str]:
         """Row -> why its request cannot go on, for the rows that failed since the last call."""
         if not self._failures:

@@ -86,7 +86,8 @@ async def server_info(services: Services) -> dict[str, object]:
 async def _internal_state(services: Services, info: EngineReady) -> dict[str, object]:
     """The state of the one replica: the engine's counters, and what tools divide them by.
 
-    memory_usage  in GB, but token_capacity in tokens; a captured step's memory is not told apart
+    memory_usage  in GB, but token_capacity in tokens, and pools also in pages, or in states; a
+                  captured step's memory is not told apart
     """
     status = await services.engine.status()
     rates = services.observer.metrics.engine.rates
@@ -96,9 +97,18 @@ async def _internal_state(services: Services, info: EngineReady) -> dict[str, ob
         "last_gen_throughput": rates.last_output_tokens_per_s,
         "memory_usage": {
             "weight": round(info.weight_bytes / 1e9, 2),
-            "kvcache": round(status.num_pages * info.page_bytes / 1e9, 2),
+            "kvcache": round(sum(pool.size * pool.unit_bytes for pool in info.pools) / 1e9, 2),
             "graph": 0.0,
             "token_capacity": info.max_total_tokens,
+            "pools": {
+                pool.name: {
+                    "size": pool.size,
+                    "num_free": use.num_free,
+                    "num_leased": use.num_leased,
+                    "gb": round(pool.size * pool.unit_bytes / 1e9, 3),
+                }
+                for pool, use in zip(info.pools, status.pools, strict=True)
+            },
         },
     }
 

@@ -326,8 +326,23 @@ def _answer(
             "e2e_latency": latency_s,
             "decode_throughput": choice.decode_throughput,
             "queue_time": whole.queue_time_s,
+            **_speculated(whole),
             **(lists.fields() if lists is not None else {}),
         },
+    }
+
+
+def _speculated(whole: TextChunk) -> dict[str, Any]:
+    """How guesses fared: `spec_accept_length` times `spec_verify_ct` are the output tokens."""
+    found = whole.speculated
+    if found is None or not found.num_steps:
+        return {}
+    return {
+        "spec_verify_ct": found.num_steps,
+        "spec_accept_length": whole.num_output_tokens / found.num_steps,
+        "spec_accept_rate": found.accept_rate,
+        "spec_accept_token_num": found.num_accepted,
+        "spec_draft_token_num": found.num_drafted,
     }
 
 

@@ -106,15 +106,21 @@ def load_of(
         sizes = dict(memory_by_owner(status, constants))
         load["memory"] = {
             "weight_gb": sizes["weights"] / 1e9,
-            "kv_cache_gb": status.num_pages * constants.page_bytes / 1e9,
+            "kv_cache_gb": sum(pool.size * pool.unit_bytes for pool in constants.pools) / 1e9,
             "token_capacity": constants.max_total_tokens,
             "owners": sizes,
             "engine_resident_bytes": status.resident_bytes,
         }
     if "queues" in sections:
         load["queues"] = {"waiting": status.num_waiting, "retracted": status.num_retractions}
+    if "spec" in sections:
+        spec = status.speculated
+        load["speculative"] = spec and {
+            "accept_length": spec.accept_length,
+            "accept_rate": spec.accept_rate,
+        }
     # This server has none of these features.
-    unused = {"spec": "speculative", "lora": "lora", "disagg": "disaggregation"}
+    unused = {"lora": "lora", "disagg": "disaggregation"}
     load |= {name: None for section, name in unused.items() if section in sections}
     return load
 

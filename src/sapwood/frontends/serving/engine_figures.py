@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.errors import SapwoodError
 from sapwood.observe.history import PERCENTILES, History, Sample
-from sapwood.observe.metrics import EngineConstants, EngineRates
+from sapwood.observe.metrics import EngineConstants, EngineRates, PoolConstants
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.output import EngineStatus
@@ -102,7 +102,10 @@ class EngineFigures:
             startup_s=info.startup_s,
             load_s=info.load_s,
             weight_bytes=info.weight_bytes,
-            page_bytes=info.page_bytes,
+            pools=tuple(
+                PoolConstants(name=pool.name, size=pool.size, unit_bytes=pool.unit_bytes)
+                for pool in info.pools
+            ),
         )
 
     def _add_sample(self) -> None:

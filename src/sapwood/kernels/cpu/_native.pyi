@@ -6,6 +6,7 @@ from typing import overload
 COMPILED_ISAS: str
 HEAD_DIM_STEP: int
 MAX_HEAD_DIM: int
+MAX_CONV_LENGTH: int
 PANEL: int
 
 def usable_isas() -> list[str]: ...
@@ -106,9 +107,34 @@ class RecordedStep:
         out: int,
         /,
     ) -> None: ...
+    def convolve(
+        self,
+        x: int,
+        channels: int,
+        length: int,
+        weight: int,
+        bias: int,
+        states: int,
+        state_stride: int,
+        num_slots: int,
+        group: int,
+        out: int,
+        /,
+    ) -> None: ...
     def activate(self, x: int, activation: int, gated: bool, width: int, out: int, /) -> None: ...
     def add(self, x: int, residual: int, width: int, /) -> None: ...
     def scale(self, residual: int, width: int, factor: float, /) -> None: ...
+    def gate_rows(self, gate: int, residual: int, width: int, /) -> None: ...
+    def mix(
+        self,
+        x: int,
+        router: LinearWeight,
+        bias: int,
+        routing: _Routing,
+        layers: ExpertLayers,
+        out: int,
+        /,
+    ) -> None: ...
     def select_rows(self, x: int, width: int, out: int, /) -> None: ...
     def logits(self, x: int, weight: LinearWeight, /) -> None: ...
     def run(
@@ -122,6 +148,10 @@ class RecordedStep:
         logits_index: int,
         num_logits: int,
         logits: int,
+        slots: list[int],
+        query_start: int,
+        context_len: int,
+        num_requests: int,
         /,
     ) -> None: ...
 
@@ -147,6 +177,25 @@ def rms_norm(
     rows: int,
     hidden: int,
     eps: float,
+    /,
+) -> None: ...
+def causal_conv(
+    context: Context,
+    dtype: int,
+    x: int,
+    weight: int,
+    bias: int,
+    states: int,
+    state_stride: int,
+    num_slots: int,
+    slots: int,
+    query_start: int,
+    context_len: int,
+    num_requests: int,
+    num_tokens: int,
+    channels: int,
+    length: int,
+    out: int,
     /,
 ) -> None: ...
 def layer_norm(
@@ -253,6 +302,44 @@ class CodedLayout:
 def pack_coded(
     layout: CodedLayout, codes: int, scales: int, shifts: int, n: int, out: int, /
 ) -> None: ...
+
+_Routing = tuple[int, int, int, int, int, bool, float, float, float]
+
+def route(
+    routing: _Routing,
+    logits: int,
+    bias: int,
+    tokens: int,
+    experts: int,
+    weights: int,
+    ids: int,
+    /,
+) -> None: ...
+def gate_rows(dtype: int, x: int, gate: int, rows: int, width: int, /) -> None: ...
+
+class ExpertLayers:
+    """Addresses of the weights of a mixture's experts; see csrc/experts.h."""
+
+    def __init__(
+        self, gate_up: list[LinearWeight], down: list[LinearWeight], activation: int, /
+    ) -> None: ...
+
+class Mixture:
+    """Buffers of mixtures."""
+
+    def run(
+        self,
+        layers: ExpertLayers,
+        context: Context,
+        dtype: int,
+        x: int,
+        tokens: int,
+        k: int,
+        ids: int,
+        weights: int,
+        out: int,
+        /,
+    ) -> None: ...
 
 class LinearWeight:
     """A packed weight of any kind, or the first of a chain; see csrc/ops.h."""

@@ -18,6 +18,8 @@ class Linear:
     A weight of 16 bits stays so for float32 activations, and is widened where it is multiplied.
     """
 
+    makes_fp32 = True
+
     def __init__(
         self,
         context: _native.Context,

@@ -18,6 +18,7 @@ from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.cpu.instruction_sets import unused_set
 from sapwood.kernels.cpu.shared import groups_of_decodes
 from sapwood.kernels.cpu.tensors import (
+    ACTIVATIONS,
     DTYPES,
     address_of,
     cache_layout,
@@ -26,8 +27,10 @@ from sapwood.kernels.cpu.tensors import (
     describe,
     dtype_of,
     is_held,
+    lengths_of,
     per_head,
     rows_of,
+    state_layout,
     table_of,
 )
 from sapwood.kernels.interface import (
@@ -38,6 +41,7 @@ from sapwood.kernels.interface import (
     SOFT_CAP,
     AttentionBatch,
     AttentionTraits,
+    PackedExperts,
     PackedLinear,
     lacking,
 )
@@ -45,16 +49,17 @@ from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.registry import Need
+from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
-from sapwood.kernels.torch_ops.experts import experts, top_k_softmax
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 
 try:
     from sapwood.kernels.cpu import _native
+    from sapwood.kernels.cpu.experts import pack_experts, route
     from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
     from sapwood.kernels.large_pages import WeightMemory
@@ -65,8 +70,6 @@ else:
 
 _BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
-ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
-"""As Activation in csrc/ops.h numbers them."""
 
 
 class CpuKernels:
@@ -90,6 +93,7 @@ class CpuKernels:
         threads = torch.get_num_threads() if num_threads is None else num_threads
         self._context = _native.Context("" if isa is None else isa, threads)
         self._memory = WeightMemory()
+        self._mixture = _native.Mixture()
 
     @staticmethod
     def why_not(need: Need) -> str | None:
@@ -306,30 +310,45 @@ class CpuKernels:
         slots: Tensor,
         batch: AttentionBatch,
     ) -> Tensor:
-        return causal_conv(x, weight, bias, states, slots, batch)
+        if not 2 <= weight.shape[1] <= _native.MAX_CONV_LENGTH:
+            return causal_conv(x, weight, bias, states, slots, batch)
+        layout, dtype = state_layout(states, weight, bias, x), dtype_of(x)
+        query_start, context_len, num_requests = lengths_of(batch)
+        check_indices(slots, "slots", num_requests)
+        num_tokens, width = x.shape
+        if width != layout.channels:
+            raise ValueError(f"x {describe(x)} must have {layout.channels} channels")
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        _native.causal_conv(
+            self._context, dtype, x.data_ptr(), weight.data_ptr(),
+            address_of(bias, x, width, "bias"), states.data_ptr(), layout.state_stride,
+            layout.num_slots, slots.data_ptr(), query_start, context_len, num_requests, num_tokens,
+            width, layout.length, out.data_ptr(),
+        )  # fmt: skip
+        return out
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
 
-    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
-        return top_k_softmax(logits, k, renormalise)
+    def gate_rows(self, x: Tensor, gate: Tensor) -> None:
+        rows, width = x.shape
+        if gate.shape != (rows, 1) or gate.dtype != x.dtype or not x.is_contiguous():
+            raise ValueError(f"gate {describe(gate)} does not fit x {describe(x)}, or x has gaps")
+        gate = gate.contiguous()
+        _native.gate_rows(dtype_of(x), x.data_ptr(), gate.data_ptr(), rows, width)
 
-    def experts(
+    def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        return route(logits, bias, routing)
+
+    def pack_experts(
         self,
-        x: Tensor,
-        chosen: Tensor,
-        weights: Tensor,
         gate_up: Sequence[PackedLinear],
         down: Sequence[PackedLinear],
         activation: Activation,
-    ) -> Tensor:
-        return experts(
-            x,
-            chosen,
-            weights,
-            gate_up,
-            down,
-            lambda gates: self.activate_and_mul(gates, activation),
+    ) -> PackedExperts:
+        return pack_experts(
+            self.context, self._mixture, gate_up, down, activation, self.activate_and_mul
         )
 
     def pack_linear(
@@ -421,7 +440,7 @@ class CpuKernels:
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         from sapwood.kernels.cpu.step import NativeStep  # it builds on this module

@@ -70,6 +70,9 @@ class QuantizedLinear:
         if bias is not None and (bias.dtype != dtype or bias.numel() != self._num_out):
             raise ValueError(f"the bias must be [{self._num_out}] of {dtype}")
         self._has_bias = bias is not None
+        is_coded = len(neighbours_stacked(parts)) == 1 and isinstance(parts[0], CodedWeight)
+        self.makes_fp32 = bias is None or dtype == torch.float32 or is_coded
+        """Whether C++ makes an fp32 result: a bias has x's dtype, which only codes are added to."""
         self._keep = [] if bias is None else [bias.contiguous()]
         bias_address = 0 if bias is None else self._keep[0].data_ptr()
         weight: _native.LinearWeight | None = None

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.cpu import _native
+from sapwood.kernels.cpu.experts import NativeExperts, bias_address, routing_tuple
 from sapwood.kernels.cpu.linear import Linear
-from sapwood.kernels.cpu.native import ACTIVATIONS, CpuKernels
+from sapwood.kernels.cpu.native import CpuKernels
 from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
 from sapwood.kernels.cpu.tensors import (
+    ACTIVATIONS,
     address_of,
     cache_layout,
     check_embedding,
     check_indices,
     dtype_of,
+    lengths_of,
     per_head,
+    state_layout,
 )
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
 from sapwood.kernels.recording import (
@@ -31,8 +35,11 @@ from sapwood.kernels.recording import (
     Attend,
     Buffer,
     CannotRecord,
+    Convolve,
     Embed,
+    GateRows,
     Logits,
+    Mix,
     Multiply,
     Norm,
     Op,
@@ -52,7 +59,8 @@ GroupShape = tuple[int, tuple[int, int, int, int, int]]
 class NativeStep:
     """Keeps the model and the KV caches alive; one step at a time.
 
-    kv_caches  per layer (keys, values), each [num_pages, Hk, page_size, D] or in 8 bits
+    kv_caches  per layer (keys, values), each [num_pages, Hk, page_size, D] or in 8 bits; or the
+               states of a convolution, [num_slots, C, L - 1]
     Raises     CannotRecord if the compiled module lacks an op, and ValueError if a weight or a
                cache does not fit the program
     """
@@ -61,7 +69,7 @@ class NativeStep:
         self,
         kernels: CpuKernels,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> None:
         before, after = program.split()
@@ -89,11 +97,12 @@ class NativeStep:
         write_index: Sequence[Tensor],
         batches: Sequence[AttentionBatch],
         logits_index: Tensor,
+        slots: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's KV.
+        """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's cache.
 
-        `write_index` and `batches` have one value per cache group. The first three are [T]; all
-        are int64 and contiguous, as in ForwardBatch.
+        `write_index`, `batches` and `slots` have one value per cache group. The first three are
+        [T]; all are int64 and contiguous, as in ForwardBatch.
         Raises IndexError if one of them holds an index outside its table; nothing is written then.
         """
         num_tokens, num_logits = token_ids.numel(), logits_index.numel()
@@ -102,6 +111,10 @@ class NativeStep:
         for one in write_index:
             check_indices(one, "write_index", num_tokens)
         check_indices(logits_index, "logits_index", num_logits)
+        lengths = lengths_of(batches[0])  # of the requests, which are the same in all groups
+        for slot in slots:
+            if slot is not None:
+                check_indices(slot, "slots", lengths[2])
         plans = [
             self._kernels.plan(batches[group], shape, tuple(windows))
             for (group, shape), windows in self._windows.items()
@@ -113,6 +126,7 @@ class NativeStep:
             self._kernels.context, plans, token_ids.data_ptr(), positions.data_ptr(),
             [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
             num_logits, logits.data_ptr(),
+            [0 if slot is None else slot.data_ptr() for slot in slots], *lengths,
         )  # fmt: skip
         result = self._result
         return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
@@ -126,7 +140,7 @@ class _Builder:
         dtype: torch.dtype,
         widths: Sequence[int],
         places: Mapping[Buffer, int],
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int],
     ) -> None:
         self._like = torch.empty(0, dtype=dtype)
@@ -155,6 +169,8 @@ class _Builder:
                 self._add_rotation(op)
             case Attend():
                 self._add_attention(op)
+            case Convolve():
+                self._add_convolution(op)
             case Activate():
                 activation = ACTIVATIONS[op.activation]
                 self.step.activate(at[op.x], activation, op.gated, op.out.width, at[op.out])
@@ -162,6 +178,10 @@ class _Builder:
                 self.step.add(at[op.x], at[op.residual], op.residual.width)
             case Scale():
                 self.step.scale(at[op.residual], op.residual.width, op.factor)
+            case GateRows():
+                self.step.gate_rows(at[op.gate], at[op.residual], op.residual.width)
+            case Mix():
+                self._add_mixture(op)
             case SelectRows():
                 self.step.select_rows(at[op.x], op.x.width, at[op.out])
             case Logits():
@@ -178,6 +198,16 @@ class _Builder:
         self.step.norm(
             self._places[op.x], residual, op.centered, weight, bias, op.x.width, op.eps,
             self._places[op.out],
+        )  # fmt: skip
+
+    def _add_mixture(self, op: Mix) -> None:
+        if not isinstance(op.experts, NativeExperts):
+            raise CannotRecord("some of its experts have no native form")
+        router = self._weight(op.router, op.num_experts, op.x.width)
+        op.routing.check(op.num_experts)
+        self.step.mix(
+            self._places[op.x], router, bias_address(op.bias, op.num_experts),
+            routing_tuple(op.routing), op.experts.native, self._places[op.out],
         )  # fmt: skip
 
     def _add_rotation(self, op: RotateAndWrite) -> None:
@@ -208,21 +238,33 @@ class _Builder:
             (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out],
         )  # fmt: skip
 
-    def _group(self, op: RotateAndWrite | Attend) -> int:
+    def _add_convolution(self, op: Convolve) -> None:
+        (states,) = self._cache_of(op.layer)
+        layout = state_layout(states, op.weight, op.bias, self._like)
+        if not 2 <= layout.length <= _native.MAX_CONV_LENGTH:
+            raise CannotRecord(f"a convolution has {layout.length} factors per channel")
+        self.step.convolve(
+            self._places[op.x], layout.channels, layout.length, op.weight.data_ptr(),
+            address_of(op.bias, self._like, layout.channels, "bias"), states.data_ptr(),
+            layout.state_stride, layout.num_slots, self._group(op), self._places[op.out],
+        )  # fmt: skip
+
+    def _group(self, op: RotateAndWrite | Attend | Convolve) -> int:
         return self._group_of_layer[op.layer] if self._group_of_layer else 0
 
     def _cache(self, op: RotateAndWrite | Attend) -> tuple[int, int, int, int, int, int, int]:
         """The layer's cache, as the compiled module takes it."""
-        if op.layer >= len(self._kv_caches):
-            raise ValueError(
-                f"{len(self._kv_caches)} KV caches, but the model has a layer {op.layer}"
-            )
-        keys, values = self._kv_caches[op.layer]
+        keys, values = self._cache_of(op.layer)
         layout = cache_layout(keys, values, self._like, op.num_kv_heads, op.head_dim)
         return (
             keys.data_ptr(), values.data_ptr(), layout.key_stride, layout.value_stride, layout.kv,
             layout.num_pages, layout.page_size,
         )  # fmt: skip
+
+    def _cache_of(self, layer: int) -> tuple[Tensor, ...]:
+        if layer >= len(self._kv_caches):
+            raise ValueError(f"{len(self._kv_caches)} KV caches, but the model has a layer {layer}")
+        return self._kv_caches[layer]
 
     def _weight(self, layer: PackedLinear, num_out: int, num_in: int) -> _native.LinearWeight:
         if not isinstance(layer, Linear | QuantizedLinear):

@@ -7,10 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """The compiled module's numbers for the dtypes of activations."""
+
+ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
+"""Its numbers for activations."""
 
 KV_FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.float8_e5m2: 3}
 """Its numbers for caches in 8 bits; 0 is for the activations' dtype."""
@@ -135,3 +139,44 @@ def per_head(numbers: Tensor | None, num_heads: int, name: str) -> int:
     ):
         raise ValueError(f"{name} {describe(numbers)} must be [{num_heads}] float32, contiguous")
     return numbers.data_ptr()
+
+
+class StateLayout(NamedTuple):
+    """How the states of short convolutions lie; state_stride counts elements between slots."""
+
+    num_slots: int
+    state_stride: int
+    channels: int
+    length: int
+
+
+def state_layout(states: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) -> StateLayout:
+    """Of states [num_slots, C, L - 1] that fit a convolution's weight [C, L] and activations
+    `like`; ValueError if they do not. Slots may lie apart."""
+    channels, length = weight.shape
+    num_slots = states.shape[0]
+    if weight.dtype != like.dtype or not weight.is_contiguous():
+        raise ValueError(f"weight {describe(weight)} must be contiguous {like.dtype}")
+    address_of(bias, like, channels, "bias")
+    if (
+        states.dtype != like.dtype
+        or states.shape[1:] != (channels, length - 1)
+        or states.stride()[1:] != (length - 1, 1)
+    ):
+        raise ValueError(
+            f"states {describe(states)} with strides {list(states.stride())} must be [slots, "
+            f"{channels}, {length - 1}] {like.dtype}, each slot contiguous"
+        )
+    return StateLayout(num_slots, states.stride(0), channels, length)
+
+
+def lengths_of(batch: AttentionBatch) -> tuple[int, int, int]:
+    """(address of query_start, of context_len, number of requests)"""
+    num_requests = len(batch.query_lens)
+    for name, tensor, size in (
+        ("query_start", batch.query_start, num_requests + 1),
+        ("context_len", batch.context_len, num_requests),
+    ):
+        if tensor.dtype != torch.int32 or tensor.numel() != size or not tensor.is_contiguous():
+            raise ValueError(f"{name} {describe(tensor)} must be [{size}] int32 and contiguous")
+    return batch.query_start.data_ptr(), batch.context_len.data_ptr(), num_requests

@@ -20,14 +20,17 @@ from sapwood.kernels.interface import (
     SOFT_CAP,
     AttentionBatch,
     AttentionTraits,
+    PackedExperts,
     PackedLinear,
     lacking,
 )
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
+from sapwood.kernels.reference.experts import Experts, route
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
 from sapwood.kernels.registry import Need
+from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 
@@ -219,30 +222,20 @@ class ReferenceKernels:
         for row, content in zip(target.tolist(), read, strict=True):
             tensor[row] = content
 
-    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
-        if not 1 <= k <= logits.shape[1]:
-            raise ValueError(f"k is {k}, but there are {logits.shape[1]} experts to choose from")
-        probs, ids = logits.float().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-        weights = probs[:, :k]
-        total = weights.sum(dim=-1, keepdim=True) if renormalise else 1.0
-        return weights / total, ids[:, :k]
+    def gate_rows(self, x: Tensor, gate: Tensor) -> None:
+        for row, logit in zip(x, gate.float()[:, 0].tolist(), strict=True):
+            row.copy_(row.float() / (1.0 + math.exp(-logit)))
 
-    def experts(
+    def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        return route(logits, bias, routing)
+
+    def pack_experts(
         self,
-        x: Tensor,
-        chosen: Tensor,
-        weights: Tensor,
         gate_up: Sequence[PackedLinear],
         down: Sequence[PackedLinear],
         activation: Activation,
-    ) -> Tensor:
-        out = torch.zeros(x.shape, device=x.device)
-        for token, ids in enumerate(chosen.tolist()):
-            row = x[token : token + 1]
-            for place, expert in enumerate(ids):
-                inner = self.activate_and_mul(gate_up[expert](row), activation)
-                out[token] += weights[token, place] * down[expert].fp32(inner)[0]
-        return out.to(x.dtype)
+    ) -> PackedExperts:
+        return Experts(gate_up, down, lambda gates: self.activate_and_mul(gates, activation))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
@@ -300,7 +293,7 @@ class ReferenceKernels:
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         raise CannotRecord("the reference's ops are called one by one")

@@ -1,4 +1,4 @@
-"""A mixture of experts with torch: choosing experts, and computing those that were chosen."""
+"""A mixture's experts with torch: those that were chosen, one after the other."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from torch import Tensor
 from sapwood.kernels.interface import PackedLinear
 
 
-def top_k_softmax(logits: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
-    """As Kernels.top_k_softmax."""
-    if not 1 <= k <= logits.shape[1]:
-        raise ValueError(f"k is {k}, but there are {logits.shape[1]} experts to choose from")
-    probs = torch.softmax(logits.float(), dim=-1)
-    # A stable sort, since topk takes any one of equal entries.
-    ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
-    weights = ordered[:, :k]
-    if renormalise:
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights.contiguous(), ids[:, :k].contiguous()
+class Experts:
+    """As PackedExperts: expert by expert, each with a copy of the tokens that chose it. The numbers
+    of these are read on the host, so that no device can capture the op."""
+
+    def __init__(
+        self,
+        gate_up: Sequence[PackedLinear],
+        down: Sequence[PackedLinear],
+        activate_and_mul: Callable[[Tensor], Tensor],
+    ) -> None:
+        check_experts(len(gate_up), len(down))
+        self._gate_up = gate_up
+        self._down = down
+        self._activate_and_mul = activate_and_mul
+
+    def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        num_chosen = chosen.shape[1]
+        by_expert = chosen.flatten().argsort(stable=True)
+        counts = torch.bincount(chosen.flatten(), minlength=len(self._gate_up)).tolist()
+        check_chosen(len(counts) - 1, len(self._gate_up))
+        tokens = by_expert // num_chosen
+        shares = weights.flatten().index_select(0, by_expert).unsqueeze(1)
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        start = 0
+        for expert, count in enumerate(counts):
+            if count == 0:
+                continue
+            own = slice(start, start + count)
+            inner = self._activate_and_mul(self._gate_up[expert](x.index_select(0, tokens[own])))
+            out.index_add_(0, tokens[own], self._down[expert].fp32(inner) * shares[own])
+            start += count
+        return out.to(x.dtype)
 
 
-def experts(
-    x: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
-    gate_up: Sequence[PackedLinear],
-    down: Sequence[PackedLinear],
-    activate_and_mul: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """As Kernels.experts, with `activate_and_mul` for the gates: expert by expert, each with a copy
-    of the tokens that chose it. The numbers of these are read on the host."""
-    num_chosen = chosen.shape[1]
-    by_expert = chosen.flatten().argsort(stable=True)
-    counts = torch.bincount(chosen.flatten(), minlength=len(gate_up)).tolist()
-    if len(counts) > len(gate_up) or len(gate_up) != len(down):
-        raise ValueError(
-            f"expert {len(counts) - 1} is chosen, but there are {len(gate_up)} gates and "
-            f"{len(down)} outputs of experts"
-        )
-    tokens = by_expert // num_chosen
-    shares = weights.flatten().index_select(0, by_expert).unsqueeze(1)
-    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    start = 0
-    for expert, count in enumerate(counts):
-        if count == 0:
-            continue
-        own = slice(start, start + count)
-        inner = activate_and_mul(gate_up[expert](x.index_select(0, tokens[own])))
-        out.index_add_(0, tokens[own], down[expert].fp32(inner) * shares[own])
-        start += count
-    return out.to(x.dtype)
+def check_experts(num_gates: int, num_outputs: int) -> None:
+    if num_gates != num_outputs:
+        raise ValueError(f"there are {num_gates} gates and {num_outputs} outputs of experts")
+
+
+def check_chosen(largest: int, num_experts: int) -> None:
+    """ValueError for an expert that is not there."""
+    if largest >= num_experts:
+        raise ValueError(f"expert {largest} is chosen, but there are {num_experts} experts")

@@ -24,6 +24,7 @@ from sapwood.kernels.interface import (
     SOFT_CAP,
     AttentionBatch,
     AttentionTraits,
+    PackedExperts,
     PackedLinear,
     lacking,
 )
@@ -32,17 +33,19 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
+from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import activate, activate_and_mul
 from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
-from sapwood.kernels.torch_ops.experts import experts, top_k_softmax
+from sapwood.kernels.torch_ops.experts import Experts
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
-from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
+from sapwood.kernels.torch_ops.routing import route
+from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.torch_ops.sampling import sample
 
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
@@ -166,26 +169,19 @@ class TorchKernels:
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
 
-    def top_k_softmax(self, logits: Tensor, k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
-        return top_k_softmax(logits, k, renormalise)
+    def gate_rows(self, x: Tensor, gate: Tensor) -> None:
+        gate_rows(x, gate)
 
-    def experts(
+    def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        return route(logits, bias, routing)
+
+    def pack_experts(
         self,
-        x: Tensor,
-        chosen: Tensor,
-        weights: Tensor,
         gate_up: Sequence[PackedLinear],
         down: Sequence[PackedLinear],
         activation: Activation,
-    ) -> Tensor:
-        return experts(
-            x,
-            chosen,
-            weights,
-            gate_up,
-            down,
-            lambda gates: self.activate_and_mul(gates, activation),
-        )
+    ) -> PackedExperts:
+        return Experts(gate_up, down, lambda gates: self.activate_and_mul(gates, activation))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
@@ -235,7 +231,7 @@ class TorchKernels:
     def record(
         self,
         program: Program,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
         raise CannotRecord("torch's ops are called one by one")

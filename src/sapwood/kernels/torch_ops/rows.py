@@ -15,6 +15,11 @@ def copy_rows(tensor: Tensor, source: Tensor, target: Tensor) -> None:
     rows.index_copy_(0, target, rows.index_select(0, source))
 
 
+def gate_rows(x: Tensor, gate: Tensor) -> None:
+    """As Kernels.gate_rows."""
+    x.copy_(x.float() * torch.sigmoid(gate.float()))
+
+
 def soft_cap(logits: Tensor, cap: float) -> None:
     """As Kernels.soft_cap."""
     logits.div_(cap).tanh_().mul_(cap)

@@ -196,13 +196,13 @@ class Architecture:
             self.build, index, config.hidden_size, heads_of(config), **{**usual, **details}
         )
 
-    def gated_mlp(self, *, bias: bool = False, **details: Any) -> GatedMLP:
-        """details: other parameters of GatedMLP"""
+    def gated_mlp(self, *, bias: bool = False, size: int = 0, **details: Any) -> GatedMLP:
+        """size: the intermediate size, 0 for the config's; details: other parameters of GatedMLP"""
         config = self.config
         return GatedMLP(
             self.build,
             config.hidden_size,
-            config.intermediate_size,
+            size or config.intermediate_size,
             activation=Activation(config.activation),
             bias=bias,
             **details,

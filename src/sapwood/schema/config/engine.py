@@ -13,6 +13,7 @@ from sapwood.schema.config.model import ModelConfig, ResolvedModel
 from sapwood.schema.config.options import build
 from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
+from sapwood.schema.config.speculation import SpeculationConfig
 
 COMPONENTS: tuple[type, ...] = (
     ModelConfig,
@@ -21,6 +22,7 @@ COMPONENTS: tuple[type, ...] = (
     ExecutionConfig,
     ParallelConfig,
     GrammarConfig,
+    SpeculationConfig,
 )
 
 
@@ -34,6 +36,7 @@ class EngineConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def flat(self) -> dict[str, Any]:
         """All components' options by name."""
@@ -50,6 +53,7 @@ class EngineConfig:
             execution=build(ExecutionConfig, values),
             parallel=build(ParallelConfig, values),
             grammar=build(GrammarConfig, values),
+            speculation=build(SpeculationConfig, values),
         )
 
 

@@ -39,6 +39,20 @@ class MemoryConfig:
         "Keep no prefixes: every prompt is computed whole. For comparison.",
         aliases=["disable-prefix-cache"],
     )
+    mamba_track_interval: int | None = option(
+        None,
+        "Tokens between the states that are kept for prefixes, for models whose layers keep a "
+        "state instead of keys and values (LFM2); a multiple of --page-size. A step of a prompt "
+        "ends at each such place.",
+        unit="tokens",
+        aliases=["state-interval"],
+    )
+    max_mamba_cache_size: int | None = option(
+        None,
+        "States that the pool of states holds, for such models: one for each running request, and "
+        "those that are kept for prefixes.",
+        unit="states",
+    )
     radix_eviction_policy: str = option(
         "lru", "Which unused prefix is forgotten first.", choices=tuple(EvictionPolicy)
     )
@@ -49,6 +63,12 @@ class MemoryConfig:
             raise ConfigError(f"--page-size is {self.page_size} but must be from 1 to 1024")
         if self.max_total_tokens is not None and self.max_total_tokens < 1:
             raise ConfigError(f"--max-total-tokens is {self.max_total_tokens} but must be >= 1")
+        for flag, value in (
+            ("--mamba-track-interval", self.mamba_track_interval),
+            ("--max-mamba-cache-size", self.max_mamba_cache_size),
+        ):
+            if value is not None and not 1 <= value < 2**31:
+                raise ConfigError(f"{flag} is {value} but must be from 1 to {2**31 - 1}")
         fraction = self.mem_fraction_static
         if fraction is not None and not 0.0 < fraction < 1.0:
             raise ConfigError(f"--mem-fraction-static is {fraction} but must be between 0 and 1")
@@ -56,7 +76,11 @@ class MemoryConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedMemory(MemoryConfig):
-    """After resolution: the pool has a size, and `kv_cache_dtype` is not "auto"."""
+    """After resolution: the pool has a size, and `kv_cache_dtype` is not "auto".
+
+    max_mamba_cache_size  None: so many as `CachePlan` says
+    """
 
     page_size: int
     max_total_tokens: int
+    mamba_track_interval: int

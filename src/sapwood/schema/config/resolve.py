@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CacheGroup, CachePlan, Demand, within
+from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
@@ -22,6 +22,7 @@ from sapwood.schema.config.model import (
 )
 from sapwood.schema.config.options import decided
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
+from sapwood.schema.config.speculation import SpeculationConfig
 
 QUANTIZED_BYTES = {
     "w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625, "gguf_a8": 0.625
@@ -35,6 +36,8 @@ DEFAULT_POOL_FRACTION = 0.25
 POOL_CONTEXTS = 32
 """The default pool holds at most this many requests of the full context length."""
 MAX_PAGES = 2**31 - 1
+STATE_INTERVAL, STATE_INTERVAL_ON_GPU = 256, 1024
+"""Tokens between states that are kept. A GPU wants larger steps, and each ends at such a place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,7 @@ def resolve(
     Raises ConfigError if an option contradicts the machine or the model.
     """
     decisions: list[Decision] = []
+    _check_speculation(asked.speculation, model)
     execution = _resolve_execution(asked.execution, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
@@ -134,6 +138,22 @@ def resolve(
         execution=execution,
     )
     return config, decisions
+
+
+def _check_speculation(asked: SpeculationConfig, model: ModelFacts) -> None:
+    algorithm = asked.speculative_algorithm
+    if algorithm is None:
+        return
+    if model.whole_prompts:
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} guesses output tokens, but {model.name} is an "
+            "encoder, which has none; leave it out"
+        )
+    if any(group.kind is CacheKind.STATE for group in model.cache):
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} does not work with {model.name} yet: some of its "
+            "layers keep a state, which cannot go back when a guess was wrong; leave it out"
+        )
 
 
 def _resolve_execution(
@@ -375,6 +395,7 @@ def _resolve_memory(
     kv_cache_dtype = _resolve_kv_cache_dtype(
         asked.kv_cache_dtype, model_config.dtype, model, decisions
     )
+    interval = _resolve_state_interval(asked, page_size, execution, model, decisions)
     plan = CachePlan(
         groups=tuple(
             group.with_dtypes(kv=kv_cache_dtype, activations=model_config.dtype)
@@ -382,6 +403,8 @@ def _resolve_memory(
         ),
         page_size=page_size,
         demand=demand,
+        state_interval=interval,
+        num_states=asked.max_mamba_cache_size,
     )
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
@@ -419,7 +442,42 @@ def _resolve_memory(
         page_size=page_size,
         max_total_tokens=num_pages * page_size,
         kv_cache_dtype=kv_cache_dtype,
+        mamba_track_interval=interval,
     )
+
+
+def _resolve_state_interval(
+    asked: MemoryConfig,
+    page_size: int,
+    execution: ResolvedExecution,
+    model: ModelFacts,
+    decisions: list[Decision],
+) -> int:
+    """Tokens between kept states; ConfigError if they do not suit the model or the pages."""
+    interval = asked.mamba_track_interval
+    keeps_states = any(group.kind is CacheKind.STATE for group in model.cache)
+    if not keeps_states:
+        for flag, value in (
+            ("--mamba-track-interval", interval),
+            ("--max-mamba-cache-size", asked.max_mamba_cache_size),
+        ):
+            if value is not None:
+                raise ConfigError(
+                    f"{flag} is {value}, but the layers of {model.name} keep no states; leave the "
+                    "option out"
+                )
+    if interval is None:
+        usual = STATE_INTERVAL if execution.device == "cpu" else STATE_INTERVAL_ON_GPU
+        interval = -(-usual // page_size) * page_size
+        if keeps_states:
+            reason = "how much of a prefix is computed again at most; a step of a prompt ends there"
+            decisions.append(Decision("mamba_track_interval", interval, reason))
+    if interval % page_size:
+        raise ConfigError(
+            f"--mamba-track-interval is {interval} but must be a multiple of --page-size "
+            f"{page_size}, because prefixes are shared in whole pages"
+        )
+    return interval
 
 
 def demand_of(scheduler: ResolvedScheduler, model: ResolvedModel) -> Demand:

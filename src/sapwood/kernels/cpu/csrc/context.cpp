@@ -171,6 +171,14 @@ void embed(const Ops& ops, const EmbeddingTable& table, const std::int64_t* ids,
   }
 }
 
+void check_query_start(const std::int32_t* query_start, std::int64_t num_requests, std::int64_t num_tokens) {
+  bool is_right = query_start[0] == 0 && query_start[num_requests] == num_tokens;
+  for (std::int64_t i = 0; i < num_requests; i++) is_right = is_right && query_start[i] <= query_start[i + 1];
+  if (!is_right) {
+    throw std::invalid_argument("query_start does not go from 0 up to the " + std::to_string(num_tokens) + " tokens");
+  }
+}
+
 void check_indices(const char* what, const std::int64_t* index, std::int64_t n, std::int64_t limit) {
   for (std::int64_t i = 0; i < n; i++) {
     if (index[i] < 0 || index[i] >= limit) {

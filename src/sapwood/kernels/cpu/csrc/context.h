@@ -21,6 +21,9 @@ const std::vector<Ops>& usable_ops();
 // Throws std::out_of_range unless every index[i] is in [0, limit).
 void check_indices(const char* what, const std::int64_t* index, std::int64_t n, std::int64_t limit);
 
+// Throws std::invalid_argument unless query_start [num_requests + 1] goes from 0 up to num_tokens.
+void check_query_start(const std::int32_t* query_start, std::int64_t num_requests, std::int64_t num_tokens);
+
 // Vectors of tokens, [vocab, hidden] of a dense kind.
 struct EmbeddingTable {
   WeightKind kind;

@@ -66,6 +66,30 @@ void activate_and_mul(const Context& c, int dtype, int activation, Address x, Ad
                            inner, c.team());
 }
 
+// bias may be 0; the states of slot s begin at states + s * state_stride
+void causal_conv(const Context& c, int dtype, Address x, Address weight, Address bias, Address states,
+                 I64 state_stride, I64 num_slots, Address slots, Address query_start, Address context_len,
+                 I64 num_requests, I64 num_tokens, I64 channels, I64 length, Address out) {
+  ConvArgs a{};
+  a.slots = static_cast<const I64*>(in(slots));
+  a.query_start = static_cast<const std::int32_t*>(in(query_start));
+  check_indices("slots", a.slots, num_requests, num_slots);
+  check_query_start(a.query_start, num_requests, num_tokens);
+  a.x = in(x);
+  a.x_stride = channels;
+  a.weight = in(weight);
+  a.bias = in(bias);
+  a.states = to(states);
+  a.state_stride = state_stride;
+  a.context_len = static_cast<const std::int32_t*>(in(context_len));
+  a.num_requests = num_requests;
+  a.channels = channels;
+  a.length = length;
+  a.out = to(out);
+  a.team = c.team();
+  c.ops().causal_conv(static_cast<DType>(dtype), a);
+}
+
 void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Address out) {
   c.ops().argmax(static_cast<DType>(dtype), in(x), rows, columns, static_cast<I64*>(to(out)),
                  c.team());
@@ -248,15 +272,62 @@ AttentionTraits traits_of(const TraitTuple& traits) {
   return {window, soft_cap, static_cast<const float*>(in(sinks)), static_cast<const float*>(in(alibi))};
 }
 
+// (scores, chosen, groups, groups_chosen, group_best, renormalise, least_sum, scale, jitter)
+using RoutingTuple = std::tuple<int, I64, I64, I64, I64, bool, float, float, float>;
+
+Routing routing_of(const RoutingTuple& routing) {
+  const auto& [scores, chosen, groups, groups_chosen, group_best, renormalise, least_sum, scale, jitter] = routing;
+  return {static_cast<Scores>(scores), chosen, groups, groups_chosen, group_best, renormalise, least_sum, scale, jitter};
+}
+
+void route_tokens(const RoutingTuple& routing, Address logits, Address bias, I64 tokens, I64 experts, Address weights,
+                  Address ids) {
+  route(routing_of(routing), static_cast<const float*>(in(logits)), static_cast<const float*>(in(bias)), tokens,
+        experts, static_cast<float*>(to(weights)), static_cast<I64*>(to(ids)));
+}
+
+void make_experts(ExpertLayers* self, const std::vector<const LinearWeight*>& gate_up,
+                  const std::vector<const LinearWeight*>& down, int activation) {
+  new (self) ExpertLayers{};
+  for (const LinearWeight* weight : gate_up) self->gate_up.push_back(*weight);
+  for (const LinearWeight* weight : down) self->down.push_back(*weight);
+  self->activation = static_cast<Activation>(activation);
+}
+
+void mix(Mixture& mixture, const ExpertLayers& layers, Context& c, int dtype, Address x, I64 tokens, I64 k, Address ids, Address weights,
+         Address out) {
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  mixture.run(
+      c, static_cast<DType>(dtype), layers,
+      {in(x), tokens, k, static_cast<const I64*>(in(ids)), static_cast<const float*>(in(weights))}, to(out));
+}
+
+void bind_experts(nb::module_& m) {
+  using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+  m.def("route", &route_tokens, Unlocked());
+  m.def("gate_rows",
+        [](int dtype, Address x, Address gate, I64 rows, I64 width) {
+          gate_rows(static_cast<DType>(dtype), to(x), in(gate), rows, width);
+        },
+        Unlocked());
+  nb::class_<ExpertLayers>(m, "ExpertLayers").def("__init__", &make_experts);
+  nb::class_<Mixture>(m, "Mixture").def(nb::init<>()).def("run", &mix, Unlocked());
+}
+
 void bind_step(nb::module_& m) {
   const auto run = [](RecordedStep& step, Context& c, std::vector<const AttentionPlan*> plans, Address token_ids,
                       Address positions, const std::vector<Address>& write_index, I64 num_tokens,
-                      Address logits_index, I64 num_logits, Address logits) {
+                      Address logits_index, I64 num_logits, Address logits, const std::vector<Address>& slots,
+                      Address query_start, Address context_len, I64 num_requests) {
     const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
     std::vector<const I64*> places;
     for (const Address address : write_index) places.push_back(indices(address));
+    std::vector<const I64*> states;
+    for (const Address address : slots) states.push_back(indices(address));
+    const auto lengths = [](Address address) { return static_cast<const std::int32_t*>(in(address)); };
     step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
-                 static_cast<float*>(to(logits)), std::move(plans)});
+                 static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
+                 lengths(context_len), num_requests});
   };
   nb::class_<RecordedStep>(m, "RecordedStep")
       .def("__init__",
@@ -290,6 +361,12 @@ void bind_step(nb::module_& m) {
               const TraitTuple& traits, Place out) {
              step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out});
            })
+      .def("convolve",
+           [](RecordedStep& step, Place x, I64 channels, I64 length, Address weight, Address bias, Address states,
+              I64 state_stride, I64 num_slots, std::size_t group, Place out) {
+             step.add(ConvolveOp{x, channels, length, in(weight), in(bias), to(states), state_stride, num_slots, group,
+                                 out});
+           })
       .def("activate",
            [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
              step.add(ActivateOp{x, static_cast<Activation>(activation), gated, width, out});
@@ -298,6 +375,13 @@ void bind_step(nb::module_& m) {
       .def("scale",
            [](RecordedStep& step, Place residual, I64 width, float factor) {
              step.add(ScaleOp{residual, width, factor});
+           })
+      .def("gate_rows",
+           [](RecordedStep& step, Place gate, Place residual, I64 width) { step.add(GateRowsOp{gate, residual, width}); })
+      .def("mix",
+           [](RecordedStep& step, Place x, const LinearWeight& router, Address bias, const RoutingTuple& routing,
+              const ExpertLayers& layers, Place out) {
+             step.add(MixOp{x, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers, out});
            })
       .def("select_rows",
            [](RecordedStep& step, Place x, I64 width, Place out) { step.add(SelectRowsOp{x, width, out}); })
@@ -339,12 +423,15 @@ NB_MODULE(_native, m) {
       .def("prepare", &AttentionPlan::prepare)
       .def("num_tasks", &AttentionPlan::num_tasks)
       .def("num_merges", &AttentionPlan::num_merges);
+  bind_experts(m);
   bind_step(m);
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());
   m.def("layer_norm", &layer_norm, Unlocked());
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
+  m.attr("MAX_CONV_LENGTH") = kMaxConvLength;
+  m.def("causal_conv", &causal_conv, Unlocked());
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);

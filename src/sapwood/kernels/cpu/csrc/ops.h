@@ -38,6 +38,7 @@ constexpr int kQueryTile = 120;
 constexpr std::int64_t kSamplingBlock = 64;  // entries of a vocabulary that are summed together
 constexpr int kMaxHeadDim = 512;
 constexpr int kHeadDimStep = 32;
+constexpr int kMaxConvLength = 16;  // inputs that an output of a short convolution depends on, at most
 constexpr int kRowKernelRows = 8;  // up to this many query rows share one pass without repacking K
 
 // The threads that an op may use (see pool.h). launch has Pool::launch's meaning.
@@ -210,6 +211,24 @@ struct QuantizeArgs {
 // since x is then not rounded at all, and a dense weight would take as long.
 constexpr std::int64_t kDecodedRowsOfPrompts = 33;
 
+// out[t] = bias + the sum over i of weight[:, i] * input[t - length + 1 + i], for each request's tokens.
+// Inputs are the rows of x; or with gates rows are [b, c, y], inputs are b * y, and outputs c times that.
+struct ConvArgs {
+  const void* x;  // [tokens, channels, or three times as many], rows x_stride elements apart
+  std::int64_t x_stride;
+  bool gated;
+  const void* weight;  // [channels, length]
+  const void* bias;    // [channels] or null
+  void* states;        // slots state_stride elements apart, each [channels, length - 1]: the newest inputs
+  std::int64_t state_stride;
+  const std::int64_t* slots;        // [num_requests]
+  const std::int32_t* query_start;  // [num_requests + 1]
+  const std::int32_t* context_len;  // [num_requests]: as long as its new tokens, and a request has no state yet
+  std::int64_t num_requests, channels, length;
+  void* out;  // [tokens, channels]
+  Team team;
+};
+
 struct Ops {
   const char* name;
   // residual null: out = rms_norm(x); else x + residual goes to residual first.
@@ -246,6 +265,7 @@ struct Ops {
   void (*linear_grouped)(DType, const QuantizedArgs&);
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
+  void (*causal_conv)(DType, const ConvArgs&);
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;

@@ -1,24 +1,16 @@
 #include "step.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
+
+#include "narrow.h"
 
 namespace sapwood {
 namespace {
 
 constexpr std::int64_t kRowsToFetchAhead = 8;  // with more, the small ops keep all threads busy
-
-float widened(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
-
-// Rounded to the nearest bf16, ties to even, as torch does.
-std::uint16_t narrowed(float value) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  if (value != value) return 0x7fc0;
-  return static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // to[i] = f(to[i], i-th number of `from`) in fp32, for n numbers.
 template <typename F>
@@ -37,6 +29,7 @@ void change(DType dtype, void* to, const void* from, std::int64_t n, const F& f)
 const LinearWeight* weight_of(const StepOp& op) {
   if (const MultiplyOp* multiply = std::get_if<MultiplyOp>(&op)) return &multiply->weight;
   if (const LogitsOp* logits = std::get_if<LogitsOp>(&op)) return &logits->weight;
+  if (const MixOp* mix = std::get_if<MixOp>(&op)) return &mix->router;
   return nullptr;
 }
 
@@ -47,16 +40,24 @@ void RecordedStep::add(const StepOp& op) {
   if (const RotateAndWriteOp* rotate = std::get_if<RotateAndWriteOp>(&op)) {
     max_positions_ = std::min(max_positions_, rotate->max_positions);
     const std::int64_t places = rotate->cache.num_pages * rotate->cache.page_size;
-    if (rotate->group >= cache_places_.size()) {
-      cache_places_.resize(rotate->group + 1, std::numeric_limits<std::int64_t>::max());
-    }
+    count_group(rotate->group);
     cache_places_[rotate->group] = std::min(cache_places_[rotate->group], places);
+  }
+  if (const ConvolveOp* convolve = std::get_if<ConvolveOp>(&op)) {
+    count_group(convolve->group);
+    num_slots_[convolve->group] = convolve->num_slots;
   }
   if (weight_of(op) != nullptr) {
     for (std::size_t i = ops_.size(); i-- > 0 && next_weight_[i] == 0;) next_weight_[i] = ops_.size();
   }
   ops_.push_back(op);
   next_weight_.push_back(0);
+}
+
+void RecordedStep::count_group(std::size_t group) {
+  if (group < cache_places_.size()) return;
+  cache_places_.resize(group + 1, std::numeric_limits<std::int64_t>::max());
+  num_slots_.resize(group + 1, 0);
 }
 
 void RecordedStep::check(const Inputs& inputs) const {
@@ -80,13 +81,26 @@ void RecordedStep::check(const Inputs& inputs) const {
     check_indices("write_index", inputs.write_index[group], inputs.num_tokens, cache_places_[group]);
   }
   check_indices("logits_index", inputs.logits_index, inputs.num_logits, inputs.num_tokens);
+  check_states(inputs);
+}
+
+void RecordedStep::check_states(const Inputs& inputs) const {
+  for (std::size_t group = 0; group < num_slots_.size(); group++) {
+    if (num_slots_[group] == 0) continue;
+    if (group >= inputs.slots.size() || inputs.slots[group] == nullptr) {
+      throw std::invalid_argument("group " + std::to_string(group) + " of caches has states, but there are no slots");
+    }
+    check_indices("slots", inputs.slots[group], inputs.num_requests, num_slots_[group]);
+    check_query_start(inputs.query_start, inputs.num_requests, inputs.num_tokens);
+  }
 }
 
 // Runs one op after the other; `rows` is the number of rows that the current op works on.
 class RecordedStep::Runner {
  public:
   Runner(RecordedStep& step, Context& context, const Inputs& inputs)
-      : dtype_(step.dtype_), element_(step.dtype_ == DType::f32 ? 4 : 2), context_(context), inputs_(inputs) {
+      : dtype_(step.dtype_), element_(step.dtype_ == DType::f32 ? 4 : 2), context_(context), inputs_(inputs),
+        routes_(step.routes_), mixture_(step.mixture_) {
     std::size_t total = 0;
     std::vector<std::size_t> begins;
     for (const std::int64_t width : step.widths_) {
@@ -153,6 +167,26 @@ class RecordedStep::Runner {
                                      op.cache.value_stride, op.cache.kv, at(op.out), op.scale, op.traits});
   }
 
+  void operator()(const ConvolveOp& op) const {
+    ConvArgs conv{};
+    conv.x = at(op.x);
+    conv.x_stride = 3 * op.channels;
+    conv.gated = true;
+    conv.weight = op.weight;
+    conv.bias = op.bias;
+    conv.states = op.states;
+    conv.state_stride = op.state_stride;
+    conv.slots = inputs_.slots[op.group];
+    conv.query_start = inputs_.query_start;
+    conv.context_len = inputs_.context_len;
+    conv.num_requests = inputs_.num_requests;
+    conv.channels = op.channels;
+    conv.length = op.length;
+    conv.out = at(op.out);
+    conv.team = context_.team();
+    context_.ops().causal_conv(dtype_, conv);
+  }
+
   void operator()(const ActivateOp& op) const {
     const Ops& ops = context_.ops();
     if (op.gated) {
@@ -167,6 +201,21 @@ class RecordedStep::Runner {
   }
 
   void operator()(const ScaleOp& op) const { scale(op.residual, op.width, op.factor); }
+
+  void operator()(const GateRowsOp& op) const { gate_rows(dtype_, at(op.residual), at(op.gate), rows, op.width); }
+
+  void operator()(const MixOp& op) const {
+    const std::int64_t experts = op.router.n, k = op.routing.chosen;
+    float* logits = reinterpret_cast<float*>(routes_.at_least(static_cast<std::size_t>(rows * (experts + 3 * k)) * 4));
+    // What is 8 bytes wide comes first.
+    std::int64_t* ids = reinterpret_cast<std::int64_t*>(logits);
+    float* weights = logits + 2 * rows * k;
+    logits = weights + rows * k;
+    context_.linear_fp32(op.router, dtype_, at(op.x), op.router.k, rows, logits);
+    route(op.routing, logits, op.bias, rows, experts, weights, ids);
+    mixture_.run(context_, dtype_, *op.layers, {at(op.x), rows, k, ids, weights}, at(op.out));
+    if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
+  }
 
   void operator()(const SelectRowsOp& op) const {
     const std::size_t bytes = static_cast<std::size_t>(op.width * element_);
@@ -196,6 +245,8 @@ class RecordedStep::Runner {
   Context& context_;
   const Inputs& inputs_;
   std::vector<std::byte*> places_;
+  Buffer& routes_;
+  Mixture& mixture_;
 };
 
 void RecordedStep::run(Context& context, const Inputs& inputs) {

@@ -9,6 +9,7 @@
 
 #include "attention_plan.h"
 #include "context.h"
+#include "experts.h"
 
 namespace sapwood {
 
@@ -86,6 +87,17 @@ struct ActivateOp {
   Place out;
 };
 
+struct ConvolveOp {
+  Place x;  // [rows, 3 * channels]
+  std::int64_t channels, length;
+  const void* weight;
+  const void* bias;  // or null
+  void* states;
+  std::int64_t state_stride, num_slots;
+  std::size_t group;  // of caches
+  Place out;
+};
+
 struct AddOp {
   Place x, residual;
   std::int64_t width;
@@ -95,6 +107,21 @@ struct ScaleOp {
   Place residual;
   std::int64_t width;
   float factor;
+};
+
+struct GateRowsOp {
+  Place gate, residual;
+  std::int64_t width;  // of residual
+};
+
+// A router and its experts.
+struct MixOp {
+  Place x;
+  LinearWeight router;
+  const float* bias;  // [experts], or null
+  Routing routing;
+  const ExpertLayers* layers;
+  Place out;
 };
 
 struct SelectRowsOp {
@@ -108,8 +135,8 @@ struct LogitsOp {
   LinearWeight weight;
 };
 
-using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ActivateOp, AddOp, ScaleOp,
-                            SelectRowsOp, LogitsOp>;
+using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
+                            ScaleOp, GateRowsOp, MixOp, SelectRowsOp, LogitsOp>;
 
 class RecordedStep {
  public:
@@ -122,6 +149,11 @@ class RecordedStep {
     std::int64_t num_tokens, num_logits;
     float* logits;
     std::vector<const AttentionPlan*> plans;
+    // Of the requests' lengths and states, for programs with convolutions; else empty.
+    std::vector<const std::int64_t*> slots;         // by group of caches; [num_requests], null in groups of pages
+    const std::int32_t* query_start = nullptr;      // [num_requests + 1]
+    const std::int32_t* context_len = nullptr;      // [num_requests]
+    std::int64_t num_requests = 0;
   };
 
   // widths: of the places, in elements
@@ -137,6 +169,8 @@ class RecordedStep {
  private:
   class Runner;
   void check(const Inputs& inputs) const;
+  void check_states(const Inputs& inputs) const;
+  void count_group(std::size_t group);
 
   DType dtype_;
   std::vector<std::int64_t> widths_;
@@ -147,7 +181,9 @@ class RecordedStep {
   std::int64_t vocab_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t max_positions_ = vocab_;
   std::vector<std::int64_t> cache_places_;  // by group of caches
-  Buffer buffer_;
+  std::vector<std::int64_t> num_slots_;     // by group of caches; 0: a group of pages
+  Buffer buffer_, routes_;
+  Mixture mixture_;
 };
 
 }  // namespace sapwood

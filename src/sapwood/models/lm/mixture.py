@@ -1,0 +1,93 @@
+"""What models with experts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from sapwood.kernels.activations import Activation
+from sapwood.kernels.routing import Routing
+from sapwood.layers.experts import Experts, Fused, PerExpert, Shared
+from sapwood.layers.layer import FeedForward
+from sapwood.layers.router import Router
+from sapwood.models.config import DecoderConfig, ExpertsConfig
+from sapwood.models.lm.architecture import Architecture
+
+
+class MixtureArchitecture(Architecture):
+    """A decoder whose feed-forwards are mixtures, but for the dense layers that the config says.
+
+    A subclass says how its config spells the experts (`experts_in`), and which rule chooses them
+    (`routing`); the usual rule is a softmax over all experts."""
+
+    files: ClassVar[PerExpert | Fused] = PerExpert()
+    """How the checkpoint has the experts."""
+    router_name: ClassVar[str] = "gate"
+    router_bias: ClassVar[bool] = False
+    correction_name: ClassVar[str | None] = None
+    """Of the correction bias in the checkpoint; None: there is none."""
+    shared_name: ClassVar[str] = "shared_experts"
+    """Of the experts that every token has, if there are any."""
+    shared_gate: ClassVar[str | None] = None
+    """Of the linear layer that weighs them; None: their weight is 1."""
+
+    @classmethod
+    def read(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        config = super().read(hf)
+        return replace(config, experts=cls.experts_in(config))
+
+    @classmethod
+    def experts_in(cls, config: DecoderConfig) -> ExpertsConfig:
+        """The facts about experts in config.hf; ConfigError for what does not fit."""
+        raise NotImplementedError
+
+    def routing(self, experts: ExpertsConfig) -> Routing:
+        return Routing(
+            num_chosen=experts.num_per_token,
+            renormalise=bool(self.config.hf.get("norm_topk_prob")),
+        )
+
+    def activation(self) -> Activation:
+        return Activation(self.config.activation)
+
+    def feed_forward(self, index: int) -> FeedForward:
+        experts = self.config.experts
+        assert experts is not None, "read() says them"
+        return self.dense() if index in experts.dense_layers else self.mixture(experts)
+
+    def dense(self) -> FeedForward:
+        return self.gated_mlp()
+
+    def mixture(self, experts: ExpertsConfig) -> Experts:
+        hidden_size = self.config.hidden_size
+        router = Router(
+            self.build,
+            hidden_size,
+            experts.num_experts,
+            self.routing(experts),
+            name=self.router_name,
+            bias=self.router_bias,
+            correction=self.correction_name,
+        )
+        shared = None
+        if experts.shared_size:
+            body = self.gated_mlp(size=experts.shared_size)
+            shared = Shared(name=self.shared_name, body=body, gate=self.shared_gate)
+        return Experts(
+            self.build,
+            hidden_size,
+            experts.intermediate_size,
+            num_experts=experts.num_experts,
+            router=router,
+            activation=self.activation(),
+            files=self.files,
+            shared=shared,
+        )
+
+
+def dense_layers(hf: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
+    """Layers without experts as Qwen says them: a list, and all but every n-th."""
+    listed = hf.get("mlp_only_layers") or []
+    step = int(hf.get("decoder_sparse_step") or 1)
+    return tuple(layer for layer in range(num_layers) if layer in listed or (layer + 1) % step != 0)

@@ -1,0 +1,272 @@
+"""Guessed tokens change how many steps an output takes, and nothing else, whatever is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from sapwood import LLM
+from sapwood.frontends.server import create_app
+from sapwood.schema import grammar as grammars
+from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
+from sapwood.schema.output import Finish, Speculated
+from sapwood.schema.request import RequestOptions
+from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.thinking import ThinkingBudget
+from sapwood.text.generation import TextChunk, TextRequest
+from tests.tiny import save_qwen3
+
+PROMPTS = [[5, 6, 7, 8] * 4, [9, 9, 9], [40], [11, 12, 13, 5, 6, 7, 8, 5, 6]]
+JSON = {"type": "object", "properties": {"kind": {"enum": ["one", "two"]}}, "required": ["kind"]}
+Make = Callable[..., LLM]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen3(tmp_path_factory.mktemp("models") / "tiny-qwen3")
+
+
+@pytest.fixture
+def make_llm(model_path: Path) -> Iterator[Make]:
+    opened: list[LLM] = []
+    num_threads = torch.get_num_threads()
+
+    def make(**options: Any) -> LLM:
+        settings = {
+            "dtype": "float32",
+            "num_threads": 1,
+            "page_size": 4,
+            "max_total_tokens": 1024,
+            "skip_server_warmup": True,
+            "enable_return_hidden_states": True,
+            **options,
+        }
+        opened.append(LLM(str(model_path), **settings))
+        return opened[-1]
+
+    yield make
+    for llm in opened:
+        llm.close()
+    torch.set_num_threads(num_threads)
+
+
+@dataclass
+class Sample:
+    chunks: list[TextChunk]
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token_id for chunk in self.chunks for token_id in chunk.token_ids]
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def logprobs(self) -> TokenLogprobs:
+        return TokenLogprobs.joined([chunk.logprobs for chunk in self.chunks if chunk.logprobs])
+
+    @property
+    def hidden_states(self) -> np.ndarray:
+        pieces = [piece for chunk in self.chunks for piece in chunk.hidden_states]
+        return np.array([np.frombuffer(piece, dtype="<f4") for piece in pieces])
+
+    @property
+    def finish(self) -> Finish:
+        finish = self.chunks[-1].finish
+        assert finish is not None
+        return finish
+
+    @property
+    def speculated(self) -> Speculated | None:
+        return self.chunks[-1].speculated
+
+
+def ask(llm: LLM, *, n: int = 1, options: Mapping[str, Any] = {}, **sampling: Any) -> list[Sample]:
+    """All prompts at once; each of the n samples of a prompt is one of the results."""
+    params = SamplingParams(**{"temperature": 0.0, "max_new_tokens": 24, **sampling})
+
+    async def one(index: int, prompt: list[int]) -> list[Sample]:
+        request = TextRequest(
+            request_id=f"r{index}",
+            prompt=prompt,
+            options=RequestOptions(sampling=params, **options),
+            n=n,
+        )
+        samples = [Sample([]) for _ in range(n)]
+        async for chunk in llm.services.generator.generate(request):
+            samples[chunk.index].chunks.append(chunk)
+        return samples
+
+    async def every() -> list[Sample]:
+        each = await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(PROMPTS)))
+        return [sample for samples in each for sample in samples]
+
+    return llm.run(every())
+
+
+class Oracle:
+    """Guesses what some earlier run put out, with a mistake in every fifth place."""
+
+    def __init__(self, samples: Sequence[Sample], n: int) -> None:
+        self._outputs = {
+            tuple(prompt): samples[index * n].token_ids for index, prompt in enumerate(PROMPTS)
+        }
+
+    def begin(self, prompt_ids: Sequence[int]) -> OracleDraft:
+        return OracleDraft(self._outputs[tuple(prompt_ids)])
+
+
+@dataclass
+class OracleDraft:
+    outputs: list[int]
+    num_told: int = 0
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        self.num_told += len(token_ids)
+
+    def propose(self, most: int) -> list[int]:
+        following = list(enumerate(self.outputs))[self.num_told :][:most]
+        return [token if at % 5 < 4 else (token + 1) % 256 for at, token in following]
+
+
+def consult(llm: LLM, oracle: Oracle) -> None:
+    engine = llm._engine._engine
+    assert engine is not None
+    speculation = engine.scheduler._speculation
+    assert speculation is not None
+    speculation._drafter = oracle
+
+
+SAME = {
+    "greedy": {},
+    "to the end": {"ignore_eos": True, "max_new_tokens": 40},
+    "one token": {"max_new_tokens": 1},
+    "seeds": {"temperature": 1.0, "seed": 7, "top_p": 0.9},
+    "penalties": {"frequency_penalty": 0.8, "repetition_penalty": 1.3},
+    "last tokens' penalties": {"presence_penalty": 0.8, "penalty_window": 5},
+    "bias": {"logit_bias": {66: 4.0, 70: 5.0}},
+    "allowed tokens": {"allowed_token_ids": (65, 66, 67)},
+    "grammar": {"grammar": grammars.json_schema(JSON), "max_new_tokens": 60},
+    "endless grammar": {"grammar": grammars.regex("(ab|ba)+"), "temperature": 1.0, "seed": 3},
+    "least tokens": {"min_new_tokens": 12},
+    "thinking budget": {
+        "thinking_budget": ThinkingBudget(
+            begin=(1,), end=(2,), forced=(3, 2), max_tokens=4, is_open=True
+        )
+    },
+    "stop token": {"stop_token_ids": tuple(range(0, 256, 9))},
+    "stop string": {"stop": ("a", "e", "T", "0")},
+    "logprobs": {"options": {"logprobs": LogprobOptions(prompt_start=0, num_top=3)}},
+    "hidden states": {"options": {"return_hidden_states": True}},
+    "both, and a stop token": {
+        "options": {"logprobs": LogprobOptions(num_top=2), "return_hidden_states": True},
+        "stop_token_ids": tuple(range(0, 256, 7)),
+    },
+    "n samples": {"n": 3, "temperature": 1.0, "seed": 1},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one step at a time": {},
+    "overlap": {"overlap_depth": 2},
+    "llguidance": {"grammar_backend": "llguidance"},
+    "retractions": {"max_total_tokens": 96, "schedule_conservativeness": 0.0},
+    "8-bit cache": {"kv_cache_dtype": "int8"},
+    "chunks": {"chunked_prefill_size": 3},
+    "short drafts": {"speculative_num_draft_tokens": 1},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_output_is_the_same(make_llm: Make, variant: str) -> None:
+    options = VARIANTS[variant]
+    common = {name: value for name, value in options.items() if "speculative" not in name}
+    plain = make_llm(**common)
+    guessing = make_llm(speculative_algorithm="NGRAM", **options)
+    num_accepted = 0
+    for name, asked in SAME.items():
+        expected = ask(plain, **asked)
+        consult(guessing, Oracle(expected, asked.get("n", 1)))
+        for got, wanted in zip(ask(guessing, **asked), expected, strict=True):
+            assert got.token_ids == wanted.token_ids, name
+            assert got.text == wanted.text, name
+            assert got.finish == wanted.finish, name
+            _check_figures(got, wanted, atol=5e-2 if "kv_cache_dtype" in options else 1e-4)
+            assert got.speculated is not None
+            assert wanted.speculated is None
+            num_accepted += got.speculated.num_accepted
+            has_grammar = "grammar" in asked
+            if got.finish.matched is None and not has_grammar and not asked.get("stop"):
+                steps = got.speculated.num_steps
+                assert steps + got.speculated.num_accepted == len(got.token_ids), name
+    assert num_accepted > 200
+    for llm in (plain, guessing):
+        stats = llm.stats()
+        assert stats.num_leased_pages == stats.num_running == stats.num_waiting == 0
+
+
+def _check_figures(got: Sample, wanted: Sample, *, atol: float) -> None:
+    """In 8 bits, a last bit may decide to which number a key is rounded."""
+    np.testing.assert_allclose(got.logprobs.of_tokens(), wanted.logprobs.of_tokens(), atol=atol)
+    ours, others = got.logprobs.of_likeliest(), wanted.logprobs.of_likeliest()
+    assert [[pair[1] for pair in place] for place in ours] == [
+        [pair[1] for pair in place] for place in others
+    ]
+    assert got.hidden_states.shape == wanted.hidden_states.shape
+    np.testing.assert_allclose(got.hidden_states, wanted.hidden_states, atol=10 * atol)
+
+
+def test_repetition_needs_fewer_steps(make_llm: Make) -> None:
+    llm = make_llm(speculative_algorithm="NGRAM")
+    asked = {"ignore_eos": True, "max_new_tokens": 100, "allowed_token_ids": (65,)}
+    assert [sample.token_ids for sample in ask(llm, **asked)] == [[65] * 100] * len(PROMPTS)
+    stats = llm.stats()
+    assert stats.speculated is not None
+    assert stats.speculated.accept_length > 5
+    assert stats.num_steps < 40
+
+
+def test_many_requests_at_once_get_no_guesses(make_llm: Make) -> None:
+    llm = make_llm(speculative_algorithm="NGRAM", speculative_max_step_tokens=6)
+    ask(llm, ignore_eos=True, max_new_tokens=30)
+    stats = llm.stats()
+    assert stats.speculated is not None
+    assert stats.speculated.num_drafted < 2 * stats.num_steps
+
+
+def test_the_figures_are_told_over_http(make_llm: Make) -> None:
+    llm = make_llm(speculative_algorithm="NGRAM")
+
+    async def call() -> tuple[Any, str, Any]:
+        transport = httpx.ASGITransport(create_app(llm.services))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {
+                "input_ids": PROMPTS[0],
+                "sampling_params": {
+                    "temperature": 0,
+                    "max_new_tokens": 50,
+                    "ignore_eos": True,
+                    "allowed_token_ids": [65],
+                },
+            }
+            answer = (await client.post("/generate", json=body)).json()
+            metrics = (await client.get("/metrics")).text
+            loads = (await client.get("/v1/loads", params={"include": "spec"})).json()
+            return answer["meta_info"], metrics, loads
+
+    meta, metrics, loads = llm.run(call())
+    assert meta["spec_accept_length"] * meta["spec_verify_ct"] == pytest.approx(50)
+    assert meta["spec_verify_ct"] + meta["spec_accept_token_num"] == 50
+    assert 0 < meta["spec_accept_rate"] <= 1
+    assert meta["spec_accept_token_num"] <= meta["spec_draft_token_num"]
+    assert "sglang:spec_accept_length{" in metrics
+    assert "sglang:spec_accept_rate{" in metrics
+    [load] = loads["loads"]
+    assert load["speculative"]["accept_length"] > 1

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.cache import CacheGroup, CacheKind, CacheTensor
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.resolve import resolve
+from sapwood.schema.config.speculation import SpeculationConfig
+from tests.schema.config.test_resolve import CPU, MODEL
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"speculative_algorithm": "EAGLE"}, "NGRAM"),
+        ({"speculative_num_draft_tokens": 4}, "does nothing without --speculative-algorithm"),
+        ({"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 0}, ">= 1"),
+        ({"speculative_algorithm": "NGRAM", "speculative_max_step_tokens": 1}, ">= 2"),
+        (
+            {"speculative_algorithm": "NGRAM", "speculative_ngram_max_match_window_size": 1},
+            "at least --speculative-ngram-min-match-window-size, which is 2",
+        ),
+    ],
+)
+def test_what_is_refused(values, said):
+    with pytest.raises(ConfigError) as caught:
+        SpeculationConfig(**values)
+    assert said in caught.value.message
+
+
+STATES = CacheGroup(kind=CacheKind.STATE, layers=(30,), tensors={"conv": CacheTensor((64, 2))})
+ASKED = EngineConfig(speculation=SpeculationConfig(speculative_algorithm="NGRAM"))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (replace(MODEL, whole_prompts=True), "is an encoder"),
+        (
+            replace(MODEL, cache=(*MODEL.cache, STATES)),
+            "keep a state, which cannot go back",
+        ),
+    ],
+)
+def test_models_that_cannot_go_back_are_named(model, said):
+    with pytest.raises(ConfigError) as caught:
+        resolve(ASKED, CPU, model)
+    assert said in caught.value.message
+    assert model.name in caught.value.message
+
+
+def test_other_models_are_fine():
+    config, _ = resolve(ASKED, CPU, MODEL)
+    assert config.speculation == ASKED.speculation
