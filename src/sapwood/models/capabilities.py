@@ -15,6 +15,7 @@ from sapwood.layers.build import Build
 from sapwood.models.encoder.names import ENCODERS
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.lm.mixture import MixtureArchitecture
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES, decoder_class
@@ -32,6 +33,12 @@ _SIZES = {
     "num_experts": 4,
     "num_local_experts": 4,
     "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+_EXPERTS = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
@@ -90,6 +97,8 @@ def _capabilities_of(name: str) -> Capabilities:
 def _example(name: str, architecture: type[Architecture]) -> dict[str, Any]:
     """A config.json that leaves out what may be left out."""
     found: dict[str, Any] = {**_SIZES, "architectures": [name]}
+    if issubclass(architecture, MixtureArchitecture):
+        found |= _EXPERTS
     for ours, theirs in architecture.spelled.items():
         value = found.pop(ours, None)
         names = (theirs,) if isinstance(theirs, str) else theirs

@@ -67,7 +67,7 @@ def test_only_what_is_between_markers_changes():
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("configuration.md", "command-line.md", "fields.md"):
+    for name in ("configuration.md", "command-line.md", "fields.md", "models.md"):
         (tmp_path / name).write_text((DOCS / name).read_text("utf-8"), "utf-8")
     return tmp_path
 

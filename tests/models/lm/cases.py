@@ -81,6 +81,32 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GptOssForCausalLM",
         {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW},
     ),
+    "lfm2": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 16,
+        },
+    ),
+    "lfm2, biases": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "full_attn_idxs": [0, 2],
+            "conv_bias": True,
+            "conv_L_cache": 5,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2, no attention": (
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
+    ),
     "gemma": ("gemma", "GemmaForCausalLM", {}),
     "gemma2": (
         "gemma2",
@@ -145,32 +171,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         },
-    ),
-    "lfm2": (
-        "lfm2",
-        "Lfm2ForCausalLM",
-        {
-            "num_hidden_layers": 4,
-            "layer_types": ["conv", "full_attention", "conv", "conv"],
-            "block_multiple_of": 16,
-        },
-    ),
-    "lfm2, biases": (
-        "lfm2",
-        "Lfm2ForCausalLM",
-        {
-            "num_hidden_layers": 3,
-            "full_attn_idxs": [0, 2],
-            "conv_bias": True,
-            "conv_L_cache": 5,
-            "block_auto_adjust_ff_dim": False,
-            "tie_word_embeddings": False,
-        },
-    ),
-    "lfm2, no attention": (
-        "lfm2",
-        "Lfm2ForCausalLM",
-        {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
     ),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", {}),
     "smollm3": (

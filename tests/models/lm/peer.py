@@ -20,6 +20,20 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 
+FUSED_IN_MEMORY = frozenset(
+    {
+        "dots1",
+        "flex_olmo",
+        "glm4_moe",
+        "granitemoe",
+        "mixtral",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_moe",
+    }
+)
+"""Model types whose experts lie in one tensor in memory, and in many in files."""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -61,6 +75,8 @@ def saved_weights(model: Any) -> dict[str, Tensor]:
     """As transformers writes them to a file, where the names of some differ from state_dict's."""
     from safetensors.torch import load_file
 
+    if model.config.model_type not in FUSED_IN_MEMORY:
+        return dict(model.state_dict())
     with TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         return load_file(Path(directory) / "model.safetensors")

@@ -14,7 +14,17 @@ from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import Peer, random_text
 
 NUM_NEW = 12
-ROUTED = ("mixtral", "mixtral, window")
+ROUTED = (
+    "mixtral",
+    "mixtral, window",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "flex_olmo",
+    "granitemoe",
+    "glm4_moe",
+    "dots1",
+)
 """Where rounding may give a token another expert."""
 
 
@@ -22,7 +32,8 @@ def rms(x: Tensor) -> float:
     return x.float().square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize("case", CASES)
+# transformers generates nothing with a model that has states only.
+@pytest.mark.parametrize("case", [case for case in CASES if case != "lfm2, no attention"])
 def test_greedy_text_equals_generate(case: str) -> None:
     peer, prompt = peer_of(case), random_text(30)
     session = Session(make_decoder(peer.hf_config, peer.weights, TorchKernels()))
@@ -50,11 +61,13 @@ def test_bfloat16_is_as_close_as_transformers_is(case: str) -> None:
     peer, text = peer_of(case), random_text(40)
     exact, other = peer.logits(text), rounded(peer)
     model = make_decoder(other.hf_config, other.weights, TorchKernels(), dtype=torch.bfloat16)
-    got = Session(model, dtype=torch.bfloat16).step({"a": text})["a"]
+    got = Session(model, dtype=torch.bfloat16, state_dtype=torch.bfloat16).step({"a": text})["a"]
     assert 0 < rms(got - exact) < 1.5 * rms(other.logits(text).float() - exact)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ROUTED])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case not in (*ROUTED, "lfm2, no attention")]
+)
 def test_an_8_bit_cache_changes_little(case: str) -> None:
     peer, text = peer_of(case), random_text(40)
     model = make_decoder(peer.hf_config, peer.weights, TorchKernels())

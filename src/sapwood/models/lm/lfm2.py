@@ -13,7 +13,7 @@ from sapwood.layers.layer import FeedForward, Layer, Mixer, Sublayer
 from sapwood.layers.short_conv import ConvLayout, ShortConv
 from sapwood.models.config import FULL, DecoderConfig
 from sapwood.models.hf_fields import integer, number, switch
-from sapwood.models.lm.architecture import LLAMA_NAMES, Architecture
+from sapwood.models.lm.architecture import Architecture, Names
 
 CONV = "conv"
 """Kind of the layers with a convolution, in config.json's layer_types."""
@@ -33,8 +33,7 @@ class Lfm2ForCausalLM(Architecture):
     spelled: ClassVar = {"rms_norm_eps": "norm_eps"}
     has_windows = False
     can_be_rescaled = False
-    names = replace(
-        LLAMA_NAMES,
+    names = Names(
         norm="model.embedding_norm",
         feed_forward="feed_forward",
         before_mixer="operator_norm",
