@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from sapwood.base.errors import ConfigError, ModelSourceError
-from sapwood.models.pooling import pooling_of
+from sapwood.models.encoder.names import ENCODERS
+from sapwood.models.pooling import GENERATING, pooling_of
+from sapwood.models.registry import ARCHITECTURES
 from sapwood.schema.pooling import Pooling
 
 
@@ -32,6 +34,11 @@ def write_modules(directory: Path, *kinds: str, pooling: dict[str, Any] | None =
     if pooling is not None:
         (directory / "1_Pooling").mkdir(exist_ok=True)
         (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def test_names_that_end_like_those_of_embedders_are_known() -> None:
+    names = set(ARCHITECTURES.names()) - set(ENCODERS)
+    assert {name for name in names if name.endswith("Model")} == GENERATING
 
 
 def test_a_decoder_generates_unless_it_is_to_embed(tmp_path: Path) -> None:

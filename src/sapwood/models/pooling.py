@@ -13,10 +13,12 @@ from typing import Any, cast
 
 from sapwood.base.errors import ConfigError, ModelSourceError
 from sapwood.models.encoder.names import ENCODERS
-from sapwood.models.registry import ARCHITECTURES
 from sapwood.schema.pooling import METHODS, Method, Pooling
 
 HEAD = "ForSequenceClassification"
+
+GENERATING = frozenset({"AquilaModel", "ChatGLMModel", "GPT2LMHeadModel", "QWenLMHeadModel"})
+"""Architectures that generate although their names end like those without an output layer."""
 
 _MODES = {
     "pooling_mode_cls_token": "cls",
@@ -43,7 +45,7 @@ def pooling_of(
     has_head = architecture.endswith(HEAD)
     is_encoder = architecture in ENCODERS
     # A decoder that was saved without its output layer ("Qwen3Model") cannot generate.
-    is_headless = architecture.endswith("Model") and architecture not in ARCHITECTURES.names()
+    is_headless = architecture.endswith("Model") and architecture not in GENERATING
     if not (is_embedding or has_head or is_encoder or is_headless):
         if method is not None:
             raise ConfigError(
@@ -61,7 +63,7 @@ def pooling_of(
 
 def _decoder(architecture: str) -> str:
     """The architecture with the same layers that generates."""
-    if architecture in ARCHITECTURES.names():
+    if architecture in GENERATING:
         return architecture
     for suffix in (HEAD, "Model"):
         if architecture.endswith(suffix):
