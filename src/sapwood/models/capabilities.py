@@ -15,6 +15,7 @@ from sapwood.layers.build import Build
 from sapwood.models.encoder.names import ENCODERS
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.lm.mixture import MixtureArchitecture
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES, decoder_class
@@ -29,6 +30,8 @@ _SIZES = {
     "num_key_value_heads": 4,
     "head_dim": 16,
     "max_position_embeddings": 64,
+}
+_EXPERTS = {
     "num_experts": 4,
     "num_local_experts": 4,
     "n_routed_experts": 4,
@@ -90,6 +93,8 @@ def _capabilities_of(name: str) -> Capabilities:
 def _example(name: str, architecture: type[Architecture]) -> dict[str, Any]:
     """A config.json that leaves out what may be left out."""
     found: dict[str, Any] = {**_SIZES, "architectures": [name]}
+    if issubclass(architecture, MixtureArchitecture):
+        found |= _EXPERTS
     for ours, theirs in architecture.spelled.items():
         value = found.pop(ours, None)
         names = (theirs,) if isinstance(theirs, str) else theirs
