@@ -30,6 +30,8 @@ _SIZES = {
     "num_key_value_heads": 4,
     "head_dim": 16,
     "max_position_embeddings": 64,
+}
+_EXPERTS = {
     "num_experts": 4,
     "num_local_experts": 4,
     "n_routed_experts": 4,

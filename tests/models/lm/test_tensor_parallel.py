@@ -59,9 +59,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hunyuan": ("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", {"head_dim": 16}),
     "apertus": ("apertus", "ApertusForCausalLM", {}),
     "mixtral": ("mixtral", "MixtralForCausalLM", {"num_local_experts": 4}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"shared_expert_intermediate_size": 56},
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24, "head_dim": 32},
+    ),
     "mixtral, whole experts": ("mixtral", "MixtralForCausalLM", {"num_local_experts": 4}),
 }
-BF16_TOLERANCE = {"mixtral": 0.5, "mixtral, whole experts": 0.5}
+BF16_TOLERANCE = {"qwen2_moe": 0.5, "gpt_oss": 0.5, "mixtral": 0.5, "mixtral, whole experts": 0.5}
 """Where it is above 0.15: rounding may give a token another expert."""
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 
