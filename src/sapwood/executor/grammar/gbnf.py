@@ -66,12 +66,12 @@ class _Translation:
             if name.text in rules:
                 raise self._error(name, f"the rule {name.text!r} is defined twice")
             rules[name.text] = self._alternatives(depth=0)
-        for name, token in self._referred.items():
-            if name not in rules:
-                raise self._error(token, f"the rule {name!r} is not defined")
+        for referred, token in self._referred.items():
+            if referred not in rules:
+                raise self._error(token, f"the rule {referred!r} is not defined")
         if "root" not in rules:
             raise NotGbnf("there is no rule 'root', with which a grammar begins")
-        lines = [f"{self._rule(name)}: {body}" for name, body in rules.items()]
+        lines = [f"{self._rule(rule)}: {body}" for rule, body in rules.items()]
         return "\n".join([f"start: {self._rule('root')}", *lines, ""])
 
     def _alternatives(self, *, depth: int) -> str:
