@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
-    """Opens LLMs of the tiny model, and closes them afterwards."""
+    """Opens LLMs of the tiny model, and closes them after the test."""
+    with llms_of(tiny_llama) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_shared_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
+    """The same for LLMs that the tests of a module share; the first grammar of each takes seconds,
+    since it starts a process."""
+    with llms_of(tiny_llama) as make:
+        yield make
+
+
+@contextmanager
+def llms_of(model: Path) -> Iterator[Callable[..., LLM]]:
     opened: list[LLM] = []
     num_threads = torch.get_num_threads()
 
@@ -29,10 +44,12 @@ def make_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
             "max_total_tokens": 2048,
             **options,
         }
-        opened.append(LLM(str(tiny_llama), **settings))
+        opened.append(LLM(str(model), **settings))
         return opened[-1]
 
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    try:
+        yield make
+    finally:
+        for llm in opened:
+            llm.close()
+        torch.set_num_threads(num_threads)

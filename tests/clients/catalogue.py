@@ -160,4 +160,12 @@ CLIENTS: dict[str, Client] = {
         program="claude_code.py",
         shows="`claude -p` with a short system prompt, without tools and with one",
     ),
+    "open-webui": Client(
+        package="open-webui",
+        requires=("open-webui==0.12.4",),
+        program="open_webui.py",
+        shows="its server, with sapwood as an OpenAI and as an Ollama connection: models, answers "
+        "whole and streamed",
+        borrows=True,
+    ),
 }
