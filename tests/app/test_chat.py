@@ -33,7 +33,9 @@ TOOLS = [
 
 @pytest.fixture(scope="module")
 def llm(make_shared_llm: MakeLLM) -> LLM:
-    return make_shared_llm(chat_template="{% for t in tools or [] %}{{ t.function.name }}{% endfor %}:")
+    return make_shared_llm(
+        chat_template="{% for t in tools or [] %}{{ t.function.name }}{% endfor %}:"
+    )
 
 
 @pytest.fixture(scope="module")
