@@ -84,23 +84,19 @@ def input_moments(
     """The moments of one linear layer.
 
     received   its inputs [T, in] for each window, before they are rounded
-    originals  the inputs for which it should have the original layer's outputs, for the first
-               window and then for every second one, say, if there are half as many
+    originals  the inputs for which it should have the original layer's outputs
     """
     size, device = received[0].shape[1], received[0].device
     upper = torch.zeros(size, size, device=device)
     lost = torch.zeros_like(upper)
-    every = -(-len(received) // len(originals))
-    for index, x in enumerate(received):
+    for wanted, x in zip(originals, received, strict=True):
         seen = x.float()
         if scheme.rounds_activations:
             seen = rounded_inputs(seen, scheme)
-        if index % every == 0:
-            lost.addmm_((originals[index // every].float() - seen).t(), seen)
+        lost.addmm_((wanted.float() - seen).t(), seen)
         # The sum of r r^T is symmetric, so half of it is enough.
         for first in range(0, size, SUM_COLUMNS):
             end = first + SUM_COLUMNS
             upper[:end, first:end].addmm_(seen[:, :end].t(), seen[:, first:end])
     upper.triu_()
-    lost *= len(received) / len(originals)
     return Moments(hessian=upper + upper.triu(1).t(), lost=lost)

@@ -57,9 +57,6 @@ A calibration text's measure of that loss is partly chance. Making up for all of
 """
 
 
-ORIGINAL_EVERY = int(__import__("os").environ.get("OE", "2"))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
     """Windows of token ids, all of one length.
@@ -151,7 +148,7 @@ class Converter:
         there is such a text.
         """
         streams = _Streams(
-            calibration_original=self._walk.embed(tensors, texts.calibration[::ORIGINAL_EVERY]),
+            calibration_original=self._walk.embed(tensors, texts.calibration),
             calibration=self._walk.embed(tensors, texts.calibration),
             original=self._walk.embed(tensors, texts.measured),
             converted=self._walk.embed(tensors, texts.measured),
