@@ -4,16 +4,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from sapwood import LLM
+from sapwood.executor.grammar.sandbox import GrammarSandbox, Setting
 from tests.tiny import write_llama
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+class KeptSandbox(GrammarSandbox):
+    """Goes on when an engine ends, for the next one."""
+
+    def close(self) -> None:
+        """The session's end closes it."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_sandboxes() -> Iterator[None]:
+    """Engines with the same tokenizer and options of grammars share the process that tries
+    grammars: each takes seconds to start."""
+    made: dict[bytes, KeptSandbox] = {}
+
+    def shared(setting: Setting) -> KeptSandbox:
+        return made.setdefault(msgspec.json.encode(setting), KeptSandbox(setting))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sapwood.app.grammars.GrammarSandbox", shared)
+        yield
+    for sandbox in made.values():
+        GrammarSandbox.close(sandbox)
 
 
 @pytest.fixture
