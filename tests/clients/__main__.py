@@ -42,6 +42,8 @@ def run(name: str, client: Client, addresses: dict[str, str]) -> Result:
         python = environment(name, client)
     except subprocess.CalledProcessError as error:
         return Result(version="-", outcome=f"not installed: exit status {error.returncode}")
+    except FileNotFoundError as error:  # npm
+        return Result(version="-", outcome=f"not installed: there is no {error.filename}")
     version = version_in(python, client.package)
     program = Path(__file__).parent / "programs" / client.program
     log_path = HOME / f"{name}.log"
