@@ -31,15 +31,17 @@ TOOLS = [
 ]
 
 
-@pytest.fixture
-def llm(make_llm: MakeLLM) -> LLM:
-    return make_llm(chat_template="{% for t in tools or [] %}{{ t.function.name }}{% endfor %}:")
+@pytest.fixture(scope="module")
+def llm(make_shared_llm: MakeLLM) -> LLM:
+    return make_shared_llm(
+        chat_template="{% for t in tools or [] %}{{ t.function.name }}{% endfor %}:"
+    )
 
 
-@pytest.fixture
-def thinker(make_llm: MakeLLM) -> LLM:
+@pytest.fixture(scope="module")
+def thinker(make_shared_llm: MakeLLM) -> LLM:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    return make_llm(chat_template=template, reasoning_parser="qwen3")
+    return make_shared_llm(chat_template=template, reasoning_parser="qwen3")
 
 
 @pytest.mark.parametrize("seed", range(5))

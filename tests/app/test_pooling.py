@@ -88,7 +88,7 @@ def test_an_encoder_takes_as_many_tokens_as_its_context_and_no_more(
     llm = open_llm(tmp_path, context_length=40)
     [full] = texts(40)
     assert llm.encode(full)[0].num_prompt_tokens == 40
-    with pytest.raises(InvalidRequest, match="41 tokens but the context length of 40"):
+    with pytest.raises(InvalidRequest, match="41 tokens, but the context length of 40"):
         llm.encode([*full, 5])
     assert_idle(llm)
 

@@ -1,7 +1,7 @@
 """Runs clients that others wrote, unchanged, against live servers: `make test-clients`.
 
-Each client has an environment of its own below build/clients, made by pip. The servers have the
-default model, an embedding model, and a random cross-encoder. The results go into the table of
+Each client has an environment of its own below build/clients, made by pip or npm. The servers have
+the default model, an embedding model, and a random cross-encoder. The results go into the table of
 docs/clients.md. The exit status is 1 if a client failed.
 
     python -m tests.clients [NAME ...]
@@ -41,7 +41,9 @@ def run(name: str, client: Client, addresses: dict[str, str]) -> Result:
     try:
         python = environment(name, client)
     except subprocess.CalledProcessError as error:
-        return Result(version="-", outcome=f"not installed: pip ended with {error.returncode}")
+        return Result(version="-", outcome=f"not installed: exit status {error.returncode}")
+    except FileNotFoundError as error:  # npm
+        return Result(version="-", outcome=f"not installed: there is no {error.filename}")
     version = version_in(python, client.package)
     program = Path(__file__).parent / "programs" / client.program
     log_path = HOME / f"{name}.log"

@@ -11,8 +11,9 @@ POLICIES = ("round_robin", "random", "cache_aware", "power_of_two")
 class Client:
     """One client in an environment of its own.
 
-    package     the client's name on PyPI, whose version the table shows
+    package     the client's name on PyPI or npm, whose version the table shows
     requires    what pip installs
+    npm         what npm installs
     program     file below programs/
     arguments   one tuple for each run of the program
     shows       what the runs do, for the table
@@ -23,9 +24,10 @@ class Client:
     """
 
     package: str
-    requires: tuple[str, ...]
     program: str
     shows: str
+    requires: tuple[str, ...] = ()
+    npm: tuple[str, ...] = ()
     arguments: tuple[tuple[str, ...], ...] = ((),)
     borrows: bool = False
     bare: tuple[str, ...] = ()
@@ -50,7 +52,6 @@ CLIENTS: dict[str, Client] = {
     "smg": _router("smg", "smg==1.13.0", "smg launch"),
     "sglang": Client(
         package="sglang",
-        requires=(),
         program="sglang_tools.py",
         shows="`sglang.bench_one_batch_server` with two batch sizes, and `sglang.profiler`",
         borrows=True,
@@ -152,5 +153,19 @@ CLIENTS: dict[str, Client] = {
         program="load_tools.py",
         arguments=(("aiperf",),),
         shows="a benchmark of synthetic prompts over streamed chat, two at a time",
+    ),
+    "claude-code": Client(
+        package="@anthropic-ai/claude-code",
+        npm=("@anthropic-ai/claude-code@2.1.330",),
+        program="claude_code.py",
+        shows="`claude -p` with a short system prompt, without tools and with one",
+    ),
+    "open-webui": Client(
+        package="open-webui",
+        requires=("open-webui==0.12.4",),
+        program="open_webui.py",
+        shows="its server, with sapwood as an OpenAI and as an Ollama connection: models, answers "
+        "whole and streamed",
+        borrows=True,
     ),
 }

@@ -1,8 +1,9 @@
-"""Makes a virtual environment for a client, once, below build/clients."""
+"""Makes an environment for a client, once, below build/clients."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,10 @@ HOME = ROOT / "build" / "clients"
 
 
 def environment(name: str, client: Client) -> Path:
-    """The environment's Python; CalledProcessError if pip fails."""
+    """The environment's Python; CalledProcessError if pip or npm fails."""
     folder = HOME / name
     python = folder / "bin" / "python"
-    asked = hashlib.sha256(repr((client.requires, client.bare)).encode()).hexdigest()
+    asked = hashlib.sha256(repr((client.requires, client.npm, client.bare)).encode()).hexdigest()
     mark = folder / "complete"
     if mark.is_file() and mark.read_text("utf-8") == asked:
         return python
@@ -37,6 +38,9 @@ def environment(name: str, client: Client) -> Path:
         subprocess.run([*pip, "--no-deps", *client.bare], check=True)
     if client.requires:
         subprocess.run([*pip, *client.requires], check=True)
+    if client.npm:
+        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
+        subprocess.run([*npm, *client.npm], check=True)
     for module in client.stand_ins:
         (packages / module).mkdir()
         shutil.copy(Path(__file__).with_name("stand_in.py"), packages / module / "__init__.py")
@@ -45,6 +49,9 @@ def environment(name: str, client: Client) -> Path:
 
 
 def version_in(python: Path, package: str) -> str:
+    of_npm = python.parents[1] / "node_modules" / package / "package.json"
+    if of_npm.is_file():
+        return str(json.loads(of_npm.read_text("utf-8"))["version"])
     script = f"import importlib.metadata as m; print(m.version({package!r}))"
     told = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True)
     return told.stdout.strip()

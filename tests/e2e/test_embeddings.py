@@ -88,7 +88,7 @@ def test_the_vectors_are_those_of_sentence_transformers(
 def test_a_text_beyond_the_context_is_refused(minilm: Server) -> None:
     answer = httpx.post(f"{minilm.url}/v1/embeddings", json={"input": "word " * 300})
     assert answer.status_code == 400
-    assert "302 tokens but the context length of 256" in answer.json()["message"]
+    assert "302 tokens, but the context length of 256" in answer.json()["message"]
 
 
 def test_it_does_not_chat(minilm: Server) -> None:

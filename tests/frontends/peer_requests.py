@@ -146,10 +146,27 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "claude code": (
         "/v1/messages",
         {
-            "model": "default", "max_tokens": 4, "messages": HI, "thinking": {"type": "adaptive"},
-            "output_config": {"effort": "high"}, "context_management": {"edits": []},
-            "metadata": {"user_id": "u"}, "service_tier": "auto", "speed": "standard",
-            "betas": ["x"], "temperature": 1,
+            # Recorded from `claude -p`, version 2.1.330.
+            "model": "default", "max_tokens": 4, "stream": True, "tools": [],
+            "thinking": {"type": "adaptive", "display": "omitted"},
+            "output_config": {"effort": "high"}, "metadata": {"user_id": "{}"},
+            "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+            "system": [
+                {"type": "text", "text": "x-anthropic-billing-header: cc_entrypoint=sdk-cli;"},
+                {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}},
+            ],
+            "messages": [
+                *HI,
+                {
+                    "role": "system",
+                    "content": [
+                        {
+                            "type": "text", "text": "# Environment",
+                            "cache_control": {"type": "ephemeral"},
+                        }
+                    ],
+                },
+            ],
         },
     ),
     "ollama chat": (

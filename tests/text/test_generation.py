@@ -238,7 +238,11 @@ def test_prompts_that_cannot_be_served_are_refused_before_the_engine_sees_them(t
         (ask([]), InvalidRequest, "empty"),
         (ask([1, size, 2]), InvalidRequest, rf"token id {size} but .* in \[0, {size - 1}\]"),
         (ask([1, -3]), InvalidRequest, "token id -3"),
-        (ask([1] * 32), PromptTooLong, "32 tokens but the context length of 32 allows at most 31"),
+        (
+            ask([1] * 32),
+            PromptTooLong,
+            "prompt is too long: it has 32 tokens, but the context length of 32 allows at most 31",
+        ),
         (ask("a" + " a" * 40), PromptTooLong, "shorten it"),
     ]
     for request, error, message in cases:

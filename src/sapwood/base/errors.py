@@ -47,12 +47,15 @@ class UnsupportedFeature(InvalidRequest):
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt has more tokens than `limit`."""
+    """The prompt has more tokens than `limit`.
+
+    Agents look for "prompt is too long", Claude Code among them, or "context length" in the message
+    of a 400; then they shorten the conversation and ask again."""
 
     def __init__(self, num_tokens: int, limit: int, what: str, *, param: str | None = None) -> None:
         super().__init__(
-            f"the prompt has {num_tokens} tokens but {what} allows at most {limit}; "
-            f"shorten it by {num_tokens - limit} or start the server with a larger limit",
+            f"the prompt is too long: it has {num_tokens} tokens, but {what} allows at most "
+            f"{limit}; shorten it by {num_tokens - limit} or start the server with a larger limit",
             param=param,
         )
         self.num_tokens = num_tokens

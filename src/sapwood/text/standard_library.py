@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import ast
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _OTHERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"})
 """Folders whose docstrings are not the library's, or that not every installation has."""
+
+_STATEMENTS = ("body", "handlers", "orelse", "finalbody", "cases")
+"""Fields in which statements have others. Expressions, which have none, are most of a tree."""
 
 
 def library_text() -> str:
@@ -41,8 +45,13 @@ def _joined(paths: Iterable[Path]) -> str:
 
 
 def _docstrings(source: bytes) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
+    """Those of modules, classes and functions, breadth first."""
+    waiting: deque[ast.AST] = deque([ast.parse(source)])
+    while waiting:
+        node = waiting.popleft()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             doc = ast.get_docstring(node)
             if doc:
                 yield doc
+        for field in _STATEMENTS:
+            waiting.extend(getattr(node, field, ()))

@@ -117,9 +117,27 @@ def test_only_some_flags_but_all_of_the_environment():
 
 
 def test_an_argument_can_stand_for_a_flag():
-    asked = ask(env={"SAPWOOD_MODEL": "m"}).with_flag("model", "n")
+    asked = ask(env={"SAPWOOD_MODEL": "m"}).with_model("n")
     assert asked.engine().model.model == "n"
     assert asked.from_command_line([ModelConfig]) == ["--model"]
+
+
+def test_a_model_is_given_once():
+    assert ask("--model", "m").with_model(None).engine().model.model == "m"
+    with pytest.raises(ConfigError, match="given twice, as n and by --model"):
+        ask("--model", "m").with_model("n")
+
+
+def test_help_lists_options_and_not_arguments():
+    @click.command(cls=ConfigCommand)
+    @click.argument("name", required=False)
+    @config_options(MemoryConfig)
+    def command(name, asked):
+        raise NotImplementedError
+
+    shown = CliRunner().invoke(command, ["--help"]).output
+    assert "[NAME]" in shown.splitlines()[0]
+    assert "[NAME]" not in shown.partition("Options:")[2]
 
 
 def test_flags_of_the_command_line_are_known():

@@ -13,7 +13,7 @@ def opened(monkeypatch):
     calls = []
 
     def open_backend(options, asked):
-        calls.append((options.url, asked.given["model"].value))
+        calls.append((options.url, asked.engine().model.model))
         return Echo()
 
     monkeypatch.setattr(chat_module, "open_backend", open_backend)
@@ -35,6 +35,11 @@ def test_a_server_that_has_the_model_answers(opened):
 def test_another_model_runs_here(opened):
     assert run("other", "a question").stdout == "<a question>\n"
     assert opened == [(None, "other")]
+
+
+def test_without_a_name_it_is_the_configured_model(opened):
+    assert run().exit_code == 0
+    assert opened == [(None, "smollm2-135m")]
 
 
 def test_options_of_the_engine_ask_for_an_engine_of_ones_own(opened):

@@ -31,6 +31,12 @@ def test_serve_hands_over_what_was_asked_and_ends_as_the_server_does(launched):
     assert (engine.model.model, engine.memory.page_size, server.port) == ("m", 8, 0)
 
 
+def test_the_model_may_be_an_argument(launched):
+    assert main(["serve", "m", "--port", "0"]) == 7
+    [(engine, server, _)] = launched
+    assert (engine.model.model, server.port) == ("m", 0)
+
+
 def test_what_contradicts_itself_never_starts(launched, capsys):
     assert main(["serve", "--port", "70000"]) == 1
     assert "--port is 70000 but must be from 0 to 65535" in capsys.readouterr().err

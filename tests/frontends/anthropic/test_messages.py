@@ -267,6 +267,10 @@ def test_what_asks_for_nothing_is_accepted(api, extra):
         ({"mcp_servers": [{"type": "url", "url": "x", "name": "y"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
         ({"context_management": {"edits": [{}]}}, "context_management"),
+        (
+            {"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}},
+            "context_management",
+        ),
         ({"output_config": {"effort": "enormous"}}, "output_config.effort"),
         ({"output_config": {"task_budget": {"total": 5}}}, "output_config.task_budget"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),

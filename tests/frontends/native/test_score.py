@@ -64,7 +64,7 @@ def test_token_ids_and_a_single_item(api: Api, pooling_engine: PoolingEngine) ->
         ({"label_token_ids": [999]}, "label_token_ids", "the token id 999"),
         ({"items": [[1]]}, "items", "all be texts, or all be lists"),
         ({"query": "", "items": [""]}, "items", "no tokens"),
-        ({"query": "x" * 64}, "items", "65 tokens but the context length of 64"),
+        ({"query": "x" * 64}, "items", "65 tokens, but the context length of 64"),
         ({"return_pooled_hidden_states": True}, "return_pooled_hidden_states", "not supported"),
     ],
 )

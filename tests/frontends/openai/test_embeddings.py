@@ -88,7 +88,7 @@ def test_base64_and_dimensions(api: Api, services: Services) -> None:
         ({"input": [[1], []]}, "input", "input[1] is empty"),
         ({"input": [1, "a"]}, "input", "mixes token ids with texts"),
         ({"input": {"text": "a"}}, "input", "expected"),
-        ({"input": "x" * 65}, "input", "65 tokens but the context length of 64"),
+        ({"input": "x" * 65}, "input", "65 tokens, but the context length of 64"),
         ({"input": [5, 999]}, "input", "the token id 999"),
         ({"input": "a", "dimensions": 0}, "dimensions", "must be in [1, 6]"),
         ({"input": "a", "dimensions": 7}, "dimensions", "must be in [1, 6]"),

@@ -25,16 +25,17 @@ UNRESOLVED = 1
 
 
 @click.command(cls=ConfigCommand)
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @config_options(*COMPONENTS)
 @click.pass_context
-def check(ctx: click.Context, as_json: bool, asked: Asked) -> None:
+def check(ctx: click.Context, name: str | None, as_json: bool, asked: Asked) -> None:
     """Show what this machine has, and what would run on it and why.
 
-    Takes the options of serve; the model's files are fetched if they are not cached (--offline
-    forbids it), but it is not loaded.
+    NAME is the same as --model NAME. Takes the options of serve; the model's files are fetched if
+    they are not cached (--offline forbids it), but it is not loaded.
     """
-    report = inspect(asked)
+    report = inspect(asked.with_model(name))
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, default=str))
     else:

@@ -61,7 +61,7 @@ def convert(
 
     progress = TerminalProgress(Console(stderr=True), lines=True)
     job = prepare(
-        asked.with_flag("model", name).engine(),
+        asked.with_model(name).engine(),
         options,
         output.expanduser().absolute(),
         ignore=ignore,

@@ -55,9 +55,16 @@ class Asked:
     def build(self, config: type[C]) -> C:
         return build(config, {name: item.value for name, item in self.given.items()})
 
-    def with_flag(self, name: str, value: Any) -> Asked:
-        """The same options and one more from the command line, for instance from an argument."""
-        return Asked({**self.given, name: Given(value, "the command line")})
+    def with_model(self, name: str | None) -> Asked:
+        """The same options with --model NAME, if the command was given NAME as its argument.
+
+        Raises ConfigError if --model was given as well."""
+        if name is None:
+            return self
+        model = self.given.get("model")
+        if model is not None and model.source == "the command line":
+            raise ConfigError(f"the model is given twice, as {name} and by --model; leave one out")
+        return Asked({**self.given, "model": Given(name, "the command line")})
 
     def engine(self) -> EngineConfig:
         return EngineConfig.of({name: item.value for name, item in self.given.items()})
@@ -137,6 +144,8 @@ class ConfigCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for param in self.get_params(ctx):
+            if isinstance(param, click.Argument):
+                continue  # the usage line has its name, and the description its meaning
             record = param.get_help_record(ctx)
             if record is not None:
                 title = param.component if isinstance(param, ConfigOption) else "Options"
@@ -256,7 +265,7 @@ def default_of(spec: OptionSpec) -> str:
         return "auto"
     if spec.type is bool:
         return "on" if spec.default else "off"
-    return str(spec.default)
+    return str(spec.default) or "none"
 
 
 def component_title(config: type) -> str:

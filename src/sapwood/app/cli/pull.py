@@ -24,9 +24,7 @@ def pull(name: str | None, show_list: bool, asked: Asked) -> None:
     if show_list:
         show_catalogue()
         return
-    if name is not None:
-        asked = asked.with_flag("model", name)
-    files = fetch_with_bar(asked.build(ModelConfig))
+    files = fetch_with_bar(asked.with_model(name).build(ModelConfig))
     num_bytes = sum(path.stat().st_size for path in files.weights)
     click.echo(f"{files.name}: {files.path}")
     click.echo(f"{len(files.weights)} weight files, {files.weight_format}, {in_units(num_bytes)}")

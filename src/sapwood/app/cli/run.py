@@ -13,11 +13,14 @@ from sapwood.schema.config.server import ServerConfig
 
 
 @click.command(cls=ConfigCommand)
-@click.argument("name")
+@click.argument("name", required=False)
 @click.argument("message", required=False)
 @config_options(ChatOptions, *COMPONENTS)
-def run(name: str, message: str | None, asked: Asked) -> None:
+def run(name: str | None, message: str | None, asked: Asked) -> None:
     """Chat with the model NAME in the terminal; with MESSAGE, only answer that.
+
+    NAME is a catalogue name, a hub repository (owner/name) or a path; without it, the configured
+    model.
 
     If a server on the default port has this model, that server answers. Else the model is fetched,
     unless it is on this disk, and runs in this process. Ctrl-C stops an answer, Ctrl-D leaves,
@@ -25,9 +28,9 @@ def run(name: str, message: str | None, asked: Asked) -> None:
     """
     options = asked.build(ChatOptions)
     engine_flags = asked.from_command_line(COMPONENTS)
-    asked = asked.with_flag("model", name)
+    asked = asked.with_model(name)
     if options.url is None and not engine_flags:  # such flags ask for an engine of one's own
-        url = server_with(name, api_key=options.api_key)
+        url = server_with(asked.engine().model.model, api_key=options.api_key)
         if url is None:
             options = replace(options, api_key=None)
         else:

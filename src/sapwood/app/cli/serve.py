@@ -12,13 +12,16 @@ from sapwood.schema.config.server import ServerConfig
 
 
 @click.command(cls=ConfigCommand)
+@click.argument("name", required=False)
 @config_options(ServerConfig, ObservabilityConfig, *COMPONENTS)
 @click.pass_context
-def serve(ctx: click.Context, asked: Asked) -> None:
+def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
     """Serve a model over HTTP: OpenAI's API, the native one, and a page to chat.
 
+    NAME is the same as --model NAME.
     SIGTERM and Ctrl-C stop it after the open requests have ended.
     """
+    asked = asked.with_model(name)
     server, observability = asked.build(ServerConfig), asked.build(ObservabilityConfig)
     engine = asked.engine()
     process = start_engine_process()

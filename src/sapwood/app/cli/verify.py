@@ -49,7 +49,7 @@ def generate(name: str, output: Path, force: bool, asked: Asked) -> None:
 
     if output.exists() and not force:
         raise ConfigError(f"{output} exists; give another --output, or --force to replace it")
-    model = asked.with_flag("model", name).build(ModelConfig)
+    model = asked.with_model(name).build(ModelConfig)
     progress = bar()
     fetched = open_store(home(environment())).locate(
         model.model,
@@ -76,7 +76,7 @@ def check(name: str, source: str, asked: Asked) -> None:
     """
     from sapwood.store import open_store
 
-    model = asked.with_flag("model", name).build(ModelConfig)
+    model = asked.with_model(name).build(ModelConfig)
     checked = open_store(home(environment())).verify(
         model.model,
         source,

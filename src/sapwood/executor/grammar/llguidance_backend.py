@@ -11,10 +11,10 @@ from typing import Any
 
 import llguidance
 import numpy as np
-from llguidance.gbnf_to_lark import gbnf_to_lark
 from numpy.typing import NDArray
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.executor.grammar import gbnf
 from sapwood.executor.grammar.interface import GrammarFailed, check_rollback
 from sapwood.executor.grammar.json_schema import simplified
 from sapwood.executor.grammar.structural_tags import regex_body, to_lark, with_parts
@@ -163,7 +163,7 @@ class LLGuidanceBackend:
             )
         if grammar.kind == "ebnf":
             text = grammar.text
-            lark = text if text.startswith(LARK_MARK) else gbnf_to_lark(text)
+            lark = text if text.startswith(LARK_MARK) else gbnf.to_lark(text)
             return str(llguidance.LLMatcher.grammar_from_lark(lark))
         if grammar.kind == "choice":
             options = " | ".join(

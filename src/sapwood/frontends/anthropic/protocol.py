@@ -151,7 +151,8 @@ _NOT_OFFERED: dict[str, NotOffered] = {
     "compaction": NotOffered(why="a conversation is never shortened"),
     "container": NotOffered(why="the server runs no code"),
     "context_management": NotOffered(
-        why="a conversation is never shortened", idle=({"edits": []},)
+        why="a conversation is never shortened",
+        idle=({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
     ),
     "fallbacks": NotOffered(why="the server has one model"),
     "inference_geo": NotOffered(why="the model runs where the server runs"),
@@ -221,5 +222,11 @@ CHOICE_FIELDS = FieldTable(title="tool_choice of /v1/messages", shape=ChoiceFiel
 THINKING_FIELDS = FieldTable(
     title="thinking of /v1/messages",
     shape=ThinkingFields,
-    not_offered={"display": NotOffered(why="thinking is sent whole", idle=("summarized",))},
+    not_offered={
+        # Anthropic's omitted thinking travels in the signature. Here the text is the only way in
+        # which it comes back with the next request, so a client gets it whatever it shows.
+        "display": NotOffered(
+            why="thinking is sent whole", idle=("summarized", "omitted", "updates")
+        )
+    },
 )

@@ -96,7 +96,7 @@ class ObservabilityConfig:
     crash_dump_folder: str | None = option(
         None,
         "When the engine fails, write the requests of the last five minutes here, prompts and "
-        "outputs included.",
+        "outputs included; default: nothing is written.",
     )
 
     def __post_init__(self) -> None:

@@ -59,13 +59,13 @@ class ServerConfig:
         None,
         "Key that every request must bring, as `Authorization: Bearer KEY` or `x-api-key: KEY`; "
         "better given in the environment than on the command line. Health checks and metrics stay "
-        "open.",
+        "open; default: none is asked for.",
         secret=True,
     )
     admin_api_key: str | None = option(
         None,
         "Key for the routes that steer the server, such as /flush_cache and /abort_request; it "
-        "opens all others too. Without it the API key opens them.",
+        "opens all others too; default: the API key opens them.",
         secret=True,
     )
     cors_allow_origins: str = option(
@@ -82,14 +82,19 @@ class ServerConfig:
         "DNS rebinding out, and are not looked at where a request needs --api-key or comes by TLS.",
     )
     ssl_certfile: str | None = option(
-        None, "PEM file with the server's certificate, and those of its chain: HTTPS."
+        None,
+        "PEM file with the server's certificate, and those of its chain: HTTPS; default: HTTP.",
     )
     ssl_keyfile: str | None = option(
         None, "PEM file with the certificate's private key; default: it is in --ssl-certfile."
     )
-    ssl_keyfile_password: str | None = option(None, "Password of the private key.", secret=True)
+    ssl_keyfile_password: str | None = option(
+        None, "Password of the private key; default: it has none.", secret=True
+    )
     ssl_ca_certs: str | None = option(
-        None, "PEM file of authorities; clients must then bring a certificate signed by one."
+        None,
+        "PEM file of authorities; clients must then bring a certificate signed by one; "
+        "default: clients need none.",
     )
     request_header_timeout: float = option(
         20.0,
