@@ -213,12 +213,14 @@ def test_the_output_is_the_same(make_llm: Make, variant: str) -> None:
 
 
 def _check_figures(got: Sample, wanted: Sample, *, atol: float) -> None:
-    """In 8 bits, a last bit may decide to which number a key is rounded."""
+    """In 8 bits, a last bit may decide to which number a key is rounded; then `atol` is large."""
     np.testing.assert_allclose(got.logprobs.of_tokens(), wanted.logprobs.of_tokens(), atol=atol)
-    ours, others = got.logprobs.of_likeliest(), wanted.logprobs.of_likeliest()
-    assert [[pair[1] for pair in place] for place in ours] == [
-        [pair[1] for pair in place] for place in others
-    ]
+    for ours, others in zip(
+        got.logprobs.of_likeliest(), wanted.logprobs.of_likeliest(), strict=True
+    ):
+        top, wanted_top = ([logprob for logprob, _ in place] for place in (ours, others))
+        np.testing.assert_allclose(top, wanted_top, atol=atol)
+        assert atol > 1e-3 or [pair[1] for pair in ours] == [pair[1] for pair in others]
     assert got.hidden_states.shape == wanted.hidden_states.shape
     np.testing.assert_allclose(got.hidden_states, wanted.hidden_states, atol=10 * atol)
 

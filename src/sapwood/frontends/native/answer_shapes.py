@@ -16,10 +16,17 @@ class GenerateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     meta_info: dict[str, Any]
 
 
+class TokenPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """A token with its text, or with its bytes if it is a part of a character."""
+
+    id: int
+    piece: str | list[int]
+
+
 class TokenizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens and their count; for several texts, a list for each text."""
 
-    tokens: list[int | list[int]]
+    tokens: list[int | TokenPiece | list[int | TokenPiece]]
     count: int | list[int]
     max_model_len: int
 
