@@ -19,8 +19,8 @@ from sapwood.engine.scheduler import Scheduler
 from sapwood.engine.speculation import Speculation
 from sapwood.executor.grammar.interface import GrammarFailed
 from sapwood.executor.grammar.masks import GrammarMasks
-from sapwood.executor.graphs import NoGraph
 from sapwood.executor.launch import QueuedExecutor, SerialExecutor
+from sapwood.executor.recorded import NothingRecorded
 from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import Launched, Runner
 from sapwood.executor.sampling.processors import LogitBias, MinNewTokens, Penalties
@@ -303,7 +303,7 @@ class World:
         more = {} if self.device is None else {"download": self.device.download}
         return Runner(
             HashingModel(),
-            NoGraph(),
+            NothingRecorded(),
             kv_caches=make_pages(num_pages, layout.page_size),
             rows=rows,
             sampler=sampler,

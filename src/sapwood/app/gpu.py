@@ -19,8 +19,8 @@ from sapwood.executor import captured
 from sapwood.executor.buckets import decode_sizes, parse_sizes, prefill_sizes
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import Capturable, CapturePlan, capture_steps
-from sapwood.executor.graphs import GraphChoice
 from sapwood.executor.largest_step import run_largest_steps
+from sapwood.executor.recorded import Recorded
 from sapwood.kernels.capture import Capture
 from sapwood.kernels.interface import DTYPES, Kernels
 from sapwood.kernels.platform import DeviceMemory
@@ -143,7 +143,7 @@ def measure_pool(
     return replace(size, num_pages=size.num_pages - spare)
 
 
-def capture_graph(
+def capture_on_device(
     model: Capturable,
     kernels: Kernels,
     kv_caches: Sequence[tuple[Tensor, ...]],
@@ -151,7 +151,7 @@ def capture_graph(
     recorder: Capture,
     memory: DeviceMemory,
     watch: LoadWatch,
-) -> GraphChoice:
+) -> Recorded:
     """Capture the plan's steps, with a bar on a terminal, and log how much memory they take."""
     start_s, (free_before, _) = time.perf_counter(), memory.free_and_total()
     with _bar(watch) as on_progress:
@@ -168,7 +168,7 @@ def capture_graph(
     seconds = time.perf_counter() - start_s
     why = f"{' and '.join(parts)} captured in {seconds:.1f} s, {taken / 2**30:.2f} GiB"
     log.info("graphs: %s", why)
-    return GraphChoice(steps, why, steps.sampling_ops)
+    return Recorded(steps, why, steps.sampling_ops)
 
 
 @contextmanager

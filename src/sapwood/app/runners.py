@@ -8,15 +8,15 @@ from functools import partial
 
 from torch import Tensor
 
-from sapwood.app.gpu import capture_graph, capture_plan, measure_pool
+from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
-from sapwood.executor.graphs import GraphChoice, choose_graph
 from sapwood.executor.launch import Execute, Launch
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
+from sapwood.executor.recorded import Recorded, record_steps
 from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import DecoderModel, Runner
 from sapwood.executor.sampling.custom import CustomProcessors
@@ -186,12 +186,12 @@ def _decoder_runner(
         ThinkingBudgets(),
     ]
 
-    def capture() -> GraphChoice:
+    def capture() -> Recorded:
         plan = capture_plan(config, resolved.decoder, spare_page=resolved.pool_sizes[0])
         recorder, memory = capture_on(device), CudaMemory(device)
-        return capture_graph(model, kernels, kv_caches, plan, recorder, memory, watch)
+        return capture_on_device(model, kernels, kv_caches, plan, recorder, memory, watch)
 
-    choice = choose_graph(
+    choice = record_steps(
         model,
         kernels,
         kv_caches,
@@ -203,7 +203,7 @@ def _decoder_runner(
     _set_num_threads(resolved)
     return Runner(
         model,
-        choice.graph,
+        choice.steps,
         kv_caches=kv_caches,
         rows=rows,
         sampler=Sampler(

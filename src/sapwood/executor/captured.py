@@ -222,7 +222,7 @@ class _Pieces:
 
 
 class CapturedSteps:
-    """A Graph (executor/graphs.py) of captured steps. Made by `capture_steps`.
+    """RecordedSteps (executor/recorded.py) that a device has captured. Made by `capture_steps`.
 
     It covers steps of decodes up to the largest captured number of requests, and other steps up to
     the largest captured number of tokens."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
-from sapwood.executor.graphs import Graph
 from sapwood.executor.hidden_states import HiddenRows, kept_hidden, wants_hidden
 from sapwood.executor.inputs import ONE_GROUP, StepInputs, build_inputs
+from sapwood.executor.recorded import RecordedSteps
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
@@ -39,7 +39,7 @@ class DecoderModel(Protocol):
         ...
 
     def program(self) -> Program:
-        """`compute` as a program, for a graph; CannotRecord if it is none."""
+        """`compute` as a program, to be recorded; CannotRecord if it is none."""
         ...
 
 
@@ -114,7 +114,7 @@ class Runner:
     def __init__(
         self,
         model: DecoderModel,
-        graph: Graph,
+        recorded: RecordedSteps,
         *,
         kv_caches: Sequence[tuple[Tensor, ...]],
         rows: RowTable,
@@ -130,7 +130,7 @@ class Runner:
         download  copies tokens and log probabilities to the host
         """
         self._model = model
-        self._graph = graph
+        self._recorded = recorded
         self._kv_caches = kv_caches
         self._places = places
         self._rows = rows
@@ -219,9 +219,9 @@ class Runner:
         """
         scheduled = launched.plan.scheduled
         if not self._logprobs.scores(scheduled) and not wants_hidden(scheduled):
-            logits = self._graph.replay(batch)
+            logits = self._recorded.replay(batch)
             return self._model.compute(batch) if logits is None else logits
-        # A graph computes no logits but those from which tokens are sampled.
+        # Recorded steps compute no logits but those from which tokens are sampled.
         hidden = self._model.forward(batch)
         launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._model.logits)
         launched.hidden = kept_hidden(scheduled, hidden, self._download)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
-from sapwood.executor.graphs import choose_graph
+from sapwood.executor.recorded import record_steps
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.torch_ops.rows import copy_rows
@@ -185,9 +185,9 @@ class Session:
             group=group,
             state_dtype=state_dtype,
         )
-        self._graph = None
+        self._recorded = None
         if recorded_by is not None:
-            choice = choose_graph(
+            choice = record_steps(
                 model,
                 recorded_by,
                 self._kv_caches,
@@ -195,7 +195,7 @@ class Session:
                 enabled=True,
             )
             assert choice.is_recorded, choice.why
-            self._graph = choice.graph
+            self._recorded = choice.steps
         # Handed out from the end, so that a request's pages are in no convenient order.
         self._free = list(range(1, num_pages))
         self.pages: dict[str, list[int]] = {}
@@ -238,9 +238,9 @@ class Session:
         return self.slots.setdefault(name, len(self.slots))
 
     def _compute(self, batch: ForwardBatch) -> Tensor:
-        if self._graph is None:
+        if self._recorded is None:
             return self._model.compute(batch)
-        logits = self._graph.replay(batch)
+        logits = self._recorded.replay(batch)
         assert logits is not None
         return logits.clone()  # the next replay overwrites them
 

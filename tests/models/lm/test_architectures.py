@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sapwood.base.errors import ConfigError
-from sapwood.executor.graphs import choose_graph
+from sapwood.executor.recorded import record_steps
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
@@ -48,7 +48,7 @@ def test_native_logits_equal_transformers(case: str, check: str, recorded: bool)
     model = make_decoder(peer.hf_config, peer.weights, kernels)
     if recorded and case in OP_BY_OP:
         caches = make_kv_caches(model.config, num_pages=4, page_size=8)
-        assert OP_BY_OP[case] in choose_graph(model, kernels, caches, enabled=True).why
+        assert OP_BY_OP[case] in record_steps(model, kernels, caches, enabled=True).why
         return
     CHECKS[check](Session(model, recorded_by=kernels if recorded else None), peer)
 

@@ -1,7 +1,8 @@
 """Steps that run in one call instead of op by op.
 
-A graph is made once, when the engine starts, from the model's program, if the kernels can do so.
-A batch that a graph does not cover is computed eagerly.
+They are recorded once, when the engine starts: by the kernels, from the model's program, or else by
+the device, which captures its ops (executor/captured.py). A batch that was not recorded is computed
+op by op.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ class Recordable(Protocol):
     def program(self) -> Program: ...
 
 
-class Graph(Protocol):
+class RecordedSteps(Protocol):
     def replay(self, batch: ForwardBatch) -> Tensor | None:
         """Logits [S, vocab] of the rows at batch.logits_index; writes every layer's KV.
 
-        Returns None, without having done anything, for a batch that the graph does not cover; the
-        caller then computes it eagerly. The caller may keep the logits until the next replay."""
+        Returns None, without having done anything, for a batch that was not recorded; the
+        caller then computes it op by op. The caller may keep the logits until the next replay."""
         ...
 
 
-class NoGraph:
+class NothingRecorded:
     """Covers nothing."""
 
     def replay(self, batch: ForwardBatch) -> Tensor | None:
         return None
 
 
-class RecordedGraph:
+class RecordedProgram:
     """A recorded step of the kernels.
 
     It covers batches of every size and mixture, as long as all tokens have ids.
@@ -64,41 +65,41 @@ class RecordedGraph:
 
 
 @dataclass(frozen=True, slots=True)
-class GraphChoice:
-    """The graph, and one line for the operator with the reason of this choice.
+class Recorded:
+    """The recorded steps, and one line for the operator with the reason of this choice.
 
-    sampling_ops  choose tokens from the logits of the graph's steps; None: the kernels' ops do
+    sampling_ops  choose tokens from the logits of these steps; None: the kernels' ops do
     """
 
-    graph: Graph
+    steps: RecordedSteps
     why: str
     sampling_ops: SamplingOps | None = None
 
     @property
     def is_recorded(self) -> bool:
-        return not isinstance(self.graph, NoGraph)
+        return not isinstance(self.steps, NothingRecorded)
 
 
-def choose_graph(
+def record_steps(
     model: Recordable,
     kernels: Kernels,
     kv_caches: Sequence[tuple[Tensor, ...]],
     *,
     group_of_layer: Sequence[int] = (),
     enabled: bool,
-    capture: Callable[[], GraphChoice] | None = None,
-) -> GraphChoice:
+    capture: Callable[[], Recorded] | None = None,
+) -> Recorded:
     """The kernels' recorded step, if there is one and the operator wants it; else a captured step.
 
     group_of_layer  as in ForwardBatch; a step with several groups cannot be captured yet
     capture         makes the captured steps, if the device and the kernels can capture ops
     """
     if not enabled:
-        return GraphChoice(NoGraph(), "disabled by --disable-graphs")
+        return Recorded(NothingRecorded(), "disabled by --disable-graphs")
     try:
         step = kernels.record(model.program(), kv_caches, group_of_layer)
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:
             return capture()
-        return GraphChoice(NoGraph(), f"the {kernels.name} kernels cannot record it: {reason}")
-    return GraphChoice(RecordedGraph(step), "a step is one call")
+        return Recorded(NothingRecorded(), f"the {kernels.name} kernels cannot record it: {reason}")
+    return Recorded(RecordedProgram(step), "a step is one call")

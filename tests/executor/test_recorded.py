@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from sapwood.distributed.groups import Group
-from sapwood.executor.graphs import NoGraph, choose_graph
+from sapwood.executor.recorded import NothingRecorded, record_steps
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.recording import CannotRecord, Program
@@ -42,34 +42,34 @@ def native() -> CpuKernels:
 def test_only_wanted_rows_have_logits_and_a_chunk_has_none(native: CpuKernels) -> None:
     model = make_model(native)
     caches = make_kv_caches(model.config, num_pages=8, page_size=8)
-    graph = choose_graph(model, native, caches, enabled=True).graph
+    recorded = record_steps(model, native, caches, enabled=True).steps
     batch = make_batch([NewTokens([1, 2, 3], 0, [1]), NewTokens([4, 5], 0, [2])], caches)
-    every = graph.replay(batch)
+    every = recorded.replay(batch)
     assert every is not None
     every = every.clone()
-    some = graph.replay(dataclasses.replace(batch, logits_index=torch.tensor([4, 2])))
+    some = recorded.replay(dataclasses.replace(batch, logits_index=torch.tensor([4, 2])))
     assert some is not None
     assert torch.equal(some, every[[4, 2]])
-    nothing = graph.replay(
+    nothing = recorded.replay(
         dataclasses.replace(batch, logits_index=torch.tensor([], dtype=torch.int64))
     )
     assert nothing is not None
     assert nothing.shape == (0, model.config.vocab_size)
     with pytest.raises(ValueError, match="logits of 6 rows are wanted but there are 5 tokens"):
-        graph.replay(dataclasses.replace(batch, logits_index=torch.zeros(6, dtype=torch.int64)))
+        recorded.replay(dataclasses.replace(batch, logits_index=torch.zeros(6, dtype=torch.int64)))
 
 
 def test_disabled() -> None:
     kernels = TorchKernels()
-    choice = choose_graph(make_model(kernels), kernels, [], enabled=False)
-    assert isinstance(choice.graph, NoGraph)
+    choice = record_steps(make_model(kernels), kernels, [], enabled=False)
+    assert isinstance(choice.steps, NothingRecorded)
     assert choice.why == "disabled by --disable-graphs"
     assert not choice.is_recorded
 
 
 def test_kernels_without_one_say_why() -> None:
     kernels = TorchKernels()
-    choice = choose_graph(make_model(kernels), kernels, [], enabled=True)
+    choice = record_steps(make_model(kernels), kernels, [], enabled=True)
     assert not choice.is_recorded
     assert choice.why == "the torch kernels cannot record it: torch's ops are called one by one"
 
@@ -91,7 +91,7 @@ def test_what_the_native_kernels_can_and_cannot_record(
     before, after = model.program().split()
     for op in (*before, *after[:-1], dataclasses.replace(after[-1], **change)):
         program.add(op)
-    choice = choose_graph(Mock(program=lambda: program), native, caches, enabled=True)
+    choice = record_steps(Mock(program=lambda: program), native, caches, enabled=True)
     assert choice.is_recorded == (why is None)
     assert (why or "a step is one call") in choice.why
 
@@ -109,6 +109,6 @@ def test_a_model_on_two_ranks_is_no_program() -> None:
 def test_an_odd_width_in_bfloat16_is_computed_eagerly(native: CpuKernels) -> None:
     model = make_model(native, torch.bfloat16, intermediate_size=95)
     caches = make_kv_caches(model.config, num_pages=4, page_size=8, dtype=torch.bfloat16)
-    choice = choose_graph(model, native, caches, enabled=True)
+    choice = record_steps(model, native, caches, enabled=True)
     assert not choice.is_recorded
     assert "has 95 inputs; a bf16 step needs an even number" in choice.why
