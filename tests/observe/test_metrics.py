@@ -27,6 +27,7 @@ FACTS = SimpleNamespace(
     num_output_tokens=101,
     num_retractions=1,
     new_token_ratio=0.5,
+    speculated=None,
     cpu_seconds=2.5,
     resident_bytes=1000,
     routing_key_running_counts=(1, 2),
@@ -111,6 +112,15 @@ def test_memory_has_one_owner_per_page():
         "free": 500 + 70 + 100,
         "weights": 4000,
     }
+
+
+def test_guesses_show_where_there_are_some():
+    metrics = with_engine()
+    assert "sapwood:spec_accept_length" not in {name for name, _ in samples(metrics)}
+    figures = SimpleNamespace(accept_length=2.5, accept_rate=0.75)
+    metrics.engine.facts = SimpleNamespace(**vars(FACTS) | {"speculated": figures})
+    assert value(metrics, "sapwood:spec_accept_length") == 2.5
+    assert value(metrics, "sapwood:spec_accept_rate") == 0.75
 
 
 def test_every_pool_shows():

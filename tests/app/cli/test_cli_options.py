@@ -167,6 +167,7 @@ def test_help_tells_all_of_an_option():
         "Execution:",
         "Parallel:",
         "Grammar:",
+        "Speculation:",
         "Server:",
     ]
     words = " ".join(text.split())

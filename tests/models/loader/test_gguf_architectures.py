@@ -212,6 +212,9 @@ def write(path: Path, name: str, file: File, peer: Peer, *, in_blocks: bool = Fa
     arch = next(one for one, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
     names = gguf.get_tensor_name_map(arch, num_layers)
     for key, tensor in peer.weights.items():
+        if key == "lm_head.weight" and names.get_name("lm_head") is None:
+            assert hf["tie_word_embeddings"]
+            continue
         data = tensor
         if name in INTERLEAVED and ("q_proj" in key or "k_proj" in key):
             data = tensor.view(-1, 2, HEAD_DIM // 2, *tensor.shape[1:]).transpose(1, 2)

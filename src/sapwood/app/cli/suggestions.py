@@ -63,7 +63,6 @@ PEER_COMMANDS: Mapping[str, str] = {
     "quantize": "convert",
     "download": "pull",
     "ls": "list",
-    "models": "list",
     "remove": "rm",
     "delete": "rm",
     "show": "check",
