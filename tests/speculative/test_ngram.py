@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapwood.speculative.ngram import NgramDraft, NgramDrafter
+from sapwood.speculative.ngram import MOST_MATCHES, NgramDraft, NgramDrafter
 
 
 def draft(text: Sequence[int], *, least: int = 1, most: int = 4) -> NgramDraft:
@@ -35,6 +35,13 @@ def test_it_copies_what_followed_the_longest_match(text: list[int], expected: li
 def test_short_matches_do_not_count() -> None:
     assert draft([1, 5, 2, 6, 2], least=2).propose(2) == []
     assert draft([1, 2, 5, 0, 1, 2], least=2).propose(2) == [5, 0]
+
+
+def test_only_the_latest_matches_are_looked_at() -> None:
+    """The longest match, of two tokens, lies before them."""
+    text = [1, 2, 9, *[2, 7] * MOST_MATCHES, 1, 2]
+    assert draft(text).propose(1) == [7]
+    assert draft([1, 2, 9, *[2, 7] * (MOST_MATCHES - 1), 1, 2]).propose(1) == [9]
 
 
 def test_no_more_is_proposed_than_asked() -> None:

@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIRST_CAPACITY = 256
+MOST_MATCHES = 1024
+"""The latest occurrences of the last token that are looked at: a prompt may be one token, again and
+again."""
 
 
 class NgramDraft:
     """The text of one request, searched anew for each draft.
 
-    A search compares the last token with all others, 20 microseconds for 100,000 tokens, and then
-    looks at the matches alone. So there is no index to keep, and no request can make one grow.
+    A search compares the last token with all others, and then looks at the latest matches alone. So
+    there is no index to keep, and no request can make one grow.
     """
 
     def __init__(self, prompt_ids: Sequence[int], *, least_match: int, most_match: int) -> None:
@@ -45,7 +48,7 @@ class NgramDraft:
         if most <= 0 or self._size <= self._least_match:
             return []
         # Each match is the place of the token after it.
-        matches = np.flatnonzero(tokens[:-1] == tokens[-1]) + 1
+        matches = np.flatnonzero(tokens[:-1] == tokens[-1])[-MOST_MATCHES:] + 1
         length = 1
         while length < self._most_match and len(matches):
             longer = matches[matches > length]
