@@ -89,6 +89,11 @@ def make_plan(
     _refuse_unconvertible(architecture, decoder, options)
     nowhere = torch.device("meta")  # shapes without memory
     parts = architecture(decoder, Build(kernels=kernels, device=nowhere, dtype=torch.float32))
+    if parts.streams() is not None or decoder.heads_by_layer:
+        raise ConfigError(
+            f"{decoder.architecture} has layers that differ or a computation around them, whose "
+            "conversion is not implemented; --quantization quantises them while they are loaded"
+        )
     shapes, fused = _linear_layers(parts)
     names = [name for group in fused for name in group]
     output_layer = architecture.names.head

@@ -76,7 +76,8 @@ def _capabilities_of(name: str) -> Capabilities:
     found = decoder_class(name)
     config = found.read(_example(name, found))
     build = Build(kernels=TorchKernels(), device=torch.device("cpu"), dtype=torch.float32)
-    model = Decoder(found(config, build))
+    parts = found(config, build)
+    model = Decoder(parts)
     targets = model.targets()
     is_rearranged = any(target.is_rearranged for target in targets.values())
     load_weights(model, random_weights(targets, seed=0, dtype=torch.float32))
@@ -90,9 +91,14 @@ def _capabilities_of(name: str) -> Capabilities:
     return Capabilities(
         name=name,
         models=_models_of(found),
-        gguf=tuple(file for file, known in GGUF.items() if known.class_name == name),
+        gguf=tuple(
+            file for file, known in GGUF.items() if name in (known.class_name, *known.known_as)
+        ),
         is_recorded=is_recorded,
-        converts=config.experts is None and not is_rearranged,
+        converts=config.experts is None
+        and not is_rearranged
+        and parts.streams() is None
+        and not config.heads_by_layer,
     )
 
 
