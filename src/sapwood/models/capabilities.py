@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from sapwood.models.lm.mixture import MixtureArchitecture
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES, decoder_class
+from sapwood.models.text_part import TEXT_ARCHITECTURES, WRAPPERS
 from sapwood.store.gguf_architectures import ARCHITECTURES as GGUF
 
 _SIZES = {
@@ -66,9 +67,14 @@ class Capabilities:
 
 
 def capabilities() -> Iterator[Capabilities]:
-    """Of all decoders, by name."""
-    for name in sorted(ARCHITECTURES.names(), key=str.lower):
-        if name not in ENCODERS:
+    """Of all decoders, by name, and of the models whose text part is one."""
+    for name in sorted((*ARCHITECTURES.names(), *WRAPPERS), key=str.lower):
+        if name in WRAPPERS:
+            usual = TEXT_ARCHITECTURES[WRAPPERS[name][0]]
+            one = _capabilities_of(usual)
+            words = f"The text part of a model that also sees, for instance a {usual}"
+            yield replace(one, name=name, models=words, gguf=(), converts=False)
+        elif name not in ENCODERS:
             yield _capabilities_of(name)
 
 

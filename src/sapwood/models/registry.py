@@ -10,6 +10,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.base.registry import Registry
 from sapwood.models.config import DecoderConfig, architecture_of
 from sapwood.models.encoder.names import ENCODERS
+from sapwood.models.text_part import text_part
 
 if TYPE_CHECKING:
     from sapwood.models.encoder.bert import Encoder
@@ -112,8 +113,9 @@ def encoder_class(name: str) -> type[Encoder]:
 
 
 def read_decoder(hf_config: Mapping[str, Any]) -> DecoderConfig:
-    """The facts of a decoder in its config.json.
+    """The facts of a decoder in its config.json, or of the decoder that is a model's text part.
 
     Raises ConfigError for an architecture that is not implemented, and for fields that are missing
     or whose value is not implemented."""
-    return decoder_class(architecture_of(hf_config)).read(hf_config)
+    found = text_part(hf_config)
+    return decoder_class(architecture_of(found)).read(found)

@@ -12,6 +12,7 @@ from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.registry import decoder_class
+from sapwood.models.text_part import IS_TEXT_PART, OTHER_TENSORS, text_name
 
 
 class Decoder:
@@ -118,13 +119,15 @@ class Decoder:
 
     def checkpoint_name(self, name: str) -> str:
         """The name in `targets()` of a checkpoint's tensor."""
-        return self._architecture.checkpoint_name(name)
+        own = text_name(name) if IS_TEXT_PART in self.config.hf else name
+        return self._architecture.checkpoint_name(own)
 
     def ignorable_tensors(self) -> tuple[str, ...]:
         """Patterns (fnmatch) of tensors that a checkpoint may have and that are not used."""
         architecture = self._architecture
         tied = architecture.ignorable_when_tied if self.config.tie_word_embeddings else ()
-        return architecture.ignorable + tied
+        others = OTHER_TENSORS if IS_TEXT_PART in self.config.hf else ()
+        return architecture.ignorable + tied + others
 
     def finalize(self) -> None:
         """Pack the linear layers, once all weights are placed."""
