@@ -325,6 +325,28 @@ OTHER_MODELS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 5.0,
     },
     "states": LFM2,
+    "keys and values of other layers": {
+        "architectures": ["Gemma4ForCausalLM"],
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
+        + ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 2,
+        "sliding_window": 12,
+        "global_head_dim": 64,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 100,
+    },
+    "layers that differ": {
+        "architectures": ["DeciLMForCausalLM"],
+        "model_type": "nemotron-nas",
+        "num_hidden_layers": 3,
+        "block_configs": [
+            {"attention": {"no_op": True}, "ffn": {"ffn_mult": 4.0}},
+            {"attention": {"n_heads_in_group": 1}, "ffn": {"no_op": True}},
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 8.0}},
+        ],
+    },
     "experts": {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",

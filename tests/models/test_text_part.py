@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.models.registry import read_decoder
 from sapwood.models.text_part import TEXT_ARCHITECTURES, WRAPPERS, text_part
+from tests.models.lm.cases import peer_of
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import SIZES, random_text
 
@@ -62,6 +64,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
 def saved(
     directory: Path, model_type: str, text_type: str, fields: dict[str, Any]
 ) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
@@ -80,8 +88,15 @@ def saved(
     return model, load_file(directory / "model.safetensors"), hf
 
 
+RENAMED = {
+    "Gemma3nForConditionalGeneration": "gemma3n",
+    "Gemma4ForConditionalGeneration": "gemma4",
+}
+"""Whose other parts need more than transformers; the text part is one of tests/models/lm/cases."""
+
+
 def test_every_wrapper_is_compared() -> None:
-    assert CASES.keys() == WRAPPERS.keys()
+    assert {*CASES, *RENAMED} == WRAPPERS.keys()
     assert {kind for kind, _ in WRAPPERS.values()} <= TEXT_ARCHITECTURES.keys()
 
 
@@ -93,6 +108,24 @@ def test_logits_of_text_are_those_of_the_whole_model(architecture: str, tmp_path
     got = Session(make_decoder(hf, weights, TorchKernels())).step({"a": text})["a"]
     want = model(torch.tensor([text])).logits[0]
     torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", RENAMED)
+def test_logits_are_those_of_the_text_part(architecture: str) -> None:
+    peer, text = peer_of(RENAMED[architecture]), random_text(40)
+    hf = {
+        "architectures": [architecture],
+        "text_config": peer.hf_config,
+        "vision_config": {},
+        "audio_config": {},
+    }
+    weights = {
+        name.replace("model.", "model.language_model.", 1): one
+        for name, one in peer.weights.items()
+    }
+    weights["model.embed_vision.embedding.weight"] = torch.ones(2, 2)
+    got = Session(make_decoder(hf, weights, TorchKernels())).step({"a": text})["a"]
+    torch.testing.assert_close(got, peer.logits(text), atol=1e-4, rtol=0)
 
 
 def test_fields_of_the_text_part_may_lie_beside_others() -> None:

@@ -155,7 +155,7 @@ def _choose_kernels(
     need = Need(
         device=torch.device(config.execution.device).type,
         dtype=DTYPES[config.model.dtype],
-        head_dim=shape.head_dim,
+        head_dim=shape.largest_head_dim if isinstance(shape, DecoderConfig) else shape.head_dim,
         page_size=config.memory.page_size,
         kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
         attention=_attention_features(shape),

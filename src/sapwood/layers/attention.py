@@ -51,6 +51,7 @@ class Attention:
         norms_after_rotation: bool = False,
         head_norm: HeadNormForm | None = None,
         norm_names: tuple[str, str] = ("q_norm", "k_norm"),
+        norms_values: bool = False,
         clip: float | None = None,
         query_scale: Tensor | None = None,
         form: QkvForm = SEPARATE,
@@ -70,6 +71,7 @@ class Attention:
         norms_after_rotation  whether norms over each head come after the rotation
         head_norm    other norms of queries and keys before their rotation, instead of qk_norm
         norm_names   names of the norms of queries and of keys in the checkpoint
+        norms_values whether each value head is divided by its root mean square
         clip         the projections' entries are cut to -clip .. clip; None: they are not
         query_scale  [positions] fp32: factor of a rotated query, by its position; None: 1
         form         how the checkpoint keeps the projections
@@ -102,11 +104,13 @@ class Attention:
             traits = replace(traits, alibi=own.contiguous())
         self._traits = traits
         self._clip = clip
+        self._values_are_keys = form.values_are_keys
+        self._value_norm = build.empty(heads.head_dim).fill_(1.0) if norms_values else None
         self._query_scale = query_scale
         self._qkv = ColumnParallelLinear(
             build,
             hidden_size,
-            heads.qkv_parts(group, form.names),
+            heads.qkv_parts(group, form.names)[: 2 if form.values_are_keys else 3],
             bias=qkv_bias,
             arrangement=form.arrangement(heads, group),
         )
@@ -165,8 +169,16 @@ class Attention:
         qkv = self._qkv(x)
         if self._clip is not None:
             qkv = qkv.clamp(-self._clip, self._clip)
+        if self._values_are_keys:
+            keys = qkv[:, self._num_heads * self._head_dim :]
+            qkv = torch.cat((qkv, keys), dim=-1)
         if self._head_norms:
             qkv = self._normed(qkv)
+        if self._value_norm is not None:
+            values = qkv[:, (self._num_heads + self._num_kv_heads) * self._head_dim :]
+            each = values.reshape(-1, self._head_dim)
+            normed = self._kernels.rms_norm(each, self._value_norm, self._eps)
+            values.copy_(normed.view_as(values))
         key_cache, value_cache = batch.kv_caches[self._layer]
         inputs = batch.inputs_of(self._layer)
         q = self._kernels.qk_norm_rope_write_kv(
@@ -224,6 +236,8 @@ class Attention:
             "norms after the rotation": self._after_rotation is not None,
             "factors of queries by position": self._query_scale is not None,
             "clipped projections": self._clip is not None,
+            "norms of values": self._value_norm is not None,
+            "values that are keys": self._values_are_keys,
         }
         for name, is_there in unknown.items():
             if is_there:

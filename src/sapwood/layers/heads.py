@@ -72,6 +72,8 @@ class QkvForm:
     pairs       how many of a head's first entries rotate as neighbouring pairs. Kernels rotate two
                 halves, so these rows of queries and keys are put in that order: scores stay the
                 same, since both change alike. 0: the entries are in that order already
+    values_are_keys  whether there is no layer for values: they are the projected keys, before
+                norms and rotation; only of separate layers
     """
 
     names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
@@ -79,6 +81,7 @@ class QkvForm:
     grouped: bool = False
     transposed: bool = False
     pairs: int = 0
+    values_are_keys: bool = False
 
     def arrangement(self, heads: HeadLayout, group: Group) -> Arrangement | None:
         """Which rows of the checkpoint's tensors are this rank's; None: nothing is unusual."""

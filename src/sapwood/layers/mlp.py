@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.recording import Activate, Buffer, CannotRecord, Program
 from sapwood.layers.build import Build
@@ -122,6 +124,38 @@ class GatedMLP(_MLP):
             bias=bias,
             fused=fused,
         )
+
+
+class SparseGatedMLP(GatedMLP):
+    """A gated layer that keeps the largest entries of gate(x), less the bound that they exceed: all
+    but `sparsity` of them, if they are normally distributed. The others count as 0.
+
+    Source: Gemma 3n's model code, Google 2025."""
+
+    def __init__(
+        self,
+        build: Build,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        sparsity: float,
+        activation: Activation,
+    ) -> None:
+        """Raises ConfigError if there are several ranks: each would see some of the entries."""
+        if build.groups.tp.size > 1:
+            raise ConfigError("sparse gates cannot be split over ranks; leave --tp-size at 1")
+        super().__init__(build, hidden_size, intermediate_size, activation=activation)
+        self._deviations = NormalDist().inv_cdf(sparsity)
+
+    def _expand(self, x: Tensor) -> Tensor:
+        assert self._activation is not None
+        gate, up = self._up(x).chunk(2, dim=-1)
+        deviation, mean = torch.std_mean(gate, dim=-1, keepdim=True, correction=0)
+        kept = F.relu(gate - (mean + deviation * self._deviations))
+        return self._kernels.activate_and_mul(torch.cat((kept, up), dim=-1), self._activation)
+
+    def record(self, program: Program, x: Buffer) -> Buffer:
+        raise CannotRecord("a recorded step has no sparse gates")
 
 
 class PlainMLP(_MLP):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sapwood.base.errors import ConfigError
@@ -82,8 +82,24 @@ class LongropeScaling:
     attention_factor: float
 
 
-Scaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongropeScaling
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProportionalScaling:
+    """Only the first `share` of the pairs turns, as fast as in a rotation of all, and slower by
+    `factor`. Source: Gemma 4's model code, Google 2026."""
+
+    factor: float
+    share: float
+
+
+Scaling = (
+    LinearScaling
+    | DynamicScaling
+    | Llama3Scaling
+    | YarnScaling
+    | LongropeScaling
+    | ProportionalScaling
+)
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,11 +153,15 @@ class RopeConfig:
         trained_length = int(config["max_position_embeddings"])
         theta = _first(said, config, "rope_theta", DEFAULT_THETA)
         partial = _first(said, config, "partial_rotary_factor", 1.0)
+        share = _positive(partial, "partial_rotary_factor")
+        scaling = _read_scaling(said, config, trained_length)
+        if isinstance(scaling, ProportionalScaling):
+            scaling, share = replace(scaling, share=share), 1.0
         return RopeConfig(
             theta=_positive(theta, "rope_theta"),
             trained_length=trained_length,
-            partial_factor=_positive(partial, "partial_rotary_factor"),
-            scaling=_read_scaling(said, config, trained_length),
+            partial_factor=share,
+            scaling=scaling,
         )
 
 
@@ -202,6 +222,9 @@ def _read_scaling(
                 mscale=_optional(said, kind, "mscale"),
                 mscale_all_dim=_optional(said, kind, "mscale_all_dim"),
             )
+        case "proportional":
+            factor = _factor(said, kind) if said.get("factor") is not None else 1.0
+            return ProportionalScaling(factor=factor, share=1.0)
         case "longrope" | "su":
             return _longrope(said, trained_length, original_length)
         case _:

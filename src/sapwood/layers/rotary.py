@@ -24,6 +24,7 @@ from sapwood.layers.rope_config import (
     LinearScaling,
     Llama3Scaling,
     LongropeScaling,
+    ProportionalScaling,
     RopeConfig,
     YarnScaling,
 )
@@ -45,6 +46,16 @@ def unrotated(context_length: int, device: torch.device) -> Tensor:
     return torch.tensor([1.0, 0.0], device=device).repeat(context_length, 1)
 
 
+def rotated(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
+    """x [T, heads, head_dim], each head rotated by its token's row of the table cos_sin; positions
+    [T]"""
+    width = cos_sin.shape[1]
+    cos, sin = cos_sin[positions][:, None].chunk(2, dim=-1)
+    first, second = x[..., :width].float().chunk(2, dim=-1)
+    parts = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*(part.to(x.dtype) for part in parts), x[..., width:]), dim=-1)
+
+
 def frequencies(rope: RopeConfig, *, head_dim: int, context_length: int) -> Tensor:
     """[rotary_dim / 2] fp32, on the CPU: radians per token of each pair of entries."""
     rotary_dim = rope.rotary_dim(head_dim)
@@ -60,6 +71,9 @@ def frequencies(rope: RopeConfig, *, head_dim: int, context_length: int) -> Tens
             return _llama3(plain, rope.scaling)
         case YarnScaling():
             return _yarn(plain, rope.scaling, rotary_dim, rope.theta)
+        case ProportionalScaling(factor=factor, share=share):
+            kept = torch.arange(rotary_dim // 2) < int(share * rotary_dim // 2)
+            return plain / factor * kept
         case LongropeScaling():
             return plain / _divisors(rope.scaling, rotary_dim, context_length)
         case _:

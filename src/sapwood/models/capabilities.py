@@ -31,6 +31,7 @@ _SIZES = {
     "num_key_value_heads": 4,
     "head_dim": 16,
     "max_position_embeddings": 64,
+    "num_kv_shared_layers": 0,
 }
 _EXPERTS = {
     "num_experts": 4,

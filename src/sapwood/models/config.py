@@ -91,6 +91,7 @@ class DecoderConfig:
                      attention; empty: all layers have the model's
     intermediate_sizes  of a model whose layers differ: the intermediate size of each, 0 for a
                      layer without a feed-forward; empty: all layers have the model's
+    other_parameters  weights of matrices that are in no layer and not the vocabulary's
     hf               config.json itself, in which an architecture finds what only it has
     """
 
@@ -120,6 +121,7 @@ class DecoderConfig:
     state_layer_parameters: int = 0
     heads_by_layer: tuple[AttentionHeads | None, ...] = ()
     intermediate_sizes: tuple[int, ...] = ()
+    other_parameters: int = 0
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -174,6 +176,12 @@ class DecoderConfig:
         return self.intermediate_sizes[layer] if self.intermediate_sizes else self.intermediate_size
 
     @property
+    def largest_head_dim(self) -> int:
+        """Of all layers, for the choice of kernels."""
+        heads = [self.heads_of(layer) for layer in range(self.num_layers)]
+        return max((one.head_dim for one in heads if one is not None), default=self.head_dim)
+
+    @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in the layers, for this context length."""
         alike: dict[tuple[bool, int, int], list[int]] = {}
@@ -222,7 +230,7 @@ class DecoderConfig:
             mixture += matrices * experts.shared_size
             feed_forwards += (self.num_layers - len(experts.dense_layers)) * mixture
         vocab = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return mixers + feed_forwards + vocab
+        return mixers + feed_forwards + vocab + self.other_parameters
 
     def for_context(self, context_length: int) -> DecoderConfig:
         """The same model, built to serve that context length; ConfigError if that is impossible."""

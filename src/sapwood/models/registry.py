@@ -41,6 +41,8 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "FlexOlmoForCausalLM": "sapwood.models.lm.flex_olmo:FlexOlmoForCausalLM",
         "Gemma2ForCausalLM": "sapwood.models.lm.gemma2:Gemma2ForCausalLM",
         "Gemma3ForCausalLM": "sapwood.models.lm.gemma3:Gemma3ForCausalLM",
+        "Gemma3nForCausalLM": "sapwood.models.lm.gemma3n:Gemma3nForCausalLM",
+        "Gemma4ForCausalLM": "sapwood.models.lm.gemma4:Gemma4ForCausalLM",
         "GemmaForCausalLM": "sapwood.models.lm.gemma:GemmaForCausalLM",
         "Glm4ForCausalLM": "sapwood.models.lm.glm4:Glm4ForCausalLM",
         "Glm4MoeForCausalLM": "sapwood.models.lm.glm4_moe:Glm4MoeForCausalLM",

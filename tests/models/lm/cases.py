@@ -23,6 +23,21 @@ def longrope(num_pairs: int, original_length: int) -> dict[str, Any]:
 
 FALCON = {"hidden_size": 192, "ffn_hidden_size": 80, "head_dim": None}
 
+WINDOWS_AND_ALL = ["sliding_attention", "full_attention"]
+GEMMA3N = {
+    "sliding_window": WINDOW,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 120,
+    "laurel_rank": 8,
+    "pad_token_id": 0,
+}
+GEMMA4 = {
+    "sliding_window": WINDOW,
+    "global_head_dim": 64,
+    "vocab_size_per_layer_input": 131,
+    "pad_token_id": 0,
+}
+
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral, window": ("mistral", "MistralForCausalLM", {"sliding_window": WINDOW}),
     "qwen2, window in one layer": (
@@ -170,6 +185,56 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
+        },
+    ),
+    "gemma3n": (
+        "gemma3n_text",
+        "Gemma3nForCausalLM",
+        {
+            **GEMMA3N,
+            "num_hidden_layers": 5,
+            "layer_types": [*WINDOWS_AND_ALL, "sliding_attention", *WINDOWS_AND_ALL],
+            "num_kv_shared_layers": 3,
+            "activation_sparsity_pattern": [0.8, 0.0, 0.5, 0.0, 0.95],
+            "intermediate_size": [80, 80, 96, 64, 80],
+            "final_logit_softcapping": 1.5,
+        },
+    ),
+    "gemma3n, one stream of two": (
+        "gemma3n_text",
+        "Gemma3nForCausalLM",
+        {
+            **GEMMA3N,
+            "layer_types": WINDOWS_AND_ALL,
+            "num_kv_shared_layers": 0,
+            "altup_num_inputs": 2,
+            "altup_active_idx": 1,
+            "altup_correct_scale": False,
+        },
+    ),
+    "gemma4": (
+        "gemma4_text",
+        "Gemma4ForCausalLM",
+        {
+            **GEMMA4,
+            "hidden_size_per_layer_input": 16,
+            "num_hidden_layers": 4,
+            "layer_types": 2 * WINDOWS_AND_ALL,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 1.5,
+        },
+    ),
+    "gemma4, values are keys": (
+        "gemma4_text",
+        "Gemma4ForCausalLM",
+        {
+            **GEMMA4,
+            "hidden_size_per_layer_input": 0,
+            "num_hidden_layers": 3,
+            "layer_types": [*WINDOWS_AND_ALL, "full_attention"],
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
         },
     ),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", {}),
@@ -383,6 +448,10 @@ OP_BY_OP = {
     "phi, norms of heads": "norms of queries and keys",
     "apertus": "xIELU",
     "cohere, norms of heads": "norms of queries and keys",
+    "gemma3n": "streams",
+    "gemma3n, one stream of two": "streams",
+    "gemma4": "streams",
+    "gemma4, values are keys": "factors of layers",
     "gpt2": "learned positions",
     "gpt2, scales by layer": "learned positions",
     "gpt_bigcode": "learned positions",

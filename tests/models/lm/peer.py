@@ -64,6 +64,8 @@ def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
         else:
             parameter.data = noise * (0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
     for name, buffer in model.named_buffers():
+        if "layer_scalar" in name:  # one in a new model
+            buffer.data = 0.5 + torch.rand(buffer.shape, generator=generator)
         if "correction_bias" in name:  # zero in a new model
             buffer.data = 0.4 * torch.randn(buffer.shape, generator=generator)
     model.tie_weights()

@@ -98,7 +98,7 @@ class Architecture:
         self.build = build
         self.residual_scale = 1.0
         """Factor of what a mixer or feed-forward adds."""
-        self._tables: dict[RopeConfig, Tensor] = {}
+        self._tables: dict[tuple[RopeConfig, int], Tensor] = {}
 
     @classmethod
     def read(cls, hf: Mapping[str, Any]) -> DecoderConfig:
@@ -209,9 +209,8 @@ class Architecture:
 
         details  other parameters of Attention"""
         config = self.config
-        rope = self.rope_of(index)
         usual: dict[str, Any] = {
-            "cos_sin": self.unrotated() if rope is None else self.cos_sin(rope),
+            "cos_sin": self.rotation_of(index),
             "traits": self.traits(index),
             "sinks": config.has_sinks,
             "eps": config.norm_eps,
@@ -286,16 +285,26 @@ class Architecture:
     def unrotated(self) -> Tensor:
         return unrotated(self.config.context_length, self.build.device)
 
-    def cos_sin(self, rope: RopeConfig) -> Tensor:
-        """The table of cosines and sines, which all layers with this embedding share."""
-        if rope not in self._tables:
-            self._tables[rope] = cos_sin_table(
+    def rotation_of(self, index: int) -> Tensor:
+        """The table of cosines and sines of a layer's attention."""
+        rope = self.rope_of(index)
+        if rope is None:
+            return self.unrotated()
+        return self.cos_sin(rope, heads_of(self.config, index).head_dim)
+
+    def cos_sin(self, rope: RopeConfig, head_dim: int = 0) -> Tensor:
+        """The table of cosines and sines, which all layers with such heads share; head_dim 0: the
+        config's."""
+        head_dim = head_dim or self.config.head_dim
+        key = rope, head_dim
+        if key not in self._tables:
+            self._tables[key] = cos_sin_table(
                 rope,
-                head_dim=self.config.head_dim,
+                head_dim=head_dim,
                 context_length=self.config.context_length,
                 device=self.build.device,
             )
-        return self._tables[rope]
+        return self._tables[key]
 
 
 def heads_of(config: DecoderConfig, layer: int) -> HeadLayout:
