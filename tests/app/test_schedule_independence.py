@@ -26,6 +26,7 @@ from sapwood.schema.config.scheduler import POLICIES
 from sapwood.schema.output import EngineOutput, EngineStatus, Finish, StepOutputs
 from sapwood.schema.request import Abort, EngineInput, Generate, GetStatus, RequestOptions
 from sapwood.schema.sampling import SamplingParams
+from tests.models.lm.cases import WINDOWS_AND_ALL, longrope
 from tests.models.lm.harness import Session
 from tests.tiers import examples, sweep
 from tests.tiny import write_llama
@@ -71,6 +72,8 @@ def greedy_alone(
     """The output for one prompt with nothing else around; None if it hangs on a rounding error."""
     output: list[int] = []
     new = list(prompt)
+    if session.switch_length is not None and len(prompt) <= session.switch_length:
+        session.short.add(name)
     while len(output) < NUM_OUTPUTS:
         logits = session.step({name: new})[name][-1]
         (largest, second), _ = logits.topk(2)
@@ -78,6 +81,8 @@ def greedy_alone(
             return None
         new = [int(logits.argmax())]
         output += new
+        if name in session.short and len(prompt) + len(output) > session.switch_length:
+            name, new = f"{name}, long", [*prompt, *output]  # all keys anew
     return output
 
 
@@ -329,8 +334,7 @@ OTHER_MODELS: dict[str, dict[str, Any]] = {
         "architectures": ["Gemma4ForCausalLM"],
         "model_type": "gemma4_text",
         "num_hidden_layers": 5,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
-        + ["sliding_attention", "full_attention"],
+        "layer_types": [*WINDOWS_AND_ALL, "sliding_attention", *WINDOWS_AND_ALL],
         "num_kv_shared_layers": 2,
         "sliding_window": 12,
         "global_head_dim": 64,
@@ -374,6 +378,43 @@ def test_it_holds_for_other_layers(other_model: Path, kernels: str) -> None:
         options = {"overlap_depth": depth, "chunked_prefill_size": chunk, **CROWDED}
         status = check(other_model, requests, {"kernels": kernels, **options})
         assert status.num_retractions > 0
+
+
+SWITCH_LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def longrope_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(
+        tmp_path_factory.mktemp("longrope") / "model",
+        architectures=["Phi3ForCausalLM"],
+        model_type="phi3",
+        rope_parameters=longrope(16, SWITCH_LENGTH),
+    )
+
+
+@pytest.mark.parametrize("guesses", [{}, GUESSING])
+@pytest.mark.parametrize("kernels", ["cpu", "torch"])
+def test_it_holds_for_texts_that_become_long(
+    longrope_model: Path, kernels: str, guesses: dict[str, Any]
+) -> None:
+    """Short ones, long ones, and those whose keys are rotated anew while they grow."""
+    if kernels not in kernels_here():
+        pytest.skip("this build has no C++ kernels")
+    found = expected(longrope_model)
+    kinds = {
+        (len(prompt) > SWITCH_LENGTH, len(prompt) + NUM_OUTPUTS > SWITCH_LENGTH)
+        for prompt, _ in found
+    }
+    assert kinds == {(False, False), (False, True), (True, True)}
+    requests = [
+        Asked(prompt, output, arrives=index, aborted=20 if index % 5 == 4 else None)
+        for index, (prompt, output) in enumerate(found)
+    ]
+    for depth, chunk in ((1, 16), (2, 7)):
+        options = {"overlap_depth": depth, "chunked_prefill_size": chunk, **CROWDED, **guesses}
+        status = check(longrope_model, requests, {"kernels": kernels, **options})
+        assert status.num_cached_tokens > 0
 
 
 @pytest.fixture(scope="module")

@@ -62,8 +62,6 @@ def test_frequencies_equal_transformers(case: str, head_dim: int, context_length
 @pytest.mark.parametrize("context_length", [1024, 1025])
 @pytest.mark.parametrize("own", [{}, {"factor": 2.0}, {"attention_factor": 1.3}])
 def test_longrope_equals_transformers(own: dict[str, float], context_length: int) -> None:
-    """The served context decides between short and long divisors, which transformers decides anew
-    for each text."""
     config = fields(**LONGROPE, **own)
     peer = LlamaConfig(head_dim=64, **config)
     init = ROPE_INIT_FUNCTIONS["longrope"]
@@ -72,6 +70,30 @@ def test_longrope_equals_transformers(own: dict[str, float], context_length: int
     got = frequencies(rope, head_dim=64, context_length=context_length)
     torch.testing.assert_close(got, want, atol=0, rtol=2e-6)
     assert attention_factor(rope) == pytest.approx(want_factor)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_short_texts_have_rows_of_their_own(kind: str) -> None:
+    """Those of a model that serves no longer ones; then come the rows of long texts."""
+    said = LONGROPE if kind == "longrope" else SCALED["dynamic"]
+    rope = RopeConfig.from_hf(fields(**said) | {"max_position_embeddings": 2048})
+    switch = 1024 if kind == "longrope" else 2048
+    sizes = {"head_dim": 64, "device": torch.device("cpu")}
+    table = cos_sin_table(rope, context_length=5000, **sizes)
+    assert table.shape == (switch + 5000, 64)
+    short = cos_sin_table(rope, context_length=switch, **sizes)
+    assert torch.equal(table[:switch], short)
+    assert rope.switch_length(switch) is None
+    frequency = frequencies(rope, head_dim=64, context_length=5000)
+    want = attention_factor(rope) * torch.cos(3.0 * frequency)
+    torch.testing.assert_close(table[switch + 3, :32], want)
+    assert not torch.allclose(table[switch + 3], short[3])
+
+
+def test_texts_are_rotated_alike_where_both_ways_are_equal() -> None:
+    equal = LONGROPE | {"long_factor": LONGROPE["short_factor"]}
+    for said in (equal, SCALED["yarn"], {"rope_type": "dynamic", "factor": 1.0}):
+        assert RopeConfig.from_hf(fields(**said)).switch_length(100_000) is None
 
 
 def test_longrope_needs_a_divisor_for_each_pair() -> None:

@@ -21,6 +21,7 @@ from sapwood.executor.launch import OverlappedExecutor, QueuedExecutor, SerialEx
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.models.config import DecoderConfig
 from sapwood.schema.cache import FULL_POOL, CachePool
 from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts
 from sapwood.schema.request import EngineInput
@@ -89,6 +90,9 @@ def build_engine(
         hidden_size=resolved.shape.hidden_size,
         grammars=None if grammars is None else grammars.ranks,
         speculation=build_speculation(config.speculation, ledger),
+        switch_length=resolved.shape.switch_length
+        if isinstance(resolved.shape, DecoderConfig)
+        else None,
     )
     if not config.execution.skip_server_warmup:
         watch.beat("warming up")

@@ -179,9 +179,10 @@ def _window_batch(architecture: Architecture, window: int, page_size: int) -> Fo
         slots=torch.zeros(1, dtype=torch.int64, device=device),
     )
     group_of_layer = CachePlaces(groups).group_of_layer
+    switch = decoder.switch_length
     return ForwardBatch(
         token_ids=positions,  # not looked at: layers are given hidden states
-        positions=positions,
+        positions=positions if switch is None or window <= switch else positions + switch,
         write_index=inputs.write_index,
         attention=inputs.attention,
         groups=[inputs] * len(groups) if group_of_layer else (),

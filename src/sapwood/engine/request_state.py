@@ -37,8 +37,16 @@ class RequestState:
     """
 
     def __init__(
-        self, request: Generate, *, max_new_tokens: int, seed: int, arrival: int, arrival_s: float
+        self,
+        request: Generate,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        arrival: int,
+        arrival_s: float,
+        switch_length: int | None = None,
     ) -> None:
+        """switch_length: as RopeConfig.switch_length"""
         self.request_id = request.request_id
         self.prompt_ids = request.prompt_ids
         self.options = request.options
@@ -59,6 +67,8 @@ class RequestState:
         self.lease: Lease | None = None
         self.row = -1
         self.num_runs = 0
+        self._switch_length = switch_length
+        self._runs_as_short = switch_length is not None
         self.input_embeds = request.input_embeds
         self.hidden_states = HiddenStates() if request.options.return_hidden_states else None
         self.uses_prefixes = self.shares_prefixes
@@ -69,8 +79,35 @@ class RequestState:
 
     @property
     def namespace(self) -> str:
-        """The prefix tree's name of the requests whose prefixes it may reuse."""
-        return self.options.extra_key
+        """The prefix tree's name of the requests whose prefixes it may reuse: the keys of short and
+        of long texts are rotated differently."""
+        if self._switch_length is None:
+            return self.options.extra_key
+        return f"{'short' if self._is_short else 'long'} {self.options.extra_key}"
+
+    @property
+    def _is_short(self) -> bool:
+        return self._switch_length is not None and self.num_tokens <= self._switch_length
+
+    @property
+    def has_outgrown(self) -> bool:
+        """Whether a running request's text has become a long one, whose keys must be computed
+        anew."""
+        return self._runs_as_short and not self._is_short
+
+    @property
+    def most_drafts(self) -> int:
+        """Tokens that may be guessed without making a short text a long one."""
+        if self._switch_length is None or not self._runs_as_short:
+            return self.max_new_tokens
+        return max(0, self._switch_length - self.num_tokens)
+
+    def begin_run(self, row: int) -> None:
+        """Take a row; from now on the text is rotated as one of its length."""
+        self.row = row
+        self.num_runs += 1
+        self._runs_as_short = self._is_short
+        self._page_hashes = None
 
     @property
     def shares_prefixes(self) -> bool:
@@ -158,6 +195,7 @@ class RequestState:
             prompt_ids=[] if self.input_embeds else self.prompt_ids,
             output_ids=list(self.output_ids),
             input_embeds=self.input_embeds,
+            first_position=0 if self._runs_as_short else self._switch_length or 0,
         )
 
     # ---- tokens that must be computed though their KV is known -----------------------------------

@@ -68,6 +68,7 @@ class Scheduler:
         grammars: GrammarRanks | None = None,
         token_feed: TokenFeed = TokenFeed.ROW,
         speculation: Speculation | None = None,
+        switch_length: int | None = None,
     ) -> None:
         """A scheduler without requests.
 
@@ -77,7 +78,9 @@ class Scheduler:
         grammars     ranks that compile grammars; None: requests that have one are refused
         token_feed   who hands sampled tokens to the steps that compute them
         speculation  guesses tokens, which steps then verify; None: nothing is guessed
+        switch_length  as RopeConfig.switch_length
         """
+        self._switch_length = switch_length
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
         self._ledger = ledger
@@ -183,6 +186,7 @@ class Scheduler:
             seed=self._rng.getrandbits(63) if seed is None else seed,
             arrival=self._num_arrivals,
             arrival_s=self._clock.now_s(),
+            switch_length=self._switch_length,
         )
         state.priority = self._precedence.rank(request.options.priority)
         state.uses_prefixes &= self._pooling is None or self._pooling.uses_prefixes
@@ -419,6 +423,9 @@ class Scheduler:
                 break
             if state.phase is not Phase.RUNNING or state.is_exhausted:
                 continue
+            if state.has_outgrown:
+                self._requeue(state)
+                continue
             if state.num_pending_outputs and not self._feeds_rows:
                 continue
             num_new = min(state.num_missing_tokens, budget)
@@ -531,8 +538,7 @@ class Scheduler:
     def _run(self, state: RequestState, lease: Lease, num_hit: int) -> None:
         state.move_to(Phase.RUNNING)
         state.lease = lease
-        state.row = self._free_rows.pop()
-        state.num_runs += 1
+        state.begin_run(self._free_rows.pop())
         state.num_computed_tokens = num_hit
         self._ledger.count_hit(lease)
         if state.num_cached_tokens is None:

@@ -117,7 +117,7 @@ class Speculation:
 
     def _propose(self, state: RequestState, most: int) -> list[int]:
         # Beyond the last token that the request may put out no draft can be right.
-        most = min(most, state.num_outstanding - 1)
+        most = min(most, state.num_outstanding - 1, state.most_drafts)
         # Vectors in the place of tokens cannot be searched.
         if most <= 0 or state.input_embeds or state.max_new_tokens == 0:
             return []

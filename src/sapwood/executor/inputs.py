@@ -104,7 +104,7 @@ def build_inputs(
             known,
             unknown_at,
             unknown_row,
-            positions,
+            positions + rows.first_positions[row_of_token],
             pages * np.int64(page_size) + offset,
             sampled_after,
             row[samples],

@@ -42,7 +42,8 @@ class ForwardBatch:
     """T new tokens of R requests, in the order of the requests.
 
     token_ids      [T] int64
-    positions      [T] int64; a token's index in its request
+    positions      [T] int64; a token's index in its request; in long texts of a model that rotates
+                   these otherwise, plus the length up to which a text is short (layers/rotary)
     write_index    [T] int64; place of a token's KV: page * page_size + offset
     attention      says which keys each token attends to
     groups         what each cache group needs instead of these two; empty: there is one group, of

@@ -129,6 +129,18 @@ class RopeConfig:
             case _:
                 return self.trained_length
 
+    def switch_length(self, context_length: int) -> int | None:
+        """The length of a text beyond which it is rotated otherwise, from its first token on, where
+        that context is served; None: all texts are rotated alike."""
+        match self.scaling:
+            case DynamicScaling() if self.scaling.factor > 1.0:
+                length = self.trained_length
+            case LongropeScaling() if self.scaling.short != self.scaling.long:
+                length = self.scaling.original_length
+            case _:
+                return None
+        return length if length < context_length else None
+
     def rotary_dim(self, head_dim: int) -> int:
         """Number of a head's entries that are rotated; ConfigError if it is not even."""
         rotary_dim = int(head_dim * self.partial_factor)

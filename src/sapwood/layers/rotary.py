@@ -3,12 +3,12 @@
 Frequencies and angles are computed in fp32, as they were in training.
 
 "dynamic" (NTK-aware) scaling stretches the base with the length of the text once that exceeds the
-trained maximum. If every request stretched the base while it grows, early keys in the cache would
-be rotated with one base and later keys with another, and short and long requests could share no
-prefix. Here the base is stretched once, for the context length that is served: the keys of all
-requests agree, and a served context within the trained length gets the plain embedding. "longrope"
-has two lists of divisors, for short and for long texts; for the same reasons the served context
-decides which one all requests get.
+trained maximum, and "longrope" has two lists of divisors, for short and for long texts. A text that
+is no longer than that (RopeConfig.switch_length) is rotated as in training. If each longer text
+stretched the base anew while it grows, early keys in the cache would be rotated with one base and
+later keys with another, and long texts could share no prefix: here all longer texts get the base
+that is right for the context length that is served. The table has the rows of short texts first,
+then those of long ones; the engine knows which of these rows a text begins with.
 """
 
 from __future__ import annotations
@@ -33,12 +33,21 @@ from sapwood.layers.rope_config import (
 def cos_sin_table(
     rope: RopeConfig, *, head_dim: int, context_length: int, device: torch.device
 ) -> Tensor:
-    """[context_length, rotary_dim] fp32: cosines in the first half, sines in the second."""
-    frequency = frequencies(rope, head_dim=head_dim, context_length=context_length)
-    position = torch.arange(context_length, dtype=torch.float32)
-    angle = position[:, None] * frequency
-    table = torch.cat((angle.cos(), angle.sin()), dim=-1)
-    return table.mul_(attention_factor(rope)).to(device)
+    """[rows, rotary_dim] fp32: cosines in the first half, sines in the second.
+
+    There is a row for each position. If texts beyond some length are rotated otherwise, rows for
+    the positions of texts up to that length come before those."""
+    lengths = [context_length]
+    switch = rope.switch_length(context_length)
+    if switch is not None:
+        lengths.insert(0, switch)
+    tables = []
+    for length in lengths:
+        frequency = frequencies(rope, head_dim=head_dim, context_length=length)
+        position = torch.arange(length, dtype=torch.float32)
+        angle = position[:, None] * frequency
+        tables.append(torch.cat((angle.cos(), angle.sin()), dim=-1))
+    return torch.cat(tables).mul_(attention_factor(rope)).to(device)
 
 
 def unrotated(context_length: int, device: torch.device) -> Tensor:

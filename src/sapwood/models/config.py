@@ -151,6 +151,11 @@ class DecoderConfig:
         """The longest context length that `for_context` accepts."""
         return self.rope.max_context_length
 
+    @property
+    def switch_length(self) -> int | None:
+        """As RopeConfig.switch_length, for this context length."""
+        return self.rope.switch_length(self.context_length)
+
     def window_of(self, layer: int) -> int | None:
         """The layer's window; None if it sees the whole context that the model is built for."""
         if self.sliding_window is None or self.sliding_window >= self.context_length:

@@ -43,6 +43,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     options     what the request asks for; if it wants hidden states, every token is computed before
                 it is put out
     seed        seed of the request's random numbers
+    first_position  what is added to the index of a token for ForwardBatch.positions
     """
 
     row: int
@@ -51,6 +52,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: list[int]
     output_ids: list[int]
     input_embeds: list[bytes] = []
+    first_position: int = 0
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):

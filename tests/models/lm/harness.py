@@ -35,12 +35,14 @@ class NewTokens:
     num_computed  tokens of the request whose KV is in `pages` already
     pages         enough of them for num_computed + len(token_ids) tokens
     slot          of its states
+    first_position  as in RowStart
     """
 
     token_ids: Sequence[int]
     num_computed: int
     pages: Sequence[int]
     slot: int = 0
+    first_position: int = 0
 
 
 def make_attention_batch(requests: Sequence[NewTokens], *, num_decodes: int) -> AttentionBatch:
@@ -79,7 +81,7 @@ def make_batch(
         for offset, token_id in enumerate(request.token_ids):
             position = request.num_computed + offset
             token_ids.append(token_id)
-            positions.append(position)
+            positions.append(request.first_position + position)
             page = request.pages[position // page_size]
             write_index.append(page * page_size + position % page_size)
     inputs = CacheInputs(
@@ -150,13 +152,17 @@ def make_decoder(
     group: Group | None = None,
     spreads_experts: bool = False,
     scheme: LinearScheme = DENSE,
+    context_length: int | None = None,
 ) -> Decoder:
     """A loaded and packed decoder; `spreads_experts` over the ranks of the group, instead of
-    cutting each."""
+    cutting each; `context_length`: None for the config's."""
     group = group or Group()
     groups = Groups(tp=group, attention=group, ep=group if spreads_experts else Group())
     build = Build(kernels=kernels, device=CPU, dtype=dtype, groups=groups, scheme=scheme)
-    model = Decoder.of(read_decoder(hf_config), build)
+    config = read_decoder(hf_config)
+    if context_length is not None:
+        config = config.for_context(context_length)
+    model = Decoder.of(config, build)
     load_weights(model, ((model.checkpoint_name(name), one) for name, one in weights.items()))
     model.finalize()
     return model
@@ -204,6 +210,12 @@ class Session:
         self.pages: dict[str, list[int]] = {}
         self.slots: dict[str, int] = {}
         self.num_computed: dict[str, int] = {}
+        # Requests that are rotated as short texts where the length matters.
+        self.short: set[str] = set()
+
+    @property
+    def switch_length(self) -> int | None:
+        return self._model.config.switch_length
 
     def share(self, source: str, target: str, num_tokens: int) -> None:
         """Start request `target` on the first `num_tokens` (whole pages) of `source`. With states,
@@ -225,7 +237,8 @@ class Session:
             pages = self.pages.setdefault(name, [])
             while len(pages) * self._page_size < computed + len(token_ids):
                 pages.append(self._free.pop())
-            requests.append(NewTokens(token_ids, computed, tuple(pages), self._slot(name)))
+            first = 0 if name in self.short else self.switch_length or 0
+            requests.append(NewTokens(token_ids, computed, tuple(pages), self._slot(name), first))
             self.num_computed[name] += len(token_ids)
         batch = make_batch(
             requests,

@@ -67,6 +67,9 @@ class WindowScorer:
         )
         self._num_groups = len(groups)
         self._group_of_layer = CachePlaces(groups).group_of_layer
+        # A window is a text of its own, which may be a long one (layers/rotary).
+        switch = decoder.switch_length
+        self._first_position = 0 if switch is None or window <= switch else switch
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)
         self._page_table = torch.arange(num_pages, dtype=torch.int32, device=device)[None]
 
@@ -102,7 +105,7 @@ class WindowScorer:
         )
         return ForwardBatch(
             token_ids=tokens,
-            positions=positions,
+            positions=positions + self._first_position,
             write_index=inputs.write_index,
             attention=inputs.attention,
             groups=[inputs] * self._num_groups if self._group_of_layer else (),
