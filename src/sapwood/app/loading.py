@@ -26,7 +26,6 @@ from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
-from sapwood.models.loader.fused_experts import ShapeOf
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.schema.config.model import GGUF_BLOCKS
@@ -171,7 +170,7 @@ def _read(
                 files, load_format=config.model.load_format, dtype=dtype, advance=advance
             )
         else:
-            weights = quantized.iterate(files, form, _shapes(model, name_of), advance)
+            weights = quantized.iterate(files, form, model.targets(), advance, name_of)
         named = ((name_of(name), tensor) for name, tensor in weights)
         load_weights(model, watch.following(named), source=str(_place_of(files)))
 
@@ -189,16 +188,6 @@ def refuse_absurd_size(files: ModelFiles, num_parameters: int) -> None:
             f"the weights in {_place_of(files)} have {num_bytes} bytes, less than a bit for each; "
             "download the model again"
         )
-
-
-def _shapes(model: Loadable, name_of: Callable[[str], str]) -> ShapeOf:
-    targets = model.targets()
-
-    def shape_of(name: str) -> tuple[int, ...] | None:
-        target = targets.get(name_of(name))
-        return None if target is None else target.shape
-
-    return shape_of
 
 
 def checkpoint_format(files: ModelFiles) -> CheckpointFormat | None:

@@ -4,7 +4,7 @@ Source: Shazeer et al. 2017, arXiv:1701.06538; shared experts: Dai et al. 2024, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,7 +26,7 @@ from sapwood.layers.linear import (
 )
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.router import Router
-from sapwood.layers.targets import Target, prefixed, unused
+from sapwood.layers.targets import FusedIn, Target, prefixed, unused
 
 GATE, UP, DOWN = "gate", "up", "down"
 
@@ -34,7 +34,7 @@ GATE, UP, DOWN = "gate", "up", "down"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerExpert:
     """A checkpoint with tensors for each expert: experts.<number>.<name>.weight, and with `bias`
-    likewise a bias."""
+    likewise a bias. It may have them as OF_TRANSFORMERS says instead."""
 
     gate: str = "gate_proj"
     up: str = "up_proj"
@@ -45,6 +45,7 @@ class PerExpert:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
     """A checkpoint with one tensor for the first layers of all experts, and one for their outputs.
+    It may have tensors of each expert instead, as in PerExpert.
 
     gate_up      [experts, 2 * inner, hidden]: all of the gate's rows, then the others
     down         [experts, hidden, inner]
@@ -58,6 +59,14 @@ class Fused:
     transposed: bool = False
     interleaved: bool = False
     biases: tuple[str, str] | None = None
+
+
+OF_TRANSFORMERS = Fused(
+    gate_up="experts.gate_up_proj",
+    down="experts.down_proj",
+    biases=("experts.gate_up_proj_bias", "experts.down_proj_bias"),
+)
+"""What transformers has in memory, and writes where it is told not to split it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +165,7 @@ class Experts:
         yield x  # which makes this a generator
 
     def targets(self) -> dict[str, Target]:
-        files = self._files
-        found = self._router.targets()
-        found |= self._each(files) if isinstance(files, PerExpert) else self._fused(files)
+        found = self._router.targets() | self._targets_of_experts()
         if self._shared is not None:
             found |= prefixed(self._shared.name, self._shared.body.targets())
             if self._shared_gate is not None:
@@ -166,68 +173,36 @@ class Experts:
                 found[f"{self._shared.gate}.weight"] = Target((1, self._sizes[0]), put)
         return found
 
-    def _each(self, files: PerExpert) -> dict[str, Target]:
+    def _targets_of_experts(self) -> dict[str, Target]:
+        files = self._files if isinstance(self._files, PerExpert) else PerExpert()
         names = {GATE: files.gate, UP: files.up, DOWN: files.down}
         found: dict[str, Target] = {}
         for index in range(self._num_experts):
             own = index - self._first
             is_own = 0 <= own < len(self._gate_up)
-            targets = self._targets_of(own if is_own else 0)
-            for name, target in targets.items():
+            at = own if is_own else 0
+            for name, target in (self._gate_up[at].targets() | self._down[at].targets()).items():
                 part, _, kind = name.partition(".")
-                found[f"experts.{index}.{names[part]}.{kind}"] = (
-                    target if is_own else unused(target.shape)
+                found[f"experts.{index}.{names[part]}.{kind}"] = replace(
+                    target if is_own else unused(target.shape),
+                    fused_in=self._fused_in(part, kind, index),
                 )
         return found
 
-    def _targets_of(self, own: int) -> dict[str, Target]:
-        return self._gate_up[own].targets() | self._down[own].targets()
-
-    def _fused(self, files: Fused) -> dict[str, Target]:
-        hidden, inner = self._sizes
-        shapes: dict[str, tuple[int, ...]] = {
-            files.gate_up: (2 * inner, hidden),
-            files.down: (hidden, inner),
-        }
-        if files.transposed:
-            shapes = {name: shape[::-1] for name, shape in shapes.items()}
-        kinds = [("weight", files.gate_up, files.down)]
-        found: dict[str, Target] = {}
-        if files.biases is not None:
-            kinds.append(("bias", *files.biases))
-            shapes |= {files.biases[0]: (2 * inner,), files.biases[1]: (hidden,)}
-        for kind, gate_up, down in kinds:
-            for name, put in ((gate_up, self._put_gates), (down, self._put_outputs)):
-                found[name] = Target((self._num_experts, *shapes[name]), partial(put, kind))
-        return found
-
-    def _put_gates(self, kind: str, tensor: Tensor) -> None:
-        def place(targets: dict[str, Target], expert: Tensor) -> None:
-            inner = self._sizes[1]
-            is_interleaved = isinstance(self._files, Fused) and self._files.interleaved
-            halves = (
-                (expert[0::2], expert[1::2]) if is_interleaved else (expert[:inner], expert[inner:])
-            )
-            gate, up = halves
-            targets[f"{GATE}.{kind}"].place(gate)
-            targets[f"{UP}.{kind}"].place(up)
-
-        self._put_own(kind, tensor, place)
-
-    def _put_outputs(self, kind: str, tensor: Tensor) -> None:
-        def place(targets: dict[str, Target], expert: Tensor) -> None:
-            targets[f"{DOWN}.{kind}"].place(expert)
-
-        self._put_own(kind, tensor, place)
-
-    def _put_own(
-        self, kind: str, tensor: Tensor, place: Callable[[dict[str, Target], Tensor], None]
-    ) -> None:
-        """Place this rank's experts of a fused tensor, each [outputs, inputs] or [outputs]."""
-        turned = isinstance(self._files, Fused) and self._files.transposed and kind == "weight"
-        for own in range(len(self._gate_up)):
-            expert = tensor[self._first + own]
-            place(self._targets_of(own), expert.T if turned else expert)
+    def _fused_in(self, part: str, kind: str, index: int) -> FusedIn | None:
+        """The place of an expert's tensor in a checkpoint with fused ones."""
+        files = self._files if isinstance(self._files, Fused) else OF_TRANSFORMERS
+        name = files.down if part == DOWN else files.gate_up
+        if kind == "bias":
+            if files.biases is None:
+                return None
+            name = files.biases[part == DOWN]
+        fused = FusedIn(name=name, expert=index, num_experts=self._num_experts)
+        if kind == "weight" and files.transposed:
+            fused = replace(fused, transposed=True)
+        if part == DOWN:
+            return fused
+        return replace(fused, part=int(part == UP), num_parts=2, takes_turns=files.interleaved)
 
     def pack(self) -> None:
         self._router.pack()
