@@ -19,7 +19,8 @@ from sapwood.models.lm.mixture import MixtureArchitecture
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES, decoder_class
-from sapwood.store.gguf_architectures import ARCHITECTURES as GGUF
+from sapwood.store.gguf_architectures import ARCHITECTURES as DENSE_GGUF
+from sapwood.store.gguf_mixtures import MIXTURES as GGUF_MIXTURES
 
 _SIZES = {
     "vocab_size": 64,
@@ -90,7 +91,12 @@ def _capabilities_of(name: str) -> Capabilities:
     return Capabilities(
         name=name,
         models=_models_of(found),
-        gguf=tuple(file for file, known in GGUF.items() if known.class_name == name),
+        gguf=tuple(
+            file
+            for files in (DENSE_GGUF, GGUF_MIXTURES)
+            for file, known in files.items()
+            if known.class_name == name
+        ),
         is_recorded=is_recorded,
         converts=config.experts is None and not is_rearranged,
     )

@@ -92,7 +92,7 @@ def _query_scalar(config: Mapping[str, Any], *, num_layers_of_27b: int) -> int:
     return int(config["head_dim"])
 
 
-def _granite(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def granite(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "attention_multiplier": fields.get("attention.scale", config["head_dim"] ** -0.5),
         "embedding_multiplier": fields.get("embedding_scale", 1.0),
@@ -170,7 +170,7 @@ _GLM4_NAMES = {
 }
 
 _TANH = "gelu_pytorch_tanh"
-_FACTORS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+FACTORS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(class_name="LlamaForCausalLM", model_type="llama", permuted=True),
@@ -235,8 +235,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         class_name="GraniteForCausalLM",
         model_type="granite",
         permuted=True,
-        reads=_FACTORS,
-        more=_granite,
+        reads=FACTORS,
+        more=granite,
     ),
     "hunyuan-dense": Architecture(
         class_name="HunYuanDenseV1ForCausalLM",
@@ -250,7 +250,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         class_name="MiniCPMForCausalLM",
         model_type="minicpm",
         permuted=True,
-        reads=_FACTORS[1:],
+        reads=FACTORS[1:],
         more=_minicpm,
     ),
     "nemotron": Architecture(
