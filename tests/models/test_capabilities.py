@@ -13,6 +13,7 @@ def test_what_works_is_found_by_building_each_architecture() -> None:
     assert {file for one in found.values() for file in one.gguf} == {*GGUF, *MIXTURES}
     llama, phi3 = found["LlamaForCausalLM"], found["Phi3ForCausalLM"]
     assert (llama.gguf, llama.is_recorded, llama.converts) == (("llama",), True, True)
-    assert (phi3.models, phi3.converts) == ("Phi-3, Phi-3.5 and Phi-4", False)
+    assert (phi3.models, phi3.converts) == ("Phi-3, Phi-3.5 and Phi-4", True)
     assert not found["Olmo2ForCausalLM"].is_recorded
-    assert not found["MixtralForCausalLM"].converts
+    assert found["MixtralForCausalLM"].gguf == ("llama",)
+    assert not found["GPT2LMHeadModel"].converts

@@ -8,13 +8,14 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import PackedExperts
 from sapwood.kernels.recording import Add, Buffer, GateRows, Multiply, Program
+from sapwood.kernels.torch_ops.experts import limited
 from sapwood.layers.build import Build
 from sapwood.layers.layer import FeedForward
 from sapwood.layers.linear import (
@@ -153,16 +154,40 @@ class Experts:
 
     @property
     def _experts(self) -> PackedExperts:
+        """Made at the first use: a conversion taps the linear layers instead, in `steps`."""
         if self._packed is None:
-            raise RuntimeError(
-                "these experts are not packed; call the model's finalize() after loading"
+            self._packed = self._kernels.pack_experts(
+                [layer.linear.packed for layer in self._gate_up],
+                [layer.linear.packed for layer in self._down],
+                self._activation,
+                self._limit,
             )
         return self._packed
 
     def steps(self, x: Tensor) -> Generator[Tensor, None, Tensor]:
-        """As FeedForward.steps, which there are none of here."""
-        raise ConfigError("an expert sees only some tokens, so that its inputs cannot be tapped")
-        yield x  # which makes this a generator
+        """As FeedForward.steps: an expert's layers get the rows of x whose tokens chose it, perhaps
+        none. Only for one rank."""
+        weights, chosen = self._router(x)
+        total = torch.zeros_like(x, dtype=torch.float32)
+        for expert, (gate_up, down) in enumerate(zip(self._gate_up, self._down, strict=True)):
+            rows, place = torch.nonzero(chosen == expert, as_tuple=True)
+            own = x[rows]
+            yield own
+            expanded = x.new_empty(0, self._sizes[1])
+            if len(rows):
+                gates = limited(gate_up(own), self._limit)
+                expanded = self._kernels.activate_and_mul(gates, self._activation)
+            yield expanded
+            if len(rows):
+                weight = weights[rows, place, None].float()
+                total.index_add_(0, rows, down(expanded).float() * weight)
+        out = total.to(x.dtype)
+        if self._shared is None:
+            return out
+        beside = yield from self._shared.body.steps(x)
+        if self._shared_gate is not None:
+            self._kernels.gate_rows(beside, self._shared_gate(x))
+        return out + beside
 
     def targets(self) -> dict[str, Target]:
         found = self._router.targets() | self._targets_of_experts()
@@ -209,12 +234,7 @@ class Experts:
         for up, down in zip(self._gate_up, self._down, strict=True):
             up.linear.pack()
             down.linear.pack()
-        self._packed = self._kernels.pack_experts(
-            [layer.linear.packed for layer in self._gate_up],
-            [layer.linear.packed for layer in self._down],
-            self._activation,
-            self._limit,
-        )
+        self._packed = None
         if self._shared is not None:
             self._shared.body.pack()
         if self._shared_gate is not None:

@@ -75,7 +75,9 @@ class Target:
            are taken unchanged. Other targets refuse such tensors: a cast would change the numbers
     part   this rank's part, so that a loader can read that alone; None: the whole tensor
     is_rearranged  whether the layer's rows lie in another order than the tensor's, or in several
-           parts: what is computed from the layer's weight cannot be written in the tensor's place
+           parts
+    has_rows  whether the tensor's rows are outputs of one layer. If not, a conversion, which keeps
+           the checkpoint's names and its rows, cannot write the tensor anew
     fused_in  the tensor as which a checkpoint may have this one, together with others; None: there
            is none such
     """
@@ -86,6 +88,7 @@ class Target:
     takes_integers: bool = False
     part: Slice | None = None
     is_rearranged: bool = False
+    has_rows: bool = True
     fused_in: FusedIn | None = None
 
     @property

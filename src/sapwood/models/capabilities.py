@@ -79,7 +79,6 @@ def _capabilities_of(name: str) -> Capabilities:
     build = Build(kernels=TorchKernels(), device=torch.device("cpu"), dtype=torch.float32)
     model = Decoder(found(config, build))
     targets = model.targets()
-    is_rearranged = any(target.is_rearranged for target in targets.values())
     load_weights(model, random_weights(targets, seed=0, dtype=torch.float32))
     model.finalize()
     try:
@@ -98,7 +97,7 @@ def _capabilities_of(name: str) -> Capabilities:
             if known.class_name == name
         ),
         is_recorded=is_recorded,
-        converts=config.experts is None and not is_rearranged,
+        converts=all(target.has_rows for target in targets.values()),
     )
 
 
