@@ -13,6 +13,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.kernels.interface import PLAIN, AttentionTraits
 from sapwood.kernels.recording import Attend, Buffer, CannotRecord, Program, RotateAndWrite
 from sapwood.layers.build import Build
+from sapwood.layers.chunks import in_chunks
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import SEPARATE, HeadLayout, QkvForm, halves_of_pairs
 from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, even_part
@@ -61,6 +62,7 @@ class Attention:
         o_name: str = "o_proj",
         alibi: Tensor | None = None,
         gate_name: str | None = None,
+        chunk: int | None = None,
     ) -> None:
         """An attention layer.
 
@@ -83,6 +85,8 @@ class Attention:
         alibi    [heads of all ranks] fp32 slopes (AttentionTraits); None: there are none
         gate_name  name of a linear layer of x, whose logistic function multiplies what the output
                    projection takes; None: there is none
+        chunk    a token sees the tokens of its own chunk of that many only (layers/chunks); None:
+                 there are no chunks
         """
         group = build.groups.attention
         self._layer = layer
@@ -106,6 +110,7 @@ class Attention:
         self._traits = traits
         self._clip = clip
         self._query_scale = query_scale
+        self._chunk = chunk
         self._qkv = ColumnParallelLinear(
             build,
             hidden_size,
@@ -194,8 +199,11 @@ class Attention:
             q = q * self._after_rotation
         if self._query_scale is not None:
             q = (q * self._query_scale[batch.positions][:, None, None]).to(q.dtype)
+        attention = inputs.attention
+        if self._chunk is not None:
+            attention = in_chunks(attention, self._chunk, key_cache.shape[2])
         attend = batch.attend or self._kernels.paged_attention
-        out = attend(q, key_cache, value_cache, inputs.attention, self._scale, self._traits)
+        out = attend(q, key_cache, value_cache, attention, self._scale, self._traits)
         out = out.view(x.shape[0], self._num_heads * self._head_dim)
         return out if self._gate is None else out * torch.sigmoid(self._gate(x))
 
@@ -237,6 +245,7 @@ class Attention:
             "factors of queries by position": self._query_scale is not None,
             "clipped projections": self._clip is not None,
             "gated attention": self._gate is not None,
+            "attention in chunks": self._chunk is not None,
         }
         for name, is_there in unknown.items():
             if is_there:

@@ -67,6 +67,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "InternLMForCausalLM": "sapwood.models.lm.internlm:InternLMForCausalLM",
         "Lfm2ForCausalLM": "sapwood.models.lm.lfm2:Lfm2ForCausalLM",
         "Lfm2MoeForCausalLM": "sapwood.models.lm.lfm2_moe:Lfm2MoeForCausalLM",
+        "Llama4ForCausalLM": "sapwood.models.lm.llama4:Llama4ForCausalLM",
         "LlamaForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "LLaMAForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "MiMoForCausalLM": "sapwood.models.lm.mimo:MiMoForCausalLM",

@@ -24,6 +24,8 @@ def longrope(num_pairs: int, original_length: int) -> dict[str, Any]:
 PHIMOE_LONG = longrope(16, 8) | {"short_mscale": 1.2, "long_mscale": 1.3}
 PHIMOE_LONG["long_factor"] = PHIMOE_LONG["short_factor"]
 DBRX_ROPE = {"rope_type": "default", "rope_theta": 5e5}
+LLAMA4 = {"intermediate_size_mlp": 96, "attention_chunk_size": 16, "floor_scale": 8}
+LLAMA4 |= {"attn_scale": 0.5, "pad_token_id": None}
 FALCON = {"hidden_size": 192, "ffn_hidden_size": 80, "head_dim": None}
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -147,6 +149,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"hidden_size": 192, "d_model": 192, "head_dim": None, "rope_parameters": DBRX_ROPE}
         | {"attn_config": {"kv_n_heads": 2, "clip_qkv": 1.2, "rope_theta": 5e5}}
         | {"ffn_config": {"ffn_hidden_size": 80, "moe_num_experts": 6, "moe_top_k": 3}},
+    ),
+    "llama4": (
+        "llama4_text",
+        "Llama4ForCausalLM",
+        LLAMA4 | {"num_hidden_layers": 4, "num_local_experts": 5, "num_experts_per_tok": 1},
+    ),
+    "llama4, dense layers": (
+        "llama4_text",
+        "Llama4ForCausalLM",
+        LLAMA4
+        | {"num_hidden_layers": 3, "num_local_experts": 5, "num_experts_per_tok": 2}
+        | {"interleave_moe_layer_step": 2, "no_rope_layers": [1, 0, 1], "use_qk_norm": False}
+        | {"attention_bias": True, "attn_temperature_tuning": False},
     ),
     "lfm2_moe": (
         "lfm2_moe",
@@ -446,6 +461,8 @@ OP_BY_OP = {
     "dbrx": "clipped projections",
     "flex_olmo": "norms of queries and keys",
     "hunyuan_v1_moe": "norms after the rotation",
+    "llama4": "attention in chunks",
+    "llama4, dense layers": "attention in chunks",
     "minimax_m2": "norms of queries and keys",
     "olmoe": "norms of queries and keys",
     "olmo2": "norms of queries and keys",

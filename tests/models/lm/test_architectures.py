@@ -129,6 +129,8 @@ def test_names_may_lack_their_prefix(case: str) -> None:
         ("dbrx", {"attn_config": [8]}, "an object as 'attn_config'"),
         ("hunyuan_v1_moe", {"moe_topk": [2, 3]}, "different moe_topk for its layers"),
         ("hunyuan_v1_moe", {"use_cla": True}, "asks for use_cla"),
+        ("llama4", {"no_rope_layers": [1, 0]}, "a list of 4 layers as 'no_rope_layers'"),
+        ("llama4", {"moe_layers": 2}, "a list of layers as 'moe_layers'"),
         ("minimax_m2", {"attn_type_list": [1, 0]}, "asks for linear attention"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "number above 0 as 'attn_logit_softcapping'"),
     ],
