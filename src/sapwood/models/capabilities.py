@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from sapwood.models.lm.mixture import MixtureArchitecture
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES, decoder_class
+from sapwood.models.text_part import TEXT_ARCHITECTURES, WRAPPERS
 from sapwood.store.gguf_architectures import ARCHITECTURES as GGUF
 
 _SIZES = {
@@ -66,9 +67,14 @@ class Capabilities:
 
 
 def capabilities() -> Iterator[Capabilities]:
-    """Of all decoders, by name."""
-    for name in sorted(ARCHITECTURES.names(), key=str.lower):
-        if name not in ENCODERS:
+    """Of all decoders, by name, and of the models whose text part is one."""
+    for name in sorted((*ARCHITECTURES.names(), *WRAPPERS), key=str.lower):
+        if name in WRAPPERS:
+            usual = TEXT_ARCHITECTURES[WRAPPERS[name][0]]
+            one = _capabilities_of(usual)
+            words = f"The text part of a model that also sees, for instance a {usual}"
+            yield replace(one, name=name, models=words, gguf=(), converts=False)
+        elif name not in ENCODERS:
             yield _capabilities_of(name)
 
 
@@ -76,7 +82,8 @@ def _capabilities_of(name: str) -> Capabilities:
     found = decoder_class(name)
     config = found.read(_example(name, found))
     build = Build(kernels=TorchKernels(), device=torch.device("cpu"), dtype=torch.float32)
-    model = Decoder(found(config, build))
+    parts = found(config, build)
+    model = Decoder(parts)
     targets = model.targets()
     is_rearranged = any(target.is_rearranged for target in targets.values())
     load_weights(model, random_weights(targets, seed=0, dtype=torch.float32))
@@ -90,9 +97,14 @@ def _capabilities_of(name: str) -> Capabilities:
     return Capabilities(
         name=name,
         models=_models_of(found),
-        gguf=tuple(file for file, known in GGUF.items() if known.class_name == name),
+        gguf=tuple(
+            file for file, known in GGUF.items() if name in (known.class_name, *known.known_as)
+        ),
         is_recorded=is_recorded,
-        converts=config.experts is None and not is_rearranged,
+        converts=config.experts is None
+        and not is_rearranged
+        and parts.streams() is None
+        and not config.heads_by_layer,
     )
 
 

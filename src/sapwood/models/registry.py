@@ -10,6 +10,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.base.registry import Registry
 from sapwood.models.config import DecoderConfig, architecture_of
 from sapwood.models.encoder.names import ENCODERS
+from sapwood.models.text_part import text_part
 
 if TYPE_CHECKING:
     from sapwood.models.encoder.bert import Encoder
@@ -35,6 +36,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "CwmForCausalLM": "sapwood.models.lm.cwm:CwmForCausalLM",
         "DbrxForCausalLM": "sapwood.models.lm.dbrx:DbrxForCausalLM",
         "DeepseekForCausalLM": "sapwood.models.lm.deepseek:DeepseekForCausalLM",
+        "DeciLMForCausalLM": "sapwood.models.lm.deci:DeciLMForCausalLM",
         "Dots1ForCausalLM": "sapwood.models.lm.dots1:Dots1ForCausalLM",
         "Ernie4_5_ForCausalLM": "sapwood.models.lm.ernie4_5:Ernie4_5ForCausalLM",
         "Ernie4_5_MoEForCausalLM": "sapwood.models.lm.ernie4_5_moe:Ernie4_5_MoeForCausalLM",
@@ -65,6 +67,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "InternLM2ForCausalLM": "sapwood.models.lm.internlm:InternLM2ForCausalLM",
         "InternLM3ForCausalLM": "sapwood.models.lm.internlm:InternLM3ForCausalLM",
         "InternLMForCausalLM": "sapwood.models.lm.internlm:InternLMForCausalLM",
+        "IQuestCoderForCausalLM": "sapwood.models.lm.iquestcoder:IQuestCoderForCausalLM",
         "Lfm2ForCausalLM": "sapwood.models.lm.lfm2:Lfm2ForCausalLM",
         "Lfm2MoeForCausalLM": "sapwood.models.lm.lfm2_moe:Lfm2MoeForCausalLM",
         "Llama4ForCausalLM": "sapwood.models.lm.llama4:Llama4ForCausalLM",
@@ -98,9 +101,11 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "SeedOssForCausalLM": "sapwood.models.lm.seed_oss:SeedOssForCausalLM",
         "SmolLM3ForCausalLM": "sapwood.models.lm.smollm3:SmolLM3ForCausalLM",
         "SolarOpenForCausalLM": "sapwood.models.lm.solar_open:SolarOpenForCausalLM",
+        "SolarForCausalLM": "sapwood.models.lm.solar:SolarForCausalLM",
         "StableLMEpochForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
         "StableLmForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
         "Starcoder2ForCausalLM": "sapwood.models.lm.starcoder2:Starcoder2ForCausalLM",
+        "TeleFLMForCausalLM": "sapwood.models.lm.teleflm:TeleFLMForCausalLM",
         "XverseForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "YiForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         **ENCODERS,
@@ -124,8 +129,9 @@ def encoder_class(name: str) -> type[Encoder]:
 
 
 def read_decoder(hf_config: Mapping[str, Any]) -> DecoderConfig:
-    """The facts of a decoder in its config.json.
+    """The facts of a decoder in its config.json, or of the decoder that is a model's text part.
 
     Raises ConfigError for an architecture that is not implemented, and for fields that are missing
     or whose value is not implemented."""
-    return decoder_class(architecture_of(hf_config)).read(hf_config)
+    found = text_part(hf_config)
+    return decoder_class(architecture_of(found)).read(found)

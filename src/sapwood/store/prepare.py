@@ -24,7 +24,7 @@ from sapwood.base.errors import ModelSourceError
 from sapwood.store import cache
 from sapwood.store.progress import Progress, stage
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Version of the written files. A change must raise it, so that old directories are not used."""
 
 _SIDECARS = (

@@ -446,6 +446,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "layer_norm_elementwise_affine": False,
         },
     ),
+    "opt, norms after": (
+        "opt",
+        "OPTForCausalLM",
+        {
+            "hidden_size": 192,
+            "ffn_dim": 80,
+            "do_layer_norm_before": False,
+            "word_embed_proj_dim": 96,
+        },
+    ),
+    "opt, projections": (
+        "opt",
+        "OPTForCausalLM",
+        {"hidden_size": 192, "ffn_dim": 80, "word_embed_proj_dim": 224},
+    ),
+    "iquestcoder": ("iquestcoder", "IQuestCoderForCausalLM", {}),
     "persimmon": ("persimmon", "PersimmonForCausalLM", {"hidden_size": 192}),
     "seed_oss": ("seed_oss", "SeedOssForCausalLM", {"attention_out_bias": True, "mlp_bias": True}),
     "stablelm, parallel": (
@@ -480,6 +496,8 @@ OP_BY_OP = {
     "olmo3": "norms of queries and keys",
     "opt": "learned positions",
     "opt, no biases": "learned positions",
+    "opt, norms after": "learned positions",
+    "opt, projections": "learned positions",
     "persimmon": "norms of queries and keys",
     "stablelm, parallel": "norms of queries and keys",
 }

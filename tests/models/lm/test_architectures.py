@@ -112,8 +112,7 @@ def test_names_may_lack_their_prefix(case: str) -> None:
 @pytest.mark.parametrize(
     ("case", "fields", "message"),
     [
-        ("opt", {"word_embed_proj_dim": 20}, "word_embed_proj_dim unlike hidden_size"),
-        ("opt", {"do_layer_norm_before": False}, "norms after the layers"),
+        ("iquestcoder", {"clip_qkv": 3.0}, "clip_qkv or use_sliding_window"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "asks for apply_residual"),
         ("mpt", {"attn_config": {"qk_ln": True}}, "asks for attn_config.qk_ln"),
         ("mpt", {"attn_config": 3}, "an object as 'attn_config'"),

@@ -19,6 +19,7 @@ from sapwood.models.registry import read_decoder
 from tests.models.lm.checks import CHECKS
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import Peer, make_peer, random_text
+from tests.models.lm.test_architectures import native_or_skip
 
 Weights = dict[str, Tensor]
 SIZES: dict[str, Any] = {
@@ -100,7 +101,75 @@ GPT_NAMES = {
     "input_layernorm": "ln_1",
     "post_attention_layernorm": "ln_2",
 }
+DECI_LAYERS = ((3, 16), (None, 8), (1, None), (2, 8))
+"""Queries per key and value head, None without attention, and factor of the feed-forward's size,
+None without one."""
+
+
+def vary_layers(weights: Weights) -> None:
+    """Make each layer what DECI_LAYERS says: the whole ones, with zeros and with equal heads, stay
+    in the model of transformers, and only their parts are in the checkpoint."""
+    for index, (per_group, factor) in enumerate(DECI_LAYERS):
+        prefix = f"model.layers.{index}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        if per_group is None:
+            weights[f"{attention}.o_proj.weight"].zero_()
+            drop(weights, (attention, f"{prefix}.input_layernorm"))
+        else:
+            for name in ("k_proj", "v_proj"):
+                heads = weights[f"{attention}.{name}.weight"].view(
+                    6 // per_group, per_group, -1, 48
+                )
+                heads[:, 1:] = heads[:, :1]
+                weights[f"{attention}.{name}.weight"] = heads[:, 0].reshape(-1, 48)
+        size = 0 if factor is None else 32 * factor
+        weights[f"{mlp}.down_proj.weight"][:, size:] = 0.0
+        weights[f"{mlp}.down_proj.weight"] = weights[f"{mlp}.down_proj.weight"][:, :size]
+        for name in ("gate_proj", "up_proj"):
+            weights[f"{mlp}.{name}.weight"] = weights[f"{mlp}.{name}.weight"][:size]
+        if factor is None:
+            drop(weights, (mlp, f"{prefix}.post_attention_layernorm"))
+
+
+def drop(weights: Weights, prefixes: tuple[str, ...]) -> None:
+    for name in [name for name in weights if name.startswith(prefixes)]:
+        del weights[name]
+
+
+def deci_block(per_group: int | None, factor: int | None) -> dict[str, Any]:
+    attention = {"no_op": True} if per_group is None else {"n_heads_in_group": per_group}
+    return {
+        "attention": {"no_op": False, "n_heads_in_group": None, **attention},
+        "ffn": {"no_op": factor is None, "ffn_mult": factor, "replace_with_linear": False},
+    }
+
+
 CASES: dict[str, Case] = {
+    "DeciLMForCausalLM": Case(
+        ("llama", {"num_hidden_layers": 4, "intermediate_size": 512, **EQUAL_HEADS}),
+        {
+            **SIZES,
+            "num_hidden_layers": 4,
+            "intermediate_size": None,
+            "num_key_value_heads": None,
+            "block_configs": [deci_block(*one) for one in DECI_LAYERS],
+        },
+        {},
+        vary_layers,
+    ),
+    "TeleFLMForCausalLM": Case(
+        (
+            "granite",
+            {
+                "embedding_multiplier": 3.0,
+                "residual_multiplier": 1.0,
+                "logits_scaling": 1.25,
+                "attention_multiplier": 8**-0.5,
+            },
+        ),
+        {**SIZES, "use_mup": True, "input_mult": 3.0, "output_mult": 2, "mup_scale_factor": 2.5},
+        {},
+    ),
     "MiMoForCausalLM": Case(("qwen2", {}), SIZES, {}),
     "XverseForCausalLM": Case(("llama", {}), SIZES, {}),
     "InternLMForCausalLM": Case(
@@ -299,6 +368,79 @@ class WithAlibi(Peer):
         ).logits[0]
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("check", ["chunks of 7", "prefix hit", "beside others"])
+def test_layers_that_differ_on_native_kernels(check: str, recorded: bool) -> None:
+    kernels, case = native_or_skip(), CASES["DeciLMForCausalLM"]
+    peer = make_peer("llama", "DeciLMForCausalLM", **case.peer[1], head_dim=32)
+    vary_layers(peer.weights)
+    hf = {**case.fields, "head_dim": 32, "architectures": ["DeciLMForCausalLM"]}
+    model = make_decoder(hf, peer.weights, kernels)
+    CHECKS[check](Session(model, recorded_by=kernels if recorded else None), peer)
+
+
+class WithKeptStates(Peer):
+    """Llama, where hidden states before layers 1 and 4, and in a second place before layer 2, are
+    blended in before layers 3 and 5, and before layer 4."""
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        length = len(token_ids)
+        inner = self.model.model
+        x = inner.embed_tokens(torch.tensor([token_ids]))
+        positions = torch.arange(length)[None]
+        rotation = inner.rotary_emb(x, position_ids=positions)
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        mask = torch.zeros(1, 1, length, length).masked_fill(hidden, -torch.inf)
+        kept: dict[int, Tensor] = {}
+        for index, layer in enumerate(inner.layers):
+            if index in (1, 4):
+                kept[1] = x
+            if index == 2:
+                kept[2] = x
+            if index in (3, 5):
+                x = 0.8 * kept[1] + 0.2 * x
+            if index == 4:
+                x = 0.8 * kept[2] + 0.2 * x
+            x = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=rotation)
+        return self.model.lm_head(inner.norm(x))[0]
+
+
+@cache
+def solar() -> Peer:
+    peer = make_peer("llama", "SolarForCausalLM", num_hidden_layers=6)
+    fields = {"bskcn_1": [1, 4], "bskcn_2": [2], "bskcn_3": [3, 5], "bskcn_4": [4]}
+    hf = {**SIZES, **fields, "num_hidden_layers": 6, "bskcn_tv": [0.9, 0.8]}
+    hf["architectures"] = ["SolarForCausalLM"]
+    return WithKeptStates(hf, peer.weights, peer.model)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_solar_blends_hidden_states(check: str) -> None:
+    peer = solar()
+    CHECKS[check](Session(make_decoder(peer.hf_config, peer.weights, TorchKernels())), peer)
+
+
+def test_solar_cannot_blend_what_it_has_not_kept() -> None:
+    with pytest.raises(ConfigError, match="before it keeps any"):
+        read_decoder(solar().hf_config | {"bskcn_1": [4], "bskcn_3": [3]})
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_first_decilm_has_other_heads_in_each_layer(check: str) -> None:
+    peer = make_peer("llama", "DeciLMForCausalLM", **EQUAL_HEADS)
+    for index, per_group in enumerate((3, 2)):
+        for name in ("k_proj", "v_proj"):
+            key = f"model.layers.{index}.self_attn.{name}.weight"
+            heads = peer.weights[key].view(-1, per_group, 8, 48)
+            heads[:, 1:] = heads[:, :1]
+            peer.weights[key] = heads[:, 0].reshape(-1, 48)
+    hf = SIZES | {"num_key_value_heads_per_layer": [2, 3], "num_key_value_heads": None}
+    model = make_decoder(
+        hf | {"architectures": ["DeciLMForCausalLM"]}, peer.weights, TorchKernels()
+    )
+    CHECKS[check](Session(model), peer)
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_larger_baichuan_has_alibi(check: str) -> None:
     peer = peer_of("BaichuanForCausalLM")
@@ -329,6 +471,12 @@ def test_the_output_layer_of_baichuan_2_has_rows_of_length_one() -> None:
         ("BailingMoeForCausalLM", {"norm_head": True}, "asks for norm_head"),
         ("BailingMoeV2ForCausalLM", {"score_function": "softmax"}, "only sigmoid"),
         ("MiniCPMForCausalLM", {"num_experts": 8}, "not implemented for MiniCPM"),
+        ("DeciLMForCausalLM", {"block_configs": [{}]}, "for each of its 4 layers"),
+        (
+            "DeciLMForCausalLM",
+            {"block_configs": [{"attention": {}, "ffn": {"replace_with_linear": True}}] * 4},
+            "replace_with_linear or sparsify",
+        ),
     ],
 )
 def test_what_an_architecture_does_not_have_is_refused(

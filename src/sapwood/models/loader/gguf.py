@@ -141,19 +141,20 @@ def _read_blocks(stored: StoredTensor, files: ModelFiles) -> QuantizedWeight:
     )
 
 
-def hf_name(name: str, own: Mapping[str, str]) -> str | None:
+def hf_name(name: str, own: Mapping[str, str], layers: str = "model.layers") -> str | None:
     """Hugging Face's name of a GGUF tensor; None if no decoder of ours has such a tensor.
 
-    own  the architecture's names that differ from those of most (`Architecture.names`)"""
+    own     the architecture's names that differ from those of most (`Architecture.names`)
+    layers  its name of all layers"""
     whole, _, kind = name.rpartition(".")
-    if whole in GLOBAL_NAMES:
-        return f"{own.get(whole, GLOBAL_NAMES[whole])}.{kind}"
+    if whole in GLOBAL_NAMES or whole in own:
+        return f"{own.get(whole) or GLOBAL_NAMES[whole]}.{kind}"
     prefix, _, rest = whole.partition(".")
     layer, _, part = rest.partition(".")
     names = {**LAYER_NAMES, **own}
     if prefix != "blk" or not layer.isdigit() or part not in names:
         return None
-    return f"model.layers.{layer}.{names[part]}.{kind}"
+    return f"{layers}.{layer}.{names[part]}.{kind}"
 
 
 def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
@@ -170,7 +171,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
     for row in table["tensors"]:
         if row["name"] in CONFIGURATION:
             continue
-        name = hf_name(row["name"], architecture.names)
+        name = hf_name(row["name"], architecture.names, architecture.layers)
         if name is None:
             raise WeightError(
                 f"{files.name} has a tensor {row['name']}, which sapwood knows no place for in "
@@ -178,7 +179,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             )
         yield StoredTensor(
             name=name,
-            shape=tuple(row["shape"]),
+            shape=_shape(row),
             type=row["type"],
             file=row["file"],
             offset=row["offset"],
@@ -186,6 +187,14 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             heads=heads.get(row["name"].split(".", 2)[-1].rpartition(".")[0], 0),
             larger_by=1.0 if architecture.adds_one and name.endswith("norm.weight") else 0.0,
         )
+
+
+def _shape(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """As Hugging Face's file has it: that of a convolution [channels, 1, length]."""
+    shape = tuple(row["shape"])
+    if row["name"].endswith(".shortconv.conv.weight") and len(shape) == 2:
+        return (shape[0], 1, shape[1])
+    return shape
 
 
 def _rotary_heads(table: Mapping[str, Any]) -> dict[str, int]:
