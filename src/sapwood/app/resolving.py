@@ -27,6 +27,7 @@ from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.lm.architecture import attention_features
 from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
+from sapwood.models.text_part import WRAPPERS, text_part
 from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.resolve import (
@@ -112,7 +113,7 @@ def resolve_config(
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
-        refuse_foreign_code(hf_config, ARCHITECTURES.names())
+        refuse_foreign_code(hf_config, (*ARCHITECTURES.names(), *WRAPPERS))
         pooling = pooling_of(
             hf_config,
             files.path,
@@ -120,7 +121,7 @@ def resolve_config(
             method=asked.model.pooling_method,
         )
         shape = read_shape(hf_config, pooling)
-        dtype = checkpoint_dtype(hf_config)
+        dtype = checkpoint_dtype(dict(text_part(hf_config)))
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
@@ -129,6 +130,7 @@ def resolve_config(
     facts = model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
     config, decisions = resolve(asked, machine, facts)
     shape = shape.for_context(config.model.context_length)
+    _refuse_split_pages(shape, config.memory.page_size)
     kernels = _choose_kernels(config, shape, platform, decisions)
     if pooling is not None:
         decisions.append(Decision("pooling_method", pooling.method, pooling.why))
@@ -146,6 +148,18 @@ def resolve_config(
         if asked.memory.max_total_tokens is None
         else config.memory.max_total_tokens,
     )
+
+
+def _refuse_split_pages(shape: Shape, page_size: int) -> None:
+    if not isinstance(shape, DecoderConfig) or not (shape.has_chunks and shape.has_windows):
+        return
+    chunk = shape.sliding_window
+    assert chunk is not None, "there are windows"
+    if chunk % page_size:
+        raise ConfigError(
+            f"the model attends to chunks of {chunk} tokens, which pages of {page_size} do not "
+            f"make up; start with a --page-size that divides {chunk}"
+        )
 
 
 def _choose_kernels(

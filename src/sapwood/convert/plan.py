@@ -20,6 +20,7 @@ from sapwood.layers.build import Build
 from sapwood.layers.targets import Target, prefixed
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture
+from sapwood.models.text_part import IS_TEXT_PART
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,16 @@ def make_plan(
     _refuse_rescaling(architecture, decoder, options)
     nowhere = torch.device("meta")  # shapes without memory
     parts = architecture(decoder, Build(kernels=kernels, device=nowhere, dtype=torch.float32))
+    if IS_TEXT_PART in decoder.hf:
+        raise ConfigError(
+            f"this {decoder.architecture} is one part of a model, whose conversion is not "
+            "implemented; --quantization quantises it while it is loaded"
+        )
+    if parts.streams() is not None or decoder.heads_by_layer:
+        raise ConfigError(
+            f"{decoder.architecture} has layers that differ or a computation around them, whose "
+            "conversion is not implemented; --quantization quantises them while they are loaded"
+        )
     targets, fused = _linear_layers(parts)
     shapes = {name: target.shape for name, target in targets.items()}
     names = [name for group in fused for name in group]

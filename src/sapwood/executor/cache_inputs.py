@@ -50,7 +50,10 @@ class CachePlaces:
         self.group_of_layer: tuple[int, ...] = ()
         if len(groups) > 1 or self._state_groups:
             of_layer = {layer: at for at, group in enumerate(groups) for layer in group.layers}
-            self.group_of_layer = tuple(of_layer[layer] for layer in range(len(of_layer)))
+            # Nobody asks for the group of a layer that keeps nothing.
+            self.group_of_layer = tuple(
+                of_layer.get(layer, 0) for layer in range(1 + max(of_layer))
+            )
 
     @property
     def is_window_first(self) -> bool:

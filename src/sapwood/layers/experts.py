@@ -14,7 +14,7 @@ from torch import Tensor
 from sapwood.distributed.groups import Group
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import PackedExperts
-from sapwood.kernels.recording import Add, Buffer, GateRows, Multiply, Program
+from sapwood.kernels.recording import Add, Buffer, CannotRecord, GateRows, Multiply, Program
 from sapwood.kernels.torch_ops.experts import limited
 from sapwood.layers.build import Build
 from sapwood.layers.layer import FeedForward
@@ -98,6 +98,7 @@ class Experts:
         activation: Activation,
         files: PerExpert | Fused,
         limit: float | None = None,
+        weighs_inputs: bool = False,
         shared: Shared | None = None,
     ) -> None:
         """A layer without weights.
@@ -105,11 +106,14 @@ class Experts:
         intermediate_size  of each expert
         files              how the checkpoint has the experts' weights
         limit              as in Kernels.pack_experts
+        weighs_inputs      whether an expert's weight multiplies what the expert takes, instead of
+                           what it gives
         """
         self._kernels = build.kernels
         self._sizes = (hidden_size, intermediate_size)
         self._activation = activation
         self._limit = limit
+        self._weighs_inputs = weighs_inputs
         self._router = router
         self._num_experts = num_experts
         self._files = files
@@ -144,13 +148,22 @@ class Experts:
             elsewhere = (chosen < 0) | (chosen >= len(self._gate_up))
             weights = weights.masked_fill(elsewhere, 0.0)
             chosen = chosen.masked_fill(elsewhere, 0)
-        out = self._over.all_reduce(self._experts(x, chosen, weights))
+        mix = self._mix_of_weighed if self._weighs_inputs else self._experts
+        out = self._over.all_reduce(mix(x, chosen, weights))
         if self._shared is None:
             return out
         beside = self._shared.body(x)
         if self._shared_gate is not None:
             self._kernels.gate_rows(beside, self._shared_gate(x))
         return out + beside
+
+    def _mix_of_weighed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """As PackedExperts, but each expert takes x times its weight."""
+        num_tokens, num_chosen = chosen.shape
+        weighed = (x[:, None] * weights[..., None]).to(x.dtype).flatten(0, 1)
+        is_own = (weights != 0).to(weights.dtype)  # other ranks' experts have no weight here
+        out = self._experts(weighed, chosen.view(-1, 1), is_own.view(-1, 1))
+        return out.view(num_tokens, num_chosen, -1).sum(dim=1)
 
     @property
     def _experts(self) -> PackedExperts:
@@ -171,7 +184,10 @@ class Experts:
         total = torch.zeros_like(x, dtype=torch.float32)
         for expert, (gate_up, down) in enumerate(zip(self._gate_up, self._down, strict=True)):
             rows, place = torch.nonzero(chosen == expert, as_tuple=True)
+            weight = weights[rows, place, None].float()
             own = x[rows]
+            if self._weighs_inputs:
+                own, weight = (own * weight).to(x.dtype), torch.ones_like(weight)
             yield own
             expanded = x.new_empty(0, self._sizes[1])
             if len(rows):
@@ -179,7 +195,6 @@ class Experts:
                 expanded = self._kernels.activate_and_mul(gates, self._activation)
             yield expanded
             if len(rows):
-                weight = weights[rows, place, None].float()
                 total.index_add_(0, rows, down(expanded).float() * weight)
         out = total.to(x.dtype)
         if self._shared is None:
@@ -243,6 +258,8 @@ class Experts:
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As FeedForward.record."""
         program.refuse_sum_over(self._over.size)
+        if self._weighs_inputs:
+            raise CannotRecord("a recorded step has no weights of experts' inputs")
         out = self._router.record(program, x, self._experts, self._sizes[0])
         if self._shared is None:
             return out

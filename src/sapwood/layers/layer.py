@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.kernels.recording import Add, Buffer, CannotRecord, Program, Scale
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.norm import Norm
@@ -175,6 +176,52 @@ class Layer:
     def record(self, program: Program, stream: Stream) -> Stream:
         """Add the layer to a recorded step; x and residual as in a call."""
         return self._feed_forward.record(program, self._mixer.record(program, stream))
+
+
+class PartialLayer(Layer):
+    """A layer that lacks its mixer, its feed-forward, or both."""
+
+    def __init__(
+        self,
+        *,
+        mixer: Sublayer[Mixer] | None = None,
+        feed_forward: Sublayer[FeedForward] | None = None,
+    ) -> None:
+        self._only_mixer = mixer
+        self._only_feed_forward = feed_forward
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        if (mixer := self._only_mixer) is not None:
+            normed, residual = mixer.normed(x, residual)
+            x, residual = mixer.finished(mixer.body(normed, batch), residual)
+        if (feed_forward := self._only_feed_forward) is not None:
+            normed, residual = feed_forward.normed(x, residual)
+            x, residual = feed_forward.finished(feed_forward.body(normed), residual)
+        return x, residual
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
+        raise ConfigError("a layer without attention or feed-forward cannot be converted")
+
+    def targets(self) -> dict[str, Target]:
+        mixer = {} if self._only_mixer is None else self._only_mixer.targets()
+        return mixer | (
+            {} if self._only_feed_forward is None else self._only_feed_forward.targets()
+        )
+
+    def pack(self) -> None:
+        if self._only_mixer is not None:
+            self._only_mixer.body.pack()
+        if self._only_feed_forward is not None:
+            self._only_feed_forward.body.pack()
+
+    def record(self, program: Program, stream: Stream) -> Stream:
+        if self._only_mixer is not None:
+            stream = self._only_mixer.record(program, stream)
+        if self._only_feed_forward is not None:
+            stream = self._only_feed_forward.record(program, stream)
+        return stream
 
 
 class ParallelLayer(Layer):

@@ -160,7 +160,16 @@ class XieluMLP(_MLP):
     _BELOW = -1e-6
     """The x from which on e^x is taken instead of a larger x."""
 
-    def __init__(self, build: Build, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(
+        self,
+        build: Build,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        learned: tuple[float, float] | None = None,
+    ) -> None:
+        """learned: the numbers for x above 0 and elsewhere, of which a and b are made; None: the
+        checkpoint has tensors of them"""
         super().__init__(
             build,
             hidden_size,
@@ -171,6 +180,10 @@ class XieluMLP(_MLP):
             bias=False,
         )
         self._positive, self._negative = build.empty(1), build.empty(1)
+        self._is_known = learned is not None
+        if learned is not None:
+            self._positive.fill_(learned[0])
+            self._negative.fill_(learned[1])
 
     def _expand(self, x: Tensor) -> Tensor:
         wide = self._up(x).float()
@@ -184,6 +197,8 @@ class XieluMLP(_MLP):
         return (curve + self._BETA * wide).to(x.dtype)
 
     def targets(self) -> dict[str, Target]:
+        if self._is_known:
+            return super().targets()
         learned = {"alpha_p": whole(self._positive), "alpha_n": whole(self._negative)}
         return super().targets() | prefixed("act_fn", learned)
 

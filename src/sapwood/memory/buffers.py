@@ -22,7 +22,7 @@ def allocate_caches(
 ) -> list[tuple[Tensor, ...]]:
     """Per layer the tensors of its group, in the group's order, all zero.
 
-    groups      with definite dtypes; their layers are 0, 1, … without a gap
+    groups      with definite dtypes; a layer in no group gets no tensors
     pool_sizes  pages, or slots, of each of `pools_of(groups)`
 
     A tensor of pages is [pages, heads, page_size, width], as kernels/interface.py says; one of
@@ -35,7 +35,7 @@ def allocate_caches(
     for pool, size in zip(pools_of(groups), pool_sizes, strict=True):
         for index in pool.groups:
             caches |= _allocate_group(groups[index], size, page_size, device)
-    return [caches[layer] for layer in range(len(caches))]
+    return [caches.get(layer, ()) for layer in range(1 + max(caches, default=-1))]
 
 
 def _allocate_group(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from sapwood.models.lm.mixture import MixtureArchitecture
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES, decoder_class
+from sapwood.models.text_part import TEXT_ARCHITECTURES, WRAPPERS
 from sapwood.store.gguf_architectures import ARCHITECTURES as DENSE_GGUF
 from sapwood.store.gguf_mixtures import MIXTURES as GGUF_MIXTURES
 
@@ -67,9 +68,14 @@ class Capabilities:
 
 
 def capabilities() -> Iterator[Capabilities]:
-    """Of all decoders, by name."""
-    for name in sorted(ARCHITECTURES.names(), key=str.lower):
-        if name not in ENCODERS:
+    """Of all decoders, by name, and of the models whose text part is one."""
+    for name in sorted((*ARCHITECTURES.names(), *WRAPPERS), key=str.lower):
+        if name in WRAPPERS:
+            usual = TEXT_ARCHITECTURES[WRAPPERS[name][0]]
+            one = _capabilities_of(usual)
+            words = f"The text part of a model that also sees, for instance a {usual}"
+            yield replace(one, name=name, models=words, gguf=(), converts=False)
+        elif name not in ENCODERS:
             yield _capabilities_of(name)
 
 
@@ -77,7 +83,8 @@ def _capabilities_of(name: str) -> Capabilities:
     found = decoder_class(name)
     config = found.read(_example(name, found))
     build = Build(kernels=TorchKernels(), device=torch.device("cpu"), dtype=torch.float32)
-    model = Decoder(found(config, build))
+    parts = found(config, build)
+    model = Decoder(parts)
     targets = model.targets()
     load_weights(model, random_weights(targets, seed=0, dtype=torch.float32))
     model.finalize()
@@ -94,10 +101,12 @@ def _capabilities_of(name: str) -> Capabilities:
             file
             for files in (DENSE_GGUF, GGUF_MIXTURES)
             for file, known in files.items()
-            if known.class_name == name
+            if name in (known.class_name, *known.known_as)
         ),
         is_recorded=is_recorded,
-        converts=all(target.has_rows for target in targets.values()),
+        converts=all(target.has_rows for target in targets.values())
+        and parts.streams() is None
+        and not config.heads_by_layer,
     )
 
 

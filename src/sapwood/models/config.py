@@ -45,6 +45,29 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionHeads:
+    """The heads of one layer's attention, as HeadLayout has them.
+
+    source  index of the layer whose keys and values the layer attends to, and which keeps them;
+            None: its own
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    source: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.num_heads, self.num_kv_heads, self.head_dim) < 1:
+            raise ConfigError(f"a layer of the model has impossible heads: {self}")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"the model has {self.num_heads} attention heads, which is not a multiple of its "
+                f"{self.num_kv_heads} key and value heads"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
     """A model of `num_layers` decoder layers.
 
@@ -58,12 +81,18 @@ class DecoderConfig:
     sliding_window   number of tokens that a token attends to at most in the windowed layers; None:
                      there are no such layers
     windowed_layers  indices of the layers that attend to the sliding window only
+    has_chunks       whether a token of these layers sees, of the last sliding_window tokens, only
+                     those of its own chunk of so many (layers/chunks)
     has_sinks        whether attention has sinks (AttentionTraits)
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
     has_alibi        whether attention adds a distance times a slope to its scores
     experts          of feed-forward layers; None: these are dense
     states           what the layers without attention keep, in cache groups of kind STATE
     state_layer_parameters  weights of the mixer of one of these layers
+    heads_by_layer   of a model whose layers differ: the heads of each, None for a layer without
+                     attention; empty: all layers have the model's
+    intermediate_sizes  of a model whose layers differ: the intermediate size of each, 0 for a
+                     layer without a feed-forward; empty: all layers have the model's
     hf               config.json itself, in which an architecture finds what only it has
     """
 
@@ -85,12 +114,15 @@ class DecoderConfig:
     is_gated: bool = True
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] = ()
+    has_chunks: bool = False
     soft_cap: float | None = None
     has_sinks: bool = False
     has_alibi: bool = False
     experts: ExpertsConfig | None = None
     states: tuple[CacheGroup, ...] = ()
     state_layer_parameters: int = 0
+    heads_by_layer: tuple[AttentionHeads | None, ...] = ()
+    intermediate_sizes: tuple[int, ...] = ()
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,11 +139,8 @@ class DecoderConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"the model's {name} is {value} but must be >= 1")
-        if self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"the model has {self.num_heads} attention heads, which is not a multiple of its "
-                f"{self.num_kv_heads} key and value heads"
-            )
+        if not any(self.heads_of(layer) for layer in range(self.num_layers)) and not self.states:
+            raise ConfigError("the model has no layer with attention, which is not implemented")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ConfigError(
                 f"the model's sliding_window is {self.sliding_window} but must be >= 1"
@@ -134,20 +163,39 @@ class DecoderConfig:
         """Whether some layer sees less than the context."""
         return any(self.window_of(layer) is not None for layer in range(self.num_layers))
 
+    def heads_of(self, layer: int) -> AttentionHeads | None:
+        """The heads of the layer's attention; None if it has none."""
+        if self.heads_by_layer:
+            return self.heads_by_layer[layer]
+        if layer in self.layers_with_states:
+            return None
+        return AttentionHeads(
+            num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim
+        )
+
+    def intermediate_size_of(self, layer: int) -> int:
+        return self.intermediate_sizes[layer] if self.intermediate_sizes else self.intermediate_size
+
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in the layers, for this context length."""
-        others = {*self.windowed_layers, *self.layers_with_states}
-        parts = (
-            ([layer for layer in range(self.num_layers) if layer not in others], None),
-            (self.windowed_layers, self.sliding_window),
-        )
+        alike: dict[tuple[bool, int, int], list[int]] = {}
+        for layer in range(self.num_layers):
+            heads = self.heads_of(layer)
+            if heads is not None and heads.source is None:
+                is_windowed = layer in self.windowed_layers
+                key = (is_windowed, heads.num_kv_heads, heads.head_dim)
+                alike.setdefault(key, []).append(layer)
         groups = [
             keys_and_values(
-                layers, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim, window=window
+                layers,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                window=self.sliding_window if is_windowed else None,
             )
-            for layers, window in parts
-            if layers
+            for (is_windowed, num_kv_heads, head_dim), layers in sorted(
+                alike.items(), key=lambda item: item[0][0]
+            )
         ]
         return within([*groups, *self.states], self.context_length)
 
@@ -159,22 +207,25 @@ class DecoderConfig:
     @property
     def num_parameters(self) -> int:
         """Weights of all matrices, counted once where they are tied; norms and biases are few."""
-        heads = self.num_heads + self.num_kv_heads
-        num_with_states = len(self.layers_with_states)
-        mixers = num_with_states * self.state_layer_parameters
-        mixers += (self.num_layers - num_with_states) * 2 * self.hidden_size * self.head_dim * heads
+        mixers = len(self.layers_with_states) * self.state_layer_parameters
         matrices = self.hidden_size * (3 if self.is_gated else 2)
-        num_dense, mixtures = self.num_layers, 0
+        feed_forwards = 0
+        for layer in range(self.num_layers):
+            heads = self.heads_of(layer)
+            if heads is not None:
+                own = heads.num_heads + (heads.num_kv_heads if heads.source is None else 0)
+                mixers += 2 * self.hidden_size * heads.head_dim * own
+            if self.experts is None or layer in self.experts.dense_layers:
+                feed_forwards += matrices * self.intermediate_size_of(layer)
         if self.experts is not None:
-            experts, num_dense = self.experts, len(self.experts.dense_layers)
+            experts = self.experts
             mixture = experts.num_experts * (
                 matrices * experts.intermediate_size + self.hidden_size
             )
             mixture += matrices * experts.shared_size
-            mixtures = (self.num_layers - num_dense) * mixture
-        mixtures += num_dense * matrices * self.intermediate_size
+            feed_forwards += (self.num_layers - len(experts.dense_layers)) * mixture
         vocab = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return mixers + mixtures + vocab
+        return mixers + feed_forwards + vocab
 
     def for_context(self, context_length: int) -> DecoderConfig:
         """The same model, built to serve that context length; ConfigError if that is impossible."""

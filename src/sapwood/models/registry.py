@@ -10,6 +10,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.base.registry import Registry
 from sapwood.models.config import DecoderConfig, architecture_of
 from sapwood.models.encoder.names import ENCODERS
+from sapwood.models.text_part import text_part
 
 if TYPE_CHECKING:
     from sapwood.models.encoder.bert import Encoder
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
     "architecture",
     {
+        "AfmoeForCausalLM": "sapwood.models.lm.afmoe:AfmoeForCausalLM",
         "ApertusForCausalLM": "sapwood.models.lm.apertus:ApertusForCausalLM",
         "AquilaForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "AquilaModel": "sapwood.models.lm.llama:LlamaForCausalLM",
         "ArceeForCausalLM": "sapwood.models.lm.arcee:ArceeForCausalLM",
         "BaichuanForCausalLM": "sapwood.models.lm.baichuan:BaichuanForCausalLM",
+        "BailingMoeForCausalLM": "sapwood.models.lm.bailing_moe:BailingMoeForCausalLM",
+        "BailingMoeV2ForCausalLM": "sapwood.models.lm.bailing_moe:BailingMoeV2ForCausalLM",
         "BaiChuanForCausalLM": "sapwood.models.lm.baichuan:BaichuanForCausalLM",
         "BloomForCausalLM": "sapwood.models.lm.bloom:BloomForCausalLM",
         "ChatGLMForConditionalGeneration": "sapwood.models.lm.chatglm:ChatGLMModel",
@@ -30,11 +34,18 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "Cohere2ForCausalLM": "sapwood.models.lm.cohere2:Cohere2ForCausalLM",
         "CohereForCausalLM": "sapwood.models.lm.cohere:CohereForCausalLM",
         "CwmForCausalLM": "sapwood.models.lm.cwm:CwmForCausalLM",
+        "DbrxForCausalLM": "sapwood.models.lm.dbrx:DbrxForCausalLM",
+        "DeepseekForCausalLM": "sapwood.models.lm.deepseek:DeepseekForCausalLM",
+        "DeciLMForCausalLM": "sapwood.models.lm.deci:DeciLMForCausalLM",
         "Dots1ForCausalLM": "sapwood.models.lm.dots1:Dots1ForCausalLM",
         "Ernie4_5_ForCausalLM": "sapwood.models.lm.ernie4_5:Ernie4_5ForCausalLM",
+        "Ernie4_5_MoEForCausalLM": "sapwood.models.lm.ernie4_5_moe:Ernie4_5_MoeForCausalLM",
+        "Ernie4_5_MoeForCausalLM": "sapwood.models.lm.ernie4_5_moe:Ernie4_5_MoeForCausalLM",
         "Ernie4_5ForCausalLM": "sapwood.models.lm.ernie4_5:Ernie4_5ForCausalLM",
         "Exaone4ForCausalLM": "sapwood.models.lm.exaone4:Exaone4ForCausalLM",
         "ExaoneForCausalLM": "sapwood.models.lm.exaone:ExaoneForCausalLM",
+        "ExaoneMoEForCausalLM": "sapwood.models.lm.exaone_moe:ExaoneMoeForCausalLM",
+        "ExaoneMoeForCausalLM": "sapwood.models.lm.exaone_moe:ExaoneMoeForCausalLM",
         "FalconForCausalLM": "sapwood.models.lm.falcon:FalconForCausalLM",
         "FlexOlmoForCausalLM": "sapwood.models.lm.flex_olmo:FlexOlmoForCausalLM",
         "Gemma2ForCausalLM": "sapwood.models.lm.gemma2:Gemma2ForCausalLM",
@@ -52,14 +63,19 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "GraniteMoeForCausalLM": "sapwood.models.lm.granite_moe:GraniteMoeForCausalLM",
         "HeliumForCausalLM": "sapwood.models.lm.helium:HeliumForCausalLM",
         "HunYuanDenseV1ForCausalLM": "sapwood.models.lm.hunyuan:HunYuanDenseV1ForCausalLM",
+        "HunYuanMoEV1ForCausalLM": "sapwood.models.lm.hunyuan_moe:HunYuanMoEV1ForCausalLM",
         "InternLM2ForCausalLM": "sapwood.models.lm.internlm:InternLM2ForCausalLM",
         "InternLM3ForCausalLM": "sapwood.models.lm.internlm:InternLM3ForCausalLM",
         "InternLMForCausalLM": "sapwood.models.lm.internlm:InternLMForCausalLM",
+        "IQuestCoderForCausalLM": "sapwood.models.lm.iquestcoder:IQuestCoderForCausalLM",
         "Lfm2ForCausalLM": "sapwood.models.lm.lfm2:Lfm2ForCausalLM",
+        "Lfm2MoeForCausalLM": "sapwood.models.lm.lfm2_moe:Lfm2MoeForCausalLM",
+        "Llama4ForCausalLM": "sapwood.models.lm.llama4:Llama4ForCausalLM",
         "LlamaForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "LLaMAForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "MiMoForCausalLM": "sapwood.models.lm.mimo:MiMoForCausalLM",
         "MiniCPMForCausalLM": "sapwood.models.lm.minicpm:MiniCPMForCausalLM",
+        "MiniMaxM2ForCausalLM": "sapwood.models.lm.minimax_m2:MiniMaxM2ForCausalLM",
         "Ministral3ForCausalLM": "sapwood.models.lm.ministral:Ministral3ForCausalLM",
         "MinistralForCausalLM": "sapwood.models.lm.ministral:MinistralForCausalLM",
         "MistralForCausalLM": "sapwood.models.lm.mistral:MistralForCausalLM",
@@ -75,6 +91,8 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "PersimmonForCausalLM": "sapwood.models.lm.persimmon:PersimmonForCausalLM",
         "Phi3ForCausalLM": "sapwood.models.lm.phi3:Phi3ForCausalLM",
         "PhiForCausalLM": "sapwood.models.lm.phi:PhiForCausalLM",
+        "PhiMoEForCausalLM": "sapwood.models.lm.phimoe:PhimoeForCausalLM",
+        "PhimoeForCausalLM": "sapwood.models.lm.phimoe:PhimoeForCausalLM",
         "Qwen2ForCausalLM": "sapwood.models.lm.qwen2:Qwen2ForCausalLM",
         "Qwen2MoeForCausalLM": "sapwood.models.lm.qwen2_moe:Qwen2MoeForCausalLM",
         "Qwen3ForCausalLM": "sapwood.models.lm.qwen3:Qwen3ForCausalLM",
@@ -82,9 +100,12 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "QWenLMHeadModel": "sapwood.models.lm.qwen:QWenLMHeadModel",
         "SeedOssForCausalLM": "sapwood.models.lm.seed_oss:SeedOssForCausalLM",
         "SmolLM3ForCausalLM": "sapwood.models.lm.smollm3:SmolLM3ForCausalLM",
+        "SolarOpenForCausalLM": "sapwood.models.lm.solar_open:SolarOpenForCausalLM",
+        "SolarForCausalLM": "sapwood.models.lm.solar:SolarForCausalLM",
         "StableLMEpochForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
         "StableLmForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
         "Starcoder2ForCausalLM": "sapwood.models.lm.starcoder2:Starcoder2ForCausalLM",
+        "TeleFLMForCausalLM": "sapwood.models.lm.teleflm:TeleFLMForCausalLM",
         "XverseForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "YiForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         **ENCODERS,
@@ -108,8 +129,9 @@ def encoder_class(name: str) -> type[Encoder]:
 
 
 def read_decoder(hf_config: Mapping[str, Any]) -> DecoderConfig:
-    """The facts of a decoder in its config.json.
+    """The facts of a decoder in its config.json, or of the decoder that is a model's text part.
 
     Raises ConfigError for an architecture that is not implemented, and for fields that are missing
     or whose value is not implemented."""
-    return decoder_class(architecture_of(hf_config)).read(hf_config)
+    found = text_part(hf_config)
+    return decoder_class(architecture_of(found)).read(found)

@@ -3,153 +3,50 @@
 Names and keys: gguf-py's constants. llama.cpp has one way to rotate per architecture: where it
 rotates neighbouring pairs and Hugging Face's model halves, rows of queries and keys were put in
 another order when the file was made. Its norms multiply by their weight, so 1 was added to weights
-that are differences from 1.
+that are differences from 1. Matrices are [out, in], and a fused projection has all queries, all
+keys, then all values, whatever Hugging Face's files have; the field `gguf_projections` of
+the config.json that is made of a file says so to the model's class.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
-from sapwood.base.errors import ModelSourceError
-
-
-class Metadata(Protocol):
-    """A file's metadata: `fields["block_count"]` is the value of <architecture>.block_count."""
-
-    def get(self, name: str, default: Any = None) -> Any: ...
-
-    def __getitem__(self, name: str) -> Any:
-        """Raises ModelSourceError if there is no such value."""
-        ...
-
-    def has(self, tensor: str) -> bool:
-        """Whether the first layer has that tensor: "attn_q.bias", …"""
-        ...
-
-
-MoreFields = Callable[[Metadata, Mapping[str, Any]], Mapping[str, Any]]
-"""From metadata, and the fields of config.json that all architectures have, to further fields."""
-
-
-def _none(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {}
+from sapwood.store import gguf_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """The Hugging Face counterpart of a GGUF architecture.
 
+    known_as     further architectures in Hugging Face's spelling from which such files are made
     permuted     whether rows of the query and key projections are in llama.cpp's order of rotary
                  pairs
     adds_one     whether weights of norms are larger by 1 than in Hugging Face's files
     norm         "rms" or "layer": whose epsilon the file has
-    epsilon      what config.json calls it
     activation   hidden_act
     has_windows  whether a sliding window is served; others refuse a file that has one
-    names        parts of tensor names that differ from Llama's, GGUF's -> Hugging Face's
+    mixes        whether layers with 0 key and value heads have another mixer than attention
+    layers       name of all layers in Hugging Face's files
+    names        other parts of tensor names that differ from Llama's, GGUF's -> Hugging Face's
     reads        metadata that `more` reads, and that is refused for others
     more         further fields of config.json
     """
 
     class_name: str
     model_type: str
+    known_as: tuple[str, ...] = ()
     permuted: bool = False
     adds_one: bool = False
     norm: str = "rms"
-    epsilon: str = "rms_norm_eps"
     activation: str = "silu"
     has_windows: bool = False
+    mixes: bool = False
+    layers: str = "model.layers"
     names: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
-    more: MoreFields = _none
-
-
-def _gemma2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {
-        "attn_logit_softcapping": fields.get("attn_logit_softcapping"),
-        "final_logit_softcapping": fields.get("final_logit_softcapping"),
-        "query_pre_attn_scalar": _query_scalar(config, num_layers_of_27b=46),
-        "sliding_window": int(fields["attention.sliding_window"]),
-    }
-
-
-def _gemma3(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {
-        "final_logit_softcapping": fields.get("final_logit_softcapping"),
-        "query_pre_attn_scalar": _query_scalar(config, num_layers_of_27b=62),
-        "sliding_window": int(fields["attention.sliding_window"]),
-        "rope_local_base_freq": fields.get("rope.freq_base_swa", 10_000.0),
-    }
-
-
-def _query_scalar(config: Mapping[str, Any], *, num_layers_of_27b: int) -> int:
-    """Files do not say it: it is head_dim, but for the model of 27 billion parameters."""
-    if config["num_hidden_layers"] == num_layers_of_27b:
-        return int(config["hidden_size"]) // int(config["num_attention_heads"])
-    return int(config["head_dim"])
-
-
-def granite(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {
-        "attention_multiplier": fields.get("attention.scale", config["head_dim"] ** -0.5),
-        "embedding_multiplier": fields.get("embedding_scale", 1.0),
-        "residual_multiplier": fields.get("residual_scale", 1.0),
-        "logits_scaling": fields.get("logit_scale", 1.0),
-    }
-
-
-def _minicpm(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    depth = math.sqrt(config["num_hidden_layers"])
-    return {
-        "scale_emb": fields.get("embedding_scale", 12.0),
-        "scale_depth": fields.get("residual_scale", 1.4 / depth) * depth,
-        "dim_model_base": round(
-            config["hidden_size"] / fields.get("logit_scale", config["hidden_size"] / 256)
-        ),
-    }
-
-
-def _cohere(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {
-        "logit_scale": fields["logit_scale"],
-        "use_qk_norm": fields.has("attn_q_norm.weight"),
-        "sliding_window": fields.get("attention.sliding_window"),
-    }
-
-
-def _stablelm(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    if fields.has("attn_q_norm.weight"):
-        raise ModelSourceError(
-            "the file has norms of each head in one tensor, which sapwood does not read from GGUF "
-            "for stablelm; a safetensors version of the model may be served"
-        )
-    return {
-        "use_parallel_residual": bool(fields.get("use_parallel_residual", False)),
-        "use_qkv_bias": fields.has("attn_q.bias"),
-    }
-
-
-def _exaone4(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    pattern = fields.get("attention.sliding_window_pattern")
-    if not isinstance(pattern, list) or not fields.get("attention.sliding_window"):
-        return {}
-    kinds = ["sliding_attention" if is_sliding else "full_attention" for is_sliding in pattern]
-    return {"layer_types": kinds}
-
-
-def _use_bias(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"use_bias": fields.has("attn_q.bias")}
-
-
-def _seed_oss(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"attention_out_bias": fields.has("attn_output.bias")}
-
-
-def _olmo(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"clip_qkv": fields.get("attention.clamp_kqv") or None}
+    more: gguf_fields.MoreFields = gguf_fields.none
 
 
 _NORMS_AFTER = {
@@ -169,8 +66,84 @@ _GLM4_NAMES = {
     "post_ffw_norm": "post_mlp_layernorm",
 }
 
+_GPT2_NAMES = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_NEOX_NAMES = {
+    "token_embd": "gpt_neox.embed_in",
+    "output_norm": "gpt_neox.final_layer_norm",
+    "output": "embed_out",
+    "attn_qkv": "attention.query_key_value",
+    "attn_output": "attention.dense",
+    "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h",
+}
+_BLOOM_NAMES = {
+    "token_embd": "transformer.word_embeddings",
+    "token_embd_norm": "transformer.word_embeddings_layernorm",
+    "output_norm": "transformer.ln_f",
+    "attn_qkv": "self_attention.query_key_value",
+    "attn_output": "self_attention.dense",
+    "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h",
+}
+_CHATGLM_NAMES = {
+    **{name: own for name, own in _BLOOM_NAMES.items() if not name.startswith("token_embd")},
+    "token_embd": "transformer.embedding.word_embeddings",
+    "output_norm": "transformer.encoder.final_layernorm",
+    "output": "transformer.output_layer",
+    "attn_q": "self_attention.q_proj",
+    "attn_k": "self_attention.k_proj",
+    "attn_v": "self_attention.v_proj",
+}
+_MPT_NAMES = {
+    "token_embd": "transformer.wte",
+    "output_norm": "transformer.norm_f",
+    "attn_norm": "norm_1",
+    "attn_qkv": "attn.Wqkv",
+    "attn_output": "attn.out_proj",
+    "ffn_norm": "norm_2",
+    "ffn_up": "ffn.up_proj",
+    "ffn_down": "ffn.down_proj",
+}
+_EXAONE_NAMES = {
+    "token_embd": "transformer.wte",
+    "output_norm": "transformer.ln_f",
+    "attn_norm": "ln_1",
+    "attn_q": "attn.attention.q_proj",
+    "attn_k": "attn.attention.k_proj",
+    "attn_v": "attn.attention.v_proj",
+    "attn_output": "attn.attention.out_proj",
+    "ffn_norm": "ln_2",
+    "ffn_gate": "mlp.c_fc_0",
+    "ffn_up": "mlp.c_fc_1",
+    "ffn_down": "mlp.c_proj",
+}
+_LFM2_NAMES = {
+    "token_embd_norm": "model.embedding_norm",
+    "attn_norm": "operator_norm",
+    "attn_output": "self_attn.out_proj",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.out_proj": "conv.out_proj",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+}
+
 _TANH = "gelu_pytorch_tanh"
-FACTORS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+_FACTORS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(class_name="LlamaForCausalLM", model_type="llama", permuted=True),
@@ -179,35 +152,81 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "qwen2": Architecture(class_name="Qwen2ForCausalLM", model_type="qwen2"),
     "qwen3": Architecture(class_name="Qwen3ForCausalLM", model_type="qwen3"),
+    "apertus": Architecture(
+        class_name="ApertusForCausalLM",
+        model_type="apertus",
+        activation="xielu",
+        names={"attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"},
+        more=gguf_fields.apertus,
+    ),
     "arcee": Architecture(
         class_name="ArceeForCausalLM", model_type="arcee", permuted=True, activation="relu2"
+    ),
+    "baichuan": Architecture(
+        class_name="BaichuanForCausalLM",
+        model_type="baichuan",
+        known_as=("BaiChuanForCausalLM",),
+        permuted=True,
+        more=gguf_fields.baichuan,
+    ),
+    "bloom": Architecture(
+        class_name="BloomForCausalLM",
+        model_type="bloom",
+        norm="layer",
+        activation=_TANH,
+        layers="transformer.h",
+        names=_BLOOM_NAMES,
+    ),
+    "chatglm": Architecture(
+        class_name="ChatGLMModel",
+        model_type="chatglm",
+        known_as=("ChatGLMForConditionalGeneration", "GlmForCausalLM"),
+        layers="transformer.encoder.layers",
+        names=_CHATGLM_NAMES,
+        more=gguf_fields.chatglm,
     ),
     "cohere2": Architecture(
         class_name="Cohere2ForCausalLM",
         model_type="cohere2",
         norm="layer",
-        epsilon="layer_norm_eps",
         has_windows=True,
         reads=("logit_scale",),
-        more=_cohere,
+        more=gguf_fields.cohere,
     ),
     "command-r": Architecture(
         class_name="CohereForCausalLM",
         model_type="cohere",
         norm="layer",
-        epsilon="layer_norm_eps",
         reads=("logit_scale",),
-        more=_cohere,
+        more=gguf_fields.cohere,
     ),
     "ernie4_5": Architecture(
-        class_name="Ernie4_5ForCausalLM", model_type="ernie4_5", more=_use_bias
+        class_name="Ernie4_5ForCausalLM", model_type="ernie4_5", more=gguf_fields.use_bias
+    ),
+    "exaone": Architecture(
+        class_name="ExaoneForCausalLM",
+        model_type="exaone",
+        layers="transformer.h",
+        names=_EXAONE_NAMES,
     ),
     "exaone4": Architecture(
         class_name="Exaone4ForCausalLM",
         model_type="exaone4",
         has_windows=True,
         names=_NORMS_AFTER,
-        more=_exaone4,
+        more=gguf_fields.exaone4,
+    ),
+    "falcon": Architecture(
+        class_name="FalconForCausalLM",
+        model_type="falcon",
+        norm="layer",
+        activation="gelu",
+        layers="transformer.h",
+        names={
+            **{name: own for name, own in _BLOOM_NAMES.items() if name != "token_embd_norm"},
+            "attn_norm_2": "ln_attn",
+        },
+        more=gguf_fields.falcon,
     ),
     "gemma": Architecture(
         class_name="GemmaForCausalLM", model_type="gemma", adds_one=True, activation=_TANH
@@ -219,7 +238,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         activation=_TANH,
         has_windows=True,
         names=_GEMMA_NORMS,
-        more=_gemma2,
+        more=gguf_fields.gemma2,
     ),
     "gemma3": Architecture(
         class_name="Gemma3ForCausalLM",
@@ -228,15 +247,32 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         activation=_TANH,
         has_windows=True,
         names=_GEMMA_NORMS,
-        more=_gemma3,
+        more=gguf_fields.gemma3,
     ),
     "glm4": Architecture(class_name="Glm4ForCausalLM", model_type="glm4", names=_GLM4_NAMES),
+    "gpt2": Architecture(
+        class_name="GPT2LMHeadModel",
+        model_type="gpt2",
+        norm="layer",
+        activation=_TANH,
+        layers="transformer.h",
+        names=_GPT2_NAMES,
+    ),
+    "gptneox": Architecture(
+        class_name="GPTNeoXForCausalLM",
+        model_type="gpt_neox",
+        norm="layer",
+        activation="gelu",
+        layers="gpt_neox.layers",
+        names=_NEOX_NAMES,
+        more=gguf_fields.gpt_neox,
+    ),
     "granite": Architecture(
         class_name="GraniteForCausalLM",
         model_type="granite",
         permuted=True,
-        reads=FACTORS,
-        more=granite,
+        reads=_FACTORS,
+        more=gguf_fields.granite,
     ),
     "hunyuan-dense": Architecture(
         class_name="HunYuanDenseV1ForCausalLM",
@@ -246,19 +282,41 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "attn_k_norm": "self_attn.key_layernorm",
         },
     ),
+    "internlm2": Architecture(
+        class_name="LlamaForCausalLM",
+        model_type="llama",
+        known_as=("InternLM2ForCausalLM",),
+        permuted=True,
+    ),
+    "lfm2": Architecture(
+        class_name="Lfm2ForCausalLM",
+        model_type="lfm2",
+        mixes=True,
+        names=_LFM2_NAMES,
+        more=gguf_fields.lfm2,
+    ),
     "minicpm": Architecture(
         class_name="MiniCPMForCausalLM",
         model_type="minicpm",
         permuted=True,
-        reads=FACTORS[1:],
-        more=_minicpm,
+        reads=_FACTORS[1:],
+        more=gguf_fields.minicpm,
+    ),
+    "mpt": Architecture(
+        class_name="MptForCausalLM",
+        model_type="mpt",
+        norm="layer",
+        activation="gelu",
+        layers="transformer.blocks",
+        names=_MPT_NAMES,
+        reads=("attention.clamp_kqv",),
+        more=gguf_fields.mpt,
     ),
     "nemotron": Architecture(
         class_name="NemotronForCausalLM",
         model_type="nemotron",
         adds_one=True,
         norm="layer",
-        epsilon="norm_eps",
         activation="relu2",
     ),
     "olmo": Architecture(
@@ -267,14 +325,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         permuted=True,
         norm="layer",
         reads=("attention.clamp_kqv",),
-        more=_olmo,
+        more=gguf_fields.olmo,
     ),
-    "olmo2": Architecture(class_name="Olmo2ForCausalLM", model_type="olmo2", names=_NORMS_AFTER),
+    "olmo2": Architecture(
+        class_name="Olmo2ForCausalLM",
+        model_type="olmo2",
+        known_as=("Olmo3ForCausalLM",),
+        has_windows=True,
+        names=_NORMS_AFTER,
+        more=gguf_fields.olmo2,
+    ),
+    "orion": Architecture(class_name="OrionForCausalLM", model_type="orion", norm="layer"),
     "phi2": Architecture(
         class_name="PhiForCausalLM",
         model_type="phi",
         norm="layer",
-        epsilon="layer_norm_eps",
         activation="gelu_new",
         names=_PHI2_NAMES,
     ),
@@ -284,28 +349,46 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         has_windows=True,
         names={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
     ),
+    "qwen": Architecture(
+        class_name="QWenLMHeadModel",
+        model_type="qwen",
+        layers="transformer.h",
+        names={
+            **{name: own for name, own in _GPT2_NAMES.items() if name != "position_embd"},
+            "ffn_gate": "mlp.w2",
+            "ffn_up": "mlp.w1",
+        },
+    ),
     "seed_oss": Architecture(
         class_name="SeedOssForCausalLM",
         model_type="seed_oss",
         names={"post_attention_norm": "post_attention_layernorm"},
-        more=_seed_oss,
+        more=gguf_fields.seed_oss,
     ),
     "smollm3": Architecture(class_name="SmolLM3ForCausalLM", model_type="smollm3", permuted=True),
     "stablelm": Architecture(
         class_name="StableLmForCausalLM",
         model_type="stablelm",
         norm="layer",
-        epsilon="layer_norm_eps",
-        more=_stablelm,
+        more=gguf_fields.stablelm,
+    ),
+    "starcoder": Architecture(
+        class_name="GPTBigCodeForCausalLM",
+        model_type="gpt_bigcode",
+        norm="layer",
+        activation=_TANH,
+        layers="transformer.h",
+        names=_GPT2_NAMES,
+        more=gguf_fields.gpt_bigcode,
     ),
     "starcoder2": Architecture(
         class_name="Starcoder2ForCausalLM",
         model_type="starcoder2",
         norm="layer",
-        epsilon="norm_epsilon",
         activation=_TANH,
         has_windows=True,
         names={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
-        more=_use_bias,
+        more=gguf_fields.use_bias,
     ),
+    "xverse": Architecture(class_name="XverseForCausalLM", model_type="xverse", permuted=True),
 }

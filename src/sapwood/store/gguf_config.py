@@ -39,6 +39,10 @@ class Fields:
         value = self._metadata.get(f"{self.architecture}.{name}", default)
         return shortest(value) if isinstance(value, float) else value
 
+    def plain(self, key: str) -> Any:
+        """The value of a key that does not begin with the architecture; None if there is none."""
+        return self._metadata.get(key)
+
     def __getitem__(self, name: str) -> Any:
         value = self.get(name)
         if value is None:
@@ -52,10 +56,13 @@ class Fields:
         """Whether the first layer has that tensor: "attn_q.bias", …"""
         return f"blk.0.{tensor}" in self._tensors
 
-    def uniform(self, name: str, default: int | None = None) -> int:
-        """An integer that may be given per layer, provided that all layers agree."""
+    def uniform(self, name: str, default: int | None = None, *, skips: bool = False) -> int:
+        """An integer that may be given per layer, provided that all layers agree; `skips`: but for
+        those with 0."""
         value = self[name] if default is None else self.get(name, default)
         values = set(value) if isinstance(value, list) else {value}
+        if skips and len(values) > 1:
+            values.discard(0)
         if len(values) != 1:
             raise ModelSourceError(
                 f"{self.path}: {self.architecture}.{name} differs between layers, "
@@ -101,7 +108,9 @@ def num_layers(header: GgufHeader) -> int:
 
 
 def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, Any]:
-    """The model's config.json; `tensors` has the tensors of all its files."""
+    """The model's config.json; `tensors` has the tensors of all its files.
+
+    Fields are called as most architectures call them, whatever this one's own config.json does."""
     architecture = architecture_of(header)
     by_name = {tensor.name: tensor for tensor in tensors}
     fields = Fields(header, by_name)
@@ -118,18 +127,21 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers(header),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": fields.uniform("attention.head_count_kv", num_heads),
+        "num_key_value_heads": fields.uniform(
+            "attention.head_count_kv", num_heads, skips=architecture.mixes
+        ),
         "head_dim": head_dim,
         "intermediate_size": fields.uniform("feed_forward_length"),
         "hidden_act": architecture.activation,
         "vocab_size": embedding.shape[0],
-        architecture.epsilon: fields[_EPSILONS[architecture.norm]],
+        "rms_norm_eps": fields[_EPSILONS[architecture.norm]],
         "rope_theta": fields.get("rope.freq_base", 10000.0),
         "max_position_embeddings": int(fields["context_length"]),
         "tie_word_embeddings": "output.weight" not in by_name,
         "attention_bias": fields.has("attn_q.bias"),
         "mlp_bias": fields.has("ffn_up.bias"),
         "dtype": _dtype(tensors),
+        "gguf_projections": "fused" if fields.has("attn_qkv.weight") else "separate",
         **special_ids(header),
     }
     rotary_dim = int(fields.get("rope.dimension_count", head_dim))

@@ -9,13 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sapwood.base.errors import ModelSourceError
-from sapwood.store.gguf_architectures import (
-    ARCHITECTURES,
-    FACTORS,
-    Architecture,
-    Metadata,
-    granite,
-)
+from sapwood.store.gguf_architectures import ARCHITECTURES, Architecture
+from sapwood.store.gguf_fields import Metadata, granite
 
 SOFTMAX, SIGMOID = 1, 2
 """Values of expert_gating_func: what the router's products become."""
@@ -171,7 +166,7 @@ MIXTURES: Mapping[str, Architecture] = {
             "ffn_gate_inp": "block_sparse_moe.router.layer",
             **_experts("block_sparse_moe", _LAYERS),
         },
-        reads=(*FACTORS, *_READS),
+        reads=("attention.scale", "embedding_scale", "residual_scale", "logit_scale", *_READS),
         more=_granite_moe,
     ),
     "olmoe": Architecture(

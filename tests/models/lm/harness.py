@@ -19,7 +19,7 @@ from sapwood.layers.build import Build, Groups
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
-from sapwood.models.config import DecoderConfig
+from sapwood.models.config import AttentionHeads, DecoderConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.registry import read_decoder
@@ -111,11 +111,10 @@ def make_kv_caches(
     """Filled with NaN, so that whoever reads what no token of the request wrote is found out. There
     are as many slots of states as pages."""
     size = 1 if group is None else group.size
-    shape = kv_cache_shape(
-        num_pages, max(1, config.num_kv_heads // size), page_size, config.head_dim, dtype
-    )
 
-    def full_of_nan() -> Tensor:
+    def full_of_nan(heads: AttentionHeads) -> Tensor:
+        num_kv_heads = max(1, heads.num_kv_heads // size)
+        shape = kv_cache_shape(num_pages, num_kv_heads, page_size, heads.head_dim, dtype)
         if is_8_bit(dtype):  # so are its scales then
             return torch.full(shape, 255, dtype=torch.uint8).view(dtype)
         return torch.full(shape, torch.nan, dtype=dtype)
@@ -132,10 +131,14 @@ def make_kv_caches(
         for kept in config.states
         for layer in kept.layers
     }
-    return [
-        states[layer] if layer in states else (full_of_nan(), full_of_nan())
-        for layer in range(config.num_layers)
-    ]
+    caches = []
+    for layer in range(config.num_layers):
+        heads = config.heads_of(layer)
+        if heads is None or heads.source is not None:
+            caches.append(states.get(layer, ()))
+        else:
+            caches.append((full_of_nan(heads), full_of_nan(heads)))
+    return caches
 
 
 def make_decoder(

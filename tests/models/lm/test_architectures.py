@@ -112,8 +112,7 @@ def test_names_may_lack_their_prefix(case: str) -> None:
 @pytest.mark.parametrize(
     ("case", "fields", "message"),
     [
-        ("opt", {"word_embed_proj_dim": 20}, "word_embed_proj_dim unlike hidden_size"),
-        ("opt", {"do_layer_norm_before": False}, "norms after the layers"),
+        ("iquestcoder", {"clip_qkv": 3.0}, "clip_qkv or use_sliding_window"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "asks for apply_residual"),
         ("mpt", {"attn_config": {"qk_ln": True}}, "asks for attn_config.qk_ln"),
         ("mpt", {"attn_config": 3}, "an object as 'attn_config'"),
@@ -123,6 +122,15 @@ def test_names_may_lack_their_prefix(case: str) -> None:
         ("exaone4", {"sliding_window": 8, "sliding_window_pattern": "LX"}, "letters L"),
         ("gemma", {"use_bidirectional_attention": True}, "attend to later ones"),
         ("mixtral", {"num_experts_per_tok": 9}, "experts"),
+        ("afmoe", {"n_group": 2}, "asks for experts in groups"),
+        ("afmoe", {"score_func": "softmax"}, "asks for score_func 'softmax'"),
+        ("dbrx", {"ffn_config": {"moe_normalize_expert_weights": 2}}, "only 1 and null"),
+        ("dbrx", {"attn_config": [8]}, "an object as 'attn_config'"),
+        ("hunyuan_v1_moe", {"moe_topk": [2, 3]}, "different moe_topk for its layers"),
+        ("hunyuan_v1_moe", {"use_cla": True}, "asks for use_cla"),
+        ("llama4", {"no_rope_layers": [1, 0]}, "a list of 4 layers as 'no_rope_layers'"),
+        ("llama4", {"moe_layers": 2}, "a list of layers as 'moe_layers'"),
+        ("minimax_m2", {"attn_type_list": [1, 0]}, "asks for linear attention"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "number above 0 as 'attn_logit_softcapping'"),
     ],
 )

@@ -19,6 +19,7 @@ from sapwood.models.registry import read_decoder
 from tests.models.lm.checks import CHECKS
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import Peer, make_peer, random_text
+from tests.models.lm.test_architectures import native_or_skip
 
 Weights = dict[str, Tensor]
 SIZES: dict[str, Any] = {
@@ -42,7 +43,7 @@ class Case:
     peer: tuple[str, dict[str, Any]]
     fields: dict[str, Any]
     names: Mapping[str, str]
-    fused: Callable[[Weights], None] = lambda _: None
+    fused: Callable[[Weights], object] = lambda _: None
 
 
 def fuse(
@@ -60,7 +61,39 @@ def fuse(
         weights[key.replace(f".{parts[0]}.", f".{name}.")] = fused
 
 
+def drop_shared_gate(weights: Weights) -> None:
+    """Without the gate of shared experts. The one in the peer is zero, which halves them."""
+    for key in [key for key in weights if "shared_expert_gate" in key]:
+        weights[key.replace("_gate.weight", "s.down_proj.weight")] *= 0.5
+        del weights[key]
+
+
 QKV = ("q_proj", "k_proj", "v_proj")
+SOFTMAX_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 80,
+    "norm_topk_prob": True,
+    "qkv_bias": False,
+}
+MOE_SIZES = SIZES | {
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "norm_topk_prob": True,
+}
+GROUPS = {
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+    "num_hidden_layers": 3,
+}
+BAILING_NAMES = {
+    "embed_tokens": "word_embeddings",
+    "self_attn": "attention",
+    "o_proj": "dense",
+}
 GPT_NAMES = {
     "model.embed_tokens": "transformer.wte",
     "model.layers": "transformer.h",
@@ -68,7 +101,75 @@ GPT_NAMES = {
     "input_layernorm": "ln_1",
     "post_attention_layernorm": "ln_2",
 }
+DECI_LAYERS = ((3, 16), (None, 8), (1, None), (2, 8))
+"""Queries per key and value head, None without attention, and factor of the feed-forward's size,
+None without one."""
+
+
+def vary_layers(weights: Weights) -> None:
+    """Make each layer what DECI_LAYERS says: the whole ones, with zeros and with equal heads, stay
+    in the model of transformers, and only their parts are in the checkpoint."""
+    for index, (per_group, factor) in enumerate(DECI_LAYERS):
+        prefix = f"model.layers.{index}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        if per_group is None:
+            weights[f"{attention}.o_proj.weight"].zero_()
+            drop(weights, (attention, f"{prefix}.input_layernorm"))
+        else:
+            for name in ("k_proj", "v_proj"):
+                heads = weights[f"{attention}.{name}.weight"].view(
+                    6 // per_group, per_group, -1, 48
+                )
+                heads[:, 1:] = heads[:, :1]
+                weights[f"{attention}.{name}.weight"] = heads[:, 0].reshape(-1, 48)
+        size = 0 if factor is None else 32 * factor
+        weights[f"{mlp}.down_proj.weight"][:, size:] = 0.0
+        weights[f"{mlp}.down_proj.weight"] = weights[f"{mlp}.down_proj.weight"][:, :size]
+        for name in ("gate_proj", "up_proj"):
+            weights[f"{mlp}.{name}.weight"] = weights[f"{mlp}.{name}.weight"][:size]
+        if factor is None:
+            drop(weights, (mlp, f"{prefix}.post_attention_layernorm"))
+
+
+def drop(weights: Weights, prefixes: tuple[str, ...]) -> None:
+    for name in [name for name in weights if name.startswith(prefixes)]:
+        del weights[name]
+
+
+def deci_block(per_group: int | None, factor: int | None) -> dict[str, Any]:
+    attention = {"no_op": True} if per_group is None else {"n_heads_in_group": per_group}
+    return {
+        "attention": {"no_op": False, "n_heads_in_group": None, **attention},
+        "ffn": {"no_op": factor is None, "ffn_mult": factor, "replace_with_linear": False},
+    }
+
+
 CASES: dict[str, Case] = {
+    "DeciLMForCausalLM": Case(
+        ("llama", {"num_hidden_layers": 4, "intermediate_size": 512, **EQUAL_HEADS}),
+        {
+            **SIZES,
+            "num_hidden_layers": 4,
+            "intermediate_size": None,
+            "num_key_value_heads": None,
+            "block_configs": [deci_block(*one) for one in DECI_LAYERS],
+        },
+        {},
+        vary_layers,
+    ),
+    "TeleFLMForCausalLM": Case(
+        (
+            "granite",
+            {
+                "embedding_multiplier": 3.0,
+                "residual_multiplier": 1.0,
+                "logits_scaling": 1.25,
+                "attention_multiplier": 8**-0.5,
+            },
+        ),
+        {**SIZES, "use_mup": True, "input_mult": 3.0, "output_mult": 2, "mup_scale_factor": 2.5},
+        {},
+    ),
     "MiMoForCausalLM": Case(("qwen2", {}), SIZES, {}),
     "XverseForCausalLM": Case(("llama", {}), SIZES, {}),
     "InternLMForCausalLM": Case(
@@ -179,6 +280,34 @@ CASES: dict[str, Case] = {
         {**SIZES, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 24},
         {},
     ),
+    "DeepseekForCausalLM": Case(
+        ("qwen2_moe", SOFTMAX_MOE | {"mlp_only_layers": [0]}),
+        MOE_SIZES | {"n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1},
+        {"shared_expert.": "shared_experts."},
+        drop_shared_gate,
+    ),
+    "BailingMoeForCausalLM": Case(
+        ("qwen2_moe", SOFTMAX_MOE),
+        MOE_SIZES | {"num_experts": 6, "num_shared_experts": 2},
+        {"shared_expert.": "shared_experts."} | BAILING_NAMES,
+        lambda weights: (drop_shared_gate(weights), fuse(weights, QKV, "query_key_value")),
+    ),
+    "BailingMoeV2ForCausalLM": Case(
+        (
+            "glm4_moe",
+            GROUPS
+            | {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+            | {"n_shared_experts": 1, "use_qk_norm": True, "head_dim": 8, "rms_norm_eps": 1e-6},
+        ),
+        MOE_SIZES
+        | GROUPS
+        | {"num_experts": 8, "num_shared_experts": 1, "use_qk_norm": True, "head_dim": 8}
+        | {"partial_rotary_factor": 0.5, "score_function": "sigmoid"},
+        {"q_norm": "query_layernorm", "k_norm": "key_layernorm"}
+        | {"e_score_correction_bias": "expert_bias"}
+        | BAILING_NAMES,
+        lambda weights: fuse(weights, QKV, "query_key_value"),
+    ),
     "ExaoneForCausalLM": Case(
         ("llama", {"rms_norm_eps": 1e-5}),
         {
@@ -212,7 +341,7 @@ def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> Weights:
 def peer_of(architecture: str) -> Peer:
     case = CASES[architecture]
     model_type, fields = case.peer
-    peer = make_peer(model_type, architecture, **fields)
+    peer = make_peer(model_type, architecture, zeros="shared_expert_gate", **fields)
     weights = renamed(peer.weights, case.names)
     case.fused(weights)
     return Peer(case.fields | {"architectures": [architecture]}, weights, peer.model)
@@ -237,6 +366,79 @@ class WithAlibi(Peer):
         return self.model(
             torch.tensor([token_ids]), attention_mask=mask, position_ids=zeros
         ).logits[0]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("check", ["chunks of 7", "prefix hit", "beside others"])
+def test_layers_that_differ_on_native_kernels(check: str, recorded: bool) -> None:
+    kernels, case = native_or_skip(), CASES["DeciLMForCausalLM"]
+    peer = make_peer("llama", "DeciLMForCausalLM", **case.peer[1], head_dim=32)
+    vary_layers(peer.weights)
+    hf = {**case.fields, "head_dim": 32, "architectures": ["DeciLMForCausalLM"]}
+    model = make_decoder(hf, peer.weights, kernels)
+    CHECKS[check](Session(model, recorded_by=kernels if recorded else None), peer)
+
+
+class WithKeptStates(Peer):
+    """Llama, where hidden states before layers 1 and 4, and in a second place before layer 2, are
+    blended in before layers 3 and 5, and before layer 4."""
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        length = len(token_ids)
+        inner = self.model.model
+        x = inner.embed_tokens(torch.tensor([token_ids]))
+        positions = torch.arange(length)[None]
+        rotation = inner.rotary_emb(x, position_ids=positions)
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        mask = torch.zeros(1, 1, length, length).masked_fill(hidden, -torch.inf)
+        kept: dict[int, Tensor] = {}
+        for index, layer in enumerate(inner.layers):
+            if index in (1, 4):
+                kept[1] = x
+            if index == 2:
+                kept[2] = x
+            if index in (3, 5):
+                x = 0.8 * kept[1] + 0.2 * x
+            if index == 4:
+                x = 0.8 * kept[2] + 0.2 * x
+            x = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=rotation)
+        return self.model.lm_head(inner.norm(x))[0]
+
+
+@cache
+def solar() -> Peer:
+    peer = make_peer("llama", "SolarForCausalLM", num_hidden_layers=6)
+    fields = {"bskcn_1": [1, 4], "bskcn_2": [2], "bskcn_3": [3, 5], "bskcn_4": [4]}
+    hf = {**SIZES, **fields, "num_hidden_layers": 6, "bskcn_tv": [0.9, 0.8]}
+    hf["architectures"] = ["SolarForCausalLM"]
+    return WithKeptStates(hf, peer.weights, peer.model)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_solar_blends_hidden_states(check: str) -> None:
+    peer = solar()
+    CHECKS[check](Session(make_decoder(peer.hf_config, peer.weights, TorchKernels())), peer)
+
+
+def test_solar_cannot_blend_what_it_has_not_kept() -> None:
+    with pytest.raises(ConfigError, match="before it keeps any"):
+        read_decoder(solar().hf_config | {"bskcn_1": [4], "bskcn_3": [3]})
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_first_decilm_has_other_heads_in_each_layer(check: str) -> None:
+    peer = make_peer("llama", "DeciLMForCausalLM", **EQUAL_HEADS)
+    for index, per_group in enumerate((3, 2)):
+        for name in ("k_proj", "v_proj"):
+            key = f"model.layers.{index}.self_attn.{name}.weight"
+            heads = peer.weights[key].view(-1, per_group, 8, 48)
+            heads[:, 1:] = heads[:, :1]
+            peer.weights[key] = heads[:, 0].reshape(-1, 48)
+    hf = SIZES | {"num_key_value_heads_per_layer": [2, 3], "num_key_value_heads": None}
+    model = make_decoder(
+        hf | {"architectures": ["DeciLMForCausalLM"]}, peer.weights, TorchKernels()
+    )
+    CHECKS[check](Session(model), peer)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -266,7 +468,15 @@ def test_the_output_layer_of_baichuan_2_has_rows_of_length_one() -> None:
     ("architecture", "fields", "message"),
     [
         ("ChatGLMModel", {"post_layer_norm": False}, "no post_layer_norm"),
+        ("BailingMoeForCausalLM", {"norm_head": True}, "asks for norm_head"),
+        ("BailingMoeV2ForCausalLM", {"score_function": "softmax"}, "only sigmoid"),
         ("MiniCPMForCausalLM", {"num_experts": 8}, "not implemented for MiniCPM"),
+        ("DeciLMForCausalLM", {"block_configs": [{}]}, "for each of its 4 layers"),
+        (
+            "DeciLMForCausalLM",
+            {"block_configs": [{"attention": {}, "ffn": {"replace_with_linear": True}}] * 4},
+            "replace_with_linear or sparsify",
+        ),
     ],
 )
 def test_what_an_architecture_does_not_have_is_refused(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sapwood.layers.quantization import SCHEMES
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.store import fetch_model
 from sapwood.store.gguf_architectures import ARCHITECTURES
-from tests.models.lm.cases import CASES, longrope
+from tests.models.lm.cases import CASES, FALCON, longrope
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import Peer, make_peer, random_text
 from tests.models.lm.test_renamed import CASES as RENAMED
@@ -32,6 +33,8 @@ NORMS_AFTER = {
     "post_attention_layernorm": "post_attention_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+OTHERS = ("k_proj", "v_proj")
+Weights = dict[str, Tensor]
 GEMMA = {**NORMS_AFTER, "pre_feedforward_layernorm": "ffn_norm"}
 
 
@@ -43,12 +46,58 @@ class File:
     fields  of transformers' configuration, instead of the case's
     values  metadata of the architecture, beside those of all
     names   where those of the gguf library are ambiguous
+    change  what llama.cpp's converter does to the weights, beside the order of rotary pairs
     """
 
     case: str | tuple[str, str]
     fields: dict[str, Any]
     values: dict[str, Any] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    change: Callable[[Weights], None] = lambda _: None
+
+
+EQUAL_HEADS = {"attention.head_count_kv": 6}
+WIDE = {"feed_forward_length": 4 * 192}
+
+
+def transpose(weights: Weights) -> None:
+    """GPT-2's matrices [in, out] become [out, in]."""
+    for name in weights:
+        if ".h." in name and weights[name].dim() == 2:
+            weights[name] = weights[name].t()
+
+
+def ungroup(num_kv_heads: int) -> Callable[[Weights], None]:
+    """Fused projections get all queries, all keys, then all values."""
+
+    def change(weights: Weights) -> None:
+        for name in [name for name in weights if "query_key_value" in name]:
+            grouped = weights[name].unflatten(0, (num_kv_heads, -1, HEAD_DIM))
+            parts = (grouped[:, :-2], grouped[:, -2:-1], grouped[:, -1:])
+            weights[name] = torch.cat([part.flatten(0, 2) for part in parts])
+
+    return change
+
+
+def fuse_projections(name: str) -> Callable[[Weights], None]:
+    def change(weights: Weights) -> None:
+        for key in [key for key in weights if "q_proj" in key]:
+            parts = [weights.pop(key.replace("q_proj", one)) for one in ("q_proj", *OTHERS)]
+            weights[key.replace("q_proj", name)] = torch.cat(parts)
+
+    return change
+
+
+def flatten_convolutions(weights: Weights) -> None:
+    for name in weights:
+        if name.endswith("conv.conv.weight"):
+            weights[name] = weights[name].squeeze(1)
+
+
+def drop_activations(weights: Weights) -> None:
+    """The numbers that Apertus' activation learns are metadata."""
+    for name in [name for name in weights if ".act_fn." in name]:
+        del weights[name]
 
 
 FILES = {
@@ -179,29 +228,99 @@ FILES = {
         {"rope.dimension_count": HEAD_DIM // 4, "use_parallel_residual": True},
     ),
     "starcoder2": File("starcoder2, no biases", {"use_bias": True}),
+    "apertus": File("apertus", {"rope_parameters": {"rope_theta": 1e4}}, {}, {}, drop_activations),
+    "baichuan": File(("llama", "BaichuanForCausalLM"), {"num_key_value_heads": 6}),
+    "bloom": File("bloom", {"hidden_size": 192}, {**EQUAL_HEADS, **WIDE}, {}, ungroup(6)),
+    "chatglm": File(
+        ("glm", "ChatGLMModel"),
+        {"attention_bias": True, "pad_token_id": None},
+        {"rope.dimension_count": HEAD_DIM // 2},
+        {},
+        fuse_projections("query_key_value"),
+    ),
+    "exaone": File(("llama", "ExaoneForCausalLM"), {}),
+    "falcon": File(
+        "falcon, two norms",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+        {"attention.head_count_kv": 2, "feed_forward_length": 80},
+        {},
+        ungroup(2),
+    ),
+    "gpt2": File("gpt2", {"hidden_size": 192}, {**EQUAL_HEADS, **WIDE}, {}, transpose),
+    "gptneox": File(
+        "gpt_neox",
+        {"hidden_size": 192},
+        {"rope.dimension_count": HEAD_DIM // 4, "use_parallel_residual": True} | EQUAL_HEADS,
+        {},
+        ungroup(6),
+    ),
+    "internlm2": File(("llama", "LlamaForCausalLM"), {}),
+    "lfm2": File(
+        "lfm2",
+        CASES["lfm2"][2],
+        {
+            "attention.head_count_kv": [0, 2, 0, 0],
+            "shortconv.l_cache": 3,
+            "feed_forward_length": 64,
+        },
+        {},
+        flatten_convolutions,
+    ),
+    "mpt": File(
+        "mpt",
+        CASES["mpt, uncut"][2] | {"attn_config": {"clip_qkv": 1.5}},
+        {"attention.clamp_kqv": 1.5, "attention.max_alibi_bias": 8.0, **EQUAL_HEADS, **WIDE},
+    ),
+    "orion": File(
+        ("stablelm", "OrionForCausalLM"),
+        {
+            "hidden_size": 192,
+            "rope_parameters": {"partial_rotary_factor": 1.0, "rope_theta": 1e4},
+        },
+    ),
+    "qwen": File(
+        ("qwen2", "QWenLMHeadModel"),
+        {"num_key_value_heads": 6},
+        {"feed_forward_length": 160},
+        {"c_attn": "attn_qkv"},
+        fuse_projections("c_attn"),
+    ),
+    "starcoder": File(
+        "gpt_bigcode",
+        {"hidden_size": 192},
+        {"attention.head_count_kv": 1, **WIDE},
+    ),
+    "xverse": File(("llama", "XverseForCausalLM"), {}),
 }
-INTERLEAVED = ("llama", "mistral3", "arcee", "granite", "minicpm", "olmo", "smollm3")
+INTERLEAVED = (
+    *("llama", "mistral3", "arcee", "granite", "minicpm", "olmo", "smollm3"),
+    *("baichuan", "internlm2", "xverse"),
+)
 """Whose pairs llama.cpp rotates next to each other, unlike transformers."""
+LAYER_NORM_EPSILONS = ("layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon")
 LARGER_BY_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
 
 
 def peer_of(file: File) -> Peer:
     model_type, architecture = file.case if isinstance(file.case, tuple) else CASES[file.case][:2]
-    return make_peer(model_type, architecture, **({"head_dim": HEAD_DIM} | file.fields))
+    fields = {"head_dim": HEAD_DIM} | file.fields
+    if fields["head_dim"] is None:  # a property of the configuration, which cannot be set
+        del fields["head_dim"]
+    return make_peer(model_type, architecture, **fields)
 
 
 def write(path: Path, name: str, file: File, peer: Peer, *, in_blocks: bool = False) -> None:
     """`in_blocks`: matrices are quantised, where a row holds whole blocks."""
-    hf = peer.hf_config
-    num_layers = hf["num_hidden_layers"]
+    hf, known = peer.hf_config, peer.model.config
+    num_layers, num_heads = known.num_hidden_layers, known.num_attention_heads
     writer = gguf.GGUFWriter(str(path), name)
     for key, value in {
         "block_count": num_layers,
-        "context_length": hf["max_position_embeddings"],
-        "embedding_length": hf["hidden_size"],
-        "feed_forward_length": hf["intermediate_size"],
-        "attention.head_count": hf["num_attention_heads"],
-        "attention.head_count_kv": hf["num_key_value_heads"],
+        "context_length": hf.get("max_position_embeddings", 256),
+        "embedding_length": known.hidden_size,
+        "feed_forward_length": hf.get("intermediate_size", 80),
+        "attention.head_count": num_heads,
+        "attention.head_count_kv": hf.get("num_key_value_heads", num_heads),
         "attention.key_length": HEAD_DIM,
         "attention.value_length": HEAD_DIM,
         "rope.freq_base": (hf.get("rope_parameters") or {}).get("rope_theta", 1e4),
@@ -209,11 +328,15 @@ def write(path: Path, name: str, file: File, peer: Peer, *, in_blocks: bool = Fa
         **file.values,
     }.items():
         add(writer, f"{name}.{key}", value)
+    for key, values in learned(peer).items():
+        writer.add_array(key, values)
     arch = next(one for one, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
     names = gguf.get_tensor_name_map(arch, num_layers)
-    for key, tensor in peer.weights.items():
+    weights = dict(peer.weights)
+    file.change(weights)
+    for key, tensor in weights.items():
         if key == "lm_head.weight" and names.get_name("lm_head") is None:
-            assert hf["tie_word_embeddings"]
+            assert known.tie_word_embeddings
             continue
         data = tensor
         if name in INTERLEAVED and ("q_proj" in key or "k_proj" in key):
@@ -240,12 +363,23 @@ def write(path: Path, name: str, file: File, peer: Peer, *, in_blocks: bool = Fa
 
 
 def epsilons(hf: dict[str, Any]) -> dict[str, float]:
-    plain = hf.get("layer_norm_eps") or hf.get("norm_epsilon") or hf.get("norm_eps")
+    plain = next((hf[name] for name in LAYER_NORM_EPSILONS if hf.get(name)), None)
+    if hf["model_type"] == "lfm2":
+        return {"attention.layer_norm_rms_epsilon": hf["norm_eps"]}
     if hf["model_type"] == "olmo":
         plain = 1e-5
     if plain is not None:
         return {"attention.layer_norm_epsilon": plain}
     return {"attention.layer_norm_rms_epsilon": hf["rms_norm_eps"]}
+
+
+def learned(peer: Peer) -> dict[str, list[float]]:
+    """The numbers that Apertus' activation has, of all layers; these keys have no architecture."""
+    return {
+        f"xielu.{name}": [one.item() for key, one in peer.weights.items() if key.endswith(name)]
+        for name in ("alpha_p", "alpha_n", "beta", "eps")
+        if any(key.endswith(name) for key in peer.weights)
+    }
 
 
 def stored_name(key: str, file: File, names: gguf.TensorNameMap) -> str:
@@ -254,7 +388,7 @@ def stored_name(key: str, file: File, names: gguf.TensorNameMap) -> str:
     part = whole.rpartition(".")[2]
     if part in file.names:
         return f"blk.{whole.split('.')[2]}.{file.names[part]}.{kind}"
-    found = names.get_name(whole)
+    found = names.get_name(whole) or names.get_name(whole.removeprefix("transformer."))
     assert found is not None, key
     return f"{found}.{kind}"
 

@@ -38,4 +38,8 @@ class ApertusForCausalLM(Architecture):
         return self.attention(index, qkv_bias=bias, o_bias=bias, qk_norm=self.rms_norm)
 
     def feed_forward(self, index: int) -> FeedForward:
-        return XieluMLP(self.build, self.config.hidden_size, self.config.intermediate_size)
+        config = self.config
+        learned = None
+        if self.is_from_gguf:  # where these numbers are metadata
+            learned = config.hf["xielu_alpha_p"][index], config.hf["xielu_alpha_n"][index]
+        return XieluMLP(self.build, config.hidden_size, config.intermediate_size, learned=learned)

@@ -23,13 +23,19 @@ from sapwood.kernels.interface import (
 from sapwood.layers.attention import Attention
 from sapwood.layers.build import Build
 from sapwood.layers.embedding import LearnedPositions, LMHead, VocabEmbedding
-from sapwood.layers.heads import HeadLayout
+from sapwood.layers.heads import SEPARATE, HeadLayout, QkvForm
 from sapwood.layers.layer import FeedForward, Layer, Mixer, NamedNorm, ParallelLayer, Sublayer
 from sapwood.layers.mlp import GatedMLP, PlainMLP
 from sapwood.layers.norm import LayerNorm, Norm, RMSNorm
 from sapwood.layers.rope_config import ROPE_BY_KIND, RopeConfig, parted_by_kind
 from sapwood.layers.rotary import cos_sin_table, unrotated
+from sapwood.layers.streams import Streams
 from sapwood.models.config import SLIDING, DecoderConfig
+
+FROM_GGUF = "gguf_projections"
+"""The field of a config.json that was made of a GGUF file (store/gguf_config): whether projections
+to queries, keys and values are "fused", in this order, or "separate". Its other fields are called
+as DecoderConfig.from_hf knows them, and matrices are [out, in]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +110,8 @@ class Architecture:
     def understood(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
         """config.json in the usual spelling, with nothing left out that has a value here."""
         found = {name: value for name, value in hf.items() if value is not None}
-        for ours, theirs in cls.spelled.items():
+        spelled = {} if FROM_GGUF in found else cls.spelled
+        for ours, theirs in spelled.items():
             names = (theirs,) if isinstance(theirs, str) else theirs
             values = [found[name] for name in names if name in found]
             found.pop(ours, None)
@@ -113,6 +120,10 @@ class Architecture:
         if not cls.has_windows:
             found.pop("sliding_window", None)
         return {**cls.absent, **found}
+
+    @property
+    def is_from_gguf(self) -> bool:
+        return FROM_GGUF in self.config.hf
 
     def rebuilt(self, build: Build) -> Architecture:
         """The same architecture for another build on the same device."""
@@ -141,31 +152,36 @@ class Architecture:
         config = self.config
         return VocabEmbedding(self.build, config.vocab_size, config.hidden_size, scale=scale)
 
+    def streams(self) -> Streams | None:
+        """What goes through the layers, and its last norm; None: hidden states, and `norm`."""
+        return None
+
     def layer(self, index: int) -> Layer:
         """x + mixer(norm(x)), then x + feed_forward(norm(x)); what is added may be scaled."""
-        return Layer(*self._sublayers(index))
+        return Layer(self.mixer_sublayer(index), self.feed_forward_sublayer(index))
 
     def parallel_layer(self, index: int, *, shares_norm: bool = True) -> Layer:
         """x + mixer(norm(x)) + feed_forward(norm(x)), with one norm for both or with two."""
-        mixer, feed_forward = self._sublayers(index)
+        mixer, feed_forward = self.mixer_sublayer(index), self.feed_forward_sublayer(index)
         before = None if shares_norm else feed_forward.before
         return ParallelLayer(mixer, replace(feed_forward, before=before))
 
-    def _sublayers(self, index: int) -> tuple[Sublayer[Mixer], Sublayer[FeedForward]]:
+    def mixer_sublayer(self, index: int) -> Sublayer[Mixer]:
         names = self.names
-        return (
-            Sublayer(
-                name=names.mixer,
-                body=self.mixer(index),
-                before=self.named_norm(names.before_mixer),
-                scale=self.residual_scale,
-            ),
-            Sublayer(
-                name=names.feed_forward,
-                body=self.feed_forward(index),
-                before=self.named_norm(names.before_feed_forward),
-                scale=self.residual_scale,
-            ),
+        return Sublayer(
+            name=names.mixer,
+            body=self.mixer(index),
+            before=self.named_norm(names.before_mixer),
+            scale=self.residual_scale,
+        )
+
+    def feed_forward_sublayer(self, index: int) -> Sublayer[FeedForward]:
+        names = self.names
+        return Sublayer(
+            name=names.feed_forward,
+            body=self.feed_forward(index),
+            before=self.named_norm(names.before_feed_forward),
+            scale=self.residual_scale,
         )
 
     def mixer(self, index: int) -> Mixer:
@@ -197,12 +213,21 @@ class Architecture:
         usual: dict[str, Any] = {
             "cos_sin": self.unrotated() if rope is None else self.cos_sin(rope),
             "traits": self.traits(index),
+            "chunk": config.window_of(index) if config.has_chunks else None,
             "sinks": config.has_sinks,
             "eps": config.norm_eps,
         }
-        return Attention(
-            self.build, index, config.hidden_size, heads_of(config), **{**usual, **details}
-        )
+        details = {**usual, **details, "form": self._stored(details.get("form", SEPARATE))}
+        heads = heads_of(config, index)
+        return Attention(self.build, index, config.hidden_size, heads, **details)
+
+    def _stored(self, form: QkvForm) -> QkvForm:
+        """`form` as the checkpoint at hand has it, which may be made of a GGUF file."""
+        if not self.is_from_gguf:
+            return form
+        if self.config.hf[FROM_GGUF] == "separate":
+            form = replace(form, fused=None)
+        return replace(form, grouped=False, transposed=False)
 
     def gated_mlp(self, *, bias: bool = False, size: int = 0, **details: Any) -> GatedMLP:
         """size: the intermediate size, 0 for the config's; details: other parameters of GatedMLP"""
@@ -230,7 +255,7 @@ class Architecture:
             activation=Activation(config.activation),
             bias=bias,
             names=(up, down),
-            transposed=transposed,
+            transposed=transposed and not self.is_from_gguf,
         )
 
     def layer_norm(
@@ -244,7 +269,8 @@ class Architecture:
         return NamedNorm(name, self.norm())
 
     def traits(self, index: int) -> AttentionTraits:
-        window, soft_cap = self.config.window_of(index), self.config.soft_cap
+        config, soft_cap = self.config, self.config.soft_cap
+        window = None if config.has_chunks else config.window_of(index)
         if window is None and soft_cap is None:
             return PLAIN
         return AttentionTraits(window=window, soft_cap=soft_cap)
@@ -274,9 +300,12 @@ class Architecture:
         return self._tables[rope]
 
 
-def heads_of(config: DecoderConfig) -> HeadLayout:
+def heads_of(config: DecoderConfig, layer: int) -> HeadLayout:
+    """The heads of a layer that has attention."""
+    heads = config.heads_of(layer)
+    assert heads is not None, f"layer {layer} has no attention"
     return HeadLayout(
-        num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim
+        num_heads=heads.num_heads, num_kv_heads=heads.num_kv_heads, head_dim=heads.head_dim
     )
 
 
@@ -284,7 +313,7 @@ def attention_features(config: DecoderConfig) -> frozenset[str]:
     """What the model's attention needs of kernels, as `Need.attention` has it."""
     windows = any(config.window_of(layer) for layer in range(config.num_layers))
     there = {
-        SLIDING_WINDOW: windows,
+        SLIDING_WINDOW: windows and not config.has_chunks,
         SOFT_CAP: config.soft_cap is not None,
         SINKS: config.has_sinks,
         ALIBI: config.has_alibi,

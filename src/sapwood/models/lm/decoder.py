@@ -7,11 +7,12 @@ from torch import Tensor
 from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.layers.layer import Stream
+from sapwood.layers.layer import Stream, summed
 from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.registry import decoder_class
+from sapwood.models.text_part import IS_TEXT_PART, OTHER_TENSORS, text_name
 
 
 class Decoder:
@@ -33,7 +34,8 @@ class Decoder:
         self._positions = architecture.positions()
         self._embedding_norm = architecture.embedding_norm()
         self._layers = tuple(architecture.layer(i) for i in range(self.config.num_layers))
-        self._norm = architecture.norm()
+        self._streams = architecture.streams()
+        self._norm = architecture.norm() if self._streams is None else None
         tied = self._embedding if self.config.tie_word_embeddings else None
         self._lm_head = architecture.head(tied)
 
@@ -47,6 +49,8 @@ class Decoder:
         x = self._embedding(batch.token_ids)
         if batch.embeds is not None:
             x = x.index_copy(0, batch.embeds.at, batch.embeds.vectors.to(x.dtype))
+        if self._streams is not None:
+            x = self._streams.opened(x, batch)
         if self._positions is not None:
             x = x + self._positions(batch.positions)
         if self._embedding_norm is not None:
@@ -54,6 +58,9 @@ class Decoder:
         residual: Tensor | None = None
         for layer in self._layers:
             x, residual = layer(x, residual, batch)
+        if self._norm is None:
+            assert self._streams is not None
+            return self._streams.closed(summed(x, residual))
         return self._norm(x) if residual is None else self._norm.add(x, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -72,6 +79,8 @@ class Decoder:
         program = Program(self._architecture.build.dtype)
         if self._positions is not None:
             raise CannotRecord("a recorded step has no learned positions")
+        if self._norm is None:
+            raise CannotRecord("a recorded step has no streams beside the hidden states")
         x = self._embedding.record(program)
         if self._embedding_norm is not None:
             x = self._embedding_norm.record(program, x)
@@ -103,17 +112,22 @@ class Decoder:
             found |= prefixed(names.embedding_norm, self._embedding_norm.targets())
         for index, layer in enumerate(self._layers):
             found |= prefixed(names.layer(index), once_filled(layer.targets(), layer.pack))
+        if self._norm is None:
+            assert self._streams is not None
+            return found | self._streams.targets()
         return found | prefixed(names.norm, self._norm.targets())
 
     def checkpoint_name(self, name: str) -> str:
         """The name in `targets()` of a checkpoint's tensor."""
-        return self._architecture.checkpoint_name(name)
+        own = text_name(name) if IS_TEXT_PART in self.config.hf else name
+        return self._architecture.checkpoint_name(own)
 
     def ignorable_tensors(self) -> tuple[str, ...]:
         """Patterns (fnmatch) of tensors that a checkpoint may have and that are not used."""
         architecture = self._architecture
         tied = architecture.ignorable_when_tied if self.config.tie_word_embeddings else ()
-        return architecture.ignorable + tied
+        others = OTHER_TENSORS if IS_TEXT_PART in self.config.hf else ()
+        return architecture.ignorable + tied + others
 
     def finalize(self) -> None:
         """Pack the linear layers, once all weights are placed."""
@@ -124,3 +138,5 @@ class Decoder:
         """Pack all linear layers but the output layer, for a model that does not use that layer."""
         for layer in self._layers:
             layer.pack()
+        if self._streams is not None:
+            self._streams.pack()

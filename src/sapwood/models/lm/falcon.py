@@ -79,6 +79,8 @@ class FalconForCausalLM(Architecture):
         is_new = switch(hf, "new_decoder_architecture")
         if integer(hf, "num_ln_in_parallel_attn", default=2 if is_new else 1) != 2:
             return self.parallel_layer(index)
+        # In a GGUF file the norm of the feed-forward has the name that one norm for both has.
+        other = self.names.before_mixer if self.is_from_gguf else "ln_mlp"
         return ParallelLayer(
             Sublayer(
                 name=self.names.mixer, body=self.mixer(index), before=self.named_norm("ln_attn")
@@ -86,7 +88,7 @@ class FalconForCausalLM(Architecture):
             Sublayer(
                 name=self.names.feed_forward,
                 body=self.feed_forward(index),
-                before=self.named_norm("ln_mlp"),
+                before=self.named_norm(other),
             ),
         )
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from sapwood.base.errors import ConfigError
-from sapwood.layers.embedding import LearnedPositions
-from sapwood.layers.layer import FeedForward, Mixer
+from torch import Tensor
+
+from sapwood.layers.embedding import LearnedPositions, LMHead, VocabEmbedding
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.layer import FeedForward, Layer, Mixer
 from sapwood.layers.norm import Norm
 from sapwood.layers.rope_config import RopeConfig
-from sapwood.models.config import DecoderConfig
+from sapwood.layers.streams import Streams, WholeLinear
+from sapwood.layers.targets import Target, prefixed
 from sapwood.models.hf_fields import integer, switch
 from sapwood.models.lm.architecture import Architecture, Names
 
 
 class OPTForCausalLM(Architecture):
-    """Learned positions, the first of which is in row 2; LayerNorms, no gates, biases."""
+    """Learned positions, the first of which is in row 2; LayerNorms, no gates, biases. The model of
+    350 million parameters has norms after the layers, and embeddings of another size."""
 
     absent: ClassVar = {
         "do_layer_norm_before": True,
@@ -45,19 +49,33 @@ class OPTForCausalLM(Architecture):
     has_windows = False
     can_be_rescaled = False
 
-    @classmethod
-    def read(cls, hf: Mapping[str, Any]) -> DecoderConfig:
-        config = super().read(hf)
-        if integer(hf, "word_embed_proj_dim", default=config.hidden_size) != config.hidden_size:
-            raise ConfigError(
-                "config.json has a word_embed_proj_dim unlike hidden_size, which is not implemented"
-            )
-        if not switch(config.hf, "do_layer_norm_before"):
-            raise ConfigError(
-                "config.json has norms after the layers (do_layer_norm_before is false), which is "
-                "not implemented"
-            )
-        return config
+    def streams(self) -> Streams | None:
+        config = self.config
+        size = self._embedding_size()
+        norms_before = switch(config.hf, "do_layer_norm_before")
+        if size == config.hidden_size and norms_before:
+            return None
+        return _Ends(self, size if size != config.hidden_size else None, norms=norms_before)
+
+    def _embedding_size(self) -> int:
+        size = self.config.hidden_size
+        return integer(self.config.hf, "word_embed_proj_dim", default=size)
+
+    def embedding(self, *, scale: float = 1.0) -> VocabEmbedding:
+        size, number = self._embedding_size(), self.config.vocab_size
+        return VocabEmbedding(self.build, number, size, scale=scale)
+
+    def head(self, tied: VocabEmbedding | None, **details: Any) -> LMHead:
+        size, number = self._embedding_size(), self.config.vocab_size
+        return LMHead(self.build, number, size, tied=tied, **details)
+
+    def layer(self, index: int) -> Layer:
+        """As usual, or norm(x + attention(x)), then norm(x + feed_forward(x))."""
+        mixer, feed_forward = self.mixer_sublayer(index), self.feed_forward_sublayer(index)
+        if not switch(self.config.hf, "do_layer_norm_before"):
+            mixer = replace(mixer, before=None, over=mixer.before)
+            feed_forward = replace(feed_forward, before=None, over=feed_forward.before)
+        return Layer(mixer, feed_forward)
 
     def positions(self) -> LearnedPositions:
         config = self.config
@@ -77,3 +95,37 @@ class OPTForCausalLM(Architecture):
 
     def feed_forward(self, index: int) -> FeedForward:
         return self.plain_mlp("fc1", "fc2", bias=switch(self.config.hf, "enable_bias"))
+
+
+class _Ends:
+    """Projections between embeddings of `size` and the hidden states, and the last norm if there is
+    one. `size` None: there are no projections."""
+
+    def __init__(self, model: OPTForCausalLM, size: int | None, *, norms: bool) -> None:
+        width = model.config.hidden_size
+        self._norm_name = model.names.norm
+        self._norm = model.norm() if norms else None
+        self._in = None if size is None else WholeLinear(model.build, size, width)
+        self._out = None if size is None else WholeLinear(model.build, width, size)
+
+    def opened(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        return x if self._in is None else self._in(x)
+
+    def closed(self, x: Tensor) -> Tensor:
+        if self._norm is not None:
+            x = self._norm(x)
+        return x if self._out is None else self._out(x)
+
+    def targets(self) -> dict[str, Target]:
+        found: dict[str, Target] = {}
+        if self._norm is not None:
+            found |= prefixed(self._norm_name, self._norm.targets())
+        for name, one in (("project_in", self._in), ("project_out", self._out)):
+            if one is not None:
+                found |= prefixed(f"model.decoder.{name}", one.targets())
+        return found
+
+    def pack(self) -> None:
+        for one in (self._in, self._out):
+            if one is not None:
+                one.pack()

@@ -160,30 +160,31 @@ def _mxfp4(data: torch.Tensor, shape: tuple[int, int]) -> CodedWeight:
     return CodedWeight("fp4", shape, codes, scales, MX_GROUP)
 
 
-def hf_name(name: str, own: Mapping[str, str]) -> str | None:
+def hf_name(name: str, own: Mapping[str, str], layers: str = "model.layers") -> str | None:
     """Hugging Face's name of a GGUF tensor; None if no decoder of ours has such a tensor.
 
     A tensor of all experts has a name with "{}" for the number of one.
 
-    own  the architecture's names that differ from those of most (`Architecture.names`): of parts of
-         layers, or of such a part's "<part>.<kind>".
+    own     the architecture's names that differ from those of most (`Architecture.names`): of parts
+            of layers, or of such a part's "<part>.<kind>"
+    layers  its name of all layers
     """
     whole, _, kind = name.rpartition(".")
-    if whole in GLOBAL_NAMES:
-        return f"{own.get(whole, GLOBAL_NAMES[whole])}.{kind}"
+    if whole in GLOBAL_NAMES or whole in own:
+        return f"{own.get(whole) or GLOBAL_NAMES[whole]}.{kind}"
     prefix, _, rest = whole.partition(".")
     layer, _, part = rest.partition(".")
     names = {**LAYER_NAMES, **own}
     if prefix != "blk" or not layer.isdigit():
         return None
     if f"{part}.{kind}" in names:
-        return f"model.layers.{layer}.{names[f'{part}.{kind}']}"
+        return f"{layers}.{layer}.{names[f'{part}.{kind}']}"
     # Files of before April 2024 have each expert's tensors apart: ffn_gate.3.
     layer_of_expert, _, expert = part.partition(".")
     if expert.isdigit() and f"{layer_of_expert}_exps" in names:
         own_name = names[f"{layer_of_expert}_exps"].format(expert)
-        return f"model.layers.{layer}.{own_name}.{kind}"
-    return f"model.layers.{layer}.{names[part]}.{kind}" if part in names else None
+        return f"{layers}.{layer}.{own_name}.{kind}"
+    return f"{layers}.{layer}.{names[part]}.{kind}" if part in names else None
 
 
 def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
@@ -201,7 +202,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
     for row in table["tensors"]:
         if row["name"] in CONFIGURATION:
             continue
-        name = hf_name(row["name"], architecture.names)
+        name = hf_name(row["name"], architecture.names, architecture.layers)
         if name is None:
             raise WeightError(
                 f"{files.name} has a tensor {row['name']}, which sapwood knows no place for in "
@@ -209,7 +210,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             )
         stored = StoredTensor(
             name=name,
-            shape=tuple(row["shape"]),
+            shape=_shape(row),
             type=row["type"],
             file=row["file"],
             offset=row["offset"],
@@ -237,6 +238,14 @@ def _each_expert(stored: StoredTensor) -> Iterator[StoredTensor]:
             offset=stored.offset + expert * num_bytes,
             num_bytes=num_bytes,
         )
+
+
+def _shape(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """As Hugging Face's file has it: that of a convolution [channels, 1, length]."""
+    shape = tuple(row["shape"])
+    if row["name"].endswith(".shortconv.conv.weight") and len(shape) == 2:
+        return (shape[0], 1, shape[1])
+    return shape
 
 
 def _rotary_heads(table: Mapping[str, Any]) -> dict[str, int]:

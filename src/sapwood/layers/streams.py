@@ -1,0 +1,53 @@
+"""What goes through the layers of a model, where that is not the hidden states alone."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from sapwood.layers.build import Build
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.linear import Linear
+from sapwood.layers.targets import Target
+
+
+class Streams(Protocol):
+    """The computation before the first layer and after the last one, with the last norm.
+
+    Layers of such a model take and give tensors of `opened`'s shape."""
+
+    def opened(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """Embeddings [T, size of the embedding] -> what the first layer takes [T, width]"""
+        ...
+
+    def closed(self, x: Tensor) -> Tensor:
+        """What the last layer gives [T, width] -> the normed inputs [T, size] of the output
+        layer"""
+        ...
+
+    def targets(self) -> dict[str, Target]:
+        """By whole names."""
+        ...
+
+    def pack(self) -> None: ...
+
+
+class WholeLinear:
+    """A linear layer without a bias, which every rank has whole."""
+
+    def __init__(self, build: Build, in_size: int, out_size: int) -> None:
+        self._shape = (out_size, in_size)
+        self._linear = Linear(build, in_size, (out_size,), bias=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, out]"""
+        return self._linear(x)
+
+    def targets(self) -> dict[str, Target]:
+        linear = self._linear
+        blocks = (lambda rows: linear.put_blocks(0, rows)) if linear.takes_blocks else None
+        return {"weight": Target(self._shape, lambda rows: linear.put(0, rows), blocks)}
+
+    def pack(self) -> None:
+        self._linear.pack()
