@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 import time
@@ -77,6 +78,7 @@ class LoadWatch:
         start_s, before = time.perf_counter(), _memory_bytes()
         peak_before = _peak_bytes()
         yield
+        _give_back_freed_memory()
         self.load_s += time.perf_counter() - start_s
         weight_bytes = max(0, _memory_bytes() - before)
         self.weight_bytes += weight_bytes
@@ -90,6 +92,14 @@ class LoadWatch:
                 (peak - before) / 1e6,
                 (peak - before) / weight_bytes,
             )
+
+
+def _give_back_freed_memory() -> None:
+    """Let the C library hand back what was freed while loading: parts of layers that waited to be
+    packed leave holes, which it would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def _memory_bytes() -> int:
