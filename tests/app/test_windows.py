@@ -34,6 +34,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "use_sliding_window": True,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    "some layers have chunks": {
+        "model_type": "llama4_text",
+        "attention_chunk_size": WINDOW,
+        "no_rope_layers": [1, 0, 1, 0],
+        "floor_scale": 10,
+        "intermediate_size_mlp": 96,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+    },
 }
 Reference = Callable[[list[int]], torch.Tensor]
 
@@ -170,6 +179,13 @@ def test_a_request_uses_more_pages_than_its_window_pool_has(
         (decision,) = [one for one in resolved.decisions if one.option == "max_total_tokens"]
         assert "asked for; all 160 tokens in 2 layers; " in decision.reason
         assert " tokens for windows of 16 in 2 layers" in decision.reason
+
+
+def test_a_chunk_must_be_whole_pages(tmp_path: Path) -> None:
+    path = save(tmp_path, **MODELS["some layers have chunks"])
+    asked = EngineConfig.of({"model": str(path), "page_size": 32})
+    with pytest.raises(ConfigError, match=r"chunks of 16 tokens.*--page-size that divides 16"):
+        resolve_config(asked, home=path)
 
 
 def test_requests_are_retracted_when_windows_do_not_fit(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +22,21 @@ TEXTS = 40
 REFERENCE = ReferenceKernels()
 
 
+def given_by_dbrx(block: Any, x: Tensor) -> tuple[Tensor, ...]:
+    logits = block.router(x)
+    return (logits, *block.route_tokens_to_experts(logits))
+
+
+def given_by_llama4(gate: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Its weight is the logistic function of a chosen logit; it multiplies the inputs."""
+    scores, logits = type(gate).forward(gate, x)
+    return (logits, *scores.topk(gate.top_k))
+
+
+GIVES = {"DbrxFFN": given_by_dbrx, "Llama4Router": given_by_llama4}
+"""What gives (logits, weights, experts) where a gate does not."""
+
+
 def topk(module: str, name: str, **fields: Any) -> Callable[[], torch.nn.Module]:
     """Makes the gate of a module of transformers' models with a random weight."""
 
@@ -27,8 +45,12 @@ def topk(module: str, name: str, **fields: Any) -> Callable[[], torch.nn.Module]
 
         models = "transformers.models"
         configs = import_module(f"{models}.{module}.configuration_{module}")
-        config = getattr(configs, name.partition("Top")[0] + "Config")(hidden_size=HIDDEN, **fields)
+        family = re.split("Top|Gate|Token|Router|FFN", name)[0]
+        kind = "TextConfig" if module == "llama4" else "Config"
+        config = getattr(configs, family + kind)(hidden_size=HIDDEN, **fields)
         gate = getattr(import_module(f"{models}.{module}.modeling_{module}"), name)(config)
+        if (gives := GIVES.get(name)) is not None:
+            gate.forward = partial(gives, gate)
         for parameter in gate.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
         for buffer in gate.buffers():
@@ -39,6 +61,11 @@ def topk(module: str, name: str, **fields: Any) -> Callable[[], torch.nn.Module]
 
 
 GROUPS = {"n_group": 4, "topk_group": 2}
+GROUPED = Routing(
+    num_chosen=K, scores=Scores.SIGMOID, renormalise=True, least_sum=1e-20, scale=2.5,
+    num_groups=4, num_groups_chosen=2, group_best=2,
+)  # fmt: skip
+PER_TOKEN = {"num_experts": EXPERTS, "num_experts_per_tok": K}
 CASES: dict[str, tuple[Callable[[], torch.nn.Module], Routing]] = {
     "mixtral": (
         topk("mixtral", "MixtralTopKRouter", num_local_experts=EXPERTS, num_experts_per_tok=K),
@@ -77,10 +104,7 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Routing]] = {
             "glm4_moe", "Glm4MoeTopkRouter", n_routed_experts=EXPERTS,
             num_experts_per_tok=K, routed_scaling_factor=2.5, **GROUPS,
         ),
-        Routing(
-            num_chosen=K, scores=Scores.SIGMOID, renormalise=True, least_sum=1e-20, scale=2.5,
-            num_groups=4, num_groups_chosen=2, group_best=2,
-        ),
+        GROUPED,
     ),
     "glm4_moe, one group": (
         topk(
@@ -115,9 +139,47 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Routing]] = {
         ),
         Routing(num_chosen=2, scores=Scores.SPARSEMIXER, jitter=0.2),
     ),
-    "all experts": (
-        topk("mixtral", "MixtralTopKRouter", num_experts_per_tok=EXPERTS, **LOCAL),
-        Routing(num_chosen=EXPERTS, renormalise=True),
+    "exaone_moe, groups": (
+        topk("exaone_moe", "ExaoneMoeTopkRouter", routed_scaling_factor=2.5, **PER_TOKEN, **GROUPS),
+        GROUPED,
+    ),
+    "solar_open, groups": (
+        topk(
+            "solar_open", "SolarOpenTopkRouter", n_routed_experts=EXPERTS,
+            num_experts_per_tok=K, routed_scaling_factor=2.5, **GROUPS,
+        ),
+        GROUPED,
+    ),
+    "dots1, one group": (
+        topk("dots1", "Dots1TopkRouter", n_routed_experts=EXPERTS, num_experts_per_tok=K),
+        Routing(num_chosen=K, scores=Scores.SIGMOID, group_best=2),
+    ),
+    "afmoe": (
+        topk("afmoe", "AfmoeTokenChoiceRouter", route_scale=1.5, **PER_TOKEN),
+        Routing(
+            num_chosen=K, scores=Scores.SIGMOID, renormalise=True, least_sum=1e-20, scale=1.5
+        ),
+    ),
+    "lfm2_moe": (
+        topk("lfm2_moe", "Lfm2MoeTopKRouter", **PER_TOKEN),
+        Routing(num_chosen=K, scores=Scores.SIGMOID, renormalise=True, least_sum=1e-6),
+    ),
+    "hunyuan_v1_moe": (
+        topk("hunyuan_v1_moe", "HunYuanMoEV1Gate", num_experts=EXPERTS, moe_topk=K),
+        Routing(num_chosen=K, renormalise=True),
+    ),
+    "dbrx": (
+        topk("dbrx", "DbrxFFN", ffn_config={"moe_num_experts": EXPERTS, "moe_top_k": K},
+             d_model=HIDDEN),
+        Routing(num_chosen=K, renormalise=True),
+    ),
+    "llama4": (
+        topk("llama4", "Llama4Router", num_experts_per_tok=1, **LOCAL),
+        Routing(num_chosen=1, scores=Scores.SIGMOID),
+    ),
+    "llama4, several": (
+        topk("llama4", "Llama4Router", num_experts_per_tok=K, **LOCAL),
+        Routing(num_chosen=K, scores=Scores.SIGMOID),
     ),
 }  # fmt: skip
 
@@ -135,38 +197,76 @@ def dense(weights: Tensor, chosen: Tensor) -> Tensor:
     return torch.zeros(len(chosen), EXPERTS).scatter_(1, chosen, weights.detach().float())
 
 
+OUTSIDE = ("afmoe", "lfm2_moe", "minimax_m2")
+"""Cases whose correction lies outside the gate."""
+
+
+class Gate:
+    """A gate of transformers and its rule. Experts 2 n and 2 n + 1 have equal logits if asked."""
+
+    def __init__(self, case: str, *, in_pairs: bool = False) -> None:
+        torch.manual_seed(3)
+        make, self.routing = CASES[case]
+        self.module: Any = make()
+        self.correction = torch.randn(EXPERTS) * 0.4 if case in OUTSIDE else None
+        if in_pairs:
+            for tensor in (*self.module.parameters(), *self.module.buffers(), self.correction):
+                if tensor is not None:
+                    rows = tensor.data.T if len(tensor) == 1 else tensor.data
+                    rows[1::2] = rows[::2]
+        self._is_given = self.correction is not None
+        if self.correction is None:
+            self.correction = correction_of(self.module)
+        self._takes_texts = case == "afmoe"
+
+    def choose_all(self) -> None:
+        self.module.top_k = EXPERTS
+        self.routing = replace(
+            self.routing, num_chosen=EXPERTS, num_groups_chosen=self.routing.num_groups
+        )
+        if hasattr(self.module, "topk_group"):
+            self.module.topk_group = self.module.num_group
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(logits, weights, experts)"""
+        x = x[None] if self._takes_texts else x
+        found = self.module(x, self.correction) if self._is_given else self.module(x)
+        logits, weights, chosen = (tensor.detach() for tensor in found)
+        return logits.float(), weights, chosen
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_as_transformers_routes(any_kernels: Kernels, case: str) -> None:
-    torch.manual_seed(3)
-    make, routing = CASES[case]
-    gate = make()
-    x = torch.randn(TEXTS, HIDDEN)
-    correction = correction_of(gate)
-    inputs = (x,)
-    if case == "minimax_m2":  # its correction lies outside the gate
-        correction = torch.randn(EXPERTS) * 0.4
-        inputs = (x, correction)
-    logits, want_weights, want_ids = gate(*inputs)
-    weights, ids = any_kernels.route(logits.detach().float(), correction, routing)
+    gate = Gate(case)
+    logits, want_weights, want_ids = gate(torch.randn(TEXTS, HIDDEN))
+    weights, ids = any_kernels.route(logits, gate.correction, gate.routing)
     assert (weights.dtype, ids.dtype) == (torch.float32, torch.int64)
     torch.testing.assert_close(dense(weights, ids), dense(want_weights, want_ids))
-    if correction is not None:
-        _, without = any_kernels.route(logits.detach().float(), None, routing)
+    if gate.correction is not None:
+        _, without = any_kernels.route(logits, None, gate.routing)
         assert not torch.equal(ids, without), "the correction overturns no order here"
 
 
-def test_as_llama4_routes(any_kernels: Kernels) -> None:
-    """Its weight is the logistic function of the one chosen logit; it multiplies the inputs."""
-    from transformers import Llama4TextConfig
-    from transformers.models.llama4.modeling_llama4 import Llama4Router
+@pytest.mark.parametrize("case", [case for case in CASES if case != "phimoe"])
+def test_as_transformers_weighs_all_experts(any_kernels: Kernels, case: str) -> None:
+    gate = Gate(case)
+    gate.choose_all()
+    logits, want_weights, want_ids = gate(torch.randn(TEXTS, HIDDEN))
+    weights, ids = any_kernels.route(logits, gate.correction, gate.routing)
+    assert ids.shape == (TEXTS, EXPERTS)
+    torch.testing.assert_close(dense(weights, ids), dense(want_weights, want_ids))
 
-    torch.manual_seed(3)
-    config = Llama4TextConfig(hidden_size=HIDDEN, num_local_experts=EXPERTS, num_experts_per_tok=1)
-    gate = Llama4Router(config)
-    scores, logits = gate(torch.randn(TEXTS, HIDDEN))
-    routing = Routing(num_chosen=1, scores=Scores.SIGMOID)
-    found = any_kernels.route(logits.detach(), None, routing)
-    torch.testing.assert_close(dense(*found), scores.detach())
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_experts_weigh_as_in_transformers(any_kernels: Kernels, case: str) -> None:
+    """Which of them transformers chooses is left open; here the first are chosen."""
+    gate = Gate(case, in_pairs=True)
+    logits, want_weights, _ = gate(torch.randn(TEXTS, HIDDEN))
+    assert torch.equal(logits[:, ::2], logits[:, 1::2])
+    weights, ids = any_kernels.route(logits, gate.correction, gate.routing)
+    torch.testing.assert_close(weights.sort().values, want_weights.float().sort().values)
+    for row in map(set, ids.tolist()):
+        assert all(expert % 2 == 0 or expert - 1 in row for expert in row)
 
 
 RULES = {

@@ -56,7 +56,7 @@ def test_frequencies_equal_transformers(case: str, head_dim: int, context_length
     rope = RopeConfig.from_hf(config)
     got = frequencies(rope, head_dim=head_dim, context_length=context_length)
     torch.testing.assert_close(got, want, atol=0, rtol=2e-6)
-    assert attention_factor(rope) == pytest.approx(want_factor)
+    assert attention_factor(rope, context_length) == pytest.approx(want_factor)
 
 
 @pytest.mark.parametrize("context_length", [1024, 1025])
@@ -69,7 +69,13 @@ def test_longrope_equals_transformers(own: dict[str, float], context_length: int
     rope = RopeConfig.from_hf(config)
     got = frequencies(rope, head_dim=64, context_length=context_length)
     torch.testing.assert_close(got, want, atol=0, rtol=2e-6)
-    assert attention_factor(rope) == pytest.approx(want_factor)
+    assert attention_factor(rope, context_length) == pytest.approx(want_factor)
+
+
+def test_longrope_may_have_a_factor_of_its_own_for_each_kind_of_context() -> None:
+    """As Phi-3.5-MoE says them."""
+    rope = RopeConfig.from_hf(fields(**LONGROPE, short_mscale=1.2, long_mscale=1.5))
+    assert [attention_factor(rope, length) for length in (1024, 1025)] == [1.2, 1.5]
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -85,7 +91,7 @@ def test_short_texts_have_rows_of_their_own(kind: str) -> None:
     assert torch.equal(table[:switch], short)
     assert rope.switch_length(switch) is None
     frequency = frequencies(rope, head_dim=64, context_length=5000)
-    want = attention_factor(rope) * torch.cos(3.0 * frequency)
+    want = attention_factor(rope, 5000) * torch.cos(3.0 * frequency)
     torch.testing.assert_close(table[switch + 3, :32], want)
     assert not torch.allclose(table[switch + 3], short[3])
 

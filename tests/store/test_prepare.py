@@ -138,7 +138,8 @@ def test_other_factors_are_passed_on_as_they_are(prepare):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"expert_count": 8}, "llama.expert_count = 8"),
+        ({"expert_count": 8}, "lacks llama.expert_used_count"),
+        ({"attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv = 8.0"),
         ({"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, "'longrope'"),
         ({"attention.sliding_window": 64}, "sliding window of 64"),
         ({"attention.key_length": 64, "attention.value_length": 32}, "keys of 64 and values of 32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 import time
@@ -26,7 +27,6 @@ from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
-from sapwood.models.loader.fused_experts import ShapeOf
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.schema.config.model import GGUF_BLOCKS
@@ -78,6 +78,7 @@ class LoadWatch:
         start_s, before = time.perf_counter(), _memory_bytes()
         peak_before = _peak_bytes()
         yield
+        _give_back_freed_memory()
         self.load_s += time.perf_counter() - start_s
         weight_bytes = max(0, _memory_bytes() - before)
         self.weight_bytes += weight_bytes
@@ -91,6 +92,14 @@ class LoadWatch:
                 (peak - before) / 1e6,
                 (peak - before) / weight_bytes,
             )
+
+
+def _give_back_freed_memory() -> None:
+    """Let the C library hand back what was freed while loading: parts of layers that waited to be
+    packed leave holes, which it would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def _memory_bytes() -> int:
@@ -171,7 +180,7 @@ def _read(
                 files, load_format=config.model.load_format, dtype=dtype, advance=advance
             )
         else:
-            weights = quantized.iterate(files, form, _shapes(model, name_of), advance)
+            weights = quantized.iterate(files, form, model.targets(), advance, name_of)
         named = ((name_of(name), tensor) for name, tensor in weights)
         load_weights(model, watch.following(named), source=str(_place_of(files)))
 
@@ -189,16 +198,6 @@ def refuse_absurd_size(files: ModelFiles, num_parameters: int) -> None:
             f"the weights in {_place_of(files)} have {num_bytes} bytes, less than a bit for each; "
             "download the model again"
         )
-
-
-def _shapes(model: Loadable, name_of: Callable[[str], str]) -> ShapeOf:
-    targets = model.targets()
-
-    def shape_of(name: str) -> tuple[int, ...] | None:
-        target = targets.get(name_of(name))
-        return None if target is None else target.shape
-
-    return shape_of
 
 
 def checkpoint_format(files: ModelFiles) -> CheckpointFormat | None:

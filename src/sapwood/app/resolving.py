@@ -130,6 +130,7 @@ def resolve_config(
     facts = model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
     config, decisions = resolve(asked, machine, facts)
     shape = shape.for_context(config.model.context_length)
+    _refuse_split_pages(shape, config.memory.page_size)
     kernels = _choose_kernels(config, shape, platform, decisions)
     if pooling is not None:
         decisions.append(Decision("pooling_method", pooling.method, pooling.why))
@@ -147,6 +148,18 @@ def resolve_config(
         if asked.memory.max_total_tokens is None
         else config.memory.max_total_tokens,
     )
+
+
+def _refuse_split_pages(shape: Shape, page_size: int) -> None:
+    if not isinstance(shape, DecoderConfig) or not (shape.has_chunks and shape.has_windows):
+        return
+    chunk = shape.sliding_window
+    assert chunk is not None, "there are windows"
+    if chunk % page_size:
+        raise ConfigError(
+            f"the model attends to chunks of {chunk} tokens, which pages of {page_size} do not "
+            f"make up; start with a --page-size that divides {chunk}"
+        )
 
 
 def _choose_kernels(

@@ -33,7 +33,9 @@ class InputSample:
         self._kept: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
-        """x [T, in]: the inputs of one window."""
+        """x [T, in]: the inputs of one window; perhaps none, if the layer is an expert's."""
+        if not len(x):
+            return
         wide = x.float()
         self.largest = torch.maximum(self.largest, wide.abs().amax(dim=0))
         step = max(1, len(wide) // self._rows_per_window)

@@ -42,6 +42,7 @@ from sapwood.convert.tapped import TappedLinear
 from sapwood.convert.walk import TappedLayer, Walk
 from sapwood.convert.writer import ShardWriter, copy_side_files, write_json
 from sapwood.models.config import DecoderConfig
+from sapwood.models.loader.fused_experts import FusedExperts
 from sapwood.models.loader.weights import iterate_weights
 from sapwood.store import ModelFiles, Progress
 from sapwood.store.progress import stage
@@ -54,6 +55,10 @@ A calibration text's measure of that loss is partly chance. Making up for all of
 9.1% of perplexity in int4 after 8,192 tokens, for a half 6.0%, for a quarter 6.4%; in MXFP4 16.7%,
 11.2% and 9.3%, and 12.4% for nothing.
 """
+
+
+LEAST_TOKENS = 64
+"""Tokens of the calibration text that must have chosen an expert for it to be fitted to them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,21 +211,31 @@ class Converter:
         The calibration text goes through the original layer at the same pace, unless inputs are
         rounded.
         """
-        scheme = self._plan.scheme
         converted = self._converted(layer)
         steps = self._walk.steps(layer, streams.calibration)
         original_steps = None
-        if not scheme.rounds_activations:
+        if not self._plan.scheme.rounds_activations:
             original = self._walk.layer(index, tensors)
             original_steps = self._walk.steps(original, streams.calibration_original)
         for linear in layer.linears:
             received = next(steps)
             originals = received if original_steps is None else next(original_steps)
             if linear in converted:
-                self._convert_linear(linear, input_moments(received, originals, scheme))
+                self._convert_linear(linear, self._moments(received, originals))
         streams.calibration = list(next(steps))
         if original_steps is not None:
             streams.calibration_original = list(next(original_steps))
+
+    def _moments(self, received: Sequence[Tensor], originals: Sequence[Tensor]) -> Moments | None:
+        """What is known of a linear layer's inputs; None: too little.
+
+        Other tokens may choose an expert in the converted model than in the original one; such an
+        expert is fitted to what it gets."""
+        if sum(map(len, received)) < LEAST_TOKENS:
+            return None
+        num_tokens = self._options.window
+        is_same = all(len(x) == num_tokens for x in (*received, *originals))
+        return input_moments(received, originals if is_same else received, self._plan.scheme)
 
     def _convert_linear(self, linear: TappedLinear, inputs: Moments | None) -> None:
         """Round and write the parts of a linear layer, and let it compute with the written weights.
@@ -334,7 +349,9 @@ def cut(token_ids: Sequence[int], *, window: int, num_tokens: int, spread: bool)
 def _read(files: ModelFiles, plan: Plan, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors; those of safetensors files in that dtype stay in the file until their use."""
     found: dict[str, Tensor] = {}
-    for name, tensor in iterate_weights(files, dtype=dtype):
+    fused = FusedExperts(plan.targets)
+    stored = iterate_weights(files, dtype=dtype)
+    for name, tensor in fused.split((plan.name_of(name), tensor) for name, tensor in stored):
         if name in found:
             raise WeightError(f"{files.name} has {name} twice")
         found[name] = tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -63,8 +64,12 @@ def estimate_s(
     head_share = head_numbers / sum(tensor.numel() for tensor in tensors.values())
     total_s = pass_s * (passes * decoder.num_layers + 2 * measured_windows * head_share)
     converted = [one for one in layer.linears if plan.converted.issuperset(one.names)]
+    # Layers of the same shape, as all experts' are, take as long.
+    by_shape = Counter((sum(map(len, one.weights)), one.in_size) for one in converted)
+    tried = {(sum(map(len, one.weights)), one.in_size): one for one in converted}
     rounding_s = math.fsum(
-        _rounding_s(one, plan, options, walk, calibration_windows) for one in converted
+        count * _rounding_s(tried[shape], plan, options, walk, calibration_windows)
+        for shape, count in by_shape.items()
     )
     num_names = sum(len(one.names) for one in converted)
     return total_s + rounding_s * len(plan.converted) / num_names

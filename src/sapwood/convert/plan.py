@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -17,7 +17,7 @@ from sapwood.convert.scheme import WeightScheme, choose_scheme
 from sapwood.convert.tapped import TappedScheme
 from sapwood.kernels.interface import Kernels
 from sapwood.layers.build import Build
-from sapwood.layers.targets import prefixed
+from sapwood.layers.targets import Target, prefixed
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.text_part import IS_TEXT_PART
@@ -28,21 +28,28 @@ class Plan:
     """The layers and tensors of a conversion.
 
     scheme     scheme of the converted layers
-    shapes     shapes of all tensors that the model wants, by name
+    targets    all tensors that the model wants, by name, without memory
     fused      all linear layers, in groups of names: a group is one product, and all or none of it
                is converted
     converted  names of the linear layers that are converted
     ignored    names of the linear layers that are not converted. The output layer is always one:
-               readers expect it so, and it is often the embedding too
+               readers expect it so, and it is often the embedding too. Routers are never converted
     ignorable  patterns of tensors that the checkpoint may have and that are left out
+    name_of    from a tensor's name in the checkpoint to its name in `targets`
     """
 
     scheme: WeightScheme
-    shapes: Mapping[str, tuple[int, ...]]
+    targets: Mapping[str, Target]
     fused: Sequence[tuple[str, ...]]
     converted: frozenset[str]
     ignored: tuple[str, ...]
     ignorable: tuple[str, ...]
+    name_of: Callable[[str], str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors that the model wants, by name."""
+        return {name: target.shape for name, target in self.targets.items()}
 
     def num_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
         """(bytes of all tensors before, bytes after); `dtype` is the checkpoint's."""
@@ -87,7 +94,7 @@ def make_plan(
     ignore  regular expressions; a linear layer whose name begins with a match is not converted
     Raises  ConfigError for an invalid expression or one without a match, for fused layers of which
             only some are ignored, and for layers whose sizes do not fit the scheme"""
-    _refuse_unconvertible(architecture, decoder, options)
+    _refuse_rescaling(architecture, decoder, options)
     nowhere = torch.device("meta")  # shapes without memory
     parts = architecture(decoder, Build(kernels=kernels, device=nowhere, dtype=torch.float32))
     if IS_TEXT_PART in decoder.hf:
@@ -100,7 +107,8 @@ def make_plan(
             f"{decoder.architecture} has layers that differ or a computation around them, whose "
             "conversion is not implemented; --quantization quantises them while they are loaded"
         )
-    shapes, fused = _linear_layers(parts)
+    targets, fused = _linear_layers(parts)
+    shapes = {name: target.shape for name, target in targets.items()}
     names = [name for group in fused for name in group]
     output_layer = architecture.names.head
     ignored = _matching(names, ignore, output_layer)
@@ -119,22 +127,22 @@ def make_plan(
     tied = decoder.tie_word_embeddings
     return Plan(
         scheme=scheme,
-        shapes={**_other_shapes(parts), **shapes},
+        targets={**_other_targets(parts), **targets},
         fused=fused,
         converted=converted,
-        ignored=(*(name for name in names if name in ignored), output_layer),
-        ignorable=architecture.ignorable + (architecture.ignorable_when_tied if tied else ()),
+        ignored=(
+            *(name for name in names if name in ignored),
+            *_routers(shapes, names),
+            output_layer,
+        ),
+        ignorable=parts.ignorable + (parts.ignorable_when_tied if tied else ()),
+        name_of=architecture.checkpoint_name,
     )
 
 
-def _refuse_unconvertible(
+def _refuse_rescaling(
     architecture: type[Architecture], decoder: DecoderConfig, options: ConvertOptions
 ) -> None:
-    if decoder.experts is not None:
-        raise ConfigError(
-            f"{decoder.architecture} has experts, whose conversion is not implemented; "
-            "--quantization quantises them while they are loaded"
-        )
     if options.rescales and not architecture.can_be_rescaled:
         raise ConfigError(
             f"--rescale moves factors from norms into the layers after them, which the norms of "
@@ -144,30 +152,49 @@ def _refuse_unconvertible(
 
 def _linear_layers(
     architecture: Architecture,
-) -> tuple[dict[str, tuple[int, ...]], list[tuple[str, ...]]]:
-    """Shapes of the layers' tensors, and the names of the linear layers, grouped as fused."""
-    shapes: dict[str, tuple[int, ...]] = {}
+) -> tuple[dict[str, Target], list[tuple[str, ...]]]:
+    """The targets of all layers, and the names of the linear layers, grouped as fused."""
+    found: dict[str, Target] = {}
     fused: list[tuple[str, ...]] = []
     for index in range(architecture.config.num_layers):
         scheme = TappedScheme()
         build = replace(architecture.build, scheme=scheme)
         targets = architecture.rebuilt(build).layer(index).targets()
         for name, target in prefixed(architecture.names.layer(index), targets).items():
-            if target.is_rearranged:
-                raise ConfigError(
-                    f"{name} holds several layers, or its rows lie in another order than they are "
-                    f"computed in ({architecture.config.architecture}); converting such layers is "
-                    "not implemented, but --quantization quantises them while they are loaded"
-                )
             scheme.placing = name
             target.place(torch.empty(target.shape, device=build.device))
-            shapes[name] = target.shape
-        fused += [tuple(storage.names) for storage in scheme.storages]
-    return shapes, fused
+            found[name] = target
+        groups = [tuple(dict.fromkeys(storage.names)) for storage in scheme.storages]
+        _refuse_unwritable(groups, found, architecture.config)
+        fused += groups
+    return found, fused
 
 
-def _other_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors outside of all layers."""
+def _refuse_unwritable(
+    groups: Sequence[tuple[str, ...]], targets: Mapping[str, Target], decoder: DecoderConfig
+) -> None:
+    names = [name for group in groups for name in group]
+    for name in names:
+        if not targets[f"{name}.weight"].has_rows or names.count(name) > 1:
+            raise ConfigError(
+                f"{name} does not hold the outputs of one linear layer as its rows "
+                f"({decoder.architecture}), which formats of quantised weights want; "
+                "--quantization quantises such layers while they are loaded"
+            )
+
+
+def _routers(shapes: Mapping[str, tuple[int, ...]], linears: Sequence[str]) -> list[str]:
+    """Layers that stay as they are whatever the scheme is."""
+    others = shapes.keys() - {f"{name}.weight" for name in linears}
+    return sorted(
+        name.removesuffix(".weight")
+        for name in others
+        if name.endswith(".weight") and len(shapes[name]) == 2
+    )
+
+
+def _other_targets(architecture: Architecture) -> dict[str, Target]:
+    """The tensors outside of all layers."""
     embedding = architecture.embedding()
     tied = embedding if architecture.config.tie_word_embeddings else None
     names = architecture.names
@@ -181,7 +208,7 @@ def _other_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         targets |= prefixed(names.positions, positions.targets())
     if norm is not None:
         targets |= prefixed(names.embedding_norm, norm.targets())
-    return {name: target.shape for name, target in targets.items()}
+    return targets
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str], output_layer: str) -> frozenset[str]:

@@ -4,7 +4,8 @@ Decoder layers are built with this scheme while they are converted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,13 +13,14 @@ from torch import Tensor
 from sapwood.convert.scheme import WeightScheme
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.layers.targets import Target
 
 
 class TappedLinear:
     """One linear layer of the model, perhaps of several checkpoint tensors one above the other.
 
     names    names of the checkpoint's layers: "model.layers.0.self_attn.q_proj", …
-    weights  the checkpoint's weights, [outputs, in] each
+    weights  the checkpoint's weights, [outputs, in] each, with rows as the checkpoint has them
     """
 
     def __init__(
@@ -29,9 +31,12 @@ class TappedLinear:
         kernels: Kernels,
         dtype: torch.dtype,
         device: torch.device,
+        order: Tensor | None,
     ) -> None:
+        """order [outputs of all] int64: output i is row order[i] of the weights; None: row i"""
         self.names = names
         self.weights = weights
+        self._order = order
         self._bias = bias
         self._kernels = kernels
         self._dtype = dtype
@@ -42,22 +47,26 @@ class TappedLinear:
         return self.weights[0].shape[1]
 
     def use(self, weight: Tensor) -> None:
-        """Compute with this weight [outputs of all, in] from now on, in the activations' dtype."""
-        self._layer: PackedLinear = self._kernels.pack_linear(weight.to(self._dtype), self._bias)
+        """Compute with this weight [rows of all, in] from now on, in the activations' dtype."""
+        own = self._in_order(weight).to(self._dtype)
+        self._layer: PackedLinear = self._kernels.pack_linear(own, self._bias)
 
     def use_rounded(self, scheme: WeightScheme, codes: Tensor, scale: Tensor) -> None:
         """Compute as the scheme does from now on, with rounded inputs.
 
-        codes  [outputs of all, in] fp32, with a scale per output
-        scale  [outputs of all] fp32
+        codes  [rows of all, in] fp32, with a scale per row
+        scale  [rows of all] fp32
         """
-        inner = self._kernels.pack_linear(codes.to(self._dtype), None)
-        self._layer = _PerToken(scheme, inner, scale, self._bias)
+        inner = self._kernels.pack_linear(self._in_order(codes).to(self._dtype), None)
+        self._layer = _PerToken(scheme, inner, self._in_order(scale), self._bias)
 
     def use_block_rounded(self, scheme: WeightScheme, weight: Tensor) -> None:
         """Like `use`, but also round the inputs, per token and group of inputs."""
         self.use(weight)
         self._layer = _PerBlock(scheme, self._layer)
+
+    def _in_order(self, rows: Tensor) -> Tensor:
+        return rows if self._order is None else rows[self._order]
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._layer(x)
@@ -132,11 +141,12 @@ class TappedStorage:
         self._device = device
         self._dtype = dtype
         self._names = [""] * num_parts
-        self._parts: list[Tensor | None] = [None] * num_parts
+        self._rows: list[Tensor | None] = [None] * num_parts
+        self._sources: dict[str, Tensor] = {}
 
     @property
     def names(self) -> list[str]:
-        """Names of the checkpoint's layers that were placed, in order."""
+        """Names of the checkpoint's layers that the parts were placed from, in order."""
         return self._names
 
     @property
@@ -144,8 +154,14 @@ class TappedStorage:
         raise RuntimeError("a layer that is converted keeps its parts apart")
 
     def place(self, part: int, shard: Tensor) -> None:
-        self._names[part] = self._scheme.placing.removesuffix(".weight")
-        self._parts[part] = shard
+        name = self._scheme.placing.removesuffix(".weight")
+        self._names[part] = name
+        if self._scheme.is_finding_rows:
+            self._rows[part] = shard[:, 0].long()
+        else:
+            whole = self._scheme.whole
+            is_part = self._rows[part] is not None
+            self._sources[name] = whole if is_part and whole is not None else shard
 
     def place_blocks(self, part: int, shard: LinearPart) -> None:
         self.place(part, shard.dequantized(self._dtype))
@@ -154,12 +170,34 @@ class TappedStorage:
         self.place(0, weight)
 
     def pack(self, bias: Tensor | None) -> TappedLinear:
-        weights = [part for part in self._parts if part is not None]
-        if len(weights) != len(self._parts):
+        if not self._sources.keys() >= set(self._names):
             raise RuntimeError("a part of this layer has not been placed")
-        linear = TappedLinear(self._names, weights, bias, self._kernels, self._dtype, self._device)
+        names = list(dict.fromkeys(self._names))
+        linear = TappedLinear(
+            names,
+            [self._sources[name] for name in names],
+            bias,
+            self._kernels,
+            self._dtype,
+            self._device,
+            self._order(names),
+        )
         self._scheme.linears.append(linear)
         return linear
+
+    def _order(self, names: Sequence[str]) -> Tensor | None:
+        """Of the parts' rows, among those of all checkpoint's tensors one above the other."""
+        if all(rows is None for rows in self._rows):
+            return None
+        sizes = [len(self._sources[name]) for name in names]
+        first = dict(zip(names, accumulate(sizes, initial=0), strict=False))
+        return torch.cat(
+            [
+                first[name]
+                + (torch.arange(len(self._sources[name])) if rows is None else rows).cpu()
+                for name, rows in zip(self._names, self._rows, strict=True)
+            ]
+        ).to(self._device)
 
 
 class TappedScheme:
@@ -168,6 +206,8 @@ class TappedScheme:
     storages  storages of all linear layers, in the order of the computation
     linears   the layers that were packed
     placing   name of the checkpoint tensor that is being placed: layers do not know their names
+    whole     that tensor; None: nobody has said
+    is_finding_rows  whether tensors are placed whose rows are their own numbers
     """
 
     name = "convert"
@@ -176,6 +216,18 @@ class TappedScheme:
         self.storages: list[TappedStorage] = []
         self.linears: list[TappedLinear] = []
         self.placing = ""
+        self.whole: Tensor | None = None
+        self.is_finding_rows = False
+
+    def find_rows(self, targets: Mapping[str, Target], device: torch.device) -> None:
+        """Learn which rows of rearranged tensors become which outputs, by placing row numbers."""
+        self.is_finding_rows = True
+        for name, target in targets.items():
+            if target.is_rearranged and target.has_rows and len(target.shape) == 2:
+                self.placing = name
+                numbers = torch.arange(target.shape[0], dtype=torch.float64, device=device)
+                target.place(numbers[:, None].expand(target.shape))
+        self.is_finding_rows = False
 
     def storage(
         self,
@@ -195,5 +247,5 @@ class TappedScheme:
     def following(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The same weights; `placing` is set to the name of each when it is handed out."""
         for name, tensor in weights:
-            self.placing = name
+            self.placing, self.whole = name, tensor
             yield name, tensor

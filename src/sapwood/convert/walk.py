@@ -13,7 +13,7 @@ from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.layers.embedding import VocabEmbedding
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
-from sapwood.layers.layer import Layer, summed
+from sapwood.layers.layer import Layer
 from sapwood.layers.targets import Target, prefixed
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.lm.architecture import Architecture, Names
@@ -73,6 +73,7 @@ class Walk:
         build = replace(self._architecture.build, scheme=scheme)
         layer = self._architecture.rebuilt(build).layer(index)
         targets = prefixed(self.names.layer(index), layer.targets())
+        scheme.find_rows(targets, self.device)
         load_weights(_Targets(targets), scheme.following(_wanted(targets, tensors).items()))
         layer.pack()
         return TappedLayer(layer, scheme.linears)
@@ -92,8 +93,9 @@ class Walk:
         """The hidden states of each window after one more layer; the given ones stay unchanged."""
         found = []
         for x in hidden:
-            # The layer adds to what it is given in place.
-            found.append(summed(*layer.layer(x.clone(), None, self._batch)))
+            for states in layer.layer.steps(x.clone(), self._batch):
+                last = states
+            found.append(last)
         return found
 
     def negative_log_likelihood(

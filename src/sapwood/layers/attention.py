@@ -13,9 +13,10 @@ from sapwood.base.errors import ConfigError
 from sapwood.kernels.interface import PLAIN, AttentionTraits
 from sapwood.kernels.recording import Attend, Buffer, CannotRecord, Program, RotateAndWrite
 from sapwood.layers.build import Build
+from sapwood.layers.chunks import in_chunks
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import SEPARATE, HeadLayout, QkvForm, halves_of_pairs
-from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear
+from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, even_part
 from sapwood.layers.norm import HeadLayerNorm, HeadNormForm, RMSNorm
 from sapwood.layers.targets import Slice, Target, prefixed, whole
 
@@ -61,6 +62,8 @@ class Attention:
         sinks: bool = False,
         o_name: str = "o_proj",
         alibi: Tensor | None = None,
+        gate_name: str | None = None,
+        chunk: int | None = None,
     ) -> None:
         """An attention layer.
 
@@ -82,6 +85,10 @@ class Attention:
         o_name   name of the output projection in the checkpoint, which is [in, out] if `form` says
                  `transposed`
         alibi    [heads of all ranks] fp32 slopes (AttentionTraits); None: there are none
+        gate_name  name of a linear layer of x, whose logistic function multiplies what the output
+                   projection takes; None: there is none
+        chunk    a token sees the tokens of its own chunk of that many only (layers/chunks); None:
+                 there are no chunks
         """
         group = build.groups.attention
         self._layer = layer
@@ -107,6 +114,7 @@ class Attention:
         self._values_are_keys = form.values_are_keys
         self._value_norm = build.empty(heads.head_dim).fill_(1.0) if norms_values else None
         self._query_scale = query_scale
+        self._chunk = chunk
         self._qkv = ColumnParallelLinear(
             build,
             hidden_size,
@@ -123,6 +131,10 @@ class Attention:
             group=group,
             transposed=form.transposed,
         )
+        self._gate: ColumnParallelLinear | None = None
+        if gate_name is not None:
+            gates = even_part(gate_name, heads.num_heads * heads.head_dim, group)
+            self._gate = ColumnParallelLinear(build, hidden_size, (gates,), bias=False)
         if norms_all_heads and group.size > 1:
             raise ConfigError(
                 "norms over all heads cannot be split over ranks; leave --tp-size at 1"
@@ -199,9 +211,13 @@ class Attention:
             q = q * self._after_rotation
         if self._query_scale is not None:
             q = (q * self._query_scale[batch.positions][:, None, None]).to(q.dtype)
+        attention = inputs.attention
+        if self._chunk is not None:
+            attention = in_chunks(attention, self._chunk, key_cache.shape[2])
         attend = batch.attend or self._kernels.paged_attention
-        out = attend(q, key_cache, value_cache, inputs.attention, self._scale, self._traits)
-        return out.view(x.shape[0], self._num_heads * self._head_dim)
+        out = attend(q, key_cache, value_cache, attention, self._scale, self._traits)
+        out = out.view(x.shape[0], self._num_heads * self._head_dim)
+        return out if self._gate is None else out * torch.sigmoid(self._gate(x))
 
     def _normed(self, qkv: Tensor) -> Tensor:
         """The same with normed queries and keys."""
@@ -217,11 +233,15 @@ class Attention:
         if self._sinks is not None:
             own = Slice.unless_whole(0, self._first_head, self._num_heads, self._whole_heads)
             found["sinks"] = Target((self._whole_heads,), whole(self._sinks).put, part=own)
+        if self._gate is not None:
+            found |= self._gate.targets()
         return found
 
     def pack(self) -> None:
         self._qkv.linear.pack()
         self._o.linear.pack()
+        if self._gate is not None:
+            self._gate.linear.pack()
         if self._after_rotation is not None:
             # A rotation keeps a head's length, so dividing by it may come first. The weights of
             # both norms only meet in the product of a query and a key: the query takes both.
@@ -238,6 +258,8 @@ class Attention:
             "clipped projections": self._clip is not None,
             "norms of values": self._value_norm is not None,
             "values that are keys": self._values_are_keys,
+            "gated attention": self._gate is not None,
+            "attention in chunks": self._chunk is not None,
         }
         for name, is_there in unknown.items():
             if is_there:

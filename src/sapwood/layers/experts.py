@@ -4,17 +4,18 @@ Source: Shazeer et al. 2017, arXiv:1701.06538; shared experts: Dai et al. 2024, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import PackedExperts
-from sapwood.kernels.recording import Add, Buffer, GateRows, Multiply, Program
+from sapwood.kernels.recording import Add, Buffer, CannotRecord, GateRows, Multiply, Program
+from sapwood.kernels.torch_ops.experts import limited
 from sapwood.layers.build import Build
 from sapwood.layers.layer import FeedForward
 from sapwood.layers.linear import (
@@ -26,7 +27,7 @@ from sapwood.layers.linear import (
 )
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.router import Router
-from sapwood.layers.targets import Target, prefixed, unused
+from sapwood.layers.targets import FusedIn, Target, prefixed, unused
 
 GATE, UP, DOWN = "gate", "up", "down"
 
@@ -34,7 +35,7 @@ GATE, UP, DOWN = "gate", "up", "down"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerExpert:
     """A checkpoint with tensors for each expert: experts.<number>.<name>.weight, and with `bias`
-    likewise a bias."""
+    likewise a bias. It may have them as OF_TRANSFORMERS says instead."""
 
     gate: str = "gate_proj"
     up: str = "up_proj"
@@ -45,6 +46,7 @@ class PerExpert:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
     """A checkpoint with one tensor for the first layers of all experts, and one for their outputs.
+    It may have tensors of each expert instead, as in PerExpert.
 
     gate_up      [experts, 2 * inner, hidden]: all of the gate's rows, then the others
     down         [experts, hidden, inner]
@@ -58,6 +60,14 @@ class Fused:
     transposed: bool = False
     interleaved: bool = False
     biases: tuple[str, str] | None = None
+
+
+OF_TRANSFORMERS = Fused(
+    gate_up="experts.gate_up_proj",
+    down="experts.down_proj",
+    biases=("experts.gate_up_proj_bias", "experts.down_proj_bias"),
+)
+"""What transformers has in memory, and writes where it is told not to split it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +98,7 @@ class Experts:
         activation: Activation,
         files: PerExpert | Fused,
         limit: float | None = None,
+        weighs_inputs: bool = False,
         shared: Shared | None = None,
     ) -> None:
         """A layer without weights.
@@ -95,11 +106,14 @@ class Experts:
         intermediate_size  of each expert
         files              how the checkpoint has the experts' weights
         limit              as in Kernels.pack_experts
+        weighs_inputs      whether an expert's weight multiplies what the expert takes, instead of
+                           what it gives
         """
         self._kernels = build.kernels
         self._sizes = (hidden_size, intermediate_size)
         self._activation = activation
         self._limit = limit
+        self._weighs_inputs = weighs_inputs
         self._router = router
         self._num_experts = num_experts
         self._files = files
@@ -134,7 +148,8 @@ class Experts:
             elsewhere = (chosen < 0) | (chosen >= len(self._gate_up))
             weights = weights.masked_fill(elsewhere, 0.0)
             chosen = chosen.masked_fill(elsewhere, 0)
-        out = self._over.all_reduce(self._experts(x, chosen, weights))
+        mix = self._mix_of_weighed if self._weighs_inputs else self._experts
+        out = self._over.all_reduce(mix(x, chosen, weights))
         if self._shared is None:
             return out
         beside = self._shared.body(x)
@@ -142,23 +157,55 @@ class Experts:
             self._kernels.gate_rows(beside, self._shared_gate(x))
         return out + beside
 
+    def _mix_of_weighed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """As PackedExperts, but each expert takes x times its weight."""
+        num_tokens, num_chosen = chosen.shape
+        weighed = (x[:, None] * weights[..., None]).to(x.dtype).flatten(0, 1)
+        is_own = (weights != 0).to(weights.dtype)  # other ranks' experts have no weight here
+        out = self._experts(weighed, chosen.view(-1, 1), is_own.view(-1, 1))
+        return out.view(num_tokens, num_chosen, -1).sum(dim=1)
+
     @property
     def _experts(self) -> PackedExperts:
+        """Made at the first use: a conversion taps the linear layers instead, in `steps`."""
         if self._packed is None:
-            raise RuntimeError(
-                "these experts are not packed; call the model's finalize() after loading"
+            self._packed = self._kernels.pack_experts(
+                [layer.linear.packed for layer in self._gate_up],
+                [layer.linear.packed for layer in self._down],
+                self._activation,
+                self._limit,
             )
         return self._packed
 
     def steps(self, x: Tensor) -> Generator[Tensor, None, Tensor]:
-        """As FeedForward.steps, which there are none of here."""
-        raise ConfigError("an expert sees only some tokens, so that its inputs cannot be tapped")
-        yield x  # which makes this a generator
+        """As FeedForward.steps: an expert's layers get the rows of x whose tokens chose it, perhaps
+        none. Only for one rank."""
+        weights, chosen = self._router(x)
+        total = torch.zeros_like(x, dtype=torch.float32)
+        for expert, (gate_up, down) in enumerate(zip(self._gate_up, self._down, strict=True)):
+            rows, place = torch.nonzero(chosen == expert, as_tuple=True)
+            weight = weights[rows, place, None].float()
+            own = x[rows]
+            if self._weighs_inputs:
+                own, weight = (own * weight).to(x.dtype), torch.ones_like(weight)
+            yield own
+            expanded = x.new_empty(0, self._sizes[1])
+            if len(rows):
+                gates = limited(gate_up(own), self._limit)
+                expanded = self._kernels.activate_and_mul(gates, self._activation)
+            yield expanded
+            if len(rows):
+                total.index_add_(0, rows, down(expanded).float() * weight)
+        out = total.to(x.dtype)
+        if self._shared is None:
+            return out
+        beside = yield from self._shared.body.steps(x)
+        if self._shared_gate is not None:
+            self._kernels.gate_rows(beside, self._shared_gate(x))
+        return out + beside
 
     def targets(self) -> dict[str, Target]:
-        files = self._files
-        found = self._router.targets()
-        found |= self._each(files) if isinstance(files, PerExpert) else self._fused(files)
+        found = self._router.targets() | self._targets_of_experts()
         if self._shared is not None:
             found |= prefixed(self._shared.name, self._shared.body.targets())
             if self._shared_gate is not None:
@@ -166,80 +213,43 @@ class Experts:
                 found[f"{self._shared.gate}.weight"] = Target((1, self._sizes[0]), put)
         return found
 
-    def _each(self, files: PerExpert) -> dict[str, Target]:
+    def _targets_of_experts(self) -> dict[str, Target]:
+        files = self._files if isinstance(self._files, PerExpert) else PerExpert()
         names = {GATE: files.gate, UP: files.up, DOWN: files.down}
         found: dict[str, Target] = {}
         for index in range(self._num_experts):
             own = index - self._first
             is_own = 0 <= own < len(self._gate_up)
-            targets = self._targets_of(own if is_own else 0)
-            for name, target in targets.items():
+            at = own if is_own else 0
+            for name, target in (self._gate_up[at].targets() | self._down[at].targets()).items():
                 part, _, kind = name.partition(".")
-                found[f"experts.{index}.{names[part]}.{kind}"] = (
-                    target if is_own else unused(target.shape)
+                found[f"experts.{index}.{names[part]}.{kind}"] = replace(
+                    target if is_own else unused(target.shape),
+                    fused_in=self._fused_in(part, kind, index),
                 )
         return found
 
-    def _targets_of(self, own: int) -> dict[str, Target]:
-        return self._gate_up[own].targets() | self._down[own].targets()
-
-    def _fused(self, files: Fused) -> dict[str, Target]:
-        hidden, inner = self._sizes
-        shapes: dict[str, tuple[int, ...]] = {
-            files.gate_up: (2 * inner, hidden),
-            files.down: (hidden, inner),
-        }
-        if files.transposed:
-            shapes = {name: shape[::-1] for name, shape in shapes.items()}
-        kinds = [("weight", files.gate_up, files.down)]
-        found: dict[str, Target] = {}
-        if files.biases is not None:
-            kinds.append(("bias", *files.biases))
-            shapes |= {files.biases[0]: (2 * inner,), files.biases[1]: (hidden,)}
-        for kind, gate_up, down in kinds:
-            for name, put in ((gate_up, self._put_gates), (down, self._put_outputs)):
-                found[name] = Target((self._num_experts, *shapes[name]), partial(put, kind))
-        return found
-
-    def _put_gates(self, kind: str, tensor: Tensor) -> None:
-        def place(targets: dict[str, Target], expert: Tensor) -> None:
-            inner = self._sizes[1]
-            is_interleaved = isinstance(self._files, Fused) and self._files.interleaved
-            halves = (
-                (expert[0::2], expert[1::2]) if is_interleaved else (expert[:inner], expert[inner:])
-            )
-            gate, up = halves
-            targets[f"{GATE}.{kind}"].place(gate)
-            targets[f"{UP}.{kind}"].place(up)
-
-        self._put_own(kind, tensor, place)
-
-    def _put_outputs(self, kind: str, tensor: Tensor) -> None:
-        def place(targets: dict[str, Target], expert: Tensor) -> None:
-            targets[f"{DOWN}.{kind}"].place(expert)
-
-        self._put_own(kind, tensor, place)
-
-    def _put_own(
-        self, kind: str, tensor: Tensor, place: Callable[[dict[str, Target], Tensor], None]
-    ) -> None:
-        """Place this rank's experts of a fused tensor, each [outputs, inputs] or [outputs]."""
-        turned = isinstance(self._files, Fused) and self._files.transposed and kind == "weight"
-        for own in range(len(self._gate_up)):
-            expert = tensor[self._first + own]
-            place(self._targets_of(own), expert.T if turned else expert)
+    def _fused_in(self, part: str, kind: str, index: int) -> FusedIn | None:
+        """The place of an expert's tensor in a checkpoint with fused ones."""
+        files = self._files if isinstance(self._files, Fused) else OF_TRANSFORMERS
+        name = files.down if part == DOWN else files.gate_up
+        if kind == "bias":
+            if files.biases is None:
+                return None
+            name = files.biases[part == DOWN]
+        fused = FusedIn(name=name, expert=index, num_experts=self._num_experts)
+        if kind == "weight" and files.transposed:
+            fused = replace(fused, transposed=True)
+        if part == DOWN:
+            return fused
+        return replace(fused, part=int(part == UP), num_parts=2, takes_turns=files.interleaved)
 
     def pack(self) -> None:
         self._router.pack()
         for up, down in zip(self._gate_up, self._down, strict=True):
             up.linear.pack()
             down.linear.pack()
-        self._packed = self._kernels.pack_experts(
-            [layer.linear.packed for layer in self._gate_up],
-            [layer.linear.packed for layer in self._down],
-            self._activation,
-            self._limit,
-        )
+        self._packed = None
         if self._shared is not None:
             self._shared.body.pack()
         if self._shared_gate is not None:
@@ -248,6 +258,8 @@ class Experts:
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As FeedForward.record."""
         program.refuse_sum_over(self._over.size)
+        if self._weighs_inputs:
+            raise CannotRecord("a recorded step has no weights of experts' inputs")
         out = self._router.record(program, x, self._experts, self._sizes[0])
         if self._shared is None:
             return out

@@ -244,7 +244,13 @@ class ColumnParallelLinear:
 
         takes_blocks = linear.takes_blocks and not transposed
         shape = (self._in_size, num_rows) if transposed else (num_rows, self._in_size)
-        return Target(shape, put, put_blocks if takes_blocks else None, is_rearranged=True)
+        return Target(
+            shape,
+            put,
+            put_blocks if takes_blocks else None,
+            is_rearranged=True,
+            has_rows=not transposed,
+        )
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """Add the product of x to a recorded step; RuntimeError before `pack`."""
@@ -294,6 +300,7 @@ class RowParallelLinear:
                 lambda part: linear.put(0, part.t()),
                 part=Slice.unless_whole(0, first, self._in_size, in_size),
                 is_rearranged=True,
+                has_rows=False,
             )
         else:
             weight = Target(

@@ -32,11 +32,26 @@ class Norm(Protocol):
 class RMSNorm:
     """x / rms(x) * weight over the last dimension."""
 
-    def __init__(self, build: Build, size: int, *, eps: float, adds_one: bool = False) -> None:
-        """adds_one: the checkpoint has the weight's difference from 1. The 1 is added when the
-        weight is placed, so that all norms compute alike; the sum is rounded to the model's dtype.
+    def __init__(
+        self,
+        build: Build,
+        size: int,
+        *,
+        eps: float,
+        is_learned: bool = True,
+        adds_one: bool = False,
+    ) -> None:
+        """A norm of `size` entries.
+
+        is_learned  whether the checkpoint has a weight; else it is 1
+        adds_one    the checkpoint has the weight's difference from 1. The 1 is added when the
+                    weight is placed, so that all norms compute alike; the sum is rounded to the
+                    model's dtype
         """
         self.weight = build.empty(size)
+        self._is_learned = is_learned
+        if not is_learned:
+            self.weight.fill_(1.0)
         self._eps = eps
         self._adds_one = adds_one
         self._kernels = build.kernels
@@ -48,7 +63,7 @@ class RMSNorm:
         return self._kernels.add_rms_norm(x, residual, self.weight, self._eps)
 
     def targets(self) -> dict[str, Target]:
-        return {"weight": replace(whole(self.weight), put=self._put)}
+        return {"weight": replace(whole(self.weight), put=self._put)} if self._is_learned else {}
 
     def _put(self, weight: Tensor) -> None:
         self.weight.copy_(weight.float() + 1.0 if self._adds_one else weight)

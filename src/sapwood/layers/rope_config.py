@@ -73,13 +73,14 @@ class LongropeScaling:
 
     short, long       the divisors for contexts up to original_length, and for longer ones
     original_length   positions that the model was trained on before scaling
-    attention_factor  multiplies cos and sin
+    short_attention_factor, long_attention_factor  multiply cos and sin, likewise
     Source: Ding et al. 2024, arXiv:2402.13753."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]
     original_length: int
-    attention_factor: float
+    short_attention_factor: float
+    long_attention_factor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,11 +261,13 @@ def _longrope(
     if said_factor is None:
         grows = factor > 1 and original_length > 1
         said_factor = math.sqrt(1 + math.log(factor) / math.log(original_length)) if grows else 1.0
+    short, long = (_optional(said, "longrope", name) for name in ("short_mscale", "long_mscale"))
     return LongropeScaling(
         short=divisors[0],
         long=divisors[1],
         original_length=original_length,
-        attention_factor=said_factor,
+        short_attention_factor=said_factor if short is None else short,
+        long_attention_factor=said_factor if long is None else long,
     )
 
 

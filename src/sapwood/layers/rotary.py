@@ -46,8 +46,9 @@ def cos_sin_table(
         frequency = frequencies(rope, head_dim=head_dim, context_length=length)
         position = torch.arange(length, dtype=torch.float32)
         angle = position[:, None] * frequency
-        tables.append(torch.cat((angle.cos(), angle.sin()), dim=-1))
-    return torch.cat(tables).mul_(attention_factor(rope)).to(device)
+        table = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        tables.append(table.mul_(attention_factor(rope, length)))
+    return torch.cat(tables).to(device)
 
 
 def unrotated(context_length: int, device: torch.device) -> Tensor:
@@ -89,10 +90,13 @@ def frequencies(rope: RopeConfig, *, head_dim: int, context_length: int) -> Tens
             return plain
 
 
-def attention_factor(rope: RopeConfig) -> float:
-    """The factor of cos and sin, which is 1 except for yarn and longrope."""
+def attention_factor(rope: RopeConfig, context_length: int) -> float:
+    """The factor of cos and sin for the served context, which is 1 except for yarn and longrope."""
     if isinstance(rope.scaling, LongropeScaling):
-        return rope.scaling.attention_factor
+        is_long = context_length > rope.scaling.original_length
+        return (
+            rope.scaling.long_attention_factor if is_long else rope.scaling.short_attention_factor
+        )
     if not isinstance(rope.scaling, YarnScaling):
         return 1.0
     scaling = rope.scaling

@@ -30,12 +30,14 @@ class Router:
         name: str,
         bias: bool = False,
         correction: str | None = None,
+        correction_is_row: bool = False,
     ) -> None:
         """A router without weights. Raises ConfigError if the rule does not fit the experts.
 
         name        of the linear layer in the checkpoint
         bias        whether that layer has a bias
         correction  name of the correction bias in the checkpoint; None: there is none
+        correction_is_row  whether it is [1, num_experts] there, instead of [num_experts]
         """
         try:
             routing.check(num_experts)
@@ -50,6 +52,7 @@ class Router:
         dense = replace(build, scheme=DENSE)
         self._linear = Linear(dense, hidden_size, (num_experts,), bias=bias)
         self._correction_name = correction
+        self._correction_is_row = correction_is_row
         self._correction = (
             None
             if correction is None
@@ -65,7 +68,8 @@ class Router:
         if self._linear.bias is not None:
             found[f"{self._name}.bias"] = whole(self._linear.bias)
         if self._correction is not None and self._correction_name is not None:
-            found[self._correction_name] = whole(self._correction)
+            own = self._correction[None] if self._correction_is_row else self._correction
+            found[self._correction_name] = whole(own)
         return found
 
     def _put(self, weight: Tensor) -> None:

@@ -43,6 +43,26 @@ class Slice:
             ) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedIn:
+    """Where an expert's tensor is in a checkpoint with one tensor [experts, outputs, …] for all.
+
+    name         of that tensor
+    expert       the expert, of num_experts
+    part         which of the num_parts layers whose outputs that tensor has
+    takes_turns  whether their outputs take turns; if not, one part comes after the other
+    transposed   whether a weight is [experts, inputs, outputs] there
+    """
+
+    name: str
+    expert: int
+    num_experts: int
+    part: int = 0
+    num_parts: int = 1
+    takes_turns: bool = False
+    transposed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One tensor that a layer wants from the checkpoint. It can be filled again: see Linear.
@@ -55,7 +75,11 @@ class Target:
            are taken unchanged. Other targets refuse such tensors: a cast would change the numbers
     part   this rank's part, so that a loader can read that alone; None: the whole tensor
     is_rearranged  whether the layer's rows lie in another order than the tensor's, or in several
-           parts: what is computed from the layer's weight cannot be written in the tensor's place
+           parts
+    has_rows  whether the tensor's rows are outputs of one layer. If not, a conversion, which keeps
+           the checkpoint's names and its rows, cannot write the tensor anew
+    fused_in  the tensor as which a checkpoint may have this one, together with others; None: there
+           is none such
     """
 
     shape: tuple[int, ...]
@@ -64,6 +88,8 @@ class Target:
     takes_integers: bool = False
     part: Slice | None = None
     is_rearranged: bool = False
+    has_rows: bool = True
+    fused_in: FusedIn | None = None
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -93,7 +119,14 @@ def prefixed(prefix: str, targets: Mapping[str, Target]) -> dict[str, Target]:
     """The same targets under `prefix.name`; under their own names if the prefix is empty."""
     if not prefix:
         return dict(targets)
-    return {f"{prefix}.{name}": target for name, target in targets.items()}
+    return {f"{prefix}.{name}": _under(prefix, target) for name, target in targets.items()}
+
+
+def _under(prefix: str, target: Target) -> Target:
+    fused = target.fused_in
+    if fused is None:
+        return target
+    return replace(target, fused_in=replace(fused, name=f"{prefix}.{fused.name}"))
 
 
 def whole(parameter: Tensor) -> Target:

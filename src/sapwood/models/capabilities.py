@@ -20,7 +20,8 @@ from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES, decoder_class
 from sapwood.models.text_part import TEXT_ARCHITECTURES, WRAPPERS
-from sapwood.store.gguf_architectures import ARCHITECTURES as GGUF
+from sapwood.store.gguf_architectures import ARCHITECTURES as DENSE_GGUF
+from sapwood.store.gguf_mixtures import MIXTURES as GGUF_MIXTURES
 
 _SIZES = {
     "vocab_size": 64,
@@ -86,7 +87,6 @@ def _capabilities_of(name: str) -> Capabilities:
     parts = found(config, build)
     model = Decoder(parts)
     targets = model.targets()
-    is_rearranged = any(target.is_rearranged for target in targets.values())
     load_weights(model, random_weights(targets, seed=0, dtype=torch.float32))
     model.finalize()
     try:
@@ -99,11 +99,13 @@ def _capabilities_of(name: str) -> Capabilities:
         name=name,
         models=_models_of(found),
         gguf=tuple(
-            file for file, known in GGUF.items() if name in (known.class_name, *known.known_as)
+            file
+            for files in (DENSE_GGUF, GGUF_MIXTURES)
+            for file, known in files.items()
+            if name in (known.class_name, *known.known_as)
         ),
         is_recorded=is_recorded,
-        converts=config.experts is None
-        and not is_rearranged
+        converts=all(target.has_rows for target in targets.values())
         and parts.streams() is None
         and not config.heads_by_layer,
     )

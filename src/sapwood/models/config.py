@@ -81,6 +81,8 @@ class DecoderConfig:
     sliding_window   number of tokens that a token attends to at most in the windowed layers; None:
                      there are no such layers
     windowed_layers  indices of the layers that attend to the sliding window only
+    has_chunks       whether a token of these layers sees, of the last sliding_window tokens, only
+                     those of its own chunk of so many (layers/chunks)
     has_sinks        whether attention has sinks (AttentionTraits)
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
     has_alibi        whether attention adds a distance times a slope to its scores
@@ -113,6 +115,7 @@ class DecoderConfig:
     is_gated: bool = True
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] = ()
+    has_chunks: bool = False
     soft_cap: float | None = None
     has_sinks: bool = False
     has_alibi: bool = False

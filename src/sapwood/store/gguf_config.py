@@ -13,6 +13,7 @@ from typing import Any
 from sapwood.base.errors import ModelSourceError
 from sapwood.store.gguf_architectures import ARCHITECTURES, Architecture
 from sapwood.store.gguf_header import GgufHeader, TensorEntry
+from sapwood.store.gguf_mixtures import MIXTURES, architecture_named
 
 _EPSILONS = {
     "rms": "attention.layer_norm_rms_epsilon",
@@ -84,12 +85,26 @@ def shortest(value: float) -> float:
 def architecture_of(header: GgufHeader) -> Architecture:
     """The file's architecture. ModelSourceError, with all known ones, if sapwood has no such."""
     name = str(header.metadata.get("general.architecture"))
-    if name not in ARCHITECTURES:
+    found = architecture_named(name, has_experts=has_experts(header))
+    if found is None:
+        known = MIXTURES if has_experts(header) else ARCHITECTURES
+        kind = " with experts" if has_experts(header) else ""
         raise ModelSourceError(
-            f"{header.path} has architecture {name!r}, which sapwood does not read from GGUF; "
-            f"known: {', '.join(ARCHITECTURES)}. A safetensors version of the model may be served"
+            f"{header.path} has architecture {name!r}{kind}, which sapwood does not read from "
+            f"GGUF; known{kind}: {', '.join(known)}. A safetensors version of the model may be "
+            "served"
         )
-    return ARCHITECTURES[name]
+    return found
+
+
+def has_experts(header: GgufHeader) -> bool:
+    return bool(Fields(header, ()).get("expert_count", 0))
+
+
+def num_layers(header: GgufHeader) -> int:
+    """Without the last ones, which guess further tokens and are not used."""
+    fields = Fields(header, ())
+    return int(fields["block_count"]) - int(fields.get("nextn_predict_layers", 0))
 
 
 def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, Any]:
@@ -110,7 +125,7 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
         "hidden_size": hidden_size,
-        "num_hidden_layers": int(fields["block_count"]),
+        "num_hidden_layers": num_layers(header),
         "num_attention_heads": num_heads,
         "num_key_value_heads": fields.uniform(
             "attention.head_count_kv", num_heads, skips=architecture.mixes

@@ -3,7 +3,8 @@
 Later starts read a few small JSON files instead of a vocabulary. The directory also holds
 tensors.json, the table of tensors that models.loader reads:
 
-    {"architecture": "llama", "permuted": true, "num_attention_heads": 9, "num_key_value_heads": 3,
+    {"architecture": "llama", "has_experts": false, "permuted": true, "num_attention_heads": 9,
+     "num_key_value_heads": 3,
      "tensors": [{"name": …, "shape": […], "type": "Q4_1", "file": 0, "offset": …, "num_bytes": …}]}
 
 `shape` is in torch's order, `file` an index into ModelFiles.weights, `offset` in bytes from the
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -104,10 +106,12 @@ def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path
         {**asdict(tensor), "file": file}
         for file, header in enumerate(headers)
         for tensor in header.tensors
+        if not _is_beyond(tensor.name, gguf_config.num_layers(main))
     ]
     config = gguf_config.hf_config(main, [tensor for each in headers for tensor in each.tensors])
     table = {
         "architecture": main.metadata["general.architecture"],
+        "has_experts": gguf_config.has_experts(main),
         "permuted": architecture.permuted,
         "num_attention_heads": config["num_attention_heads"],
         "num_key_value_heads": config["num_key_value_heads"],
@@ -119,6 +123,12 @@ def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path
     _write_tokenizer(directory, main, has_own="tokenizer.json" in sidecars)
     for name, path in sidecars.items():
         shutil.copyfile(path, directory / name)
+
+
+def _is_beyond(tensor: str, num_layers: int) -> bool:
+    """Whether the tensor is of a layer after the first `num_layers`."""
+    layer = re.match(r"blk\.(\d+)\.", tensor)
+    return layer is not None and int(layer[1]) >= num_layers
 
 
 def _write_tokenizer(directory: Path, header: Any, *, has_own: bool) -> None:

@@ -21,6 +21,11 @@ def longrope(num_pairs: int, original_length: int) -> dict[str, Any]:
     }
 
 
+PHIMOE_LONG = longrope(16, 8) | {"short_mscale": 1.2, "long_mscale": 1.3}
+PHIMOE_LONG["long_factor"] = PHIMOE_LONG["short_factor"]
+DBRX_ROPE = {"rope_type": "default", "rope_theta": 5e5}
+LLAMA4 = {"intermediate_size_mlp": 96, "attention_chunk_size": 16, "floor_scale": 8}
+LLAMA4 |= {"attn_scale": 0.5, "pad_token_id": None}
 FALCON = {"hidden_size": 192, "ffn_hidden_size": 80, "head_dim": None}
 
 WINDOWS_AND_ALL = ["sliding_attention", "full_attention"]
@@ -95,6 +100,97 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gpt_oss",
         "GptOssForCausalLM",
         {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    ),
+    "phimoe": (
+        "phimoe",
+        "PhimoeForCausalLM",
+        {"num_local_experts": 5, "router_jitter_noise": 0.2, "hidden_size": 192}
+        | {"lm_head_bias": True, "attention_bias": True}
+        | {"rope_parameters": longrope(16, 256) | {"short_mscale": 1.2, "long_mscale": 1.3}},
+    ),
+    "phimoe, long": (
+        "phimoe",
+        "PhiMoEForCausalLM",
+        # transformers takes the short factors for all texts, but not so the model's own code.
+        {"num_local_experts": 5, "router_jitter_noise": 0.2, "hidden_size": 192}
+        | {"sliding_window": WINDOW, "rope_parameters": PHIMOE_LONG},
+    ),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        "Ernie4_5_MoeForCausalLM",
+        {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 40, "use_bias": True}
+        | {"moe_num_shared_experts": 2, "num_hidden_layers": 3, "moe_layer_end_index": 1},
+    ),
+    "ernie4_5_moe, every second layer": (
+        "ernie4_5_moe",
+        "Ernie4_5_MoEForCausalLM",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 40, "moe_norm_min": 0.9}
+        | {"moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_interval": 2},
+    ),
+    "minimax_m2": (
+        "minimax_m2",
+        "MiniMaxM2ForCausalLM",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "rotary_dim": 16},
+    ),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        "HunYuanMoEV1ForCausalLM",
+        {"num_experts": 6, "moe_topk": [3, 3], "attention_bias": True},
+    ),
+    "exaone_moe": (
+        "exaone_moe",
+        "ExaoneMoeForCausalLM",
+        {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"num_shared_experts": 2, "num_hidden_layers": 4, "sliding_window": WINDOW}
+        | {"n_group": 4, "topk_group": 2},
+    ),
+    "solar_open": (
+        "solar_open",
+        "SolarOpenForCausalLM",
+        {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"attention_bias": True, "routed_scaling_factor": 1.5, "intermediate_size": None}
+        | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+    ),
+    "afmoe": (
+        "afmoe",
+        "AfmoeForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"num_hidden_layers": 4, "sliding_window": WINDOW, "mup_enabled": True}
+        | {"route_scale": 1.5},
+    ),
+    "dbrx": (
+        "dbrx",
+        "DbrxForCausalLM",
+        {"hidden_size": 192, "d_model": 192, "head_dim": None, "rope_parameters": DBRX_ROPE}
+        | {"attn_config": {"kv_n_heads": 2, "clip_qkv": 1.2, "rope_theta": 5e5}}
+        | {"ffn_config": {"ffn_hidden_size": 80, "moe_num_experts": 6, "moe_top_k": 3}},
+    ),
+    "llama4": (
+        "llama4_text",
+        "Llama4ForCausalLM",
+        LLAMA4 | {"num_hidden_layers": 4, "num_local_experts": 5, "num_experts_per_tok": 1},
+    ),
+    "llama4, dense layers": (
+        "llama4_text",
+        "Llama4ForCausalLM",
+        LLAMA4
+        | {"num_hidden_layers": 3, "num_local_experts": 5, "num_experts_per_tok": 2}
+        | {"interleave_moe_layer_step": 2, "no_rope_layers": [1, 0, 1], "use_qk_norm": False}
+        | {"attention_bias": True, "attn_temperature_tuning": False},
+    ),
+    "lfm2_moe": (
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"num_hidden_layers": 4, "num_dense_layers": 1, "conv_bias": True}
+        | {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    ),
+    "lfm2_moe, no correction": (
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"num_dense_layers": 0, "use_expert_bias": False, "norm_topk_prob": False}
+        | {"layer_types": ["full_attention", "conv"], "tie_word_embeddings": False},
     ),
     "lfm2": (
         "lfm2",
@@ -442,7 +538,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
 }
 OP_BY_OP = {
+    "afmoe": "gated attention",
+    "dbrx": "clipped projections",
     "flex_olmo": "norms of queries and keys",
+    "hunyuan_v1_moe": "norms after the rotation",
+    "llama4": "attention in chunks",
+    "llama4, dense layers": "attention in chunks",
+    "minimax_m2": "norms of queries and keys",
     "olmoe": "norms of queries and keys",
     "olmo2": "norms of queries and keys",
     "phi, norms of heads": "norms of queries and keys",

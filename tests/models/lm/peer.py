@@ -22,14 +22,22 @@ SIZES: dict[str, Any] = {
 
 FUSED_IN_MEMORY = frozenset(
     {
+        "afmoe",
         "dots1",
+        "ernie4_5_moe",
+        "exaone_moe",
         "flex_olmo",
         "glm4_moe",
         "granitemoe",
+        "hunyuan_v1_moe",
+        "lfm2_moe",
+        "minimax_m2",
         "mixtral",
         "olmoe",
+        "phimoe",
         "qwen2_moe",
         "qwen3_moe",
+        "solar_open",
     }
 )
 """Model types whose experts lie in one tensor in memory, and in many in files."""
@@ -48,9 +56,11 @@ class Peer:
         return self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
 
 
-def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
+def make_peer(
+    model_type: str, architecture: str, *, zeros: str | None = None, **fields: Any
+) -> Peer:
     """Weights are drawn large enough that logits spread over several units: a wrong sign or a
-    wrong position then shows far above the tolerance."""
+    wrong position then shows far above the tolerance. zeros: in the names of weights that are 0."""
     # Not above: the ranks of test_tensor_parallel.py import this module, and need no transformers.
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -59,14 +69,16 @@ def make_peer(model_type: str, architecture: str, **fields: Any) -> Peer:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "norm" in name:
+        if zeros is not None and zeros in name:
+            parameter.data = torch.zeros_like(noise)
+        elif "norm" in name.replace("norm_attn_norm", ""):  # DBRX's attention with its norms
             parameter.data = 1.0 + 0.2 * noise
         else:
             parameter.data = noise * (0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
     for name, buffer in model.named_buffers():
         if "layer_scalar" in name:  # one in a new model
             buffer.data = 0.5 + torch.rand(buffer.shape, generator=generator)
-        if "correction_bias" in name:  # zero in a new model
+        if "correction_bias" in name or "expert_bias" in name:  # zero in a new model
             buffer.data = 0.4 * torch.randn(buffer.shape, generator=generator)
     model.tie_weights()
     hf_config = config.to_dict() | {"architectures": [architecture]}

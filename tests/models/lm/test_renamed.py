@@ -43,7 +43,7 @@ class Case:
     peer: tuple[str, dict[str, Any]]
     fields: dict[str, Any]
     names: Mapping[str, str]
-    fused: Callable[[Weights], None] = lambda _: None
+    fused: Callable[[Weights], object] = lambda _: None
 
 
 def fuse(
@@ -61,7 +61,39 @@ def fuse(
         weights[key.replace(f".{parts[0]}.", f".{name}.")] = fused
 
 
+def drop_shared_gate(weights: Weights) -> None:
+    """Without the gate of shared experts. The one in the peer is zero, which halves them."""
+    for key in [key for key in weights if "shared_expert_gate" in key]:
+        weights[key.replace("_gate.weight", "s.down_proj.weight")] *= 0.5
+        del weights[key]
+
+
 QKV = ("q_proj", "k_proj", "v_proj")
+SOFTMAX_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 80,
+    "norm_topk_prob": True,
+    "qkv_bias": False,
+}
+MOE_SIZES = SIZES | {
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "norm_topk_prob": True,
+}
+GROUPS = {
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+    "num_hidden_layers": 3,
+}
+BAILING_NAMES = {
+    "embed_tokens": "word_embeddings",
+    "self_attn": "attention",
+    "o_proj": "dense",
+}
 GPT_NAMES = {
     "model.embed_tokens": "transformer.wte",
     "model.layers": "transformer.h",
@@ -248,6 +280,34 @@ CASES: dict[str, Case] = {
         {**SIZES, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 24},
         {},
     ),
+    "DeepseekForCausalLM": Case(
+        ("qwen2_moe", SOFTMAX_MOE | {"mlp_only_layers": [0]}),
+        MOE_SIZES | {"n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1},
+        {"shared_expert.": "shared_experts."},
+        drop_shared_gate,
+    ),
+    "BailingMoeForCausalLM": Case(
+        ("qwen2_moe", SOFTMAX_MOE),
+        MOE_SIZES | {"num_experts": 6, "num_shared_experts": 2},
+        {"shared_expert.": "shared_experts."} | BAILING_NAMES,
+        lambda weights: (drop_shared_gate(weights), fuse(weights, QKV, "query_key_value")),
+    ),
+    "BailingMoeV2ForCausalLM": Case(
+        (
+            "glm4_moe",
+            GROUPS
+            | {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+            | {"n_shared_experts": 1, "use_qk_norm": True, "head_dim": 8, "rms_norm_eps": 1e-6},
+        ),
+        MOE_SIZES
+        | GROUPS
+        | {"num_experts": 8, "num_shared_experts": 1, "use_qk_norm": True, "head_dim": 8}
+        | {"partial_rotary_factor": 0.5, "score_function": "sigmoid"},
+        {"q_norm": "query_layernorm", "k_norm": "key_layernorm"}
+        | {"e_score_correction_bias": "expert_bias"}
+        | BAILING_NAMES,
+        lambda weights: fuse(weights, QKV, "query_key_value"),
+    ),
     "ExaoneForCausalLM": Case(
         ("llama", {"rms_norm_eps": 1e-5}),
         {
@@ -281,7 +341,7 @@ def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> Weights:
 def peer_of(architecture: str) -> Peer:
     case = CASES[architecture]
     model_type, fields = case.peer
-    peer = make_peer(model_type, architecture, **fields)
+    peer = make_peer(model_type, architecture, zeros="shared_expert_gate", **fields)
     weights = renamed(peer.weights, case.names)
     case.fused(weights)
     return Peer(case.fields | {"architectures": [architecture]}, weights, peer.model)
@@ -408,6 +468,8 @@ def test_the_output_layer_of_baichuan_2_has_rows_of_length_one() -> None:
     ("architecture", "fields", "message"),
     [
         ("ChatGLMModel", {"post_layer_norm": False}, "no post_layer_norm"),
+        ("BailingMoeForCausalLM", {"norm_head": True}, "asks for norm_head"),
+        ("BailingMoeV2ForCausalLM", {"score_function": "softmax"}, "only sigmoid"),
         ("MiniCPMForCausalLM", {"num_experts": 8}, "not implemented for MiniCPM"),
         ("DeciLMForCausalLM", {"block_configs": [{}]}, "for each of its 4 layers"),
         (

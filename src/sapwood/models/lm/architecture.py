@@ -212,6 +212,7 @@ class Architecture:
         usual: dict[str, Any] = {
             "cos_sin": self.rotation_of(index),
             "traits": self.traits(index),
+            "chunk": config.window_of(index) if config.has_chunks else None,
             "sinks": config.has_sinks,
             "eps": config.norm_eps,
         }
@@ -267,7 +268,8 @@ class Architecture:
         return NamedNorm(name, self.norm())
 
     def traits(self, index: int) -> AttentionTraits:
-        window, soft_cap = self.config.window_of(index), self.config.soft_cap
+        config, soft_cap = self.config, self.config.soft_cap
+        window = None if config.has_chunks else config.window_of(index)
         if window is None and soft_cap is None:
             return PLAIN
         return AttentionTraits(window=window, soft_cap=soft_cap)
@@ -320,7 +322,7 @@ def attention_features(config: DecoderConfig) -> frozenset[str]:
     """What the model's attention needs of kernels, as `Need.attention` has it."""
     windows = any(config.window_of(layer) for layer in range(config.num_layers))
     there = {
-        SLIDING_WINDOW: windows,
+        SLIDING_WINDOW: windows and not config.has_chunks,
         SOFT_CAP: config.soft_cap is not None,
         SINKS: config.has_sinks,
         ALIBI: config.has_alibi,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.routing import Routing
-from sapwood.layers.experts import Fused, PerExpert
+from sapwood.layers.experts import Fused
 from sapwood.layers.layer import Mixer
 from sapwood.models.config import FULL, SLIDING, DecoderConfig, ExpertsConfig
 from sapwood.models.hf_fields import integer, number
@@ -48,10 +48,7 @@ class GptOssForCausalLM(MixtureArchitecture):
             intermediate_size=config.intermediate_size,
         )
 
-    def files(self) -> PerExpert | Fused:
-        """MXFP4 tensors are split into those of each expert by models/loader/fused_experts.py."""
-        if self.config.hf.get("quantization_config") is not None:
-            return PerExpert(bias=True)
+    def files(self) -> Fused:
         return Fused(
             gate_up="experts.gate_up_proj",
             down="experts.down_proj",

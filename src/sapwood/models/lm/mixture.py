@@ -25,8 +25,14 @@ class MixtureArchitecture(Architecture):
     router_bias: ClassVar[bool] = False
     correction_name: ClassVar[str | None] = None
     """Of the correction bias in the checkpoint; None: there is none."""
+    correction_is_row: ClassVar[bool] = False
+    """Whether that is [1, experts]."""
     limit: ClassVar[float | None] = None
     """As in layers/experts.Experts."""
+    weighs_inputs: ClassVar[bool] = False
+    """As in layers/experts.Experts."""
+    experts_class: ClassVar[type[Experts]] = Experts
+    """Of the layers that mixtures are made of."""
     shared_name: ClassVar[str] = "shared_experts"
     """Of the experts that every token has, if there are any."""
     shared_gate: ClassVar[str | None] = None
@@ -73,12 +79,13 @@ class MixtureArchitecture(Architecture):
             name=self.router_name,
             bias=self.router_bias,
             correction=self.correction_name,
+            correction_is_row=self.correction_is_row,
         )
         shared = None
         if experts.shared_size:
             body = self.gated_mlp(size=experts.shared_size)
             shared = Shared(name=self.shared_name, body=body, gate=self.shared_gate)
-        return Experts(
+        return self.experts_class(
             self.build,
             hidden_size,
             experts.intermediate_size,
@@ -87,6 +94,7 @@ class MixtureArchitecture(Architecture):
             activation=self.activation(),
             files=self.files(),
             limit=self.limit,
+            weighs_inputs=self.weighs_inputs,
             shared=shared,
         )
 

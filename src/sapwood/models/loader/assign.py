@@ -13,6 +13,7 @@ from torch import Tensor
 from sapwood.base.errors import WeightError
 from sapwood.kernels.coded import LinearPart
 from sapwood.layers.targets import Target
+from sapwood.models.loader.fused_experts import FusedExperts
 
 _NAMED_AT_MOST = 20
 """Names that are listed for each kind of mistake; the rest are counted."""
@@ -48,7 +49,8 @@ def load_weights(
 ) -> LoadReport:
     """Place every tensor where the model wants it, holding one at a time.
 
-    A tensor is whole, or this rank's part of it (`Target.part`).
+    A tensor is whole, or this rank's part of it (`Target.part`), or one of all experts
+    (`Target.fused_in`).
 
     Quantised tensors are dequantised for layers that do not take them in their own form.
 
@@ -65,7 +67,7 @@ def load_weights(
     misshapen: list[str] = []
     mistyped: list[str] = []
     num_bytes = 0
-    for name, tensor in weights:
+    for name, tensor in FusedExperts(targets).split(weights):
         target = targets.get(name)
         if target is None:
             is_ignorable = any(fnmatchcase(name, pattern) for pattern in patterns)

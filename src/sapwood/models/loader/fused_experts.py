@@ -1,64 +1,95 @@
-"""Splits gpt-oss's MXFP4 tensors of all experts into those of each expert's linear layers."""
+"""Splits tensors of all experts into those of each expert's linear layers."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator
-from itertools import count
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
+from sapwood.layers.targets import FusedIn, Target
 
-ShapeOf = Callable[[str], tuple[int, ...] | None]
-"""Name of a checkpoint's tensor -> the shape that the model wants; None: no such tensor."""
+_KINDS = {
+    "_blocks": "weight_blocks",
+    "_scales": "weight_scales",
+    "_scale": "weight_scale",
+    "_scale_inv": "weight_scale_inv",
+}
+"""What quantised checkpoints have beside a fused weight: the end of its name -> a tensor of one
+expert's layer."""
+_NEVER_TRANSPOSED = ("weight_blocks", "weight_scales")
 
-_FUSED = re.compile(r"(.+\.experts)\.(gate_up|down)_proj_(blocks|scales|bias)")
-_KINDS = {"blocks": "weight_blocks", "scales": "weight_scales", "bias": "bias"}
-_PARTS = {"gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
-"""Layers whose outputs take turns in a fused tensor."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One expert's tensor: its own name, and where it is in the fused one."""
+
+    name: str
+    where: FusedIn
+
+    def beside(self, kind: str) -> _Piece:
+        """The tensor `kind` of the same layer, of a fused one with the same experts and parts."""
+        transposed = self.where.transposed and kind not in _NEVER_TRANSPOSED
+        name = f"{self.name.rpartition('.')[0]}.{kind}"
+        return _Piece(name, replace(self.where, transposed=transposed))
+
+    def of(self, fused: Tensor) -> Tensor:
+        """fused [experts, outputs, …], or of scales that outputs share [experts] or [experts, 1]"""
+        own, where = fused[self.where.expert], self.where
+        if where.transposed and own.dim() == 2:
+            own = own.T
+        if own.dim() == 0 or own.shape[0] % where.num_parts:
+            return own
+        if where.takes_turns:
+            return own[where.part :: where.num_parts]
+        return own.chunk(where.num_parts)[where.part]
 
 
 class FusedExperts:
-    """shape_of: tells whether, and for how many experts, the model wants tensors of each expert."""
+    """targets: of the model, by name; those of experts say in which fused tensors they may be."""
 
-    def __init__(self, shape_of: ShapeOf) -> None:
-        self._shape_of = shape_of
+    def __init__(self, targets: Mapping[str, Target]) -> None:
+        self._weights: dict[str, list[_Piece]] = {}
+        for name, target in targets.items():
+            if target.fused_in is not None:
+                piece = _Piece(name, target.fused_in)
+                self._weights.setdefault(target.fused_in.name, []).append(piece)
+
+    def _pieces(self, name: str) -> list[_Piece]:
+        """What a fused tensor is made of; none of any other tensor."""
+        if name in self._weights:
+            return self._weights[name]
+        for end, kind in _KINDS.items():
+            if name.endswith(end):
+                of_weight = self._weights.get(name.removesuffix(end), [])
+                return [piece.beside(kind) for piece in of_weight]
+        return []
 
     def names(self, names: Iterable[str]) -> list[str]:
         """The names of the tensors that `split` gives."""
-        return [own for name in names for own, _, _, _ in self._own(name) or [(name, 0, 0, 0)]]
+        found: list[str] = []
+        for name in names:
+            found += [piece.name for piece in self._pieces(name)] or [name]
+        return found
 
-    def split(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def split(self, tensors: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T | Tensor]]:
         """The same tensors; a fused one [experts, outputs, …] as one per expert and layer.
 
         Raises WeightError if a fused tensor does not have the model's number of experts."""
         for name, tensor in tensors:
-            own = self._own(name)
-            if not own:
+            pieces = self._pieces(name)
+            if not pieces or not isinstance(tensor, Tensor):
                 yield name, tensor
                 continue
-            num_experts = own[-1][1] + 1
-            if tensor.dim() < 2 or tensor.shape[0] != num_experts:
+            num_experts = pieces[0].where.num_experts
+            if tensor.dim() < 1 or tensor.shape[0] != num_experts:
                 raise WeightError(
                     f"{name} is {list(tensor.shape)} but must have {num_experts} experts; "
                     "config.json and the weights do not belong together"
                 )
-            for own_name, expert, first, step in own:
-                yield own_name, tensor[expert, first::step]
-
-    def _own(self, name: str) -> list[tuple[str, int, int, int]]:
-        """(name, expert, first output, step between outputs) of each part of a fused tensor."""
-        match = _FUSED.fullmatch(name)
-        if match is None:
-            return []
-        prefix, fused, kind = match.groups()
-        parts = _PARTS[fused]
-        found: list[tuple[str, int, int, int]] = []
-        for expert in count():
-            if self._shape_of(f"{prefix}.{expert}.{parts[0]}.weight") is None:
-                return found
-            for first, part in enumerate(parts):
-                own = f"{prefix}.{expert}.{part}.{_KINDS[kind]}"
-                found.append((own, expert, first, len(parts)))
-        return found
+            for piece in pieces:
+                yield piece.name, piece.of(tensor)

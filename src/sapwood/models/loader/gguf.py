@@ -23,11 +23,14 @@ from gguf.quants import dequantize
 
 from sapwood.base.errors import WeightError
 from sapwood.kernels.blocks import FORMATS
+from sapwood.kernels.coded import CodedWeight, LinearPart
 from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.layers.quantization.formats.fp4 import MX_GROUP
+from sapwood.layers.quantization.formats.packing import packed_nibbles
 from sapwood.models.loader.checkpoint import as_dtype
 from sapwood.models.loader.reading import Advance, Stored, empty, ignore, read_ahead, read_bytes
 from sapwood.store.files import ModelFiles
-from sapwood.store.gguf_architectures import ARCHITECTURES
+from sapwood.store.gguf_mixtures import architecture_named
 
 PIECE_NUMBERS = 1 << 17
 """Numbers dequantised by one call of numpy: 512 KiB of fp32."""
@@ -67,6 +70,7 @@ PLAIN_TYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+MXFP4 = "MXFP4"
 _Bytes = npt.NDArray[np.uint8]
 W = TypeVar("W")
 
@@ -108,11 +112,13 @@ def iterate(
 
 def iterate_blocks(
     files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
-) -> Iterator[tuple[str, torch.Tensor | QuantizedWeight]]:
-    """Like `iterate`, but quantised matrices come as blocks (kernels/blocks.py)."""
-    tensors: list[Stored[torch.Tensor | QuantizedWeight]] = []
+) -> Iterator[tuple[str, torch.Tensor | LinearPart]]:
+    """Like `iterate`, but quantised matrices come as blocks (kernels/blocks.py), and those of MXFP4
+    as codes (kernels/coded.py)."""
+    tensors: list[Stored[torch.Tensor | LinearPart]] = []
     for stored in stored_tensors(files):
-        if stored.type.lower() in FORMATS and len(stored.shape) == 2:
+        is_blocks = stored.type == MXFP4 or stored.type.lower() in FORMATS
+        if is_blocks and len(stored.shape) == 2:
             tensors.append(_lazy(stored, stored.num_bytes, partial(_read_blocks, stored, files)))
         else:
             size = stored.numbers * dtype.itemsize
@@ -134,27 +140,51 @@ def _read(stored: StoredTensor, files: ModelFiles, dtype: torch.dtype) -> torch.
     return _tensor(_rows(stored, files), stored, dtype)
 
 
-def _read_blocks(stored: StoredTensor, files: ModelFiles) -> QuantizedWeight:
+def _read_blocks(stored: StoredTensor, files: ModelFiles) -> LinearPart:
     num_out, num_in = stored.shape
+    if stored.type == MXFP4:
+        return _mxfp4(_rows(stored, files), (num_out, num_in))
     return QuantizedWeight(
         stored.type.lower(), (num_out, num_in), _rows(stored, files).view(num_out, -1)
     )
 
 
+def _mxfp4(data: torch.Tensor, shape: tuple[int, int]) -> CodedWeight:
+    """Blocks of 17 bytes: an exponent of 2, then codes of inputs 0 to 15 in the low halves and of
+    16 to 31 in the high ones."""
+    num_out, num_in = shape
+    blocks = data.view(num_out, -1, 1 + MX_GROUP // 2)
+    pairs = blocks[..., 1:]
+    codes = packed_nibbles(torch.cat((pairs & 15, pairs >> 4), dim=-1).view(num_out, num_in))
+    scales = blocks[..., 0].contiguous().view(torch.float8_e8m0fnu).float()
+    return CodedWeight("fp4", shape, codes, scales, MX_GROUP)
+
+
 def hf_name(name: str, own: Mapping[str, str], layers: str = "model.layers") -> str | None:
     """Hugging Face's name of a GGUF tensor; None if no decoder of ours has such a tensor.
 
-    own     the architecture's names that differ from those of most (`Architecture.names`)
-    layers  its name of all layers"""
+    A tensor of all experts has a name with "{}" for the number of one.
+
+    own     the architecture's names that differ from those of most (`Architecture.names`): of parts
+            of layers, or of such a part's "<part>.<kind>"
+    layers  its name of all layers
+    """
     whole, _, kind = name.rpartition(".")
     if whole in GLOBAL_NAMES or whole in own:
         return f"{own.get(whole) or GLOBAL_NAMES[whole]}.{kind}"
     prefix, _, rest = whole.partition(".")
     layer, _, part = rest.partition(".")
     names = {**LAYER_NAMES, **own}
-    if prefix != "blk" or not layer.isdigit() or part not in names:
+    if prefix != "blk" or not layer.isdigit():
         return None
-    return f"{layers}.{layer}.{names[part]}.{kind}"
+    if f"{part}.{kind}" in names:
+        return f"{layers}.{layer}.{names[f'{part}.{kind}']}"
+    # Files of before April 2024 have each expert's tensors apart: ffn_gate.3.
+    layer_of_expert, _, expert = part.partition(".")
+    if expert.isdigit() and f"{layer_of_expert}_exps" in names:
+        own_name = names[f"{layer_of_expert}_exps"].format(expert)
+        return f"{layers}.{layer}.{own_name}.{kind}"
+    return f"{layers}.{layer}.{names[part]}.{kind}" if part in names else None
 
 
 def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
@@ -167,7 +197,8 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             f"{path} cannot be read ({error}); remove {files.path} to have it made again"
         ) from error
     heads = _rotary_heads(table)
-    architecture = ARCHITECTURES[table["architecture"]]
+    architecture = architecture_named(table["architecture"], has_experts=table["has_experts"])
+    assert architecture is not None, "store refuses others"
     for row in table["tensors"]:
         if row["name"] in CONFIGURATION:
             continue
@@ -177,7 +208,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
                 f"{files.name} has a tensor {row['name']}, which sapwood knows no place for in "
                 f"architecture {table['architecture']}; serve a safetensors version of the model"
             )
-        yield StoredTensor(
+        stored = StoredTensor(
             name=name,
             shape=_shape(row),
             type=row["type"],
@@ -186,6 +217,26 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             num_bytes=row["num_bytes"],
             heads=heads.get(row["name"].split(".", 2)[-1].rpartition(".")[0], 0),
             larger_by=1.0 if architecture.adds_one and name.endswith("norm.weight") else 0.0,
+        )
+        if "{}" in name:
+            yield from _each_expert(stored)
+        elif row["name"].endswith(".ffn_gate_inp_shexp.weight") and len(stored.shape) == 1:
+            yield replace(stored, shape=(1, *stored.shape))
+        else:
+            yield stored
+
+
+def _each_expert(stored: StoredTensor) -> Iterator[StoredTensor]:
+    """The tensors of each expert, which lie one after another in a tensor [experts, …]."""
+    num_experts, *shape = stored.shape
+    num_bytes = stored.num_bytes // num_experts
+    for expert in range(num_experts):
+        yield replace(
+            stored,
+            name=stored.name.format(expert),
+            shape=tuple(shape),
+            offset=stored.offset + expert * num_bytes,
+            num_bytes=num_bytes,
         )
 
 

@@ -7,7 +7,7 @@ of the layer have been read, and then become its weight.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -18,8 +18,9 @@ from sapwood.layers.quantization.formats.interface import (
     LinearTensors,
     is_unused,
 )
+from sapwood.layers.targets import Target
 from sapwood.models.loader import safetensors
-from sapwood.models.loader.fused_experts import FusedExperts, ShapeOf
+from sapwood.models.loader.fused_experts import FusedExperts
 from sapwood.models.loader.reading import Advance, ignore
 from sapwood.store.files import ModelFiles
 
@@ -27,29 +28,36 @@ log = logging.getLogger(__name__)
 
 
 def iterate(
-    files: ModelFiles, form: CheckpointFormat, shape_of: ShapeOf, advance: Advance = ignore
+    files: ModelFiles,
+    form: CheckpointFormat,
+    targets: Mapping[str, Target],
+    advance: Advance = ignore,
+    name_of: Callable[[str], str] = str,
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
     """Every weight, once, as (name, quantised weight, or tensor in the checkpoint's dtype).
 
+    targets  of the model, by name
+    name_of  from a tensor's name in the checkpoint to its name in the model
     Raises WeightError, with the name, for a tensor that is missing or does not fit."""
     if files.weight_format != "safetensors":
         raise WeightError(
             f"{files.name} is a {form.name} checkpoint with {files.weight_format} weights; such "
             "checkpoints are read from safetensors only"
         )
-    fused = FusedExperts(shape_of)
-    tensors = fused.split(safetensors.iterate(files, None, advance))
-    yield from assembled(tensors, fused.names(safetensors.names(files)), form, shape_of)
+    fused = FusedExperts(targets)
+    names = fused.names(map(name_of, safetensors.names(files)))
+    tensors = ((name_of(name), one) for name, one in safetensors.iterate(files, None, advance))
+    yield from assembled(fused.split(tensors), names, form, targets)
 
 
 def assembled(
     tensors: Iterable[tuple[str, Tensor]],
     names: Sequence[str],
     form: CheckpointFormat,
-    shape_of: ShapeOf,
+    targets: Mapping[str, Target],
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
     """The weights made of these tensors; `names` has the names of all tensors that will come."""
-    owners = {name: _owner(name, shape_of) for name in names}
+    owners = {name: _owner(name, targets) for name in names}
     unused = [name for name, owner in owners.items() if is_unused(name)]
     awaited: dict[str, set[str]] = {}
     for name, owner in owners.items():
@@ -67,7 +75,7 @@ def assembled(
         parts[name.removeprefix(f"{owner}.")] = tensor
         awaited[owner].discard(name)
         if not awaited[owner]:
-            yield f"{owner}.weight", _weight(owner, held.pop(owner), form, shape_of)
+            yield f"{owner}.weight", _weight(owner, held.pop(owner), form, targets)
     if unused:
         log.info(
             "%d scales of activations or of the KV cache are not used: activations are not in the "
@@ -77,23 +85,25 @@ def assembled(
         )
 
 
-def _owner(name: str, shape_of: ShapeOf) -> str | None:
+def _owner(name: str, targets: Mapping[str, Target]) -> str | None:
     """The layer whose weight the tensor is a part of; None for a bias, a norm, …"""
     module = name
     while "." in module:
         module, _, _ = module.rpartition(".")
-        shape = shape_of(f"{module}.weight")
-        if shape is not None and len(shape) == 2:
-            is_own = name != f"{module}.weight" and shape_of(name) is not None
+        target = targets.get(f"{module}.weight")
+        if target is not None and len(target.shape) == 2:
+            is_own = name != f"{module}.weight" and name in targets
             return None if is_own else module
     return None
 
 
 def _weight(
-    module: str, parts: dict[str, Tensor], form: CheckpointFormat, shape_of: ShapeOf
+    module: str,
+    parts: dict[str, Tensor],
+    form: CheckpointFormat,
+    targets: Mapping[str, Target],
 ) -> Tensor | LinearPart:
-    shape = shape_of(f"{module}.weight")
-    assert shape is not None
+    shape = targets[f"{module}.weight"].shape
     tensors = LinearTensors(module, (shape[0], shape[1]), parts, form.name)
     weight = form.linear(tensors)
     tensors.refuse_others()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
-from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.coded import LinearPart
 from sapwood.layers.targets import Target
 from sapwood.models.loader import gguf, pt, safetensors
 from sapwood.models.loader.reading import Advance, ignore
@@ -59,7 +59,7 @@ def iterate_blocks(
     load_format: str = "auto",
     dtype: torch.dtype,
     advance: Advance = ignore,
-) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+) -> Iterator[tuple[str, Tensor | LinearPart]]:
     """Like `iterate_weights`, but quantised matrices that kernels can use come as blocks.
 
     Raises WeightError also if the format has no such matrices."""

@@ -125,6 +125,10 @@ class CompressedTensorsFormat:
         group = self.group_of(tensors.module)
         if group is None:
             return tensors.take("weight", [tensors.shape])
+        # Tools pass over experts that are no layers of their own, and routers; not all say so.
+        dense = tensors.dense()
+        if dense is not None:
+            return dense
         if group.form == "nvfp4-pack-quantized":
             return nvfp4_weight(tensors, "weight_packed", "weight_global_scale", divides=True)
         if group.form == "mxfp4-pack-quantized":

@@ -1,0 +1,203 @@
+"""What GGUF files of mixtures of experts hold, in the words of Hugging Face's. No torch.
+
+A tensor of all experts [experts, out, in] has a name with "{}" for the number of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sapwood.base.errors import ModelSourceError
+from sapwood.store.gguf_architectures import ARCHITECTURES, Architecture
+from sapwood.store.gguf_fields import Metadata, granite
+
+SOFTMAX, SIGMOID = 1, 2
+"""Values of expert_gating_func: what the router's products become."""
+_NO_FUNCTION = 0
+
+
+def _choice(fields: Metadata, *, function: int, normalises: bool) -> dict[str, Any]:
+    """Fields about the choice of experts, which llama.cpp knows for an architecture unless the file
+    says them. Raises ModelSourceError for another function than the model's."""
+    said = fields.get("expert_gating_func", _NO_FUNCTION)
+    if said not in (_NO_FUNCTION, function):
+        raise ModelSourceError(
+            f"the file has expert_gating_func {said}, which sapwood does not serve for this "
+            f"architecture (known: {function}); a safetensors version of the model may be served"
+        )
+    return {
+        "num_experts_per_tok": int(fields["expert_used_count"]),
+        "norm_topk_prob": bool(fields.get("expert_weights_norm", normalises)),
+    }
+
+
+def _mixtral(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **_choice(fields, function=SOFTMAX, normalises=True),
+        "num_local_experts": int(fields["expert_count"]),
+    }
+
+
+def _qwen2_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **_choice(fields, function=SOFTMAX, normalises=False),
+        "num_experts": int(fields["expert_count"]),
+        "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
+        "shared_expert_intermediate_size": int(fields["expert_shared_feed_forward_length"]),
+    }
+
+
+def _qwen3_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **_choice(fields, function=SOFTMAX, normalises=True),
+        "num_experts": int(fields["expert_count"]),
+        "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
+    }
+
+
+def _olmoe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **_choice(fields, function=SOFTMAX, normalises=False),
+        "num_experts": int(fields["expert_count"]),
+        "clip_qkv": fields.get("attention.clamp_kqv") or None,
+    }
+
+
+def _granite_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    if fields.get("expert_shared_feed_forward_length", 0):
+        raise ModelSourceError(
+            "the file has experts that every token has, which sapwood does not read from GGUF for "
+            "granitemoe; a safetensors version of the model may be served"
+        )
+    return {**granite(fields, config), **_mixtral(fields, config)}
+
+
+def _gpt_oss(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """llama.cpp rounds the bounds between rotations that are stretched and that are not, which the
+    model's own code does not."""
+    found: dict[str, Any] = {
+        "num_experts_per_tok": int(fields["expert_used_count"]),
+        "num_local_experts": int(fields["expert_count"]),
+        "intermediate_size": int(fields["expert_feed_forward_length"]),
+    }
+    if "rope_scaling" in config:
+        found["rope_scaling"] = {**config["rope_scaling"], "truncate": False}
+    return found
+
+
+def _grouped(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """DeepSeek V3's experts, as other families have them."""
+    return {
+        **_choice(fields, function=SIGMOID, normalises=True),
+        "n_routed_experts": int(fields["expert_count"]),
+        "n_shared_experts": int(fields.get("expert_shared_count", 0)),
+        "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
+        "first_k_dense_replace": int(fields.get("leading_dense_block_count", 0)),
+        "routed_scaling_factor": float(fields.get("expert_weights_scale", 1.0)),
+        "n_group": int(fields.get("expert_group_count", 1)),
+        "topk_group": int(fields.get("expert_group_used_count", 1)),
+        "use_qk_norm": fields.has("attn_q_norm.weight"),
+    }
+
+
+def _experts(module: str, layers: tuple[str, str, str]) -> dict[str, str]:
+    parts = zip(("gate", "up", "down"), layers, strict=True)
+    return {f"ffn_{part}_exps": f"{module}.experts.{{}}.{layer}" for part, layer in parts}
+
+
+def _shared(module: str) -> dict[str, str]:
+    return {f"ffn_{part}_shexp": f"{module}.{part}_proj" for part in ("gate", "up", "down")}
+
+
+_LAYERS = ("gate_proj", "up_proj", "down_proj")
+_OF_MLP = {"ffn_gate_inp": "mlp.gate", **_experts("mlp", _LAYERS)}
+_GROUPED = {
+    **_OF_MLP,
+    **_shared("mlp.shared_experts"),
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+}
+_READS = ("expert_count",)
+
+MIXTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(
+        class_name="MixtralForCausalLM",
+        model_type="mixtral",
+        permuted=True,
+        names={
+            "ffn_gate_inp": "block_sparse_moe.gate",
+            **_experts("block_sparse_moe", ("w1", "w3", "w2")),
+        },
+        reads=_READS,
+        more=_mixtral,
+    ),
+    "dots1": Architecture(
+        class_name="Dots1ForCausalLM",
+        model_type="dots1",
+        names=_GROUPED,
+        reads=_READS,
+        more=_grouped,
+    ),
+    "glm4moe": Architecture(
+        class_name="Glm4MoeForCausalLM",
+        model_type="glm4_moe",
+        names={**_GROUPED, "post_attention_norm": "post_attention_layernorm"},
+        reads=_READS,
+        more=_grouped,
+    ),
+    "gpt-oss": Architecture(
+        class_name="GptOssForCausalLM",
+        model_type="gpt_oss",
+        has_windows=True,
+        names={
+            **_OF_MLP,
+            "ffn_gate_inp": "mlp.router",
+            "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks.weight": "self_attn.sinks",
+        },
+        reads=_READS,
+        more=_gpt_oss,
+    ),
+    "granitemoe": Architecture(
+        class_name="GraniteMoeForCausalLM",
+        model_type="granitemoe",
+        permuted=True,
+        names={
+            "ffn_gate_inp": "block_sparse_moe.router.layer",
+            **_experts("block_sparse_moe", _LAYERS),
+        },
+        reads=("attention.scale", "embedding_scale", "residual_scale", "logit_scale", *_READS),
+        more=_granite_moe,
+    ),
+    "olmoe": Architecture(
+        class_name="OlmoeForCausalLM",
+        model_type="olmoe",
+        names=_OF_MLP,
+        reads=_READS,
+        more=_olmoe,
+    ),
+    "qwen2moe": Architecture(
+        class_name="Qwen2MoeForCausalLM",
+        model_type="qwen2_moe",
+        names={
+            **_OF_MLP,
+            **_shared("mlp.shared_expert"),
+            "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+        },
+        reads=_READS,
+        more=_qwen2_moe,
+    ),
+    "qwen3moe": Architecture(
+        class_name="Qwen3MoeForCausalLM",
+        model_type="qwen3_moe",
+        names=_OF_MLP,
+        reads=_READS,
+        more=_qwen3_moe,
+    ),
+}
+"""The architectures of files that have experts."""
+
+
+def architecture_named(name: str, *, has_experts: bool) -> Architecture | None:
+    """None: sapwood reads no such files."""
+    return (MIXTURES if has_experts else ARCHITECTURES).get(name)
