@@ -28,6 +28,7 @@ class Architecture:
     activation   hidden_act
     has_windows  whether a sliding window is served; others refuse a file that has one
     mixes        whether layers with 0 key and value heads have another mixer than attention
+    differs      whether layers may have different heads and sizes, and 0 for none
     layers       name of all layers in Hugging Face's files
     names        other parts of tensor names that differ from Llama's, GGUF's -> Hugging Face's
     reads        metadata that `more` reads, and that is refused for others
@@ -43,6 +44,7 @@ class Architecture:
     activation: str = "silu"
     has_windows: bool = False
     mixes: bool = False
+    differs: bool = False
     layers: str = "model.layers"
     names: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
@@ -54,6 +56,25 @@ _NORMS_AFTER = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _GEMMA_NORMS = {**_NORMS_AFTER, "ffn_norm": "pre_feedforward_layernorm"}
+_GEMMA3N_NAMES = {
+    **_GEMMA_NORMS,
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+    "altup_proj": "model.altup_projections.{}",
+    "altup_unembd_proj": "model.altup_unembed_projections.{}",
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "altup_correct_coef": "altup.correction_coefs",
+    "altup_correct_scale.weight": "altup.correct_output_scale",
+    "altup_predict_coef": "altup.prediction_coefs",
+    "altup_router": "altup.modality_router",
+    "altup_router_norm": "altup.router_norm",
+    "laurel_l": "laurel.linear_left",
+    "laurel_r": "laurel.linear_right",
+    "laurel_post_norm": "laurel.post_laurel_norm",
+}
 _PHI2_NAMES = {
     "attn_output": "self_attn.dense",
     "ffn_up": "mlp.fc1",
@@ -200,6 +221,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         reads=("logit_scale",),
         more=gguf_fields.cohere,
     ),
+    "deci": Architecture(
+        class_name="DeciLMForCausalLM", model_type="nemotron-nas", permuted=True, differs=True
+    ),
     "ernie4_5": Architecture(
         class_name="Ernie4_5ForCausalLM", model_type="ernie4_5", more=gguf_fields.use_bias
     ),
@@ -248,6 +272,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         has_windows=True,
         names=_GEMMA_NORMS,
         more=gguf_fields.gemma3,
+    ),
+    "gemma3n": Architecture(
+        class_name="Gemma3nForCausalLM",
+        model_type="gemma3n_text",
+        activation=_TANH,
+        has_windows=True,
+        names=_GEMMA3N_NAMES,
+        more=gguf_fields.gemma3n,
     ),
     "glm4": Architecture(class_name="Glm4ForCausalLM", model_type="glm4", names=_GLM4_NAMES),
     "gpt2": Architecture(

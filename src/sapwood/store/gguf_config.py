@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sapwood.base.errors import ModelSourceError
@@ -25,11 +25,15 @@ _LLAMA3_HIGH_FREQ_FACTOR = 4.0
 _LLAMA3_ORIGINAL_CONTEXT = 8192
 
 
+KV_HEADS, SIZES = "num_key_value_heads_per_layer", "intermediate_sizes_per_layer"
+"""Fields of config.json that architectures have whose layers differ."""
+
+
 class Fields:
     """Metadata of one architecture: `fields["block_count"]` is the value of llama.block_count."""
 
-    def __init__(self, header: GgufHeader, tensors: Collection[str]) -> None:
-        """`tensors`: names of all tensors."""
+    def __init__(self, header: GgufHeader, tensors: Mapping[str, TensorEntry]) -> None:
+        """`tensors`: all of them, by name."""
         self.path = header.path
         self._tensors = tensors
         self.architecture = str(header.metadata.get("general.architecture"))
@@ -52,6 +56,12 @@ class Fields:
             )
         return value
 
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Of a tensor by its whole name."""
+        if tensor not in self._tensors:
+            raise ModelSourceError(f"{self.path} has no {tensor}, so it is no whole model")
+        return self._tensors[tensor].shape
+
     def has(self, tensor: str) -> bool:
         """Whether the first layer has that tensor: "attn_q.bias", …"""
         return f"blk.0.{tensor}" in self._tensors
@@ -69,6 +79,19 @@ class Fields:
                 f"which sapwood does not serve"
             )
         return int(values.pop())
+
+    def of_layers(self, number: int) -> dict[str, list[int]]:
+        """Key and value heads and intermediate size of each of `number` layers."""
+        found = {}
+        for field, name in ((KV_HEADS, "attention.head_count_kv"), (SIZES, "feed_forward_length")):
+            value = self[name]
+            found[field] = value if isinstance(value, list) else [value] * number
+            if len(found[field]) != number:
+                raise ModelSourceError(
+                    f"{self.path}: {self.architecture}.{name} has {len(found[field])} numbers for "
+                    f"{number} layers"
+                )
+        return found
 
 
 def shortest(value: float) -> float:
@@ -98,12 +121,12 @@ def architecture_of(header: GgufHeader) -> Architecture:
 
 
 def has_experts(header: GgufHeader) -> bool:
-    return bool(Fields(header, ()).get("expert_count", 0))
+    return bool(Fields(header, {}).get("expert_count", 0))
 
 
 def num_layers(header: GgufHeader) -> int:
     """Without the last ones, which guess further tokens and are not used."""
-    fields = Fields(header, ())
+    fields = Fields(header, {})
     return int(fields["block_count"]) - int(fields.get("nextn_predict_layers", 0))
 
 
@@ -118,7 +141,9 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
     embedding = by_name.get("token_embd.weight")
     if embedding is None:
         raise ModelSourceError(f"{header.path} has no token_embd.weight, so it is no whole model")
-    num_heads = fields.uniform("attention.head_count")
+    differs = architecture.differs
+    num_heads = fields.uniform("attention.head_count", skips=differs)
+    per_layer = fields.of_layers(num_layers(header)) if differs else {}
     hidden_size = int(fields["embedding_length"])
     head_dim = int(fields.get("attention.key_length", hidden_size // num_heads))
     config: dict[str, Any] = {
@@ -127,11 +152,14 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers(header),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": fields.uniform(
-            "attention.head_count_kv", num_heads, skips=architecture.mixes
-        ),
+        "num_key_value_heads": num_heads
+        if differs
+        else fields.uniform("attention.head_count_kv", num_heads, skips=architecture.mixes),
         "head_dim": head_dim,
-        "intermediate_size": fields.uniform("feed_forward_length"),
+        "intermediate_size": max(per_layer[SIZES])
+        if differs
+        else fields.uniform("feed_forward_length"),
+        **per_layer,
         "hidden_act": architecture.activation,
         "vocab_size": embedding.shape[0],
         "rms_norm_eps": fields[_EPSILONS[architecture.norm]],

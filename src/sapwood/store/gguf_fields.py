@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import Any, Protocol
 
 from sapwood.base.errors import ModelSourceError
@@ -23,6 +24,10 @@ class Metadata(Protocol):
 
     def __getitem__(self, name: str) -> Any:
         """Raises ModelSourceError if there is no such value."""
+        ...
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Of a tensor by its whole name; raises ModelSourceError if there is none."""
         ...
 
     def has(self, tensor: str) -> bool:
@@ -53,6 +58,27 @@ def gemma3(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
         "query_pre_attn_scalar": _query_scalar(config, num_layers_of_27b=62),
         "sliding_window": int(fields["attention.sliding_window"]),
         "rope_local_base_freq": fields.get("rope.freq_base_swa", 10_000.0),
+    }
+
+
+def gemma3n(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    scales = fields.get("activation_sparsity_scale") or [-math.inf] * config["num_hidden_layers"]
+    normal = NormalDist()
+    return {
+        "activation_sparsity_pattern": [
+            # The bound that files have, in deviations, to the share that is below.
+            0.0 if one == -math.inf else normal.cdf(one)
+            for one in scales
+        ],
+        "altup_active_idx": int(fields["altup.active_idx"]),
+        "altup_num_inputs": int(fields["altup.num_inputs"]),
+        "final_logit_softcapping": fields.get("final_logit_softcapping", 30.0),
+        "hidden_size_per_layer_input": int(fields["embedding_length_per_layer_input"]),
+        "laurel_rank": fields.shape("blk.0.laurel_l.weight")[0],
+        "num_kv_shared_layers": int(fields["attention.shared_kv_layers"]),
+        "rope_local_base_freq": fields.get("rope.freq_base_swa", 10_000.0),
+        "vocab_size_per_layer_input": fields.shape("per_layer_token_embd.weight")[0],
+        **_kinds(fields["attention.sliding_window_pattern"]),
     }
 
 

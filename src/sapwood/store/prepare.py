@@ -26,7 +26,7 @@ from sapwood.base.errors import ModelSourceError
 from sapwood.store import cache
 from sapwood.store.progress import Progress, stage
 
-_LAYOUT = 3
+_LAYOUT = 4
 """Version of the written files. A change must raise it, so that old directories are not used."""
 
 _SIDECARS = (
@@ -113,8 +113,7 @@ def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path
         "architecture": main.metadata["general.architecture"],
         "has_experts": gguf_config.has_experts(main),
         "permuted": architecture.permuted,
-        "num_attention_heads": config["num_attention_heads"],
-        "num_key_value_heads": config["num_key_value_heads"],
+        "head_dim": config["head_dim"],
         "tensors": rows,
     }
     _dump(directory / "config.json", config)

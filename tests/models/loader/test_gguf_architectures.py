@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -27,6 +28,7 @@ from tests.models.lm.cases import CASES, FALCON, longrope
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import Peer, make_peer, random_text
 from tests.models.lm.test_renamed import CASES as RENAMED
+from tests.models.lm.test_renamed import vary_layers
 
 HEAD_DIM = 32
 NORMS_AFTER = {
@@ -98,6 +100,15 @@ def drop_activations(weights: Weights) -> None:
     """The numbers that Apertus' activation learns are metadata."""
     for name in [name for name in weights if ".act_fn." in name]:
         del weights[name]
+
+
+def stack_streams(weights: Weights) -> None:
+    """Gemma 3n's projections to and from streams lie in one tensor each."""
+    for name in ("altup_projections", "altup_unembed_projections"):
+        keys = sorted(key for key in weights if f".{name}." in key)
+        weights[f"model.{name}.weight"] = torch.stack([weights.pop(key) for key in keys])
+    for key in [key for key in weights if key.endswith("correct_output_scale")]:
+        weights[f"{key}.weight"] = weights.pop(key)
 
 
 FILES = {
@@ -238,6 +249,38 @@ FILES = {
         {},
         fuse_projections("query_key_value"),
     ),
+    "deci": File(
+        ("llama", "DeciLMForCausalLM"),
+        {"num_hidden_layers": 4, "intermediate_size": 512, "num_key_value_heads": 6},
+        {
+            "attention.head_count": [6, 0, 6, 6],
+            "attention.head_count_kv": [2, 0, 6, 3],
+            "feed_forward_length": [512, 256, 0, 256],
+        },
+        {},
+        vary_layers,
+    ),
+    "gemma3n": File(
+        "gemma3n",
+        CASES["gemma3n"][2] | {"intermediate_size": 80},
+        {
+            "activation_sparsity_scale": [
+                -math.inf if share == 0 else NormalDist().inv_cdf(share)
+                for share in CASES["gemma3n"][2]["activation_sparsity_pattern"]
+            ],
+            "altup.active_idx": 0,
+            "altup.num_inputs": 4,
+            "attention.shared_kv_layers": 3,
+            "attention.sliding_window": 24,
+            "attention.sliding_window_pattern": [True, False, True, True, False],
+            "embedding_length_per_layer_input": 16,
+            "feed_forward_length": 80,
+            "final_logit_softcapping": 1.5,
+            "rope.freq_base": 1e6,
+        },
+        {},
+        stack_streams,
+    ),
     "exaone": File(("llama", "ExaoneForCausalLM"), {}),
     "falcon": File(
         "falcon, two norms",
@@ -294,7 +337,7 @@ FILES = {
 }
 INTERLEAVED = (
     *("llama", "mistral3", "arcee", "granite", "minicpm", "olmo", "smollm3"),
-    *("baichuan", "internlm2", "xverse"),
+    *("baichuan", "internlm2", "xverse", "deci"),
 )
 """Whose pairs llama.cpp rotates next to each other, unlike transformers."""
 LAYER_NORM_EPSILONS = ("layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon")

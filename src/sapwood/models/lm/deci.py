@@ -17,6 +17,10 @@ _MULTIPLE = 256
 """Intermediate sizes are multiples of this."""
 
 
+_SIZES_FROM_GGUF = "intermediate_sizes_per_layer"
+"""A field that only files have which were made of GGUF files (store/gguf_config)."""
+
+
 class DeciLMForCausalLM(LlamaForCausalLM):
     """Llama, where each layer has its own number of key and value heads and its own intermediate
     size, and some have no attention or no feed-forward."""
@@ -27,7 +31,7 @@ class DeciLMForCausalLM(LlamaForCausalLM):
     def understood(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
         found = super().understood(hf)
         num_layers = integer(found, "num_hidden_layers")
-        for name in ("block_configs", "num_key_value_heads_per_layer"):
+        for name in ("block_configs", "num_key_value_heads_per_layer", _SIZES_FROM_GGUF):
             said = found.get(name)
             if said is not None and (not isinstance(said, list) or len(said) != num_layers):
                 raise ConfigError(
@@ -49,6 +53,8 @@ class DeciLMForCausalLM(LlamaForCausalLM):
             config = replace(config, intermediate_sizes=_sizes(found))
         elif "num_key_value_heads_per_layer" in found:
             kv_heads = found["num_key_value_heads_per_layer"]
+            sizes = tuple(found.get(_SIZES_FROM_GGUF, ()))
+            config = replace(config, intermediate_sizes=sizes)
         else:
             kv_heads = [integer(hf, "num_key_value_heads", default=num_heads)] * config.num_layers
         heads = tuple(

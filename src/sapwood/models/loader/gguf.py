@@ -196,7 +196,6 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
         raise WeightError(
             f"{path} cannot be read ({error}); remove {files.path} to have it made again"
         ) from error
-    heads = _rotary_heads(table)
     architecture = architecture_named(table["architecture"], has_experts=table["has_experts"])
     assert architecture is not None, "store refuses others"
     for row in table["tensors"]:
@@ -215,7 +214,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             file=row["file"],
             offset=row["offset"],
             num_bytes=row["num_bytes"],
-            heads=heads.get(row["name"].split(".", 2)[-1].rpartition(".")[0], 0),
+            heads=_rotary_heads(row, table),
             larger_by=1.0 if architecture.adds_one and name.endswith("norm.weight") else 0.0,
         )
         if "{}" in name:
@@ -248,10 +247,11 @@ def _shape(row: Mapping[str, Any]) -> tuple[int, ...]:
     return shape
 
 
-def _rotary_heads(table: Mapping[str, Any]) -> dict[str, int]:
-    if not table["permuted"]:
-        return {}
-    return {"attn_q": table["num_attention_heads"], "attn_k": table["num_key_value_heads"]}
+def _rotary_heads(row: Mapping[str, Any], table: Mapping[str, Any]) -> int:
+    """How many heads of a tensor have llama.cpp's order of pairs; 0 for most tensors."""
+    part = row["name"].split(".", 2)[-1].rpartition(".")[0]
+    is_rotated = table["permuted"] and part in ("attn_q", "attn_k")
+    return int(row["shape"][0]) // int(table["head_dim"]) if is_rotated else 0
 
 
 def _rows(stored: StoredTensor, files: ModelFiles) -> torch.Tensor:
