@@ -15,8 +15,8 @@ from sapwood.app.model_defaults import (
     eos_token_ids,
     read_json,
     reading,
-    refuse_foreign_code,
 )
+from sapwood.app.model_impl import TRANSFORMERS, choose_impl
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.cpu import fast_bfloat16, slower_because
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
@@ -24,11 +24,13 @@ from sapwood.kernels.platform import Platform, device_memory, find_device, read_
 from sapwood.kernels.registry import Need, Selection, select_kernels
 from sapwood.models.config import DecoderConfig, architecture_of
 from sapwood.models.encoder.config import EncoderConfig
+from sapwood.models.foreign.structure import read_foreign
 from sapwood.models.lm.architecture import attention_features
 from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
+from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.resolve import (
     CheckpointFacts,
     Decision,
@@ -112,14 +114,17 @@ def resolve_config(
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
-        refuse_foreign_code(hf_config, ARCHITECTURES.names())
         pooling = pooling_of(
             hf_config,
             files.path,
             is_embedding=asked.model.is_embedding,
             method=asked.model.pooling_method,
         )
-        shape = read_shape(hf_config, pooling)
+        impl = choose_impl(
+            asked.model, hf_config, files, ARCHITECTURES.names(), generates=pooling is None
+        )
+        asked = replace(asked, model=replace(asked.model, model_impl=str(impl.value)))
+        shape = read_shape(hf_config, pooling, files, asked.model)
         dtype = checkpoint_dtype(hf_config)
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
@@ -128,6 +133,7 @@ def resolve_config(
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
     facts = model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
     config, decisions = resolve(asked, machine, facts)
+    decisions.insert(0, impl)
     shape = shape.for_context(config.model.context_length)
     kernels = _choose_kernels(config, shape, platform, decisions)
     if pooling is not None:
@@ -242,8 +248,12 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
     )
 
 
-def read_shape(hf_config: Mapping[str, Any], pooling: Pooling | None) -> Shape:
+def read_shape(
+    hf_config: Mapping[str, Any], pooling: Pooling | None, files: ModelFiles, asked: ModelConfig
+) -> Shape:
     """The sizes of the model; ConfigError if its architecture is not implemented."""
+    if asked.model_impl == TRANSFORMERS:
+        return read_foreign(files.path, hf_config, trust_remote_code=asked.trust_remote_code)
     if pooling is None:
         return read_decoder(hf_config)
     if pooling.decoder is None:

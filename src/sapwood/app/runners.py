@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
+from sapwood.app.model_impl import SLOW
 from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
@@ -41,11 +44,15 @@ from sapwood.models.encoder.bert import Encoder
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.encoder.decoder import PooledDecoder
 from sapwood.models.encoder.heads import decoder_head
+from sapwood.models.foreign.decoder import ForeignDecoder
+from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
 from sapwood.schema.cache import CacheKind
 from sapwood.schema.config.resolve import Decision
 from sapwood.schema.pooling import Pooling
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +147,9 @@ def _set_num_threads(resolved: Resolved) -> None:
     """Last, since what is built before may have computed something with other threads."""
     if resolved.device.type == "cpu":
         resolved.kernels.kernels.set_num_threads(resolved.config.execution.num_threads)
+        if isinstance(resolved.shape, ForeignConfig):
+            # Its layers are torch's, to which the kernels have left one thread.
+            torch.set_num_threads(resolved.config.execution.num_threads)
 
 
 # ---- models that generate ------------------------------------------------------------------------
@@ -148,10 +158,26 @@ def _set_num_threads(resolved: Resolved) -> None:
 def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
     """The model with its weights, packed for the kernels; the log says how long each step took."""
     config, files = resolved.config, resolved.files
+    if isinstance(resolved.shape, ForeignConfig):
+        return _load_foreign(resolved, resolved.shape, watch or LoadWatch())
     with timed("model structure"):
         model = Decoder.of(resolved.decoder, _build(resolved))
     fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
     return model
+
+
+def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:
+    log.warning("%s: %s", shape.architecture, SLOW)
+    watch.beat("loading the weights with transformers")
+    with timed("weights (transformers)"), watch.filling():
+        return ForeignDecoder.load(
+            resolved.files.path,
+            shape,
+            resolved.kernels.kernels,
+            device=resolved.device,
+            dtype=resolved.dtype,
+            is_random=resolved.config.model.load_format == "dummy",
+        )
 
 
 def _build(resolved: Resolved) -> Build:
@@ -223,6 +249,8 @@ def _captures(resolved: Resolved) -> CapturePlan | None:
     """The steps that a GPU will capture; None: no steps."""
     kernels, has_groups = resolved.kernels.kernels, bool(_places(resolved).group_of_layer)
     if resolved.config.execution.disable_graphs or not kernels.can_be_captured or has_groups:
+        return None
+    if isinstance(resolved.shape, ForeignConfig):
         return None
     if resolved.decoder.experts is not None:  # the op reads on the host who chose which
         return None

@@ -265,12 +265,13 @@ def _choose_weight_dtype(
     """What weights that are not quantised are kept in, and why if it was a choice; ConfigError if
     it cannot be."""
     widens = execution.device == "cpu" and dtype == "float32" and not model.whole_prompts
+    widens = widens and asked.model_impl != "transformers"
     if asked.weight_dtype is not None:
         if asked.weight_dtype != dtype and not widens:
             raise ConfigError(
                 f"--weight-dtype {asked.weight_dtype} needs --dtype {asked.weight_dtype} here: "
                 "weights of another type are multiplied on a CPU only, with float32 activations, "
-                "and not by encoders"
+                "and neither by encoders nor by transformers"
             )
         return asked.weight_dtype, None
     if not widens:
