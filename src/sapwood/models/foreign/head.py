@@ -27,7 +27,8 @@ class OutputLayer:
         """model: a transformers model with an output layer, whose weights are used as they are"""
         self._given = _Given()
         # The same model, but for its layers.
-        self._model: Any = type(model).__new__(type(model))
+        kind: Any = type(model)
+        self._model = kind.__new__(kind)
         self._model.__dict__ = dict(model.__dict__)
         self._model._modules = {**model._modules, model.base_model_prefix: self._given}
 

@@ -204,12 +204,13 @@ def _refuse_differences(
     calls: Sequence[Call], windows: Mapping[int, int], kinds: Sequence[str] | None
 ) -> None:
     """Raises ConfigError unless all layers keep the same, but for one window."""
-    for what, values in {
+    found: dict[str, set[Any]] = {
         "heads": {(call.num_heads, call.num_kv_heads) for call in calls},
         "sizes of heads": {call.head_dim for call in calls},
         "windows": set(windows.values()),
         "soft caps": {call.soft_cap for call in calls},
-    }.items():
+    }
+    for what, values in found.items():
         if len(values) > 1:
             raise ConfigError(f"its layers have different {what}")
     if any(call.value_dim > call.head_dim for call in calls):
