@@ -126,6 +126,7 @@ def resolve_config(
         asked = replace(asked, model=replace(asked.model, model_impl=str(impl.value)))
         shape = read_shape(hf_config, pooling, files, asked.model)
         dtype = checkpoint_dtype(hf_config)
+    _check_experts(asked, shape, pooling)
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
@@ -152,6 +153,19 @@ def resolve_config(
         if asked.memory.max_total_tokens is None
         else config.memory.max_total_tokens,
     )
+
+
+def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -> None:
+    """Raises ConfigError if experts are to be told that nobody knows of."""
+    if not asked.execution.enable_return_routed_experts:
+        return
+    if pooling is not None or not isinstance(shape, DecoderConfig) or shape.experts is None:
+        why = (
+            "transformers computes this model"
+            if asked.model.model_impl == TRANSFORMERS
+            else "this model has no experts, or generates nothing"
+        )
+        raise ConfigError(f"{why}; leave out --enable-return-routed-experts")
 
 
 def _choose_kernels(

@@ -18,6 +18,7 @@ from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
 from sapwood.executor.launch import Execute, Launch
+from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.recorded import Recorded, record_steps
 from sapwood.executor.rows import RowTable
@@ -38,6 +39,7 @@ from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.build import Build
 from sapwood.layers.pooling import Pooler
+from sapwood.layers.routes import RouteLog
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.bert import Encoder
@@ -88,13 +90,14 @@ def build_runner(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
         )
-    model = load_model(resolved, watch=watch)
+    routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
+    model = load_model(resolved, watch=watch, routes=routes)
     captures = None
     if runs_ahead(resolved.device):
         captures = _captures(resolved)
         watch.beat("measuring the largest step")
         resolved = _with_measured_pool(resolved, model, captures)
-    runner = _decoder_runner(resolved, model, captures, watch, grammars)
+    runner = _decoder_runner(resolved, model, captures, watch, grammars, routes)
     return StepRunner(
         resolved=resolved,
         execute=runner.execute,
@@ -155,13 +158,18 @@ def _set_num_threads(resolved: Resolved) -> None:
 # ---- models that generate ------------------------------------------------------------------------
 
 
-def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
-    """The model with its weights, packed for the kernels; the log says how long each step took."""
+def load_model(
+    resolved: Resolved, *, watch: LoadWatch | None = None, routes: RouteLog | None = None
+) -> DecoderModel:
+    """The model with its weights, packed for the kernels; the log says how long each step took.
+
+    routes  is told which experts the model chooses; None: nobody wants to know
+    """
     config, files = resolved.config, resolved.files
     if isinstance(resolved.shape, ForeignConfig):
         return _load_foreign(resolved, resolved.shape, watch or LoadWatch())
     with timed("model structure"):
-        model = Decoder.of(resolved.decoder, _build(resolved))
+        model = Decoder.of(resolved.decoder, replace(_build(resolved), routes=routes))
     fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
     return model
 
@@ -196,6 +204,7 @@ def _decoder_runner(
     captures: CapturePlan | None,
     watch: LoadWatch,
     grammars: GrammarParts | None,
+    routes: RouteLog | None,
 ) -> Runner:
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
@@ -242,6 +251,7 @@ def _decoder_runner(
         page_size=page_size,
         device=device,
         places=_places(resolved),
+        routed_experts=None if routes is None else RoutedExperts.of(resolved.decoder, routes),
     )
 
 
