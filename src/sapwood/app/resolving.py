@@ -87,6 +87,7 @@ class Resolved:
             demand=demand_of(config.scheduler, config.model),
             state_interval=config.memory.mamba_track_interval or config.memory.page_size,
             num_states=config.memory.max_mamba_cache_size,
+            window_share=config.memory.swa_full_tokens_ratio,
         )
 
     @property
