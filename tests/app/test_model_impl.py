@@ -95,6 +95,15 @@ def test_an_architecture_that_sapwood_lacks_is_served_the_slow_way(
         resolved(tmp_path, model_impl="sapwood")
 
 
+def test_guesses_and_grammars(tmp_path: Path) -> None:
+    save(tmp_path, *NANOCHAT)
+    plain, _ = greedy(tmp_path, PROMPTS)
+    assert greedy(tmp_path, PROMPTS, speculative_algorithm="NGRAM")[0] == plain
+    with LLM(str(tmp_path), dtype="float32", num_threads=1) as llm:
+        (answer,) = llm.generate(["Say"], {"max_new_tokens": 8, "regex": "(yes|no)"})
+        assert answer.text in ("yes", "no")
+
+
 def test_an_architecture_that_sapwood_has_is_its_own(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(llama_config()))
     write_tokenizer(tmp_path)

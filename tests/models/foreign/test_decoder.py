@@ -55,6 +55,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"layer_types": ["sliding_attention", "full_attention"]},
     ),
     "youtu, values smaller than keys": ("youtu", "YoutuForCausalLM", LATENT),
+    "youtu, values larger than keys": (
+        "youtu",
+        "YoutuForCausalLM",
+        LATENT | {"v_head_dim": 24, "q_lora_rank": None},
+    ),
 }
 NATIVE = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 """Sizes of heads that the C++ kernels have."""

@@ -32,7 +32,8 @@ _TENSORS_WITHOUT_EFFECT = frozenset({"position_ids", "cache_position"})
 class Call:
     """What one layer asks of its attention.
 
-    value_dim  size of a head's values, which may be smaller than that of its keys, head_dim
+    value_dim  size of a head's values
+    head_dim   size of what the cache keeps of each: that of keys or of values, if these are larger
     scale      factor of the scores
     window, soft_cap, sinks  as in AttentionTraits
     """
@@ -51,7 +52,7 @@ class Call:
     def of(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, asked: dict[str, Any]
     ) -> Call:
-        """query [1, Hq, T, D], key [1, Hk, T, D], value [1, Hk, T, <= D].
+        """query [1, Hq, T, D], key [1, Hk, T, D], value [1, Hk, T, E].
 
         asked   the other arguments of the call, by name
         Raises  ConfigError for what paged attention does not have"""
@@ -78,7 +79,7 @@ class Call:
             layer=layer,
             num_heads=query.shape[1],
             num_kv_heads=key.shape[1],
-            head_dim=query.shape[3],
+            head_dim=max(query.shape[3], value.shape[3]),
             value_dim=value.shape[3],
             scale=query.shape[3] ** -0.5 if scale is None else float(scale),
             window=asked.get("sliding_window") or None,
@@ -137,11 +138,10 @@ class PagedAttention:
     def __call__(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch = self.batch
         assert batch is not None, "a step sets the batch"
-        if call.value_dim < call.head_dim:
-            # The cache's heads are as long as keys; zeros add nothing.
-            value = functional.pad(value, (0, call.head_dim - call.value_dim))
         num_tokens = query.shape[2]
-        heads = torch.cat((query[0], key[0], value[0])).transpose(0, 1)
+        # Where keys and values differ in size, zeros add nothing to scores, nor to results.
+        parts = [_padded(one[0], call.head_dim) for one in (query, key, value)]
+        heads = torch.cat(parts).transpose(0, 1)
         key_cache, value_cache = batch.kv_caches[call.layer]
         inputs = batch.inputs_of(call.layer)
         q = self._kernels.qk_norm_rope_write_kv(
@@ -171,3 +171,9 @@ class PagedAttention:
                 sinks=None if call.sinks is None else call.sinks.float().contiguous(),
             )
         return self._traits[call.layer]
+
+
+def _padded(heads: Tensor, size: int) -> Tensor:
+    """heads [H, T, <= size] -> [H, T, size], with zeros"""
+    missing = size - heads.shape[2]
+    return functional.pad(heads, (0, missing)) if missing else heads

@@ -213,8 +213,6 @@ def _refuse_differences(
     for what, values in found.items():
         if len(values) > 1:
             raise ConfigError(f"its layers have different {what}")
-    if any(call.value_dim > call.head_dim for call in calls):
-        raise ConfigError("its values are larger than its keys")
     said = {layer for layer, kind in enumerate(kinds or ()) if kind == SLIDING}
     if kinds is not None and not said.issuperset(windows):
         raise ConfigError("layers pass a window to attention that have none in layer_types")
