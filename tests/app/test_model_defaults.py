@@ -11,10 +11,9 @@ from sapwood.app.model_defaults import (
     eos_token_ids,
     read_json,
     read_json_if_there,
-    refuse_foreign_code,
     sampling_defaults,
 )
-from sapwood.base.errors import ConfigError, ModelSourceError
+from sapwood.base.errors import ModelSourceError
 
 
 def write(directory: Path, name: str, content: Any) -> None:
@@ -79,14 +78,6 @@ def test_a_sampling_default_that_is_no_number_is_refused(tmp_path: Path, wrong: 
     write(tmp_path, "generation_config.json", {"temperature": wrong})
     with pytest.raises(ModelSourceError, match=r"temperature in .*generation_config\.json is"):
         sampling_defaults(tmp_path)
-
-
-def test_code_that_came_with_the_checkpoint_is_not_run_and_the_error_says_so() -> None:
-    config = {"architectures": ["MyForCausalLM"], "auto_map": {"AutoModel": "modeling_my.My"}}
-    with pytest.raises(ConfigError, match=r"MyForCausalLM is Python code .*auto_map.* never runs"):
-        refuse_foreign_code(config, ["LlamaForCausalLM"])
-    refuse_foreign_code({**config, "architectures": ["LlamaForCausalLM"]}, ["LlamaForCausalLM"])
-    refuse_foreign_code({"architectures": ["MyForCausalLM"]}, ["LlamaForCausalLM"])
 
 
 def test_sampling_defaults(tmp_path: Path) -> None:

@@ -205,8 +205,8 @@ def test_pages_and_states_are_explained(model_path: Path) -> None:
 
     reasons = resolved(max_total_tokens=4096, max_running_requests=3)
     assert (
-        "all 4096 tokens in 1 layer; 19 states in 3 layers, 0.0 MiB: 3 for running requests, and "
-        "16 for prefixes, every 256 tokens and at the end of each prompt"
+        "all 4096 tokens in 1 layer, 0.5 MiB; 19 states in 3 layers, 0.0 MiB: 3 for running "
+        "requests, and 16 for prefixes, every 256 tokens and at the end of each prompt"
         in reasons["max_total_tokens"]
     )
     assert "a step of a prompt ends there" in reasons["mamba_track_interval"]

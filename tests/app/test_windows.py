@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from sapwood import LLM
 from sapwood.app.resolving import resolve_config
 from sapwood.base.errors import ConfigError
+from sapwood.engine.scheduler import Scheduler
 from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.step import StepPlan
 from tests.app.test_logprobs import Result, ask
 from tests.tiny import VOCAB, write_tokenizer
 
@@ -177,7 +180,7 @@ def test_a_request_uses_more_pages_than_its_window_pool_has(
     assert 0 < min(resolved.pool_sizes) < 15
     if len(resolved.pool_sizes) > 1:
         (decision,) = [one for one in resolved.decisions if one.option == "max_total_tokens"]
-        assert "asked for; all 160 tokens in 2 layers; " in decision.reason
+        assert "asked for; all 160 tokens in 2 layers, 0.0 MiB; " in decision.reason
         assert " tokens for windows of 16 in 2 layers" in decision.reason
 
 
@@ -197,3 +200,90 @@ def test_requests_are_retracted_when_windows_do_not_fit(
     for prompt, result in zip(prompts, results, strict=True):
         check(result, prompt, reference)
     assert llm.stats().num_leased_pages == 0
+
+
+def test_a_context_of_eight_windows_holds_the_pages_of_one(
+    make_llm: Callable[..., LLM], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a window pool, while a prompt is computed in chunks and while its request decodes: a
+    window, the new tokens, and a page."""
+    held: list[tuple[int, int, int]] = []
+    planned = Scheduler.plan
+
+    def plan(scheduler: Scheduler) -> StepPlan | None:
+        made = planned(scheduler)
+        new = {} if made is None else {one.row: one.num_new for one in made.scheduled}
+        for state in scheduler._running:
+            assert state.lease is not None
+            (window,) = state.lease.windows
+            num_pages = len(window.pages) - window.first
+            held.append((state.num_computed_tokens, new.get(state.row, 0), num_pages))
+        return made
+
+    monkeypatch.setattr(Scheduler, "plan", plan)
+    page_size, chunk = 4, 12
+    prompt = text(8 * WINDOW, seed=31)
+    llm = make_llm(max_running_requests=2, page_size=page_size, chunked_prefill_size=chunk)
+    for prompts in ([prompt], [prompt, text(8 * WINDOW, seed=32)]):
+        for asked, result in zip(
+            prompts, ask(llm, prompts, None, max_new_tokens=NUM_OUTPUTS), strict=True
+        ):
+            check(result, asked, reference)
+    assert max(at for at, _, _ in held) > 10 * WINDOW
+    assert {1, chunk} <= {num_new for _, num_new, _ in held}
+    for at, num_new, num_pages in held:
+        assert num_pages * page_size <= WINDOW + page_size + max(num_new, chunk), at
+        if num_new == 1 and at > len(prompt):
+            assert num_pages * page_size <= WINDOW + page_size, at
+
+
+def test_a_warm_cache_says_what_a_cold_one_says(make_llm: Callable[..., LLM]) -> None:
+    """The divergence of tokens' log probabilities, told while they were generated from hits, from
+    those of the same text as a prompt that is computed whole."""
+    llm = make_llm(max_total_tokens=1024, swa_full_tokens_ratio=1.0)
+    prompts = [text(6 * WINDOW + 5 * index, seed=40 + index) for index in range(4)]
+    ask(llm, prompts, None, max_new_tokens=2)
+    before = llm.stats().num_cached_tokens
+    warm = ask(llm, prompts, None, max_new_tokens=NUM_OUTPUTS, temperature=1.0, seed=3)
+    assert llm.stats().num_cached_tokens - before > 4 * 4 * WINDOW
+    assert llm.flush_cache()
+    # An id that the tokenizer lacks would be no prompt.
+    outputs = [[*takewhile(lambda one: one < VOCAB - 2, result.token_ids)] for result in warm]
+    assert sum(map(len, outputs)) > 2 * NUM_OUTPUTS
+    whole = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
+    cold = ask(llm, whole, 0, max_new_tokens=0)
+    assert llm.stats().num_cached_tokens - before < 5 * 6 * WINDOW, "prompts are computed whole"
+    for prompt, one, other in zip(prompts, warm, cold, strict=True):
+        assert other.prompt is not None
+        assert other.prompt.logprobs is not None
+        told = torch.tensor(one.logprobs.of_tokens(), dtype=torch.float64)
+        again = torch.tensor(other.prompt.logprobs.of_tokens()[len(prompt) - 1 :])
+        ratio = again.double() - told[: len(again)]
+        divergence = (ratio.exp() - 1 - ratio).mean()  # not negative, from single samples
+        assert divergence < 1e-9
+        assert ratio.abs().max() < CLOSE
+
+
+def test_more_memory_for_windows_keeps_more_prefixes(
+    make_llm: Callable[..., LLM], model_path: Path, reference: Reference
+) -> None:
+    options = {"max_running_requests": 1, "max_total_tokens": 1024}
+    prompts = [text(60, seed=60 + index) for index in range(4)]
+    cached = {}
+    for share in (0.05, 1.0):
+        llm = make_llm(**options, swa_full_tokens_ratio=share)
+        for prompt in prompts:
+            ask(llm, [prompt], None, max_new_tokens=1)
+        for prompt in prompts:
+            (result,) = ask(llm, [prompt], None, max_new_tokens=NUM_OUTPUTS)
+            check(result, prompt, reference)
+        cached[share] = llm.stats().num_cached_tokens
+    assert cached[1.0] == 4 * 56
+    assert cached[0.05] < cached[1.0]
+
+    def sizes(**more: Any) -> tuple[int, ...]:
+        asked = {"model": str(model_path), "page_size": 4, "chunked_prefill_size": 12}
+        return resolve_config(EngineConfig.of(asked | options | more), home=model_path).pool_sizes
+
+    assert min(sizes(swa_full_tokens_ratio=0.5)) == 128
+    assert min(sizes(swa_full_tokens_ratio=1.0)) == 256

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.base.clock import ManualClock
-from sapwood.engine.hidden_states import HiddenStates
+from sapwood.engine.per_token import PerToken
 from sapwood.engine.scheduler import Scheduler
 from sapwood.memory.eviction import least_recently_used
 from sapwood.memory.ledger import Ledger
@@ -251,7 +251,7 @@ def test_vectors_that_do_not_fit_are_refused(change: dict[str, Any], says: str) 
 
 
 def test_tokens_that_are_computed_again_bring_nothing_new() -> None:
-    states = HiddenStates()
+    states = PerToken()
     assert states.num_wanted(0, 3) == 3
     states.take(0, [b"0", b"1", b"2"])
     assert states.to_tell() == [b"0", b"1", b"2"]

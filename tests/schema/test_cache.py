@@ -115,16 +115,39 @@ def test_states_for_prefixes_are_as_many_as_there_are_places_and_no_larger_than_
 
 def test_what_each_pool_has_is_said() -> None:
     assert plan(FULL, WINDOW, STATE).explained(1600) == (
-        "all 1600 tokens in 2 layers; 1216 tokens for windows of 100 in 2 layers, all that running "
-        "requests need; 16 states in 1 layer, 0.0 MiB: 8 for running requests, and 8 for prefixes, "
-        "every 256 tokens and at the end of each prompt"
+        "all 1600 tokens in 2 layers, 1.6 MiB; 1216 tokens for windows of 100 in 2 layers, 1.2 "
+        "MiB: all that running requests need; 16 states in 1 layer, 0.0 MiB: 8 for running "
+        "requests, and 8 for prefixes, every 256 tokens and at the end of each prompt"
     )
 
 
-@given(st.integers(0, 10**8), st.sampled_from([(FULL,), (FULL, WINDOW), (FULL, STATE), (WINDOW,)]))
-def test_as_many_tokens_as_fit(num_bytes: int, groups: tuple[CacheGroup, ...]) -> None:
+@pytest.mark.parametrize(
+    ("share", "pages", "why"),
+    [
+        (1.0, 100, "as many as there is context"),
+        (0.501, 51, "0.501 of all tokens, by --swa-full-tokens-ratio"),
+        (0.05, 13, "what one request needs, which is more than --swa-full-tokens-ratio asks for"),
+    ],
+)
+def test_a_share_for_windows(share: float, pages: int, why: str) -> None:
+    """13: 8 for the window of one request, one for a lock, and 4 for a step's 64 new tokens."""
+    shared = replace(plan(FULL, WINDOW), window_share=share)
+    assert shared.sizes(1600) == (100, pages)
+    assert f"{pages * 16} tokens for windows of 100 in 2 layers, " in shared.explained(1600)
+    assert shared.explained(1600).endswith(f"MiB: {why}")
+    assert shared.num_bytes(1600) == (100 + pages) * 16 * FULL.unit_bytes
+
+
+@given(
+    st.integers(0, 10**8),
+    st.sampled_from([(FULL,), (FULL, WINDOW), (FULL, STATE), (WINDOW,)]),
+    st.sampled_from([None, 0.1, 0.8, 1.0]),
+)
+def test_as_many_tokens_as_fit(
+    num_bytes: int, groups: tuple[CacheGroup, ...], share: float | None
+) -> None:
     enough = 3200
-    whole = plan(*groups)
+    whole = replace(plan(*groups), window_share=share)
     tokens = whole.most_tokens(num_bytes, enough=enough)
     assert tokens % 16 == 0
     assert whole.num_bytes(tokens) <= num_bytes or tokens == 0

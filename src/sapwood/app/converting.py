@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sapwood.app.model_defaults import checkpoint_dtype, read_json
+from sapwood.app.model_impl import SAPWOOD, TRANSFORMERS
 from sapwood.app.resolving import Resolved, resolve_config
 from sapwood.base.errors import ConfigError
 from sapwood.convert.conversion import Conversion, Texts, convert, cut
@@ -149,6 +150,11 @@ def prepare(
     check_target(output, force=force)
     if config.model.load_format == "dummy":
         raise ConfigError("--load-format dummy has no weights to convert; give a model that does")
+    if config.model.model_impl == TRANSFORMERS:
+        raise ConfigError(
+            "a conversion walks through sapwood's own layers; leave out --model-impl transformers"
+        )
+    config = replace(config, model=replace(config.model, model_impl=SAPWOOD))
     resolved = resolve_config(config, home=home, progress=progress)
     files, decoder = resolved.files, resolved.decoder
     if files.path.resolve() == output.resolve():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -45,18 +45,6 @@ def reading(path: Path) -> Iterator[None]:
         raise ConfigError(
             f"{path} makes no sense ({type(error).__name__}: {error}); download the model again"
         ) from error
-
-
-def refuse_foreign_code(config: dict[str, Any], known: Collection[str]) -> None:
-    """Raises ConfigError for an architecture that is only Python code beside the checkpoint."""
-    names = config.get("architectures") or []
-    if config.get("auto_map") and not any(name in known for name in names):
-        raise ConfigError(
-            f"the architecture {', '.join(map(str, names)) or '(none named)'} is Python code that "
-            "came with the checkpoint (auto_map), which sapwood never runs, with or without "
-            f"--trust-remote-code; known: {', '.join(sorted(known))}. A package can add an "
-            "architecture (the entry point sapwood.architectures, see ARCHITECTURE.md)"
-        )
 
 
 def checkpoint_dtype(config: dict[str, Any]) -> str:

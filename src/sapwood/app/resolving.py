@@ -15,8 +15,8 @@ from sapwood.app.model_defaults import (
     eos_token_ids,
     read_json,
     reading,
-    refuse_foreign_code,
 )
+from sapwood.app.model_impl import TRANSFORMERS, choose_impl
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.cpu import fast_bfloat16, slower_because
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
@@ -24,12 +24,14 @@ from sapwood.kernels.platform import Platform, device_memory, find_device, read_
 from sapwood.kernels.registry import Need, Selection, select_kernels
 from sapwood.models.config import DecoderConfig, architecture_of
 from sapwood.models.encoder.config import EncoderConfig
+from sapwood.models.foreign.structure import read_foreign
 from sapwood.models.lm.architecture import attention_features
 from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.text_part import WRAPPERS, text_part
 from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
+from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.resolve import (
     CheckpointFacts,
     Decision,
@@ -86,6 +88,7 @@ class Resolved:
             demand=demand_of(config.scheduler, config.model),
             state_interval=config.memory.mamba_track_interval or config.memory.page_size,
             num_states=config.memory.max_mamba_cache_size,
+            window_share=config.memory.swa_full_tokens_ratio,
         )
 
     @property
@@ -113,15 +116,23 @@ def resolve_config(
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
-        refuse_foreign_code(hf_config, (*ARCHITECTURES.names(), *WRAPPERS))
         pooling = pooling_of(
             hf_config,
             files.path,
             is_embedding=asked.model.is_embedding,
             method=asked.model.pooling_method,
         )
-        shape = read_shape(hf_config, pooling)
+        impl = choose_impl(
+            asked.model,
+            hf_config,
+            files,
+            (*ARCHITECTURES.names(), *WRAPPERS),
+            generates=pooling is None,
+        )
+        asked = replace(asked, model=replace(asked.model, model_impl=str(impl.value)))
+        shape = read_shape(hf_config, pooling, files, asked.model)
         dtype = checkpoint_dtype(dict(text_part(hf_config)))
+    _check_experts(asked, shape, pooling)
     is_dummy = asked.model.load_format == "dummy"
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
@@ -129,6 +140,7 @@ def resolve_config(
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
     facts = model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
     config, decisions = resolve(asked, machine, facts)
+    decisions.insert(0, impl)
     shape = shape.for_context(config.model.context_length)
     _refuse_split_pages(shape, config.memory.page_size)
     kernels = _choose_kernels(config, shape, platform, decisions)
@@ -160,6 +172,19 @@ def _refuse_split_pages(shape: Shape, page_size: int) -> None:
             f"the model attends to chunks of {chunk} tokens, which pages of {page_size} do not "
             f"make up; start with a --page-size that divides {chunk}"
         )
+
+
+def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -> None:
+    """Raises ConfigError if experts are to be told that nobody knows of."""
+    if not asked.execution.enable_return_routed_experts:
+        return
+    if pooling is not None or not isinstance(shape, DecoderConfig) or shape.experts is None:
+        why = (
+            "transformers computes this model"
+            if asked.model.model_impl == TRANSFORMERS
+            else "this model has no experts, or generates nothing"
+        )
+        raise ConfigError(f"{why}; leave out --enable-return-routed-experts")
 
 
 def _choose_kernels(
@@ -256,8 +281,12 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
     )
 
 
-def read_shape(hf_config: Mapping[str, Any], pooling: Pooling | None) -> Shape:
+def read_shape(
+    hf_config: Mapping[str, Any], pooling: Pooling | None, files: ModelFiles, asked: ModelConfig
+) -> Shape:
     """The sizes of the model; ConfigError if its architecture is not implemented."""
+    if asked.model_impl == TRANSFORMERS:
+        return read_foreign(files.path, hf_config, trust_remote_code=asked.trust_remote_code)
     if pooling is None:
         return read_decoder(hf_config)
     if pooling.decoder is None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
+from sapwood.app.model_impl import SLOW
 from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
 from sapwood.executor.launch import Execute, Launch
+from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.recorded import Recorded, record_steps
 from sapwood.executor.rows import RowTable
@@ -35,17 +39,22 @@ from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.build import Build
 from sapwood.layers.pooling import Pooler
+from sapwood.layers.routes import RouteLog
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.bert import Encoder
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.encoder.decoder import PooledDecoder
 from sapwood.models.encoder.heads import decoder_head
+from sapwood.models.foreign.decoder import ForeignDecoder
+from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
 from sapwood.schema.cache import CacheKind
 from sapwood.schema.config.resolve import Decision
 from sapwood.schema.pooling import Pooling
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +90,14 @@ def build_runner(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
         )
-    model = load_model(resolved, watch=watch)
+    routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
+    model = load_model(resolved, watch=watch, routes=routes)
     captures = None
     if runs_ahead(resolved.device):
         captures = _captures(resolved)
         watch.beat("measuring the largest step")
         resolved = _with_measured_pool(resolved, model, captures)
-    runner = _decoder_runner(resolved, model, captures, watch, grammars)
+    runner = _decoder_runner(resolved, model, captures, watch, grammars, routes)
     return StepRunner(
         resolved=resolved,
         execute=runner.execute,
@@ -140,18 +150,42 @@ def _set_num_threads(resolved: Resolved) -> None:
     """Last, since what is built before may have computed something with other threads."""
     if resolved.device.type == "cpu":
         resolved.kernels.kernels.set_num_threads(resolved.config.execution.num_threads)
+        if isinstance(resolved.shape, ForeignConfig):
+            # Its layers are torch's, to which the kernels have left one thread.
+            torch.set_num_threads(resolved.config.execution.num_threads)
 
 
 # ---- models that generate ------------------------------------------------------------------------
 
 
-def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
-    """The model with its weights, packed for the kernels; the log says how long each step took."""
+def load_model(
+    resolved: Resolved, *, watch: LoadWatch | None = None, routes: RouteLog | None = None
+) -> DecoderModel:
+    """The model with its weights, packed for the kernels; the log says how long each step took.
+
+    routes  is told which experts the model chooses; None: nobody wants to know
+    """
     config, files = resolved.config, resolved.files
+    if isinstance(resolved.shape, ForeignConfig):
+        return _load_foreign(resolved, resolved.shape, watch or LoadWatch())
     with timed("model structure"):
-        model = Decoder.of(resolved.decoder, _build(resolved))
+        model = Decoder.of(resolved.decoder, replace(_build(resolved), routes=routes))
     fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
     return model
+
+
+def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:
+    log.warning("%s: %s", shape.architecture, SLOW)
+    watch.beat("loading the weights with transformers")
+    with timed("weights (transformers)"), watch.filling():
+        return ForeignDecoder.load(
+            resolved.files.path,
+            shape,
+            resolved.kernels.kernels,
+            device=resolved.device,
+            dtype=resolved.dtype,
+            is_random=resolved.config.model.load_format == "dummy",
+        )
 
 
 def _build(resolved: Resolved) -> Build:
@@ -170,6 +204,7 @@ def _decoder_runner(
     captures: CapturePlan | None,
     watch: LoadWatch,
     grammars: GrammarParts | None,
+    routes: RouteLog | None,
 ) -> Runner:
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
@@ -216,6 +251,7 @@ def _decoder_runner(
         page_size=page_size,
         device=device,
         places=_places(resolved),
+        routed_experts=None if routes is None else RoutedExperts.of(resolved.decoder, routes),
     )
 
 
@@ -223,6 +259,8 @@ def _captures(resolved: Resolved) -> CapturePlan | None:
     """The steps that a GPU will capture; None: no steps."""
     kernels, has_groups = resolved.kernels.kernels, bool(_places(resolved).group_of_layer)
     if resolved.config.execution.disable_graphs or not kernels.can_be_captured or has_groups:
+        return None
+    if isinstance(resolved.shape, ForeignConfig):
         return None
     if resolved.decoder.experts is not None:  # the op reads on the host who chose which
         return None

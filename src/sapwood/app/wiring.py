@@ -18,6 +18,7 @@ from sapwood.engine.loop import EngineLoop
 from sapwood.engine.scheduler import Scheduler
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import OverlappedExecutor, QueuedExecutor, SerialExecutor
+from sapwood.executor.per_token import EXPERT_BYTES
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
@@ -128,8 +129,17 @@ def _ready(resolved: Resolved, watch: LoadWatch) -> EngineReady:
         max_running_requests=config.scheduler.max_running_requests,
         load_s=watch.load_s,
         weight_bytes=watch.weight_bytes,
+        routed_bytes=_routed_bytes(resolved),
         pools=_pool_facts(resolved),
     )
+
+
+def _routed_bytes(resolved: Resolved) -> int:
+    if not resolved.config.execution.enable_return_routed_experts:
+        return 0
+    experts = resolved.decoder.experts
+    assert experts is not None, "the option is refused for models without experts"
+    return resolved.decoder.num_layers * experts.num_per_token * EXPERT_BYTES
 
 
 def _pool_facts(resolved: Resolved) -> tuple[PoolFacts, ...]:

@@ -31,7 +31,8 @@ def scheduled_tokens(state: RequestState, num_new: int, draft_ids: list[int]) ->
         num_output=state.num_outputs if samples else None,
         first_scored=first_scored,
         num_scored=num_scored,
-        num_hidden=state.num_hidden_among(num_new + len(draft_ids)),
+        num_hidden=state.num_told_among(state.hidden_states, num_new + len(draft_ids)),
+        num_routed=state.num_told_among(state.routed_experts, num_new + len(draft_ids)),
         answers=reaches_end and state.options.embed is not None,
     )
     if not lease.windows and lease.state is None:
@@ -56,13 +57,15 @@ def take_extras(
     new_ids  the entry's output tokens: of those that it sampled, none after the request's end
     Returns  the log probabilities of these
     """
-    if entry.num_hidden:
-        # Neither a wrong draft nor a token after the end has a hidden state.
-        num_wrong = 0 if entry.num_output is None else len(entry.draft_ids) + 1 - len(new_ids)
-        hidden_states = result.hidden_states.get(index, [])
-        state.take_hidden_states(
-            entry.first_hidden, hidden_states[: max(entry.num_hidden - num_wrong, 0)]
-        )
+    for told, count, brought_by in (
+        (state.hidden_states, entry.num_hidden, result.hidden_states),
+        (state.routed_experts, entry.num_routed, result.routed_experts),
+    ):
+        if told is not None and count:
+            # Nothing is told of a wrong draft, nor of a token after the end.
+            num_wrong = 0 if entry.num_output is None else len(entry.draft_ids) + 1 - len(new_ids)
+            parts = brought_by.get(index, [])
+            told.take(entry.end - count, parts[: max(count - num_wrong, 0)])
     brought = result.logprobs.get(index) if result.logprobs else None
     if brought is None:
         return None
@@ -90,7 +93,8 @@ def request_output(
         queue_time_s=state.queue_time_s,
         logprobs=logprobs,
         prompt_logprobs=state.prompt_logprobs_to_tell(),
-        hidden_states=state.hidden_states_to_tell(),
+        hidden_states=[] if state.hidden_states is None else state.hidden_states.to_tell(),
+        routed_experts=[] if state.routed_experts is None else state.routed_experts.to_tell(),
         values=values,
         speculated=state.speculated,
         finish=state.finish,

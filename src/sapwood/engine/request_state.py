@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum, auto
 
-from sapwood.engine.hidden_states import HiddenStates
+from sapwood.engine.per_token import PerToken
 from sapwood.memory.lease import Lease
 from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
 from sapwood.schema.logprobs import TokenLogprobs
@@ -70,7 +69,8 @@ class RequestState:
         self._switch_length = switch_length
         self._runs_as_short = switch_length is not None
         self.input_embeds = request.input_embeds
-        self.hidden_states = HiddenStates() if request.options.return_hidden_states else None
+        self.hidden_states = PerToken() if request.options.return_hidden_states else None
+        self.routed_experts = PerToken() if request.options.return_routed_experts else None
         self.uses_prefixes = self.shares_prefixes
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._num_scored = 0
@@ -213,13 +213,13 @@ class RequestState:
     def first_needed(self) -> int | None:
         """The first token that the request must compute itself; None: there is no such token.
 
-        A prefix hit brings a token's KV, but neither its logits nor its hidden state.
+        A prefix hit brings a token's KV, but neither its logits, nor its hidden state or experts.
         """
-        hidden = None if self.hidden_states is None else self.hidden_states.num_known
-        return min(
-            (position for position in (self.next_scored, hidden) if position is not None),
-            default=None,
-        )
+        told = (self.hidden_states, self.routed_experts)
+        needed = [one.num_known for one in told if one is not None]
+        if self.next_scored is not None:
+            needed.append(self.next_scored)
+        return min(needed, default=None)
 
     @property
     def num_matchable_tokens(self) -> int:
@@ -244,11 +244,9 @@ class RequestState:
         end = min(self.num_computed_tokens + num_new, len(self.prompt_ids) - 1)
         return first, max(end - first, 0)
 
-    def num_hidden_among(self, num_new: int) -> int:
-        """How many of the next `num_new` tokens, counted from the end, need hidden states."""
-        if self.hidden_states is None:
-            return 0
-        return self.hidden_states.num_wanted(self.num_computed_tokens, num_new)
+    def num_told_among(self, told: PerToken | None, num_new: int) -> int:
+        """How many of the next `num_new` tokens, counted from the end, are to be told of."""
+        return 0 if told is None else told.num_wanted(self.num_computed_tokens, num_new)
 
     def take_prompt_logprobs(self, first: int, logprobs: TokenLogprobs) -> None:
         """Take the log probabilities of the prompt tokens from `first` on.
@@ -268,14 +266,6 @@ class RequestState:
             return None
         parts, self._prompt_logprobs = self._prompt_logprobs, []
         return TokenLogprobs.joined(parts)
-
-    def take_hidden_states(self, first: int, brought: Sequence[bytes]) -> None:
-        """Take the hidden states of the tokens from `first` on."""
-        if self.hidden_states is not None:
-            self.hidden_states.take(first, brought)
-
-    def hidden_states_to_tell(self) -> list[bytes]:
-        return [] if self.hidden_states is None else self.hidden_states.to_tell()
 
     def page_hashes(self, page_size: int) -> list[int]:
         """Hashes: entry i identifies the prompt's first i + 1 whole pages, and the namespace."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
-from sapwood.executor.hidden_states import HiddenRows, kept_hidden, wants_hidden
 from sapwood.executor.inputs import ONE_GROUP, StepInputs, build_inputs
+from sapwood.executor.per_token import RoutedExperts, ToldRows, kept_rows
 from sapwood.executor.recorded import RecordedSteps
 from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
@@ -54,6 +54,7 @@ class Launched:
     of_outputs  log probabilities of output tokens, by index in `rows`
     of_prompts  log probabilities of prompt tokens, by index in the plan
     hidden      hidden states, by index in the plan
+    routed      experts that computed tokens, by index in the plan
     failures    by row: why its request cannot go on
     jumps       by row: tokens that must follow because the grammar leaves no choice
     """
@@ -66,7 +67,8 @@ class Launched:
     token_ids: list[list[int]] | None = None
     of_outputs: Mapping[int, Measured] = field(default_factory=dict)
     of_prompts: Mapping[int, Measured] = field(default_factory=dict)
-    hidden: Mapping[int, HiddenRows] = field(default_factory=dict)
+    hidden: Mapping[int, ToldRows] = field(default_factory=dict)
+    routed: Mapping[int, ToldRows] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
 
@@ -75,8 +77,8 @@ class Launched:
         self.collect(self)
         assert self.token_ids is not None, "the step was collected"
         plan = self.plan
-        extras = (self.of_outputs, self.of_prompts, self.hidden, self.failures, self.jumps)
-        if not any(extras):
+        told = (self.of_outputs, self.of_prompts, self.hidden, self.routed)
+        if not any((*told, self.failures, self.jumps)):
             return StepResult(step=plan.step, token_ids=self.token_ids)
         scheduled = list(enumerate(plan.scheduled))
         sampling = [index for index, entry in scheduled if entry.num_output is not None]
@@ -89,6 +91,7 @@ class Launched:
                 {index: found.tell() for index, found in self.of_prompts.items()},
             ),
             hidden_states={index: found.tell() for index, found in self.hidden.items()},
+            routed_experts={index: found.tell() for index, found in self.routed.items()},
             failures={
                 index: self.failures[entry.row]
                 for index, entry in scheduled
@@ -122,17 +125,20 @@ class Runner:
         page_size: int,
         device: torch.device,
         places: CachePlaces = ONE_GROUP,
+        routed_experts: RoutedExperts | None = None,
         download: Callable[[Tensor], Download] = download,
     ) -> None:
         """A runner of one rank.
 
         places    tells where the model's cache groups find their pages and states
+        routed_experts  tells which experts computed a token; None: no request wants to know
         download  copies tokens and log probabilities to the host
         """
         self._model = model
         self._recorded = recorded
         self._kv_caches = kv_caches
         self._places = places
+        self._routed_experts = routed_experts
         self._rows = rows
         self._sampler = sampler
         self._download = download
@@ -215,16 +221,25 @@ class Runner:
     def _compute(self, launched: Launched, batch: ForwardBatch) -> Tensor:
         """Logits [S, vocab] of the rows at batch.logits_index.
 
-        Prompts' log probabilities and wanted hidden states are put into `launched`.
+        Prompts' log probabilities, and what is told of tokens, are put into `launched`.
         """
         scheduled = launched.plan.scheduled
-        if not self._logprobs.scores(scheduled) and not wants_hidden(scheduled):
+        num_hidden = [entry.num_hidden for entry in scheduled]
+        num_routed = [entry.num_routed for entry in scheduled]
+        if not self._logprobs.scores(scheduled) and not any(num_hidden) and not any(num_routed):
             logits = self._recorded.replay(batch)
             return self._model.compute(batch) if logits is None else logits
         # Recorded steps compute no logits but those from which tokens are sampled.
-        hidden = self._model.forward(batch)
+        if self._routed_experts is None or not any(num_routed):
+            hidden = self._model.forward(batch)
+        else:
+            with self._routed_experts.log.open():
+                hidden = self._model.forward(batch)
+                routed = self._routed_experts.of_step(len(hidden))
+            launched.routed = kept_rows(scheduled, num_routed, routed, self._download)
         launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._model.logits)
-        launched.hidden = kept_hidden(scheduled, hidden, self._download)
+        if any(num_hidden):
+            launched.hidden = kept_rows(scheduled, num_hidden, hidden.float(), self._download)
         return self._model.logits(hidden.index_select(0, batch.logits_index))
 
     # ---- tokens that come to the host --------------------------------------------------------

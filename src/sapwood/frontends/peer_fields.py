@@ -69,9 +69,14 @@ GENERATION: dict[str, NotOffered] = {
     "return_bytes": NotOffered(why="answers are JSON"),
     "return_cached_tokens_details": NotOffered(why="there is one kind of cached tokens"),
     "return_entropy": NotOffered(why="answers have no entropies"),
-    "return_routed_experts": NotOffered(why="the experts of a token are not kept"),
-    "routed_experts_start_len": NotOffered(why="the experts of a token are not kept", idle=(0,)),
+    "routed_experts_start_len": NotOffered(why="the experts of all tokens are told", idle=(0,)),
     "session_params": NotOffered(why="there are no sessions; the prefix cache makes them cheap"),
+}
+
+ROUTED_EXPERTS: dict[str, NotOffered] = {
+    "return_routed_experts": NotOffered(
+        why="/generate, /v1/completions and /v1/chat/completions tell them"
+    ),
 }
 
 MEDIA: dict[str, NotOffered] = {

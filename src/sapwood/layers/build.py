@@ -10,6 +10,7 @@ from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
+from sapwood.layers.routes import RouteLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Build:
     dtype            of activations, norms and biases
     scheme           stores the weights of all linear layers, the output layer's among them
     embedding_dtype  in which the embedding is kept, if narrower than dtype; None: in dtype
+    routes           is told which experts the routers choose; None: nobody wants to know
     """
 
     kernels: Kernels
@@ -47,6 +49,7 @@ class Build:
     groups: Groups = field(default_factory=Groups)
     scheme: LinearScheme = DENSE
     embedding_dtype: torch.dtype | None = None
+    routes: RouteLog | None = None
 
     def empty(self, *shape: int) -> torch.Tensor:
         """An uninitialised parameter of the model's dtype."""

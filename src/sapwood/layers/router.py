@@ -44,6 +44,7 @@ class Router:
         except ValueError as error:
             raise ConfigError(f"the model's routing to experts is impossible: {error}") from None
         self._kernels = build.kernels
+        self._routes = build.routes
         self._shape = (num_experts, hidden_size)
         self._routing = routing
         self._name = name
@@ -61,7 +62,11 @@ class Router:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, hidden] -> (weights [T, k] fp32, experts [T, k])"""
-        return self._kernels.route(self._linear.packed.fp32(x), self._correction, self._routing)
+        scores = self._linear.packed.fp32(x)
+        weights, experts = self._kernels.route(scores, self._correction, self._routing)
+        if self._routes is not None:
+            self._routes.add(experts)
+        return weights, experts
 
     def targets(self) -> dict[str, Target]:
         found = {f"{self._name}.weight": Target(self._shape, self._put)}

@@ -187,6 +187,8 @@ class CachePlan:
 
     state_interval  tokens between the states that are kept for prefixes
     num_states      size of the pool of states; None: as `sizes` finds it
+    window_share    tokens of a window pool, relative to all tokens of context; None: as `sizes`
+                    finds it
     """
 
     groups: tuple[CacheGroup, ...]
@@ -194,6 +196,7 @@ class CachePlan:
     demand: Demand
     state_interval: int = 256
     num_states: int | None = None
+    window_share: float | None = None
 
     @property
     def pools(self) -> tuple[CachePool, ...]:
@@ -203,7 +206,8 @@ class CachePlan:
         """Pages, or slots, of each pool, for `num_tokens` tokens of context over all requests.
 
         A window pool has no more than running requests can use at once: all windows, and the new
-        tokens of a step. A pool of states has a slot for each running request, and as many again
+        tokens of a step. If a share was asked for, the pool has this, but always what one request
+        can use. A pool of states has a slot for each running request, and as many again
         for prefixes; or as many for these as there are places for them in all tokens of context, if
         they take no more memory than the pages of these tokens.
         """
@@ -211,7 +215,7 @@ class CachePlan:
         sizes = []
         for pool in self.pools:
             if pool.window is not None:
-                sizes.append(min(pages, self._most_window_pages(pool.window)))
+                sizes.append(min(pages, self._wanted_window_pages(pool.window, pages)))
             elif pool.kind is CacheKind.STATE:
                 sizes.append(self.num_states or self._enough_states(num_tokens))
             else:
@@ -224,22 +228,22 @@ class CachePlan:
         for pool, size in zip(self.pools, self.sizes(num_tokens), strict=True):
             number = sum(len(self.groups[index].layers) for index in pool.groups)
             layers = f"{number} layer" if number == 1 else f"{number} layers"
+            mib = size * self.unit_bytes(pool) / 2**20
             if pool.window is not None:
                 kept = size * self.page_size
                 parts.append(
-                    f"{kept} tokens for windows of {pool.window} in {layers}, all that running "
-                    "requests need"
+                    f"{kept} tokens for windows of {pool.window} in {layers}, {mib:.1f} MiB: "
+                    f"{self._why_window_pages(pool.window, size, num_tokens // self.page_size)}"
                 )
             elif pool.kind is CacheKind.STATE:
                 kept = max(size - self.demand.num_requests, 0)
-                mib = size * self.unit_bytes(pool) / 2**20
                 parts.append(
                     f"{size} states in {layers}, {mib:.1f} MiB: {size - kept} for running "
                     f"requests, and {kept} for prefixes, every {self.state_interval} tokens and at "
                     "the end of each prompt"
                 )
             else:
-                parts.append(f"all {size * self.page_size} tokens in {layers}")
+                parts.append(f"all {size * self.page_size} tokens in {layers}, {mib:.1f} MiB")
         return "; ".join(parts)
 
     def num_bytes(self, num_tokens: int) -> int:
@@ -285,8 +289,22 @@ class CachePlan:
         affordable = full_bytes // self.unit_bytes(pools[-1])
         return num_requests + max(num_requests, min(num_tokens // self.state_interval, affordable))
 
-    def _most_window_pages(self, window: int) -> int:
+    def _wanted_window_pages(self, window: int, pages: int) -> int:
+        """Pages of a window pool; it may be more than there are of context."""
+        if self.window_share is None:
+            return self._most_window_pages(window, self.demand.num_requests)
+        return max(math.ceil(self.window_share * pages), self._most_window_pages(window, 1))
+
+    def _most_window_pages(self, window: int, num_requests: int) -> int:
+        """Pages that so many requests use at once, together with a step's new tokens."""
         per_request = pages_of_window(window, 1, self.page_size) + 1
-        return self.demand.num_requests * per_request + -(
-            -self.demand.step_tokens // self.page_size
-        )
+        return num_requests * per_request + -(-self.demand.step_tokens // self.page_size)
+
+    def _why_window_pages(self, window: int, size: int, pages: int) -> str:
+        if size == pages:
+            return "as many as there is context"
+        if self.window_share is None:
+            return "all that running requests need"
+        if size == self._most_window_pages(window, 1):
+            return "what one request needs, which is more than --swa-full-tokens-ratio asks for"
+        return f"{self.window_share:g} of all tokens, by --swa-full-tokens-ratio"

@@ -67,11 +67,13 @@ class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     logprobs           log probabilities of `token_ids`, if the request wants them
     hidden_states      outputs of the last norm (fp32, little endian, one piece per token) for the
                        tokens that no earlier delta had, beginning with the prompt's
+    routed_experts     the same for the experts that computed a token: int32 [layers, experts of a
+                       token], little endian
     speculated         how guesses have fared so far; None: the engine guesses nothing
     finish             set in the last delta, and only there
     """
 
-    ADDED: ClassVar[tuple[str, ...]] = ("token_ids", "logprobs", "hidden_states")
+    ADDED: ClassVar[tuple[str, ...]] = ("token_ids", "logprobs", "hidden_states", "routed_experts")
     """The fields that add up; of all others the latest delta's value holds."""
 
     token_ids: Sequence[int]
@@ -80,6 +82,7 @@ class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     queue_time_s: float = 0.0
     logprobs: TokenLogprobs | None = None
     hidden_states: Sequence[bytes] = ()
+    routed_experts: Sequence[bytes] = ()
     speculated: Speculated | None = None
     finish: Finish | None = None
 
@@ -99,6 +102,7 @@ class RequestOutput(OutputDelta, frozen=True, kw_only=True, omit_defaults=True):
     token_ids: list[int]
     prompt_logprobs: TokenLogprobs | None = None
     hidden_states: list[bytes] = []
+    routed_experts: list[bytes] = []
     values: bytes = b""
 
 
@@ -161,6 +165,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     startup_s         seconds from the process's start to this message
     load_s            seconds of these that went into loading the weights
     weight_bytes      memory that loading the weights took; 0: unknown
+    routed_bytes      bytes of a token's routed experts, as int32; 0: they are not told
     pools             all pools of the cache, the one that keeps every token first, if there is one
     notes             one line for each choice that was resolved, with its reason
     options           the resolved configuration, option name -> value
@@ -175,6 +180,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     startup_s: float = 0.0
     load_s: float = 0.0
     weight_bytes: int = 0
+    routed_bytes: int = 0
     pools: tuple[PoolFacts, ...] = ()
 
 

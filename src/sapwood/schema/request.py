@@ -33,6 +33,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     embed         set if the request wants an embedding or scores; then it has no output tokens
     return_hidden_states  whether the request wants the hidden state of every token, except that of
                   its last output token
+    return_routed_experts  the same for the experts that compute a token
     extra_key     prefix pages are shared only among requests with the same key
     priority      larger is sooner, unless the server is told the opposite; None: its default
     routing_key   requests with the same key probably share prefixes; "": none
@@ -42,9 +43,15 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: LogprobOptions | None = None
     embed: Embed | None = None
     return_hidden_states: bool = False
+    return_routed_experts: bool = False
     extra_key: str = ""
     priority: int | None = None
     routing_key: str = ""
+
+    @property
+    def tells_of_tokens(self) -> bool:
+        """Whether the answer has something of every token that is computed."""
+        return self.return_hidden_states or self.return_routed_experts
 
     @property
     def prompt_scores_start(self) -> int | None:

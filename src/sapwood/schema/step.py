@@ -40,8 +40,8 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_ids  the request's prompt; empty if there are input_embeds, which are as in `Generate`
     output_ids  the request's output tokens so far, if it was retracted; else empty
-    options     what the request asks for; if it wants hidden states, every token is computed before
-                it is put out
+    options     what the request asks for; if it tells of tokens, every token is computed before it
+                is put out
     seed        seed of the request's random numbers
     first_position  what is added to the index of a token for ForwardBatch.positions
     """
@@ -74,6 +74,7 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     num_scored  number of new tokens, from `first_scored` in the request on, after which the log
                 probability of the next prompt token is wanted
     num_hidden  number of new tokens, counted from the end, whose hidden states are wanted
+    num_routed  the same for the experts that compute them
     answers     whether these tokens end a prompt whose embedding or scores are wanted
     """
 
@@ -90,6 +91,7 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     first_scored: int = 0
     num_scored: int = 0
     num_hidden: int = 0
+    num_routed: int = 0
     answers: bool = False
 
     @property
@@ -108,11 +110,6 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
         """Number of the request's tokens that are computed once this step is done, the drafts
         counted as if all of them were right."""
         return self.position + self.num_new
-
-    @property
-    def first_hidden(self) -> int:
-        """Index in the request of the first token whose hidden state is wanted."""
-        return self.end - self.num_hidden
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +147,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     logprobs  of the entries that want some
     hidden_states  of the entries that want some: fp32, little endian, one piece per token, those of
               wrong drafts left out
+    routed_experts  the same for the experts that computed a token: int32 [layers, experts of a
+              token], little endian
     failures  why an entry's request cannot go on, though others can; the entry brings the tokens
               before that, if there are any
     values    embedding or scores of an entry that answers: fp32, little endian
@@ -161,6 +160,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: list[list[int]]
     logprobs: dict[int, EntryLogprobs] = {}
     hidden_states: dict[int, list[bytes]] = {}
+    routed_experts: dict[int, list[bytes]] = {}
     failures: dict[int, str] = {}
     values: dict[int, bytes] = {}
     forced: dict[int, list[int]] = {}

@@ -145,7 +145,7 @@ class TextGenerator:
             prompt_ids = await self.encode_prompt(request)
             if request.options.logprobs is not None:
                 self._check_logprobs(request.options.logprobs, prompt_ids)
-            self._check_hidden(request)
+            self._check_told(request)
             if request.allowance is not None:
                 self._take_prompt(request, request.allowance, len(prompt_ids))
             if request.trace is not None:
@@ -242,12 +242,18 @@ class TextGenerator:
                 param="logprob_start_len",
             )
 
-    def _check_hidden(self, request: TextRequest) -> None:
+    def _check_told(self, request: TextRequest) -> None:
         if request.options.return_hidden_states and not self._tells_hidden:
             raise InvalidRequest(
                 "return_hidden_states is not possible on this server as it was started; leave it "
                 "out, or start the server with --enable-return-hidden-states",
                 param="return_hidden_states",
+            )
+        if request.options.return_routed_experts and not self._engine.info.routed_bytes:
+            raise InvalidRequest(
+                "return_routed_experts is not possible on this server as it was started; leave it "
+                "out, or serve a model with experts and --enable-return-routed-experts",
+                param="return_routed_experts",
             )
 
     def _take_prompt(
@@ -260,7 +266,10 @@ class TextGenerator:
             allowance.take_logprobs(request.n * num_scored * options.num_per_token)
         if request.options.return_hidden_states and self._hidden_size is not None:
             num_bytes = num_tokens * self._hidden_size * FLOAT32_BYTES
-            allowance.take_hidden_prompt(request.n * num_bytes)
+            allowance.take_prompt_bytes("return_hidden_states", request.n * num_bytes)
+        if request.options.return_routed_experts:
+            num_bytes = num_tokens * self._engine.info.routed_bytes
+            allowance.take_prompt_bytes("return_routed_experts", request.n * num_bytes)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """The token ids of a text. A long text is encoded in a thread.

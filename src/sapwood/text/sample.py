@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ class TextChunk(OutputDelta, frozen=True, kw_only=True, omit_defaults=True):
     offsets: tuple[int, ...] = ()
     prompt: ScoredPrompt | None = None
     hidden_states: tuple[bytes, ...] = ()
+    routed_experts: tuple[bytes, ...] = ()
 
 
 class Sample:
@@ -75,7 +77,7 @@ class Sample:
         self._num_prompt_tokens = len(request.prompt_ids)
         self._request_id = request.request_id
         self._num_output_tokens = 0
-        self._num_hidden = 0
+        self._num_told: Counter[str] = Counter()
 
     def advance(self, output: RequestOutput) -> TextChunk:
         """The chunk for one output of the engine; a chunk with a `finish` is the last."""
@@ -113,7 +115,8 @@ class Sample:
             logprobs=logprobs or None,
             offsets=tuple(offsets) if self._logprobs is not None else (),
             prompt=self._scored_prompt(output) if self._prompt_to_tell else None,
-            hidden_states=self._hidden(output.hidden_states),
+            hidden_states=self._told("hidden_states", output.hidden_states),
+            routed_experts=self._told("routed_experts", output.routed_experts),
         )
 
     def ended(self, finish: Finish) -> TextChunk:
@@ -126,13 +129,15 @@ class Sample:
         )
         return self.advance(output)
 
-    def _hidden(self, brought: Sequence[bytes]) -> tuple[bytes, ...]:
-        """The hidden states without those of the last output token and of tokens after a stop."""
+    def _told(self, name: str, brought: Sequence[bytes]) -> tuple[bytes, ...]:
+        """What was brought of tokens, without the last output token and tokens after a stop.
+
+        name  of what it is"""
         if not brought:
             return ()
         wanted = self._num_prompt_tokens + max(self._num_output_tokens - 1, 0)
-        told = tuple(brought[: wanted - self._num_hidden])
-        self._num_hidden += len(told)
+        told = tuple(brought[: wanted - self._num_told[name]])
+        self._num_told[name] += len(told)
         return told
 
     def _scored_prompt(self, output: RequestOutput) -> ScoredPrompt | None:

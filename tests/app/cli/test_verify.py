@@ -6,12 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from sapwood.app.cli.main import cli, main
-from sapwood.app.cli.options import read_asked
 from sapwood.app.launch import serve
 from sapwood.app.llm import LLM
-from sapwood.base.errors import ConfigError, IntegrityError
+from sapwood.base.errors import IntegrityError
 from sapwood.schema.config.engine import EngineConfig
-from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.server import ServerConfig
 from tests.tiny import write_llama
 
@@ -84,10 +82,3 @@ def test_the_flag_alone_means_the_origin(arguments, expected, monkeypatch) -> No
     )
     CliRunner().invoke(cli, ["pull", *arguments])
     assert [model.model_checksum for model in seen] == [expected]
-
-
-def test_code_from_checkpoints_is_never_run() -> None:
-    with pytest.raises(ConfigError, match=r"would run Python files .* Leave it out"):
-        ModelConfig(trust_remote_code=True)
-    asked = read_asked([ModelConfig], {"trust_remote_code": False}, None)
-    assert not asked.build(ModelConfig).trust_remote_code

@@ -19,6 +19,7 @@ from sapwood.schema.config.resolve import (
     resolve,
 )
 from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.config.speculation import SpeculationConfig
 
 GIB = 2**30
 CPU = MachineFacts(
@@ -308,3 +309,17 @@ def test_an_encoders_step_holds_a_whole_context() -> None:
     assert encoder_config(chunked_prefill_size=256)[0].scheduler.chunked_prefill_size == 256
     with pytest.raises(ConfigError, match=r"--chunked-prefill-size is 255.*of up to 256 tokens"):
         encoder_config(chunked_prefill_size=255)
+
+
+def test_when_steps_with_guesses_overlap_is_said():
+    guessing = SpeculationConfig(speculative_algorithm="NGRAM", speculative_max_step_tokens=24)
+    _, decisions = resolve(EngineConfig(speculation=guessing), GPU, MODEL)
+    assert reasons(decisions)["overlap_depth"].endswith(
+        "leaves the host idle; with guesses, steps overlap only while more than 12 requests run, "
+        "half of --speculative-max-step-tokens"
+    )
+    asked = EngineConfig(speculation=guessing, scheduler=SchedulerConfig(overlap_depth=2))
+    _, decisions = resolve(asked, CPU, MODEL)
+    assert reasons(decisions)["overlap_depth"].startswith("asked for; with guesses, steps overlap")
+    _, decisions = resolve(EngineConfig(speculation=guessing), CPU, MODEL)
+    assert "guesses" not in reasons(decisions)["overlap_depth"]

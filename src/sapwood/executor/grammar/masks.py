@@ -120,7 +120,7 @@ class GrammarMasks:
             matcher,
             may_jump=self._may_jump
             and start.options.logprobs is None
-            and not start.options.return_hidden_states,
+            and not start.options.tells_of_tokens,
             may_empty=bool(
                 start.options.sampling.min_new_tokens
                 or start.options.sampling.custom_logit_processor is not None

@@ -23,6 +23,7 @@ from sapwood.frontends.native.protocol import (
 from sapwood.frontends.serving.generate import Choice, collect, generate
 from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.hidden_states import encoded_hidden_states
+from sapwood.frontends.serving.routed_experts import encoded_routed_experts
 from sapwood.frontends.serving.sampling import renamed
 from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
 from sapwood.http.body import read_json
@@ -87,8 +88,7 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
             if lists is not None:
                 await _add(lists, choice.whole)
             answer = _answer(choice, _sample_id(request, k), latency_s, lists)
-            if request.options.return_hidden_states:
-                answer["meta_info"]["hidden_states"] = await encoded_hidden_states(choice)
+            await _tell_of_tokens(answer, request, choice)
             answers.append(answer)
     return answers
 
@@ -114,6 +114,7 @@ def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
     logprobs = _logprobs(asked, len(prompts))
     extra_keys = _per_prompt(asked.extra_key, len(prompts), "extra_key")
     wants_hidden = _per_prompt(asked.return_hidden_states, len(prompts), "return_hidden_states")
+    wants_routed = _per_prompt(asked.return_routed_experts, len(prompts), "return_routed_experts")
     ids = _request_ids(asked.rid, len(prompts))
     with _own_names():
         requests = [
@@ -123,6 +124,7 @@ def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
                 input_embeds=prompt.vectors,
                 options=RequestOptions(
                     return_hidden_states=wants_hidden[i][0],
+                    return_routed_experts=wants_routed[i][0],
                     sampling=sampling[i][0],
                     logprobs=logprobs[i],
                     extra_key=extra_keys[i][0],
@@ -249,7 +251,7 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     """An event per chunk, each with all of text and output_ids so far, as in SGLang.
 
-    Hidden states come with the last event only: in every event they would be gigabytes."""
+    What is told of tokens comes with the last event only: in every event it would be gigabytes."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
     lists = [
         _lists(request, batch, services) for request in batch.requests for _ in range(request.n)
@@ -269,14 +271,19 @@ async def _events(
                     services.clock.now_s() - started_s,
                     so_far_lists,
                 )
-                if (
-                    chunk.finish is not None
-                    and batch.requests[position].options.return_hidden_states
-                ):
-                    answer["meta_info"]["hidden_states"] = await encoded_hidden_states(so_far)
+                if chunk.finish is not None:
+                    await _tell_of_tokens(answer, batch.requests[position], so_far)
                 if batch.is_list:
                     answer["index"] = index
                 yield event(answer)
+
+
+async def _tell_of_tokens(answer: dict[str, Any], request: TextRequest, choice: Choice) -> None:
+    """Add what the request asks for of every token to the answer of a finished sample."""
+    if request.options.return_hidden_states:
+        answer["meta_info"]["hidden_states"] = await encoded_hidden_states(choice)
+    if request.options.return_routed_experts:
+        answer["meta_info"]["routed_experts"] = await encoded_routed_experts(choice)
 
 
 def _sample_id(request: TextRequest, sample: int) -> str:

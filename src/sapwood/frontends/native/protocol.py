@@ -22,13 +22,15 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST or PUT /generate. Exactly one of text, input_ids and input_embeds; a list of either is a
     batch.
 
-    sampling_params, rid, extra_key, custom_logit_processor, return_hidden_states and the fields
-    about log probabilities may be lists in a batch, one entry per prompt.
+    sampling_params, rid, extra_key, custom_logit_processor, return_hidden_states,
+    return_routed_experts and the fields about log probabilities may be lists in a batch, one entry
+    per prompt.
 
     model                    as in the other dialects: the served model's name, or none
     input_embeds             embeddings instead of prompt tokens: [tokens][hidden size], or a list
                              of such in a batch
     return_hidden_states     answer with the hidden states of prompt and output, after the last norm
+    return_routed_experts    answer with the experts that computed each token, in each layer
     return_logprob           answer with the log probabilities of the output tokens
     logprob_start_len        add those of the prompt's tokens after this index; -1: of none
     top_logprobs_num         add those of this number of likeliest tokens at each position
@@ -49,6 +51,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     token_ids_logprob: list[TokenId | list[TokenId]] = []
     return_text_in_logprobs: bool = False
     return_hidden_states: bool | list[bool] = False
+    return_routed_experts: bool | list[bool] = False
     custom_logit_processor: str | list[str | None] | None = None
     extra_key: str | list[str] = ""
     priority: Int64 | None = None

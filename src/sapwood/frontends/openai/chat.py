@@ -28,6 +28,7 @@ from sapwood.frontends.openai.stream import (
     encoded_turn,
     finish_fields,
     hidden_field,
+    routed_field,
     usage,
 )
 from sapwood.frontends.serving.chat import Conversation, Turn, collect_turn, plan_turn
@@ -64,6 +65,7 @@ async def chat_completions(request: Request, services: Services) -> Response:
         await choice_logprobs("chat", text_request, services.tokenizer, choice)
         for choice in choices
     ]
+    routed = [await routed_field(asked.return_routed_experts, choice) for choice in choices]
     return json_response(
         {
             "id": text_request.request_id,
@@ -78,11 +80,13 @@ async def chat_completions(request: Request, services: Services) -> Response:
                     sample.finish_reason(choice.last.finish),
                 )
                 | hidden_field(asked.return_hidden_states, choice)
+                | (routed[index] if index else {})
                 for index, (choice, sample) in enumerate(samples)
             ],
             "usage": usage(choices, choices[:1]),
             "metadata": {"weight_version": WEIGHT_VERSION},
         }
+        | routed[0]
     )
 
 

@@ -21,6 +21,7 @@ from sapwood.frontends.openai.stream import (
     encoded_events,
     finish_fields,
     hidden_field,
+    routed_field,
     usage,
 )
 from sapwood.frontends.serving.generate import collect
@@ -64,6 +65,7 @@ async def completions(request: Request, services: Services) -> Response:
         for one, text, choices in zip(requests, opening, by_prompt, strict=True)
         for choice in choices
     ]
+    routed = [await routed_field(asked.return_routed_experts, choice) for choice in samples]
     return json_response(
         {
             "id": answer_id,
@@ -74,11 +76,13 @@ async def completions(request: Request, services: Services) -> Response:
                 {"index": index, "text": opening[index // asked.n] + choice.whole.text}
                 | finish_fields(choice.last.finish, logprobs[index])
                 | hidden_field(asked.return_hidden_states, choice)
+                | (routed[index] if index else {})
                 for index, choice in enumerate(samples)
             ],
             "usage": usage(samples, samples[:: asked.n]),
             "metadata": {"weight_version": WEIGHT_VERSION},
         }
+        | routed[0]
     )
 
 

@@ -60,6 +60,7 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     cache_salt, extra_key  prompts share cached prefixes only if both fields agree; one for all
                            prompts, or one for each
     return_hidden_states   answer with the hidden state of the last computed token
+    return_routed_experts  answer with the experts that computed each token, as sglext
     """
 
     model: str = ""
@@ -78,6 +79,7 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     priority: Int64 | None = None
     routing_key: str = ""
     return_hidden_states: bool = False
+    return_routed_experts: bool = False
     response_format: dict[str, Any] | None = None
     json_schema: str | dict[str, Any] | bool | None = None
     regex: str | None = None
@@ -217,7 +219,7 @@ _NOT_OFFERED: dict[str, NotOffered] = {
     "return_token_offsets": NotOffered(why=_NO_IDS),
     "return_token_ids": NotOffered(why=_NO_IDS),
     "return_tokens_as_token_ids": NotOffered(why=_NO_IDS),
-    "routed_experts_prompt_start": NotOffered(why="routes to experts are not told", idle=(0,)),
+    "routed_experts_prompt_start": NotOffered(why="the experts of all tokens are told", idle=(0,)),
     "stream_interval": NotOffered(why="every token is sent as it comes", idle=(1,)),
     "truncate_prompt_tokens": NotOffered(why="a prompt that is too long is refused, not cut"),
     "use_beam_search": NotOffered(why=_NO_BEAMS),

@@ -104,6 +104,7 @@ def request_options(
             sampling=sampling,
             logprobs=logprobs,
             return_hidden_states=asked.return_hidden_states,
+            return_routed_experts=asked.return_routed_experts,
             extra_key=namespace,
             priority=asked.priority,
             routing_key=key,

@@ -13,6 +13,7 @@ from sapwood.frontends.openai.protocol import StreamOptions
 from sapwood.frontends.serving.chat import Turn
 from sapwood.frontends.serving.generate import Choice, generate
 from sapwood.frontends.serving.hidden_states import encoded_last_hidden_state
+from sapwood.frontends.serving.routed_experts import encoded_routed_experts
 from sapwood.frontends.serving.services import Services
 from sapwood.schema.output import Finish
 from sapwood.text.events import CallArguments, CallStart, Content, Event, Reasoning
@@ -67,6 +68,16 @@ def finish_fields(
 def hidden_field(is_wanted: bool, choice: Choice) -> dict[str, object]:
     """A choice's field hidden_states, if the request asks for it."""
     return {"hidden_states": encoded_last_hidden_state(choice)} if is_wanted else {}
+
+
+async def routed_field(is_wanted: bool, choice: Choice) -> dict[str, object]:
+    """The field sglext, as SGLang calls it, if the request asks which experts computed its tokens.
+
+    The first choice's is in the answer itself, where SGLang has it; each other choice has its own.
+    """
+    if not is_wanted:
+        return {}
+    return {"sglext": {"routed_experts": await encoded_routed_experts(choice)}}
 
 
 class EventEncoder:
@@ -140,6 +151,15 @@ class EventEncoder:
         choice: dict[str, object] = {"index": index, "text": ""} | hidden | finish_fields(None)
         return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
+    async def routed_experts(self, index: int, so_far: Choice) -> bytes:
+        """The event with the routed experts, after the last other event of a choice."""
+        routed = await routed_field(True, so_far)
+        if index == 0:
+            return self._head + b"]," + orjson.dumps(routed)[1:] + b"\n\n"
+        empty: dict[str, object] = {"delta": {}} if self.kind == "chat" else {"text": ""}
+        choice = {"index": index} | empty | routed | finish_fields(None)
+        return self._head + orjson.dumps(choice) + self._tail_for(so_far)
+
     def usage(self, total: dict[str, object]) -> bytes:
         return self._head + b'],"usage":' + orjson.dumps(total) + b"}\n\n"
 
@@ -182,6 +202,8 @@ async def encoded_turn(
                 encoded += encoder.end(index, so_far, sample.finish_reason(chunk.finish))
                 if request.options.return_hidden_states:
                     encoded += encoder.hidden_states(index, so_far)
+                if request.options.return_routed_experts:
+                    encoded += await encoder.routed_experts(index, so_far)
             if encoded:
                 yield encoded
     if encoder.ends_with_usage:
@@ -245,6 +267,8 @@ async def encoded_events(
                 encoded += encoder.last(index, text, so_far, logprobs)
                 if requests[position].options.return_hidden_states:
                     encoded += encoder.hidden_states(index, so_far)
+                if requests[position].options.return_routed_experts:
+                    encoded += await encoder.routed_experts(index, so_far)
             elif text or logprobs is not None:
                 encoded += encoder.text(index, text, so_far, logprobs)
             if encoded:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from sapwood.frontends.openai.protocol import STRUCTURED_OUTPUTS_FIELDS, StructuredOutputs
-from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION
+from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, ROUTED_EXPERTS
 from sapwood.schema.fields import (
     Alias,
     Count,
@@ -150,6 +150,7 @@ REQUEST_FIELDS = FieldTable(
     },
     not_offered={
         **GENERATION,
+        **ROUTED_EXPERTS,
         "access_programs": NotOffered(why="the server runs no tools"),
         "background_options": NotOffered(why="all responses in the background are alike"),
         "context_management": NotOffered(why="a conversation is never shortened"),

@@ -55,14 +55,19 @@ class Choice:
         self._keep(chunk)
 
     def count(self, chunk: TextChunk) -> None:
-        """Take over the chunk's counts and hidden states, for answers that keep no text."""
+        """Take over the chunk's counts, and what it tells of tokens, for answers that keep no
+        text."""
         self._take(chunk)
-        if chunk.hidden_states:
-            self._keep(msgspec.structs.replace(_NOTHING, hidden_states=chunk.hidden_states))
+        if chunk.hidden_states or chunk.routed_experts:
+            kept = msgspec.structs.replace(
+                _NOTHING, hidden_states=chunk.hidden_states, routed_experts=chunk.routed_experts
+            )
+            self._keep(kept)
 
     @property
     def whole(self) -> TextChunk:
-        """The sum of all chunks that were added; of those that were counted, the hidden states."""
+        """The sum of all chunks that were added; of those that were counted, what they tell of
+        tokens."""
         if len(self._parts) > 1:
             self._parts = [summed(self._parts)]
         return self._parts[0] if self._parts else _NOTHING
@@ -102,7 +107,7 @@ async def generate(
     services.limits.check(requests)
     allowance = services.limits.allowance()
     if any(
-        request.options.logprobs is not None or request.options.return_hidden_states
+        request.options.logprobs is not None or request.options.tells_of_tokens
         for request in requests
     ):
         requests = [replace(request, allowance=allowance) for request in requests]
@@ -136,7 +141,9 @@ def _take(
     if keeps_logprobs and chunk.logprobs is not None and request.options.logprobs is not None:
         allowance.take_logprobs(len(chunk.logprobs) * request.options.logprobs.num_per_token)
     if chunk.hidden_states:
-        allowance.take_hidden(sum(map(len, chunk.hidden_states)))
+        allowance.take_bytes("return_hidden_states", sum(map(len, chunk.hidden_states)))
+    if chunk.routed_experts:
+        allowance.take_bytes("return_routed_experts", sum(map(len, chunk.routed_experts)))
 
 
 def _traced(request: TextRequest, observed: ObservedRequest) -> TextRequest:

@@ -32,9 +32,7 @@ class RequestLimits:
 
     def allowance(self) -> AnswerAllowance:
         """The allowance of one call: hidden states may be as large as input_embeds may be."""
-        return AnswerAllowance(
-            max_logprobs=self.max_logprobs, max_hidden_bytes=self.max_embed_bytes
-        )
+        return AnswerAllowance(max_logprobs=self.max_logprobs, max_bytes=self.max_embed_bytes)
 
     def check(self, requests: Sequence[TextRequest]) -> None:
         """Raises InvalidRequest, which names the field, if the call exceeds a limit."""

@@ -58,6 +58,11 @@ class ExecutionConfig:
         "Let requests ask for hidden states with return_hidden_states. An answer then has a vector "
         "for each of its tokens, in JSON some 12 bytes per number.",
     )
+    enable_return_routed_experts: bool = option(
+        False,
+        "Let requests ask which experts computed each token with return_routed_experts. An answer "
+        "then has 4 bytes in base64 per token, layer and expert.",
+    )
     skip_server_warmup: bool = option(False, "Answer the first request without a warm-up step.")
 
     def __post_init__(self) -> None:

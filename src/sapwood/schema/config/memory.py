@@ -39,6 +39,12 @@ class MemoryConfig:
         "Keep no prefixes: every prompt is computed whole. For comparison.",
         aliases=["disable-prefix-cache"],
     )
+    swa_full_tokens_ratio: float | None = option(
+        None,
+        "Tokens that the pool of a sliding window holds, relative to the pool of all tokens, for "
+        "models with windows: more keep more prefixes, less saves memory. Default: what running "
+        "requests use at once.",
+    )
     mamba_track_interval: int | None = option(
         None,
         "Tokens between the states that are kept for prefixes, for models whose layers keep a "
@@ -69,6 +75,9 @@ class MemoryConfig:
         ):
             if value is not None and not 1 <= value < 2**31:
                 raise ConfigError(f"{flag} is {value} but must be from 1 to {2**31 - 1}")
+        share = self.swa_full_tokens_ratio
+        if share is not None and not 0.0 < share <= 1.0:
+            raise ConfigError(f"--swa-full-tokens-ratio is {share} but must be above 0, up to 1")
         fraction = self.mem_fraction_static
         if fraction is not None and not 0.0 < fraction < 1.0:
             raise ConfigError(f"--mem-fraction-static is {fraction} but must be between 0 and 1")

@@ -24,6 +24,7 @@ CHECKPOINT_FORMATS = (
     "mxfp4",
 )
 """Formats that other tools write. The option is never needed for them: config.json names them."""
+MODEL_IMPLS = ("auto", "sapwood", "transformers")
 GGUF_BLOCKS = ("gguf", "gguf_a8")
 """A GGUF file's own blocks: with activations of 16 bits, and of 8."""
 QUANTIZATIONS = tuple(dict.fromkeys(("none", *ON_THE_FLY, *GGUF_BLOCKS, *CHECKPOINT_FORMATS)))
@@ -50,6 +51,13 @@ class ModelConfig:
         "auto",
         "Format of the weights; dummy: random weights of the configured shape.",
         choices=LOAD_FORMATS,
+    )
+    model_impl: str = option(
+        "auto",
+        "Who computes the layers: sapwood, its own classes (`sapwood models`); transformers, the "
+        "modelling of that library over sapwood's KV cache, which is slower; auto: sapwood for the "
+        "architectures that it has, transformers for others.",
+        choices=MODEL_IMPLS,
     )
     dtype: str = option(
         "auto",
@@ -123,19 +131,12 @@ class ModelConfig:
     )
     trust_remote_code: bool = option(
         False,
-        "Refused: it would run Python that came with the checkpoint, and no model needs that here.",
+        "Run Python that came with the checkpoint, with all rights of this process, for an "
+        "architecture that neither sapwood nor transformers has.",
     )
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.trust_remote_code:
-            raise ConfigError(
-                "--trust-remote-code would run Python files that came with the checkpoint, with "
-                "all rights of this process, and sapwood never does that: its own architectures "
-                "read the weights, and its own tokenizers the tokenizer.json. Leave it out; for an "
-                "architecture that sapwood does not know, install a package that adds it (the "
-                "entry point sapwood.architectures, see ARCHITECTURE.md)"
-            )
         if not self.model:
             raise ConfigError("--model is empty; name a model, see `sapwood pull --list`")
         if self.context_length is not None and self.context_length < 2:
@@ -147,7 +148,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel(ModelConfig):
-    """After resolution: the model has a name and a length, and `dtype` is not "auto"."""
+    """After resolution: the model has a name and a length; `dtype` and `model_impl` are not
+    "auto"."""
 
     served_model_name: str
     weight_dtype: str

@@ -24,6 +24,7 @@ from sapwood.schema.config.options import decided
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
 from sapwood.schema.config.state_interval import state_interval
+from sapwood.schema.config.window_share import check_window_share
 
 QUANTIZED_BYTES = {
     "w8a8_int8": 1.0, "w4a8": 0.625, "w8a16": 1.0, "fp8": 1.0, "gguf": 0.625, "gguf_a8": 0.625
@@ -122,6 +123,7 @@ def resolve(
     execution = _resolve_execution(asked.execution, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
+    _explain_overlap(scheduler, asked.speculation, decisions)
     demand = demand_of(scheduler, model_config)
     memory = _resolve_memory(
         asked.memory, model_config, execution, machine, model, demand, decisions
@@ -265,12 +267,13 @@ def _choose_weight_dtype(
     """What weights that are not quantised are kept in, and why if it was a choice; ConfigError if
     it cannot be."""
     widens = execution.device == "cpu" and dtype == "float32" and not model.whole_prompts
+    widens = widens and asked.model_impl != "transformers"
     if asked.weight_dtype is not None:
         if asked.weight_dtype != dtype and not widens:
             raise ConfigError(
                 f"--weight-dtype {asked.weight_dtype} needs --dtype {asked.weight_dtype} here: "
                 "weights of another type are multiplied on a CPU only, with float32 activations, "
-                "and not by encoders"
+                "and neither by encoders nor by transformers"
             )
         return asked.weight_dtype, None
     if not widens:
@@ -399,15 +402,16 @@ def _resolve_memory(
     )
     if why_interval is not None:
         decisions.append(Decision("mamba_track_interval", interval, why_interval))
+    groups = within(model.cache, model_config.context_length)
     plan = CachePlan(
         groups=tuple(
-            group.with_dtypes(kv=kv_cache_dtype, activations=model_config.dtype)
-            for group in within(model.cache, model_config.context_length)
+            group.with_dtypes(kv=kv_cache_dtype, activations=model_config.dtype) for group in groups
         ),
         page_size=page_size,
         demand=demand,
         state_interval=interval or page_size,
         num_states=asked.max_mamba_cache_size,
+        window_share=check_window_share(asked.swa_full_tokens_ratio, groups, model=model.name),
     )
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
@@ -570,3 +574,19 @@ def _resolve_scheduler(
             "overlap_depth", 1, 2, "a CPU's step uses all cores; a GPU's leaves the host idle"
         ),
     )
+
+
+def _explain_overlap(
+    scheduler: ResolvedScheduler, speculation: SpeculationConfig, decisions: list[Decision]
+) -> None:
+    """Say when steps overlap that could have guesses."""
+    if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
+        return
+    most = speculation.speculative_max_step_tokens // 2
+    why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]
+    reason = (
+        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while more than {most} "
+        "requests run, half of --speculative-max-step-tokens"
+    )
+    decisions[:] = [decision for decision in decisions if decision.option != "overlap_depth"]
+    decisions.append(Decision("overlap_depth", scheduler.overlap_depth, reason))
