@@ -150,6 +150,13 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Routing]] = {
         ),
         GROUPED,
     ),
+    "mimo_v2_flash, groups": (
+        topk(
+            "mimo_v2_flash", "MiMoV2FlashTopkRouter", n_routed_experts=EXPERTS,
+            num_experts_per_tok=K, routed_scaling_factor=2.5, **GROUPS,
+        ),
+        GROUPED,
+    ),
     "dots1, one group": (
         topk("dots1", "Dots1TopkRouter", n_routed_experts=EXPERTS, num_experts_per_tok=K),
         Routing(num_chosen=K, scores=Scores.SIGMOID, group_best=2),

@@ -39,6 +39,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Idefics3ForConditionalGeneration": ("idefics3", "llama", {}),
     "InternVLForConditionalGeneration": ("internvl", "qwen2", {}),
     "Lfm2VlForConditionalGeneration": ("lfm2_vl", "lfm2", {}),
+    "Llama4ForConditionalGeneration": (
+        "llama4",
+        "llama4_text",
+        {"head_dim": 32, "attention_chunk_size": 16, "intermediate_size_mlp": 96}
+        | {"num_local_experts": 4},
+    ),
     "LlavaForConditionalGeneration": ("llava", "llama", {}),
     "LlavaNextForConditionalGeneration": ("llava_next", "mistral", {}),
     "LlavaOnevisionForConditionalGeneration": ("llava_onevision", "qwen2", {}),

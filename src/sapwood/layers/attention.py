@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
@@ -63,6 +64,8 @@ class Attention:
         alibi: Tensor | None = None,
         gate_name: str | None = None,
         chunk: int | None = None,
+        value_dim: int | None = None,
+        value_scale: float | None = None,
     ) -> None:
         """An attention layer.
 
@@ -87,12 +90,21 @@ class Attention:
                    projection takes; None: there is none
         chunk    a token sees the tokens of its own chunk of that many only (layers/chunks); None:
                  there are no chunks
+        value_dim  size of a value head, at most head_dim, to which the cache fills it up with
+                   zeros; None: head_dim
+        value_scale  factor of values; None: 1
         """
         group = build.groups.attention
         self._layer = layer
         self._num_heads = heads.num_heads_of(group)
         self._num_kv_heads = heads.num_kv_heads_of(group)
         self._head_dim = heads.head_dim
+        self._value_dim = heads.head_dim if value_dim is None else value_dim
+        assert self._value_dim <= heads.head_dim, "values longer than keys have no place"
+        arrangement = form.arrangement(heads, group)
+        assert arrangement is None or self._value_dim == heads.head_dim, "as QkvForm has values"
+        self._value_scale = value_scale
+        width = heads.num_heads * self._value_dim
         self._eps = eps
         self._cos_sin = cos_sin
         self._kernels = build.kernels
@@ -114,14 +126,14 @@ class Attention:
         self._qkv = ColumnParallelLinear(
             build,
             hidden_size,
-            heads.qkv_parts(group, form.names),
+            heads.qkv_parts(group, form.names, self._value_dim),
             bias=qkv_bias,
-            arrangement=form.arrangement(heads, group),
+            arrangement=arrangement,
         )
         self._o = RowParallelLinear(
             build,
             o_name,
-            heads.num_heads * heads.head_dim,
+            width,
             hidden_size,
             bias=o_bias,
             group=group,
@@ -129,7 +141,7 @@ class Attention:
         )
         self._gate: ColumnParallelLinear | None = None
         if gate_name is not None:
-            gates = even_part(gate_name, heads.num_heads * heads.head_dim, group)
+            gates = even_part(gate_name, width, group)
             self._gate = ColumnParallelLinear(build, hidden_size, (gates,), bias=False)
         if norms_all_heads and group.size > 1:
             raise ConfigError(
@@ -179,6 +191,8 @@ class Attention:
             qkv = qkv.clamp(-self._clip, self._clip)
         if self._head_norms:
             qkv = self._normed(qkv)
+        if self._value_dim < self._head_dim:
+            qkv = self._filled_up(qkv)
         key_cache, value_cache = batch.kv_caches[self._layer]
         inputs = batch.inputs_of(self._layer)
         q = self._kernels.qk_norm_rope_write_kv(
@@ -204,15 +218,25 @@ class Attention:
             attention = in_chunks(attention, self._chunk, key_cache.shape[2])
         attend = batch.attend or self._kernels.paged_attention
         out = attend(q, key_cache, value_cache, attention, self._scale, self._traits)
-        out = out.view(x.shape[0], self._num_heads * self._head_dim)
+        out = out.view(x.shape[0], self._num_heads, self._head_dim)
+        out = out[..., : self._value_dim].flatten(1)
+        if self._value_scale is not None:
+            out = out * self._value_scale
         return out if self._gate is None else out * torch.sigmoid(self._gate(x))
 
     def _normed(self, qkv: Tensor) -> Tensor:
         """The same with normed queries and keys."""
-        q_size, kv_size = (n * self._head_dim for n in (self._num_heads, self._num_kv_heads))
-        q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
+        q_size, k_size = (n * self._head_dim for n in (self._num_heads, self._num_kv_heads))
+        q, k, v = qkv.tensor_split((q_size, q_size + k_size), dim=-1)
         q, k = (norm(x.contiguous()) for norm, x in zip(self._head_norms, (q, k), strict=True))
         return torch.cat((q, k, v), dim=-1)
+
+    def _filled_up(self, qkv: Tensor) -> Tensor:
+        """The same with value heads as long as the others."""
+        q_and_k = (self._num_heads + self._num_kv_heads) * self._head_dim
+        values = qkv[:, q_and_k:].reshape(-1, self._num_kv_heads, self._value_dim)
+        longer = F.pad(values, (0, self._head_dim - self._value_dim))
+        return torch.cat((qkv[:, :q_and_k], longer.flatten(1)), dim=-1)
 
     def targets(self) -> dict[str, Target]:
         found = self._qkv.targets() | self._o.targets()
@@ -246,6 +270,8 @@ class Attention:
             "clipped projections": self._clip is not None,
             "gated attention": self._gate is not None,
             "attention in chunks": self._chunk is not None,
+            "values shorter than keys": self._value_dim < self._head_dim,
+            "scaled values": self._value_scale is not None,
         }
         for name, is_there in unknown.items():
             if is_there:

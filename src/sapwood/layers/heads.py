@@ -46,16 +46,24 @@ class HeadLayout:
         return group.rank * self.num_kv_heads // group.size
 
     def qkv_parts(
-        self, group: Group, names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+        self,
+        group: Group,
+        names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
+        value_dim: int | None = None,
     ) -> tuple[Part, Part, Part]:
-        """This rank's q, k and v in the fused projection; `names`: theirs in the checkpoint."""
+        """This rank's q, k and v in the fused projection.
+
+        names      theirs in the checkpoint
+        value_dim  size of a value head; None: head_dim
+        """
         self.num_heads_of(group)
         num_kv_heads = self.num_kv_heads_of(group)
         first = self.first_kv_head_of(group)
-        whole_size = self.num_kv_heads * self.head_dim
         k, v = (
-            Part(name, whole_size, first * self.head_dim, num_kv_heads * self.head_dim)
-            for name in names[1:]
+            Part(name, self.num_kv_heads * size, first * size, num_kv_heads * size)
+            for name, size in zip(
+                names[1:], (self.head_dim, value_dim or self.head_dim), strict=True
+            )
         )
         return even_part(names[0], self.num_heads * self.head_dim, group), k, v
 

@@ -25,12 +25,12 @@ from sapwood.store.gguf_mixtures import MIXTURES as GGUF_MIXTURES
 
 _SIZES = {
     "vocab_size": 64,
-    "hidden_size": 64,
+    "hidden_size": 128,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 16,
+    "num_key_value_heads": 2,
+    **dict.fromkeys(("head_dim", "v_head_dim"), 32),
     "max_position_embeddings": 64,
 }
 _EXPERTS = {

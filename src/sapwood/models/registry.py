@@ -74,6 +74,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "LlamaForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "LLaMAForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "MiMoForCausalLM": "sapwood.models.lm.mimo:MiMoForCausalLM",
+        "MiMoV2FlashForCausalLM": "sapwood.models.lm.mimo_v2_flash:MiMoV2FlashForCausalLM",
         "MiniCPMForCausalLM": "sapwood.models.lm.minicpm:MiniCPMForCausalLM",
         "MiniMaxM2ForCausalLM": "sapwood.models.lm.minimax_m2:MiniMaxM2ForCausalLM",
         "Ministral3ForCausalLM": "sapwood.models.lm.ministral:Ministral3ForCausalLM",

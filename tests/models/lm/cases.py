@@ -163,6 +163,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"interleave_moe_layer_step": 2, "no_rope_layers": [1, 0, 1], "use_qk_norm": False}
         | {"attention_bias": True, "attn_temperature_tuning": False},
     ),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        "MiMoV2FlashForCausalLM",
+        {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {
+            "num_hidden_layers": 3,
+            "sliding_window": WINDOW,
+            "v_head_dim": 24,
+            "num_key_value_heads": 1,
+        }
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+    ),
     "lfm2_moe": (
         "lfm2_moe",
         "Lfm2MoeForCausalLM",
@@ -479,6 +491,7 @@ OP_BY_OP = {
     "hunyuan_v1_moe": "norms after the rotation",
     "llama4": "attention in chunks",
     "llama4, dense layers": "attention in chunks",
+    "mimo_v2_flash": "values shorter than keys",
     "minimax_m2": "norms of queries and keys",
     "olmoe": "norms of queries and keys",
     "olmo2": "norms of queries and keys",

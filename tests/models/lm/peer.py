@@ -31,6 +31,7 @@ FUSED_IN_MEMORY = frozenset(
         "granitemoe",
         "hunyuan_v1_moe",
         "lfm2_moe",
+        "mimo_v2_flash",
         "minimax_m2",
         "mixtral",
         "olmoe",

@@ -18,24 +18,27 @@ from sapwood.kernels.torch_ops import TorchKernels
 
 JUMP = 0.1
 """A difference of weights that is no rounding error."""
+Calls = list[tuple[Tensor, Tensor]]
+"""The weights [T, k] and experts [T, k] of each call."""
 
 
 class Routes:
-    """What the routers of a run choose, call by call; `like`: what they are made to choose.
+    """What the routers of a run choose; `like`: what they are made to choose.
 
+    calls      what they chose
     num_moved  tokens that would have had other experts, or weights far from these, counted once per
                layer
     """
 
-    def __init__(self, like: Routes | None = None) -> None:
+    def __init__(self, like: Calls | None = None) -> None:
         self._like = like
-        self._calls: list[tuple[Tensor, Tensor]] = []
+        self.calls: Calls = []
         self.num_moved = 0
 
     def take(self, weights: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """weights and chosen [T, k] of a router -> those to go on with."""
         if self._like is not None:
-            other_weights, other = self._like._calls[len(self._calls)]
+            other_weights, other = self._like[len(self.calls)]
             own, theirs = chosen.sort(), other.sort()
             is_same = (own.values == theirs.values).all(dim=-1, keepdim=True)
             jumps = weights.gather(1, own.indices) - other_weights.gather(1, theirs.indices)
@@ -43,7 +46,7 @@ class Routes:
             weights = torch.where(is_same, weights, other_weights.to(weights.dtype))
             chosen = torch.where(is_same, chosen, other)
             self.num_moved += int((~is_same).sum())
-        self._calls.append((weights, chosen))
+        self.calls.append((weights, chosen))
         return weights, chosen
 
 

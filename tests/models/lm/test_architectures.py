@@ -130,6 +130,9 @@ def test_names_may_lack_their_prefix(case: str) -> None:
         ("hunyuan_v1_moe", {"use_cla": True}, "asks for use_cla"),
         ("llama4", {"no_rope_layers": [1, 0]}, "a list of 4 layers as 'no_rope_layers'"),
         ("llama4", {"moe_layers": 2}, "a list of layers as 'moe_layers'"),
+        ("mimo_v2_flash", {"swa_head_dim": 16}, "swa_head_dim is 16; only 32"),
+        ("mimo_v2_flash", {"mlp_layer_types": ["dense"]}, "whether it has experts"),
+        ("mimo_v2_flash", {"v_head_dim": 40}, "values of 40 entries"),
         ("minimax_m2", {"attn_type_list": [1, 0]}, "asks for linear attention"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "number above 0 as 'attn_logit_softcapping'"),
     ],
@@ -139,6 +142,25 @@ def test_what_an_architecture_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         read_decoder(peer_of(case).hf_config | fields)
+
+
+def test_mimo_v2_flash_as_its_first_files_have_it() -> None:
+    peer, text = peer_of("mimo_v2_flash"), random_text(40)
+    newer = ("layer_types", "mlp_layer_types", "rope_parameters", "sliding_window", "rms_norm_eps")
+    hf = {name: value for name, value in peer.hf_config.items() if name not in newer}
+    hf |= {
+        "hybrid_layer_pattern": [0, 1, 1],
+        "moe_layer_freq": [0, 1, 1],
+        "sliding_window_size": peer.hf_config["sliding_window"] - 1,
+        "layernorm_epsilon": 1e-5,
+        "rope_theta": 5_000_000,
+        "swa_rope_theta": 10_000,
+        "swa_num_key_value_heads": 2,
+        "routed_scaling_factor": None,
+    }
+    assert any(name.endswith("attention_sink_bias") for name in peer.weights)
+    got = Session(make_decoder(hf, peer.weights, TorchKernels())).step({"a": text})["a"]
+    torch.testing.assert_close(got, peer.logits(text), atol=1e-4, rtol=0)
 
 
 def test_gemma2_fields_that_are_absent_have_gemma2s_meaning() -> None:

@@ -58,7 +58,7 @@ def test_bfloat16_is_as_close_as_transformers_is(case: str) -> None:
     with routed(peer.model, theirs):
         exact = peer.logits(text)
     Session(make_decoder(peer.hf_config, peer.weights, RoutedKernels(ours))).step({"a": text})
-    other, like_theirs, like_ours = rounded(peer), Routes(theirs), Routes(ours)
+    other, like_theirs, like_ours = rounded(peer), Routes(theirs.calls), Routes(ours.calls)
     with routed(other.model, like_theirs):
         bound = rms(other.logits(text).float() - exact)
     model = make_decoder(
@@ -75,7 +75,7 @@ def test_an_8_bit_cache_changes_little(case: str) -> None:
     ours = Routes()
     exact_model = make_decoder(peer.hf_config, peer.weights, RoutedKernels(ours))
     Session(exact_model).in_chunks("a", text, 7)
-    like_ours = Routes(ours)
+    like_ours = Routes(ours.calls)
     model = make_decoder(peer.hf_config, peer.weights, RoutedKernels(like_ours))
     got = Session(model, dtype=torch.int8).in_chunks("a", text, 7)
     exact = peer.logits(text)
@@ -90,7 +90,7 @@ def test_other_routes_are_what_rounding_errors_are_not() -> None:
     exact, ours = peer.logits(text), Routes()
     model = make_decoder(peer.hf_config, peer.weights, RoutedKernels(ours))
     Session(model).in_chunks("a", text, 7)
-    like_ours, errors = Routes(ours), []
+    like_ours, errors = Routes(ours.calls), []
     for kernels in (TorchKernels(), RoutedKernels(like_ours)):
         model = make_decoder(peer.hf_config, peer.weights, kernels)
         got = Session(model, dtype=torch.int8).in_chunks("a", text, 7)

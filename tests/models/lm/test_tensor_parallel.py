@@ -12,10 +12,25 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
-from sapwood.kernels.torch_ops import TorchKernels
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import make_peer, random_text
+from tests.models.lm.routes import Calls, RoutedKernels, Routes
 
+DBRX = {
+    "hidden_size": 48,
+    "d_model": 48,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.2, "rope_theta": 1e4},
+    "ffn_config": {"ffn_hidden_size": 80, "moe_num_experts": 4, "moe_top_k": 2},
+}
+LLAMA4 = {
+    "head_dim": 16,
+    "intermediate_size_mlp": 96,
+    "attention_chunk_size": 16,
+    "no_rope_layers": [1, 0],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "pad_token_id": None,
+}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "odd vocabulary, kv heads split": ("llama", "LlamaForCausalLM", {}),
     "shared kv head, tied": (
@@ -71,17 +86,43 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24, "head_dim": 32},
     ),
     "mixtral, whole experts": ("mixtral", "MixtralForCausalLM", {"num_local_experts": 4}),
+    "dbrx": ("dbrx", "DbrxForCausalLM", DBRX),
+    "dbrx, whole experts": ("dbrx", "DbrxForCausalLM", DBRX),
+    "afmoe": (
+        "afmoe",
+        "AfmoeForCausalLM",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 16}
+        | {"sliding_window": 24},
+    ),
+    "llama4": ("llama4_text", "Llama4ForCausalLM", LLAMA4),
+    "llama4, whole experts": ("llama4_text", "Llama4ForCausalLM", LLAMA4),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        "MiMoV2FlashForCausalLM",
+        {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"head_dim": 32, "v_head_dim": 24, "num_key_value_heads": 1, "sliding_window": 24}
+        | {"layer_types": ["full_attention", "sliding_attention"]},
+    ),
 }
-BF16_TOLERANCE = {"qwen2_moe": 0.5, "gpt_oss": 0.5, "mixtral": 0.5, "mixtral, whole experts": 0.5}
-"""Where it is above 0.15: rounding may give a token another expert."""
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-def run_model(name: str, checkpoint: Checkpoint, group: Group, dtype: torch.dtype) -> Tensor:
+def run_model(
+    name: str,
+    checkpoint: Checkpoint,
+    group: Group,
+    dtype: torch.dtype,
+    routes: Routes | None = None,
+) -> Tensor:
     """A prompt in two chunks beside another request, then a decode of both."""
     spreads = "whole experts" in name
     model = make_decoder(
-        *checkpoint, TorchKernels(), group=group, dtype=dtype, spreads_experts=spreads
+        *checkpoint,
+        RoutedKernels(routes or Routes()),
+        group=group,
+        dtype=dtype,
+        spreads_experts=spreads,
     )
     session = Session(model, group=group, dtype=dtype, state_dtype=dtype)
     text = random_text(40)
@@ -102,11 +143,12 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
     assert dist.group.WORLD is not None
     group = Group.of(dist.group.WORLD)
     checkpoints: dict[str, Checkpoint] = torch.load(folder / "checkpoints.pt")
+    calls: dict[tuple[str, torch.dtype], Calls] = torch.load(folder / "calls.pt")
     with torch.inference_mode():
         logits = {
-            (name, dtype): run_model(name, checkpoint, group, dtype)
+            (name, dtype): run_model(name, checkpoint, group, dtype, Routes(calls[name, dtype]))
             for name, checkpoint in checkpoints.items()
-            for dtype in (torch.float32, torch.bfloat16)
+            for dtype in DTYPES
         }
     torch.save(logits, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -116,14 +158,20 @@ def test_two_ranks_give_the_logits_of_one(tmp_path: Path) -> None:
     peers = {name: make_peer(*case[:2], **case[2]) for name, case in CASES.items()}
     checkpoints = {name: (peer.hf_config, peer.weights) for name, peer in peers.items()}
     torch.save(checkpoints, tmp_path / "checkpoints.pt")
+    # Sums over ranks may give a token other experts, so the ranks follow the routes of one.
+    routes = {(name, dtype): Routes() for name in CASES for dtype in DTYPES}
+    alone = {
+        (name, dtype): run_model(name, checkpoints[name], Group(), dtype, own)
+        for (name, dtype), own in routes.items()
+    }
+    torch.save({key: own.calls for key, own in routes.items()}, tmp_path / "calls.pt")
     mp.spawn(run_rank, args=(2, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for (name, dtype), logits in first.items():
         assert torch.equal(logits, second[name, dtype]), f"{name}: the ranks disagree"
-        alone = run_model(name, checkpoints[name], Group(), dtype)
         # In bf16 the partial sums of two ranks are rounded before they are added.
-        tolerance = 1e-4 if dtype == torch.float32 else BF16_TOLERANCE.get(name, 0.15)
-        torch.testing.assert_close(logits, alone, atol=tolerance, rtol=0)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.15
+        torch.testing.assert_close(logits, alone[name, dtype], atol=tolerance, rtol=0)
 
 
 def test_one_rank_alone_is_not_the_whole(tmp_path: Path) -> None:
