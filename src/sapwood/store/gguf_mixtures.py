@@ -10,7 +10,7 @@ from typing import Any
 
 from sapwood.base.errors import ModelSourceError
 from sapwood.store.gguf_architectures import ARCHITECTURES, Architecture
-from sapwood.store.gguf_fields import Metadata, granite
+from sapwood.store.gguf_fields import Metadata, granite, lfm2
 
 SOFTMAX, SIGMOID = 1, 2
 """Values of expert_gating_func: what the router's products become."""
@@ -101,6 +101,69 @@ def _grouped(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
+def _phimoe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        "num_experts_per_tok": int(fields["expert_used_count"]),
+        "num_local_experts": int(fields["expert_count"]),
+        "lm_head_bias": True,
+    }
+
+
+def _minimax_m2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **_choice(fields, function=SIGMOID, normalises=True),
+        "num_local_experts": int(fields["expert_count"]),
+        "intermediate_size": int(fields["expert_feed_forward_length"]),
+    }
+
+
+def _hunyuan_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    chosen = _choice(fields, function=SOFTMAX, normalises=True)["num_experts_per_tok"]
+    return {
+        "num_experts": int(fields["expert_count"]),
+        "moe_topk": chosen,
+        "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
+        "num_shared_expert": int(fields.get("expert_shared_count", 1)),
+    }
+
+
+def _ernie4_5_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **_choice(fields, function=SOFTMAX, normalises=True),
+        "num_experts": int(fields["expert_count"]),
+        "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
+        "moe_num_shared_experts": int(fields.get("expert_shared_count", 0)),
+        "moe_layer_start_index": int(fields.get("leading_dense_block_count", 0)),
+        "moe_layer_interval": int(fields.get("interleave_moe_layer_step", 1)),
+        "use_bias": fields.has("attn_q.bias"),
+    }
+
+
+def _bailing_moe2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    grouped = _grouped(fields, config)
+    size = grouped["moe_intermediate_size"]
+    return {
+        **grouped,
+        "num_experts": grouped["n_routed_experts"],
+        "num_shared_experts": grouped["n_shared_experts"],
+        "moe_shared_expert_intermediate_size": int(
+            fields.get("expert_shared_feed_forward_length", size)
+        ),
+        "use_qkv_bias": fields.has("attn_qkv.bias"),
+    }
+
+
+def _lfm2_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **lfm2(fields, config),
+        **_choice(fields, function=SIGMOID, normalises=True),
+        "num_experts": int(fields["expert_count"]),
+        "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
+        "num_dense_layers": int(fields.get("leading_dense_block_count", 0)),
+        "use_expert_bias": True,
+    }
+
+
 def _experts(module: str, layers: tuple[str, str, str]) -> dict[str, str]:
     parts = zip(("gate", "up", "down"), layers, strict=True)
     return {f"ffn_{part}_exps": f"{module}.experts.{{}}.{layer}" for part, layer in parts}
@@ -112,6 +175,10 @@ def _shared(module: str) -> dict[str, str]:
 
 _LAYERS = ("gate_proj", "up_proj", "down_proj")
 _OF_MLP = {"ffn_gate_inp": "mlp.gate", **_experts("mlp", _LAYERS)}
+_OF_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    **_experts("block_sparse_moe", ("w1", "w3", "w2")),
+}
 _GROUPED = {
     **_OF_MLP,
     **_shared("mlp.shared_experts"),
@@ -124,12 +191,25 @@ MIXTURES: Mapping[str, Architecture] = {
         class_name="MixtralForCausalLM",
         model_type="mixtral",
         permuted=True,
-        names={
-            "ffn_gate_inp": "block_sparse_moe.gate",
-            **_experts("block_sparse_moe", ("w1", "w3", "w2")),
-        },
+        names=_OF_MIXTRAL,
         reads=_READS,
         more=_mixtral,
+    ),
+    "bailingmoe2": Architecture(
+        class_name="BailingMoeV2ForCausalLM",
+        model_type="bailing_moe",
+        names={
+            **_OF_MLP,
+            **_shared("mlp.shared_experts"),
+            "token_embd": "model.word_embeddings",
+            "attn_qkv": "attention.query_key_value",
+            "attn_output": "attention.dense",
+            "attn_q_norm": "attention.query_layernorm",
+            "attn_k_norm": "attention.key_layernorm",
+            "exp_probs_b.bias": "mlp.gate.expert_bias",
+        },
+        reads=_READS,
+        more=_bailing_moe2,
     ),
     "dots1": Architecture(
         class_name="Dots1ForCausalLM",
@@ -137,6 +217,17 @@ MIXTURES: Mapping[str, Architecture] = {
         names=_GROUPED,
         reads=_READS,
         more=_grouped,
+    ),
+    "ernie4_5-moe": Architecture(
+        class_name="Ernie4_5_MoeForCausalLM",
+        model_type="ernie4_5_moe",
+        names={
+            **_OF_MLP,
+            **_shared("mlp.shared_experts"),
+            "exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias",
+        },
+        reads=_READS,
+        more=_ernie4_5_moe,
     ),
     "glm4moe": Architecture(
         class_name="Glm4MoeForCausalLM",
@@ -169,12 +260,55 @@ MIXTURES: Mapping[str, Architecture] = {
         reads=("attention.scale", "embedding_scale", "residual_scale", "logit_scale", *_READS),
         more=_granite_moe,
     ),
+    "hunyuan-moe": Architecture(
+        class_name="HunYuanMoEV1ForCausalLM",
+        model_type="hunyuan_v1_moe",
+        names={
+            **_OF_MLP,
+            **_shared("mlp.shared_mlp"),
+            **ARCHITECTURES["hunyuan-dense"].names,
+            "ffn_gate_inp": "mlp.gate.wg",
+        },
+        reads=_READS,
+        more=_hunyuan_moe,
+    ),
+    "lfm2moe": Architecture(
+        class_name="Lfm2MoeForCausalLM",
+        model_type="lfm2_moe",
+        mixes=True,
+        names={
+            **ARCHITECTURES["lfm2"].names,
+            "ffn_gate_inp": "feed_forward.gate",
+            **_experts("feed_forward", ("w1", "w3", "w2")),
+            "exp_probs_b.bias": "feed_forward.expert_bias",
+        },
+        reads=_READS,
+        more=_lfm2_moe,
+    ),
+    "minimax-m2": Architecture(
+        class_name="MiniMaxM2ForCausalLM",
+        model_type="minimax_m2",
+        names={
+            **_OF_MIXTRAL,
+            "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+        },
+        reads=_READS,
+        more=_minimax_m2,
+    ),
     "olmoe": Architecture(
         class_name="OlmoeForCausalLM",
         model_type="olmoe",
         names=_OF_MLP,
         reads=_READS,
         more=_olmoe,
+    ),
+    "phimoe": Architecture(
+        class_name="PhimoeForCausalLM",
+        model_type="phimoe",
+        has_windows=True,
+        names=_OF_MIXTRAL,
+        reads=_READS,
+        more=_phimoe,
     ),
     "qwen2moe": Architecture(
         class_name="Qwen2MoeForCausalLM",

@@ -26,6 +26,7 @@ from sapwood.models.loader.gguf import hf_name
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.store import fetch_model
 from sapwood.store.gguf_mixtures import MIXTURES
+from tests.models.lm import test_renamed
 from tests.models.lm.cases import CASES
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import Peer, make_peer, random_text
@@ -68,7 +69,31 @@ class File:
 
 FILES = {
     "llama": File("mixtral"),
+    "bailingmoe2": File(
+        "BailingMoeV2ForCausalLM",
+        {},
+        {
+            **GROUPED_VALUES,
+            "attention.key_length": 8,
+            "attention.value_length": 8,
+            "rope.dimension_count": 4,
+            "expert_feed_forward_length": 40,
+            "expert_shared_count": 1,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+        },
+    ),
     "dots1": File("dots1", GROUPED, GROUPED_VALUES),
+    "ernie4_5-moe": File(
+        "ernie4_5_moe",
+        {"moe_intermediate_size": 64, "moe_layer_start_index": 1, "moe_layer_end_index": -1},
+        {
+            "expert_feed_forward_length": 64,
+            "expert_shared_count": 2,
+            "leading_dense_block_count": 1,
+            "interleave_moe_layer_step": 1,
+        },
+    ),
     "glm4moe": File(
         "glm4_moe",
         {**GROUPED, "use_qk_norm": True},
@@ -80,7 +105,32 @@ FILES = {
         {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.25},
         {"embedding_scale": 2.0, "residual_scale": 0.5, "attention.scale": 0.25},
     ),
+    "hunyuan-moe": File(
+        "hunyuan_v1_moe",
+        {},
+        {"expert_feed_forward_length": 96, "expert_used_count": 3, "expert_shared_count": 1},
+    ),
+    "lfm2moe": File(
+        "lfm2_moe",
+        {"moe_intermediate_size": 64, "conv_bias": False},
+        {
+            "attention.head_count_kv": [0, 2, 0, 2],
+            "shortconv.l_cache": 3,
+            "expert_feed_forward_length": 64,
+            "leading_dense_block_count": 1,
+        },
+    ),
+    "minimax-m2": File(
+        "minimax_m2", {}, {"expert_feed_forward_length": 96, "rope.dimension_count": 16}
+    ),
     "olmoe": File("olmoe"),
+    "phimoe": File(
+        "phimoe",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "router_jitter_noise": 0.01,
+        },
+    ),
     "qwen2moe": File(
         "qwen2_moe",
         {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96, "mlp_only_layers": []},
@@ -97,8 +147,13 @@ INTERLEAVED = ("llama", "granitemoe")
 
 
 def peer_of(file: File) -> Peer:
+    if file.case in test_renamed.CASES:
+        return test_renamed.peer_of(file.case)
     model_type, architecture, fields = CASES[file.case]
     return make_peer(model_type, architecture, **(fields | SIZES | file.fields))
+
+
+CHOSEN = ("num_experts_per_tok", "moe_k")
 
 
 def number_of(hf: Mapping[str, Any], *names: str) -> int:
@@ -115,10 +170,14 @@ def metadata(file: File, hf: Mapping[str, Any]) -> dict[str, Any]:
         "attention.head_count_kv": hf["num_key_value_heads"],
         "attention.key_length": HEAD_DIM,
         "attention.value_length": HEAD_DIM,
-        "attention.layer_norm_rms_epsilon": hf["rms_norm_eps"],
-        "rope.freq_base": hf["rope_parameters"]["rope_theta"],
-        "expert_count": number_of(hf, "num_local_experts", "num_experts", "n_routed_experts"),
-        "expert_used_count": hf["num_experts_per_tok"],
+        "attention.layer_norm_rms_epsilon": hf.get("rms_norm_eps", hf.get("norm_eps", 1e-6)),
+        "rope.freq_base": (hf.get("rope_parameters") or {}).get("rope_theta", 1e4),
+        "expert_count": number_of(
+            hf, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"
+        ),
+        "expert_used_count": number_of(hf, *CHOSEN)
+        if "expert_used_count" not in file.values
+        else 0,
         **file.values,
     }
 
@@ -195,6 +254,7 @@ def write(
 def stored_name(key: str, names: gguf.TensorNameMap) -> str:
     """The tensor's name in GGUF files."""
     whole = key.replace("e_score_correction_bias", "e_score_correction.bias")
+    whole = f"{whole}.bias" if whole.endswith("expert_bias") else whole
     whole = f"{whole}.weight" if whole.endswith("sinks") else whole
     module, _, kind = whole.rpartition(".")
     found = names.get_name(module)

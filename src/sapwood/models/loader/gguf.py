@@ -60,6 +60,8 @@ LAYER_NAMES: Mapping[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_ROWS = ("mlp.shared_expert_gate.weight", "mlp.moe_statics.e_score_correction_bias")
+"""Ends of names of tensors [1, n]."""
 CONFIGURATION = frozenset(
     {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 )
@@ -209,7 +211,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             )
         stored = StoredTensor(
             name=name,
-            shape=_shape(row),
+            shape=_shape(name, row),
             type=row["type"],
             file=row["file"],
             offset=row["offset"],
@@ -219,8 +221,6 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
         )
         if "{}" in name:
             yield from _each_expert(stored)
-        elif row["name"].endswith(".ffn_gate_inp_shexp.weight") and len(stored.shape) == 1:
-            yield replace(stored, shape=(1, *stored.shape))
         else:
             yield stored
 
@@ -239,9 +239,12 @@ def _each_expert(stored: StoredTensor) -> Iterator[StoredTensor]:
         )
 
 
-def _shape(row: Mapping[str, Any]) -> tuple[int, ...]:
-    """As Hugging Face's file has it: that of a convolution [channels, 1, length]."""
+def _shape(name: str, row: Mapping[str, Any]) -> tuple[int, ...]:
+    """As Hugging Face's file has it: that of a convolution [channels, 1, length]. Files lack
+    dimensions of 1."""
     shape = tuple(row["shape"])
+    if len(shape) == 1 and name.endswith(_ROWS):
+        return (1, *shape)
     if row["name"].endswith(".shortconv.conv.weight") and len(shape) == 2:
         return (shape[0], 1, shape[1])
     return shape
