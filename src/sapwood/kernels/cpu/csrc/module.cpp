@@ -175,7 +175,7 @@ void pack_weight(int kind, Address weight, Address out, I64 n, I64 k) {
 void linear(Context& c, int dtype, Address x, I64 x_stride, int kind, Address weight, Address bias,
             Address out, I64 m, I64 n, I64 k, bool wide) {
   const std::lock_guard<std::mutex> lock(c.mutex);
-  c.linear({in(x), x_stride, static_cast<WeightKind>(kind), in(weight), in(bias), to(out), m, n, k, nullptr, {}, wide},
+  c.products().dense({in(x), x_stride, static_cast<WeightKind>(kind), in(weight), in(bias), to(out), m, n, k, nullptr, {}, wide},
            static_cast<DType>(dtype));
 }
 
@@ -283,7 +283,7 @@ Routing routing_of(const RoutingTuple& routing) {
 void route_tokens(const RoutingTuple& routing, Address logits, Address bias, I64 tokens, I64 experts, Address weights,
                   Address ids) {
   route(routing_of(routing), static_cast<const float*>(in(logits)), static_cast<const float*>(in(bias)), tokens,
-        experts, static_cast<float*>(to(weights)), static_cast<I64*>(to(ids)));
+        experts, static_cast<float*>(to(weights)), static_cast<I64*>(to(ids)), {1, nullptr, nullptr});
 }
 
 void make_experts(ExpertLayers* self, const std::vector<const LinearWeight*>& gate_up,

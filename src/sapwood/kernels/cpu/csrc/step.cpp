@@ -212,7 +212,7 @@ class RecordedStep::Runner {
     float* weights = logits + 2 * rows * k;
     logits = weights + rows * k;
     context_.linear_fp32(op.router, dtype_, at(op.x), op.router.k, rows, logits);
-    route(op.routing, logits, op.bias, rows, experts, weights, ids);
+    route(op.routing, logits, op.bias, rows, experts, weights, ids, context_.team());
     mixture_.run(context_, dtype_, *op.layers, {at(op.x), rows, k, ids, weights}, at(op.out));
     if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
   }

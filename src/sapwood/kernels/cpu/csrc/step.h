@@ -10,6 +10,7 @@
 #include "attention_plan.h"
 #include "context.h"
 #include "experts.h"
+#include "routing.h"
 
 namespace sapwood {
 
