@@ -70,7 +70,8 @@ def measure_ops(options: OpsOptions, show_progress: bool = True) -> tuple[Limits
     ]
     if not cases:
         raise ConfigError(
-            f"--ops {options.ops!r} names no op of {options.shape_name}; leave it out to see them all"
+            f"--ops {options.ops!r} names no op of {options.shape_name}; "
+            "leave it out to see them all"
         )
     limits = measure_limits(dtype, threads, [own, other])
     costs: list[OpCost] = []

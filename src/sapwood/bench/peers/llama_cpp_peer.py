@@ -1,7 +1,7 @@
 """llama.cpp through the C interface that llama-cpp-python wraps: all requests in one context.
 
-The peer's `model` names a GGUF file. The option is `n_ubatch`: the tokens that llama.cpp computes at
-once (default: 512, as in its own programs)."""
+The peer's `model` names a GGUF file. The option is `n_ubatch`: the tokens that llama.cpp computes
+at once (default: 512, as in its own programs)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class LlamaCppGenerator:
         self, prompts: Sequence[Sequence[int]], output_lengths: Sequence[int]
     ) -> list[Generated]:
         """The outputs of all prompts, at once; EngineUnavailable if llama.cpp fails."""
-        needs = [len(prompt) + length for prompt, length in zip(prompts, output_lengths, strict=True)]
+        needs = [
+            len(prompt) + length for prompt, length in zip(prompts, output_lengths, strict=True)
+        ]
         self._open(len(prompts), sum(needs))
         newest = self._prefill(prompts)
         lengths = list(map(len, prompts))
@@ -79,7 +81,8 @@ class LlamaCppGenerator:
         if self._context is None or any(map(lt, self._sizes, (num_requests, num_tokens))):
             if self._context is not None:
                 lib.llama_free(self._context)
-            self._sizes = tuple(map(max, self._sizes, (num_requests, num_tokens)))
+            most_requests, most_tokens = self._sizes
+            self._sizes = (max(most_requests, num_requests), max(most_tokens, num_tokens))
             params = lib.llama_context_default_params()
             params.n_seq_max, params.n_ctx = self._sizes
             params.n_batch, params.n_ubatch = MAX_BATCH, self._n_ubatch

@@ -1,7 +1,7 @@
 """A transformers checkpoint with random weights.
 
-Layers are Qwen3's, with a mixture of experts where the shape has experts: llama.cpp and transformers
-have both as well."""
+Layers are Qwen3's, with a mixture of experts where the shape has experts: llama.cpp and
+transformers have both as well."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def write_checkpoint(
         )
     torch.manual_seed(seed)
     config = AutoConfig.for_model(**config_of(shape, num_layers))
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    make: Any = AutoModelForCausalLM.from_config
+    model = make(config, dtype=getattr(torch, dtype))
     model.save_pretrained(directory)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():

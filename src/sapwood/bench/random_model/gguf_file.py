@@ -1,4 +1,4 @@
-"""The GGUF file of a checkpoint that `write_checkpoint` has written: the same weights, for llama.cpp."""
+"""The GGUF file of a checkpoint that `write_checkpoint` has written: the same weights."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _tensors(checkpoint: Path, num_experts: int) -> Iterator[tuple[str, Tensor]]
     import torch
     from safetensors import safe_open
 
-    places = {}
+    places: dict[str, Path] = {}
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             places |= dict.fromkeys(opened.keys(), file)
