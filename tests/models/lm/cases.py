@@ -360,27 +360,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", {"sliding_window": WINDOW}),
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
 }
-OP_BY_OP = {
-    "flex_olmo": "norms of queries and keys",
-    "olmoe": "norms of queries and keys",
-    "olmo2": "norms of queries and keys",
-    "phi, norms of heads": "norms of queries and keys",
-    "apertus": "xIELU",
-    "cohere, norms of heads": "norms of queries and keys",
-    "gpt2": "learned positions",
-    "gpt2, scales by layer": "learned positions",
-    "gpt_bigcode": "learned positions",
-    "gpt_bigcode, all heads": "learned positions",
-    "hunyuan": "norms after the rotation",
-    "ministral3": "factors of queries by position",
-    "mpt": "clipped projections",
-    "olmo, cut": "clipped projections",
-    "olmo3": "norms of queries and keys",
-    "opt": "learned positions",
-    "opt, no biases": "learned positions",
-    "persimmon": "norms of queries and keys",
-    "stablelm, parallel": "norms of queries and keys",
-}
+OP_BY_OP: dict[str, str] = {}
 """Cases whose steps are not recorded, and why."""
 
 

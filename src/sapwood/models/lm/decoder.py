@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sapwood.kernels.recording import CannotRecord, Program
+from sapwood.kernels.recording import Program
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import Stream
@@ -70,9 +70,9 @@ class Decoder:
         Raises CannotRecord if a part of the model is no op of programs, and RuntimeError before
         `finalize`."""
         program = Program(self._architecture.build.dtype)
-        if self._positions is not None:
-            raise CannotRecord("a recorded step has no learned positions")
         x = self._embedding.record(program)
+        if self._positions is not None:
+            self._positions.record(program, x)
         if self._embedding_norm is not None:
             x = self._embedding_norm.record(program, x)
         stream = Stream(x, None)
