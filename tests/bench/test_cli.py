@@ -99,7 +99,7 @@ def test_options_come_from_the_environment_and_a_file(server, tmp_path):
         (["serve", "--workload", "a", "--num-requests", "2"], ConfigError, "does not take"),
         (["serve", "--url", "http://127.0.0.1:1"], EngineUnavailable, "start the server"),
         (["offline", "--repeats", "0"], ConfigError, "--repeats is 0"),
-        (["peers", "--peers", "a,transformers"], ConfigError, "unknown peer 'a'; known: openvino"),
+        (["peers", "--peers", "a,transformers"], ConfigError, "unknown peer 'a'; known: llama_cpp"),
     ],
 )
 def test_wrong_options_are_explained(arguments, error, message):

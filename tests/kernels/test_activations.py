@@ -120,3 +120,21 @@ def test_layer_norm_refuses_a_weight_of_another_size() -> None:
     for isa in CpuKernels.usable_isas()[-1:]:
         with pytest.raises(ValueError, match=r"weight \[31\] float32 must be \[32\]"):
             CpuKernels(isa=isa).layer_norm(torch.randn(2, 32), torch.ones(31), None, 1e-5)
+
+
+@sweep(name=IMPLEMENTATIONS, dtype=DTYPES, shape=[(1, 3072), (5, 34), (3, 1)])
+def test_xielu(name: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x = (torch.randn(shape) * 4).to(dtype)
+    x[0, 0] = -200.0
+    x[-1, -1] = 0.0
+    expected = REFERENCE.xielu(x, 0.8, 1.3)
+    assert_close(make_kernels(name).xielu(x, 0.8, 1.3), expected)
+
+
+def test_the_references_xielu_is_that_of_transformers() -> None:
+    from transformers.activations import XIELUActivation
+
+    x = torch.randn(9, 40) * 3
+    theirs = XIELUActivation(alpha_p_init=0.6, alpha_n_init=0.9, dtype=torch.float32)
+    above, below = (F.softplus(number).item() for number in (theirs.alpha_p, theirs.alpha_n))
+    torch.testing.assert_close(REFERENCE.xielu(x, above, 0.5 + below), theirs(x))

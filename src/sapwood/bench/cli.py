@@ -17,6 +17,7 @@ from sapwood.bench.gpu.options import GpuOptions
 from sapwood.bench.offline import OfflineOptions
 from sapwood.bench.ops.options import OpsOptions
 from sapwood.bench.peers.compare import PeersOptions
+from sapwood.bench.random_model.options import RandomModelOptions
 from sapwood.bench.report import OutputOptions
 from sapwood.bench.scheduler import SchedulerOptions, cost_table, measure_growth
 from sapwood.bench.serving import ServingOptions
@@ -144,6 +145,21 @@ def perplexity(asked: Asked) -> None:
     console = Console()
     progress = TerminalProgress(console)
     bench_perplexity(config, options, console, home=home(environment()), progress=progress)
+
+
+@bench.command("random-model", cls=ConfigCommand)
+@config_options(RandomModelOptions)
+def random_model(asked: Asked) -> None:
+    """Write a checkpoint with random weights, and a GGUF file of it, to compare peers with."""
+    from sapwood.bench.random_model.command import make_random_model
+
+    console = Console()
+    make_random_model(
+        asked.build(RandomModelOptions),
+        console,
+        home=home(environment()),
+        progress=TerminalProgress(console),
+    )
 
 
 @bench.command(cls=ConfigCommand)

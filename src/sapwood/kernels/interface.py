@@ -256,6 +256,11 @@ class Kernels(Protocol):
         """x [T, I] -> activation(x), computed in fp32."""
         ...
 
+    def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
+        """x [T, I] -> above x² + x / 2 where x is more than 0, else below (e^x - 1 - x) + x / 2,
+        computed in fp32. Source: Huang and Schlag 2024, arXiv:2411.13010."""
+        ...
+
     def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
         """x [T, 2 * I] -> activation(x[:, :I]) * x[:, I:]. Source: Shazeer 2020,
         arXiv:2002.05202."""

@@ -181,6 +181,73 @@ class Mix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AddPositions:
+    """residual += the rows of `table` at the tokens' positions + `first`.
+
+    table  [positions + first, width] of the program's dtype
+    """
+
+    table: Tensor
+    first: int
+    residual: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NormColumns:
+    """`count` norms per row, each of `size` columns, from column `first` on, in place.
+
+    weight    [size], or None for a LayerNorm without one
+    bias      [size] of a LayerNorm that has one, or None
+    centered  as in Norm
+    """
+
+    residual: Buffer
+    first: int
+    size: int
+    count: int
+    weight: Tensor | None
+    bias: Tensor | None
+    centered: bool
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScaleColumns:
+    """Columns from `first` on times `factors` [n], and then plus `shifts` [n] unless None."""
+
+    residual: Buffer
+    first: int
+    factors: Tensor
+    shifts: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScaleByPosition:
+    """residual *= factors[position] [positions] fp32, row by row"""
+
+    residual: Buffer
+    factors: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Clip:
+    """residual's entries are cut to -limit .. limit"""
+
+    residual: Buffer
+    limit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Xielu:
+    """out = xielu(x), as in Kernels.xielu."""
+
+    x: Buffer
+    above: float
+    below: float
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SelectRows:
     """out = the rows of x whose logits are wanted."""
 
@@ -233,6 +300,12 @@ Op = (
     | Scale
     | GateRows
     | Mix
+    | AddPositions
+    | NormColumns
+    | ScaleColumns
+    | ScaleByPosition
+    | Clip
+    | Xielu
     | SelectRows
     | Logits
 )

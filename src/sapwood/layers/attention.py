@@ -12,7 +12,16 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.interface import PLAIN, AttentionTraits
-from sapwood.kernels.recording import Attend, Buffer, CannotRecord, Program, RotateAndWrite
+from sapwood.kernels.recording import (
+    Attend,
+    Buffer,
+    CannotRecord,
+    Clip,
+    Program,
+    RotateAndWrite,
+    ScaleByPosition,
+    ScaleColumns,
+)
 from sapwood.layers.build import Build
 from sapwood.layers.chunks import in_chunks
 from sapwood.layers.forward_batch import ForwardBatch
@@ -30,6 +39,10 @@ class HeadNorm(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, heads * head_dim] -> the same shape"""
+        ...
+
+    def record_columns(self, program: Program, x: Buffer, first: int) -> None:
+        """Add the norms of x's columns from `first` on to a recorded step, in place."""
         ...
 
     def targets(self) -> dict[str, Target]: ...
@@ -274,12 +287,7 @@ class Attention:
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
-        if self._head_norms:
-            raise CannotRecord("a recorded step has no such norms of queries and keys")
         unknown = {
-            "norms after the rotation": self._after_rotation is not None,
-            "factors of queries by position": self._query_scale is not None,
-            "clipped projections": self._clip is not None,
             "norms of values": self._value_norm is not None,
             "values that are keys": self._values_are_keys,
             "gated attention": self._gate is not None,
@@ -292,6 +300,10 @@ class Attention:
                 raise CannotRecord(f"a recorded step has no {name}")
         qkv = self._qkv.record(program, x)
         width = self._num_heads * self._head_dim
+        if self._clip is not None:
+            program.add(Clip(residual=qkv, limit=self._clip))
+        for norm, first in zip(self._head_norms, (0, width), strict=False):
+            norm.record_columns(program, qkv, first)
         q, attended = program.buffer(width), program.buffer(width)
         program.add(
             RotateAndWrite(
@@ -307,6 +319,11 @@ class Attention:
                 out=q,
             )
         )
+        if self._after_rotation is not None:
+            factors = self._after_rotation.repeat(self._num_heads)
+            program.add(ScaleColumns(residual=q, first=0, factors=factors))
+        if self._query_scale is not None:
+            program.add(ScaleByPosition(residual=q, factors=self._query_scale))
         program.add(
             Attend(
                 x=q,

@@ -14,7 +14,14 @@ from torch import Tensor
 from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import PackedLinear
-from sapwood.kernels.recording import Buffer, Embed, Logits, Program, finish_logits
+from sapwood.kernels.recording import (
+    AddPositions,
+    Buffer,
+    Embed,
+    Logits,
+    Program,
+    finish_logits,
+)
 from sapwood.layers.build import Build
 from sapwood.layers.linear import Linear
 from sapwood.layers.quantization.dense import check_range
@@ -89,6 +96,10 @@ class LearnedPositions:
     def __call__(self, positions: Tensor) -> Tensor:
         """positions [T] int64 -> [T, hidden]"""
         return self._kernels.embedding(positions + self._offset, self._weight, self._dtype)
+
+    def record(self, program: Program, x: Buffer) -> None:
+        """Add the vectors of a step's positions to x, in a recorded step."""
+        program.add(AddPositions(table=self._weight, first=self._offset, residual=x))
 
     def targets(self) -> dict[str, Target]:
         return {"weight": whole(self._weight)}

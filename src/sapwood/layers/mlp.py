@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import Activate, Buffer, CannotRecord, Program
+from sapwood.kernels.recording import Activate, Buffer, CannotRecord, Program, Xielu
 from sapwood.layers.build import Build
 from sapwood.layers.linear import (
     Arrangement,
@@ -190,10 +190,6 @@ class XieluMLP(_MLP):
     above 0, and b (e^x - 1 - x) + x / 2 elsewhere. Source: Huang and Schlag 2024,
     arXiv:2411.13010."""
 
-    _BETA = 0.5
-    _BELOW = -1e-6
-    """The x from which on e^x is taken instead of a larger x."""
-
     def __init__(
         self,
         build: Build,
@@ -218,17 +214,10 @@ class XieluMLP(_MLP):
         if learned is not None:
             self._positive.fill_(learned[0])
             self._negative.fill_(learned[1])
+        self._factors = (0.0, 0.0)
 
     def _expand(self, x: Tensor) -> Tensor:
-        wide = self._up(x).float()
-        above = F.softplus(self._positive.float())
-        below = self._BETA + F.softplus(self._negative.float())
-        curve = torch.where(
-            wide > 0,
-            above * wide * wide,
-            (torch.expm1(wide.clamp(max=self._BELOW)) - wide) * below,
-        )
-        return (curve + self._BETA * wide).to(x.dtype)
+        return self._kernels.xielu(self._up(x), *self._factors)
 
     def targets(self) -> dict[str, Target]:
         if self._is_known:
@@ -236,5 +225,14 @@ class XieluMLP(_MLP):
         learned = {"alpha_p": whole(self._positive), "alpha_n": whole(self._negative)}
         return super().targets() | prefixed("act_fn", learned)
 
+    def pack(self) -> None:
+        super().pack()
+        above, below = (F.softplus(x.float()).item() for x in (self._positive, self._negative))
+        self._factors = (above, 0.5 + below)
+
     def record(self, program: Program, x: Buffer) -> Buffer:
-        raise CannotRecord("a recorded step has no xIELU")
+        up = self._up.record(program, x)
+        expanded = program.buffer(up.width)
+        above, below = self._factors
+        program.add(Xielu(x=up, above=above, below=below, out=expanded))
+        return self._down.record(program, expanded)

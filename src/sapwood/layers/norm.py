@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from sapwood.kernels import recording
-from sapwood.kernels.recording import Buffer, Program
+from sapwood.kernels.recording import Buffer, NormColumns, Program, ScaleColumns
 from sapwood.layers.build import Build
 from sapwood.layers.targets import Target, unused, whole
 
@@ -70,6 +70,21 @@ class RMSNorm:
 
     def record(self, program: Program, x: Buffer, residual: Buffer | None = None) -> Buffer:
         return _recorded(program, x, residual, self.weight, None, self._eps, centered=False)
+
+    def record_columns(self, program: Program, x: Buffer, first: int) -> None:
+        """Add the norm of x's columns from `first` on to a recorded step, in place."""
+        program.add(
+            NormColumns(
+                residual=x,
+                first=first,
+                size=self.weight.shape[0],
+                count=1,
+                weight=self.weight,
+                bias=None,
+                centered=False,
+                eps=self._eps,
+            )
+        )
 
 
 class LayerNorm:
@@ -177,6 +192,26 @@ class HeadLayerNorm:
         )
         out = out * self._weight
         return (out if self._bias is None else out + self._bias).view_as(x)
+
+    def record_columns(self, program: Program, x: Buffer, first: int) -> None:
+        """Add the norms of x's columns from `first` on to a recorded step, in place."""
+        weight, bias = self._weight, self._bias
+        program.add(
+            NormColumns(
+                residual=x,
+                first=first,
+                size=self._head_dim,
+                count=self._own,
+                weight=weight[0] if self._is_shared else None,
+                bias=bias[0] if self._is_shared and bias is not None else None,
+                centered=True,
+                eps=self._eps,
+            )
+        )
+        if not self._is_shared:
+            shifts = None if bias is None else bias.flatten()
+            factors = weight.flatten()
+            program.add(ScaleColumns(residual=x, first=first, factors=factors, shifts=shifts))
 
     def targets(self) -> dict[str, Target]:
         found: dict[str, Target] = {}

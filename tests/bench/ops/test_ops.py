@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.bench.ops.cases import all_cases
 from sapwood.bench.ops.limits import Limits
 from sapwood.bench.ops.measure import bench_ops, measure_ops
-from sapwood.bench.ops.options import SHAPES, OpsOptions, Shape
+from sapwood.bench.ops.options import DENSE, MIXTURE, SHAPES, OpsOptions, Shape
 from sapwood.bench.report import OutputOptions
 from sapwood.kernels.interface import DTYPES
 from sapwood.kernels.reference import ReferenceKernels
@@ -58,6 +59,28 @@ def test_ops_are_chosen_by_the_beginning_of_their_names(small: None) -> None:
     assert {cost.op.split()[0] for cost in costs} == {"linear", "argmax"}
     with pytest.raises(ConfigError, match="--ops"):
         measure_ops(options(ops="softmax"), show_progress=False)
+
+
+def test_experts_are_measured_in_the_sizes_of_a_mixture(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert OpsOptions().shape_name == DENSE
+    asked = OpsOptions(ops="experts", rows="1,70", seconds=1e-6, num_threads=1, dtype="float32")
+    assert asked.shape_name == MIXTURE
+    monkeypatch.setitem(SHAPES, MIXTURE, replace(TINY, num_experts=5, num_chosen=2))
+    _, costs = measure_ops(asked, show_progress=False)
+    assert len(costs) == 8
+    assert {cost.op for cost in costs} == {
+        f"experts {k}" for k in ("float32", "int8", "q8_0", "q4_1")
+    }
+    one, many = (cost for cost in costs if cost.op == "experts float32")
+    # One token reads only the experts that it chose, and 70 read each of them once.
+    weights = 3 * TINY.hidden * TINY.inner * 4
+    assert one.num_bytes == 2 * weights + 2 * TINY.hidden * 4
+    assert many.num_bytes == 5 * weights + 2 * 70 * TINY.hidden * 4
+    assert many.num_operations == 2 * 70 * 2 * 3 * TINY.hidden * TINY.inner
+    with pytest.raises(ConfigError, match=f"no op of {DENSE}"):
+        measure_ops(OpsOptions(shape=DENSE, ops="experts"), show_progress=False)
 
 
 def test_the_limit_is_that_of_memory_or_of_the_processor() -> None:

@@ -16,6 +16,7 @@ void test_all(Context& context, std::vector<double>* same) {
     test_rms_norm(context, dtype);
     test_layer_norm(context, dtype);
     test_activations(context, dtype);
+    test_xielu(context, dtype);
     test_causal_conv(context, dtype);
     test_argmax(context, dtype);
     test_mask_logits(context, dtype);
@@ -32,6 +33,7 @@ void test_all(Context& context, std::vector<double>* same) {
   }
   for (const std::int64_t k : {6, 576, 900}) test_wide(context, k);
   test_widen(context);
+  test_sums(context);
 }
 
 }  // namespace

@@ -95,6 +95,30 @@ void test_activations(Context& context, DType dtype) {
   }
 }
 
+void test_xielu(Context& context, DType dtype) {
+  Random random(31);
+  const double above = 0.8, below = 1.3;
+  Array x(dtype, 1203, random, 5), out(dtype, x.size());
+  x.set(0, -200);
+  std::vector<double> expected;
+  for (const double number : x.numbers()) {
+    expected.push_back(number / 2 + (number > 0 ? above * number * number : below * (std::exp(number) - 1 - number)));
+  }
+  context.ops().xielu(dtype, x.data(), out.data(), static_cast<std::int64_t>(x.size()), 0.8f, 1.3f, context.team());
+  check("xielu", out.numbers(), expected, tolerance_of(dtype));
+}
+
+void test_sums(Context& context) {
+  Random random(32);
+  Array x(DType::f32, 45, random, 3), sum(DType::f32, 45, random, 3), narrow(DType::bf16, 45);
+  std::vector<double> expected;
+  for (std::size_t i = 0; i < x.size(); i++) expected.push_back(sum[i] + 0.37 * x[i]);
+  context.ops().add_scaled(static_cast<const float*>(x.data()), 0.37f, static_cast<float*>(sum.data()), 45);
+  check("add_scaled", sum.numbers(), expected, tolerance_of(DType::f32));
+  context.ops().narrow(static_cast<const float*>(sum.data()), narrow.data(), 45);
+  check("narrow", narrow.numbers(), expected, tolerance_of(DType::bf16));
+}
+
 // Two requests, of which the first has a past; alone and between gates.
 void test_causal_conv(Context& context, DType dtype) {
   Random random(21);

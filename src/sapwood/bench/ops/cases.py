@@ -9,9 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.bench.ops.options import Shape
+from sapwood.bench.ops.options import EXPERTS, Shape
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import AttentionBatch, Kernels, PackedLinear, kv_cache_shape
+from sapwood.kernels.interface import (
+    AttentionBatch,
+    Kernels,
+    PackedExperts,
+    PackedLinear,
+    kv_cache_shape,
+)
 from sapwood.kernels.sampling_settings import SamplingSettings
 
 Make = Callable[[Kernels], Callable[[], object]]
@@ -49,7 +55,8 @@ def all_cases(
     for num in rows:
         yield from _row_cases(shape, num, dtype)
         yield from _linear_cases(shape, num, dtype)
-        yield from _expert_cases(shape, num, dtype)
+    if shape.num_experts:
+        yield from _expert_cases(shape, rows, dtype)
     for num in rows:
         if num <= 64:
             yield _attention(shape, [1] * num, [context] * num, dtype)
@@ -137,13 +144,49 @@ def _rotation(shape: Shape, num: int, dtype: torch.dtype) -> Case:
     )
 
 
-def _expert_cases(shape: Shape, num: int, dtype: torch.dtype) -> Iterator[Case]:
-    if shape.num_experts:
-        for kind in (None, "int8", "q8_0", "q4_1"):
-            yield _experts(shape, num, dtype, kind)
+class _Mixture:
+    """The experts of one kind of weights, packed once by each implementation."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._dtype = dtype
+        self._kind: str | None = None
+        self._packed: dict[str, PackedExperts] = {}
+
+    def packed(self, kernels: Kernels, kind: str | None) -> PackedExperts:
+        """The experts of `kind`; those of another kind are given up."""
+        if kind != self._kind:
+            self._packed = {}
+            self._kind = kind
+        if kernels.name not in self._packed:
+            shape = self._shape
+            self._packed[kernels.name] = kernels.pack_experts(
+                self._side(kernels, 2 * shape.inner, shape.hidden),
+                self._side(kernels, shape.hidden, shape.inner),
+                Activation.SILU,
+            )
+        return self._packed[kernels.name]
+
+    def _side(self, kernels: Kernels, num_out: int, num_in: int) -> list[PackedLinear]:
+        """Equal numbers for all experts, in memory of their own: making numbers takes longest."""
+        weight = torch.randn(num_out, num_in, dtype=self._dtype)
+        experts = range(self._shape.num_experts)
+        if self._kind is None:
+            return [kernels.pack_linear(weight.clone(), None) for _ in experts]
+        quantized = kernels.quantize_weight(weight, self._kind)
+        return [kernels.pack_quantized_linear([quantized], None, self._dtype) for _ in experts]
 
 
-def _experts(shape: Shape, num: int, dtype: torch.dtype, kind: str | None) -> Case:
+def _expert_cases(shape: Shape, rows: Sequence[int], dtype: torch.dtype) -> Iterator[Case]:
+    mixture = _Mixture(shape, dtype)
+    for kind in (None, "int8", "q8_0", "q4_1"):
+        for num in rows:
+            yield _experts(shape, num, dtype, kind, mixture)
+
+
+def _experts(
+    shape: Shape, num: int, dtype: torch.dtype, kind: str | None, mixture: _Mixture
+) -> Case:
     """A mixture whose tokens choose at random; only the experts that some token chose are read."""
     x = torch.randn(num, shape.hidden, dtype=dtype)
     scores = torch.rand(num, shape.num_experts)
@@ -152,16 +195,7 @@ def _experts(shape: Shape, num: int, dtype: torch.dtype, kind: str | None) -> Ca
     numbers = 3 * shape.hidden * shape.inner
 
     def make(kernels: Kernels) -> Callable[[], object]:
-        def pack(num_out: int, num_in: int) -> PackedLinear:
-            weight = torch.randn(num_out, num_in, dtype=dtype)
-            if kind is None:
-                return kernels.pack_linear(weight, None)
-            quantized = kernels.quantize_weight(weight, kind)
-            return kernels.pack_quantized_linear([quantized], None, dtype)
-
-        gate_up = [pack(2 * shape.inner, shape.hidden) for _ in range(shape.num_experts)]
-        down = [pack(shape.hidden, shape.inner) for _ in range(shape.num_experts)]
-        experts = kernels.pack_experts(gate_up, down, Activation.SILU)
+        experts = mixture.packed(kernels, kind)
         # So that a few tokens meet other experts each time, as those of a text do.
         turns = itertools.cycle(range(0, shape.num_experts, shape.num_chosen))
 
@@ -171,7 +205,7 @@ def _experts(shape: Shape, num: int, dtype: torch.dtype, kind: str | None) -> Ca
         return call
 
     return Case(
-        op=f"experts {kind or str(dtype).removeprefix('torch.')}",
+        op=f"{EXPERTS} {kind or str(dtype).removeprefix('torch.')}",
         setting=f"{num} x {shape.hidden}, {num_active} of {shape.num_experts} x {shape.inner}",
         num_bytes=int(num_active * numbers * bits_of(kind, dtype) / 8)
         + 2 * num * shape.hidden * dtype.itemsize,

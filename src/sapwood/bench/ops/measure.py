@@ -57,7 +57,7 @@ class OpCost:
 def measure_ops(options: OpsOptions, show_progress: bool = True) -> tuple[Limits, list[OpCost]]:
     """Measure the ops that the options name; ConfigError if there is no op of a name."""
     dtype = DTYPES[options.dtype]
-    shape = SHAPES[options.shape]
+    shape = SHAPES[options.shape_name]
     threads = options.num_threads or read_platform().num_cores
     need = Need(device="cpu", dtype=dtype, head_dim=shape.head_dim, page_size=PAGE_SIZE)
     own = select_kernels(need).kernels
@@ -69,7 +69,10 @@ def measure_ops(options: OpsOptions, show_progress: bool = True) -> tuple[Limits
         if not options.prefixes or case.op.startswith(options.prefixes)
     ]
     if not cases:
-        raise ConfigError(f"--ops {options.ops!r} names no op; leave it out to see them all")
+        raise ConfigError(
+            f"--ops {options.ops!r} names no op of {options.shape_name}; "
+            "leave it out to see them all"
+        )
     limits = measure_limits(dtype, threads, [own, other])
     costs: list[OpCost] = []
     for case in track(cases, "measuring", transient=True, disable=not show_progress):
@@ -96,13 +99,13 @@ def _measure(
 
 
 def _seconds(case: Case, kernels: Kernels, threads: int, seconds: float) -> float:
-    """The median of single calls."""
+    """The median of single calls; slow ones may be only one."""
     kernels.set_num_threads(threads)
     call: Callable[[], object] = case.make(kernels)
     call()
     taken: list[float] = []
     end = time.perf_counter() + seconds
-    while len(taken) < 3 or time.perf_counter() < end:
+    while not taken or time.perf_counter() < end:
         begin = time.perf_counter()
         call()
         taken.append(time.perf_counter() - begin)
@@ -140,7 +143,7 @@ def bench_ops(options: OpsOptions, output: OutputOptions, console: Console) -> N
         markup=False,
     )
     Console(file=console.file, width=max(console.width, WIDTH)).print(ops_table(costs))
-    stem = report_stem("ops", [options.shape], environment)
+    stem = report_stem("ops", [options.shape_name], environment)
     result: dict[str, Any] = {
         "kind": "ops",
         "environment": environment,
@@ -154,5 +157,7 @@ def bench_ops(options: OpsOptions, output: OutputOptions, console: Console) -> N
     if output.plot:
         written.append(path.with_suffix(".png"))
         shares = {f"{cost.op}, {cost.setting}": cost.shares for cost in costs}
-        plot_shares(shares, f"{options.shape}, {options.dtype}: share of the limit", written[-1])
+        plot_shares(
+            shares, f"{options.shape_name}, {options.dtype}: share of the limit", written[-1]
+        )
     console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)

@@ -40,6 +40,16 @@ SHAPES = {
         num_experts=32,
         num_chosen=8,
     ),
+    "qwen3moe-1b": Shape(
+        hidden=1024,
+        inner=256,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=64,
+        vocab=49152,
+        num_experts=64,
+        num_chosen=8,
+    ),
     "olmoe-1b-7b": Shape(
         hidden=2048,
         inner=1024,
@@ -55,18 +65,32 @@ SHAPES = {
     ),
 }
 
+DENSE, MIXTURE = "smollm2-135m", "qwen3moe-1b"
+"""The shapes that are measured if none is named."""
+EXPERTS = "experts"
+"""The ops that only models with experts have begin so."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpsOptions:
     """What is measured."""
 
-    shape: str = option("smollm2-135m", "Sizes of this model.", choices=tuple(SHAPES))
+    shape: str = option(
+        "",
+        f"Sizes of this model; empty: {DENSE}, or for --ops experts {MIXTURE}.",
+        choices=("", *SHAPES),
+    )
     dtype: str = option("bfloat16", "Of weights and activations.", choices=("bfloat16", "float32"))
-    rows: str = option("1,32,1024", "Numbers of new tokens at once, with commas.")
+    rows: str = option("1,4,32,256,1024", "Numbers of new tokens at once, with commas.")
     context: int = option(512, "Tokens that each decode attends to.", unit="tokens")
     ops: str = option("", "Only ops whose name begins so, with commas; empty: all.")
     num_threads: int = option(0, "Threads of each op; 0: the usable cores.", unit="threads")
     seconds: float = option(0.2, "Time spent on each op of each implementation.", unit="seconds")
+
+    @property
+    def shape_name(self) -> str:
+        wants_experts = any(prefix.startswith(EXPERTS) for prefix in self.prefixes)
+        return self.shape or (MIXTURE if wants_experts else DENSE)
 
     @property
     def sizes(self) -> list[int]:

@@ -21,7 +21,14 @@ from sapwood.bench.offline import Generated, TokenGenerator
 from sapwood.bench.peers.interface import PEERS
 from sapwood.bench.peers.messages import Done, Failed, Ready, Run, Start, decode_to_peer, encode
 
-PEER_PACKAGES = ("sapwood", "torch", "transformers", "openvino-genai", "vllm")
+PEER_PACKAGES = (
+    "sapwood",
+    "torch",
+    "transformers",
+    "llama-cpp-python",
+    "openvino-genai",
+    "vllm",
+)
 
 
 def main() -> int:

@@ -34,6 +34,7 @@ OpenPeer = Callable[[PeerSetup], AbstractContextManager[TokenGenerator]]
 PEERS: Registry[OpenPeer] = Registry(
     "peer",
     {
+        "llama_cpp": "sapwood.bench.peers.llama_cpp_peer:open_llama_cpp",
         "openvino": "sapwood.bench.peers.openvino_peer:open_openvino",
         "sapwood": "sapwood.bench.peers.sapwood_peer:open_sapwood",
         "server": "sapwood.bench.peers.server_peer:open_server",

@@ -288,6 +288,13 @@ class CpuKernels:
         _native.activate(self._context, dtype, number, x.data_ptr(), out.data_ptr(), x.numel())
         return out
 
+    def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
+        dtype = dtype_of(x)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        _native.xielu(self._context, dtype, x.data_ptr(), out.data_ptr(), x.numel(), above, below)
+        return out
+
     def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
         dtype = dtype_of(x)
         rows, doubled = x.shape

@@ -32,9 +32,11 @@ from sapwood.kernels.interface import AttentionBatch, PackedLinear
 from sapwood.kernels.recording import (
     Activate,
     Add,
+    AddPositions,
     Attend,
     Buffer,
     CannotRecord,
+    Clip,
     Convolve,
     Embed,
     GateRows,
@@ -42,11 +44,15 @@ from sapwood.kernels.recording import (
     Mix,
     Multiply,
     Norm,
+    NormColumns,
     Op,
     Program,
     RotateAndWrite,
     Scale,
+    ScaleByPosition,
+    ScaleColumns,
     SelectRows,
+    Xielu,
     finish_logits,
     plan_memory,
 )
@@ -182,6 +188,25 @@ class _Builder:
                 self.step.gate_rows(at[op.gate], at[op.residual], op.residual.width)
             case Mix():
                 self._add_mixture(op)
+            case AddPositions():
+                self._add_positions(op)
+            case NormColumns():
+                self._add_norm_of_columns(op)
+            case ScaleColumns():
+                factors, shifts = (
+                    address_of(tensor, self._like, op.factors.numel(), "a factor of columns")
+                    for tensor in (op.factors, op.shifts)
+                )
+                self.step.scale_columns(
+                    at[op.residual], op.residual.width, op.first, op.factors.numel(), factors,
+                    shifts,
+                )  # fmt: skip
+            case ScaleByPosition():
+                self._add_scale_by_position(op)
+            case Clip():
+                self.step.clip(at[op.residual], op.residual.width, op.limit)
+            case Xielu():
+                self.step.xielu(at[op.x], op.above, op.below, op.x.width, at[op.out])
             case SelectRows():
                 self.step.select_rows(at[op.x], op.x.width, at[op.out])
             case Logits():
@@ -198,6 +223,37 @@ class _Builder:
         self.step.norm(
             self._places[op.x], residual, op.centered, weight, bias, op.x.width, op.eps,
             self._places[op.out],
+        )  # fmt: skip
+
+    def _add_positions(self, op: AddPositions) -> None:
+        num_rows, width = op.table.shape
+        if width != op.residual.width or op.table.dtype != self._like.dtype:
+            raise ValueError(
+                f"learned positions {list(op.table.shape)} {op.table.dtype} do not fit "
+                f"{op.residual.width} columns of {self._like.dtype}"
+            )
+        if not op.table.is_contiguous():
+            raise ValueError("learned positions must be contiguous")
+        self.step.add_positions(
+            self._places[op.residual], op.table.data_ptr(), op.first, num_rows - op.first, width
+        )
+
+    def _add_norm_of_columns(self, op: NormColumns) -> None:
+        weight, bias = (
+            address_of(tensor, self._like, op.size, "a norm's weight")
+            for tensor in (op.weight, op.bias)
+        )
+        columns = (op.residual.width, op.first, op.size, op.count)
+        self.step.norm_columns(
+            self._places[op.residual], columns, op.centered, weight, bias, op.eps
+        )
+
+    def _add_scale_by_position(self, op: ScaleByPosition) -> None:
+        if op.factors.dtype != torch.float32 or not op.factors.is_contiguous():
+            raise ValueError("factors by position must be float32 and contiguous")
+        self.step.scale_by_position(
+            self._places[op.residual], op.residual.width, op.factors.data_ptr(),
+            op.factors.numel(),
         )  # fmt: skip
 
     def _add_mixture(self, op: Mix) -> None:

@@ -187,6 +187,11 @@ class ReferenceKernels:
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         return _activated(x.float(), activation).to(x.dtype)
 
+    def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
+        wide = x.double()
+        curve = torch.where(wide > 0, above * wide**2, below * (torch.expm1(wide) - wide))
+        return (curve + wide / 2).to(x.dtype)
+
     def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
         gate, up = x.float().chunk(2, dim=-1)
         return (_activated(gate, activation) * up).to(x.dtype)

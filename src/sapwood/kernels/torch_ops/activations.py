@@ -27,6 +27,21 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
 
 
+_XIELU_BELOW = -1e-6
+"""The largest x that e^x is taken of in xIELU."""
+
+
+def xielu(x: Tensor, above: float, below: float) -> Tensor:
+    """As Kernels.xielu."""
+    wide = x.float()
+    curve = torch.where(
+        wide > 0,
+        above * wide * wide,
+        (torch.expm1(wide.clamp(max=_XIELU_BELOW)) - wide) * below,
+    )
+    return (curve + 0.5 * wide).to(x.dtype)
+
+
 def activate_and_mul(x: Tensor, activation: Activation) -> Tensor:
     """As Kernels.activate_and_mul."""
     gate, up = x.chunk(2, dim=-1)

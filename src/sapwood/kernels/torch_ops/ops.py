@@ -36,7 +36,7 @@ from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
-from sapwood.kernels.torch_ops.activations import activate, activate_and_mul
+from sapwood.kernels.torch_ops.activations import activate, activate_and_mul, xielu
 from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
@@ -151,6 +151,9 @@ class TorchKernels:
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         return activate(x, activation)
+
+    def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
+        return xielu(x, above, below)
 
     def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
         return activate_and_mul(x, activation)

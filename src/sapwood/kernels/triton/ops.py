@@ -26,6 +26,7 @@ from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
+from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import Experts, limited
 from sapwood.kernels.torch_ops.routing import route
@@ -115,6 +116,9 @@ class TritonKernels:
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         return elementwise.activate(x, activation)
+
+    def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
+        return xielu(x, above, below)
 
     def activate_and_mul(self, x: Tensor, activation: Activation) -> Tensor:
         return elementwise.activate_and_mul(x, activation)

@@ -77,11 +77,11 @@ class Decoder:
         Raises CannotRecord if a part of the model is no op of programs, and RuntimeError before
         `finalize`."""
         program = Program(self._architecture.build.dtype)
-        if self._positions is not None:
-            raise CannotRecord("a recorded step has no learned positions")
         if self._norm is None:
             raise CannotRecord("a recorded step has no streams beside the hidden states")
         x = self._embedding.record(program)
+        if self._positions is not None:
+            self._positions.record(program, x)
         if self._embedding_norm is not None:
             x = self._embedding_norm.record(program, x)
         stream = Stream(x, None)

@@ -1,6 +1,6 @@
 // Activations, alone and of a gate.
 // Source of GELU and its approximations: Hendrycks and Gimpel 2016, arXiv:1606.08415; of relu2: So et al.
-// 2021, arXiv:2109.08668.
+// 2021, arXiv:2109.08668; of xIELU: Huang and Schlag 2024, arXiv:2411.13010.
 #include "functions.h"
 #include "simd.h"
 #include "table.h"
@@ -76,6 +76,27 @@ void activate_all(const Arrays& a, const Team& team) {
   });
 }
 
+// The largest x below 0 that e^x is taken of, as torch's own module has it.
+constexpr float kBelow = -1e-6f;
+
+SAPWOOD_INLINE VF xielu_of(VF x, VF above, VF below) {
+  const VF least_x = x > splat(kBelow) ? splat(kBelow) : x;  // NaN stays
+  const VF curve = x > VF{} ? above * x * x : (vexp(least_x) - splat(1.0f) - x) * below;
+  return curve + splat(0.5f) * x;
+}
+
+template <class T>
+void xielu_all(const T* x, T* out, std::int64_t n, float above, float below, const Team& team) {
+  const VF up = splat(above), down = splat(below);
+  const int threads = worth_threads(team.threads, n, kElementsPerThread);
+  run_pieces(team, threads, (n + kPiece - 1) / kPiece, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t last = least(n, end * kPiece);
+    std::int64_t i = begin * kPiece;
+    for (; i + W <= last; i += W) store(out + i, xielu_of(load(x + i), up, down));
+    for (; i < last; i++) put(out + i, xielu_of(splat(to_float(x[i])), up, down)[0]);
+  });
+}
+
 template <Activation kind>
 void run(DType dtype, bool gated, const Arrays& a, const Team& team) {
   if (gated) {
@@ -100,6 +121,11 @@ void run_any(DType dtype, Activation activation, bool gated, const Arrays& a, co
 
 void activate(DType dtype, Activation activation, const void* x, void* out, std::int64_t n, const Team& team) {
   run_any(dtype, activation, false, {x, out, 1, n}, team);
+}
+
+void xielu(DType dtype, const void* x, void* out, std::int64_t n, float above, float below, const Team& team) {
+  dtype == DType::f32 ? xielu_all(static_cast<const float*>(x), static_cast<float*>(out), n, above, below, team)
+                      : xielu_all(static_cast<const bf16*>(x), static_cast<bf16*>(out), n, above, below, team);
 }
 
 void activate_and_mul(DType dtype, Activation activation, const void* x, void* out, std::int64_t rows,

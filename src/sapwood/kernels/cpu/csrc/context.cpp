@@ -4,21 +4,13 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "coded.h"
 #include "pack.h"
-#include "quantized.h"
 
 namespace sapwood {
 namespace {
 
 // Well below the size of a core's second-level cache, which must hold these bytes until they are read.
 constexpr std::size_t kFetchAheadBytes = 512 * 1024;
-
-// Rows from which it takes less time to make a quantised weight bf16 for the processor's matrix unit than to
-// multiply the weight as it is stored: as codes, as bytes on the unit, as bytes by vectors. Measured.
-constexpr std::int64_t many_rows(const LinearWeight& weight) {
-  return weight.coded != nullptr ? kDirectRows + 1 : weight.kind == WeightKind::int8 ? 129 : weight.fine ? 17 : 33;
-}
 
 }  // namespace
 
@@ -56,102 +48,9 @@ Team Context::team() const {
   return {threads_, pool_.get(), launch};
 }
 
-void Context::linear(LinearArgs args, DType dtype) {
-  if (args.m == 0) return;
-  if (is_dense(args.kind) ? dtype == DType::bf16 && args.kind != WeightKind::bf16 : !is_grouped(args.kind)) {
-    throw std::invalid_argument("a dense weight of bf16 takes x of fp32 or bf16, any other x of fp32");
-  }
-  args.scratch = scratch.at_least(ops_->linear_scratch(dtype, args.kind, args.m, args.k, threads_));
-  args.team = team();
-  args.widens = ops_->widens_bf16;
-  if (args.out_stride == 0) args.out_stride = args.n;
-  ops_->linear(dtype, args);
-}
-
-void Context::linear(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-                     std::int64_t rows, void* out) {
-  if (rows == 0) return;
-  if (is_dense(weight.kind)) {
-    if (weight.next != nullptr || weight.out_stride != weight.n) {
-      throw std::invalid_argument("a dense weight makes whole rows");
-    }
-    linear({x, x_stride, weight.kind, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}}, dtype);
-    return;
-  }
-  std::byte* begin = static_cast<std::byte*>(out);
-  for (const LinearWeight* part = &weight; part != nullptr; part = part->next) {
-    if (linear_many(*part, dtype, x, x_stride, rows, begin, false)) {
-      begin += part->n * 2;
-      continue;
-    }
-    if (part->coded != nullptr) {
-      linear_coded(*part, dtype, x, x_stride, rows, begin, false);
-      begin += part->n * (dtype == DType::f32 ? 4 : 2);
-      continue;
-    }
-    if (part->fine && rows >= (dtype == DType::f32 ? ops_->decoded_rows : ops_->decoded_rows_bf16)) {
-      linear({x, x_stride, part->kind, part->data, part->bias, begin, rows, part->n, part->k, nullptr, {}, false,
-              false, part->out_stride}, dtype);
-      begin += part->n * (dtype == DType::f32 ? 4 : 2);
-      continue;
-    }
-    const std::int64_t bytes = quantized_scratch(*part, rows, threads_);
-    const QuantizedArgs args{x, x_stride, part, begin, rows,
-                             scratch.at_least(static_cast<std::size_t>(bytes)), team()};
-    (is_grouped(part->kind) ? ops_->linear_grouped : ops_->linear_int8)(dtype, args);
-    begin += part->n * (dtype == DType::f32 ? 4 : 2);
-  }
-}
-
-// Whether the processor's unit for many rows did the product.
-bool Context::linear_many(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-                          std::int64_t rows, void* out, bool wide) {
-  if (ops_->linear_many == nullptr || dtype != DType::bf16 || rows < many_rows(weight)) return false;
-  std::byte* own = scratch.at_least(ops_->linear_many_scratch(threads_));
-  return ops_->linear_many({x, x_stride, &weight, out, rows, own, team(), wide});
-}
-
-void Context::linear_coded(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-                           std::int64_t rows, void* out, bool wide) {
-  if (linear_many(weight, dtype, x, x_stride, rows, out, wide)) return;
-  const std::int64_t element = dtype == DType::f32 ? 4 : 2;
-  std::byte* own = scratch.at_least(coded_scratch(*weight.coded, rows, element, threads_));
-  ops_->linear_coded(dtype, {x, x_stride, &weight, out, rows, wide, own, team()});
-}
-
 void Context::fetch(const LinearWeight& weight) {
   const std::int64_t panels = (weight.n + kPanel - 1) / kPanel;
-  const std::int64_t all = weight.coded != nullptr ? panels * extent_of(*weight.coded).panel_bytes
-                           : is_dense(weight.kind) ? panels * kPanel * weight.k * dense_bytes(weight.kind)
-                                                   : panels * panel_bytes(weight.kind, weight.k);
-  pool_->fetch(weight.data, static_cast<std::size_t>(all), kFetchAheadBytes);
-}
-
-void Context::linear_fp32(const LinearWeight& weight, DType dtype, const void* x,
-                          std::int64_t x_stride, std::int64_t rows, float* out) {
-  if (rows == 0) return;
-  if (dtype == DType::f32) {
-    linear(weight, dtype, x, x_stride, rows, out);
-    return;
-  }
-  if (weight.kind == WeightKind::bf16) {
-    linear({x, x_stride, weight.kind, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, true}, dtype);
-    return;
-  }
-  if (weight.coded != nullptr && weight.next == nullptr) {
-    linear_coded(weight, dtype, x, x_stride, rows, out, true);
-    return;
-  }
-  if (weight.bias != nullptr) throw std::invalid_argument("a bf16 bias does not fit an fp32 result");
-  const std::size_t size = static_cast<std::size_t>(rows * weight.k);
-  std::uint32_t* widened = reinterpret_cast<std::uint32_t*>(wide.at_least(size * sizeof(float)));
-  for (std::int64_t row = 0; row < rows; row++) {
-    const std::uint16_t* from = static_cast<const std::uint16_t*>(x) + row * x_stride;
-    for (std::int64_t i = 0; i < weight.k; i++) {
-      widened[row * weight.k + i] = static_cast<std::uint32_t>(from[i]) << 16;
-    }
-  }
-  linear(weight, DType::f32, widened, weight.k, rows, out);
+  pool_->fetch(weight.data, static_cast<std::size_t>(panels * panel_bytes_of(weight)), kFetchAheadBytes);
 }
 
 void embed(const Ops& ops, const EmbeddingTable& table, const std::int64_t* ids, std::int64_t n, DType dtype,

@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "ops.h"
 #include "pool.h"
+#include "products.h"
 
 namespace sapwood {
 
@@ -36,25 +36,6 @@ struct EmbeddingTable {
 void embed(const Ops& ops, const EmbeddingTable& table, const std::int64_t* ids, std::int64_t n, DType dtype,
            void* out);
 
-// 64-byte aligned memory that only grows.
-class Buffer {
- public:
-  std::byte* at_least(std::size_t bytes) {
-    if (bytes > size_) {
-      data_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64})));
-      size_ = bytes;
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
-  std::size_t size_ = 0;
-};
-
 class Context {
  public:
   // isa empty: the fastest usable one. Throws std::invalid_argument for one that cannot run here.
@@ -63,16 +44,18 @@ class Context {
   const Ops& ops() const { return *ops_; }
   int threads() const { return threads_; }
   Team team() const;
-  // Fills in the scratch and the team; the mutex is held by the caller.
-  void linear(LinearArgs args, DType dtype);
-  // out [rows, weight.out_stride] = x w^T + bias, for a weight of any kind; x, bias and out are of
-  // `dtype`, rows of x x_stride elements apart. The mutex is held by the caller.
-  // Throws std::invalid_argument for a dense weight of another dtype.
+  // Of all threads, in the context's buffers; the mutex is held by the caller.
+  Products products() { return {*ops_, team(), scratch, wide}; }
+  // As Products::linear, by all threads; the mutex is held by the caller.
   void linear(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-              std::int64_t rows, void* out);
-  // The same with an fp32 out, whatever `dtype`; x may be converted in `wide`.
+              std::int64_t rows, void* out) {
+    products().linear(weight, dtype, x, x_stride, rows, out);
+  }
+  // As Products::linear_fp32, likewise.
   void linear_fp32(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-                   std::int64_t rows, float* out);
+                   std::int64_t rows, float* out) {
+    products().linear_fp32(weight, dtype, x, x_stride, rows, out);
+  }
   // Idle threads fetch the first bytes of a weight that is used next.
   void fetch(const LinearWeight& weight);
   void set_threads(int threads);
@@ -82,12 +65,6 @@ class Context {
   Buffer scratch, partials, wide;
 
  private:
-  // wide: an fp32 out, whatever `dtype`
-  bool linear_many(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-                   std::int64_t rows, void* out, bool wide);
-  void linear_coded(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-                    std::int64_t rows, void* out, bool wide);
-
   const Ops* ops_;
   int threads_ = 1;
   std::unique_ptr<Pool> pool_;

@@ -1,237 +1,311 @@
 #include "experts.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
 #include <cstring>
-#include <limits>
-#include <numeric>
 
 #include "narrow.h"
+#include "pack.h"
+#include "tasks.h"
 
 namespace sapwood {
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr std::int64_t kRowsToFetchAhead = 8;        // as in a recorded step
-constexpr std::int64_t kElementsPerThread = 65536;   // of rows that are copied or added
+constexpr std::int64_t kElementsPerThread = 32768;    // of weights; below, a thread costs too much
+constexpr std::int64_t kTasksPerThread = 8;           // at least, where weights allow it
+constexpr std::int64_t kTaskBytes = 64 * 1024;        // of weights in a task, at least
+constexpr std::int64_t kTaskRows = 256;               // of a task, at most
+constexpr std::int64_t kFewResultBytes = 1024 * 1024; // of all pairs: these stay in the second-level cache
+constexpr std::int64_t kPad = 32;                     // elements: rows of x start in different cache sets
 
-// Places of the `count` largest of n scores, of equal ones the first. NaN counts as the least.
-void best(const float* scores, std::int64_t n, std::int64_t count, std::vector<std::int64_t>& places) {
-  const auto value = [&](std::int64_t i) { return scores[i] != scores[i] ? kNever : scores[i]; };
-  places.resize(static_cast<std::size_t>(n));
-  std::iota(places.begin(), places.end(), 0);
-  std::partial_sort(places.begin(), places.begin() + count, places.end(), [&](std::int64_t a, std::int64_t b) {
-    const float left = value(a), right = value(b);
-    return left > right || (left == right && a < b);
-  });
-}
+std::int64_t up_to(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// x[i] becomes e^(x[i] - the largest), and then its share of their sum.
-void softmax(float* x, std::int64_t n) {
-  const float top = *std::max_element(x, x + n);
-  float sum = 0.0f;
-  for (std::int64_t i = 0; i < n; i++) sum += x[i] = std::exp(x[i] - top);
-  for (std::int64_t i = 0; i < n; i++) x[i] /= sum;
-}
-
-struct Scratch {
-  std::vector<float> scores, wanted, sorted, of_groups;
-  std::vector<std::int64_t> places;
-};
-
-// wanted[i] = -inf outside the best groups
-void keep_groups(const Routing& r, Scratch& s, std::int64_t experts) {
-  const std::int64_t size = experts / r.groups;
-  s.of_groups.resize(static_cast<std::size_t>(r.groups));
-  for (std::int64_t g = 0; g < r.groups; g++) {
-    const float* group = s.wanted.data() + g * size;
-    best(group, size, r.group_best, s.places);
-    float sum = 0.0f;
-    for (std::int64_t i = 0; i < r.group_best; i++) sum += group[s.places[static_cast<std::size_t>(i)]];
-    s.of_groups[static_cast<std::size_t>(g)] = sum;
-  }
-  best(s.of_groups.data(), r.groups, r.groups_chosen, s.places);
-  std::vector<bool> is_in(static_cast<std::size_t>(r.groups));
-  for (std::int64_t i = 0; i < r.groups_chosen; i++) {
-    is_in[static_cast<std::size_t>(s.places[static_cast<std::size_t>(i)])] = true;
-  }
-  for (std::int64_t i = 0; i < experts; i++) {
-    if (!is_in[static_cast<std::size_t>(i / size)]) s.wanted[static_cast<std::size_t>(i)] = kNever;
-  }
-}
-
-void sparsemixer(const Routing& r, const float* logits, std::int64_t experts, Scratch& s, float* weights,
-                 std::int64_t* ids) {
-  s.wanted.assign(logits, logits + experts);
-  for (std::int64_t i = 0; i < r.chosen; i++) {
-    best(s.wanted.data(), experts, 1, s.places);
-    const std::int64_t chosen = s.places[0];
-    const float top = s.wanted[static_cast<std::size_t>(chosen)];
-    s.scores = s.wanted;
-    for (std::int64_t e = 0; e < experts; e++) {
-      const float size = std::max(std::abs(logits[e]), top);
-      if ((top - logits[e]) / size > 2 * r.jitter) s.scores[static_cast<std::size_t>(e)] = kNever;
-    }
-    softmax(s.scores.data(), experts);
-    weights[i] = s.scores[static_cast<std::size_t>(chosen)] * r.scale;
-    ids[i] = chosen;
-    s.wanted[static_cast<std::size_t>(chosen)] = kNever;
-  }
-}
-
-// Calls body(begin, end) with parts of [0, rows), on several threads if the rows are long enough together.
-template <class Body>
-void each_rows(const Team& team, std::int64_t rows, std::int64_t width, const Body& body) {
-  const std::int64_t worth = rows * width / kElementsPerThread;
-  const int threads = static_cast<int>(std::clamp<std::int64_t>(worth, 1, std::min<std::int64_t>(team.threads, rows)));
-  if (threads == 1) return body(0, rows);
-  std::atomic<int> next{0};
-  const auto take = [&] {
-    for (int part; (part = next++) < threads;) body(rows * part / threads, rows * (part + 1) / threads);
-  };
-  const auto run = [](const void* job, int) { (*static_cast<const decltype(take)*>(job))(); };
-  team.launch(team.pool, threads, run, &take);
-}
-
-// Whether Context::linear_fp32 takes the weight: a bias has the dtype of x, and only some products can add it.
+// Whether Products::linear_fp32 takes the weight: a bias has the dtype of x, and only some products can add it.
 bool makes_fp32(const LinearWeight& weight, DType dtype) {
   const bool is_coded = weight.coded != nullptr && weight.next == nullptr;
   return weight.bias == nullptr || dtype == DType::f32 || weight.kind == WeightKind::bf16 || is_coded;
 }
 
 // [gate, up] of rows becomes [least(gate, limit), up between -limit and limit, + 1]; in bf16 with torch's rounding.
-void cut(DType dtype, std::byte* gates, std::int64_t rows, std::int64_t inner, float limit, const Team& team) {
+void cut(DType dtype, std::byte* gates, std::int64_t rows, std::int64_t inner, float limit) {
   const auto gate_of = [=](float x) { return x > limit ? limit : x; };
   const auto up_of = [=](float x) { return (x > limit ? limit : x < -limit ? -limit : x) + 1.0f; };
-  each_rows(team, rows, 2 * inner, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; row++) {
-      if (dtype == DType::f32) {
-        float* x = reinterpret_cast<float*>(gates) + row * 2 * inner;
-        for (std::int64_t i = 0; i < inner; i++) x[i] = gate_of(x[i]);
-        for (std::int64_t i = inner; i < 2 * inner; i++) x[i] = up_of(x[i]);
-      } else {
-        std::uint16_t* x = reinterpret_cast<std::uint16_t*>(gates) + row * 2 * inner;
-        for (std::int64_t i = 0; i < inner; i++) x[i] = narrowed(gate_of(widened(x[i])));
-        for (std::int64_t i = inner; i < 2 * inner; i++) x[i] = narrowed(up_of(widened(x[i])));
-      }
+  for (std::int64_t row = 0; row < rows; row++) {
+    if (dtype == DType::f32) {
+      float* x = reinterpret_cast<float*>(gates) + row * 2 * inner;
+      for (std::int64_t i = 0; i < inner; i++) x[i] = gate_of(x[i]);
+      for (std::int64_t i = inner; i < 2 * inner; i++) x[i] = up_of(x[i]);
+    } else {
+      std::uint16_t* x = reinterpret_cast<std::uint16_t*>(gates) + row * 2 * inner;
+      for (std::int64_t i = 0; i < inner; i++) x[i] = narrowed(gate_of(widened(x[i])));
+      for (std::int64_t i = inner; i < 2 * inner; i++) x[i] = narrowed(up_of(widened(x[i])));
     }
-  });
+  }
 }
+
+// Outputs [begin, begin + width) of an expert, for pairs [first, first + count).
+struct Task {
+  std::int64_t expert, first, count, begin, width;
+};
 
 }  // namespace
 
-void route(const Routing& r, const float* logits, const float* bias, std::int64_t tokens, std::int64_t experts,
-           float* weights, std::int64_t* ids) {
-  Scratch s;
-  for (std::int64_t t = 0; t < tokens; t++, logits += experts, weights += r.chosen, ids += r.chosen) {
-    if (r.scores == Scores::sparsemixer) {
-      sparsemixer(r, logits, experts, s, weights, ids);
-      continue;
-    }
-    s.scores.assign(logits, logits + experts);
-    if (r.scores == Scores::softmax) {
-      softmax(s.scores.data(), experts);
-    } else {
-      for (float& score : s.scores) score = 1.0f / (1.0f + std::exp(-score));
-    }
-    s.wanted = s.scores;
-    for (std::int64_t e = 0; bias != nullptr && e < experts; e++) s.wanted[static_cast<std::size_t>(e)] += bias[e];
-    if (r.groups_chosen < r.groups) keep_groups(r, s, experts);
-    best(s.wanted.data(), experts, r.chosen, s.places);
-    float sum = 0.0f;
-    for (std::int64_t i = 0; i < r.chosen; i++) {
-      ids[i] = s.places[static_cast<std::size_t>(i)];
-      sum += weights[i] = s.scores[static_cast<std::size_t>(ids[i])];
-    }
-    for (std::int64_t i = 0; i < r.chosen; i++) {
-      if (r.renormalise) weights[i] /= std::max(sum, r.least_sum);
-      weights[i] *= r.scale;
-    }
+// One call of Mixture::run.
+class Mixture::Round {
+ public:
+  Round(Mixture& own, Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows)
+      : own_(own), ops_(context.ops()), team_(context.team()), dtype_(dtype), layers_(layers),
+        rows_(rows), element_(dtype == DType::f32 ? 4 : 2), hidden_(layers.hidden()), inner_(layers.inner()),
+        pairs_(rows.tokens * rows.k) {
+    own_.workers_.resize(static_cast<std::size_t>(team_.threads));
   }
-}
 
-void gate_rows(DType dtype, void* x, const void* gate, std::int64_t rows, std::int64_t width) {
-  const auto factor = [](float logit) { return 1.0f / (1.0f + std::exp(-logit)); };
-  for (std::int64_t row = 0; row < rows; row++) {
-    if (dtype == DType::f32) {
-      const float by = factor(static_cast<const float*>(gate)[row]);
-      float* own = static_cast<float*>(x) + row * width;
-      for (std::int64_t i = 0; i < width; i++) own[i] *= by;
-    } else {
-      const float by = factor(widened(static_cast<const std::uint16_t*>(gate)[row]));
-      std::uint16_t* own = static_cast<std::uint16_t*>(x) + row * width;
-      for (std::int64_t i = 0; i < width; i++) own[i] = narrowed(widened(own[i]) * by);
+  void run(void* out) {
+    sort_pairs();
+    std::byte* activated = own_.activated_.at_least(bytes(pairs_ * inner_, element_));
+    const bool splits = inner_ % kPanel == 0 && each_has_whole_panels(layers_.gate_up);
+    const std::vector<Task> gates = cut_work(layers_.gate_up, inner_, splits);
+    run_tasks(team_, threads(3 * hidden_ * inner_), static_cast<std::int64_t>(gates.size()),
+              [&](std::int64_t task, int thread) {
+                make_gates(gates[static_cast<std::size_t>(task)], worker(thread), activated);
+              });
+    pairs_ * hidden_ * 4 <= kFewResultBytes ? add_results(activated, out) : add_by_outputs(activated, out);
+  }
+
+ private:
+  static std::size_t bytes(std::int64_t count, std::int64_t each) { return static_cast<std::size_t>(count * each); }
+
+  Worker& worker(int thread) const { return own_.workers_[static_cast<std::size_t>(thread)]; }
+
+  // By one thread alone.
+  Products alone(Worker& worker) const { return {ops_, {1, nullptr, nullptr}, worker.scratch, worker.wide}; }
+
+  std::int64_t count_of(std::int64_t expert) const {
+    return own_.begins_[static_cast<std::size_t>(expert) + 1] - own_.begins_[static_cast<std::size_t>(expert)];
+  }
+
+  std::int64_t token_of(std::int64_t pair) const { return own_.order_[static_cast<std::size_t>(pair)] / rows_.k; }
+
+  float weight_of(std::int64_t pair) const { return rows_.weights[own_.order_[static_cast<std::size_t>(pair)]]; }
+
+  // Threads for tasks that multiply so many weights per expert.
+  std::int64_t threads(std::int64_t weights) const {
+    return std::clamp<std::int64_t>(active_ * weights / kElementsPerThread, 1, team_.threads);
+  }
+
+  static bool each_has_whole_panels(const std::vector<LinearWeight>& layers) {
+    return std::all_of(layers.begin(), layers.end(), has_whole_panels);
+  }
+
+  void sort_pairs() {
+    std::vector<std::int64_t>& begins = own_.begins_;
+    const std::size_t experts = layers_.gate_up.size();
+    check_indices("an expert", rows_.ids, pairs_, static_cast<std::int64_t>(experts));
+    begins.assign(experts + 1, 0);
+    for (std::int64_t i = 0; i < pairs_; i++) begins[static_cast<std::size_t>(rows_.ids[i]) + 1]++;
+    active_ = 0;
+    for (std::size_t e = 1; e < begins.size(); e++) {
+      active_ += begins[e] > 0 ? 1 : 0;
+      begins[e] += begins[e - 1];
+    }
+    own_.order_.resize(static_cast<std::size_t>(pairs_));
+    std::vector<std::int64_t> next(begins.begin(), begins.end() - 1);
+    for (std::int64_t i = 0; i < pairs_; i++) {
+      own_.order_[static_cast<std::size_t>(next[static_cast<std::size_t>(rows_.ids[i])]++)] = i;
     }
   }
-}
+
+  // Tasks for all pairs: enough of them for the threads to share, each long enough to be read as a stream.
+  // outputs: of a layer, of which a task takes some if it `splits`
+  std::vector<Task> cut_work(const std::vector<LinearWeight>& layers, std::int64_t outputs, bool splits) const {
+    const std::int64_t least_tasks = team_.threads == 1 ? 1 : team_.threads * kTasksPerThread;
+    const std::int64_t panels = up_to(outputs, kPanel) / kPanel;
+    const std::int64_t expert_bytes = up_to(layers.front().n, kPanel) / kPanel * panel_bytes_of(layers.front());
+    const std::int64_t most = std::clamp<std::int64_t>(expert_bytes / kTaskBytes, 1, panels);
+    const std::int64_t blocks = splits ? std::min(most, (least_tasks + active_ - 1) / active_) : 1;
+    std::vector<Task> tasks;
+    for (std::int64_t expert = 0; expert + 1 < static_cast<std::int64_t>(own_.begins_.size()); expert++) {
+      const std::int64_t count = count_of(expert), first = own_.begins_[static_cast<std::size_t>(expert)];
+      const std::int64_t chunks = (count + kTaskRows - 1) / kTaskRows;
+      for (std::int64_t chunk = 0; chunk < chunks; chunk++) {
+        const std::int64_t from = first + count * chunk / chunks, to = first + count * (chunk + 1) / chunks;
+        for (std::int64_t block = 0; block < blocks; block++) {
+          const std::int64_t begin = panels * block / blocks * kPanel;
+          const std::int64_t end = std::min(outputs, panels * (block + 1) / blocks * kPanel);
+          tasks.push_back({expert, from, to - from, begin, end - begin});
+        }
+      }
+    }
+    return tasks;
+  }
+
+  // activated [pairs, inner], of the task's pairs and columns
+  void make_gates(const Task& task, Worker& worker, std::byte* activated) const {
+    std::int64_t x_stride = hidden_;
+    const std::byte* x = static_cast<const std::byte*>(rows_.x) + bytes(token_of(task.first) * hidden_, element_);
+    if (task.count > 1) {
+      x_stride = hidden_ + kPad;
+      x = gather(task, worker.rows.at_least(bytes(task.count * x_stride, element_)), x_stride);
+    }
+    const LinearWeight& weight = layers_.gate_up[static_cast<std::size_t>(task.expert)];
+    const Products products = alone(worker);
+    std::byte* gates = worker.gates.at_least(bytes(task.count * 2 * task.width, element_));
+    if (task.width == inner_) {
+      products.linear(weight, dtype_, x, x_stride, task.count, gates);
+    } else {
+      multiply(products, weight, {task.begin, task.width, 2 * task.width}, x, x_stride, task.count, gates);
+      multiply(products, weight, {inner_ + task.begin, task.width, 2 * task.width}, x, x_stride, task.count,
+               gates + bytes(task.width, element_));
+    }
+    if (layers_.limit != 0.0f) cut(dtype_, gates, task.count, task.width, layers_.limit);
+    std::byte* to = activated + bytes(task.first * inner_ + task.begin, element_);
+    const bool is_whole = task.width == inner_;
+    for (std::int64_t row = 0; row < task.count; row += is_whole ? task.count : 1) {
+      ops_.activate_and_mul(dtype_, layers_.activation, gates + bytes(row * 2 * task.width, element_),
+                            to + bytes(row * inner_, element_), is_whole ? task.count : 1, task.width,
+                            products.team);
+    }
+  }
+
+  const std::byte* gather(const Task& task, std::byte* to, std::int64_t stride) const {
+    const std::size_t row_bytes = bytes(hidden_, element_);
+    for (std::int64_t i = 0; i < task.count; i++) {
+      const std::byte* from = static_cast<const std::byte*>(rows_.x) + bytes(token_of(task.first + i), 1) * row_bytes;
+      std::memcpy(to + bytes(i * stride, element_), from, row_bytes);
+    }
+    return to;
+  }
+
+  // Outputs of a layer, and how far apart their rows are.
+  struct Columns {
+    std::int64_t begin, count, stride;
+  };
+
+  // Some outputs, of `dtype` or, with `wide`, fp32. Parts of a layer begin with whole panels.
+  void multiply(const Products& products, const LinearWeight& weight, const Columns& columns, const void* x,
+                std::int64_t x_stride, std::int64_t count, std::byte* out, bool wide = false) const {
+    const std::int64_t each = wide ? 4 : element_;
+    std::int64_t part_begin = 0;
+    for (const LinearWeight* part = &weight; part != nullptr; part_begin += part->n, part = part->next) {
+      const std::int64_t begin = std::max(columns.begin, part_begin);
+      const std::int64_t end = std::min(columns.begin + columns.count, part_begin + part->n);
+      if (begin >= end) continue;
+      LinearWeight slice = slice_of(*part, begin - part_begin, end - begin, element_);
+      slice.out_stride = columns.stride;
+      std::byte* to = out + bytes(begin - columns.begin, each);
+      if (!wide) {
+        products.linear(slice, dtype_, x, x_stride, count, to);
+      } else if (!is_dense(slice.kind) && products.many(slice, dtype_, x, x_stride, count, to, true)) {
+        continue;
+      } else {
+        products.linear_fp32(slice, dtype_, x, x_stride, count, reinterpret_cast<float*>(to));
+      }
+    }
+  }
+
+  // fp32 outputs of down, whatever adds its bias.
+  void multiply_down(const Products& products, const Task& task, const std::byte* activated, std::int64_t stride,
+                     Worker& worker, float* out) const {
+    const LinearWeight& weight = layers_.down[static_cast<std::size_t>(task.expert)];
+    const std::byte* x = activated + bytes(task.first * inner_, element_);
+    if (makes_fp32(weight, dtype_)) {
+      return multiply(products, weight, {task.begin, task.width, stride}, x, inner_, task.count,
+                      reinterpret_cast<std::byte*>(out), true);
+    }
+    std::byte* narrow = worker.gates.at_least(bytes(task.count * task.width, element_));
+    multiply(products, weight, {task.begin, task.width, task.width}, x, inner_, task.count, narrow);
+    const std::uint16_t* from = reinterpret_cast<const std::uint16_t*>(narrow);
+    for (std::int64_t row = 0; row < task.count; row++, from += task.width) {
+      for (std::int64_t i = 0; i < task.width; i++) out[row * stride + i] = widened(from[i]);
+    }
+  }
+
+  // Few pairs.
+  void add_results(const std::byte* activated, void* out) const {
+    const bool splits = each_has_whole_panels(layers_.down);
+    const std::vector<Task> tasks = cut_work(layers_.down, hidden_, splits);
+    float* results = reinterpret_cast<float*>(own_.results_.at_least(bytes(pairs_ * hidden_, 4)));
+    run_tasks(team_, threads(hidden_ * inner_), static_cast<std::int64_t>(tasks.size()),
+              [&](std::int64_t index, int thread) {
+                const Task& task = tasks[static_cast<std::size_t>(index)];
+                multiply_down(alone(worker(thread)), task, activated, hidden_, worker(thread),
+                              results + task.first * hidden_ + task.begin);
+              });
+    float* sums = reinterpret_cast<float*>(own_.sums_.at_least(bytes(rows_.tokens * hidden_, 4)));
+    // In the order of the experts, as each token's sum is.
+    std::vector<std::int64_t> pairs_of(static_cast<std::size_t>(pairs_)), next(static_cast<std::size_t>(rows_.tokens));
+    for (std::int64_t pair = 0; pair < pairs_; pair++) {
+      const std::int64_t token = token_of(pair);
+      pairs_of[static_cast<std::size_t>(token * rows_.k + next[static_cast<std::size_t>(token)]++)] = pair;
+    }
+    run_parts(team_, rows_.tokens, std::max<std::int64_t>(1, kElementsPerThread / (rows_.k * hidden_)),
+              [&](std::int64_t begin, std::int64_t end) {
+                for (std::int64_t token = begin; token < end; token++) {
+                  float* sum = sums + token * hidden_;
+                  std::fill(sum, sum + hidden_, 0.0f);
+                  for (std::int64_t i = 0; i < rows_.k; i++) {
+                    const std::int64_t pair = pairs_of[static_cast<std::size_t>(token * rows_.k + i)];
+                    ops_.add_scaled(results + pair * hidden_, weight_of(pair), sum, hidden_);
+                  }
+                  write(sum, out, token, 0, hidden_);
+                }
+              });
+  }
+
+  // Many pairs: a task has all experts' outputs [begin, begin + width).
+  void add_by_outputs(const std::byte* activated, void* out) const {
+    const std::int64_t panels = up_to(hidden_, kPanel) / kPanel;
+    const bool splits = each_has_whole_panels(layers_.down);
+    const std::int64_t blocks = splits && team_.threads > 1 ? std::min<std::int64_t>(panels, 4 * team_.threads) : 1;
+    const std::int64_t widest = up_to(panels, blocks) / blocks * kPanel;
+    float* sums = reinterpret_cast<float*>(own_.sums_.at_least(bytes(rows_.tokens * widest * blocks, 4)));
+    run_tasks(team_, team_.threads, blocks, [&](std::int64_t block, int thread) {
+      Task task{0, 0, 0, panels * block / blocks * kPanel, 0};
+      task.width = std::min(hidden_, panels * (block + 1) / blocks * kPanel) - task.begin;
+      float* sum = sums + block * rows_.tokens * widest;
+      std::fill(sum, sum + rows_.tokens * task.width, 0.0f);
+      Worker& own = worker(thread);
+      float* results = reinterpret_cast<float*>(own.results.at_least(bytes(kTaskRows * task.width, 4)));
+      for (; task.expert + 1 < static_cast<std::int64_t>(own_.begins_.size()); task.expert++) {
+        const std::int64_t end = own_.begins_[static_cast<std::size_t>(task.expert) + 1];
+        for (task.first = own_.begins_[static_cast<std::size_t>(task.expert)]; task.first < end; task.first += task.count) {
+          task.count = std::min(kTaskRows, end - task.first);
+          multiply_down(alone(own), task, activated, task.width, own, results);
+          for (std::int64_t i = 0; i < task.count; i++) {
+            ops_.add_scaled(results + i * task.width, weight_of(task.first + i),
+                            sum + token_of(task.first + i) * task.width, task.width);
+          }
+        }
+      }
+      for (std::int64_t token = 0; token < rows_.tokens; token++) {
+        write(sum + token * task.width, out, token, task.begin, task.width);
+      }
+    });
+  }
+
+  void write(const float* sum, void* out, std::int64_t token, std::int64_t begin, std::int64_t width) const {
+    std::byte* to = static_cast<std::byte*>(out) + bytes(token * hidden_ + begin, element_);
+    if (dtype_ == DType::f32) {
+      std::memcpy(to, sum, bytes(width, 4));
+    } else {
+      ops_.narrow(sum, to, width);
+    }
+  }
+
+  Mixture& own_;
+  const Ops& ops_;
+  const Team team_;
+  const DType dtype_;
+  const ExpertLayers& layers_;
+  const ExpertRows& rows_;
+  const std::int64_t element_, hidden_, inner_, pairs_;
+  std::int64_t active_ = 0;  // experts with pairs
+};
 
 void Mixture::run(Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows, void* out) {
-  const std::int64_t hidden = layers.hidden(), inner = layers.inner(), pairs = rows.tokens * rows.k;
-  const std::int64_t experts = static_cast<std::int64_t>(layers.gate_up.size());
-  check_indices("an expert", rows.ids, pairs, experts);
-  // The pairs of a token and one of its experts, sorted by expert.
-  begins_.assign(static_cast<std::size_t>(experts) + 1, 0);
-  for (std::int64_t i = 0; i < pairs; i++) begins_[static_cast<std::size_t>(rows.ids[i]) + 1]++;
-  std::int64_t most = 0;
-  for (std::size_t e = 1; e < begins_.size(); e++) {
-    most = std::max(most, begins_[e]);
-    begins_[e] += begins_[e - 1];
-  }
-  order_.resize(static_cast<std::size_t>(pairs));
-  std::vector<std::int64_t> next(begins_.begin(), begins_.end() - 1);
-  for (std::int64_t i = 0; i < pairs; i++) {
-    order_[static_cast<std::size_t>(next[static_cast<std::size_t>(rows.ids[i])]++)] = i;
-  }
-  const std::size_t element = dtype == DType::f32 ? 4 : 2;
-  const auto bytes = [&](std::int64_t width, std::size_t each) { return static_cast<std::size_t>(most * width) * each; };
-  std::byte* gathered = gathered_.at_least(bytes(hidden, element));
-  std::byte* gates = gates_.at_least(bytes(2 * inner, element));
-  std::byte* activated = activated_.at_least(bytes(inner, element));
-  float* result = reinterpret_cast<float*>(result_.at_least(bytes(hidden, 4)));
-  float* sum = reinterpret_cast<float*>(sum_.at_least(static_cast<std::size_t>(rows.tokens * hidden) * 4));
-  std::fill(sum, sum + rows.tokens * hidden, 0.0f);
-  const Team team = context.team();
-  for (std::size_t e = 0; e < layers.gate_up.size(); e++) {
-    const std::int64_t count = begins_[e + 1] - begins_[e];
-    if (count == 0) continue;
-    const std::int64_t* own = order_.data() + begins_[e];
-    each_rows(team, count, hidden, [&](std::int64_t begin, std::int64_t end) {
-      const std::size_t row_bytes = static_cast<std::size_t>(hidden) * element;
-      for (std::int64_t i = begin; i < end; i++) {
-        std::memcpy(gathered + static_cast<std::size_t>(i) * row_bytes,
-                    static_cast<const std::byte*>(rows.x) + static_cast<std::size_t>(own[i] / rows.k) * row_bytes,
-                    row_bytes);
-      }
-    });
-    const bool fetches = count <= kRowsToFetchAhead;
-    context.linear(layers.gate_up[e], dtype, gathered, hidden, count, gates);
-    if (fetches) context.fetch(layers.down[e]);
-    if (layers.limit != 0.0f) cut(dtype, gates, count, inner, layers.limit, team);
-    context.ops().activate_and_mul(dtype, layers.activation, gates, activated, count, inner, team);
-    if (makes_fp32(layers.down[e], dtype)) {
-      context.linear_fp32(layers.down[e], dtype, activated, inner, count, result);
-    } else {  // the rows of x are no longer needed
-      context.linear(layers.down[e], dtype, activated, inner, count, gathered);
-      const std::uint16_t* narrow = reinterpret_cast<const std::uint16_t*>(gathered);
-      for (std::int64_t i = 0; i < count * hidden; i++) result[i] = widened(narrow[i]);
-    }
-    std::size_t following = e + 1;
-    while (following + 1 < begins_.size() && begins_[following + 1] == begins_[following]) following++;
-    if (fetches && following + 1 < begins_.size()) context.fetch(layers.gate_up[following]);
-    each_rows(team, count, hidden, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; i++) {
-        const float weight = rows.weights[own[i]];
-        float* to = sum + own[i] / rows.k * hidden;
-        for (std::int64_t j = 0; j < hidden; j++) to[j] += weight * result[i * hidden + j];
-      }
-    });
-  }
-  if (dtype == DType::f32) {
-    std::memcpy(out, sum, static_cast<std::size_t>(rows.tokens * hidden) * 4);
+  if (rows.tokens * rows.k > 0) {
+    Round(*this, context, dtype, layers, rows).run(out);
   } else {
-    std::uint16_t* to = static_cast<std::uint16_t*>(out);
-    for (std::int64_t i = 0; i < rows.tokens * hidden; i++) to[i] = narrowed(sum[i]);
+    std::memset(out, 0, static_cast<std::size_t>(rows.tokens * layers.hidden() * (dtype == DType::f32 ? 4 : 2)));
   }
 }
 

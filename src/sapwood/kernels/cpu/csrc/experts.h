@@ -1,4 +1,4 @@
-// A mixture of experts: which experts compute a token, and their feed-forward layers.
+// The feed-forward layers of a mixture of experts.
 #pragma once
 
 #include <cstdint>
@@ -7,23 +7,6 @@
 #include "context.h"
 
 namespace sapwood {
-
-enum class Scores : int { softmax = 0, sigmoid = 1, sparsemixer = 2 };
-
-// A rule; kernels/routing.py says what its numbers mean.
-struct Routing {
-  Scores scores;
-  std::int64_t chosen, groups, groups_chosen, group_best;
-  bool renormalise;
-  float least_sum, scale, jitter;
-};
-
-// logits [tokens, experts], bias [experts] or null -> weights and ids [tokens, routing.chosen].
-void route(const Routing& routing, const float* logits, const float* bias, std::int64_t tokens, std::int64_t experts,
-           float* weights, std::int64_t* ids);
-
-// x[row] *= 1 / (1 + e^-gate[row]), for x [rows, width] and gate [rows], both of `dtype`.
-void gate_rows(DType dtype, void* x, const void* gate, std::int64_t rows, std::int64_t width);
 
 // The layers of all experts, in any format; gate_up[e] makes the gate's outputs first.
 struct ExpertLayers {
@@ -44,15 +27,27 @@ struct ExpertRows {
 };
 
 // out [tokens, hidden] of `dtype`: of each token the sum over its experts of weight * down(activation(gate) * up),
-// in fp32 and in the order of the experts. Rows are sorted by expert: each expert that was chosen reads its weights
-// once, for all its rows, with the products of a linear layer. Keeps its buffers between calls.
+// in fp32 and in the order of the experts. Keeps its buffers between calls.
+//
+// A pair is a token and one of its experts; pairs are sorted by expert. There are two rounds of tasks, each of which
+// multiplies some pairs of one expert with some of its outputs, by one thread alone. So each expert that was chosen
+// is read once per round, and the threads meet twice. The second round begins with activation(gate) * up:
+//   few pairs   a task makes outputs of down for its pairs; what is then added up stays in the cache
+//   many pairs  a task makes some outputs for all pairs, expert by expert, and adds them up itself: results of all
+//               pairs would go to memory and back
 class Mixture {
  public:
   // The context's mutex is held by the caller.
   void run(Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows, void* out);
 
  private:
-  Buffer gathered_, gates_, activated_, result_, sum_;
+  class Round;
+  struct Worker {
+    Buffer rows, gates, results, scratch, wide;
+  };
+
+  std::vector<Worker> workers_;
+  Buffer activated_, results_, sums_;
   std::vector<std::int64_t> begins_, order_;
 };
 

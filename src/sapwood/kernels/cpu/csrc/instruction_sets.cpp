@@ -220,6 +220,7 @@ Ops with_bf16(Ops table) {
   table.layer_norm = neon_bf16::layer_norm;
   table.activate = neon_bf16::activate;
   table.activate_and_mul = neon_bf16::activate_and_mul;
+  table.xielu = neon_bf16::xielu;
   table.argmax = neon_bf16::argmax;
   table.sampling_weights = neon_bf16::sampling_weights;
   table.widen = neon_bf16::widen;

@@ -467,7 +467,7 @@ void multiply_many(const LinearArgs& a) {
   const int threads = worth_threads(a.team.threads, a.n * a.k * ((a.m + 7) / 8), kElementsPerThread);
   multiply_many(rows, threads, DensePanels{static_cast<const std::uint32_t*>(a.weight), a.k / 2},
                 [&](std::int64_t row, std::int64_t column, const float* sums, std::int64_t n) {
-                  write_row(sums, n, nullptr, a.bias, a.wide, a.out, a.n, row, column);
+                  write_row(sums, n, nullptr, a.bias, a.wide, a.out, a.out_stride, row, column);
                 });
 }
 #endif

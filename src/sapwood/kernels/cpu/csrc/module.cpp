@@ -61,6 +61,10 @@ void activate(const Context& c, int dtype, int activation, Address x, Address ou
   c.ops().activate(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), n, c.team());
 }
 
+void xielu(const Context& c, int dtype, Address x, Address out, I64 n, float above, float below) {
+  c.ops().xielu(static_cast<DType>(dtype), in(x), to(out), n, above, below, c.team());
+}
+
 void activate_and_mul(const Context& c, int dtype, int activation, Address x, Address out, I64 rows, I64 inner) {
   c.ops().activate_and_mul(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), rows,
                            inner, c.team());
@@ -175,7 +179,7 @@ void pack_weight(int kind, Address weight, Address out, I64 n, I64 k) {
 void linear(Context& c, int dtype, Address x, I64 x_stride, int kind, Address weight, Address bias,
             Address out, I64 m, I64 n, I64 k, bool wide) {
   const std::lock_guard<std::mutex> lock(c.mutex);
-  c.linear({in(x), x_stride, static_cast<WeightKind>(kind), in(weight), in(bias), to(out), m, n, k, nullptr, {}, wide},
+  c.products().dense({in(x), x_stride, static_cast<WeightKind>(kind), in(weight), in(bias), to(out), m, n, k, nullptr, {}, wide},
            static_cast<DType>(dtype));
 }
 
@@ -283,7 +287,7 @@ Routing routing_of(const RoutingTuple& routing) {
 void route_tokens(const RoutingTuple& routing, Address logits, Address bias, I64 tokens, I64 experts, Address weights,
                   Address ids) {
   route(routing_of(routing), static_cast<const float*>(in(logits)), static_cast<const float*>(in(bias)), tokens,
-        experts, static_cast<float*>(to(weights)), static_cast<I64*>(to(ids)));
+        experts, static_cast<float*>(to(weights)), static_cast<I64*>(to(ids)), {1, nullptr, nullptr});
 }
 
 void make_experts(ExpertLayers* self, const std::vector<const LinearWeight*>& gate_up,
@@ -384,6 +388,30 @@ void bind_step(nb::module_& m) {
               const ExpertLayers& layers, Place out) {
              step.add(MixOp{x, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers, out});
            })
+      .def("add_positions",
+           [](RecordedStep& step, Place residual, Address table, I64 first, I64 num_positions, I64 width) {
+             step.add(AddPositionsOp{residual, in(table), first, num_positions, width});
+           })
+      .def("norm_columns",
+           [](RecordedStep& step, Place residual, const std::tuple<I64, I64, I64, I64>& columns, bool centered,
+              Address weight, Address bias, float eps) {
+             const auto& [width, first, size, count] = columns;
+             step.add(NormColumnsOp{residual, width, first, size, count, centered, in(weight), in(bias), eps});
+           })
+      .def("scale_columns",
+           [](RecordedStep& step, Place residual, I64 width, I64 first, I64 size, Address factors, Address shifts) {
+             step.add(ScaleColumnsOp{residual, width, first, size, in(factors), in(shifts)});
+           })
+      .def("scale_by_position",
+           [](RecordedStep& step, Place residual, I64 width, Address factors, I64 num_positions) {
+             step.add(ScaleByPositionOp{residual, width, static_cast<const float*>(in(factors)), num_positions});
+           })
+      .def("clip",
+           [](RecordedStep& step, Place residual, I64 width, float limit) { step.add(ClipOp{residual, width, limit}); })
+      .def("xielu",
+           [](RecordedStep& step, Place x, float above, float below, I64 width, Place out) {
+             step.add(XieluOp{x, above, below, width, out});
+           })
       .def("select_rows",
            [](RecordedStep& step, Place x, I64 width, Place out) { step.add(SelectRowsOp{x, width, out}); })
       .def("logits",
@@ -431,6 +459,7 @@ NB_MODULE(_native, m) {
   m.def("layer_norm", &layer_norm, Unlocked());
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
+  m.def("xielu", &xielu, Unlocked());
   m.attr("MAX_CONV_LENGTH") = kMaxConvLength;
   m.def("causal_conv", &causal_conv, Unlocked());
   m.def("argmax", &argmax, Unlocked());

@@ -242,6 +242,12 @@ struct Ops {
   // x [rows, 2 * inner] -> out [rows, inner]: activation(first half) * second half
   void (*activate_and_mul)(DType, Activation, const void* x, void* out, std::int64_t rows, std::int64_t inner,
                            const Team& team);
+  // x [n] -> out [n]: above x² + x / 2 where x is more than 0, else below (e^x - 1 - x) + x / 2
+  void (*xielu)(DType, const void* x, void* out, std::int64_t n, float above, float below, const Team& team);
+  // sum[i] += factor * x[i]
+  void (*add_scaled)(const float* x, float factor, float* sum, std::int64_t n);
+  // n numbers of fp32 -> bf16
+  void (*narrow)(const float* from, void* to, std::int64_t n);
   // out[row]: the first of the row's largest; NaN is never it, unless all are NaN (then 0).
   void (*argmax)(DType, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
                  const Team& team);

@@ -300,6 +300,20 @@ void widen(WeightKind kind, const void* from, float* to, std::int64_t n) {
   }
 }
 
+void add_scaled(const float* x, float factor, float* sum, std::int64_t n) {
+  const VF by = splat(factor);
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) store(sum + i, load(x + i) * by + load(sum + i));
+  for (; i < n; i++) sum[i] = (splat(x[i]) * by + splat(sum[i]))[0];
+}
+
+void narrow(const float* from, void* to, std::int64_t n) {
+  bf16* out = static_cast<bf16*>(to);
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) store(out + i, load(from + i));
+  for (; i < n; i++) put(out + i, from[i]);
+}
+
 void rms_norm(DType dtype, const void* x, void* residual, const void* weight, void* out,
               std::int64_t rows, std::int64_t hidden, float eps, const Team& team) {
   if (dtype == DType::f32) {

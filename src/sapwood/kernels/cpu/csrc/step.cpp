@@ -6,11 +6,13 @@
 #include <utility>
 
 #include "narrow.h"
+#include "tasks.h"
 
 namespace sapwood {
 namespace {
 
 constexpr std::int64_t kRowsToFetchAhead = 8;  // with more, the small ops keep all threads busy
+constexpr std::int64_t kElementsPerPart = 8192;  // of rows that are changed in place
 
 // to[i] = f(to[i], i-th number of `from`) in fp32, for n numbers.
 template <typename F>
@@ -42,6 +44,12 @@ void RecordedStep::add(const StepOp& op) {
     const std::int64_t places = rotate->cache.num_pages * rotate->cache.page_size;
     count_group(rotate->group);
     cache_places_[rotate->group] = std::min(cache_places_[rotate->group], places);
+  }
+  if (const AddPositionsOp* positions = std::get_if<AddPositionsOp>(&op)) {
+    max_positions_ = std::min(max_positions_, positions->num_positions);
+  }
+  if (const ScaleByPositionOp* scaled = std::get_if<ScaleByPositionOp>(&op)) {
+    max_positions_ = std::min(max_positions_, scaled->num_positions);
   }
   if (const ConvolveOp* convolve = std::get_if<ConvolveOp>(&op)) {
     count_group(convolve->group);
@@ -212,9 +220,54 @@ class RecordedStep::Runner {
     float* weights = logits + 2 * rows * k;
     logits = weights + rows * k;
     context_.linear_fp32(op.router, dtype_, at(op.x), op.router.k, rows, logits);
-    route(op.routing, logits, op.bias, rows, experts, weights, ids);
+    route(op.routing, logits, op.bias, rows, experts, weights, ids, context_.team());
     mixture_.run(context_, dtype_, *op.layers, {at(op.x), rows, k, ids, weights}, at(op.out));
     if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
+  }
+
+  void operator()(const AddPositionsOp& op) const {
+    const std::size_t bytes = static_cast<std::size_t>(op.width * element_);
+    each_row(op.residual, op.width, [&](std::int64_t row, std::byte* x) {
+      const std::size_t from = static_cast<std::size_t>(op.first + inputs_.positions[row]);
+      change(dtype_, x, static_cast<const std::byte*>(op.table) + from * bytes, op.width,
+             [](float sum, float more) { return sum + more; });
+    });
+  }
+
+  void operator()(const NormColumnsOp& op) const {
+    const Ops& ops = context_.ops();
+    const Team alone{1, nullptr, nullptr};
+    each_row(op.residual, op.width, [&](std::int64_t, std::byte* row) {
+      std::byte* x = row + op.first * element_;
+      if (op.centered) return ops.layer_norm(dtype_, x, op.weight, op.bias, x, op.count, op.size, op.eps, alone);
+      ops.rms_norm(dtype_, x, nullptr, op.weight, x, op.count, op.size, op.eps, alone);
+    });
+  }
+
+  void operator()(const ScaleColumnsOp& op) const {
+    each_row(op.residual, op.width, [&](std::int64_t, std::byte* row) {
+      std::byte* x = row + op.first * element_;
+      change(dtype_, x, op.factors, op.size, [](float value, float factor) { return value * factor; });
+      if (op.shifts == nullptr) return;
+      change(dtype_, x, op.shifts, op.size, [](float value, float shift) { return value + shift; });
+    });
+  }
+
+  void operator()(const ScaleByPositionOp& op) const {
+    each_row(op.residual, op.width, [&](std::int64_t row, std::byte* x) {
+      const float factor = op.factors[inputs_.positions[row]];
+      change(dtype_, x, x, op.width, [=](float value, float) { return value * factor; });
+    });
+  }
+
+  void operator()(const ClipOp& op) const {
+    const float limit = dtype_ == DType::f32 ? op.limit : widened(narrowed(op.limit));
+    const auto clipped = [=](float x, float) { return x > limit ? limit : x < -limit ? -limit : x; };
+    each_row(op.residual, op.width, [&](std::int64_t, std::byte* x) { change(dtype_, x, x, op.width, clipped); });
+  }
+
+  void operator()(const XieluOp& op) const {
+    context_.ops().xielu(dtype_, at(op.x), at(op.out), rows * op.width, op.above, op.below, context_.team());
   }
 
   void operator()(const SelectRowsOp& op) const {
@@ -234,6 +287,16 @@ class RecordedStep::Runner {
 
   void add(std::byte* sum, const std::byte* x, std::int64_t width) const {
     change(dtype_, sum, x, rows * width, [](float total, float more) { return total + more; });
+  }
+
+  // Calls change_row(row, its numbers) for all rows of a place.
+  template <class ChangeRow>
+  void each_row(Place place, std::int64_t width, const ChangeRow& change_row) const {
+    std::byte* all = at(place);
+    const std::int64_t grain = std::max<std::int64_t>(1, kElementsPerPart / width);
+    run_parts(context_.team(), rows, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; row++) change_row(row, all + row * width * element_);
+    });
   }
 
   void scale(Place place, std::int64_t width, float factor) const {

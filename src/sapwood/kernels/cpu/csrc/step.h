@@ -10,6 +10,7 @@
 #include "attention_plan.h"
 #include "context.h"
 #include "experts.h"
+#include "routing.h"
 
 namespace sapwood {
 
@@ -124,6 +125,51 @@ struct MixOp {
   Place out;
 };
 
+// residual += the rows of `table` at the tokens' positions, from row `first` on
+struct AddPositionsOp {
+  Place residual;
+  const void* table;  // of the step's dtype
+  std::int64_t first, num_positions, width;
+};
+
+// Norms of `count` pieces of a row, each `size` columns, from column `first` on, in place.
+struct NormColumnsOp {
+  Place residual;
+  std::int64_t width, first, size, count;
+  bool centered;
+  const void* weight;  // [size], or of a LayerNorm null
+  const void* bias;    // [size], or null
+  float eps;
+};
+
+// Columns [first, first + size) times factors, and then plus shifts if there are any.
+struct ScaleColumnsOp {
+  Place residual;
+  std::int64_t width, first, size;
+  const void* factors;
+  const void* shifts;
+};
+
+struct ScaleByPositionOp {
+  Place residual;
+  std::int64_t width;
+  const float* factors;
+  std::int64_t num_positions;
+};
+
+struct ClipOp {
+  Place residual;
+  std::int64_t width;
+  float limit;
+};
+
+struct XieluOp {
+  Place x;
+  float above, below;
+  std::int64_t width;
+  Place out;
+};
+
 struct SelectRowsOp {
   Place x;
   std::int64_t width;
@@ -136,7 +182,8 @@ struct LogitsOp {
 };
 
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
-                            ScaleOp, GateRowsOp, MixOp, SelectRowsOp, LogitsOp>;
+                            ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
+                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp>;
 
 class RecordedStep {
  public:

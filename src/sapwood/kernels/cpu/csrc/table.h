@@ -12,6 +12,9 @@ void layer_norm(DType dtype, const void* x, const void* weight, const void* bias
 void activate(DType dtype, Activation activation, const void* x, void* out, std::int64_t n, const Team& team);
 void activate_and_mul(DType dtype, Activation activation, const void* x, void* out, std::int64_t rows,
                       std::int64_t inner, const Team& team);
+void xielu(DType dtype, const void* x, void* out, std::int64_t n, float above, float below, const Team& team);
+void add_scaled(const float* x, float factor, float* sum, std::int64_t n);
+void narrow(const float* from, void* to, std::int64_t n);
 void argmax(DType dtype, const void* x, std::int64_t rows, std::int64_t columns, std::int64_t* out,
             const Team& team);
 void mask_logits(DType dtype, void* x, std::int64_t stride, std::int64_t columns,

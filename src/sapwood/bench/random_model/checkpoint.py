@@ -1,0 +1,76 @@
+"""A transformers checkpoint with random weights.
+
+Layers are Qwen3's, with a mixture of experts where the shape has experts: llama.cpp and
+transformers have both as well."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sapwood.base.errors import ConfigError
+from sapwood.bench.ops.options import Shape
+from sapwood.bench.peers.conversion import TOKENIZER_FILES
+
+CONTEXT_LENGTH = 8192
+
+
+def write_checkpoint(
+    shape: Shape, num_layers: int, directory: Path, *, tokenizer: Path, dtype: str, seed: int
+) -> int:
+    """Write config.json, the weights and the tokenizer; returns the number of weights.
+
+    tokenizer  directory with the tokenizer's files
+    Raises     ConfigError if the directory exists, or the tokenizer has more tokens than the shape
+    """
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if directory.exists():
+        raise ConfigError(f"{directory} exists already; remove it, or name another directory")
+    num_tokens = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size()
+    if num_tokens > shape.vocab:
+        raise ConfigError(
+            f"the tokenizer has {num_tokens} tokens but the shape only {shape.vocab}; "
+            "choose another --tokenizer or --shape"
+        )
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(**config_of(shape, num_layers))
+    make: Any = AutoModelForCausalLM.from_config
+    model = make(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(directory)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, directory / name)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def config_of(shape: Shape, num_layers: int) -> dict[str, Any]:
+    """The model's config.json. Input and output embeddings are one tensor."""
+    config = {
+        "model_type": "qwen3",
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    if shape.num_experts:
+        config |= {
+            "model_type": "qwen3_moe",
+            "num_experts": shape.num_experts,
+            "num_experts_per_tok": shape.num_chosen,
+            "moe_intermediate_size": shape.inner,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+    return config

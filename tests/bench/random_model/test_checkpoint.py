@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM
+
+from sapwood.base.errors import ConfigError
+from sapwood.bench.ops.options import Shape
+from sapwood.bench.random_model.checkpoint import write_checkpoint
+
+DENSE = Shape(hidden=32, inner=48, num_heads=4, num_kv_heads=2, head_dim=8, vocab=64)
+MIXTURE = Shape(
+    hidden=32, inner=16, num_heads=4, num_kv_heads=2, head_dim=8, vocab=64, num_experts=6,
+    num_chosen=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    vocab = {"<end>": 0} | {chr(97 + index): 1 + index for index in range(20)} | {"ab": 21}
+    made = Tokenizer(BPE(vocab, [("a", "b")]))
+    made.add_special_tokens(["<end>"])
+    made.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def write(shape: Shape, directory: Path, tokenizer: Path, **changes: object) -> int:
+    given = {"tokenizer": tokenizer, "dtype": "bfloat16", "seed": 3, **changes}
+    return write_checkpoint(shape, 2, directory, **given)
+
+
+@pytest.mark.parametrize("shape", [DENSE, MIXTURE])
+def test_transformers_reads_it(shape: Shape, tmp_path: Path, tokenizer: Path) -> None:
+    num_weights = write(shape, tmp_path / "model", tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert sum(weight.numel() for weight in model.parameters()) == num_weights
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config.get("num_local_experts", 0) == shape.num_experts
+    assert Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json")).encode("ab").ids == [21]
+
+
+def test_the_seed_decides_the_weights(tmp_path: Path, tokenizer: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write(DENSE, tmp_path / name, tokenizer, seed=seed)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(ConfigError, match="exists already"):
+        write(DENSE, tokenizer, tokenizer)
+    small = Shape(hidden=32, inner=48, num_heads=4, num_kv_heads=2, head_dim=8, vocab=20)
+    with pytest.raises(ConfigError, match="22 tokens but the shape only 20"):
+        write(small, tmp_path / "model", tokenizer)
