@@ -76,6 +76,7 @@ class RequestState:
         self._num_scored = 0
         self._key = token_key(request.prompt_ids)
         self._page_hashes: list[int] | None = None
+        self._hashed_namespace = ""
 
     @property
     def namespace(self) -> str:
@@ -107,7 +108,6 @@ class RequestState:
         self.row = row
         self.num_runs += 1
         self._runs_as_short = self._is_short
-        self._page_hashes = None
 
     @property
     def shares_prefixes(self) -> bool:
@@ -269,9 +269,11 @@ class RequestState:
 
     def page_hashes(self, page_size: int) -> list[int]:
         """Hashes: entry i identifies the prompt's first i + 1 whole pages, and the namespace."""
-        if self._page_hashes is None:
+        namespace = self.namespace
+        if self._page_hashes is None or self._hashed_namespace != namespace:
             size = page_size * TOKEN_BYTES
-            state = hash(self.namespace)
+            state = hash(namespace)
+            self._hashed_namespace = namespace
             self._page_hashes = []
             for start in range(0, len(self._key) - size + 1, size):
                 state = hash((state, self._key[start : start + size]))

@@ -345,14 +345,11 @@ class Scheduler:
             return failed(wrong)
         if (
             len(self._waiting) >= self._max_queued
-            and not self._can_run_at_once()
+            and len(self._waiting) >= len(self._free_rows)  # else it runs at once
             and not self._displace(self._precedence.rank(request.options.priority))
         ):
             return queue_is_full("The request queue is full.")
         return None
-
-    def _can_run_at_once(self) -> bool:
-        return len(self._waiting) < len(self._free_rows)
 
     def _displace(self, rank: int) -> bool:
         """Make room in the queue for a new request of that rank, by ending the least urgent waiting
@@ -417,8 +414,7 @@ class Scheduler:
 
         A request is only admitted with budget left over, so every decode fits into the budget.
         """
-        order = sorted(self._running, key=lambda state: state.num_missing_tokens > 1)
-        for state in order:
+        for state in sorted(self._running, key=lambda state: state.num_missing_tokens > 1):
             if budget == 0:
                 break
             if state.phase is not Phase.RUNNING or state.is_exhausted:
