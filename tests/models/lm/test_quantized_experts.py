@@ -150,6 +150,24 @@ def test_a_router_that_a_tool_quantised_is_dequantised(name: str, tmp_path: Path
     assert error_of(logits(files, TorchKernels()), expected) <= EXACT
 
 
+def test_gptq_with_rules_for_some_layers(tmp_path: Path) -> None:
+    """Down projections in 8 bits, routers and one expert as they were."""
+    peer, few = peer_of("qwen3_moe"), CASES["gptq 4, groups of 32"]
+    many = CASES["gptq 8, groups of 32, zero points"]
+    rules = {"-:.*gate$": {}, r"-:.*experts\.3\.": {}, "+:.*down_proj": {"bits": 8}}
+
+    def make(module: str) -> Maker:
+        if module.endswith("gate") or ".experts.3." in module:
+            return left_as_it_is
+        return many.make if module.endswith("down_proj") else few.make
+
+    stored, exact = quantised(peer.weights, make)
+    config = {**peer.hf_config, "quantization_config": {**few.config, "dynamic": rules}}
+    files = write_files(tmp_path / "quantised", config, stored)
+    expected = exact_logits(tmp_path, peer, exact)
+    assert error_of(logits(files, TorchKernels()), expected) <= EXACT
+
+
 @pytest.mark.parametrize("name", ["w4a16", "awq, groups of 32", "fp8 blocks", "nf4"])
 def test_experts_that_a_tool_left_out(name: str, tmp_path: Path) -> None:
     """Experts in one tensor are no layers that a tool finds; it need not list what it passed by."""

@@ -141,6 +141,12 @@ def test_an_act_order_that_does_not_fit_the_groups_is_refused() -> None:
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version 'gemv'.*use.*'gemm'"),
         ({"quant_method": "gptq", "bits": 3}, "GPTQ checkpoint has bits 3; supported: 4, 8"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 12}, "group_size 12"),
+        (
+            {"quant_method": "gptq", "bits": 4, "dynamic": {"-:(": {}}},
+            "'-:\\(' in dynamic, which is no",
+        ),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"x": {"bits": 2}}}, "has bits 2"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"x": 8}}, "has 8 for 'x' in dynamic"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "'marlin'"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "are e5m2; only E4M3"),
         ({"quant_method": "fp8", "weight_block_size": [128, 100]}, r"blocks of \[128, 100\]"),
