@@ -31,7 +31,7 @@ from tests.models.lm.harness import (
     make_decoder,
     make_kv_caches,
 )
-from tests.models.lm.peer import Peer, make_peer, random_text
+from tests.models.lm.peer import SIZES, Peer, make_peer, random_text
 from tests.models.lm.test_architectures import native_or_skip
 from tests.tiers import sweep
 
@@ -61,6 +61,21 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         LATENT | {"v_head_dim": 24, "q_lora_rank": None},
     ),
 }
+SMALL = {
+    "num_key_value_heads": 6,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "moe_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    "num_experts_per_tok": 2,
+    **{name: size for name, size in LATENT.items() if name != "num_key_value_heads"},
+}
+LARGEST = 30_000_000
+"""Parameters of a class whose own sizes are tried beside SMALL."""
 NATIVE = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 """Sizes of heads that the C++ kernels have."""
 
@@ -195,3 +210,37 @@ def test_random_weights(saved: Saved) -> None:
     first, second = (Session(load(directory, is_random=True)).step({"a": text}) for _ in range(2))
     assert torch.equal(first["a"], second["a"])
     assert first["a"].std() > 0
+
+
+@pytest.mark.long
+def test_no_class_of_transformers_gives_wrong_logits(tmp_path: Path) -> None:
+    """Each of its language models is refused, or equal. Those are left out that transformers
+    itself does not build, or does not compute, with these sizes."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    equal, wrong = [], []
+    for model_type, named in KNOWN.items():
+        architecture = named if isinstance(named, str) else named[0]
+        directory = tmp_path / model_type
+        directory.mkdir()
+        try:
+            config = AutoConfig.for_model(model_type, **SIZES | SMALL).to_dict()
+            config |= {"architectures": [architecture]}
+            (directory / "config.json").write_text(json.dumps(config, default=str))
+            if facts_of(directory).num_parameters > LARGEST:
+                continue
+            peer = make_peer(model_type, architecture, **SMALL)
+            peer.logits([1, 2, 3])
+            peer.model.save_pretrained(directory)
+            found = load(directory)
+        except Exception:  # noqa: BLE001 - whatever a class says of these sizes, or a refusal
+            continue
+        try:
+            for check in ("at once", "chunks of 7", "prefix hit", "beside others"):
+                CHECKS[check](Session(found), peer)
+            equal.append(architecture)
+        except AssertionError as error:
+            wrong.append(f"{architecture}: {error}")
+    assert not wrong
+    assert len(equal) > 60
