@@ -361,45 +361,40 @@ def _codes(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
 
 @check("experts")
 def _experts(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
-    shapes = _expert_shapes(case)
-    drawn = [[case.randn(*shape) for _ in range(NUM_EXPERTS)] for shape in shapes]
-    mine, its = (
-        ops.pack_experts(
-            *(
-                [ops.pack_linear(one * one.shape[1] ** -0.5, None) for one in side]
-                for side in drawn
-            ),
-            Activation.SILU,
-        )
-        for ops in (kernels, reference)
-    )
-    yield from _choose_experts(case, kernels, reference, mine, its)
+    drawn = [
+        [case.randn(*shape) * shape[1] ** -0.5 for _ in range(NUM_EXPERTS)]
+        for shape in _expert_shapes(case)
+    ]
+
+    def packed(ops: Kernels) -> PackedExperts:
+        gate_up, down = ([ops.pack_linear(one, None) for one in side] for side in drawn)
+        return ops.pack_experts(gate_up, down, Activation.SILU)
+
+    yield from _choose_experts(case, kernels, reference, packed)
 
 
 @check("experts of codes", limit=QUANTIZED_LIMIT)
 def _coded_experts(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
-    """Of 4 and 8 bits, whose activations are not rounded."""
+    """Of 8 bits, whose activations are not rounded."""
     if case.dtype == torch.float16:
         return
     for codes in ("int8", "e4m3"):
         parts = [
             [
-                quantize_codes(torch.randn(shape, generator=case.generator), codes)
+                quantize_codes(torch.randn(shape, generator=case.generator), codes).to(case.device)
                 for _ in range(NUM_EXPERTS)
             ]
             for shape in _expert_shapes(case)
         ]
-        mine, its = (
-            ops.pack_experts(
-                *(
-                    [ops.pack_quantized_linear([p.to(case.device)], None, case.dtype) for p in side]
-                    for side in parts
-                ),
-                Activation.SILU,
+
+        def packed(ops: Kernels, parts: list[list[CodedWeight]] = parts) -> PackedExperts:
+            gate_up, down = (
+                [ops.pack_quantized_linear([part], None, case.dtype) for part in side]
+                for side in parts
             )
-            for ops in (kernels, reference)
-        )
-        yield from _choose_experts(case, kernels, reference, mine, its)
+            return ops.pack_experts(gate_up, down, Activation.SILU)
+
+        yield from _choose_experts(case, kernels, reference, packed)
 
 
 NUM_EXPERTS = 8
@@ -410,9 +405,10 @@ def _expert_shapes(case: Case) -> list[tuple[int, int]]:
 
 
 def _choose_experts(
-    case: Case, kernels: Kernels, reference: Kernels, mine: PackedExperts, its: PackedExperts
+    case: Case, kernels: Kernels, reference: Kernels, packed: Callable[[Kernels], PackedExperts]
 ) -> Iterator[Pair]:
     """A token, and more of them than there are experts, routed alike for both."""
+    mine, its = packed(kernels), packed(reference)
     rule = Routing(num_chosen=2, renormalise=True)
     for rows in (1, 50):
         logits = case.randn(rows, NUM_EXPERTS, dtype=torch.float32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
@@ -222,7 +223,7 @@ class ExpertSide:
             [getattr(one, name) if isinstance(one, GroupedWeight) else None for one in weights]
             for name in _FIELDS
         ]
-        columns = [numbers, *of_fields, list(biases)]
+        columns: list[Sequence[Tensor | None]] = [numbers, *of_fields, biases]
         self._distances = torch.stack([_distances(column) for column in columns], dim=1)
         self._distances = self._distances.to(numbers[0].device)
         self._weight = first
@@ -343,10 +344,10 @@ def _of_one_dtype(weights: Sequence[GroupedWeight]) -> list[GroupedWeight]:
     for name in _FIELDS:
         tensors = [getattr(one, name) for one in changed]
         if len({tensor.dtype for tensor in tensors if tensor is not None}) > 1:
-            changed = [
-                replace(one, **{name: None if tensor is None else tensor.float()})
-                for one, tensor in zip(changed, tensors, strict=True)
+            wide: list[dict[str, Any]] = [
+                {name: None if tensor is None else tensor.float()} for tensor in tensors
             ]
+            changed = [replace(one, **new) for one, new in zip(changed, wide, strict=True)]
     return changed
 
 
