@@ -116,6 +116,8 @@ def test_what_is_wrong_is_found() -> None:
         "attention of prompts",
         "attention of a mixed step",
         "8-bit KV cache",
+        "experts",  # by their activation
+        "experts of codes",
         "argmax",
         "mask_logits",
         "sample",

@@ -104,6 +104,26 @@ def call_every_op() -> None:
     for group in (256, 128):
         fp8 = replace(random_codes("e4m3", (256, 256, group)), rounds_inputs=True)
         kernels.pack_quantized_linear([fp8], None, bf16)(x[:, :256])
+    call_experts(kernels)
+
+
+def call_experts(kernels: TritonKernels) -> None:
+    """Of few tokens and of many; dense, GGUF's blocks, codes with shifts, int8, FP8 in blocks."""
+    bf16, layers = torch.bfloat16, []
+    for shape in ((512, 256), (256, 256)):
+        bias = torch.zeros(shape[0], dtype=bf16)
+        fp8 = replace(random_codes("e4m3", (*shape, 128)), rounds_inputs=True)
+        parts = [random_weight("q4_1", *shape), random_codes("int4", (*shape, 64), shifts=True)]
+        parts += [random_weight("int8", *shape), fp8]
+        dense = [kernels.pack_linear(torch.zeros(shape, dtype=bf16), bias)] * 4
+        layers.append(
+            [dense, *([kernels.pack_quantized_linear([one], bias, bf16)] * 4 for one in parts)]
+        )
+    for gate_up, down in zip(*layers, strict=True):
+        experts = kernels.pack_experts(gate_up, down, Activation.SILU)
+        for num_tokens in (1, 100, 400):
+            chosen = torch.zeros(num_tokens, 2, dtype=torch.int64)
+            experts(torch.zeros(num_tokens, 256, dtype=bf16), chosen, chosen.float())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ KERNELS = {
     "_rms_norm", "_layer_norm", "_activate", "_activate_and_mul", "_embedding",
     "_qk_norm_rope_write_kv", "_largest_of_split", "_largest_of_splits", "_mask_logits",
     "_penalise", "_measure", "_list_bracket", "_choose", "_round", "_scaled_matmul",
-    "_grouped_matmul", "_outputs", "_new_states",
+    "_grouped_matmul", "_outputs", "_new_states", "_dense_experts", "_coded_experts",
 }  # fmt: skip
 SHARED_BYTES = 227 * 1024
 """What a block of threads may have on an H200."""

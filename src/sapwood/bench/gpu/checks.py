@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import CodedWeight, quantize_codes
-from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.interface import AttentionBatch, Kernels, PackedExperts, kv_cache_shape
 from sapwood.kernels.kv_cache import LARGEST_NUMBER, dequantize_pages
+from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 
 LIMITS = {torch.float32: 2e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -356,6 +357,67 @@ def _codes(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
         for rows in (1, 33):
             x = case.randn(rows, case.hidden_size)
             yield mine(x), its(x)
+
+
+@check("experts")
+def _experts(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    drawn = [
+        [case.randn(*shape) * shape[1] ** -0.5 for _ in range(NUM_EXPERTS)]
+        for shape in _expert_shapes(case)
+    ]
+
+    def packed(ops: Kernels) -> PackedExperts:
+        gate_up, down = ([ops.pack_linear(one, None) for one in side] for side in drawn)
+        return ops.pack_experts(gate_up, down, Activation.SILU)
+
+    yield from _choose_experts(case, kernels, reference, packed)
+
+
+@check("experts of codes", limit=QUANTIZED_LIMIT)
+def _coded_experts(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    """Of 8 bits, whose activations are not rounded."""
+    if case.dtype == torch.float16:
+        return
+    for codes in ("int8", "e4m3"):
+        parts = [
+            [
+                quantize_codes(torch.randn(shape, generator=case.generator), codes).to(case.device)
+                for _ in range(NUM_EXPERTS)
+            ]
+            for shape in _expert_shapes(case)
+        ]
+
+        def packed(ops: Kernels, parts: list[list[CodedWeight]] = parts) -> PackedExperts:
+            gate_up, down = (
+                [ops.pack_quantized_linear([part], None, case.dtype) for part in side]
+                for side in parts
+            )
+            return ops.pack_experts(gate_up, down, Activation.SILU)
+
+        yield from _choose_experts(case, kernels, reference, packed)
+
+
+NUM_EXPERTS = 8
+
+
+def _expert_shapes(case: Case) -> list[tuple[int, int]]:
+    return [(2 * case.hidden_size, case.hidden_size), (case.hidden_size, case.hidden_size)]
+
+
+def _choose_experts(
+    case: Case, kernels: Kernels, reference: Kernels, packed: Callable[[Kernels], PackedExperts]
+) -> Iterator[Pair]:
+    """A token, and more of them than there are experts, routed alike for both."""
+    mine, its = packed(kernels), packed(reference)
+    rule = Routing(num_chosen=2, renormalise=True)
+    for rows in (1, 50):
+        logits = case.randn(rows, NUM_EXPERTS, dtype=torch.float32)
+        weights, chosen = reference.route(logits, None, rule)
+        routed = kernels.route(logits, None, rule)
+        yield routed[0], weights
+        yield routed[1], chosen
+        x = case.randn(rows, case.hidden_size)
+        yield mine(x, chosen, weights), its(x, chosen, weights)
 
 
 @check("argmax")

@@ -54,6 +54,11 @@ class _Multiply(Protocol):
         """Fill out [T, num_out]."""
         ...
 
+    @property
+    def grouped(self) -> GroupedWeight | None:
+        """As QuantizedLinear.grouped."""
+        ...
+
 
 class QuantizedLinear:
     """Quantised weights whose outputs come one after another.
@@ -65,7 +70,7 @@ class QuantizedLinear:
 
     def __init__(self, parts: Sequence[_Multiply], bias: Tensor | None, num_in: int) -> None:
         self._parts = tuple(parts)
-        self._bias = bias
+        self.bias = bias
         self._num_in = num_in
         self._num_out = sum(part.num_out for part in parts)
 
@@ -86,9 +91,15 @@ class QuantizedLinear:
         first = 0
         for part in self._parts:
             columns = slice(first, first + part.num_out)
-            part(x, None if self._bias is None else self._bias[columns], out[:, columns])
+            part(x, None if self.bias is None else self.bias[columns], out[:, columns])
             first += part.num_out
         return out
+
+    @property
+    def grouped(self) -> GroupedWeight | None:
+        """The whole weight for a kernel that decodes it, in the same memory; None: there is no
+        such form."""
+        return self._parts[0].grouped if len(self._parts) == 1 else None
 
 
 class _Int8:
@@ -96,14 +107,23 @@ class _Int8:
 
     def __init__(self, weight: QuantizedWeight) -> None:
         assert weight.scales is not None, "int8 weights have scales"
-        self.num_out, num_in = weight.shape
-        filling = -num_in % INT8_GROUP_INPUTS
+        self.num_out, self._num_in = weight.shape
+        filling = -self._num_in % INT8_GROUP_INPUTS
         self._numbers = F.pad(weight.data, (0, filling)).contiguous()
         self._scales = weight.scales.unsqueeze(1).contiguous()
 
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
         rounded = round_activations(x, INT8_GROUP_INPUTS, torch.int8)
         scaled_matmul(rounded, self._numbers, self._scales, bias, out)
+
+    @property
+    def grouped(self) -> GroupedWeight:
+        return GroupedWeight(
+            values="int8",
+            shape=(self.num_out, self._num_in),
+            numbers=_in_blocks(self._numbers, INT8_GROUP_INPUTS),
+            out_scales=self._scales[:, 0],
+        )
 
 
 class _Grouped:
@@ -122,6 +142,10 @@ class _Grouped:
             x = x.index_select(1, self._order)
         grouped_matmul(x, self._weight, bias, out)
 
+    @property
+    def grouped(self) -> GroupedWeight | None:
+        return self._weight if self._order is None else None
+
 
 class _Fp8:
     """Products of E4M3 with x rounded to it: one scale per token, or per token and group."""
@@ -136,12 +160,32 @@ class _Fp8:
         rounded = round_activations(x, self._group, torch.float8_e4m3fn)
         scaled_matmul(rounded, self._weight, self._scales, bias, out)
 
+    @property
+    def grouped(self) -> GroupedWeight | None:
+        num_in = self._weight.shape[1]
+        if num_in % LEAST_GROUP:
+            return None
+        has_groups = self._scales.shape[1] > 1
+        return GroupedWeight(
+            values="e4m3",
+            shape=(self.num_out, num_in),
+            numbers=_in_blocks(self._weight, LEAST_GROUP),
+            group_inputs=self._group if has_groups else 0,
+            scales=self._scales.T.contiguous() if has_groups else None,
+            out_scales=None if has_groups else self._scales[:, 0],
+        )
+
     @staticmethod
     def takes(weight: CodedWeight) -> bool:
         num_in, group = weight.shape[1], weight.group_inputs
         is_plain = weight.shifts is None and weight.out_scales is None and weight.order is None
         fits = group >= num_in or (group % LEAST_GROUP == 0 and num_in % group == 0)
         return weight.codes == "e4m3" and weight.rounds_inputs and is_plain and fits
+
+
+def _in_blocks(numbers: Tensor, block: int) -> Tensor:
+    """Numbers of 8 bits [out, in] as [blocks, out, bytes], in the same memory."""
+    return numbers.view(torch.uint8).view(numbers.shape[0], -1, block).transpose(0, 1)
 
 
 def quantized_linear(parts: Sequence[LinearPart], bias: Tensor | None) -> PackedLinear:

@@ -28,12 +28,13 @@ from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
-from sapwood.kernels.torch_ops.experts import Experts, limited
+from sapwood.kernels.torch_ops.experts import limited
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
+from sapwood.kernels.triton.experts import pack_experts
 from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
 
@@ -41,8 +42,8 @@ paged_attention = PagedAttention()
 
 
 class TritonKernels:
-    """kernels/triton/factory.py says where they can serve. Dense products are cuBLAS's; the ops of
-    mixtures, convolutions and encoders are torch's."""
+    """kernels/triton/factory.py says where they can serve. Dense products are cuBLAS's; routing and
+    the ops of encoders are torch's."""
 
     name = "triton"
     multiplies_quantized = True
@@ -150,7 +151,7 @@ class TritonKernels:
         activation: Activation,
         limit: float | None = None,
     ) -> PackedExperts:
-        return Experts(
+        return pack_experts(
             gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
         )
 
