@@ -21,6 +21,7 @@ import click
 from sapwood.app.cli.suggestions import flag_hint
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
+from sapwood.schema.config.gateway import GatewayConfig
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.options import (
     ENV_PREFIX,
@@ -33,7 +34,12 @@ from sapwood.schema.config.options import (
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment
 
-SHARED_CONFIGS: tuple[type, ...] = (*COMPONENTS, ServerConfig, ObservabilityConfig)
+SHARED_CONFIGS: tuple[type, ...] = (
+    *COMPONENTS,
+    ServerConfig,
+    ObservabilityConfig,
+    GatewayConfig,
+)
 """Configs whose keys every --config file may have, so that all commands can share one file."""
 
 EPILOG = (
