@@ -124,7 +124,10 @@ class Answer:
     # Callbacks of httptools.
 
     def on_message_begin(self) -> None:
-        self.is_surplus = self.is_complete
+        if self.is_complete:
+            self.is_surplus = True
+            # Ends the parsing: these bytes must not become part of this answer, nor of the next.
+            raise ConnectionBroken("the worker sent more than was asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
