@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -119,9 +120,7 @@ def test_a_worker_that_was_down_has_an_empty_cache() -> None:
 @given(keys=st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=50, unique=True))
 def test_consistent_hashing_moves_only_the_keys_of_a_worker_that_goes(keys: list[str]) -> None:
     candidates = workers(0, 0, 0, 0)
-    before = {
-        key: ConsistentHashing(rng()).choose(candidates, Call(key=key)).id for key in keys
-    }
+    before = {key: ConsistentHashing(rng()).choose(candidates, Call(key=key)).id for key in keys}
     gone = candidates.pop(1)
     for key in keys:
         # Another gateway, which lists the workers in another order, chooses alike.
@@ -223,6 +222,6 @@ def test_bounds_ascend_and_share_the_bytes(lengths: list[int], num_buckets: int)
     assert found == sorted(found)
     if sum(lengths):
         edges = [-1, *found, 10_001]
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             inside = sum(length for length in lengths if low < length < high)
             assert inside <= sum(lengths) / num_buckets + 1
