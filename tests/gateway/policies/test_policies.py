@@ -74,7 +74,10 @@ def test_power_of_two_never_takes_the_most_loaded(loads: list[int]) -> None:
 def cache_aware(**options: float) -> CacheAware:
     balance = Balance(abs_threshold=options.pop("abs", 64), rel_threshold=1.5)
     return CacheAware(
-        threshold=options.pop("threshold", 0.3), balance=balance, max_tree_bytes=1 << 20
+        threshold=options.pop("threshold", 0.3),
+        balance=balance,
+        max_tree_bytes=1 << 20,
+        min_match_bytes=int(options.pop("min", 0)),
     )
 
 
@@ -96,6 +99,13 @@ def test_a_small_shared_part_does_not_bind() -> None:
     first = policy.choose(candidates, Call(text=b"system" + b"a" * 20))
     assert policy.choose(candidates, Call(text=b"system" + b"b" * 20)) is not first
     assert policy.choose(candidates, Call(text=b"system" + b"a" * 20 + b"c" * 9)) is first
+
+
+def test_the_json_around_short_messages_does_not_bind() -> None:
+    policy, candidates = cache_aware(min=128), workers(0, 0, 0, 0)
+    texts = (b'[{"role":"user","content":"%d"}]' % number for number in range(40))
+    counts = Counter(policy.choose(candidates, Call(text=text)).id for text in texts)
+    assert set(counts.values()) == {10}
 
 
 def test_load_counts_more_than_the_cache_when_workers_are_unbalanced() -> None:
