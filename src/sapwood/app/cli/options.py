@@ -112,6 +112,8 @@ class ConfigOption(click.Option):
         self.spec = spec
         self.component = component
         is_flag = spec.type is bool
+        # Where there is a flag_value, click takes the -1 of `--option -1` for another option.
+        bare = {} if spec.bare is None else {"flag_value": spec.bare}
         super().__init__(
             [spec.name, *flags_of(spec)],
             # None means "not given here": the environment and the file are asked next.
@@ -119,8 +121,8 @@ class ConfigOption(click.Option):
             type=bool if is_flag else SpecType(spec),
             metavar=None if is_flag else metavar_of(spec),
             is_flag=is_flag,
-            flag_value=spec.bare,
             help=spec.help,
+            **bare,
         )
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
