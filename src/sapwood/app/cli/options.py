@@ -113,7 +113,7 @@ class ConfigOption(click.Option):
         self.component = component
         is_flag = spec.type is bool
         # Where there is a flag_value, click takes the -1 of `--option -1` for another option.
-        bare = {} if spec.bare is None else {"flag_value": spec.bare}
+        bare: dict[str, Any] = {} if spec.bare is None else {"flag_value": spec.bare}
         super().__init__(
             [spec.name, *flags_of(spec)],
             # None means "not given here": the environment and the file are asked next.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from sapwood.gateway.policies.interface import Balance, C, Call, least_loaded
 from sapwood.gateway.policies.text_tree import TextTree
 
-
 MIN_MATCH_BYTES = 128
 """A shorter beginning is not worth following: some dozens of tokens are computed at once, and the
 JSON around a short message is the same in every request."""
@@ -17,8 +16,8 @@ class CacheAware:
     """Follows prefixes while the load is balanced, and the load when it is not.
 
     The tree says what each worker was sent, not what it still holds. A prompt whose known part is
-    no larger than `threshold`, or shorter than `min_match_bytes`, goes to the least loaded worker, of equal ones to the one that has
-    waited longest for such a prompt.
+    no larger than `threshold`, or shorter than `min_match_bytes`, goes to the least loaded worker;
+    of equal ones, to the one that has waited longest for such a prompt.
     """
 
     needs_text = True
