@@ -55,6 +55,13 @@ def test_trials_that_succeed_close_it_and_one_that_fails_opens_it() -> None:
     assert breaker.admits(22.0)
 
 
+def test_late_answers_do_not_close_it() -> None:
+    breaker = opened()
+    breaker.succeeded()
+    breaker.succeeded()
+    assert breaker.state(0.0) is BreakerState.OPEN
+
+
 def test_a_trial_that_says_nothing_makes_room_for_another() -> None:
     breaker = opened()
     breaker.sent()

@@ -57,9 +57,11 @@ class Breaker:
         self._trial_runs = not self._is_closed
 
     def succeeded(self) -> None:
-        self._trial_runs = False
+        was_trial, self._trial_runs = self._trial_runs, False
         if self._is_closed:
             self._num_in_row = 0
+            return
+        if not was_trial:  # sent before the breaker opened
             return
         self._num_in_row += 1
         if self._num_in_row >= self._limits.successes:
