@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 load_profiles()
-CONNECTING = {"app", "bench", "docs", "e2e", "frontends", "http"}
+CONNECTING = {"app", "bench", "docs", "e2e", "frontends", "gateway", "http"}
 """Folders of tests that open connections. Looking for open ones takes a quarter of a second."""
 # One compute thread per test process and per server that a test starts: the other cores have other
 # tests. Tests about threads say how many they want.

@@ -14,7 +14,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sapwood.base.errors import ConfigError
-from sapwood.schema.config.server import ServerConfig
+from sapwood.http.access import Access
+from sapwood.http.known_hosts import is_loopback
+from sapwood.schema.config.listening import ListeningConfig
 
 AFTER_DRAIN_S = 5
 """Seconds after the drain limit when the connections of open requests are cut."""
@@ -31,7 +33,7 @@ HEAD_TOO_LONG = (
 class HttpServer(uvicorn.Server):
     """A signal also drains the engine, so that open requests get a finish when time is up."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, drain: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, config: ListeningConfig, drain: Callable[[], None]) -> None:
         """The server for `app`; ConfigError if the TLS files cannot be used."""
         super().__init__(_uvicorn_config(app, config))
         self._drain = drain
@@ -113,7 +115,25 @@ class ImpatientProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def _uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
+def access_of(server: ListeningConfig) -> Access:
+    """The access to the server that its options describe."""
+    # A page that has rebound its name brings no key, and no certificate of that name. Where pages
+    # of all origins are allowed, it needs no such trick.
+    is_safe = (
+        server.api_key is not None
+        or server.ssl_certfile is not None
+        or "*" in server.allowed_origins
+    )
+    return Access(
+        api_key=server.api_key,
+        admin_api_key=server.admin_api_key,
+        allowed_origins=server.allowed_origins,
+        allowed_hosts=("*",) if is_safe else (*server.host_names, server.host),
+        is_local=is_loopback(server.host),
+    )
+
+
+def _uvicorn_config(app: ASGIApp, config: ListeningConfig) -> uvicorn.Config:
     protocol: Any = functools.partial(
         ImpatientProtocol, head_timeout_s=config.request_header_timeout
     )

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from sapwood.app.engine_process import EngineProcessArgs
 from sapwood.app.engine_start import start_engine_process
-from sapwood.app.http_server import HttpServer
+from sapwood.app.http_server import HttpServer, access_of
 from sapwood.app.observability import print_stacks_on_signal, run_while_watched
 from sapwood.app.services import build_services
 from sapwood.app.stores import batch_runner, open_stores
@@ -29,9 +29,7 @@ from sapwood.frontends.batches.runner import BatchRunner
 from sapwood.frontends.server import Stores, create_app
 from sapwood.frontends.serving.limits import RequestLimits
 from sapwood.frontends.serving.services import Services
-from sapwood.http.access import Access
 from sapwood.http.body import BodyLimits
-from sapwood.http.known_hosts import is_loopback
 from sapwood.observe.log import configure_logging
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.observability import ObservabilityConfig
@@ -86,24 +84,6 @@ def serve(
             process,
         )
         return uvloop.run(session.run())
-
-
-def access_of(server: ServerConfig) -> Access:
-    """The access to the server that its options describe."""
-    # A page that has rebound its name brings no key, and no certificate of that name. Where pages
-    # of all origins are allowed, it needs no such trick.
-    is_safe = (
-        server.api_key is not None
-        or server.ssl_certfile is not None
-        or "*" in server.allowed_origins
-    )
-    return Access(
-        api_key=server.api_key,
-        admin_api_key=server.admin_api_key,
-        allowed_origins=server.allowed_origins,
-        allowed_hosts=("*",) if is_safe else (*server.host_names, server.host),
-        is_local=is_loopback(server.host),
-    )
 
 
 def body_limits_of(server: ServerConfig) -> BodyLimits:

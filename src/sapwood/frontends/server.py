@@ -7,11 +7,9 @@ from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.base.errors import NotFound, SapwoodError
 from sapwood.frontends.anthropic.routes import anthropic_dialect
 from sapwood.frontends.batches.routes import batches_dialect
 from sapwood.frontends.batches.store import BatchStore
@@ -30,14 +28,9 @@ from sapwood.frontends.web.routes import web_dialect
 from sapwood.http.access import Access, Guarded
 from sapwood.http.body import BodyLimits
 from sapwood.http.endpoints import Dialect, Endpoint, EndpointTable
-from sapwood.http.errors import (
-    WrongMethod,
-    error_response,
-    internal_error,
-    json_response,
-)
+from sapwood.http.errors import json_response
+from sapwood.http.failures import answer_errors
 from sapwood.http.openapi import openapi_document
-from sapwood.http.sse import Disconnected
 from sapwood.http.unsupported import NamesUnsupported
 
 
@@ -111,13 +104,8 @@ def _app_of(dialects: list[Dialect], services: Services, body_limits: BodyLimits
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     endpoints = EndpointTable([*dialects, _documents(app, services)])
     endpoints.mount(app)
-    app.state.endpoints = endpoints
     app.state.body_limits = body_limits
-    app.add_exception_handler(SapwoodError, _refused)
-    app.add_exception_handler(HTTPException, _not_routed)
-    app.add_exception_handler(Disconnected, _left)
-    app.add_exception_handler(ClientDisconnect, _left)
-    app.add_exception_handler(Exception, _failed)
+    answer_errors(app, endpoints)
     return app
 
 
@@ -138,38 +126,3 @@ def _documents(app: FastAPI, services: Services) -> Dialect:
         return json_response(document())
 
     return dialect
-
-
-def _endpoints(request: Request) -> EndpointTable:
-    endpoints: EndpointTable = request.app.state.endpoints
-    return endpoints
-
-
-def _answer(request: Request, error: SapwoodError) -> Response:
-    return error_response(error, _endpoints(request).error_form(request.url.path).body)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, SapwoodError)
-    return _answer(request, error)
-
-
-async def _not_routed(request: Request, error: Exception) -> Response:
-    """Answer calls with an unknown path or method; the framework raises no other error here."""
-    assert isinstance(error, HTTPException)
-    path, method = request.url.path, request.method
-    if error.status_code != 405:
-        return _answer(request, NotFound(f"there is no {method} {path}; see /docs"))
-    response = _answer(request, WrongMethod(f"{path} does not take {method}; see /docs"))
-    response.headers["Allow"] = ", ".join(_endpoints(request).methods(path))
-    return response
-
-
-async def _left(request: Request, error: Exception) -> Response:
-    """Nobody reads this answer; access logs show 499 for a client that has left."""
-    return Response(status_code=499)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """A bug of ours: the framework raises it again for the server's log after this answer."""
-    return _answer(request, internal_error())

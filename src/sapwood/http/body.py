@@ -41,11 +41,10 @@ async def read_json(request: Request, *, optional: bool = False) -> dict[str, An
     Raises    InvalidRequest for a body that is not a JSON object, BodyTooLarge (413), BodyTooSlow
               (408), and ClientDisconnect if the client leaves while it sends.
     """
-    limits = body_limits(request)
-    raw = await _read_in_time(request, limits)
+    raw = await read_bytes(request)
     if optional and not raw.strip():
         return {}
-    return parse_object(raw, max_depth=limits.max_depth)
+    return parse_object(raw, max_depth=body_limits(request).max_depth)
 
 
 def body_limits(request: Request) -> BodyLimits:
@@ -71,7 +70,9 @@ def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     return value
 
 
-async def _read_in_time(request: Request, limits: BodyLimits) -> bytes:
+async def read_bytes(request: Request) -> bytes:
+    """The request's body, whatever it holds; raises as `read_json` does, but for its JSON."""
+    limits = body_limits(request)
     if limits.timeout_s <= 0:
         return await _read(request, limits.max_bytes)
     try:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from sapwood.base.errors import InvalidRequest, SapwoodError
 
 RETRY_AFTER_S = 1
-"""The header Retry-After of a 503: queues and restarts take seconds, not minutes."""
+"""The header Retry-After of a 429 or 503: queues and restarts take seconds, not minutes."""
 
 ANTHROPIC_OVERLOADED = 529
 """The status of Anthropic's API for an overloaded server, where others send 503."""
@@ -63,6 +63,18 @@ class NotAllowed(InvalidRequest):
 class BodyTooSlow(InvalidRequest):
     status = 408
     type = "RequestTimeoutError"
+
+
+class RequestTimeout(SapwoodError):
+    """The request has waited too long for its turn."""
+
+    status = 408
+    type = "RequestTimeoutError"
+
+
+class TooManyRequests(SapwoodError):
+    status = 429
+    type = "RateLimitError"
 
 
 def openai_body(error: SapwoodError) -> dict[str, object]:
@@ -174,7 +186,7 @@ def json_response(
 
 
 def error_response(error: SapwoodError, body: ErrorBody) -> Response:
-    is_busy = error.status in (503, ANTHROPIC_OVERLOADED)
+    is_busy = error.status in (429, 503, ANTHROPIC_OVERLOADED)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if is_busy else None
     return json_response(body(error), error.status, headers)
 

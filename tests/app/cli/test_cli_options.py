@@ -46,6 +46,11 @@ def test_flags_reach_their_configs():
     assert asked.build(ServerConfig).port == 8000
 
 
+def test_a_number_may_be_negative():
+    asked = ask("--chunked-prefill-size", "-1", "--tp-size", "1")
+    assert asked.engine().scheduler.chunked_prefill_size == -1
+
+
 @pytest.mark.parametrize("flag", ["--model", "--model-path"])
 def test_a_flag_has_its_aliases(flag):
     assert ask(flag, "a/b").engine().model.model == "a/b"

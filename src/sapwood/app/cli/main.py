@@ -30,6 +30,9 @@ class LazyCommand:
 
 COMMANDS: Mapping[str, LazyCommand] = {
     "serve": LazyCommand("sapwood.app.cli.serve:serve", "Serve a model over HTTP."),
+    "gateway": LazyCommand(
+        "sapwood.app.cli.gateway:gateway", "Route requests over engines: one address for many."
+    ),
     "run": LazyCommand(
         "sapwood.app.cli.run:run", "Chat with a model: fetch it, serve it, and talk."
     ),

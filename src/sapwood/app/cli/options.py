@@ -21,6 +21,7 @@ import click
 from sapwood.app.cli.suggestions import flag_hint
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
+from sapwood.schema.config.gateway import GatewayConfig
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.options import (
     ENV_PREFIX,
@@ -33,7 +34,12 @@ from sapwood.schema.config.options import (
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment
 
-SHARED_CONFIGS: tuple[type, ...] = (*COMPONENTS, ServerConfig, ObservabilityConfig)
+SHARED_CONFIGS: tuple[type, ...] = (
+    *COMPONENTS,
+    ServerConfig,
+    ObservabilityConfig,
+    GatewayConfig,
+)
 """Configs whose keys every --config file may have, so that all commands can share one file."""
 
 EPILOG = (
@@ -106,6 +112,8 @@ class ConfigOption(click.Option):
         self.spec = spec
         self.component = component
         is_flag = spec.type is bool
+        # Where there is a flag_value, click takes the -1 of `--option -1` for another option.
+        bare: dict[str, Any] = {} if spec.bare is None else {"flag_value": spec.bare}
         super().__init__(
             [spec.name, *flags_of(spec)],
             # None means "not given here": the environment and the file are asked next.
@@ -113,8 +121,8 @@ class ConfigOption(click.Option):
             type=bool if is_flag else SpecType(spec),
             metavar=None if is_flag else metavar_of(spec),
             is_flag=is_flag,
-            flag_value=spec.bare,
             help=spec.help,
+            **bare,
         )
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:

@@ -1,27 +1,18 @@
-"""The HTTP server."""
+"""The server of an engine."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
-from sapwood.schema.config.options import check_options, option
+from sapwood.schema.config.listening import ListeningConfig, check_seconds
+from sapwood.schema.config.options import option
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 UNSUPPORTED_FIELDS = ("error", "warn")
 RESPONSES_STORES = ("sqlite", "memory", "none")
 
-_SECONDS = (
-    "drain_timeout",
-    "start_timeout",
-    "request_header_timeout",
-    "request_body_timeout",
-    "engine_restart_window",
-)
 _AT_LEAST_1 = (
-    "max_request_bytes",
     "max_json_depth",
     "max_samples_per_request",
     "max_stop_strings",
@@ -36,13 +27,7 @@ MAX_PARSER_DEPTH = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    host: str = option("127.0.0.1", "Address to listen on.")
-    port: int = option(30000, "Port to listen on; 0: a free one, printed.")
-    log_level: str = option("info", "Least severe log messages to print.", choices=LOG_LEVELS)
-    drain_timeout: float = option(
-        30.0, "After SIGTERM, open requests may run on for this long.", unit="seconds"
-    )
+class ServerConfig(ListeningConfig):
     start_timeout: float = option(
         600.0, "Give up if the engine is not ready after this long.", unit="seconds"
     )
@@ -54,61 +39,6 @@ class ServerConfig:
     )
     engine_restart_window: float = option(
         600.0, "Time over which restarts of the engine are counted.", unit="seconds"
-    )
-    api_key: str | None = option(
-        None,
-        "Key that every request must bring, as `Authorization: Bearer KEY` or `x-api-key: KEY`; "
-        "better given in the environment than on the command line. Health checks and metrics stay "
-        "open; default: none is asked for.",
-        secret=True,
-    )
-    admin_api_key: str | None = option(
-        None,
-        "Key for the routes that steer the server, such as /flush_cache and /abort_request; it "
-        "opens all others too; default: the API key opens them.",
-        secret=True,
-    )
-    cors_allow_origins: str = option(
-        "",
-        "Origins whose web pages may use the server, separated by commas or as a JSON list, such "
-        "as https://app.example; *: all. Browsers get the CORS headers for them, without "
-        "credentials.",
-        aliases=("allowed-origins",),
-    )
-    allowed_hosts: str = option(
-        "",
-        "Names by which the server may be asked for, separated by commas, besides addresses, "
-        "localhost, names without a dot and --host; *.example.com: all below it; *: any. They keep "
-        "DNS rebinding out, and are not looked at where a request needs --api-key or comes by TLS.",
-    )
-    ssl_certfile: str | None = option(
-        None,
-        "PEM file with the server's certificate, and those of its chain: HTTPS; default: HTTP.",
-    )
-    ssl_keyfile: str | None = option(
-        None, "PEM file with the certificate's private key; default: it is in --ssl-certfile."
-    )
-    ssl_keyfile_password: str | None = option(
-        None, "Password of the private key; default: it has none.", secret=True
-    )
-    ssl_ca_certs: str | None = option(
-        None,
-        "PEM file of authorities; clients must then bring a certificate signed by one; "
-        "default: clients need none.",
-    )
-    request_header_timeout: float = option(
-        20.0,
-        "A connection that has not brought a whole request head after this long is closed. "
-        "0: never.",
-        unit="seconds",
-    )
-    request_body_timeout: float = option(
-        60.0,
-        "A request whose body has not arrived after this long is refused with 408. 0: never.",
-        unit="seconds",
-    )
-    max_request_bytes: int = option(
-        64 * 2**20, "A longer request body is refused with 413.", unit="bytes"
     )
     max_json_depth: int = option(
         100, "A body with arrays and objects nested deeper is refused with 400.", unit="levels"
@@ -162,13 +92,8 @@ class ServerConfig:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port is {self.port} but must be from 0 to 65535")
-        for name in _SECONDS:
-            value = getattr(self, name)
-            if value < 0 or not math.isfinite(value):
-                raise ConfigError(f"--{name.replace('_', '-')} must be a finite number >= 0")
+        super(ServerConfig, self).__post_init__()
+        check_seconds(self, ("start_timeout", "engine_restart_window"))
         for name in _AT_LEAST_1:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be >= 1")
@@ -187,64 +112,3 @@ class ServerConfig:
                 f"--responses-retention is {self.responses_retention} but must be a finite number "
                 "of days > 0"
             )
-        self._check_keys()
-        self._check_tls()
-        self._check_origins()
-        self._check_hosts()
-
-    def _check_keys(self) -> None:
-        for name in ("api_key", "admin_api_key"):
-            key = getattr(self, name)
-            if key is not None and (not key or not key.isascii() or not key.isprintable()):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} must be printable ASCII, or it fits into no header"
-                )
-
-    def _check_tls(self) -> None:
-        for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
-            if getattr(self, name) is not None and self.ssl_certfile is None:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} does nothing without --ssl-certfile; give both"
-                )
-
-    def _check_origins(self) -> None:
-        for origin in self.allowed_origins:
-            if origin != "*" and ("://" not in origin or origin.count("/") != 2):
-                raise ConfigError(
-                    f"--cors-allow-origins has {origin!r}, but an origin is a scheme and a host, "
-                    "such as https://app.example, without a path"
-                )
-
-    def _check_hosts(self) -> None:
-        for name in self.host_names:
-            rest = name.removeprefix("*.")
-            if name != "*" and (not rest or set(rest) & set("*/: ")):
-                raise ConfigError(
-                    f"--allowed-hosts has {name!r}, but a host is a name such as llm.example.com "
-                    "or *.example.com, without scheme, port or path"
-                )
-
-    @property
-    def allowed_origins(self) -> tuple[str, ...]:
-        """As given: by commas, or as vLLM takes them, '["https://app.example"]'."""
-        text = self.cors_allow_origins.strip()
-        if not text.startswith("["):
-            return _parts(text)
-        try:
-            origins = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(
-                f"--cors-allow-origins is {text}, which is no JSON: {error}"
-            ) from error
-        if not all(isinstance(origin, str) for origin in origins):
-            raise ConfigError(f"--cors-allow-origins is {text}, but origins are strings")
-        return tuple(origins)
-
-    @property
-    def host_names(self) -> tuple[str, ...]:
-        return _parts(self.allowed_hosts)
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    parts = (part.strip() for part in text.split(","))
-    return tuple(part for part in parts if part)

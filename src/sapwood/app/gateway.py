@@ -1,0 +1,120 @@
+"""`sapwood gateway`: one process that routes requests over engines. It imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from types import FrameType
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from sapwood.app.http_server import HttpServer, access_of
+from sapwood.base.errors import ConfigError
+from sapwood.base.stopping import StopSignals
+from sapwood.gateway.app import Gateway, metrics_app
+from sapwood.observe.log import configure_logging
+from sapwood.schema.config.gateway import GatewayConfig
+
+log = logging.getLogger(__name__)
+
+NO_METRICS = -1
+
+
+def route(config: GatewayConfig) -> int:
+    """Route until SIGTERM or Ctrl-C; the exit code."""
+    configure_logging(config.log_level)
+    stop = StopSignals()
+    stop.install()
+    return uvloop.run(_route(config, stop))
+
+
+async def _route(config: GatewayConfig, stop: StopSignals) -> int:
+    gateway = Gateway(config, access_of(config))
+
+    def drain() -> None:
+        gateway.is_draining = True
+
+    server = HttpServer(gateway, config, drain)
+    stop.act_with(server.handle_exit)
+    try:
+        async with _metrics_server(config, gateway) as metrics_url:
+            announced = asyncio.create_task(_announce(server, metrics_url, config, gateway))
+            await server.serve()
+            announced.cancel()
+    finally:
+        await gateway.close()
+    log.info("ended")
+    return 0
+
+
+async def _announce(
+    server: HttpServer, metrics_url: str | None, config: GatewayConfig, gateway: Gateway
+) -> None:
+    while not server.started:
+        await asyncio.sleep(0.01)
+    log.info(
+        "the gateway is at %s; policy %s, workers: %d",
+        server.url,
+        config.policy,
+        len(gateway.fleet),
+    )
+    if metrics_url is not None:
+        log.info("metrics are at %s", metrics_url)
+
+
+@contextlib.asynccontextmanager
+async def _metrics_server(config: GatewayConfig, gateway: Gateway) -> AsyncIterator[str | None]:
+    """Serves /metrics inside the block. Yields its address; None if there is to be none."""
+    if config.prometheus_port == NO_METRICS:
+        yield None
+        return
+    server = _SilentServer(metrics_app(gateway.metrics), config)
+    served = asyncio.create_task(server.serve())
+    while not server.started and not served.done():
+        await asyncio.sleep(0.01)
+    if served.done():
+        raise ConfigError(
+            f"/metrics cannot be served on {config.prometheus_host}:{config.prometheus_port}, "
+            "which is taken; choose another --prometheus-port, or -1 for none"
+        )
+    try:
+        yield server.url
+    finally:
+        server.should_exit = True
+        await served
+
+
+class _SilentServer(uvicorn.Server):
+    """A second server in a process whose signals the first one takes."""
+
+    def __init__(self, app: ASGIApp, config: GatewayConfig) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=config.prometheus_host,
+                port=config.prometheus_port,
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
+        """Ended by the block around it."""
+
+    @property
+    def url(self) -> str:
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://{host}:{port}/metrics"

@@ -1,0 +1,1 @@
+"""One address for many engines: routes requests over them and copes with their failures."""

@@ -1,0 +1,149 @@
+"""The gateway's ASGI application, and all that one gateway consists of."""
+
+from __future__ import annotations
+
+import random
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sapwood.base.errors import Overloaded
+from sapwood.gateway.fleet import Fleet
+from sapwood.gateway.forwarded import forwarded_dialect
+from sapwood.gateway.found import found_dialect
+from sapwood.gateway.gate import Gate
+from sapwood.gateway.metrics import GatewayMetrics
+from sapwood.gateway.policies.registry import make_policy
+from sapwood.gateway.proxy import Proxy, ProxyLimits
+from sapwood.gateway.retries import RetryBudget, RetryLimits
+from sapwood.gateway.steering import steering_dialect
+from sapwood.gateway.worker import WorkerSpec
+from sapwood.http.access import Access, Guarded
+from sapwood.http.body import BodyLimits
+from sapwood.http.endpoints import EndpointTable
+from sapwood.http.errors import error_response
+from sapwood.http.failures import answer_errors
+from sapwood.observe.metrics import CONTENT_TYPE
+from sapwood.schema.config.gateway import GatewayConfig
+
+UNMATCHED = "unmatched"
+"""The path label of calls that match no route, so that strangers cannot invent label values."""
+LEFT = 499
+
+
+class Gateway:
+    """One gateway: an ASGI application over a fleet of workers. To be made in a running event loop.
+
+    is_draining  whether requests are refused because the gateway is about to end
+    """
+
+    def __init__(self, config: GatewayConfig, access: Access) -> None:
+        rng = random.Random()
+        self.is_draining = False
+        self.metrics = GatewayMetrics(config.policy)
+        self.gate = Gate(
+            max_open=None if config.max_concurrent_requests < 0 else config.max_concurrent_requests,
+            max_waiting=config.queue_size,
+            max_wait_s=config.queue_timeout_secs,
+            max_per_second=config.rate_limit_tokens_per_second,
+        )
+        self.fleet = Fleet(config, make_policy(config, rng), on_removed=self.metrics.forget)
+        self.metrics.workers = lambda: self.fleet
+        self.metrics.gauges = self.gate
+        for url in config.urls:
+            self.fleet.add(WorkerSpec(url=url, api_key=config.worker_api_key))
+        proxy = Proxy(
+            fleet=self.fleet,
+            gate=self.gate,
+            retries=RetryLimits(
+                max_retries=0 if config.disable_retries else config.retry_max_retries,
+                initial_backoff_s=config.retry_initial_backoff_ms / 1000,
+                max_backoff_s=config.retry_max_backoff_ms / 1000,
+                multiplier=config.retry_backoff_multiplier,
+                jitter=config.retry_jitter_factor,
+            ),
+            budget=RetryBudget(config.retry_budget_ratio),
+            limits=ProxyLimits(
+                timeout_s=config.request_timeout_secs,
+                stream_idle_s=config.stream_idle_timeout_secs,
+                pass_key=access.api_key is None and access.admin_api_key is None,
+                id_headers=config.id_headers,
+            ),
+            metrics=self.metrics,
+            rng=rng,
+        )
+        endpoints = EndpointTable(
+            [forwarded_dialect(proxy), found_dialect(proxy), steering_dialect(self.fleet)]
+        )
+        app = Starlette(
+            routes=[
+                Route(path, handler, methods=list(endpoint.methods))
+                for dialect in endpoints.dialects
+                for endpoint, handler in dialect.rows
+                for path in endpoint.paths
+            ]
+        )
+        app.router.redirect_slashes = False
+        app.state.body_limits = BodyLimits(
+            max_bytes=config.max_request_bytes, timeout_s=config.request_body_timeout
+        )
+        answer_errors(app, endpoints)
+        self._endpoints = endpoints
+        guarded: ASGIApp = Guarded(app, access=access, endpoints=endpoints)
+        self._app = guarded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = LEFT
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if self.is_draining and scope["path"] != "/liveness":
+                refusal = Overloaded("the gateway is about to end; ask another one")
+                body = self._endpoints.error_form(scope["path"]).body
+                await error_response(refusal, body)(scope, receive, sending)
+            else:
+                await self._app(scope, receive, sending)
+        finally:
+            self._count(scope, status)
+
+    async def close(self) -> None:
+        await self.fleet.close()
+
+    def _count(self, scope: Scope, status: int) -> None:
+        endpoint = self._endpoints.find(scope["method"], scope["path"])
+        path = UNMATCHED if endpoint is None else endpoint.paths[0]
+        method = (
+            scope["method"] if endpoint is not None and scope["method"] in _METHODS else "other"
+        )
+        self.metrics.http_requests[method, path] += 1
+        self.metrics.http_responses[method, path, str(status)] += 1
+
+
+_METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"})
+
+
+def metrics_app(metrics: GatewayMetrics) -> ASGIApp:
+    """An application that only has /metrics, for a port of its own."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        is_known = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
+        body = metrics.exposition() if is_known else b"there is only GET /metrics here\n"
+        content_type = CONTENT_TYPE if is_known else "text/plain; charset=utf-8"
+        headers = [
+            (b"content-type", content_type.encode()),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        status = 200 if is_known else 404
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app

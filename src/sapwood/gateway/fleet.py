@@ -1,0 +1,210 @@
+"""All workers: added, watched, chosen for requests, changed, drained and removed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import msgspec
+
+from sapwood.base.errors import EngineUnavailable, InvalidRequest, NotFound
+from sapwood.gateway.breaker import BreakerLimits
+from sapwood.gateway.health import HealthWatch
+from sapwood.gateway.policies.interface import Call, Policy
+from sapwood.gateway.worker import Worker, WorkerSpec, WorkerState, worker_id
+from sapwood.schema.config.gateway import GatewayConfig
+
+log = logging.getLogger(__name__)
+
+MAX_WORKERS = 4096
+
+Clock = Callable[[], float]
+
+
+class Fleet:
+    """The workers and the policy that chooses among them.
+
+    clock       seconds of a monotonic clock, for circuit breakers
+    on_removed  called when a worker is gone
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        policy: Policy,
+        *,
+        clock: Clock = time.monotonic,
+        on_removed: Callable[[Worker], None] = lambda worker: None,
+    ) -> None:
+        self.policy = policy
+        self.clock = clock
+        self._on_removed = on_removed
+        self._config = config
+        self._workers: dict[str, Worker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._models: frozenset[str] = frozenset()
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that the workers have said they serve."""
+        return self._models
+
+    @property
+    def is_ready(self) -> bool:
+        return any(worker.state is WorkerState.READY for worker in self)
+
+    def find(self, id_: str) -> Worker:
+        found = self._workers.get(id_)
+        if found is None:
+            raise NotFound(f"there is no worker {id_[:100]!r}; GET /workers lists all")
+        return found
+
+    def add(self, spec: WorkerSpec) -> Worker:
+        """The new worker, which gets requests once it is healthy. InvalidRequest if it is known."""
+        spec.check()
+        if worker_id(spec.url) in self._workers:
+            raise InvalidRequest(
+                f"there is a worker at {spec.url} already; change it by PUT /workers/"
+                f"{worker_id(spec.url)}",
+                param="url",
+            )
+        if len(self) >= MAX_WORKERS:
+            raise InvalidRequest(f"there are {MAX_WORKERS} workers, which is the limit")
+        config = self._config
+        worker = Worker(
+            spec,
+            breaker_limits=BreakerLimits(
+                failures=config.cb_failure_threshold,
+                successes=config.cb_success_threshold,
+                open_s=config.cb_timeout_duration_secs,
+                is_off=config.disable_circuit_breaker,
+            ),
+            connect_timeout_s=config.worker_connect_timeout_secs,
+        )
+        self._workers[worker.id] = worker
+        watch = HealthWatch(worker, config, self._changed)
+        self._start_task(worker, watch.run())
+        self._changed(worker)
+        return worker
+
+    def update(self, id_: str, changes: dict[str, Any]) -> Worker:
+        """Change fields of a worker's spec; its url, runtime and model are fixed."""
+        worker = self.find(id_)
+        for name in ("url", "runtime", "model_id", "worker_type"):
+            if name in changes:
+                raise InvalidRequest(
+                    f"{name} cannot be changed; remove the worker and add another", param=name
+                )
+        spec = spec_of({**msgspec.to_builtins(worker.spec), **changes})
+        spec.check()
+        worker.spec = spec
+        return worker
+
+    def remove(self, id_: str) -> Worker:
+        """The worker, which gets no more requests; it is gone when its open ones have ended."""
+        worker = self.find(id_)
+        if worker.state is not WorkerState.DRAINING:
+            worker.move_to(WorkerState.DRAINING)
+            self._tasks.pop(id_).cancel()
+            self._start_task(worker, self._drain(worker))
+            self._changed(worker)
+        return worker
+
+    def choose(
+        self, call: Call, *, model: str | None, path: str, tried: Collection[str] = ()
+    ) -> Worker:
+        """A worker for the request; one that it was not sent to before, if there is any.
+
+        Raises NotFound if no worker serves the model, EngineUnavailable if none can take it now.
+        """
+        serving = [worker for worker in self if worker.serves_path(path)]
+        # Only where workers serve different models the gateway must look at the name.
+        if model is not None and len(self._models) > 1:
+            serving = [worker for worker in serving if not worker.models or model in worker.models]
+            if not serving:
+                known = ", ".join(sorted(self._models)[:20])
+                raise NotFound(f"no worker serves the model {model[:200]!r}; they serve: {known}")
+        now_s = self.clock()
+        open_ = [worker for worker in serving if worker.admits(now_s)]
+        candidates = [worker for worker in open_ if worker.id not in tried] or open_
+        if not candidates:
+            raise self._nobody(serving)
+        best = max(worker.spec.priority for worker in candidates)
+        preferred = [worker for worker in candidates if worker.spec.priority == best]
+        return self.policy.choose(preferred, call)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for worker in self:
+            worker.pool.close()
+
+    def _nobody(self, serving: list[Worker]) -> EngineUnavailable:
+        if not self._workers:
+            return EngineUnavailable(
+                "the gateway has no workers; add one by POST /workers or start it with "
+                "--worker-urls"
+            )
+        now_s = self.clock()
+        counts: dict[str, int] = {}
+        for worker in serving:
+            state = worker.state.value
+            if worker.state is WorkerState.READY:
+                state = f"breaker {worker.breaker.state(now_s).name.lower().replace('_', ' ')}"
+            counts[state] = counts.get(state, 0) + 1
+        told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none"
+        return EngineUnavailable(f"no worker can take the request now: {told}; try again later")
+
+    async def _drain(self, worker: Worker) -> None:
+        try:
+            async with asyncio.timeout(self._config.drain_timeout):
+                await worker.idle.wait()
+        except TimeoutError:
+            log.warning(
+                "worker %s is removed with %d open requests, which end now",
+                worker.url,
+                worker.num_open,
+            )
+        worker.move_to(WorkerState.REMOVED)
+        worker.pool.close()
+        self.policy.forget(worker.id)
+        del self._workers[worker.id]
+        self._tasks.pop(worker.id)
+        self._changed(worker)
+        self._on_removed(worker)
+        log.info("worker %s is removed", worker.url)
+
+    def _start_task(self, worker: Worker, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[worker.id] = task
+        task.add_done_callback(_log_failure)
+
+    def _changed(self, worker: Worker) -> None:
+        self._models = frozenset().union(*(worker.models for worker in self))
+        if worker.state is WorkerState.UNHEALTHY:
+            # Whoever comes back from being down has probably an empty cache.
+            self.policy.forget(worker.id)
+
+
+def spec_of(told: object) -> WorkerSpec:
+    """A worker's spec from parsed JSON; InvalidRequest if it is none."""
+    try:
+        return msgspec.convert(told, WorkerSpec)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"this is no worker: {error}") from None
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("watching a worker failed", exc_info=task.exception())

@@ -1,0 +1,107 @@
+"""Requests about something that one worker holds: a stored response, asked for by its id.
+
+Responses are stored by the worker that made them. The gateway remembers none of that: it asks all
+workers whether they know the id, and sends the request to the one that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import msgspec
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import EngineUnavailable, NotFound
+from sapwood.gateway.client import WorkerFailure
+from sapwood.gateway.headers import KEYS
+from sapwood.gateway.own_requests import ask
+from sapwood.gateway.proxy import Forwarded, Proxy
+from sapwood.gateway.worker import Worker, WorkerState
+from sapwood.http.body import read_bytes
+from sapwood.http.endpoints import Dialect, Endpoint
+
+ASK_TIMEOUT_S = 10.0
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
+
+
+def found_dialect(proxy: Proxy) -> Dialect:
+    dialect = Dialect("found")
+
+    async def forward(request: Request) -> Response:
+        id_ = request.path_params["response_id"]
+        return Forwarded(proxy, request, worker=await owner(proxy, request, id_))
+
+    @dialect.serves(
+        Endpoint(paths=("/v1/responses",), methods=("POST",), access="user", is_documented=False)
+    )
+    async def create(request: Request) -> Response:
+        body = await read_bytes(request)
+        earlier = _earlier_response(body)
+        worker = None if earlier is None else await owner(proxy, request, earlier)
+        return Forwarded(proxy, request, body=body, worker=worker)
+
+    for path, methods in (
+        ("/v1/responses/{response_id}", ("GET", "DELETE")),
+        ("/v1/responses/{response_id}/cancel", ("POST",)),
+        ("/v1/responses/{response_id}/input_items", ("GET",)),
+    ):
+        dialect.serves(
+            Endpoint(paths=(path,), methods=methods, access="user", is_documented=False)
+        )(forward)
+    return dialect
+
+
+async def owner(proxy: Proxy, request: Request, id_: str) -> Worker:
+    """The worker that holds the response; NotFound if none of the workers does.
+
+    Raises EngineUnavailable if that is unknown, because a worker did not answer."""
+    if not _ID.fullmatch(id_):
+        raise NotFound(f"there is no response {id_[:200]!r}")
+    workers = [worker for worker in proxy.fleet if worker.state is WorkerState.READY]
+    answers = await asyncio.gather(*(_knows(proxy, request, worker, id_) for worker in workers))
+    for worker, knows in zip(workers, answers, strict=True):
+        if knows:
+            return worker
+    if None in answers or not workers:
+        raise EngineUnavailable(f"not all workers say whether they have the response {id_!r}")
+    raise NotFound(f"no worker has a response {id_!r}")
+
+
+async def _knows(proxy: Proxy, request: Request, worker: Worker, id_: str) -> bool | None:
+    """None: the worker does not say."""
+    key = [(name, value) for name, value in request.headers.raw if name in KEYS]
+    try:
+        status, body = await ask(
+            worker,
+            "GET",
+            f"/v1/responses/{id_}",
+            headers=key,
+            pass_key=proxy.limits.pass_key,
+            timeout_s=ASK_TIMEOUT_S,
+        )
+    except WorkerFailure:
+        return None
+    if status != 200:
+        return False if status < 500 else None
+    try:
+        return isinstance(orjson.loads(body), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+class _Body(msgspec.Struct):
+    previous_response_id: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+
+
+def _earlier_response(body: bytes) -> str | None:
+    """The response that this one goes on from, which one worker holds."""
+    try:
+        return _decode(body).previous_response_id
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None  # the worker says what is wrong

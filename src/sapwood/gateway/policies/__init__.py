@@ -1,0 +1,1 @@
+"""Rules that choose a worker for a request."""

@@ -1,0 +1,61 @@
+"""Sends a request where the cache probably holds most of its prompt, unless that overloads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sapwood.gateway.policies.interface import Balance, C, Call, least_loaded
+from sapwood.gateway.policies.text_tree import TextTree
+
+MIN_MATCH_BYTES = 128
+"""A shorter beginning is not worth following: some dozens of tokens are computed at once, and the
+JSON around a short message is the same in every request."""
+
+
+class CacheAware:
+    """Follows prefixes while the load is balanced, and the load when it is not.
+
+    The tree says what each worker was sent, not what it still holds. A prompt whose known part is
+    no larger than `threshold`, or shorter than `min_match_bytes`, goes to the least loaded worker;
+    of equal ones, to the one that has waited longest for such a prompt.
+    """
+
+    needs_text = True
+
+    def __init__(
+        self,
+        *,
+        threshold: float,
+        balance: Balance,
+        max_tree_bytes: int,
+        min_match_bytes: int = MIN_MATCH_BYTES,
+    ) -> None:
+        self._threshold = threshold
+        self._min_match_bytes = min_match_bytes
+        self._balance = balance
+        self._tree = TextTree(max_tree_bytes)
+        self._num_new = 0
+        self._latest_new: dict[str, int] = {}
+
+    def choose(self, candidates: Sequence[C], call: Call) -> C:
+        chosen = self._chosen(candidates, call)
+        if call.text:
+            self._tree.insert(call.text, chosen.id)
+        return chosen
+
+    def forget(self, worker_id: str) -> None:
+        self._tree.forget(worker_id)
+        self._latest_new.pop(worker_id, None)
+
+    def _chosen(self, candidates: Sequence[C], call: Call) -> C:
+        if self._balance.is_lost(candidates):
+            return least_loaded(candidates)
+        by_id = {candidate.id: candidate for candidate in candidates}
+        match = self._tree.match(call.text, by_id)
+        needed = max(self._threshold * len(call.text), self._min_match_bytes)
+        if match.worker is not None and match.num_bytes > needed:
+            return by_id[match.worker]
+        self._num_new += 1
+        chosen = min(candidates, key=lambda one: (one.load, self._latest_new.get(one.id, 0)))
+        self._latest_new[chosen.id] = self._num_new
+        return chosen

@@ -1,0 +1,49 @@
+"""Policies by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from sapwood.gateway.policies.bucket import Bucket
+from sapwood.gateway.policies.cache_aware import CacheAware
+from sapwood.gateway.policies.hashing import BoundedLoad, ConsistentHashing, PrefixHash
+from sapwood.gateway.policies.interface import Balance, Policy
+from sapwood.gateway.policies.manual import Manual
+from sapwood.gateway.policies.plain import PowerOfTwo, Random, RoundRobin
+from sapwood.schema.config.gateway import GatewayConfig
+
+_MADE_BY: Mapping[str, Callable[[GatewayConfig, random.Random], Policy]] = {
+    "random": lambda config, rng: Random(rng),
+    "round_robin": lambda config, rng: RoundRobin(),
+    "power_of_two": lambda config, rng: PowerOfTwo(rng),
+    "cache_aware": lambda config, rng: CacheAware(
+        threshold=config.cache_threshold,
+        balance=_balance(config),
+        max_tree_bytes=config.max_tree_size,
+    ),
+    "prefix_hash": lambda config, rng: PrefixHash(
+        num_tokens=config.prefix_token_count, load_factor=config.prefix_hash_load_factor
+    ),
+    "consistent_hashing": lambda config, rng: ConsistentHashing(rng),
+    "bounded_load": lambda config, rng: BoundedLoad(
+        num_tokens=config.prefix_token_count, load_factor=config.prefix_hash_load_factor
+    ),
+    "manual": lambda config, rng: Manual(
+        mode=config.assignment_mode, max_idle_s=config.max_idle_secs, rng=rng
+    ),
+    "bucket": lambda config, rng: Bucket(
+        interval_s=config.bucket_adjust_interval_secs, balance=_balance(config)
+    ),
+}
+
+
+def make_policy(config: GatewayConfig, rng: random.Random) -> Policy:
+    """The policy of the configuration's name."""
+    return _MADE_BY[config.policy](config, rng)
+
+
+def _balance(config: GatewayConfig) -> Balance:
+    return Balance(
+        abs_threshold=config.balance_abs_threshold, rel_threshold=config.balance_rel_threshold
+    )

@@ -1,0 +1,64 @@
+"""What the gateway reads of a request's body: the model's name, and where the prompt is.
+
+Only these members of the JSON object are looked at, and their values are taken as the bytes that
+spell them: a conversation's next request spells the same beginning in the same way. So nothing is
+decoded, and a field that is wrong is the worker's to refuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+MAX_TEXT_BYTES = 256 << 10
+"""Bytes of a prompt that policies look at. A single one shall not fill the tree of prompts."""
+
+_EMPTY = msgspec.Raw()
+
+
+class _Body(msgspec.Struct):
+    model: msgspec.Raw = _EMPTY
+    # In the order in which chat templates put them.
+    tools: msgspec.Raw = _EMPTY
+    system: msgspec.Raw = _EMPTY
+    instructions: msgspec.Raw = _EMPTY
+    messages: msgspec.Raw = _EMPTY
+    prompt: msgspec.Raw = _EMPTY
+    text: msgspec.Raw = _EMPTY
+    input_ids: msgspec.Raw = _EMPTY
+    input: msgspec.Raw = _EMPTY
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingFields:
+    """model: None if the body names none, or is no JSON object; text: of the prompt, as spelled"""
+
+    model: str | None = None
+    text: bytes = b""
+
+
+_NOTHING = RoutingFields()
+
+
+def routing_fields(body: bytes) -> RoutingFields:
+    try:
+        told = _decode(body)
+        model = msgspec.json.decode(told.model, type=str) if told.model else None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return _NOTHING
+    parts = (
+        told.tools,
+        told.system,
+        told.instructions,
+        told.messages,
+        told.prompt,
+        told.text,
+        told.input_ids,
+        told.input,
+    )
+    pieces = [memoryview(part)[:MAX_TEXT_BYTES] for part in parts if len(memoryview(part))]
+    return RoutingFields(model, b"".join(pieces)[:MAX_TEXT_BYTES])

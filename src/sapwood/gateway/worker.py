@@ -1,0 +1,168 @@
+"""A worker: an engine as the gateway sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from enum import Enum
+from typing import Any, Literal
+from uuid import NAMESPACE_URL, uuid5
+
+import msgspec
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.gateway.breaker import Breaker, BreakerLimits
+from sapwood.gateway.client import Answer, NotConnected, Origin, Pool
+
+Runtime = Literal["sapwood", "sglang", "vllm", "external"]
+
+EXTERNAL_HEALTH_PATH = "/v1/models"
+MAX_LABELS = 64
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What POST /workers says of a worker.
+
+    url       where it listens
+    api_key   sent to it instead of the client's key
+    model_id  the model that it serves; None: what its /v1/models says
+    priority  workers with a larger number are used first; others only while none of them can be
+    cost      its number of open requests counts so many times
+    runtime   "external": a service that only has OpenAI's paths, asked for /v1/models as its health
+    labels    shown, and otherwise not looked at
+    health_…  None: as the gateway's options say
+    """
+
+    url: str
+    api_key: str | None = None
+    model_id: str | None = None
+    priority: int = 50
+    cost: float = 1.0
+    worker_type: Literal["regular"] = "regular"
+    runtime: Runtime = "sapwood"
+    labels: dict[str, str] = {}
+    health_check_timeout_secs: float | None = None
+    health_check_interval_secs: float | None = None
+    health_success_threshold: int | None = None
+    health_failure_threshold: int | None = None
+    disable_health_check: bool | None = None
+
+    def check(self) -> None:
+        """InvalidRequest if a value is out of its range."""
+        Origin.parse(self.url)
+        for name in ("cost", "health_check_timeout_secs", "health_check_interval_secs"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < math.inf):
+                raise InvalidRequest(f"{name} is {value} but must be a number > 0", param=name)
+        for name in ("health_success_threshold", "health_failure_threshold"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name} is {value} but must be >= 1", param=name)
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise InvalidRequest("api_key must be printable ASCII", param="api_key")
+        if len(self.labels) > MAX_LABELS:
+            raise InvalidRequest(f"a worker has at most {MAX_LABELS} labels", param="labels")
+
+
+class WorkerState(Enum):
+    STARTING = "starting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    FAILED = "failed"
+    DRAINING = "draining"
+    REMOVED = "removed"
+
+
+_NEXT: dict[WorkerState, set[WorkerState]] = {
+    WorkerState.STARTING: {WorkerState.READY, WorkerState.FAILED, WorkerState.DRAINING},
+    WorkerState.READY: {WorkerState.UNHEALTHY, WorkerState.DRAINING},
+    WorkerState.UNHEALTHY: {WorkerState.READY, WorkerState.DRAINING},
+    WorkerState.FAILED: {WorkerState.DRAINING},
+    WorkerState.DRAINING: {WorkerState.REMOVED},
+    WorkerState.REMOVED: set(),
+}
+
+
+class Worker:
+    """One worker's state. Its id follows from its address, so it is the same after a restart.
+
+    cards      what its /v1/models says of the models that it serves
+    last_error why it is not ready, or why a request failed last
+    """
+
+    def __init__(
+        self, spec: WorkerSpec, *, breaker_limits: BreakerLimits, connect_timeout_s: float
+    ) -> None:
+        self.spec = spec
+        self.id = worker_id(spec.url)
+        self.url = spec.url.rstrip("/")
+        self.origin = Origin.parse(spec.url)
+        self.host = self.origin.host_header
+        self.pool = Pool(self.origin, connect_timeout_s=connect_timeout_s)
+        self.breaker = Breaker(breaker_limits)
+        self.state = WorkerState.STARTING
+        self.cards: tuple[dict[str, Any], ...] = ()
+        self.models: frozenset[str] = frozenset()
+        self.last_error: str | None = None
+        self.num_open = 0
+        self.num_requests = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._without_head: set[Answer] = set()
+        self.learn([])
+
+    @property
+    def load(self) -> float:
+        return self.num_open * self.spec.cost
+
+    def learn(self, cards: list[dict[str, Any]]) -> None:
+        """The worker has said what it serves; a model_id in the spec counts more."""
+        if self.spec.model_id is not None:
+            cards = [{"id": self.spec.model_id, "object": "model", "owned_by": "sapwood"}]
+        self.cards = tuple(cards)
+        self.models = frozenset(str(card["id"]) for card in cards)
+
+    def move_to(self, state: WorkerState) -> None:
+        if state not in _NEXT[self.state]:
+            raise RuntimeError(f"worker {self.url}: {self.state} -> {state}")
+        self.state = state
+
+    def serves_path(self, path: str) -> bool:
+        return self.spec.runtime != "external" or path.startswith("/v1/")
+
+    def admits(self, now_s: float) -> bool:
+        return self.state is WorkerState.READY and self.breaker.admits(now_s)
+
+    def begin(self) -> None:
+        """A request is sent to the worker; `end` must follow."""
+        self.num_open += 1
+        self.num_requests += 1
+        self.idle.clear()
+        self.breaker.sent()
+
+    def end(self) -> None:
+        self.num_open -= 1
+        if self.num_open == 0:
+            self.idle.set()
+
+    async def ask(self, head: bytes, body: bytes) -> Answer:
+        """Send a request and wait for its answer's head; WorkerFailure if none comes."""
+        sent: list[Answer] = []
+
+        def on_sent(answer: Answer) -> None:
+            sent.append(answer)
+            self._without_head.add(answer)
+
+        try:
+            return await self.pool.ask(head, body, on_sent=on_sent)
+        finally:
+            self._without_head.difference_update(sent)
+
+    def give_up_unanswered(self, reason: str) -> None:
+        """Requests that have no answer yet fail now, so that they can go elsewhere."""
+        for answer in list(self._without_head):
+            answer.fail(NotConnected(reason))
+
+
+def worker_id(url: str) -> str:
+    return str(uuid5(NAMESPACE_URL, url.rstrip("/")))

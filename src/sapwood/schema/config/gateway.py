@@ -1,0 +1,252 @@
+"""The gateway: its workers, how it chooses among them, and how it deals with their failures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.listening import ListeningConfig, check_seconds
+from sapwood.schema.config.options import option
+
+POLICIES = (
+    "random",
+    "round_robin",
+    "power_of_two",
+    "cache_aware",
+    "prefix_hash",
+    "consistent_hashing",
+    "bounded_load",
+    "manual",
+    "bucket",
+)
+ASSIGNMENT_MODES = ("random", "min_load", "min_group")
+
+_SECONDS = (
+    "bucket_adjust_interval_secs",
+    "worker_startup_timeout_secs",
+    "queue_timeout_secs",
+    "cb_timeout_duration_secs",
+    "stream_idle_timeout_secs",
+)
+_POSITIVE = (
+    "worker_startup_check_interval",
+    "health_check_interval_secs",
+    "health_check_timeout_secs",
+    "worker_connect_timeout_secs",
+    "request_timeout_secs",
+    "max_idle_secs",
+    "retry_initial_backoff_ms",
+    "retry_max_backoff_ms",
+)
+_AT_LEAST_1 = (
+    "max_tree_size",
+    "prefix_token_count",
+    "health_failure_threshold",
+    "health_success_threshold",
+    "cb_failure_threshold",
+    "cb_success_threshold",
+)
+_FACTORS = (
+    "balance_rel_threshold",
+    "prefix_hash_load_factor",
+    "retry_backoff_multiplier",
+)
+_NOT_NEGATIVE = ("balance_abs_threshold", "queue_size", "retry_max_retries", "retry_budget_ratio")
+_SHARES = ("cache_threshold", "retry_jitter_factor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig(ListeningConfig):
+    worker_urls: str = option(
+        "",
+        "Addresses of the engines, such as http://10.0.0.7:30000, separated by commas. More can be "
+        "added at run time by POST /workers.",
+    )
+    worker_api_key: str | None = option(
+        None,
+        "Key that the engines of --worker-urls ask for; default: a client's own key is passed on "
+        "where --api-key asks for none.",
+        secret=True,
+    )
+    policy: str = option(
+        "cache_aware", "Rule that chooses a worker for each request.", choices=POLICIES
+    )
+    cache_threshold: float = option(
+        0.3,
+        "cache_aware: a worker is chosen for what its cache holds if that is more than this share "
+        "of the prompt, from 0 to 1.",
+    )
+    balance_abs_threshold: int = option(
+        64,
+        "cache_aware and bucket: workers count as unbalanced if their numbers of open requests "
+        "differ by more than this, and by more than --balance-rel-threshold.",
+        unit="requests",
+    )
+    balance_rel_threshold: float = option(
+        1.5,
+        "cache_aware and bucket: workers count as unbalanced if the most loaded one has more than "
+        "this many times the least loaded one's requests; then the latter is chosen.",
+    )
+    max_tree_size: int = option(
+        2**26,
+        "cache_aware: size of the tree of prompts; the prompts that were used least recently "
+        "are forgotten.",
+        unit="bytes",
+    )
+    prefix_token_count: int = option(
+        256,
+        "prefix_hash and bounded_load: prompts that agree in so many tokens at their beginning go "
+        "to the same worker; the gateway counts four bytes as one token.",
+        unit="tokens",
+    )
+    prefix_hash_load_factor: float = option(
+        1.25,
+        "prefix_hash and bounded_load: a worker takes at most this many times the average of open "
+        "requests; what exceeds that goes to the next worker.",
+    )
+    assignment_mode: str = option(
+        "random",
+        "manual: how a new routing key gets its worker: any one, the least loaded one, or the one "
+        "with the fewest keys.",
+        choices=ASSIGNMENT_MODES,
+    )
+    max_idle_secs: float = option(
+        14400.0, "manual: a routing key that is not used for so long is forgotten.", unit="seconds"
+    )
+    bucket_adjust_interval_secs: float = option(
+        5.0,
+        "bucket: how often the lengths of prompts are divided anew among the workers.",
+        unit="seconds",
+    )
+    worker_startup_timeout_secs: float = option(
+        1800.0, "A new worker that is not healthy after so long has failed.", unit="seconds"
+    )
+    worker_startup_check_interval: float = option(
+        2.0, "Time between the health checks of a worker that starts.", unit="seconds"
+    )
+    health_check_interval_secs: float = option(
+        60.0, "Time between two health checks of a worker.", unit="seconds"
+    )
+    health_check_timeout_secs: float = option(
+        30.0, "A health check without an answer after so long has failed.", unit="seconds"
+    )
+    health_failure_threshold: int = option(
+        3,
+        "So many failed health checks in a row make a worker unhealthy: it gets no requests, and "
+        "those that wait for its answer are sent to another worker.",
+    )
+    health_success_threshold: int = option(
+        2, "So many good health checks in a row make an unhealthy worker healthy."
+    )
+    health_check_endpoint: str = option("/health", "Path that health checks ask for.")
+    disable_health_check: bool = option(
+        False, "Take all workers for healthy; only circuit breakers watch them."
+    )
+    disable_circuit_breaker: bool = option(
+        False, "Send requests to a worker however often it fails."
+    )
+    cb_failure_threshold: int = option(
+        10, "So many failures in a row open a worker's circuit breaker: it gets no requests."
+    )
+    cb_success_threshold: int = option(
+        3, "So many trial requests in a row must succeed to close a circuit breaker."
+    )
+    cb_timeout_duration_secs: float = option(
+        60.0, "An open circuit breaker lets a trial request through after so long.", unit="seconds"
+    )
+    disable_retries: bool = option(False, "Pass on the first failure of each request.")
+    retry_max_retries: int = option(
+        5, "A request is sent again at most so often, and never after the first byte of an answer."
+    )
+    retry_initial_backoff_ms: float = option(
+        50.0, "Wait before a request is sent again for the first time.", unit="milliseconds"
+    )
+    retry_max_backoff_ms: float = option(
+        30000.0, "Longest wait before a request is sent again.", unit="milliseconds"
+    )
+    retry_backoff_multiplier: float = option(
+        1.5, "Each wait before a request is sent again is so many times the previous one."
+    )
+    retry_jitter_factor: float = option(
+        0.2, "Share by which these waits vary at random, from 0 to 1."
+    )
+    retry_budget_ratio: float = option(
+        0.2,
+        "In the long run at most this share of all requests is sent again (a hundred more at "
+        "once), so that workers in trouble are not flooded.",
+    )
+    max_concurrent_requests: int = option(
+        -1, "So many requests are open at the workers at most; more wait. -1: no limit."
+    )
+    queue_size: int = option(
+        100, "So many requests may wait; more are refused with 429.", unit="requests"
+    )
+    queue_timeout_secs: float = option(
+        60.0, "A request that has waited so long is refused with 408.", unit="seconds"
+    )
+    rate_limit_tokens_per_second: float | None = option(
+        None,
+        "So many requests per second are sent to the workers; more wait; default: no limit.",
+    )
+    request_timeout_secs: float = option(
+        1800.0, "A request that is not answered in whole after so long is ended.", unit="seconds"
+    )
+    worker_connect_timeout_secs: float = option(
+        10.0, "A worker that accepts no connection for so long has failed.", unit="seconds"
+    )
+    stream_idle_timeout_secs: float = option(
+        300.0,
+        "An answer that has begun is ended if nothing more of it comes for so long. 0: never.",
+        unit="seconds",
+    )
+    request_id_headers: str = option(
+        "x-request-id,x-correlation-id,x-trace-id,request-id",
+        "Headers in which a client may name its request, in order of preference; workers and "
+        "clients get the name in x-request-id.",
+    )
+    prometheus_host: str = option("127.0.0.1", "Address on which /metrics is served.")
+    prometheus_port: int = option(
+        29000, "Port on which /metrics is served; 0: a free one, printed; -1: none.", unit="port"
+    )
+
+    def __post_init__(self) -> None:
+        super(GatewayConfig, self).__post_init__()
+        check_seconds(self, _SECONDS)
+        for name in _POSITIVE:
+            self._check(name, lambda value: value > 0 and math.isfinite(value), "a number > 0")
+        for name in _AT_LEAST_1:
+            self._check(name, lambda value: value >= 1, ">= 1")
+        for name in _FACTORS:
+            self._check(name, lambda value: 1 <= value < math.inf, "a number >= 1")
+        for name in _NOT_NEGATIVE:
+            self._check(name, lambda value: 0 <= value < math.inf, ">= 0")
+        for name in _SHARES:
+            self._check(name, lambda value: 0 <= value <= 1, "from 0 to 1")
+        self._check("max_concurrent_requests", lambda n: n >= 1 or n == -1, ">= 1, or -1")
+        self._check("prometheus_port", lambda port: -1 <= port <= 65535, "from -1 to 65535")
+        rate = self.rate_limit_tokens_per_second
+        if rate is not None and not 0 < rate < math.inf:
+            raise ConfigError(f"--rate-limit-tokens-per-second is {rate} but must be > 0")
+        if not self.health_check_endpoint.startswith("/"):
+            raise ConfigError("--health-check-endpoint must begin with a slash, such as /health")
+        if not self.id_headers:
+            raise ConfigError("--request-id-headers must name at least one header")
+
+    def _check(self, name: str, is_right: Callable[[Any], bool], must_be: str) -> None:
+        value = getattr(self, name)
+        if not is_right(value):
+            raise ConfigError(f"--{name.replace('_', '-')} is {value} but must be {must_be}")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        parts = (part.strip() for part in self.worker_urls.replace(" ", ",").split(","))
+        return tuple(part for part in parts if part)
+
+    @property
+    def id_headers(self) -> tuple[bytes, ...]:
+        """In lower case, in order of preference."""
+        names = (name.strip().lower() for name in self.request_id_headers.split(","))
+        return tuple(name.encode("latin-1", "replace") for name in names if name)
