@@ -126,7 +126,10 @@ def resolve_config(
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
-    facts = model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
+    facts = replace(
+        model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format),
+        makes_numbers=pooling is not None,
+    )
     config, decisions = resolve(asked, machine, facts)
     shape = shape.for_context(config.model.context_length)
     kernels = _choose_kernels(config, shape, platform, decisions)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from sapwood.app.adapters import AdapterParts, build_adapters
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -33,8 +35,11 @@ from sapwood.executor.warmup import warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
 from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
+from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build
 from sapwood.layers.pooling import Pooler
+from sapwood.lora.adapter import AdaptableModel
+from sapwood.lora.pool import AdapterPool
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.bert import Encoder
@@ -56,12 +61,14 @@ class StepRunner:
     execute   computes a step
     launch    queues a step on a device with a queue; None: the device or the runner has none
     warm_up   computes steps whose results nobody reads
+    adapters  loads LoRA adapters; None: there are none
     """
 
     resolved: Resolved
     execute: Execute
     launch: Launch | None
     warm_up: Callable[[Execute], None]
+    adapters: AdapterParts | None = None
 
 
 def build_runner(
@@ -81,18 +88,36 @@ def build_runner(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
         )
-    model = load_model(resolved, watch=watch)
+    lora = resolved.config.lora
+    context = AdapterContext() if lora.is_on else None
+    model = load_model(resolved, watch=watch, adapters=context)
+    adapters = None
+    if context is not None:
+        adaptable = AdaptableModel(
+            targets=model.adapter_targets(), name_of=model.checkpoint_name, dtype=resolved.dtype
+        )
+        adapters, decision = build_adapters(lora, adaptable, context, resolved.device)
+        resolved.decisions.append(decision)
     captures = None
     if runs_ahead(resolved.device):
         captures = _captures(resolved)
         watch.beat("measuring the largest step")
+        # Kept while the rest is measured: slots will have as much.
+        reserve = torch.empty(
+            0 if adapters is None else adapters.desk.slots.max_bytes,
+            dtype=torch.uint8,
+            device=resolved.device,
+        )
         resolved = _with_measured_pool(resolved, model, captures)
-    runner = _decoder_runner(resolved, model, captures, watch, grammars)
+        del reserve
+    pool = None if adapters is None else adapters.pool
+    runner = _decoder_runner(resolved, model, captures, watch, grammars, pool)
     return StepRunner(
         resolved=resolved,
         execute=runner.execute,
         launch=runner.launch if runs_ahead(resolved.device) else None,
         warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
+        adapters=adapters,
     )
 
 
@@ -145,11 +170,16 @@ def _set_num_threads(resolved: Resolved) -> None:
 # ---- models that generate ------------------------------------------------------------------------
 
 
-def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
-    """The model with its weights, packed for the kernels; the log says how long each step took."""
+def load_model(
+    resolved: Resolved, *, watch: LoadWatch | None = None, adapters: AdapterContext | None = None
+) -> Decoder:
+    """The model with its weights, packed for the kernels; the log says how long each step took.
+
+    adapters  as in Build
+    """
     config, files = resolved.config, resolved.files
     with timed("model structure"):
-        model = Decoder.of(resolved.decoder, _build(resolved))
+        model = Decoder.of(resolved.decoder, replace(_build(resolved), adapters=adapters))
     fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
     return model
 
@@ -170,6 +200,7 @@ def _decoder_runner(
     captures: CapturePlan | None,
     watch: LoadWatch,
     grammars: GrammarParts | None,
+    adapters: AdapterPool | None,
 ) -> Runner:
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
@@ -216,6 +247,7 @@ def _decoder_runner(
         page_size=page_size,
         device=device,
         places=_places(resolved),
+        adapters=adapters,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sapwood.app.adapters import AdapterLoader
 from sapwood.app.grammars import build_grammars
 from sapwood.app.loading import LoadWatch, timed
 from sapwood.app.resolving import Resolved
@@ -37,6 +38,7 @@ class Engine:
     scheduler: Scheduler
     executor: Executor
     grammars: GrammarCompiler | None = None
+    adapters: AdapterLoader | None = None
 
     def close(self) -> None:
         """Wait for the engine's own threads. May be called twice.
@@ -46,6 +48,8 @@ class Engine:
         self.executor.close()
         if self.grammars is not None:
             self.grammars.close()
+        if self.adapters is not None:
+            self.adapters.close()
 
 
 def build_engine(
@@ -75,7 +79,7 @@ def build_engine(
             clock=clock,
         )
     runner = build_runner(resolved, watch, grammars)
-    resolved = runner.resolved
+    resolved, adapters = runner.resolved, runner.adapters
     config = resolved.config
     ledger = _build_ledger(resolved)
     scheduler = Scheduler(
@@ -89,6 +93,7 @@ def build_engine(
         hidden_size=resolved.shape.hidden_size,
         grammars=None if grammars is None else grammars.ranks,
         speculation=build_speculation(config.speculation, ledger),
+        adapters=None if adapters is None else adapters.desk.slots,
     )
     if not config.execution.skip_server_warmup:
         watch.beat("warming up")
@@ -103,6 +108,7 @@ def build_engine(
         depth=config.scheduler.overlap_depth,
         clock=clock,
         instruments=instruments,
+        adapters=None if adapters is None else adapters.desk,
     )
     return Engine(
         loop=loop,
@@ -110,6 +116,7 @@ def build_engine(
         scheduler=scheduler,
         executor=executor,
         grammars=None if grammars is None else grammars.compiler,
+        adapters=None if adapters is None else adapters.loader,
     )
 
 

@@ -58,6 +58,7 @@ class RequestState:
         self.num_cached_tokens: int | None = None
         self.lease: Lease | None = None
         self.row = -1
+        self.adapter_slot = -1
         self.num_runs = 0
         self.input_embeds = request.input_embeds
         self.hidden_states = HiddenStates() if request.options.return_hidden_states else None
@@ -70,7 +71,8 @@ class RequestState:
     @property
     def namespace(self) -> str:
         """The prefix tree's name of the requests whose prefixes it may reuse."""
-        return self.options.extra_key
+        adapter, key = self.options.adapter, self.options.extra_key
+        return f"{adapter}\0{key}" if adapter else key
 
     @property
     def shares_prefixes(self) -> bool:
@@ -158,6 +160,7 @@ class RequestState:
             prompt_ids=[] if self.input_embeds else self.prompt_ids,
             output_ids=list(self.output_ids),
             input_embeds=self.input_embeds,
+            adapter_slot=self.adapter_slot,
         )
 
     # ---- tokens that must be computed though their KV is known -----------------------------------

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sapwood.base.clock import Clock
+from sapwood.engine.adapters import AdapterSlots, AdapterTurns
 from sapwood.engine.admission import (
     ExpectedGrowth,
     OutputReserve,
@@ -68,6 +69,7 @@ class Scheduler:
         grammars: GrammarRanks | None = None,
         token_feed: TokenFeed = TokenFeed.ROW,
         speculation: Speculation | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         """A scheduler without requests.
 
@@ -77,6 +79,7 @@ class Scheduler:
         grammars     ranks that compile grammars; None: requests that have one are refused
         token_feed   who hands sampled tokens to the steps that compute them
         speculation  guesses tokens, which steps then verify; None: nothing is guessed
+        adapters     which LoRA adapters are loaded; None: requests with one are refused
         """
         self._gate = GrammarGate(grammars)
         self._ended_rows: list[int] = []
@@ -108,14 +111,7 @@ class Scheduler:
         self._deadlines = Deadlines(
             queue_timeout_s=config.queue_timeout, request_timeout_s=config.request_timeout
         )
-        self._delayer = (
-            PrefillDelayer(
-                max_delay_passes=config.prefill_delayer_max_delay_passes,
-                token_usage_low_watermark=config.prefill_delayer_token_usage_low_watermark,
-            )
-            if config.enable_prefill_delayer
-            else None
-        )
+        self._delayer = PrefillDelayer.of(config)
         self._reserve = OutputReserve(config.schedule_conservativeness)
         self._rng = random.Random(config.random_seed)
         self._free_rows = list(range(config.max_running_requests - 1, -1, -1))
@@ -138,6 +134,7 @@ class Scheduler:
         self._counts: Counter[str] = Counter()
         self._feeds_rows = token_feed is TokenFeed.ROW
         self._speculation = speculation
+        self._adapters = AdapterSlots() if adapters is None else adapters
 
     # ---- requests in -----------------------------------------------------------------------
 
@@ -247,6 +244,7 @@ class Scheduler:
             starts=[state.row_start() for state in starts],
             scheduled=[entry for _, entry in entries],
             ends=ends,
+            adapters=self._adapters.take_changes(),
         )
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
         for state, entry in entries:
@@ -336,6 +334,7 @@ class Scheduler:
             self._bounds.why_refused(request)
             or self._gate.why_refused(request.options.sampling)
             or self._precedence.why_refused(request.options.priority)
+            or self._adapters.why_refused(request.options.adapter)
         )
         if wrong is not None:
             return failed(wrong)
@@ -382,7 +381,9 @@ class Scheduler:
         ready = (
             state
             for state in self._order.of(self._waiting, self._running)
-            if not state.num_pending_outputs and not self._gate.holds(state)
+            if not state.num_pending_outputs
+            and not self._gate.holds(state)
+            and self._adapters.has_room(state.options.adapter)
         )
         first = next(ready, None)
         if (
@@ -483,10 +484,11 @@ class Scheduler:
         order = self._order.of(self._waiting, self._running)
         if preferred is not None:
             order = [preferred, *(state for state in order if state is not preferred)]
+        turns = AdapterTurns(self._adapters, self._clock.now_s())
         for state in order:
             if budget == 0 or not self._free_rows:
                 break
-            if state.num_pending_outputs or self._gate.holds(state):
+            if state.num_pending_outputs or self._gate.holds(state) or turns.passes_over(state):
                 continue
             if self._prefixes.are_worth_waiting_for(state, self._ledger):
                 continue
@@ -532,6 +534,7 @@ class Scheduler:
         state.move_to(Phase.RUNNING)
         state.lease = lease
         state.row = self._free_rows.pop()
+        state.adapter_slot = self._adapters.acquire(state.options.adapter)
         state.num_runs += 1
         state.num_computed_tokens = num_hit
         self._ledger.count_hit(lease)
@@ -567,6 +570,7 @@ class Scheduler:
         if state.options.sampling.grammar is not None:
             self._ended_rows.append(state.row)
         self._free_rows.append(state.row)
+        self._adapters.release(state.options.adapter)
         state.row = -1
         self._running.remove(state)
 

@@ -20,6 +20,7 @@ class RowTable:
                  the pool that keeps every token
     window_tables  the same for each window pool; pages before a row's window are old ones
     slots        [num_rows]; the slot of each row's state
+    adapter_slots  [num_rows]; the slot of each row's adapter, or -1
     last_tokens  [num_rows] int64, on the device; the token sampled last
     epochs       [num_rows]; how many requests have had the row so far
     embeds       row -> [prompt tokens, hidden] fp32, on the host, for requests with input_embeds,
@@ -32,6 +33,7 @@ class RowTable:
         self.page_table: NDArray[np.int32] = np.zeros((num_rows, max_pages), dtype=np.int32)
         self.window_tables = [np.zeros_like(self.page_table) for _ in range(num_windows)]
         self.slots: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
+        self.adapter_slots: NDArray[np.int64] = np.full(num_rows, -1, dtype=np.int64)
         self.last_tokens: Tensor = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
@@ -42,6 +44,7 @@ class RowTable:
         self.sampling[start.row] = start.options.sampling
         self.epochs[start.row] += 1
         self.seeds[start.row] = start.seed % 2**64
+        self.adapter_slots[start.row] = start.adapter_slot
         self.page_table[start.row] = 0
         for table in self.window_tables:
             table[start.row] = 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
+from sapwood.layers.adapters import AdapterTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class Target:
     part   this rank's part, so that a loader can read that alone; None: the whole tensor
     is_rearranged  whether the layer's rows lie in another order than the tensor's, or in several
            parts: what is computed from the layer's weight cannot be written in the tensor's place
+    adapter  where adapters of this weight add; None: there are no adapters, or none of this tensor
     """
 
     shape: tuple[int, ...]
@@ -64,6 +66,7 @@ class Target:
     takes_integers: bool = False
     part: Slice | None = None
     is_rearranged: bool = False
+    adapter: AdapterTarget | None = None
 
     @property
     def part_shape(self) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     options     what the request asks for; if it wants hidden states, every token is computed before
                 it is put out
     seed        seed of the request's random numbers
+    adapter_slot  of the request's adapter while it has this row; -1: none
     """
 
     row: int
@@ -51,6 +52,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: list[int]
     output_ids: list[int]
     input_embeds: list[bytes] = []
+    adapter_slot: int = -1
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,12 +120,14 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     ends  rows of requests with a grammar that have left since the plan before; the rank drops the
           state of these grammars before any row starts anew
+    adapters  (slot, id) of adapters that slots have from this step on; "": none any more
     """
 
     step: int
     starts: list[RowStart]
     scheduled: list[ScheduledTokens]
     ends: list[int] = []
+    adapters: list[tuple[int, str]] = []
 
 
 class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, GENERATION
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, GENERATION, PLACEMENT
 from sapwood.frontends.serving.embed import embed_all, meta_info, request_ids
 from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
@@ -63,7 +63,7 @@ RERANK_FIELDS = FieldTable(
     shape=RerankRequest,
     aliases={"top_k": Alias(of="top_n")},
     changes_nothing={**BOOKKEEPING, **CLIENT},
-    not_offered=GENERATION,
+    not_offered={**PLACEMENT, **GENERATION},
 )
 
 

@@ -20,6 +20,7 @@ from sapwood.kernels.interface import (
     PackedExperts,
     PackedLinear,
 )
+from sapwood.kernels.low_rank import LowRankLayer
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
@@ -28,6 +29,7 @@ from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import Experts, limited
+from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling
@@ -41,7 +43,7 @@ paged_attention = PagedAttention()
 
 class TritonKernels:
     """kernels/triton/factory.py says where they can serve. Dense products are cuBLAS's; the ops of
-    mixtures, convolutions and encoders are torch's."""
+    mixtures, encoders and adapters are torch's."""
 
     name = "triton"
     multiplies_quantized = True
@@ -159,6 +161,9 @@ class TritonKernels:
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         return quantized_linear(parts, bias)
+
+    def low_rank(self, in_size: int, out_size: int) -> LowRankLayer:
+        return TorchLowRank(in_size, out_size)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)

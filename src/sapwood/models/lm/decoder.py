@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sapwood.kernels.recording import CannotRecord, Program
+from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import Stream
@@ -104,6 +105,14 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             found |= prefixed(names.layer(index), once_filled(layer.targets(), layer.pack))
         return found | prefixed(names.norm, self._norm.targets())
+
+    def adapter_targets(self) -> dict[str, AdapterTarget]:
+        """Where adapters add, by the layer's path in `targets()`; empty without adapters."""
+        return {
+            name.removesuffix(".weight"): target.adapter
+            for name, target in self.body_targets().items()
+            if target.adapter is not None
+        }
 
     def checkpoint_name(self, name: str) -> str:
         """The name in `targets()` of a checkpoint's tensor."""

@@ -12,6 +12,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
+from sapwood.schema.config.lora import LoraConfig
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
 from sapwood.schema.config.model import (
     CHECKPOINT_FORMATS,
@@ -84,6 +85,7 @@ class ModelFacts:
     file_bytes      size of the weight files; 0: there are none
     cache           what tokens and requests leave behind in the model's layers; empty: nothing
     whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
+    makes_numbers   the model makes embeddings or scores instead of text
     quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
     """
 
@@ -97,6 +99,7 @@ class ModelFacts:
     weight_format: str = ""
     file_bytes: int = 0
     whole_prompts: bool = False
+    makes_numbers: bool = False
     quantized: CheckpointFacts | None = None
 
 
@@ -119,6 +122,7 @@ def resolve(
     """
     decisions: list[Decision] = []
     _check_speculation(asked.speculation, model)
+    _check_adapters(asked.lora, model)
     execution = _resolve_execution(asked.execution, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
@@ -152,6 +156,14 @@ def _check_speculation(asked: SpeculationConfig, model: ModelFacts) -> None:
         raise ConfigError(
             f"--speculative-algorithm {algorithm} does not work with {model.name} yet: some of its "
             "layers keep a state, which cannot go back when a guess was wrong; leave it out"
+        )
+
+
+def _check_adapters(asked: LoraConfig, model: ModelFacts) -> None:
+    if asked.is_on and model.makes_numbers:
+        raise ConfigError(
+            f"{model.name} makes embeddings or scores; LoRA adapters are served with models that "
+            "generate. Merge the adapter into the model, or leave out --enable-lora"
         )
 
 
