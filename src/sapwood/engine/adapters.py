@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sapwood.engine.request_state import RequestState
+from sapwood.schema.output import AdapterUse
 
 EvictionPolicy = Literal["lru", "fifo"]
 
@@ -69,6 +70,17 @@ class AdapterSlots:
         self._users: Counter[str] = Counter()
         self._changes: list[tuple[int, str]] = []
         self.num_evictions = 0
+
+    @property
+    def use(self) -> AdapterUse:
+        return AdapterUse(
+            num_used=len(self._slots),
+            num_slots=self._max_per_batch,
+            bytes_used=self.bytes_used,
+            max_bytes=self._max_bytes,
+            num_loaded=len(self._bytes),
+            num_evictions=self.num_evictions,
+        )
 
     @property
     def num_slots_used(self) -> int:

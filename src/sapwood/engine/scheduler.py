@@ -151,13 +151,9 @@ class Scheduler:
     def open_request_ids(self) -> list[str]:
         return list(self._open)
 
-    @property
-    def running_request_ids(self) -> list[str]:
-        return [state.request_id for state in self._running]
-
-    @property
-    def waiting_request_ids(self) -> list[str]:
-        return [state.request_id for state in self._waiting]
+    def request_ids(self, phase: Phase) -> list[str]:
+        """Of the open requests in this phase."""
+        return [state.request_id for state in self._open.values() if state.phase is phase]
 
     def add(self, request: Generate) -> RequestOutput | None:
         """Take the request in. Returns its terminal output if it is refused, else None."""
@@ -321,6 +317,7 @@ class Scheduler:
             self._counts,
             self._ledger,
             self._speculation,
+            self._adapters,
             running=self._running,
             num_waiting=len(self._waiting),
             open_requests=self._open.values(),
