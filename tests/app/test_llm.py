@@ -552,10 +552,10 @@ class TestFailure:
 
         async def beside() -> None:
             generator = llm.services.generator
-            other = generator.generate(llm._request("a", LONG, add_special_tokens=True))
+            other = generator.generate(llm._request("a", LONG, None, add_special_tokens=True))
             await anext(other)
             try:
-                await llm._collect(0, llm._request("b", GREEDY, add_special_tokens=True))
+                await llm._collect(0, llm._request("b", GREEDY, None, add_special_tokens=True))
             finally:
                 await other.aclose()
 

@@ -64,9 +64,10 @@ class SometimesRightDraft:
 
 @dataclass
 class Row:
-    """tokens: all that the request has so far, sampled ones included."""
+    """tokens: all that the request has so far, sampled ones included; adapter: (slot, id)."""
 
     tokens: list[int]
+    adapter: tuple[int, str] = (-1, "")
     pages: list[int] = field(default_factory=list)
     windows: dict[int, dict[int, int]] = field(default_factory=dict)
     last_token: int = -1
@@ -99,15 +100,18 @@ class SimulatedRank:
         ]
         self._states: list[int | None] = [None] * kinds.get(CacheKind.STATE, 0)
         self._rows: dict[int, Row] = {}
+        self._adapters: dict[int, str] = {}
         self.computed: list[int] = []
         """Tokens computed per step."""
 
     def execute(self, plan: StepPlan) -> StepResult:
+        self._adapters.update(plan.adapters)
         for start in plan.starts:
             # The ids of a prompt of vectors are not told; they come with the steps.
             embeds = start.input_embeds
             prompt_ids = [NO_ID] * len(embeds) if embeds else start.prompt_ids
-            self._rows[start.row] = Row([*prompt_ids, *start.output_ids])
+            adapter = (start.adapter_slot, start.options.adapter)
+            self._rows[start.row] = Row([*prompt_ids, *start.output_ids], adapter)
         num_new = [entry.num_new for entry in plan.scheduled]
         assert num_new == sorted(num_new, key=lambda count: count != 1), "decodes come first"
         self.computed.append(sum(num_new))
@@ -117,6 +121,8 @@ class SimulatedRank:
         sampled: list[list[int]] = []
         for entry in plan.scheduled:
             row = self._rows[entry.row]
+            slot, adapter = row.adapter
+            assert self._adapters.get(slot, "") == adapter, "the slot has another adapter"
             self._look_back(entry, row)
             if entry.num_output is None:
                 continue

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.base.clock import ManualClock
+from sapwood.engine.adapters import AdapterSlots
 from sapwood.engine.scheduler import Scheduler
 from sapwood.engine.speculation import Speculation
 from sapwood.memory.eviction import EVICTION_POLICIES
@@ -33,6 +34,8 @@ from tests.tiers import examples
 
 EOS = {7}
 MAX_CONTEXT = 60
+ADAPTERS = {"small": 1, "middle": 2, "large": 4, "other": 1}
+"""Bytes of each."""
 
 
 STATE_POOL = CachePool(CacheKind.STATE, (0,))
@@ -67,6 +70,7 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
             "extra_key": draw(st.sampled_from(["", "", "tenant"])),
             "priority": draw(st.sampled_from([None, 0, 1, 5])),
             "routing_key": draw(st.sampled_from(["", "a", "b"])),
+            "adapter": draw(st.sampled_from(["", "", *ADAPTERS])),
             "arrives": draw(st.integers(0, 25)),
             "aborted": draw(st.none() | st.integers(0, 40)),
         }
@@ -98,6 +102,9 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
         "drafts": 0 if keeps_states else draw(st.sampled_from([0, 0, 1, 3, 8])),
         "step_tokens": draw(st.sampled_from([2, 6, 32])),
         "requests": requests,
+        "adapters_at_once": draw(st.integers(1, 3)),
+        "adapter_bytes": draw(st.integers(max(ADAPTERS.values()), 8)),
+        "adapter_policy": draw(st.sampled_from(["lru", "fifo"])),
     }
 
 
@@ -126,6 +133,11 @@ class World:
             most_drafts=num_drafts,
             most_step_tokens=scenario["step_tokens"],
         )
+        self.adapters = AdapterSlots(
+            scenario["adapters_at_once"], scenario["adapter_bytes"], scenario["adapter_policy"]
+        )
+        for adapter_id, num_bytes in ADAPTERS.items():
+            assert self.adapters.add(adapter_id, num_bytes) is None
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_running_requests=scenario["max_running"],
@@ -149,6 +161,7 @@ class World:
             clock=self.clock,
             token_feed=scenario["feed"],
             speculation=speculation if num_drafts else None,
+            adapters=self.adapters,
         )
         self.rank = SimulatedRank(self.sizes, page_size, pools)
         self.executor = DelayedExecutor(self.rank)
@@ -183,6 +196,9 @@ class World:
 
     def check(self) -> None:
         self.ledger.check()
+        assert self.adapters.bytes_used <= self.adapters.max_bytes
+        running = {state.options.adapter for state in self.scheduler._running} - {""}
+        assert len(running) <= self.adapters.max_per_batch
         if self.tree is not None:
             self.mirror.check(self.tree)
 
@@ -219,6 +235,8 @@ def run(scenario: dict[str, object]) -> None:
         _check_output(world, scenario, request_id, one)
     assert world.scheduler.status().num_leased_pages == 0
     assert world.scheduler.flush_cache()
+    assert all(world.adapters.remove(adapter_id) for adapter_id in ADAPTERS)
+    assert world.adapters.num_slots_used == 0
     assert [allocator.num_free for allocator in world.ledger._allocators] == world.sizes
     world.check()
 
@@ -232,6 +250,7 @@ def _generate(request_id: str, one: dict[str, object]) -> Generate:
             extra_key=one["extra_key"],
             priority=one["priority"],
             routing_key=one["routing_key"],
+            adapter=one["adapter"],
         ),
     )
 

@@ -59,7 +59,7 @@ class ScriptedEngine:
 
     fail_after  tokens after which the engine fails; 0: before the first
     figures     of the engine's status, where they are not 0; options: the resolved ones
-    refuses     whether profiles are refused; calls: those of /start_profile and the like
+    refuses     whether profiles and adapters are refused; calls: of /start_profile and the like
     hold        True: no step is made, until it is False again
     hold_after  tokens of a request after which none follows; held: ids of requests that wait so
     most_open   requests that were open at the same time at most
@@ -82,6 +82,7 @@ class ScriptedEngine:
     refuses: bool = False
     calls: list[Any] = field(default_factory=list)
     submitted: list[Generate] = field(default_factory=list)
+    adapters: dict[str, str] = field(default_factory=dict)
     open: dict[str, bool] = field(default_factory=dict)
     abandoned: dict[str, int] = field(default_factory=dict)
 
@@ -178,6 +179,15 @@ class ScriptedEngine:
     async def freeze_gc(self) -> CallDone:
         self.calls.append("freeze_gc")
         return CallDone("1", True, "7 objects")
+
+    async def load_adapter(self, adapter_id: str, path: str) -> CallDone:
+        self.calls.append(("load_adapter", path))
+        self.adapters[adapter_id] = path
+        return CallDone("1", not self.refuses, "no such folder" if self.refuses else "loaded")
+
+    async def unload_adapter(self, adapter_id: str) -> CallDone:
+        self.calls.append(("unload_adapter", self.adapters.pop(adapter_id, adapter_id)))
+        return CallDone("1", True, "unloaded")
 
     async def slow_down(self, sleep_s: float) -> CallDone:
         self.calls.append(("slow_down", sleep_s))

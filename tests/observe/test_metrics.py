@@ -27,6 +27,7 @@ FACTS = SimpleNamespace(
     num_output_tokens=101,
     num_retractions=1,
     new_token_ratio=0.5,
+    adapters=None,
     speculated=None,
     cpu_seconds=2.5,
     resident_bytes=1000,

@@ -206,6 +206,8 @@ class _Session:
 
     def _announce(self, is_first: bool) -> None:
         if not is_first:
+            if self.services.adapters is not None:
+                self.services.adapters.restarted()
             log.info("ready again")
             return
         for note in [*self.client.info.notes, *self.services.formats.decisions]:

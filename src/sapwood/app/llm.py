@@ -16,6 +16,7 @@ from collections.abc import (
 from contextlib import aclosing
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,9 +30,10 @@ from sapwood.app.services import build_services
 from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
+from sapwood.frontends.serving.adapters import AdapterRegistry
 from sapwood.frontends.serving.chat import Turn
 from sapwood.frontends.serving.embed import check_dimensions, embed_all
-from sapwood.frontends.serving.generate import Choice, EngineFailed
+from sapwood.frontends.serving.generate import Choice, EngineFailed, adapted
 from sapwood.frontends.serving.scoring import scored_prompt, scores_of
 from sapwood.frontends.serving.services import Services
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
@@ -126,11 +128,13 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling: Sampling | Sequence[Sampling] = None,
         *,
+        lora_path: str | Sequence[str | None] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[GenerationResult]:
         """The continuation of each prompt (text or token ids), in their order.
 
         sampling   one for all prompts, or one per prompt
+        lora_path  the name of a loaded LoRA adapter, for all prompts or one per prompt
         on_finish  called with (index, result) as each one ends, on the engine's event loop: it
                    should be quick, and use no method of this LLM that waits
 
@@ -140,8 +144,10 @@ class LLM:
         """
         many = _as_prompts(prompts)
         requests = [
-            self._request(prompt, params, add_special_tokens=True)
-            for prompt, params in zip(many, _as_many(sampling, len(many)), strict=True)
+            self._request(prompt, params, adapter, add_special_tokens=True)
+            for prompt, params, adapter in zip(
+                many, _as_many(sampling, len(many)), _per_prompt(lora_path, len(many)), strict=True
+            )
         ]
         return self.run(self._collect_all(requests, on_finish))
 
@@ -150,6 +156,7 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling: Sampling | Sequence[Sampling] = None,
         *,
+        lora_path: str | None = None,
         on_finish: OnFinish | None = None,
         **template_options: Any,
     ) -> list[GenerationResult]:
@@ -168,13 +175,15 @@ class LLM:
                 conversations, _as_many(sampling, len(conversations)), strict=True
             )
         ]
-        requests = [self._chat_request(turn) for turn in turns]
+        requests = [self._chat_request(turn, lora_path) for turn in turns]
         shapes = [turn.shape for turn in turns]
         return self.run(self._collect_all(requests, on_finish, shapes))
 
-    async def agenerate(self, prompt: Prompt, sampling: Sampling = None) -> GenerationResult:
+    async def agenerate(
+        self, prompt: Prompt, sampling: Sampling = None, *, lora_path: str | None = None
+    ) -> GenerationResult:
         """`generate` of one prompt for an asyncio program; cancelling it aborts the request."""
-        request = self._request(_as_prompt(prompt), sampling, add_special_tokens=True)
+        request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
 
         async def only() -> AsyncGenerator[GenerationResult, None]:
             yield await self._collect(0, request)
@@ -184,24 +193,33 @@ class LLM:
 
     # ---- as it comes -------------------------------------------------------------------------
 
-    def stream(self, prompt: Prompt, sampling: Sampling = None) -> Generator[TextChunk, None, None]:
+    def stream(
+        self, prompt: Prompt, sampling: Sampling = None, *, lora_path: str | None = None
+    ) -> Generator[TextChunk, None, None]:
         """Chunks of text as they are generated.
 
         The request starts with the first chunk that is asked for; closing the generator aborts it.
         """
-        request = self._request(_as_prompt(prompt), sampling, add_special_tokens=True)
+        request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
         return self._engine.loop.items(self._chunks(request))
 
     def stream_chat(
-        self, messages: Sequence[Message], sampling: Sampling = None, **template_options: Any
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = None,
+        *,
+        lora_path: str | None = None,
+        **template_options: Any,
     ) -> Generator[TextChunk, None, None]:
         """`stream` of the answer to a conversation, as the model writes it."""
-        request = self._chat_request(self._turn(messages, sampling, template_options))
+        request = self._chat_request(self._turn(messages, sampling, template_options), lora_path)
         return self._engine.loop.items(self._chunks(request))
 
-    def astream(self, prompt: Prompt, sampling: Sampling = None) -> AsyncGenerator[TextChunk, None]:
+    def astream(
+        self, prompt: Prompt, sampling: Sampling = None, *, lora_path: str | None = None
+    ) -> AsyncGenerator[TextChunk, None]:
         """`stream` for an asyncio program; its event loop is not held up."""
-        request = self._request(_as_prompt(prompt), sampling, add_special_tokens=True)
+        request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
         return self._engine.loop.items_async(self._chunks(request))
 
     # ---- numbers -----------------------------------------------------------------------------
@@ -281,6 +299,21 @@ class LLM:
         """Forget all cached prefixes; False while requests are open."""
         return self.run(self._client.flush_cache()).done
 
+    def load_lora_adapter(
+        self, lora_name: str, lora_path: str | Path, *, pinned: bool = False
+    ) -> None:
+        """Load the adapter in a folder while the model serves. InvalidRequest if it cannot be."""
+        self.run(self._adapters.load(lora_name, str(lora_path), pinned=pinned))
+
+    def unload_lora_adapter(self, lora_name: str) -> None:
+        """Forget an adapter, once its open requests have ended. NotFound if there is none."""
+        self.run(self._adapters.unload(lora_name))
+
+    @property
+    def _adapters(self) -> AdapterRegistry:
+        assert self.services.adapters is not None, "build_services makes the registry"
+        return self.services.adapters
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's event loop and wait for its result."""
         return self._engine.loop.run(coroutine)
@@ -295,14 +328,20 @@ class LLM:
     # ---- inside ------------------------------------------------------------------------------
 
     def _request(
-        self, prompt: str | list[int], sampling: Sampling, *, add_special_tokens: bool
+        self,
+        prompt: str | list[int],
+        sampling: Sampling,
+        adapter: str | None,
+        *,
+        add_special_tokens: bool,
     ) -> TextRequest:
         return TextRequest(
             request_id=f"llm-{next(self._numbers)}",
             prompt=prompt,
             add_special_tokens=add_special_tokens,
             options=RequestOptions(
-                sampling=sampling_params(sampling, self.services.default_sampling)
+                sampling=sampling_params(sampling, self.services.default_sampling),
+                adapter=self.services.adapter_of("", adapter),
             ),
         )
 
@@ -312,8 +351,8 @@ class LLM:
         params = sampling_params(sampling, self.services.default_sampling)
         return chat_turn(self.services, messages, params, options)
 
-    def _chat_request(self, turn: Turn) -> TextRequest:
-        return self._request(turn.prompt, turn.sampling, add_special_tokens=False)
+    def _chat_request(self, turn: Turn, adapter: str | None) -> TextRequest:
+        return self._request(turn.prompt, turn.sampling, adapter, add_special_tokens=False)
 
     async def _collect_all(
         self,
@@ -372,7 +411,11 @@ class LLM:
 
     async def _chunks(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:
         """The request's chunks, once there is room for it. A finish of kind "error" is raised."""
-        async with self._room, aclosing(self.services.generator.generate(request)) as chunks:
+        async with (
+            self._room,
+            adapted(self.services, [request]) as [own],
+            aclosing(self.services.generator.generate(own)) as chunks,
+        ):
             async for chunk in chunks:
                 if chunk.finish is not None and chunk.finish.kind == "error":
                     raise self._error(chunk.finish)
@@ -440,6 +483,14 @@ def _as_prompt(prompt: Any, name: str = "the prompt") -> str | list[int]:
     raise InvalidRequest(
         f"{name} must be a text or a list of token ids, not {found}", param="prompt"
     )
+
+
+def _per_prompt(lora_path: str | Sequence[str | None] | None, count: int) -> list[str | None]:
+    if lora_path is None or isinstance(lora_path, str):
+        return [lora_path] * count
+    if len(lora_path) != count:
+        raise InvalidRequest(f"{len(lora_path)} adapters for {count} prompts", param="lora_path")
+    return list(lora_path)
 
 
 def _as_many(sampling: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:

@@ -31,15 +31,9 @@ from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.text_part import WRAPPERS, text_part
 from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
+from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.model import ModelConfig
-from sapwood.schema.config.resolve import (
-    CheckpointFacts,
-    Decision,
-    MachineFacts,
-    ModelFacts,
-    demand_of,
-    resolve,
-)
+from sapwood.schema.config.resolve import Decision, demand_of, resolve
 from sapwood.schema.pooling import Pooling
 from sapwood.store import ModelFiles, Progress, fetch_model
 
@@ -138,7 +132,10 @@ def resolve_config(
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
-    facts = model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format)
+    facts = replace(
+        model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format),
+        makes_numbers=pooling is not None,
+    )
     config, decisions = resolve(asked, machine, facts)
     decisions.insert(0, impl)
     shape = shape.for_context(config.model.context_length)

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sapwood.app.adapters import AdapterParts, build_adapters
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -37,9 +38,12 @@ from sapwood.executor.warmup import warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
 from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
+from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
+from sapwood.lora.adapter import AdaptableModel
+from sapwood.lora.pool import AdapterPool
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.bert import Encoder
@@ -65,12 +69,14 @@ class StepRunner:
     execute   computes a step
     launch    queues a step on a device with a queue; None: the device or the runner has none
     warm_up   computes steps whose results nobody reads
+    adapters  loads LoRA adapters; None: there are none
     """
 
     resolved: Resolved
     execute: Execute
     launch: Launch | None
     warm_up: Callable[[Execute], None]
+    adapters: AdapterParts | None = None
 
 
 def build_runner(
@@ -91,18 +97,36 @@ def build_runner(
             ),
         )
     routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
-    model = load_model(resolved, watch=watch, routes=routes)
+    lora = resolved.config.lora
+    context = AdapterContext() if lora.is_on else None
+    model = load_model(resolved, watch=watch, routes=routes, adapters=context)
+    adapters = None
+    if context is not None and isinstance(model, Decoder):
+        adaptable = AdaptableModel(
+            targets=model.adapter_targets(), name_of=model.checkpoint_name, dtype=resolved.dtype
+        )
+        adapters, decision = build_adapters(lora, adaptable, context, resolved.device)
+        resolved.decisions.append(decision)
     captures = None
     if runs_ahead(resolved.device):
         captures = _captures(resolved)
         watch.beat("measuring the largest step")
+        # Kept while the rest is measured: slots will have as much.
+        reserve = torch.empty(
+            0 if adapters is None else adapters.desk.slots.max_bytes,
+            dtype=torch.uint8,
+            device=resolved.device,
+        )
         resolved = _with_measured_pool(resolved, model, captures)
-    runner = _decoder_runner(resolved, model, captures, watch, grammars, routes)
+        del reserve
+    pool = None if adapters is None else adapters.pool
+    runner = _decoder_runner(resolved, model, captures, watch, grammars, routes, pool)
     return StepRunner(
         resolved=resolved,
         execute=runner.execute,
         launch=runner.launch if runs_ahead(resolved.device) else None,
         warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
+        adapters=adapters,
     )
 
 
@@ -159,17 +183,24 @@ def _set_num_threads(resolved: Resolved) -> None:
 
 
 def load_model(
-    resolved: Resolved, *, watch: LoadWatch | None = None, routes: RouteLog | None = None
+    resolved: Resolved,
+    *,
+    watch: LoadWatch | None = None,
+    routes: RouteLog | None = None,
+    adapters: AdapterContext | None = None,
 ) -> DecoderModel:
     """The model with its weights, packed for the kernels; the log says how long each step took.
 
-    routes  is told which experts the model chooses; None: nobody wants to know
+    routes    is told which experts the model chooses; None: nobody wants to know
+    adapters  as in Build
     """
     config, files = resolved.config, resolved.files
     if isinstance(resolved.shape, ForeignConfig):
         return _load_foreign(resolved, resolved.shape, watch or LoadWatch())
     with timed("model structure"):
-        model = Decoder.of(resolved.decoder, replace(_build(resolved), routes=routes))
+        model = Decoder.of(
+            resolved.decoder, replace(_build(resolved), routes=routes, adapters=adapters)
+        )
     fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
     return model
 
@@ -205,6 +236,7 @@ def _decoder_runner(
     watch: LoadWatch,
     grammars: GrammarParts | None,
     routes: RouteLog | None,
+    adapters: AdapterPool | None,
 ) -> Runner:
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
@@ -252,6 +284,7 @@ def _decoder_runner(
         device=device,
         places=_places(resolved),
         routed_experts=None if routes is None else RoutedExperts.of(resolved.decoder, routes),
+        adapters=adapters,
     )
 
 

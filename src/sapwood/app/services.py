@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sapwood.app.model_defaults import read_json_if_there, reading, sampling_defaults
 from sapwood.app.observability import build_observer
+from sapwood.frontends.serving.adapters import AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.services import Services
 from sapwood.models.pooling import pooling_of
@@ -73,6 +74,7 @@ def build_services(
         weights=summarize(files),
         options=config.flat(),
         pooling=pooling,
+        adapters=AdapterRegistry(engine, config.lora),
         observer=observer,
         figures=EngineFigures(engine, observer),
         serves_metrics=observed.enable_metrics,

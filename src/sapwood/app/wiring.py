@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sapwood.app.adapters import AdapterLoader
 from sapwood.app.grammars import build_grammars
 from sapwood.app.loading import LoadWatch, timed
 from sapwood.app.resolving import Resolved
@@ -39,6 +40,7 @@ class Engine:
     scheduler: Scheduler
     executor: Executor
     grammars: GrammarCompiler | None = None
+    adapters: AdapterLoader | None = None
 
     def close(self) -> None:
         """Wait for the engine's own threads. May be called twice.
@@ -48,6 +50,8 @@ class Engine:
         self.executor.close()
         if self.grammars is not None:
             self.grammars.close()
+        if self.adapters is not None:
+            self.adapters.close()
 
 
 def build_engine(
@@ -77,7 +81,7 @@ def build_engine(
             clock=clock,
         )
     runner = build_runner(resolved, watch, grammars)
-    resolved = runner.resolved
+    resolved, adapters = runner.resolved, runner.adapters
     config = resolved.config
     ledger = _build_ledger(resolved)
     scheduler = Scheduler(
@@ -94,6 +98,7 @@ def build_engine(
         switch_length=resolved.shape.switch_length
         if isinstance(resolved.shape, DecoderConfig)
         else None,
+        adapters=None if adapters is None else adapters.desk.slots,
     )
     if not config.execution.skip_server_warmup:
         watch.beat("warming up")
@@ -108,6 +113,7 @@ def build_engine(
         depth=config.scheduler.overlap_depth,
         clock=clock,
         instruments=instruments,
+        adapters=None if adapters is None else adapters.desk,
     )
     return Engine(
         loop=loop,
@@ -115,6 +121,7 @@ def build_engine(
         scheduler=scheduler,
         executor=executor,
         grammars=None if grammars is None else grammars.compiler,
+        adapters=None if adapters is None else adapters.loader,
     )
 
 

@@ -13,7 +13,7 @@ from operator import add, le
 
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.ledger import Ledger
-from sapwood.schema.config.scheduler import SchedulerConfig
+from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 
 INITIAL_RATIO = 0.7
 LEAST_RATIO = 0.1
@@ -153,6 +153,16 @@ class PrefillDelayer:
     max_delay_passes         steps that a prompt is held back at most
     token_usage_low_watermark  no holding back while less of the KV pool than this is in use
     """
+
+    @staticmethod
+    def of(config: ResolvedScheduler) -> PrefillDelayer | None:
+        """As the options say; None: nothing is held back."""
+        if not config.enable_prefill_delayer:
+            return None
+        return PrefillDelayer(
+            max_delay_passes=config.prefill_delayer_max_delay_passes,
+            token_usage_low_watermark=config.prefill_delayer_token_usage_low_watermark,
+        )
 
     def __init__(
         self, *, max_delay_passes: int, token_usage_low_watermark: float | None = None

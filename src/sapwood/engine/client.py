@@ -31,9 +31,11 @@ from sapwood.schema.request import (
     FreezeGc,
     Generate,
     GetStatus,
+    LoadAdapter,
     SlowDown,
     StartProfile,
     StopProfile,
+    UnloadAdapter,
 )
 
 A = TypeVar("A")
@@ -128,6 +130,14 @@ class AsyncEngineClient:
 
     async def slow_down(self, sleep_s: float) -> CallDone:
         return await self._call(lambda call_id: SlowDown(call_id, sleep_s), CallDone)
+
+    async def load_adapter(self, adapter_id: str, path: str) -> CallDone:
+        return await self._call(
+            lambda call_id: LoadAdapter(call_id=call_id, adapter_id=adapter_id, path=path), CallDone
+        )
+
+    async def unload_adapter(self, adapter_id: str) -> CallDone:
+        return await self._call(lambda call_id: UnloadAdapter(call_id, adapter_id), CallDone)
 
     async def wait_for_change(self) -> None:
         """Wait until the engine is ready or has failed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sapwood.engine.request_state import RequestState
+from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import Finish
 
 CHECK_INTERVAL_S = 0.02
@@ -12,15 +13,11 @@ CHECK_INTERVAL_S = 0.02
 
 
 class Deadlines:
-    """Finds requests that wait or run too long.
+    """Finds requests that wait or run longer than the options allow."""
 
-    queue_timeout_s    seconds until a request is begun; 0: no limit
-    request_timeout_s  seconds until a request ends; 0: no limit
-    """
-
-    def __init__(self, *, queue_timeout_s: float, request_timeout_s: float) -> None:
-        self._queue_timeout_s = queue_timeout_s
-        self._request_timeout_s = request_timeout_s
+    def __init__(self, config: ResolvedScheduler) -> None:
+        self._queue_timeout_s = config.queue_timeout
+        self._request_timeout_s = config.request_timeout
         self._next_check_s = 0.0
 
     def overdue(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from sapwood.engine.adapters import AdapterSlots
 from sapwood.engine.queue_order import per_routing_key
 from sapwood.engine.request_state import RequestState
 from sapwood.engine.speculation import Speculation
@@ -17,6 +18,7 @@ def engine_status(
     counts: Counter[str],
     ledger: Ledger,
     speculation: Speculation | None,
+    adapters: AdapterSlots,
     *,
     running: Sequence[RequestState],
     num_waiting: int,
@@ -48,6 +50,7 @@ def engine_status(
             PoolUse(num_free=free, num_leased=leased) for free, leased in ledger.free_and_leased()
         ),
         speculated=None if speculation is None else speculation.total,
+        adapters=adapters.use if adapters.max_bytes else None,
         new_token_ratio=new_token_ratio,
         routing_key_running_counts=per_routing_key(running),
         routing_key_all_counts=per_routing_key(open_requests),

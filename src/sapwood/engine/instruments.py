@@ -13,6 +13,7 @@ import msgspec
 import psutil
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.engine.request_state import Phase
 from sapwood.engine.scheduler import Scheduler
 from sapwood.observe.profiling import ACTIVITIES, ProfileOrder, ProfileSession
 from sapwood.observe.request_log import SCHEDULER_STATUS, LineSink, write_event
@@ -179,8 +180,8 @@ class StatusLog:
             self._next_event_s = self._now_s() + self._interval_s
             content = {
                 "rank": 0,
-                "running_rids": scheduler.running_request_ids,
-                "queued_rids": scheduler.waiting_request_ids,
+                "running_rids": scheduler.request_ids(Phase.RUNNING),
+                "queued_rids": scheduler.request_ids(Phase.WAITING),
             }
             write_event(self._sinks, SCHEDULER_STATUS, content, as_json=True)
 

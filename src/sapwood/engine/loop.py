@@ -13,9 +13,17 @@ from typing import Protocol
 
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import Clock
+from sapwood.engine.adapters import AdapterDesk
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.scheduler import Scheduler
-from sapwood.schema.output import CacheFlushed, EngineOutput, Finish, RequestOutput, StepOutputs
+from sapwood.schema.output import (
+    CacheFlushed,
+    CallDone,
+    EngineOutput,
+    Finish,
+    RequestOutput,
+    StepOutputs,
+)
 from sapwood.schema.request import (
     Abort,
     Drain,
@@ -24,15 +32,18 @@ from sapwood.schema.request import (
     FreezeGc,
     Generate,
     GetStatus,
+    LoadAdapter,
     SlowDown,
     StartProfile,
     StopProfile,
+    UnloadAdapter,
 )
 from sapwood.schema.step import StepHandle, StepPlan
 
 DRAIN_POLL_S = 0.1
 GRAMMAR_POLL_S = 0.001
-"""Seconds between two looks at a grammar's compilation, while there is nothing else to do."""
+"""Seconds between two looks at what is compiled or loaded, while there is nothing else to do."""
+NO_ADAPTERS = "this server was started without LoRA adapters; start it with --enable-lora"
 
 
 class StepExecutor(Protocol):
@@ -54,8 +65,10 @@ class EngineLoop:
         depth: int,
         clock: Clock,
         instruments: Instruments | None = None,
+        adapters: AdapterDesk | None = None,
     ) -> None:
         self._instruments = instruments or Instruments()
+        self._adapters = adapters
         self._scheduler = scheduler
         self._executor = executor
         self._receiver = receiver
@@ -74,6 +87,8 @@ class EngineLoop:
             StopProfile: self._on_control,
             FreezeGc: self._on_control,
             SlowDown: self._on_control,
+            LoadAdapter: self._on_load_adapter,
+            UnloadAdapter: self._on_unload_adapter,
             Drain: self._on_drain,
         }
 
@@ -87,6 +102,8 @@ class EngineLoop:
         for message in self._receiver.receive(timeout_s):
             self._handlers[type(message)](message)
         self._abort_at_drain_limit()
+        if self._adapters is not None:
+            self._adapters.finished(self._tell)
         self._outputs += self._scheduler.end_overdue()
         plan = self._scheduler.plan()
         if plan is not None:
@@ -111,7 +128,8 @@ class EngineLoop:
     def _patience_s(self) -> float | None:
         if self._has_work():
             return 0.0
-        if self._scheduler.has_open_requests:
+        is_loading = self._adapters is not None and self._adapters.is_loading
+        if self._scheduler.has_open_requests or is_loading:
             return GRAMMAR_POLL_S
         return None if self._drain_until_s is None else DRAIN_POLL_S
 
@@ -165,6 +183,21 @@ class EngineLoop:
 
     def _on_control(self, message: StartProfile | StopProfile | FreezeGc | SlowDown) -> None:
         self._sender.send(self._instruments.control(message))
+
+    def _on_load_adapter(self, message: LoadAdapter) -> None:
+        if self._adapters is None:
+            self._tell(message.call_id, False, NO_ADAPTERS)
+        else:
+            self._adapters.load(message.call_id, message.adapter_id, message.path)
+
+    def _on_unload_adapter(self, message: UnloadAdapter) -> None:
+        why_not = NO_ADAPTERS
+        if self._adapters is not None:
+            why_not = self._adapters.unload(message.adapter_id) or ""
+        self._tell(message.call_id, not why_not, why_not or "unloaded")
+
+    def _tell(self, call_id: str, done: bool, message: str) -> None:
+        self._sender.send(CallDone(call_id, done, message))
 
     def _on_drain(self, message: Drain) -> None:
         until_s = self._clock.now_s() + message.timeout_s

@@ -65,6 +65,7 @@ class RequestState:
         self.num_cached_tokens: int | None = None
         self.lease: Lease | None = None
         self.row = -1
+        self.adapter_slot = -1
         self.num_runs = 0
         self._switch_length = switch_length
         self._runs_as_short = switch_length is not None
@@ -82,9 +83,12 @@ class RequestState:
     def namespace(self) -> str:
         """The prefix tree's name of the requests whose prefixes it may reuse: the keys of short and
         of long texts are rotated differently."""
+        adapter, key = self.options.adapter, self.options.extra_key
+        if adapter:
+            key = f"{adapter}\0{key}"
         if self._switch_length is None:
-            return self.options.extra_key
-        return f"{'short' if self._is_short else 'long'} {self.options.extra_key}"
+            return key
+        return f"{'short' if self._is_short else 'long'} {key}"
 
     @property
     def _is_short(self) -> bool:
@@ -196,6 +200,7 @@ class RequestState:
             output_ids=list(self.output_ids),
             input_embeds=self.input_embeds,
             first_position=0 if self._runs_as_short else self._switch_length or 0,
+            adapter_slot=self.adapter_slot,
         )
 
     # ---- tokens that must be computed though their KV is known -----------------------------------

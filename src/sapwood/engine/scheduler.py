@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sapwood.base.clock import Clock
+from sapwood.engine.adapters import AdapterSlots, AdapterTurns
 from sapwood.engine.admission import (
     ExpectedGrowth,
     OutputReserve,
@@ -69,6 +70,7 @@ class Scheduler:
         token_feed: TokenFeed = TokenFeed.ROW,
         speculation: Speculation | None = None,
         switch_length: int | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         """A scheduler without requests.
 
@@ -79,6 +81,7 @@ class Scheduler:
         token_feed   who hands sampled tokens to the steps that compute them
         speculation  guesses tokens, which steps then verify; None: nothing is guessed
         switch_length  as RopeConfig.switch_length
+        adapters     which LoRA adapters are loaded; None: requests with one are refused
         """
         self._switch_length = switch_length
         self._gate = GrammarGate(grammars)
@@ -108,17 +111,8 @@ class Scheduler:
             threshold=config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1,
         )
         self._precedence = Precedence.of(config)
-        self._deadlines = Deadlines(
-            queue_timeout_s=config.queue_timeout, request_timeout_s=config.request_timeout
-        )
-        self._delayer = (
-            PrefillDelayer(
-                max_delay_passes=config.prefill_delayer_max_delay_passes,
-                token_usage_low_watermark=config.prefill_delayer_token_usage_low_watermark,
-            )
-            if config.enable_prefill_delayer
-            else None
-        )
+        self._deadlines = Deadlines(config)
+        self._delayer = PrefillDelayer.of(config)
         self._reserve = OutputReserve(config.schedule_conservativeness)
         self._rng = random.Random(config.random_seed)
         self._free_rows = list(range(config.max_running_requests - 1, -1, -1))
@@ -141,6 +135,7 @@ class Scheduler:
         self._counts: Counter[str] = Counter()
         self._feeds_rows = token_feed is TokenFeed.ROW
         self._speculation = speculation
+        self._adapters = AdapterSlots() if adapters is None else adapters
 
     # ---- requests in -----------------------------------------------------------------------
 
@@ -157,13 +152,9 @@ class Scheduler:
     def open_request_ids(self) -> list[str]:
         return list(self._open)
 
-    @property
-    def running_request_ids(self) -> list[str]:
-        return [state.request_id for state in self._running]
-
-    @property
-    def waiting_request_ids(self) -> list[str]:
-        return [state.request_id for state in self._waiting]
+    def request_ids(self, phase: Phase) -> list[str]:
+        """Of the open requests in this phase."""
+        return [state.request_id for state in self._open.values() if state.phase is phase]
 
     def add(self, request: Generate) -> RequestOutput | None:
         """Take the request in. Returns its terminal output if it is refused, else None."""
@@ -251,6 +242,7 @@ class Scheduler:
             starts=[state.row_start() for state in starts],
             scheduled=[entry for _, entry in entries],
             ends=ends,
+            adapters=self._adapters.take_changes(),
         )
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
         for state, entry in entries:
@@ -327,6 +319,7 @@ class Scheduler:
             self._counts,
             self._ledger,
             self._speculation,
+            self._adapters,
             running=self._running,
             num_waiting=len(self._waiting),
             open_requests=self._open.values(),
@@ -340,6 +333,7 @@ class Scheduler:
             self._bounds.why_refused(request)
             or self._gate.why_refused(request.options.sampling)
             or self._precedence.why_refused(request.options.priority)
+            or self._adapters.why_refused(request.options.adapter)
         )
         if wrong is not None:
             return failed(wrong)
@@ -383,7 +377,9 @@ class Scheduler:
         ready = (
             state
             for state in self._order.of(self._waiting, self._running)
-            if not state.num_pending_outputs and not self._gate.holds(state)
+            if not state.num_pending_outputs
+            and not self._gate.holds(state)
+            and self._adapters.has_room(state.options.adapter)
         )
         first = next(ready, None)
         if (
@@ -486,10 +482,11 @@ class Scheduler:
         order = self._order.of(self._waiting, self._running)
         if preferred is not None:
             order = [preferred, *(state for state in order if state is not preferred)]
+        turns = AdapterTurns(self._adapters, self._clock.now_s())
         for state in order:
             if budget == 0 or not self._free_rows:
                 break
-            if state.num_pending_outputs or self._gate.holds(state):
+            if state.num_pending_outputs or self._gate.holds(state) or turns.passes_over(state):
                 continue
             if self._prefixes.are_worth_waiting_for(state, self._ledger):
                 continue
@@ -535,6 +532,7 @@ class Scheduler:
         state.move_to(Phase.RUNNING)
         state.lease = lease
         state.begin_run(self._free_rows.pop())
+        state.adapter_slot = self._adapters.acquire(state.options.adapter)
         state.num_computed_tokens = num_hit
         self._ledger.count_hit(lease)
         if state.num_cached_tokens is None:
@@ -569,6 +567,7 @@ class Scheduler:
         if state.options.sampling.grammar is not None:
             self._ended_rows.append(state.row)
         self._free_rows.append(state.row)
+        self._adapters.release(state.options.adapter)
         state.row = -1
         self._running.remove(state)
 

@@ -243,7 +243,7 @@ class CapturedSteps:
         self.prefills: dict[int, list[Part]] = {}
 
     def replay(self, batch: ForwardBatch) -> Tensor | None:
-        if batch.token_types is not None or batch.embeds is not None:
+        if any(part is not None for part in (batch.token_types, batch.embeds, batch.adapters)):
             return None
         attention, num_tokens = batch.attention, len(batch.token_ids)
         if attention.num_decodes == num_tokens == len(attention.query_lens):

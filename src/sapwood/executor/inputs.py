@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,11 +19,20 @@ from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.rows import RowTable
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.transfer import upload
+from sapwood.layers.adapters import StepAdapters
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch, InputEmbeds
 from sapwood.schema.step import ScheduledTokens, StepPlan
 
 ONE_GROUP = CachePlaces()
 """A model whose layers keep every token, all in the same way."""
+
+
+class AdaptersOfStep(Protocol):
+    def __call__(
+        self, slot_of_row: NDArray[np.int64], lens: NDArray[np.int64], selected: NDArray[np.int64]
+    ) -> StepAdapters | None:
+        """As lora.pool.AdapterPool.of_step."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +56,12 @@ def build_inputs(
     kv_caches: Sequence[tuple[Tensor, ...]],
     device: torch.device,
     places: CachePlaces = ONE_GROUP,
+    adapters: AdaptersOfStep | None = None,
 ) -> StepInputs:
     """The inputs of a plan's step, in the plan's order; `rows` must have taken the plan over.
 
-    places  tells where the model's cache groups find their pages and states
+    places    tells where the model's cache groups find their pages and states
+    adapters  finds the rows with adapters; None: there are no adapters
     """
     scheduled = plan.scheduled
     query_lens = [entry.num_new for entry in scheduled]
@@ -148,6 +160,9 @@ def build_inputs(
         kv_caches=kv_caches,
         logits_index=logits_index,
         embeds=_embeds(scheduled, rows, device) if rows.embeds else None,
+        adapters=None
+        if adapters is None
+        else adapters(rows.adapter_slots[row], lens, sampled_after),
     )
     return StepInputs(batch, sampling, sampling_rows)
 

@@ -53,7 +53,7 @@ class RecordedProgram:
     def replay(self, batch: ForwardBatch) -> Tensor | None:
         if batch.embeds is not None:
             return None
-        groups = batch.groups or (batch,)
+        groups, adapters = batch.groups or (batch,), batch.adapters
         return self._step(
             batch.token_ids,
             batch.positions,
@@ -61,6 +61,7 @@ class RecordedProgram:
             [group.attention for group in groups],
             batch.logits_index,
             [group.slots for group in batch.groups],
+            None if adapters is None else (adapters.rows, adapters.selected),
         )
 
 

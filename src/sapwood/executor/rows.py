@@ -21,6 +21,7 @@ class RowTable:
     window_tables  the same for each window pool; pages before a row's window are old ones
     slots        [num_rows]; the slot of each row's state
     first_positions  [num_rows]; as RowStart.first_position
+    adapter_slots  [num_rows]; the slot of each row's adapter, or -1
     last_tokens  [num_rows] int64, on the device; the token sampled last
     epochs       [num_rows]; how many requests have had the row so far
     embeds       row -> [prompt tokens, hidden] fp32, on the host, for requests with input_embeds,
@@ -34,6 +35,7 @@ class RowTable:
         self.window_tables = [np.zeros_like(self.page_table) for _ in range(num_windows)]
         self.slots: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
         self.first_positions: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
+        self.adapter_slots: NDArray[np.int64] = np.full(num_rows, -1, dtype=np.int64)
         self.last_tokens: Tensor = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
@@ -45,6 +47,7 @@ class RowTable:
         self.epochs[start.row] += 1
         self.seeds[start.row] = start.seed % 2**64
         self.first_positions[start.row] = start.first_position
+        self.adapter_slots[start.row] = start.adapter_slot
         self.page_table[start.row] = 0
         for table in self.window_tables:
             table[start.row] = 0

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
@@ -21,6 +22,7 @@ from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.spans import choose_spans
 from sapwood.kernels.recording import Program
 from sapwood.kernels.transfer import Download, download, upload_one
+from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.step import StepPlan, StepResult
 
@@ -41,6 +43,18 @@ class DecoderModel(Protocol):
     def program(self) -> Program:
         """`compute` as a program, to be recorded; CannotRecord if it is none."""
         ...
+
+
+class StepAdapterPool(Protocol):
+    """See lora.pool.AdapterPool."""
+
+    context: AdapterContext
+
+    def place(self, slot: int, adapter_id: str) -> None: ...
+
+    def of_step(
+        self, slot_of_row: NDArray[np.int64], lens: NDArray[np.int64], selected: NDArray[np.int64]
+    ) -> StepAdapters | None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -126,12 +140,14 @@ class Runner:
         device: torch.device,
         places: CachePlaces = ONE_GROUP,
         routed_experts: RoutedExperts | None = None,
+        adapters: StepAdapterPool | None = None,
         download: Callable[[Tensor], Download] = download,
     ) -> None:
         """A runner of one rank.
 
         places    tells where the model's cache groups find their pages and states
         routed_experts  tells which experts computed a token; None: no request wants to know
+        adapters  has the LoRA adapters of requests; None: no request has one
         download  copies tokens and log probabilities to the host
         """
         self._model = model
@@ -139,6 +155,7 @@ class Runner:
         self._kv_caches = kv_caches
         self._places = places
         self._routed_experts = routed_experts
+        self._adapters = adapters
         self._rows = rows
         self._sampler = sampler
         self._download = download
@@ -158,6 +175,9 @@ class Runner:
         self._uncollected.append(launched)
         for row in plan.ends:
             self._sampler.end(row)
+        for slot, adapter_id in plan.adapters:
+            assert self._adapters is not None, "only loaded adapters get slots"
+            self._adapters.place(slot, adapter_id)
         if not plan.scheduled:
             return launched
         for start in plan.starts:
@@ -174,8 +194,9 @@ class Runner:
             kv_caches=self._kv_caches,
             device=self._device,
             places=self._places,
+            adapters=None if self._adapters is None else self._adapters.of_step,
         )
-        logits = self._compute(launched, inputs.batch)
+        logits = self._compute_adapted(launched, inputs.batch)
         if inputs.sampling:
             self._sample(launched, inputs, logits)
         # At once, lest they be taken for those of a step that is collected later.
@@ -217,6 +238,13 @@ class Runner:
             launched.jumps = self._sampler.jump([e.row for e in entries if e.row in stateful])
         if kept is not None:
             launched.of_outputs = self._logprobs.of_spans(kept, rows, entries, chosen)
+
+    def _compute_adapted(self, launched: Launched, batch: ForwardBatch) -> Tensor:
+        """As `_compute`; the layers know the step's adapters meanwhile."""
+        if self._adapters is None or batch.adapters is None:
+            return self._compute(launched, batch)
+        with self._adapters.context.of(batch.adapters):
+            return self._compute(launched, batch)
 
     def _compute(self, launched: Launched, batch: ForwardBatch) -> Tensor:
         """Logits [S, vocab] of the rows at batch.logits_index.

@@ -28,6 +28,8 @@ FIELD_TABLES: Mapping[str, Tables] = {
     "Native": (
         native.GENERATE_FIELDS,
         native.SAMPLING_FIELDS,
+        native.LOAD_ADAPTER_FIELDS,
+        native.UNLOAD_ADAPTER_FIELDS,
         encode.ENCODE_FIELDS,
         rerank.RERANK_FIELDS,
         score.SCORE_FIELDS,

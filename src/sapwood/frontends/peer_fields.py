@@ -45,7 +45,7 @@ IMAGE_SIZES: dict[str, str] = dict.fromkeys(
     "the field says how images are cut up, and there are none",
 )
 
-_NO_ADAPTERS = NotOffered(why="the server has no LoRA adapters")
+_NO_ADAPTERS = NotOffered(why="lora_path names an adapter, where there are any")
 _NO_TRANSFER = NotOffered(why="prefill and decoding are not apart here")
 _ONE_REPLICA = NotOffered(why="there is one replica, number 0", idle=(0,))
 
@@ -59,12 +59,12 @@ PLACEMENT: dict[str, NotOffered] = {
     "decode_tp_size": _NO_TRANSFER,
     "disagg_prefill_dp_rank": _ONE_REPLICA,
     "lora_id": _NO_ADAPTERS,
-    "lora_path": _NO_ADAPTERS,
+    "lora_path": NotOffered(why="adapters are for text; this route makes numbers"),
     "routed_dp_rank": _ONE_REPLICA,
 }
 
 GENERATION: dict[str, NotOffered] = {
-    **PLACEMENT,
+    **{name: field for name, field in PLACEMENT.items() if name != "lora_path"},
     "custom_labels": NotOffered(why="labels of metrics come in a header"),
     "return_bytes": NotOffered(why="answers are JSON"),
     "return_cached_tokens_details": NotOffered(why="there is one kind of cached tokens"),

@@ -25,6 +25,7 @@ from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import is_8_bit
+from sapwood.kernels.low_rank import LowRankLayer
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.routing import Routing
@@ -346,6 +347,10 @@ class Kernels(Protocol):
         bias   [all outputs] of `dtype`, or None
 
         kernels/quantized.py and kernels/coded.py state the formats and what the products are."""
+        ...
+
+    def low_rank(self, in_size: int, out_size: int) -> LowRankLayer:
+        """Adapters' additions to a linear layer of these sizes, none at first."""
         ...
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         PackedExperts,
         PackedLinear,
     )
+    from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
     from sapwood.kernels.routing import Routing
 
 
@@ -78,6 +79,15 @@ class Multiply:
     x: Buffer
     layer: PackedLinear
     out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AddLowRank:
+    """residual += what the rows' adapters add to the linear layer of x."""
+
+    x: Buffer
+    layer: LowRankLayer
+    residual: Buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -292,6 +302,7 @@ Op = (
     Embed
     | Norm
     | Multiply
+    | AddLowRank
     | RotateAndWrite
     | Attend
     | Convolve
@@ -419,11 +430,13 @@ class RecordedStep(Protocol):
         batches: Sequence[AttentionBatch],
         logits_index: Tensor,
         slots: Sequence[Tensor | None] = (),
+        adapters: tuple[AdapterRows, AdapterRows] | None = None,
     ) -> Tensor:
         """Logits [S, vocab] in fp32 of the rows at logits_index [S]; writes every layer's cache.
 
         `write_index`, `batches` and `slots` have one value per cache group; slots [R] are those of
-        a group of states, and None in others; without states there need not be any. The first
+        a group of states, and None in others; without states there need not be any. `adapters` are
+        those of all rows, and those of the rows at logits_index, counted among them. The first
         three arguments are [T]; all indices are int64 and contiguous. The result is bitwise that of
         the single ops. Until the next step the caller may keep it and write to it.
         Raises IndexError, before anything is written, if an index is outside its table.

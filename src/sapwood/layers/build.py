@@ -8,6 +8,7 @@ import torch
 
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
+from sapwood.layers.adapters import AdapterContext, AdapterSite
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.routes import RouteLog
@@ -41,6 +42,7 @@ class Build:
     scheme           stores the weights of all linear layers, the output layer's among them
     embedding_dtype  in which the embedding is kept, if narrower than dtype; None: in dtype
     routes           is told which experts the routers choose; None: nobody wants to know
+    adapters         tells the layers which adapters a step has; None: there are no adapters
     """
 
     kernels: Kernels
@@ -50,6 +52,13 @@ class Build:
     scheme: LinearScheme = DENSE
     embedding_dtype: torch.dtype | None = None
     routes: RouteLog | None = None
+    adapters: AdapterContext | None = None
+
+    def adapter_site(self, in_size: int, out_size: int) -> AdapterSite | None:
+        """Where adapters add to a linear layer of these sizes; None if there are no adapters."""
+        if self.adapters is None:
+            return None
+        return AdapterSite(self.adapters, self.kernels, in_size, out_size)
 
     def empty(self, *shape: int) -> torch.Tensor:
         """An uninitialised parameter of the model's dtype."""

@@ -125,6 +125,7 @@ class Experts:
         self._first = groups.ep.rank * num_own
         parts = tuple(even_part(name, intermediate_size, within) for name in (GATE, UP))
         bias = files.bias if isinstance(files, PerExpert) else files.biases is not None
+        build = replace(build, adapters=None)  # their products are one op, which has no adapters
         self._gate_up = [
             ColumnParallelLinear(build, hidden_size, parts, bias=bias) for _ in range(num_own)
         ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sapwood.kernels.interface import AttentionBatch
+from sapwood.layers.adapters import StepAdapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class ForwardBatch:
     logits_index   [S] int64; indices of the tokens whose logits are wanted
     token_types    [T] int64: which text of a pair each token belongs to; None: there are no pairs
     embeds         vectors that replace the embeddings of some tokens; None: of no token
+    adapters       which rows have which LoRA adapter; None: no row has one
     attend         called instead of the kernels' paged_attention, with the same arguments, when a
                    step is recorded in pieces between which attention runs
     """
@@ -67,6 +69,7 @@ class ForwardBatch:
     token_types: Tensor | None = None
     embeds: InputEmbeds | None = None
     attend: Callable[..., Tensor] | None = None
+    adapters: StepAdapters | None = None
     groups: Sequence[CacheInputs] = ()
     group_of_layer: Sequence[int] = ()
 

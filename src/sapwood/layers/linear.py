@@ -20,6 +20,7 @@ from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import PackedLinear
 from sapwood.kernels.recording import Buffer, Multiply, Program
+from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.quantization.interface import LinearStorage
 from sapwood.layers.targets import Slice, Target, unused, whole
@@ -181,10 +182,14 @@ class ColumnParallelLinear:
         self._parts = parts
         self._arrangement = arrangement
         self.linear = Linear(build, in_size, tuple(part.size for part in parts), bias=bias)
+        self._site = build.adapter_site(in_size, sum(part.size for part in parts))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, this rank's outputs, part by part]"""
-        return self.linear(x)
+        out = self.linear(x)
+        if self._site is not None:
+            self._site.add(x, out)
+        return out
 
     def targets(self) -> dict[str, Target]:
         """ "<part>.weight" and, with a bias, "<part>.bias", or as the arrangement says."""
@@ -199,6 +204,9 @@ class ColumnParallelLinear:
                 partial(linear.put, index),
                 partial(linear.put_blocks, index) if linear.takes_blocks else None,
                 part=own,
+                adapter=self._adapter(
+                    part.whole_size, start, slice(part.first, part.first + part.size)
+                ),
             )
             if linear.bias is not None:
                 rows = linear.bias[start : start + part.size]
@@ -218,15 +226,29 @@ class ColumnParallelLinear:
         found: dict[str, Target] = {}
         for name, parts in members:
             num_rows = sum(self._parts[index].whole_size for index in parts)
-            found[f"{name}.weight"] = self._arranged_weight(arrangement, parts, num_rows)
+            rows = torch.cat([arrangement.rows[index] for index in parts])
+            found[f"{name}.weight"] = replace(
+                self._arranged_weight(arrangement, parts, num_rows),
+                adapter=self._adapter(num_rows, starts[parts[0]], rows),
+            )
             bias = self.linear.bias
             if bias is not None:
-                rows = torch.cat([arrangement.rows[index] for index in parts])
                 own = bias[starts[parts[0]] : starts[parts[-1] + 1]]
                 found[f"{name}.bias"] = Target(
                     (num_rows,), partial(_copy_rows, own, rows), is_rearranged=True
                 )
         return found
+
+    def _adapter(self, num_rows: int, first_out: int, rows: slice | Tensor) -> AdapterTarget | None:
+        """For outputs that lie together from first_out on, and are these of the tensor's rows."""
+        if self._site is None:
+            return None
+        return AdapterTarget(
+            site=self._site,
+            shape=(num_rows, self._in_size),
+            first_out=first_out,
+            outputs=lambda b: b[rows],
+        )
 
     def _arranged_weight(
         self, arrangement: Arrangement, parts: Sequence[int], num_rows: int
@@ -256,6 +278,8 @@ class ColumnParallelLinear:
         """Add the product of x to a recorded step; RuntimeError before `pack`."""
         out = program.buffer(sum(part.size for part in self._parts))
         program.add(Multiply(x=x, layer=self.linear.packed, out=out))
+        if self._site is not None:
+            self._site.record(program, x, out)
         return out
 
 
@@ -286,10 +310,14 @@ class RowParallelLinear:
         self._bias = bias
         # Only one rank adds the bias: otherwise the sum over ranks would have it several times.
         self.linear = Linear(build, self._in_size, (out_size,), bias=bias and group.rank == 0)
+        self._site = build.adapter_site(self._in_size, out_size)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, this rank's inputs] -> [T, out], the same on every rank"""
-        return self._group.all_reduce(self.linear(x))
+        out = self.linear(x)
+        if self._site is not None:  # of the sum over ranks, too, each rank adds its part
+            self._site.add(x, out)
+        return self._group.all_reduce(out)
 
     def targets(self) -> dict[str, Target]:
         linear, bias = self.linear, self.linear.bias
@@ -309,6 +337,12 @@ class RowParallelLinear:
                 partial(linear.put_blocks, 0) if linear.takes_blocks else None,
                 part=Slice.unless_whole(1, first, self._in_size, in_size),
             )
+        if self._site is not None:
+            own = slice(first, first + self._in_size)
+            adapter = AdapterTarget(
+                site=self._site, shape=self._whole_shape, inputs=lambda a: a[:, own]
+            )
+            weight = replace(weight, adapter=adapter)
         found = {f"{self._name}.weight": weight}
         if self._bias:
             other = unused(self._whole_shape[:1])
@@ -322,6 +356,8 @@ class RowParallelLinear:
         program.refuse_sum_over(self._group.size)
         out = program.buffer(self._whole_shape[0])
         program.add(Multiply(x=x, layer=self.linear.packed, out=out))
+        if self._site is not None:
+            self._site.record(program, x, out)
         return out
 
 

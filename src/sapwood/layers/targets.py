@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
+from sapwood.layers.adapters import AdapterTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ class Target:
            the checkpoint's names and its rows, cannot write the tensor anew
     fused_in  the tensor as which a checkpoint may have this one, together with others; None: there
            is none such
+    adapter  where adapters of this weight add; None: there are no adapters, or none of this tensor
     """
 
     shape: tuple[int, ...]
@@ -90,6 +92,7 @@ class Target:
     is_rearranged: bool = False
     has_rows: bool = True
     fused_in: FusedIn | None = None
+    adapter: AdapterTarget | None = None
 
     @property
     def part_shape(self) -> tuple[int, ...]:

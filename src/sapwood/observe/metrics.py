@@ -144,6 +144,19 @@ class Speculated(Protocol):
     def accept_rate(self) -> float: ...
 
 
+class AdapterFigures(Protocol):
+    """LoRA adapters in memory; explained in `schema.output.AdapterUse`."""
+
+    @property
+    def num_used(self) -> int: ...
+    @property
+    def num_slots(self) -> int: ...
+    @property
+    def num_evictions(self) -> int: ...
+    @property
+    def utilization(self) -> float: ...
+
+
 class PoolFigures(Protocol):
     """How many pages, or slots of states, of a pool are free, and how many requests hold."""
 
@@ -182,6 +195,8 @@ class EngineFacts(Protocol):
     def new_token_ratio(self) -> float: ...
     @property
     def speculated(self) -> Speculated | None: ...
+    @property
+    def adapters(self) -> AdapterFigures | None: ...
     @property
     def cpu_seconds(self) -> float: ...
     @property
@@ -463,6 +478,15 @@ def engine_gauges(
             *simple,
             ("spec_accept_length", "Output tokens per step.", facts.speculated.accept_length),
             ("spec_accept_rate", "Share of right guesses.", facts.speculated.accept_rate),
+        )
+    if facts.adapters is not None:
+        lora = facts.adapters
+        simple = (
+            *simple,
+            ("lora_pool_slots_used", "LoRA adapters in memory.", lora.num_used),
+            ("lora_pool_slots_total", "LoRA adapters that may run at once.", lora.num_slots),
+            ("lora_pool_utilization", "Share of the adapters' memory in use.", lora.utilization),
+            ("lora_evictions", "Adapters that have made room for others.", lora.num_evictions),
         )
     for name, text, value in simple:
         yield Family("gauge", name, text, ("model_name",), [(labels, value)])

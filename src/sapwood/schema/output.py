@@ -208,6 +208,29 @@ class CallDone(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class AdapterUse(msgspec.Struct, frozen=True, kw_only=True):
+    """LoRA adapters in the memory that steps read.
+
+    num_used       adapters that are there, whether or not a request has them
+    num_slots      different adapters that may run at once
+    bytes_used     of max_bytes
+    num_loaded     adapters that the engine has, there or on the host
+    num_evictions  adapters that made room for others
+    """
+
+    num_used: int
+    num_slots: int
+    bytes_used: int
+    max_bytes: int
+    num_loaded: int
+    num_evictions: int
+
+    @property
+    def utilization(self) -> float:
+        """Share of the memory that is in use."""
+        return self.bytes_used / self.max_bytes if self.max_bytes else 0.0
+
+
 class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Counters and gauges; counters grow from the engine's start.
 
@@ -226,6 +249,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     cpu_seconds          processor time of the engine's process
     resident_bytes       resident memory of the engine's process
     speculated           how all guesses have fared; None: the engine guesses nothing
+    adapters             of LoRA; None: the engine serves none
     routing_key_running_counts  running requests per routing key, for each key that has some
     routing_key_all_counts      running and waiting requests per routing key
     """
@@ -253,6 +277,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     cpu_seconds: float = 0.0
     resident_bytes: int = 0
     speculated: Speculated | None = None
+    adapters: AdapterUse | None = None
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()
     pools: tuple[PoolUse, ...] = ()

@@ -37,6 +37,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     extra_key     prefix pages are shared only among requests with the same key
     priority      larger is sooner, unless the server is told the opposite; None: its default
     routing_key   requests with the same key probably share prefixes; "": none
+    adapter       id of the LoRA adapter (`LoadAdapter`); "": the base model
     """
 
     sampling: SamplingParams = SamplingParams()
@@ -47,6 +48,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     extra_key: str = ""
     priority: int | None = None
     routing_key: str = ""
+    adapter: str = ""
 
     @property
     def tells_of_tokens(self) -> bool:
@@ -144,6 +146,26 @@ class SlowDown(msgspec.Struct, frozen=True, tag=True):
     sleep_s: float
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Load a LoRA adapter; answered by a `CallDone` with the same id.
+
+    adapter_id  new for each load, so that nothing that was computed with an older adapter of the
+                same name is taken for this one's
+    path        the folder that PEFT's save_pretrained wrote
+    """
+
+    call_id: str
+    adapter_id: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Forget an adapter that no open request has; answered by a `CallDone` with the same id."""
+
+    call_id: str
+    adapter_id: str
+
+
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Refuse new requests, finish the open ones, then end the loop.
 
@@ -162,5 +184,7 @@ EngineInput = (
     | StopProfile
     | FreezeGc
     | SlowDown
+    | LoadAdapter
+    | UnloadAdapter
     | Drain
 )

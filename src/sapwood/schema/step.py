@@ -44,6 +44,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
                 is put out
     seed        seed of the request's random numbers
     first_position  what is added to the index of a token for ForwardBatch.positions
+    adapter_slot  of the request's adapter while it has this row; -1: none
     """
 
     row: int
@@ -53,6 +54,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     output_ids: list[int]
     input_embeds: list[bytes] = []
     first_position: int = 0
+    adapter_slot: int = -1
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,12 +119,14 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     ends  rows of requests with a grammar that have left since the plan before; the rank drops the
           state of these grammars before any row starts anew
+    adapters  (slot, id) of adapters that slots have from this step on; "": none any more
     """
 
     step: int
     starts: list[RowStart]
     scheduled: list[ScheduledTokens]
     ends: list[int] = []
+    adapters: list[tuple[int, str]] = []
 
 
 class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

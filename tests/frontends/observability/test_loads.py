@@ -1,5 +1,7 @@
 import pytest
 
+from sapwood.schema.output import AdapterUse
+
 FIGURES = {"num_pages": 100, "num_leased_pages": 25, "num_free_pages": 60, "num_waiting": 2}
 
 
@@ -24,11 +26,18 @@ def test_a_load_has_its_sections_and_an_aggregate(api, engine):
     }
 
 
-def test_only_the_sections_that_are_asked_for(api):
+def test_only_the_sections_that_are_asked_for(api, engine):
     [load] = api.get("/v1/loads?include=queues,memory").json()["loads"]
     assert set(load) == {"dp_rank", "queues", "memory"}
     [load] = api.get("/v1/loads?include=lora&dp_rank=0").json()["loads"]
     assert load == {"dp_rank": 0, "lora": None}
+    engine.figures = {
+        "adapters": AdapterUse(
+            num_used=3, num_slots=8, bytes_used=10, max_bytes=40, num_loaded=5, num_evictions=2
+        )
+    }
+    [load] = api.get("/v1/loads?include=lora&dp_rank=0").json()["loads"]
+    assert load["lora"] == {"slots_used": 3, "slots_total": 8, "utilization": 0.25}
 
 
 def test_the_same_for_prometheus(api, engine):

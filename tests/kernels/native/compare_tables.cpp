@@ -18,6 +18,7 @@ void test_all(Context& context, std::vector<double>* same) {
     test_activations(context, dtype);
     test_xielu(context, dtype);
     test_causal_conv(context, dtype);
+    test_low_rank(context, dtype);
     test_argmax(context, dtype);
     test_mask_logits(context, dtype);
     test_sampling_weights(context, dtype);

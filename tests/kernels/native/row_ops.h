@@ -178,6 +178,54 @@ void test_causal_conv(Context& context, DType dtype) {
   }
 }
 
+// Two adapters on parts of the outputs; a third row has none.
+void test_low_rank(Context& context, DType dtype) {
+  Random random(22);
+  const std::int64_t rows[] = {4, 1, 2, 3}, starts[] = {0, 1, 4};
+  for (const std::size_t in : {5u, 64u, 101u}) {
+    for (const std::size_t outputs : {3u, 70u}) {
+      const std::size_t ranks[] = {5, 16}, out_width = outputs + 7;
+      Array x(dtype, 5 * in, random), out(dtype, 5 * out_width, random);
+      Array a0(dtype, ranks[0] * in, random), a1(dtype, ranks[1] * in, random);
+      Array b0(dtype, ranks[0] * outputs, random), b1(dtype, ranks[1] * outputs, random);
+      Array* const a[] = {&a0, &a1};
+      Array* const b[] = {&b0, &b1};
+      std::vector<double> expected = out.numbers();
+      std::vector<float> shrunk(4 * 16);
+      std::vector<LowRankPart> parts;
+      for (int i = 0; i < 2; i++) {
+        parts.push_back({0, static_cast<std::int64_t>(ranks[i]), 7, static_cast<std::int64_t>(outputs), b[i]->data()});
+      }
+      std::vector<LowRankGroup> groups;
+      for (int i = 0; i < 2; i++) {
+        groups.push_back({a[i]->data(), static_cast<std::int64_t>(ranks[i]), &parts[static_cast<std::size_t>(i)], 1,
+                          rows + starts[i], starts[i + 1] - starts[i], shrunk.data() + 16 * starts[i]});
+        for (std::int64_t at = starts[i]; at < starts[i + 1]; at++) {
+          const std::size_t row = static_cast<std::size_t>(rows[at]);
+          for (std::size_t rank = 0; rank < ranks[i]; rank++) {
+            double product = 0;
+            for (std::size_t k = 0; k < in; k++) product += x[row * in + k] * (*a[i])[rank * in + k];
+            for (std::size_t o = 0; o < outputs; o++) {
+              expected[row * out_width + 7 + o] += product * (*b[i])[rank * outputs + o];
+            }
+          }
+        }
+      }
+      LowRankArgs args{};
+      args.groups = groups.data();
+      args.num_groups = 2;
+      args.x = x.data();
+      args.x_stride = args.in = static_cast<std::int64_t>(in);
+      args.out = out.data();
+      args.out_stride = static_cast<std::int64_t>(out_width);
+      args.wide = dtype == DType::f32;
+      args.team = context.team();
+      context.ops().low_rank(dtype, args);
+      check("low_rank", out.numbers(), expected, 4 * tolerance_of(dtype));
+    }
+  }
+}
+
 void test_argmax(Context& context, DType dtype) {
   Random random(3);
   for (const std::size_t columns : {1u, 3u, 64u, 1003u}) {

@@ -9,15 +9,10 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import keys_and_values
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
+from sapwood.schema.config.facts import MachineFacts, ModelFacts
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import ModelConfig
-from sapwood.schema.config.resolve import (
-    DEFAULT_PAGE_SIZE,
-    Decision,
-    MachineFacts,
-    ModelFacts,
-    resolve,
-)
+from sapwood.schema.config.resolve import DEFAULT_PAGE_SIZE, Decision, resolve
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
 

@@ -4,9 +4,10 @@ import pytest
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.facts import CheckpointFacts
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import CHECKPOINT_FORMATS, ON_THE_FLY, ModelConfig
-from sapwood.schema.config.resolve import QUANTIZED_BYTES, CheckpointFacts, resolve
+from sapwood.schema.config.resolve import QUANTIZED_BYTES, resolve
 from tests.schema.config.test_resolve import CPU, GIB, MODEL
 
 GGUF = replace(MODEL, weight_format="gguf")

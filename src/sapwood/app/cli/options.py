@@ -11,6 +11,7 @@ A value is taken from the first that has it: flag, environment, file, default.
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +142,10 @@ class ConfigCommand(click.Command):
     """A command that lists its options by component, and knows the names that peers give them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        specs = [param.spec for param in self.get_params(ctx) if isinstance(param, ConfigOption)]
+        many = {flag for spec in specs if spec.many for flag in flags_of(spec)}
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, joined_values(args, many))
         except click.NoSuchOption as error:
             flags = {flag for param in self.get_params(ctx) for flag in param.opts}
             hint = flag_hint(error.option_name, flags)
@@ -166,6 +169,22 @@ class ConfigCommand(click.Command):
         super().format_epilog(ctx, formatter)
         formatter.write_paragraph()
         formatter.write_text(EPILOG)
+
+
+def joined_values(args: Sequence[str], flags: Collection[str]) -> list[str]:
+    """The same arguments; those that follow one of `flags`, up to the next flag, become one, a line
+    each: click knows no option with any number of values."""
+    found: list[str] = []
+    rest = deque(args)
+    while rest:
+        found.append(rest.popleft())
+        if found[-1] not in flags:
+            continue
+        values = []
+        while rest and not rest[0].startswith("-"):
+            values.append(rest.popleft())
+        found += ["\n".join(values)] if values else []
+    return found
 
 
 def config_options(

@@ -32,9 +32,9 @@ MAX_TEMPERATURE = 1.0
 
 async def create_message(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), MESSAGES_FIELDS)
-    services.check_model(asked.model)
+    adapter = services.adapter_of(asked.model)
     turn = to_turn(asked, services, _sampling_params(asked, services))
-    text_request = to_text_request(turn)
+    text_request = to_text_request(turn, adapter)
     if asked.stream:
         return EventStream(encoded_events(services, text_request, turn), anthropic_body, FRAMING)
     with anthropic_statuses():
@@ -49,19 +49,19 @@ async def create_message(request: Request, services: Services) -> Response:
 async def count_tokens(request: Request, services: Services) -> Response:
     """The number of prompt tokens, also of a prompt that would be refused as too long."""
     asked = parse(await read_json(request), COUNT_FIELDS)
-    services.check_model(asked.model)
+    services.adapter_of(asked.model)
     turn = to_turn(asked, services, SamplingParams())
     token_ids = await services.generator.encode(turn.prompt, add_special_tokens=False)
     return json_response({"input_tokens": len(token_ids)})
 
 
-def to_text_request(turn: Turn) -> TextRequest:
+def to_text_request(turn: Turn, adapter: str) -> TextRequest:
     return TextRequest(
         request_id=f"msg_{uuid.uuid4().hex}",
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=False,
-        options=RequestOptions(sampling=turn.sampling),
+        options=RequestOptions(sampling=turn.sampling, adapter=adapter),
     )
 
 

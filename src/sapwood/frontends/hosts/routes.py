@@ -96,14 +96,13 @@ async def vertex_generate(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), VERTEX_FIELDS)
     body = {**asked.parameters, **_prompts(asked.instances)}
     batch_request = parse(body, GENERATE_FIELDS, where="parameters")
-    services.check_model(batch_request.model)
     if batch_request.stream:
         refuse(
             UnsupportedFeature(
                 "parameters.stream is not possible here; use /generate", param="parameters.stream"
             )
         )
-    batch = to_batch(batch_request)
+    batch = to_batch(batch_request, services)
     answers = await until_disconnect(whole_answers(services, batch, started_s), request.receive)
     return json_response({"predictions": answers})
 

@@ -86,6 +86,15 @@ class Aborted(msgspec.Struct, frozen=True, kw_only=True):
     aborted: list[str]
 
 
+class AdaptersChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """`loaded_adapters` has the folder of each LoRA adapter, by name; `error_message` says why
+    nothing was changed."""
+
+    success: bool
+    error_message: str
+    loaded_adapters: dict[str, str]
+
+
 class PoolingAnswer(msgspec.Struct, frozen=True, kw_only=True):
     embedding: list[float]
     meta_info: dict[str, Any]

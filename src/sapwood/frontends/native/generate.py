@@ -68,8 +68,7 @@ class Batch:
 async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), GENERATE_FIELDS)
-    services.check_model(asked.model)
-    batch = to_batch(asked, routing_key(request, asked.routing_key))
+    batch = to_batch(asked, services, routing_key(request, asked.routing_key))
     if asked.stream:
         return EventStream(_events(services, batch, started_s), native_body)
     answers = await until_disconnect(whole_answers(services, batch, started_s), request.receive)
@@ -93,7 +92,7 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
     return answers
 
 
-def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
+def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch:
     """The requests that a call's body asks for.
 
     key  the routing key of all these requests
@@ -112,6 +111,10 @@ def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
             param="sampling_params.n",
         )
     logprobs = _logprobs(asked, len(prompts))
+    adapters = [
+        services.adapter_of(asked.model, name)
+        for name, _ in _per_prompt(asked.lora_path, len(prompts), "lora_path")
+    ]
     extra_keys = _per_prompt(asked.extra_key, len(prompts), "extra_key")
     wants_hidden = _per_prompt(asked.return_hidden_states, len(prompts), "return_hidden_states")
     wants_routed = _per_prompt(asked.return_routed_experts, len(prompts), "return_routed_experts")
@@ -128,6 +131,7 @@ def to_batch(asked: GenerateRequest, key: str = "") -> Batch:
                     sampling=sampling[i][0],
                     logprobs=logprobs[i],
                     extra_key=extra_keys[i][0],
+                    adapter=adapters[i],
                     priority=asked.priority,
                     routing_key=key,
                 ),

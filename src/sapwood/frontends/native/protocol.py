@@ -22,10 +22,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST or PUT /generate. Exactly one of text, input_ids and input_embeds; a list of either is a
     batch.
 
-    sampling_params, rid, extra_key, custom_logit_processor, return_hidden_states,
+    sampling_params, rid, extra_key, lora_path, custom_logit_processor, return_hidden_states,
     return_routed_experts and the fields about log probabilities may be lists in a batch, one entry
     per prompt.
 
+    lora_path                the name of a loaded LoRA adapter; null: the base model
     model                    as in the other dialects: the served model's name, or none
     input_embeds             embeddings instead of prompt tokens: [tokens][hidden size], or a list
                              of such in a batch
@@ -54,6 +55,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_routed_experts: bool | list[bool] = False
     custom_logit_processor: str | list[str | None] | None = None
     extra_key: str | list[str] = ""
+    lora_path: str | list[str | None] | None = None
     priority: Int64 | None = None
     routing_key: str = ""
 
@@ -82,6 +84,25 @@ class NativeSampling(SamplingFields, msgspec.Struct, frozen=True, kw_only=True):
     structural_tag: str | dict[str, Any] | None = None
 
 
+class LoadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /load_lora_adapter: adds an adapter while the server serves.
+
+    lora_name  by which requests name it
+    lora_path  a folder on the server, as PEFT's save_pretrained wrote it
+    pinned     whether it stays in memory even if it is the one unused longest
+    """
+
+    lora_name: str
+    lora_path: str
+    pinned: bool = False
+
+
+class UnloadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /unload_lora_adapter: forgets an adapter, once its open requests have ended."""
+
+    lora_name: str
+
+
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /abort_request: ends every open request whose id begins with `rid`, or all requests."""
 
@@ -101,5 +122,20 @@ GENERATE_FIELDS = FieldTable(
 )
 
 SAMPLING_FIELDS = FieldTable(title="sampling_params of /generate", shape=NativeSampling)
+
+LOAD_ADAPTER_FIELDS = FieldTable(
+    title="POST /load_lora_adapter",
+    shape=LoadAdapterRequest,
+    changes_nothing={
+        "load_inplace": "a name that is taken is refused; unload the adapter first",
+        "is_3d_lora_weight": "the tensors tell",
+    },
+)
+
+UNLOAD_ADAPTER_FIELDS = FieldTable(
+    title="POST /unload_lora_adapter",
+    shape=UnloadAdapterRequest,
+    changes_nothing={"lora_int_id": "adapters are known by their names"},
+)
 
 ABORT_FIELDS = FieldTable(title="POST /abort_request", shape=AbortRequest)

@@ -17,7 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, GENERATION, ROUTED_EXPERTS
+from sapwood.frontends.peer_fields import (
+    BOOKKEEPING,
+    CLIENT,
+    GENERATION,
+    PLACEMENT,
+    ROUTED_EXPERTS,
+)
 from sapwood.frontends.serving.embed import embed_all, meta_info, request_ids
 from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
@@ -63,7 +69,7 @@ RERANK_FIELDS = FieldTable(
     shape=RerankRequest,
     aliases={"top_k": Alias(of="top_n")},
     changes_nothing={**BOOKKEEPING, **CLIENT},
-    not_offered={**GENERATION, **ROUTED_EXPERTS},
+    not_offered={**PLACEMENT, **GENERATION, **ROUTED_EXPERTS},
 )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from sapwood.frontends.native import admin
+from sapwood.frontends.native import adapters, admin
 from sapwood.frontends.native.answer_shapes import (
     Aborted,
+    AdaptersChanged,
     DetokenizeAnswer,
     Done,
     FunctionCallAnswer,
@@ -24,7 +25,12 @@ from sapwood.frontends.native.parsing import (
     parse_function_call,
     separate_reasoning,
 )
-from sapwood.frontends.native.protocol import AbortRequest, GenerateRequest
+from sapwood.frontends.native.protocol import (
+    AbortRequest,
+    GenerateRequest,
+    LoadAdapterRequest,
+    UnloadAdapterRequest,
+)
 from sapwood.frontends.native.tokens import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -171,5 +177,31 @@ def native_dialect(services: Services) -> Dialect:
     )
     async def abort_request(request: Request) -> Response:
         return await admin.abort_request(request, services)
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/load_lora_adapter", "/v1/load_lora_adapter"),
+            methods=("POST",),
+            access="admin",
+            body=LoadAdapterRequest,
+            example={"lora_name": "mine", "lora_path": "/models/my-adapter"},
+            answers=(AdaptersChanged,),
+        )
+    )
+    async def load_lora_adapter(request: Request) -> Response:
+        return await adapters.load(request, services)
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/unload_lora_adapter", "/v1/unload_lora_adapter"),
+            methods=("POST",),
+            access="admin",
+            body=UnloadAdapterRequest,
+            example={"lora_name": "mine"},
+            answers=(AdaptersChanged,),
+        )
+    )
+    async def unload_lora_adapter(request: Request) -> Response:
+        return await adapters.unload(request, services)
 
     return dialect

@@ -119,9 +119,15 @@ def load_of(
             "accept_length": spec.accept_length,
             "accept_rate": spec.accept_rate,
         }
-    # This server has none of these features.
-    unused = {"lora": "lora", "disagg": "disaggregation"}
-    load |= {name: None for section, name in unused.items() if section in sections}
+    if "lora" in sections:
+        lora = status.adapters
+        load["lora"] = lora and {
+            "slots_used": lora.num_used,
+            "slots_total": lora.num_slots,
+            "utilization": lora.utilization,
+        }
+    if "disagg" in sections:
+        load["disaggregation"] = None  # prefill and decoding are not apart
     return load
 
 

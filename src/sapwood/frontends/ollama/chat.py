@@ -50,20 +50,20 @@ _INSTEAD = "use /api/generate with raw=true"
 async def chat(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), CHAT_FIELDS)
-    check_model(services, asked.model)
+    adapter = check_model(services, asked.model)
     turn = None
     if asked.messages:
         messages = [_message(given, i) for i, given in enumerate(asked.messages)]
         turn = _templated(asked, messages, services, ToolUse(tools=openai_tools(asked.tools)))
-    return await _answer(request, services, asked, turn, chat_fields, started_s)
+    return await _answer(request, services, asked, turn, adapter, chat_fields, started_s)
 
 
 async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), GENERATE_FIELDS)
-    check_model(services, asked.model)
+    adapter = check_model(services, asked.model)
     turn = _of_prompt(asked, services) if asked.prompt else None
-    return await _answer(request, services, asked, turn, generate_fields, started_s)
+    return await _answer(request, services, asked, turn, adapter, generate_fields, started_s)
 
 
 async def _answer(
@@ -71,6 +71,7 @@ async def _answer(
     services: Services,
     asked: OllamaRequest,
     turn: Turn | None,
+    adapter: str,
     fields: PartFields,
     started_s: float,
 ) -> Response:
@@ -93,7 +94,7 @@ async def _answer(
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=is_raw,
-        options=RequestOptions(sampling=turn.sampling, logprobs=_logprobs(asked)),
+        options=RequestOptions(sampling=turn.sampling, logprobs=_logprobs(asked), adapter=adapter),
     )
     if asked.stream:
         return EventStream(lines(services, text_request, turn, answer), ollama_body, FRAMING)

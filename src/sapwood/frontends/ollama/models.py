@@ -24,9 +24,12 @@ _LATEST = ":latest"
 _NEVER = "9999-12-31T23:59:59Z"
 
 
-def check_model(services: Services, asked: str) -> None:
-    """Raises NotFound unless `asked` is the served model's, with or without ":latest"."""
-    services.check_model(asked if asked == services.model_name else asked.removesuffix(_LATEST))
+def check_model(services: Services, asked: str) -> str:
+    """The LoRA adapter that `asked` names; "": the base model.
+
+    Raises NotFound unless `asked` is either's name, with or without ":latest"."""
+    is_name = asked == services.model_name
+    return services.adapter_of(asked if is_name else asked.removesuffix(_LATEST))
 
 
 def tags(services: Services) -> dict[str, Any]:

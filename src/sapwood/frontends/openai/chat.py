@@ -45,10 +45,10 @@ from sapwood.text.generation import TextRequest
 
 async def chat_completions(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), CHAT_FIELDS)
-    services.check_model(asked.model)
+    services.adapter_of(asked.model)
     check_stream_options(asked)
     turn = to_turn(asked, services)
-    text_request = to_text_request(asked, turn, routing_key(request, asked.routing_key))
+    text_request = to_text_request(asked, turn, services, routing_key(request, asked.routing_key))
     created = int(time.time())
     if asked.stream:
         encoder = EventEncoder(
@@ -141,7 +141,9 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
     return replace(turn, tells_cut_calls=True)
 
 
-def to_text_request(asked: ChatRequest, turn: Turn, key: str = "") -> TextRequest:
+def to_text_request(
+    asked: ChatRequest, turn: Turn, services: Services, key: str = ""
+) -> TextRequest:
     """key: the routing key"""
     if isinstance(asked.rid, list):
         raise InvalidRequest("rid must be one string, since a chat is one prompt", param="rid")
@@ -151,7 +153,7 @@ def to_text_request(asked: ChatRequest, turn: Turn, key: str = "") -> TextReques
         prompt=turn.prompt,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=asked.add_special_tokens is True,
-        options=request_options(asked, turn.sampling, chat_options(asked), key)[0],
+        options=request_options(asked, turn.sampling, chat_options(asked), key, services)[0],
         n=asked.n,
     )
 

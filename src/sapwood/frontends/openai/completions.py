@@ -41,7 +41,7 @@ Prompt = str | list[int]
 
 async def completions(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), COMPLETION_FIELDS)
-    services.check_model(asked.model)
+    services.adapter_of(asked.model)
     check_stream_options(asked)
     key = routing_key(request, asked.routing_key)
     answer_id, requests = to_text_requests(asked, services, key)
@@ -104,7 +104,9 @@ def to_text_requests(
     answer_id, ids = request_ids(asked, len(prompts), "cmpl")
     max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name="max_tokens")
-    options = request_options(asked, sampling, completion_options(asked), key, len(prompts))
+    options = request_options(
+        asked, sampling, completion_options(asked), key, services, len(prompts)
+    )
     return answer_id, [
         TextRequest(
             request_id=request_id,

@@ -6,7 +6,23 @@ from sapwood.frontends.serving.services import Services
 
 
 def model_list(services: Services) -> dict[str, object]:
-    return {"object": "list", "data": [model_card(services)]}
+    return {"object": "list", "data": [model_card(services), *adapter_cards(services)]}
+
+
+def adapter_cards(services: Services) -> list[dict[str, object]]:
+    """A card per LoRA adapter, which has the served model as its parent."""
+    paths = {} if services.adapters is None else services.adapters.paths
+    return [
+        model_card(services) | {"id": name, "root": path, "parent": services.model_name}
+        for name, path in paths.items()
+    ]
+
+
+def card_of(services: Services, asked: str) -> dict[str, object]:
+    """The card of the model, or of the adapter, with that name; NotFound."""
+    name = services.adapter_of(asked)
+    cards = [card for card in adapter_cards(services) if card["id"] == name]
+    return cards[0] if cards else model_card(services)
 
 
 def model_card(services: Services) -> dict[str, object]:

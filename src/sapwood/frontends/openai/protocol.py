@@ -59,6 +59,8 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     repeat_last_n          penalties count that many of the last tokens; 0: none, -1: all
     cache_salt, extra_key  prompts share cached prefixes only if both fields agree; one for all
                            prompts, or one for each
+    lora_path              the name of a loaded LoRA adapter, for all prompts or one for each; an
+                           adapter in `model` ("base:adapter") wins
     return_hidden_states   answer with the hidden state of the last computed token
     return_routed_experts  answer with the experts that computed each token, as sglext
     """
@@ -75,6 +77,7 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     custom_params: dict[str, Any] = {}
     rid: str | list[str] | None = None
     extra_key: str | list[str] = ""
+    lora_path: str | list[str | None] | None = None
     cache_salt: str | list[str] = ""
     priority: Int64 | None = None
     routing_key: str = ""
@@ -231,7 +234,7 @@ _NOT_OFFERED: dict[str, NotOffered] = {
     "dynatemp_range": NotOffered(why=_ONE_SAMPLER, idle=(0.0,)),
     "grammar_lazy": NotOffered(why="a grammar holds from the first token on"),
     "grammar_triggers": NotOffered(why="a grammar holds from the first token on", idle=([],)),
-    "lora": NotOffered(why="the server has no LoRA adapters"),
+    "lora": NotOffered(why="lora_path names an adapter", idle=([],)),
     "min_keep": NotOffered(why=_ONE_SAMPLER, idle=(0,)),
     "mirostat": NotOffered(why=_ONE_SAMPLER, idle=(0,)),
     "n_discard": NotOffered(why="a context that is full ends the answer", idle=(0,)),

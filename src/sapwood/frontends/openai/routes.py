@@ -12,7 +12,7 @@ from sapwood.frontends.anthropic.models import (
 from sapwood.frontends.openai.answer_shapes import ChatAnswer, ModelCard, ModelList
 from sapwood.frontends.openai.chat import chat_completions
 from sapwood.frontends.openai.completions import completions
-from sapwood.frontends.openai.models import model_card, model_list
+from sapwood.frontends.openai.models import card_of, model_list
 from sapwood.frontends.openai.protocol import ChatRequest, CompletionRequest
 from sapwood.frontends.serving.services import Services
 from sapwood.http.endpoints import Dialect, Endpoint
@@ -67,8 +67,8 @@ def openai_dialect(services: Services) -> Dialect:
         )
     )
     async def get_model(request: Request) -> Response:
-        services.check_model(request.path_params["model"])
+        card = card_of(services, request.path_params["model"])
         is_anthropic = ANTHROPIC_VERSION in request.headers
-        return json_response((anthropic_model if is_anthropic else model_card)(services))
+        return json_response(anthropic_model(services) if is_anthropic else card)
 
     return dialect

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from sapwood.frontends.serving.services import Services
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
+
+G = TypeVar("G", str, str | None)
 
 
 def sampling_params(
@@ -79,8 +81,8 @@ def namespaces(asked: GenerationRequest, num_prompts: int) -> list[str]:
     ]
 
 
-def _per_prompt(given: str | list[str], num_prompts: int, name: str) -> list[str]:
-    if isinstance(given, str):
+def _per_prompt(given: G | list[G], num_prompts: int, name: str) -> list[G]:
+    if not isinstance(given, list):
         return [given] * num_prompts
     if len(given) != num_prompts:
         raise InvalidRequest(
@@ -96,9 +98,11 @@ def request_options(
     sampling: SamplingParams,
     logprobs: LogprobOptions | None,
     key: str,
+    services: Services,
     num_prompts: int = 1,
 ) -> list[RequestOptions]:
     """The options of each prompt's request; key: the routing key"""
+    paths = _per_prompt(asked.lora_path, num_prompts, "lora_path")
     return [
         RequestOptions(
             sampling=sampling,
@@ -106,10 +110,11 @@ def request_options(
             return_hidden_states=asked.return_hidden_states,
             return_routed_experts=asked.return_routed_experts,
             extra_key=namespace,
+            adapter=services.adapter_of(asked.model, path),
             priority=asked.priority,
             routing_key=key,
         )
-        for namespace in namespaces(asked, num_prompts)
+        for namespace, path in zip(namespaces(asked, num_prompts), paths, strict=True)
     ]
 
 

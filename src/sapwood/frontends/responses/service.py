@@ -78,7 +78,7 @@ class Responses:
 
     async def create(self, request: Request) -> Response:
         asked = parse(await read_json(request), REQUEST_FIELDS)
-        self._services.check_model(asked.model)
+        self._services.adapter_of(asked.model)
         is_stored = self._is_stored(asked)
         new_items = input_items(asked.input)
         items = [*await self._conversation(asked), *new_items]

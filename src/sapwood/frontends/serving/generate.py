@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -111,27 +111,51 @@ async def generate(
         for request in requests
     ):
         requests = [replace(request, allowance=allowance) for request in requests]
-    with services.observer.observing(requests) as observed, ExitStack() as held:
-        reason = services.engine.unavailable_reason
-        if reason is not None:
-            raise EngineUnavailable(f"the engine does not serve: {reason}; try again later")
-        opened = [
-            held.enter_context(services.generator.opened(request.request_id, request.n))
+    with services.observer.observing(requests) as observed:
+        async with AsyncExitStack() as held:
+            requests = await held.enter_async_context(adapted(services, requests))
+            reason = services.engine.unavailable_reason
+            if reason is not None:
+                raise EngineUnavailable(f"the engine does not serve: {reason}; try again later")
+            opened = [
+                held.enter_context(services.generator.opened(request.request_id, request.n))
+                for request in requests
+            ]
+            streams = [
+                services.generator.generate(
+                    request if observation.trace is None else _traced(request, observation), one
+                )
+                for request, observation, one in zip(requests, observed, opened, strict=True)
+            ]
+            async with aclosing(merged(streams)) as chunks:
+                async for position, chunk in chunks:
+                    observed[position].chunk(chunk)
+                    _take(allowance, requests[position], chunk, keeps_logprobs=keeps_logprobs)
+                    if chunk.finish is not None and chunk.finish.kind == "error":
+                        raise EngineFailed(chunk.finish)
+                    yield position, chunk
+
+
+@asynccontextmanager
+async def adapted(
+    services: Services, requests: Sequence[TextRequest]
+) -> AsyncIterator[Sequence[TextRequest]]:
+    """The same requests, with the engine's ids of their adapters instead of names; the adapters
+    stay loaded inside."""
+    names = {request.options.adapter for request in requests} - {""}
+    if not names or services.adapters is None:
+        yield requests
+        return
+    async with services.adapters.held(names) as ids:
+        yield [
+            replace(
+                request,
+                options=msgspec.structs.replace(
+                    request.options, adapter=ids.get(request.options.adapter, "")
+                ),
+            )
             for request in requests
         ]
-        streams = [
-            services.generator.generate(
-                request if observation.trace is None else _traced(request, observation), one
-            )
-            for request, observation, one in zip(requests, observed, opened, strict=True)
-        ]
-        async with aclosing(merged(streams)) as chunks:
-            async for position, chunk in chunks:
-                observed[position].chunk(chunk)
-                _take(allowance, requests[position], chunk, keeps_logprobs=keeps_logprobs)
-                if chunk.finish is not None and chunk.finish.kind == "error":
-                    raise EngineFailed(chunk.finish)
-                yield position, chunk
 
 
 def _take(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sapwood.base.clock import Clock, MonotonicClock
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.frontends.serving.adapters import NOT_ENABLED, AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.limits import RequestLimits
 from sapwood.observe.requests import RequestObserver
@@ -46,6 +47,7 @@ class Services:
     custom_labels_header  name of the header with a request's own metric labels
     on_unsupported    what becomes of a call with a field that asks for what the server does not do
     pooling           how the model makes embeddings or scores; None: the model generates
+    adapters          the LoRA adapters by name
     """
 
     engine: EngineClient
@@ -72,6 +74,7 @@ class Services:
     serves_metrics: bool = False
     custom_labels_header: str = "x-custom-labels"
     on_unsupported: OnUnsupported = "error"
+    adapters: AdapterRegistry | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
@@ -92,6 +95,28 @@ class Services:
         unable = why_not(self.pooling, wanted)
         if unable is not None:
             raise InvalidRequest(unable)
+
+    def adapter_of(self, asked: str, lora_path: str | None = None) -> str:
+        """The LoRA adapter that a request names; "": the base model.
+
+        asked      its `model`: the served model's name, that and a colon and an adapter's name, or
+                   an adapter's name; an adapter that is named here wins over the other
+        lora_path  the name in the field of that name
+        Raises     NotFound or InvalidRequest, which name the field
+        """
+        registry = self.adapters
+        if registry is not None and registry.is_on:
+            for base in (self.model_name, "default", "unknown"):
+                if asked.startswith(f"{base}:"):
+                    return registry.check(asked[len(base) + 1 :], "model")
+            if asked in registry.paths and asked != self.model_name:
+                return asked
+        self.check_model(asked)
+        if not lora_path:
+            return ""
+        if registry is None:
+            raise InvalidRequest(NOT_ENABLED, param="lora_path")
+        return registry.check(lora_path, "lora_path")
 
     def check_model(self, asked: str) -> None:
         """Raises NotFound unless `asked` is the served model's name or stands for no name."""

@@ -58,6 +58,7 @@ class AttentionPlan:
     def num_merges(self, window: int, /) -> int: ...
 
 _Heads = tuple[int, int, int]
+_Adapters = tuple[list[int], list[int], int]
 _Cache = tuple[int, int, int, int, int, int, int]
 
 class RecordedStep:
@@ -81,6 +82,9 @@ class RecordedStep:
         /,
     ) -> None: ...
     def multiply(self, x: int, weight: LinearWeight, out: int, /) -> None: ...
+    def low_rank(
+        self, x: int, x_width: int, layer: LowRankLayer, out: int, out_width: int, /
+    ) -> None: ...
     def rotate_and_write(
         self,
         x: int,
@@ -173,6 +177,8 @@ class RecordedStep:
         query_start: int,
         context_len: int,
         num_requests: int,
+        adapters: _Adapters,
+        selected: _Adapters,
         /,
     ) -> None: ...
 
@@ -350,6 +356,27 @@ class ExpertLayers:
         down: list[LinearWeight],
         activation: int,
         limit: float,
+        /,
+    ) -> None: ...
+
+class LowRankLayer:
+    """Addresses of adapters' additions to a linear layer, by slot; see csrc/low_rank.h."""
+
+    def __init__(self, in_size: int, out_size: int, /) -> None: ...
+    def place(
+        self, slot: int, a: int, ranks: int, parts: list[tuple[int, int, int, int, int]], /
+    ) -> None: ...
+    def add(
+        self,
+        context: Context,
+        dtype: int,
+        x: int,
+        x_stride: int,
+        num_rows: int,
+        out: int,
+        out_stride: int,
+        wide: bool,
+        adapters: _Adapters,
         /,
     ) -> None: ...
 

@@ -45,6 +45,7 @@ from sapwood.kernels.interface import (
     PackedLinear,
     lacking,
 )
+from sapwood.kernels.low_rank import LowRankLayer
 from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
@@ -61,6 +62,7 @@ try:
     from sapwood.kernels.cpu import _native
     from sapwood.kernels.cpu.experts import pack_experts, route
     from sapwood.kernels.cpu.linear import Linear
+    from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
     from sapwood.kernels.large_pages import WeightMemory
 except ImportError as error:
@@ -381,6 +383,9 @@ class CpuKernels:
         if code is None:
             raise TypeError(f"{dtype} is neither float32 nor bfloat16")
         return QuantizedLinear(self._context, self._memory, parts, bias, dtype=dtype, code=code)
+
+    def low_rank(self, in_size: int, out_size: int) -> LowRankLayer:
+        return NativeLowRank(self._context, in_size, out_size)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize_weight(self._context, weight, kind, DTYPES.get(weight.dtype))

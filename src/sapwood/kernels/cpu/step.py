@@ -15,6 +15,7 @@ from torch import Tensor
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.cpu.experts import NativeExperts, bias_address, routing_tuple
 from sapwood.kernels.cpu.linear import Linear
+from sapwood.kernels.cpu.low_rank import NO_ADAPTERS, NativeLowRank, adapter_tuple
 from sapwood.kernels.cpu.native import CpuKernels
 from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
 from sapwood.kernels.cpu.tensors import (
@@ -29,9 +30,11 @@ from sapwood.kernels.cpu.tensors import (
     state_layout,
 )
 from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.low_rank import AdapterRows
 from sapwood.kernels.recording import (
     Activate,
     Add,
+    AddLowRank,
     AddPositions,
     Attend,
     Buffer,
@@ -104,6 +107,7 @@ class NativeStep:
         batches: Sequence[AttentionBatch],
         logits_index: Tensor,
         slots: Sequence[Tensor | None] = (),
+        adapters: tuple[AdapterRows, AdapterRows] | None = None,
     ) -> Tensor:
         """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's cache.
 
@@ -133,6 +137,7 @@ class NativeStep:
             [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
             num_logits, logits.data_ptr(),
             [0 if slot is None else slot.data_ptr() for slot in slots], *lengths,
+            *(NO_ADAPTERS, NO_ADAPTERS) if adapters is None else map(adapter_tuple, adapters),
         )  # fmt: skip
         result = self._result
         return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
@@ -171,6 +176,8 @@ class _Builder:
             case Multiply():
                 weight = self._weight(op.layer, op.out.width, op.x.width)
                 self.step.multiply(at[op.x], weight, at[op.out])
+            case AddLowRank():
+                self._add_low_rank(op)
             case RotateAndWrite():
                 self._add_rotation(op)
             case Attend():
@@ -254,6 +261,16 @@ class _Builder:
         self.step.scale_by_position(
             self._places[op.residual], op.residual.width, op.factors.data_ptr(),
             op.factors.numel(),
+        )  # fmt: skip
+
+    def _add_low_rank(self, op: AddLowRank) -> None:
+        if not isinstance(op.layer, NativeLowRank):
+            raise CannotRecord(f"a {type(op.layer).__name__} has no native form")
+        if op.layer.sizes != (op.x.width, op.residual.width):
+            raise ValueError(f"additions of {op.layer.sizes} to a layer of other sizes")
+        self.step.low_rank(
+            self._places[op.x], op.x.width, op.layer.native, self._places[op.residual],
+            op.residual.width,
         )  # fmt: skip
 
     def _add_mixture(self, op: Mix) -> None:

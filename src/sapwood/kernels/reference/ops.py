@@ -25,9 +25,11 @@ from sapwood.kernels.interface import (
     lacking,
 )
 from sapwood.kernels.kv_cache import is_8_bit
+from sapwood.kernels.low_rank import LowRankLayer
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.experts import Experts, route
+from sapwood.kernels.reference.low_rank import ReferenceLowRank
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
@@ -255,6 +257,9 @@ class ReferenceKernels:
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         return QuantizedLinear(tuple(parts), bias)
+
+    def low_rank(self, in_size: int, out_size: int) -> LowRankLayer:
+        return ReferenceLowRank(in_size, out_size)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)

@@ -29,6 +29,7 @@ from sapwood.kernels.interface import (
     lacking,
 )
 from sapwood.kernels.kv_cache import is_8_bit
+from sapwood.kernels.low_rank import LowRankLayer
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
@@ -42,6 +43,7 @@ from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
 from sapwood.kernels.torch_ops.experts import Experts, limited
 from sapwood.kernels.torch_ops.linear import pack
+from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.routing import route
@@ -200,6 +202,9 @@ class TorchKernels:
         """Computes with dequantised weights and x as it is: as exact as the weights are, and as
         large and slow as a model of `dtype`."""
         return pack(torch.cat([part.dequantized(dtype) for part in parts]), bias)
+
+    def low_rank(self, in_size: int, out_size: int) -> LowRankLayer:
+        return TorchLowRank(in_size, out_size)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)

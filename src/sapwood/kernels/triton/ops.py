@@ -20,6 +20,7 @@ from sapwood.kernels.interface import (
     PackedExperts,
     PackedLinear,
 )
+from sapwood.kernels.low_rank import LowRankLayer
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
@@ -29,6 +30,7 @@ from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling
@@ -43,7 +45,7 @@ paged_attention = PagedAttention()
 
 class TritonKernels:
     """kernels/triton/factory.py says where they can serve. Dense products are cuBLAS's; routing and
-    the ops of encoders are torch's."""
+    the ops of encoders and adapters are torch's."""
 
     name = "triton"
     multiplies_quantized = True
@@ -164,6 +166,9 @@ class TritonKernels:
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
         return quantized_linear(parts, bias)
+
+    def low_rank(self, in_size: int, out_size: int) -> LowRankLayer:
+        return TorchLowRank(in_size, out_size)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.grammar import GrammarConfig
+from sapwood.schema.config.lora import LoraConfig
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
 from sapwood.schema.config.model import ModelConfig, ResolvedModel
 from sapwood.schema.config.options import build
@@ -23,6 +24,7 @@ COMPONENTS: tuple[type, ...] = (
     ParallelConfig,
     GrammarConfig,
     SpeculationConfig,
+    LoraConfig,
 )
 
 
@@ -37,6 +39,7 @@ class EngineConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def flat(self) -> dict[str, Any]:
         """All components' options by name."""
@@ -54,6 +57,7 @@ class EngineConfig:
             parallel=build(ParallelConfig, values),
             grammar=build(GrammarConfig, values),
             speculation=build(SpeculationConfig, values),
+            lora=build(LoraConfig, values),
         )
 
 

@@ -40,6 +40,7 @@ def option(
     unit: str = "",
     bare: str | None = None,
     secret: bool = False,
+    many: bool = False,
 ) -> Any:
     """A field of a config struct.
 
@@ -48,6 +49,7 @@ def option(
     unit     what a number counts ("tokens", "seconds")
     bare     the value of the flag when none follows it; None: one must
     secret   the value is not shown where the struct is printed, nor in an error
+    many     on a command line several values may follow the flag; they become the value's lines
     """
     return dataclasses.field(
         default=default,
@@ -59,6 +61,7 @@ def option(
             "unit": unit,
             "bare": bare,
             "secret": secret,
+            "many": many,
         },
     )
 
@@ -77,6 +80,7 @@ class OptionSpec:
     unit: str
     bare: str | None = None
     secret: bool = False
+    many: bool = False
 
     @property
     def flag(self) -> str:
@@ -242,6 +246,7 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
         unit=field.metadata["unit"],
         bare=field.metadata["bare"],
         secret=field.metadata["secret"],
+        many=field.metadata["many"],
     )
 
 

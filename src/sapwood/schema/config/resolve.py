@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan, Demand, within
+from sapwood.schema.cache import CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
+from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
+from sapwood.schema.config.features import check_adapters, check_speculation
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
 from sapwood.schema.config.model import (
     CHECKPOINT_FORMATS,
@@ -40,67 +42,6 @@ POOL_CONTEXTS = 32
 MAX_PAGES = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineFacts:
-    """What resolution needs to know of the machine.
-
-    device            the device asked for, else the best one: "cpu", "cuda", "cuda:0"
-    memory_bytes      memory of that device
-    available_bytes   memory of that device that is free now
-    num_cores         cores this process may use
-    fast_bfloat16     whether bf16 matrix products have instructions of their own
-    """
-
-    device: str
-    memory_bytes: int
-    available_bytes: int
-    num_cores: int
-    fast_bfloat16: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointFacts:
-    """How another tool quantised the checkpoint.
-
-    name          the format's name, as --quantization spells it
-    summary       the stored and the computed numbers, in words
-    weight_bytes  bytes per weight of a quantised layer
-    """
-
-    name: str
-    summary: str
-    weight_bytes: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What resolution needs to know of the model.
-
-    context_length  tokens of one request when nobody asks for another number
-    max_context_length  tokens that the model's positions reach
-    dtype           data type of the checkpoint
-    num_parameters  weights, counted once where they are tied
-    num_embedding_parameters  weights of the token embedding, which is not quantised
-    weight_format   format of the weight files: "safetensors", "gguf", …; "dummy": random weights
-    file_bytes      size of the weight files; 0: there are none
-    cache           what tokens and requests leave behind in the model's layers; empty: nothing
-    whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
-    quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
-    """
-
-    name: str
-    context_length: int
-    max_context_length: int
-    dtype: str
-    num_parameters: int
-    cache: tuple[CacheGroup, ...] = ()
-    num_embedding_parameters: int = 0
-    weight_format: str = ""
-    file_bytes: int = 0
-    whole_prompts: bool = False
-    quantized: CheckpointFacts | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Decision:
     option: str
@@ -119,7 +60,8 @@ def resolve(
     Raises ConfigError if an option contradicts the machine or the model.
     """
     decisions: list[Decision] = []
-    _check_speculation(asked.speculation, model)
+    check_speculation(asked.speculation, model)
+    check_adapters(asked, model)
     execution = _resolve_execution(asked.execution, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
@@ -139,22 +81,6 @@ def resolve(
         execution=execution,
     )
     return config, decisions
-
-
-def _check_speculation(asked: SpeculationConfig, model: ModelFacts) -> None:
-    algorithm = asked.speculative_algorithm
-    if algorithm is None:
-        return
-    if model.whole_prompts:
-        raise ConfigError(
-            f"--speculative-algorithm {algorithm} guesses output tokens, but {model.name} is an "
-            "encoder, which has none; leave it out"
-        )
-    if any(group.kind is CacheKind.STATE for group in model.cache):
-        raise ConfigError(
-            f"--speculative-algorithm {algorithm} does not work with {model.name} yet: some of its "
-            "layers keep a state, which cannot go back when a guess was wrong; leave it out"
-        )
 
 
 def _resolve_execution(

@@ -235,6 +235,7 @@ Ops with_bf16(Ops table) {
   table.decoded_rows_bf16 = kDecodedRowsOfPrompts;
   table.linear_coded = neon_bf16::linear_coded;
   table.causal_conv = neon_bf16::causal_conv;
+  table.low_rank = neon_bf16::low_rank;
   return table;
 }
 #endif

@@ -14,6 +14,7 @@
 #include "coded.h"
 #include "attention_plan.h"
 #include "context.h"
+#include "low_rank.h"
 #include "pack.h"
 #include "quantized.h"
 #include "sample.h"
@@ -319,11 +320,43 @@ void bind_experts(nb::module_& m) {
   nb::class_<Mixture>(m, "Mixture").def(nb::init<>()).def("run", &mix, Unlocked());
 }
 
+// (slots, starts, address of the rows)
+using AdapterTuple = std::tuple<std::vector<I64>, std::vector<I64>, Address>;
+
+AdapterRows adapter_rows_of(const AdapterTuple& rows) {
+  const auto& [slots, starts, address] = rows;
+  return {slots, starts, static_cast<const I64*>(in(address))};
+}
+
+void bind_low_rank(nb::module_& m) {
+  using PartTuple = std::tuple<I64, I64, I64, I64, Address>;  // as LowRankPart
+  nb::class_<LowRankLayer>(m, "LowRankLayer")
+      .def(nb::init<I64, I64>())
+      .def("place",
+           [](LowRankLayer& layer, I64 slot, Address a, I64 ranks, const std::vector<PartTuple>& parts) {
+             std::vector<LowRankPart> found;
+             for (const auto& [first_rank, of_part, first_out, outputs, b] : parts) {
+               found.push_back({first_rank, of_part, first_out, outputs, in(b)});
+             }
+             layer.place(slot, in(a), ranks, std::move(found));
+           })
+      .def("add",
+           [](const LowRankLayer& layer, Context& c, int dtype, Address x, I64 x_stride, I64 num_rows, Address out,
+              I64 out_stride, bool wide, const AdapterTuple& adapters) {
+             const AdapterRows rows = adapter_rows_of(adapters);
+             rows.check(num_rows);
+             const nb::gil_scoped_release unlocked;
+             const std::lock_guard<std::mutex> lock(c.mutex);
+             layer.add(c, static_cast<DType>(dtype), in(x), x_stride, to(out), out_stride, wide, rows);
+           });
+}
+
 void bind_step(nb::module_& m) {
   const auto run = [](RecordedStep& step, Context& c, std::vector<const AttentionPlan*> plans, Address token_ids,
                       Address positions, const std::vector<Address>& write_index, I64 num_tokens,
                       Address logits_index, I64 num_logits, Address logits, const std::vector<Address>& slots,
-                      Address query_start, Address context_len, I64 num_requests) {
+                      Address query_start, Address context_len, I64 num_requests, const AdapterTuple& adapters,
+                      const AdapterTuple& selected) {
     const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
     std::vector<const I64*> places;
     for (const Address address : write_index) places.push_back(indices(address));
@@ -332,7 +365,7 @@ void bind_step(nb::module_& m) {
     const auto lengths = [](Address address) { return static_cast<const std::int32_t*>(in(address)); };
     step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
                  static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
-                 lengths(context_len), num_requests});
+                 lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected)});
   };
   nb::class_<RecordedStep>(m, "RecordedStep")
       .def("__init__",
@@ -352,6 +385,10 @@ void bind_step(nb::module_& m) {
       .def("multiply",
            [](RecordedStep& step, Place x, const LinearWeight& weight, Place out) {
              step.add(MultiplyOp{x, weight, out});
+           })
+      .def("low_rank",
+           [](RecordedStep& step, Place x, I64 x_width, const LowRankLayer& layer, Place out, I64 out_width) {
+             step.add(LowRankOp{x, x_width, &layer, out, out_width});
            })
       .def("rotate_and_write",
            [](RecordedStep& step, Place x, const HeadTuple& heads, Address q_norm, Address k_norm, float eps,
@@ -453,6 +490,7 @@ NB_MODULE(_native, m) {
       .def("num_tasks", &AttentionPlan::num_tasks)
       .def("num_merges", &AttentionPlan::num_merges);
   bind_experts(m);
+  bind_low_rank(m);
   bind_step(m);
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());

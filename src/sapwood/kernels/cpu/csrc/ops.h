@@ -229,6 +229,35 @@ struct ConvArgs {
   Team team;
 };
 
+// Outputs that some ranks of an adapter's addition are expanded to.
+struct LowRankPart {
+  std::int64_t first_rank, ranks, first_out, outputs;
+  const void* b;  // [ranks, outputs]
+};
+
+// An adapter's addition to a linear layer, and the rows of this step that have the adapter.
+struct LowRankGroup {
+  const void* a;  // [ranks, in]
+  std::int64_t ranks;
+  const LowRankPart* parts;
+  std::int64_t num_parts;
+  const std::int64_t* rows;
+  std::int64_t num_rows;
+  float* shrunk;  // [num_rows, ranks]: room for the products with a
+};
+
+// out[row] += (x[row] a^T) b for the rows of each group, in fp32.
+struct LowRankArgs {
+  const LowRankGroup* groups;
+  std::int64_t num_groups;
+  const void* x;  // rows x_stride elements apart, of the dtype of a and b
+  std::int64_t x_stride, in;
+  void* out;  // rows out_stride elements apart
+  std::int64_t out_stride;
+  bool wide;  // out is fp32, whatever the dtype of x
+  Team team;
+};
+
 struct Ops {
   const char* name;
   // residual null: out = rms_norm(x); else x + residual goes to residual first.
@@ -272,6 +301,7 @@ struct Ops {
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
   void (*causal_conv)(DType, const ConvArgs&);
+  void (*low_rank)(DType, const LowRankArgs&);
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;

@@ -90,6 +90,8 @@ void RecordedStep::check(const Inputs& inputs) const {
   }
   check_indices("logits_index", inputs.logits_index, inputs.num_logits, inputs.num_tokens);
   check_states(inputs);
+  inputs.adapters.check(inputs.num_tokens);
+  inputs.selected_adapters.check(inputs.num_logits);
 }
 
 void RecordedStep::check_states(const Inputs& inputs) const {
@@ -120,6 +122,7 @@ class RecordedStep::Runner {
   }
 
   std::int64_t rows = 0;
+  const AdapterRows* adapters = nullptr;  // of these rows
   const LinearWeight* next = nullptr;  // the weight that is used after this op's, or null
 
   void operator()(const EmbedOp& op) const {
@@ -142,6 +145,11 @@ class RecordedStep::Runner {
   void operator()(const MultiplyOp& op) const {
     context_.linear(op.weight, dtype_, at(op.x), op.weight.k, rows, at(op.out));
     if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
+  }
+
+  void operator()(const LowRankOp& op) const {
+    if (adapters->slots.empty()) return;
+    op.layer->add(context_, dtype_, at(op.x), op.x_width, at(op.out), op.out_width, false, *adapters);
   }
 
   void operator()(const RotateAndWriteOp& op) const {
@@ -317,10 +325,12 @@ void RecordedStep::run(Context& context, const Inputs& inputs) {
   check(inputs);
   Runner runner(*this, context, inputs);
   runner.rows = inputs.num_tokens;
+  runner.adapters = &inputs.adapters;
   for (std::size_t i = 0; i < ops_.size(); i++) {
     if (i == num_before_) {
       if (inputs.num_logits == 0) return;  // all keys and values are written
       runner.rows = inputs.num_logits;
+      runner.adapters = &inputs.selected_adapters;
     }
     runner.next = next_weight_[i] == 0 ? nullptr : weight_of(ops_[next_weight_[i]]);
     std::visit(runner, ops_[i]);

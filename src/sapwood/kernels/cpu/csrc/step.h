@@ -10,6 +10,7 @@
 #include "attention_plan.h"
 #include "context.h"
 #include "experts.h"
+#include "low_rank.h"
 #include "routing.h"
 
 namespace sapwood {
@@ -54,6 +55,15 @@ struct MultiplyOp {
   Place x;
   LinearWeight weight;
   Place out;
+};
+
+// Adapters' additions to the linear layer that comes before.
+struct LowRankOp {
+  Place x;
+  std::int64_t x_width;
+  const LowRankLayer* layer;
+  Place out;
+  std::int64_t out_width;
 };
 
 struct RotateAndWriteOp {
@@ -183,7 +193,7 @@ struct LogitsOp {
 
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
-                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp>;
+                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp>;
 
 class RecordedStep {
  public:
@@ -201,6 +211,8 @@ class RecordedStep {
     const std::int32_t* query_start = nullptr;      // [num_requests + 1]
     const std::int32_t* context_len = nullptr;      // [num_requests]
     std::int64_t num_requests = 0;
+    // Of all rows, and of the rows whose logits are wanted.
+    AdapterRows adapters, selected_adapters;
   };
 
   // widths: of the places, in elements

@@ -1,0 +1,143 @@
+"""Builds what loads LoRA adapters on this rank, while the engine serves."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sapwood.app.loading import timed
+from sapwood.base.errors import StartupError
+from sapwood.engine.adapters import AdapterDesk, AdapterSlots, Loaded
+from sapwood.layers.adapters import AdapterContext
+from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter, read_tensors
+from sapwood.lora.config import read_config
+from sapwood.lora.pool import AdapterPool
+from sapwood.schema.config.lora import LoraConfig
+from sapwood.schema.config.resolve import Decision
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterParts:
+    """The parts of an engine that have LoRA adapters.
+
+    pool    of this rank
+    desk    of the engine's loop, which loads more
+    loader  reads adapters in a thread of its own
+    """
+
+    pool: AdapterPool
+    desk: AdapterDesk
+    loader: AdapterLoader
+
+
+class AdapterLoader:
+    """Reads and checks adapters in a thread, one after the other: steps go on meanwhile."""
+
+    def __init__(
+        self,
+        pool: AdapterPool,
+        model: AdaptableModel,
+        *,
+        max_rank: int,
+        modules: frozenset[str] | None,
+    ) -> None:
+        self._pool = pool
+        self._model = model
+        self._max_rank = max_rank
+        self._modules = modules
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+        self._finished: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+
+    def read(self, adapter_id: str, path: str) -> Adapter:
+        """Read an adapter now and keep it. ConfigError if it cannot be served."""
+        folder = Path(path)
+        adapter = build_adapter(
+            read_tensors(folder),
+            read_config(folder),
+            self._model,
+            source=path,
+            max_rank=self._max_rank,
+            modules=self._modules,
+        )
+        self._pool.add(adapter_id, adapter)
+        return adapter
+
+    # ---- engine.adapters.AdapterRanks ----------------------------------------------------------
+
+    def load(self, call_id: str, adapter_id: str, path: str) -> None:
+        self._thread.submit(self._load, call_id, adapter_id, path)
+
+    def finished(self) -> list[Loaded]:
+        found: list[Loaded] = []
+        while not self._finished.empty():
+            found.append(self._finished.get())
+        return found
+
+    def unload(self, adapter_id: str) -> None:
+        self._pool.remove(adapter_id)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    @torch.inference_mode()
+    def _load(self, call_id: str, adapter_id: str, path: str) -> None:
+        done = Loaded(call_id=call_id, adapter_id=adapter_id)
+        try:
+            num_bytes = self.read(adapter_id, path).num_bytes
+            done = Loaded(call_id=call_id, adapter_id=adapter_id, num_bytes=num_bytes)
+        except StartupError as error:
+            done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=error.message)
+        except Exception as error:
+            log.exception("loading the adapter in %s failed", path)
+            why = f"loading the adapter failed: {type(error).__name__}: {error}"
+            done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=why)
+        finally:
+            self._finished.put(done)
+
+
+def build_adapters(
+    config: LoraConfig,
+    model: AdaptableModel,
+    context: AdapterContext,
+    device: torch.device,
+) -> tuple[AdapterParts, Decision]:
+    """The parts, with the adapters of --lora-paths loaded under their names.
+
+    context  of the model's layers
+    Raises   ConfigError if one of these adapters cannot be served
+    """
+    max_rank, why = config.max_lora_rank, "as asked"
+    if max_rank is None:
+        ranks = [read_config(Path(path.path)).max_rank for path in config.paths]
+        max_rank, why = max(ranks), "the largest rank among --lora-paths"
+    pool = AdapterPool(device, context)
+    loader = AdapterLoader(pool, model, max_rank=max_rank, modules=config.modules)
+    max_bytes = config.max_loras_per_batch * largest_bytes(model, max_rank, config.modules)
+    slots = AdapterSlots(
+        config.max_loras_per_batch,
+        max_bytes,
+        policy="fifo" if config.lora_eviction_policy == "fifo" else "lru",
+    )
+    for path in config.paths:
+        with timed(f"the adapter {path.name}"):
+            refused = slots.add(path.name, loader.read(path.name, path.path).num_bytes)
+        assert refused is None, "an adapter of the largest rank fits"
+    parts = AdapterParts(pool, AdapterDesk(slots, loader), loader)
+    return parts, Decision("max_lora_rank", max_rank, why)
+
+
+def largest_bytes(model: AdaptableModel, max_rank: int, modules: frozenset[str] | None) -> int:
+    """Bytes of an adapter of that rank on all layers that may have one."""
+    sizes = [
+        sum(target.shape)
+        for path, target in model.targets.items()
+        if modules is None or path.rpartition(".")[2] in modules
+    ]
+    return max_rank * sum(sizes) * model.dtype.itemsize

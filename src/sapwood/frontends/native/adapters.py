@@ -1,0 +1,51 @@
+"""LoRA adapters that are loaded and unloaded while the server serves, as SGLang and vLLM do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import InvalidRequest, NotFound
+from sapwood.frontends.native.protocol import LOAD_ADAPTER_FIELDS, UNLOAD_ADAPTER_FIELDS
+from sapwood.frontends.serving.adapters import NOT_ENABLED, AdapterRegistry
+from sapwood.frontends.serving.services import Services
+from sapwood.http.body import read_json
+from sapwood.http.errors import json_response
+from sapwood.schema.fields import parse
+
+
+async def load(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), LOAD_ADAPTER_FIELDS)
+    registry = _registry(services)
+    return await _answer(
+        registry, registry.load(asked.lora_name, asked.lora_path, pinned=asked.pinned)
+    )
+
+
+async def unload(request: Request, services: Services) -> Response:
+    asked = parse(await read_json(request), UNLOAD_ADAPTER_FIELDS)
+    registry = _registry(services)
+    return await _answer(registry, registry.unload(asked.lora_name))
+
+
+async def _answer(registry: AdapterRegistry, change: Awaitable[None]) -> Response:
+    """SGLang's answer: 400 if nothing was changed."""
+    why_not = ""
+    try:
+        await change
+    except (InvalidRequest, NotFound) as error:
+        why_not = error.message
+    answer = {
+        "success": not why_not,
+        "error_message": why_not,
+        "loaded_adapters": registry.paths,
+    }
+    return json_response(answer, status=400 if why_not else 200)
+
+
+def _registry(services: Services) -> AdapterRegistry:
+    if services.adapters is None or not services.adapters.is_on:
+        raise InvalidRequest(NOT_ENABLED)
+    return services.adapters

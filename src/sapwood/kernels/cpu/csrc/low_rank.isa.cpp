@@ -1,0 +1,187 @@
+// Adapters' low-rank additions to a linear layer: rows with the same adapter share the pass over its numbers.
+// Source: Hu et al. 2021, arXiv:2106.09685.
+#include "simd.h"
+#include "table.h"
+
+namespace sapwood::SAPWOOD_ISA {
+namespace {
+
+constexpr std::int64_t kElementsPerThread = 16384;  // below this a thread costs more than it saves
+constexpr int kRows = 4, kRanks = 4;                // of one tile of products
+constexpr std::int64_t kOutVectors = 4;             // of one tile of sums
+constexpr std::int64_t kRowsPerPiece = 64;
+
+// shrunk[i, j] = the product of row i and row j of a, for a tile of num_rows x num_ranks.
+template <class T>
+SAPWOOD_INLINE void shrink_tile(const T* const* x, const T* a, std::int64_t in, std::int64_t num_rows,
+                                std::int64_t num_ranks, float* shrunk, std::int64_t stride) {
+  VF sums[kRows][kRanks] = {};
+  std::int64_t k = 0;
+  if (num_rows == kRows && num_ranks == kRanks) {
+    for (; k + W <= in; k += W) {
+      VF right[kRanks];
+      for (int j = 0; j < kRanks; j++) right[j] = load(a + j * in + k);
+      for (int i = 0; i < kRows; i++) {
+        const VF left = load(x[i] + k);
+        for (int j = 0; j < kRanks; j++) sums[i][j] += left * right[j];
+      }
+    }
+  } else if (num_rows == 1 && num_ranks == kRanks) {
+    for (; k + W <= in; k += W) {
+      const VF left = load(x[0] + k);
+      for (int j = 0; j < kRanks; j++) sums[0][j] += left * load(a + j * in + k);
+    }
+  } else {
+    for (; k + W <= in; k += W) {
+      for (std::int64_t i = 0; i < num_rows; i++) {
+        for (std::int64_t j = 0; j < num_ranks; j++) sums[i][j] += load(x[i] + k) * load(a + j * in + k);
+      }
+    }
+  }
+  for (std::int64_t i = 0; i < num_rows; i++) {
+    for (std::int64_t j = 0; j < num_ranks; j++) {
+      float total = sum(sums[i][j]);
+      for (std::int64_t rest = k; rest < in; rest++) total += to_float(x[i][rest]) * to_float(a[j * in + rest]);
+      shrunk[i * stride + j] = total;
+    }
+  }
+}
+
+// Ranks [begin, end) of a group for its rows [first, last).
+template <class T>
+void shrink(const LowRankArgs& args, const LowRankGroup& g, std::int64_t first, std::int64_t last,
+            std::int64_t begin, std::int64_t end) {
+  for (std::int64_t row = first; row < last; row += kRows) {
+    const T* x[kRows];
+    const std::int64_t num_rows = least(kRows, last - row);
+    for (std::int64_t i = 0; i < num_rows; i++) x[i] = static_cast<const T*>(args.x) + g.rows[row + i] * args.x_stride;
+    for (std::int64_t rank = begin; rank < end; rank += kRanks) {
+      shrink_tile(x, static_cast<const T*>(g.a) + rank * args.in, args.in, num_rows, least(kRanks, end - rank),
+                  g.shrunk + row * g.ranks + rank, g.ranks);
+    }
+  }
+}
+
+// out[i] += the sum over the ranks of factors[i, rank] * b[rank], for `n` outputs of num_rows rows.
+template <class T, class Out, int kVectors>
+SAPWOOD_INLINE void expand_tile(Out* const* out, const float* const* factors, const T* b, std::int64_t ranks,
+                                std::int64_t stride, std::int64_t num_rows) {
+  VF sums[kRows][kVectors];
+  for (std::int64_t i = 0; i < num_rows; i++) {
+    for (int v = 0; v < kVectors; v++) sums[i][v] = load(out[i] + v * W);
+  }
+  for (std::int64_t rank = 0; rank < ranks; rank++) {
+    VF right[kVectors];
+    for (int v = 0; v < kVectors; v++) right[v] = load(b + rank * stride + v * W);
+    for (std::int64_t i = 0; i < num_rows; i++) {
+      const VF left = splat(factors[i][rank]);
+      for (int v = 0; v < kVectors; v++) sums[i][v] += left * right[v];
+    }
+  }
+  for (std::int64_t i = 0; i < num_rows; i++) {
+    for (int v = 0; v < kVectors; v++) store(out[i] + v * W, sums[i][v]);
+  }
+}
+
+// Outputs [begin, end) of a part for the group's rows [first, last).
+template <class T, class Out>
+void expand(const LowRankArgs& args, const LowRankGroup& g, const LowRankPart& p, std::int64_t first,
+            std::int64_t last, std::int64_t begin, std::int64_t end) {
+  const T* b = static_cast<const T*>(p.b);
+  for (std::int64_t row = first; row < last; row += kRows) {
+    const std::int64_t num_rows = least(kRows, last - row);
+    const float* factors[kRows];
+    Out* to[kRows];
+    for (std::int64_t i = 0; i < num_rows; i++) {
+      factors[i] = g.shrunk + (row + i) * g.ranks + p.first_rank;
+      to[i] = static_cast<Out*>(args.out) + g.rows[row + i] * args.out_stride + p.first_out + begin;
+    }
+    std::int64_t column = begin;
+    const auto forward = [&](std::int64_t by) {
+      column += by;
+      for (std::int64_t i = 0; i < num_rows; i++) to[i] += by;
+    };
+    for (; column + kOutVectors * W <= end; forward(kOutVectors * W)) {
+      expand_tile<T, Out, kOutVectors>(to, factors, b + column, p.ranks, p.outputs, num_rows);
+    }
+    for (; column + W <= end; forward(W)) {
+      expand_tile<T, Out, 1>(to, factors, b + column, p.ranks, p.outputs, num_rows);
+    }
+    for (; column < end; forward(1)) {
+      for (std::int64_t i = 0; i < num_rows; i++) {
+        float total = to_float(*to[i]);
+        for (std::int64_t rank = 0; rank < p.ranks; rank++) {
+          total += factors[i][rank] * to_float(b[rank * p.outputs + column]);
+        }
+        put(to[i], total);
+      }
+    }
+  }
+}
+
+// Calls body(group, first row, last row, piece) for `pieces_of(group)` pieces of each block of rows.
+template <class Count, class Body>
+void each_piece(const LowRankArgs& args, int threads, const Count& pieces_of, const Body& body) {
+  std::int64_t total = 0;
+  for (std::int64_t i = 0; i < args.num_groups; i++) {
+    total += (args.groups[i].num_rows + kRowsPerPiece - 1) / kRowsPerPiece * pieces_of(args.groups[i]);
+  }
+  run_pieces(args.team, threads, total, [&](std::int64_t begin, std::int64_t end) {
+    std::int64_t at = 0;
+    for (std::int64_t i = 0; i < args.num_groups && at < end; i++) {
+      const LowRankGroup& g = args.groups[i];
+      const std::int64_t pieces = pieces_of(g);
+      for (std::int64_t row = 0; row < g.num_rows && at < end; row += kRowsPerPiece, at += pieces) {
+        const std::int64_t last = least(g.num_rows, row + kRowsPerPiece);
+        for (std::int64_t piece = most(0, begin - at); piece < least(pieces, end - at); piece++) {
+          body(g, row, last, piece);
+        }
+      }
+    }
+  });
+}
+
+constexpr std::int64_t kOutputsPerPiece = 256;
+
+std::int64_t pieces_of_part(const LowRankPart& part) {
+  return (part.outputs + kOutputsPerPiece - 1) / kOutputsPerPiece;
+}
+
+template <class T, class Out>
+void add_all(const LowRankArgs& args) {
+  std::int64_t elements = 0;
+  for (std::int64_t i = 0; i < args.num_groups; i++) elements += args.groups[i].ranks * args.in;
+  const int threads = worth_threads(args.team.threads, elements, kElementsPerThread);
+  each_piece(
+      args, threads, [](const LowRankGroup& g) { return (g.ranks + kRanks - 1) / kRanks; },
+      [&](const LowRankGroup& g, std::int64_t first, std::int64_t last, std::int64_t piece) {
+        shrink<T>(args, g, first, last, piece * kRanks, least(g.ranks, (piece + 1) * kRanks));
+      });
+  each_piece(
+      args, threads,
+      [](const LowRankGroup& g) {
+        std::int64_t pieces = 0;
+        for (std::int64_t i = 0; i < g.num_parts; i++) pieces += pieces_of_part(g.parts[i]);
+        return pieces;
+      },
+      [&](const LowRankGroup& g, std::int64_t first, std::int64_t last, std::int64_t piece) {
+        const LowRankPart* part = g.parts;
+        for (; piece >= pieces_of_part(*part); part++) piece -= pieces_of_part(*part);
+        expand<T, Out>(args, g, *part, first, last, piece * kOutputsPerPiece,
+                       least(part->outputs, (piece + 1) * kOutputsPerPiece));
+      });
+}
+
+}  // namespace
+
+void low_rank(DType dtype, const LowRankArgs& args) {
+  if (dtype == DType::f32) {
+    add_all<float, float>(args);
+  } else if (args.wide) {
+    add_all<bf16, float>(args);
+  } else {
+    add_all<bf16, bf16>(args);
+  }
+}
+
+}  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,110 @@
+"""Low-rank additions to a linear layer, different ones for different rows: LoRA's adapters.
+
+Source: Hu et al. 2021, arXiv:2106.09685; many adapters in one batch: Chen et al. 2023, Punica,
+arXiv:2310.18547."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LowRankPart:
+    """Outputs that some rows of `LowRank.a` are expanded to.
+
+    first_rank  of the rows of `a`
+    first_out   of the layer's outputs
+    b           [ranks, outputs]; what LoRA calls B, transposed and times the scaling
+    """
+
+    first_rank: int
+    first_out: int
+    b: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LowRank:
+    """What one adapter adds to a linear layer: out[:, outputs] += (x @ a[ranks].T) @ b, by part.
+
+    a      [ranks of all parts, in]; contiguous, as each `b`, and of the same dtype
+    parts  their outputs are disjoint
+    """
+
+    a: Tensor
+    parts: tuple[LowRankPart, ...]
+
+    @staticmethod
+    def of(parts: Sequence[tuple[int, Tensor, Tensor]], dtype: torch.dtype) -> LowRank:
+        """From (first output, A [rank, in], B [outputs, rank] times the scaling) of each part."""
+        found, first_rank = [], 0
+        for first_out, a, b in parts:
+            turned = b.t().to(dtype).contiguous()
+            found.append(LowRankPart(first_rank=first_rank, first_out=first_out, b=turned))
+            first_rank += a.shape[0]
+        stacked = torch.cat([a.to(dtype) for _, a, _ in parts]).contiguous()
+        return LowRank(a=stacked, parts=tuple(found))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.a, *(part.b for part in self.parts)))
+
+    def to(self, device: torch.device) -> LowRank:
+        """The same on another device; what is there already is not copied."""
+        parts = tuple(
+            LowRankPart(
+                first_rank=part.first_rank,
+                first_out=part.first_out,
+                b=part.b.to(device, non_blocking=True),
+            )
+            for part in self.parts
+        )
+        return LowRank(a=self.a.to(device, non_blocking=True), parts=parts)
+
+    def check(self, in_size: int, out_size: int) -> None:
+        """ValueError unless the addition fits a layer of these sizes."""
+        ends = [part.first_out + part.b.shape[1] for part in self.parts]
+        ranks = [part.first_rank + part.b.shape[0] for part in self.parts]
+        if self.a.shape[1] != in_size or max(ends) > out_size or max(ranks) > self.a.shape[0]:
+            raise ValueError(
+                f"an addition of {self.a.shape[1]} inputs and {max(ends)} outputs does not fit a "
+                f"layer of {in_size} and {out_size}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AdapterRows:
+    """Which rows of a step have which adapter.
+
+    slots   of the adapters, different ones
+    starts  [len(slots) + 1]: slot i has the rows rows[starts[i]] .. rows[starts[i + 1] - 1]
+    rows    int64 on the device of the step, different ones
+    """
+
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    rows: Tensor
+
+    def each(self) -> Iterator[tuple[int, Tensor]]:
+        """(slot, its rows)"""
+        for index, slot in enumerate(self.slots):
+            yield slot, self.rows[self.starts[index] : self.starts[index + 1]]
+
+
+class LowRankLayer(Protocol):
+    """The additions to one linear layer, in numbered slots."""
+
+    def place(self, slot: int, addition: LowRank | None) -> None:
+        """From now on the slot has this addition, or none. ValueError if it does not fit."""
+        ...
+
+    def add(self, x: Tensor, out: Tensor, rows: AdapterRows) -> None:
+        """out[row] += the addition of the row's slot to x[row], in fp32 and in place.
+
+        x    [T, in] of the additions' dtype; out [T, outputs] of that dtype or fp32
+        Rows without an adapter, and slots without an addition, are left alone and cost nothing."""
+        ...

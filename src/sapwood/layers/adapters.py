@@ -1,0 +1,101 @@
+"""Where adapters add to a model's layers, and which rows of a step have which adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sapwood.base.errors import ConfigError
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.low_rank import AdapterRows, LowRank, LowRankLayer
+from sapwood.kernels.recording import AddLowRank, Buffer, Program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepAdapters:
+    """The adapters of one step.
+
+    rows        of all tokens
+    selected    of the rows whose logits are wanted, counted among these; a recorded step computes
+                its last layers for these alone
+    """
+
+    rows: AdapterRows
+    selected: AdapterRows
+
+
+class AdapterContext:
+    """The adapters of the step that is computed now.
+
+    Linear layers are called with activations alone. So the step's adapters are told here, once for
+    all layers of a model, before the step runs op by op; recorded steps get them as an argument.
+    """
+
+    def __init__(self) -> None:
+        self.step: StepAdapters | None = None
+
+    @contextmanager
+    def of(self, step: StepAdapters | None) -> Iterator[None]:
+        """The step's adapters hold inside."""
+        self.step = step
+        try:
+            yield
+        finally:
+            self.step = None
+
+
+class AdapterSite:
+    """A linear layer of this rank, to which adapters add."""
+
+    def __init__(
+        self, context: AdapterContext, kernels: Kernels, in_size: int, out_size: int
+    ) -> None:
+        self._context = context
+        self._layer: LowRankLayer = kernels.low_rank(in_size, out_size)
+
+    def place(self, slot: int, addition: LowRank | None) -> None:
+        """As LowRankLayer.place."""
+        self._layer.place(slot, addition)
+
+    def add(self, x: Tensor, out: Tensor) -> None:
+        """out += what the adapters of the step that is computed now add, in place."""
+        step = self._context.step
+        if step is not None:
+            self._layer.add(x, out, step.rows)
+
+    def record(self, program: Program, x: Buffer, out: Buffer) -> None:
+        program.add(AddLowRank(x=x, layer=self._layer, residual=out))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterTarget:
+    """How an adapter of one of the checkpoint's layers lies in a site.
+
+    site       the linear layer that has the checkpoint's layer as a part, or is it
+    shape      (outputs, inputs) of the checkpoint's layer
+    first_out  the part's first output in the site
+    inputs     A [rank, all inputs] -> [rank, this rank's]
+    outputs    B [all outputs, rank] -> [this rank's, rank], in the site's order
+    """
+
+    site: AdapterSite
+    shape: tuple[int, int]
+    first_out: int = 0
+    inputs: Callable[[Tensor], Tensor] = lambda a: a
+    outputs: Callable[[Tensor], Tensor] = lambda b: b
+
+    def check(self, path: str, a: Tensor, b: Tensor, source: str) -> None:
+        """ConfigError unless A [rank, in] and B [out, rank] fit the layer with that path."""
+        if (b.shape[0], a.shape[1]) != self.shape:
+            raise ConfigError(
+                f"{source} has an adapter of {path} for {a.shape[1]} inputs and {b.shape[0]} "
+                f"outputs, but the model's layer has {self.shape[1]} and {self.shape[0]}; is the "
+                "adapter for another model?"
+            )
+
+    def part(self, a: Tensor, b: Tensor) -> tuple[int, Tensor, Tensor]:
+        """As LowRank.of takes a part."""
+        return self.first_out, self.inputs(a), self.outputs(b)

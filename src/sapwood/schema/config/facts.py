@@ -1,0 +1,70 @@
+"""What resolution is told of the machine and of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.schema.cache import CacheGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """What resolution needs to know of the machine.
+
+    device            the device asked for, else the best one: "cpu", "cuda", "cuda:0"
+    memory_bytes      memory of that device
+    available_bytes   memory of that device that is free now
+    num_cores         cores this process may use
+    fast_bfloat16     whether bf16 matrix products have instructions of their own
+    """
+
+    device: str
+    memory_bytes: int
+    available_bytes: int
+    num_cores: int
+    fast_bfloat16: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """How another tool quantised the checkpoint.
+
+    name          the format's name, as --quantization spells it
+    summary       the stored and the computed numbers, in words
+    weight_bytes  bytes per weight of a quantised layer
+    """
+
+    name: str
+    summary: str
+    weight_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What resolution needs to know of the model.
+
+    context_length  tokens of one request when nobody asks for another number
+    max_context_length  tokens that the model's positions reach
+    dtype           data type of the checkpoint
+    num_parameters  weights, counted once where they are tied
+    num_embedding_parameters  weights of the token embedding, which is not quantised
+    weight_format   format of the weight files: "safetensors", "gguf", …; "dummy": random weights
+    file_bytes      size of the weight files; 0: there are none
+    cache           what tokens and requests leave behind in the model's layers; empty: nothing
+    whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
+    makes_numbers   the model makes embeddings or scores instead of text
+    quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
+    """
+
+    name: str
+    context_length: int
+    max_context_length: int
+    dtype: str
+    num_parameters: int
+    cache: tuple[CacheGroup, ...] = ()
+    num_embedding_parameters: int = 0
+    weight_format: str = ""
+    file_bytes: int = 0
+    whole_prompts: bool = False
+    makes_numbers: bool = False
+    quantized: CheckpointFacts | None = None

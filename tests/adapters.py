@@ -1,0 +1,86 @@
+"""Tiny LoRA adapters, written and computed by peft."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "queries": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+    "all": {"r": 8, "lora_alpha": 4, "target_modules": "all-linear"},
+    "rslora": {"r": 3, "lora_alpha": 6, "use_rslora": True, "target_modules": ATTENTION},
+    "patterns": {
+        "r": 2,
+        "lora_alpha": 5,
+        "target_modules": [*ATTENTION, *MLP],
+        "rank_pattern": {"layers.0.self_attn.q_proj": 7, "down_proj": 5},
+        "alpha_pattern": {"layers.1.mlp.up_proj": 11, "k_proj": 3},
+    },
+    "one layer": {
+        "r": 16,
+        "lora_alpha": 16,
+        "target_modules": MLP,
+        "layers_to_transform": [1],
+    },
+    "a regex": {"r": 1, "lora_alpha": 1, "target_modules": r".*layers\.0\.mlp\.(up|down)_proj"},
+    "without keys": {
+        "r": 4,
+        "lora_alpha": 9,
+        "target_modules": ATTENTION,
+        "exclude_modules": ["k_proj"],
+    },
+}
+"""Of `LoraConfig`, by what is special of them."""
+
+LogProbs = Callable[[str, list[int]], torch.Tensor]
+
+
+def save_adapters(
+    model_path: Path, folder: Path, options: dict[str, dict[str, Any]] | None = None
+) -> tuple[dict[str, Path], LogProbs]:
+    """Adapters with random numbers in `folder`, and log probabilities by peft.
+
+    Returns  (their folders by name, a function from the name of an adapter, or "", and token ids
+             [T] to [T, vocab])
+    """
+    from transformers import AutoModelForCausalLM
+
+    chosen = OPTIONS if options is None else options
+    paths = {name: folder / name.replace(" ", "-") for name in chosen}
+    models: dict[str, Any] = {}
+    for number, (name, fields) in enumerate(chosen.items()):
+        models[name] = _saved(model_path, paths[name], fields, number)
+    models[""] = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def log_probs(name: str, token_ids: list[int]) -> torch.Tensor:
+        return models[name](torch.tensor([token_ids])).logits[0].double().log_softmax(-1)
+
+    return paths, log_probs
+
+
+def _saved(model_path: Path, folder: Path, fields: dict[str, Any], seed: int) -> Any:
+    """A random adapter, written to the folder and read again; returns the model with it."""
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 with newer transformers
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **fields))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, weight in model.named_parameters():
+                if "lora_" in key:
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
+        model.save_pretrained(folder)
+        fresh = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+        return PeftModel.from_pretrained(fresh, folder).eval()

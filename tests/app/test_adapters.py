@@ -1,0 +1,272 @@
+"""LoRA adapters in an engine: what peft says, whoever else is in the batch, and however adapters
+come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sapwood import LLM
+from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.frontends.serving.generate import adapted
+from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.request import RequestOptions
+from sapwood.schema.sampling import SamplingParams
+from sapwood.text.generation import TextRequest
+from tests.adapters import LogProbs, save_adapters
+from tests.app.test_logprobs import Result
+from tests.app.test_schedule_independence import kernels_here
+from tests.app.test_windows import text
+from tests.tiers import sweep
+from tests.tiny import save_qwen3
+
+NUM_OUTPUTS = 12
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen3(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def saved(
+    model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Path], LogProbs]:
+    return save_adapters(model_path, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="module")
+def paths(saved: tuple[dict[str, Path], LogProbs]) -> dict[str, Path]:
+    return saved[0]
+
+
+@pytest.fixture(scope="module")
+def reference(saved: tuple[dict[str, Path], LogProbs]) -> LogProbs:
+    return saved[1]
+
+
+@pytest.fixture
+def make_llm(model_path: Path) -> Iterator[Callable[..., LLM]]:
+    opened: list[LLM] = []
+    num_threads = torch.get_num_threads()
+
+    def make(**options: Any) -> LLM:
+        settings = {
+            "dtype": "float32",
+            "num_threads": 1,
+            "page_size": 4,
+            "max_total_tokens": 2048,
+            "max_running_requests": 12,
+            "skip_server_warmup": True,
+            "kernels": kernels_here()[0],
+            "enable_lora": True,
+            "max_lora_rank": 16,
+            **options,
+        }
+        opened.append(LLM(str(model_path), **settings))
+        return opened[-1]
+
+    yield make
+    for llm in opened:
+        llm.close()
+    torch.set_num_threads(num_threads)
+
+
+def named(paths: dict[str, Path]) -> str:
+    return "\n".join(f"{name.replace(' ', '-')}={path}" for name, path in paths.items())
+
+
+def ask(
+    llm: LLM, prompts: Sequence[tuple[str, list[int]]], *, n: int = 1, **options: Any
+) -> list[Result]:
+    """All at once, each (adapter, token ids); each of n samples is a result."""
+    params = {"temperature": 0.0, "max_new_tokens": NUM_OUTPUTS, "ignore_eos": True, **options}
+
+    async def one(index: int, adapter: str, prompt: list[int]) -> list[Result]:
+        request = TextRequest(
+            request_id=f"r{index}",
+            prompt=prompt,
+            options=RequestOptions(
+                sampling=SamplingParams(**params),
+                logprobs=LogprobOptions(prompt_start=None, num_top=0, token_ids=()),
+                adapter=llm.services.adapter_of("", adapter.replace(" ", "-")),
+            ),
+            n=n,
+        )
+        found = [Result([]) for _ in range(n)]
+        async with adapted(llm.services, [request]) as [own]:
+            async for chunk in llm.services.generator.generate(own):
+                assert chunk.finish is None or chunk.finish.kind != "error", chunk.finish
+                found[chunk.index].chunks.append(chunk)
+        return found
+
+    async def every() -> list[Result]:
+        each = await asyncio.gather(*(one(i, *prompt) for i, prompt in enumerate(prompts)))
+        return [result for results in each for result in results]
+
+    return llm.run(every())
+
+
+def check(result: Result, adapter: str, prompt: list[int], reference: LogProbs) -> None:
+    output = result.token_ids
+    expected = reference(adapter, prompt + output)[len(prompt) - 1 : -1]
+    told = torch.tensor(result.logprobs.of_tokens())
+    assert (told - expected.gather(-1, torch.tensor(output)[:, None])[:, 0]).abs().max() < CLOSE
+    assert expected.argmax(-1).tolist() == output
+
+
+@sweep(strength=1, kernels=kernels_here(), depth=[1, 2], chunk=[5, -1])
+def test_every_kind_of_adapter_and_the_base_in_one_batch(
+    make_llm: Callable[..., LLM],
+    paths: dict[str, Path],
+    reference: LogProbs,
+    kernels: str,
+    depth: int,
+    chunk: int,
+) -> None:
+    """Twice, so that the second time begins from hits; the same text for all, and others."""
+    llm = make_llm(
+        kernels=kernels,
+        overlap_depth=depth,
+        chunked_prefill_size=chunk,
+        lora_paths=named(paths),
+    )
+    same = text(21, seed=1)
+    asked = [(name, same) for name in ["", *paths]]
+    asked += [(name, text(9 + i, seed=i)) for i, name in enumerate([*paths, ""])]
+    for _ in range(2):
+        for (adapter, prompt), result in zip(asked, ask(llm, asked), strict=True):
+            check(result, adapter, prompt, reference)
+    assert llm.stats().num_leased_pages == 0
+    assert llm.stats().num_cached_tokens >= len(asked) * 8
+
+
+def test_adapters_differ_and_share_no_prefix(
+    make_llm: Callable[..., LLM], paths: dict[str, Path]
+) -> None:
+    llm = make_llm(lora_paths=named(paths))
+    prompt = text(40, seed=3)
+    first = ask(llm, [("", prompt)])
+    others = ask(llm, [(name, prompt) for name in paths])
+    assert first[0].chunks[-1].num_cached_tokens == 0
+    assert all(result.chunks[-1].num_cached_tokens == 0 for result in others)
+    (again,) = ask(llm, [("all", prompt)])
+    assert again.chunks[-1].num_cached_tokens == 36
+    assert len({tuple(result.token_ids) for result in [*first, *others]}) > 4
+
+
+def test_more_adapters_than_run_at_once(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    """Requests are passed over until there is room for their adapters; slots change hands."""
+    llm = make_llm(lora_paths=named(paths), max_loras_per_batch=2, overlap_depth=2)
+    asked = [(name, text(7 + i, seed=i)) for i, name in enumerate([*paths, "", *paths])]
+    for (adapter, prompt), result in zip(asked, ask(llm, asked), strict=True):
+        check(result, adapter, prompt, reference)
+
+
+def test_retraction(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    llm = make_llm(
+        lora_paths=named(paths),
+        max_total_tokens=160,
+        schedule_conservativeness=0.0,
+        context_length=96,
+    )
+    asked = [(name, text(20, seed=i)) for i, name in enumerate([*paths, ""])]
+    results = ask(llm, asked, max_new_tokens=40)
+    for (adapter, prompt), result in zip(asked, results, strict=True):
+        check(result, adapter, prompt, reference)
+    assert llm.stats().num_retractions > 0
+
+
+def test_with_samples_grammars_and_guesses(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    llm = make_llm(lora_paths=named(paths), speculative_algorithm="NGRAM")
+    prompt = text(6, seed=5) * 4
+    for adapter in ("all", "patterns"):
+        for result in ask(llm, [(adapter, prompt)], n=2):
+            check(result, adapter, prompt, reference)
+    words = llm.generate(prompt, {"regex": "(yes|no)", "max_new_tokens": 8}, lora_path="all")
+    assert words[0].text in ("yes", "no")
+
+
+def test_load_and_unload_while_serving(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    llm = make_llm()
+    prompt = text(15, seed=6)
+    with pytest.raises(NotFound, match="never loaded"):
+        llm.generate(prompt, lora_path="all")
+    llm.load_lora_adapter("all", paths["all"])
+    (result,) = ask(llm, [("all", prompt)])
+    check(result, "all", prompt, reference)
+    with pytest.raises(InvalidRequest, match="loaded already"):
+        llm.load_lora_adapter("all", paths["queries"])
+    llm.unload_lora_adapter("all")
+    with pytest.raises(NotFound, match="unloaded"):
+        llm.generate(prompt, lora_path="all")
+    llm.load_lora_adapter("all", paths["queries"])
+    (result,) = ask(llm, [("all", prompt)])
+    check(result, "queries", prompt, reference)
+    assert result.chunks[-1].num_cached_tokens == 0, "a new load shares nothing with the old one"
+
+
+def test_what_is_left_out_comes_back(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    llm = make_llm(max_loras_per_batch=2, max_loaded_loras=2)
+    for name, path in paths.items():
+        llm.load_lora_adapter(name.replace(" ", "-"), path)
+    registry = llm.services.adapters
+    assert registry is not None
+    assert registry.loaded == ["a-regex", "without-keys"]
+    prompt = text(11, seed=7)
+    for name in paths:
+        (result,) = ask(llm, [(name, prompt)])
+        check(result, name, prompt, reference)
+    assert len(registry.loaded) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_lora_rank": 4}, "has rank"),
+        ({"lora_target_modules": "q_proj v_proj"}, "--lora-target-modules leaves out"),
+    ],
+)
+def test_what_the_options_do_not_allow_is_refused(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], options: dict[str, Any], message: str
+) -> None:
+    llm = make_llm(**options)
+    with pytest.raises(InvalidRequest, match=message):
+        llm.load_lora_adapter("patterns", paths["patterns"])
+    llm.load_lora_adapter("queries", paths["queries"])
+    assert llm.generate([1, 2, 3], {"max_new_tokens": 2}, lora_path="queries")[0].token_ids
+
+
+def test_a_server_without_adapters_says_how_to_have_them(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm(enable_lora=False, max_lora_rank=None)
+    with pytest.raises(InvalidRequest, match="--enable-lora"):
+        llm.generate("a", lora_path="mine")
+    with pytest.raises(InvalidRequest, match="--enable-lora"):
+        llm.load_lora_adapter("mine", "/nowhere")
+
+
+def test_an_adapter_of_another_model_ends_the_start(
+    make_llm: Callable[..., LLM], tmp_path: Path
+) -> None:
+    other = save_qwen3(tmp_path / "other", hidden_size=32)
+    paths, _ = save_adapters(
+        other, tmp_path / "adapters", {"it": {"r": 2, "target_modules": ["q_proj"]}}
+    )
+    with pytest.raises(ConfigError, match="is the adapter for another model"):
+        make_llm(lora_paths=str(paths["it"]))
