@@ -26,11 +26,14 @@ def test_a_load_has_its_sections_and_an_aggregate(api, engine):
     }
 
 
-def test_only_the_sections_that_are_asked_for(api, engine):
+def test_only_the_sections_that_are_asked_for(api):
     [load] = api.get("/v1/loads?include=queues,memory").json()["loads"]
     assert set(load) == {"dp_rank", "queues", "memory"}
     [load] = api.get("/v1/loads?include=lora&dp_rank=0").json()["loads"]
     assert load == {"dp_rank": 0, "lora": None}
+
+
+def test_the_section_of_adapters(api, engine):
     engine.figures = {
         "adapters": AdapterUse(
             num_used=3, num_slots=8, bytes_used=10, max_bytes=40, num_loaded=5, num_evictions=2
