@@ -100,6 +100,39 @@ def save_qwen3(directory: Path, **fields: Any) -> Path:
     return directory
 
 
+def save_qwen3_moe(directory: Path, **fields: Any) -> Path:
+    """A random Qwen3 with experts as transformers saves it; no two experts are chosen by a hair."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 48,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": CONTEXT,
+        "eos_token_id": 257,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    }
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes | fields)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = (
+            1.0 + 0.2 * noise if "norm" in name else noise * parameter.shape[-1] ** -0.5
+        )
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
 def save_lfm2(directory: Path, **fields: Any) -> Path:
     """A random LFM2 as transformers saves it: three layers that keep states, one of attention."""
     import torch

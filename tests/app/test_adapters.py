@@ -23,7 +23,7 @@ from tests.app.test_logprobs import Result
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import text
 from tests.tiers import sweep
-from tests.tiny import save_qwen3
+from tests.tiny import save_lfm2, save_qwen3, save_qwen3_moe
 
 NUM_OUTPUTS = 12
 CLOSE = 1e-4
@@ -69,7 +69,7 @@ def make_llm(model_path: Path) -> Iterator[Callable[..., LLM]]:
             "max_lora_rank": 16,
             **options,
         }
-        opened.append(LLM(str(model_path), **settings))
+        opened.append(LLM(settings.pop("model", str(model_path)), **settings))
         return opened[-1]
 
     yield make
@@ -145,6 +145,52 @@ def test_every_kind_of_adapter_and_the_base_in_one_batch(
             check(result, adapter, prompt, reference)
     assert llm.stats().num_leased_pages == 0
     assert llm.stats().num_cached_tokens >= len(asked) * 8
+
+
+EXPERTS = {
+    "attention": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]},
+    "fused experts": {
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["v_proj"],
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    },
+    "outputs only": {
+        "r": 3,
+        "lora_alpha": 3,
+        "use_rslora": True,
+        "target_modules": [],
+        "target_parameters": ["mlp.experts.down_proj"],
+    },
+}
+CONVOLUTIONS = {
+    "everything": {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"},
+    "projections": {"r": 2, "lora_alpha": 6, "target_modules": ["in_proj", "out_proj"]},
+}
+
+
+@sweep(strength=1, kernels=kernels_here(), depth=[1, 2])
+@pytest.mark.parametrize(
+    ("save", "options"),
+    [(save_qwen3_moe, EXPERTS), (save_lfm2, CONVOLUTIONS)],
+    ids=["experts", "convolutions"],
+)
+def test_other_kinds_of_layers(
+    tmp_path: Path,
+    make_llm: Callable[..., LLM],
+    save: Callable[[Path], Path],
+    options: dict[str, dict[str, Any]],
+    kernels: str,
+    depth: int,
+) -> None:
+    model_path = save(tmp_path / "model")
+    paths, reference = save_adapters(model_path, tmp_path / "adapters", options)
+    llm = make_llm(
+        model=str(model_path), kernels=kernels, overlap_depth=depth, lora_paths=named(paths)
+    )
+    asked = [(name, text(9 + i, seed=i)) for i, name in enumerate(["", *paths, *paths, ""])]
+    for (adapter, prompt), result in zip(asked, ask(llm, asked), strict=True):
+        check(result, adapter, prompt, reference)
 
 
 def test_adapters_differ_and_share_no_prefix(

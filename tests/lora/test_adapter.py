@@ -15,7 +15,7 @@ from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.linear import Arrangement, ColumnParallelLinear, RowParallelLinear, even_part
-from sapwood.lora.adapter import AdaptableModel, build_adapter, read_tensors
+from sapwood.lora.adapter import AdaptableModel, adaptable, build_adapter, read_tensors
 from sapwood.lora.config import AdapterConfig
 
 IN, OUT = 6, 8
@@ -49,15 +49,7 @@ def layer_of(context: AdapterContext) -> ColumnParallelLinear:
 
 
 def model_of(layer: ColumnParallelLinear | RowParallelLinear) -> AdaptableModel:
-    return AdaptableModel(
-        targets={
-            name.removesuffix(".weight"): target.adapter
-            for name, target in layer.targets().items()
-            if target.adapter is not None
-        },
-        name_of=str,
-        dtype=torch.float32,
-    )
+    return adaptable(layer.targets(), str, torch.float32)
 
 
 def every_row(count: int) -> StepAdapters:
@@ -116,13 +108,12 @@ def test_over_two_ranks() -> None:
         made = build(context, group)
         first = ColumnParallelLinear(made, IN, (even_part("q_proj", OUT, group),), bias=False)
         second = RowParallelLinear(made, "o_proj", OUT, IN, bias=False, group=group)
-        targets = {}
+        targets = first.targets() | second.targets()
         for layer in (first, second):
             for target in layer.targets().values():
                 target.place(torch.zeros(target.shape))
             layer.linear.pack()
-            targets |= model_of(layer).targets
-        model = AdaptableModel(targets=targets, name_of=str, dtype=torch.float32)
+        model = adaptable(targets, str, torch.float32)
         adapter = build_adapter(found, CONFIG, model, source="it", max_rank=8)
         for site, addition in adapter.additions.items():
             site.place(0, addition)

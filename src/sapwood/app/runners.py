@@ -42,7 +42,7 @@ from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
-from sapwood.lora.adapter import AdaptableModel
+from sapwood.lora.adapter import adaptable
 from sapwood.lora.pool import AdapterPool
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
@@ -102,10 +102,8 @@ def build_runner(
     model = load_model(resolved, watch=watch, routes=routes, adapters=context)
     adapters = None
     if context is not None and isinstance(model, Decoder):
-        adaptable = AdaptableModel(
-            targets=model.adapter_targets(), name_of=model.checkpoint_name, dtype=resolved.dtype
-        )
-        adapters, decision = build_adapters(lora, adaptable, context, resolved.device)
+        places = adaptable(model.body_targets(), model.checkpoint_name, resolved.dtype)
+        adapters, decision = build_adapters(lora, places, context, resolved.device)
         resolved.decisions.append(decision)
     captures = None
     if runs_ahead(resolved.device):

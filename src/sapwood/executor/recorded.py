@@ -51,9 +51,9 @@ class RecordedProgram:
         self._step = step
 
     def replay(self, batch: ForwardBatch) -> Tensor | None:
-        if batch.embeds is not None:
-            return None
         groups, adapters = batch.groups or (batch,), batch.adapters
+        if batch.embeds is not None or (adapters is not None and not adapters.is_covered):
+            return None
         return self._step(
             batch.token_ids,
             batch.positions,

@@ -40,14 +40,20 @@ class LowRank:
 
     @staticmethod
     def of(parts: Sequence[tuple[int, Tensor, Tensor]], dtype: torch.dtype) -> LowRank:
-        """From (first output, A [rank, in], B [outputs, rank] times the scaling) of each part."""
-        found, first_rank = [], 0
+        """From (first output, A [rank, in], B [outputs, rank] times the scaling) of each part.
+
+        Parts with one A, in one place of memory, share its products."""
+        found: list[LowRankPart] = []
+        stacked: list[Tensor] = []
+        first_ranks: dict[tuple[object, ...], int] = {}
         for first_out, a, b in parts:
+            key = (a.data_ptr(), a.shape, a.stride())
+            if key not in first_ranks:
+                first_ranks[key] = sum(map(len, stacked))
+                stacked.append(a.to(dtype))
             turned = b.t().to(dtype).contiguous()
-            found.append(LowRankPart(first_rank=first_rank, first_out=first_out, b=turned))
-            first_rank += a.shape[0]
-        stacked = torch.cat([a.to(dtype) for _, a, _ in parts]).contiguous()
-        return LowRank(a=stacked, parts=tuple(found))
+            found.append(LowRankPart(first_rank=first_ranks[key], first_out=first_out, b=turned))
+        return LowRank(a=torch.cat(stacked).contiguous(), parts=tuple(found))
 
     @property
     def num_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ class StepAdapters:
     rows        of all tokens
     selected    of the rows whose logits are wanted, counted among these; a recorded step computes
                 its last layers for these alone
+    is_covered  whether a recorded step has all that these adapters add
     """
 
     rows: AdapterRows
     selected: AdapterRows
+    is_covered: bool = True
 
 
 class AdapterContext:
@@ -48,23 +51,41 @@ class AdapterContext:
 
 
 class AdapterSite:
-    """A linear layer of this rank, to which adapters add."""
+    """A linear layer of this rank, to which adapters add.
+
+    is_recorded  whether a recorded step has the layer's additions
+    """
 
     def __init__(
         self, context: AdapterContext, kernels: Kernels, in_size: int, out_size: int
     ) -> None:
+        self.is_recorded = True
         self._context = context
+        self._slots: set[int] = set()
+        self._of_experts: Counter[int] | None = None
         self._layer: LowRankLayer = kernels.low_rank(in_size, out_size)
 
     def place(self, slot: int, addition: LowRank | None) -> None:
         """As LowRankLayer.place."""
         self._layer.place(slot, addition)
+        if self._of_experts is not None:
+            self._of_experts[slot] += (addition is not None) - (slot in self._slots)
+        (self._slots.discard if addition is None else self._slots.add)(slot)
+
+    def belongs_to_experts(self, slots: Counter[int]) -> None:
+        """From now on `slots` counts, by slot, the sites of a mixture that have an addition."""
+        self.is_recorded = False
+        self._of_experts = slots
 
     def add(self, x: Tensor, out: Tensor) -> None:
         """out += what the adapters of the step that is computed now add, in place."""
         step = self._context.step
         if step is not None:
             self._layer.add(x, out, step.rows)
+
+    def add_to(self, x: Tensor, out: Tensor, rows: AdapterRows) -> None:
+        """The same for rows of one's own."""
+        self._layer.add(x, out, rows)
 
     def record(self, program: Program, x: Buffer, out: Buffer) -> None:
         program.add(AddLowRank(x=x, layer=self._layer, residual=out))

@@ -16,6 +16,7 @@ from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import PackedExperts
 from sapwood.kernels.recording import Add, Buffer, CannotRecord, GateRows, Multiply, Program
 from sapwood.kernels.torch_ops.experts import limited
+from sapwood.layers.adapted_experts import AdaptedExperts
 from sapwood.layers.build import Build
 from sapwood.layers.layer import FeedForward
 from sapwood.layers.linear import (
@@ -125,7 +126,6 @@ class Experts:
         self._first = groups.ep.rank * num_own
         parts = tuple(even_part(name, intermediate_size, within) for name in (GATE, UP))
         bias = files.bias if isinstance(files, PerExpert) else files.biases is not None
-        build = replace(build, adapters=None)  # their products are one op, which has no adapters
         self._gate_up = [
             ColumnParallelLinear(build, hidden_size, parts, bias=bias) for _ in range(num_own)
         ]
@@ -133,6 +133,11 @@ class Experts:
             RowParallelLinear(build, DOWN, intermediate_size, hidden_size, bias=bias, group=within)
             for _ in range(num_own)
         ]
+        self._adapted = (
+            None
+            if build.adapters is None
+            else AdaptedExperts(build, self._gate_up, self._down, self._activated)
+        )
         self._shared = shared
         self._shared_gate = (
             None
@@ -150,13 +155,21 @@ class Experts:
             weights = weights.masked_fill(elsewhere, 0.0)
             chosen = chosen.masked_fill(elsewhere, 0)
         mix = self._mix_of_weighed if self._weighs_inputs else self._experts
-        out = self._over.all_reduce(mix(x, chosen, weights))
+        if self._adapted is None:
+            out = mix(x, chosen, weights)
+        else:
+            out = self._adapted(x, chosen, weights, mix, weighs_inputs=self._weighs_inputs)
+        out = self._over.all_reduce(out)
         if self._shared is None:
             return out
         beside = self._shared.body(x)
         if self._shared_gate is not None:
             self._kernels.gate_rows(beside, self._shared_gate(x))
         return out + beside
+
+    def _activated(self, gates: Tensor) -> Tensor:
+        """What an expert's output layer takes, from what the first layers give."""
+        return self._kernels.activate_and_mul(limited(gates, self._limit), self._activation)
 
     def _mix_of_weighed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """As PackedExperts, but each expert takes x times its weight."""
@@ -192,8 +205,7 @@ class Experts:
             yield own
             expanded = x.new_empty(0, self._sizes[1])
             if len(rows):
-                gates = limited(gate_up(own), self._limit)
-                expanded = self._kernels.activate_and_mul(gates, self._activation)
+                expanded = self._activated(gate_up(own))
             yield expanded
             if len(rows):
                 total.index_add_(0, rows, down(expanded).float() * weight)

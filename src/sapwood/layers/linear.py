@@ -182,13 +182,13 @@ class ColumnParallelLinear:
         self._parts = parts
         self._arrangement = arrangement
         self.linear = Linear(build, in_size, tuple(part.size for part in parts), bias=bias)
-        self._site = build.adapter_site(in_size, sum(part.size for part in parts))
+        self.site = build.adapter_site(in_size, sum(part.size for part in parts))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, this rank's outputs, part by part]"""
         out = self.linear(x)
-        if self._site is not None:
-            self._site.add(x, out)
+        if self.site is not None:
+            self.site.add(x, out)
         return out
 
     def targets(self) -> dict[str, Target]:
@@ -241,10 +241,10 @@ class ColumnParallelLinear:
 
     def _adapter(self, num_rows: int, first_out: int, rows: slice | Tensor) -> AdapterTarget | None:
         """For outputs that lie together from first_out on, and are these of the tensor's rows."""
-        if self._site is None:
+        if self.site is None:
             return None
         return AdapterTarget(
-            site=self._site,
+            site=self.site,
             shape=(num_rows, self._in_size),
             first_out=first_out,
             outputs=lambda b: b[rows],
@@ -278,8 +278,8 @@ class ColumnParallelLinear:
         """Add the product of x to a recorded step; RuntimeError before `pack`."""
         out = program.buffer(sum(part.size for part in self._parts))
         program.add(Multiply(x=x, layer=self.linear.packed, out=out))
-        if self._site is not None:
-            self._site.record(program, x, out)
+        if self.site is not None:
+            self.site.record(program, x, out)
         return out
 
 
@@ -310,13 +310,13 @@ class RowParallelLinear:
         self._bias = bias
         # Only one rank adds the bias: otherwise the sum over ranks would have it several times.
         self.linear = Linear(build, self._in_size, (out_size,), bias=bias and group.rank == 0)
-        self._site = build.adapter_site(self._in_size, out_size)
+        self.site = build.adapter_site(self._in_size, out_size)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, this rank's inputs] -> [T, out], the same on every rank"""
         out = self.linear(x)
-        if self._site is not None:  # of the sum over ranks, too, each rank adds its part
-            self._site.add(x, out)
+        if self.site is not None:  # of the sum over ranks, too, each rank adds its part
+            self.site.add(x, out)
         return self._group.all_reduce(out)
 
     def targets(self) -> dict[str, Target]:
@@ -337,10 +337,10 @@ class RowParallelLinear:
                 partial(linear.put_blocks, 0) if linear.takes_blocks else None,
                 part=Slice.unless_whole(1, first, self._in_size, in_size),
             )
-        if self._site is not None:
+        if self.site is not None:
             own = slice(first, first + self._in_size)
             adapter = AdapterTarget(
-                site=self._site, shape=self._whole_shape, inputs=lambda a: a[:, own]
+                site=self.site, shape=self._whole_shape, inputs=lambda a: a[:, own]
             )
             weight = replace(weight, adapter=adapter)
         found = {f"{self._name}.weight": weight}
@@ -356,8 +356,8 @@ class RowParallelLinear:
         program.refuse_sum_over(self._group.size)
         out = program.buffer(self._whole_shape[0])
         program.add(Multiply(x=x, layer=self.linear.packed, out=out))
-        if self._site is not None:
-            self._site.record(program, x, out)
+        if self.site is not None:
+            self.site.record(program, x, out)
         return out
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.recording import Buffer, Convolve, Multiply, Program
+from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import Linear, RowParallelLinear, divide
@@ -65,6 +66,7 @@ class ShortConv:
             self._shares = [Slice(dim=0, first=0, size=3 * self._whole)]
         sizes = tuple(share.size for share in self._shares)
         self._in = Linear(build, layout.channels, sizes, bias=bias)
+        self._site = build.adapter_site(layout.channels, sum(sizes))
         self._weight = build.empty(self._size, layout.length)
         self._bias = build.empty(self._size) if bias else None
         self._out = RowParallelLinear(
@@ -84,7 +86,10 @@ class ShortConv:
 
     def _mix(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> the inputs [T, this rank's channels] of the output projection"""
-        before, after, y = self._in(x).chunk(3, dim=-1)
+        projected = self._in(x)
+        if self._site is not None:
+            self._site.add(x, projected)
+        before, after, y = projected.chunk(3, dim=-1)
         inputs = batch.inputs_of(self._layer)
         (states,) = batch.kv_caches[self._layer]
         convolved = self._kernels.causal_conv(
@@ -99,7 +104,15 @@ class ShortConv:
 
     def targets(self) -> dict[str, Target]:
         blocks = self._put_blocks if self._in.takes_blocks else None
-        found = {"in_proj.weight": Target((3 * self._whole, self._whole), self._put, blocks)}
+        adapter = None
+        if self._site is not None:
+            shape = (3 * self._whole, self._whole)
+            adapter = AdapterTarget(site=self._site, shape=shape, outputs=self._own_rows)
+        found = {
+            "in_proj.weight": Target(
+                (3 * self._whole, self._whole), self._put, blocks, adapter=adapter
+            )
+        }
         own = Slice.unless_whole(0, self._shares[0].first, self._size, self._whole)
         length = self._weight.shape[1]
         conv = {"weight": Target((self._whole, 1, length), partial(_copy, self._weight), part=own)}
@@ -119,7 +132,10 @@ class ShortConv:
 
     def _put_bias(self, whole: Tensor) -> None:
         assert self._in.bias is not None
-        self._in.bias.copy_(torch.cat([share.of(whole) for share in self._shares]))
+        self._in.bias.copy_(self._own_rows(whole))
+
+    def _own_rows(self, whole: Tensor) -> Tensor:
+        return torch.cat([share.of(whole) for share in self._shares])
 
     def pack(self) -> None:
         self._in.pack()
@@ -129,6 +145,8 @@ class ShortConv:
         """As Mixer.record."""
         projected, mixed = program.buffer(3 * self._size), program.buffer(self._size)
         program.add(Multiply(x=x, layer=self._in.packed, out=projected))
+        if self._site is not None:
+            self._site.record(program, x, projected)
         program.add(
             Convolve(
                 x=projected, layer=self._layer, weight=self._weight, bias=self._bias, out=mixed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +16,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.low_rank import LowRank
 from sapwood.layers.adapters import AdapterSite, AdapterTarget
+from sapwood.layers.targets import FusedIn, Target
 from sapwood.lora.config import AdapterConfig
 
 _PREFIXES = ("base_model.model.", "base_model.")
@@ -28,11 +29,17 @@ class Adapter:
     """additions  on the host, by the linear layer that they belong to
     num_bytes  that they take
     rank       the largest of a layer
+    is_covered  whether a recorded step has all of the additions
     """
 
     additions: Mapping[AdapterSite, LowRank]
     num_bytes: int
     rank: int
+    is_covered: bool
+
+
+FusedAdapter = tuple[FusedIn, AdapterTarget]
+"""Where a layer of an expert is in a fused tensor, and how its adapters lie in a site."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +47,30 @@ class AdaptableModel:
     """What a model says about adapters.
 
     targets  of the layers that can have adapters, by their paths in the checkpoint
+    fused    of the experts whose layers a checkpoint may have as one tensor, by the tensor's path
     name_of  from a tensor's name in a checkpoint to the name in the model
     dtype    of activations, and so of additions
     """
 
     targets: Mapping[str, AdapterTarget]
+    fused: Mapping[str, Sequence[FusedAdapter]]
     name_of: Callable[[str], str]
     dtype: torch.dtype
+
+
+def adaptable(
+    targets: Mapping[str, Target], name_of: Callable[[str], str], dtype: torch.dtype
+) -> AdaptableModel:
+    """What a model says by the targets of its tensors; without adapters there are no sites."""
+    found: dict[str, AdapterTarget] = {}
+    fused: dict[str, list[FusedAdapter]] = defaultdict(list)
+    for name, target in targets.items():
+        if target.adapter is None:
+            continue
+        found[name.removesuffix(".weight")] = target.adapter
+        if target.fused_in is not None:
+            fused[target.fused_in.name].append((target.fused_in, target.adapter))
+    return AdaptableModel(targets=found, fused=fused, name_of=name_of, dtype=dtype)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -89,6 +113,10 @@ def build_adapter(
     for path, (a, b) in pairs.items():
         name = model.name_of(f"{path}.weight").removesuffix(".weight")
         target = model.targets.get(name)
+        experts = None if target is not None else _experts(name, a, b, model)
+        if experts is not None:
+            rank = max(rank, _take_experts(parts, *experts, a, b, config, source, max_rank))
+            continue
         if target is None:
             raise ConfigError(
                 f"{source} has an adapter of {path}, but the model has no such linear layer, or "
@@ -99,11 +127,7 @@ def build_adapter(
                 f"{source} has an adapter of {path}, which --lora-target-modules leaves out; "
                 "start the server with that module, or with all"
             )
-        rank = max(rank, a.shape[0])
-        if a.shape[0] > max_rank:
-            raise ConfigError(
-                f"{source} has rank {a.shape[0]} at {path}, more than --max-lora-rank {max_rank}"
-            )
+        rank = max(rank, _checked_rank(a.shape[0], path, source, max_rank))
         target.check(path, a, b, source)
         scaled = b.float() * config.scaling(path, a.shape[0])
         parts[target.site].append(target.part(a, scaled))
@@ -112,7 +136,68 @@ def build_adapter(
         additions=additions,
         num_bytes=sum(addition.num_bytes for addition in additions.values()),
         rank=rank,
+        is_covered=all(site.is_recorded for site in additions),
     )
+
+
+def _experts(
+    name: str, a: Tensor, b: Tensor, model: AdaptableModel
+) -> tuple[str, Sequence[FusedAdapter]] | None:
+    """The fused tensor that PEFT's target_parameters adapt at this path, and its experts; None:
+    there is none that fits.
+
+    PEFT names the module, not the tensor: an adapter of a second tensor of the same module is at
+    `<path>.base_layer`. The sizes tell which is which."""
+    module = name
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    for path, experts in model.fused.items():
+        if path.rpartition(".")[0] != module:
+            continue
+        fused, target = experts[0]
+        outputs, inputs = target.shape
+        if (a.shape[1], b.shape[0]) == (inputs, outputs * fused.num_parts):
+            return path, experts
+    return None
+
+
+def _take_experts(
+    parts: dict[AdapterSite, list[tuple[int, Tensor, Tensor]]],
+    path: str,
+    experts: Sequence[FusedAdapter],
+    a: Tensor,
+    b: Tensor,
+    config: AdapterConfig,
+    source: str,
+    max_rank: int,
+) -> int:
+    """Add the parts of all experts' layers; returns the rank of each.
+
+    a  [experts * rank, in]: expert after expert; b [out, rank * experts]: rank after rank
+    """
+    num_experts = experts[0][0].num_experts
+    if a.shape[0] % num_experts:
+        raise ConfigError(f"{source} has {a.shape[0]} ranks at {path} for {num_experts} experts")
+    rank = _checked_rank(a.shape[0] // num_experts, path, source, max_rank)
+    of_expert = a.view(num_experts, rank, -1)
+    scaled = (b.float() * config.scaling(path, rank)).view(b.shape[0], rank, num_experts)
+    for fused, target in experts:
+        outputs, size = scaled[:, :, fused.expert], target.shape[0]
+        own = (
+            outputs[fused.part :: fused.num_parts]
+            if fused.takes_turns
+            else outputs[fused.part * size : (fused.part + 1) * size]
+        )
+        parts[target.site].append(target.part(of_expert[fused.expert], own))
+    return rank
+
+
+def _checked_rank(rank: int, path: str, source: str, max_rank: int) -> int:
+    if rank > max_rank:
+        raise ConfigError(
+            f"{source} has rank {rank} at {path}, more than --max-lora-rank {max_rank}"
+        )
+    return rank
 
 
 def _pairs(tensors: Mapping[str, Tensor], source: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -115,7 +115,6 @@ def _refuse(values: dict[str, Any], source: str) -> None:
     for field, what in (
         ("use_dora", "DoRA scales the rows of the weights themselves"),
         ("modules_to_save", "whole layers beside the low-rank ones"),
-        ("target_parameters", "adapters on single parameters, such as fused experts"),
         ("trainable_token_indices", "embeddings of single tokens"),
         ("lora_bias", "a bias of the low-rank layers"),
         ("alora_invocation_tokens", "activated LoRA"),

@@ -60,6 +60,7 @@ class AdapterPool:
         return StepAdapters(
             rows=self._grouped(of_token, slots),
             selected=self._grouped(of_token[selected], slots),
+            is_covered=all(self._slots[slot].is_covered for slot in slots),
         )
 
     def _grouped(self, slot_of_row: NDArray[np.int64], slots: list[int]) -> AdapterRows:

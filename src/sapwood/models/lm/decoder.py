@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from sapwood.kernels.recording import CannotRecord, Program
-from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import Stream, summed
@@ -117,14 +116,6 @@ class Decoder:
             assert self._streams is not None
             return found | self._streams.targets()
         return found | prefixed(names.norm, self._norm.targets())
-
-    def adapter_targets(self) -> dict[str, AdapterTarget]:
-        """Where adapters add, by the layer's path in `targets()`; empty without adapters."""
-        return {
-            name.removesuffix(".weight"): target.adapter
-            for name, target in self.body_targets().items()
-            if target.adapter is not None
-        }
 
     def checkpoint_name(self, name: str) -> str:
         """The name in `targets()` of a checkpoint's tensor."""
