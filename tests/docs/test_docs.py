@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shlex
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import pytest
 from sapwood.app.cli.main import COMMANDS, cli
 from sapwood.app.cli.options import ConfigOption
 from sapwood.store import ModelFiles
+from tests.app.test_gateway import gateway, read_until
 from tests.e2e.server import serving
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,7 @@ PAGES = [
 ]
 EXAMPLE_URL = "http://127.0.0.1:30000"
 EMBEDDING_URL = "http://127.0.0.1:30001"
+GATEWAY_URL = "http://127.0.0.1:8000"
 """Where the pages have a server of an embedding model."""
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
 PATH_SUFFIXES = "py|pyi|md|toml|cpp|h|jinja|js|css|html|png|svg"
@@ -369,7 +372,7 @@ def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None
         (url,) = [word for word in words if word.startswith("http")]
         body = words[words.index("-d") + 1] if "-d" in words else None
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
-        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL)), url
+        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL, GATEWAY_URL)), url
         if url.startswith(server):
             yield method, url.removeprefix(server), body
 
@@ -387,6 +390,23 @@ def test_the_requests_to_an_embedding_model_are_answered(
 ) -> None:
     flags = ("--model", minilm_files.name)
     check_requests(EMBEDDING_URL, flags, capsys, num_requests=1, num_clients=0)
+
+
+def test_the_requests_to_a_gateway_are_answered(smollm2_files: ModelFiles) -> None:
+    texts = [page.read_text("utf-8") for page in PAGES]
+    requests = [request for text in texts for request in curl_requests(text, GATEWAY_URL)]
+    assert len(requests) > 2
+    with serving("--model", smollm2_files.name, "--max-total-tokens", "8192") as server:
+        args = (server.url, "--port", "0", "--prometheus-port", "0")
+        with gateway(*args) as process, httpx.Client(trust_env=False, timeout=180) as client:
+            url = read_until(process, r"the gateway is at (\S+);")
+            while not any(
+                one["is_healthy"] for one in client.get(f"{url}/workers").json()["workers"]
+            ):
+                time.sleep(0.05)
+            for method, path, body in requests:
+                answer = client.request(method, url + path, content=body)
+                assert answer.is_success, f"{method} {path} {body}: {answer.text}"
 
 
 def test_the_reasoning_page_runs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -157,13 +158,22 @@ class Running:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.kill()
+        await self._end()
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    async def kill(self) -> None:
+    async def kill(self) -> socket.socket:
+        """Returns a socket that keeps the port, without listening: else a server of another test
+        might get it and answer."""
+        await self._end()
+        kept = socket.socket()
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", self.port))
+        return kept
+
+    async def _end(self) -> None:
         self._server.should_exit = self._server.force_exit = True
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # type: ignore[union-attr]

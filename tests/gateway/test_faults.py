@@ -75,7 +75,7 @@ def test_one_killed_one_hung_one_slow_one_refusing(policy: str, requests: int) -
             slow.event_s = 0.03
             refusing.behaviour = 500
             hung.behaviour, hung.health = "hang", "hang"
-            await made.engines[0].kill()
+            port_of_killed = await made.engines[0].kill()
             await asyncio.gather(*clients)
             # Whatever had not begun was answered by another engine; what had begun says its end.
             assert outcomes.total() == NUM_CLIENTS * requests
@@ -92,6 +92,7 @@ def test_one_killed_one_hung_one_slow_one_refusing(policy: str, requests: int) -
             refusing.behaviour = hung.behaviour = "ok"
             hung.health, slow.event_s = 200, 0.0
             port = int(killed.url.rpartition(":")[2])
+            port_of_killed.close()
             async with Running(killed, port):
                 await made.until(WorkerState.READY)
                 outcomes.clear()
@@ -129,7 +130,7 @@ def test_all_engines_gone_is_a_clear_error() -> None:
     async def run() -> None:
         async with bench(Stub("a"), Stub("b"), retry_max_retries=1) as made:
             for engine in made.engines:
-                await engine.kill()
+                (await engine.kill()).close()
             answer = await made.post()
             assert answer.status_code == 502
             assert "no connection to the worker" in answer.json()["message"]

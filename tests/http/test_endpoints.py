@@ -18,7 +18,11 @@ ADMIN_PATHS = {
     "/configure_logging",
     "/flush_cache",
     "/freeze_gc",
+    "/load_lora_adapter",
     "/slow_down",
+    "/unload_lora_adapter",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
     "/start_profile",
     "/stop_profile",
 }
@@ -99,7 +103,7 @@ def test_every_admin_endpoint_refuses_a_users_key(guarded):
                     method, path, json={}, headers={"Authorization": f"Bearer {KEY}"}
                 )
                 assert refused.status_code == 403, f"{method} {path}"
-                assert "admin key" in refused.json()["error"]["message"]
+                assert "admin key" in refused.text
 
 
 def test_only_what_is_declared_open_answers_without_a_key(guarded):

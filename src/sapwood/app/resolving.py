@@ -22,7 +22,7 @@ from sapwood.kernels.cpu import fast_bfloat16, slower_because
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, device_memory, find_device, read_platform
 from sapwood.kernels.registry import Need, Selection, select_kernels
-from sapwood.models.config import DecoderConfig, architecture_of
+from sapwood.models.config import DecoderConfig, architecture_of, refuse_absurd_layers
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.foreign.structure import read_foreign
 from sapwood.models.lm.architecture import attention_features
@@ -282,6 +282,7 @@ def read_shape(
     hf_config: Mapping[str, Any], pooling: Pooling | None, files: ModelFiles, asked: ModelConfig
 ) -> Shape:
     """The sizes of the model; ConfigError if its architecture is not implemented."""
+    refuse_absurd_layers(hf_config)
     if asked.model_impl == TRANSFORMERS:
         return read_foreign(files.path, hf_config, trust_remote_code=asked.trust_remote_code)
     if pooling is None:

@@ -18,6 +18,9 @@ from sapwood.schema.cache import CacheGroup, keys_and_values, within
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of layers in config.json's layer_types."""
 
+MAX_LAYERS = 10_000
+_LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsConfig:
@@ -291,6 +294,18 @@ def architecture_of(config: Mapping[str, Any]) -> str:
             f"config.json must name one architecture in 'architectures', got {names!r}"
         )
     return str(names[0])
+
+
+def refuse_absurd_layers(config: Mapping[str, Any]) -> None:
+    """ConfigError, before anything is made for each layer, if there are more than any model has."""
+    for part in (config, config.get("text_config")):
+        for name in _LAYER_COUNTS if isinstance(part, Mapping) else ():
+            count = part.get(name)
+            if isinstance(count, int) and count > MAX_LAYERS:
+                raise ConfigError(
+                    f"{name} is {count}, but models have at most {MAX_LAYERS} layers; is "
+                    "config.json damaged? Download the model again"
+                )
 
 
 def every_nth_full(num_layers: int, n: int) -> list[str]:

@@ -87,12 +87,12 @@ def test_a_peer_that_cannot_start_leaves_nothing_behind():
 
 
 def test_unknown_peers_are_refused_by_the_real_child():
-    with pytest.raises(EngineUnavailable, match="unknown peer 'fake'; known: openvino"):
+    with pytest.raises(EngineUnavailable, match="unknown peer 'fake'; known: llama_cpp, openvino"):
         PeerProcess("fake", SETUP, timeout_s=60.0, env=dict(os.environ))
 
 
 def test_an_interpreter_without_sapwood_runs_the_child(tmp_path):
     venv.create(tmp_path / "bare", symlinks=True)
     command = child_command(str(tmp_path / "bare" / "bin" / "python"))
-    with pytest.raises(EngineUnavailable, match="unknown peer 'fake'; known: openvino"):
+    with pytest.raises(EngineUnavailable, match="unknown peer 'fake'; known: llama_cpp, openvino"):
         PeerProcess("fake", SETUP, timeout_s=60.0, env=dict(os.environ), command=command)

@@ -248,7 +248,7 @@ def test_what_asks_for_nothing_is_accepted(api, extra):
         ({"custom_logit_processor": "unheard-of"}, "custom_logit_processor"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"lora_path": "x"}, "lora_path"),
+        ({"lora_id": "x"}, "lora_id"),
         ({"return_hidden_states": True}, "return_hidden_states"),
         ({"verbosity": "low"}, "verbosity"),
     ],

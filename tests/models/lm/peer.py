@@ -52,6 +52,7 @@ class Peer:
     weights: dict[str, Tensor]
     model: Any
 
+    @torch.no_grad()
     def logits(self, token_ids: list[int]) -> Tensor:
         """[len(token_ids), vocab], fp32, of the whole text at once."""
         return self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
