@@ -298,8 +298,9 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 def refuse_absurd_layers(config: Mapping[str, Any]) -> None:
     """ConfigError, before anything is made for each layer, if there are more than any model has."""
-    for part in (config, config.get("text_config")):
-        for name in _LAYER_COUNTS if isinstance(part, Mapping) else ():
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, Mapping) else {}):
+        for name in _LAYER_COUNTS:
             count = part.get(name)
             if isinstance(count, int) and count > MAX_LAYERS:
                 raise ConfigError(

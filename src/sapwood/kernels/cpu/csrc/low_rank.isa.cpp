@@ -8,42 +8,40 @@ namespace {
 
 constexpr std::int64_t kElementsPerThread = 16384;  // below this a thread costs more than it saves
 constexpr int kRows = 4, kRanks = 4;                // of one tile of products
-constexpr std::int64_t kOutVectors = 4;             // of one tile of sums
+constexpr int kOutVectors = 4;                      // of one tile of sums
 constexpr std::int64_t kRowsPerPiece = 64;
 
-// shrunk[i, j] = the product of row i and row j of a, for a tile of num_rows x num_ranks.
-template <class T>
-SAPWOOD_INLINE void shrink_tile(const T* const* x, const T* a, std::int64_t in, std::int64_t num_rows,
-                                std::int64_t num_ranks, float* shrunk, std::int64_t stride) {
-  VF sums[kRows][kRanks] = {};
+// shrunk[i, j] = the product of row i of x and row j of a, for kR rows and kJ ranks.
+template <class T, int kR, int kJ>
+void shrink_tile(const T* const* x, const T* a, std::int64_t in, float* shrunk, std::int64_t stride) {
+  constexpr std::int64_t step = W * Pack<T>::per_lane;
+  VF sums[kR][kJ] = {};
   std::int64_t k = 0;
-  if (num_rows == kRows && num_ranks == kRanks) {
-    for (; k + W <= in; k += W) {
-      VF right[kRanks];
-      for (int j = 0; j < kRanks; j++) right[j] = load(a + j * in + k);
-      for (int i = 0; i < kRows; i++) {
-        const VF left = load(x[i] + k);
-        for (int j = 0; j < kRanks; j++) sums[i][j] += left * right[j];
-      }
-    }
-  } else if (num_rows == 1 && num_ranks == kRanks) {
-    for (; k + W <= in; k += W) {
-      const VF left = load(x[0] + k);
-      for (int j = 0; j < kRanks; j++) sums[0][j] += left * load(a + j * in + k);
-    }
-  } else {
-    for (; k + W <= in; k += W) {
-      for (std::int64_t i = 0; i < num_rows; i++) {
-        for (std::int64_t j = 0; j < num_ranks; j++) sums[i][j] += load(x[i] + k) * load(a + j * in + k);
-      }
+  for (; k + step <= in; k += step) {
+    VU right[kJ];
+    for (int j = 0; j < kJ; j++) right[j] = load_lanes(a + j * in + k);
+    for (int i = 0; i < kR; i++) {
+      const VU left = load_lanes(x[i] + k);
+      for (int j = 0; j < kJ; j++) sums[i][j] = dot(tag<T>(), sums[i][j], left, right[j]);
     }
   }
-  for (std::int64_t i = 0; i < num_rows; i++) {
-    for (std::int64_t j = 0; j < num_ranks; j++) {
+  for (int i = 0; i < kR; i++) {
+    for (int j = 0; j < kJ; j++) {
       float total = sum(sums[i][j]);
       for (std::int64_t rest = k; rest < in; rest++) total += to_float(x[i][rest]) * to_float(a[j * in + rest]);
       shrunk[i * stride + j] = total;
     }
+  }
+}
+
+template <class T, int kJ>
+void shrink_rows(const T* const* x, const T* a, std::int64_t in, std::int64_t num_rows, float* shrunk,
+                 std::int64_t stride) {
+  switch (num_rows) {
+    case 1: return shrink_tile<T, 1, kJ>(x, a, in, shrunk, stride);
+    case 2: return shrink_tile<T, 2, kJ>(x, a, in, shrunk, stride);
+    case 3: return shrink_tile<T, 3, kJ>(x, a, in, shrunk, stride);
+    default: shrink_tile<T, kRows, kJ>(x, a, in, shrunk, stride);
   }
 }
 
@@ -55,31 +53,44 @@ void shrink(const LowRankArgs& args, const LowRankGroup& g, std::int64_t first, 
     const T* x[kRows];
     const std::int64_t num_rows = least(kRows, last - row);
     for (std::int64_t i = 0; i < num_rows; i++) x[i] = static_cast<const T*>(args.x) + g.rows[row + i] * args.x_stride;
-    for (std::int64_t rank = begin; rank < end; rank += kRanks) {
-      shrink_tile(x, static_cast<const T*>(g.a) + rank * args.in, args.in, num_rows, least(kRanks, end - rank),
-                  g.shrunk + row * g.ranks + rank, g.ranks);
+    const T* a = static_cast<const T*>(g.a);
+    float* to = g.shrunk + row * g.ranks;
+    std::int64_t rank = begin;
+    for (; rank + kRanks <= end; rank += kRanks) {
+      shrink_rows<T, kRanks>(x, a + rank * args.in, args.in, num_rows, to + rank, g.ranks);
     }
+    for (; rank < end; rank++) shrink_rows<T, 1>(x, a + rank * args.in, args.in, num_rows, to + rank, g.ranks);
   }
 }
 
-// out[i] += the sum over the ranks of factors[i, rank] * b[rank], for `n` outputs of num_rows rows.
-template <class T, class Out, int kVectors>
-SAPWOOD_INLINE void expand_tile(Out* const* out, const float* const* factors, const T* b, std::int64_t ranks,
-                                std::int64_t stride, std::int64_t num_rows) {
-  VF sums[kRows][kVectors];
-  for (std::int64_t i = 0; i < num_rows; i++) {
+// out[i] += the sum over the ranks of factors[i, rank] * b[rank], for kVectors vectors of kR rows.
+template <class T, class Out, int kR, int kVectors>
+void expand_tile(Out* const* out, const float* const* factors, const T* b, std::int64_t ranks, std::int64_t stride) {
+  VF sums[kR][kVectors];
+  for (int i = 0; i < kR; i++) {
     for (int v = 0; v < kVectors; v++) sums[i][v] = load(out[i] + v * W);
   }
   for (std::int64_t rank = 0; rank < ranks; rank++) {
     VF right[kVectors];
     for (int v = 0; v < kVectors; v++) right[v] = load(b + rank * stride + v * W);
-    for (std::int64_t i = 0; i < num_rows; i++) {
+    for (int i = 0; i < kR; i++) {
       const VF left = splat(factors[i][rank]);
       for (int v = 0; v < kVectors; v++) sums[i][v] += left * right[v];
     }
   }
-  for (std::int64_t i = 0; i < num_rows; i++) {
+  for (int i = 0; i < kR; i++) {
     for (int v = 0; v < kVectors; v++) store(out[i] + v * W, sums[i][v]);
+  }
+}
+
+template <class T, class Out, int kVectors>
+void expand_rows(Out* const* out, const float* const* factors, const T* b, std::int64_t ranks, std::int64_t stride,
+                 std::int64_t num_rows) {
+  switch (num_rows) {
+    case 1: return expand_tile<T, Out, 1, kVectors>(out, factors, b, ranks, stride);
+    case 2: return expand_tile<T, Out, 2, kVectors>(out, factors, b, ranks, stride);
+    case 3: return expand_tile<T, Out, 3, kVectors>(out, factors, b, ranks, stride);
+    default: expand_tile<T, Out, kRows, kVectors>(out, factors, b, ranks, stride);
   }
 }
 
@@ -102,10 +113,10 @@ void expand(const LowRankArgs& args, const LowRankGroup& g, const LowRankPart& p
       for (std::int64_t i = 0; i < num_rows; i++) to[i] += by;
     };
     for (; column + kOutVectors * W <= end; forward(kOutVectors * W)) {
-      expand_tile<T, Out, kOutVectors>(to, factors, b + column, p.ranks, p.outputs, num_rows);
+      expand_rows<T, Out, kOutVectors>(to, factors, b + column, p.ranks, p.outputs, num_rows);
     }
     for (; column + W <= end; forward(W)) {
-      expand_tile<T, Out, 1>(to, factors, b + column, p.ranks, p.outputs, num_rows);
+      expand_rows<T, Out, 1>(to, factors, b + column, p.ranks, p.outputs, num_rows);
     }
     for (; column < end; forward(1)) {
       for (std::int64_t i = 0; i < num_rows; i++) {
@@ -150,7 +161,10 @@ std::int64_t pieces_of_part(const LowRankPart& part) {
 template <class T, class Out>
 void add_all(const LowRankArgs& args) {
   std::int64_t elements = 0;
-  for (std::int64_t i = 0; i < args.num_groups; i++) elements += args.groups[i].ranks * args.in;
+  for (std::int64_t i = 0; i < args.num_groups; i++) {
+    const LowRankGroup& g = args.groups[i];
+    elements += g.ranks * args.in * ((g.num_rows + kRows - 1) / kRows);
+  }
   const int threads = worth_threads(args.team.threads, elements, kElementsPerThread);
   each_piece(
       args, threads, [](const LowRankGroup& g) { return (g.ranks + kRanks - 1) / kRanks; },
