@@ -121,6 +121,7 @@ class AdapterSlots:
             return False
         self._leave_slot(adapter_id)
         self._bytes.pop(adapter_id, None)
+        self._users.pop(adapter_id, None)
         return True
 
     def has_room(self, adapter_id: str) -> bool:

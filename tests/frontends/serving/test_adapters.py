@@ -172,6 +172,34 @@ def test_a_new_engine_has_what_it_starts_with_and_the_rest_comes_back() -> None:
     run(work())
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_callers_that_leave_lose_no_adapter(turns: int) -> None:
+    """The engine has what the registry says, whenever a call, a load or an unload is cancelled."""
+    adapters, engine = registry(max_loaded_loras=2, max_loras_per_batch=2)
+
+    async def left(work: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(work)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        while adapters._begun:
+            await asyncio.sleep(0)
+        ids = {entry.adapter_id for entry in adapters._entries.values()} - {None}
+        assert set(engine.there) == ids
+
+    async def work() -> None:
+        for name in "abc":
+            await adapters.load(name, f"/{name}")
+        await left(held(adapters, "a"))
+        await left(adapters.load("d", "/d"))
+        await left(adapters.unload("b"))
+        await left(adapters.load("e", "/nowhere"))
+        assert not adapters.knows("b")
+
+    run(work())
+
+
 def test_without_adapters() -> None:
     adapters, _ = registry(enable_lora=False, max_lora_rank=None)
 

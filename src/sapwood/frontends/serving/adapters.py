@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -39,7 +39,8 @@ class AdapterRegistry:
 
     What calls hold stays loaded. Beyond --max-loaded-loras the adapter unused longest is left out;
     a call that names it loads it again. An adapter that is unloaded is forgotten at once, and
-    leaves the engine when its last call has ended.
+    leaves the engine when its last call has ended. What has begun is carried to its end even if
+    the caller leaves: else the engine would keep an adapter that nobody knows.
     """
 
     def __init__(self, engine: EngineClient, config: LoraConfig) -> None:
@@ -52,6 +53,7 @@ class AdapterRegistry:
         self._entries = {path.name: _Entry(path) for path in self._at_start}
         self._num_calls = 0
         self._loading = asyncio.Lock()
+        self._begun: set[asyncio.Task[None]] = set()
         self.restarted()
 
     def restarted(self) -> None:
@@ -67,6 +69,9 @@ class AdapterRegistry:
     @property
     def loaded(self) -> list[str]:
         return [name for name, entry in self._entries.items() if entry.adapter_id is not None]
+
+    def knows(self, name: str) -> bool:
+        return name in self._entries
 
     def check(self, name: str, param: str) -> str:
         """The name, if requests may use it; NotFound or InvalidRequest that names the field."""
@@ -89,6 +94,9 @@ class AdapterRegistry:
             check_adapter_name(name)
         except ConfigError as error:
             raise InvalidRequest(error.message, param="lora_name") from None
+        await self._carried_out(self._load(name, path, pinned))
+
+    async def _load(self, name: str, path: str, pinned: bool) -> None:
         async with self._loading:
             if name in self._entries:
                 raise InvalidRequest(
@@ -112,7 +120,9 @@ class AdapterRegistry:
     async def unload(self, name: str) -> None:
         """Forget an adapter, and wait until its calls have ended. NotFound if there is none."""
         self.check(name, "lora_name")
-        entry = self._entries.pop(name)
+        await self._carried_out(self._unload(self._entries.pop(name)))
+
+    async def _unload(self, entry: _Entry) -> None:
         while entry.num_users:
             entry.changed.clear()
             await entry.changed.wait()
@@ -131,15 +141,32 @@ class AdapterRegistry:
             entry.last_use = self._num_calls
         try:
             if any(entry.adapter_id is None for entry in wanted):
-                async with self._loading:
-                    for entry in wanted:
-                        if entry.adapter_id is None:
-                            await self._bring(entry)
+                await self._carried_out(self._bring_back(wanted))
             yield {entry.source.name: entry.adapter_id or "" for entry in wanted}
         finally:
             for entry in wanted:
                 entry.num_users -= 1
                 entry.changed.set()
+
+    async def _carried_out(self, work: Coroutine[None, None, None]) -> None:
+        """Wait for the work, which goes on if the caller is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._begun.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever still waits gets it, too
+
+    async def _bring_back(self, wanted: Iterable[_Entry]) -> None:
+        async with self._loading:
+            for entry in wanted:
+                # Who wanted an adapter may have left, and it may have been unloaded since.
+                is_known = self._entries.get(entry.source.name) is entry
+                if entry.adapter_id is None and (is_known or entry.num_users):
+                    await self._bring(entry)
 
     async def _bring(self, entry: _Entry) -> None:
         await self._make_room()

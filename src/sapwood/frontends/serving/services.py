@@ -109,7 +109,7 @@ class Services:
             for base in (self.model_name, "default", "unknown"):
                 if asked.startswith(f"{base}:"):
                     return registry.check(asked[len(base) + 1 :], "model")
-            if asked in registry.paths and asked != self.model_name:
+            if registry.knows(asked) and asked != self.model_name:
                 return asked
         self.check_model(asked)
         if not lora_path:
