@@ -101,6 +101,7 @@ class Experts:
         limit: float | None = None,
         weighs_inputs: bool = False,
         shared: Shared | None = None,
+        num_identity: int = 0,
     ) -> None:
         """A layer without weights.
 
@@ -109,6 +110,8 @@ class Experts:
         limit              as in Kernels.pack_experts
         weighs_inputs      whether an expert's weight multiplies what the expert takes, instead of
                            what it gives
+        num_identity       further experts, the last that the router knows, which give what they
+                           take
         """
         self._kernels = build.kernels
         self._sizes = (hidden_size, intermediate_size)
@@ -117,6 +120,7 @@ class Experts:
         self._weighs_inputs = weighs_inputs
         self._router = router
         self._num_experts = num_experts
+        self._num_identity = num_identity
         self._files = files
         groups = build.groups
         # Experts that are spread over ranks are whole.
@@ -148,7 +152,7 @@ class Experts:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]"""
-        weights, chosen = self._router(x)
+        weights, chosen, kept = self._routed(x)
         if len(self._gate_up) < self._num_experts:
             chosen = chosen - self._first
             elsewhere = (chosen < 0) | (chosen >= len(self._gate_up))
@@ -160,12 +164,24 @@ class Experts:
         else:
             out = self._adapted(x, chosen, weights, mix, weighs_inputs=self._weighs_inputs)
         out = self._over.all_reduce(out)
+        if kept is not None:
+            out = out + kept
         if self._shared is None:
             return out
         beside = self._shared.body(x)
         if self._shared_gate is not None:
             self._kernels.gate_rows(beside, self._shared_gate(x))
         return out + beside
+
+    def _routed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(weights [T, k], experts [T, k], the sum over experts that give what they take)"""
+        weights, chosen = self._router(x)
+        if not self._num_identity:
+            return weights, chosen, None
+        is_identity = chosen >= self._num_experts
+        share = (weights * is_identity).sum(dim=1, keepdim=True)
+        weights = weights.masked_fill(is_identity, 0.0)
+        return weights, chosen.masked_fill(is_identity, 0), (x.float() * share).to(x.dtype)
 
     def _activated(self, gates: Tensor) -> Tensor:
         """What an expert's output layer takes, from what the first layers give."""
@@ -194,7 +210,7 @@ class Experts:
     def steps(self, x: Tensor) -> Generator[Tensor, None, Tensor]:
         """As FeedForward.steps: an expert's layers get the rows of x whose tokens chose it, perhaps
         none. Only for one rank."""
-        weights, chosen = self._router(x)
+        weights, chosen, kept = self._routed(x)
         total = torch.zeros_like(x, dtype=torch.float32)
         for expert, (gate_up, down) in enumerate(zip(self._gate_up, self._down, strict=True)):
             rows, place = torch.nonzero(chosen == expert, as_tuple=True)
@@ -209,7 +225,7 @@ class Experts:
             yield expanded
             if len(rows):
                 total.index_add_(0, rows, down(expanded).float() * weight)
-        out = total.to(x.dtype)
+        out = total.to(x.dtype) if kept is None else total.to(x.dtype) + kept
         if self._shared is None:
             return out
         beside = yield from self._shared.body.steps(x)
@@ -273,6 +289,8 @@ class Experts:
         program.refuse_sum_over(self._over.size)
         if self._weighs_inputs:
             raise CannotRecord("a recorded step has no weights of experts' inputs")
+        if self._num_identity:
+            raise CannotRecord("a recorded step has no experts that give what they take")
         out = self._router.record(program, x, self._experts, self._sizes[0])
         if self._shared is None:
             return out
