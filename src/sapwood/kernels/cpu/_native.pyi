@@ -51,6 +51,7 @@ class AttentionPlan:
         soft_cap: float,
         sinks: int,
         alibi: int,
+        value_dim: int,
         /,
     ) -> None: ...
     def prepare(self, window: int, /) -> None: ...
@@ -60,6 +61,22 @@ class AttentionPlan:
 _Heads = tuple[int, int, int]
 _Adapters = tuple[list[int], list[int], int]
 _Cache = tuple[int, int, int, int, int, int, int]
+
+class HeadProducts:
+    def __init__(self, weights: list[LinearWeight], /) -> None: ...
+    def run(
+        self,
+        context: Context,
+        dtype: int,
+        x: int,
+        x_token: int,
+        x_head: int,
+        out: int,
+        out_token: int,
+        out_head: int,
+        tokens: int,
+        /,
+    ) -> None: ...
 
 class RecordedStep:
     """Places are indices into `widths`; see csrc/step.h."""
