@@ -346,6 +346,11 @@ class Kernels(Protocol):
         and both have one dtype."""
         ...
 
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        """x [T, n] *= the logistic function of gate [T, n], in fp32 and in place. x is contiguous,
+        and both have one dtype; rows of the gate may lie apart."""
+        ...
+
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         """The experts of each token by a router's rule, in fp32, and their weights.
 

@@ -43,6 +43,21 @@ GEMMA4 = {
     "pad_token_id": 0,
 }
 
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+QWEN_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 56,
+}
+
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral, window": ("mistral", "MistralForCausalLM", {"sliding_window": WINDOW}),
     "qwen2, window in one layer": (
@@ -229,6 +244,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "lfm2",
         "Lfm2ForCausalLM",
         {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        DELTA
+        | QWEN_EXPERTS
+        | {"full_attention_interval": 2, "layer_types": None}
+        | {"mlp_only_layers": [1], "rms_norm_eps": 1e-5},
+    ),
+    "qwen3_5": ("qwen3_5_text", "Qwen3_5ForCausalLM", DELTA | {"linear_conv_kernel_dim": 3}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", DELTA | QWEN_EXPERTS),
+    "olmo_hybrid": (
+        "olmo_hybrid",
+        "OlmoHybridForCausalLM",
+        {"num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        | {"linear_key_head_dim": 12, "pad_token_id": None},
     ),
     "gemma": ("gemma", "GemmaForCausalLM", {}),
     "gemma2": (

@@ -27,7 +27,6 @@ from sapwood.kernels.cpu.tensors import (
     describe,
     dtype_of,
     is_held,
-    lengths_of,
     per_head,
     rows_of,
     table_of,
@@ -63,7 +62,12 @@ try:
     from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
-    from sapwood.kernels.cpu.states import causal_conv, gated_delta_rule, gated_rms_norm
+    from sapwood.kernels.cpu.states import (
+        causal_conv,
+        gate_columns,
+        gated_delta_rule,
+        gated_rms_norm,
+    )
     from sapwood.kernels.large_pages import WeightMemory
 except ImportError as error:
     _missing: str | None = f"the extension is not built ({error}); reinstall with a C++20 compiler"
@@ -349,6 +353,9 @@ class CpuKernels:
             raise ValueError(f"gate {describe(gate)} does not fit x {describe(x)}, or x has gaps")
         gate = gate.contiguous()
         _native.gate_rows(dtype_of(x), x.data_ptr(), gate.data_ptr(), rows, width)
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        gate_columns(self._context, x, gate)
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)

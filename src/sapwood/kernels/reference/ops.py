@@ -256,6 +256,10 @@ class ReferenceKernels:
         for row, logit in zip(x, gate.float()[:, 0].tolist(), strict=True):
             row.copy_(row.float() / (1.0 + math.exp(-logit)))
 
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        for row, logits in zip(x, gate.float(), strict=True):
+            row.copy_(row.float() / (1.0 + torch.exp(-logits)))
+
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)
 

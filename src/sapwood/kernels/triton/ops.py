@@ -163,6 +163,9 @@ class TritonKernels:
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
         gate_rows(x, gate)
 
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        gate_rows(x, gate)
+
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)
 

@@ -143,6 +143,11 @@ struct GateRowsOp {
   std::int64_t width;  // of residual
 };
 
+struct GateColumnsOp {
+  Place gate, residual;  // the gate's columns begin at `first`, of rows of gate_width
+  std::int64_t first, gate_width, width;
+};
+
 // A router and its experts.
 struct MixOp {
   Place x;
@@ -211,8 +216,8 @@ struct LogitsOp {
 
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
-                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GatedNormOp,
-                            DeltaOp>;
+                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
+                            GatedNormOp, DeltaOp>;
 
 class RecordedStep {
  public:
