@@ -23,11 +23,14 @@ SIZES: dict[str, Any] = {
 FUSED_IN_MEMORY = frozenset(
     {
         "afmoe",
+        "deepseek_v2",
+        "deepseek_v3",
         "dots1",
         "ernie4_5_moe",
         "exaone_moe",
         "flex_olmo",
         "glm4_moe",
+        "glm4_moe_lite",
         "granitemoe",
         "hunyuan_v1_moe",
         "lfm2_moe",

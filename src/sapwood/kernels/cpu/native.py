@@ -33,6 +33,7 @@ from sapwood.kernels.cpu.tensors import (
 )
 from sapwood.kernels.interface import (
     ALIBI,
+    LATENT,
     PLAIN,
     SINKS,
     SLIDING_WINDOW,
@@ -40,6 +41,7 @@ from sapwood.kernels.interface import (
     AttentionBatch,
     AttentionTraits,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
     lacking,
 )
@@ -53,6 +55,8 @@ from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
+from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
+from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 
@@ -74,8 +78,9 @@ except ImportError as error:
 else:
     _missing = None
 
+_TORCH = TorchKernels()
 _BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
 
 class CpuKernels:
@@ -267,6 +272,37 @@ class CpuKernels:
             per_head(traits.sinks, num_heads, "sinks"), per_head(traits.alibi, num_heads, "alibi"),
         )  # fmt: skip
         return out
+
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        norm_rope_write_latent(
+            q,
+            latent,
+            norm=norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            positions=positions,
+            cache=cache,
+            write_index=write_index,
+        )
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return _TORCH.latent_attention(q, cache, batch, scale, rank)
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return HeadProducts(weight)
 
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float

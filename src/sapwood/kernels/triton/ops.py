@@ -18,6 +18,7 @@ from sapwood.kernels.interface import (
     AttentionTraits,
     CapturedSharing,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
 )
 from sapwood.kernels.low_rank import LowRankLayer
@@ -31,7 +32,9 @@ from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
+from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.triton import convolution, delta_rule, elementwise, norms, rope, sampling
@@ -42,6 +45,7 @@ from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
 
 paged_attention = PagedAttention()
+_TORCH = TorchKernels()
 
 
 class TritonKernels:
@@ -107,6 +111,37 @@ class TritonKernels:
         traits: AttentionTraits = PLAIN,
     ) -> Tensor:
         return paged_attention(q, key_cache, value_cache, batch, scale, traits)
+
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        norm_rope_write_latent(
+            q,
+            latent,
+            norm=norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            positions=positions,
+            cache=cache,
+            write_index=write_index,
+        )
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return _TORCH.latent_attention(q, cache, batch, scale, rank)
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return HeadProducts(weight)
 
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
