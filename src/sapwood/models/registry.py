@@ -73,6 +73,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "InternLM3ForCausalLM": "sapwood.models.lm.internlm:InternLM3ForCausalLM",
         "InternLMForCausalLM": "sapwood.models.lm.internlm:InternLMForCausalLM",
         "IQuestCoderForCausalLM": "sapwood.models.lm.iquestcoder:IQuestCoderForCausalLM",
+        "KimiLinearForCausalLM": "sapwood.models.lm.kimi_linear:KimiLinearForCausalLM",
         "Lfm2ForCausalLM": "sapwood.models.lm.lfm2:Lfm2ForCausalLM",
         "Lfm2MoeForCausalLM": "sapwood.models.lm.lfm2_moe:Lfm2MoeForCausalLM",
         "Llama4ForCausalLM": "sapwood.models.lm.llama4:Llama4ForCausalLM",
