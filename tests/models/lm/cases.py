@@ -50,6 +50,21 @@ YARN |= {"original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim"
 GROUPS = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 GROUPS |= {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "n_shared_experts": 2}
 
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+    "head_dim": 32,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+QWEN_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 56,
+}
+
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral, window": ("mistral", "MistralForCausalLM", {"sliding_window": WINDOW}),
     "qwen2, window in one layer": (
@@ -236,6 +251,32 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "lfm2",
         "Lfm2ForCausalLM",
         {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        DELTA
+        | QWEN_EXPERTS
+        | {"full_attention_interval": 2, "layer_types": None}
+        | {"mlp_only_layers": [1], "rms_norm_eps": 1e-5},
+    ),
+    "qwen3_5": ("qwen3_5_text", "Qwen3_5ForCausalLM", DELTA | {"linear_conv_kernel_dim": 3}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", DELTA | QWEN_EXPERTS),
+    "kimi_linear": (
+        "kimi_linear",
+        "KimiLinearForCausalLM",
+        {"linear_num_heads": 3, "linear_head_dim": 16, "num_local_experts": 6}
+        | {"num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 40}
+        | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20}
+        | {"num_key_value_heads": 6, "layer_types": ["linear_attention", "full_attention"]}
+        | {"pad_token_id": None},
+    ),
+    "olmo_hybrid": (
+        "olmo_hybrid",
+        "OlmoHybridForCausalLM",
+        {"num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        | {"linear_key_head_dim": 12, "pad_token_id": None}
+        | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1},
     ),
     "gemma": ("gemma", "GemmaForCausalLM", {}),
     "gemma2": (
@@ -593,7 +634,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
 }
 OP_BY_OP = {
-    "afmoe": "gated attention",
     "llama4": "attention in chunks",
     "llama4, dense layers": "attention in chunks",
     "mimo_v2_flash": "values shorter than keys",
@@ -611,6 +651,7 @@ OP_BY_OP = {
             "deepseek_v3",
             "deepseek_v3, one group",
             "glm4_moe_lite",
+            "kimi_linear",
         ),
         "latent attention",
     ),

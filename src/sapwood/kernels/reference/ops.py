@@ -33,9 +33,11 @@ from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.experts import Experts, route
 from sapwood.kernels.reference.low_rank import ReferenceLowRank
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
+from sapwood.kernels.reference.states import gated_delta_rule, gated_rms_norm
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.experts import limited
 
@@ -249,6 +251,8 @@ class ReferenceKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
         out = torch.empty_like(x)
         num_past = weight.shape[1] - 1
@@ -263,10 +267,28 @@ class ReferenceKernels:
                 window = inputs[:, token : token + num_past + 1]
                 total = (window.float() * weight.float()).sum(dim=1)
                 total = total if bias is None else total + bias.float()
+                total = total * torch.sigmoid(total) if silu else total
                 out[start + token] = total.to(x.dtype)
             states[slot] = inputs[:, num_new:]
             start += num_new
         return out
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         read = [tensor[row].clone() for row in source.tolist()]
@@ -276,6 +298,10 @@ class ReferenceKernels:
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
         for row, logit in zip(x, gate.float()[:, 0].tolist(), strict=True):
             row.copy_(row.float() / (1.0 + math.exp(-logit)))
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        for row, logits in zip(x, gate.float(), strict=True):
+            row.copy_(row.float() / (1.0 + torch.exp(-logits)))
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)

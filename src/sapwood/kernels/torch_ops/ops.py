@@ -38,11 +38,13 @@ from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import activate, activate_and_mul, xielu
 from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
+from sapwood.kernels.torch_ops.delta_rule import gated_delta_rule
 from sapwood.kernels.torch_ops.experts import Experts, limited
 from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.linear import pack
@@ -50,7 +52,7 @@ from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.routing import route
-from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
+from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, gated_rms_norm, soft_cap
 from sapwood.kernels.torch_ops.sampling import sample
 
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
@@ -202,13 +204,35 @@ class TorchKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
-        return causal_conv(x, weight, bias, states, slots, batch)
+        return causal_conv(x, weight, bias, states, slots, batch, silu=silu)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
 
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
+        gate_rows(x, gate)
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
         gate_rows(x, gate)
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
