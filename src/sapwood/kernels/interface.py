@@ -30,6 +30,7 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 
 
@@ -288,6 +289,34 @@ class Kernels(Protocol):
                  zeros, whatever its state holds
         Returns  [T, C]
         Source: Gu and Dao 2023, arXiv:2312.00752 (the convolution of Mamba)."""
+        ...
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """A state space layer. Of each head, state = exp(rate * step) * state + key * (step *
+        value), and then the output is query @ state + skip * value, token by token; a token's step
+        is softplus(dt + dt_bias), cut to the layer's range. Computed in fp32.
+
+        x        [T, H * P]: the values, one of P entries per head
+        b, c     [T, G * N]: the keys and the queries of the groups of heads
+        dt       [T, as many as `layer.num_steps`]; None: the layer has no time steps
+        states   [num_slots, H, N, P], fp32 or bf16; overwritten as in causal_conv
+        gate     [T, H * P]: SiLU of it multiplies the output; None: nothing does
+        slots, batch  as in causal_conv
+        Returns  [T, H * P]; rows of inputs may lie apart, but not entries of a row
+        Sources  Gu and Dao 2023, arXiv:2312.00752; Dao and Gu 2024, arXiv:2405.21060; Qin et al.
+                 2024, arXiv:2401.04658 (lightning attention)"""
         ...
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:

@@ -7,6 +7,7 @@ COMPILED_ISAS: str
 HEAD_DIM_STEP: int
 MAX_HEAD_DIM: int
 MAX_CONV_LENGTH: int
+MAX_STATE_SIZE: int
 PANEL: int
 
 def usable_isas() -> list[str]: ...
@@ -57,6 +58,7 @@ class AttentionPlan:
     def num_tasks(self, window: int, /) -> int: ...
     def num_merges(self, window: int, /) -> int: ...
 
+_ScanLayer = tuple[int, int, int, int, bool, int, int, int, float, float]
 _Heads = tuple[int, int, int]
 _Adapters = tuple[list[int], list[int], int]
 _Cache = tuple[int, int, int, int, int, int, int]
@@ -222,6 +224,20 @@ def causal_conv(
     num_tokens: int,
     channels: int,
     length: int,
+    out: int,
+    /,
+) -> None: ...
+def scan(
+    context: Context,
+    dtype: int,
+    layer: _ScanLayer,
+    inputs: Sequence[tuple[int, int]],
+    states: tuple[int, int, int, int],
+    slots: int,
+    query_start: int,
+    context_len: int,
+    num_requests: int,
+    num_tokens: int,
     out: int,
     /,
 ) -> None: ...

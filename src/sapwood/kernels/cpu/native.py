@@ -30,6 +30,8 @@ from sapwood.kernels.cpu.tensors import (
     lengths_of,
     per_head,
     rows_of,
+    scan_layer,
+    scan_states,
     state_layout,
     table_of,
 )
@@ -52,11 +54,13 @@ from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
+from sapwood.kernels.torch_ops.state_space import selective_scan
 
 try:
     from sapwood.kernels.cpu import _native
@@ -334,6 +338,37 @@ class CpuKernels:
             address_of(bias, x, width, "bias"), states.data_ptr(), layout.state_stride,
             layout.num_slots, slots.data_ptr(), query_start, context_len, num_requests, num_tokens,
             width, layout.length, out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        if layer.state_size > _native.MAX_STATE_SIZE:
+            return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+        layer.check(x, b, c, dt, gate)
+        query_start, context_len, num_requests = lengths_of(batch)
+        check_indices(slots, "slots", num_requests)
+        inputs = [
+            part if part is None or part.stride(1) == 1 else part.contiguous()
+            for part in (x, b, c, dt, gate)
+        ]
+        out = torch.empty(x.shape, dtype=x.dtype)
+        _native.scan(
+            self._context, dtype_of(x), scan_layer(layer),
+            [(0, 0) if part is None else (part.data_ptr(), part.stride(0)) for part in inputs],
+            scan_states(layer, states), slots.data_ptr(), query_start, context_len, num_requests,
+            x.shape[0], out.data_ptr(),
         )  # fmt: skip
         return out
 

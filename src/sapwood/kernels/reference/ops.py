@@ -31,9 +31,11 @@ from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.experts import Experts, route
 from sapwood.kernels.reference.low_rank import ReferenceLowRank
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
+from sapwood.kernels.reference.state_space import selective_scan
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.experts import limited
 
@@ -224,6 +226,21 @@ class ReferenceKernels:
             states[slot] = inputs[:, num_new:]
             start += num_new
         return out
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         read = [tensor[row].clone() for row in source.tolist()]

@@ -36,6 +36,7 @@ from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import activate, activate_and_mul, xielu
 from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
@@ -49,6 +50,7 @@ from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.torch_ops.sampling import sample
+from sapwood.kernels.torch_ops.state_space import selective_scan
 
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
 
@@ -170,6 +172,21 @@ class TorchKernels:
         batch: AttentionBatch,
     ) -> Tensor:
         return causal_conv(x, weight, bias, states, slots, batch)
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)

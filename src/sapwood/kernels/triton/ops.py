@@ -26,6 +26,7 @@ from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
@@ -33,7 +34,7 @@ from sapwood.kernels.torch_ops.experts import limited
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
-from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling
+from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling, state_space
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.experts import pack_experts
@@ -136,6 +137,21 @@ class TritonKernels:
         batch: AttentionBatch,
     ) -> Tensor:
         return convolution.causal_conv(x, weight, bias, states, slots, batch)
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return state_space.selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)

@@ -236,6 +236,7 @@ Ops with_bf16(Ops table) {
   table.linear_coded = neon_bf16::linear_coded;
   table.causal_conv = neon_bf16::causal_conv;
   table.low_rank = neon_bf16::low_rank;
+  table.scan = neon_bf16::scan;
   return table;
 }
 #endif

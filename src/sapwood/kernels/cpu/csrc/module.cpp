@@ -1,11 +1,13 @@
 // The Python module `_native`. Tensors arrive as addresses and strides; sapwood.kernels.cpu.native
 // checks their dtype and layout, this file checks the indices that tensors hold.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <cstring>
 #include <stdexcept>
 #include <tuple>
@@ -93,6 +95,50 @@ void causal_conv(const Context& c, int dtype, Address x, Address weight, Address
   a.out = to(out);
   a.team = c.team();
   c.ops().causal_conv(static_cast<DType>(dtype), a);
+}
+
+// heads, channels of one, groups, numbers of a key, whether each entry of a state has a rate; rates, biases of time
+// steps or 0, skips or 0; the smallest and the largest time step, which a tuple takes exactly as double only
+using ScanLayerTuple = std::tuple<I64, I64, I64, I64, bool, Address, Address, Address, double, double>;
+// states, their dtype, elements between them, how many there are
+using StatesTuple = std::tuple<Address, int, I64, I64>;
+
+ScanLayer scan_layer_of(const ScanLayerTuple& t) {
+  const auto& [heads, head_dim, groups, state_size, own_rates, rates, dt_bias, skip, dt_least, dt_most] = t;
+  const auto numbers = [](Address at) { return static_cast<const float*>(in(at)); };
+  return {heads, head_dim, groups, state_size, own_rates, numbers(rates), numbers(dt_bias), numbers(skip),
+          static_cast<float>(dt_least), static_cast<float>(dt_most)};
+}
+
+// Each of `inputs` is an address and the elements between rows: x, b, c, dt, gate; the last two may be 0.
+void scan(const Context& c, int dtype, const ScanLayerTuple& layer,
+          const std::array<std::pair<Address, I64>, 5>& inputs, const StatesTuple& states, Address slots,
+          Address query_start, Address context_len, I64 num_requests, I64 num_tokens, Address out) {
+  const nb::gil_scoped_release unlocked;
+  ScanArgs a{};
+  a.layer = scan_layer_of(layer);
+  a.slots = static_cast<const I64*>(in(slots));
+  a.query_start = static_cast<const std::int32_t*>(in(query_start));
+  check_indices("slots", a.slots, num_requests, std::get<3>(states));
+  check_query_start(a.query_start, num_requests, num_tokens);
+  a.x = in(inputs[0].first);
+  a.b = in(inputs[1].first);
+  a.c = in(inputs[2].first);
+  a.dt = in(inputs[3].first);
+  a.x_stride = inputs[0].second;
+  a.b_stride = inputs[1].second;
+  a.c_stride = inputs[2].second;
+  a.dt_stride = inputs[3].second;
+  a.gate = in(inputs[4].first);
+  a.gate_stride = inputs[4].second;
+  a.states = to(std::get<0>(states));
+  a.state_dtype = static_cast<DType>(std::get<1>(states));
+  a.state_stride = std::get<2>(states);
+  a.context_len = static_cast<const std::int32_t*>(in(context_len));
+  a.num_requests = num_requests;
+  a.out = to(out);
+  a.team = c.team();
+  c.ops().scan(static_cast<DType>(dtype), a);
 }
 
 void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Address out) {
@@ -500,6 +546,8 @@ NB_MODULE(_native, m) {
   m.def("xielu", &xielu, Unlocked());
   m.attr("MAX_CONV_LENGTH") = kMaxConvLength;
   m.def("causal_conv", &causal_conv, Unlocked());
+  m.attr("MAX_STATE_SIZE") = kMaxStateSize;
+  m.def("scan", &scan);
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);

@@ -39,6 +39,7 @@ constexpr std::int64_t kSamplingBlock = 64;  // entries of a vocabulary that are
 constexpr int kMaxHeadDim = 512;
 constexpr int kHeadDimStep = 32;
 constexpr int kMaxConvLength = 16;  // inputs that an output of a short convolution depends on, at most
+constexpr int kMaxStateSize = 256;  // numbers of a key of a state space layer, at most
 constexpr int kRowKernelRows = 8;  // up to this many query rows share one pass without repacking K
 
 // The threads that an op may use (see pool.h). launch has Pool::launch's meaning.
@@ -229,6 +230,36 @@ struct ConvArgs {
   Team team;
 };
 
+// Heads of a state space layer, whose states are [state_size, head_dim] each.
+struct ScanLayer {
+  std::int64_t heads, head_dim, groups, state_size;
+  bool own_rates;        // each entry of a state has a rate, and each channel a time step
+  const float* rates;    // [heads], or of each entry of the states
+  const float* dt_bias;  // as many as time steps of a token; null: all steps are 1
+  const float* skip;     // likewise, or null
+  float dt_least, dt_most;
+};
+
+// States decay, are fed keys (b) times values (x), and are read by queries (c).
+struct ScanArgs {
+  ScanLayer layer;
+  const void* x;  // [tokens, heads * head_dim], rows x_stride elements apart; likewise the next two
+  const void* b;  // [tokens, groups * state_size]
+  const void* c;
+  const void* dt;  // [tokens, heads], or with own_rates [tokens, heads * head_dim]; null without time steps
+  const void* gate;  // [tokens, heads * head_dim], whose SiLU multiplies the output; or null
+  std::int64_t x_stride, b_stride, c_stride, dt_stride, gate_stride;
+  void* states;  // of state_dtype; slots state_stride elements apart, each [heads, state_size, head_dim]
+  DType state_dtype;
+  std::int64_t state_stride;
+  const std::int64_t* slots;        // [num_requests]
+  const std::int32_t* query_start;  // [num_requests + 1]
+  const std::int32_t* context_len;  // [num_requests]: as ConvArgs
+  std::int64_t num_requests;
+  void* out;  // [tokens, heads * head_dim]
+  Team team;
+};
+
 // Outputs that some ranks of an adapter's addition are expanded to.
 struct LowRankPart {
   std::int64_t first_rank, ranks, first_out, outputs;
@@ -302,6 +333,7 @@ struct Ops {
   void (*linear_coded)(DType, const CodedArgs&);
   void (*causal_conv)(DType, const ConvArgs&);
   void (*low_rank)(DType, const LowRankArgs&);
+  void (*scan)(DType, const ScanArgs&);
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;

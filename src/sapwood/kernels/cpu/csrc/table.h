@@ -34,6 +34,7 @@ void quantize(DType dtype, const QuantizeArgs& args);
 void linear_coded(DType dtype, const CodedArgs& args);
 void causal_conv(DType dtype, const ConvArgs& args);
 void low_rank(DType dtype, const LowRankArgs& args);
+void scan(DType dtype, const ScanArgs& args);
 bool linear_many(const QuantizedArgs& args);  // of the sets with AMX, as the next
 std::size_t linear_many_scratch(int threads);
 
