@@ -75,13 +75,18 @@ class Resolved:
         groups = self.shape.cache_groups if isinstance(self.shape, DecoderConfig) else ()
         return CachePlan(
             groups=tuple(
-                group.with_dtypes(kv=config.memory.kv_cache_dtype, activations=config.model.dtype)
+                group.with_dtypes(
+                    kv=config.memory.kv_cache_dtype,
+                    activations=config.model.dtype,
+                    recurrent=config.memory.mamba_ssm_dtype,
+                )
                 for group in groups
             ),
             page_size=config.memory.page_size,
             demand=demand_of(config.scheduler, config.model),
             state_interval=config.memory.mamba_track_interval or config.memory.page_size,
             num_states=config.memory.max_mamba_cache_size,
+            state_memory_ratio=config.memory.mamba_full_memory_ratio or 1.0,
             window_share=config.memory.swa_full_tokens_ratio,
         )
 

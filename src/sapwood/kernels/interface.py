@@ -30,6 +30,7 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 
@@ -276,9 +277,11 @@ class Kernels(Protocol):
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
         """Convolution of each channel over the last L inputs of its request: out[t] is the bias
-        plus the sum over i of weight[:, i] * input[t - L + 1 + i].
+        plus the sum over i of weight[:, i] * input[t - L + 1 + i]; with `silu`, SiLU of that.
 
         x        [T, C]: the inputs of the new tokens
         weight   [C, L], the newest input's factor last; bias [C] or None
@@ -317,6 +320,45 @@ class Kernels(Protocol):
         Returns  [T, H * P]; rows of inputs may lie apart, but not entries of a row
         Sources  Gu and Dao 2023, arXiv:2312.00752; Dao and Gu 2024, arXiv:2405.21060; Qin et al.
                  2024, arXiv:2401.04658 (lightning attention)"""
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        """RMSNorms of groups of columns and a gate, as `form` says, in fp32.
+
+        x [T, W]; gate [T, W] of the same dtype, whose rows may lie apart; weight [W] of that dtype
+        Returns  [T, W]
+        Raises   ValueError if groups of form.group columns do not fill W
+        Source: Sun et al. 2023, arXiv:2307.08621; Dao and Gu 2024, arXiv:2405.21060."""
+        ...
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        """Linear attention whose state S [key_dim, value_dim] per head forgets, and then corrects
+        what it would have answered to the newest key. For each token, with queries and keys of
+        length 1, g = e^(-rate * softplus(decay + shift)) and b = write_scale * logistic(write):
+
+            S = g * S                              (g per head, or per row of S)
+            S = S + k (b * (v - k^T S))^T
+            out = q^T S / sqrt(key_dim)
+
+        All of it is computed in fp32.
+
+        qkv     [T, form.num_channels]: all queries, all keys, all values
+        decay   [T, as many as form.shift], and write [T, H]: their inputs; rows may lie apart
+        states  [num_slots, H, key_dim, value_dim] fp32 or bf16, rounded to that after the step
+        slots   [R] int64, and batch, as for `causal_conv`
+        Returns [T, H * value_dim] of qkv's dtype
+        Source: Yang et al. 2024, arXiv:2412.06464; per channel: Kimi Team 2025, arXiv:2510.26692.
+        """
         ...
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:

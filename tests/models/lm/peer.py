@@ -29,6 +29,7 @@ FUSED_IN_MEMORY = frozenset(
         "flex_olmo",
         "glm4_moe",
         "granitemoe",
+        "granitemoehybrid",
         "hunyuan_v1_moe",
         "lfm2_moe",
         "mimo_v2_flash",

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
-from sapwood.kernels.state_space import StateSpace
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """The compiled module's numbers for the dtypes of activations."""
@@ -169,35 +168,6 @@ def state_layout(states: Tensor, weight: Tensor, bias: Tensor | None, like: Tens
             f"{channels}, {length - 1}] {like.dtype}, each slot contiguous"
         )
     return StateLayout(num_slots, states.stride(0), channels, length)
-
-
-ScanLayer = tuple[int, int, int, int, bool, int, int, int, float, float]
-
-
-def scan_layer(layer: StateSpace) -> ScanLayer:
-    """The layer as the compiled module takes it; ValueError if a tensor does not lie well."""
-    addresses = []
-    for tensor in (layer.rates, layer.dt_bias, layer.skip):
-        if tensor is not None and not (tensor.is_contiguous() and tensor.is_cpu):
-            raise ValueError(f"{describe(tensor)} must be contiguous and on a CPU")
-        addresses.append(0 if tensor is None else tensor.data_ptr())
-    rates, dt_bias, skip = addresses
-    return (
-        layer.num_heads, layer.head_dim, layer.num_groups, layer.state_size, layer.has_own_rates,
-        rates, dt_bias, skip, *layer.dt_range,
-    )  # fmt: skip
-
-
-def scan_states(layer: StateSpace, states: Tensor) -> tuple[int, int, int, int]:
-    """(address, number of the dtype, elements between slots, number of slots); ValueError if these
-    are no states of the layer. Slots may lie apart."""
-    _, size, width = layer.shape
-    if states.shape[1:] != layer.shape or states.stride()[1:] != (size * width, width, 1):
-        raise ValueError(
-            f"states {describe(states)} with strides {list(states.stride())} must be "
-            f"[slots, {', '.join(map(str, layer.shape))}], each slot contiguous"
-        )
-    return states.data_ptr(), dtype_of(states), states.stride(0), states.shape[0]
 
 
 def lengths_of(batch: AttentionBatch) -> tuple[int, int, int]:

@@ -32,9 +32,11 @@ from sapwood.kernels.reference.experts import Experts, route
 from sapwood.kernels.reference.low_rank import ReferenceLowRank
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
 from sapwood.kernels.reference.state_space import selective_scan
+from sapwood.kernels.reference.states import gated_delta_rule, gated_rms_norm
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.experts import limited
@@ -208,6 +210,8 @@ class ReferenceKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
         out = torch.empty_like(x)
         num_past = weight.shape[1] - 1
@@ -222,6 +226,7 @@ class ReferenceKernels:
                 window = inputs[:, token : token + num_past + 1]
                 total = (window.float() * weight.float()).sum(dim=1)
                 total = total if bias is None else total + bias.float()
+                total = total * torch.sigmoid(total) if silu else total
                 out[start + token] = total.to(x.dtype)
             states[slot] = inputs[:, num_new:]
             start += num_new
@@ -241,6 +246,23 @@ class ReferenceKernels:
         gate: Tensor | None = None,
     ) -> Tensor:
         return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         read = [tensor[row].clone() for row in source.tolist()]

@@ -36,19 +36,21 @@ from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import activate, activate_and_mul, xielu
 from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
+from sapwood.kernels.torch_ops.delta_rule import gated_delta_rule
 from sapwood.kernels.torch_ops.experts import Experts, limited
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.routing import route
-from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
+from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, gated_rms_norm, soft_cap
 from sapwood.kernels.torch_ops.sampling import sample
 from sapwood.kernels.torch_ops.state_space import selective_scan
 
@@ -170,8 +172,27 @@ class TorchKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
-        return causal_conv(x, weight, bias, states, slots, batch)
+        return causal_conv(x, weight, bias, states, slots, batch, silu=silu)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
     def selective_scan(
         self,

@@ -26,6 +26,7 @@ from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
@@ -34,7 +35,15 @@ from sapwood.kernels.torch_ops.experts import limited
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
-from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling, state_space
+from sapwood.kernels.triton import (
+    convolution,
+    delta_rule,
+    elementwise,
+    norms,
+    rope,
+    sampling,
+    state_space,
+)
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.experts import pack_experts
@@ -135,8 +144,27 @@ class TritonKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
-        return convolution.causal_conv(x, weight, bias, states, slots, batch)
+        return convolution.causal_conv(x, weight, bias, states, slots, batch, silu=silu)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return norms.gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return delta_rule.gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
     def selective_scan(
         self,

@@ -69,6 +69,9 @@ class MixtureArchitecture(Architecture):
     def dense(self) -> FeedForward:
         return self.gated_mlp()
 
+    def shared_expert(self, size: int) -> FeedForward:
+        return self.gated_mlp(size=size)
+
     def mixture(self, experts: ExpertsConfig) -> Experts:
         hidden_size = self.config.hidden_size
         router = Router(
@@ -83,7 +86,7 @@ class MixtureArchitecture(Architecture):
         )
         shared = None
         if experts.shared_size:
-            body = self.gated_mlp(size=experts.shared_size)
+            body = self.shared_expert(experts.shared_size)
             shared = Shared(name=self.shared_name, body=body, gate=self.shared_gate)
         return self.experts_class(
             self.build,

@@ -1,13 +1,11 @@
 // The Python module `_native`. Tensors arrive as addresses and strides; sapwood.kernels.cpu.native
 // checks their dtype and layout, this file checks the indices that tensors hold.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <array>
 #include <cstring>
 #include <stdexcept>
 #include <tuple>
@@ -15,6 +13,7 @@
 
 #include "coded.h"
 #include "attention_plan.h"
+#include "bindings.h"
 #include "context.h"
 #include "low_rank.h"
 #include "pack.h"
@@ -26,12 +25,6 @@ namespace nb = nanobind;
 
 namespace sapwood {
 namespace {
-
-using Address = std::uintptr_t;
-using I64 = std::int64_t;
-
-const void* in(Address address) { return reinterpret_cast<const void*>(address); }
-void* to(Address address) { return reinterpret_cast<void*>(address); }
 
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
@@ -71,74 +64,6 @@ void xielu(const Context& c, int dtype, Address x, Address out, I64 n, float abo
 void activate_and_mul(const Context& c, int dtype, int activation, Address x, Address out, I64 rows, I64 inner) {
   c.ops().activate_and_mul(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), rows,
                            inner, c.team());
-}
-
-// bias may be 0; the states of slot s begin at states + s * state_stride
-void causal_conv(const Context& c, int dtype, Address x, Address weight, Address bias, Address states,
-                 I64 state_stride, I64 num_slots, Address slots, Address query_start, Address context_len,
-                 I64 num_requests, I64 num_tokens, I64 channels, I64 length, Address out) {
-  ConvArgs a{};
-  a.slots = static_cast<const I64*>(in(slots));
-  a.query_start = static_cast<const std::int32_t*>(in(query_start));
-  check_indices("slots", a.slots, num_requests, num_slots);
-  check_query_start(a.query_start, num_requests, num_tokens);
-  a.x = in(x);
-  a.x_stride = channels;
-  a.weight = in(weight);
-  a.bias = in(bias);
-  a.states = to(states);
-  a.state_stride = state_stride;
-  a.context_len = static_cast<const std::int32_t*>(in(context_len));
-  a.num_requests = num_requests;
-  a.channels = channels;
-  a.length = length;
-  a.out = to(out);
-  a.team = c.team();
-  c.ops().causal_conv(static_cast<DType>(dtype), a);
-}
-
-// heads, channels of one, groups, numbers of a key, whether each entry of a state has a rate; rates, biases of time
-// steps or 0, skips or 0; the smallest and the largest time step, which a tuple takes exactly as double only
-using ScanLayerTuple = std::tuple<I64, I64, I64, I64, bool, Address, Address, Address, double, double>;
-// states, their dtype, elements between them, how many there are
-using StatesTuple = std::tuple<Address, int, I64, I64>;
-
-ScanLayer scan_layer_of(const ScanLayerTuple& t) {
-  const auto& [heads, head_dim, groups, state_size, own_rates, rates, dt_bias, skip, dt_least, dt_most] = t;
-  const auto numbers = [](Address at) { return static_cast<const float*>(in(at)); };
-  return {heads, head_dim, groups, state_size, own_rates, numbers(rates), numbers(dt_bias), numbers(skip),
-          static_cast<float>(dt_least), static_cast<float>(dt_most)};
-}
-
-// Each of `inputs` is an address and the elements between rows: x, b, c, dt, gate; the last two may be 0.
-void scan(const Context& c, int dtype, const ScanLayerTuple& layer,
-          const std::array<std::pair<Address, I64>, 5>& inputs, const StatesTuple& states, Address slots,
-          Address query_start, Address context_len, I64 num_requests, I64 num_tokens, Address out) {
-  const nb::gil_scoped_release unlocked;
-  ScanArgs a{};
-  a.layer = scan_layer_of(layer);
-  a.slots = static_cast<const I64*>(in(slots));
-  a.query_start = static_cast<const std::int32_t*>(in(query_start));
-  check_indices("slots", a.slots, num_requests, std::get<3>(states));
-  check_query_start(a.query_start, num_requests, num_tokens);
-  a.x = in(inputs[0].first);
-  a.b = in(inputs[1].first);
-  a.c = in(inputs[2].first);
-  a.dt = in(inputs[3].first);
-  a.x_stride = inputs[0].second;
-  a.b_stride = inputs[1].second;
-  a.c_stride = inputs[2].second;
-  a.dt_stride = inputs[3].second;
-  a.gate = in(inputs[4].first);
-  a.gate_stride = inputs[4].second;
-  a.states = to(std::get<0>(states));
-  a.state_dtype = static_cast<DType>(std::get<1>(states));
-  a.state_stride = std::get<2>(states);
-  a.context_len = static_cast<const std::int32_t*>(in(context_len));
-  a.num_requests = num_requests;
-  a.out = to(out);
-  a.team = c.team();
-  c.ops().scan(static_cast<DType>(dtype), a);
 }
 
 void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Address out) {
@@ -355,8 +280,7 @@ void mix(Mixture& mixture, const ExpertLayers& layers, Context& c, int dtype, Ad
 }
 
 void bind_experts(nb::module_& m) {
-  using Unlocked = nb::call_guard<nb::gil_scoped_release>;
-  m.def("route", &route_tokens, Unlocked());
+    m.def("route", &route_tokens, Unlocked());
   m.def("gate_rows",
         [](int dtype, Address x, Address gate, I64 rows, I64 width) {
           gate_rows(static_cast<DType>(dtype), to(x), in(gate), rows, width);
@@ -413,7 +337,9 @@ void bind_step(nb::module_& m) {
                  static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
                  lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected)});
   };
-  nb::class_<RecordedStep>(m, "RecordedStep")
+  nb::class_<RecordedStep> recorded(m, "RecordedStep");
+  bind_state_steps(recorded);
+  recorded
       .def("__init__",
            [](RecordedStep* self, int dtype, std::vector<I64> widths) {
              new (self) RecordedStep(static_cast<DType>(dtype), std::move(widths));
@@ -448,12 +374,6 @@ void bind_step(nb::module_& m) {
            [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,
               const TraitTuple& traits, Place out) {
              step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out});
-           })
-      .def("convolve",
-           [](RecordedStep& step, Place x, I64 channels, I64 length, Address weight, Address bias, Address states,
-              I64 state_stride, I64 num_slots, std::size_t group, Place out) {
-             step.add(ConvolveOp{x, channels, length, in(weight), in(bias), to(states), state_stride, num_slots, group,
-                                 out});
            })
       .def("activate",
            [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
@@ -507,8 +427,7 @@ void bind_step(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   using namespace sapwood;
-  using Unlocked = nb::call_guard<nb::gil_scoped_release>;
-  // The kernels live as long as the process: whatever Python has not freed at its exit is no leak.
+    // The kernels live as long as the process: whatever Python has not freed at its exit is no leak.
   nb::set_leak_warnings(false);
   m.attr("COMPILED_ISAS") = SAPWOOD_COMPILED;
   m.def("usable_isas", &usable_isas);
@@ -544,10 +463,7 @@ NB_MODULE(_native, m) {
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("xielu", &xielu, Unlocked());
-  m.attr("MAX_CONV_LENGTH") = kMaxConvLength;
-  m.def("causal_conv", &causal_conv, Unlocked());
-  m.attr("MAX_STATE_SIZE") = kMaxStateSize;
-  m.def("scan", &scan);
+  bind_state_ops(m);
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);

@@ -18,6 +18,7 @@ constexpr int kMostVectors = 4;  // of a row; with these and kRows, states and s
 constexpr int kMostVectors = 2;
 #endif
 constexpr int kRows = 4;
+enum : std::size_t { X, B, C, DT, GATE };  // of ScanArgs::inputs
 
 // log(1 + e^x), within 1e-6 of it
 SAPWOOD_INLINE VF softplus(VF x) {
@@ -102,7 +103,7 @@ SAPWOOD_INLINE void widen_row(const T* from, float* to, std::int64_t n) {
 template <class T, int V>
 void find_steps(const ScanArgs& a, Piece<V>& p, std::int64_t head, std::int64_t first, std::int64_t n,
                 std::int64_t token, std::int64_t tokens) {
-  const T* dt = static_cast<const T*>(a.dt) + token * a.dt_stride;
+  const T* dt = static_cast<const T*>(a.inputs[DT]) + token * a.strides[DT];
   const auto step_of = [&](VF raw) {
     const VF step = vmax(softplus(raw), splat(a.layer.dt_least));
     return step > splat(a.layer.dt_most) ? splat(a.layer.dt_most) : step;
@@ -112,14 +113,14 @@ void find_steps(const ScanArgs& a, Piece<V>& p, std::int64_t head, std::int64_t 
     for (std::int64_t t = 0; t < tokens; t++) {
       for (int v = 0; v < V; v++) {
         const std::int64_t left = n - v * W;
-        const VF raw = load_some(dt + t * a.dt_stride + channel + v * W, left);
+        const VF raw = load_some(dt + t * a.strides[DT] + channel + v * W, left);
         store(p.steps + t * p.kLanes + v * W, step_of(raw + load_some(a.layer.dt_bias + channel + v * W, left)));
       }
     }
     return;
   }
   float raw[kTokens] = {};
-  for (std::int64_t t = 0; t < tokens; t++) raw[t] = to_float(dt[t * a.dt_stride + head]) + a.layer.dt_bias[head];
+  for (std::int64_t t = 0; t < tokens; t++) raw[t] = to_float(dt[t * a.strides[DT] + head]) + a.layer.dt_bias[head];
   for (std::int64_t t = 0; t < tokens; t += W) {
     const VF step = step_of(load(raw + t));
     store(p.steps + t, step);
@@ -152,18 +153,18 @@ void scan_channels(const ScanArgs& a, Piece<V>& p, std::int64_t request, std::in
   const std::int64_t group = head / (a.layer.heads / a.layer.groups) * size, channel = head * a.layer.head_dim + first;
   for (std::int64_t token = begin; token < end; token += kTokens) {
     const std::int64_t tokens = least(kTokens, end - token);
-    if (a.dt != nullptr) find_steps<T>(a, p, head, first, n, token, tokens);
+    if (a.inputs[DT] != nullptr) find_steps<T>(a, p, head, first, n, token, tokens);
     for (std::int64_t t = 0; t < tokens; t++) {
-      widen_row(static_cast<const T*>(a.b) + (token + t) * a.b_stride + group, p.keys + t * size, size);
-      widen_row(static_cast<const T*>(a.c) + (token + t) * a.c_stride + group, p.queries + t * size, size);
-      if (a.dt == nullptr) p.decay[t] = exp1(a.layer.rates[head]);
+      widen_row(static_cast<const T*>(a.inputs[B]) + (token + t) * a.strides[B] + group, p.keys + t * size, size);
+      widen_row(static_cast<const T*>(a.inputs[C]) + (token + t) * a.strides[C] + group, p.queries + t * size, size);
+      if (a.inputs[DT] == nullptr) p.decay[t] = exp1(a.layer.rates[head]);
       for (int v = 0; v < V; v++) {
         const std::int64_t at = t * p.kLanes + v * W, left = n - v * W;
-        const VF x = load_some(static_cast<const T*>(a.x) + (token + t) * a.x_stride + channel + v * W, left);
+        const VF x = load_some(static_cast<const T*>(a.inputs[X]) + (token + t) * a.strides[X] + channel + v * W, left);
         VF skip{};
         if (a.layer.skip != nullptr) skip = a.layer.own_rates ? load_some(a.layer.skip + channel + v * W, left) : splat(a.layer.skip[head]);
         store(p.sums + at, skip * x);
-        if (a.dt == nullptr) {
+        if (a.inputs[DT] == nullptr) {
           store(p.fed + at, x);
         } else {
           store(p.fed + at, x * (a.layer.own_rates ? load(p.steps + at) : splat(p.steps[t])));
@@ -182,7 +183,7 @@ void scan_channels(const ScanArgs& a, Piece<V>& p, std::int64_t request, std::in
     }
     for (std::int64_t t = 0; t < tokens; t++) {
       T* out = static_cast<T*>(a.out) + (token + t) * a.layer.heads * a.layer.head_dim + channel;
-      const T* gates = a.gate == nullptr ? nullptr : static_cast<const T*>(a.gate) + (token + t) * a.gate_stride + channel;
+      const T* gates = a.inputs[GATE] == nullptr ? nullptr : static_cast<const T*>(a.inputs[GATE]) + (token + t) * a.strides[GATE] + channel;
       for (int v = 0; v < V && v * W < n; v++) {
         VF sum = load(p.sums + t * p.kLanes + v * W);
         if (gates != nullptr) {
