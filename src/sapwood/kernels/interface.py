@@ -389,10 +389,13 @@ class Kernels(Protocol):
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
         """The experts of a mixture, of linear layers that these kernels have packed.
 
-        gate_up  of each expert: hidden -> 2 * I, the gate's outputs first; in any format
+        gate_up  of each expert: hidden -> 2 * I, the gate's outputs first, or if not `gated`, I; in
+                 any format
         down     of each expert: I -> hidden
         limit    before the activation the gate becomes at most that, and up becomes 1 + what is
                  left of it between -limit and limit (OpenAI 2025, arXiv:2508.10925); None: they

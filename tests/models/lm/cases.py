@@ -280,6 +280,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"chunk_size": 16, "head_dim": 16, "num_hidden_layers": None}
         | {"layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"]},
     ),
+    "nemotron_h, experts": (
+        "nemotron_h",
+        "NemotronHForCausalLM",
+        {"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8}
+        | {"chunk_size": 16, "head_dim": 16, "num_hidden_layers": None, "moe_latent_size": 24}
+        | {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"moe_shared_expert_intermediate_size": 56, "routed_scaling_factor": 1.5}
+        | {"layers_block_type": ["moe", "linear_attention", "full_attention", "moe"]},
+    ),
     "gemma": ("gemma", "GemmaForCausalLM", {}),
     "gemma2": (
         "gemma2",

@@ -54,6 +54,7 @@ from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
+from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 
@@ -379,9 +380,18 @@ class CpuKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
         return pack_experts(
-            self.context, self._mixture, gate_up, down, activation, limit, self.activate_and_mul
+            self.context,
+            self._mixture,
+            gate_up,
+            down,
+            activation,
+            limit,
+            activation_of(self, activation, limit, gated=gated),
+            gated=gated,
         )
 
     def pack_linear(

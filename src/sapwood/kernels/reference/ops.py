@@ -39,7 +39,7 @@ from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
-from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.experts import activation_of
 
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
 
@@ -282,10 +282,10 @@ class ReferenceKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return Experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return Experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

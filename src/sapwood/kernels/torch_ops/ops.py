@@ -44,7 +44,7 @@ from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
 from sapwood.kernels.torch_ops.delta_rule import gated_delta_rule
-from sapwood.kernels.torch_ops.experts import Experts, limited
+from sapwood.kernels.torch_ops.experts import Experts, activation_of
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.masks import mask_logits
@@ -224,10 +224,10 @@ class TorchKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return Experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return Experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

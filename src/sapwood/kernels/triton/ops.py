@@ -31,7 +31,7 @@ from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
-from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
@@ -196,10 +196,10 @@ class TritonKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return pack_experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return pack_experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

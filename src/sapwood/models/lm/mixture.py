@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.routing import Routing
-from sapwood.layers.experts import Experts, Fused, PerExpert, Shared
+from sapwood.layers.experts import Experts, Fused, Latent, PerExpert, Shared
 from sapwood.layers.layer import FeedForward
 from sapwood.layers.router import Router
 from sapwood.models.config import DecoderConfig, ExpertsConfig
@@ -72,6 +72,10 @@ class MixtureArchitecture(Architecture):
     def shared_expert(self, size: int) -> FeedForward:
         return self.gated_mlp(size=size)
 
+    def latent(self) -> Latent | None:
+        """As in layers/experts.Experts."""
+        return None
+
     def mixture(self, experts: ExpertsConfig) -> Experts:
         hidden_size = self.config.hidden_size
         router = Router(
@@ -99,6 +103,8 @@ class MixtureArchitecture(Architecture):
             limit=self.limit,
             weighs_inputs=self.weighs_inputs,
             shared=shared,
+            gated=self.has_gates,
+            latent=self.latent(),
         )
 
 

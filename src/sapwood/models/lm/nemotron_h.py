@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from sapwood.base.errors import ConfigError
+from sapwood.layers.experts import Latent
 from sapwood.layers.layer import FeedForward, Layer, Mixer, PartialLayer
 from sapwood.layers.mamba2 import Mamba2
-from sapwood.models.config import FULL, DecoderConfig
-from sapwood.models.hf_fields import switch
-from sapwood.models.lm.architecture import Architecture, Names
+from sapwood.models.config import FULL, DecoderConfig, ExpertsConfig
+from sapwood.models.hf_fields import integer, switch
+from sapwood.models.lm.architecture import Names
+from sapwood.models.lm.grouped_mixture import GroupedMixture
 from sapwood.models.lm.state_space import LINEAR, Mamba2Fields, dt_range, kinds_of, with_states
 
 MLP, MOE = "mlp", "moe"
@@ -26,9 +28,9 @@ FIELDS = Mamba2Fields(
 )
 
 
-class NemotronHForCausalLM(Architecture):
-    """Each layer is one of Mamba 2, attention without positions, and a feed-forward of squared ReLU
-    without gates."""
+class NemotronHForCausalLM(GroupedMixture):
+    """Each layer is one of Mamba 2, attention without positions, a feed-forward of squared ReLU
+    without gates, and experts that are such feed-forwards."""
 
     absent: ClassVar = {
         "rms_norm_eps": 1e-5,
@@ -37,6 +39,10 @@ class NemotronHForCausalLM(Architecture):
         "head_dim": 128,
         "hidden_act": "relu2",
         "use_conv_bias": True,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": 2,
     }
     spelled: ClassVar = {
         "rms_norm_eps": "layer_norm_epsilon",
@@ -79,6 +85,21 @@ class NemotronHForCausalLM(Architecture):
             layers,
             heads_by_layer=tuple(heads if kind == FULL else None for kind in kinds),
             intermediate_sizes=tuple(size if kind == MLP else 0 for kind in kinds),
+            experts=config.experts if MOE in kinds else None,
+        )
+
+    @classmethod
+    def experts_in(cls, config: DecoderConfig) -> ExpertsConfig:
+        hf = config.hf
+        kinds = hf["layers_block_type"]
+        if MOE not in kinds:  # see `read`
+            return ExpertsConfig(num_experts=1, num_per_token=1, intermediate_size=1)
+        return ExpertsConfig(
+            num_experts=integer(hf, "n_routed_experts"),
+            num_per_token=integer(hf, "num_experts_per_tok"),
+            intermediate_size=integer(hf, "moe_intermediate_size"),
+            shared_size=integer(hf, "moe_shared_expert_intermediate_size"),
+            dense_layers=tuple(index for index, kind in enumerate(kinds) if kind != MOE),
         )
 
     @classmethod
@@ -111,12 +132,28 @@ class NemotronHForCausalLM(Architecture):
         )
 
     def feed_forward(self, index: int) -> FeedForward:
+        if self.kind(index) == MOE:
+            assert self.config.experts is not None
+            return self.mixture(self.config.experts)
         return self.plain_mlp("up_proj", "down_proj", bias=self.config.mlp_bias)
+
+    def shared_expert(self, size: int) -> FeedForward:
+        return self.plain_mlp("up_proj", "down_proj", bias=self.config.mlp_bias, size=size)
+
+    def latent(self) -> Latent | None:
+        size = self.config.hf.get("moe_latent_size")
+        if size is None:
+            return None
+        if self.config.mlp_bias:
+            raise ConfigError("config.json asks for mlp_bias and moe_latent_size, which is not "
+                              "implemented")  # fmt: skip
+        size = integer(self.config.hf, "moe_latent_size")
+        return Latent(inward="fc1_latent_proj", outward="fc2_latent_proj", size=size)
 
 
 def _kinds(hf: Mapping[str, Any]) -> list[str]:
     """The kind of each layer; ConfigError if config.json does not say it."""
-    known = (LINEAR, FULL, MLP)
+    known = (LINEAR, FULL, MLP, MOE)
     names = ("layers_block_type", "layer_types")
     said = next((hf[name] for name in names if hf.get(name) is not None), None)
     pattern = hf.get("hybrid_override_pattern")
