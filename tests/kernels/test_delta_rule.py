@@ -173,6 +173,17 @@ def test_gated_norms(
         torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gates_of_columns(any_kernels: Kernels, dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    x, both = torch.randn(3, 37).to(dtype), torch.randn(3, 80).to(dtype)
+    want, got = x.clone(), x.clone()
+    ReferenceKernels().gate_columns(want, both[:, 43:])
+    any_kernels.gate_columns(got, both[:, 43:])
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+
+
 def test_groups_must_fill_the_columns(any_kernels: Kernels) -> None:
     form = GatedNormForm(group=6, eps=1e-5)
     with pytest.raises(ValueError, match="20 columns are no groups of 6"):

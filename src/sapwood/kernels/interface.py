@@ -107,6 +107,8 @@ SLIDING_WINDOW = "sliding window"
 SOFT_CAP = "logit soft cap"
 SINKS = "attention sinks"
 ALIBI = "ALiBi"
+LATENT = "latent rows"
+"""The layers call `latent_attention`; a feature that no trait stands for."""
 PLAIN = AttentionTraits()
 
 
@@ -127,6 +129,16 @@ class PackedLinear(Protocol):
     def fp32(self, x: Tensor) -> Tensor:
         """The same in fp32, not rounded to x's dtype where the kernels can: for logits, of which
         bfloat16 tells apart only every eighth at 16 to 32."""
+        ...
+
+
+class PackedHeads(Protocol):
+    """A linear layer of each head."""
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """out[t, h] = weight[h] @ x[t, h].
+
+        x    [T, H, in], out [T, H, out]; both may be parts of the entries of longer heads"""
         ...
 
 
@@ -236,6 +248,45 @@ class Kernels(Protocol):
         `Need.attention` names the traits of a model, so that kernels are chosen that have them.
         With a window, keys before it are not read, and the work per token is that of the window.
         Source: Kwon et al. 2023, arXiv:2309.06180."""
+        ...
+
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        """The rotation of queries, and the write of rows of latent attention, in one pass.
+
+        q            [T, Hq, N + P]; the last P entries of each head are rotated in place
+        latent       [T, C + P]: C entries that get an RMSNorm, then P that are rotated. It may be
+                     some of the columns of a wider tensor
+        norm         [C]
+        cos_sin      [max_positions, rotary_dim] fp32, rotary_dim <= P, as in qk_norm_rope_write_kv
+        positions    [T] int64
+        cache        [num_pages, 1, page_size, C + P], or in 8 bits; written at write_index [T]
+        Source: DeepSeek-AI 2024, arXiv:2405.04434."""
+        ...
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        """Causal attention of new tokens over paged rows, in the absorbed form (kernels/latent).
+
+        All heads read the same rows: a row is the key, and its first `rank` entries are the value.
+
+        q [T, Hq, D], cache [num_pages, 1, page_size, D], or in 8 bits -> [T, Hq, rank]; softmax in
+        fp32. Source: DeepSeek-AI 2024, arXiv:2405.04434."""
+        ...
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        """weight [Hq, out, in] -> a linear layer of each head, packed once."""
         ...
 
     def bidirectional_attention(
@@ -372,6 +423,11 @@ class Kernels(Protocol):
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
         """x [T, n] *= the logistic function of gate [T, 1], in fp32 and in place. x is contiguous,
         and both have one dtype."""
+        ...
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        """x [T, n] *= the logistic function of gate [T, n], in fp32 and in place. x is contiguous,
+        and both have one dtype; rows of the gate may lie apart."""
         ...
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:

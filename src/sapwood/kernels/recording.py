@@ -233,6 +233,15 @@ class GateRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GateColumns:
+    """residual [rows, n] *= the logistic function of the gate's n columns from `first` on"""
+
+    gate: Buffer
+    first: int
+    residual: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mix:
     """out = the experts of x that a router chooses.
 
@@ -372,6 +381,7 @@ Op = (
     | Add
     | Scale
     | GateRows
+    | GateColumns
     | Mix
     | AddPositions
     | NormColumns

@@ -114,6 +114,16 @@ def keys_and_values(
     )
 
 
+def latent_rows(layers: Sequence[int], *, width: int, dtype: str = KV) -> CacheGroup:
+    """The group of attention layers that keep one row of `width` entries per token, for all heads
+    and on every rank."""
+    return CacheGroup(
+        kind=CacheKind.LATENT,
+        layers=tuple(layers),
+        tensors={"latent": CacheTensor((1, width), dtype)},
+    )
+
+
 def within(groups: Sequence[CacheGroup], context_length: int) -> tuple[CacheGroup, ...]:
     """The same groups for a context of that length: a window that holds it all is none."""
     alike: dict[int, CacheGroup] = {}

@@ -23,11 +23,14 @@ SIZES: dict[str, Any] = {
 FUSED_IN_MEMORY = frozenset(
     {
         "afmoe",
+        "deepseek_v2",
+        "deepseek_v3",
         "dots1",
         "ernie4_5_moe",
         "exaone_moe",
         "flex_olmo",
         "glm4_moe",
+        "glm4_moe_lite",
         "granitemoe",
         "granitemoehybrid",
         "hunyuan_v1_moe",
@@ -38,7 +41,10 @@ FUSED_IN_MEMORY = frozenset(
         "olmoe",
         "phimoe",
         "qwen2_moe",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
         "qwen3_moe",
+        "qwen3_next",
         "solar_open",
     }
 )
@@ -92,11 +98,33 @@ def saved_weights(model: Any) -> dict[str, Tensor]:
     """As transformers writes them to a file, where the names of some differ from state_dict's."""
     from safetensors.torch import load_file
 
+    if model.config.model_type == "olmo_hybrid":
+        return olmo_hybrid_weights(model)
     if model.config.model_type not in FUSED_IN_MEMORY:
         return dict(model.state_dict())
     with TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         return load_file(Path(directory) / "model.safetensors")
+
+
+def olmo_hybrid_weights(model: Any) -> dict[str, Tensor]:
+    """As published files have them; save_pretrained renames too much, and splits convolutions into
+    equal parts."""
+    config, found = model.config, {}
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    sizes = (keys, keys, config.linear_num_value_heads * config.linear_value_head_dim)
+    norms = {"input_layernorm": "attention_layer_norm"}
+    norms["post_attention_layernorm"] = "feedforward_layer_norm"
+    for name, tensor in model.state_dict().items():
+        _, _, index, *rest = [*name.split("."), *[""] * 3]
+        if index.isdigit() and config.layer_types[int(index)] == "linear_attention":
+            if rest[1] == "conv1d":
+                for part, rows in zip("qkv", tensor.split(sizes), strict=True):
+                    found[name.replace("conv1d", f"{part}_conv1d")] = rows
+                continue
+            name = name.replace(rest[0], norms.get(rest[0], rest[0]))
+        found[name] = tensor
+    return found
 
 
 def random_text(length: int, *, seed: int = 0) -> list[int]:

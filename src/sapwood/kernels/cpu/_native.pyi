@@ -138,6 +138,9 @@ class RecordedStep:
     def activate(self, x: int, activation: int, gated: bool, width: int, out: int, /) -> None: ...
     def add(self, x: int, residual: int, width: int, /) -> None: ...
     def scale(self, residual: int, width: int, factor: float, /) -> None: ...
+    def gate_columns(
+        self, gate: int, first: int, gate_width: int, residual: int, width: int, /
+    ) -> None: ...
     def gated_norm(
         self,
         x: int,
@@ -267,6 +270,9 @@ def causal_conv(
     silu: bool,
     out: int,
     /,
+) -> None: ...
+def gate_columns(
+    context: Context, dtype: int, x: int, gate: int, gate_stride: int, rows: int, width: int, /
 ) -> None: ...
 def gated_rms_norm(
     context: Context,

@@ -33,6 +33,7 @@ from sapwood.kernels.cpu.tensors import (
 )
 from sapwood.kernels.interface import (
     ALIBI,
+    LATENT,
     PLAIN,
     SINKS,
     SLIDING_WINDOW,
@@ -40,6 +41,7 @@ from sapwood.kernels.interface import (
     AttentionBatch,
     AttentionTraits,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
     lacking,
 )
@@ -55,6 +57,8 @@ from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
+from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
+from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 
@@ -66,6 +70,7 @@ try:
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
     from sapwood.kernels.cpu.states import (
         causal_conv,
+        gate_columns,
         gated_delta_rule,
         gated_rms_norm,
         selective_scan,
@@ -76,8 +81,9 @@ except ImportError as error:
 else:
     _missing = None
 
+_TORCH = TorchKernels()
 _BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
 
 class CpuKernels:
@@ -270,6 +276,37 @@ class CpuKernels:
         )  # fmt: skip
         return out
 
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        norm_rope_write_latent(
+            q,
+            latent,
+            norm=norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            positions=positions,
+            cache=cache,
+            write_index=write_index,
+        )
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return _TORCH.latent_attention(q, cache, batch, scale, rank)
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return HeadProducts(weight)
+
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
@@ -370,6 +407,9 @@ class CpuKernels:
             raise ValueError(f"gate {describe(gate)} does not fit x {describe(x)}, or x has gaps")
         gate = gate.contiguous()
         _native.gate_rows(dtype_of(x), x.data_ptr(), gate.data_ptr(), rows, width)
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        gate_columns(self._context, x, gate)
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)

@@ -59,6 +59,16 @@ def causal_conv(
     return out
 
 
+def gate_columns(context: _native.Context, x: Tensor, gate: Tensor) -> None:
+    """As Kernels.gate_columns."""
+    if gate.shape != x.shape or gate.dtype != x.dtype or not x.is_contiguous():
+        raise ValueError(f"gate {describe(gate)} does not fit x {describe(x)}, or x has gaps")
+    gate, (rows, width) = _with_whole_rows(gate), x.shape
+    _native.gate_columns(
+        context, dtype_of(x), x.data_ptr(), gate.data_ptr(), gate.stride(0), rows, width
+    )
+
+
 def gated_rms_norm(
     context: _native.Context, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
 ) -> Tensor:

@@ -44,6 +44,7 @@ from sapwood.kernels.recording import (
     Convolve,
     DeltaRule,
     Embed,
+    GateColumns,
     GatedNorm,
     GateRows,
     Logits,
@@ -203,6 +204,8 @@ class _Builder:
                 self.step.scale(at[op.residual], op.residual.width, op.factor)
             case GateRows():
                 self.step.gate_rows(at[op.gate], at[op.residual], op.residual.width)
+            case GateColumns():
+                self._add_gate(op)
             case Mix():
                 self._add_mixture(op)
             case AddPositions():
@@ -335,6 +338,14 @@ class _Builder:
             address_of(op.bias, self._like, layout.channels, "bias"), states.data_ptr(),
             layout.state_stride, layout.num_slots, self._group(op), self._places[op.out],
         )  # fmt: skip
+
+    def _add_gate(self, op: GateColumns) -> None:
+        width = op.residual.width
+        if op.first + width > op.gate.width:
+            raise ValueError(f"a gate of {width} columns does not fit its buffer")
+        self.step.gate_columns(
+            self._places[op.gate], op.first, op.gate.width, self._places[op.residual], width
+        )
 
     def _add_gated_norm(self, op: GatedNorm) -> None:
         if op.first + op.x.width > op.gate.width or op.out.width != op.x.width:

@@ -14,6 +14,7 @@ from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import (
     ALIBI,
+    LATENT,
     PLAIN,
     SINKS,
     SLIDING_WINDOW,
@@ -21,6 +22,7 @@ from sapwood.kernels.interface import (
     AttentionBatch,
     AttentionTraits,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
     lacking,
 )
@@ -41,7 +43,7 @@ from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.experts import activation_of
 
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,15 @@ class _Linear:
     def fp32(self, x: Tensor) -> Tensor:
         out = x.float() @ self.weight.float().T
         return out if self.bias is None else out + self.bias.float()
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadProducts:
+    weight: Tensor
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        for head, weight in enumerate(self.weight.float()):
+            out[:, head] = (x[:, head].float() @ weight.T).to(out.dtype)
 
 
 class ReferenceKernels:
@@ -169,6 +180,38 @@ class ReferenceKernels:
             start = end
         return out
 
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        rank = norm.shape[0]
+        nope_dim = q.shape[-1] - (latent.shape[1] - rank)
+        q[..., nope_dim:] = _rotate(q[..., nope_dim:], cos_sin[positions])
+        key = _rotate(latent[:, None, rank:], cos_sin[positions])[:, 0]
+        rows = torch.cat((self.rms_norm(latent[:, :rank], norm, eps), key), dim=-1)
+        if is_8_bit(cache.dtype):
+            kv_cache.write(cache, write_index, rows[:, None])
+            return
+        for row, index in zip(rows, write_index.tolist(), strict=True):
+            page, offset = divmod(index, cache.shape[2])
+            cache[page, 0, offset] = row
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return self.paged_attention(q, cache, cache, batch, scale)[..., :rank]
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return _HeadProducts(weight)
+
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
@@ -272,6 +315,10 @@ class ReferenceKernels:
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
         for row, logit in zip(x, gate.float()[:, 0].tolist(), strict=True):
             row.copy_(row.float() / (1.0 + math.exp(-logit)))
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        for row, logits in zip(x, gate.float(), strict=True):
+            row.copy_(row.float() / (1.0 + torch.exp(-logits)))
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)

@@ -19,7 +19,7 @@ def copy_rows(tensor: Tensor, source: Tensor, target: Tensor) -> None:
 
 
 def gate_rows(x: Tensor, gate: Tensor) -> None:
-    """As Kernels.gate_rows."""
+    """As Kernels.gate_rows, and as Kernels.gate_columns."""
     x.copy_(x.float() * torch.sigmoid(gate.float()))
 
 

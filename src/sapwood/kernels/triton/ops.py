@@ -18,6 +18,7 @@ from sapwood.kernels.interface import (
     AttentionTraits,
     CapturedSharing,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
 )
 from sapwood.kernels.low_rank import LowRankLayer
@@ -32,7 +33,9 @@ from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
+from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
+from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.triton import (
@@ -51,6 +54,7 @@ from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
 
 paged_attention = PagedAttention()
+_TORCH = TorchKernels()
 
 
 class TritonKernels:
@@ -116,6 +120,37 @@ class TritonKernels:
         traits: AttentionTraits = PLAIN,
     ) -> Tensor:
         return paged_attention(q, key_cache, value_cache, batch, scale, traits)
+
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        norm_rope_write_latent(
+            q,
+            latent,
+            norm=norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            positions=positions,
+            cache=cache,
+            write_index=write_index,
+        )
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return _TORCH.latent_attention(q, cache, batch, scale, rank)
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return HeadProducts(weight)
 
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
@@ -185,6 +220,9 @@ class TritonKernels:
         copy_rows(tensor, source, target)
 
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
+        gate_rows(x, gate)
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
         gate_rows(x, gate)
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import (
     ALIBI,
+    LATENT,
     PLAIN,
     SINKS,
     SLIDING_WINDOW,
@@ -328,5 +329,6 @@ def attention_features(config: DecoderConfig) -> frozenset[str]:
         SOFT_CAP: config.soft_cap is not None,
         SINKS: config.has_sinks,
         ALIBI: config.has_alibi,
+        LATENT: config.latent is not None,
     }
     return frozenset(name for name, is_there in there.items() if is_there)

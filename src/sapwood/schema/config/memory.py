@@ -61,8 +61,8 @@ class MemoryConfig:
     mamba_track_interval: int | None = option(
         None,
         "Tokens between the states that are kept for prefixes, for models whose layers keep a "
-        "state instead of keys and values (LFM2, Qwen3-Next); a multiple of --page-size. A step of a "
-        "prompt ends at each such place.",
+        "state instead of keys and values (LFM2, Qwen3-Next); a multiple of --page-size. A step of "
+        "a prompt ends at each such place.",
         unit="tokens",
         aliases=["state-interval"],
     )

@@ -11,7 +11,7 @@ namespace sapwood {
 
 using Address = std::uintptr_t;
 using I64 = std::int64_t;
-using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+using Unlocked = nanobind::call_guard<nanobind::gil_scoped_release>;
 
 inline const void* in(Address address) { return reinterpret_cast<const void*>(address); }
 inline void* to(Address address) { return reinterpret_cast<void*>(address); }

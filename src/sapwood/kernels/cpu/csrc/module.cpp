@@ -280,7 +280,7 @@ void mix(Mixture& mixture, const ExpertLayers& layers, Context& c, int dtype, Ad
 }
 
 void bind_experts(nb::module_& m) {
-    m.def("route", &route_tokens, Unlocked());
+  m.def("route", &route_tokens, Unlocked());
   m.def("gate_rows",
         [](int dtype, Address x, Address gate, I64 rows, I64 width) {
           gate_rows(static_cast<DType>(dtype), to(x), in(gate), rows, width);

@@ -377,6 +377,9 @@ struct Ops {
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
   void (*causal_conv)(DType, const ConvArgs&);
+  // x[rows, width] *= logistic(gate), whose rows are gate_stride elements apart
+  void (*multiply_logistic)(DType, void* x, const void* gate, std::int64_t gate_stride, std::int64_t rows,
+                            std::int64_t width, const Team& team);
   void (*gated_rms_norm)(DType, const GatedNormArgs&);
   void (*gated_delta_rule)(DType, const DeltaArgs&);
   void (*low_rank)(DType, const LowRankArgs&);

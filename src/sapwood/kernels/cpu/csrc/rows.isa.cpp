@@ -90,6 +90,21 @@ void gated_norm_group(const T* x, const T* gate, const T* weight, T* out, const 
 }
 
 template <class T>
+void multiply_rows(T* x, const T* gate, std::int64_t gate_stride, std::int64_t rows, std::int64_t width,
+                   const Team& team) {
+  const int threads = worth_threads(team.threads, rows * width, kElementsPerThread);
+  run_pieces(team, threads, rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      T* to = x + row * width;
+      const T* factors = gate + row * gate_stride;
+      std::int64_t i = 0;
+      for (; i + W <= width; i += W) store(to + i, load(to + i) * gate_of(load(factors + i), true));
+      for (; i < width; i++) put(to + i, to_float(to[i]) * gate_of(splat(to_float(factors[i])), true)[0]);
+    }
+  });
+}
+
+template <class T>
 void gated_norm_rows(const GatedNormArgs& a) {
   const std::int64_t groups = a.width / a.group;
   const int threads = worth_threads(a.team.threads, a.rows * a.width, kElementsPerThread);
@@ -374,6 +389,14 @@ void rms_norm(DType dtype, const void* x, void* residual, const void* weight, vo
                   static_cast<const bf16*>(weight), static_cast<bf16*>(out), rows, hidden, eps,
                   team);
   }
+}
+
+void multiply_logistic(DType dtype, void* x, const void* gate, std::int64_t gate_stride, std::int64_t rows,
+                       std::int64_t width, const Team& team) {
+  dtype == DType::f32 ? multiply_rows(static_cast<float*>(x), static_cast<const float*>(gate), gate_stride, rows, width,
+                                      team)
+                      : multiply_rows(static_cast<bf16*>(x), static_cast<const bf16*>(gate), gate_stride, rows, width,
+                                      team);
 }
 
 void gated_rms_norm(DType dtype, const GatedNormArgs& args) {

@@ -146,6 +146,12 @@ void scan(const Context& c, int dtype, const ScanInputs& inputs, const ScanTuple
 void bind_state_ops(nb::module_& m) {
   m.attr("MAX_CONV_LENGTH") = kMaxConvLength;
   m.def("causal_conv", &causal_conv, Unlocked());
+  m.def(
+      "gate_columns",
+      [](const Context& c, int dtype, Address x, Address gate, I64 gate_stride, I64 rows, I64 width) {
+        c.ops().multiply_logistic(static_cast<DType>(dtype), to(x), in(gate), gate_stride, rows, width, c.team());
+      },
+      Unlocked());
   m.def("gated_rms_norm", &gated_rms_norm, Unlocked());
   m.def("gated_delta_rule", &gated_delta_rule, Unlocked());
   m.attr("MAX_STATE_SIZE") = kMaxStateSize;
@@ -159,6 +165,10 @@ void bind_state_steps(nb::class_<RecordedStep>& step) {
               Place out) {
              step.add(ConvolveOp{x, x_width, first, gated, silu, channels, length, in(weight), in(bias), to(states),
                                  state_stride, num_slots, group, out});
+           })
+      .def("gate_columns",
+           [](RecordedStep& step, Place gate, I64 first, I64 gate_width, Place residual, I64 width) {
+             step.add(GateColumnsOp{gate, residual, first, gate_width, width});
            })
       .def("gated_norm",
            [](RecordedStep& step, Place x, Place gate, I64 first, I64 gate_width, Address weight,

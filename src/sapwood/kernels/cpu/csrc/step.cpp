@@ -266,6 +266,11 @@ class RecordedStep::Runner {
 
   void operator()(const GateRowsOp& op) const { gate_rows(dtype_, at(op.residual), at(op.gate), rows, op.width); }
 
+  void operator()(const GateColumnsOp& op) const {
+    const std::byte* gate = at(op.gate) + op.first * element_;
+    context_.ops().multiply_logistic(dtype_, at(op.residual), gate, op.gate_width, rows, op.width, context_.team());
+  }
+
   void operator()(const MixOp& op) const {
     const std::int64_t experts = op.router.n, k = op.routing.chosen;
     float* logits = reinterpret_cast<float*>(routes_.at_least(static_cast<std::size_t>(rows * (experts + 3 * k)) * 4));

@@ -152,6 +152,11 @@ struct GateRowsOp {
   std::int64_t width;  // of residual
 };
 
+struct GateColumnsOp {
+  Place gate, residual;  // the gate's columns begin at `first`, of rows of gate_width
+  std::int64_t first, gate_width, width;
+};
+
 // A router and its experts.
 struct MixOp {
   Place x;
@@ -220,8 +225,8 @@ struct LogitsOp {
 
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
-                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GatedNormOp,
-                            DeltaOp, ScanOp>;
+                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
+                            GatedNormOp, DeltaOp, ScanOp>;
 
 class RecordedStep {
  public:
