@@ -7,13 +7,14 @@ fewer drafts after some were wrong, and more after all were right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.output import Speculated
 from sapwood.speculative.interface import Draft, Drafter
+from sapwood.speculative.ranks import BroughtDraft
 
 LONGEST_PAUSE = 32
 """Steps without drafts after drafts of a request were wrong again and again."""
@@ -35,6 +36,11 @@ class _Progress:
     num_misses: int = 0
     pause: int = 0
 
+    def tell(self, output_ids: Sequence[int]) -> None:
+        """Let the draft know all output tokens."""
+        self.draft.extend(output_ids[self.num_told :])
+        self.num_told = len(output_ids)
+
     def learn(self, num_drafts: int, num_accepted: int, most_drafts: int) -> None:
         """Choose the next number of drafts, after that many of the last ones were right."""
         if num_accepted == num_drafts:
@@ -46,6 +52,14 @@ class _Progress:
             self.pause = min(2**self.num_misses, LONGEST_PAUSE)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Guesses that a rank shall make: as ScheduledTokens.num_guesses and guesses_end."""
+
+    num_guesses: int = 0
+    guesses_end: int = 0
+
+
 class Speculation:
     """Drafts of all requests of an engine.
 
@@ -53,9 +67,10 @@ class Speculation:
     """
 
     def __init__(
-        self, drafter: Drafter, ledger: Ledger, *, most_drafts: int, most_step_tokens: int
+        self, drafter: Drafter | None, ledger: Ledger, *, most_drafts: int, most_step_tokens: int
     ) -> None:
-        """most_drafts  of one request in one step
+        """drafter  None: the ranks guess, with a draft model
+        most_drafts  of one request in one step
         most_step_tokens  new tokens of a step that has drafts"""
         self._drafter = drafter
         self._ledger = ledger
@@ -99,6 +114,41 @@ class Speculation:
                 spare -= len(drafts)
         return found
 
+    def guesses_wanted(
+        self, shares: Sequence[tuple[RequestState, int]], drafts: Mapping[str, Sequence[int]]
+    ) -> dict[str, Wanted]:
+        """Request id -> what a rank with a draft model shall guess after this step, for the step
+        that follows. The pages for that are reserved; no request loses pages.
+
+        shares  (request, its new tokens) of the step
+        drafts  of the step, as `drafts` has found them
+        """
+        if self._drafter is not None or len(shares) > self._most_step_tokens // 2:
+            return {}
+        found: dict[str, Wanted] = {}
+        for state, num_new in shares:
+            is_last = num_new == state.num_missing_tokens and not state.num_pending_outputs
+            # Of the tokens after the sampled one, none beyond the last that may be put out.
+            room = min(state.num_outstanding - 1, state.most_drafts)
+            progress = self._progress_of(state)
+            if not is_last or state.input_embeds or room < 1 or progress.pause:
+                continue
+            most = min(progress.most, room - 1)
+            start = state.num_computed_tokens
+            end = start + num_new + len(drafts.get(state.request_id, ())) + most
+            end = min(end, state.num_tokens + room)
+            assert state.lease is not None, "a scheduled request has a lease"
+            if most > 0 and self._ledger.reserve(state.lease, end, start):
+                found[state.request_id] = Wanted(most, state.num_tokens + room)
+        return found
+
+    def bring(self, state: RequestState, guesses: Sequence[int]) -> None:
+        """A rank has guessed how the request goes on after all its output tokens."""
+        progress = self._progress_of(state)
+        progress.tell(state.output_ids)
+        if isinstance(progress.draft, BroughtDraft):
+            progress.draft.bring(guesses)
+
     def settle(self, state: RequestState, num_drafts: int, token_ids: Sequence[int]) -> int:
         """A step has brought these tokens, after that many drafts. Returns how many were right."""
         num_accepted = max(len(token_ids) - 1, 0)
@@ -121,18 +171,23 @@ class Speculation:
         # Vectors in the place of tokens cannot be searched.
         if most <= 0 or state.input_embeds or state.max_new_tokens == 0:
             return []
-        progress = self._progress.get(state.request_id)
-        if progress is None:
-            progress = _Progress(self._drafter.begin(state.prompt_ids), self._most_drafts)
-            self._progress[state.request_id] = progress
+        progress = self._progress_of(state)
         if progress.pause:
             progress.pause -= 1
             return []
-        progress.draft.extend(state.output_ids[progress.num_told :])
-        progress.num_told = len(state.output_ids)
+        progress.tell(state.output_ids)
         drafts = progress.draft.propose(min(most, progress.most))
         start = state.num_computed_tokens
         assert state.lease is not None, "a scheduled request has a lease"
         if drafts and not self._ledger.reserve(state.lease, start + 1 + len(drafts), start):
             return []
         return drafts
+
+    def _progress_of(self, state: RequestState) -> _Progress:
+        progress = self._progress.get(state.request_id)
+        if progress is None:
+            drafter = self._drafter
+            draft = BroughtDraft() if drafter is None else drafter.begin(state.prompt_ids)
+            progress = _Progress(draft, self._most_drafts)
+            self._progress[state.request_id] = progress
+        return progress

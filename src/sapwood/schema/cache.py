@@ -112,6 +112,15 @@ def keys_and_values(
     )
 
 
+def shifted(groups: Sequence[CacheGroup], first_layer: int) -> tuple[CacheGroup, ...]:
+    """The same groups of layers that are numbered from `first_layer` on: those of a second model
+    whose caches come after the first one's."""
+    return tuple(
+        replace(group, layers=tuple(first_layer + layer for layer in group.layers))
+        for group in groups
+    )
+
+
 def within(groups: Sequence[CacheGroup], context_length: int) -> tuple[CacheGroup, ...]:
     """The same groups for a context of that length: a window that holds it all is none."""
     alike: dict[int, CacheGroup] = {}
