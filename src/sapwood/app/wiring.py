@@ -94,7 +94,7 @@ def build_engine(
         pooling=resolved.pooling,
         hidden_size=resolved.shape.hidden_size,
         grammars=None if grammars is None else grammars.ranks,
-        speculation=build_speculation(config.speculation, ledger),
+        speculation=build_speculation(config, ledger),
         switch_length=resolved.shape.switch_length
         if isinstance(resolved.shape, DecoderConfig)
         else None,

@@ -41,7 +41,7 @@ from sapwood.engine.prefixes import PrefixesInProgress
 from sapwood.engine.queue_order import QueueOrder
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.engine.running import RunningRequests
-from sapwood.engine.speculation import Speculation
+from sapwood.engine.speculation import NOTHING_WANTED, Speculation
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
@@ -232,8 +232,17 @@ class Scheduler:
         if not shares and not ends:
             return None
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
+        wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
         entries = [
-            (state, scheduled_tokens(state, num_new, drafts.get(state.request_id, [])))
+            (
+                state,
+                scheduled_tokens(
+                    state,
+                    num_new,
+                    drafts.get(state.request_id, []),
+                    wanted.get(state.request_id, NOTHING_WANTED),
+                ),
+            )
             for state, num_new in shares
         ]
         entries.sort(key=lambda entry: entry[1].num_new != 1)
@@ -284,6 +293,8 @@ class Scheduler:
                 new_ids = self._take(state, [*token_ids, *result.forced.get(index, ())])
             logprobs = take_extras(state, entry, result, index, new_ids)
             self._finish_if_done(state, entry, result, index)
+            if self._speculation is not None and state.finish is None:
+                self._speculation.bring(state, result.guesses.get(index, ()))
             if token_ids is not None or state.finish is not None:
                 values = result.values.get(index, b"")
                 outputs.append(request_output(state, new_ids, logprobs, values=values))

@@ -60,6 +60,9 @@ class Wanted:
     guesses_end: int = 0
 
 
+NOTHING_WANTED = Wanted()
+
+
 class Speculation:
     """Drafts of all requests of an engine.
 
@@ -144,6 +147,8 @@ class Speculation:
 
     def bring(self, state: RequestState, guesses: Sequence[int]) -> None:
         """A rank has guessed how the request goes on after all its output tokens."""
+        if not guesses:
+            return
         progress = self._progress_of(state)
         progress.tell(state.output_ids)
         if isinstance(progress.draft, BroughtDraft):

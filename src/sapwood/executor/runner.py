@@ -238,8 +238,8 @@ class Runner:
         launched.guesses = drafter.guess(launched.plan, batch, sampled)
 
     def _sample_spans(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
-        """Sample a step with drafts, or one that asks for guesses. Nobody knows how far its requests
-        have come before its tokens are on the host, so the launch waits for them."""
+        """Sample a step with drafts, or one that asks for guesses. Nobody knows how far its
+        requests have come before its tokens are on the host, so the launch waits for them."""
         entries = inputs.sampling
         self._collect_before(launched)
         self._uncollected.popleft()
