@@ -64,6 +64,7 @@ def make_llm(model_path: Path) -> Iterator[Make]:
 def drafting_with(path: Path, **options: Any) -> dict[str, Any]:
     return {
         "speculative_algorithm": "STANDALONE",
+        "disable_speculative_adaptation": True,
         "speculative_draft_model_path": str(path),
         **options,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -36,7 +36,7 @@ from sapwood.executor.sampling.processors import (
 )
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
-from sapwood.executor.warmup import warm_up, warm_up_pooling
+from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
 from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
@@ -71,6 +71,8 @@ class StepRunner:
     execute   computes a step
     launch    queues a step on a device with a queue; None: the device or the runner has none
     warm_up   computes steps whose results nobody reads
+    measure   seconds of a step of one request, by its new tokens, for some numbers of these; None:
+              the model's requests have no tokens to guess
     adapters  loads LoRA adapters; None: there are none
     """
 
@@ -78,6 +80,7 @@ class StepRunner:
     execute: Execute
     launch: Launch | None
     warm_up: Callable[[Execute], None]
+    measure: Callable[[Execute, Sequence[int]], dict[int, float]] | None = None
     adapters: AdapterParts | None = None
 
 
@@ -127,6 +130,12 @@ def build_runner(
         execute=runner.execute,
         launch=runner.launch if runs_ahead(resolved.device) else None,
         warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
+        measure=partial(
+            measure_steps,
+            page_size=resolved.config.memory.page_size,
+            num_windows=_num_windows(resolved),
+            slot=_first_slot(resolved),
+        ),
         adapters=adapters,
     )
 

@@ -217,7 +217,7 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before an earlier result is known."""
         speculation = self._speculation
-        if speculation is not None and self._in_flight and speculation.waits(len(self._running)):
+        if speculation is not None and self._in_flight and speculation.waits:
             return None
         shares: list[tuple[RequestState, int]] = []
         num_retractions = self._counts["retracted"]
@@ -239,7 +239,7 @@ class Scheduler:
                 scheduled_tokens(
                     state,
                     num_new,
-                    drafts.get(state.request_id, []),
+                    drafts.get(state.request_id),
                     wanted.get(state.request_id, NOTHING_WANTED),
                 ),
             )
@@ -253,6 +253,8 @@ class Scheduler:
             ends=ends,
             adapters=self._adapters.take_changes(),
         )
+        if speculation is not None:
+            speculation.begin_step(plan)
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
         for state, entry in entries:
             self._count_as_computed(state, entry)
@@ -277,6 +279,8 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
+        if self._speculation is not None:
+            self._speculation.end_step(plan.step, result.drafting_s)
         sampled = iter(result.token_ids)
         pairs = zip(plan.scheduled, self._in_flight.pop(plan.step), strict=True)
         for index, (entry, (state, num_runs)) in enumerate(pairs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Launched:
     failures    by row: why its request cannot go on
     jumps       by row: tokens that must follow because the grammar leaves no choice
     guesses     of the tokens that follow, by index in the plan
+    drafting_s  seconds that they took
     """
 
     plan: StepPlan
@@ -88,6 +90,7 @@ class Launched:
     failures: dict[int, str] = field(default_factory=dict)
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
     guesses: dict[int, list[int]] = field(default_factory=dict)
+    drafting_s: float = 0.0
 
     def result(self) -> StepResult:
         """Wait for this step and for all earlier steps."""
@@ -95,7 +98,7 @@ class Launched:
         assert self.token_ids is not None, "the step was collected"
         plan = self.plan
         told = (self.of_outputs, self.of_prompts, self.hidden, self.routed)
-        if not any((*told, self.failures, self.jumps, self.guesses)):
+        if not any((*told, self.failures, self.jumps, self.guesses, self.drafting_s)):
             return StepResult(step=plan.step, token_ids=self.token_ids)
         scheduled = list(enumerate(plan.scheduled))
         sampling = [index for index, entry in scheduled if entry.num_output is not None]
@@ -120,6 +123,7 @@ class Launched:
                 if entry.row in self.jumps
             },
             guesses=self.guesses,
+            drafting_s=self.drafting_s,
         )
 
 
@@ -235,7 +239,9 @@ class Runner:
             drafter.follow(launched.plan, batch)
             return
         sampled = sampled_entries(launched.plan, launched.token_ids, launched.jumps)
+        start_s = time.perf_counter()
         launched.guesses = drafter.guess(launched.plan, batch, sampled)
+        launched.drafting_s = time.perf_counter() - start_s
 
     def _sample_spans(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
         """Sample a step with drafts, or one that asks for guesses. Nobody knows how far its
