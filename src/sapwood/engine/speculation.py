@@ -21,7 +21,7 @@ from sapwood.speculative.choice import best_guesses, shared_out
 from sapwood.speculative.costs import StepCosts
 from sapwood.speculative.interface import NO_GUESSES, Draft, Drafter, Guesses
 
-LONGEST_PAUSE = 8
+LONGEST_PAUSE = 16
 """Tokens for which nothing is guessed after wrong guesses again and again."""
 PATIENCE = 2
 """Wrong first guesses in a row, after which there is a pause."""
