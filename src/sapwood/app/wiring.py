@@ -132,7 +132,8 @@ def build_engine(
 
 
 def _step_sizes(resolved: Resolved) -> list[int]:
-    """New tokens of the steps to be measured: powers of two, which fit into every pool."""
+    """New tokens of the steps to be measured, which fit into every pool: powers of two, and one more
+    where kernels begin another tile of rows."""
     config = resolved.config
     page_size = config.memory.page_size
     pools, sizes = _pools(resolved)
@@ -142,7 +143,7 @@ def _step_sizes(resolved: Resolved) -> list[int]:
         if pool.kind is not CacheKind.STATE
     )
     most = min(config.speculation.speculative_max_step_tokens, room, config.model.context_length)
-    return [1 << power for power in range(most.bit_length())]
+    return [size for size in (1, 2, 4, 8, 16, 17, 32, 33, 64, 65, 128) if size <= most]
 
 
 def _explained(steps_s: Mapping[int, float]) -> Decision:

@@ -10,7 +10,7 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import RowStart, ScheduledTokens, StepPlan, StepResult
 
 NUM_DECODES = 2
-NUM_MEASURED = 4
+NUM_MEASURED = 3
 """Steps of one size, of which the shortest counts."""
 
 

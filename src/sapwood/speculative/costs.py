@@ -35,6 +35,8 @@ class StepCosts:
 
     def observe(self, num_requests: int, num_tokens: int, seconds: float) -> None:
         """A step took that long; it computed no prompts."""
+        if seconds <= 0.0:  # the clock is too coarse
+            return
         self._num_observed += 1
         of_class = self._corrections.setdefault(num_requests.bit_length(), {})
         ratios = of_class.setdefault(_size_class(num_tokens), _Ratios())
@@ -89,8 +91,9 @@ def _rising(costs: list[float]) -> list[float]:
 def _size_class(num_tokens: int) -> int:
     if num_tokens <= EXACT_UP_TO:
         return num_tokens
-    step = 1 << (num_tokens.bit_length() - 3)
-    return num_tokens // step * step
+    # Kernels take rows in tiles of 16 or 32: a class ends with a full tile.
+    step = 1 << ((num_tokens - 1).bit_length() - 3)
+    return (num_tokens - 1) // step * step
 
 
 def _between(points: Sequence[tuple[float, float]], at: float) -> float:

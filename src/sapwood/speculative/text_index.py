@@ -1,148 +1,106 @@
-"""The newest tokens of all requests, found again by the tokens that end there.
+"""The newest texts of one namespace, found by the tokens that came before.
 
-Tokens lie in a ring: a new one takes the place of the oldest, so memory is bounded and nothing has
-to be evicted. Texts that grow at the same time lie there mixed, and each token knows its neighbours
-in its own text. Tokens that end alike are chained from the newest to the oldest, as in LZ77's
-compressors (Deutsch 1996, RFC 1951, section 4), for several lengths of the end.
+Places that end with the same tokens are chained from the newest to the oldest, as in LZ77's
+compressors (Deutsch 1996, RFC 1951, section 4), for two lengths of the end: so a token costs a few
+table entries, however often its neighbours occur.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-ENDS = (4, 2, 1)
-"""Lengths of the ends by which places are chained; a search begins with the longest."""
-LAST_PLACE = 2**31 - 1
-NOWHERE = 0
+LONG_END = 3
+"""Tokens by which places are chained; where no match is so long, a second chain goes by one."""
+NOWHERE = -1
+PLACE_BITS = 32
 
-_FACTORS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1)
+
+@dataclass(slots=True, eq=False)
+class Text:
+    """Prompt and output of one request.
+
+    number  of the text in its index
+    earlier_long, earlier_short  per token: the place before it with the same last LONG_END tokens,
+            and with the same token
+    """
+
+    number: int
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    earlier_long: array[int] = field(default_factory=lambda: array("q"))
+    earlier_short: array[int] = field(default_factory=lambda: array("q"))
 
 
 class TextIndex:
-    """A place is the number of a token since the beginning, from 1 on; the newest `capacity` are
-    known. Each belongs to a namespace, and is found from that namespace alone."""
+    """Texts that grow at their ends. A place is a text's number and the index of a token in it."""
 
-    def __init__(self, capacity: int) -> None:
-        """capacity  tokens that are kept"""
-        self._capacity = capacity
-        self._mask = (1 << max(capacity - 1, 1).bit_length()) - 1
-        self._names: dict[str, int] = {}
-        self._name_of: dict[int, str] = {}
-        self._sizes: dict[int, int] = {}
-        self._num_names = 0
-        self._clear()
+    def __init__(self) -> None:
+        self._texts: dict[int, Text] = {}
+        self._num_begun = 0
+        self._last_long: dict[tuple[int, ...], int] = {}
+        self._last_short: dict[int, int] = {}
 
-    def _clear(self) -> None:
-        self._newest = NOWHERE
-        self._tokens = array("i", [0])
-        self._owners = array("i", [0])
-        self._before = array("i", [0])
-        self._after = array("i", [0])
-        self._alike = tuple(array("i", [0]) for _ in ENDS)
-        self._heads = tuple(array("i", bytes(4 * (self._mask + 1))) for _ in ENDS)
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self._texts)
 
-    @property
-    def num_tokens(self) -> int:
-        return min(self._newest, self._capacity)
+    def begin(self) -> Text:
+        text = Text(self._num_begun)
+        self._texts[text.number] = text
+        self._num_begun += 1
+        return text
 
-    @property
-    def num_namespaces(self) -> int:
-        """With at least one token that is known."""
-        return len(self._names)
+    def knows(self, text: Text) -> bool:
+        return text.number in self._texts
 
-    def knows(self, place: int) -> bool:
-        return place > self._newest - self._capacity and place > NOWHERE
+    def extend(self, text: Text, token_id: int) -> None:
+        """A token follows at the text's end."""
+        tokens = text.tokens
+        place = text.number << PLACE_BITS | len(tokens)
+        tokens.append(token_id)
+        text.earlier_short.append(self._last_short.get(token_id, NOWHERE))
+        self._last_short[token_id] = place
+        if len(tokens) < LONG_END:
+            text.earlier_long.append(NOWHERE)
+            return
+        end = tuple(tokens[-LONG_END:])
+        text.earlier_long.append(self._last_long.get(end, NOWHERE))
+        self._last_long[end] = place
 
-    def append(self, namespace: str, before: int, token_id: int) -> int:
-        """A token that follows the one at `before` (NOWHERE: it begins a text); its place."""
-        if self._newest == LAST_PLACE:
-            self._forget_all()
-        place = self._newest + 1
-        at = self._at(place)
-        if place > self._capacity:
-            self._forget(at)
-        owner = self._owner(namespace)
-        self._newest = place
-        if at == len(self._tokens):
-            for column in (self._tokens, self._owners, self._before, self._after, *self._alike):
-                column.append(0)
-        self._tokens[at] = token_id
-        self._owners[at] = owner
-        self._before[at] = before
-        self._after[at] = NOWHERE
-        if self.knows(before):
-            self._after[self._at(before)] = place
-        for alike, heads, end in zip(self._alike, self._heads, ENDS, strict=True):
-            key = self._key(place, end)
-            alike[at] = NOWHERE if key is None else heads[key]
-            if key is not None:
-                heads[key] = place
-        return place
+    def drop_oldest(self) -> int:
+        """Forget the text that began first; returns its number of tokens."""
+        number = next(iter(self._texts))
+        text = self._texts.pop(number)
+        tokens = text.tokens
+        for index, token_id in enumerate(tokens):
+            if self._last_short.get(token_id, NOWHERE) >> PLACE_BITS == number:
+                del self._last_short[token_id]
+            end = tuple(tokens[index + 1 - LONG_END : index + 1]) if index + 1 >= LONG_END else ()
+            if end and self._last_long.get(end, NOWHERE) >> PLACE_BITS == number:
+                del self._last_long[end]
+        return len(tokens)
 
-    def ending_like(self, place: int, end: int) -> Iterator[int]:
-        """Earlier places, the newest first, that may end with the same `end` tokens as the text up
-        to `place`: a few of them end otherwise, or are another namespace's."""
-        alike = self._alike[ENDS.index(end)]
-        while self.knows(place):
-            place = alike[self._at(place)]
-            if self.knows(place):
-                yield place
+    def ending_like(self, text: Text, *, is_long: bool) -> Iterator[tuple[Text, int]]:
+        """Earlier places, newest first, that end like the text does: (text, index of the token)."""
+        earlier = text.earlier_long if is_long else text.earlier_short
+        place = earlier[-1] if earlier else NOWHERE
+        while place != NOWHERE:
+            found = self._texts.get(place >> PLACE_BITS)
+            if found is None:
+                return
+            index = place & (1 << PLACE_BITS) - 1
+            yield found, index
+            place = (found.earlier_long if is_long else found.earlier_short)[index]
 
-    def common_end(self, place: int, other: int, most: int) -> int:
-        """How many tokens, up to `most`, the texts up to two places end with alike; 0 if they are
-        of different namespaces."""
-        if self._owners[self._at(place)] != self._owners[self._at(other)]:
-            return 0
-        length = 0
-        while length < most and self.knows(place) and self.knows(other):
-            at, other_at = self._at(place), self._at(other)
-            if self._tokens[at] != self._tokens[other_at]:
-                break
-            length += 1
-            place, other = self._before[at], self._before[other_at]
-        return length
 
-    def following(self, place: int) -> int:
-        """The place after this one in its text; NOWHERE at the text's end."""
-        return self._after[self._at(place)] if self.knows(place) else NOWHERE
-
-    def token_at(self, place: int) -> int:
-        return self._tokens[self._at(place)]
-
-    def _at(self, place: int) -> int:
-        return (place - 1) % self._capacity + 1
-
-    def _forget(self, at: int) -> None:
-        """The oldest token, whose place in the ring is taken."""
-        owner = self._owners[at]
-        self._sizes[owner] -= 1
-        if not self._sizes[owner]:
-            del self._sizes[owner]
-            del self._names[self._name_of.pop(owner)]
-
-    def _owner(self, namespace: str) -> int:
-        owner = self._names.get(namespace)
-        if owner is None:
-            self._num_names += 1
-            owner = self._names[namespace] = self._num_names
-            self._name_of[owner] = namespace
-        self._sizes[owner] = self._sizes.get(owner, 0) + 1
-        return owner
-
-    def _key(self, place: int, end: int) -> int | None:
-        """Where the chain of this end begins; None if the text is shorter."""
-        key = self._owners[self._at(place)] * _FACTORS[0]
-        for factor in _FACTORS[1 : end + 1]:
-            if not self.knows(place):
-                return None
-            at = self._at(place)
-            key = (key ^ self._tokens[at]) * factor
-            place = self._before[at]
-        return (key ^ key >> 15) & self._mask
-
-    def _forget_all(self) -> None:
-        for names in (self._names, self._name_of, self._sizes):
-            names.clear()
-        self._num_names = 0
-        self._clear()
+def common_end(text: Text, other: Text, index: int, most: int) -> int:
+    """How many tokens, up to `most`, are the same before the text's end and up to `index`."""
+    own, others = text.tokens, other.tokens
+    most = min(most, len(own), index + 1)
+    if own[-most:] == others[index + 1 - most : index + 1]:
+        return most
+    length = 0
+    while own[-1 - length] == others[index - length]:
+        length += 1
+    return length

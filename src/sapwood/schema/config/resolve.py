@@ -510,11 +510,9 @@ def _explain_overlap(
     """Say when steps overlap that could have guesses."""
     if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
         return
-    most = speculation.speculative_max_step_tokens // 2
     why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]
     reason = (
-        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while more than {most} "
-        "requests run, half of --speculative-max-step-tokens"
+        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while none promise to pay"
     )
     decisions[:] = [decision for decision in decisions if decision.option != "overlap_depth"]
     decisions.append(Decision("overlap_depth", scheduler.overlap_depth, reason))
