@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from sapwood import LLM
+from sapwood.base.errors import ConfigError
 from sapwood.schema.output import Speculated
 from tests.app.test_speculation import SAME, ask
-from tests.tiny import save_qwen3, write_llama
+from tests.tiny import save_lfm2, save_qwen3, write_llama
 
 Make = Callable[..., LLM]
 NUM_STEPS = 3
@@ -137,3 +138,29 @@ def test_a_model_is_a_perfect_draft_of_itself(
             assert sample.speculated.num_accepted == sample.speculated.num_drafted
     stats = llm.stats()
     assert stats.num_leased_pages == 0
+
+
+def test_a_draft_model_that_does_not_fit_is_named(
+    make_llm: Make, tmp_path: Path, model_path: Path
+) -> None:
+    short = write_llama(tmp_path / "short", max_position_embeddings=64)
+    with pytest.raises(ConfigError, match="--context-length 64 or less"):
+        make_llm(**drafting_with(short, speculative_draft_load_format="dummy"))
+    renamed = write_llama(tmp_path / "renamed")
+    tokenizer = renamed / "tokenizer.json"
+    text = tokenizer.read_text()
+    tokenizer.write_text(text.replace('"b":', '"<1>":').replace('"c":', '"b":'))
+    with pytest.raises(ConfigError, match="another vocabulary than"):
+        make_llm(**drafting_with(renamed, speculative_draft_load_format="dummy"))
+    keeps_states = save_lfm2(tmp_path / "lfm2")
+    with pytest.raises(ConfigError, match="keep a state"):
+        make_llm(**drafting_with(keeps_states))
+
+
+def test_the_pool_has_room_for_both_models(make_llm: Make, model_path: Path) -> None:
+    alone, both = (
+        llm._engine._engine.ready.pools
+        for llm in (make_llm(), make_llm(**drafting_with(model_path)))
+        if llm._engine._engine is not None
+    )
+    assert both[0].unit_bytes == 2 * alone[0].unit_bytes
