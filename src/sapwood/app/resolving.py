@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sapwood.app.draft_model import Draft, FoundDraft, find_draft, resolve_draft
 from sapwood.app.loading import checkpoint_format, refuse_absurd_size
 from sapwood.app.model_defaults import (
     checkpoint_dtype,
@@ -29,7 +30,7 @@ from sapwood.models.lm.architecture import attention_features
 from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.text_part import WRAPPERS, text_part
-from sapwood.schema.cache import CacheGroup, CachePlan
+from sapwood.schema.cache import CacheGroup, CachePlan, shifted
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.model import ModelConfig
@@ -47,6 +48,7 @@ class Resolved:
     shape    the model's sizes
     eos      token ids that end an output
     pooling  how the model makes embeddings or scores; None: the model generates
+    draft    the model that guesses tokens; None: there is none
     wanted_tokens  size of the KV pool in tokens, if the options say it; None: they do not
     """
 
@@ -56,6 +58,7 @@ class Resolved:
     shape: Shape
     eos: frozenset[int]
     kernels: Selection
+    draft: Draft | None = None
     pooling: Pooling | None = None
     wanted_tokens: int | None = None
 
@@ -69,10 +72,18 @@ class Resolved:
         )
 
     @property
+    def model_groups(self) -> tuple[CacheGroup, ...]:
+        """The cache groups of the model alone."""
+        return self.shape.cache_groups if isinstance(self.shape, DecoderConfig) else ()
+
+    @property
     def cache(self) -> CachePlan:
-        """What tokens leave behind in the model's layers; nothing in an encoder's."""
+        """What tokens leave behind in the model's layers, and in those of its draft model, which
+        come after them; nothing in an encoder's."""
         config = self.config
-        groups = self.shape.cache_groups if isinstance(self.shape, DecoderConfig) else ()
+        groups = self.model_groups
+        if self.draft is not None:
+            groups += self.draft.cache_groups(self.decoder.num_layers)
         return CachePlan(
             groups=tuple(
                 group.with_dtypes(
@@ -141,11 +152,23 @@ def resolve_config(
         model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format),
         makes_numbers=pooling is not None,
     )
+    found = None
+    if isinstance(shape, DecoderConfig):
+        found = find_draft(asked, files, home=home, progress=progress)
+        if found is not None:
+            facts = _with_draft(facts, shape, found)
     config, decisions = resolve(asked, machine, facts)
     decisions.insert(0, impl)
     shape = shape.for_context(config.model.context_length)
+    draft = None
+    if found is not None and isinstance(shape, DecoderConfig):
+        is_random = found.asked.model.load_format == "dummy"
+        form = "dummy" if is_random else found.files.weight_format
+        of_draft = model_facts(found.files, found.shape, found.dtype, form)
+        draft = resolve_draft(found, config, shape, machine, of_draft, decisions)
     _refuse_split_pages(shape, config.memory.page_size)
-    kernels = _choose_kernels(config, shape, platform, decisions)
+    shapes = (shape,) if draft is None else (shape, draft.shape)
+    kernels = _choose_kernels(config, shapes, platform, decisions)
     if pooling is not None:
         decisions.append(Decision("pooling_method", pooling.method, pooling.why))
         model = replace(config.model, is_embedding=True, pooling_method=pooling.method)
@@ -157,10 +180,23 @@ def resolve_config(
         shape=shape,
         eos=eos_token_ids(files.path, vocab_size=shape.vocab_size),
         kernels=kernels,
+        draft=draft,
         pooling=pooling,
         wanted_tokens=None
         if asked.memory.max_total_tokens is None
         else config.memory.max_total_tokens,
+    )
+
+
+def _with_draft(facts: ModelFacts, shape: DecoderConfig, found: FoundDraft) -> ModelFacts:
+    """The facts of a model together with its draft model: what both keep of a token."""
+    longest = replace(
+        found.shape, context_length=min(facts.max_context_length, found.shape.max_context_length)
+    )
+    return replace(
+        facts,
+        cache=(*facts.cache, *shifted(longest.cache_groups, shape.num_layers)),
+        draft_bytes=found.num_bytes,
     )
 
 
@@ -190,15 +226,22 @@ def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -
 
 
 def _choose_kernels(
-    config: ResolvedConfig, shape: Shape, platform: Platform, decisions: list[Decision]
+    config: ResolvedConfig,
+    shapes: Sequence[Shape],
+    platform: Platform,
+    decisions: list[Decision],
 ) -> Selection:
+    """Kernels that can compute all of these models."""
     need = Need(
         device=torch.device(config.execution.device).type,
         dtype=DTYPES[config.model.dtype],
-        head_dim=shape.largest_head_dim if isinstance(shape, DecoderConfig) else shape.head_dim,
+        head_dim=max(
+            shape.largest_head_dim if isinstance(shape, DecoderConfig) else shape.head_dim
+            for shape in shapes
+        ),
         page_size=config.memory.page_size,
         kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
-        attention=_attention_features(shape),
+        attention=frozenset().union(*map(_attention_features, shapes)),
     )
     selection = select_kernels(need, config.execution.kernels)
     kernels = selection.kernels

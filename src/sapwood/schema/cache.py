@@ -124,6 +124,15 @@ def latent_rows(layers: Sequence[int], *, width: int, dtype: str = KV) -> CacheG
     )
 
 
+def shifted(groups: Sequence[CacheGroup], first_layer: int) -> tuple[CacheGroup, ...]:
+    """The same groups of layers that are numbered from `first_layer` on: those of a second model
+    whose caches come after the first one's."""
+    return tuple(
+        replace(group, layers=tuple(first_layer + layer for layer in group.layers))
+        for group in groups
+    )
+
+
 def within(groups: Sequence[CacheGroup], context_length: int) -> tuple[CacheGroup, ...]:
     """The same groups for a context of that length: a window that holds it all is none."""
     alike: dict[int, CacheGroup] = {}

@@ -60,10 +60,10 @@ def resolve(
     Raises ConfigError if an option contradicts the machine or the model.
     """
     decisions: list[Decision] = []
-    check_speculation(asked.speculation, model)
+    check_speculation(asked, model)
     check_adapters(asked, model)
     execution = _resolve_execution(asked.execution, machine, decisions)
-    model_config = _resolve_model(asked.model, execution, machine, model, decisions)
+    model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
     _explain_overlap(scheduler, asked.speculation, decisions)
     demand = demand_of(scheduler, model_config)
@@ -102,13 +102,15 @@ def _resolve_execution(
     return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
 
 
-def _resolve_model(
+def resolve_model(
     asked: ModelConfig,
     execution: ResolvedExecution,
     machine: MachineFacts,
     model: ModelFacts,
     decisions: list[Decision],
 ) -> ResolvedModel:
+    """Which numbers a model computes with, its context and its name; ConfigError if that cannot
+    be."""
     dtype = asked.dtype
     if dtype == "auto":
         dtype, reason = _choose_dtype(model, execution, machine)
@@ -453,7 +455,7 @@ def _choose_pool(
     by_context = POOL_CONTEXTS * context_pages * page_size
     if not plan.groups:
         return by_context, f"{POOL_CONTEXTS} texts of the full context; it takes no memory"
-    weight_bytes = _weight_bytes(model_config, model)
+    weight_bytes = _weight_bytes(model_config, model) + model.draft_bytes
     if fraction is not None:
         pool_bytes = int(machine.memory_bytes * fraction) - weight_bytes
         reason = (
@@ -520,11 +522,9 @@ def _explain_overlap(
     """Say when steps overlap that could have guesses."""
     if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
         return
-    most = speculation.speculative_max_step_tokens // 2
     why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]
     reason = (
-        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while more than {most} "
-        "requests run, half of --speculative-max-step-tokens"
+        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while none promise to pay"
     )
     decisions[:] = [decision for decision in decisions if decision.option != "overlap_depth"]
     decisions.append(Decision("overlap_depth", scheduler.overlap_depth, reason))
