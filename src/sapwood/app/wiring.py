@@ -132,8 +132,8 @@ def build_engine(
 
 
 def _step_sizes(resolved: Resolved) -> list[int]:
-    """New tokens of the steps to be measured, which fit into every pool: powers of two, and one more
-    where kernels begin another tile of rows."""
+    """New tokens of the steps to be measured, which fit into every pool: powers of two, and one
+    more where kernels begin another tile of rows."""
     config = resolved.config
     page_size = config.memory.page_size
     pools, sizes = _pools(resolved)
