@@ -142,6 +142,7 @@ class Runner:
         routed_experts: RoutedExperts | None = None,
         adapters: StepAdapterPool | None = None,
         download: Callable[[Tensor], Download] = download,
+        share: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """A runner of one rank.
 
@@ -149,7 +150,10 @@ class Runner:
         routed_experts  tells which experts computed a token; None: no request wants to know
         adapters  has the LoRA adapters of requests; None: no request has one
         download  copies tokens and log probabilities to the host
+        share     makes the tokens that rank 0 has chosen those of every rank, before anybody else
+                  knows them; None: this is the only rank, or every plan brings its tokens
         """
+        self._share = share
         self._model = model
         self._recorded = recorded
         self._kv_caches = kv_caches
@@ -213,6 +217,8 @@ class Runner:
             self._collect_before(launched)
         kept = self._logprobs.keep(logits, rows)
         chosen = self._sampler.sample(logits, rows, num_outputs)
+        if self._share is not None:
+            chosen = self._share(chosen)
         self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, chosen)
         launched.rows = rows
         launched.epochs = [self._rows.epochs[row] for row in rows]
