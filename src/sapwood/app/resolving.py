@@ -101,11 +101,17 @@ class Resolved:
 
 
 def resolve_config(
-    asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
+    asked: EngineConfig,
+    *,
+    home: Path,
+    progress: Progress | None = None,
+    is_verified: bool = False,
+    replica: int = 0,
 ) -> Resolved:
     """Find the model and make every open choice. StartupError if that is impossible.
 
     is_verified  whether the files have been compared with their checksums already, if they must be
+    replica      number of the replica whose choices these are
     """
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
@@ -131,6 +137,7 @@ def resolve_config(
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()
+    asked = _on_own_device(asked, platform, replica)
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
     facts = replace(
         model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format),
@@ -157,6 +164,26 @@ def resolve_config(
         if asked.memory.max_total_tokens is None
         else config.memory.max_total_tokens,
     )
+
+
+def _on_own_device(asked: EngineConfig, platform: Platform, replica: int) -> EngineConfig:
+    """The options with the replica's own GPU, if replicas run on GPUs. ConfigError if there are
+    too few."""
+    count = asked.parallel.dp_size
+    device = find_device(asked.execution.device, platform)
+    if count == 1 or device.type != "cuda":
+        return asked
+    if device.index is not None and asked.execution.device not in (None, "auto"):
+        raise ConfigError(
+            f"--device is {device}, but each of {count} replicas takes a GPU of its own; use "
+            "--device cuda"
+        )
+    num_devices = torch.cuda.device_count()
+    if count > num_devices:
+        raise ConfigError(
+            f"--dp-size is {count}, but this machine has {num_devices} GPUs, one for each replica"
+        )
+    return replace(asked, execution=replace(asked.execution, device=f"cuda:{replica}"))
 
 
 def _refuse_split_pages(shape: Shape, page_size: int) -> None:
