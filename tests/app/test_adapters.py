@@ -18,7 +18,7 @@ from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
-from tests.adapters import LogProbs, save_adapters
+from tests.adapters import VOCABULARY, LogProbs, save_adapters
 from tests.app.test_logprobs import Result
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import text
@@ -83,7 +83,12 @@ def named(paths: dict[str, Path]) -> str:
 
 
 def ask(
-    llm: LLM, prompts: Sequence[tuple[str, list[int]]], *, n: int = 1, **options: Any
+    llm: LLM,
+    prompts: Sequence[tuple[str, list[int]]],
+    *,
+    n: int = 1,
+    prompt_start: int | None = None,
+    **options: Any,
 ) -> list[Result]:
     """All at once, each (adapter, token ids); each of n samples is a result."""
     params = {"temperature": 0.0, "max_new_tokens": NUM_OUTPUTS, "ignore_eos": True, **options}
@@ -94,7 +99,7 @@ def ask(
             prompt=prompt,
             options=RequestOptions(
                 sampling=SamplingParams(**params),
-                logprobs=LogprobOptions(prompt_start=None, num_top=0, token_ids=()),
+                logprobs=LogprobOptions(prompt_start=prompt_start, num_top=0, token_ids=()),
                 adapter=llm.services.adapter_of("", adapter.replace(" ", "-")),
             ),
             n=n,
@@ -191,6 +196,38 @@ def test_other_kinds_of_layers(
     asked = [(name, text(9 + i, seed=i)) for i, name in enumerate(["", *paths, *paths, ""])]
     for (adapter, prompt), result in zip(asked, ask(llm, asked), strict=True):
         check(result, adapter, prompt, reference)
+
+
+@sweep(strength=1, kernels=kernels_here(), depth=[1, 2], chunk=[5, -1], is_tied=[True, False])
+def test_embeddings_and_output_layers(
+    tmp_path: Path,
+    make_llm: Callable[..., LLM],
+    kernels: str,
+    depth: int,
+    chunk: int,
+    is_tied: bool,
+) -> None:
+    """Of log probabilities of prompts, too: rows of logits that no token is sampled from. Where the
+    output layer is the embedding, an adapter of one of them leaves the other as it is."""
+    model_path = save_qwen3(tmp_path / "model", tie_word_embeddings=is_tied, hidden_size=64)
+    paths, reference = save_adapters(model_path, tmp_path / "adapters", VOCABULARY)
+    llm = make_llm(
+        model=str(model_path),
+        kernels=kernels,
+        overlap_depth=depth,
+        chunked_prefill_size=chunk,
+        lora_paths=named(paths),
+    )
+    asked = [(name, text(9 + i, seed=i)) for i, name in enumerate(["", *paths])]
+    for prompt_start in (None, 2):
+        results = ask(llm, asked, prompt_start=prompt_start)
+        for (adapter, prompt), result in zip(asked, results, strict=True):
+            check(result, adapter, prompt, reference)
+            if prompt_start is not None:
+                expected = reference(adapter, prompt)[prompt_start:-1]
+                targets = torch.tensor(prompt[prompt_start + 1 :])[:, None]
+                told = torch.tensor(result.prompt.logprobs.of_tokens())
+                assert (told - expected.gather(-1, targets)[:, 0]).abs().max() < CLOSE
 
 
 def test_adapters_differ_and_share_no_prefix(

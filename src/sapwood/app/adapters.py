@@ -14,9 +14,10 @@ from sapwood.app.loading import timed
 from sapwood.base.errors import StartupError
 from sapwood.engine.adapters import AdapterDesk, AdapterSlots, Loaded
 from sapwood.layers.adapters import AdapterContext
-from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter, read_tensors
+from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter
 from sapwood.lora.config import read_config
 from sapwood.lora.pool import AdapterPool
+from sapwood.lora.tensors import read_tensors
 from sapwood.schema.config.lora import LoraConfig
 from sapwood.schema.config.resolve import Decision
 
@@ -120,24 +121,30 @@ def build_adapters(
     pool = AdapterPool(device, context)
     loader = AdapterLoader(pool, model, max_rank=max_rank, modules=config.modules)
     max_bytes = config.max_loras_per_batch * largest_bytes(model, max_rank, config.modules)
-    slots = AdapterSlots(
-        config.max_loras_per_batch,
-        max_bytes,
-        policy="fifo" if config.lora_eviction_policy == "fifo" else "lru",
-    )
+    sizes: dict[str, int] = {}
     for path in config.paths:
         with timed(f"the adapter {path.name}"):
-            refused = slots.add(path.name, loader.read(path.name, path.path).num_bytes)
-        assert refused is None, "an adapter of the largest rank fits"
+            sizes[path.name] = loader.read(path.name, path.path).num_bytes
+    # Those with whole weights are larger than ranks tell.
+    most_at_once = sorted(sizes.values(), reverse=True)[: config.max_loras_per_batch]
+    slots = AdapterSlots(
+        config.max_loras_per_batch,
+        max(max_bytes, sum(most_at_once)),
+        policy="fifo" if config.lora_eviction_policy == "fifo" else "lru",
+    )
+    for name, num_bytes in sizes.items():
+        refused = slots.add(name, num_bytes)
+        assert refused is None, "each of these adapters fits"
     parts = AdapterParts(pool, AdapterDesk(slots, loader), loader)
     return parts, Decision("max_lora_rank", max_rank, why)
 
 
 def largest_bytes(model: AdaptableModel, max_rank: int, modules: frozenset[str] | None) -> int:
-    """Bytes of an adapter of that rank on all layers that may have one."""
+    """Bytes of an adapter of that rank on all layers that may have one, without whole weights."""
+    embeddings = {path: target for path, target in model.vocab.items() if target.low_rank}
     sizes = [
         sum(target.shape)
-        for path, target in model.targets.items()
+        for path, target in (*model.targets.items(), *embeddings.items())
         if modules is None or path.rpartition(".")[2] in modules
     ]
     return max_rank * sum(sizes) * model.dtype.itemsize

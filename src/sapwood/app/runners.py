@@ -102,7 +102,7 @@ def build_runner(
     model = load_model(resolved, watch=watch, routes=routes, adapters=context)
     adapters = None
     if context is not None and isinstance(model, Decoder):
-        places = adaptable(model.body_targets(), model.checkpoint_name, resolved.dtype)
+        places = adaptable(model.adapter_targets(), model.checkpoint_name, resolved.dtype)
         adapters, decision = build_adapters(lora, places, context, resolved.device)
         resolved.decisions.append(decision)
     captures = None

@@ -104,7 +104,7 @@ class AdapterSlots:
             return (
                 f"the adapter takes {num_bytes} bytes, but all adapters of a batch have "
                 f"{self._max_bytes} together; start the server with a larger --max-lora-rank or "
-                "--max-loras-per-batch"
+                "--max-loras-per-batch, or with this adapter among --lora-paths"
             )
         self._bytes[adapter_id] = num_bytes
         return None

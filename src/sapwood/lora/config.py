@@ -114,7 +114,6 @@ def _refuse(values: dict[str, Any], source: str) -> None:
         raise ConfigError(f"{source}: peft_type is {kind!r}; only LORA is served")
     for field, what in (
         ("use_dora", "DoRA scales the rows of the weights themselves"),
-        ("modules_to_save", "whole layers beside the low-rank ones"),
         ("trainable_token_indices", "embeddings of single tokens"),
         ("lora_bias", "a bias of the low-rank layers"),
         ("alora_invocation_tokens", "activated LoRA"),

@@ -140,12 +140,12 @@ class LogprobRecorder:
         self,
         scheduled: Sequence[ScheduledTokens],
         hidden: Tensor,
-        logits_of: Callable[[Tensor], Tensor],
+        logits_of: Callable[[Tensor, int], Tensor],
     ) -> dict[int, Measured]:
         """Log probabilities of the tokens that follow scored ones, by index in `scheduled`.
 
         hidden     [T, hidden]: hidden states of the step's tokens, after the last norm
-        logits_of  [n, hidden] -> [n, vocab]; called with few rows at a time, so that a long
+        logits_of  ([n, hidden], row of the request) -> [n, vocab]; called with few rows at a time, so that a long
                    prompt's logits never exist all at once
         """
         found: dict[int, Measured] = {}
@@ -157,7 +157,9 @@ class LogprobRecorder:
                 after = wanted.prompt_ids[entry.first_scored + 1 :][: entry.num_scored]
                 first = begin + entry.first_scored - entry.position
                 rows = hidden[first : first + entry.num_scored]
-                found[index] = self._in_pieces(rows, after, logits_of, wanted)
+                found[index] = self._in_pieces(
+                    rows, after, lambda piece, row=entry.row: logits_of(piece, row), wanted
+                )
             begin += entry.num_new
         return found
 
