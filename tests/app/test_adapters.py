@@ -4,18 +4,22 @@ come and go."""
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.frontends.serving.adapters import SENT
 from sapwood.frontends.serving.generate import adapted
 from sapwood.schema.logprobs import LogprobOptions
-from sapwood.schema.request import RequestOptions
+from sapwood.schema.request import RequestOptions, SentAdapter
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 from tests.adapters import VOCABULARY, LogProbs, save_adapters
@@ -317,6 +321,52 @@ def test_what_is_left_out_comes_back(
         (result,) = ask(llm, [(name, prompt)])
         check(result, name, prompt, reference)
     assert len(registry.loaded) == 2
+
+
+def test_ten_adapters_from_tensors_of_which_eight_are_kept(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    """SGLang's scenario of test_lora_load_from_tensor. Those that were left out come back."""
+    llm = make_llm(max_loras_per_batch=8, max_loaded_loras=8)
+    config = msgspec.json.decode((paths["patterns"] / "adapter_config.json").read_bytes())
+    tensors = load_file(paths["patterns"] / "adapter_model.safetensors")
+    for number in range(10):
+        llm.load_lora_adapter_from_tensors(f"lora{number}", tensors, config)
+    registry = llm.services.adapters
+    assert registry is not None
+    assert registry.loaded == [f"lora{number}" for number in range(2, 10)]
+    prompt = text(13, seed=8)
+    for name in ("lora9", "lora0"):
+        (result,) = ask(llm, [(name, prompt)])
+        check(result, "patterns", prompt, reference)
+    assert registry.loaded == ["lora0", *(f"lora{number}" for number in range(3, 10))]
+    llm.unload_lora_adapter("lora9")
+    with pytest.raises(NotFound, match="lora9"):
+        llm.generate(prompt, lora_path="lora9")
+    llm.load_lora_adapter_from_tensors("lora9", tensors, config)
+    (result,) = ask(llm, [("lora9", prompt)])
+    check(result, "patterns", prompt, reference)
+    other = {f"x.lora_{part}.weight": torch.ones(1, 1) for part in "AB"}
+    with pytest.raises(InvalidRequest, match="model has no such"):
+        llm.load_lora_adapter_from_tensors("other", other, config)
+
+
+def test_pickled_tensors(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    llm = make_llm()
+    registry = llm.services.adapters
+    assert registry is not None
+    config = (paths["patterns"] / "adapter_config.json").read_bytes()
+    tensors = pickle.dumps(load_file(paths["patterns"] / "adapter_model.safetensors"))
+    sent = SentAdapter(config=config, tensors=tensors, is_pickled=True)
+    llm.run(registry.load("pickled", SENT, sent=sent))
+    prompt = text(13, seed=8)
+    (result,) = ask(llm, [("pickled", prompt)])
+    check(result, "patterns", prompt, reference)
+    evil = SentAdapter(config=config, tensors=pickle.dumps(print), is_pickled=True)
+    with pytest.raises(InvalidRequest, match="must have a dict of tensors"):
+        llm.run(registry.load("evil", SENT, sent=evil))
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from sapwood.base.errors import StartupError
 from sapwood.engine.adapters import AdapterDesk, AdapterSlots, Loaded
 from sapwood.layers.adapters import AdapterContext
 from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter
-from sapwood.lora.config import read_config
+from sapwood.lora.config import parse_config, read_config
 from sapwood.lora.pool import AdapterPool
-from sapwood.lora.tensors import read_tensors
+from sapwood.lora.tensors import parse_tensors, read_tensors
 from sapwood.schema.config.lora import LoraConfig
 from sapwood.schema.config.resolve import Decision
+from sapwood.schema.request import LoadAdapter, SentAdapter
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,16 @@ class AdapterLoader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         self._finished: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
 
-    def read(self, adapter_id: str, path: str) -> Adapter:
+    def read(self, adapter_id: str, path: str, sent: SentAdapter | None = None) -> Adapter:
         """Read an adapter now and keep it. ConfigError if it cannot be served."""
-        folder = Path(path)
+        if sent is None:
+            tensors, config = read_tensors(Path(path)), read_config(Path(path))
+        else:
+            tensors = parse_tensors(sent.tensors, path, is_pickled=sent.is_pickled)
+            config = parse_config(sent.config, path)
         adapter = build_adapter(
-            read_tensors(folder),
-            read_config(folder),
+            tensors,
+            config,
             self._model,
             source=path,
             max_rank=self._max_rank,
@@ -72,8 +77,8 @@ class AdapterLoader:
 
     # ---- engine.adapters.AdapterRanks ----------------------------------------------------------
 
-    def load(self, call_id: str, adapter_id: str, path: str) -> None:
-        self._thread.submit(self._load, call_id, adapter_id, path)
+    def load(self, order: LoadAdapter) -> None:
+        self._thread.submit(self._load, order)
 
     def finished(self) -> list[Loaded]:
         found: list[Loaded] = []
@@ -88,15 +93,16 @@ class AdapterLoader:
         self._thread.shutdown(cancel_futures=True)
 
     @torch.inference_mode()
-    def _load(self, call_id: str, adapter_id: str, path: str) -> None:
+    def _load(self, order: LoadAdapter) -> None:
+        call_id, adapter_id = order.call_id, order.adapter_id
         done = Loaded(call_id=call_id, adapter_id=adapter_id)
         try:
-            num_bytes = self.read(adapter_id, path).num_bytes
+            num_bytes = self.read(adapter_id, order.path, order.sent).num_bytes
             done = Loaded(call_id=call_id, adapter_id=adapter_id, num_bytes=num_bytes)
         except StartupError as error:
             done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=error.message)
         except Exception as error:
-            log.exception("loading the adapter in %s failed", path)
+            log.exception("loading the adapter in %s failed", order.path)
             why = f"loading the adapter failed: {type(error).__name__}: {error}"
             done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=why)
         finally:
@@ -141,10 +147,11 @@ def build_adapters(
 
 def largest_bytes(model: AdaptableModel, max_rank: int, modules: frozenset[str] | None) -> int:
     """Bytes of an adapter of that rank on all layers that may have one, without whole weights."""
-    embeddings = {path: target for path, target in model.vocab.items() if target.low_rank}
+    shapes = [(path, target.shape) for path, target in model.targets.items()]
+    shapes += [(path, target.shape) for path, target in model.vocab.items() if target.low_rank]
     sizes = [
-        sum(target.shape)
-        for path, target in (*model.targets.items(), *embeddings.items())
+        sum(shape)
+        for path, shape in shapes
         if modules is None or path.rpartition(".")[2] in modules
     ]
     return max_rank * sum(sizes) * model.dtype.itemsize

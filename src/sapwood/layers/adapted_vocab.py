@@ -66,7 +66,7 @@ class EmbeddingSite:
             self._additions[slot] = addition
 
     def change(self, token_ids: Tensor, vectors: Tensor) -> None:
-        """Change the vectors [T, hidden] of these tokens [T], in place, as the step's adapters do."""
+        """Change the vectors [T, hidden] of these tokens [T], in place, by the step's adapters."""
         step = self._context.step
         if step is None:
             return

@@ -98,13 +98,18 @@ def read_config(folder: Path) -> AdapterConfig:
             f"{folder} is no LoRA adapter: {CONFIG_FILE} cannot be read ({error.strerror}); give "
             "the folder that PEFT's save_pretrained wrote"
         ) from None
+    return parse_config(text, str(folder))
+
+
+def parse_config(text: bytes, source: str) -> AdapterConfig:
+    """The configuration from what adapter_config.json has; ConfigError as `adapter_config`."""
     if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has over {MAX_CONFIG_BYTES} bytes")
+        raise ConfigError(f"{source}: {CONFIG_FILE} has over {MAX_CONFIG_BYTES} bytes")
     try:
         values = msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is no JSON object: {error}") from None
-    return adapter_config(values, str(folder))
+        raise ConfigError(f"{source}: {CONFIG_FILE} is no JSON object: {error}") from None
+    return adapter_config(values, source)
 
 
 def _refuse(values: dict[str, Any], source: str) -> None:

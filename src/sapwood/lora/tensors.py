@@ -11,10 +11,11 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
+from sapwood.lora.pickled import read_pickle
 
 _PREFIXES = ("base_model.model.", "base_model.")
 _LINEAR = (".lora_A.weight", ".lora_B.weight")
@@ -55,6 +56,23 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     ) as error:  # fmt: skip
         raise ConfigError(f"{folder}: the adapter's tensors cannot be read: {error}") from error
     raise ConfigError(f"{folder} has neither {_SAFETENSORS} nor {_PICKLED}")
+
+
+def parse_tensors(data: bytes, source: str, *, is_pickled: bool) -> dict[str, Tensor]:
+    """The tensors in these bytes, on the host; `source` names the adapter in errors.
+
+    is_pickled  whether they are a pickle of a dict of tensors; else they are in the safetensors
+                format
+    Raises      ConfigError for anything else
+    """
+    if is_pickled:
+        return read_pickle(data, source)
+    try:
+        return load(data)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{source}: the tensors cannot be read as safetensors: {error}"
+        ) from error
 
 
 def sorted_tensors(tensors: Mapping[str, Tensor], source: str) -> AdapterTensors:
