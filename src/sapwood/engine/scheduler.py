@@ -40,8 +40,8 @@ from sapwood.engine.preemption import Preemption
 from sapwood.engine.prefixes import PrefixesInProgress
 from sapwood.engine.queue_order import QueueOrder
 from sapwood.engine.request_state import Phase, RequestState
+from sapwood.engine.running import RunningRequests
 from sapwood.engine.speculation import Speculation
-from sapwood.memory.lease import Lease
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
@@ -85,7 +85,6 @@ class Scheduler:
         """
         self._switch_length = switch_length
         self._gate = GrammarGate(grammars)
-        self._ended_rows: list[int] = []
         self._ledger = ledger
         self._keeps_states = ledger.keeps_states and ledger.keeps_prefixes
         chunk = config.chunked_prefill_size
@@ -115,16 +114,18 @@ class Scheduler:
         self._delayer = PrefillDelayer.of(config)
         self._reserve = OutputReserve(config.schedule_conservativeness)
         self._rng = random.Random(config.random_seed)
-        self._free_rows = list(range(config.max_running_requests - 1, -1, -1))
         self._waiting: list[RequestState] = []
-        self._running: list[RequestState] = []
+        self._adapters = AdapterSlots() if adapters is None else adapters
+        self._running = RunningRequests(
+            ledger, self._prefixes, self._adapters, clock, num_rows=config.max_running_requests
+        )
         self._order = QueueOrder(config.schedule_policy, ledger, self._rng, self._urgency)
         self._preemption = Preemption(
             self._precedence,
             ledger,
             self._reserve,
-            running=self._running,
-            free_rows=self._free_rows,
+            running=self._running.states,
+            free_rows=self._running.free_rows,
             token_budget=self._token_budget,
             urgency=self._urgency,
         )
@@ -135,7 +136,6 @@ class Scheduler:
         self._counts: Counter[str] = Counter()
         self._feeds_rows = token_feed is TokenFeed.ROW
         self._speculation = speculation
-        self._adapters = AdapterSlots() if adapters is None else adapters
 
     # ---- requests in -----------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether there is anything to do now besides waiting for grammars to be compiled."""
-        return len(self._open) > self._gate.num_held or bool(self._ended_rows)
+        return len(self._open) > self._gate.num_held or self._running.has_ended_rows
 
     @property
     def open_request_ids(self) -> list[str]:
@@ -228,7 +228,7 @@ class Scheduler:
             preferred is not None or not self._is_held_back(budget)
         )
         starts = self._admit(budget, shares, preferred) if may_admit else []
-        ends, self._ended_rows = self._ended_rows, []
+        ends = self._running.take_ended_rows()
         if not shares and not ends:
             return None
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
@@ -288,7 +288,7 @@ class Scheduler:
                 values = result.values.get(index, b"")
                 outputs.append(request_output(state, new_ids, logprobs, values=values))
             if state.phase is Phase.RUNNING and state.num_runs == num_runs:
-                self._share_prompt(state)
+                self._running.share_prompt(state)
         return outputs
 
     def _finish_if_done(
@@ -320,7 +320,7 @@ class Scheduler:
             self._ledger,
             self._speculation,
             self._adapters,
-            running=self._running,
+            running=self._running.states,
             num_waiting=len(self._waiting),
             open_requests=self._open.values(),
             new_token_ratio=self._reserve.ratio,
@@ -339,7 +339,7 @@ class Scheduler:
             return failed(wrong)
         if (
             len(self._waiting) >= self._max_queued
-            and len(self._waiting) >= len(self._free_rows)  # else it runs at once
+            and len(self._waiting) >= len(self._running.free_rows)  # else it runs at once
             and not self._displace(self._precedence.rank(request.options.priority))
         ):
             return queue_is_full("The request queue is full.")
@@ -376,7 +376,7 @@ class Scheduler:
         most = max(self._urgency(state) for state in self._waiting)
         ready = (
             state
-            for state in self._order.of(self._waiting, self._running)
+            for state in self._order.of(self._waiting, self._running.states)
             if not state.num_pending_outputs
             and not self._gate.holds(state)
             and self._adapters.has_room(state.options.adapter)
@@ -394,11 +394,11 @@ class Scheduler:
 
     def _is_held_back(self, budget: int) -> bool:
         """Whether the prefill delayer keeps this step from admitting requests."""
-        if self._delayer is None or not self._waiting or not self._free_rows or budget == 0:
+        if self._delayer is None or not self._waiting or not self._running.free_rows or budget == 0:
             return False
         return self._delayer.holds_back(
             num_running=len(self._running),
-            fills_a_step=len(self._waiting) >= len(self._free_rows)
+            fills_a_step=len(self._waiting) >= len(self._running.free_rows)
             or sum(state.num_missing_tokens for state in self._waiting) >= budget,
             token_usage=self._ledger.num_leased_pages / self._ledger.num_pages,
         )
@@ -474,17 +474,17 @@ class Scheduler:
         preferred  the request for which others were preempted; it comes before all others
         """
         starts: list[RequestState] = []
-        if budget == 0 or not self._waiting or not self._free_rows:
+        if budget == 0 or not self._waiting or not self._running.free_rows:
             return starts
         growth = ExpectedGrowth(self._ledger, self._reserve)
         for running in self._running:
             growth.count(running)
-        order = self._order.of(self._waiting, self._running)
+        order = self._order.of(self._waiting, self._running.states)
         if preferred is not None:
             order = [preferred, *(state for state in order if state is not preferred)]
         turns = AdapterTurns(self._adapters, self._clock.now_s())
         for state in order:
-            if budget == 0 or not self._free_rows:
+            if budget == 0 or not self._running.free_rows:
                 break
             if state.num_pending_outputs or self._gate.holds(state) or turns.passes_over(state):
                 continue
@@ -508,40 +508,14 @@ class Scheduler:
             if not fits or not self._ledger.reserve(lease, state.num_tokens, num_hit, end):
                 self._ledger.release(lease)
                 break
-            self._run(state, lease, num_hit)
+            self._running.begin(state, lease, num_hit, self._counts)
+            self._waiting.remove(state)
             starts.append(state)
             shares.append((state, num_new))
             budget -= num_new
         return starts
 
-    # ---- one prefix is computed once ---------------------------------------------------------
-
-    def _share_prompt(self, state: RequestState) -> None:
-        """Let other requests hit the computed part of the prompt, after each of its chunks."""
-        assert state.lease is not None, "a running request has a lease"
-        num_computed = min(state.num_computed_tokens, state.num_prompt_tokens)
-        num_pages = num_computed // self._ledger.page_size
-        if state.shares_prefixes and num_pages > state.lease.num_shared:
-            self._ledger.commit(state.lease, state.key(num_computed))
-        if num_computed == state.num_prompt_tokens:
-            self._prefixes.withdraw(state)
-
     # ---- lifecycle ---------------------------------------------------------------------------
-
-    def _run(self, state: RequestState, lease: Lease, num_hit: int) -> None:
-        state.move_to(Phase.RUNNING)
-        state.lease = lease
-        state.begin_run(self._free_rows.pop())
-        state.adapter_slot = self._adapters.acquire(state.options.adapter)
-        state.num_computed_tokens = num_hit
-        self._ledger.count_hit(lease)
-        if state.num_cached_tokens is None:
-            state.num_cached_tokens = min(num_hit, state.num_prompt_tokens)
-            state.queue_time_s = self._clock.now_s() - state.arrival_s
-            self._counts["cached"] += state.num_cached_tokens
-        self._waiting.remove(state)
-        self._running.append(state)
-        self._prefixes.announce(state)
 
     def _retract(self, state: RequestState) -> None:
         self._counts["retracted"] += 1
@@ -550,26 +524,10 @@ class Scheduler:
 
     def _requeue(self, state: RequestState) -> None:
         """Let a running request wait again; its KV stays as a prefix while the pool has room."""
-        self._leave(state)
+        self._running.leave(state)
         state.move_to(Phase.WAITING)
         state.num_computed_tokens = 0
         self._waiting.append(state)
-
-    def _leave(self, state: RequestState) -> None:
-        """Give back the row and the pages of a running request."""
-        assert state.lease is not None, "a running request has a lease"
-        num_shareable = min(state.num_computed_tokens, state.num_known_tokens)
-        if state.shares_prefixes:
-            self._ledger.commit(state.lease, state.key(num_shareable))
-        self._ledger.release(state.lease)
-        self._prefixes.withdraw(state)
-        state.lease = None
-        if state.options.sampling.grammar is not None:
-            self._ended_rows.append(state.row)
-        self._free_rows.append(state.row)
-        self._adapters.release(state.options.adapter)
-        state.row = -1
-        self._running.remove(state)
 
     def _take(self, state: RequestState, token_ids: list[int]) -> list[int]:
         """Append output tokens until one ends the request. Returns those that were appended."""
@@ -588,7 +546,7 @@ class Scheduler:
 
     def _end(self, state: RequestState, finish: Finish) -> None:
         if state.phase is Phase.RUNNING:
-            self._leave(state)
+            self._running.leave(state)
         elif state.phase is Phase.WAITING:
             self._waiting.remove(state)
         self._gate.leave(state)
