@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,11 @@ class AdapterLoader:
         *,
         max_rank: int,
         modules: frozenset[str] | None,
+        find: Callable[[str], Path],
     ) -> None:
+        """`find` gives the folder that a path, a catalogue name or a hub repository names."""
         self._pool = pool
+        self._find = find
         self._model = model
         self._max_rank = max_rank
         self._modules = modules
@@ -60,7 +64,8 @@ class AdapterLoader:
     def read(self, adapter_id: str, path: str, sent: SentAdapter | None = None) -> Adapter:
         """Read an adapter now and keep it. ConfigError if it cannot be served."""
         if sent is None:
-            tensors, config = read_tensors(Path(path)), read_config(Path(path))
+            folder = self._find(path)
+            tensors, config = read_tensors(folder), read_config(folder)
         else:
             tensors = parse_tensors(sent.tensors, path, is_pickled=sent.is_pickled)
             config = parse_config(sent.config, path)
@@ -114,18 +119,21 @@ def build_adapters(
     model: AdaptableModel,
     context: AdapterContext,
     device: torch.device,
+    find: Callable[[str], Path],
 ) -> tuple[AdapterParts, Decision]:
     """The parts, with the adapters of --lora-paths loaded under their names.
 
     context  of the model's layers
-    Raises   ConfigError if one of these adapters cannot be served
+    find     as in AdapterLoader
+    Raises   ModelSourceError for an adapter that is nowhere, and ConfigError if one cannot be
+             served
     """
     max_rank, why = config.max_lora_rank, "as asked"
     if max_rank is None:
-        ranks = [read_config(Path(path.path)).max_rank for path in config.paths]
+        ranks = [read_config(find(path.path)).max_rank for path in config.paths]
         max_rank, why = max(ranks), "the largest rank among --lora-paths"
     pool = AdapterPool(device, context)
-    loader = AdapterLoader(pool, model, max_rank=max_rank, modules=config.modules)
+    loader = AdapterLoader(pool, model, max_rank=max_rank, modules=config.modules, find=find)
     max_bytes = config.max_loras_per_batch * largest_bytes(model, max_rank, config.modules)
     sizes: dict[str, int] = {}
     for path in config.paths:

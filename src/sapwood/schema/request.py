@@ -164,7 +164,7 @@ class LoadAdapter(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     adapter_id  new for each load, so that nothing that was computed with an older adapter of the
                 same name is taken for this one's
-    path        the folder that PEFT's save_pretrained wrote
+    path        the folder that PEFT's save_pretrained wrote, a catalogue name, or a hub repository
     sent        the adapter itself; it is in no folder then
     """
 

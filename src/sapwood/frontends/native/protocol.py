@@ -88,7 +88,7 @@ class LoadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /load_lora_adapter: adds an adapter while the server serves.
 
     lora_name  by which requests name it
-    lora_path  a folder on the server, as PEFT's save_pretrained wrote it
+    lora_path  a folder on the server, as PEFT's save_pretrained wrote it, or a hub repository
     pinned     whether it stays in memory even if it is the one unused longest
     """
 
