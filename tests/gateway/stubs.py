@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sapwood.app.gateway import callers_of
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.gateway.app import Gateway
 from sapwood.gateway.worker import Worker, WorkerState
@@ -221,7 +222,7 @@ async def bench(*stubs: Stub, wait: bool = True, **options: Any) -> AsyncIterato
             stub.url = engine.url
         urls = ",".join(engine.url for engine in engines)
         config = GatewayConfig(port=0, worker_urls=urls, **options)
-        gateway = Gateway(config, access_of(config))
+        gateway = Gateway(config, access_of(config, callers_of(config)))
         stack.push_async_callback(gateway.close)
         served = await stack.enter_async_context(Running(gateway))
         client = await stack.enter_async_context(

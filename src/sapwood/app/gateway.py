@@ -16,6 +16,7 @@ from sapwood.app.http_server import HttpServer, access_of
 from sapwood.base.errors import ConfigError
 from sapwood.base.stopping import StopSignals
 from sapwood.gateway.app import Gateway, metrics_app
+from sapwood.http.callers import Caller, Callers, NamedKeys, Role, digest_of
 from sapwood.observe.log import configure_logging
 from sapwood.schema.config.gateway import GatewayConfig
 
@@ -33,7 +34,7 @@ def route(config: GatewayConfig) -> int:
 
 
 async def _route(config: GatewayConfig, stop: StopSignals) -> int:
-    gateway = Gateway(config, access_of(config))
+    gateway = Gateway(config, access_of(config, callers_of(config)))
 
     def drain() -> None:
         gateway.is_draining = True
@@ -49,6 +50,33 @@ async def _route(config: GatewayConfig, stop: StopSignals) -> int:
         await gateway.close()
     log.info("ended")
     return 0
+
+
+def callers_of(config: GatewayConfig) -> tuple[Callers, ...]:
+    """Those who know callers with names and roles, as the options say."""
+    found: list[Callers] = []
+    if config.named_keys:
+        found.append(
+            NamedKeys(
+                {
+                    digest_of(key): Caller(f"{name} ({id_})", Role(role))
+                    for id_, name, role, key in config.named_keys
+                }
+            )
+        )
+    if config.jwt_issuer is not None:
+        # The library is only needed for tokens.
+        from sapwood.gateway.tokens import TokenCallers
+
+        found.append(
+            TokenCallers(
+                issuer=config.jwt_issuer,
+                audience=config.jwt_audience,
+                key_set_url=config.jwt_jwks_uri,
+                roles={name: Role(role) for name, role in config.token_roles.items()},
+            )
+        )
+    return tuple(found)
 
 
 async def _announce(

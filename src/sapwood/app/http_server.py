@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sapwood.base.errors import ConfigError
 from sapwood.http.access import Access
+from sapwood.http.callers import Callers
 from sapwood.http.known_hosts import is_loopback
 from sapwood.schema.config.listening import ListeningConfig
 
@@ -115,18 +116,23 @@ class ImpatientProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def access_of(server: ListeningConfig) -> Access:
-    """The access to the server that its options describe."""
+def access_of(server: ListeningConfig, callers: tuple[Callers, ...] = ()) -> Access:
+    """The access to the server that its options describe.
+
+    callers  know those with keys of their own
+    """
     # A page that has rebound its name brings no key, and no certificate of that name. Where pages
     # of all origins are allowed, it needs no such trick.
     is_safe = (
         server.api_key is not None
+        or bool(callers)
         or server.ssl_certfile is not None
         or "*" in server.allowed_origins
     )
     return Access(
         api_key=server.api_key,
         admin_api_key=server.admin_api_key,
+        callers=callers,
         allowed_origins=server.allowed_origins,
         allowed_hosts=("*",) if is_safe else (*server.host_names, server.host),
         is_local=is_loopback(server.host),

@@ -9,6 +9,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.base.errors import Overloaded
+from sapwood.gateway.audit import audit
+from sapwood.gateway.caller_rates import CallerRates
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
 from sapwood.gateway.found import found_dialect
@@ -20,9 +22,11 @@ from sapwood.gateway.retries import RetryBudget, RetryLimits
 from sapwood.gateway.steering import steering_dialect
 from sapwood.gateway.worker import WorkerSpec
 from sapwood.http.access import Access, Guarded
+from sapwood.http.auth import CALLER
 from sapwood.http.body import BodyLimits
+from sapwood.http.callers import Caller
 from sapwood.http.endpoints import EndpointTable
-from sapwood.http.errors import error_response
+from sapwood.http.errors import TooManyRequests, error_response
 from sapwood.http.failures import answer_errors
 from sapwood.observe.metrics import CONTENT_TYPE
 from sapwood.schema.config.gateway import GatewayConfig
@@ -67,7 +71,7 @@ class Gateway:
             limits=ProxyLimits(
                 timeout_s=config.request_timeout_secs,
                 stream_idle_s=config.stream_idle_timeout_secs,
-                pass_key=access.api_key is None and access.admin_api_key is None,
+                pass_key=not access.asks_for_keys,
                 id_headers=config.id_headers,
             ),
             metrics=self.metrics,
@@ -90,7 +94,11 @@ class Gateway:
         )
         answer_errors(app, endpoints)
         self._endpoints = endpoints
-        guarded: ASGIApp = Guarded(app, access=access, endpoints=endpoints)
+        self._rates = (
+            None if config.rate_limit_per_key is None else CallerRates(config.rate_limit_per_key)
+        )
+        self._audits = not config.disable_audit_logging
+        guarded: ASGIApp = Guarded(self._within_rate(app), access=access, endpoints=endpoints)
         self._app = guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,6 +123,25 @@ class Gateway:
         finally:
             self._count(scope, status)
 
+    def _within_rate(self, app: ASGIApp) -> ASGIApp:
+        """The application behind the limit on each caller's requests, if there is one."""
+        rates = self._rates
+        if rates is None:
+            return app
+
+        async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+            caller: Caller | None = scope.get(CALLER)
+            try:
+                if caller is not None:
+                    rates.take(caller)
+            except TooManyRequests as refusal:
+                body = self._endpoints.error_form(scope["path"]).body
+                await error_response(refusal, body)(scope, receive, send)
+                return
+            await app(scope, receive, send)
+
+        return limited
+
     async def close(self) -> None:
         await self.fleet.close()
 
@@ -126,6 +153,8 @@ class Gateway:
         )
         self.metrics.http_requests[method, path] += 1
         self.metrics.http_responses[method, path, str(status)] += 1
+        if self._audits and endpoint is not None and endpoint.access == "admin":
+            audit(scope, status)
 
 
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"})

@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.http.auth import KeysOnly
+from sapwood.http.callers import Callers
 from sapwood.http.endpoints import EndpointTable
 from sapwood.http.known_hosts import KnownHostsOnly
 from sapwood.http.origin import SameOriginOnly
@@ -21,7 +22,9 @@ class Access:
 
     api_key          opens all endpoints, except those for admins if there is an admin key; None:
                      users need no key
-    admin_api_key    opens all endpoints; None: the API key opens those for admins too
+    admin_api_key    opens all endpoints; None: the API key opens those for admins too, if there are
+                     no `callers`
+    callers          know callers with keys and roles of their own
     allowed_origins  origins of web pages that may use the server besides its own; "*": all
     allowed_hosts    names of the server, besides its addresses and those of private networks;
                      "*": any
@@ -30,9 +33,15 @@ class Access:
 
     api_key: str | None = field(default=None, repr=False)
     admin_api_key: str | None = field(default=None, repr=False)
+    callers: tuple[Callers, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     is_local: bool = False
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether any endpoint needs a key."""
+        return self.api_key is not None or self.admin_api_key is not None or bool(self.callers)
 
 
 class Guarded:
@@ -44,12 +53,13 @@ class Guarded:
 
     def __init__(self, app: ASGIApp, *, access: Access, endpoints: EndpointTable) -> None:
         guarded = app
-        if access.api_key is not None or access.admin_api_key is not None:
+        if access.asks_for_keys:
             guarded = KeysOnly(
                 guarded,
                 endpoints=endpoints,
                 api_key=access.api_key,
                 admin_api_key=access.admin_api_key,
+                callers=access.callers,
             )
         guarded = SameOriginOnly(guarded, endpoints=endpoints, allowed=access.allowed_origins)
         guarded = KnownHostsOnly(

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hmac
-from hashlib import sha256
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sapwood.base.errors import SapwoodError
+from sapwood.http.callers import Caller, Callers, Role, digest_of
 from sapwood.http.endpoints import EndpointTable
 from sapwood.http.errors import NotAllowed, NotAuthenticated, error_response
+
+CALLER = "sapwood.caller"
+"""Where a request's scope has the caller whose key opened the endpoint."""
 
 
 class KeysOnly:
     """ASGI middleware that answers 401 or 403 to a request with no key or with the wrong key.
 
     A key is `Authorization: Bearer KEY`, as OpenAI's clients send it, or `x-api-key: KEY`, as
-    Anthropic's do. All else passes untouched. With an admin key and no API key, only the admin
-    endpoints need a key. A path without an endpoint needs the key that users need.
+    Anthropic's do. All else passes untouched. With an admin key and no other, only the admin
+    endpoints need a key. Where callers have roles, the API key is one of a user. A path without an
+    endpoint needs the key that users need.
     """
 
     def __init__(
@@ -27,14 +33,18 @@ class KeysOnly:
         endpoints: EndpointTable,
         api_key: str | None,
         admin_api_key: str | None,
+        callers: Sequence[Callers] = (),
     ) -> None:
         self._app = app
         self._endpoints = endpoints
-        self._api_key = None if api_key is None else _digest(api_key)
-        self._admin_key = None if admin_api_key is None else _digest(admin_api_key)
+        self._api_key = None if api_key is None else digest_of(api_key)
+        self._admin_key = None if admin_api_key is None else digest_of(admin_api_key)
+        self._callers = tuple(callers)
+        has_admins = self._admin_key is not None or bool(self._callers)
+        self._api_role = Role.USER if has_admins else Role.ADMIN
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        refusal = await self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self._app(scope, receive, send)
             return
@@ -43,26 +53,51 @@ class KeysOnly:
             response.headers["WWW-Authenticate"] = "Bearer"
         await response(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> NotAuthenticated | NotAllowed | None:
+    async def _refusal(self, scope: Scope) -> SapwoodError | None:
         path = scope["path"]
         endpoint = self._endpoints.find(scope["method"], path)
         access = "user" if endpoint is None else endpoint.access
         if scope["method"] == "OPTIONS" or access == "open":
             return None
-        needs_admin = access == "admin" and self._admin_key is not None
-        if not needs_admin and self._api_key is None:
+        users_need_keys = self._api_key is not None or bool(self._callers)
+        if not users_need_keys and (access != "admin" or self._admin_key is None):
             return None
         given = _given_key(Headers(scope=scope))
+        try:
+            caller = await self._caller(given)
+        except SapwoodError as error:
+            return error
+        needs_admin = access == "admin" and self._api_role is not Role.ADMIN
+        if caller is None:
+            return self._not_authenticated(path, needs_admin, given)
+        scope[CALLER] = caller
+        if not needs_admin or caller.role is Role.ADMIN:
+            return None
+        if self._callers:
+            return NotAllowed(f"{path} needs the role admin, and {caller.name} has the role user")
+        return NotAllowed(f"{path} needs the admin key of this server, and this is its API key")
+
+    async def _caller(self, given: str) -> Caller | None:
         # Both keys are compared in any case, as digests of equal length: the time reveals nothing.
-        digest = _digest(given)
+        digest = digest_of(given)
         is_user = self._api_key is not None and hmac.compare_digest(digest, self._api_key)
         is_admin = self._admin_key is not None and hmac.compare_digest(digest, self._admin_key)
-        if is_admin or (is_user and not needs_admin):
-            return None
+        if is_admin:
+            return Caller("the admin key", Role.ADMIN)
         if is_user:
-            return NotAllowed(f"{path} needs the admin key of this server, and this is its API key")
-        name = "the admin key" if needs_admin else "an API key"
+            return Caller("the API key", self._api_role)
+        if given:
+            for callers in self._callers:
+                caller = await callers.find(given)
+                if caller is not None:
+                    return caller
+        return None
+
+    def _not_authenticated(self, path: str, needs_admin: bool, given: str) -> NotAuthenticated:
         problem = "this is not it" if given else "none was sent"
+        name = "an API key"
+        if needs_admin:
+            name = "a key with the role admin" if self._callers else "the admin key"
         return NotAuthenticated(
             f"{path} needs {name} of this server and {problem}; send it as "
             "`Authorization: Bearer KEY` or `x-api-key: KEY`"
@@ -74,7 +109,3 @@ def _given_key(headers: Headers) -> str:
     if scheme.lower() == "bearer" and value.strip():
         return value.strip()
     return headers.get("x-api-key", "").strip()
-
-
-def _digest(key: str) -> bytes:
-    return sha256(key.encode("latin-1", "replace")).digest()

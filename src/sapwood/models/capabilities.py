@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -73,6 +74,7 @@ def capabilities() -> Iterator[Capabilities]:
             yield _capabilities_of(name)
 
 
+@functools.cache
 def _capabilities_of(name: str) -> Capabilities:
     found = decoder_class(name)
     config = found.read(_example(name, found))

@@ -24,6 +24,7 @@ from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.registry import read_decoder
+from sapwood.schema.cache import RECURRENT
 
 CPU = torch.device("cpu")
 
@@ -126,7 +127,7 @@ def make_kv_caches(
             torch.full(
                 (num_pages, tensor.shape[0] // size, *tensor.shape[1:]),
                 torch.nan,
-                dtype=state_dtype,
+                dtype=torch.float32 if tensor.dtype == RECURRENT else state_dtype,
             )
             for tensor in kept.tensors.values()
         )
@@ -134,8 +135,8 @@ def make_kv_caches(
         for layer in kept.layers
     }
     caches = []
-    for layer in range(config.num_layers):
-        heads = config.heads_of(layer)
+    for layer in range(1 + max([config.num_layers - 1, *states])):
+        heads = None if layer in states else config.heads_of(layer)
         if heads is None or heads.source is not None:
             caches.append(states.get(layer, ()))
         elif config.latent is not None:

@@ -33,11 +33,15 @@ from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.experts import Experts, route
 from sapwood.kernels.reference.low_rank import ReferenceLowRank
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
+from sapwood.kernels.reference.state_space import selective_scan
+from sapwood.kernels.reference.states import gated_delta_rule, gated_rms_norm
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
-from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.experts import activation_of
 
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
@@ -279,6 +283,8 @@ class ReferenceKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
         out = torch.empty_like(x)
         num_past = weight.shape[1] - 1
@@ -293,10 +299,43 @@ class ReferenceKernels:
                 window = inputs[:, token : token + num_past + 1]
                 total = (window.float() * weight.float()).sum(dim=1)
                 total = total if bias is None else total + bias.float()
+                total = total * torch.sigmoid(total) if silu else total
                 out[start + token] = total.to(x.dtype)
             states[slot] = inputs[:, num_new:]
             start += num_new
         return out
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         read = [tensor[row].clone() for row in source.tolist()]
@@ -307,6 +346,10 @@ class ReferenceKernels:
         for row, logit in zip(x, gate.float()[:, 0].tolist(), strict=True):
             row.copy_(row.float() / (1.0 + math.exp(-logit)))
 
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        for row, logits in zip(x, gate.float(), strict=True):
+            row.copy_(row.float() / (1.0 + torch.exp(-logits)))
+
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)
 
@@ -316,10 +359,10 @@ class ReferenceKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return Experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return Experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

@@ -22,6 +22,7 @@ POLICIES = (
     "manual",
     "bucket",
 )
+ROLES = ("user", "admin")
 ASSIGNMENT_MODES = ("random", "min_load", "min_group")
 
 _SECONDS = (
@@ -207,6 +208,40 @@ class GatewayConfig(ListeningConfig):
         "Headers in which a client may name its request, in order of preference; workers and "
         "clients get the name in x-request-id.",
     )
+    control_plane_api_keys: str = option(
+        "",
+        "Keys of callers with names and roles, as id:name:role:key, separated by commas; the role "
+        "is user or admin. Better given in the environment than on the command line. With them, or "
+        "with --jwt-issuer, every request needs a key, and those that steer need the role admin.",
+        secret=True,
+    )
+    jwt_issuer: str | None = option(
+        None,
+        "Issuer (OpenID Connect) whose tokens are keys too, such as https://login.example.com; "
+        "default: no tokens.",
+    )
+    jwt_audience: str | None = option(
+        None,
+        "Audience that a token must name: this gateway's name at the issuer; needed with "
+        "--jwt-issuer.",
+    )
+    jwt_jwks_uri: str | None = option(
+        None,
+        "Address of the issuer's public keys; default: as its discovery document says.",
+    )
+    jwt_role_mapping: str = option(
+        "admin=admin,user=user",
+        "What a name in a token's roles, role or groups means here, as NAME=admin or NAME=user, "
+        "separated by commas.",
+    )
+    rate_limit_per_key: float | None = option(
+        None,
+        "Each caller may send so many requests per second; more are refused with 429. Callers "
+        "are told apart by their keys; default: no limit.",
+    )
+    disable_audit_logging: bool = option(
+        False, "Do not log who calls the routes that steer the gateway."
+    )
     prometheus_host: str = option("127.0.0.1", "Address on which /metrics is served.")
     prometheus_port: int = option(
         29000, "Port on which /metrics is served; 0: a free one, printed; -1: none.", unit="port"
@@ -232,8 +267,67 @@ class GatewayConfig(ListeningConfig):
             raise ConfigError(f"--rate-limit-tokens-per-second is {rate} but must be > 0")
         if not self.health_check_endpoint.startswith("/"):
             raise ConfigError("--health-check-endpoint must begin with a slash, such as /health")
+        self._check_callers()
         if not self.id_headers:
             raise ConfigError("--request-id-headers must name at least one header")
+
+    def _check_callers(self) -> None:
+        keys = self.named_keys
+        if len({id_ for id_, _, _, _ in keys}) < len(keys):
+            raise ConfigError("--control-plane-api-keys has two keys with the same id")
+        if len({key for _, _, _, key in keys}) < len(keys):
+            raise ConfigError("--control-plane-api-keys has the same key twice")
+        if self.jwt_issuer is None:
+            for name in ("jwt_audience", "jwt_jwks_uri"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(
+                        f"--{name.replace('_', '-')} does nothing without --jwt-issuer; give both"
+                    )
+        elif self.jwt_audience is None:
+            raise ConfigError(
+                "--jwt-issuer needs --jwt-audience, or tokens that are meant for other services "
+                "would open this gateway"
+            )
+        if not self.token_roles:
+            raise ConfigError("--jwt-role-mapping names no role")
+        rate = self.rate_limit_per_key
+        if rate is None:
+            return
+        if not 0 < rate < math.inf:
+            raise ConfigError(f"--rate-limit-per-key is {rate} but must be > 0")
+        if self.api_key is None and not keys and self.jwt_issuer is None:
+            raise ConfigError(
+                "--rate-limit-per-key needs keys by which callers are told apart: give --api-key, "
+                "--control-plane-api-keys or --jwt-issuer"
+            )
+
+    @property
+    def named_keys(self) -> tuple[tuple[str, str, str, str], ...]:
+        """(id, name, role, key) of each of --control-plane-api-keys."""
+        found = []
+        for number, text in enumerate(_parts(self.control_plane_api_keys), start=1):
+            id_, name, role, key = (*text.split(":", 3), "", "", "")[:4]
+            if not (id_ and name and key) or role not in ROLES:
+                # The text holds a key: it must not come into a log.
+                raise ConfigError(
+                    f"entry {number} of --control-plane-api-keys is not as id:name:role:key, with "
+                    "a role user or admin"
+                )
+            found.append((id_, name, role, key))
+        return tuple(found)
+
+    @property
+    def token_roles(self) -> dict[str, str]:
+        """Name in a token -> role."""
+        found = {}
+        for text in _parts(self.jwt_role_mapping):
+            name, equals, role = text.rpartition("=")
+            if not name or not equals or role not in ROLES:
+                raise ConfigError(
+                    f"--jwt-role-mapping has {text!r}, but each part is NAME=admin or NAME=user"
+                )
+            found[name] = role
+        return found
 
     def _check(self, name: str, is_right: Callable[[Any], bool], must_be: str) -> None:
         value = getattr(self, name)
@@ -242,11 +336,15 @@ class GatewayConfig(ListeningConfig):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        parts = (part.strip() for part in self.worker_urls.replace(" ", ",").split(","))
-        return tuple(part for part in parts if part)
+        return _parts(self.worker_urls.replace(" ", ","))
 
     @property
     def id_headers(self) -> tuple[bytes, ...]:
         """In lower case, in order of preference."""
         names = (name.strip().lower() for name in self.request_id_headers.split(","))
         return tuple(name.encode("latin-1", "replace") for name in names if name)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = (part.strip() for part in text.split(","))
+    return tuple(part for part in parts if part)
