@@ -5,6 +5,7 @@ Source: DeepSeek-AI 2025, DeepSeek-V3.2-Exp."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -136,7 +137,7 @@ class Indexer(Chooser):
         found = self._q.targets() | self._k.targets() | self._weights.targets()
         width = self._sizes.head_dim
         norms = {
-            name: Target((width,), lambda whole, own=own: self._put_norm(own, whole))
+            name: Target((width,), partial(self._put_norm, own))
             for name, own in zip(("weight", "bias"), self._norm, strict=True)
         }
         return found | prefixed("k_norm", norms)
