@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
 
+from sapwood.kernels.cpu import CpuKernels
+from sapwood.kernels.interface import Kernels, kv_cache_shape
 from sapwood.kernels.latent import LatentSizes
+from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.torch_ops import TorchKernels
+from tests.models.lm.harness import NewTokens, make_attention_batch
+from tests.tiers import sweep
 
 DEEPSEEK_V3 = LatentSizes(
     num_heads=128, rank=512, rope_dim=64, nope_dim=128, value_dim=128, query_rank=1536
@@ -36,3 +44,125 @@ def test_sizes() -> None:
 )
 def test_which_form_costs_less(num_new: int, num_keys: int, expands: bool) -> None:
     assert DEEPSEEK_V3.expands(num_new, num_keys) is expands
+
+
+REFERENCE = ReferenceKernels()
+KERNELS: dict[str, Kernels] = {"torch": TorchKernels()}
+if CpuKernels.compiled_isas():
+    KERNELS |= {f"cpu:{isa}": CpuKernels(isa=isa) for isa in CpuKernels.usable_isas()}
+PAGE = 16
+REQUESTS = [
+    NewTokens([0], 299, tuple(range(19, 0, -1))),
+    NewTokens([0], 4, (20,)),
+    NewTokens([0] * 9, 13, (22, 21)),
+    NewTokens([0] * 40, 0, (23, 25, 24)),
+]
+NUM_TOKENS, NUM_DECODES = 51, 2
+
+
+def drawn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def filled_cache(row: int, rank: int, dtype: torch.dtype, kind: torch.dtype) -> Tensor:
+    """Rows of all pages, in a pool with another layer, as the reference writes them."""
+    shape = kv_cache_shape(26, 1, PAGE, row, kind)
+    cache = torch.zeros(26, 2, *shape[1:], dtype=torch.uint8 if kind.itemsize == 1 else kind)
+    own = cache.view(kind)[:, 1]
+    num = 26 * PAGE
+    REFERENCE.norm_rope_write_latent(
+        drawn(num, 1, row, dtype=dtype),
+        drawn(num, row, dtype=dtype, seed=1),
+        norm=torch.ones(rank, dtype=dtype),
+        eps=1e-6,
+        cos_sin=torch.tensor([[1.0, 0.0]]),
+        positions=torch.zeros(num, dtype=torch.int64),
+        cache=own,
+        write_index=torch.arange(num),
+    )
+    return own
+
+
+def closeness(dtype: torch.dtype) -> dict[str, float]:
+    return {"atol": 2e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+
+
+@sweep(
+    strength=1,
+    kernels=[*KERNELS],
+    heads=[2, 16, 40, 128],
+    sizes=[(576, 512), (288, 256), (64, 32)],
+    kind=["dense", "int8", "float8_e4m3fn"],
+    dtype=[torch.float32, torch.bfloat16],
+)
+def test_attention_to_latent_rows(
+    kernels: str, heads: int, sizes: tuple[int, int], kind: str, dtype: torch.dtype
+) -> None:
+    """Decodes of different length, a chunk with a past, and a new prompt, in one step."""
+    row, rank = sizes
+    stored = dtype if kind == "dense" else getattr(torch, kind)
+    cache = filled_cache(row, rank, dtype, stored)
+    batch = make_attention_batch(REQUESTS, num_decodes=NUM_DECODES)
+    q, scale = drawn(NUM_TOKENS, heads, row, dtype=dtype, seed=2), row**-0.5
+    got = KERNELS[kernels].latent_attention(q, cache, batch, scale, rank)
+    batch.cache.clear()
+    expected = REFERENCE.latent_attention(q.clone(), cache, batch, scale, rank)
+    assert got.shape == (NUM_TOKENS, heads, rank)
+    torch.testing.assert_close(got, expected, **closeness(dtype))
+
+
+@sweep(
+    strength=1,
+    kernels=[*KERNELS],
+    tokens=[1, 5, 40],
+    sizes=[(3, 512, 128), (16, 24, 32), (128, 40, 6)],
+    dtype=[torch.float32, torch.bfloat16],
+)
+def test_a_linear_layer_of_each_head(
+    kernels: str, tokens: int, sizes: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """Inputs and results are parts of the entries of longer heads."""
+    heads, num_out, num_in = sizes
+    weight = drawn(heads, num_out, num_in, dtype=dtype, seed=3)
+    x = drawn(tokens, heads, num_in + 8, dtype=dtype, seed=4)[..., :num_in]
+    results = []
+    for one in (KERNELS[kernels], REFERENCE):
+        out = torch.zeros(tokens, heads, num_out + 4, dtype=dtype)
+        one.pack_heads(weight)(x, out[..., :num_out])
+        assert not out[..., num_out:].any()
+        results.append(out)
+    at_most = 1e-3 if dtype == torch.float32 else 0.5
+    torch.testing.assert_close(*results, atol=at_most, rtol=0.02)
+
+
+@pytest.mark.parametrize("num_chosen", [1, 7, 64])
+def test_chosen_keys(num_chosen: int) -> None:
+    """The same keys, ascending, and attention to these alone; with all keys, that of any rows."""
+    batch = make_attention_batch(REQUESTS, num_decodes=NUM_DECODES)
+    index = filled_cache(48, 32, torch.float32, torch.float32)
+    cache = filled_cache(96, 64, torch.float32, torch.float32)
+    q = drawn(NUM_TOKENS, 12, 48, dtype=torch.float32, seed=5)
+    weights = drawn(NUM_TOKENS, 12, dtype=torch.float32, seed=6)
+    rows = drawn(NUM_TOKENS, 3, 96, dtype=torch.float32, seed=7)
+    expected = REFERENCE.choose_keys(q, weights, index, batch, num_chosen)
+    torch_ops = KERNELS["torch"]
+    assert torch.equal(torch_ops.choose_keys(q, weights, index, batch, num_chosen), expected)
+    got = torch_ops.sparse_latent_attention(rows, cache, batch, 0.1, 64, expected)
+    wanted = REFERENCE.sparse_latent_attention(rows, cache, batch, 0.1, 64, expected)
+    torch.testing.assert_close(got, wanted)
+    dense = REFERENCE.latent_attention(rows, cache, batch, 0.1, 64)
+    is_whole = (expected >= 0).sum(dim=1) < num_chosen
+    torch.testing.assert_close(got[is_whole], dense[is_whole])
+    assert is_whole.any() == (num_chosen > 1)
+    assert not torch.allclose(got[0], dense[0])
+
+
+def test_few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long prompts are computed piece by piece, with the same result."""
+    batch = make_attention_batch(REQUESTS, num_decodes=NUM_DECODES)
+    index = filled_cache(48, 32, torch.float32, torch.float32)
+    q = drawn(NUM_TOKENS, 12, 48, dtype=torch.float32, seed=5)
+    weights = drawn(NUM_TOKENS, 12, dtype=torch.float32, seed=6)
+    whole = KERNELS["torch"].choose_keys(q, weights, index, batch, 7)
+    monkeypatch.setattr("sapwood.kernels.torch_ops.latent._NUMBERS_AT_ONCE", 1500)
+    assert torch.equal(KERNELS["torch"].choose_keys(q, weights, index, batch, 7), whole)

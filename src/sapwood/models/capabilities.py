@@ -32,7 +32,7 @@ _SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     **dict.fromkeys(("head_dim", "v_head_dim"), 32),
-    **dict.fromkeys(("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 32),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 32),
     "max_position_embeddings": 64,
     "num_kv_shared_layers": 0,
 }
