@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.kernels.interface import AttentionBatch, PackedHeads, PackedLinear
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.recording import Buffer, CannotRecord, Program
@@ -132,16 +133,9 @@ class LatentAttention:
         return self._o(self._attend(x, made, self._query_inputs(x, made), batch))
 
     def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
-        """As Mixer.steps. The layer that makes keys and values is none of these linear layers, and
-        an indexer's queries have the inputs of the others."""
-        yield x
-        made = self._a(x)
-        inputs = self._query_inputs(x, made)
-        if self._q_norm is not None:
-            yield inputs
-        attended = self._attend(x, made, inputs, batch)
-        yield attended
-        return self._o(attended)
+        """As Mixer.steps. Raises ConfigError: the layer that makes keys and values is none of the
+        linear layers that a conversion knows."""
+        raise ConfigError("latent attention cannot be converted")
 
     def _query_inputs(self, x: Tensor, made: Tensor) -> Tensor:
         """What queries are made of; made [T, row, and entries of queries' latents]"""

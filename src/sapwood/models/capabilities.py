@@ -102,7 +102,8 @@ def _capabilities_of(name: str) -> Capabilities:
         is_recorded=is_recorded,
         converts=all(target.has_rows for target in targets.values())
         and parts.streams() is None
-        and not config.heads_by_layer,
+        and not config.heads_by_layer
+        and config.latent is None,
     )
 
 

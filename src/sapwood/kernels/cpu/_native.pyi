@@ -17,6 +17,14 @@ class Context:
     threads: int
     def __init__(self, isa: str, threads: int) -> None: ...
 
+class SharedSums:
+    def __init__(self, memory: int, rank: int, ranks: int, capacity: int, /) -> None: ...
+    @staticmethod
+    def bytes(ranks: int, capacity: int, /) -> int: ...
+    def add_up(self, dtype: int, x: int, n: int, /) -> None: ...
+    def gather(self, x: int, out: int, rows: int, row_bytes: int, /) -> None: ...
+    def stop(self) -> None: ...
+
 class AttentionPlan:
     num_tokens: int
     def __init__(
@@ -193,6 +201,7 @@ class RecordedStep:
     def mix(
         self,
         x: int,
+        taken: int,
         router: LinearWeight,
         bias: int,
         routing: _Routing,

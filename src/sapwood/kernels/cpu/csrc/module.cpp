@@ -20,6 +20,7 @@
 #include "pack.h"
 #include "quantized.h"
 #include "sample.h"
+#include "shared_sums.h"
 #include "step.h"
 
 namespace nb = nanobind;
@@ -388,9 +389,10 @@ void bind_step(nb::module_& m) {
       .def("gate_rows",
            [](RecordedStep& step, Place gate, Place residual, I64 width) { step.add(GateRowsOp{gate, residual, width}); })
       .def("mix",
-           [](RecordedStep& step, Place x, const LinearWeight& router, Address bias, const RoutingTuple& routing,
-              const ExpertLayers& layers, Place out) {
-             step.add(MixOp{x, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers, out});
+           [](RecordedStep& step, Place x, Place taken, const LinearWeight& router, Address bias,
+              const RoutingTuple& routing, const ExpertLayers& layers, Place out) {
+             step.add(
+                 MixOp{x, taken, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers, out});
            })
       .def("add_positions",
            [](RecordedStep& step, Place residual, Address table, I64 first, I64 num_positions, I64 width) {
@@ -465,6 +467,20 @@ NB_MODULE(_native, m) {
                           tokens);
            },
            Unlocked());
+  nb::class_<SharedSums>(m, "SharedSums")
+      .def("__init__",
+           [](SharedSums* self, Address memory, int rank, int ranks, std::size_t capacity) {
+             new (self) SharedSums(to(memory), rank, ranks, capacity);
+           })
+      .def_static("bytes", &SharedSums::bytes)
+      .def("add_up", [](SharedSums& s, int dtype, Address x, I64 n) { s.add_up(static_cast<DType>(dtype), to(x), n); },
+           Unlocked())
+      .def("gather",
+           [](SharedSums& s, Address x, Address out, I64 rows, I64 row_bytes) {
+             s.gather(in(x), to(out), rows, row_bytes);
+           },
+           Unlocked())
+      .def("stop", &SharedSums::stop);
   bind_experts(m);
   bind_low_rank(m);
   bind_step(m);
