@@ -68,7 +68,7 @@ def _scan(
     else:
         shift = tl.load(shift_ptr + head + key * 0)
     first = start.to(tl.int64)
-    for index in range(0, end - start):
+    for index in range(end - start):
         row = first + index
         of_q = qkv_ptr + row * qkv_stride + head // repeats * KEY_DIM + key
         q = tl.load(of_q, mask=is_key, other=0.0).to(tl.float32)
