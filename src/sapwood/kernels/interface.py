@@ -31,6 +31,7 @@ from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 
 
@@ -344,6 +345,33 @@ class Kernels(Protocol):
         Source: Gu and Dao 2023, arXiv:2312.00752 (the convolution of Mamba)."""
         ...
 
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """A state space layer. Of each head, state = exp(rate * step) * state + key * (step *
+        value), and then the output is query @ state + skip * value, token by token; a token's step
+        is softplus(dt + dt_bias), cut to the layer's range. Computed in fp32.
+
+        x        [T, H * P]: the values, one of P entries per head
+        b, c     [T, G * N]: the keys and the queries of the groups of heads
+        dt       [T, as many as `layer.num_steps`]; None: the layer has no time steps
+        states   [num_slots, H, N, P], fp32 or bf16; overwritten as in causal_conv
+        gate     [T, H * P]: SiLU of it multiplies the output; None: nothing does
+        slots, batch  as in causal_conv
+        Returns  [T, H * P]; rows of inputs may lie apart, but not entries of a row
+        Sources  Gu and Dao 2023, arXiv:2312.00752; Dao and Gu 2024, arXiv:2405.21060; Qin et al.
+                 2024, arXiv:2401.04658 (lightning attention)"""
+
     def gated_rms_norm(
         self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
     ) -> Tensor:
@@ -417,10 +445,13 @@ class Kernels(Protocol):
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
         """The experts of a mixture, of linear layers that these kernels have packed.
 
-        gate_up  of each expert: hidden -> 2 * I, the gate's outputs first; in any format
+        gate_up  of each expert: hidden -> 2 * I, the gate's outputs first, or if not `gated`, I; in
+                 any format
         down     of each expert: I -> hidden
         limit    before the activation the gate becomes at most that, and up becomes 1 + what is
                  left of it between -limit and limit (OpenAI 2025, arXiv:2508.10925); None: they

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
     from sapwood.kernels.routing import Routing
     from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+    from sapwood.kernels.state_space import StateSpace
 
 
 class CannotRecord(Exception):
@@ -174,6 +175,26 @@ class DeltaRule:
     write_first: int
     layer: int
     form: DeltaForm
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SelectiveScan:
+    """out [rows, H * P] = the scan of x, b, c, dt and gate, as Kernels.selective_scan has it.
+
+    firsts  of each of these five: the first of its columns
+    layer   index of the layer; `tensor` says which of its tensors of states the scan has
+    """
+
+    x: Buffer
+    b: Buffer
+    c: Buffer
+    dt: Buffer | None
+    gate: Buffer | None
+    firsts: tuple[int, int, int, int, int]
+    layer: int
+    tensor: int
+    space: StateSpace
     out: Buffer
 
 
@@ -355,6 +376,7 @@ Op = (
     | Convolve
     | GatedNorm
     | DeltaRule
+    | SelectiveScan
     | Activate
     | Add
     | Scale
@@ -372,7 +394,7 @@ Op = (
 )
 
 
-_MIXING = (Attend, Convolve, DeltaRule)
+_MIXING = (Attend, Convolve, DeltaRule, SelectiveScan)
 """Ops in which tokens look at others."""
 
 

@@ -252,6 +252,65 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Lfm2ForCausalLM",
         {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
     ),
+    "mamba2": (
+        "mamba2",
+        "Mamba2ForCausalLM",
+        {"num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 12, "chunk_size": 16}
+        | {"use_bias": True, "time_step_limit": [0.2, 1.4]},
+    ),
+    "bamba": (
+        "bamba",
+        "BambaForCausalLM",
+        {"mamba_n_heads": 6, "mamba_d_state": 8, "mamba_n_groups": 3, "mamba_chunk_size": 16}
+        | {"num_hidden_layers": 3, "attn_layer_indices": [1], "hidden_size": 192},
+    ),
+    "falcon_h1": (
+        "falcon_h1",
+        "FalconH1ForCausalLM",
+        {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16}
+        | {"hidden_size": 192, "key_multiplier": 0.7, "attention_in_multiplier": 0.9}
+        | {"attention_out_multiplier": 1.2, "ssm_multipliers": [0.8, 1.1, 0.9, 1.2, 0.7]}
+        | {"ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.6, "mlp_multipliers": [0.8, 1.2]}
+        | {"embedding_multiplier": 2.0, "lm_head_multiplier": 0.5},
+    ),
+    "falcon_h1, norms": (
+        "falcon_h1",
+        "FalconH1ForCausalLM",
+        {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16}
+        | {"hidden_size": 192, "mamba_rms_norm": True, "mamba_n_groups": 2}
+        | {"mamba_proj_bias": True, "projectors_bias": True, "mamba_conv_bias": False},
+    ),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        {"num_local_experts": 5, "residual_multiplier": 0.4, "attention_multiplier": 0.2}
+        | {"mamba_n_heads": 6, "mamba_d_state": 8, "mamba_chunk_size": 16}
+        | {"shared_intermediate_size": 40, "num_hidden_layers": 3}
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "granitemoehybrid, no experts": (
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        {"num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_heads": 6}
+        | {"mamba_d_state": 8, "shared_intermediate_size": 40, "mamba_chunk_size": 16}
+        | {"layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        "NemotronHForCausalLM",
+        {"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8}
+        | {"chunk_size": 16, "head_dim": 16, "num_hidden_layers": None}
+        | {"layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"]},
+    ),
+    "nemotron_h, experts": (
+        "nemotron_h",
+        "NemotronHForCausalLM",
+        {"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8}
+        | {"chunk_size": 16, "head_dim": 16, "num_hidden_layers": None, "moe_latent_size": 24}
+        | {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"moe_shared_expert_intermediate_size": 56, "routed_scaling_factor": 1.5}
+        | {"layers_block_type": ["moe", "linear_attention", "full_attention", "moe"]},
+    ),
     "qwen3_next": (
         "qwen3_next",
         "Qwen3NextForCausalLM",

@@ -135,8 +135,8 @@ def make_kv_caches(
         for layer in kept.layers
     }
     caches = []
-    for layer in range(config.num_layers):
-        heads = config.heads_of(layer)
+    for layer in range(1 + max([config.num_layers - 1, *states])):
+        heads = None if layer in states else config.heads_of(layer)
         if heads is None or heads.source is not None:
             caches.append(states.get(layer, ()))
         elif config.latent is not None:

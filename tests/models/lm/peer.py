@@ -32,6 +32,7 @@ FUSED_IN_MEMORY = frozenset(
         "glm4_moe",
         "glm4_moe_lite",
         "granitemoe",
+        "granitemoehybrid",
         "hunyuan_v1_moe",
         "kimi_linear",
         "lfm2_moe",

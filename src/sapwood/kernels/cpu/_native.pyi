@@ -7,6 +7,7 @@ COMPILED_ISAS: str
 HEAD_DIM_STEP: int
 MAX_HEAD_DIM: int
 MAX_CONV_LENGTH: int
+MAX_STATE_SIZE: int
 PANEL: int
 
 def usable_isas() -> list[str]: ...
@@ -64,6 +65,7 @@ _GatedNorm = tuple[int, int, float, bool, bool]
 _Columns = tuple[int, int, int]
 _Delta = tuple[int, int, int, int, bool, int, int, float, float]
 _States = tuple[int, int, int, int]
+_Scan = tuple[int, int, int, int, bool, int, int, int, float, float]
 
 class RecordedStep:
     """Places are indices into `widths`; see csrc/step.h."""
@@ -147,6 +149,15 @@ class RecordedStep:
         gate_width: int,
         weight: int,
         form: _GatedNorm,
+        out: int,
+        /,
+    ) -> None: ...
+    def scan(
+        self,
+        inputs: Sequence[_Columns],
+        form: _Scan,
+        states: _States,
+        group: int,
         out: int,
         /,
     ) -> None: ...
@@ -282,6 +293,20 @@ def gated_delta_rule(
     decay: _Columns,
     write: _Columns,
     form: _Delta,
+    states: _States,
+    slots: int,
+    query_start: int,
+    context_len: int,
+    num_requests: int,
+    num_tokens: int,
+    out: int,
+    /,
+) -> None: ...
+def scan(
+    context: Context,
+    dtype: int,
+    inputs: Sequence[_Columns],
+    form: _Scan,
     states: _States,
     slots: int,
     query_start: int,

@@ -53,8 +53,10 @@ from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
+from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.penalties import penalise
@@ -71,6 +73,7 @@ try:
         gate_columns,
         gated_delta_rule,
         gated_rms_norm,
+        selective_scan,
     )
     from sapwood.kernels.large_pages import WeightMemory
 except ImportError as error:
@@ -380,6 +383,21 @@ class CpuKernels:
     ) -> Tensor:
         return gated_delta_rule(self._context, qkv, decay, write, form, states, slots, batch)
 
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return selective_scan(self._context, x, b, c, dt, layer, states, slots, batch, gate=gate)
+
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
 
@@ -402,9 +420,18 @@ class CpuKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
         return pack_experts(
-            self.context, self._mixture, gate_up, down, activation, limit, self.activate_and_mul
+            self.context,
+            self._mixture,
+            gate_up,
+            down,
+            activation,
+            limit,
+            activation_of(self, activation, limit, gated=gated),
+            gated=gated,
         )
 
     def pack_linear(

@@ -1,4 +1,4 @@
-"""Convolutions, gated norms and the gated delta rule: checks, and then one call into C++."""
+"""Ops on states and beside them: checks, and then one call into C++."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from sapwood.kernels.cpu.tensors import (
 )
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.torch_ops import convolution as torch_ops
+from sapwood.kernels.torch_ops import state_space
 
 GatedNormTuple = tuple[int, int, float, bool, bool]
 DeltaTuple = tuple[int, int, int, int, bool, int, int, float, float]
 StatesTuple = tuple[int, int, int, int]
+ScanTuple = tuple[int, int, int, int, bool, int, int, int, float, float]
 
 
 def causal_conv(
@@ -127,6 +130,50 @@ def delta_tuple(form: DeltaForm) -> DeltaTuple:
     return (
         form.num_key_heads, form.num_heads, form.key_dim, form.value_dim, form.is_per_channel,
         form.rate.data_ptr(), form.shift.data_ptr(), form.write_scale, form.eps,
+    )  # fmt: skip
+
+
+def selective_scan(
+    context: _native.Context,
+    x: Tensor,
+    b: Tensor,
+    c: Tensor,
+    dt: Tensor | None,
+    layer: StateSpace,
+    states: Tensor,
+    slots: Tensor,
+    batch: AttentionBatch,
+    *,
+    gate: Tensor | None,
+) -> Tensor:
+    """As Kernels.selective_scan."""
+    if layer.state_size > _native.MAX_STATE_SIZE:
+        return state_space.selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+    layer.check(x, b, c, dt, gate)
+    query_start, context_len, num_requests = lengths_of(batch)
+    check_indices(slots, "slots", num_requests)
+    inputs = [None if part is None else _with_whole_rows(part) for part in (x, b, c, dt, gate)]
+    out = x.new_empty(x.shape)
+    _native.scan(
+        context, dtype_of(x),
+        [(0, 0, 0) if part is None else (part.data_ptr(), 0, part.stride(0)) for part in inputs],
+        scan_tuple(layer), states_tuple(states, layer.shape), slots.data_ptr(), query_start,
+        context_len, num_requests, x.shape[0], out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def scan_tuple(layer: StateSpace) -> ScanTuple:
+    """What the compiled module takes; the caller keeps the layer alive."""
+    addresses = []
+    for tensor in (layer.rates, layer.dt_bias, layer.skip):
+        if tensor is not None and not (tensor.is_contiguous() and tensor.is_cpu):
+            raise ValueError(f"{describe(tensor)} must be contiguous and on a CPU")
+        addresses.append(0 if tensor is None else tensor.data_ptr())
+    rates, dt_bias, skip = addresses
+    return (
+        layer.num_heads, layer.head_dim, layer.num_groups, layer.state_size, layer.has_own_rates,
+        rates, dt_bias, skip, *layer.dt_range,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from sapwood.kernels.cpu.linear import Linear
 from sapwood.kernels.cpu.low_rank import NO_ADAPTERS, NativeLowRank, adapter_tuple
 from sapwood.kernels.cpu.native import CpuKernels
 from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
-from sapwood.kernels.cpu.states import delta_tuple, gated_norm_tuple, states_tuple
+from sapwood.kernels.cpu.states import delta_tuple, gated_norm_tuple, scan_tuple, states_tuple
 from sapwood.kernels.cpu.tensors import (
     ACTIVATIONS,
     address_of,
@@ -58,6 +58,7 @@ from sapwood.kernels.recording import (
     Scale,
     ScaleByPosition,
     ScaleColumns,
+    SelectiveScan,
     SelectRows,
     Xielu,
     finish_logits,
@@ -192,6 +193,8 @@ class _Builder:
                 self._add_gated_norm(op)
             case DeltaRule():
                 self._add_delta_rule(op)
+            case SelectiveScan():
+                self._add_scan(op)
             case Activate():
                 activation = ACTIVATIONS[op.activation]
                 self.step.activate(at[op.x], activation, op.gated, op.out.width, at[op.out])
@@ -370,7 +373,30 @@ class _Builder:
             self._places[op.out],
         )
 
-    def _group(self, op: RotateAndWrite | Attend | Convolve | DeltaRule) -> int:
+    def _add_scan(self, op: SelectiveScan) -> None:
+        space = op.space
+        if space.state_size > _native.MAX_STATE_SIZE:
+            raise CannotRecord(f"a state space layer has keys of {space.state_size} numbers")
+        keys = space.num_groups * space.state_size
+        widths = (space.width, keys, keys, space.num_steps, space.width)
+        inputs = []
+        for buffer, first, width in zip(
+            (op.x, op.b, op.c, op.dt, op.gate), op.firsts, widths, strict=True
+        ):
+            if buffer is not None and first + width > buffer.width:
+                raise ValueError(f"a scan of {width} columns does not fit its buffer")
+            # The compiled module counts places from 1 here, so that 0 is none.
+            inputs.append(
+                (0, 0, 0) if buffer is None else (self._places[buffer] + 1, first, buffer.width)
+            )
+        if op.out.width != space.width:
+            raise ValueError(f"a scan of {space.width} channels does not fit its buffer")
+        states = states_tuple(self._cache_of(op.layer)[op.tensor], space.shape)
+        self.step.scan(
+            inputs, scan_tuple(space), states, self._group(op), self._places[op.out]
+        )  # fmt: skip
+
+    def _group(self, op: RotateAndWrite | Attend | Convolve | DeltaRule | SelectiveScan) -> int:
         return self._group_of_layer[op.layer] if self._group_of_layer else 0
 
     def _cache(self, op: RotateAndWrite | Attend) -> tuple[int, int, int, int, int, int, int]:

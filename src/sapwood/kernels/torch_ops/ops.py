@@ -39,13 +39,14 @@ from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import activate, activate_and_mul, xielu
 from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
 from sapwood.kernels.torch_ops.delta_rule import gated_delta_rule
-from sapwood.kernels.torch_ops.experts import Experts, limited
+from sapwood.kernels.torch_ops.experts import Experts, activation_of
 from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
@@ -54,6 +55,7 @@ from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, gated_rms_norm, soft_cap
 from sapwood.kernels.torch_ops.sampling import sample
+from sapwood.kernels.torch_ops.state_space import selective_scan
 
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
@@ -226,6 +228,21 @@ class TorchKernels:
     ) -> Tensor:
         return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
 
@@ -244,10 +261,10 @@ class TorchKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return Experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return Experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

@@ -28,16 +28,25 @@ from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
-from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
-from sapwood.kernels.triton import convolution, delta_rule, elementwise, norms, rope, sampling
+from sapwood.kernels.triton import (
+    convolution,
+    delta_rule,
+    elementwise,
+    norms,
+    rope,
+    sampling,
+    state_space,
+)
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.experts import pack_experts
@@ -192,6 +201,21 @@ class TritonKernels:
     ) -> Tensor:
         return delta_rule.gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return state_space.selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
 
@@ -210,10 +234,10 @@ class TritonKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return pack_experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return pack_experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

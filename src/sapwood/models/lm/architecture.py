@@ -245,13 +245,15 @@ class Architecture:
         size = size or self.config.hidden_size
         return RMSNorm(self.build, size, eps=self.config.norm_eps, adds_one=adds_one)
 
-    def plain_mlp(self, up: str, down: str, *, bias: bool, transposed: bool = False) -> PlainMLP:
-        """A feed-forward without a gate, whose layers have these names."""
+    def plain_mlp(
+        self, up: str, down: str, *, bias: bool, transposed: bool = False, size: int = 0
+    ) -> PlainMLP:
+        """A feed-forward without a gate, whose layers have these names; size: as in gated_mlp."""
         config = self.config
         return PlainMLP(
             self.build,
             config.hidden_size,
-            config.intermediate_size,
+            size or config.intermediate_size,
             activation=Activation(config.activation),
             bias=bias,
             names=(up, down),

@@ -239,6 +239,7 @@ Ops with_bf16(Ops table) {
   table.gated_rms_norm = neon_bf16::gated_rms_norm;
   table.gated_delta_rule = neon_bf16::gated_delta_rule;
   table.low_rank = neon_bf16::low_rank;
+  table.scan = neon_bf16::scan;
   return table;
 }
 #endif

@@ -39,6 +39,7 @@ constexpr std::int64_t kSamplingBlock = 64;  // entries of a vocabulary that are
 constexpr int kMaxHeadDim = 512;
 constexpr int kHeadDimStep = 32;
 constexpr int kMaxConvLength = 16;  // inputs that an output of a short convolution depends on, at most
+constexpr int kMaxStateSize = 256;  // numbers of a key of a state space layer, at most
 constexpr int kRowKernelRows = 8;  // up to this many query rows share one pass without repacking K
 
 // The threads that an op may use (see pool.h). launch has Pool::launch's meaning.
@@ -230,6 +231,37 @@ struct ConvArgs {
   Team team;
 };
 
+// Heads of a state space layer, whose states are [state_size, head_dim] each.
+struct ScanLayer {
+  std::int64_t heads, head_dim, groups, state_size;
+  bool own_rates;        // each entry of a state has a rate, and each channel a time step
+  const float* rates;    // [heads], or of each entry of the states
+  const float* dt_bias;  // as many as time steps of a token; null: all steps are 1
+  const float* skip;     // likewise, or null
+  float dt_least, dt_most;
+};
+
+constexpr std::size_t kScanInputs = 5;
+
+// States decay, are fed keys (b) times values (x), and are read by queries (c).
+struct ScanArgs {
+  ScanLayer layer;
+  // x [tokens, heads * head_dim], b and c [tokens, groups * state_size], dt [tokens, heads], or with own_rates
+  // [tokens, heads * head_dim], or null without time steps, and gate [tokens, heads * head_dim], whose SiLU
+  // multiplies the output, or null; rows are `strides` elements apart
+  const void* inputs[kScanInputs];
+  std::int64_t strides[kScanInputs];
+  void* states;  // of state_dtype; slots state_stride elements apart, each [heads, state_size, head_dim]
+  DType state_dtype;
+  std::int64_t state_stride;
+  const std::int64_t* slots;        // [num_requests]
+  const std::int32_t* query_start;  // [num_requests + 1]
+  const std::int32_t* context_len;  // [num_requests]: as ConvArgs
+  std::int64_t num_requests;
+  void* out;  // [tokens, heads * head_dim]
+  Team team;
+};
+
 // Norms of groups of columns, and a gate; see kernels/state_forms.py.
 struct GatedNormArgs {
   const void* x;  // [rows, width]
@@ -351,6 +383,7 @@ struct Ops {
   void (*gated_rms_norm)(DType, const GatedNormArgs&);
   void (*gated_delta_rule)(DType, const DeltaArgs&);
   void (*low_rank)(DType, const LowRankArgs&);
+  void (*scan)(DType, const ScanArgs&);
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;

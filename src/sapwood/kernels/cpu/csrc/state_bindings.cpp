@@ -1,7 +1,9 @@
-// The ops on states in the Python module: convolutions, gated norms and the gated delta rule.
+// The ops on states in the Python module: convolutions, gated norms, the gated delta rule and scans.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/tuple.h>
 
+#include <array>
 #include <mutex>
 #include <tuple>
 
@@ -104,6 +106,41 @@ void gated_delta_rule(Context& c, int dtype, const ColumnsTuple& qkv, const Colu
   run_delta_rule(c, static_cast<DType>(dtype), a);
 }
 
+// (heads, channels of a head, groups, numbers of a key, whether each entry of a state has a rate, rates, biases of
+// time steps or 0, skips or 0, smallest and largest time step)
+using ScanTuple = std::tuple<I64, I64, I64, I64, bool, Address, Address, Address, double, double>;
+// x, b, c, dt and gate: each an address, or a place counted from 1; of the last two it may be 0
+using ScanInputs = std::array<ColumnsTuple, kScanInputs>;
+
+ScanArgs scan_of(const ScanTuple& form, const StatesTuple& states, const ScanInputs& inputs) {
+  const auto& [heads, head_dim, groups, state_size, own_rates, rates, dt_bias, skip, dt_least, dt_most] = form;
+  const auto numbers = [](Address at) { return static_cast<const float*>(in(at)); };
+  ScanArgs a{};
+  a.layer = {heads, head_dim, groups, state_size, own_rates, numbers(rates), numbers(dt_bias), numbers(skip),
+             static_cast<float>(dt_least), static_cast<float>(dt_most)};
+  a.states = to(std::get<0>(states));
+  a.state_dtype = static_cast<DType>(std::get<1>(states));
+  a.state_stride = std::get<2>(states);
+  for (std::size_t i = 0; i < kScanInputs; i++) a.strides[i] = std::get<2>(inputs[i]);
+  return a;
+}
+
+// Of each input: the address of the first row, and the elements between rows.
+void scan(const Context& c, int dtype, const ScanInputs& inputs, const ScanTuple& form, const StatesTuple& states,
+          Address slots, Address query_start, Address context_len, I64 num_requests, I64 num_tokens, Address out) {
+  ScanArgs a = scan_of(form, states, inputs);
+  a.slots = static_cast<const I64*>(in(slots));
+  a.query_start = static_cast<const std::int32_t*>(in(query_start));
+  a.context_len = static_cast<const std::int32_t*>(in(context_len));
+  a.num_requests = num_requests;
+  check_indices("slots", a.slots, num_requests, std::get<3>(states));
+  check_query_start(a.query_start, num_requests, num_tokens);
+  for (std::size_t i = 0; i < kScanInputs; i++) a.inputs[i] = in(std::get<0>(inputs[i]));
+  a.out = to(out);
+  a.team = c.team();
+  c.ops().scan(static_cast<DType>(dtype), a);
+}
+
 }  // namespace
 
 void bind_state_ops(nb::module_& m) {
@@ -117,6 +154,8 @@ void bind_state_ops(nb::module_& m) {
       Unlocked());
   m.def("gated_rms_norm", &gated_rms_norm, Unlocked());
   m.def("gated_delta_rule", &gated_delta_rule, Unlocked());
+  m.attr("MAX_STATE_SIZE") = kMaxStateSize;
+  m.def("scan", &scan, Unlocked());
 }
 
 void bind_state_steps(nb::class_<RecordedStep>& step) {
@@ -147,7 +186,20 @@ void bind_state_steps(nb::class_<RecordedStep>& step) {
              args.write_stride = write_width;
              step.add(DeltaOp{qkv, static_cast<Place>(decay_place), static_cast<Place>(write_place), decay_first,
                               write_first, args, std::get<3>(states), group, out});
-           });
+           })
+      .def("scan", [](RecordedStep& step, const ScanInputs& inputs, const ScanTuple& form, const StatesTuple& states,
+                      std::size_t group, Place out) {
+        ScanOp op{};
+        op.args = scan_of(form, states, inputs);
+        for (std::size_t i = 0; i < kScanInputs; i++) {
+          op.inputs[i] = std::get<0>(inputs[i]) == 0 ? kNowhere : static_cast<Place>(std::get<0>(inputs[i]) - 1);
+          op.firsts[i] = std::get<1>(inputs[i]);
+        }
+        op.num_slots = std::get<3>(states);
+        op.group = group;
+        op.out = out;
+        step.add(op);
+      });
 }
 
 }  // namespace sapwood

@@ -56,6 +56,7 @@ void RecordedStep::add(const StepOp& op) {
     count_slots(convolve->group, convolve->num_slots);
   }
   if (const DeltaOp* delta = std::get_if<DeltaOp>(&op)) count_slots(delta->group, delta->num_slots);
+  if (const ScanOp* scan = std::get_if<ScanOp>(&op)) count_slots(scan->group, scan->num_slots);
   if (weight_of(op) != nullptr) {
     for (std::size_t i = ops_.size(); i-- > 0 && next_weight_[i] == 0;) next_weight_[i] = ops_.size();
   }
@@ -208,6 +209,20 @@ class RecordedStep::Runner {
     conv.out = at(op.out);
     conv.team = context_.team();
     context_.ops().causal_conv(dtype_, conv);
+  }
+
+  void operator()(const ScanOp& op) const {
+    ScanArgs scan = op.args;
+    for (std::size_t i = 0; i < kScanInputs; i++) {
+      scan.inputs[i] = op.inputs[i] == kNowhere ? nullptr : at(op.inputs[i]) + op.firsts[i] * element_;
+    }
+    scan.slots = inputs_.slots[op.group];
+    scan.query_start = inputs_.query_start;
+    scan.context_len = inputs_.context_len;
+    scan.num_requests = inputs_.num_requests;
+    scan.out = at(op.out);
+    scan.team = context_.team();
+    context_.ops().scan(dtype_, scan);
   }
 
   void operator()(const ActivateOp& op) const {

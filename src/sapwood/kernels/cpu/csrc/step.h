@@ -127,6 +127,15 @@ struct DeltaOp {
   Place out;
 };
 
+struct ScanOp {
+  Place inputs[kScanInputs];  // dt and the gate may be kNowhere
+  std::int64_t firsts[kScanInputs];  // their columns, of rows as long as the strides in args
+  ScanArgs args;                     // all but inputs, slots, lengths and team
+  std::int64_t num_slots;
+  std::size_t group;  // of caches
+  Place out;
+};
+
 struct AddOp {
   Place x, residual;
   std::int64_t width;
@@ -217,7 +226,7 @@ struct LogitsOp {
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
                             ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
-                            GatedNormOp, DeltaOp>;
+                            GatedNormOp, DeltaOp, ScanOp>;
 
 class RecordedStep {
  public:

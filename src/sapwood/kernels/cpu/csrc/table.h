@@ -38,6 +38,7 @@ void multiply_logistic(DType dtype, void* x, const void* gate, std::int64_t gate
 void gated_rms_norm(DType dtype, const GatedNormArgs& args);
 void gated_delta_rule(DType dtype, const DeltaArgs& args);
 void low_rank(DType dtype, const LowRankArgs& args);
+void scan(DType dtype, const ScanArgs& args);
 bool linear_many(const QuantizedArgs& args);  // of the sets with AMX, as the next
 std::size_t linear_many_scratch(int threads);
 
