@@ -34,6 +34,7 @@ FUSED_IN_MEMORY = frozenset(
         "granitemoe",
         "granitemoehybrid",
         "hunyuan_v1_moe",
+        "jamba",
         "lfm2_moe",
         "mimo_v2_flash",
         "minimax_m2",

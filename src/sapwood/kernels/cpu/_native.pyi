@@ -176,6 +176,7 @@ class RecordedStep:
     def mix(
         self,
         x: int,
+        taken: int,
         router: LinearWeight,
         bias: int,
         routing: _Routing,
