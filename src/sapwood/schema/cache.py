@@ -44,10 +44,21 @@ class CacheTensor:
 
     shape  of one token, or of one slot if the group's kind is STATE
     dtype  its name as in base/dtypes, KV, ACTIVATIONS, or RECURRENT
+    split  dimension that ranks share out: heads, or channels. Where ranks outnumber its entries,
+           several have the same one. None: every rank has the whole
     """
 
     shape: tuple[int, ...]
     dtype: str = KV
+    split: int | None = 0
+
+    def of_rank(self, num_ranks: int) -> CacheTensor:
+        """One rank's part, of as many ranks."""
+        if self.split is None:
+            return self
+        sizes = list(self.shape)
+        sizes[self.split] = max(1, sizes[self.split] // num_ranks)
+        return replace(self, shape=tuple(sizes))
 
     @property
     def num_bytes(self) -> int:
@@ -86,6 +97,13 @@ class CacheGroup:
         """Bytes of one token, or of one slot, in all layers together."""
         return len(self.layers) * sum(tensor.num_bytes for tensor in self.tensors.values())
 
+    def of_rank(self, num_ranks: int) -> CacheGroup:
+        """What one of the ranks keeps that share each layer; each has whole latent rows."""
+        if self.kind is CacheKind.LATENT:
+            return self
+        tensors = {name: tensor.of_rank(num_ranks) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
     def with_dtypes(self, *, kv: str, activations: str, recurrent: str = "float32") -> CacheGroup:
         """The group with names of dtypes in the places of KV, ACTIVATIONS and RECURRENT."""
         names = {KV: kv, ACTIVATIONS: activations, RECURRENT: recurrent}
@@ -121,6 +139,15 @@ def latent_rows(layers: Sequence[int], *, width: int, dtype: str = KV) -> CacheG
         kind=CacheKind.LATENT,
         layers=tuple(layers),
         tensors={"latent": CacheTensor((1, width), dtype)},
+    )
+
+
+def shifted(groups: Sequence[CacheGroup], first_layer: int) -> tuple[CacheGroup, ...]:
+    """The same groups of layers that are numbered from `first_layer` on: those of a second model
+    whose caches come after the first one's."""
+    return tuple(
+        replace(group, layers=tuple(first_layer + layer for layer in group.layers))
+        for group in groups
     )
 
 

@@ -55,7 +55,7 @@ DELTA = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 12,
     "linear_value_head_dim": 20,
-    "head_dim": 16,
+    "head_dim": 32,
     "layer_types": ["linear_attention", "full_attention"],
 }
 QWEN_EXPERTS = {
@@ -333,11 +333,21 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "qwen3_5": ("qwen3_5_text", "Qwen3_5ForCausalLM", DELTA | {"linear_conv_kernel_dim": 3}),
     "qwen3_5_moe": ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", DELTA | QWEN_EXPERTS),
+    "kimi_linear": (
+        "kimi_linear",
+        "KimiLinearForCausalLM",
+        {"linear_num_heads": 3, "linear_head_dim": 16, "num_local_experts": 6}
+        | {"num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 40}
+        | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20}
+        | {"num_key_value_heads": 6, "layer_types": ["linear_attention", "full_attention"]}
+        | {"pad_token_id": None},
+    ),
     "olmo_hybrid": (
         "olmo_hybrid",
         "OlmoHybridForCausalLM",
         {"num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-        | {"linear_key_head_dim": 12, "pad_token_id": None},
+        | {"linear_key_head_dim": 12, "pad_token_id": None}
+        | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1},
     ),
     "gemma": ("gemma", "GemmaForCausalLM", {}),
     "gemma2": (
@@ -695,7 +705,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
 }
 OP_BY_OP = {
-    "afmoe": "gated attention",
     "llama4": "attention in chunks",
     "llama4, dense layers": "attention in chunks",
     "mimo_v2_flash": "values shorter than keys",
@@ -713,6 +722,7 @@ OP_BY_OP = {
             "deepseek_v3",
             "deepseek_v3, one group",
             "glm4_moe_lite",
+            "kimi_linear",
         ),
         "latent attention",
     ),

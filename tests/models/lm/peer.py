@@ -35,6 +35,7 @@ FUSED_IN_MEMORY = frozenset(
         "granitemoehybrid",
         "hunyuan_v1_moe",
         "jamba",
+        "kimi_linear",
         "lfm2_moe",
         "mimo_v2_flash",
         "minimax_m2",
@@ -105,7 +106,13 @@ def saved_weights(model: Any) -> dict[str, Tensor]:
         return dict(model.state_dict())
     with TemporaryDirectory() as directory:
         model.save_pretrained(directory)
-        return load_file(Path(directory) / "model.safetensors")
+        found = load_file(Path(directory) / "model.safetensors")
+    if model.config.model_type == "kimi_linear":  # published files have the name in sparse layers
+        for layer, kind in enumerate(model.config.mlp_layer_types):
+            sparse, dense = (f"layers.{layer}.{name}." for name in ("block_sparse_moe", "mlp"))
+            if kind == "dense":
+                found = {name.replace(sparse, dense): one for name, one in found.items()}
+    return found
 
 
 def olmo_hybrid_weights(model: Any) -> dict[str, Tensor]:

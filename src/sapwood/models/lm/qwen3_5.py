@@ -10,7 +10,7 @@ from sapwood.layers.delta import DeltaProjections
 from sapwood.models.lm.qwen3_next import GatedQwen, GatedQwenMixture
 
 
-class Qwen3_5ForCausalLM(GatedQwen):
+class Qwen3_5ForCausalLM(GatedQwen):  # noqa: N801 as config.json spells it
     """Dense; projections of gated delta nets lie in a layer for each purpose."""
 
     projections = DeltaProjections(
@@ -18,7 +18,7 @@ class Qwen3_5ForCausalLM(GatedQwen):
     )
 
 
-class Qwen3_5MoeForCausalLM(GatedQwenMixture, Qwen3_5ForCausalLM):
+class Qwen3_5MoeForCausalLM(GatedQwenMixture, Qwen3_5ForCausalLM):  # noqa: N801 as there
     """All layers have experts."""
 
     absent: ClassVar = {
