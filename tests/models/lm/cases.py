@@ -270,6 +270,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"num_hidden_layers": 4, "attn_layer_period": 3, "attn_layer_offset": 1}
         | {"num_experts": 4, "mamba_d_state": 6, "mamba_dt_rank": 8, "mamba_d_conv": 3},
     ),
+    "minimax": (
+        "minimax",
+        "MiniMaxForCausalLM",
+        {"num_hidden_layers": 3, "block_size": 16, "num_local_experts": 4}
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {"full_attn_alpha_factor": 1.2, "full_attn_beta_factor": 0.8, "mlp_alpha_factor": 0.9}
+        | {"linear_attn_alpha_factor": 1.1, "linear_attn_beta_factor": 0.7, "mlp_beta_factor": 1.3},
+    ),
     "bamba": (
         "bamba",
         "BambaForCausalLM",

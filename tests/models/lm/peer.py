@@ -38,6 +38,7 @@ FUSED_IN_MEMORY = frozenset(
         "kimi_linear",
         "lfm2_moe",
         "mimo_v2_flash",
+        "minimax",
         "minimax_m2",
         "mixtral",
         "olmoe",
