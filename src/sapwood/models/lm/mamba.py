@@ -12,7 +12,7 @@ from sapwood.layers.mamba1 import Mamba1, Mamba1Layout
 from sapwood.models.config import DecoderConfig
 from sapwood.models.hf_fields import epsilon, integer, switch
 from sapwood.models.lm.architecture import Architecture
-from sapwood.models.lm.mamba2 import Mamba2ForCausalLM
+from sapwood.models.lm.mamba2 import NO_HEAD_DIM, Mamba2ForCausalLM
 
 
 class MambaForCausalLM(Architecture):
@@ -43,6 +43,7 @@ class MambaForCausalLM(Architecture):
             states=(layout.cache_group(layers),),
             state_layer_parameters=layout.num_parameters(config.hidden_size),
             intermediate_sizes=(0,) * len(layers),
+            head_dim=NO_HEAD_DIM,
         )
 
     @classmethod
