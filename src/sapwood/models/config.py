@@ -252,6 +252,12 @@ class DecoderConfig:
         return tuple(layer for group in self.states for layer in group.layers)
 
     @property
+    def num_caches(self) -> int:
+        """Numbers that cache groups call layers by: one per layer, and in a model whose layers have
+        states beside keys and values, one more for each of these states."""
+        return max(self.num_layers, *(layer + 1 for layer in self.layers_with_states), 0)
+
+    @property
     def num_parameters(self) -> int:
         """Weights of all matrices, counted once where they are tied; norms and biases are few."""
         mixers = len(self.layers_with_states) * self.state_layer_parameters

@@ -193,6 +193,7 @@ class RecordedStep:
     def mix(
         self,
         x: int,
+        taken: int,
         router: LinearWeight,
         bias: int,
         routing: _Routing,

@@ -388,9 +388,10 @@ void bind_step(nb::module_& m) {
       .def("gate_rows",
            [](RecordedStep& step, Place gate, Place residual, I64 width) { step.add(GateRowsOp{gate, residual, width}); })
       .def("mix",
-           [](RecordedStep& step, Place x, const LinearWeight& router, Address bias, const RoutingTuple& routing,
-              const ExpertLayers& layers, Place out) {
-             step.add(MixOp{x, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers, out});
+           [](RecordedStep& step, Place x, Place taken, const LinearWeight& router, Address bias,
+              const RoutingTuple& routing, const ExpertLayers& layers, Place out) {
+             step.add(
+                 MixOp{x, taken, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers, out});
            })
       .def("add_positions",
            [](RecordedStep& step, Place residual, Address table, I64 first, I64 num_positions, I64 width) {
