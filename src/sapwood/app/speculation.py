@@ -24,8 +24,6 @@ def build_speculation(
     rules = NgramRules(
         least_match=config.speculative_ngram_min_match_window_size,
         most_match=config.speculative_ngram_max_match_window_size,
-        least_breadth=1,
-        most_breadth=1,
         branch_length=config.speculative_ngram_branch_length,
         by_frequency=config.speculative_ngram_match_type == "PROB",
     )

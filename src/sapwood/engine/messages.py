@@ -10,11 +10,10 @@ from sapwood.engine.request_state import RequestState
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.step import ScheduledTokens, StepResult
-from sapwood.speculative.interface import Guesses
 
 
 def scheduled_tokens(
-    state: RequestState, num_new: int, drafts: Guesses | None = None
+    state: RequestState, num_new: int, draft_ids: Sequence[int] = ()
 ) -> ScheduledTokens:
     """The next `num_new` tokens of a running request and drafts of the tokens that follow, and what
     has changed in its lease."""
@@ -24,13 +23,11 @@ def scheduled_tokens(
     reaches_end = state.num_computed_tokens + num_new == state.num_tokens
     samples = reaches_end and state.max_new_tokens > 0
     first_scored, num_scored = state.scored_among(num_new)
-    draft_ids = [] if drafts is None else list(drafts.token_ids)
     entry = ScheduledTokens(
         row=state.row,
         position=state.num_computed_tokens,
         token_ids=state.new_token_ids(num_new),
-        draft_ids=draft_ids,
-        draft_parents=[] if drafts is None else list(drafts.parents),
+        draft_ids=list(draft_ids),
         first_page=first_page,
         pages=pages,
         num_output=state.num_outputs if samples else None,

@@ -233,7 +233,7 @@ class Scheduler:
             return None
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
         entries = [
-            (state, scheduled_tokens(state, num_new, drafts.get(state.request_id)))
+            (state, scheduled_tokens(state, num_new, drafts.get(state.request_id, ())))
             for state, num_new in shares
         ]
         entries.sort(key=lambda entry: entry[1].num_new != 1)
@@ -278,8 +278,7 @@ class Scheduler:
             token_ids = next(sampled) if entry.num_output is not None else None
             is_same_run = state.phase is Phase.RUNNING and state.num_runs == num_runs
             if token_ids is not None and self._speculation is not None:
-                num_accepted = self._speculation.settle(state, len(entry.draft_ids), token_ids)
-                state.num_computed_tokens += num_accepted if is_same_run else 0
+                self._speculation.settle(state, entry, token_ids, is_same_run=is_same_run)
             if state.phase is Phase.FINISHED:
                 continue
             new_ids: list[int] = []

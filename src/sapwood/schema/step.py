@@ -63,10 +63,6 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     position    index of the first new token in the request
     token_ids   ids of the new tokens; empty: the single token that this row sampled last
     draft_ids   guesses of the tokens that follow; only if a token is sampled after `token_ids`
-    draft_parents  per draft: index of the draft that it follows, -1: it follows the last of
-                `token_ids`; empty: the drafts are a chain. Siblings differ, and a draft comes after
-                the one that it follows. Drafts of a tree are computed at `position` and the places
-                after it, in their order, whatever their depth.
     first_page  index in the row's page table from which `pages` replaces its entries; this is the
                 table of the pool that keeps every token (see schema/cache.py)
     windows     the same for the row's table of each window pool: (first page, pages). Entries
@@ -91,7 +87,6 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     pages: list[int]
     num_output: int | None
     draft_ids: list[int] = []
-    draft_parents: list[int] = []
     windows: list[tuple[int, list[int]]] = []
     slot: int = -1
     copies: list[tuple[int, int]] = []
