@@ -7,31 +7,43 @@ from collections.abc import Mapping
 from sapwood.base.clock import Clock
 from sapwood.engine.speculation import Speculation
 from sapwood.memory.ledger import Ledger
+from sapwood.schema.config.drafting import DEFAULT_STEPS, MODEL_ALGORITHMS
+from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.schema.config.speculation import SpeculationConfig
 from sapwood.speculative.costs import StepCosts
 from sapwood.speculative.ngram import NgramDrafter, NgramRules
 
 
 def build_speculation(
-    config: SpeculationConfig, ledger: Ledger, clock: Clock, measured_s: Mapping[int, float]
+    config: ResolvedConfig, ledger: Ledger, clock: Clock, measured_s: Mapping[int, float]
 ) -> Speculation | None:
     """None if nothing is to be guessed.
 
     measured_s  seconds of a step of one request, by its new tokens
     """
-    if config.speculative_algorithm is None:
+    asked = config.speculation
+    algorithm = asked.speculative_algorithm
+    if algorithm is None:
         return None
-    rules = NgramRules(
-        least_match=config.speculative_ngram_min_match_window_size,
-        most_match=config.speculative_ngram_max_match_window_size,
-        branch_length=config.speculative_ngram_branch_length,
-        by_frequency=config.speculative_ngram_match_type == "PROB",
-    )
+    asks_ranks = algorithm in MODEL_ALGORITHMS
+    most_drafts = asked.speculative_num_draft_tokens - 1
+    if asks_ranks:
+        most_drafts = config.drafting.speculative_num_steps or DEFAULT_STEPS
     return Speculation(
-        NgramDrafter(rules, capacity=config.speculative_ngram_capacity),
+        None if asks_ranks else _ngram_drafter(asked),
         ledger,
-        most_drafts=config.speculative_num_draft_tokens - 1,
-        most_step_tokens=config.speculative_max_step_tokens,
+        most_drafts=most_drafts,
+        most_step_tokens=asked.speculative_max_step_tokens,
         clock=clock,
-        costs=StepCosts(measured_s) if config.adapts else None,
+        costs=StepCosts(measured_s) if asked.adapts else None,
     )
+
+
+def _ngram_drafter(asked: SpeculationConfig) -> NgramDrafter:
+    rules = NgramRules(
+        least_match=asked.speculative_ngram_min_match_window_size,
+        most_match=asked.speculative_ngram_max_match_window_size,
+        branch_length=asked.speculative_ngram_branch_length,
+        by_frequency=asked.speculative_ngram_match_type == "PROB",
+    )
+    return NgramDrafter(rules, capacity=asked.speculative_ngram_capacity)

@@ -8,7 +8,7 @@ brings the most tokens per second: many of an edit, few of a chat, none where st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sapwood.base.clock import Clock
@@ -19,7 +19,9 @@ from sapwood.schema.step import ScheduledTokens, StepPlan
 from sapwood.speculative.acceptance import Acceptance
 from sapwood.speculative.choice import best_guesses, shared_out
 from sapwood.speculative.costs import StepCosts
+from sapwood.speculative.depth import DraftDepth
 from sapwood.speculative.interface import NO_GUESSES, Draft, Drafter, Guesses
+from sapwood.speculative.ranks import BroughtDraft, BroughtDrafter
 
 LONGEST_PAUSE = 16
 """Tokens for which nothing is guessed after wrong guesses again and again."""
@@ -57,6 +59,17 @@ class _Progress:
         self.guesses = NO_GUESSES
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Guesses that a rank shall make: as ScheduledTokens.num_guesses and guesses_end."""
+
+    num_guesses: int = 0
+    guesses_end: int = 0
+
+
+NOTHING_WANTED = Wanted()
+
+
 class Speculation:
     """Drafts of all requests of an engine.
 
@@ -65,7 +78,7 @@ class Speculation:
 
     def __init__(
         self,
-        drafter: Drafter,
+        drafter: Drafter | None,
         ledger: Ledger,
         *,
         most_drafts: int,
@@ -73,10 +86,13 @@ class Speculation:
         clock: Clock,
         costs: StepCosts | None = None,
     ) -> None:
-        """most_drafts  of one request in one step
+        """drafter      None: the ranks guess, with a draft model
+        most_drafts  of one request in one step
         most_step_tokens  new tokens of a step that has drafts
         costs        what steps cost; None: every request always gets as many drafts as it may"""
-        self._drafter = drafter
+        self._drafter = BroughtDrafter() if drafter is None else drafter
+        self._asks_ranks = drafter is None
+        self._depth = None if costs is None else DraftDepth(costs)
         self._ledger = ledger
         self._most_drafts = most_drafts
         self._most_step_tokens = most_step_tokens
@@ -87,6 +103,7 @@ class Speculation:
         self._num_unsettled = 0
         self._is_worth_waiting = True
         self._timed: dict[int, _Timed] = {}
+        self._asked_for: dict[int, list[int]] = {}
         self._began_s = self._ended_s = 0.0
         self.total = Speculated()
 
@@ -135,9 +152,57 @@ class Speculation:
         self._num_unsettled += len(found)
         return found
 
+    def guesses_wanted(
+        self, shares: Sequence[tuple[RequestState, int]], drafts: Mapping[str, Sequence[int]]
+    ) -> dict[str, Wanted]:
+        """Request id -> what a rank with a draft model shall guess after this step, for the step
+        that follows. The pages for that are reserved; no request loses pages.
+
+        shares  (request, its new tokens) of the step
+        drafts  of the step, as `drafts` has found them
+        """
+        if not self._asks_ranks or len(shares) > self._most_step_tokens // 2:
+            return {}
+        rooms: list[tuple[RequestState, int, int]] = []
+        for state, num_new in shares:
+            is_last = num_new == state.num_missing_tokens and not state.num_pending_outputs
+            # Of the tokens after the sampled one, none beyond the last that may be put out.
+            room = min(state.num_outstanding - 1, state.most_drafts)
+            is_paused = self._depth is not None and self._progress_of(state).pause > 0
+            if is_last and room > 1 and not state.input_embeds and not is_paused:
+                rooms.append((state, num_new, room))
+        most = self._most_drafts
+        if self._depth is not None:
+            survivals = [
+                self._progress_of(state).acceptance.survivals(
+                    Guesses(token_ids=[0] * count, kinds=range(count))
+                )
+                for state, _, room in rooms
+                for count in [min(most, room - 1)]
+            ]
+            most = self._depth.best(survivals, len(shares))
+        found = {
+            state.request_id: Wanted(min(most, room - 1), state.num_tokens + room)
+            for state, num_new, room in rooms
+            if most and self._reserves_guesses(state, num_new, drafts, most, room)
+        }
+        self._is_worth_waiting = self._is_worth_waiting or bool(found)
+        return found
+
+    def bring(self, state: RequestState, guesses: Sequence[int]) -> None:
+        """A rank has guessed how the request goes on after all its output tokens."""
+        if not guesses:
+            return
+        progress = self._progress_of(state)
+        progress.draft.extend(state.output_ids[progress.num_told :])
+        progress.num_told = len(state.output_ids)
+        if isinstance(progress.draft, BroughtDraft):
+            progress.draft.bring(guesses)
+
     def begin_step(self, plan: StepPlan) -> None:
         """The step begins for which `drafts` was asked last."""
         scheduled = plan.scheduled
+        self._asked_for[plan.step] = [entry.num_guesses for entry in scheduled if entry.num_guesses]
         if self._costs is None or any(
             not entry.num_output or len(entry.token_ids) > self._most_drafts + 1
             for entry in scheduled
@@ -146,13 +211,16 @@ class Speculation:
         num_tokens = sum(entry.num_new for entry in scheduled)
         self._timed[plan.step] = _Timed(len(scheduled), num_tokens, self._began_s)
 
-    def end_step(self, step: int) -> None:
-        """The result of the step is there."""
+    def end_step(self, step: int, drafting_s: float = 0.0) -> None:
+        """The result of the step is there; a draft model took so many seconds of it."""
         now_s = self._clock.now_s()
+        asked_for = self._asked_for.pop(step, [])
+        if asked_for and self._depth is not None:
+            self._depth.observe(len(asked_for), max(asked_for), drafting_s)
         timed = self._timed.pop(step, None)
         if timed is not None and self._costs is not None and timed.num_requests:
             # A step that was planned while another one ran began when that one ended.
-            seconds = now_s - max(timed.began_s, self._ended_s)
+            seconds = now_s - max(timed.began_s, self._ended_s) - drafting_s
             self._costs.observe(timed.num_requests, timed.num_tokens, seconds)
         self._ended_s = now_s
 
@@ -205,13 +273,7 @@ class Speculation:
         # Vectors in the place of tokens cannot be searched.
         if most <= 0 or state.input_embeds or state.max_new_tokens == 0:
             return NO_GUESSES
-        progress = self._progress.get(state.request_id)
-        if progress is None:
-            progress = _Progress(
-                self._drafter.begin(state.namespace, state.prompt_ids),
-                Acceptance(memory=OWN_MEMORY, prior=self._acceptance),
-            )
-            self._progress[state.request_id] = progress
+        progress = self._progress_of(state)
         progress.draft.extend(state.output_ids[progress.num_told :])
         progress.num_told = len(state.output_ids)
         if progress.pause and self._costs is not None:
@@ -219,6 +281,15 @@ class Speculation:
         else:
             progress.guesses = progress.draft.propose(most)
         return progress.guesses
+
+    def _progress_of(self, state: RequestState) -> _Progress:
+        progress = self._progress.get(state.request_id)
+        if progress is None:
+            progress = self._progress[state.request_id] = _Progress(
+                self._drafter.begin(state.namespace, state.prompt_ids),
+                Acceptance(memory=OWN_MEMORY, prior=self._acceptance),
+            )
+        return progress
 
     def _choose(
         self,
@@ -247,6 +318,21 @@ class Speculation:
             and self._ledger.reserve(state.lease, start + num_new + num_drafts, start)
             and self._ledger.begin_trial(state.lease)
         )
+
+    def _reserves_guesses(
+        self,
+        state: RequestState,
+        num_new: int,
+        drafts: Mapping[str, Sequence[int]],
+        most: int,
+        room: int,
+    ) -> bool:
+        """Make room for what a draft model computes in order to guess so many tokens."""
+        assert state.lease is not None, "a scheduled request has a lease"
+        start = state.num_computed_tokens
+        verified = drafts.get(state.request_id, ())
+        end = min(start + num_new + len(verified) + most, state.num_tokens + room)
+        return self._ledger.reserve(state.lease, end, start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
+from sapwood.schema.config.drafting import MODEL_ALGORITHMS
 from sapwood.schema.config.options import check_options, option, option_specs
 
-ALGORITHMS = ("NGRAM",)
+ALGORITHMS = ("NGRAM", *MODEL_ALGORITHMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +17,8 @@ class SpeculationConfig:
         None,
         "Guess several tokens of a request per step and keep those that the model itself chooses; "
         "the output stays the same. NGRAM: what followed the last tokens where they occurred "
-        "before in the prompt or the output. Default: nothing is guessed.",
+        "before in the prompt or the output. STANDALONE: what a small "
+        "model guesses, --speculative-draft-model-path. Default: nothing is guessed.",
         choices=ALGORITHMS,
     )
     speculative_num_draft_tokens: int = option(
