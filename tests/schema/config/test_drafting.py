@@ -17,7 +17,6 @@ from tests.schema.config.test_resolve import CPU, MODEL
             {"speculative_algorithm": "NGRAM", "speculative_num_steps": 2},
             "--speculative-num-steps does nothing without",
         ),
-        ({"speculative_algorithm": "STANDALONE"}, "--speculative-draft-model-path"),
     ],
 )
 def test_options_that_do_not_go_together(values: dict[str, object], said: str) -> None:

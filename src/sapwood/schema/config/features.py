@@ -20,11 +20,6 @@ def check_speculation(asked: EngineConfig, model: ModelFacts) -> None:
         )
     if algorithm is None:
         return
-    if algorithm in MODEL_ALGORITHMS and asked.drafting.speculative_draft_model_path is None:
-        raise ConfigError(
-            f"--speculative-algorithm {algorithm} guesses with a draft model; name one with "
-            "--speculative-draft-model-path"
-        )
     if model.whole_prompts:
         raise ConfigError(
             f"--speculative-algorithm {algorithm} guesses output tokens, but {model.name} is an "
