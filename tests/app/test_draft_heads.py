@@ -280,7 +280,7 @@ def test_heads_that_do_not_fit_are_named(
     make: Callable[..., LLM], models: Path, tmp_path: Path
 ) -> None:
     path, options = options_of(models, "eagle")
-    with pytest.raises(ConfigError, match="use EAGLE$"):
+    with pytest.raises(ConfigError, match=r"use EAGLE$"):
         make(path, **{**options, "speculative_algorithm": "EAGLE3"})
     with pytest.raises(ConfigError, match="use STANDALONE"):
         make(path, **{**options, "speculative_draft_model_path": str(models / "mimo")})

@@ -32,8 +32,10 @@ from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.text_part import WRAPPERS, text_part
 from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
+from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.resolve import Decision, demand_of, resolve
 from sapwood.schema.pooling import Pooling
 from sapwood.store import ModelFiles, Progress, fetch_model
@@ -45,6 +47,7 @@ Shape = DecoderConfig | EncoderConfig
 class Resolved:
     """The resolved configuration, with everything that was found out on the way.
 
+    asked    the configuration before that
     shape    the model's sizes
     eos      token ids that end an output
     pooling  how the model makes embeddings or scores; None: the model generates
@@ -53,6 +56,7 @@ class Resolved:
     """
 
     config: ResolvedConfig
+    asked: EngineConfig
     decisions: list[Decision]
     files: ModelFiles
     shape: Shape
@@ -86,13 +90,18 @@ class Resolved:
             groups += self.draft.cache_groups(self.decoder)
         return CachePlan(
             groups=tuple(
-                group.with_dtypes(kv=config.memory.kv_cache_dtype, activations=config.model.dtype)
+                group.of_rank(config.parallel.tp_size).with_dtypes(
+                    kv=config.memory.kv_cache_dtype,
+                    activations=config.model.dtype,
+                    recurrent=config.memory.mamba_ssm_dtype,
+                )
                 for group in groups
             ),
             page_size=config.memory.page_size,
             demand=demand_of(config.scheduler, config.model),
             state_interval=config.memory.mamba_track_interval or config.memory.page_size,
             num_states=config.memory.max_mamba_cache_size,
+            state_memory_ratio=config.memory.mamba_full_memory_ratio or 1.0,
             window_share=config.memory.swa_full_tokens_ratio,
         )
 
@@ -112,12 +121,22 @@ class Resolved:
 
 
 def resolve_config(
-    asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
+    asked: EngineConfig,
+    *,
+    home: Path,
+    progress: Progress | None = None,
+    is_verified: bool = False,
+    rank: int = 0,
+    decided: ResolvedConfig | None = None,
 ) -> Resolved:
     """Find the model and make every open choice. StartupError if that is impossible.
 
     is_verified  whether the files have been compared with their checksums already, if they must be
+    rank     of a model that several ranks share
+    decided  the choices of rank 0, which every other rank takes over but for its device, its
+             threads and its estimate of the KV pool; None: this is rank 0
     """
+    given = asked
     files = fetch_files(asked, home=home, progress=progress, is_verified=is_verified)
     hf_config = read_json(files.path / "config.json")
     with reading(files.path / "config.json"):
@@ -142,17 +161,22 @@ def resolve_config(
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()
+    asked = replace(asked, execution=on_own_device(asked, platform, rank))
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
+    machine = of_one_rank(machine, asked.parallel)
     facts = replace(
         model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format),
         makes_numbers=pooling is not None,
-    )
+    ).of_rank(asked.parallel.tp_size)
     found = None
     if isinstance(shape, DecoderConfig):
         found = find_draft(asked, files, shape, home=home, progress=progress)
         if found is not None:
             facts = _with_draft(facts, shape, found)
     config, decisions = resolve(asked, machine, facts)
+    if decided is not None:
+        memory = replace(decided.memory, max_total_tokens=config.memory.max_total_tokens)
+        config = replace(decided, memory=memory, execution=config.execution)
     decisions.insert(0, impl)
     shape = shape.for_context(config.model.context_length)
     draft = None
@@ -170,6 +194,7 @@ def resolve_config(
         config = replace(config, model=model)
     return Resolved(
         config=config,
+        asked=given,
         decisions=decisions,
         files=files,
         shape=shape,
@@ -286,6 +311,34 @@ def machine_facts(
         available_bytes=free,
         num_cores=platform.num_cores,
         fast_bfloat16=fast_bfloat16(platform, asked_kernels),
+    )
+
+
+def on_own_device(asked: EngineConfig, platform: Platform, rank: int) -> ExecutionConfig:
+    """The options of execution with the GPU of this rank; ConfigError if there are too few."""
+    execution, parallel = asked.execution, asked.parallel
+    device = find_device(execution.device, platform)
+    if parallel.ranks_per_node == 1 or device.type == "cpu":
+        return execution
+    if device.index not in (None, 0) or parallel.ranks_per_node > torch.cuda.device_count():
+        raise ConfigError(
+            f"{parallel.ranks_per_node} ranks on this machine take as many GPUs from the first on, "
+            f"but it has {torch.cuda.device_count()}, and --device is {execution.device}; choose "
+            "a smaller --tp-size, or more machines with --nnodes"
+        )
+    return replace(execution, device=f"{device.type}:{rank - parallel.own_ranks[0]}")
+
+
+def of_one_rank(machine: MachineFacts, parallel: ParallelConfig) -> MachineFacts:
+    """A rank's share of the machine: of its cores, and of its memory unless each has a GPU."""
+    num_ranks = parallel.ranks_per_node
+    machine = replace(machine, num_cores=max(1, machine.num_cores // num_ranks))
+    if machine.device != "cpu":
+        return machine
+    return replace(
+        machine,
+        memory_bytes=machine.memory_bytes // num_ranks,
+        available_bytes=machine.available_bytes // num_ranks,
     )
 
 

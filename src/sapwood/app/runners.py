@@ -17,6 +17,7 @@ from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.model_impl import SLOW
+from sapwood.app.rank_member import ALONE, RankMember
 from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
@@ -28,6 +29,7 @@ from sapwood.executor.recorded import Recorded, record_steps
 from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import DecoderModel, Runner
 from sapwood.executor.sampling.custom import CustomProcessors
+from sapwood.executor.sampling.following import FollowingOps
 from sapwood.executor.sampling.processors import (
     AllowedTokens,
     LogitBias,
@@ -35,14 +37,14 @@ from sapwood.executor.sampling.processors import (
     MinNewTokens,
     Penalties,
 )
-from sapwood.executor.sampling.sampler import Sampler
+from sapwood.executor.sampling.sampler import Sampler, SamplingOps
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
 from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
-from sapwood.layers.build import Build
+from sapwood.layers.build import Build, Groups
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
 from sapwood.lora.adapter import adaptable
@@ -86,14 +88,17 @@ class StepRunner:
 
 
 def build_runner(
-    resolved: Resolved, watch: LoadWatch, grammars: GrammarParts | None = None
+    resolved: Resolved,
+    watch: LoadWatch,
+    grammars: GrammarParts | None = None,
+    member: RankMember = ALONE,
 ) -> StepRunner:
-    """Load the model and build its runner.
+    """Load this rank's part of the model and build its runner.
 
-    grammars  enforces grammars; None: no request has one
+    grammars  enforces grammars; None: no request has one, or another rank chooses the tokens
     """
     if resolved.pooling is not None:
-        pooling_runner = _pooling_runner(resolved, resolved.pooling, watch)
+        pooling_runner = _pooling_runner(resolved, resolved.pooling, watch, member)
         return StepRunner(
             resolved=resolved,
             execute=pooling_runner.execute,
@@ -105,7 +110,7 @@ def build_runner(
     routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
-    models = load_models(resolved, watch=watch, routes=routes, adapters=context)
+    models = load_models(resolved, watch=watch, routes=routes, adapters=context, member=member)
     model = models.model
     adapters = None
     if context is not None and isinstance(model, Decoder):
@@ -122,10 +127,10 @@ def build_runner(
             dtype=torch.uint8,
             device=resolved.device,
         )
-        resolved = _with_measured_pool(resolved, model, captures)
+        resolved = member.agreed(_with_measured_pool(resolved, model, captures))
         del reserve
     pool = None if adapters is None else adapters.pool
-    runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool)
+    runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool, member)
     return StepRunner(
         resolved=resolved,
         execute=runner.execute,
@@ -215,6 +220,7 @@ def load_models(
     watch: LoadWatch,
     routes: RouteLog | None = None,
     adapters: AdapterContext | None = None,
+    member: RankMember = ALONE,
 ) -> Models:
     """The model and its draft model, as `load_model`.
 
@@ -227,7 +233,7 @@ def load_models(
         if draft is None:
             return Models(foreign)
         return Models(foreign, load_drafter(resolved, draft, None, watch))
-    build = replace(_build(resolved), routes=routes, adapters=adapters)
+    build = replace(_build(resolved, member), routes=routes, adapters=adapters)
     with timed("model structure"):
         model = Decoder.of(resolved.decoder, build)
     name_of = model.checkpoint_name
@@ -255,11 +261,12 @@ def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) ->
         )
 
 
-def _build(resolved: Resolved) -> Build:
+def _build(resolved: Resolved, member: RankMember) -> Build:
     return Build(
         kernels=resolved.kernels.kernels,
         device=resolved.device,
         dtype=resolved.dtype,
+        groups=Groups.tensor_parallel(member.tp),
         scheme=linear_scheme(resolved.config, resolved.files),
         embedding_dtype=dense_weight_dtype(resolved.config),
     )
@@ -273,6 +280,7 @@ def _decoder_runner(
     grammars: GrammarParts | None,
     routes: RouteLog | None,
     adapters: AdapterPool | None,
+    member: RankMember,
 ) -> Runner:
     model = models.model
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
@@ -282,18 +290,13 @@ def _decoder_runner(
     num_layers = resolved.decoder.num_layers
     kv_caches = every_cache[:num_layers]
     rows = _row_table(resolved)
-    failures: dict[int, str] = {}
     common: list[LogitsProcessor] = [
         LogitBias(device),
         Penalties(device, kernels),
         MinNewTokens(resolved.eos, device),
         AllowedTokens(device),
     ]
-    processors = [
-        *common,
-        CustomProcessors(failures, allow_code=config.execution.enable_custom_logit_processor),
-        ThinkingBudgets(),
-    ]
+    sampler = Sampler(rows, (), FollowingOps())
 
     def capture() -> Recorded:
         plan = capture_plan(config, resolved.decoder, spare_page=resolved.pool_sizes[0])
@@ -314,24 +317,23 @@ def _decoder_runner(
         memory = _draft_memory(resolved, rows, every_cache)
         drafter = models.make_drafter(memory, Sampler(rows, common, kernels))
     _set_num_threads(resolved)
+    if member.leads:
+        ops = choice.sampling_ops or kernels
+        sampler = _sampler(resolved, rows, common, ops, grammars)
+    overlaps = config.scheduler.overlap_depth > 1
     return Runner(
         model,
         choice.steps,
         kv_caches=kv_caches,
         rows=rows,
-        sampler=Sampler(
-            rows,
-            processors,
-            choice.sampling_ops or kernels,
-            failures,
-            None if grammars is None else grammars.masks(kernels, failures),
-        ),
+        sampler=sampler,
         page_size=page_size,
         device=device,
         places=_places(resolved),
         routed_experts=None if routes is None else RoutedExperts.of(resolved.decoder, routes),
         adapters=adapters,
         drafter=drafter,
+        share=member.tp.broadcast if overlaps and member.tp.size > 1 else None,
     )
 
 
@@ -350,6 +352,28 @@ def _draft_memory(
         page_size=resolved.config.memory.page_size,
         device=resolved.device,
     )
+
+
+def _sampler(
+    resolved: Resolved,
+    rows: RowTable,
+    common: Sequence[LogitsProcessor],
+    ops: SamplingOps,
+    grammars: GrammarParts | None,
+) -> Sampler:
+    """The sampler of the rank that chooses tokens.
+
+    common  the processors that a drafter's choices go through too
+    """
+    failures: dict[int, str] = {}
+    allow_code = resolved.config.execution.enable_custom_logit_processor
+    processors = [
+        *common,
+        CustomProcessors(failures, allow_code=allow_code),
+        ThinkingBudgets(),
+    ]
+    masks = None if grammars is None else grammars.masks(resolved.kernels.kernels, failures)
+    return Sampler(rows, processors, ops, failures, masks)
 
 
 def _captures(resolved: Resolved) -> CapturePlan | None:
@@ -393,8 +417,10 @@ def _with_measured_pool(
 # ---- models that make embeddings or scores -------------------------------------------------------
 
 
-def _load_pooling_model(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> PoolingModel:
-    build, num_labels = _build(resolved), len(pooling.labels)
+def _load_pooling_model(
+    resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
+) -> PoolingModel:
+    build, num_labels = _build(resolved, member), len(pooling.labels)
     model: Encoder | PooledDecoder
     with timed("model structure"):
         match resolved.shape:
@@ -410,9 +436,11 @@ def _load_pooling_model(resolved: Resolved, pooling: Pooling, watch: LoadWatch) 
     return model
 
 
-def _pooling_runner(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> PoolingRunner:
+def _pooling_runner(
+    resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
+) -> PoolingRunner:
     config, shape = resolved.config, resolved.shape
-    model = _load_pooling_model(resolved, pooling, watch)
+    model = _load_pooling_model(resolved, pooling, watch, member)
     kv_caches = _kv_caches(resolved, watch)
     rows = _row_table(resolved)
     _set_num_threads(resolved)

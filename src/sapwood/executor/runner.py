@@ -153,6 +153,7 @@ class Runner:
         adapters: StepAdapterPool | None = None,
         drafter: Drafter | None = None,
         download: Callable[[Tensor], Download] = download,
+        share: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """A runner of one rank.
 
@@ -161,7 +162,10 @@ class Runner:
         adapters  has the LoRA adapters of requests; None: no request has one
         drafter   guesses tokens with a draft model; None: no plan asks for guesses
         download  copies tokens and log probabilities to the host
+        share     makes the tokens that rank 0 has chosen those of every rank, before anybody else
+                  knows them; None: this is the only rank, or every plan brings its tokens
         """
+        self._share = share
         self._model = model
         self._recorded = recorded
         self._kv_caches = kv_caches
@@ -229,6 +233,8 @@ class Runner:
             self._collect_before(launched)
         kept = self._logprobs.keep(logits, rows)
         chosen = self._sampler.sample(logits, rows, num_outputs)
+        if self._share is not None:
+            chosen = self._share(chosen)
         self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, chosen)
         launched.rows = rows
         launched.epochs = [self._rows.epochs[row] for row in rows]

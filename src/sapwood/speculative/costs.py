@@ -1,4 +1,4 @@
-"""What a step costs, by its new tokens: measured when the engine starts, and corrected as it runs."""
+"""What a step costs, by its new tokens: measured when the engine starts, corrected as it runs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sapwood.schema.cache import CacheGroup
 
@@ -70,3 +70,14 @@ class ModelFacts:
     makes_numbers: bool = False
     draft_bytes: int = 0
     quantized: CheckpointFacts | None = None
+
+    def of_rank(self, num_ranks: int) -> ModelFacts:
+        """The same of one of the ranks that share each layer: its weights, and its part of what
+        tokens leave behind."""
+        return replace(
+            self,
+            num_parameters=-(-self.num_parameters // num_ranks),
+            num_embedding_parameters=-(-self.num_embedding_parameters // num_ranks),
+            file_bytes=-(-self.file_bytes // num_ranks),
+            cache=tuple(group.of_rank(num_ranks) for group in self.cache),
+        )

@@ -20,6 +20,11 @@ def check_speculation(asked: EngineConfig, model: ModelFacts) -> None:
         )
     if algorithm is None:
         return
+    if algorithm in MODEL_ALGORITHMS and asked.parallel.num_ranks > 1:
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} computes its draft model on one rank so far, but "
+            f"the model has {asked.parallel.num_ranks}; guess with NGRAM, or leave out --tp-size"
+        )
     if model.whole_prompts:
         raise ConfigError(
             f"--speculative-algorithm {algorithm} guesses output tokens, but {model.name} is an "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CachePlan, Demand, within
+from sapwood.schema.cache import CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
@@ -25,7 +25,7 @@ from sapwood.schema.config.model import (
 from sapwood.schema.config.options import decided
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
-from sapwood.schema.config.state_interval import state_interval
+from sapwood.schema.config.state_options import refuse_idle_state_options, state_interval
 from sapwood.schema.config.window_share import check_window_share
 
 QUANTIZED_BYTES = {
@@ -325,20 +325,32 @@ def _resolve_memory(
     kv_cache_dtype = _resolve_kv_cache_dtype(
         asked.kv_cache_dtype, model_config.dtype, model, decisions
     )
-    interval, why_interval = state_interval(
-        asked, page_size, groups=model.cache, model=model.name, on_cpu=execution.device == "cpu"
-    )
-    if why_interval is not None:
-        decisions.append(Decision("mamba_track_interval", interval, why_interval))
+    refuse_idle_state_options(asked, model.cache, model=model.name)
+    interval = None
+    if any(group.kind is CacheKind.STATE for group in model.cache):
+        interval, why_interval = state_interval(
+            asked,
+            page_size,
+            context_length=model_config.context_length,
+            on_cpu=execution.device == "cpu",
+        )
+        if why_interval is not None:
+            decisions.append(Decision("mamba_track_interval", interval, why_interval))
     groups = within(model.cache, model_config.context_length)
     plan = CachePlan(
         groups=tuple(
-            group.with_dtypes(kv=kv_cache_dtype, activations=model_config.dtype) for group in groups
+            group.with_dtypes(
+                kv=kv_cache_dtype,
+                activations=model_config.dtype,
+                recurrent=asked.mamba_ssm_dtype,
+            )
+            for group in groups
         ),
         page_size=page_size,
         demand=demand,
         state_interval=interval or page_size,
         num_states=asked.max_mamba_cache_size,
+        state_memory_ratio=asked.mamba_full_memory_ratio or 1.0,
         window_share=check_window_share(asked.swa_full_tokens_ratio, groups, model=model.name),
     )
     max_tokens = asked.max_total_tokens
