@@ -126,12 +126,14 @@ def resolve_config(
     home: Path,
     progress: Progress | None = None,
     is_verified: bool = False,
+    replica: int = 0,
     rank: int = 0,
     decided: ResolvedConfig | None = None,
 ) -> Resolved:
     """Find the model and make every open choice. StartupError if that is impossible.
 
     is_verified  whether the files have been compared with their checksums already, if they must be
+    replica  number of the replica whose choices these are
     rank     of a model that several ranks share
     decided  the choices of rank 0, which every other rank takes over but for its device, its
              threads and its estimate of the KV pool; None: this is rank 0
@@ -161,7 +163,7 @@ def resolve_config(
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()
-    asked = replace(asked, execution=on_own_device(asked, platform, rank))
+    asked = replace(asked, execution=on_own_device(asked, platform, replica, rank))
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
     machine = of_one_rank(machine, asked.parallel)
     facts = replace(
@@ -314,19 +316,30 @@ def machine_facts(
     )
 
 
-def on_own_device(asked: EngineConfig, platform: Platform, rank: int) -> ExecutionConfig:
-    """The options of execution with the GPU of this rank; ConfigError if there are too few."""
+def on_own_device(
+    asked: EngineConfig, platform: Platform, replica: int, rank: int
+) -> ExecutionConfig:
+    """The options of execution with the GPU of this rank, or of this replica; ConfigError if there
+    are too few."""
     execution, parallel = asked.execution, asked.parallel
+    num_replicas, num_ranks = parallel.dp_size, parallel.ranks_per_node
     device = find_device(execution.device, platform)
-    if parallel.ranks_per_node == 1 or device.type == "cpu":
+    if num_replicas * num_ranks == 1 or device.type == "cpu":
         return execution
-    if device.index not in (None, 0) or parallel.ranks_per_node > torch.cuda.device_count():
+    if num_replicas > 1 and num_ranks > 1:
         raise ConfigError(
-            f"{parallel.ranks_per_node} ranks on this machine take as many GPUs from the first on, "
-            f"but it has {torch.cuda.device_count()}, and --device is {execution.device}; choose "
-            "a smaller --tp-size, or more machines with --nnodes"
+            "--dp-size does not go together with --tp-size on GPUs yet; run one server per "
+            "replica, and `sapwood gateway` in front of them"
         )
-    return replace(execution, device=f"{device.type}:{rank - parallel.own_ranks[0]}")
+    is_named = device.index is not None and execution.device not in (None, "auto")
+    num_devices = torch.cuda.device_count()
+    if is_named or num_replicas * num_ranks > num_devices:
+        raise ConfigError(
+            f"each of {num_replicas * num_ranks} ranks or replicas on this machine takes a GPU of "
+            f"its own, but it has {num_devices}, and --device is {execution.device}; use "
+            "--device cuda and a smaller --tp-size or --dp-size"
+        )
+    return replace(execution, device=f"{device.type}:{replica + rank - parallel.own_ranks[0]}")
 
 
 def of_one_rank(machine: MachineFacts, parallel: ParallelConfig) -> MachineFacts:

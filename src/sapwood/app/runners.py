@@ -61,7 +61,9 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
 from sapwood.schema.cache import CacheKind, shifted
 from sapwood.schema.config.resolve import Decision
+from sapwood.schema.env import environment, home
 from sapwood.schema.pooling import Pooling
+from sapwood.store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +116,10 @@ def build_runner(
     model = models.model
     adapters = None
     if context is not None and isinstance(model, Decoder):
-        places = adaptable(model.body_targets(), model.checkpoint_name, resolved.dtype)
-        adapters, decision = build_adapters(lora, places, context, resolved.device)
+        places = adaptable(model.adapter_targets(), model.checkpoint_name, resolved.dtype)
+        store = open_store(home(environment()))
+        find = partial(store.adapter, offline=resolved.config.model.offline)
+        adapters, decision = build_adapters(lora, places, context, resolved.device, find)
         resolved.decisions.append(decision)
     captures = None
     if runs_ahead(resolved.device):

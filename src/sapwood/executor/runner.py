@@ -302,7 +302,7 @@ class Runner:
                 hidden = self._forward(launched, batch)
                 routed = self._routed_experts.of_step(len(hidden))
             launched.routed = kept_rows(scheduled, num_routed, routed, self._download)
-        launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._model.logits)
+        launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._prompt_logits)
         if any(num_hidden):
             launched.hidden = kept_rows(scheduled, num_hidden, hidden.float(), self._download)
         return self._model.logits(hidden.index_select(0, batch.logits_index))
@@ -313,6 +313,14 @@ class Runner:
             return self._model.forward(batch)
         hidden, launched.states = self._drafter.states_of(batch)
         return hidden
+
+    def _prompt_logits(self, hidden: Tensor, row: int) -> Tensor:
+        """Logits [n, vocab] of hidden [n, hidden], all of the request in this row."""
+        if self._adapters is None:
+            return self._model.logits(hidden)
+        slot = int(self._rows.adapter_slots[row])
+        with self._adapters.context.scoring(slot, len(hidden), hidden.device):
+            return self._model.logits(hidden)
 
     # ---- tokens that come to the host --------------------------------------------------------
 

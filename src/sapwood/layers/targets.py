@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
+from sapwood.layers.adapted_vocab import VocabTarget
 from sapwood.layers.adapters import AdapterTarget
 
 
@@ -82,6 +83,7 @@ class Target:
     fused_in  the tensor as which a checkpoint may have this one, together with others; None: there
            is none such
     adapter  where adapters of this weight add; None: there are no adapters, or none of this tensor
+    vocab_adapter  the same for an embedding, and for a whole weight in this one's place
     """
 
     shape: tuple[int, ...]
@@ -93,6 +95,7 @@ class Target:
     has_rows: bool = True
     fused_in: FusedIn | None = None
     adapter: AdapterTarget | None = None
+    vocab_adapter: VocabTarget | None = None
 
     @property
     def part_shape(self) -> tuple[int, ...]:

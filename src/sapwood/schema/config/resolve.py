@@ -23,6 +23,7 @@ from sapwood.schema.config.model import (
     ResolvedModel,
 )
 from sapwood.schema.config.options import decided
+from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
 from sapwood.schema.config.state_options import refuse_idle_state_options, state_interval
@@ -60,9 +61,10 @@ def resolve(
     Raises ConfigError if an option contradicts the machine or the model.
     """
     decisions: list[Decision] = []
+    machine = _share_of(machine, asked.parallel, decisions)
     check_speculation(asked, model)
     check_adapters(asked, model)
-    execution = _resolve_execution(asked.execution, machine, decisions)
+    execution = _resolve_execution(asked.execution, machine, asked.parallel.dp_size, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
     _explain_overlap(scheduler, asked.speculation, decisions)
@@ -83,8 +85,27 @@ def resolve(
     return config, decisions
 
 
+def _share_of(
+    machine: MachineFacts, parallel: ParallelConfig, decisions: list[Decision]
+) -> MachineFacts:
+    """What one of several replicas may use; a GPU is never shared."""
+    count = parallel.dp_size
+    if count == 1:
+        return machine
+    if parallel.load_balance_method == "auto":
+        why = "it computes the least: prompts go where their beginning is cached"
+        decisions.append(Decision("load_balance_method", parallel.balance, why))
+    on_cpu = machine.device == "cpu"
+    return replace(
+        machine,
+        num_cores=max(1, machine.num_cores // count),
+        memory_bytes=machine.memory_bytes // count if on_cpu else machine.memory_bytes,
+        available_bytes=machine.available_bytes // count if on_cpu else machine.available_bytes,
+    )
+
+
 def _resolve_execution(
-    asked: ExecutionConfig, machine: MachineFacts, decisions: list[Decision]
+    asked: ExecutionConfig, machine: MachineFacts, dp_size: int, decisions: list[Decision]
 ) -> ResolvedExecution:
     device = asked.device
     if device is None or device == "auto":
@@ -98,7 +119,8 @@ def _resolve_execution(
     num_threads = asked.num_threads
     if num_threads is None:
         num_threads = machine.num_cores
-        decisions.append(Decision("num_threads", num_threads, "the usable cores"))
+        whose = "the usable cores" if dp_size == 1 else f"this replica's part of {dp_size}"
+        decisions.append(Decision("num_threads", num_threads, whose))
     return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
 
 
