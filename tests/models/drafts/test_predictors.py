@@ -42,6 +42,8 @@ class Predictor:
     state_norm: str
     norm: str | None
     drops_first: bool = False
+    adds_one: bool = False
+    """Whether the file has the differences of norms' weights from 1."""
 
     @property
     def names(self) -> dict[str, str | None]:
@@ -69,6 +71,10 @@ PREDICTORS = {
         "ernie4_5_moe", 0, "model.mtp_block.0", "model.mtp_linear_proj.0", "model.mtp_emb_norm.0",
         "model.mtp_hidden_norm.0", None, drops_first=True,
     ),
+    "Qwen3.5": Predictor(
+        "qwen3_5_moe", 1, "mtp.layers.0", "mtp.fc", "mtp.pre_fc_norm_embedding",
+        "mtp.pre_fc_norm_hidden", "mtp.norm", adds_one=True,
+    ),
     "K-EXAONE": Predictor(
         "exaone_moe", 0, "mtp.layers.0", "mtp.fc", "mtp.pre_fc_norm_embedding",
         "mtp.pre_fc_norm_hidden", "mtp.norm",
@@ -85,6 +91,10 @@ def served_beside(predictor: Predictor) -> tuple[Peer, dict[str, Any]]:
     return peer, served
 
 
+def weight_of(extras: Mapping[str, Tensor], name: str, predictor: Predictor) -> Tensor:
+    return extras[f"{name}.weight"] + predictor.adds_one
+
+
 def extras_of(predictor: Predictor, size: int, hf: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors that only a predictor has."""
     generator = torch.Generator().manual_seed(4)
@@ -93,7 +103,7 @@ def extras_of(predictor: Predictor, size: int, hf: Mapping[str, Any]) -> dict[st
         return torch.randn(shape, generator=generator)
 
     found = {
-        f"{name}.weight": 1 + 0.2 * random(size)
+        f"{name}.weight": (not predictor.adds_one) + 0.2 * random(size)
         for part, name in predictor.names.items()
         if name is not None and part != "projection"
     }
@@ -103,7 +113,9 @@ def extras_of(predictor: Predictor, size: int, hf: Mapping[str, Any]) -> dict[st
     return found
 
 
-def head_of(served: dict[str, Any], weights: dict[str, Tensor]) -> tuple[CombiningHead, Any]:
+def head_of(
+    served: dict[str, Any], embedding: Tensor, weights: dict[str, Tensor]
+) -> tuple[CombiningHead, Any]:
     build = Build(kernels=TorchKernels(), device=CPU, dtype=torch.float32)
     config = read_decoder(served)
     model = Decoder.of(config, build)
@@ -111,9 +123,8 @@ def head_of(served: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Combini
     longer = kind.with_predictor(config)
     assert longer is not None
     head = CombiningHead(kind(longer, build).predictor(), model.embedding, model.lm_head)
-    model.embedding.weight.copy_(weights["model.embed_tokens.weight"])
-    targets = head.targets()
-    load_weights(head, ((name, one) for name, one in weights.items() if name in targets))
+    model.embedding.weight.copy_(embedding)
+    load_weights(head, weights.items())
     head.finalize()
     return head, longer
 
@@ -133,7 +144,7 @@ def test_a_predictor_is_that_of_its_mathematics(name: str) -> None:
         for key, one in peer.weights.items()
         if key.startswith(old)
     }
-    head, config = head_of(served, {**peer.weights, **block, **extras})
+    head, config = head_of(served, peer.weights["model.embed_tokens.weight"], {**block, **extras})
     generator = torch.Generator().manual_seed(9)
     tokens = torch.randint(0, 131, (NUM_TOKENS,), generator=generator)
     states = torch.randn(NUM_TOKENS, size, generator=generator)
@@ -142,8 +153,8 @@ def test_a_predictor_is_that_of_its_mathematics(name: str) -> None:
     if predictor.drops_first:
         embeds[0] = 0.0
     halves = (
-        norm(embeds, extras[f"{predictor.embedding_norm}.weight"], eps),
-        norm(states, extras[f"{predictor.state_norm}.weight"], eps),
+        norm(embeds, weight_of(extras, predictor.embedding_norm, predictor), eps),
+        norm(states, weight_of(extras, predictor.state_norm, predictor), eps),
     )
     x = torch.cat(halves, -1) @ extras[f"{predictor.projection}.weight"].T
     x = x + extras.get(f"{predictor.projection}.bias", torch.zeros(size))
@@ -162,7 +173,7 @@ def test_a_predictor_is_that_of_its_mathematics(name: str) -> None:
     )
     expected = (expected[0] if isinstance(expected, tuple) else expected)[0]
     if predictor.norm is not None:
-        expected = norm(expected, extras[f"{predictor.norm}.weight"], eps)
+        expected = norm(expected, weight_of(extras, predictor.norm, predictor), eps)
 
     caches = make_kv_caches(config, num_pages=8, page_size=PAGE)
     found = []

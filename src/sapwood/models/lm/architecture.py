@@ -293,6 +293,17 @@ class Architecture:
             norm=self.named_norm(f"{prefix}.{norm}"),
         )
 
+    def mtp_layer(self) -> Combination:
+        """A predictor as Qwen has it, beside the model."""
+        size = self.config.hidden_size
+        return Combination(
+            projection=projection(self.build, "mtp.fc", 2 * size, size, bias=False),
+            embedding_norm=self.named_norm("mtp.pre_fc_norm_embedding"),
+            state_norm=self.named_norm("mtp.pre_fc_norm_hidden"),
+            layers={"mtp.layers.0": self.layer(self.config.num_layers - 1)},
+            norm=self.named_norm("mtp.norm"),
+        )
+
     def named_norm(self, name: str) -> NamedNorm:
         return NamedNorm(name, self.norm())
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sapwood.layers.layer import Layer
 from sapwood.models.config import DecoderConfig
-from sapwood.models.drafts.head import Combination, projection
+from sapwood.models.drafts.head import Combination
 from sapwood.models.lm.architecture import Architecture, one_layer_more
 from sapwood.models.lm.exaone4 import Exaone4ForCausalLM
 from sapwood.models.lm.grouped_mixture import GroupedMixture
@@ -54,11 +54,4 @@ class ExaoneMoeForCausalLM(GroupedMixture, Exaone4ForCausalLM):
         )
 
     def predictor(self) -> Combination:
-        size = self.config.hidden_size
-        return Combination(
-            projection=projection(self.build, "mtp.fc", 2 * size, size, bias=False),
-            embedding_norm=self.named_norm("mtp.pre_fc_norm_embedding"),
-            state_norm=self.named_norm("mtp.pre_fc_norm_hidden"),
-            layers={"mtp.layers.0": self.layer(self.config.num_layers - 1)},
-            norm=self.named_norm("mtp.norm"),
-        )
+        return self.mtp_layer()

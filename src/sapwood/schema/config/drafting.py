@@ -47,8 +47,17 @@ class DraftingConfig:
         unit="tokens",
     )
 
+    speculative_eagle_topk: int = option(
+        1, "Guesses of a draft model in each place. Guesses are chains: 1 is all that there is."
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
+        if self.speculative_eagle_topk != 1:
+            raise ConfigError(
+                f"--speculative-eagle-topk is {self.speculative_eagle_topk}, but trees of guesses "
+                "are not implemented; leave it out, and set --speculative-num-steps to guess more"
+            )
         steps = self.speculative_num_steps
         if steps is not None and steps < 1:
             raise ConfigError(f"--speculative-num-steps is {steps} but must be >= 1")
