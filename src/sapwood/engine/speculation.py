@@ -23,7 +23,7 @@ from sapwood.speculative.depth import DraftDepth
 from sapwood.speculative.interface import NO_GUESSES, Draft, Drafter, Guesses
 from sapwood.speculative.ranks import BroughtDraft, BroughtDrafter
 
-LONGEST_PAUSE = 16
+LONGEST_PAUSE = 8
 """Tokens for which nothing is guessed after wrong guesses again and again."""
 PATIENCE = 2
 """Wrong first guesses in a row, after which there is a pause."""

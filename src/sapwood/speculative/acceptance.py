@@ -8,8 +8,8 @@ from operator import mul
 
 from sapwood.speculative.interface import Guesses
 
-PRIOR_RATE = 0.3
-PRIOR_WEIGHT = 5.0
+PRIOR_RATE = 0.4
+PRIOR_WEIGHT = 4.0
 """So many observations is it worth what is known without them."""
 
 

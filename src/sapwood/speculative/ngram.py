@@ -40,7 +40,7 @@ class NgramRules:
 
     least_match: int = 1
     most_match: int = 12
-    branch_length: int = 18
+    branch_length: int = 31
     by_frequency: bool = False
 
 
