@@ -127,6 +127,7 @@ class RankTeam:
         self._on_failed = on_failed
         self._state = threading.Condition()
         self._links: dict[int, Link] = {}
+        self._hearing: dict[int, threading.Thread] = {}
         self._pools: dict[int, int] = {}
         self._facts: dict[int, RankFacts] = {}
         self._signs: list[tuple[bool, str]] = []
@@ -213,6 +214,9 @@ class RankTeam:
                     log.warning("a rank had ended before it was told to: %s", error)
         for child in self._children.values():
             end_in_order(child, EXIT_S if in_order else 0.0)
+        if in_order:
+            for hearing in self._hearing.values():  # a rank hangs up once it has heard of the end
+                hearing.join(EXIT_S)
         for link in self._links.values():
             link.close()
 
@@ -281,6 +285,7 @@ class RankTeam:
                 log.warning("refused a second rank %d from %s", hello.rank, host)
                 return False
             self._links[hello.rank] = link
+            self._hearing[hello.rank] = threading.current_thread()
             self._state.notify_all()
         return True
 

@@ -11,7 +11,7 @@ from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
-from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
+from sapwood.schema.config.execution import ResolvedExecution
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.features import check_adapters, check_speculation
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
@@ -62,7 +62,7 @@ def resolve(
     decisions: list[Decision] = []
     check_speculation(asked.speculation, model)
     check_adapters(asked, model)
-    execution = _resolve_execution(asked.execution, machine, decisions)
+    execution = _resolve_execution(asked, machine, decisions)
     model_config = _resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
     _explain_overlap(scheduler, asked.speculation, decisions)
@@ -84,8 +84,9 @@ def resolve(
 
 
 def _resolve_execution(
-    asked: ExecutionConfig, machine: MachineFacts, decisions: list[Decision]
+    config: EngineConfig, machine: MachineFacts, decisions: list[Decision]
 ) -> ResolvedExecution:
+    asked = config.execution
     device = asked.device
     if device is None or device == "auto":
         device = machine.device
@@ -98,7 +99,9 @@ def _resolve_execution(
     num_threads = asked.num_threads
     if num_threads is None:
         num_threads = machine.num_cores
-        decisions.append(Decision("num_threads", num_threads, "the usable cores"))
+        num_ranks = config.parallel.ranks_per_node
+        shared = f", shared by {num_ranks} ranks" if num_ranks > 1 else ""
+        decisions.append(Decision("num_threads", num_threads, f"the usable cores{shared}"))
     return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
 
 
