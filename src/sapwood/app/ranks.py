@@ -132,6 +132,7 @@ class RankTeam:
         self._facts: dict[int, RankFacts] = {}
         self._signs: list[tuple[bool, str]] = []
         self._failure: str | None = None
+        self._stops: list[Callable[[], None]] = []
         self._is_closing = False
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(RankReport).decode
@@ -190,6 +191,11 @@ class RankTeam:
             except OSError as error:
                 self._sign(True, f"rank {rank} is gone")
                 raise RankLost(self.failure(wait_s=2 * GRACE_S) or "a rank is gone") from error
+
+    def before_failure(self, stop: Callable[[], None]) -> None:
+        """Call `stop` when a rank has failed, so that a step does not wait for it for ever."""
+        with self._state:
+            self._stops.append(stop)
 
     def failure(self, *, wait_s: float = 0.0) -> str | None:
         """Why the engine cannot go on, if a rank is the reason; waits that long for one."""
@@ -314,6 +320,9 @@ class RankTeam:
             self._state.notify_all()
             if self._is_closing:
                 return
+            stops = list(self._stops)
+        for stop in stops:
+            stop()
         self._on_failed(self._failure)
 
     def _wait_for(self, found: Mapping[int, T], what: str) -> None:

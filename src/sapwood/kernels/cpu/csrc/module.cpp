@@ -18,6 +18,7 @@
 #include "pack.h"
 #include "quantized.h"
 #include "sample.h"
+#include "shared_sums.h"
 #include "step.h"
 
 namespace nb = nanobind;
@@ -489,6 +490,20 @@ NB_MODULE(_native, m) {
       .def("prepare", &AttentionPlan::prepare)
       .def("num_tasks", &AttentionPlan::num_tasks)
       .def("num_merges", &AttentionPlan::num_merges);
+  nb::class_<SharedSums>(m, "SharedSums")
+      .def("__init__",
+           [](SharedSums* self, Address memory, int rank, int ranks, std::size_t capacity) {
+             new (self) SharedSums(to(memory), rank, ranks, capacity);
+           })
+      .def_static("bytes", &SharedSums::bytes)
+      .def("add_up", [](SharedSums& s, int dtype, Address x, I64 n) { s.add_up(static_cast<DType>(dtype), to(x), n); },
+           Unlocked())
+      .def("gather",
+           [](SharedSums& s, Address x, Address out, I64 rows, I64 row_bytes) {
+             s.gather(in(x), to(out), rows, row_bytes);
+           },
+           Unlocked())
+      .def("stop", &SharedSums::stop);
   bind_experts(m);
   bind_low_rank(m);
   bind_step(m);
