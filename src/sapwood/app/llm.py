@@ -19,8 +19,11 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
 
 from sapwood.app.chat import chat_turn
 from sapwood.app.in_process import InProcessEngine
@@ -32,7 +35,7 @@ from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.engine.replicas import ReplicatedClient
-from sapwood.frontends.serving.adapters import AdapterRegistry
+from sapwood.frontends.serving.adapters import SENT, AdapterRegistry
 from sapwood.frontends.serving.chat import Turn
 from sapwood.frontends.serving.embed import check_dimensions, embed_all
 from sapwood.frontends.serving.generate import Choice, EngineFailed, adapted
@@ -43,7 +46,7 @@ from sapwood.schema.config.options import gather
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
-from sapwood.schema.request import EngineInput, RequestOptions
+from sapwood.schema.request import EngineInput, RequestOptions, SentAdapter
 from sapwood.text.answer import AnswerShape
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 from sapwood.text.events import Answer
@@ -319,6 +322,23 @@ class LLM:
     ) -> None:
         """Load the adapter in a folder while the model serves. InvalidRequest if it cannot be."""
         self.run(self._adapters.load(lora_name, str(lora_path), pinned=pinned))
+
+    def load_lora_adapter_from_tensors(
+        self,
+        lora_name: str,
+        tensors: Mapping[str, Tensor],
+        config_dict: Mapping[str, Any],
+        *,
+        pinned: bool = False,
+    ) -> None:
+        """Load an adapter from PEFT's tensors, by their names, and what adapter_config.json has.
+
+        Raises InvalidRequest if it cannot be served."""
+        sent = SentAdapter(
+            config=msgspec.json.encode(dict(config_dict)),
+            tensors=save({name: tensor.contiguous() for name, tensor in tensors.items()}),
+        )
+        self.run(self._adapters.load(lora_name, SENT, pinned=pinned, sent=sent))
 
     def unload_lora_adapter(self, lora_name: str) -> None:
         """Forget an adapter, once its open requests have ended. NotFound if there is none."""

@@ -32,6 +32,7 @@ from sapwood.schema.request import (
     Generate,
     GetStatus,
     LoadAdapter,
+    SentAdapter,
     SlowDown,
     StartProfile,
     StopProfile,
@@ -131,9 +132,14 @@ class AsyncEngineClient:
     async def slow_down(self, sleep_s: float) -> CallDone:
         return await self._call(lambda call_id: SlowDown(call_id, sleep_s), CallDone)
 
-    async def load_adapter(self, adapter_id: str, path: str) -> CallDone:
+    async def load_adapter(
+        self, adapter_id: str, path: str, sent: SentAdapter | None = None
+    ) -> CallDone:
         return await self._call(
-            lambda call_id: LoadAdapter(call_id=call_id, adapter_id=adapter_id, path=path), CallDone
+            lambda call_id: LoadAdapter(
+                call_id=call_id, adapter_id=adapter_id, path=path, sent=sent
+            ),
+            CallDone,
         )
 
     async def unload_adapter(self, adapter_id: str) -> CallDone:

@@ -157,6 +157,26 @@ class PoolUse(msgspec.Struct, frozen=True, kw_only=True):
     num_leased: int
 
 
+class RankFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank of an engine (see schema/config/parallel.py).
+
+    stage         which share of the layers the rank has, of --pp-size
+    weight_bytes  memory that loading the weights took; 0: unknown
+    read_bytes    bytes of the checkpoint that the rank read; 0: none, or unknown
+    load_s        seconds that went into loading the weights
+    """
+
+    rank: int
+    stage: int
+    host: str
+    pid: int
+    device: str
+    num_threads: int
+    weight_bytes: int = 0
+    read_bytes: int = 0
+    load_s: float = 0.0
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message of an engine.
 
@@ -169,6 +189,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     pools             all pools of the cache, the one that keeps every token first, if there is one
     notes             one line for each choice that was resolved, with its reason
     options           the resolved configuration, option name -> value
+    ranks             the ranks that compute the model, if they are several
     """
 
     context_length: int
@@ -182,6 +203,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     weight_bytes: int = 0
     routed_bytes: int = 0
     pools: tuple[PoolFacts, ...] = ()
+    ranks: tuple[RankFacts, ...] = ()
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag=True):

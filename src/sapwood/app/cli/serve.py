@@ -24,6 +24,10 @@ def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
     asked = asked.with_model(name)
     server, observability = asked.build(ServerConfig), asked.build(ObservabilityConfig)
     engine = asked.engine()
+    if engine.parallel.node_rank > 0:
+        from sapwood.app.node import serve_node
+
+        ctx.exit(serve_node(engine, log_level=server.log_level))
     processes = [start_engine_process() for _ in range(engine.parallel.dp_size)]
     # Imported while the engines' processes import torch.
     from sapwood.app.launch import serve as serve_until_stopped
