@@ -87,7 +87,7 @@ class Resolved:
         config = self.config
         groups = self.model_groups
         if self.draft is not None:
-            groups += self.draft.cache_groups(self.decoder.num_layers)
+            groups += self.draft.cache_groups(self.decoder.num_caches)
         return CachePlan(
             groups=tuple(
                 group.of_rank(config.parallel.tp_size).with_dtypes(
@@ -217,7 +217,7 @@ def _with_draft(facts: ModelFacts, shape: DecoderConfig, found: FoundDraft) -> M
     )
     return replace(
         facts,
-        cache=(*facts.cache, *shifted(longest.cache_groups, shape.num_layers)),
+        cache=(*facts.cache, *shifted(longest.cache_groups, shape.num_caches)),
         draft_bytes=found.num_bytes,
     )
 

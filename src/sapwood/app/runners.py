@@ -269,8 +269,8 @@ def _decoder_runner(
     page_size = config.memory.page_size
     num_spare = 0 if captures is None else 1
     every_cache = _kv_caches(resolved, watch, num_spare=num_spare)
-    num_layers = resolved.decoder.num_layers
-    kv_caches = every_cache[:num_layers]
+    num_caches = resolved.decoder.num_caches
+    kv_caches = every_cache[:num_caches]
     rows = _row_table(resolved)
     common: list[LogitsProcessor] = [
         LogitBias(device),
@@ -299,7 +299,7 @@ def _decoder_runner(
         memory = DraftMemory(
             rows=rows,
             places=CachePlaces(resolved.draft.shape.cache_groups, pools=resolved.cache.pools),
-            kv_caches=every_cache[num_layers:],
+            kv_caches=every_cache[num_caches:],
             page_size=page_size,
             device=device,
         )

@@ -43,8 +43,6 @@ def _ngram_drafter(asked: SpeculationConfig) -> NgramDrafter:
     rules = NgramRules(
         least_match=asked.speculative_ngram_min_match_window_size,
         most_match=asked.speculative_ngram_max_match_window_size,
-        least_breadth=1,
-        most_breadth=1,
         branch_length=asked.speculative_ngram_branch_length,
         by_frequency=asked.speculative_ngram_match_type == "PROB",
     )

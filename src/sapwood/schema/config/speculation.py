@@ -22,7 +22,7 @@ class SpeculationConfig:
         choices=ALGORITHMS,
     )
     speculative_num_draft_tokens: int = option(
-        16,
+        32,
         "Tokens of one request that a step computes at most: its last token, and those that are "
         "guessed.",
         unit="tokens",
@@ -43,7 +43,7 @@ class SpeculationConfig:
         12, "NGRAM compares this many of the last tokens at most.", unit="tokens"
     )
     speculative_ngram_branch_length: int = option(
-        18, "NGRAM copies this many tokens in a row at most.", unit="tokens"
+        31, "NGRAM copies this many tokens in a row at most.", unit="tokens"
     )
     speculative_ngram_match_type: str = option(
         "BFS",
@@ -54,7 +54,7 @@ class SpeculationConfig:
     speculative_ngram_capacity: int = option(
         1_000_000,
         "Tokens of prompts and outputs that NGRAM remembers, of all requests together; each takes "
-        "about 50 bytes.",
+        "about 200 bytes.",
         unit="tokens",
     )
 
