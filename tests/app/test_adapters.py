@@ -281,7 +281,9 @@ def test_retraction(
 def test_with_samples_grammars_and_guesses(
     make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
 ) -> None:
-    llm = make_llm(lora_paths=named(paths), speculative_algorithm="NGRAM")
+    llm = make_llm(
+        lora_paths=named(paths), speculative_algorithm="NGRAM", disable_speculative_adaptation=True
+    )
     prompt = text(6, seed=5) * 4
     for adapter in ("all", "patterns"):
         for result in ask(llm, [(adapter, prompt)], n=2):

@@ -18,6 +18,7 @@ import msgspec
 import psutil
 
 from sapwood.app.observability import build_instruments, build_watchdog, print_stacks_on_signal
+from sapwood.app.ranks import RankTeam
 from sapwood.base.channel import ZmqReceiver, ZmqSender
 from sapwood.base.errors import StartupError
 from sapwood.base.process import end_with_parent, leave_signals_to_parent, read_first_line
@@ -39,6 +40,7 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
     outbox  address to which outputs go
     home    directory of cached models
     observability  the options of the server to which this engine belongs
+    replica  the engine's number among those of the server
     """
 
     config: EngineConfig
@@ -47,6 +49,7 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
     outbox: str
     log_level: str
     observability: ObservabilityConfig = ObservabilityConfig()
+    replica: int = 0
 
 
 def main() -> int:
@@ -65,14 +68,24 @@ def main() -> int:
     watchdog = build_watchdog(args.observability, "the engine", lambda why: _farewell(args, why))
     watchdog.beat("importing torch")
     watchdog.start()
+    team: RankTeam | None = None
     try:
+        if args.config.parallel.num_ranks > 1:
+            team = RankTeam(
+                args.config,
+                home=Path(args.home),
+                log_level=args.log_level,
+                on_failed=lambda reason: _end_at_once(args, reason),
+            )
         importing.result()
-        return serve(args, outbox, watchdog)
+        return serve(args, outbox, watchdog, team)
     except StartupError as error:
         outbox.send(EngineFatal(error.message))
     except Exception as error:  # noqa: BLE001 - the last stop: the parent is told, then we end
         traceback.print_exc()
         outbox.send(EngineFatal(f"{type(error).__name__}: {error}"))
+    if team is not None:
+        team.close()
     outbox.close()
     return 1
 
@@ -100,7 +113,20 @@ def _farewell(args: EngineProcessArgs, reason: str) -> None:
     time.sleep(FAREWELL_S)
 
 
-def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Watchdog) -> int:
+def _end_at_once(args: EngineProcessArgs, reason: str) -> None:
+    """A rank has failed. The step that waits for it may never end, so neither can this process
+    end in order; the other ranks end with it."""
+    logging.getLogger(__name__).error("the engine ends: %s", reason)
+    _farewell(args, reason)
+    os._exit(1)
+
+
+def serve(
+    args: EngineProcessArgs,
+    outbox: ZmqSender[EngineOutput],
+    watchdog: Watchdog,
+    team: RankTeam | None,
+) -> int:
     # Imported here: other modules import this one for its names, and must not import torch.
     from sapwood.app.loading import LoadWatch
     from sapwood.app.resolving import resolve_config
@@ -110,12 +136,14 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
 
     watchdog.beat("reading the model's configuration")
     # The parent has verified the files.
-    resolved = resolve_config(args.config, home=Path(args.home), is_verified=True)
+    resolved = resolve_config(
+        args.config, home=Path(args.home), is_verified=True, replica=args.replica
+    )
     inbox: ZmqReceiver[EngineInput] = ZmqReceiver(args.inbox, EngineInput, bind=False)
     instruments = build_instruments(args.observability, watchdog, TorchRecorder())
     watchdog.beat("building the model")
     watch = LoadWatch(watchdog.beat, bar_on_terminal())
-    engine = build_engine(resolved, inbox, outbox, instruments=instruments, watch=watch)
+    engine = build_engine(resolved, inbox, outbox, instruments=instruments, watch=watch, team=team)
     # All objects of now live as long as the engine: garbage collection can skip them.
     gc.collect()
     gc.freeze()
@@ -123,7 +151,7 @@ def serve(args: EngineProcessArgs, outbox: ZmqSender[EngineOutput], watchdog: Wa
     outbox.send(msgspec.structs.replace(engine.ready, startup_s=startup_s))
     watchdog.rest()
     try:
-        engine.loop.run()
+        engine.run()
     finally:
         engine.close()
     watchdog.stop()

@@ -9,13 +9,15 @@ from contextlib import suppress
 
 from sapwood.app.loading import LoadWatch
 from sapwood.app.loop_thread import LoopThread
+from sapwood.app.ranks import RankTeam
 from sapwood.app.resolving import Resolved
 from sapwood.app.wiring import Engine, build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.errors import EngineUnavailable
 from sapwood.engine.client import AsyncEngineClient
+from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineOutput
-from sapwood.schema.request import EngineInput
+from sapwood.schema.request import Drain, EngineInput
 from sapwood.store.terminal import bar_on_terminal
 
 log = logging.getLogger(__name__)
@@ -38,9 +40,14 @@ class InProcessEngine:
     ) -> None:
         sender: CallbackSender[EngineOutput] = CallbackSender(self._deliver)
         watch = LoadWatch(progress=bar_on_terminal())
-        engine = build_engine(resolved, channel, sender, watch=watch)
         self.loop = LoopThread("sapwood-loop", closed_reason=CLOSED)
         self._client = client
+        self._channel = channel
+        try:
+            engine = build_engine(resolved, channel, sender, watch=watch, team=self._team(resolved))
+        except BaseException:
+            self.loop.close()
+            raise
         self._engine: Engine | None = engine
         self._thread = threading.Thread(
             target=self._serve, args=(engine,), name="sapwood-engine", daemon=True
@@ -68,13 +75,27 @@ class InProcessEngine:
     def _serve(self, engine: Engine) -> None:
         reason = CLOSED
         try:
-            engine.loop.run()
+            engine.run()
         except Exception as error:
             log.exception("the engine failed")
             reason = f"the engine failed: {type(error).__name__}: {error}"
         finally:
             # After a drain as well: a call that came too late must not wait for ever.
             self.loop.call(self._client.fail, reason)
+
+    def _team(self, resolved: Resolved) -> RankTeam | None:
+        """The other ranks of the model, in processes of their own."""
+        if resolved.config.parallel.num_ranks == 1:
+            return None
+
+        def end(reason: str) -> None:
+            self.loop.call(self._client.fail, f"the engine failed: {reason}")
+            # An engine that has nothing to do hears of it by this.
+            self._channel.send(Drain(0.0))
+
+        return RankTeam(
+            resolved.asked, home=home(environment()), log_level="warning", on_failed=end
+        )
 
     def _deliver(self, message: EngineOutput) -> None:
         self.loop.call(self._client.deliver, message)

@@ -27,12 +27,14 @@ from torch import Tensor
 
 from sapwood.app.chat import chat_turn
 from sapwood.app.in_process import InProcessEngine
+from sapwood.app.replica_engines import ReplicaEngines
 from sapwood.app.resolving import resolve_config
 from sapwood.app.sampling import Sampling, sampling_params
 from sapwood.app.services import build_services
 from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
+from sapwood.engine.replicas import ReplicatedClient
 from sapwood.frontends.serving.adapters import SENT, AdapterRegistry
 from sapwood.frontends.serving.chat import Turn
 from sapwood.frontends.serving.embed import check_dimensions, embed_all
@@ -88,6 +90,8 @@ class EmbeddingResult:
 class LLM:
     """One model, served inside this process by two threads: an event loop and the engine.
 
+    With dp_size=N there are N engines, each in a process of its own.
+
         with LLM("smollm2-135m") as llm:
             print(llm.chat([{"role": "user", "content": "Hello"}])[0].text)
 
@@ -108,15 +112,26 @@ class LLM:
         config: EngineConfig | None = None,
         **options: Any,
     ) -> None:
-        resolved = resolve_config(_asked(model, config, options), home=home(environment()))
+        asked, store = _asked(model, config, options), home(environment())
+        resolved = resolve_config(asked, home=store)
         self.config = resolved.config
-        channel: QueueChannel[EngineInput] = QueueChannel()
-        self._client = AsyncEngineClient(channel)
-        self.services: Services = build_services(self._client, resolved.files, resolved.config)
-        self._num_open = _open_at_most(resolved.config.scheduler)
+        self._engine: InProcessEngine | ReplicaEngines
+        self._client: AsyncEngineClient | ReplicatedClient
+        self.services: Services
+        if asked.parallel.dp_size > 1:
+            replicas = self._engine = ReplicaEngines(asked, store)
+            self._client = replicas.client
+            self.services = build_services(
+                replicas.client, resolved.files, resolved.config, replicas=replicas.engines
+            )
+        else:
+            channel: QueueChannel[EngineInput] = QueueChannel()
+            client = self._client = AsyncEngineClient(channel)
+            self.services = build_services(client, resolved.files, resolved.config)
+            self._engine = InProcessEngine(resolved, channel, client)
+        self._num_open = _open_at_most(resolved.config.scheduler) * asked.parallel.dp_size
         self._room = asyncio.Semaphore(self._num_open)
         self._numbers = itertools.count(1)  # safe to share: any thread may take the next number
-        self._engine = InProcessEngine(resolved, channel, self._client)
 
     def __enter__(self) -> LLM:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from sapwood.app.adapters import AdapterParts, build_adapters
+from sapwood.app.drafters import build_drafter, load_draft
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.model_impl import SLOW
+from sapwood.app.rank_member import ALONE, RankMember
 from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
+from sapwood.executor.drafting import DraftMemory
 from sapwood.executor.launch import Execute, Launch
 from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
@@ -25,6 +28,7 @@ from sapwood.executor.recorded import Recorded, record_steps
 from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import DecoderModel, Runner
 from sapwood.executor.sampling.custom import CustomProcessors
+from sapwood.executor.sampling.following import FollowingOps
 from sapwood.executor.sampling.processors import (
     AllowedTokens,
     LogitBias,
@@ -32,14 +36,14 @@ from sapwood.executor.sampling.processors import (
     MinNewTokens,
     Penalties,
 )
-from sapwood.executor.sampling.sampler import Sampler
+from sapwood.executor.sampling.sampler import Sampler, SamplingOps
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
-from sapwood.executor.warmup import warm_up, warm_up_pooling
+from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
 from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
-from sapwood.layers.build import Build
+from sapwood.layers.build import Build, Groups
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
 from sapwood.lora.adapter import adaptable
@@ -71,6 +75,8 @@ class StepRunner:
     execute   computes a step
     launch    queues a step on a device with a queue; None: the device or the runner has none
     warm_up   computes steps whose results nobody reads
+    measure   seconds of a step of one request, by its new tokens, for some numbers of these; None:
+              the model's requests have no tokens to guess
     adapters  loads LoRA adapters; None: there are none
     """
 
@@ -78,18 +84,22 @@ class StepRunner:
     execute: Execute
     launch: Launch | None
     warm_up: Callable[[Execute], None]
+    measure: Callable[[Execute, Sequence[int]], dict[int, float]] | None = None
     adapters: AdapterParts | None = None
 
 
 def build_runner(
-    resolved: Resolved, watch: LoadWatch, grammars: GrammarParts | None = None
+    resolved: Resolved,
+    watch: LoadWatch,
+    grammars: GrammarParts | None = None,
+    member: RankMember = ALONE,
 ) -> StepRunner:
-    """Load the model and build its runner.
+    """Load this rank's part of the model and build its runner.
 
-    grammars  enforces grammars; None: no request has one
+    grammars  enforces grammars; None: no request has one, or another rank chooses the tokens
     """
     if resolved.pooling is not None:
-        pooling_runner = _pooling_runner(resolved, resolved.pooling, watch)
+        pooling_runner = _pooling_runner(resolved, resolved.pooling, watch, member)
         return StepRunner(
             resolved=resolved,
             execute=pooling_runner.execute,
@@ -101,7 +111,8 @@ def build_runner(
     routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
-    model = load_model(resolved, watch=watch, routes=routes, adapters=context)
+    model = load_model(resolved, watch=watch, routes=routes, adapters=context, member=member)
+    draft = None if resolved.draft is None else load_draft(resolved, resolved.draft, watch)
     adapters = None
     if context is not None and isinstance(model, Decoder):
         places = adaptable(model.adapter_targets(), model.checkpoint_name, resolved.dtype)
@@ -119,15 +130,23 @@ def build_runner(
             dtype=torch.uint8,
             device=resolved.device,
         )
-        resolved = _with_measured_pool(resolved, model, captures)
+        resolved = member.agreed(_with_measured_pool(resolved, model, captures))
         del reserve
     pool = None if adapters is None else adapters.pool
-    runner = _decoder_runner(resolved, model, captures, watch, grammars, routes, pool)
+    runner = _decoder_runner(
+        resolved, model, captures, watch, grammars, routes, pool, draft, member
+    )
     return StepRunner(
         resolved=resolved,
         execute=runner.execute,
         launch=runner.launch if runs_ahead(resolved.device) else None,
         warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
+        measure=partial(
+            measure_steps,
+            page_size=resolved.config.memory.page_size,
+            num_windows=_num_windows(resolved),
+            slot=_first_slot(resolved),
+        ),
         adapters=adapters,
     )
 
@@ -150,7 +169,10 @@ def _kv_caches(
 
 
 def _places(resolved: Resolved) -> CachePlaces:
-    return CachePlaces(resolved.cache.groups, resolved.kernels.kernels.copy_rows)
+    """Of the model's own cache groups."""
+    return CachePlaces(
+        resolved.model_groups, resolved.kernels.kernels.copy_rows, pools=resolved.cache.pools
+    )
 
 
 def _num_windows(resolved: Resolved) -> int:
@@ -190,6 +212,7 @@ def load_model(
     watch: LoadWatch | None = None,
     routes: RouteLog | None = None,
     adapters: AdapterContext | None = None,
+    member: RankMember = ALONE,
 ) -> DecoderModel:
     """The model with its weights, packed for the kernels; the log says how long each step took.
 
@@ -200,9 +223,8 @@ def load_model(
     if isinstance(resolved.shape, ForeignConfig):
         return _load_foreign(resolved, resolved.shape, watch or LoadWatch())
     with timed("model structure"):
-        model = Decoder.of(
-            resolved.decoder, replace(_build(resolved), routes=routes, adapters=adapters)
-        )
+        build = replace(_build(resolved, member), routes=routes, adapters=adapters)
+        model = Decoder.of(resolved.decoder, build)
     fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
     return model
 
@@ -221,11 +243,12 @@ def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) ->
         )
 
 
-def _build(resolved: Resolved) -> Build:
+def _build(resolved: Resolved, member: RankMember) -> Build:
     return Build(
         kernels=resolved.kernels.kernels,
         device=resolved.device,
         dtype=resolved.dtype,
+        groups=Groups.tensor_parallel(member.tp),
         scheme=linear_scheme(resolved.config, resolved.files),
         embedding_dtype=dense_weight_dtype(resolved.config),
     )
@@ -239,21 +262,23 @@ def _decoder_runner(
     grammars: GrammarParts | None,
     routes: RouteLog | None,
     adapters: AdapterPool | None,
+    draft: Decoder | None,
+    member: RankMember,
 ) -> Runner:
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
     num_spare = 0 if captures is None else 1
-    kv_caches = _kv_caches(resolved, watch, num_spare=num_spare)
+    every_cache = _kv_caches(resolved, watch, num_spare=num_spare)
+    num_layers = resolved.decoder.num_layers
+    kv_caches = every_cache[:num_layers]
     rows = _row_table(resolved)
-    failures: dict[int, str] = {}
-    processors: list[LogitsProcessor] = [
+    common: list[LogitsProcessor] = [
         LogitBias(device),
         Penalties(device, kernels),
         MinNewTokens(resolved.eos, device),
         AllowedTokens(device),
-        CustomProcessors(failures, allow_code=config.execution.enable_custom_logit_processor),
-        ThinkingBudgets(),
     ]
+    sampler = Sampler(rows, (), FollowingOps())
 
     def capture() -> Recorded:
         plan = capture_plan(config, resolved.decoder, spare_page=resolved.pool_sizes[0])
@@ -269,25 +294,59 @@ def _decoder_runner(
         capture=None if captures is None else capture,
     )
     resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
+    drafter = None
+    if draft is not None and resolved.draft is not None:
+        memory = DraftMemory(
+            rows=rows,
+            places=CachePlaces(resolved.draft.shape.cache_groups, pools=resolved.cache.pools),
+            kv_caches=every_cache[num_layers:],
+            page_size=page_size,
+            device=device,
+        )
+        drafter = build_drafter(
+            resolved, resolved.draft, draft, memory, Sampler(rows, common, kernels)
+        )
     _set_num_threads(resolved)
+    if member.leads:
+        ops = choice.sampling_ops or kernels
+        sampler = _sampler(resolved, rows, common, ops, grammars)
+    overlaps = config.scheduler.overlap_depth > 1
     return Runner(
         model,
         choice.steps,
         kv_caches=kv_caches,
         rows=rows,
-        sampler=Sampler(
-            rows,
-            processors,
-            choice.sampling_ops or kernels,
-            failures,
-            None if grammars is None else grammars.masks(kernels, failures),
-        ),
+        sampler=sampler,
         page_size=page_size,
         device=device,
         places=_places(resolved),
         routed_experts=None if routes is None else RoutedExperts.of(resolved.decoder, routes),
         adapters=adapters,
+        drafter=drafter,
+        share=member.tp.broadcast if overlaps and member.tp.size > 1 else None,
     )
+
+
+def _sampler(
+    resolved: Resolved,
+    rows: RowTable,
+    common: Sequence[LogitsProcessor],
+    ops: SamplingOps,
+    grammars: GrammarParts | None,
+) -> Sampler:
+    """The sampler of the rank that chooses tokens.
+
+    common  the processors that a drafter's choices go through too
+    """
+    failures: dict[int, str] = {}
+    allow_code = resolved.config.execution.enable_custom_logit_processor
+    processors = [
+        *common,
+        CustomProcessors(failures, allow_code=allow_code),
+        ThinkingBudgets(),
+    ]
+    masks = None if grammars is None else grammars.masks(resolved.kernels.kernels, failures)
+    return Sampler(rows, processors, ops, failures, masks)
 
 
 def _captures(resolved: Resolved) -> CapturePlan | None:
@@ -312,6 +371,7 @@ def _with_measured_pool(
             config,
             resolved.cache,
             model,
+            _places(resolved),
             resolved.kernels.kernels,
             CudaMemory(resolved.device),
             captures=captures,
@@ -330,8 +390,10 @@ def _with_measured_pool(
 # ---- models that make embeddings or scores -------------------------------------------------------
 
 
-def _load_pooling_model(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> PoolingModel:
-    build, num_labels = _build(resolved), len(pooling.labels)
+def _load_pooling_model(
+    resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
+) -> PoolingModel:
+    build, num_labels = _build(resolved, member), len(pooling.labels)
     model: Encoder | PooledDecoder
     with timed("model structure"):
         match resolved.shape:
@@ -347,9 +409,11 @@ def _load_pooling_model(resolved: Resolved, pooling: Pooling, watch: LoadWatch) 
     return model
 
 
-def _pooling_runner(resolved: Resolved, pooling: Pooling, watch: LoadWatch) -> PoolingRunner:
+def _pooling_runner(
+    resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
+) -> PoolingRunner:
     config, shape = resolved.config, resolved.shape
-    model = _load_pooling_model(resolved, pooling, watch)
+    model = _load_pooling_model(resolved, pooling, watch, member)
     kv_caches = _kv_caches(resolved, watch)
     rows = _row_table(resolved)
     _set_num_threads(resolved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,31 +10,41 @@ import torch
 from sapwood.app.adapters import AdapterLoader
 from sapwood.app.grammars import build_grammars
 from sapwood.app.loading import LoadWatch, timed
+from sapwood.app.rank_member import ALONE, facts_of, lead
+from sapwood.app.ranks import RankTeam, explained_by
 from sapwood.app.resolving import Resolved
 from sapwood.app.runners import StepRunner, build_runner
 from sapwood.app.speculation import build_speculation
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
+from sapwood.base.errors import ConfigError
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.scheduler import Scheduler
 from sapwood.executor.grammar.compiler import GrammarCompiler
-from sapwood.executor.launch import OverlappedExecutor, QueuedExecutor, SerialExecutor
+from sapwood.executor.launch import (
+    OverlappedExecutor,
+    QueuedExecutor,
+    SerialExecutor,
+    TeamExecutor,
+)
 from sapwood.executor.per_token import EXPERT_BYTES
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.models.config import DecoderConfig
-from sapwood.schema.cache import FULL_POOL, CachePool
-from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts
+from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
+from sapwood.schema.config.resolve import Decision
+from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts, RankFacts
 from sapwood.schema.request import EngineInput
 
-Executor = SerialExecutor | OverlappedExecutor | QueuedExecutor
+OwnExecutor = SerialExecutor | OverlappedExecutor | QueuedExecutor
+Executor = OwnExecutor | TeamExecutor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """An engine. `loop.run()` serves until it is drained or fails; close the engine in any case."""
+    """An engine. `run` serves until it is drained or fails; close the engine in any case."""
 
     loop: EngineLoop
     ready: EngineReady
@@ -41,13 +52,23 @@ class Engine:
     executor: Executor
     grammars: GrammarCompiler | None = None
     adapters: AdapterLoader | None = None
+    team: RankTeam | None = None
+
+    def run(self) -> None:
+        """Serve until the engine is drained or fails. RankLost if another rank is the reason."""
+        with explained_by(self.team):
+            self.loop.run()
 
     def close(self) -> None:
-        """Wait for the engine's own threads. May be called twice.
+        """Wait for the engine's own threads and for its other ranks. May be called twice.
 
         After a failed step the next one may still run. The interpreter must not end before it: a
         thread that returned from native code later would crash the process."""
+        if self.team is not None and self.team.failure() is not None:
+            self.team.close()  # first: a step may wait for a rank that is stuck
         self.executor.close()
+        if self.team is not None:
+            self.team.close()
         if self.grammars is not None:
             self.grammars.close()
         if self.adapters is not None:
@@ -61,13 +82,41 @@ def build_engine(
     *,
     instruments: Instruments | None = None,
     watch: LoadWatch | None = None,
+    team: RankTeam | None = None,
 ) -> Engine:
-    """Load the model and connect all parts of an engine on this rank.
+    """Load the model and connect all parts of an engine on rank 0.
 
     instruments  observe the loop
     watch        follows the loading of weights
+    team         the other ranks, if there are any; the engine closes them
+    Raises       RankLost if one of these fails
     """
+    if team is None:
+        if resolved.config.parallel.num_ranks > 1:
+            raise ConfigError("this program computes with one rank; leave out --tp-size")
+        return _build_engine(resolved, receiver, sender, instruments, watch, None)
+    try:
+        with explained_by(team):
+            return _build_engine(resolved, receiver, sender, instruments, watch, team)
+    except BaseException:
+        team.close()
+        raise
+
+
+def _build_engine(
+    resolved: Resolved,
+    receiver: Receiver[EngineInput],
+    sender: Sender[EngineOutput],
+    instruments: Instruments | None,
+    watch: LoadWatch | None,
+    team: RankTeam | None,
+) -> Engine:
     watch = watch or LoadWatch()
+    member = ALONE
+    if team is not None:
+        watch.beat("waiting for the other ranks")
+        member = lead(team, resolved)
+        resolved = member.agreed(resolved)
     if resolved.device.type == "cpu":
         torch.set_num_threads(resolved.config.execution.num_threads)
     clock = MonotonicClock()
@@ -80,9 +129,22 @@ def build_engine(
             eos_token_ids=resolved.eos,
             clock=clock,
         )
-    runner = build_runner(resolved, watch, grammars)
+    runner = build_runner(resolved, watch, grammars, member)
     resolved, adapters = runner.resolved, runner.adapters
+    ranks: list[RankFacts] = []
+    if team is not None:
+        watch.beat("waiting for the other ranks to load their parts")
+        ranks = [facts_of(0, resolved, watch), *team.ready()]
     config = resolved.config
+    steps_s: dict[int, float] = {}
+    if not config.execution.skip_server_warmup:
+        watch.beat("warming up")
+        with timed("warm-up"):
+            execute = runner.execute if team is None else team.leading(runner.execute)
+            runner.warm_up(execute)
+            if runner.measure is not None and config.speculation.adapts:
+                steps_s = runner.measure(execute, _step_sizes(resolved))
+                resolved.decisions.append(_explained(steps_s))
     ledger = _build_ledger(resolved)
     scheduler = Scheduler(
         config.scheduler,
@@ -94,17 +156,13 @@ def build_engine(
         pooling=resolved.pooling,
         hidden_size=resolved.shape.hidden_size,
         grammars=None if grammars is None else grammars.ranks,
-        speculation=build_speculation(config.speculation, ledger),
+        speculation=build_speculation(config, ledger, clock, steps_s),
         switch_length=resolved.shape.switch_length
         if isinstance(resolved.shape, DecoderConfig)
         else None,
         adapters=None if adapters is None else adapters.desk.slots,
     )
-    if not config.execution.skip_server_warmup:
-        watch.beat("warming up")
-        with timed("warm-up"):
-            runner.warm_up(runner.execute)
-    executor = _executor(runner, config.scheduler.overlap_depth)
+    executor = _executor(runner, config.scheduler.overlap_depth, team)
     loop = EngineLoop(
         scheduler,
         executor,
@@ -117,7 +175,8 @@ def build_engine(
     )
     return Engine(
         loop=loop,
-        ready=_ready(resolved, watch),
+        ready=_ready(resolved, watch, ranks),
+        team=team,
         scheduler=scheduler,
         executor=executor,
         grammars=None if grammars is None else grammars.compiler,
@@ -125,9 +184,32 @@ def build_engine(
     )
 
 
-def _ready(resolved: Resolved, watch: LoadWatch) -> EngineReady:
+def _step_sizes(resolved: Resolved) -> list[int]:
+    """New tokens of the steps to be measured, which fit into every pool: powers of two, and one
+    more where kernels begin another tile of rows."""
+    config = resolved.config
+    page_size = config.memory.page_size
+    pools, sizes = _pools(resolved)
+    room = min(
+        size * page_size
+        for pool, size in zip(pools, sizes, strict=True)
+        if pool.kind is not CacheKind.STATE
+    )
+    most = min(config.speculation.speculative_max_step_tokens, room, config.model.context_length)
+    return [size for size in (1, 2, 4, 8, 16, 17, 32, 33, 64, 65, 128) if size <= most]
+
+
+def _explained(steps_s: Mapping[int, float]) -> Decision:
+    """What was measured, for the operator."""
+    ratios = ", ".join(f"{size}: {took / steps_s[1]:.1f}" for size, took in steps_s.items())
+    reason = f"guesses adapt to what steps cost by their tokens, of {1e3 * steps_s[1]:.2f} ms"
+    return Decision("speculative_step_costs", ratios, reason)
+
+
+def _ready(resolved: Resolved, watch: LoadWatch, ranks: Sequence[RankFacts]) -> EngineReady:
     config = resolved.config
     return EngineReady(
+        ranks=tuple(ranks),
         context_length=config.model.context_length,
         max_total_tokens=config.memory.max_total_tokens,
         page_size=config.memory.page_size,
@@ -168,13 +250,14 @@ def _pools(resolved: Resolved) -> tuple[tuple[CachePool, ...], tuple[int, ...]]:
     return (FULL_POOL,), (memory.max_total_tokens // memory.page_size,)
 
 
-def _executor(runner: StepRunner, depth: int) -> Executor:
-    """The executor for this device and depth."""
-    if depth == 1:
-        return SerialExecutor(runner.execute)
-    if runner.launch is None:
-        return OverlappedExecutor(runner.execute)
-    return QueuedExecutor(runner.launch)
+def _executor(runner: StepRunner, depth: int, team: RankTeam | None) -> Executor:
+    """The executor for this device and depth, which has all ranks compute each step."""
+    executor: OwnExecutor = SerialExecutor(runner.execute)
+    if depth > 1 and runner.launch is None:
+        executor = OverlappedExecutor(runner.execute)
+    elif depth > 1 and runner.launch is not None:
+        executor = QueuedExecutor(runner.launch)
+    return executor if team is None else TeamExecutor(executor, team.run)
 
 
 def _build_ledger(resolved: Resolved) -> Ledger:

@@ -73,6 +73,17 @@ def watch(child: subprocess.Popen[bytes], on_exit: Callable[[str, int], None]) -
     return thread
 
 
+def end_in_order(child: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Wait that long for the child's end, then kill it."""
+    try:
+        child.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    if child.stdin is not None:
+        child.stdin.close()
+
+
 def describe_exit(code: int) -> str:
     """An exit code in words; negative ones are signals, as subprocess reports them."""
     if code >= 0:

@@ -1,12 +1,27 @@
-"""The ranks that share a model, and the two collectives that layers need."""
+"""The ranks that share a model, and the collectives that layers need."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class Work(Protocol):
+    def wait(self) -> object: ...
+
+
+class ProcessGroup(Protocol):
+    """A group of torch.distributed: one of the process's own, or a free one (see meeting.py)."""
+
+    def allreduce(self, tensors: list[Tensor], /) -> Work: ...
+
+    def allgather(self, parts: list[list[Tensor]], tensors: list[Tensor], /) -> Work: ...
+
+    def broadcast(self, tensors: list[Tensor], options: dist.BroadcastOptions, /) -> Work: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +34,7 @@ class Group:
 
     rank: int = 0
     size: int = 1
-    process_group: dist.ProcessGroup | None = None
+    process_group: ProcessGroup | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -33,13 +48,13 @@ class Group:
         return Group(
             rank=dist.get_rank(process_group),
             size=dist.get_world_size(process_group),
-            process_group=process_group,
+            process_group=cast(Any, process_group),
         )
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's x, which is overwritten with it; x itself when alone."""
         if self.process_group is not None:
-            dist.all_reduce(x, group=self.process_group)
+            self.process_group.allreduce([x]).wait()
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -47,5 +62,13 @@ class Group:
         if self.process_group is None:
             return x
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous(), group=self.process_group)
+        self.process_group.allgather([parts], [x.contiguous()]).wait()
         return torch.cat(parts, dim=-1)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """x of the first rank, which overwrites every other rank's."""
+        if self.process_group is not None:
+            options = dist.BroadcastOptions()
+            options.rootRank = 0
+            self.process_group.broadcast([x], options).wait()
+        return x

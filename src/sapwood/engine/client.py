@@ -252,7 +252,7 @@ class AsyncEngineClient:
             future.set_result(message)
 
     def _unavailable(self, request_id: str) -> RequestOutput:
-        return _error(
+        return failed_output(
             request_id, self._reason or "the engine is gone", 503, "ServiceUnavailableError"
         )
 
@@ -273,6 +273,7 @@ def _has_finish(stream: asyncio.Queue[RequestOutput]) -> bool:
     return has_finish
 
 
-def _error(request_id: str, message: str, status: int, error_type: str) -> RequestOutput:
+def failed_output(request_id: str, message: str, status: int, error_type: str) -> RequestOutput:
+    """The terminal output of a request that an engine did not take, or lost."""
     finish = Finish(kind="error", message=message, status=status, error_type=error_type)
     return RequestOutput(request_id=request_id, token_ids=[], num_prompt_tokens=0, finish=finish)

@@ -50,6 +50,26 @@ class QueuedExecutor:
         return None
 
 
+class TeamExecutor:
+    """Has the other ranks compute each step, too."""
+
+    def __init__(
+        self,
+        own: SerialExecutor | OverlappedExecutor | QueuedExecutor,
+        tell: Callable[[StepPlan], None],
+    ) -> None:
+        """own: of this rank; tell: sends a plan to all others, and waits for nothing"""
+        self._own = own
+        self._tell = tell
+
+    def launch(self, plan: StepPlan) -> StepHandle:
+        self._tell(plan)
+        return self._own.launch(plan)
+
+    def close(self) -> None:
+        self._own.close()
+
+
 class OverlappedExecutor:
     """Runs steps one after the other in a thread, while the caller prepares the next one.
 

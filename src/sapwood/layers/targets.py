@@ -149,6 +149,23 @@ def unused(shape: tuple[int, ...]) -> Target:
     return Target(shape, lambda _: None, lambda _: None)
 
 
+def shared_by(first: Target, second: Target) -> Target:
+    """One tensor, of whose rows two layers take some each, and each row has one taker."""
+
+    def put(tensor: Tensor) -> None:
+        first.put(tensor)
+        second.put(tensor)
+
+    def put_blocks(part: LinearPart) -> None:
+        for target in (first, second):
+            assert target.put_blocks is not None
+            target.put_blocks(part)
+
+    takes_blocks = first.put_blocks is not None and second.put_blocks is not None
+    shape = (first.shape[0] + second.shape[0], *first.shape[1:])
+    return Target(shape, put, put_blocks if takes_blocks else None, is_rearranged=True)
+
+
 def once_filled(targets: Mapping[str, Target], done: Callable[[], None]) -> dict[str, Target]:
     """The same targets; `done` is called as soon as every target has got its tensor."""
     waiting = set(targets)

@@ -157,6 +157,26 @@ class PoolUse(msgspec.Struct, frozen=True, kw_only=True):
     num_leased: int
 
 
+class RankFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank of an engine (see schema/config/parallel.py).
+
+    stage         which share of the layers the rank has, of --pp-size
+    weight_bytes  memory that loading the weights took; 0: unknown
+    read_bytes    bytes of the checkpoint that the rank read; 0: none, or unknown
+    load_s        seconds that went into loading the weights
+    """
+
+    rank: int
+    stage: int
+    host: str
+    pid: int
+    device: str
+    num_threads: int
+    weight_bytes: int = 0
+    read_bytes: int = 0
+    load_s: float = 0.0
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message of an engine.
 
@@ -169,6 +189,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     pools             all pools of the cache, the one that keeps every token first, if there is one
     notes             one line for each choice that was resolved, with its reason
     options           the resolved configuration, option name -> value
+    ranks             the ranks that compute the model, if they are several
     """
 
     context_length: int
@@ -182,6 +203,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     weight_bytes: int = 0
     routed_bytes: int = 0
     pools: tuple[PoolFacts, ...] = ()
+    ranks: tuple[RankFacts, ...] = ()
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag=True):
@@ -281,6 +303,30 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()
     pools: tuple[PoolUse, ...] = ()
+
+
+def total_status(statuses: Sequence[EngineStatus]) -> EngineStatus:
+    """One status for several engines with the same model: sums, but the mean of a ratio."""
+    total: EngineStatus = _total(statuses)
+    ratio = sum(status.new_token_ratio for status in statuses) / len(statuses)
+    return msgspec.structs.replace(total, call_id="", new_token_ratio=ratio)
+
+
+def _total(values: Sequence[Any]) -> Any:
+    """Numbers added up, structs field by field; lists of structs place by place (all have the same
+    pools), other lists one after the other. A value that one lacks is that of the others."""
+    some = [value for value in values if value is not None]
+    if not some or isinstance(some[0], str):
+        return some[0] if some else None
+    if isinstance(some[0], msgspec.Struct):
+        names = some[0].__struct_fields__
+        sums = {name: _total([getattr(value, name) for value in some]) for name in names}
+        return msgspec.structs.replace(some[0], **sums)
+    if isinstance(some[0], tuple):
+        if any(isinstance(item, msgspec.Struct) for item in chain(*some)):
+            return tuple(_total(items) for items in zip(*some, strict=True))
+        return tuple(chain(*some))
+    return sum(some)
 
 
 EngineOutput = StepOutputs | EngineReady | EngineFatal | CacheFlushed | CallDone | EngineStatus

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.grammar import Grammar
-from sapwood.schema.output import Finish
+from sapwood.schema.output import Finish, RankFacts
+from sapwood.schema.step import StepPlan
 
 
 class CompileGrammar(msgspec.Struct, frozen=True, kw_only=True, tag="compile_grammar"):
@@ -36,3 +38,64 @@ class GrammarAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     id: int
     rank: int
     refusal: Finish | None = None
+
+
+# ---- between the process of rank 0, which is the engine's, and those of the other ranks ----------
+
+
+class RankHello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """The first message of a rank.
+
+    token    what the engine's process handed to its own children; "" from other machines
+    options  the options with which this rank's machine was started, by name
+    """
+
+    rank: int
+    pid: int
+    host: str
+    token: str = ""
+    options: dict[str, str | int | float | bool | None] = {}
+
+
+class RankPool(msgspec.Struct, frozen=True, kw_only=True, tag="pool"):
+    """How many tokens a rank's memory holds; back from rank 0: the smallest over all ranks."""
+
+    max_total_tokens: int
+
+
+class RankReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The rank has its part of the model."""
+
+    facts: RankFacts
+
+
+class RankFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The last message of a rank that cannot go on."""
+
+    reason: str
+
+
+RankReport = RankHello | RankPool | RankReady | RankFailed
+
+
+class RankStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """What the rank is to run.
+
+    asked         with what the engine was started
+    meeting_port  where the ranks' groups are made, on the host of rank 0
+    """
+
+    asked: EngineConfig
+    config: ResolvedConfig
+    meeting_port: int
+
+
+class RunStep(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    plan: StepPlan
+
+
+class EndRank(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
+    """No more steps will come."""
+
+
+RankOrder = RankStart | RankPool | RunStep | EndRank

@@ -38,6 +38,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     priority      larger is sooner, unless the server is told the opposite; None: its default
     routing_key   requests with the same key probably share prefixes; "": none
     adapter       id of the LoRA adapter (`LoadAdapter`); "": the base model
+    data_parallel_rank  the replica that is to answer; None: any
     """
 
     sampling: SamplingParams = SamplingParams()
@@ -49,6 +50,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     priority: int | None = None
     routing_key: str = ""
     adapter: str = ""
+    data_parallel_rank: int | None = None
 
     @property
     def tells_of_tokens(self) -> bool:

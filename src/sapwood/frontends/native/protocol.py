@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, IMAGE_SIZES, MEDIA
+from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, IMAGE_SIZES, MEDIA, REPLICA
 from sapwood.frontends.serving.sampling import SamplingFields
 from sapwood.schema.fields import (
     Count,
@@ -58,6 +58,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     lora_path: str | list[str | None] | None = None
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
 
 
 class NativeSampling(SamplingFields, msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +130,7 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
 GENERATE_FIELDS = FieldTable(
     title="POST /generate",
     shape=GenerateRequest,
+    aliases=REPLICA,
     changes_nothing={**BOOKKEEPING, **IMAGE_SIZES},
     not_offered={
         **GENERATION,

@@ -1,0 +1,90 @@
+"""One rank's membership in a model that several ranks share: its groups, and what they agree on."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from sapwood.app.loading import LoadWatch
+from sapwood.app.ranks import RankTeam
+from sapwood.app.resolving import Resolved
+from sapwood.distributed.groups import Group
+from sapwood.distributed.meeting import Meeting
+from sapwood.schema.config.parallel import ParallelConfig
+from sapwood.schema.config.resolve import Decision
+from sapwood.schema.output import RankFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMember:
+    """A rank as what it builds sees it; by default the only one.
+
+    tp       the ranks that share each layer with this one
+    meeting  where the groups were made
+    smallest_pool  from the tokens for which this rank has memory to those for which all have
+    """
+
+    rank: int = 0
+    tp: Group = field(default_factory=Group)
+    meeting: Meeting | None = None
+    smallest_pool: Callable[[int], int] = int
+
+    @property
+    def leads(self) -> bool:
+        """Whether the scheduler is in this rank's process: this rank chooses the tokens."""
+        return self.rank == 0
+
+    def agreed(self, resolved: Resolved) -> Resolved:
+        """The configuration with a KV pool for which every rank has memory."""
+        own = resolved.config.memory.max_total_tokens
+        smallest = self.smallest_pool(own)
+        if smallest == own:
+            return resolved
+        config = resolved.config
+        memory = replace(config.memory, max_total_tokens=smallest)
+        kept = [decision for decision in resolved.decisions if decision.option != _POOL]
+        kept.append(Decision(_POOL, smallest, f"the smallest over all ranks; rank 0 has {own}"))
+        return replace(resolved, config=replace(config, memory=memory), decisions=kept)
+
+
+ALONE = RankMember()
+_POOL = "max_total_tokens"
+
+
+def lead(team: RankTeam, resolved: Resolved) -> RankMember:
+    """Rank 0's membership. Tells all ranks what to run; RankLost if one is not there."""
+    parallel = resolved.config.parallel
+    meeting, port = Meeting.opened(team.host, timeout_s=parallel.dist_timeout)
+    team.start(resolved.config, port)
+    return member_of(0, resolved, meeting, team.smallest_pool)
+
+
+def member_of(
+    rank: int, resolved: Resolved, meeting: Meeting, smallest_pool: Callable[[int], int]
+) -> RankMember:
+    """A rank's membership; waits for the other ranks of its groups."""
+    ranks = tp_ranks(resolved.config.parallel, rank)
+    tp = meeting.group(f"tp-{ranks[0]}", ranks, rank, resolved.device)
+    return RankMember(rank=rank, tp=tp, meeting=meeting, smallest_pool=smallest_pool)
+
+
+def tp_ranks(parallel: ParallelConfig, rank: int) -> range:
+    """The ranks that share each layer with this one."""
+    first = rank - rank % parallel.tp_size
+    return range(first, first + parallel.tp_size)
+
+
+def facts_of(rank: int, resolved: Resolved, watch: LoadWatch) -> RankFacts:
+    config = resolved.config
+    return RankFacts(
+        rank=rank,
+        stage=0,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        device=config.execution.device,
+        num_threads=config.execution.num_threads,
+        weight_bytes=watch.weight_bytes,
+        load_s=watch.load_s,
+    )
