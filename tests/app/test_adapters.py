@@ -13,23 +13,27 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from sapwood import LLM
 from sapwood.app.converting import merge_adapter
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.convert.writer import copy_side_files
 from sapwood.frontends.serving.adapters import SENT
 from sapwood.frontends.serving.generate import adapted
+from sapwood.models.loader.weights import iterate_weights
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.request import RequestOptions, SentAdapter
 from sapwood.schema.sampling import SamplingParams
-from sapwood.store import Silent
+from sapwood.store import ModelFiles, Silent
 from sapwood.text.generation import TextRequest
 from tests.adapters import OPTIONS, VOCABULARY, LogProbs, save_adapters
 from tests.app.test_logprobs import Result
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import text
+from tests.smollm2 import CONFIG
 from tests.tiers import sweep
 from tests.tiny import save_lfm2, save_llama, save_qwen3, save_qwen3_moe
 
@@ -445,3 +449,25 @@ def test_a_merged_adapter_is_the_adapter_on_its_base(
         with torch.inference_mode():
             found = model(torch.tensor([prompt])).logits[0].double().log_softmax(-1)
         assert (found - reference(name, prompt)).abs().max() < CLOSE, name
+
+
+@pytest.mark.long
+def test_smollm2(tmp_path: Path, make_llm: Callable[..., LLM], smollm2_files: ModelFiles) -> None:
+    model_path = tmp_path / "model"
+    weights = dict(iterate_weights(smollm2_files, dtype=torch.float32))
+    LlamaForCausalLM.from_pretrained(None, config=CONFIG, state_dict=weights).save_pretrained(
+        model_path
+    )
+    copy_side_files(smollm2_files.path, model_path)
+    options = {
+        "all": {**OPTIONS["all"], "r": 16},
+        "patterns": OPTIONS["patterns"],
+        "rslora": OPTIONS["rslora"],
+        "both": VOCABULARY["both"],
+        "saved both": VOCABULARY["saved both"],
+    }
+    paths, reference = save_adapters(model_path, tmp_path / "adapters", options, size=0.03)
+    llm = make_llm(model=str(model_path), lora_paths=named(paths), page_size=16)
+    asked = [(name, text(20 + i, seed=i)) for i, name in enumerate(["", *paths, ""])]
+    for (adapter, prompt), result in zip(asked, ask(llm, asked), strict=True):
+        check(result, adapter, prompt, reference)
