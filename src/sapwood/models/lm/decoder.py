@@ -13,7 +13,7 @@ from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import Stream, summed
 from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.architecture import Architecture, Names
 from sapwood.models.registry import decoder_class
 from sapwood.models.text_part import IS_TEXT_PART, OTHER_TENSORS, text_name
 
@@ -41,6 +41,11 @@ class Decoder:
         self._norm = architecture.norm() if self._streams is None else None
         tied = self._embedding if self.config.tie_word_embeddings else None
         self._lm_head = architecture.head(tied)
+
+    @property
+    def tensor_names(self) -> Names:
+        """The names of the model's parts in the checkpoint."""
+        return self._names
 
     @staticmethod
     def of(config: DecoderConfig, build: Build) -> Decoder:
