@@ -442,8 +442,6 @@ def tiny_lfm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worlds_of_states(draw: st.DrawFn) -> tuple[list[Draft], dict[str, Any]]:
     """With any number of states from one on, for running requests and prefixes together."""
     drafts, options = draw(worlds())
-    for name in GUESSING:  # a state cannot go back
-        options.pop(name, None)
     options["kernels"] = kernels_here()[0]  # the fastest: an example is a whole engine
     options["mamba_track_interval"] = options["page_size"] * draw(st.integers(1, 4))
     options["max_mamba_cache_size"] = draw(st.none() | st.integers(1, 8))

@@ -335,9 +335,10 @@ class Experts:
             raise CannotRecord("a recorded step has no weights of experts' inputs")
         if self._num_identity:
             raise CannotRecord("a recorded step has no experts that give what they take")
-        if self._inward is not None:
-            raise CannotRecord("a recorded step has no experts between two linear layers")
-        out = self._router.record(program, x, self._experts, self._sizes[0])
+        taken = None if self._inward is None else self._inward.record(program, x)
+        out = self._router.record(program, x, self._experts, taken)
+        if self._outward is not None:
+            out = self._outward.record(program, out)
         if self._shared is None:
             return out
         beside = self._shared.body.record(program, x)

@@ -303,6 +303,55 @@ class ShortcutLayer(Layer):
         raise CannotRecord("a recorded step has no feed-forwards beside two layers")
 
 
+class NormedResiduals(Layer):
+    """Twice y = norm(x), and then a * y + b * body(y): what a body takes is also what it is added
+    to. b is the sublayer's scale. Source: MiniMax 2025, arXiv:2501.08313."""
+
+    def __init__(
+        self,
+        mixer: Sublayer[Mixer],
+        feed_forward: Sublayer[FeedForward],
+        *,
+        residual_scales: tuple[float, float],
+    ) -> None:
+        """residual_scales: a of the mixer, and of the feed-forward"""
+        super().__init__(mixer, feed_forward)
+        self._residual_scales = residual_scales
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        first, second = self._residual_scales
+        mixer, feed_forward = self._mixer, self._feed_forward
+        y, _ = mixer.normed(x, residual)
+        x = y * first + mixer.body(y, batch) * mixer.scale
+        y, _ = feed_forward.normed(x, None)
+        return y * second + feed_forward.body(y) * feed_forward.scale, None
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
+        first, second = self._residual_scales
+        mixer, feed_forward = self._mixer, self._feed_forward
+        y, _ = mixer.normed(x, None)
+        mixed = yield from mixer.body.steps(y, batch)
+        y, _ = feed_forward.normed(y * first + mixed * mixer.scale, None)
+        out = yield from feed_forward.body.steps(y)
+        yield y * second + out * feed_forward.scale
+
+    def record(self, program: Program, stream: Stream) -> Stream:
+        sublayers = (self._mixer, self._feed_forward)
+        for sublayer, residual_scale in zip(sublayers, self._residual_scales, strict=True):
+            if sublayer.before is None:
+                raise CannotRecord("a recorded step has no residuals without a norm")
+            y = sublayer.before.norm.record(program, stream.x, stream.residual)
+            out = sublayer.body.record(program, y)
+            for buffer, factor in ((out, sublayer.scale), (y, residual_scale)):
+                if factor != 1.0:
+                    program.add(Scale(residual=buffer, factor=factor))
+            program.add(Add(x=out, residual=y))
+            stream = Stream(y, None)
+        return stream
+
+
 def summed(x: Tensor, residual: Tensor | None) -> Tensor:
     """What a layer's result stands for."""
     return x if residual is None else x + residual

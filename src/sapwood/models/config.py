@@ -252,6 +252,13 @@ class DecoderConfig:
         return tuple(layer for group in self.states for layer in group.layers)
 
     @property
+    def num_caches(self) -> int:
+        """Numbers that cache groups call layers by: one per layer, and more in a model whose layers
+        have states beside keys and values, or several attentions."""
+        last = (max(group.layers) for group in self.cache_groups)
+        return max(self.num_layers, 1 + max(last, default=0))
+
+    @property
     def num_parameters(self) -> int:
         """Weights of all matrices, counted once where they are tied; norms and biases are few."""
         mixers = len(self.layers_with_states) * self.state_layer_parameters

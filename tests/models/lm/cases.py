@@ -258,7 +258,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "mamba2",
         "Mamba2ForCausalLM",
         {"num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 12, "chunk_size": 16}
-        | {"use_bias": True, "time_step_limit": [0.2, 1.4]},
+        | {"use_bias": True},
+    ),
+    "mamba": ("mamba", "MambaForCausalLM", {"state_size": 6, "time_step_rank": 6}),
+    "falcon_mamba": (
+        "falcon_mamba",
+        "FalconMambaForCausalLM",
+        {"state_size": 6, "use_bias": True, "time_step_rank": 4},
+    ),
+    "jamba": (
+        "jamba",
+        "JambaForCausalLM",
+        {"num_hidden_layers": 4, "attn_layer_period": 3, "attn_layer_offset": 1}
+        | {"num_experts": 4, "mamba_d_state": 6, "mamba_dt_rank": 8, "mamba_d_conv": 3},
+    ),
+    "minimax": (
+        "minimax",
+        "MiniMaxForCausalLM",
+        {"num_hidden_layers": 3, "block_size": 16, "num_local_experts": 4}
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {"full_attn_alpha_factor": 1.2, "full_attn_beta_factor": 0.8, "mlp_alpha_factor": 0.9}
+        | {"linear_attn_alpha_factor": 1.1, "linear_attn_beta_factor": 0.7, "mlp_beta_factor": 1.3},
     ),
     "bamba": (
         "bamba",
@@ -301,14 +321,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "nemotron_h",
         "NemotronHForCausalLM",
         {"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8}
-        | {"chunk_size": 16, "head_dim": 16, "num_hidden_layers": None}
+        | {"chunk_size": 16, "head_dim": 32, "num_hidden_layers": None}
         | {"layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"]},
     ),
     "nemotron_h, experts": (
         "nemotron_h",
         "NemotronHForCausalLM",
         {"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8}
-        | {"chunk_size": 16, "head_dim": 16, "num_hidden_layers": None, "moe_latent_size": 24}
+        | {"chunk_size": 16, "head_dim": 32, "num_hidden_layers": None, "moe_latent_size": 24}
         | {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
         | {"moe_shared_expert_intermediate_size": 56, "routed_scaling_factor": 1.5}
         | {"layers_block_type": ["moe", "linear_attention", "full_attention", "moe"]},
