@@ -271,7 +271,8 @@ class Speculation:
         most = min(self._most_drafts, state.num_outstanding - 1, state.most_drafts)
         # Nor may a step with drafts, which may have to be taken back, leave a state to keep.
         end = state.num_tokens
-        most = min(most, self._ledger.before_state(state.num_computed_tokens, end + most) - end)
+        start = state.num_computed_tokens
+        most = min(most, self._ledger.needs.before_state(start, end + most) - end)
         # Vectors in the place of tokens cannot be searched.
         if most <= 0 or state.input_embeds or state.max_new_tokens == 0:
             return NO_GUESSES

@@ -75,14 +75,6 @@ class Ledger:
         """Pages, or slots, of each pool."""
         return [allocator.num_pages for allocator in self._allocators]
 
-    def before_state(self, start: int, end: int) -> int:
-        """Where a step that computes tokens from `start` on, up to `end`, must end so as not to
-        reach a place where a state is kept; `end` if there are no states."""
-        if not self.keeps_states:
-            return end
-        interval = self.needs.state_interval
-        return min(end, start - start % interval + interval - 1)
-
     @property
     def num_pages(self) -> int:
         """Of the first pool: the one that keeps every token, or else the shortest window's."""

@@ -110,3 +110,10 @@ class Needs:
         stops = (start - start % self.state_interval + self.state_interval,)
         last = (num_prompt - 1) // self.page_size * self.page_size
         return min(end, *stops, *((last,) if last > start else ()))
+
+    def before_state(self, start: int, end: int) -> int:
+        """Where a step that computes tokens from `start` on, up to `end`, must end so as not to
+        reach a place where a state is kept; `end` if there are no states."""
+        if self.state is None:
+            return end
+        return min(end, start - start % self.state_interval + self.state_interval - 1)

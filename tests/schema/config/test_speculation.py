@@ -14,7 +14,7 @@ from tests.schema.config.test_resolve import CPU, MODEL
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"speculative_algorithm": "EAGLE"}, "NGRAM"),
+        ({"speculative_algorithm": "MEDUSA"}, "NGRAM"),
         ({"speculative_num_draft_tokens": 4}, "does nothing without --speculative-algorithm"),
         ({"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 1}, ">= 2"),
         ({"speculative_algorithm": "NGRAM", "speculative_max_step_tokens": 1}, ">= 2"),
