@@ -59,7 +59,7 @@ class FoundDraft:
     def cache_groups(self, target: DecoderConfig, context_length: int) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in its layers, which come after those of the model."""
         return _cache_groups(
-            self.kind, replace(self.shape, context_length=context_length), target.num_layers
+            self.kind, replace(self.shape, context_length=context_length), target.num_caches
         )
 
 
@@ -78,20 +78,20 @@ class Draft:
 
     def first_layer(self, target: DecoderConfig) -> int:
         """The number by which its layers know the first of them."""
-        return target.num_layers if self.kind is DraftKind.OWN else 0
+        return target.num_caches if self.kind is DraftKind.OWN else 0
 
     def cache_groups(self, target: DecoderConfig) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in its layers, which come after those of the model."""
-        return _cache_groups(self.kind, self.shape, target.num_layers)
+        return _cache_groups(self.kind, self.shape, target.num_caches)
 
 
-def _cache_groups(kind: DraftKind, shape: DecoderConfig, num_layers: int) -> tuple[CacheGroup, ...]:
+def _cache_groups(kind: DraftKind, shape: DecoderConfig, num_caches: int) -> tuple[CacheGroup, ...]:
     if kind is not DraftKind.OWN:
-        return shifted(shape.cache_groups, num_layers)
+        return shifted(shape.cache_groups, num_caches)
     return tuple(
-        replace(group, layers=(num_layers,))
+        replace(group, layers=(num_caches,))
         for group in shape.cache_groups
-        if num_layers in group.layers
+        if num_caches in group.layers
     )
 
 

@@ -291,8 +291,8 @@ def _decoder_runner(
     page_size = config.memory.page_size
     num_spare = 0 if captures is None else 1
     every_cache = _kv_caches(resolved, watch, num_spare=num_spare)
-    num_layers = resolved.decoder.num_layers
-    kv_caches = every_cache[:num_layers]
+    num_caches = resolved.decoder.num_caches
+    kv_caches = every_cache[:num_caches]
     rows = _row_table(resolved)
     common: list[LogitsProcessor] = [
         LogitBias(device),
@@ -347,7 +347,7 @@ def _draft_memory(
     """Where the draft model finds its keys: after those of the model's layers."""
     draft, target = resolved.draft, resolved.decoder
     assert draft is not None
-    first = target.num_layers - draft.first_layer(target)
+    first = target.num_caches - draft.first_layer(target)
     own = shifted(draft.cache_groups(target), -first)
     return DraftMemory(
         rows=rows,
