@@ -39,6 +39,39 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Of `LoraConfig`, by what is special of them."""
 
+VOCABULARY: dict[str, dict[str, Any]] = {
+    "layers": {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION},
+    "embedding": {"r": 5, "lora_alpha": 3, "target_modules": ["embed_tokens", "v_proj"]},
+    "output": {"r": 3, "lora_alpha": 9, "target_modules": ["lm_head"]},
+    "both": {
+        "r": 4,
+        "lora_alpha": 4,
+        "use_rslora": True,
+        "target_modules": ["embed_tokens", "lm_head", "q_proj"],
+        "rank_pattern": {"lm_head": 6},
+        "alpha_pattern": {"embed_tokens": 2},
+    },
+    "saved output": {
+        "r": 2,
+        "lora_alpha": 2,
+        "target_modules": ["up_proj"],
+        "modules_to_save": ["lm_head"],
+    },
+    "saved both": {
+        "r": 2,
+        "lora_alpha": 2,
+        "target_modules": ["k_proj"],
+        "modules_to_save": ["embed_tokens", "lm_head"],
+    },
+    "output beside a saved embedding": {
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["lm_head"],
+        "modules_to_save": ["embed_tokens"],
+    },
+}
+"""Those of the layers with a row per token."""
+
 LogProbs = Callable[[str, list[int]], torch.Tensor]
 
 
@@ -72,6 +105,8 @@ def _saved(model_path: Path, folder: Path, fields: dict[str, Any], seed: int) ->
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 with newer transformers
+        # It says that it saves embeddings, and that a tied weight cannot be merged.
+        warnings.simplefilter("ignore", UserWarning)
         from peft import LoraConfig, PeftModel, get_peft_model
 
         base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
@@ -79,7 +114,10 @@ def _saved(model_path: Path, folder: Path, fields: dict[str, Any], seed: int) ->
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for key, weight in model.named_parameters():
-                if "lora_" in key:
+                if "modules_to_save" in key:
+                    noise = torch.randn(weight.shape, generator=generator)
+                    weight.copy_(weight + 0.5 * weight.std() * noise)
+                elif "lora_" in key:
                     weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
         model.save_pretrained(folder)
         fresh = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()

@@ -4,21 +4,25 @@ come and go."""
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.frontends.serving.adapters import SENT
 from sapwood.frontends.serving.generate import adapted
 from sapwood.schema.logprobs import LogprobOptions
-from sapwood.schema.request import RequestOptions
+from sapwood.schema.request import RequestOptions, SentAdapter
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
-from tests.adapters import LogProbs, save_adapters
+from tests.adapters import VOCABULARY, LogProbs, save_adapters
 from tests.app.test_logprobs import Result
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import text
@@ -83,7 +87,12 @@ def named(paths: dict[str, Path]) -> str:
 
 
 def ask(
-    llm: LLM, prompts: Sequence[tuple[str, list[int]]], *, n: int = 1, **options: Any
+    llm: LLM,
+    prompts: Sequence[tuple[str, list[int]]],
+    *,
+    n: int = 1,
+    prompt_start: int | None = None,
+    **options: Any,
 ) -> list[Result]:
     """All at once, each (adapter, token ids); each of n samples is a result."""
     params = {"temperature": 0.0, "max_new_tokens": NUM_OUTPUTS, "ignore_eos": True, **options}
@@ -94,7 +103,7 @@ def ask(
             prompt=prompt,
             options=RequestOptions(
                 sampling=SamplingParams(**params),
-                logprobs=LogprobOptions(prompt_start=None, num_top=0, token_ids=()),
+                logprobs=LogprobOptions(prompt_start=prompt_start, num_top=0, token_ids=()),
                 adapter=llm.services.adapter_of("", adapter.replace(" ", "-")),
             ),
             n=n,
@@ -193,6 +202,38 @@ def test_other_kinds_of_layers(
         check(result, adapter, prompt, reference)
 
 
+@sweep(strength=1, kernels=kernels_here(), depth=[1, 2], chunk=[5, -1], is_tied=[True, False])
+def test_embeddings_and_output_layers(
+    tmp_path: Path,
+    make_llm: Callable[..., LLM],
+    kernels: str,
+    depth: int,
+    chunk: int,
+    is_tied: bool,
+) -> None:
+    """Of log probabilities of prompts, too: rows of logits that no token is sampled from. Where the
+    output layer is the embedding, an adapter of one of them leaves the other as it is."""
+    model_path = save_qwen3(tmp_path / "model", tie_word_embeddings=is_tied, hidden_size=64)
+    paths, reference = save_adapters(model_path, tmp_path / "adapters", VOCABULARY)
+    llm = make_llm(
+        model=str(model_path),
+        kernels=kernels,
+        overlap_depth=depth,
+        chunked_prefill_size=chunk,
+        lora_paths=named(paths),
+    )
+    asked = [(name, text(9 + i, seed=i)) for i, name in enumerate(["", *paths])]
+    for prompt_start in (None, 2):
+        results = ask(llm, asked, prompt_start=prompt_start)
+        for (adapter, prompt), result in zip(asked, results, strict=True):
+            check(result, adapter, prompt, reference)
+            if prompt_start is not None:
+                expected = reference(adapter, prompt)[prompt_start:-1]
+                targets = torch.tensor(prompt[prompt_start + 1 :])[:, None]
+                told = torch.tensor(result.prompt.logprobs.of_tokens())
+                assert (told - expected.gather(-1, targets)[:, 0]).abs().max() < CLOSE
+
+
 def test_adapters_differ_and_share_no_prefix(
     make_llm: Callable[..., LLM], paths: dict[str, Path]
 ) -> None:
@@ -236,7 +277,9 @@ def test_retraction(
 def test_with_samples_grammars_and_guesses(
     make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
 ) -> None:
-    llm = make_llm(lora_paths=named(paths), speculative_algorithm="NGRAM")
+    llm = make_llm(
+        lora_paths=named(paths), speculative_algorithm="NGRAM", disable_speculative_adaptation=True
+    )
     prompt = text(6, seed=5) * 4
     for adapter in ("all", "patterns"):
         for result in ask(llm, [(adapter, prompt)], n=2):
@@ -280,6 +323,52 @@ def test_what_is_left_out_comes_back(
         (result,) = ask(llm, [(name, prompt)])
         check(result, name, prompt, reference)
     assert len(registry.loaded) == 2
+
+
+def test_ten_adapters_from_tensors_of_which_eight_are_kept(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    """SGLang's scenario of test_lora_load_from_tensor. Those that were left out come back."""
+    llm = make_llm(max_loras_per_batch=8, max_loaded_loras=8)
+    config = msgspec.json.decode((paths["patterns"] / "adapter_config.json").read_bytes())
+    tensors = load_file(paths["patterns"] / "adapter_model.safetensors")
+    for number in range(10):
+        llm.load_lora_adapter_from_tensors(f"lora{number}", tensors, config)
+    registry = llm.services.adapters
+    assert registry is not None
+    assert registry.loaded == [f"lora{number}" for number in range(2, 10)]
+    prompt = text(13, seed=8)
+    for name in ("lora9", "lora0"):
+        (result,) = ask(llm, [(name, prompt)])
+        check(result, "patterns", prompt, reference)
+    assert registry.loaded == ["lora0", *(f"lora{number}" for number in range(3, 10))]
+    llm.unload_lora_adapter("lora9")
+    with pytest.raises(NotFound, match="lora9"):
+        llm.generate(prompt, lora_path="lora9")
+    llm.load_lora_adapter_from_tensors("lora9", tensors, config)
+    (result,) = ask(llm, [("lora9", prompt)])
+    check(result, "patterns", prompt, reference)
+    other = {f"x.lora_{part}.weight": torch.ones(1, 1) for part in "AB"}
+    with pytest.raises(InvalidRequest, match="model has no such"):
+        llm.load_lora_adapter_from_tensors("other", other, config)
+
+
+def test_pickled_tensors(
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+) -> None:
+    llm = make_llm()
+    registry = llm.services.adapters
+    assert registry is not None
+    config = (paths["patterns"] / "adapter_config.json").read_bytes()
+    tensors = pickle.dumps(load_file(paths["patterns"] / "adapter_model.safetensors"))
+    sent = SentAdapter(config=config, tensors=tensors, is_pickled=True)
+    llm.run(registry.load("pickled", SENT, sent=sent))
+    prompt = text(13, seed=8)
+    (result,) = ask(llm, [("pickled", prompt)])
+    check(result, "patterns", prompt, reference)
+    evil = SentAdapter(config=config, tensors=pickle.dumps(print), is_pickled=True)
+    with pytest.raises(InvalidRequest, match="must have a dict of tensors"):
+        llm.run(registry.load("evil", SENT, sent=evil))
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def check(theirs: Any, prompt: list[int], output: list[int], told: str) -> None:
         {},
         {"chunked_prefill_size": 6, "overlap_depth": 2},
         {"kernels": "torch", "chunked_prefill_size": 9},
-        {"speculative_algorithm": "NGRAM"},
+        {"speculative_algorithm": "NGRAM", "disable_speculative_adaptation": True},
     ],
 )
 def test_they_are_those_of_the_gates(

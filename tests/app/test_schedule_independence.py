@@ -42,7 +42,7 @@ CROWDED = {"page_size": 4, "max_total_tokens": 160, "schedule_conservativeness":
 """So few pages that requests are retracted."""
 
 
-GUESSING = {"speculative_algorithm": "NGRAM", "speculative_ngram_min_match_window_size": 1}
+GUESSING = {"speculative_algorithm": "NGRAM", "disable_speculative_adaptation": True}
 """So many guesses that some are right, though the prompts are random."""
 
 

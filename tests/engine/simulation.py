@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
 from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
+from sapwood.speculative.interface import Guesses
 
 VOCAB = 50
 NO_ID = -1
@@ -43,7 +44,7 @@ def expected_outputs(prompt_ids: list[int], max_new_tokens: int, eos: set[int]) 
 class SometimesRight:
     """A drafter that knows the model, and makes mistakes."""
 
-    def begin(self, prompt_ids: Sequence[int]) -> SometimesRightDraft:
+    def begin(self, namespace: str, prompt_ids: Sequence[int]) -> SometimesRightDraft:
         return SometimesRightDraft(list(prompt_ids))
 
 
@@ -54,12 +55,16 @@ class SometimesRightDraft:
     def extend(self, token_ids: Sequence[int]) -> None:
         self.context += token_ids
 
-    def propose(self, most: int) -> list[int]:
+    def propose(self, most: int) -> Guesses:
         guessed = list(self.context)
         for _ in range(most):
             token = next_token(guessed)
             guessed.append(token if (token + len(guessed)) % 5 else (token + 1) % VOCAB)
-        return guessed[len(self.context) :]
+        token_ids = guessed[len(self.context) :]
+        return Guesses(token_ids=token_ids, kinds=range(len(token_ids)))
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass

@@ -12,7 +12,7 @@ from sapwood.engine.adapters import (
     Loaded,
 )
 from sapwood.engine.request_state import RequestState
-from sapwood.schema.request import Generate, RequestOptions
+from sapwood.schema.request import Generate, LoadAdapter, RequestOptions
 
 
 def slots_with(*names: str, at_once: int = 2, max_bytes: int = 3, policy: str = "lru"):
@@ -106,7 +106,7 @@ class Ranks:
         self.ends = list(ends)
         self.unloaded: list[str] = []
 
-    def load(self, call_id: str, adapter_id: str, path: str) -> None:
+    def load(self, order: LoadAdapter) -> None:
         pass
 
     def finished(self) -> list[Loaded]:
@@ -125,7 +125,7 @@ def test_the_desk_tells_how_loads_ended_and_keeps_nothing_of_those_that_failed()
     )
     desk = AdapterDesk(AdapterSlots(2, 3), ranks)
     for call_id in "123":
-        desk.load(call_id, "x", "/x")
+        desk.load(LoadAdapter(call_id=call_id, adapter_id="x", path="/x"))
     assert desk.is_loading
     told: list[tuple[str, bool, str]] = []
     desk.finished(lambda *message: told.append(message))

@@ -23,6 +23,7 @@ from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import TokenFeed
+from sapwood.speculative.costs import StepCosts
 from tests.engine.simulation import (
     DelayedExecutor,
     SimulatedRank,
@@ -101,6 +102,7 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
         # Drafts of a step at most; states cannot go back when a draft was wrong.
         "drafts": 0 if keeps_states else draw(st.sampled_from([0, 0, 1, 3, 8])),
         "step_tokens": draw(st.sampled_from([2, 6, 32])),
+        "adapts": draw(st.booleans()),
         "requests": requests,
         "adapters_at_once": draw(st.integers(1, 3)),
         "adapter_bytes": draw(st.integers(max(ADAPTERS.values()), 8)),
@@ -132,6 +134,8 @@ class World:
             self.ledger,
             most_drafts=num_drafts,
             most_step_tokens=scenario["step_tokens"],
+            clock=self.clock,
+            costs=StepCosts() if scenario["adapts"] else None,
         )
         self.adapters = AdapterSlots(
             scenario["adapters_at_once"], scenario["adapter_bytes"], scenario["adapter_policy"]

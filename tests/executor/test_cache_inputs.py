@@ -9,7 +9,14 @@ from sapwood.executor.inputs import build_inputs
 from sapwood.executor.rows import RowTable
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.memory.buffers import allocate_caches
-from sapwood.schema.cache import CacheGroup, CacheKind, CacheTensor, keys_and_values
+from sapwood.schema.cache import (
+    CacheGroup,
+    CacheKind,
+    CacheTensor,
+    keys_and_values,
+    pools_of,
+    shifted,
+)
 from sapwood.schema.step import ScheduledTokens, StepPlan
 
 CPU = torch.device("cpu")
@@ -83,3 +90,21 @@ def test_the_copies_of_a_plan_happen_at_once() -> None:
     swapped = [entry(0, 4, 1, copies=[(0, 1), (1, 2)]), entry(1, 4, 1, copies=[(2, 0)])]
     CachePlaces(groups).copy_states(swapped, caches, CPU)
     assert [states[:, 0].tolist() for (states,) in caches] == [[2, 0, 1, 3], [12, 10, 11, 13]]
+
+
+def test_two_models_share_the_tables_of_all_pools() -> None:
+    """A draft model whose windows are the second pool of windows finds its own table."""
+    model = (keys_and_values([0], num_kv_heads=1, head_dim=8, window=8),)
+    draft = (
+        keys_and_values([0], num_kv_heads=1, head_dim=8, window=16),
+        keys_and_values([1], num_kv_heads=1, head_dim=8, window=8),
+    )
+    pools = pools_of((*model, *shifted(draft, 1)))
+    assert [pool.window for pool in pools] == [8, 16]
+    rows = RowTable(num_rows=1, max_pages=4, device=CPU, num_windows=2)
+    of_model, of_draft = (CachePlaces(groups, pools=pools) for groups in (model, draft))
+    assert of_model.is_window_first
+    assert of_draft.is_window_first
+    assert of_model.first_table(rows) is rows.window_tables[0]
+    assert of_draft.first_table(rows) is rows.window_tables[0]
+    assert CachePlaces(draft[:1], pools=pools).first_table(rows) is rows.window_tables[1]

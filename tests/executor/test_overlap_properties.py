@@ -40,6 +40,7 @@ from sapwood.schema.request import Abort, EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepPlan
 from sapwood.schema.thinking import ThinkingBudget
+from sapwood.speculative.interface import Guesses
 from tests.executor.hashing_model import VOCAB, HashingModel, make_pages
 from tests.executor.simulated_device import SimulatedDevice
 from tests.tiers import examples
@@ -214,7 +215,7 @@ class HalfKnown:
     def __init__(self, outputs: Mapping[tuple[int, ...], Sequence[int]]) -> None:
         self._outputs = outputs
 
-    def begin(self, prompt_ids: Sequence[int]) -> HalfKnownDraft:
+    def begin(self, namespace: str, prompt_ids: Sequence[int]) -> HalfKnownDraft:
         return HalfKnownDraft(self._outputs[tuple(prompt_ids)])
 
 
@@ -226,9 +227,13 @@ class HalfKnownDraft:
     def extend(self, token_ids: Sequence[int]) -> None:
         self.num_told += len(token_ids)
 
-    def propose(self, most: int) -> list[int]:
+    def propose(self, most: int) -> Guesses:
         following = list(enumerate(self.output_ids))[self.num_told :][:most]
-        return [token if (token + at) % 4 else (token + 1) % VOCAB for at, token in following]
+        token_ids = [token if (token + at) % 4 else (token + 1) % VOCAB for at, token in following]
+        return Guesses(token_ids=token_ids, kinds=range(len(token_ids)))
+
+    def close(self) -> None:
+        pass
 
 
 class World:
@@ -265,7 +270,11 @@ class World:
             speculation=None
             if known is None
             else Speculation(
-                HalfKnown(known), ledger, most_drafts=layout.drafts, most_step_tokens=24
+                HalfKnown(known),
+                ledger,
+                most_drafts=layout.drafts,
+                most_step_tokens=24,
+                clock=ManualClock(),
             ),
         )
         self.runner = self._runner(layout, num_pages)

@@ -32,7 +32,7 @@ from sapwood.schema.output import (
     PoolUse,
     RequestOutput,
 )
-from sapwood.schema.request import Generate, StartProfile
+from sapwood.schema.request import Generate, SentAdapter, StartProfile
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate, template_source
 from sapwood.text.tokenizer import Tokenizer
@@ -180,8 +180,10 @@ class ScriptedEngine:
         self.calls.append("freeze_gc")
         return CallDone("1", True, "7 objects")
 
-    async def load_adapter(self, adapter_id: str, path: str) -> CallDone:
-        self.calls.append(("load_adapter", path))
+    async def load_adapter(
+        self, adapter_id: str, path: str, sent: SentAdapter | None = None
+    ) -> CallDone:
+        self.calls.append(("load_adapter", sent or path))
         self.adapters[adapter_id] = path
         return CallDone("1", not self.refuses, "no such folder" if self.refuses else "loaded")
 

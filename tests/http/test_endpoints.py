@@ -19,6 +19,7 @@ ADMIN_PATHS = {
     "/flush_cache",
     "/freeze_gc",
     "/load_lora_adapter",
+    "/load_lora_adapter_from_tensors",
     "/slow_down",
     "/unload_lora_adapter",
     "/v1/load_lora_adapter",

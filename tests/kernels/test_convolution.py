@@ -33,12 +33,13 @@ def batch_of(query_lens: Sequence[int], context_lens: Sequence[int]) -> Attentio
     )
 
 
-def whole(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def whole(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool = False) -> Tensor:
     """x [T, C] of one text, by torch's convolution."""
     length = weight.shape[1]
     padded = F.pad(x.float().T[None], (length - 1, 0))
     wide = None if bias is None else bias.float()
-    return F.conv1d(padded, weight.float()[:, None], wide, groups=x.shape[1])[0].T
+    out = F.conv1d(padded, weight.float()[:, None], wide, groups=x.shape[1])[0].T
+    return F.silu(out) if silu else out
 
 
 def run_steps(
@@ -47,6 +48,8 @@ def run_steps(
     steps: Sequence[dict[int, int]],
     weight: Tensor,
     bias: Tensor | None,
+    *,
+    silu: bool = False,
 ) -> list[Tensor]:
     """Each step gives some texts a number of their next tokens; a state is NaN before its text."""
     dtype = texts[0].dtype
@@ -61,7 +64,9 @@ def run_steps(
         for text in order:
             done[text] += step[text]
         batch = batch_of(lens, [done[text] for text in order])
-        out = kernels.causal_conv(x, weight, bias, states, slots[order], batch)
+        # Inputs are columns of something wider, as of a projection to more than they.
+        x = torch.cat((x, x), dim=1)[:, :CHANNELS]
+        out = kernels.causal_conv(x, weight, bias, states, slots[order], batch, silu=silu)
         assert out.dtype == dtype
         for text, part in zip(order, out.split(lens), strict=True):
             found[text].append(part)
@@ -72,7 +77,7 @@ def run_steps(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [2, 3, 4])
-@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("has_bias", "silu"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize(
     "steps",
     [
@@ -87,6 +92,7 @@ def test_chunks_and_decodes(
     dtype: torch.dtype,
     length: int,
     has_bias: bool,
+    silu: bool,
     steps: list[dict[int, int]],
 ) -> None:
     torch.manual_seed(3)
@@ -95,8 +101,9 @@ def test_chunks_and_decodes(
     bias = torch.randn(CHANNELS).to(dtype) if has_bias else None
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for kernels in (any_kernels, ReferenceKernels()):
-        for text, found in zip(texts, run_steps(kernels, texts, steps, weight, bias), strict=True):
-            want = whole(text, weight, bias)
+        results = run_steps(kernels, texts, steps, weight, bias, silu=silu)
+        for text, found in zip(texts, results, strict=True):
+            want = whole(text, weight, bias, silu=silu)
             torch.testing.assert_close(found.float(), want, rtol=tolerance, atol=tolerance)
 
 

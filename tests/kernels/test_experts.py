@@ -3,6 +3,8 @@ against transformers."""
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,29 +66,35 @@ def test_work_that_is_cut(
 ) -> None:
     """Layers and tokens are large enough for tasks with a part of an expert's outputs; with 330
     tokens one expert has more of them than a task takes, and another one has none."""
+    found = cut_work(any_kernels, kind, num_tokens, dtype)
+    tolerance = TOLERANCE[dtype] if kind is None else 3e-2
+    close(found, cut_work_by_reference(kind, num_tokens, dtype), tolerance)
+
+
+def cut_work(kernels: Kernels, kind: str | None, num_tokens: int, dtype: torch.dtype) -> Tensor:
+    torch.manual_seed(4)
     hidden, inner = 512, 160
     shapes = [(2 * inner, hidden)] * NUM_EXPERTS, [(hidden, inner)] * NUM_EXPERTS
     drawn = [[torch.randn(shape) * shape[1] ** -0.5 for shape in side] for side in shapes]
     x = torch.randn(num_tokens, hidden).to(dtype)
     logits = torch.randn(num_tokens, NUM_EXPERTS) + torch.tensor([9.0, -99, 0, 0, 0, 0])
     weights, chosen = REFERENCE.route(logits, None, MIXTRAL)
-
-    def computed(kernels: Kernels) -> Tensor:
-        packed = [
-            [
-                kernels.pack_linear(one.to(dtype), None)
-                if kind is None
-                else kernels.pack_quantized_linear([QUANTISED[kind](one)], None, dtype)
-                for one in side
-            ]
-            for side in drawn
+    packed = [
+        [
+            kernels.pack_linear(one.to(dtype), None)
+            if kind is None
+            else kernels.pack_quantized_linear([QUANTISED[kind](one)], None, dtype)
+            for one in side
         ]
-        return kernels.pack_experts(*packed, Activation.SILU)(x, chosen, weights)
+        for side in drawn
+    ]
+    return kernels.pack_experts(*packed, Activation.SILU)(x, chosen, weights)
 
-    torch.manual_seed(4)
-    found = computed(any_kernels)
-    torch.manual_seed(4)
-    close(found, computed(REFERENCE), TOLERANCE[dtype] if kind is None else 3e-2)
+
+@functools.cache
+def cut_work_by_reference(kind: str | None, num_tokens: int, dtype: torch.dtype) -> Tensor:
+    """Takes seconds for some kinds, and is the same whatever kernels are tested."""
+    return cut_work(REFERENCE, kind, num_tokens, dtype)
 
 
 def test_as_in_mixtral(any_kernels: Kernels) -> None:

@@ -35,7 +35,8 @@ def attend(x: Buffer, out: Buffer, layer: int) -> Attend:
 
 
 def convolve(x: Buffer, out: Buffer, layer: int) -> Convolve:
-    return Convolve(x=x, layer=layer, weight=torch.zeros(out.width, 3), bias=None, out=out)
+    weight = torch.zeros(out.width, 3)
+    return Convolve(x=x, layer=layer, weight=weight, bias=None, gated=True, out=out)
 
 
 def activate(x: Buffer, out: Buffer) -> Activate:

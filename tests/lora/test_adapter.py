@@ -15,8 +15,9 @@ from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.linear import Arrangement, ColumnParallelLinear, RowParallelLinear, even_part
-from sapwood.lora.adapter import AdaptableModel, adaptable, build_adapter, read_tensors
+from sapwood.lora.adapter import AdaptableModel, adaptable, build_adapter
 from sapwood.lora.config import AdapterConfig
+from sapwood.lora.tensors import read_tensors
 
 IN, OUT = 6, 8
 CONFIG = AdapterConfig(r=2, lora_alpha=4.0)
@@ -137,21 +138,28 @@ class _Unsummed(Group):
         (tensors("q_proj", in_size=5), "for 5 inputs and 8 outputs, but the model's layer has 6"),
         ({"base_model.model.q_proj.lora_A.weight": torch.ones(2, IN)}, "without its lora_B"),
         ({"base_model.model.q_proj.lora_B.weight": torch.ones(2, IN)}, "without its lora_A"),
-        ({"base_model.model.embed.lora_embedding_A": torch.ones(2, 2)}, "neither lora_A nor"),
+        ({"base_model.model.embed.lora_embedding_A": torch.ones(2, 2)}, "its lora_embedding_B"),
+        (
+            {"e.lora_embedding_A": torch.ones(2, 2), "e.lora_embedding_B": torch.ones(2, 2)},
+            "has no such embedding",
+        ),
+        ({"model.norm.weight": torch.ones(2)}, "must be a matrix of floats"),
+        ({"model.gate.weight": torch.ones(2, 2)}, "a whole weight of model.gate; of modules_to"),
+        ({"q_proj.lora_magnitude_vector": torch.ones(2, 1)}, "which no LoRA adapter has"),
         ({}, "has no tensors"),
         (
             {
                 "q_proj.lora_A.weight": torch.ones(2, IN, dtype=torch.int8),
                 "q_proj.lora_B.weight": torch.ones(OUT, 2),
             },
-            "must be matrices of floats",
+            "must be a matrix of floats",
         ),
         (
             {
                 "q_proj.lora_A.weight": torch.ones(3, IN),
                 "q_proj.lora_B.weight": torch.ones(OUT, 2),
             },
-            "but its lora_B is",
+            "but q_proj.lora_B.weight is",
         ),
     ],
 )

@@ -68,7 +68,6 @@ def test_what_peft_writes_besides_is_no_matter() -> None:
     [
         {"use_dora": True},
         {"bias": "all"},
-        {"modules_to_save": ["lm_head"]},
         {"lora_bias": True},
         {"trainable_token_indices": [1]},
         {"alora_invocation_tokens": [5]},

@@ -9,6 +9,7 @@ from sapwood.observe.metrics import (
     Buckets,
     EngineConstants,
     EngineRates,
+    EngineState,
     Metrics,
     PoolConstants,
     memory_by_owner,
@@ -214,3 +215,16 @@ def test_a_flood_of_label_values_ends_in_other():
         metrics.series((f"t{i}",)).num_requests += 1
     assert value(metrics, "sapwood:num_requests_total", tenant="other") == 51
     assert metrics.totals().num_requests == MAX_LABEL_SETS + 50
+
+
+def test_replicas_have_a_row_each_in_one_family():
+    metrics = Metrics("m")
+    metrics.engines.append(EngineState(facts=FACTS, constants=CONSTANTS, is_up=False))
+    metrics.engine.facts, metrics.engine.constants = FACTS, CONSTANTS
+    text = metrics.exposition().decode()
+    assert text.count("# TYPE sapwood:num_running_reqs gauge") == 1
+    for rank, is_up in (("0", "1.0"), ("1", "0.0")):
+        assert f'sapwood:engine_up{{dp_rank="{rank}",model_name="m"}} {is_up}' in text
+        assert f'sapwood:num_running_reqs{{dp_rank="{rank}",model_name="m"}}' in text
+    cpu = FACTS.cpu_seconds * 2
+    assert f'sapwood:process_cpu_seconds_total{{component="engine"}} {float(cpu)}' in text

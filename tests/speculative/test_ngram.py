@@ -1,4 +1,4 @@
-"""What a draft copies from the text, against a search written plainly."""
+"""What a draft copies from text, against a search written plainly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapwood.speculative.ngram import MOST_MATCHES, NgramDraft, NgramDrafter
+from sapwood.speculative.interface import Guesses
+from sapwood.speculative.ngram import MOST_LOOKED_AT, NgramDrafter, NgramRules
+
+CHAIN = NgramRules(least_breadth=1, most_breadth=1)
 
 
-def draft(text: Sequence[int], *, least: int = 1, most: int = 4) -> NgramDraft:
-    return NgramDraft(text, least_match=least, most_match=most)
+def guesses(*texts: Sequence[int], most: int, rules: NgramRules = CHAIN) -> Guesses:
+    """What follows the last text, after the others were other requests'."""
+    drafter = NgramDrafter(rules, capacity=10_000)
+    *others, last = texts
+    for other in others:
+        drafter.begin("", other).close()
+    return drafter.begin("", last).propose(most)
+
+
+def chain(*texts: Sequence[int], most: int, rules: NgramRules = CHAIN) -> list[int]:
+    found = guesses(*texts, most=most, rules=rules)
+    assert not found.parents
+    assert len(found.kinds) == len(found.token_ids)
+    return list(found.token_ids)
 
 
 @pytest.mark.parametrize(
@@ -29,25 +44,58 @@ def draft(text: Sequence[int], *, least: int = 1, most: int = 4) -> NgramDraft:
     ],
 )
 def test_it_copies_what_followed_the_longest_match(text: list[int], expected: list[int]) -> None:
-    assert draft(text).propose(3) == expected
+    assert chain(text, most=3) == expected
 
 
 def test_short_matches_do_not_count() -> None:
-    assert draft([1, 5, 2, 6, 2], least=2).propose(2) == []
-    assert draft([1, 2, 5, 0, 1, 2], least=2).propose(2) == [5, 0]
+    rules = NgramRules(least_match=2, least_breadth=1, most_breadth=1)
+    assert chain([1, 5, 2, 6, 2], most=2, rules=rules) == []
+    assert chain([1, 2, 5, 0, 1, 2], most=2, rules=rules) == [5, 0]
 
 
-def test_only_the_latest_matches_are_looked_at() -> None:
-    """The longest match, of two tokens, lies before them."""
-    text = [1, 2, 9, *[2, 7] * MOST_MATCHES, 1, 2]
-    assert draft(text).propose(1) == [7]
-    assert draft([1, 2, 9, *[2, 7] * (MOST_MATCHES - 1), 1, 2]).propose(1) == [9]
+def test_only_the_latest_places_are_looked_at() -> None:
+    """The longest match, of four tokens, lies before them."""
+    others = [3, 1, 2, 7] * MOST_LOOKED_AT
+    assert chain([4, 3, 1, 2, 9, *others, 4, 3, 1, 2], most=1) == [7]
+    assert chain([4, 3, 1, 2, 9, *others[4:], 4, 3, 1, 2], most=1) == [9]
 
 
-def test_no_more_is_proposed_than_asked() -> None:
-    known = draft([1, 2, 3, 4, 1])
-    assert known.propose(0) == []
-    assert known.propose(1) == [2]
+def test_no_more_is_guessed_than_asked() -> None:
+    assert chain([1, 2, 3, 4, 1], most=0) == []
+    assert chain([1, 2, 3, 4, 1], most=1) == [2]
+    rules = NgramRules(least_breadth=1, most_breadth=1, branch_length=2)
+    assert chain([1, 2, 3, 4, 1], most=5, rules=rules) == [2, 3]
+
+
+def test_other_requests_text_counts() -> None:
+    assert chain([8, 1, 2, 3, 4], [9, 1, 2], most=3) == [3, 4]
+    assert chain([8, 1, 2, 3], [8, 1, 2, 4], [1, 2], most=3) == [4]
+
+
+def test_text_of_another_namespace_does_not() -> None:
+    drafter = NgramDrafter(CHAIN, capacity=1000)
+    drafter.begin("mine", [8, 1, 2, 3, 4])
+    assert not drafter.begin("yours", [9, 1, 2]).propose(3).token_ids
+    assert drafter.begin("mine", [9, 1, 2]).propose(3).token_ids == [3, 4]
+
+
+def test_a_tree_has_what_followed_other_matches() -> None:
+    texts = [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 9, 8], [0, 1, 2, 3]]
+    tree = guesses(*texts, most=6, rules=NgramRules())
+    assert tree.token_ids == [9, 8, 4, 5, 6, 7]
+    assert tree.parents == [-1, 0, -1, 2, 3, 4]
+    assert len(set(tree.kinds[:3])) == 3, "a main branch of one match, its end, a side branch"
+
+
+def test_the_most_frequent_comes_first_if_asked() -> None:
+    texts = [[1, 2, 3, 5], [1, 2, 3, 5], [1, 2, 3, 6], [0, 1, 2, 3]]
+    assert guesses(*texts, most=1, rules=NgramRules()).token_ids == [6]
+    assert guesses(*texts, most=1, rules=NgramRules(by_frequency=True)).token_ids == [5]
+
+
+@pytest.mark.parametrize(("match", "breadth"), [(1, 10), (12, 1), (40, 1), (2, 9)])
+def test_long_matches_have_narrow_trees(match: int, breadth: int) -> None:
+    assert NgramRules().breadth(match) == breadth
 
 
 def plainly(text: Sequence[int], least: int, most: int, wanted: int) -> list[int]:
@@ -66,18 +114,56 @@ def plainly(text: Sequence[int], least: int, most: int, wanted: int) -> list[int
 
 
 @given(
-    st.lists(st.integers(0, 3), max_size=60),
-    st.lists(st.lists(st.integers(0, 3), max_size=5), max_size=4),
-    st.integers(1, 3),
+    st.lists(st.integers(0, 9), max_size=40),
+    st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=4),
+    st.integers(3, 5),
     st.integers(0, 4),
     st.integers(1, 9),
 )
 def test_it_is_the_plain_search(
     prompt: list[int], outputs: list[list[int]], least: int, more: int, wanted: int
 ) -> None:
-    known = NgramDrafter(least_match=least, most_match=least + more).begin(prompt)
+    rules = NgramRules(least_match=least, most_match=least + more, least_breadth=1, most_breadth=1)
+    known = NgramDrafter(rules, capacity=1000).begin("", prompt)
     text = list(prompt)
     for output in outputs:
         known.extend(output)
         text += output
-    assert known.propose(wanted) == plainly(text, least, least + more, wanted)
+    assert list(known.propose(wanted).token_ids) == plainly(text, least, least + more, wanted)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.lists(st.integers(0, 3), max_size=12)), max_size=20
+    )
+)
+def test_memory_is_bounded_and_counted(texts: list[tuple[str, list[int]]]) -> None:
+    drafter = NgramDrafter(NgramRules(), capacity=20)
+    drafts = []
+    for namespace, token_ids in texts:
+        drafts.append(drafter.begin(namespace, token_ids))
+        drafts[-1].propose(4)
+        assert drafter.num_tokens <= 20
+        kept = [
+            len(text.tokens)
+            for index in drafter._indexes.values()
+            for text in index._texts.values()
+        ]
+        assert sum(kept) == drafter.num_tokens
+    for draft in drafts:
+        draft.extend([1, 2])
+        assert len(draft.propose(3).token_ids) <= 3
+        assert drafter.num_tokens <= 20
+    assert drafter.num_namespaces <= 3
+
+
+def test_what_is_forgotten_leaves_nothing() -> None:
+    drafter = NgramDrafter(NgramRules(), capacity=6)
+    old = drafter.begin("a", [1, 2, 3, 4, 5, 6])
+    new = drafter.begin("b", [1, 2, 3, 7, 8])
+    assert drafter.num_namespaces == 1
+    old.extend([9])
+    assert not old.propose(3).token_ids
+    assert drafter.num_tokens == 5
+    new.extend([1])
+    assert new.propose(3).token_ids == [2, 3, 7]

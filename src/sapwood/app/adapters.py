@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from sapwood.app.loading import timed
 from sapwood.base.errors import StartupError
 from sapwood.engine.adapters import AdapterDesk, AdapterSlots, Loaded
 from sapwood.layers.adapters import AdapterContext
-from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter, read_tensors
-from sapwood.lora.config import read_config
+from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter
+from sapwood.lora.config import parse_config, read_config
 from sapwood.lora.pool import AdapterPool
+from sapwood.lora.tensors import parse_tensors, read_tensors
 from sapwood.schema.config.lora import LoraConfig
 from sapwood.schema.config.resolve import Decision
+from sapwood.schema.request import LoadAdapter, SentAdapter
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +50,28 @@ class AdapterLoader:
         *,
         max_rank: int,
         modules: frozenset[str] | None,
+        find: Callable[[str], Path],
     ) -> None:
+        """`find` gives the folder that a path, a catalogue name or a hub repository names."""
         self._pool = pool
+        self._find = find
         self._model = model
         self._max_rank = max_rank
         self._modules = modules
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         self._finished: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
 
-    def read(self, adapter_id: str, path: str) -> Adapter:
+    def read(self, adapter_id: str, path: str, sent: SentAdapter | None = None) -> Adapter:
         """Read an adapter now and keep it. ConfigError if it cannot be served."""
-        folder = Path(path)
+        if sent is None:
+            folder = self._find(path)
+            tensors, config = read_tensors(folder), read_config(folder)
+        else:
+            tensors = parse_tensors(sent.tensors, path, is_pickled=sent.is_pickled)
+            config = parse_config(sent.config, path)
         adapter = build_adapter(
-            read_tensors(folder),
-            read_config(folder),
+            tensors,
+            config,
             self._model,
             source=path,
             max_rank=self._max_rank,
@@ -71,8 +82,8 @@ class AdapterLoader:
 
     # ---- engine.adapters.AdapterRanks ----------------------------------------------------------
 
-    def load(self, call_id: str, adapter_id: str, path: str) -> None:
-        self._thread.submit(self._load, call_id, adapter_id, path)
+    def load(self, order: LoadAdapter) -> None:
+        self._thread.submit(self._load, order)
 
     def finished(self) -> list[Loaded]:
         found: list[Loaded] = []
@@ -87,15 +98,16 @@ class AdapterLoader:
         self._thread.shutdown(cancel_futures=True)
 
     @torch.inference_mode()
-    def _load(self, call_id: str, adapter_id: str, path: str) -> None:
+    def _load(self, order: LoadAdapter) -> None:
+        call_id, adapter_id = order.call_id, order.adapter_id
         done = Loaded(call_id=call_id, adapter_id=adapter_id)
         try:
-            num_bytes = self.read(adapter_id, path).num_bytes
+            num_bytes = self.read(adapter_id, order.path, order.sent).num_bytes
             done = Loaded(call_id=call_id, adapter_id=adapter_id, num_bytes=num_bytes)
         except StartupError as error:
             done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=error.message)
         except Exception as error:
-            log.exception("loading the adapter in %s failed", path)
+            log.exception("loading the adapter in %s failed", order.path)
             why = f"loading the adapter failed: {type(error).__name__}: {error}"
             done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=why)
         finally:
@@ -107,37 +119,47 @@ def build_adapters(
     model: AdaptableModel,
     context: AdapterContext,
     device: torch.device,
+    find: Callable[[str], Path],
 ) -> tuple[AdapterParts, Decision]:
     """The parts, with the adapters of --lora-paths loaded under their names.
 
     context  of the model's layers
-    Raises   ConfigError if one of these adapters cannot be served
+    find     as in AdapterLoader
+    Raises   ModelSourceError for an adapter that is nowhere, and ConfigError if one cannot be
+             served
     """
     max_rank, why = config.max_lora_rank, "as asked"
     if max_rank is None:
-        ranks = [read_config(Path(path.path)).max_rank for path in config.paths]
+        ranks = [read_config(find(path.path)).max_rank for path in config.paths]
         max_rank, why = max(ranks), "the largest rank among --lora-paths"
     pool = AdapterPool(device, context)
-    loader = AdapterLoader(pool, model, max_rank=max_rank, modules=config.modules)
+    loader = AdapterLoader(pool, model, max_rank=max_rank, modules=config.modules, find=find)
     max_bytes = config.max_loras_per_batch * largest_bytes(model, max_rank, config.modules)
-    slots = AdapterSlots(
-        config.max_loras_per_batch,
-        max_bytes,
-        policy="fifo" if config.lora_eviction_policy == "fifo" else "lru",
-    )
+    sizes: dict[str, int] = {}
     for path in config.paths:
         with timed(f"the adapter {path.name}"):
-            refused = slots.add(path.name, loader.read(path.name, path.path).num_bytes)
-        assert refused is None, "an adapter of the largest rank fits"
+            sizes[path.name] = loader.read(path.name, path.path).num_bytes
+    # Those with whole weights are larger than ranks tell.
+    most_at_once = sorted(sizes.values(), reverse=True)[: config.max_loras_per_batch]
+    slots = AdapterSlots(
+        config.max_loras_per_batch,
+        max(max_bytes, sum(most_at_once)),
+        policy="fifo" if config.lora_eviction_policy == "fifo" else "lru",
+    )
+    for name, num_bytes in sizes.items():
+        refused = slots.add(name, num_bytes)
+        assert refused is None, "each of these adapters fits"
     parts = AdapterParts(pool, AdapterDesk(slots, loader), loader)
     return parts, Decision("max_lora_rank", max_rank, why)
 
 
 def largest_bytes(model: AdaptableModel, max_rank: int, modules: frozenset[str] | None) -> int:
-    """Bytes of an adapter of that rank on all layers that may have one."""
+    """Bytes of an adapter of that rank on all layers that may have one, without whole weights."""
+    shapes = [(path, target.shape) for path, target in model.targets.items()]
+    shapes += [(path, target.shape) for path, target in model.vocab.items() if target.low_rank]
     sizes = [
-        sum(target.shape)
-        for path, target in model.targets.items()
+        sum(shape)
+        for path, shape in shapes
         if modules is None or path.rpartition(".")[2] in modules
     ]
     return max_rank * sum(sizes) * model.dtype.itemsize

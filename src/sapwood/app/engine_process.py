@@ -40,6 +40,7 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
     outbox  address to which outputs go
     home    directory of cached models
     observability  the options of the server to which this engine belongs
+    replica  the engine's number among those of the server
     """
 
     config: EngineConfig
@@ -48,6 +49,7 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
     outbox: str
     log_level: str
     observability: ObservabilityConfig = ObservabilityConfig()
+    replica: int = 0
 
 
 def main() -> int:
@@ -134,7 +136,9 @@ def serve(
 
     watchdog.beat("reading the model's configuration")
     # The parent has verified the files.
-    resolved = resolve_config(args.config, home=Path(args.home), is_verified=True)
+    resolved = resolve_config(
+        args.config, home=Path(args.home), is_verified=True, replica=args.replica
+    )
     inbox: ZmqReceiver[EngineInput] = ZmqReceiver(args.inbox, EngineInput, bind=False)
     instruments = build_instruments(args.observability, watchdog, TorchRecorder())
     watchdog.beat("building the model")

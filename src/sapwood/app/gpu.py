@@ -90,6 +90,7 @@ def measure_pool(
     config: ResolvedConfig,
     cache: CachePlan,
     model: Capturable,
+    places: CachePlaces,
     kernels: Kernels,
     memory: DeviceMemory,
     *,
@@ -98,6 +99,7 @@ def measure_pool(
 ) -> PoolSize:
     """Run the largest steps, and give the rest of the memory to the KV pool.
 
+    places         of the model's own cache groups, of those in `cache`
     captures       the steps that will be captured; None: no steps are
     wanted_tokens  tokens that the KV pool holds; None: as many as fit"""
     page_size, num_tokens = config.memory.page_size, most_tokens_of(config)
@@ -112,7 +114,7 @@ def measure_pool(
             kernels,
             page,
             page_size=page_size,
-            group_of_layer=CachePlaces(cache.groups).group_of_layer,
+            group_of_layer=places.group_of_layer,
             num_tokens=num_tokens,
             num_requests=config.scheduler.max_running_requests,
             max_pages=max_pages,

@@ -7,6 +7,7 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
@@ -19,11 +20,13 @@ from sapwood.app.engine_process import EngineProcessArgs
 from sapwood.app.engine_start import start_engine_process
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.app.observability import print_stacks_on_signal, run_while_watched
+from sapwood.app.replica_group import ReplicaGroup
 from sapwood.app.services import build_services
 from sapwood.app.stores import batch_runner, open_stores
 from sapwood.app.supervision import EngineSupervisor, RestartPolicy
 from sapwood.base.process import hand_over
 from sapwood.base.stopping import StopSignals
+from sapwood.engine.balance import BALANCERS
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.frontends.batches.runner import BatchRunner
 from sapwood.frontends.server import Stores, create_app
@@ -31,6 +34,7 @@ from sapwood.frontends.serving.limits import RequestLimits
 from sapwood.frontends.serving.services import Services
 from sapwood.http.body import BodyLimits
 from sapwood.observe.log import configure_logging
+from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.server import ServerConfig
@@ -39,6 +43,8 @@ from sapwood.store import ModelFiles, fetch_model
 from sapwood.store.terminal import TerminalProgress
 
 log = logging.getLogger(__name__)
+
+Supervisor = EngineSupervisor | ReplicaGroup
 
 FAREWELL_S = 2.0
 """Seconds from the engine's death to the server's end, in which health checks are answered 503."""
@@ -49,11 +55,11 @@ def serve(
     server: ServerConfig,
     observability: ObservabilityConfig | None = None,
     *,
-    process: Popen[bytes] | None = None,
+    processes: Sequence[Popen[bytes]] = (),
 ) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit code. StartupError if the model cannot be had.
 
-    process  the first engine's, if `start_engine_process` was called ahead
+    processes  the first engines', if `start_engine_process` was called ahead
     """
     started_s = time.monotonic()
     configure_logging(server.log_level)
@@ -81,7 +87,7 @@ def serve(
             started_s,
             stop,
             observability or ObservabilityConfig(),
-            process,
+            list(processes),
         )
         return uvloop.run(session.run())
 
@@ -116,9 +122,9 @@ class _Session:
     started_s: float
     stop: StopSignals
     observability: ObservabilityConfig
-    process: Popen[bytes] | None
+    processes: list[Popen[bytes]]
     http: HttpServer = field(init=False)
-    client: AsyncEngineClient = field(init=False)
+    client: EngineClient = field(init=False)
     services: Services = field(init=False)
     stores: Stores = field(default_factory=Stores)
     batches: BatchRunner | None = None
@@ -129,14 +135,7 @@ class _Session:
         policy = RestartPolicy(
             max_restarts=server.max_engine_restarts, window_s=server.engine_restart_window
         )
-        supervisor = EngineSupervisor(
-            self._spawn,
-            self.sockets,
-            start_timeout_s=server.start_timeout,
-            policy=policy if server.restart_engine else None,
-            on_ready=self._announce,
-            on_failed=self._on_engine_failed,
-        )
+        supervisor = self._supervisor(policy if server.restart_engine else None)
         supervise: asyncio.Task[None] | None = None
         watched: asyncio.Task[None] | None = None
         try:
@@ -162,24 +161,64 @@ class _Session:
             await supervisor.close()
             self.stores.close()
 
-    def _spawn(self, inbox: str, outbox: str) -> Popen[bytes]:
+    def _supervisor(self, policy: RestartPolicy | None) -> Supervisor:
+        """Starts the engine, or those of all replicas."""
+        parallel, timeout_s = self.engine_config.parallel, self.server_config.start_timeout
+        if parallel.dp_size == 1:
+            return EngineSupervisor(
+                lambda inbox, outbox: self._spawn(0, self.engine_config, inbox, outbox),
+                self.sockets,
+                start_timeout_s=timeout_s,
+                policy=policy,
+                on_ready=self._announce,
+                on_failed=self._on_engine_failed,
+            )
+        return ReplicaGroup(
+            self._spawn_replica,
+            self.sockets,
+            parallel.dp_size,
+            BALANCERS[parallel.balance](),
+            start_timeout_s=timeout_s,
+            policy=policy,
+            on_ready=self._announce,
+            on_failed=self._on_engine_failed,
+        )
+
+    def _spawn_replica(
+        self, rank: int, known: AsyncEngineClient | None, inbox: str, outbox: str
+    ) -> Popen[bytes]:
+        config = self.engine_config
+        if known is not None:
+            # What is free now is less than at the start, when the replicas shared it.
+            memory = replace(config.memory, max_total_tokens=known.info.max_total_tokens)
+            config = replace(config, memory=memory)
+        return self._spawn(rank, config, inbox, outbox)
+
+    def _spawn(self, rank: int, config: EngineConfig, inbox: str, outbox: str) -> Popen[bytes]:
         args = EngineProcessArgs(
-            config=self.engine_config,
+            config=config,
             home=str(self.store),
             inbox=inbox,
             outbox=outbox,
             log_level=self.server_config.log_level,
             observability=self.observability,
+            replica=rank,
         )
-        process, self.process = self.process or start_engine_process(), None
+        process = self.processes.pop() if self.processes else start_engine_process()
         hand_over(process, msgspec.json.encode(args))
         return process
 
-    def _http_server(self, supervisor: EngineSupervisor) -> HttpServer:
+    def _http_server(self, supervisor: Supervisor) -> HttpServer:
         server = self.server_config
         self.client = supervisor.client
         services = self.services = replace(
-            build_services(supervisor.client, self.files, self.engine_config, self.observability),
+            build_services(
+                supervisor.client,
+                self.files,
+                self.engine_config,
+                self.observability,
+                replicas=supervisor.engines if isinstance(supervisor, ReplicaGroup) else (),
+            ),
             limits=request_limits_of(server),
             on_unsupported="warn" if server.unsupported_fields == "warn" else "error",
         )
@@ -225,9 +264,11 @@ class _Session:
             )
         name = self.engine_config.model.served_model_name or self.engine_config.model.model
         seconds = time.monotonic() - self.started_s
-        log.info("ready after %.1f s: %s at %s", seconds, name, self.http.url)
+        dp_size = self.engine_config.parallel.dp_size
+        many = f" in {dp_size} replicas" if dp_size > 1 else ""
+        log.info("ready after %.1f s: %s%s at %s", seconds, name, many, self.http.url)
 
-    async def _supervise(self, supervisor: EngineSupervisor) -> None:
+    async def _supervise(self, supervisor: Supervisor) -> None:
         """End the server if the engine never gets ready, or dies and is not restarted."""
         await supervisor.run()
         if supervisor.has_been_ready:

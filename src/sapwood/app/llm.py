@@ -19,18 +19,23 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
 
 from sapwood.app.chat import chat_turn
 from sapwood.app.in_process import InProcessEngine
+from sapwood.app.replica_engines import ReplicaEngines
 from sapwood.app.resolving import resolve_config
 from sapwood.app.sampling import Sampling, sampling_params
 from sapwood.app.services import build_services
 from sapwood.base.channel import QueueChannel
 from sapwood.base.errors import ConfigError, EngineUnavailable, InvalidRequest, Overloaded
 from sapwood.engine.client import AsyncEngineClient
-from sapwood.frontends.serving.adapters import AdapterRegistry
+from sapwood.engine.replicas import ReplicatedClient
+from sapwood.frontends.serving.adapters import SENT, AdapterRegistry
 from sapwood.frontends.serving.chat import Turn
 from sapwood.frontends.serving.embed import check_dimensions, embed_all
 from sapwood.frontends.serving.generate import Choice, EngineFailed, adapted
@@ -41,7 +46,7 @@ from sapwood.schema.config.options import gather
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
-from sapwood.schema.request import EngineInput, RequestOptions
+from sapwood.schema.request import EngineInput, RequestOptions, SentAdapter
 from sapwood.text.answer import AnswerShape
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 from sapwood.text.events import Answer
@@ -85,6 +90,8 @@ class EmbeddingResult:
 class LLM:
     """One model, served inside this process by two threads: an event loop and the engine.
 
+    With dp_size=N there are N engines, each in a process of its own.
+
         with LLM("smollm2-135m") as llm:
             print(llm.chat([{"role": "user", "content": "Hello"}])[0].text)
 
@@ -105,15 +112,26 @@ class LLM:
         config: EngineConfig | None = None,
         **options: Any,
     ) -> None:
-        resolved = resolve_config(_asked(model, config, options), home=home(environment()))
+        asked, store = _asked(model, config, options), home(environment())
+        resolved = resolve_config(asked, home=store)
         self.config = resolved.config
-        channel: QueueChannel[EngineInput] = QueueChannel()
-        self._client = AsyncEngineClient(channel)
-        self.services: Services = build_services(self._client, resolved.files, resolved.config)
-        self._num_open = _open_at_most(resolved.config.scheduler)
+        self._engine: InProcessEngine | ReplicaEngines
+        self._client: AsyncEngineClient | ReplicatedClient
+        self.services: Services
+        if asked.parallel.dp_size > 1:
+            replicas = self._engine = ReplicaEngines(asked, store)
+            self._client = replicas.client
+            self.services = build_services(
+                replicas.client, resolved.files, resolved.config, replicas=replicas.engines
+            )
+        else:
+            channel: QueueChannel[EngineInput] = QueueChannel()
+            client = self._client = AsyncEngineClient(channel)
+            self.services = build_services(client, resolved.files, resolved.config)
+            self._engine = InProcessEngine(resolved, channel, client)
+        self._num_open = _open_at_most(resolved.config.scheduler) * asked.parallel.dp_size
         self._room = asyncio.Semaphore(self._num_open)
         self._numbers = itertools.count(1)  # safe to share: any thread may take the next number
-        self._engine = InProcessEngine(resolved, channel, self._client)
 
     def __enter__(self) -> LLM:
         return self
@@ -304,6 +322,23 @@ class LLM:
     ) -> None:
         """Load the adapter in a folder while the model serves. InvalidRequest if it cannot be."""
         self.run(self._adapters.load(lora_name, str(lora_path), pinned=pinned))
+
+    def load_lora_adapter_from_tensors(
+        self,
+        lora_name: str,
+        tensors: Mapping[str, Tensor],
+        config_dict: Mapping[str, Any],
+        *,
+        pinned: bool = False,
+    ) -> None:
+        """Load an adapter from PEFT's tensors, by their names, and what adapter_config.json has.
+
+        Raises InvalidRequest if it cannot be served."""
+        sent = SentAdapter(
+            config=msgspec.json.encode(dict(config_dict)),
+            tensors=save({name: tensor.contiguous() for name, tensor in tensors.items()}),
+        )
+        self.run(self._adapters.load(lora_name, SENT, pinned=pinned, sent=sent))
 
     def unload_lora_adapter(self, lora_name: str) -> None:
         """Forget an adapter, once its open requests have ended. NotFound if there is none."""

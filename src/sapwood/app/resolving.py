@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sapwood.app.draft_model import Draft, FoundDraft, find_draft, resolve_draft
 from sapwood.app.loading import checkpoint_format, refuse_absurd_size
 from sapwood.app.model_defaults import (
     checkpoint_dtype,
@@ -29,7 +30,7 @@ from sapwood.models.lm.architecture import attention_features
 from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.text_part import WRAPPERS, text_part
-from sapwood.schema.cache import CacheGroup, CachePlan
+from sapwood.schema.cache import CacheGroup, CachePlan, shifted
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
@@ -50,6 +51,7 @@ class Resolved:
     shape    the model's sizes
     eos      token ids that end an output
     pooling  how the model makes embeddings or scores; None: the model generates
+    draft    the model that guesses tokens; None: there is none
     wanted_tokens  size of the KV pool in tokens, if the options say it; None: they do not
     """
 
@@ -60,6 +62,7 @@ class Resolved:
     shape: Shape
     eos: frozenset[int]
     kernels: Selection
+    draft: Draft | None = None
     pooling: Pooling | None = None
     wanted_tokens: int | None = None
 
@@ -73,14 +76,24 @@ class Resolved:
         )
 
     @property
+    def model_groups(self) -> tuple[CacheGroup, ...]:
+        """The cache groups of the model alone."""
+        return self.shape.cache_groups if isinstance(self.shape, DecoderConfig) else ()
+
+    @property
     def cache(self) -> CachePlan:
-        """What tokens leave behind in the model's layers; nothing in an encoder's."""
+        """What tokens leave behind in the model's layers, and in those of its draft model, which
+        come after them; nothing in an encoder's."""
         config = self.config
-        groups = self.shape.cache_groups if isinstance(self.shape, DecoderConfig) else ()
+        groups = self.model_groups
+        if self.draft is not None:
+            groups += self.draft.cache_groups(self.decoder.num_layers)
         return CachePlan(
             groups=tuple(
                 group.of_rank(config.parallel.tp_size).with_dtypes(
-                    kv=config.memory.kv_cache_dtype, activations=config.model.dtype
+                    kv=config.memory.kv_cache_dtype,
+                    activations=config.model.dtype,
+                    recurrent=config.memory.mamba_ssm_dtype,
                 )
                 for group in groups
             ),
@@ -88,6 +101,7 @@ class Resolved:
             demand=demand_of(config.scheduler, config.model),
             state_interval=config.memory.mamba_track_interval or config.memory.page_size,
             num_states=config.memory.max_mamba_cache_size,
+            state_memory_ratio=config.memory.mamba_full_memory_ratio or 1.0,
             window_share=config.memory.swa_full_tokens_ratio,
         )
 
@@ -112,12 +126,14 @@ def resolve_config(
     home: Path,
     progress: Progress | None = None,
     is_verified: bool = False,
+    replica: int = 0,
     rank: int = 0,
     decided: ResolvedConfig | None = None,
 ) -> Resolved:
     """Find the model and make every open choice. StartupError if that is impossible.
 
     is_verified  whether the files have been compared with their checksums already, if they must be
+    replica  number of the replica whose choices these are
     rank     of a model that several ranks share
     decided  the choices of rank 0, which every other rank takes over but for its device, its
              threads and its estimate of the KV pool; None: this is rank 0
@@ -147,21 +163,33 @@ def resolve_config(
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()
-    asked = replace(asked, execution=on_own_device(asked, platform, rank))
+    asked = replace(asked, execution=on_own_device(asked, platform, replica, rank))
     machine = machine_facts(platform, asked.execution.device, asked.execution.kernels)
     machine = of_one_rank(machine, asked.parallel)
     facts = replace(
         model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format),
         makes_numbers=pooling is not None,
     ).of_rank(asked.parallel.tp_size)
+    found = None
+    if isinstance(shape, DecoderConfig):
+        found = find_draft(asked, files, home=home, progress=progress)
+        if found is not None:
+            facts = _with_draft(facts, shape, found)
     config, decisions = resolve(asked, machine, facts)
     if decided is not None:
         memory = replace(decided.memory, max_total_tokens=config.memory.max_total_tokens)
         config = replace(decided, memory=memory, execution=config.execution)
     decisions.insert(0, impl)
     shape = shape.for_context(config.model.context_length)
+    draft = None
+    if found is not None and isinstance(shape, DecoderConfig):
+        is_random = found.asked.model.load_format == "dummy"
+        form = "dummy" if is_random else found.files.weight_format
+        of_draft = model_facts(found.files, found.shape, found.dtype, form)
+        draft = resolve_draft(found, config, shape, machine, of_draft, decisions)
     _refuse_split_pages(shape, config.memory.page_size)
-    kernels = _choose_kernels(config, shape, platform, decisions)
+    shapes = (shape,) if draft is None else (shape, draft.shape)
+    kernels = _choose_kernels(config, shapes, platform, decisions)
     if pooling is not None:
         decisions.append(Decision("pooling_method", pooling.method, pooling.why))
         model = replace(config.model, is_embedding=True, pooling_method=pooling.method)
@@ -174,10 +202,23 @@ def resolve_config(
         shape=shape,
         eos=eos_token_ids(files.path, vocab_size=shape.vocab_size),
         kernels=kernels,
+        draft=draft,
         pooling=pooling,
         wanted_tokens=None
         if asked.memory.max_total_tokens is None
         else config.memory.max_total_tokens,
+    )
+
+
+def _with_draft(facts: ModelFacts, shape: DecoderConfig, found: FoundDraft) -> ModelFacts:
+    """The facts of a model together with its draft model: what both keep of a token."""
+    longest = replace(
+        found.shape, context_length=min(facts.max_context_length, found.shape.max_context_length)
+    )
+    return replace(
+        facts,
+        cache=(*facts.cache, *shifted(longest.cache_groups, shape.num_layers)),
+        draft_bytes=found.num_bytes,
     )
 
 
@@ -207,15 +248,22 @@ def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -
 
 
 def _choose_kernels(
-    config: ResolvedConfig, shape: Shape, platform: Platform, decisions: list[Decision]
+    config: ResolvedConfig,
+    shapes: Sequence[Shape],
+    platform: Platform,
+    decisions: list[Decision],
 ) -> Selection:
+    """Kernels that can compute all of these models."""
     need = Need(
         device=torch.device(config.execution.device).type,
         dtype=DTYPES[config.model.dtype],
-        head_dim=shape.largest_head_dim if isinstance(shape, DecoderConfig) else shape.head_dim,
+        head_dim=max(
+            shape.largest_head_dim if isinstance(shape, DecoderConfig) else shape.head_dim
+            for shape in shapes
+        ),
         page_size=config.memory.page_size,
         kv_dtype=KV_CACHE_DTYPES[config.memory.kv_cache_dtype],
-        attention=_attention_features(shape),
+        attention=frozenset().union(*map(_attention_features, shapes)),
     )
     selection = select_kernels(need, config.execution.kernels)
     kernels = selection.kernels
@@ -270,19 +318,30 @@ def machine_facts(
     )
 
 
-def on_own_device(asked: EngineConfig, platform: Platform, rank: int) -> ExecutionConfig:
-    """The options of execution with the GPU of this rank; ConfigError if there are too few."""
+def on_own_device(
+    asked: EngineConfig, platform: Platform, replica: int, rank: int
+) -> ExecutionConfig:
+    """The options of execution with the GPU of this rank, or of this replica; ConfigError if there
+    are too few."""
     execution, parallel = asked.execution, asked.parallel
+    num_replicas, num_ranks = parallel.dp_size, parallel.ranks_per_node
     device = find_device(execution.device, platform)
-    if parallel.ranks_per_node == 1 or device.type == "cpu":
+    if num_replicas * num_ranks == 1 or device.type == "cpu":
         return execution
-    if device.index not in (None, 0) or parallel.ranks_per_node > torch.cuda.device_count():
+    if num_replicas > 1 and num_ranks > 1:
         raise ConfigError(
-            f"{parallel.ranks_per_node} ranks on this machine take as many GPUs from the first on, "
-            f"but it has {torch.cuda.device_count()}, and --device is {execution.device}; choose "
-            "a smaller --tp-size, or more machines with --nnodes"
+            "--dp-size does not go together with --tp-size on GPUs yet; run one server per "
+            "replica, and `sapwood gateway` in front of them"
         )
-    return replace(execution, device=f"{device.type}:{rank - parallel.own_ranks[0]}")
+    is_named = device.index is not None and execution.device not in (None, "auto")
+    num_devices = torch.cuda.device_count()
+    if is_named or num_replicas * num_ranks > num_devices:
+        raise ConfigError(
+            f"each of {num_replicas * num_ranks} ranks or replicas on this machine takes a GPU of "
+            f"its own, but it has {num_devices}, and --device is {execution.device}; use "
+            "--device cuda and a smaller --tp-size or --dp-size"
+        )
+    return replace(execution, device=f"{device.type}:{replica + rank - parallel.own_ranks[0]}")
 
 
 def of_one_rank(machine: MachineFacts, parallel: ParallelConfig) -> MachineFacts:

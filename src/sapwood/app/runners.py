@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sapwood.app.adapters import AdapterParts, build_adapters
+from sapwood.app.drafters import build_drafter, load_draft
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -19,6 +20,7 @@ from sapwood.app.rank_member import ALONE, RankMember
 from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
+from sapwood.executor.drafting import DraftMemory
 from sapwood.executor.launch import Execute, Launch
 from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
@@ -36,7 +38,7 @@ from sapwood.executor.sampling.processors import (
 )
 from sapwood.executor.sampling.sampler import Sampler, SamplingOps
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
-from sapwood.executor.warmup import warm_up, warm_up_pooling
+from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
 from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
@@ -58,7 +60,9 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
 from sapwood.schema.cache import CacheKind
 from sapwood.schema.config.resolve import Decision
+from sapwood.schema.env import environment, home
 from sapwood.schema.pooling import Pooling
+from sapwood.store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ class StepRunner:
     execute   computes a step
     launch    queues a step on a device with a queue; None: the device or the runner has none
     warm_up   computes steps whose results nobody reads
+    measure   seconds of a step of one request, by its new tokens, for some numbers of these; None:
+              the model's requests have no tokens to guess
     adapters  loads LoRA adapters; None: there are none
     """
 
@@ -78,6 +84,7 @@ class StepRunner:
     execute: Execute
     launch: Launch | None
     warm_up: Callable[[Execute], None]
+    measure: Callable[[Execute, Sequence[int]], dict[int, float]] | None = None
     adapters: AdapterParts | None = None
 
 
@@ -105,10 +112,13 @@ def build_runner(
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
     model = load_model(resolved, watch=watch, routes=routes, adapters=context, member=member)
+    draft = None if resolved.draft is None else load_draft(resolved, resolved.draft, watch)
     adapters = None
     if context is not None and isinstance(model, Decoder):
-        places = adaptable(model.body_targets(), model.checkpoint_name, resolved.dtype)
-        adapters, decision = build_adapters(lora, places, context, resolved.device)
+        places = adaptable(model.adapter_targets(), model.checkpoint_name, resolved.dtype)
+        store = open_store(home(environment()))
+        find = partial(store.adapter, offline=resolved.config.model.offline)
+        adapters, decision = build_adapters(lora, places, context, resolved.device, find)
         resolved.decisions.append(decision)
     captures = None
     if runs_ahead(resolved.device):
@@ -123,12 +133,20 @@ def build_runner(
         resolved = member.agreed(_with_measured_pool(resolved, model, captures))
         del reserve
     pool = None if adapters is None else adapters.pool
-    runner = _decoder_runner(resolved, model, captures, watch, grammars, routes, pool, member)
+    runner = _decoder_runner(
+        resolved, model, captures, watch, grammars, routes, pool, draft, member
+    )
     return StepRunner(
         resolved=resolved,
         execute=runner.execute,
         launch=runner.launch if runs_ahead(resolved.device) else None,
         warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
+        measure=partial(
+            measure_steps,
+            page_size=resolved.config.memory.page_size,
+            num_windows=_num_windows(resolved),
+            slot=_first_slot(resolved),
+        ),
         adapters=adapters,
     )
 
@@ -151,7 +169,10 @@ def _kv_caches(
 
 
 def _places(resolved: Resolved) -> CachePlaces:
-    return CachePlaces(resolved.cache.groups, resolved.kernels.kernels.copy_rows)
+    """Of the model's own cache groups."""
+    return CachePlaces(
+        resolved.model_groups, resolved.kernels.kernels.copy_rows, pools=resolved.cache.pools
+    )
 
 
 def _num_windows(resolved: Resolved) -> int:
@@ -241,13 +262,22 @@ def _decoder_runner(
     grammars: GrammarParts | None,
     routes: RouteLog | None,
     adapters: AdapterPool | None,
+    draft: Decoder | None,
     member: RankMember,
 ) -> Runner:
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
     num_spare = 0 if captures is None else 1
-    kv_caches = _kv_caches(resolved, watch, num_spare=num_spare)
+    every_cache = _kv_caches(resolved, watch, num_spare=num_spare)
+    num_layers = resolved.decoder.num_layers
+    kv_caches = every_cache[:num_layers]
     rows = _row_table(resolved)
+    common: list[LogitsProcessor] = [
+        LogitBias(device),
+        Penalties(device, kernels),
+        MinNewTokens(resolved.eos, device),
+        AllowedTokens(device),
+    ]
     sampler = Sampler(rows, (), FollowingOps())
 
     def capture() -> Recorded:
@@ -264,9 +294,22 @@ def _decoder_runner(
         capture=None if captures is None else capture,
     )
     resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
+    drafter = None
+    if draft is not None and resolved.draft is not None:
+        memory = DraftMemory(
+            rows=rows,
+            places=CachePlaces(resolved.draft.shape.cache_groups, pools=resolved.cache.pools),
+            kv_caches=every_cache[num_layers:],
+            page_size=page_size,
+            device=device,
+        )
+        drafter = build_drafter(
+            resolved, resolved.draft, draft, memory, Sampler(rows, common, kernels)
+        )
     _set_num_threads(resolved)
     if member.leads:
-        sampler = _sampler(resolved, rows, choice.sampling_ops or kernels, grammars)
+        ops = choice.sampling_ops or kernels
+        sampler = _sampler(resolved, rows, common, ops, grammars)
     overlaps = config.scheduler.overlap_depth > 1
     return Runner(
         model,
@@ -279,24 +322,30 @@ def _decoder_runner(
         places=_places(resolved),
         routed_experts=None if routes is None else RoutedExperts.of(resolved.decoder, routes),
         adapters=adapters,
+        drafter=drafter,
         share=member.tp.broadcast if overlaps and member.tp.size > 1 else None,
     )
 
 
 def _sampler(
-    resolved: Resolved, rows: RowTable, ops: SamplingOps, grammars: GrammarParts | None
+    resolved: Resolved,
+    rows: RowTable,
+    common: Sequence[LogitsProcessor],
+    ops: SamplingOps,
+    grammars: GrammarParts | None,
 ) -> Sampler:
-    config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
+    """The sampler of the rank that chooses tokens.
+
+    common  the processors that a drafter's choices go through too
+    """
     failures: dict[int, str] = {}
-    processors: list[LogitsProcessor] = [
-        LogitBias(device),
-        Penalties(device, kernels),
-        MinNewTokens(resolved.eos, device),
-        AllowedTokens(device),
-        CustomProcessors(failures, allow_code=config.execution.enable_custom_logit_processor),
+    allow_code = resolved.config.execution.enable_custom_logit_processor
+    processors = [
+        *common,
+        CustomProcessors(failures, allow_code=allow_code),
         ThinkingBudgets(),
     ]
-    masks = None if grammars is None else grammars.masks(kernels, failures)
+    masks = None if grammars is None else grammars.masks(resolved.kernels.kernels, failures)
     return Sampler(rows, processors, ops, failures, masks)
 
 
@@ -322,6 +371,7 @@ def _with_measured_pool(
             config,
             resolved.cache,
             model,
+            _places(resolved),
             resolved.kernels.kernels,
             CudaMemory(resolved.device),
             captures=captures,

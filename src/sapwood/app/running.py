@@ -73,11 +73,9 @@ def is_server(command: Sequence[str]) -> bool:
 
 
 def throughput_of(metrics: str) -> float | None:
-    """Output tokens per second, out of the text of /metrics."""
-    for line in metrics.splitlines():
-        if line.startswith(_THROUGHPUT):
-            return float(line.rpartition(" ")[2])
-    return None
+    """Output tokens per second of all replicas, out of the text of /metrics."""
+    lines = [line for line in metrics.splitlines() if line.startswith(_THROUGHPUT)]
+    return sum(float(line.rpartition(" ")[2]) for line in lines) if lines else None
 
 
 def _gone() -> contextlib.suppress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,8 +32,12 @@ def build_services(
     files: ModelFiles,
     config: EngineConfig,
     observability: ObservabilityConfig | None = None,
+    replicas: Sequence[EngineClient] = (),
 ) -> Services:
-    """The services that the HTTP dialects and the Python API use."""
+    """The services that the HTTP dialects and the Python API use.
+
+    replicas  the engines behind `engine`, if it stands for several
+    """
     observed = observability or ObservabilityConfig()
     observer = build_observer(observed, config)
     tokenizer_path = _tokenizer_path(files, config.model)
@@ -49,6 +54,7 @@ def build_services(
     architectures = tuple(model.get("architectures") or ())
     return Services(
         engine=engine,
+        replicas=tuple(replicas),
         generator=TextGenerator(
             engine,
             tokenizer,
@@ -76,7 +82,7 @@ def build_services(
         pooling=pooling,
         adapters=AdapterRegistry(engine, config.lora),
         observer=observer,
-        figures=EngineFigures(engine, observer),
+        figures=EngineFigures(replicas or (engine,), observer),
         serves_metrics=observed.enable_metrics,
         custom_labels_header=observed.tokenizer_metrics_custom_labels_header,
     )

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from sapwood.base.clock import Clock
 from sapwood.engine.speculation import Speculation
 from sapwood.memory.ledger import Ledger
+from sapwood.schema.config.drafting import DEFAULT_STEPS, MODEL_ALGORITHMS
+from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.schema.config.speculation import SpeculationConfig
-from sapwood.speculative.ngram import NgramDrafter
+from sapwood.speculative.costs import StepCosts
+from sapwood.speculative.ngram import NgramDrafter, NgramRules
 
 
-def build_speculation(config: SpeculationConfig, ledger: Ledger) -> Speculation | None:
-    """None if nothing is to be guessed."""
-    if config.speculative_algorithm is None:
+def build_speculation(
+    config: ResolvedConfig, ledger: Ledger, clock: Clock, measured_s: Mapping[int, float]
+) -> Speculation | None:
+    """None if nothing is to be guessed.
+
+    measured_s  seconds of a step of one request, by its new tokens
+    """
+    asked = config.speculation
+    algorithm = asked.speculative_algorithm
+    if algorithm is None:
         return None
-    drafter = NgramDrafter(
-        least_match=config.speculative_ngram_min_match_window_size,
-        most_match=config.speculative_ngram_max_match_window_size,
-    )
+    asks_ranks = algorithm in MODEL_ALGORITHMS
+    most_drafts = asked.speculative_num_draft_tokens - 1
+    if asks_ranks:
+        most_drafts = config.drafting.speculative_num_steps or DEFAULT_STEPS
     return Speculation(
-        drafter,
+        None if asks_ranks else _ngram_drafter(asked),
         ledger,
-        most_drafts=config.speculative_num_draft_tokens,
-        most_step_tokens=config.speculative_max_step_tokens,
+        most_drafts=most_drafts,
+        most_step_tokens=asked.speculative_max_step_tokens,
+        clock=clock,
+        costs=StepCosts(measured_s) if asked.adapts else None,
     )
+
+
+def _ngram_drafter(asked: SpeculationConfig) -> NgramDrafter:
+    rules = NgramRules(
+        least_match=asked.speculative_ngram_min_match_window_size,
+        most_match=asked.speculative_ngram_max_match_window_size,
+        least_breadth=1,
+        most_breadth=1,
+        branch_length=asked.speculative_ngram_branch_length,
+        by_frequency=asked.speculative_ngram_match_type == "PROB",
+    )
+    return NgramDrafter(rules, capacity=asked.speculative_ngram_capacity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,8 @@ from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.models.config import DecoderConfig
-from sapwood.schema.cache import FULL_POOL, CachePool
+from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
+from sapwood.schema.config.resolve import Decision
 from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts, RankFacts
 from sapwood.schema.request import EngineInput
 
@@ -135,6 +136,15 @@ def _build_engine(
         watch.beat("waiting for the other ranks to load their parts")
         ranks = [facts_of(0, resolved, watch), *team.ready()]
     config = resolved.config
+    steps_s: dict[int, float] = {}
+    if not config.execution.skip_server_warmup:
+        watch.beat("warming up")
+        with timed("warm-up"):
+            execute = runner.execute if team is None else team.leading(runner.execute)
+            runner.warm_up(execute)
+            if runner.measure is not None and config.speculation.adapts:
+                steps_s = runner.measure(execute, _step_sizes(resolved))
+                resolved.decisions.append(_explained(steps_s))
     ledger = _build_ledger(resolved)
     scheduler = Scheduler(
         config.scheduler,
@@ -146,16 +156,12 @@ def _build_engine(
         pooling=resolved.pooling,
         hidden_size=resolved.shape.hidden_size,
         grammars=None if grammars is None else grammars.ranks,
-        speculation=build_speculation(config.speculation, ledger),
+        speculation=build_speculation(config, ledger, clock, steps_s),
         switch_length=resolved.shape.switch_length
         if isinstance(resolved.shape, DecoderConfig)
         else None,
         adapters=None if adapters is None else adapters.desk.slots,
     )
-    if not config.execution.skip_server_warmup:
-        watch.beat("warming up")
-        with timed("warm-up"):
-            runner.warm_up(runner.execute if team is None else team.leading(runner.execute))
     executor = _executor(runner, config.scheduler.overlap_depth, team)
     loop = EngineLoop(
         scheduler,
@@ -176,6 +182,28 @@ def _build_engine(
         grammars=None if grammars is None else grammars.compiler,
         adapters=None if adapters is None else adapters.loader,
     )
+
+
+def _step_sizes(resolved: Resolved) -> list[int]:
+    """New tokens of the steps to be measured, which fit into every pool: powers of two, and one
+    more where kernels begin another tile of rows."""
+    config = resolved.config
+    page_size = config.memory.page_size
+    pools, sizes = _pools(resolved)
+    room = min(
+        size * page_size
+        for pool, size in zip(pools, sizes, strict=True)
+        if pool.kind is not CacheKind.STATE
+    )
+    most = min(config.speculation.speculative_max_step_tokens, room, config.model.context_length)
+    return [size for size in (1, 2, 4, 8, 16, 17, 32, 33, 64, 65, 128) if size <= most]
+
+
+def _explained(steps_s: Mapping[int, float]) -> Decision:
+    """What was measured, for the operator."""
+    ratios = ", ".join(f"{size}: {took / steps_s[1]:.1f}" for size, took in steps_s.items())
+    reason = f"guesses adapt to what steps cost by their tokens, of {1e3 * steps_s[1]:.2f} ms"
+    return Decision("speculative_step_costs", ratios, reason)
 
 
 def _ready(resolved: Resolved, watch: LoadWatch, ranks: Sequence[RankFacts]) -> EngineReady:

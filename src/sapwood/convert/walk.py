@@ -18,6 +18,7 @@ from sapwood.layers.targets import Target, prefixed
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.lm.architecture import Architecture, Names
 from sapwood.models.loader.assign import load_weights
+from sapwood.schema.cache import CacheKind
 
 LOGIT_ROWS = 256
 """Tokens whose logits are held at once."""
@@ -163,7 +164,10 @@ def _window_batch(architecture: Architecture, window: int, page_size: int) -> Fo
     groups = [group.with_dtypes(kv=dtype, activations=dtype) for group in decoder.cache_groups]
     caches = [
         allocate_caches(
-            [replace(group, layers=(0,))], [num_pages], page_size=page_size, device=device
+            [replace(group, layers=(0,))],
+            [1 if group.kind is CacheKind.STATE else num_pages],
+            page_size=page_size,
+            device=device,
         )[0]
         for group in groups
     ]

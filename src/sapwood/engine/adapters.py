@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from sapwood.engine.request_state import RequestState
 from sapwood.schema.output import AdapterUse
+from sapwood.schema.request import LoadAdapter
 
 EvictionPolicy = Literal["lru", "fifo"]
 
@@ -33,7 +34,7 @@ class Loaded:
 class AdapterRanks(Protocol):
     """The ranks, as far as they keep adapters. Nothing here waits."""
 
-    def load(self, call_id: str, adapter_id: str, path: str) -> None:
+    def load(self, order: LoadAdapter) -> None:
         """Begin to load; `finished` tells how that ended."""
         ...
 
@@ -104,7 +105,7 @@ class AdapterSlots:
             return (
                 f"the adapter takes {num_bytes} bytes, but all adapters of a batch have "
                 f"{self._max_bytes} together; start the server with a larger --max-lora-rank or "
-                "--max-loras-per-batch"
+                "--max-loras-per-batch, or with this adapter among --lora-paths"
             )
         self._bytes[adapter_id] = num_bytes
         return None
@@ -213,9 +214,9 @@ class AdapterDesk:
     def is_loading(self) -> bool:
         return self._num_loading > 0
 
-    def load(self, call_id: str, adapter_id: str, path: str) -> None:
+    def load(self, order: LoadAdapter) -> None:
         self._num_loading += 1
-        self._ranks.load(call_id, adapter_id, path)
+        self._ranks.load(order)
 
     def finished(self, tell: Callable[[str, bool, str], None]) -> None:
         """Calls tell(call id, whether it is loaded, message) for each load that has ended."""

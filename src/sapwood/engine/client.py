@@ -32,6 +32,7 @@ from sapwood.schema.request import (
     Generate,
     GetStatus,
     LoadAdapter,
+    SentAdapter,
     SlowDown,
     StartProfile,
     StopProfile,
@@ -131,9 +132,14 @@ class AsyncEngineClient:
     async def slow_down(self, sleep_s: float) -> CallDone:
         return await self._call(lambda call_id: SlowDown(call_id, sleep_s), CallDone)
 
-    async def load_adapter(self, adapter_id: str, path: str) -> CallDone:
+    async def load_adapter(
+        self, adapter_id: str, path: str, sent: SentAdapter | None = None
+    ) -> CallDone:
         return await self._call(
-            lambda call_id: LoadAdapter(call_id=call_id, adapter_id=adapter_id, path=path), CallDone
+            lambda call_id: LoadAdapter(
+                call_id=call_id, adapter_id=adapter_id, path=path, sent=sent
+            ),
+            CallDone,
         )
 
     async def unload_adapter(self, adapter_id: str) -> CallDone:
@@ -246,7 +252,7 @@ class AsyncEngineClient:
             future.set_result(message)
 
     def _unavailable(self, request_id: str) -> RequestOutput:
-        return _error(
+        return failed_output(
             request_id, self._reason or "the engine is gone", 503, "ServiceUnavailableError"
         )
 
@@ -267,6 +273,7 @@ def _has_finish(stream: asyncio.Queue[RequestOutput]) -> bool:
     return has_finish
 
 
-def _error(request_id: str, message: str, status: int, error_type: str) -> RequestOutput:
+def failed_output(request_id: str, message: str, status: int, error_type: str) -> RequestOutput:
+    """The terminal output of a request that an engine did not take, or lost."""
     finish = Finish(kind="error", message=message, status=status, error_type=error_type)
     return RequestOutput(request_id=request_id, token_ids=[], num_prompt_tokens=0, finish=finish)

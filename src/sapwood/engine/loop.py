@@ -188,7 +188,7 @@ class EngineLoop:
         if self._adapters is None:
             self._tell(message.call_id, False, NO_ADAPTERS)
         else:
-            self._adapters.load(message.call_id, message.adapter_id, message.path)
+            self._adapters.load(message)
 
     def _on_unload_adapter(self, message: UnloadAdapter) -> None:
         why_not = NO_ADAPTERS

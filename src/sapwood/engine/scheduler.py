@@ -41,7 +41,7 @@ from sapwood.engine.prefixes import PrefixesInProgress
 from sapwood.engine.queue_order import QueueOrder
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.engine.running import RunningRequests
-from sapwood.engine.speculation import Speculation
+from sapwood.engine.speculation import NOTHING_WANTED, Speculation
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
@@ -217,7 +217,7 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before an earlier result is known."""
         speculation = self._speculation
-        if speculation is not None and self._in_flight and speculation.waits(len(self._running)):
+        if speculation is not None and self._in_flight and speculation.waits:
             return None
         shares: list[tuple[RequestState, int]] = []
         num_retractions = self._counts["retracted"]
@@ -232,8 +232,17 @@ class Scheduler:
         if not shares and not ends:
             return None
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
+        wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
         entries = [
-            (state, scheduled_tokens(state, num_new, drafts.get(state.request_id, [])))
+            (
+                state,
+                scheduled_tokens(
+                    state,
+                    num_new,
+                    drafts.get(state.request_id),
+                    wanted.get(state.request_id, NOTHING_WANTED),
+                ),
+            )
             for state, num_new in shares
         ]
         entries.sort(key=lambda entry: entry[1].num_new != 1)
@@ -244,6 +253,8 @@ class Scheduler:
             ends=ends,
             adapters=self._adapters.take_changes(),
         )
+        if speculation is not None:
+            speculation.begin_step(plan)
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
         for state, entry in entries:
             self._count_as_computed(state, entry)
@@ -268,6 +279,8 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
+        if self._speculation is not None:
+            self._speculation.end_step(plan.step, result.drafting_s)
         sampled = iter(result.token_ids)
         pairs = zip(plan.scheduled, self._in_flight.pop(plan.step), strict=True)
         for index, (entry, (state, num_runs)) in enumerate(pairs):
@@ -284,6 +297,8 @@ class Scheduler:
                 new_ids = self._take(state, [*token_ids, *result.forced.get(index, ())])
             logprobs = take_extras(state, entry, result, index, new_ids)
             self._finish_if_done(state, entry, result, index)
+            if self._speculation is not None and state.finish is None:
+                self._speculation.bring(state, result.guesses.get(index, ()))
             if token_ids is not None or state.finish is not None:
                 values = result.values.get(index, b"")
                 outputs.append(request_output(state, new_ids, logprobs, values=values))

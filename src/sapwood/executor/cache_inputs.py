@@ -15,7 +15,7 @@ from sapwood.executor.rows import RowTable
 from sapwood.kernels.torch_ops.rows import copy_rows
 from sapwood.kernels.transfer import upload
 from sapwood.layers.forward_batch import CacheInputs
-from sapwood.schema.cache import CacheGroup, CacheKind, pools_of
+from sapwood.schema.cache import CacheGroup, CacheKind, CachePool, pools_of
 from sapwood.schema.step import ScheduledTokens
 
 
@@ -29,17 +29,26 @@ class CachePlaces:
         self,
         groups: Sequence[CacheGroup] = (),
         copy_rows: Callable[[Tensor, Tensor, Tensor], None] = copy_rows,
+        *,
+        pools: Sequence[CachePool] | None = None,
     ) -> None:
         """groups  of the model; empty for a model of one group that keeps every token
-        copy_rows  the kernels' op, which copies states"""
+        copy_rows  the kernels' op, which copies states
+        pools      those whose tables the rows have, if they serve a second model too; None: those
+                   of `groups`"""
         self._copy_rows = copy_rows
-        pools = pools_of(groups)
-        windows = [pool for pool in pools if pool.window is not None]
-        self._keeps_all = not groups or pools[0].kind is CacheKind.FULL
+        every = pools_of(groups) if pools is None else pools
+        windows = [pool.window for pool in every if pool.window is not None]
+        own = sorted({windows.index(group.window) for group in groups if group.window is not None})
+        self._keeps_all = not groups or any(
+            group.kind in (CacheKind.FULL, CacheKind.LATENT) for group in groups
+        )
+        self._window_tables = own
         self._window_of_group = {
-            group: index for index, pool in enumerate(windows) for group in pool.groups
+            index: own.index(windows.index(group.window))
+            for index, group in enumerate(groups)
+            if group.window is not None
         }
-        self._num_windows = len(windows)
         self._state_groups = {
             index for index, group in enumerate(groups) if group.kind is CacheKind.STATE
         }
@@ -58,11 +67,13 @@ class CachePlaces:
     @property
     def is_window_first(self) -> bool:
         """Whether the table of the batch itself is that of the first window pool."""
-        return not self._keeps_all and self._num_windows > 0
+        return not self._keeps_all and bool(self._window_tables)
 
     def first_table(self, rows: RowTable) -> NDArray[np.int32]:
         """The table that the batch itself has."""
-        return rows.window_tables[0] if self.is_window_first else rows.page_table
+        if self.is_window_first:
+            return rows.window_tables[self._window_tables[0]]
+        return rows.page_table
 
     def copy_states(
         self,
@@ -103,8 +114,8 @@ class CachePlaces:
             return ()
         max_pages = first.attention.page_table.shape[1]
         arrays: list[NDArray[np.int64] | NDArray[np.int32]] = [rows.slots[row]]
-        tables = rows.window_tables[1 if self.is_window_first else 0 :]
-        for table in tables:
+        for index in self._window_tables[1 if self.is_window_first else 0 :]:
+            table = rows.window_tables[index]
             pages = table[row_of_token, index_in_row]
             arrays += [pages * np.int64(page_size) + offset, table[row, :max_pages]]
         slots, *others = upload(arrays, device)

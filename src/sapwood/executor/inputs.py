@@ -57,11 +57,13 @@ def build_inputs(
     device: torch.device,
     places: CachePlaces = ONE_GROUP,
     adapters: AdaptersOfStep | None = None,
+    takes_embeds: bool = True,
 ) -> StepInputs:
     """The inputs of a plan's step, in the plan's order; `rows` must have taken the plan over.
 
     places    tells where the model's cache groups find their pages and states
     adapters  finds the rows with adapters; None: there are no adapters
+    takes_embeds  whether vectors in the place of tokens are taken from `rows`; each is taken once
     """
     scheduled = plan.scheduled
     query_lens = [entry.num_new for entry in scheduled]
@@ -159,7 +161,7 @@ def build_inputs(
         group_of_layer=places.group_of_layer,
         kv_caches=kv_caches,
         logits_index=logits_index,
-        embeds=_embeds(scheduled, rows, device) if rows.embeds else None,
+        embeds=_embeds(scheduled, rows, device) if takes_embeds and rows.embeds else None,
         adapters=None
         if adapters is None
         else adapters(rows.adapter_slots[row], lens, sampled_after),

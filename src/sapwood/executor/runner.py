@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
+from sapwood.executor.drafting import Drafter, sampled_entries
 from sapwood.executor.inputs import ONE_GROUP, StepInputs, build_inputs
 from sapwood.executor.per_token import RoutedExperts, ToldRows, kept_rows
 from sapwood.executor.recorded import RecordedSteps
@@ -71,6 +73,8 @@ class Launched:
     routed      experts that computed tokens, by index in the plan
     failures    by row: why its request cannot go on
     jumps       by row: tokens that must follow because the grammar leaves no choice
+    guesses     of the tokens that follow, by index in the plan
+    drafting_s  seconds that they took
     """
 
     plan: StepPlan
@@ -85,6 +89,8 @@ class Launched:
     routed: Mapping[int, ToldRows] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
+    guesses: dict[int, list[int]] = field(default_factory=dict)
+    drafting_s: float = 0.0
 
     def result(self) -> StepResult:
         """Wait for this step and for all earlier steps."""
@@ -92,7 +98,7 @@ class Launched:
         assert self.token_ids is not None, "the step was collected"
         plan = self.plan
         told = (self.of_outputs, self.of_prompts, self.hidden, self.routed)
-        if not any((*told, self.failures, self.jumps)):
+        if not any((*told, self.failures, self.jumps, self.guesses, self.drafting_s)):
             return StepResult(step=plan.step, token_ids=self.token_ids)
         scheduled = list(enumerate(plan.scheduled))
         sampling = [index for index, entry in scheduled if entry.num_output is not None]
@@ -116,6 +122,8 @@ class Launched:
                 for index, entry in scheduled
                 if entry.row in self.jumps
             },
+            guesses=self.guesses,
+            drafting_s=self.drafting_s,
         )
 
 
@@ -141,6 +149,7 @@ class Runner:
         places: CachePlaces = ONE_GROUP,
         routed_experts: RoutedExperts | None = None,
         adapters: StepAdapterPool | None = None,
+        drafter: Drafter | None = None,
         download: Callable[[Tensor], Download] = download,
         share: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -149,6 +158,7 @@ class Runner:
         places    tells where the model's cache groups find their pages and states
         routed_experts  tells which experts computed a token; None: no request wants to know
         adapters  has the LoRA adapters of requests; None: no request has one
+        drafter   guesses tokens with a draft model; None: no plan asks for guesses
         download  copies tokens and log probabilities to the host
         share     makes the tokens that rank 0 has chosen those of every rank, before anybody else
                   knows them; None: this is the only rank, or every plan brings its tokens
@@ -160,6 +170,7 @@ class Runner:
         self._places = places
         self._routed_experts = routed_experts
         self._adapters = adapters
+        self._drafter = drafter
         self._rows = rows
         self._sampler = sampler
         self._download = download
@@ -203,13 +214,15 @@ class Runner:
         logits = self._compute_adapted(launched, inputs.batch)
         if inputs.sampling:
             self._sample(launched, inputs, logits)
+        if self._drafter is not None:
+            self._draft(self._drafter, launched, inputs.batch)
         # At once, lest they be taken for those of a step that is collected later.
         launched.failures = self._sampler.take_failures()
         return launched
 
     def _sample(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
         rows = [entry.row for entry in inputs.sampling]
-        if any(entry.draft_ids for entry in inputs.sampling):
+        if any(entry.draft_ids or entry.num_guesses for entry in inputs.sampling):
             self._sample_spans(launched, inputs, logits)
             return
         num_outputs = [entry.num_output or 0 for entry in inputs.sampling]
@@ -226,9 +239,19 @@ class Runner:
         if kept is not None:
             launched.of_outputs = self._logprobs.of_output(kept, rows, chosen)
 
+    def _draft(self, drafter: Drafter, launched: Launched, batch: ForwardBatch) -> None:
+        """Let the draft model compute the step's tokens too, and guess."""
+        if launched.token_ids is None:
+            drafter.follow(launched.plan, batch)
+            return
+        sampled = sampled_entries(launched.plan, launched.token_ids, launched.jumps)
+        start_s = time.perf_counter()
+        launched.guesses = drafter.guess(launched.plan, batch, sampled)
+        launched.drafting_s = time.perf_counter() - start_s
+
     def _sample_spans(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
-        """Sample a step with drafts. Nobody knows how far its requests have come before its tokens
-        are on the host, so the launch waits for them."""
+        """Sample a step with drafts, or one that asks for guesses. Nobody knows how far its
+        requests have come before its tokens are on the host, so the launch waits for them."""
         entries = inputs.sampling
         self._collect_before(launched)
         self._uncollected.popleft()
@@ -271,10 +294,18 @@ class Runner:
                 hidden = self._model.forward(batch)
                 routed = self._routed_experts.of_step(len(hidden))
             launched.routed = kept_rows(scheduled, num_routed, routed, self._download)
-        launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._model.logits)
+        launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._prompt_logits)
         if any(num_hidden):
             launched.hidden = kept_rows(scheduled, num_hidden, hidden.float(), self._download)
         return self._model.logits(hidden.index_select(0, batch.logits_index))
+
+    def _prompt_logits(self, hidden: Tensor, row: int) -> Tensor:
+        """Logits [n, vocab] of hidden [n, hidden], all of the request in this row."""
+        if self._adapters is None:
+            return self._model.logits(hidden)
+        slot = int(self._rows.adapter_slots[row])
+        with self._adapters.context.scoring(slot, len(hidden), hidden.device):
+            return self._model.logits(hidden)
 
     # ---- tokens that come to the host --------------------------------------------------------
 

@@ -29,6 +29,7 @@ FIELD_TABLES: Mapping[str, Tables] = {
         native.GENERATE_FIELDS,
         native.SAMPLING_FIELDS,
         native.LOAD_ADAPTER_FIELDS,
+        native.LOAD_SENT_ADAPTER_FIELDS,
         native.UNLOAD_ADAPTER_FIELDS,
         encode.ENCODE_FIELDS,
         rerank.RERANK_FIELDS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sapwood.schema.fields import NotOffered
+from sapwood.schema.fields import Alias, NotOffered
 
 _ROUTERS = "bookkeeping of SGLang's router and of its own processes"
 
@@ -47,20 +47,21 @@ IMAGE_SIZES: dict[str, str] = dict.fromkeys(
 
 _NO_ADAPTERS = NotOffered(why="lora_path names an adapter, where there are any")
 _NO_TRANSFER = NotOffered(why="prefill and decoding are not apart here")
-_ONE_REPLICA = NotOffered(why="there is one replica, number 0", idle=(0,))
+_NO_SPLIT = NotOffered(why="prefill and decoding are not apart here", idle=(0,))
+
+REPLICA: dict[str, Alias] = {"routed_dp_rank": Alias(of="data_parallel_rank")}
+"""SGLang's newer name."""
 
 PLACEMENT: dict[str, NotOffered] = {
     "bootstrap_host": _NO_TRANSFER,
     "bootstrap_pair_key": _NO_TRANSFER,
     "bootstrap_port": _NO_TRANSFER,
     "bootstrap_room": _NO_TRANSFER,
-    "data_parallel_rank": _ONE_REPLICA,
-    "data_parallel_rank_decode": _ONE_REPLICA,
+    "data_parallel_rank_decode": _NO_SPLIT,
     "decode_tp_size": _NO_TRANSFER,
-    "disagg_prefill_dp_rank": _ONE_REPLICA,
+    "disagg_prefill_dp_rank": _NO_SPLIT,
     "lora_id": _NO_ADAPTERS,
     "lora_path": NotOffered(why="adapters are for text; this route makes numbers"),
-    "routed_dp_rank": _ONE_REPLICA,
 }
 
 GENERATION: dict[str, NotOffered] = {

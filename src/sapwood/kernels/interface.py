@@ -30,6 +30,8 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 
 
@@ -105,6 +107,8 @@ SLIDING_WINDOW = "sliding window"
 SOFT_CAP = "logit soft cap"
 SINKS = "attention sinks"
 ALIBI = "ALiBi"
+LATENT = "latent rows"
+"""The layers call `latent_attention`; a feature that no trait stands for."""
 PLAIN = AttentionTraits()
 
 
@@ -125,6 +129,16 @@ class PackedLinear(Protocol):
     def fp32(self, x: Tensor) -> Tensor:
         """The same in fp32, not rounded to x's dtype where the kernels can: for logits, of which
         bfloat16 tells apart only every eighth at 16 to 32."""
+        ...
+
+
+class PackedHeads(Protocol):
+    """A linear layer of each head."""
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """out[t, h] = weight[h] @ x[t, h].
+
+        x    [T, H, in], out [T, H, out]; both may be parts of the entries of longer heads"""
         ...
 
 
@@ -236,6 +250,45 @@ class Kernels(Protocol):
         Source: Kwon et al. 2023, arXiv:2309.06180."""
         ...
 
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        """The rotation of queries, and the write of rows of latent attention, in one pass.
+
+        q            [T, Hq, N + P]; the last P entries of each head are rotated in place
+        latent       [T, C + P]: C entries that get an RMSNorm, then P that are rotated. It may be
+                     some of the columns of a wider tensor
+        norm         [C]
+        cos_sin      [max_positions, rotary_dim] fp32, rotary_dim <= P, as in qk_norm_rope_write_kv
+        positions    [T] int64
+        cache        [num_pages, 1, page_size, C + P], or in 8 bits; written at write_index [T]
+        Source: DeepSeek-AI 2024, arXiv:2405.04434."""
+        ...
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        """Causal attention of new tokens over paged rows, in the absorbed form (kernels/latent).
+
+        All heads read the same rows: a row is the key, and its first `rank` entries are the value.
+
+        q [T, Hq, D], cache [num_pages, 1, page_size, D], or in 8 bits -> [T, Hq, rank]; softmax in
+        fp32. Source: DeepSeek-AI 2024, arXiv:2405.04434."""
+        ...
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        """weight [Hq, out, in] -> a linear layer of each head, packed once."""
+        ...
+
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
@@ -275,9 +328,11 @@ class Kernels(Protocol):
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
         """Convolution of each channel over the last L inputs of its request: out[t] is the bias
-        plus the sum over i of weight[:, i] * input[t - L + 1 + i].
+        plus the sum over i of weight[:, i] * input[t - L + 1 + i]; with `silu`, SiLU of that.
 
         x        [T, C]: the inputs of the new tokens
         weight   [C, L], the newest input's factor last; bias [C] or None
@@ -288,6 +343,73 @@ class Kernels(Protocol):
                  zeros, whatever its state holds
         Returns  [T, C]
         Source: Gu and Dao 2023, arXiv:2312.00752 (the convolution of Mamba)."""
+        ...
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """A state space layer. Of each head, state = exp(rate * step) * state + key * (step *
+        value), and then the output is query @ state + skip * value, token by token; a token's step
+        is softplus(dt + dt_bias), cut to the layer's range. Computed in fp32.
+
+        x        [T, H * P]: the values, one of P entries per head
+        b, c     [T, G * N]: the keys and the queries of the groups of heads
+        dt       [T, as many as `layer.num_steps`]; None: the layer has no time steps
+        states   [num_slots, H, N, P], fp32 or bf16; overwritten as in causal_conv
+        gate     [T, H * P]: SiLU of it multiplies the output; None: nothing does
+        slots, batch  as in causal_conv
+        Returns  [T, H * P]; rows of inputs may lie apart, but not entries of a row
+        Sources  Gu and Dao 2023, arXiv:2312.00752; Dao and Gu 2024, arXiv:2405.21060; Qin et al.
+                 2024, arXiv:2401.04658 (lightning attention)"""
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        """RMSNorms of groups of columns and a gate, as `form` says, in fp32.
+
+        x [T, W]; gate [T, W] of the same dtype, whose rows may lie apart; weight [W] of that dtype
+        Returns  [T, W]
+        Raises   ValueError if groups of form.group columns do not fill W
+        Source: Sun et al. 2023, arXiv:2307.08621; Dao and Gu 2024, arXiv:2405.21060."""
+        ...
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        """Linear attention whose state S [key_dim, value_dim] per head forgets, and then corrects
+        what it would have answered to the newest key. For each token, with queries and keys of
+        length 1, g = e^(-rate * softplus(decay + shift)) and b = write_scale * logistic(write):
+
+            S = g * S                              (g per head, or per row of S)
+            S = S + k (b * (v - k^T S))^T
+            out = q^T S / sqrt(key_dim)
+
+        All of it is computed in fp32.
+
+        qkv     [T, form.num_channels]: all queries, all keys, all values
+        decay   [T, as many as form.shift], and write [T, H]: their inputs; rows may lie apart
+        states  [num_slots, H, key_dim, value_dim] fp32 or bf16, rounded to that after the step
+        slots   [R] int64, and batch, as for `causal_conv`
+        Returns [T, H * value_dim] of qkv's dtype
+        Source: Yang et al. 2024, arXiv:2412.06464; per channel: Kimi Team 2025, arXiv:2510.26692.
+        """
         ...
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
@@ -301,6 +423,11 @@ class Kernels(Protocol):
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
         """x [T, n] *= the logistic function of gate [T, 1], in fp32 and in place. x is contiguous,
         and both have one dtype."""
+        ...
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        """x [T, n] *= the logistic function of gate [T, n], in fp32 and in place. x is contiguous,
+        and both have one dtype; rows of the gate may lie apart."""
         ...
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
@@ -318,10 +445,13 @@ class Kernels(Protocol):
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
         """The experts of a mixture, of linear layers that these kernels have packed.
 
-        gate_up  of each expert: hidden -> 2 * I, the gate's outputs first; in any format
+        gate_up  of each expert: hidden -> 2 * I, the gate's outputs first, or if not `gated`, I; in
+                 any format
         down     of each expert: I -> hidden
         limit    before the activation the gate becomes at most that, and up becomes 1 + what is
                  left of it between -limit and limit (OpenAI 2025, arXiv:2508.10925); None: they

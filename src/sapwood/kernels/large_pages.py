@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 
 import torch
 from torch import Tensor
@@ -22,11 +23,12 @@ _ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
 class WeightMemory:
-    """Cuts tensors from chunks; a chunk lives as long as one of its tensors."""
+    """Cuts tensors from chunks; a chunk lives as long as one of its tensors. For any thread."""
 
     def __init__(self) -> None:
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._used = 0
+        self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor, its first byte on a cache line of its own."""
@@ -34,11 +36,16 @@ class WeightMemory:
         if num_bytes > CHUNK_BYTES // 4:
             piece = large_pages(num_bytes)[:num_bytes]
         else:
+            piece = self._cut(num_bytes)
+        return piece.view(dtype).view(shape)
+
+    def _cut(self, num_bytes: int) -> Tensor:
+        with self._lock:
             if self._used + num_bytes > self._chunk.numel():
                 self._chunk, self._used = large_pages(CHUNK_BYTES), 0
             piece = self._chunk[self._used : self._used + num_bytes]
             self._used += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-        return piece.view(dtype).view(shape)
+            return piece
 
 
 def large_pages(num_bytes: int) -> Tensor:

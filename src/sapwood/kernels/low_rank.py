@@ -95,6 +95,12 @@ class AdapterRows:
     starts: tuple[int, ...]
     rows: Tensor
 
+    @staticmethod
+    def all_of(slot: int, num_rows: int, device: torch.device) -> AdapterRows:
+        """Every one of num_rows rows has the adapter in the slot."""
+        rows = torch.arange(num_rows, device=device)
+        return AdapterRows(slots=(slot,), starts=(0, num_rows), rows=rows)
+
     def each(self) -> Iterator[tuple[int, Tensor]]:
         """(slot, its rows)"""
         for index, slot in enumerate(self.slots):

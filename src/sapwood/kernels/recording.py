@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     )
     from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
     from sapwood.kernels.routing import Routing
+    from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+    from sapwood.kernels.state_space import StateSpace
 
 
 class CannotRecord(Exception):
@@ -126,16 +128,73 @@ class Attend:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Convolve:
-    """out [rows, C] = c * the convolution of b * y, where the rows of x [rows, 3 C] are [b, c, y].
+    """out [rows, C] = the convolution of the columns of x from `first` on.
 
-    layer   index of the layer, which has its own states
-    weight  [C, L]; bias [C] or None, both as in Kernels.causal_conv
+    layer   index of the layer, the first of whose tensors of states the convolution has
+    weight  [C, L]; bias [C] or None, both as in Kernels.causal_conv, and silu
+    gated   whether these columns are [b, c, y], C each: then out = c * the convolution of b * y
     """
 
     x: Buffer
     layer: int
     weight: Tensor
     bias: Tensor | None
+    out: Buffer
+    first: int = 0
+    gated: bool = False
+    silu: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GatedNorm:
+    """out [rows, W] = the gated norm of x [rows, W], whose gate is W columns from `first` on.
+
+    weight, form  as in Kernels.gated_rms_norm
+    """
+
+    x: Buffer
+    gate: Buffer
+    first: int
+    weight: Tensor
+    form: GatedNormForm
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DeltaRule:
+    """out = the gated delta rule of qkv, as Kernels.gated_delta_rule has it.
+
+    decay  has its inputs from column `decay_first` on; write likewise
+    layer  index of the layer, the second of whose tensors of states the rule has
+    """
+
+    qkv: Buffer
+    decay: Buffer
+    decay_first: int
+    write: Buffer
+    write_first: int
+    layer: int
+    form: DeltaForm
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SelectiveScan:
+    """out [rows, H * P] = the scan of x, b, c, dt and gate, as Kernels.selective_scan has it.
+
+    firsts  of each of these five: the first of its columns
+    layer   index of the layer; `tensor` says which of its tensors of states the scan has
+    """
+
+    x: Buffer
+    b: Buffer
+    c: Buffer
+    dt: Buffer | None
+    gate: Buffer | None
+    firsts: tuple[int, int, int, int, int]
+    layer: int
+    tensor: int
+    space: StateSpace
     out: Buffer
 
 
@@ -170,6 +229,15 @@ class GateRows:
     """residual *= the logistic function of gate [rows, 1], row by row"""
 
     gate: Buffer
+    residual: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GateColumns:
+    """residual [rows, n] *= the logistic function of the gate's n columns from `first` on"""
+
+    gate: Buffer
+    first: int
     residual: Buffer
 
 
@@ -306,10 +374,14 @@ Op = (
     | RotateAndWrite
     | Attend
     | Convolve
+    | GatedNorm
+    | DeltaRule
+    | SelectiveScan
     | Activate
     | Add
     | Scale
     | GateRows
+    | GateColumns
     | Mix
     | AddPositions
     | NormColumns
@@ -320,6 +392,10 @@ Op = (
     | SelectRows
     | Logits
 )
+
+
+_MIXING = (Attend, Convolve, DeltaRule, SelectiveScan)
+"""Ops in which tokens look at others."""
 
 
 class Program:
@@ -349,10 +425,10 @@ class Program:
     def split(self) -> tuple[Sequence[Op], Sequence[Op]]:
         """(ops on the rows of all tokens, ops on the rows whose logits are wanted).
 
-        Tokens know of each other by attention and convolutions alone. After the last of these
+        Tokens know of each other by attention and states alone. After the last of these
         nothing looks at the other rows any more, so the second part begins with the selection of
         rows."""
-        mixing = [index for index, op in enumerate(self._ops) if isinstance(op, Attend | Convolve)]
+        mixing = [index for index, op in enumerate(self._ops) if isinstance(op, _MIXING)]
         first = mixing[-1] + 1 if mixing else len(self._ops)
         before, after = self._ops[:first], self._ops[first:]
         written = {buffer for op in before for buffer in written_by(op)}

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
@@ -39,22 +41,57 @@ class AdapterContext:
 
     def __init__(self) -> None:
         self.step: StepAdapters | None = None
+        self.head_rows: AdapterRows | None = None
+        """Of the rows that the output layer computes."""
 
     @contextmanager
-    def of(self, step: StepAdapters | None) -> Iterator[None]:
+    def of(self, step: StepAdapters) -> Iterator[None]:
         """The step's adapters hold inside."""
-        self.step = step
+        self.step, self.head_rows = step, step.selected
         try:
             yield
         finally:
-            self.step = None
+            self.step = self.head_rows = None
+
+    @contextmanager
+    def scoring(self, slot: int, num_rows: int, device: torch.device) -> Iterator[None]:
+        """Inside, the output layer computes rows that all have this slot's adapter; -1: none."""
+        before = self.head_rows
+        self.head_rows = AdapterRows.all_of(slot, num_rows, device) if slot >= 0 else None
+        try:
+            yield
+        finally:
+            self.head_rows = before
+
+
+class Addition(Protocol):
+    """What one adapter adds at one site."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device; what is there already is not copied."""
+        ...
+
+
+class Site(Protocol):
+    """A place in a model where adapters add, in numbered slots.
+
+    is_recorded  whether a recorded step has the additions
+    """
+
+    @property
+    def is_recorded(self) -> bool: ...
+
+    def place(self, slot: int, addition: Any) -> None:
+        """From now on the slot has this addition, one of the kind that the site takes; None: it has
+        none. ValueError if the addition does not fit."""
+        ...
 
 
 class AdapterSite:
-    """A linear layer of this rank, to which adapters add.
-
-    is_recorded  whether a recorded step has the layer's additions
-    """
+    """A linear layer of this rank, to which adapters add; a Site of LowRank."""
 
     def __init__(
         self, context: AdapterContext, kernels: Kernels, in_size: int, out_size: int
@@ -82,6 +119,11 @@ class AdapterSite:
         step = self._context.step
         if step is not None:
             self._layer.add(x, out, step.rows)
+
+    def add_to_head(self, x: Tensor, out: Tensor) -> None:
+        """The same for the output layer, which computes some rows only."""
+        if self._context.head_rows is not None:
+            self._layer.add(x, out, self._context.head_rows)
 
     def add_to(self, x: Tensor, out: Tensor, rows: AdapterRows) -> None:
         """The same for rows of one's own."""

@@ -17,6 +17,7 @@ from sapwood.kernels.recording import (
     Buffer,
     CannotRecord,
     Clip,
+    GateColumns,
     Program,
     RotateAndWrite,
     ScaleByPosition,
@@ -28,7 +29,7 @@ from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import SEPARATE, HeadLayout, QkvForm, halves_of_pairs
 from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, even_part
 from sapwood.layers.norm import HeadLayerNorm, HeadNormForm, RMSNorm
-from sapwood.layers.targets import Slice, Target, prefixed, whole
+from sapwood.layers.targets import Slice, Target, prefixed, shared_by, whole
 
 RMSNormMaker = Callable[[int], RMSNorm]
 """From a size to a norm without weights."""
@@ -157,9 +158,14 @@ class Attention:
             transposed=form.transposed,
         )
         self._gate: ColumnParallelLinear | None = None
-        if gate_name is not None:
-            gates = even_part(gate_name, width, group)
-            self._gate = ColumnParallelLinear(build, hidden_size, (gates,), bias=False)
+        if gate_name is not None or form.gated:
+            self._gate = ColumnParallelLinear(
+                build,
+                hidden_size,
+                (even_part(gate_name or form.names[0], width, group),),
+                bias=qkv_bias and form.gated,
+                arrangement=form.gates(heads, group) if form.gated else None,
+            )
         if norms_all_heads and group.size > 1:
             raise ConfigError(
                 "norms over all heads cannot be split over ranks; leave --tp-size at 1"
@@ -247,7 +253,10 @@ class Attention:
         out = out[..., : self._value_dim].flatten(1)
         if self._value_scale is not None:
             out = out * self._value_scale
-        return out if self._gate is None else out * torch.sigmoid(self._gate(x))
+        if self._gate is not None:
+            out = out.contiguous()
+            self._kernels.gate_columns(out, self._gate(x))
+        return out
 
     def _normed(self, qkv: Tensor) -> Tensor:
         """The same with normed queries and keys."""
@@ -271,7 +280,8 @@ class Attention:
             own = Slice.unless_whole(0, self._first_head, self._num_heads, self._whole_heads)
             found["sinks"] = Target((self._whole_heads,), whole(self._sinks).put, part=own)
         if self._gate is not None:
-            found |= self._gate.targets()
+            for name, target in self._gate.targets().items():
+                found[name] = shared_by(found[name], target) if name in found else target
         return found
 
     def pack(self) -> None:
@@ -290,7 +300,6 @@ class Attention:
         unknown = {
             "norms of values": self._value_norm is not None,
             "values that are keys": self._values_are_keys,
-            "gated attention": self._gate is not None,
             "attention in chunks": self._chunk is not None,
             "values shorter than keys": self._value_dim < self._head_dim,
             "scaled values": self._value_scale is not None,
@@ -336,4 +345,7 @@ class Attention:
                 out=attended,
             )
         )
+        if self._gate is not None:
+            gate = self._gate.record(program, x)
+            program.add(GateColumns(gate=gate, first=0, residual=attended))
         return self._o.record(program, attended)

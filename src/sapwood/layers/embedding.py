@@ -22,10 +22,18 @@ from sapwood.kernels.recording import (
     Program,
     finish_logits,
 )
+from sapwood.layers.adapted_vocab import (
+    EmbeddingAddition,
+    EmbeddingSite,
+    HeadSite,
+    HeadWeight,
+    VocabTarget,
+)
+from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.linear import Linear
 from sapwood.layers.quantization.dense import check_range
-from sapwood.layers.targets import Slice, Target, whole
+from sapwood.layers.targets import Slice, Target, unused, whole
 
 
 class VocabEmbedding:
@@ -44,10 +52,13 @@ class VocabEmbedding:
         self._first = self._group.rank * size
         dtype = build.embedding_dtype or build.dtype
         self.weight = torch.empty(size, hidden_size, device=build.device, dtype=dtype)
+        self._site = None if build.adapters is None else EmbeddingSite(build.adapters)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] int64 -> [T, hidden], the same on every rank"""
         rows = self._rows(token_ids)
+        if self._site is not None:
+            self._site.change(token_ids, rows)
         return rows if self._scale == 1.0 else rows * self._scale
 
     def _rows(self, token_ids: Tensor) -> Tensor:
@@ -68,7 +79,23 @@ class VocabEmbedding:
             put(rows.dequantized(torch.float32))
 
         shape = (self._vocab_size, self.weight.shape[1])
-        return {"weight": Target(shape, put, put_blocks, part=self._part())}
+        adapter = self._vocab_adapter(shape)
+        return {"weight": Target(shape, put, put_blocks, part=self._part(), vocab_adapter=adapter)}
+
+    def _vocab_adapter(self, shape: tuple[int, int]) -> VocabTarget | None:
+        """Every rank changes the whole vectors, which all have."""
+        if self._site is None:
+            return None
+        dtype = self._dtype
+
+        def low_rank(a: Tensor, b: Tensor) -> EmbeddingAddition:
+            table, expands = (turned.t().to(dtype).contiguous() for turned in (a, b))
+            return EmbeddingAddition(table=table, b=expands)
+
+        def replacing(weight: Tensor) -> EmbeddingAddition:
+            return EmbeddingAddition(table=weight.to(dtype).contiguous(), b=None)
+
+        return VocabTarget(site=self._site, shape=shape, whole=replacing, low_rank=low_rank)
 
     def _part(self) -> Slice | None:
         """This rank's rows that are in the vocabulary; None: all."""
@@ -149,10 +176,19 @@ class LMHead:
             makes_logits=True,
             tied=tied is not None,
         )
+        self._build = build
+        self._site = build.adapter_site(hidden_size, self._size)
+        if self._site is not None:
+            self._site.is_recorded = False
+        self._wholes = None if build.adapters is None else HeadSite(build.adapters)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank"""
-        logits = self._group.all_gather(self._linear.packed.fp32(hidden))[:, : self._shape[0]]
+        own = self._linear.packed.fp32(hidden)
+        if self._wholes is not None and self._site is not None:
+            self._wholes.replace(hidden, own)
+            self._site.add_to_head(hidden, own)
+        logits = self._group.all_gather(own)[:, : self._shape[0]]
         return finish_logits(self._kernels, logits, self._scale, self._soft_cap, self._bias)
 
     @property
@@ -192,6 +228,28 @@ class LMHead:
         part = Slice.unless_whole(0, min(self._first, vocab_size), num_own, vocab_size)
         blocks = put_blocks if linear.takes_blocks and not self._normalises else None
         return {"weight": Target(self._shape, put, blocks, part=part), **bias}
+
+    def adapter_targets(self) -> dict[str, Target]:
+        """What adapters may change, also if the weight is the embedding's: that stays as it is."""
+        if self._site is None or self._wholes is None:
+            return {}
+        build, first, dtype = self._build, self._first, self._build.dtype
+
+        def own_rows_of(weight: Tensor) -> Tensor:
+            return with_rows(weight[first : first + self._size], self._size)
+
+        def replacing(weight: Tensor) -> HeadWeight:
+            if self._normalises:
+                weight = F.normalize(weight.float(), dim=-1)
+            return HeadWeight(
+                own_rows_of(weight).to(dtype).contiguous(),
+                lambda rows: build.kernels.pack_linear(rows, None, dtype),
+                build.device,
+            )
+
+        adapter = AdapterTarget(site=self._site, shape=self._shape, outputs=own_rows_of)
+        wholes = VocabTarget(site=self._wholes, shape=self._shape, whole=replacing)
+        return {"weight": replace(unused(self._shape), adapter=adapter, vocab_adapter=wholes)}
 
     def tied_target(self) -> Target:
         """The target of the shared weight: it fills the embedding and this layer, and packs this.

@@ -11,11 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import PackedExperts
 from sapwood.kernels.recording import Add, Buffer, CannotRecord, GateRows, Multiply, Program
-from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.layers.adapted_experts import AdaptedExperts
 from sapwood.layers.build import Build
 from sapwood.layers.layer import FeedForward
@@ -28,6 +29,7 @@ from sapwood.layers.linear import (
 )
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.router import Router
+from sapwood.layers.streams import WholeLinear
 from sapwood.layers.targets import FusedIn, Target, prefixed, unused
 
 GATE, UP, DOWN = "gate", "up", "down"
@@ -85,6 +87,19 @@ class Shared:
     gate: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """A linear layer before the experts that are chosen, and one after their sum.
+
+    inward, outward  their names in the checkpoint
+    size             of what the experts take and give
+    """
+
+    inward: str
+    outward: str
+    size: int
+
+
 class Experts:
     """The sum of down(activation(gate(x)) * up(x)) of the experts that the router chooses."""
 
@@ -101,6 +116,8 @@ class Experts:
         limit: float | None = None,
         weighs_inputs: bool = False,
         shared: Shared | None = None,
+        gated: bool = True,
+        latent: Latent | None = None,
     ) -> None:
         """A layer without weights.
 
@@ -109,9 +126,19 @@ class Experts:
         limit              as in Kernels.pack_experts
         weighs_inputs      whether an expert's weight multiplies what the expert takes, instead of
                            what it gives
+        gated              whether experts have gates; else they are down(activation(up(x)))
+        latent             what the experts that are chosen take instead of x; None: x
         """
         self._kernels = build.kernels
-        self._sizes = (hidden_size, intermediate_size)
+        expert_size = hidden_size if latent is None else latent.size
+        self._hidden_size = hidden_size
+        self._sizes = (expert_size, intermediate_size)
+        self._gated = gated
+        self._latent = latent
+        self._inward = self._outward = None
+        if latent is not None:
+            self._inward = WholeLinear(build, hidden_size, expert_size)
+            self._outward = WholeLinear(build, expert_size, hidden_size)
         self._activation = activation
         self._limit = limit
         self._weighs_inputs = weighs_inputs
@@ -124,13 +151,15 @@ class Experts:
         self._over = groups.tp if groups.ep.size == 1 else groups.ep
         num_own = divide(num_experts, groups.ep, f"{num_experts} experts")
         self._first = groups.ep.rank * num_own
-        parts = tuple(even_part(name, intermediate_size, within) for name in (GATE, UP))
+        parts = tuple(
+            even_part(name, intermediate_size, within) for name in ((GATE, UP) if gated else (UP,))
+        )
         bias = files.bias if isinstance(files, PerExpert) else files.biases is not None
         self._gate_up = [
-            ColumnParallelLinear(build, hidden_size, parts, bias=bias) for _ in range(num_own)
+            ColumnParallelLinear(build, expert_size, parts, bias=bias) for _ in range(num_own)
         ]
         self._down = [
-            RowParallelLinear(build, DOWN, intermediate_size, hidden_size, bias=bias, group=within)
+            RowParallelLinear(build, DOWN, intermediate_size, expert_size, bias=bias, group=within)
             for _ in range(num_own)
         ]
         self._adapted = (
@@ -155,11 +184,14 @@ class Experts:
             weights = weights.masked_fill(elsewhere, 0.0)
             chosen = chosen.masked_fill(elsewhere, 0)
         mix = self._mix_of_weighed if self._weighs_inputs else self._experts
+        taken = x if self._inward is None else self._inward(x)
         if self._adapted is None:
-            out = mix(x, chosen, weights)
+            out = mix(taken, chosen, weights)
         else:
-            out = self._adapted(x, chosen, weights, mix, weighs_inputs=self._weighs_inputs)
+            out = self._adapted(taken, chosen, weights, mix, weighs_inputs=self._weighs_inputs)
         out = self._over.all_reduce(out)
+        if self._outward is not None:
+            out = self._outward(out)
         if self._shared is None:
             return out
         beside = self._shared.body(x)
@@ -169,7 +201,8 @@ class Experts:
 
     def _activated(self, gates: Tensor) -> Tensor:
         """What an expert's output layer takes, from what the first layers give."""
-        return self._kernels.activate_and_mul(limited(gates, self._limit), self._activation)
+        activate = activation_of(self._kernels, self._activation, self._limit, gated=self._gated)
+        return activate(gates)
 
     def _mix_of_weighed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """As PackedExperts, but each expert takes x times its weight."""
@@ -188,12 +221,15 @@ class Experts:
                 [layer.linear.packed for layer in self._down],
                 self._activation,
                 self._limit,
+                gated=self._gated,
             )
         return self._packed
 
     def steps(self, x: Tensor) -> Generator[Tensor, None, Tensor]:
         """As FeedForward.steps: an expert's layers get the rows of x whose tokens chose it, perhaps
         none. Only for one rank."""
+        if self._inward is not None:
+            raise ConfigError("experts between two linear layers cannot be converted")
         weights, chosen = self._router(x)
         total = torch.zeros_like(x, dtype=torch.float32)
         for expert, (gate_up, down) in enumerate(zip(self._gate_up, self._down, strict=True)):
@@ -219,11 +255,14 @@ class Experts:
 
     def targets(self) -> dict[str, Target]:
         found = self._router.targets() | self._targets_of_experts()
+        if self._latent is not None and self._inward is not None and self._outward is not None:
+            found |= prefixed(self._latent.inward, self._inward.targets())
+            found |= prefixed(self._latent.outward, self._outward.targets())
         if self._shared is not None:
             found |= prefixed(self._shared.name, self._shared.body.targets())
             if self._shared_gate is not None:
                 put = partial(self._shared_gate.put, 0)
-                found[f"{self._shared.gate}.weight"] = Target((1, self._sizes[0]), put)
+                found[f"{self._shared.gate}.weight"] = Target((1, self._hidden_size), put)
         return found
 
     def _targets_of_experts(self) -> dict[str, Target]:
@@ -250,10 +289,12 @@ class Experts:
             if files.biases is None:
                 return None
             name = files.biases[part == DOWN]
+        if part == UP and not self._gated:
+            name = name.replace("gate_up", "up")
         fused = FusedIn(name=name, expert=index, num_experts=self._num_experts)
         if kind == "weight" and files.transposed:
             fused = replace(fused, transposed=True)
-        if part == DOWN:
+        if part == DOWN or not self._gated:
             return fused
         return replace(fused, part=int(part == UP), num_parts=2, takes_turns=files.interleaved)
 
@@ -263,6 +304,9 @@ class Experts:
             up.linear.pack()
             down.linear.pack()
         self._packed = None
+        if self._inward is not None and self._outward is not None:
+            self._inward.pack()
+            self._outward.pack()
         if self._shared is not None:
             self._shared.body.pack()
         if self._shared_gate is not None:
@@ -273,6 +317,8 @@ class Experts:
         program.refuse_sum_over(self._over.size)
         if self._weighs_inputs:
             raise CannotRecord("a recorded step has no weights of experts' inputs")
+        if self._inward is not None:
+            raise CannotRecord("a recorded step has no experts between two linear layers")
         out = self._router.record(program, x, self._experts, self._sizes[0])
         if self._shared is None:
             return out

@@ -80,6 +80,8 @@ class QkvForm:
     pairs       how many of a head's first entries rotate as neighbouring pairs. Kernels rotate two
                 halves, so these rows of queries and keys are put in that order: scores stay the
                 same, since both change alike. 0: the entries are in that order already
+    gated       whether the layer of queries has, of each head, the query and then as many inputs of
+                a gate on what attention gives; only of separate layers
     values_are_keys  whether there is no layer for values: they are the projected keys, before
                 norms and rotation; only of separate layers
     """
@@ -89,11 +91,12 @@ class QkvForm:
     grouped: bool = False
     transposed: bool = False
     pairs: int = 0
+    gated: bool = False
     values_are_keys: bool = False
 
     def arrangement(self, heads: HeadLayout, group: Group) -> Arrangement | None:
         """Which rows of the checkpoint's tensors are this rank's; None: nothing is unusual."""
-        if self.fused is None and not self.transposed and not self.pairs:
+        if self.fused is None and not self.transposed and not self.pairs and not self.gated:
             return None
         num_kv_heads = heads.num_kv_heads_of(group)
         num_heads = heads.num_heads_of(group)
@@ -101,7 +104,7 @@ class QkvForm:
         queries = torch.arange(num_heads) + group.rank * num_heads
         others = torch.arange(num_kv_heads) + first_kv
         if self.fused is None:
-            places = (queries, others, others)
+            places = (queries * 2 if self.gated else queries, others, others)
         elif self.grouped:
             per_group = heads.num_heads // heads.num_kv_heads
             width = per_group + 2
@@ -123,6 +126,13 @@ class QkvForm:
             for place, within in zip(places, (order, order, plain), strict=True)
         )
         return Arrangement(rows=rows, fused=self.fused, transposed=self.transposed)
+
+    def gates(self, heads: HeadLayout, group: Group) -> Arrangement:
+        """Which rows of the layer of queries are this rank's gates, if it is `gated`."""
+        own = heads.num_heads_of(group)
+        places = (torch.arange(own) + group.rank * own) * 2 + 1
+        rows = places[:, None] * heads.head_dim + torch.arange(heads.head_dim)
+        return Arrangement(rows=(rows.flatten(),))
 
 
 SEPARATE = QkvForm()

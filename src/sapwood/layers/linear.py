@@ -47,13 +47,15 @@ class Arrangement:
 
     rows        per part: which rows of the checkpoint's tensor are this rank's, in the order in
                 which the layer computes them, [size of the part] int64
-    fused       name of the one tensor that holds all parts; None: each part has its own
+    fused       name of the one tensor that holds several parts; None: each part has its own
+    fused_parts indices of the parts that it holds, which are neighbours; None: all of them
     transposed  whether weights are [in, out]
     """
 
     rows: tuple[Tensor, ...]
     fused: str | None = None
     transposed: bool = False
+    fused_parts: tuple[int, ...] | None = None
 
     @staticmethod
     def in_sequence(
@@ -218,11 +220,14 @@ class ColumnParallelLinear:
 
     def _arranged_targets(self, arrangement: Arrangement) -> dict[str, Target]:
         starts = list(accumulate((part.size for part in self._parts), initial=0))
+        fused: tuple[int, ...] = ()
+        if arrangement.fused is not None:
+            fused = arrangement.fused_parts or tuple(range(len(self._parts)))
         members: list[tuple[str, tuple[int, ...]]] = [
-            (part.name, (index,)) for index, part in enumerate(self._parts)
+            (part.name, (index,)) for index, part in enumerate(self._parts) if index not in fused
         ]
         if arrangement.fused is not None:
-            members = [(arrangement.fused, tuple(range(len(self._parts))))]
+            members.insert(0, (arrangement.fused, fused))
         found: dict[str, Target] = {}
         for name, parts in members:
             num_rows = sum(self._parts[index].whole_size for index in parts)

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import Activate, Buffer, CannotRecord, Program, Xielu
+from sapwood.kernels.recording import (
+    Activate,
+    Buffer,
+    CannotRecord,
+    Program,
+    ScaleColumns,
+    Xielu,
+)
 from sapwood.layers.build import Build
 from sapwood.layers.linear import (
     Arrangement,
@@ -37,6 +44,7 @@ class _MLP:
         bias: bool,
         fused: str | None = None,
         transposed: bool = False,
+        gate_factor: float = 1.0,
     ) -> None:
         """A feed-forward layer.
 
@@ -44,6 +52,7 @@ class _MLP:
         activation  of `expand`; None: a subclass has another one
         fused       name of the one layer that holds all of `up`, in this order; None: each is one
         transposed  whether the checkpoint's weights are [in, out]
+        gate_factor  of what the first of two `up` gives
         """
         group = build.groups.tp
         self._kernels = build.kernels
@@ -65,6 +74,9 @@ class _MLP:
             group=group,
             transposed=transposed,
         )
+        self._gate_factors: Tensor | None = None
+        if gate_factor != 1.0:
+            self._gate_factors = build.empty(parts[0].size).fill_(gate_factor)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]"""
@@ -81,7 +93,10 @@ class _MLP:
         """x [T, hidden] -> [T, this rank's intermediate]"""
         assert self._activation is not None
         compute = self._kernels.activate_and_mul if self._is_gated else self._kernels.activate
-        return compute(self._up(x), self._activation)
+        up = self._up(x)
+        if self._gate_factors is not None:
+            up[:, : len(self._gate_factors)].mul_(self._gate_factors)
+        return compute(up, self._activation)
 
     def targets(self) -> dict[str, Target]:
         return self._up.targets() | self._down.targets()
@@ -93,6 +108,8 @@ class _MLP:
     def record(self, program: Program, x: Buffer) -> Buffer:
         assert self._activation is not None
         up = self._up.record(program, x)
+        if self._gate_factors is not None:
+            program.add(ScaleColumns(residual=up, first=0, factors=self._gate_factors))
         expanded = program.buffer(up.width // 2 if self._is_gated else up.width)
         program.add(Activate(x=up, activation=self._activation, gated=self._is_gated, out=expanded))
         return self._down.record(program, expanded)
@@ -111,8 +128,10 @@ class GatedMLP(_MLP):
         bias: bool = False,
         names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
         fused: str | None = None,
+        gate_factor: float = 1.0,
     ) -> None:
-        """`fused`: name of the one layer that holds gate and then up; None: there are two."""
+        """`fused`: name of the one layer that holds gate and then up; None: there are two.
+        gate_factor: of what the gate's layer gives"""
         gate, up, down = names
         super().__init__(
             build,
@@ -123,6 +142,7 @@ class GatedMLP(_MLP):
             activation=activation,
             bias=bias,
             fused=fused,
+            gate_factor=gate_factor,
         )
 
 

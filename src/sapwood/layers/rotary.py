@@ -103,13 +103,15 @@ def attention_factor(rope: RopeConfig, context_length: int) -> float:
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:
-        return _yarn_magnitude(scaling.factor, scaling.mscale) / _yarn_magnitude(
+        return yarn_magnitude(scaling.factor, scaling.mscale) / yarn_magnitude(
             scaling.factor, scaling.mscale_all_dim
         )
-    return _yarn_magnitude(scaling.factor, 1.0)
+    return yarn_magnitude(scaling.factor, 1.0)
 
 
-def _yarn_magnitude(factor: float, weight: float) -> float:
+def yarn_magnitude(factor: float, weight: float) -> float:
+    """How much yarn makes the scores of texts `factor` times as long larger, to the power of a
+    half; `weight` is the config's mscale or mscale_all_dim."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 

@@ -149,7 +149,12 @@ class ShortConv:
             self._site.record(program, x, projected)
         program.add(
             Convolve(
-                x=projected, layer=self._layer, weight=self._weight, bias=self._bias, out=mixed
+                x=projected,
+                layer=self._layer,
+                weight=self._weight,
+                bias=self._bias,
+                gated=True,
+                out=mixed,
             )
         )
         return self._out.record(program, mixed)

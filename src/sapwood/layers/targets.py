@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
+from sapwood.layers.adapted_vocab import VocabTarget
 from sapwood.layers.adapters import AdapterTarget
 
 
@@ -82,6 +83,7 @@ class Target:
     fused_in  the tensor as which a checkpoint may have this one, together with others; None: there
            is none such
     adapter  where adapters of this weight add; None: there are no adapters, or none of this tensor
+    vocab_adapter  the same for an embedding, and for a whole weight in this one's place
     """
 
     shape: tuple[int, ...]
@@ -93,6 +95,7 @@ class Target:
     has_rows: bool = True
     fused_in: FusedIn | None = None
     adapter: AdapterTarget | None = None
+    vocab_adapter: VocabTarget | None = None
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -144,6 +147,23 @@ def whole(parameter: Tensor) -> Target:
 def unused(shape: tuple[int, ...]) -> Target:
     """A tensor that this rank does not need, but whose absence would be an error."""
     return Target(shape, lambda _: None, lambda _: None)
+
+
+def shared_by(first: Target, second: Target) -> Target:
+    """One tensor, of whose rows two layers take some each, and each row has one taker."""
+
+    def put(tensor: Tensor) -> None:
+        first.put(tensor)
+        second.put(tensor)
+
+    def put_blocks(part: LinearPart) -> None:
+        for target in (first, second):
+            assert target.put_blocks is not None
+            target.put_blocks(part)
+
+    takes_blocks = first.put_blocks is not None and second.put_blocks is not None
+    shape = (first.shape[0] + second.shape[0], *first.shape[1:])
+    return Target(shape, put, put_blocks if takes_blocks else None, is_rearranged=True)
 
 
 def once_filled(targets: Mapping[str, Target], done: Callable[[], None]) -> dict[str, Target]:

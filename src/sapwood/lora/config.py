@@ -98,13 +98,18 @@ def read_config(folder: Path) -> AdapterConfig:
             f"{folder} is no LoRA adapter: {CONFIG_FILE} cannot be read ({error.strerror}); give "
             "the folder that PEFT's save_pretrained wrote"
         ) from None
+    return parse_config(text, str(folder))
+
+
+def parse_config(text: bytes, source: str) -> AdapterConfig:
+    """The configuration from what adapter_config.json has; ConfigError as `adapter_config`."""
     if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has over {MAX_CONFIG_BYTES} bytes")
+        raise ConfigError(f"{source}: {CONFIG_FILE} has over {MAX_CONFIG_BYTES} bytes")
     try:
         values = msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is no JSON object: {error}") from None
-    return adapter_config(values, str(folder))
+        raise ConfigError(f"{source}: {CONFIG_FILE} is no JSON object: {error}") from None
+    return adapter_config(values, source)
 
 
 def _refuse(values: dict[str, Any], source: str) -> None:
@@ -114,7 +119,6 @@ def _refuse(values: dict[str, Any], source: str) -> None:
         raise ConfigError(f"{source}: peft_type is {kind!r}; only LORA is served")
     for field, what in (
         ("use_dora", "DoRA scales the rows of the weights themselves"),
-        ("modules_to_save", "whole layers beside the low-rank ones"),
         ("trainable_token_indices", "embeddings of single tokens"),
         ("lora_bias", "a bias of the low-rank layers"),
         ("alora_invocation_tokens", "activated LoRA"),

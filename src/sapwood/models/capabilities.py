@@ -32,16 +32,9 @@ _SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     **dict.fromkeys(("head_dim", "v_head_dim"), 32),
+    **dict.fromkeys(("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 32),
     "max_position_embeddings": 64,
     "num_kv_shared_layers": 0,
-}
-_EXPERTS = {
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
 }
 _EXPERTS = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),

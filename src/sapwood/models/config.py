@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.latent import LatentSizes
 from sapwood.layers.rope_config import RopeConfig
 from sapwood.models.hf_fields import activation, epsilon, integer, switch
-from sapwood.schema.cache import CacheGroup, keys_and_values, within
+from sapwood.schema.cache import CacheGroup, keys_and_values, latent_rows, within
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of layers in config.json's layer_types."""
@@ -90,6 +91,8 @@ class DecoderConfig:
     soft_cap         the cap of attention scores (AttentionTraits); None: there is none
     has_alibi        whether attention adds a distance times a slope to its scores
     experts          of feed-forward layers; None: these are dense
+    latent           the heads of attention over latent rows, in all layers with attention; None:
+                     attention keeps keys and values
     states           what the layers without attention keep, in cache groups of kind STATE
     state_layer_parameters  weights of the mixer of one of these layers
     heads_by_layer   of a model whose layers differ: the heads of each, None for a layer without
@@ -123,6 +126,7 @@ class DecoderConfig:
     has_sinks: bool = False
     has_alibi: bool = False
     experts: ExpertsConfig | None = None
+    latent: LatentSizes | None = None
     states: tuple[CacheGroup, ...] = ()
     state_layer_parameters: int = 0
     heads_by_layer: tuple[AttentionHeads | None, ...] = ()
@@ -189,12 +193,17 @@ class DecoderConfig:
     @property
     def largest_head_dim(self) -> int:
         """Of all layers, for the choice of kernels."""
+        if self.latent is not None:
+            return self.latent.expanded_dim
         heads = [self.heads_of(layer) for layer in range(self.num_layers)]
         return max((one.head_dim for one in heads if one is not None), default=self.head_dim)
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in the layers, for this context length."""
+        if self.latent is not None:
+            layers = [layer for layer in range(self.num_layers) if self.heads_of(layer)]
+            return (latent_rows(layers, width=self.latent.row), *self.states)
         alike: dict[tuple[bool, int, int], list[int]] = {}
         for layer in range(self.num_layers):
             heads = self.heads_of(layer)
@@ -228,7 +237,9 @@ class DecoderConfig:
         feed_forwards = 0
         for layer in range(self.num_layers):
             heads = self.heads_of(layer)
-            if heads is not None:
+            if heads is not None and self.latent is not None:
+                mixers += self.latent.num_parameters(self.hidden_size)
+            elif heads is not None:
                 own = heads.num_heads + (heads.num_kv_heads if heads.source is None else 0)
                 mixers += 2 * self.hidden_size * heads.head_dim * own
             if self.experts is None or layer in self.experts.dense_layers:

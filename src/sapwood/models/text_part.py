@@ -33,6 +33,8 @@ TEXT_ARCHITECTURES: Mapping[str, str] = {
     "qwen2_5_vl_text": _QWEN2,
     "qwen2_vl_text": _QWEN2,
     "qwen3": _QWEN3,
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_vl_text": _QWEN3,
     "smollm3": "SmolLM3ForCausalLM",
 }
@@ -74,6 +76,8 @@ WRAPPERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Qwen2_5_VLForConditionalGeneration": ("qwen2_5_vl_text", _NOTHING),
     "Qwen2VLForConditionalGeneration": ("qwen2_vl_text", _NOTHING),
     "Qwen3VLForConditionalGeneration": ("qwen3_vl_text", _NOTHING),
+    "Qwen3_5ForConditionalGeneration": ("qwen3_5_text", _NOTHING),
+    "Qwen3_5MoeForConditionalGeneration": ("qwen3_5_moe_text", _NOTHING),
     "SmolVLMForConditionalGeneration": ("llama", _NOTHING),
 }
 """Architecture of the whole model -> model_type of its text part, if that does not say it, and the

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import psutil
@@ -31,6 +31,8 @@ from sapwood.observe.histogram import Histogram, distribution
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus's text format, which every scraper reads."""
 
+RANK_LABEL = "dp_rank"
+"""The label of metrics that each replica has for itself, where there are several."""
 PREFIX = "sapwood:"
 COMPAT_PREFIX = "sglang:"
 
@@ -239,22 +241,33 @@ class EngineConstants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRates:
-    """Tokens per second in the latest interval, and the cached share of its prompt tokens.
+    """Tokens per second in the latest interval.
 
     last_output_tokens_per_s  in the latest interval with any output tokens
-    cache_hit_rate  None: there were no prompt tokens
+    prompt_tokens_per_s  that were computed
+    cached_tokens_per_s  of prompts, that the cache had
     """
 
     output_tokens_per_s: float = 0.0
     last_output_tokens_per_s: float = 0.0
     prompt_tokens_per_s: float = 0.0
-    cache_hit_rate: float | None = None
+    cached_tokens_per_s: float = 0.0
+
+    @property
+    def cache_hit_rate(self) -> float | None:
+        """The cached share of prompt tokens; None: there were none."""
+        both = self.prompt_tokens_per_s + self.cached_tokens_per_s
+        return self.cached_tokens_per_s / both if both else None
 
 
 @dataclass(slots=True)
 class EngineState:
-    """The latest known facts about the engine; None: no report has come yet."""
+    """The latest known facts about an engine; None: no report has come yet.
 
+    is_up  whether it serves
+    """
+
+    is_up: bool = True
     facts: EngineFacts | None = None
     constants: EngineConstants | None = None
     rates: EngineRates = field(default_factory=EngineRates)
@@ -277,7 +290,7 @@ class Metrics(Collector):
     ) -> None:
         self.model_name = model_name
         self.custom_labels = tuple(custom_labels)
-        self.engine = EngineState()
+        self.engines = [EngineState()]
         self.http_requests: Counter[tuple[str, str]] = Counter()
         self.http_responses: Counter[tuple[str, str, str]] = Counter()
         self.num_open_calls = 0
@@ -288,6 +301,11 @@ class Metrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self.series(())
+
+    @property
+    def engine(self) -> EngineState:
+        """Of the engine, or of the first replica."""
+        return self.engines[0]
 
     def series(self, labels: tuple[str, ...]) -> RequestSeries:
         """The figures of all requests with these custom label values; (): those without any."""
@@ -365,22 +383,28 @@ class Metrics(Collector):
         yield Family("gauge", "http_requests_active", text, (), [((), self.num_open_calls)])
 
     def _engine_families(self) -> Iterator[Family]:
-        facts, constants = self.engine.facts, self.engine.constants
+        told = [state.facts for state in self.engines if state.facts is not None]
         cpu = [(("api",), time.process_time())]
         resident: list[tuple[tuple[str, ...], float]] = [
             (("api",), psutil.Process().memory_info().rss)
         ]
-        if facts is not None:
-            cpu.append((("engine",), facts.cpu_seconds))
-            resident.append((("engine",), facts.resident_bytes))
-        names, text = ("component",), "CPU seconds of each process."
+        if told:
+            cpu.append((("engine",), sum(facts.cpu_seconds for facts in told)))
+            resident.append((("engine",), sum(facts.resident_bytes for facts in told)))
+        names, text = ("component",), "CPU seconds of each process; of all replicas' engines."
         yield Family("counter", "process_cpu_seconds", text, names, cpu)
-        text = "Resident memory of each process."
+        text = "Resident memory of each process; of all replicas' engines."
         yield Family("gauge", "process_resident_memory_bytes", text, names, resident)
-        if facts is None or constants is None:
+        if len(self.engines) == 1:
+            yield from _families_of(self.model_name, self.engine)
             return
-        yield from engine_gauges(self.model_name, facts, constants, self.engine.rates)
-        yield from _engine_counters(self.model_name, facts)
+        text = "Whether the replica serves."
+        ups = [
+            ((self.model_name, str(rank)), float(state.is_up))
+            for rank, state in enumerate(self.engines)
+        ]
+        yield Family("gauge", "engine_up", text, ("model_name", RANK_LABEL), ups)
+        yield from _ranked([_families_of(self.model_name, state) for state in self.engines])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -443,6 +467,28 @@ _REQUEST_HISTOGRAMS = (
     ("prompt_tokens_histogram", "Prompt lengths in tokens.", "prompt_lengths"),
     ("generation_tokens_histogram", "Output lengths of finished samples.", "output_lengths"),
 )
+
+
+def _families_of(model_name: str, state: EngineState) -> Iterator[Family]:
+    """One engine's metrics; none before its first report."""
+    if state.facts is None or state.constants is None:
+        return
+    yield from engine_gauges(model_name, state.facts, state.constants, state.rates)
+    yield from _engine_counters(model_name, state.facts)
+
+
+def _ranked(by_rank: Sequence[Iterable[Family]]) -> Iterator[Family]:
+    """The metrics of several engines, those with one name together, with the rank as a label."""
+    together: dict[str, list[tuple[int, Family]]] = {}
+    for rank, families in enumerate(by_rank):
+        for family in families:
+            together.setdefault(family.name, []).append((rank, family))
+    for same in together.values():
+        _, first = same[0]
+        rows = [
+            ((*labels, str(rank)), value) for rank, family in same for labels, value in family.rows
+        ]
+        yield replace(first, label_names=(*first.label_names, RANK_LABEL), rows=rows)
 
 
 def engine_gauges(

@@ -19,6 +19,8 @@ KV = "kv"
 """The dtype of a tensor whose numbers --kv-cache-dtype chooses."""
 ACTIVATIONS = "activations"
 """The dtype of a tensor whose numbers are those of the activations."""
+RECURRENT = "recurrent"
+"""The dtype of a tensor of recurrent states, whose numbers --mamba-ssm-dtype chooses."""
 
 
 class CacheKind(StrEnum):
@@ -41,7 +43,7 @@ class CacheTensor:
     """One tensor of a layer's cache.
 
     shape  of one token, or of one slot if the group's kind is STATE
-    dtype  its name as in base/dtypes, KV, or ACTIVATIONS
+    dtype  its name as in base/dtypes, KV, ACTIVATIONS, or RECURRENT
     split  dimension that ranks share out: heads, or channels. Where ranks outnumber its entries,
            several have the same one. None: every rank has the whole
     """
@@ -102,9 +104,9 @@ class CacheGroup:
         tensors = {name: tensor.of_rank(num_ranks) for name, tensor in self.tensors.items()}
         return replace(self, tensors=tensors)
 
-    def with_dtypes(self, *, kv: str, activations: str) -> CacheGroup:
-        """The group with names of dtypes in the places of KV and ACTIVATIONS."""
-        names = {KV: kv, ACTIVATIONS: activations}
+    def with_dtypes(self, *, kv: str, activations: str, recurrent: str = "float32") -> CacheGroup:
+        """The group with names of dtypes in the places of KV, ACTIVATIONS and RECURRENT."""
+        names = {KV: kv, ACTIVATIONS: activations, RECURRENT: recurrent}
         tensors = {
             name: replace(tensor, dtype=names.get(tensor.dtype, tensor.dtype))
             for name, tensor in self.tensors.items()
@@ -127,6 +129,25 @@ def keys_and_values(
         layers=tuple(layers),
         tensors={"k": tensor, "v": tensor},
         window=window,
+    )
+
+
+def latent_rows(layers: Sequence[int], *, width: int, dtype: str = KV) -> CacheGroup:
+    """The group of attention layers that keep one row of `width` entries per token, for all heads
+    and on every rank."""
+    return CacheGroup(
+        kind=CacheKind.LATENT,
+        layers=tuple(layers),
+        tensors={"latent": CacheTensor((1, width), dtype)},
+    )
+
+
+def shifted(groups: Sequence[CacheGroup], first_layer: int) -> tuple[CacheGroup, ...]:
+    """The same groups of layers that are numbered from `first_layer` on: those of a second model
+    whose caches come after the first one's."""
+    return tuple(
+        replace(group, layers=tuple(first_layer + layer for layer in group.layers))
+        for group in groups
     )
 
 
@@ -205,6 +226,7 @@ class CachePlan:
 
     state_interval  tokens between the states that are kept for prefixes
     num_states      size of the pool of states; None: as `sizes` finds it
+    state_memory_ratio  memory of the states for prefixes at most, relative to that of the pages
     window_share    tokens of a window pool, relative to all tokens of context; None: as `sizes`
                     finds it
     """
@@ -214,6 +236,7 @@ class CachePlan:
     demand: Demand
     state_interval: int = 256
     num_states: int | None = None
+    state_memory_ratio: float = 1.0
     window_share: float | None = None
 
     @property
@@ -227,7 +250,7 @@ class CachePlan:
         tokens of a step. If a share was asked for, the pool has this, but always what one request
         can use. A pool of states has a slot for each running request, and as many again
         for prefixes; or as many for these as there are places for them in all tokens of context, if
-        they take no more memory than the pages of these tokens.
+        they take no more memory than `state_memory_ratio` times the pages of these tokens.
         """
         pages = num_tokens // self.page_size
         sizes = []
@@ -304,7 +327,7 @@ class CachePlan:
             for pool in pools
             if pool.kind is CacheKind.FULL
         )
-        affordable = full_bytes // self.unit_bytes(pools[-1])
+        affordable = int(self.state_memory_ratio * full_bytes) // self.unit_bytes(pools[-1])
         return num_requests + max(num_requests, min(num_tokens // self.state_interval, affordable))
 
     def _wanted_window_pages(self, window: int, pages: int) -> int:

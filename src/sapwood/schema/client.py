@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from sapwood.schema.output import CacheFlushed, CallDone, EngineReady, EngineStatus, RequestOutput
-from sapwood.schema.request import Generate, StartProfile
+from sapwood.schema.request import Generate, SentAdapter, StartProfile
 
 
 class EngineClient(Protocol):
@@ -46,7 +46,9 @@ class EngineClient(Protocol):
 
     async def slow_down(self, sleep_s: float) -> CallDone: ...
 
-    async def load_adapter(self, adapter_id: str, path: str) -> CallDone:
+    async def load_adapter(
+        self, adapter_id: str, path: str, sent: SentAdapter | None = None
+    ) -> CallDone:
         """Load the LoRA adapter in the folder `path` under a new id."""
         ...
 

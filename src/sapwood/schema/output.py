@@ -305,4 +305,28 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     pools: tuple[PoolUse, ...] = ()
 
 
+def total_status(statuses: Sequence[EngineStatus]) -> EngineStatus:
+    """One status for several engines with the same model: sums, but the mean of a ratio."""
+    total: EngineStatus = _total(statuses)
+    ratio = sum(status.new_token_ratio for status in statuses) / len(statuses)
+    return msgspec.structs.replace(total, call_id="", new_token_ratio=ratio)
+
+
+def _total(values: Sequence[Any]) -> Any:
+    """Numbers added up, structs field by field; lists of structs place by place (all have the same
+    pools), other lists one after the other. A value that one lacks is that of the others."""
+    some = [value for value in values if value is not None]
+    if not some or isinstance(some[0], str):
+        return some[0] if some else None
+    if isinstance(some[0], msgspec.Struct):
+        names = some[0].__struct_fields__
+        sums = {name: _total([getattr(value, name) for value in some]) for name in names}
+        return msgspec.structs.replace(some[0], **sums)
+    if isinstance(some[0], tuple):
+        if any(isinstance(item, msgspec.Struct) for item in chain(*some)):
+            return tuple(_total(items) for items in zip(*some, strict=True))
+        return tuple(chain(*some))
+    return sum(some)
+
+
 EngineOutput = StepOutputs | EngineReady | EngineFatal | CacheFlushed | CallDone | EngineStatus

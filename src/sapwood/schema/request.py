@@ -38,6 +38,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     priority      larger is sooner, unless the server is told the opposite; None: its default
     routing_key   requests with the same key probably share prefixes; "": none
     adapter       id of the LoRA adapter (`LoadAdapter`); "": the base model
+    data_parallel_rank  the replica that is to answer; None: any
     """
 
     sampling: SamplingParams = SamplingParams()
@@ -49,6 +50,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     priority: int | None = None
     routing_key: str = ""
     adapter: str = ""
+    data_parallel_rank: int | None = None
 
     @property
     def tells_of_tokens(self) -> bool:
@@ -146,17 +148,32 @@ class SlowDown(msgspec.Struct, frozen=True, tag=True):
     sleep_s: float
 
 
+class SentAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter that comes as bytes instead of lying in a folder.
+
+    config      adapter_config.json
+    tensors     in the safetensors format, or a pickle of a dict of tensors
+    is_pickled  which of them
+    """
+
+    config: bytes
+    tensors: bytes
+    is_pickled: bool = False
+
+
 class LoadAdapter(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Load a LoRA adapter; answered by a `CallDone` with the same id.
 
     adapter_id  new for each load, so that nothing that was computed with an older adapter of the
                 same name is taken for this one's
-    path        the folder that PEFT's save_pretrained wrote
+    path        the folder that PEFT's save_pretrained wrote, a catalogue name, or a hub repository
+    sent        the adapter itself; it is in no folder then
     """
 
     call_id: str
     adapter_id: str
     path: str
+    sent: SentAdapter | None = None
 
 
 class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):

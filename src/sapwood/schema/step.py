@@ -63,6 +63,14 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     position    index of the first new token in the request
     token_ids   ids of the new tokens; empty: the single token that this row sampled last
     draft_ids   guesses of the tokens that follow; only if a token is sampled after `token_ids`
+    draft_parents  per draft: index of the draft that it follows, -1: it follows the last of
+                `token_ids`; empty: the drafts are a chain. Siblings differ, and a draft comes after
+                the one that it follows. Drafts of a tree are computed at `position` and the places
+                after it, in their order, whatever their depth.
+    num_guesses  how many tokens after those that this step brings the rank shall guess, for the
+                request's next step; only if a token is sampled, and only of a rank with a drafter.
+                The pages for the keys and values of all of them but the last are there
+    guesses_end  no token with this or a higher index in the request may be guessed
     first_page  index in the row's page table from which `pages` replaces its entries; this is the
                 table of the pool that keeps every token (see schema/cache.py)
     windows     the same for the row's table of each window pool: (first page, pages). Entries
@@ -87,6 +95,9 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     pages: list[int]
     num_output: int | None
     draft_ids: list[int] = []
+    draft_parents: list[int] = []
+    num_guesses: int = 0
+    guesses_end: int = 0
     windows: list[tuple[int, list[int]]] = []
     slot: int = -1
     copies: list[tuple[int, int]] = []
@@ -158,6 +169,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     values    embedding or scores of an entry that answers: fp32, little endian
     forced    tokens that must follow the sampled ones because the grammar leaves no choice; they
               are not computed yet
+    guesses   of the tokens that follow, as far as the entry asks for them (`num_guesses`)
+    drafting_s  seconds that the rank's draft model took, in a step that asked for guesses
     """
 
     step: int
@@ -168,6 +181,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[int, str] = {}
     values: dict[int, bytes] = {}
     forced: dict[int, list[int]] = {}
+    guesses: dict[int, list[int]] = {}
+    drafting_s: float = 0.0
 
 
 class StepHandle(Protocol):

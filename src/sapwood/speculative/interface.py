@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guesses:
+    """How a request may go on: a chain of tokens, or a tree of them.
+
+    token_ids  a token comes after the token that it follows; siblings differ
+    kinds      per token: guesses of one kind are right about equally often, given that the tokens
+               before them are right. Only the drafter knows what a kind stands for.
+    parents    per token: index of the token that it follows, -1: it follows the request's last
+               token; empty: the guesses are a chain
+    """
+
+    token_ids: Sequence[int] = ()
+    kinds: Sequence[int] = ()
+    parents: Sequence[int] = ()
+
+    def parent(self, index: int) -> int:
+        return self.parents[index] if self.parents else index - 1
+
+
+NO_GUESSES = Guesses()
 
 
 class Draft(Protocol):
@@ -13,12 +36,16 @@ class Draft(Protocol):
         """These tokens follow those that the draft knows."""
         ...
 
-    def propose(self, most: int) -> list[int]:
+    def propose(self, most: int) -> Guesses:
         """Up to `most` tokens that may follow; none where nothing can be guessed."""
+        ...
+
+    def close(self) -> None:
+        """The request has ended."""
         ...
 
 
 class Drafter(Protocol):
-    def begin(self, prompt_ids: Sequence[int]) -> Draft:
-        """The draft of a new request."""
+    def begin(self, namespace: str, prompt_ids: Sequence[int]) -> Draft:
+        """The draft of a new request. Text of other namespaces must not show in its guesses."""
         ...

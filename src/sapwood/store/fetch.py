@@ -12,6 +12,8 @@ from pathlib import Path
 from sapwood.base.errors import ConfigError, ModelSourceError
 from sapwood.store.catalogue import CatalogueEntry, HubSpec, SourceSpec, load_catalogue
 from sapwood.store.files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
     LOAD_FORMATS,
     ModelFiles,
     choose_format,
@@ -157,6 +159,23 @@ class ModelStore:
         with self._explained(name):
             return self._fetch(name, revision, load_format, offline, progress)
 
+    def adapter(
+        self, name: str, *, offline: bool = False, progress: Progress | None = None
+    ) -> Path:
+        """The folder of a LoRA adapter, fetched unless the cache has it already.
+
+        name    a path, a catalogue name, or a hub repository ("org/name", perhaps "@revision")
+        Raises  ModelSourceError, with the reason of each source
+        """
+        with self._explained(name):
+            path = self._fetch(name, None, ADAPTER, offline, progress or Silent()).path
+        if not (path / ADAPTER_CONFIG).is_file():
+            raise ModelSourceError(
+                f"{path} is no LoRA adapter: it has no {ADAPTER_CONFIG}; give the folder that "
+                "PEFT's save_pretrained wrote, or its hub repository"
+            )
+        return path
+
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
         try:
@@ -224,8 +243,9 @@ class ModelStore:
         close = difflib.get_close_matches(name.lower().replace(":", "-"), known, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         return (
-            f"{name!r} is no model: there is no such path, it is not in the catalogue "
-            f"({', '.join(known)}), and it does not read as a hub repository (org/name){hint}"
+            f"{name!r} is neither a model nor an adapter: there is no such path, it is not in the "
+            f"catalogue ({', '.join(known)}), and it does not read as a hub repository "
+            f"(org/name){hint}"
         )
 
     def _local_path(self, name: str, revision: str | None) -> Path:

@@ -14,6 +14,12 @@ FORMATS = ("safetensors", "gguf", "pt")
 
 LOAD_FORMATS = ("auto", *FORMATS, "dummy")
 
+ADAPTER = "adapter"
+"""In the place of a weight format: the files are a LoRA adapter's, not a model's."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""In the order of preference."""
+
 _SUFFIXES = {
     ".safetensors": "safetensors",
     ".gguf": "gguf",

@@ -11,7 +11,15 @@ from typing import Any, Protocol
 
 from sapwood.base.errors import ModelSourceError
 from sapwood.store.catalogue import HubSpec
-from sapwood.store.files import FORMATS, detect_format, is_sidecar, list_choices
+from sapwood.store.files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FORMATS,
+    detect_format,
+    is_sidecar,
+    list_choices,
+)
 from sapwood.store.manifest import Checksum
 
 
@@ -52,6 +60,13 @@ def choose_files(
     sidecars = [name for name in names if is_sidecar(name) and not name.endswith(".index.json")]
     if spec.file is not None:
         return (*sidecars, *_parts_of(label, spec.file, names))
+    if load_format == ADAPTER:
+        weights = next((name for name in ADAPTER_WEIGHTS if name in top), None)
+        if weights is None or ADAPTER_CONFIG not in top:
+            raise ModelSourceError(
+                f"{label} is no LoRA adapter: it needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS[0]}"
+            )
+        return ADAPTER_CONFIG, weights
     if load_format == "dummy":
         return tuple(sidecars)
     weight_format = _choose_format(label, top, load_format)

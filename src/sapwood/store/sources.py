@@ -18,7 +18,7 @@ from typing import Protocol
 from sapwood.base.errors import ModelSourceError
 from sapwood.store import cache
 from sapwood.store.catalogue import HubSpec, SourceSpec, WheelFolderSpec, WheelSpec
-from sapwood.store.files import detect_format
+from sapwood.store.files import ADAPTER, detect_format
 from sapwood.store.hub import HubClient, choose_files
 from sapwood.store.progress import POLL_S, Growth, Progress, stage, watching
 
@@ -337,6 +337,8 @@ def why_not(spec: SourceSpec, *, load_format: str, revision: str | None) -> str 
         return None
     if revision is not None:
         return f"{spec.requirement} has no revision {revision!r}; only hub repositories have"
+    if load_format == ADAPTER and isinstance(spec, WheelFolderSpec):
+        return None
     weights = spec.weights if isinstance(spec, WheelFolderSpec) else spec.member
     weight_format = detect_format(Path(weights))
     if load_format not in ("auto", "dummy", weight_format):

@@ -173,6 +173,7 @@ def test_help_tells_all_of_an_option():
         "Parallel:",
         "Grammar:",
         "Speculation:",
+        "Drafting:",
         "Lora:",
         "Server:",
     ]

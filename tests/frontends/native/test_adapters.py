@@ -9,6 +9,7 @@ import pytest
 
 from sapwood.frontends.serving.adapters import AdapterRegistry
 from sapwood.schema.config.lora import LoraConfig
+from sapwood.schema.request import SentAdapter
 
 CHAT = [{"role": "user", "content": "Hello"}]
 
@@ -35,6 +36,46 @@ def test_load_and_unload(with_adapters: Any, engine: Any) -> None:
     assert gone.json()["loaded_adapters"] == {"mine": "/mine"}
     assert engine.calls == [("load_adapter", "/other"), ("unload_adapter", "/other")]
     assert api.post("/unload_lora_adapter", {"lora_name": "other"}).status_code == 400
+
+
+def test_load_from_tensors(with_adapters: Any, engine: Any) -> None:
+    body = {
+        "lora_name": "sent",
+        "config_dict": {"r": 2, "lora_alpha": 4},
+        "serialized_tensors": "AQID",
+        "added_tokens_config": {},
+    }
+    answer = with_adapters.post("/load_lora_adapter_from_tensors", body)
+    assert answer.json() == {
+        "success": True,
+        "error_message": "",
+        "loaded_adapters": {"mine": "/mine", "sent": "__tensor__"},
+    }
+    config = b'{"r":2,"lora_alpha":4}'
+    pickled = SentAdapter(config=config, tensors=b"\x01\x02\x03", is_pickled=True)
+    safe = {**body, "lora_name": "safe", "load_format": "safetensors", "serialized_tensors": ""}
+    assert with_adapters.post("/load_lora_adapter_from_tensors", safe).status_code == 200
+    plain = SentAdapter(config=config, tensors=b"", is_pickled=False)
+    assert engine.calls == [("load_adapter", pickled), ("load_adapter", plain)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"serialized_tensors": "no base64!"}, "serialized_tensors is no base64"),
+        ({"load_format": "flattened_bucket"}, "load_format"),
+        ({"added_tokens_config": {"<new>": 7}}, "added_tokens_config"),
+        ({"config_dict": "{}"}, "config_dict"),
+    ],
+)
+def test_wrong_tensors_are_refused(
+    with_adapters: Any, engine: Any, changes: dict[str, Any], message: str
+) -> None:
+    body = {"lora_name": "a", "config_dict": {}, "serialized_tensors": "", **changes}
+    answer = with_adapters.post("/load_lora_adapter_from_tensors", body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+    assert not engine.calls
 
 
 def test_a_server_without_adapters_says_how_to_have_them(api: Any) -> None:

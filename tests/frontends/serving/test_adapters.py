@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from sapwood.base.errors import InvalidRequest, NotFound
-from sapwood.frontends.serving.adapters import AdapterRegistry
+from sapwood.frontends.serving import adapters as serving
+from sapwood.frontends.serving.adapters import SENT, AdapterRegistry
 from sapwood.schema.config.lora import LoraConfig
 from sapwood.schema.output import CallDone
+from sapwood.schema.request import SentAdapter
 
 
 class Engine:
@@ -19,10 +21,14 @@ class Engine:
 
     def __init__(self) -> None:
         self.there: dict[str, str] = {}
+        self.sent: list[SentAdapter | None] = []
         self.most = 0
 
-    async def load_adapter(self, adapter_id: str, path: str) -> CallDone:
+    async def load_adapter(
+        self, adapter_id: str, path: str, sent: SentAdapter | None = None
+    ) -> CallDone:
         await asyncio.sleep(0)
+        self.sent.append(sent)
         if path == "/nowhere":
             return CallDone("1", False, "no such folder")
         assert adapter_id not in self.there
@@ -208,5 +214,26 @@ def test_without_adapters() -> None:
             await adapters.load("a", "/a")
         with pytest.raises(InvalidRequest, match="--enable-lora"):
             await held(adapters, "a")
+
+    run(work())
+
+
+def test_what_came_as_tensors_comes_back_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_SENT_BYTES", 5)
+    adapters, engine = registry(max_loras_per_batch=1, max_loaded_loras=1)
+    one = SentAdapter(config=b"{}", tensors=b"123")
+
+    async def work() -> None:
+        await adapters.load("one", SENT, sent=one)
+        with pytest.raises(InvalidRequest, match="may have 5 bytes together"):
+            await adapters.load("two", SENT, sent=one)
+        await adapters.load("folder", "/folder")
+        assert adapters.loaded == ["folder"]
+        await held(adapters, "one")
+        assert adapters.loaded == ["one"]
+        assert engine.sent == [one, None, one]
+        assert adapters.paths == {"one": SENT, "folder": "/folder"}
+        await adapters.unload("one")
+        await adapters.load("two", SENT, sent=one)
 
     run(work())

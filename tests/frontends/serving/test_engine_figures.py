@@ -18,7 +18,7 @@ def observer():
 def test_rates_are_of_the_interval_between_two_answers(engine, observer, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    figures = EngineFigures(engine, observer)
+    figures = EngineFigures([engine], observer)
 
     async def run() -> None:
         engine.figures = dict(TOTALS)
@@ -53,7 +53,7 @@ def test_rates_are_of_the_interval_between_two_answers(engine, observer, monkeyp
 def test_an_engine_that_was_started_anew_gives_no_negative_rates(engine, observer, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    figures = EngineFigures(engine, observer)
+    figures = EngineFigures([engine], observer)
 
     async def run() -> None:
         engine.figures = dict(TOTALS)
@@ -67,7 +67,7 @@ def test_an_engine_that_was_started_anew_gives_no_negative_rates(engine, observe
 
 
 def test_a_young_answer_is_told_again(engine, observer):
-    figures = EngineFigures(engine, observer)
+    figures = EngineFigures([engine], observer)
 
     async def run() -> None:
         await figures.refresh()
@@ -82,7 +82,7 @@ def test_a_young_answer_is_told_again(engine, observer):
 
 def test_a_busy_engine_is_asked_once_and_the_old_figures_stay(engine, observer, monkeypatch):
     monkeypatch.setattr(engine_figures, "PATIENCE_S", 0.02)
-    figures = EngineFigures(engine, observer)
+    figures = EngineFigures([engine], observer)
     answer = engine.status
     num_asked = 0
 
@@ -111,7 +111,7 @@ def test_a_busy_engine_is_asked_once_and_the_old_figures_stay(engine, observer, 
 
 def test_while_it_runs_the_history_grows(engine, observer, monkeypatch):
     monkeypatch.setattr(engine_figures, "INTERVAL_S", 0.01)
-    figures = EngineFigures(engine, observer)
+    figures = EngineFigures([engine], observer)
     engine.figures = {"num_running": 3, "num_pages": 10, "num_leased_pages": 5}
 
     async def run() -> None:
@@ -134,6 +134,6 @@ def test_an_engine_that_is_gone_is_survived(engine, observer):
         raise EngineUnavailable("it died")
 
     engine.status = gone
-    figures = EngineFigures(engine, observer)
+    figures = EngineFigures([engine], observer)
     assert asyncio.run(figures.refresh()) is False
     assert figures.status is None

@@ -55,7 +55,7 @@ def sample(age_s: int) -> Sample:
 def services(services, engine):
     """With five minutes of history."""
     observer = RequestObserver(Metrics("org/tiny"))
-    figures = EngineFigures(engine, observer)
+    figures = EngineFigures([engine], observer)
     for age_s in range(299, -1, -1):
         figures.history.add(sample(age_s))
     series = observer.metrics.series(())

@@ -26,7 +26,7 @@ def moved(batch: AttentionBatch, device: torch.device) -> AttentionBatch:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("channels", "length"), [(1, 2), (48, 3), (300, 4), (7, 6), (9, 20)])
-@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("has_bias", "silu"), [(True, False), (False, True)])
 @pytest.mark.parametrize(
     ("query_lens", "context_lens"),
     [
@@ -41,6 +41,7 @@ def test_outputs_and_states(
     channels: int,
     length: int,
     has_bias: bool,
+    silu: bool,
     query_lens: tuple[int, ...],
     context_lens: tuple[int, ...],
 ) -> None:
@@ -53,7 +54,7 @@ def test_outputs_and_states(
     pool = torch.randn(NUM_SLOTS, 2, channels, length - 1).to(dtype)
     slots = torch.tensor([4, 0, 2])[: len(query_lens)]
     expected = pool.clone()
-    want = ReferenceKernels().causal_conv(x, weight, bias, expected[:, 1], slots, batch)
+    want = ReferenceKernels().causal_conv(x, weight, bias, expected[:, 1], slots, batch, silu=silu)
     on_device = pool.to(device)
     got = TritonKernels().causal_conv(
         x.to(device),
@@ -62,6 +63,7 @@ def test_outputs_and_states(
         on_device[:, 1],
         slots.to(device),
         moved(batch, device),
+        silu=silu,
     )
     assert got.dtype == dtype
     torch.testing.assert_close(got.cpu(), want, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])

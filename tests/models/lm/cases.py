@@ -42,6 +42,28 @@ GEMMA4 = {
     "vocab_size_per_layer_input": 131,
     "pad_token_id": 0,
 }
+# The loop's field would be the size of keys elsewhere; here transformers makes it rope_dim's.
+LATENT = {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "qk_nope_head_dim": 16, "v_head_dim": 24}
+LATENT |= {"q_lora_rank": 40, "head_dim": None, "num_key_value_heads": 6, "pad_token_id": None}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32, "beta_slow": 1}
+YARN |= {"original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 0.9}
+GROUPS = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+GROUPS |= {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "n_shared_experts": 2}
+
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+    "head_dim": 32,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+QWEN_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 56,
+}
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral, window": ("mistral", "MistralForCausalLM", {"sliding_window": WINDOW}),
@@ -229,6 +251,91 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "lfm2",
         "Lfm2ForCausalLM",
         {"full_attn_idxs": [], "conv_L_cache": 2, "block_multiple_of": 16},
+    ),
+    "mamba2": (
+        "mamba2",
+        "Mamba2ForCausalLM",
+        {"num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 12, "chunk_size": 16}
+        | {"use_bias": True, "time_step_limit": [0.2, 1.4]},
+    ),
+    "bamba": (
+        "bamba",
+        "BambaForCausalLM",
+        {"mamba_n_heads": 6, "mamba_d_state": 8, "mamba_n_groups": 3, "mamba_chunk_size": 16}
+        | {"num_hidden_layers": 3, "attn_layer_indices": [1], "hidden_size": 192},
+    ),
+    "falcon_h1": (
+        "falcon_h1",
+        "FalconH1ForCausalLM",
+        {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16}
+        | {"hidden_size": 192, "key_multiplier": 0.7, "attention_in_multiplier": 0.9}
+        | {"attention_out_multiplier": 1.2, "ssm_multipliers": [0.8, 1.1, 0.9, 1.2, 0.7]}
+        | {"ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.6, "mlp_multipliers": [0.8, 1.2]}
+        | {"embedding_multiplier": 2.0, "lm_head_multiplier": 0.5},
+    ),
+    "falcon_h1, norms": (
+        "falcon_h1",
+        "FalconH1ForCausalLM",
+        {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16}
+        | {"hidden_size": 192, "mamba_rms_norm": True, "mamba_n_groups": 2}
+        | {"mamba_proj_bias": True, "projectors_bias": True, "mamba_conv_bias": False},
+    ),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        {"num_local_experts": 5, "residual_multiplier": 0.4, "attention_multiplier": 0.2}
+        | {"mamba_n_heads": 6, "mamba_d_state": 8, "mamba_chunk_size": 16}
+        | {"shared_intermediate_size": 40, "num_hidden_layers": 3}
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "granitemoehybrid, no experts": (
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        {"num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_heads": 6}
+        | {"mamba_d_state": 8, "shared_intermediate_size": 40, "mamba_chunk_size": 16}
+        | {"layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        "NemotronHForCausalLM",
+        {"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8}
+        | {"chunk_size": 16, "head_dim": 16, "num_hidden_layers": None}
+        | {"layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"]},
+    ),
+    "nemotron_h, experts": (
+        "nemotron_h",
+        "NemotronHForCausalLM",
+        {"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8}
+        | {"chunk_size": 16, "head_dim": 16, "num_hidden_layers": None, "moe_latent_size": 24}
+        | {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+        | {"moe_shared_expert_intermediate_size": 56, "routed_scaling_factor": 1.5}
+        | {"layers_block_type": ["moe", "linear_attention", "full_attention", "moe"]},
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        DELTA
+        | QWEN_EXPERTS
+        | {"full_attention_interval": 2, "layer_types": None}
+        | {"mlp_only_layers": [1], "rms_norm_eps": 1e-5},
+    ),
+    "qwen3_5": ("qwen3_5_text", "Qwen3_5ForCausalLM", DELTA | {"linear_conv_kernel_dim": 3}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", DELTA | QWEN_EXPERTS),
+    "kimi_linear": (
+        "kimi_linear",
+        "KimiLinearForCausalLM",
+        {"linear_num_heads": 3, "linear_head_dim": 16, "num_local_experts": 6}
+        | {"num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 40}
+        | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20}
+        | {"num_key_value_heads": 6, "layer_types": ["linear_attention", "full_attention"]}
+        | {"pad_token_id": None},
+    ),
+    "olmo_hybrid": (
+        "olmo_hybrid",
+        "OlmoHybridForCausalLM",
+        {"num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        | {"linear_key_head_dim": 12, "pad_token_id": None}
+        | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1},
     ),
     "gemma": ("gemma", "GemmaForCausalLM", {}),
     "gemma2": (
@@ -538,6 +645,42 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "OPTForCausalLM",
         {"hidden_size": 192, "ffn_dim": 80, "word_embed_proj_dim": 224},
     ),
+    "youtu": ("youtu", "YoutuForCausalLM", LATENT | {"attention_bias": True}),
+    "youtu, queries without a latent": (
+        "youtu",
+        "YoutuForCausalLM",
+        LATENT | {"q_lora_rank": None, "rope_interleave": False, "v_head_dim": 64},
+    ),
+    "minicpm3": (
+        "minicpm3",
+        "MiniCPM3ForCausalLM",
+        LATENT | {"dim_model_base": 24, "rope_parameters": longrope(16, 256)},
+    ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        LATENT | GROUPS | {"topk_method": "group_limited_greedy", "rope_parameters": YARN},
+    ),
+    "deepseek_v2, lite": (
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        LATENT | GROUPS | {"q_lora_rank": None, "n_group": None, "first_k_dense_replace": 1},
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        LATENT | GROUPS | {"first_k_dense_replace": 1, "rope_parameters": YARN},
+    ),
+    "deepseek_v3, one group": (
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        LATENT | GROUPS | {"first_k_dense_replace": 0, "n_group": 1, "topk_group": 1},
+    ),
+    "glm4_moe_lite": (
+        "glm4_moe_lite",
+        "Glm4MoeLiteForCausalLM",
+        LATENT | GROUPS | {"mlp_layer_types": ["sparse", "dense"], "n_group": 1, "topk_group": 1},
+    ),
     "iquestcoder": ("iquestcoder", "IQuestCoderForCausalLM", {}),
     "persimmon": ("persimmon", "PersimmonForCausalLM", {"hidden_size": 192}),
     "seed_oss": ("seed_oss", "SeedOssForCausalLM", {"attention_out_bias": True, "mlp_bias": True}),
@@ -550,7 +693,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2, no biases": ("starcoder2", "Starcoder2ForCausalLM", {"use_bias": False}),
 }
 OP_BY_OP = {
-    "afmoe": "gated attention",
     "llama4": "attention in chunks",
     "llama4, dense layers": "attention in chunks",
     "mimo_v2_flash": "values shorter than keys",
@@ -558,6 +700,20 @@ OP_BY_OP = {
     "gemma3n, one stream of two": "streams",
     "gemma4": "streams",
     "gemma4, values are keys": "factors of layers",
+    **dict.fromkeys(
+        (
+            "youtu",
+            "youtu, queries without a latent",
+            "minicpm3",
+            "deepseek_v2",
+            "deepseek_v2, lite",
+            "deepseek_v3",
+            "deepseek_v3, one group",
+            "glm4_moe_lite",
+            "kimi_linear",
+        ),
+        "latent attention",
+    ),
     "opt, norms after": "streams",
     "opt, projections": "streams",
 }

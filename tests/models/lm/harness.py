@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sapwood.distributed.groups import Group
 from sapwood.executor.recorded import record_steps
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.torch_ops.rows import copy_rows
@@ -19,10 +20,11 @@ from sapwood.layers.build import Build, Groups
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
-from sapwood.models.config import AttentionHeads, DecoderConfig
+from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.registry import read_decoder
+from sapwood.schema.cache import RECURRENT
 
 CPU = torch.device("cpu")
 
@@ -114,9 +116,8 @@ def make_kv_caches(
     are as many slots of states as pages."""
     size = 1 if group is None else group.size
 
-    def full_of_nan(heads: AttentionHeads) -> Tensor:
-        num_kv_heads = max(1, heads.num_kv_heads // size)
-        shape = kv_cache_shape(num_pages, num_kv_heads, page_size, heads.head_dim, dtype)
+    def full_of_nan(num_kv_heads: int, width: int) -> Tensor:
+        shape = kv_cache_shape(num_pages, max(1, num_kv_heads // size), page_size, width, dtype)
         if is_8_bit(dtype):  # so are its scales then
             return torch.full(shape, 255, dtype=torch.uint8).view(dtype)
         return torch.full(shape, torch.nan, dtype=dtype)
@@ -126,7 +127,7 @@ def make_kv_caches(
             torch.full(
                 (num_pages, tensor.shape[0] // size, *tensor.shape[1:]),
                 torch.nan,
-                dtype=state_dtype,
+                dtype=torch.float32 if tensor.dtype == RECURRENT else state_dtype,
             )
             for tensor in kept.tensors.values()
         )
@@ -134,18 +135,21 @@ def make_kv_caches(
         for layer in kept.layers
     }
     caches = []
-    for layer in range(config.num_layers):
-        heads = config.heads_of(layer)
+    for layer in range(1 + max([config.num_layers - 1, *states])):
+        heads = None if layer in states else config.heads_of(layer)
         if heads is None or heads.source is not None:
             caches.append(states.get(layer, ()))
+        elif config.latent is not None:
+            caches.append((full_of_nan(1, config.latent.row),))
         else:
-            caches.append((full_of_nan(heads), full_of_nan(heads)))
+            kept = (heads.num_kv_heads, heads.head_dim)
+            caches.append((full_of_nan(*kept), full_of_nan(*kept)))
     return caches
 
 
 def make_decoder(
     hf_config: Mapping[str, Any],
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor | LinearPart],
     kernels: Kernels,
     *,
     dtype: torch.dtype = torch.float32,

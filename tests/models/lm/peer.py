@@ -23,13 +23,18 @@ SIZES: dict[str, Any] = {
 FUSED_IN_MEMORY = frozenset(
     {
         "afmoe",
+        "deepseek_v2",
+        "deepseek_v3",
         "dots1",
         "ernie4_5_moe",
         "exaone_moe",
         "flex_olmo",
         "glm4_moe",
+        "glm4_moe_lite",
         "granitemoe",
+        "granitemoehybrid",
         "hunyuan_v1_moe",
+        "kimi_linear",
         "lfm2_moe",
         "mimo_v2_flash",
         "minimax_m2",
@@ -37,7 +42,10 @@ FUSED_IN_MEMORY = frozenset(
         "olmoe",
         "phimoe",
         "qwen2_moe",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
         "qwen3_moe",
+        "qwen3_next",
         "solar_open",
     }
 )
@@ -91,11 +99,39 @@ def saved_weights(model: Any) -> dict[str, Tensor]:
     """As transformers writes them to a file, where the names of some differ from state_dict's."""
     from safetensors.torch import load_file
 
+    if model.config.model_type == "olmo_hybrid":
+        return olmo_hybrid_weights(model)
     if model.config.model_type not in FUSED_IN_MEMORY:
         return dict(model.state_dict())
     with TemporaryDirectory() as directory:
         model.save_pretrained(directory)
-        return load_file(Path(directory) / "model.safetensors")
+        found = load_file(Path(directory) / "model.safetensors")
+    if model.config.model_type == "kimi_linear":  # published files have the name in sparse layers
+        for layer, kind in enumerate(model.config.mlp_layer_types):
+            sparse, dense = (f"layers.{layer}.{name}." for name in ("block_sparse_moe", "mlp"))
+            if kind == "dense":
+                found = {name.replace(sparse, dense): one for name, one in found.items()}
+    return found
+
+
+def olmo_hybrid_weights(model: Any) -> dict[str, Tensor]:
+    """As published files have them; save_pretrained renames too much, and splits convolutions into
+    equal parts."""
+    config, found = model.config, {}
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    sizes = (keys, keys, config.linear_num_value_heads * config.linear_value_head_dim)
+    norms = {"input_layernorm": "attention_layer_norm"}
+    norms["post_attention_layernorm"] = "feedforward_layer_norm"
+    for name, tensor in model.state_dict().items():
+        _, _, index, *rest = [*name.split("."), *[""] * 3]
+        if index.isdigit() and config.layer_types[int(index)] == "linear_attention":
+            if rest[1] == "conv1d":
+                for part, rows in zip("qkv", tensor.split(sizes), strict=True):
+                    found[name.replace("conv1d", f"{part}_conv1d")] = rows
+                continue
+            name = name.replace(rest[0], norms.get(rest[0], rest[0]))
+        found[name] = tensor
+    return found
 
 
 def random_text(length: int, *, seed: int = 0) -> list[int]:

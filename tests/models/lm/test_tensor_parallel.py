@@ -96,6 +96,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "llama4": ("llama4_text", "Llama4ForCausalLM", LLAMA4),
     "llama4, whole experts": ("llama4_text", "Llama4ForCausalLM", LLAMA4),
+    "youtu": (
+        "youtu",
+        "YoutuForCausalLM",
+        {"kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 24, "v_head_dim": 8}
+        | {"q_lora_rank": 40, "attention_bias": True, "num_key_value_heads": 6},
+    ),
     "mimo_v2_flash": (
         "mimo_v2_flash",
         "MiMoV2FlashForCausalLM",

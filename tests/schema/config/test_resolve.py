@@ -12,6 +12,7 @@ from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import MachineFacts, ModelFacts
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.resolve import DEFAULT_PAGE_SIZE, Decision, resolve
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
@@ -75,6 +76,21 @@ def test_weights_of_another_dtype_need_float32_activations_on_a_cpu(dtype, machi
     asked = EngineConfig(model=ModelConfig(dtype=dtype, weight_dtype=weight_dtype))
     with pytest.raises(ConfigError, match=f"--weight-dtype {weight_dtype} needs --dtype"):
         resolve(asked, machine, MODEL)
+
+
+def test_replicas_share_a_cpu_and_no_gpu():
+    asked = EngineConfig(parallel=ParallelConfig(dp_size=4))
+    large = replace(MODEL, num_parameters=2_000_000_000)
+    machine = replace(CPU, num_cores=8)
+    one, _ = resolve(EngineConfig(), replace(machine, available_bytes=5 * GIB), large)
+    share, decisions = resolve(asked, machine, large)
+    assert share.execution.num_threads == 2
+    assert share.memory.max_total_tokens == one.memory.max_total_tokens
+    assert "load_balance_method" in reasons(decisions)
+    few, _ = resolve(asked, CPU, MODEL)
+    assert few.execution.num_threads == 1
+    on_gpu = [resolve(asked, GPU, large), resolve(EngineConfig(), GPU, large)]
+    assert on_gpu[0][0].memory == on_gpu[1][0].memory
 
 
 def reasons(decisions):
@@ -307,11 +323,10 @@ def test_an_encoders_step_holds_a_whole_context() -> None:
 
 
 def test_when_steps_with_guesses_overlap_is_said():
-    guessing = SpeculationConfig(speculative_algorithm="NGRAM", speculative_max_step_tokens=24)
+    guessing = SpeculationConfig(speculative_algorithm="NGRAM")
     _, decisions = resolve(EngineConfig(speculation=guessing), GPU, MODEL)
     assert reasons(decisions)["overlap_depth"].endswith(
-        "leaves the host idle; with guesses, steps overlap only while more than 12 requests run, "
-        "half of --speculative-max-step-tokens"
+        "leaves the host idle; with guesses, steps overlap only while none promise to pay"
     )
     asked = EngineConfig(speculation=guessing, scheduler=SchedulerConfig(overlap_depth=2))
     _, decisions = resolve(asked, CPU, MODEL)

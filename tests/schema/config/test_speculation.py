@@ -17,11 +17,15 @@ from tests.schema.config.test_resolve import CPU, MODEL
     [
         ({"speculative_algorithm": "EAGLE"}, "NGRAM"),
         ({"speculative_num_draft_tokens": 4}, "does nothing without --speculative-algorithm"),
-        ({"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 0}, ">= 1"),
+        ({"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 1}, ">= 2"),
         ({"speculative_algorithm": "NGRAM", "speculative_max_step_tokens": 1}, ">= 2"),
         (
-            {"speculative_algorithm": "NGRAM", "speculative_ngram_max_match_window_size": 1},
-            "at least --speculative-ngram-min-match-window-size, which is 2",
+            {
+                "speculative_algorithm": "NGRAM",
+                "speculative_ngram_min_match_window_size": 3,
+                "speculative_ngram_max_match_window_size": 2,
+            },
+            "at least --speculative-ngram-min-match-window-size, which is 3",
         ),
     ],
 )

@@ -28,8 +28,8 @@ def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
         from sapwood.app.node import serve_node
 
         ctx.exit(serve_node(engine, log_level=server.log_level))
-    process = start_engine_process()
-    # Imported while the engine's process imports torch.
+    processes = [start_engine_process() for _ in range(engine.parallel.dp_size)]
+    # Imported while the engines' processes import torch.
     from sapwood.app.launch import serve as serve_until_stopped
 
-    ctx.exit(serve_until_stopped(engine, server, observability, process=process))
+    ctx.exit(serve_until_stopped(engine, server, observability, processes=processes))

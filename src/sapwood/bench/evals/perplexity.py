@@ -21,7 +21,7 @@ from sapwood.kernels.interface import AttentionBatch
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
-from sapwood.schema.cache import pools_of
+from sapwood.schema.cache import CacheKind, pools_of
 
 CHUNK_TOKENS = 256
 """New tokens of one forward pass, whose logits are all held at the same time."""
@@ -62,9 +62,8 @@ class WindowScorer:
             group.with_dtypes(kv=kv_cache_dtype, activations=dtype)
             for group in decoder.cache_groups
         ]
-        self._kv_caches = allocate_caches(
-            groups, [num_pages] * len(pools_of(groups)), page_size=page_size, device=device
-        )
+        sizes = [1 if pool.kind is CacheKind.STATE else num_pages for pool in pools_of(groups)]
+        self._kv_caches = allocate_caches(groups, sizes, page_size=page_size, device=device)
         self._num_groups = len(groups)
         self._group_of_layer = CachePlaces(groups).group_of_layer
         # A window is a text of its own, which may be a long one (layers/rotary).

@@ -140,13 +140,13 @@ class LogprobRecorder:
         self,
         scheduled: Sequence[ScheduledTokens],
         hidden: Tensor,
-        logits_of: Callable[[Tensor], Tensor],
+        logits_of: Callable[[Tensor, int], Tensor],
     ) -> dict[int, Measured]:
         """Log probabilities of the tokens that follow scored ones, by index in `scheduled`.
 
         hidden     [T, hidden]: hidden states of the step's tokens, after the last norm
-        logits_of  [n, hidden] -> [n, vocab]; called with few rows at a time, so that a long
-                   prompt's logits never exist all at once
+        logits_of  ([n, hidden], row of the request) -> [n, vocab]; called with few rows at a time,
+                   so that a long prompt's logits never exist all at once
         """
         found: dict[int, Measured] = {}
         begin = 0
@@ -157,7 +157,7 @@ class LogprobRecorder:
                 after = wanted.prompt_ids[entry.first_scored + 1 :][: entry.num_scored]
                 first = begin + entry.first_scored - entry.position
                 rows = hidden[first : first + entry.num_scored]
-                found[index] = self._in_pieces(rows, after, logits_of, wanted)
+                found[index] = self._in_pieces(rows, after, entry.row, logits_of)
             begin += entry.num_new
         return found
 
@@ -165,16 +165,19 @@ class LogprobRecorder:
         self,
         hidden: Tensor,
         targets: Tensor,
-        logits_of: Callable[[Tensor], Tensor],
-        wanted: _Wanted,
+        row: int,
+        logits_of: Callable[[Tensor, int], Tensor],
     ) -> Measured:
         """Apply `logits_of` to pieces; the first row's logits show how many rows make a piece."""
-        logits = logits_of(hidden[:1])
+        wanted = self._wanted[row]
+        logits = logits_of(hidden[:1], row)
         found = [self._measure(logits, targets[:1], wanted)]
         size = max(1, self._piece_bytes // (logits.element_size() * logits.shape[-1]))
         pieces = zip(torch.split(hidden[1:], size), torch.split(targets[1:], size), strict=True)
         found += [
-            self._measure(logits_of(piece), after, wanted) for piece, after in pieces if len(piece)
+            self._measure(logits_of(piece, row), after, wanted)
+            for piece, after in pieces
+            if len(piece)
         ]
         return Measured(found)
 

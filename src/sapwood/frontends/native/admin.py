@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import msgspec
@@ -16,8 +17,9 @@ from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
 from sapwood.http.sse import until_disconnect
+from sapwood.observe.metrics import EngineState
+from sapwood.schema.client import EngineClient
 from sapwood.schema.fields import parse
-from sapwood.schema.output import EngineReady
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.embedding import EmbedRequest
@@ -82,24 +84,38 @@ async def server_info(services: Services) -> dict[str, object]:
         "status": services.engine.unavailable_reason or "ready",
         "max_total_num_tokens": info.max_total_tokens,
         "max_req_input_len": info.context_length,
-        "internal_states": [await _internal_state(services, info)],
+        "internal_states": await _internal_states(services),
         "notes": [*info.notes, *map(str, services.formats.decisions)],
         "ranks": msgspec.to_builtins(info.ranks),
     }
 
 
-async def _internal_state(services: Services, info: EngineReady) -> dict[str, object]:
-    """The state of the one replica: the engine's counters, and what tools divide them by.
+async def _internal_states(services: Services) -> list[dict[str, object]]:
+    """One per replica; of one that does not serve, why."""
+    if not services.replicas:
+        return [await _internal_state(services.engine, services.observer.metrics.engine)]
+
+    async def state_of(engine: EngineClient, state: EngineState) -> dict[str, object]:
+        try:
+            return await _internal_state(engine, state)
+        except EngineUnavailable as error:
+            return {"unavailable": error.message}
+
+    states = zip(services.replicas, services.observer.metrics.engines, strict=True)
+    return await asyncio.gather(*(state_of(engine, state) for engine, state in states))
+
+
+async def _internal_state(engine: EngineClient, state: EngineState) -> dict[str, object]:
+    """The state of a replica: the engine's counters, and what tools divide them by.
 
     memory_usage  in GB, but token_capacity in tokens, and pools also in pages, or in states; a
                   captured step's memory is not told apart
     """
-    status = await services.engine.status()
-    rates = services.observer.metrics.engine.rates
+    info, status = engine.info, await engine.status()
     counters = msgspec.to_builtins(status)
     return {name: value for name, value in counters.items() if name not in ("type", "call_id")} | {
         "effective_max_running_requests_per_dp": info.max_running_requests,
-        "last_gen_throughput": rates.last_output_tokens_per_s,
+        "last_gen_throughput": state.rates.last_output_tokens_per_s,
         "memory_usage": {
             "weight": round(info.weight_bytes / 1e9, 2),
             "kvcache": round(sum(pool.size * pool.unit_bytes for pool in info.pools) / 1e9, 2),

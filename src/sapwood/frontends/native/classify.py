@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT, REPLICA
 from sapwood.frontends.serving.embed import embed_all, request_ids, texts_of, usage
 from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
@@ -32,11 +32,13 @@ class ClassifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     rid: str | list[str] | None = None
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
 
 
 CLASSIFY_FIELDS = FieldTable(
     title="POST /v1/classify",
     shape=ClassifyRequest,
+    aliases=REPLICA,
     changes_nothing={**BOOKKEEPING, **CLIENT},
     not_offered=PLACEMENT,
 )
@@ -54,7 +56,11 @@ async def classify(request: Request, services: Services) -> Response:
         EmbedRequest(
             request_id=request_id,
             text=text,
-            options=RequestOptions(priority=asked.priority, routing_key=key),
+            options=RequestOptions(
+                priority=asked.priority,
+                routing_key=key,
+                data_parallel_rank=services.replica_of(asked.data_parallel_rank),
+            ),
         )
         for request_id, text in zip(
             request_ids(asked.rid, len(texts), "classify"), texts, strict=True

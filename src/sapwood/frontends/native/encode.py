@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.peer_fields import BOOKKEEPING, MEDIA, PLACEMENT
+from sapwood.frontends.peer_fields import BOOKKEEPING, MEDIA, PLACEMENT, REPLICA
 from sapwood.frontends.serving.embed import (
     check_dimensions,
     embed_all,
@@ -47,11 +47,13 @@ class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     rid: str | list[str] | None = None
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
 
 
 ENCODE_FIELDS = FieldTable(
     title="POST /encode",
     shape=EncodeRequest,
+    aliases=REPLICA,
     changes_nothing={
         **BOOKKEEPING,
         "sampling_params": "nothing is sampled; SGLang's clients send them all the same",
@@ -86,7 +88,11 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
             request_id=request_id,
             text=text,
             param=param,
-            options=RequestOptions(priority=asked.priority, routing_key=key),
+            options=RequestOptions(
+                priority=asked.priority,
+                routing_key=key,
+                data_parallel_rank=services.replica_of(asked.data_parallel_rank),
+            ),
         )
         for request_id, text in zip(
             request_ids(asked.rid, len(texts), "encode"), texts, strict=True

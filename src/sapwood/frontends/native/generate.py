@@ -134,6 +134,7 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
                     adapter=adapters[i],
                     priority=asked.priority,
                     routing_key=key,
+                    data_parallel_rank=services.replica_of(asked.data_parallel_rank),
                 ),
                 n=sampling[i][1].n,
                 stream_interval=sampling[i][1].stream_interval,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, IMAGE_SIZES, MEDIA
+from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, IMAGE_SIZES, MEDIA, REPLICA
 from sapwood.frontends.serving.sampling import SamplingFields
 from sapwood.schema.fields import (
     Count,
@@ -58,6 +58,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     lora_path: str | list[str | None] | None = None
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
 
 
 class NativeSampling(SamplingFields, msgspec.Struct, frozen=True, kw_only=True):
@@ -88,12 +89,28 @@ class LoadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /load_lora_adapter: adds an adapter while the server serves.
 
     lora_name  by which requests name it
-    lora_path  a folder on the server, as PEFT's save_pretrained wrote it
+    lora_path  a folder on the server, as PEFT's save_pretrained wrote it, or a hub repository
     pinned     whether it stays in memory even if it is the one unused longest
     """
 
     lora_name: str
     lora_path: str
+    pinned: bool = False
+
+
+class LoadSentAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /load_lora_adapter_from_tensors: adds an adapter that comes with the request.
+
+    config_dict         what adapter_config.json has
+    serialized_tensors  base64 of the tensors
+    load_format         what the tensors are: "safetensors", or a pickle of a dict of tensors if the
+                        field is left out, as in SGLang. The pickle is read without running it
+    """
+
+    lora_name: str
+    config_dict: dict[str, Any]
+    serialized_tensors: str
+    load_format: Literal["safetensors"] | None = None
     pinned: bool = False
 
 
@@ -113,6 +130,7 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
 GENERATE_FIELDS = FieldTable(
     title="POST /generate",
     shape=GenerateRequest,
+    aliases=REPLICA,
     changes_nothing={**BOOKKEEPING, **IMAGE_SIZES},
     not_offered={
         **GENERATION,
@@ -129,6 +147,14 @@ LOAD_ADAPTER_FIELDS = FieldTable(
     changes_nothing={
         "load_inplace": "a name that is taken is refused; unload the adapter first",
         "is_3d_lora_weight": "the tensors tell",
+    },
+)
+
+LOAD_SENT_ADAPTER_FIELDS = FieldTable(
+    title="POST /load_lora_adapter_from_tensors",
+    shape=LoadSentAdapterRequest,
+    not_offered={
+        "added_tokens_config": NotOffered(why="the vocabulary is the base model's"),
     },
 )
 

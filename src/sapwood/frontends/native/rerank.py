@@ -22,6 +22,7 @@ from sapwood.frontends.peer_fields import (
     CLIENT,
     GENERATION,
     PLACEMENT,
+    REPLICA,
     ROUTED_EXPERTS,
 )
 from sapwood.frontends.serving.embed import embed_all, meta_info, request_ids
@@ -62,12 +63,13 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     rid: str | list[str] | None = None
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
 
 
 RERANK_FIELDS = FieldTable(
     title="POST /v1/rerank",
     shape=RerankRequest,
-    aliases={"top_k": Alias(of="top_n")},
+    aliases={"top_k": Alias(of="top_n"), **REPLICA},
     changes_nothing={**BOOKKEEPING, **CLIENT},
     not_offered={**PLACEMENT, **GENERATION, **ROUTED_EXPERTS},
 )
@@ -132,7 +134,11 @@ def _pairs(
             request_id=request_id,
             text=(asked.query, document),
             param="documents",
-            options=RequestOptions(priority=asked.priority, routing_key=key),
+            options=RequestOptions(
+                priority=asked.priority,
+                routing_key=key,
+                data_parallel_rank=services.replica_of(asked.data_parallel_rank),
+            ),
         )
         for request_id, document in zip(ids, asked.documents, strict=True)
     ]
@@ -166,7 +172,11 @@ def _judgements(
                 add_special_tokens=False,
                 param="documents",
                 label_ids=labels,
-                options=RequestOptions(priority=asked.priority, routing_key=key),
+                options=RequestOptions(
+                    priority=asked.priority,
+                    routing_key=key,
+                    data_parallel_rank=services.replica_of(asked.data_parallel_rank),
+                ),
             )
         )
     return requests

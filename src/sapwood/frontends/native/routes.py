@@ -29,6 +29,7 @@ from sapwood.frontends.native.protocol import (
     AbortRequest,
     GenerateRequest,
     LoadAdapterRequest,
+    LoadSentAdapterRequest,
     UnloadAdapterRequest,
 )
 from sapwood.frontends.native.tokens import (
@@ -190,6 +191,23 @@ def native_dialect(services: Services) -> Dialect:
     )
     async def load_lora_adapter(request: Request) -> Response:
         return await adapters.load(request, services)
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/load_lora_adapter_from_tensors",),
+            methods=("POST",),
+            access="admin",
+            body=LoadSentAdapterRequest,
+            example={
+                "lora_name": "mine",
+                "config_dict": {"peft_type": "LORA", "r": 8, "lora_alpha": 16},
+                "serialized_tensors": "gAR9lC4=",
+            },
+            answers=(AdaptersChanged,),
+        )
+    )
+    async def load_lora_adapter_from_tensors(request: Request) -> Response:
+        return await adapters.load_sent(request, services)
 
     @dialect.serves(
         Endpoint(

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT, REPLICA
 from sapwood.frontends.serving.embed import Text, embed_all, request_ids, usage
 from sapwood.frontends.serving.scoring import scored_prompt, scores_of
 from sapwood.frontends.serving.services import Services
@@ -45,6 +45,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     rid: str | list[str] | None = None
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
 
 
 _NO_OVERRIDES = NotOffered(why="prompts are texts or token ids")
@@ -52,6 +53,7 @@ _NO_OVERRIDES = NotOffered(why="prompts are texts or token ids")
 SCORE_FIELDS = FieldTable(
     title="POST /v1/score",
     shape=ScoreRequest,
+    aliases=REPLICA,
     changes_nothing={**BOOKKEEPING, **CLIENT},
     not_offered={
         **PLACEMENT,
@@ -75,7 +77,11 @@ async def score(request: Request, services: Services) -> Response:
             text=prompt,
             param="items",
             label_ids=tuple(asked.label_token_ids),
-            options=RequestOptions(priority=asked.priority, routing_key=key),
+            options=RequestOptions(
+                priority=asked.priority,
+                routing_key=key,
+                data_parallel_rank=services.replica_of(asked.data_parallel_rank),
+            ),
         )
         for request_id, prompt in zip(
             request_ids(asked.rid, len(prompts), "score"), prompts, strict=True

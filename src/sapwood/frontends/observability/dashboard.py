@@ -34,15 +34,15 @@ async def figures_json(request: Request, services: Services, figures: EngineFigu
             "next": history.num_added,
             "samples": [dataclasses.asdict(sample) for sample in history.since(int(since))],
             "requests": dataclasses.asdict(services.observer.metrics.totals()),
-            **_memory(services, figures),
+            **_memory(figures),
         }
     )
 
 
-def _memory(services: Services, figures: EngineFigures) -> dict[str, Any]:
+def _memory(figures: EngineFigures) -> dict[str, Any]:
     resident = {"api": psutil.Process().memory_info().rss}
     cpu = {"api": time.process_time()}
-    status, constants = figures.status, services.observer.metrics.engine.constants
+    status, constants = figures.status, figures.constants
     if status is None or constants is None:
         return {"memory": {}, "resident_bytes": resident, "cpu_seconds": cpu, "kv": None}
     return {

@@ -24,7 +24,9 @@ SCRAPE_MAX_AGE_S = 1.0
 
 def observability_dialect(services: Services) -> Dialect:
     dialect = Dialect("observability")
-    figures = services.figures or EngineFigures(services.engine, services.observer)
+    figures = services.figures or EngineFigures(
+        services.replicas or (services.engine,), services.observer
+    )
 
     # Scrapers bring no keys.
     @dialect.serves(

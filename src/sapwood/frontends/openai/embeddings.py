@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT, REPLICA
 from sapwood.frontends.serving.embed import (
     check_dimensions,
     embed_all,
@@ -43,6 +43,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     rid: str | list[str] | None = None
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,7 @@ class EmbeddingsResponse(msgspec.Struct, frozen=True, kw_only=True):
 EMBEDDINGS_FIELDS = FieldTable(
     title="POST /v1/embeddings",
     shape=EmbeddingsRequest,
+    aliases=REPLICA,
     changes_nothing={**BOOKKEEPING, **CLIENT},
     not_offered={
         **PLACEMENT,
@@ -86,7 +88,11 @@ async def embeddings(request: Request, services: Services) -> Response:
         EmbedRequest(
             request_id=request_id,
             text=text,
-            options=RequestOptions(priority=asked.priority, routing_key=key),
+            options=RequestOptions(
+                priority=asked.priority,
+                routing_key=key,
+                data_parallel_rank=services.replica_of(asked.data_parallel_rank),
+            ),
         )
         for request_id, text in zip(request_ids(asked.rid, len(texts), "embd"), texts, strict=True)
     ]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, GENERATION, IMAGE_SIZES
+from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, GENERATION, IMAGE_SIZES, REPLICA
 from sapwood.frontends.serving.sampling import SamplingFields
 from sapwood.schema.fields import (
     Alias,
@@ -81,6 +81,7 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     cache_salt: str | list[str] = ""
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
     return_hidden_states: bool = False
     return_routed_experts: bool = False
     response_format: dict[str, Any] | None = None
@@ -255,6 +256,7 @@ _NOT_OFFERED: dict[str, NotOffered] = {
 }
 
 _ALIASES: dict[str, Alias] = {
+    **REPLICA,
     "grammar": Alias(of="ebnf", idle=("",)),
     "include_stop_str_in_output": Alias(of="no_stop_trim"),
     "n_predict": Alias(of="max_tokens", idle=(-1, -2)),

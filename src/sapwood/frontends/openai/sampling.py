@@ -113,6 +113,7 @@ def request_options(
             adapter=services.adapter_of(asked.model, path),
             priority=asked.priority,
             routing_key=key,
+            data_parallel_rank=services.replica_of(asked.data_parallel_rank),
         )
         for namespace, path in zip(namespaces(asked, num_prompts), paths, strict=True)
     ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from sapwood.frontends.openai.protocol import STRUCTURED_OUTPUTS_FIELDS, StructuredOutputs
-from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, ROUTED_EXPERTS
+from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, REPLICA, ROUTED_EXPERTS
 from sapwood.schema.fields import (
     Alias,
     Count,
@@ -82,6 +82,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     priority: Int64 | None = None
     routing_key: str = ""
+    data_parallel_rank: Int64 | None = None
     extra_key: str = ""
     cache_salt: str = ""
     no_stop_trim: bool = False
@@ -101,6 +102,7 @@ PASSED_ON = (
     "ignore_eos",
     "priority",
     "routing_key",
+    "data_parallel_rank",
     "extra_key",
     "cache_salt",
     "parallel_tool_calls",
@@ -139,7 +141,7 @@ STREAM_OPTIONS_FIELDS = FieldTable(
 REQUEST_FIELDS = FieldTable(
     title="POST /v1/responses",
     shape=ResponsesRequest,
-    aliases={"include_stop_str_in_output": Alias(of="no_stop_trim")},
+    aliases={"include_stop_str_in_output": Alias(of="no_stop_trim"), **REPLICA},
     changes_nothing={
         **{name: why for name, why in BOOKKEEPING.items() if name != "background"},
         "max_tool_calls": "a limit on the tools of OpenAI's servers, and there are none",

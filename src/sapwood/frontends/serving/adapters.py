@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.lora import LoraConfig, LoraPath, check_adapter_name
+from sapwood.schema.request import SentAdapter
 
 NOT_ENABLED = (
     "this server has no LoRA adapters; start it with --enable-lora and --max-lora-rank, or with "
@@ -18,17 +19,23 @@ NOT_ENABLED = (
 )
 MAX_KNOWN = 10_000
 """Adapters that have been loaded and may come back; more must be unloaded first."""
+SENT = "__tensor__"
+"""The path of an adapter that came as tensors, as in SGLang."""
+MAX_SENT_BYTES = 8 * 2**30
+"""Of all adapters that came as tensors: they are kept here, so that they can come back."""
 
 
 @dataclass(eq=False)
 class _Entry:
     """adapter_id  of the engine, new for each load; None: the adapter is left out for now
+    sent        what came over HTTP; None: the adapter is in a folder
     num_users   open calls with the adapter
     last_use    number of the newest call with it
     """
 
     source: LoraPath
     adapter_id: str | None = None
+    sent: SentAdapter | None = None
     num_users: int = 0
     last_use: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -86,17 +93,22 @@ class AdapterRegistry:
             )
         return name
 
-    async def load(self, name: str, path: str, *, pinned: bool = False) -> None:
-        """Load an adapter under a new name. InvalidRequest if that cannot be."""
+    async def load(
+        self, name: str, path: str, *, pinned: bool = False, sent: SentAdapter | None = None
+    ) -> None:
+        """Load an adapter under a new name: from the path, or what was `sent`, whose path is SENT.
+
+        Raises InvalidRequest if that cannot be."""
         if not self.is_on:
             raise InvalidRequest(NOT_ENABLED)
         try:
             check_adapter_name(name)
         except ConfigError as error:
             raise InvalidRequest(error.message, param="lora_name") from None
-        await self._carried_out(self._load(name, path, pinned))
+        await self._carried_out(self._load(LoraPath(name=name, path=path, pinned=pinned), sent))
 
-    async def _load(self, name: str, path: str, pinned: bool) -> None:
+    async def _load(self, source: LoraPath, sent: SentAdapter | None) -> None:
+        name = source.name
         async with self._loading:
             if name in self._entries:
                 raise InvalidRequest(
@@ -107,13 +119,20 @@ class AdapterRegistry:
             if len(self._entries) >= MAX_KNOWN:
                 raise InvalidRequest(f"{MAX_KNOWN} adapters are known; unload some first")
             num_pinned = sum(entry.source.pinned for entry in self._entries.values())
-            if pinned and num_pinned >= self._max_pinned:
+            if source.pinned and num_pinned >= self._max_pinned:
                 raise InvalidRequest(
                     f"{num_pinned} adapters are pinned already; fewer than --max-loras-per-batch, "
                     f"which is {self._max_pinned + 1}, may be",
                     param="pinned",
                 )
-            entry = _Entry(LoraPath(name=name, path=path, pinned=pinned))
+            entry = _Entry(source, sent=sent)
+            others = (one.sent for one in (entry, *self._entries.values()))
+            if sum(len(one.tensors) for one in others if one is not None) > MAX_SENT_BYTES:
+                raise InvalidRequest(
+                    f"the adapters that came as tensors may have {MAX_SENT_BYTES} bytes together; "
+                    "unload some first, or load from a folder",
+                    param="serialized_tensors",
+                )
             await self._bring(entry)
             self._entries[name] = entry
 
@@ -171,7 +190,7 @@ class AdapterRegistry:
     async def _bring(self, entry: _Entry) -> None:
         await self._make_room()
         adapter_id = uuid.uuid4().hex
-        done = await self._engine.load_adapter(adapter_id, entry.source.path)
+        done = await self._engine.load_adapter(adapter_id, entry.source.path, entry.sent)
         if not done.done:
             raise InvalidRequest(done.message, param="lora_path")
         entry.adapter_id = adapter_id

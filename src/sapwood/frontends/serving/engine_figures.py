@@ -1,18 +1,19 @@
-"""Asks the engine for its status now and then, and keeps the latest answer."""
+"""Asks the engines for their status now and then, and keeps the latest answers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sapwood.base.errors import SapwoodError
 from sapwood.observe.history import PERCENTILES, History, Sample
-from sapwood.observe.metrics import EngineConstants, EngineRates, PoolConstants
+from sapwood.observe.metrics import EngineConstants, EngineRates, EngineState, PoolConstants
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
-from sapwood.schema.output import EngineStatus
+from sapwood.schema.output import EngineStatus, total_status
 
 log = logging.getLogger(__name__)
 
@@ -29,46 +30,42 @@ class _Reading:
     status: EngineStatus
 
 
-class EngineFigures:
-    """The latest status of the engine, and rates between two of them.
+class ReplicaFigures:
+    """The latest status of one engine, and rates between two of them."""
 
-    `run` asks once a second for as long as the server runs, and adds to `history`. Without it
-    `refresh` still works.
-    """
-
-    def __init__(self, engine: EngineClient, observer: RequestObserver) -> None:
+    def __init__(self, engine: EngineClient, state: EngineState, rank: int = 0) -> None:
         self._engine = engine
-        self._observer = observer
-        self._state = observer.metrics.engine
         self._before: _Reading | None = None
         self._latest: _Reading | None = None
         self._pending: asyncio.Task[EngineStatus] | None = None
-        self.history = History()
+        self.state = state
+        self.rank = rank
 
     @property
     def status(self) -> EngineStatus | None:
         """The latest answer; None before the first."""
         return None if self._latest is None else self._latest.status
 
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            if await self.refresh():
-                self._observer.tick()
-                self._add_sample()
+    @property
+    def unavailable_reason(self) -> str | None:
+        return self._engine.unavailable_reason
 
-    async def refresh(self, max_age_s: float = 0.0) -> bool:
-        """Ask the engine, unless the latest answer is younger than that.
-
-        Returns whether there is an answer that young now.
-        """
+    def ask(self, max_age_s: float) -> asyncio.Task[EngineStatus] | None:
+        """The question to the engine; None if the latest answer is younger than that."""
+        self.state.is_up = self._engine.unavailable_reason is None
         if self._latest is not None and time.monotonic() - self._latest.at_s < max_age_s:
+            return None
+        if self._pending is None or self._pending.done():
+            self._pending = asyncio.ensure_future(self._engine.status())
+        return self._pending
+
+    async def hear(self, question: asyncio.Task[EngineStatus] | None) -> bool:
+        """Wait for the answer to a question; returns whether there is one, or none was needed."""
+        if question is None:
             return True
         try:
-            if self._pending is None or self._pending.done():
-                self._pending = asyncio.ensure_future(self._engine.status())
             # Shielded: a question without an answer in time stays open, and is not asked twice.
-            status = await asyncio.wait_for(asyncio.shield(self._pending), PATIENCE_S)
+            status = await asyncio.wait_for(asyncio.shield(question), PATIENCE_S)
             self._take(_Reading(time.monotonic(), status))
         except TimeoutError:
             return False
@@ -78,9 +75,9 @@ class EngineFigures:
         return True
 
     def _take(self, reading: _Reading) -> None:
-        self._state.constants = self._constants()
+        self.state.constants = self._constants()
         self._latest = reading
-        self._state.facts = reading.status
+        self.state.facts = reading.status
         before = self._before
         if before is None or reading.status.num_steps < before.status.num_steps:
             # The first status at all, or the first of an engine that was restarted.
@@ -89,8 +86,8 @@ class EngineFigures:
         elapsed_s = reading.at_s - before.at_s
         if elapsed_s >= MIN_INTERVAL_S:
             rates = _rates(before.status, reading.status, elapsed_s)
-            last = rates.output_tokens_per_s or self._state.rates.last_output_tokens_per_s
-            self._state.rates = replace(rates, last_output_tokens_per_s=last)
+            last = rates.output_tokens_per_s or self.state.rates.last_output_tokens_per_s
+            self.state.rates = replace(rates, last_output_tokens_per_s=last)
             self._before = reading
 
     def _constants(self) -> EngineConstants:
@@ -108,9 +105,58 @@ class EngineFigures:
             ),
         )
 
+
+class EngineFigures:
+    """The figures of all replicas of the model, of which there may be one.
+
+    `run` asks once a second for as long as the server runs, and adds to `history`. Without it
+    `refresh` still works.
+    """
+
+    def __init__(self, engines: Sequence[EngineClient], observer: RequestObserver) -> None:
+        states = observer.metrics.engines
+        states.extend(EngineState() for _ in range(len(engines) - len(states)))
+        self.replicas = [
+            ReplicaFigures(engine, state, rank)
+            for rank, (engine, state) in enumerate(zip(engines, states, strict=True))
+        ]
+        self._observer = observer
+        self.history = History()
+
+    @property
+    def status(self) -> EngineStatus | None:
+        """The latest answers added up; None before the first."""
+        told = [status for one in self.replicas if (status := one.status) is not None]
+        return total_status(told) if told else None
+
+    @property
+    def constants(self) -> EngineConstants | None:
+        """Those of the replicas that have answered, added up."""
+        told = [facts for one in self.replicas if (facts := one.state.constants) is not None]
+        return _total_constants(told) if told else None
+
+    @property
+    def rates(self) -> EngineRates:
+        """Tokens per second of all replicas."""
+        return _total_rates([one.state.rates for one in self.replicas])
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            if await self.refresh():
+                self._observer.tick()
+                self._add_sample()
+
+    async def refresh(self, max_age_s: float = 0.0) -> bool:
+        """Ask all engines, unless their latest answers are younger than that.
+
+        Returns whether there is an answer that young now."""
+        questions = [(one, one.ask(max_age_s)) for one in self.replicas]
+        return any(await asyncio.gather(*(one.hear(question) for one, question in questions)))
+
     def _add_sample(self) -> None:
-        assert self._latest is not None
-        status, rates = self._latest.status, self._state.rates
+        status, rates = self.status, self.rates
+        assert status is not None
         sample = Sample(
             at_s=time.time(),
             num_running=status.num_running,
@@ -128,9 +174,31 @@ class EngineFigures:
 def _rates(before: EngineStatus, now: EngineStatus, elapsed_s: float) -> EngineRates:
     num_prefill = now.num_prefill_tokens - before.num_prefill_tokens
     num_cached = now.num_cached_tokens - before.num_cached_tokens
-    num_prompt = num_prefill + num_cached
     return EngineRates(
         output_tokens_per_s=(now.num_output_tokens - before.num_output_tokens) / elapsed_s,
         prompt_tokens_per_s=num_prefill / elapsed_s,
-        cache_hit_rate=num_cached / num_prompt if num_prompt else None,
+        cached_tokens_per_s=num_cached / elapsed_s,
+    )
+
+
+def _total_constants(each: Sequence[EngineConstants]) -> EngineConstants:
+    """Sums, but the times and the page size of the first."""
+    return replace(
+        each[0],
+        max_total_tokens=sum(one.max_total_tokens for one in each),
+        max_running_requests=sum(one.max_running_requests for one in each),
+        weight_bytes=sum(one.weight_bytes for one in each),
+        pools=tuple(
+            replace(same[0], size=sum(pool.size for pool in same))
+            for same in zip(*(one.pools for one in each), strict=True)
+        ),
+    )
+
+
+def _total_rates(each: Sequence[EngineRates]) -> EngineRates:
+    return EngineRates(
+        output_tokens_per_s=sum(one.output_tokens_per_s for one in each),
+        last_output_tokens_per_s=sum(one.last_output_tokens_per_s for one in each),
+        prompt_tokens_per_s=sum(one.prompt_tokens_per_s for one in each),
+        cached_tokens_per_s=sum(one.cached_tokens_per_s for one in each),
     )

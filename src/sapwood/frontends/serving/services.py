@@ -48,6 +48,7 @@ class Services:
     on_unsupported    what becomes of a call with a field that asks for what the server does not do
     pooling           how the model makes embeddings or scores; None: the model generates
     adapters          the LoRA adapters by name
+    replicas          the engines behind `engine`, in the order of their ranks; (): that one alone
     """
 
     engine: EngineClient
@@ -75,6 +76,7 @@ class Services:
     custom_labels_header: str = "x-custom-labels"
     on_unsupported: OnUnsupported = "error"
     adapters: AdapterRegistry | None = None
+    replicas: tuple[EngineClient, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
@@ -117,6 +119,17 @@ class Services:
         if registry is None:
             raise InvalidRequest(NOT_ENABLED, param="lora_path")
         return registry.check(lora_path, "lora_path")
+
+    def replica_of(self, asked: int | None) -> int | None:
+        """The replica that a request asks for; InvalidRequest if there is none of that number."""
+        count = max(1, len(self.replicas))
+        if asked is not None and not 0 <= asked < count:
+            numbers = f"replicas 0 to {count - 1}" if count > 1 else "one replica, number 0"
+            raise InvalidRequest(
+                f"data_parallel_rank is {asked} but this server has {numbers}; leave it out",
+                param="data_parallel_rank",
+            )
+        return asked
 
     def check_model(self, asked: str) -> None:
         """Raises NotFound unless `asked` is the served model's name or stands for no name."""

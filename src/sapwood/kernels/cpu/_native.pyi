@@ -7,6 +7,7 @@ COMPILED_ISAS: str
 HEAD_DIM_STEP: int
 MAX_HEAD_DIM: int
 MAX_CONV_LENGTH: int
+MAX_STATE_SIZE: int
 PANEL: int
 
 def usable_isas() -> list[str]: ...
@@ -68,6 +69,11 @@ class AttentionPlan:
 _Heads = tuple[int, int, int]
 _Adapters = tuple[list[int], list[int], int]
 _Cache = tuple[int, int, int, int, int, int, int]
+_GatedNorm = tuple[int, int, float, bool, bool]
+_Columns = tuple[int, int, int]
+_Delta = tuple[int, int, int, int, bool, int, int, float, float]
+_States = tuple[int, int, int, int]
+_Scan = tuple[int, int, int, int, bool, int, int, int, float, float]
 
 class RecordedStep:
     """Places are indices into `widths`; see csrc/step.h."""
@@ -122,6 +128,10 @@ class RecordedStep:
     def convolve(
         self,
         x: int,
+        x_width: int,
+        first: int,
+        gated: bool,
+        silu: bool,
         channels: int,
         length: int,
         weight: int,
@@ -136,6 +146,40 @@ class RecordedStep:
     def activate(self, x: int, activation: int, gated: bool, width: int, out: int, /) -> None: ...
     def add(self, x: int, residual: int, width: int, /) -> None: ...
     def scale(self, residual: int, width: int, factor: float, /) -> None: ...
+    def gate_columns(
+        self, gate: int, first: int, gate_width: int, residual: int, width: int, /
+    ) -> None: ...
+    def gated_norm(
+        self,
+        x: int,
+        gate: int,
+        first: int,
+        gate_width: int,
+        weight: int,
+        form: _GatedNorm,
+        out: int,
+        /,
+    ) -> None: ...
+    def scan(
+        self,
+        inputs: Sequence[_Columns],
+        form: _Scan,
+        states: _States,
+        group: int,
+        out: int,
+        /,
+    ) -> None: ...
+    def delta_rule(
+        self,
+        qkv: int,
+        decay: _Columns,
+        write: _Columns,
+        form: _Delta,
+        states: _States,
+        group: int,
+        out: int,
+        /,
+    ) -> None: ...
     def gate_rows(self, gate: int, residual: int, width: int, /) -> None: ...
     def mix(
         self,
@@ -230,6 +274,53 @@ def causal_conv(
     num_tokens: int,
     channels: int,
     length: int,
+    x_stride: int,
+    silu: bool,
+    out: int,
+    /,
+) -> None: ...
+def gate_columns(
+    context: Context, dtype: int, x: int, gate: int, gate_stride: int, rows: int, width: int, /
+) -> None: ...
+def gated_rms_norm(
+    context: Context,
+    dtype: int,
+    x: int,
+    gate: int,
+    gate_stride: int,
+    weight: int,
+    rows: int,
+    form: _GatedNorm,
+    out: int,
+    /,
+) -> None: ...
+def gated_delta_rule(
+    context: Context,
+    dtype: int,
+    qkv: _Columns,
+    decay: _Columns,
+    write: _Columns,
+    form: _Delta,
+    states: _States,
+    slots: int,
+    query_start: int,
+    context_len: int,
+    num_requests: int,
+    num_tokens: int,
+    out: int,
+    /,
+) -> None: ...
+def scan(
+    context: Context,
+    dtype: int,
+    inputs: Sequence[_Columns],
+    form: _Scan,
+    states: _States,
+    slots: int,
+    query_start: int,
+    context_len: int,
+    num_requests: int,
+    num_tokens: int,
     out: int,
     /,
 ) -> None: ...

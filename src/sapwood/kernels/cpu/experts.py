@@ -104,25 +104,24 @@ def pack_experts(
     down: Sequence[PackedLinear],
     activation: Activation,
     limit: float | None,
-    activate_and_mul: Callable[[Tensor, Activation], Tensor],
+    activate: Callable[[Tensor], Tensor],
+    *,
+    gated: bool,
 ) -> PackedExperts:
-    """As Kernels.pack_experts. Layers without a native form are computed one by one."""
+    """As Kernels.pack_experts; `activate` as torch_ops.experts.activation_of makes it. Layers
+    without a native form are computed one by one."""
     torch_experts.check_experts(len(gate_up), len(down))
     native_gates = [layer for layer in gate_up if _is_native(layer)]
     native_outputs = [layer for layer in down if _is_native(layer)]
     if not gate_up or len(native_gates) + len(native_outputs) < 2 * len(gate_up):
-        return torch_experts.Experts(
-            gate_up,
-            down,
-            lambda gates: activate_and_mul(torch_experts.limited(gates, limit), activation),
-        )
+        return torch_experts.Experts(gate_up, down, activate)
     first, last = native_gates[0], native_outputs[0]
     for gate, out in zip(native_gates, native_outputs, strict=True):
         shapes = (gate.sizes, out.sizes, gate.dtype, out.dtype)
         if shapes != (first.sizes, last.sizes, first.dtype, first.dtype):
             raise ValueError("experts of a mixture must have equal sizes and one dtype")
     (num_gates, hidden_size), (num_out, num_in) = first.sizes, last.sizes
-    if num_gates != 2 * num_in or num_out != hidden_size:
+    if num_gates != (2 if gated else 1) * num_in or num_out != hidden_size:
         raise ValueError(
             f"gates [{num_gates}, {hidden_size}] do not fit outputs [{num_out}, {num_in}]"
         )

@@ -27,14 +27,13 @@ from sapwood.kernels.cpu.tensors import (
     describe,
     dtype_of,
     is_held,
-    lengths_of,
     per_head,
     rows_of,
-    state_layout,
     table_of,
 )
 from sapwood.kernels.interface import (
     ALIBI,
+    LATENT,
     PLAIN,
     SINKS,
     SLIDING_WINDOW,
@@ -42,6 +41,7 @@ from sapwood.kernels.interface import (
     AttentionBatch,
     AttentionTraits,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
     lacking,
 )
@@ -52,9 +52,13 @@ from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
-from sapwood.kernels.torch_ops.convolution import causal_conv
+from sapwood.kernels.torch_ops.experts import activation_of
+from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
+from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 
@@ -64,14 +68,22 @@ try:
     from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
+    from sapwood.kernels.cpu.states import (
+        causal_conv,
+        gate_columns,
+        gated_delta_rule,
+        gated_rms_norm,
+        selective_scan,
+    )
     from sapwood.kernels.large_pages import WeightMemory
 except ImportError as error:
     _missing: str | None = f"the extension is not built ({error}); reinstall with a C++20 compiler"
 else:
     _missing = None
 
+_TORCH = TorchKernels()
 _BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
 
 class CpuKernels:
@@ -264,6 +276,37 @@ class CpuKernels:
         )  # fmt: skip
         return out
 
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        norm_rope_write_latent(
+            q,
+            latent,
+            norm=norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            positions=positions,
+            cache=cache,
+            write_index=write_index,
+        )
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return _TORCH.latent_attention(q, cache, batch, scale, rank)
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return HeadProducts(weight)
+
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
@@ -318,24 +361,42 @@ class CpuKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
-        if not 2 <= weight.shape[1] <= _native.MAX_CONV_LENGTH:
-            return causal_conv(x, weight, bias, states, slots, batch)
-        layout, dtype = state_layout(states, weight, bias, x), dtype_of(x)
-        query_start, context_len, num_requests = lengths_of(batch)
-        check_indices(slots, "slots", num_requests)
-        num_tokens, width = x.shape
-        if width != layout.channels:
-            raise ValueError(f"x {describe(x)} must have {layout.channels} channels")
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        _native.causal_conv(
-            self._context, dtype, x.data_ptr(), weight.data_ptr(),
-            address_of(bias, x, width, "bias"), states.data_ptr(), layout.state_stride,
-            layout.num_slots, slots.data_ptr(), query_start, context_len, num_requests, num_tokens,
-            width, layout.length, out.data_ptr(),
-        )  # fmt: skip
-        return out
+        return causal_conv(self._context, x, weight, bias, states, slots, batch, silu=silu)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return gated_rms_norm(self._context, x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return gated_delta_rule(self._context, qkv, decay, write, form, states, slots, batch)
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return selective_scan(self._context, x, b, c, dt, layer, states, slots, batch, gate=gate)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
@@ -347,6 +408,9 @@ class CpuKernels:
         gate = gate.contiguous()
         _native.gate_rows(dtype_of(x), x.data_ptr(), gate.data_ptr(), rows, width)
 
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        gate_columns(self._context, x, gate)
+
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)
 
@@ -356,9 +420,18 @@ class CpuKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
         return pack_experts(
-            self.context, self._mixture, gate_up, down, activation, limit, self.activate_and_mul
+            self.context,
+            self._mixture,
+            gate_up,
+            down,
+            activation,
+            limit,
+            activation_of(self, activation, limit, gated=gated),
+            gated=gated,
         )
 
     def pack_linear(

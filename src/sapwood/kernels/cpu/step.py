@@ -18,6 +18,7 @@ from sapwood.kernels.cpu.linear import Linear
 from sapwood.kernels.cpu.low_rank import NO_ADAPTERS, NativeLowRank, adapter_tuple
 from sapwood.kernels.cpu.native import CpuKernels
 from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
+from sapwood.kernels.cpu.states import delta_tuple, gated_norm_tuple, scan_tuple, states_tuple
 from sapwood.kernels.cpu.tensors import (
     ACTIVATIONS,
     address_of,
@@ -41,7 +42,10 @@ from sapwood.kernels.recording import (
     CannotRecord,
     Clip,
     Convolve,
+    DeltaRule,
     Embed,
+    GateColumns,
+    GatedNorm,
     GateRows,
     Logits,
     Mix,
@@ -54,6 +58,7 @@ from sapwood.kernels.recording import (
     Scale,
     ScaleByPosition,
     ScaleColumns,
+    SelectiveScan,
     SelectRows,
     Xielu,
     finish_logits,
@@ -69,7 +74,7 @@ class NativeStep:
     """Keeps the model and the KV caches alive; one step at a time.
 
     kv_caches  per layer (keys, values), each [num_pages, Hk, page_size, D] or in 8 bits; or the
-               states of a convolution, [num_slots, C, L - 1]
+               states of a convolution, [num_slots, C, L - 1], and then a recurrent one
     Raises     CannotRecord if the compiled module lacks an op, and ValueError if a weight or a
                cache does not fit the program
     """
@@ -184,6 +189,12 @@ class _Builder:
                 self._add_attention(op)
             case Convolve():
                 self._add_convolution(op)
+            case GatedNorm():
+                self._add_gated_norm(op)
+            case DeltaRule():
+                self._add_delta_rule(op)
+            case SelectiveScan():
+                self._add_scan(op)
             case Activate():
                 activation = ACTIVATIONS[op.activation]
                 self.step.activate(at[op.x], activation, op.gated, op.out.width, at[op.out])
@@ -193,6 +204,8 @@ class _Builder:
                 self.step.scale(at[op.residual], op.residual.width, op.factor)
             case GateRows():
                 self.step.gate_rows(at[op.gate], at[op.residual], op.residual.width)
+            case GateColumns():
+                self._add_gate(op)
             case Mix():
                 self._add_mixture(op)
             case AddPositions():
@@ -312,17 +325,78 @@ class _Builder:
         )  # fmt: skip
 
     def _add_convolution(self, op: Convolve) -> None:
-        (states,) = self._cache_of(op.layer)
+        states = self._cache_of(op.layer)[0]
         layout = state_layout(states, op.weight, op.bias, self._like)
         if not 2 <= layout.length <= _native.MAX_CONV_LENGTH:
             raise CannotRecord(f"a convolution has {layout.length} factors per channel")
+        num_columns = (3 if op.gated else 1) * layout.channels
+        if op.first + num_columns > op.x.width or op.out.width != layout.channels:
+            raise ValueError(f"a convolution of {num_columns} columns does not fit its buffers")
         self.step.convolve(
-            self._places[op.x], layout.channels, layout.length, op.weight.data_ptr(),
+            self._places[op.x], op.x.width, op.first, op.gated, op.silu, layout.channels,
+            layout.length, op.weight.data_ptr(),
             address_of(op.bias, self._like, layout.channels, "bias"), states.data_ptr(),
             layout.state_stride, layout.num_slots, self._group(op), self._places[op.out],
         )  # fmt: skip
 
-    def _group(self, op: RotateAndWrite | Attend | Convolve) -> int:
+    def _add_gate(self, op: GateColumns) -> None:
+        width = op.residual.width
+        if op.first + width > op.gate.width:
+            raise ValueError(f"a gate of {width} columns does not fit its buffer")
+        self.step.gate_columns(
+            self._places[op.gate], op.first, op.gate.width, self._places[op.residual], width
+        )
+
+    def _add_gated_norm(self, op: GatedNorm) -> None:
+        if op.first + op.x.width > op.gate.width or op.out.width != op.x.width:
+            raise ValueError(f"a gated norm of {op.x.width} columns does not fit its buffers")
+        self.step.gated_norm(
+            self._places[op.x], self._places[op.gate], op.first, op.gate.width,
+            address_of(op.weight, self._like, op.x.width, "a gated norm's weight"),
+            gated_norm_tuple(op.form, op.x.width), self._places[op.out],
+        )  # fmt: skip
+
+    def _add_delta_rule(self, op: DeltaRule) -> None:
+        form = op.form
+        fits = (op.qkv.width, op.out.width) == (form.num_channels, form.out_size)
+        fits = fits and op.decay_first + form.shift.shape[0] <= op.decay.width
+        if not fits or op.write_first + form.num_heads > op.write.width:
+            raise ValueError(f"a delta rule of {form.num_heads} heads does not fit its buffers")
+        states = self._cache_of(op.layer)[1]
+        self.step.delta_rule(
+            self._places[op.qkv],
+            (self._places[op.decay], op.decay_first, op.decay.width),
+            (self._places[op.write], op.write_first, op.write.width),
+            delta_tuple(form),
+            states_tuple(states, (form.num_heads, form.key_dim, form.value_dim)),
+            self._group(op),
+            self._places[op.out],
+        )
+
+    def _add_scan(self, op: SelectiveScan) -> None:
+        space = op.space
+        if space.state_size > _native.MAX_STATE_SIZE:
+            raise CannotRecord(f"a state space layer has keys of {space.state_size} numbers")
+        keys = space.num_groups * space.state_size
+        widths = (space.width, keys, keys, space.num_steps, space.width)
+        inputs = []
+        for buffer, first, width in zip(
+            (op.x, op.b, op.c, op.dt, op.gate), op.firsts, widths, strict=True
+        ):
+            if buffer is not None and first + width > buffer.width:
+                raise ValueError(f"a scan of {width} columns does not fit its buffer")
+            # The compiled module counts places from 1 here, so that 0 is none.
+            inputs.append(
+                (0, 0, 0) if buffer is None else (self._places[buffer] + 1, first, buffer.width)
+            )
+        if op.out.width != space.width:
+            raise ValueError(f"a scan of {space.width} channels does not fit its buffer")
+        states = states_tuple(self._cache_of(op.layer)[op.tensor], space.shape)
+        self.step.scan(
+            inputs, scan_tuple(space), states, self._group(op), self._places[op.out]
+        )  # fmt: skip
+
+    def _group(self, op: RotateAndWrite | Attend | Convolve | DeltaRule | SelectiveScan) -> int:
         return self._group_of_layer[op.layer] if self._group_of_layer else 0
 
     def _cache(self, op: RotateAndWrite | Attend) -> tuple[int, int, int, int, int, int, int]:

@@ -14,6 +14,7 @@ from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import (
     ALIBI,
+    LATENT,
     PLAIN,
     SINKS,
     SLIDING_WINDOW,
@@ -21,6 +22,7 @@ from sapwood.kernels.interface import (
     AttentionBatch,
     AttentionTraits,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
     lacking,
 )
@@ -31,13 +33,17 @@ from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.experts import Experts, route
 from sapwood.kernels.reference.low_rank import ReferenceLowRank
 from sapwood.kernels.reference.quantized import QuantizedLinear, quantize
+from sapwood.kernels.reference.state_space import selective_scan
+from sapwood.kernels.reference.states import gated_delta_rule, gated_rms_norm
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
-from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.experts import activation_of
 
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,15 @@ class _Linear:
     def fp32(self, x: Tensor) -> Tensor:
         out = x.float() @ self.weight.float().T
         return out if self.bias is None else out + self.bias.float()
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadProducts:
+    weight: Tensor
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        for head, weight in enumerate(self.weight.float()):
+            out[:, head] = (x[:, head].float() @ weight.T).to(out.dtype)
 
 
 class ReferenceKernels:
@@ -165,6 +180,38 @@ class ReferenceKernels:
             start = end
         return out
 
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        rank = norm.shape[0]
+        nope_dim = q.shape[-1] - (latent.shape[1] - rank)
+        q[..., nope_dim:] = _rotate(q[..., nope_dim:], cos_sin[positions])
+        key = _rotate(latent[:, None, rank:], cos_sin[positions])[:, 0]
+        rows = torch.cat((self.rms_norm(latent[:, :rank], norm, eps), key), dim=-1)
+        if is_8_bit(cache.dtype):
+            kv_cache.write(cache, write_index, rows[:, None])
+            return
+        for row, index in zip(rows, write_index.tolist(), strict=True):
+            page, offset = divmod(index, cache.shape[2])
+            cache[page, 0, offset] = row
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return self.paged_attention(q, cache, cache, batch, scale)[..., :rank]
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return _HeadProducts(weight)
+
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
@@ -206,6 +253,8 @@ class ReferenceKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
         out = torch.empty_like(x)
         num_past = weight.shape[1] - 1
@@ -220,10 +269,43 @@ class ReferenceKernels:
                 window = inputs[:, token : token + num_past + 1]
                 total = (window.float() * weight.float()).sum(dim=1)
                 total = total if bias is None else total + bias.float()
+                total = total * torch.sigmoid(total) if silu else total
                 out[start + token] = total.to(x.dtype)
             states[slot] = inputs[:, num_new:]
             start += num_new
         return out
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         read = [tensor[row].clone() for row in source.tolist()]
@@ -234,6 +316,10 @@ class ReferenceKernels:
         for row, logit in zip(x, gate.float()[:, 0].tolist(), strict=True):
             row.copy_(row.float() / (1.0 + math.exp(-logit)))
 
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
+        for row, logits in zip(x, gate.float(), strict=True):
+            row.copy_(row.float() / (1.0 + torch.exp(-logits)))
+
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         return route(logits, bias, routing)
 
@@ -243,10 +329,10 @@ class ReferenceKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return Experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return Experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.interface import AttentionBatch
@@ -15,6 +16,8 @@ def causal_conv(
     states: Tensor,
     slots: Tensor,
     batch: AttentionBatch,
+    *,
+    silu: bool = False,
 ) -> Tensor:
     """As Kernels.causal_conv. Reads no tensor on the host, so that a device need not be waited for.
     Products and sums are fp32."""
@@ -28,7 +31,8 @@ def causal_conv(
         out = (inputs.float() * factors).sum(dim=2)
     else:
         out = _convolve_chunks(x, factors, past, states, slots, batch)
-    return (out if bias is None else out + bias.float()).to(x.dtype)
+    out = out if bias is None else out + bias.float()
+    return (F.silu(out) if silu else out).to(x.dtype)
 
 
 def _convolve_chunks(

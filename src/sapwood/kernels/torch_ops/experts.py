@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.activations import Activation
+from sapwood.kernels.interface import Kernels, PackedLinear
 
 
 class Experts:
@@ -50,6 +51,18 @@ def limited(gates: Tensor, limit: float | None) -> Tensor:
         return gates
     gate, up = gates.chunk(2, dim=-1)
     return torch.cat((gate.clamp(max=limit), up.clamp(-limit, limit) + 1), dim=-1)
+
+
+def activation_of(
+    kernels: Kernels, activation: Activation, limit: float | None, *, gated: bool
+) -> Callable[[Tensor], Tensor]:
+    """What an expert's output layer takes, from what the first layer gives [T, I], or with a gate
+    [T, 2 * I]; ValueError for a limit without gates."""
+    if gated:
+        return lambda gates: kernels.activate_and_mul(limited(gates, limit), activation)
+    if limit is not None:
+        raise ValueError("only experts with gates have limits")
+    return lambda up: kernels.activate(up, activation)
 
 
 def check_experts(num_gates: int, num_outputs: int) -> None:

@@ -18,6 +18,7 @@ from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import (
     ALIBI,
+    LATENT,
     PLAIN,
     SINKS,
     SLIDING_WINDOW,
@@ -25,6 +26,7 @@ from sapwood.kernels.interface import (
     AttentionBatch,
     AttentionTraits,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
     lacking,
 )
@@ -36,21 +38,26 @@ from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.registry import Need
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import activate, activate_and_mul, xielu
 from sapwood.kernels.torch_ops.attention import PagedAttention, first_keys
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.convolution import causal_conv
-from sapwood.kernels.torch_ops.experts import Experts, limited
+from sapwood.kernels.torch_ops.delta_rule import gated_delta_rule
+from sapwood.kernels.torch_ops.experts import Experts, activation_of
+from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.routing import route
-from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
+from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, gated_rms_norm, soft_cap
 from sapwood.kernels.torch_ops.sampling import sample
+from sapwood.kernels.torch_ops.state_space import selective_scan
 
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
 
 class TorchKernels:
@@ -141,6 +148,37 @@ class TorchKernels:
         )
         return self._attention(q, keys, values, dense, scale, traits)
 
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        norm_rope_write_latent(
+            q,
+            latent,
+            norm=norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            positions=positions,
+            cache=cache,
+            write_index=write_index,
+        )
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return self.paged_attention(q, cache, cache, batch, scale)[..., :rank]
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return HeadProducts(weight)
+
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
@@ -168,13 +206,50 @@ class TorchKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
-        return causal_conv(x, weight, bias, states, slots, batch)
+        return causal_conv(x, weight, bias, states, slots, batch, silu=silu)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
 
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
+        gate_rows(x, gate)
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
         gate_rows(x, gate)
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
@@ -186,10 +261,10 @@ class TorchKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return Experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return Experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

@@ -1,9 +1,12 @@
-"""Copies of rows, and the soft cap of logits, with torch."""
+"""Copies, gates and gated norms of rows, and the soft cap of logits, with torch."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from sapwood.kernels.state_forms import GatedNormForm
 
 
 def copy_rows(tensor: Tensor, source: Tensor, target: Tensor) -> None:
@@ -16,8 +19,22 @@ def copy_rows(tensor: Tensor, source: Tensor, target: Tensor) -> None:
 
 
 def gate_rows(x: Tensor, gate: Tensor) -> None:
-    """As Kernels.gate_rows."""
+    """As Kernels.gate_rows, and as Kernels.gate_columns."""
     x.copy_(x.float() * torch.sigmoid(gate.float()))
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm) -> Tensor:
+    """As Kernels.gated_rms_norm."""
+    if x.shape[1] % form.group:
+        raise ValueError(f"{x.shape[1]} columns are no groups of {form.group}")
+    wide, gates = x.float(), gate.float()
+    factor = torch.sigmoid(gates) if form.logistic else F.silu(gates)
+    if not form.norm_first:
+        wide = wide * factor
+    groups = wide.unflatten(-1, (-1, form.group))
+    normed = groups * torch.rsqrt(groups.square().mean(dim=-1, keepdim=True) + form.eps)
+    out = normed.flatten(-2) * weight.float()
+    return (out * factor if form.norm_first else out).to(x.dtype)
 
 
 def soft_cap(logits: Tensor, cap: float) -> None:

@@ -36,6 +36,7 @@ def _outputs(
     x_stride,
     state_stride,
     LENGTH: tl.constexpr,
+    SILU: tl.constexpr,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -66,6 +67,8 @@ def _outputs(
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + channel, mask=is_channel, other=0.0)
         total += bias.to(tl.float32)[None, :]
+    if SILU:
+        total = total * tl.sigmoid(total)
     to = out_ptr + token[:, None] * num_channels + channel[None, :]
     tl.store(to, total.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -111,10 +114,12 @@ def causal_conv(
     states: Tensor,
     slots: Tensor,
     batch: AttentionBatch,
+    *,
+    silu: bool = False,
 ) -> Tensor:
     """As Kernels.causal_conv; slots may lie apart. Reads no tensor on the host."""
     if weight.shape[1] > _LONGEST:
-        return torch_ops.causal_conv(x, weight, bias, states, slots, batch)
+        return torch_ops.causal_conv(x, weight, bias, states, slots, batch, silu=silu)
     x = x if x.stride(1) == 1 else x.contiguous()
     (num_tokens, num_channels), length = x.shape, weight.shape[1]
     token = torch.arange(num_tokens, dtype=torch.int32, device=x.device)
@@ -127,7 +132,7 @@ def causal_conv(
     sizes = (num_channels, x.stride(0), states.stride(0))
     _outputs[(triton.cdiv(num_tokens, _TOKENS), blocks)](
         x, weight, bias, states, slots, request, *lengths, out, num_tokens, *sizes,
-        LENGTH=length, TOKENS=_TOKENS, CHANNELS=_CHANNELS,
+        LENGTH=length, SILU=silu, TOKENS=_TOKENS, CHANNELS=_CHANNELS,
     )  # fmt: skip
     _new_states[(len(slots), blocks)](
         x, states, slots, *lengths, *sizes, LENGTH=length, CHANNELS=_CHANNELS

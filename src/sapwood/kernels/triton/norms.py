@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sapwood.kernels.state_forms import GatedNormForm
+
 
 @triton.jit
 def _rms_norm(
@@ -64,6 +66,57 @@ def _layer_norm(
     if bias_ptr is not None:
         out = out + tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + row * width + column, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gated_rms_norm(
+    x_ptr,
+    gate_ptr,
+    weight_ptr,
+    out_ptr,
+    x_stride,
+    gate_stride,
+    width,
+    group,
+    eps,
+    NORM_FIRST: tl.constexpr,
+    LOGISTIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One group of columns of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    index = tl.arange(0, BLOCK)
+    inside = index < group
+    column = tl.program_id(1) * group + index
+    x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.sigmoid(gate)
+    if not LOGISTIC:
+        factor = gate * factor
+    if not NORM_FIRST:
+        x = x * factor
+    out = x * tl.rsqrt(tl.sum(x * x, axis=0) / group + eps)
+    out = out * tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    if NORM_FIRST:
+        out = out * factor
+    tl.store(out_ptr + row * width + column, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm) -> Tensor:
+    """As Kernels.gated_rms_norm."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    gate = gate if gate.stride(1) == 1 else gate.contiguous()
+    rows, width = x.shape
+    if width % form.group:
+        raise ValueError(f"{width} columns are no groups of {form.group}")
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block = triton.next_power_of_2(form.group)
+    _gated_rms_norm[(rows, width // form.group)](
+        x, gate, weight, out, x.stride(0), gate.stride(0), width, form.group, form.eps,
+        NORM_FIRST=form.norm_first, LOGISTIC=form.logistic, BLOCK=block,
+        num_warps=min(32, max(1, block // 512)),
+    )  # fmt: skip
+    return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -18,6 +18,7 @@ from sapwood.kernels.interface import (
     AttentionTraits,
     CapturedSharing,
     PackedExperts,
+    PackedHeads,
     PackedLinear,
 )
 from sapwood.kernels.low_rank import LowRankLayer
@@ -26,14 +27,26 @@ from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
+from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
-from sapwood.kernels.torch_ops.experts import limited
+from sapwood.kernels.torch_ops.experts import activation_of
+from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
+from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
-from sapwood.kernels.triton import convolution, elementwise, norms, rope, sampling
+from sapwood.kernels.triton import (
+    convolution,
+    delta_rule,
+    elementwise,
+    norms,
+    rope,
+    sampling,
+    state_space,
+)
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.experts import pack_experts
@@ -41,6 +54,7 @@ from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
 
 paged_attention = PagedAttention()
+_TORCH = TorchKernels()
 
 
 class TritonKernels:
@@ -107,6 +121,37 @@ class TritonKernels:
     ) -> Tensor:
         return paged_attention(q, key_cache, value_cache, batch, scale, traits)
 
+    def norm_rope_write_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        *,
+        norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        cache: Tensor,
+        write_index: Tensor,
+    ) -> None:
+        norm_rope_write_latent(
+            q,
+            latent,
+            norm=norm,
+            eps=eps,
+            cos_sin=cos_sin,
+            positions=positions,
+            cache=cache,
+            write_index=write_index,
+        )
+
+    def latent_attention(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
+    ) -> Tensor:
+        return _TORCH.latent_attention(q, cache, batch, scale, rank)
+
+    def pack_heads(self, weight: Tensor) -> PackedHeads:
+        return HeadProducts(weight)
+
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
@@ -134,13 +179,50 @@ class TritonKernels:
         states: Tensor,
         slots: Tensor,
         batch: AttentionBatch,
+        *,
+        silu: bool = False,
     ) -> Tensor:
-        return convolution.causal_conv(x, weight, bias, states, slots, batch)
+        return convolution.causal_conv(x, weight, bias, states, slots, batch, silu=silu)
+
+    def gated_rms_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm
+    ) -> Tensor:
+        return norms.gated_rms_norm(x, gate, weight, form)
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        write: Tensor,
+        form: DeltaForm,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+    ) -> Tensor:
+        return delta_rule.gated_delta_rule(qkv, decay, write, form, states, slots, batch)
+
+    def selective_scan(
+        self,
+        x: Tensor,
+        b: Tensor,
+        c: Tensor,
+        dt: Tensor | None,
+        layer: StateSpace,
+        states: Tensor,
+        slots: Tensor,
+        batch: AttentionBatch,
+        *,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return state_space.selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)
 
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:
+        gate_rows(x, gate)
+
+    def gate_columns(self, x: Tensor, gate: Tensor) -> None:
         gate_rows(x, gate)
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
@@ -152,10 +234,10 @@ class TritonKernels:
         down: Sequence[PackedLinear],
         activation: Activation,
         limit: float | None = None,
+        *,
+        gated: bool = True,
     ) -> PackedExperts:
-        return pack_experts(
-            gate_up, down, lambda gates: self.activate_and_mul(limited(gates, limit), activation)
-        )
+        return pack_experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import (
     ALIBI,
+    LATENT,
     PLAIN,
     SINKS,
     SLIDING_WINDOW,
@@ -244,13 +245,15 @@ class Architecture:
         size = size or self.config.hidden_size
         return RMSNorm(self.build, size, eps=self.config.norm_eps, adds_one=adds_one)
 
-    def plain_mlp(self, up: str, down: str, *, bias: bool, transposed: bool = False) -> PlainMLP:
-        """A feed-forward without a gate, whose layers have these names."""
+    def plain_mlp(
+        self, up: str, down: str, *, bias: bool, transposed: bool = False, size: int = 0
+    ) -> PlainMLP:
+        """A feed-forward without a gate, whose layers have these names; size: as in gated_mlp."""
         config = self.config
         return PlainMLP(
             self.build,
             config.hidden_size,
-            config.intermediate_size,
+            size or config.intermediate_size,
             activation=Activation(config.activation),
             bias=bias,
             names=(up, down),
@@ -326,5 +329,6 @@ def attention_features(config: DecoderConfig) -> frozenset[str]:
         SOFT_CAP: config.soft_cap is not None,
         SINKS: config.has_sinks,
         ALIBI: config.has_alibi,
+        LATENT: config.latent is not None,
     }
     return frozenset(name for name, is_there in there.items() if is_there)

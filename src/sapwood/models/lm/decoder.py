@@ -117,6 +117,11 @@ class Decoder:
             return found | self._streams.targets()
         return found | prefixed(names.norm, self._norm.targets())
 
+    def adapter_targets(self) -> dict[str, Target]:
+        """Targets that say where adapters add; they are not for loading."""
+        head = prefixed(self._names.head, self._lm_head.adapter_targets())
+        return self.body_targets() | head
+
     def checkpoint_name(self, name: str) -> str:
         """The name in `targets()` of a checkpoint's tensor."""
         own = text_name(name) if IS_TEXT_PART in self.config.hf else name

@@ -16,7 +16,7 @@ class GroupedMixture(MixtureArchitecture):
     """The first layers are dense; a correction bias keeps experts equally busy."""
 
     absent: ClassVar = {"n_group": 1, "topk_group": 1, "norm_topk_prob": True}
-    correction_name = "gate.e_score_correction_bias"
+    correction_name: ClassVar[str | None] = "gate.e_score_correction_bias"
 
     @classmethod
     def experts_in(cls, config: DecoderConfig) -> ExpertsConfig:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.routing import Routing
-from sapwood.layers.experts import Experts, Fused, PerExpert, Shared
+from sapwood.layers.experts import Experts, Fused, Latent, PerExpert, Shared
 from sapwood.layers.layer import FeedForward
 from sapwood.layers.router import Router
 from sapwood.models.config import DecoderConfig, ExpertsConfig
@@ -69,6 +69,13 @@ class MixtureArchitecture(Architecture):
     def dense(self) -> FeedForward:
         return self.gated_mlp()
 
+    def shared_expert(self, size: int) -> FeedForward:
+        return self.gated_mlp(size=size)
+
+    def latent(self) -> Latent | None:
+        """As in layers/experts.Experts."""
+        return None
+
     def mixture(self, experts: ExpertsConfig) -> Experts:
         hidden_size = self.config.hidden_size
         router = Router(
@@ -83,7 +90,7 @@ class MixtureArchitecture(Architecture):
         )
         shared = None
         if experts.shared_size:
-            body = self.gated_mlp(size=experts.shared_size)
+            body = self.shared_expert(experts.shared_size)
             shared = Shared(name=self.shared_name, body=body, gate=self.shared_gate)
         return self.experts_class(
             self.build,
@@ -96,6 +103,8 @@ class MixtureArchitecture(Architecture):
             limit=self.limit,
             weighs_inputs=self.weighs_inputs,
             shared=shared,
+            gated=self.has_gates,
+            latent=self.latent(),
         )
 
 

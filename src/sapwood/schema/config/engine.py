@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sapwood.schema.config.drafting import DraftingConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.grammar import GrammarConfig
 from sapwood.schema.config.lora import LoraConfig
@@ -24,6 +25,7 @@ COMPONENTS: tuple[type, ...] = (
     ParallelConfig,
     GrammarConfig,
     SpeculationConfig,
+    DraftingConfig,
     LoraConfig,
 )
 
@@ -39,6 +41,7 @@ class EngineConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
+    drafting: DraftingConfig = field(default_factory=DraftingConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def flat(self) -> dict[str, Any]:
@@ -57,6 +60,7 @@ class EngineConfig:
             parallel=build(ParallelConfig, values),
             grammar=build(GrammarConfig, values),
             speculation=build(SpeculationConfig, values),
+            drafting=build(DraftingConfig, values),
             lora=build(LoraConfig, values),
         )
 

@@ -53,6 +53,7 @@ class ModelFacts:
     cache           what tokens and requests leave behind in the model's layers; empty: nothing
     whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
     makes_numbers   the model makes embeddings or scores instead of text
+    draft_bytes     about what the weights of its draft model take; 0: there is none
     quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
     """
 
@@ -67,6 +68,7 @@ class ModelFacts:
     file_bytes: int = 0
     whole_prompts: bool = False
     makes_numbers: bool = False
+    draft_bytes: int = 0
     quantized: CheckpointFacts | None = None
 
     def of_rank(self, num_ranks: int) -> ModelFacts:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import CacheKind
+from sapwood.schema.config.drafting import MODEL_ALGORITHMS
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.facts import ModelFacts
-from sapwood.schema.config.speculation import SpeculationConfig
 
 
-def check_speculation(asked: SpeculationConfig, model: ModelFacts) -> None:
-    """ConfigError if the model cannot have its tokens guessed."""
-    algorithm = asked.speculative_algorithm
+def check_speculation(asked: EngineConfig, model: ModelFacts) -> None:
+    """ConfigError if the model cannot have its tokens guessed, or nobody could guess them."""
+    algorithm = asked.speculation.speculative_algorithm
+    given = asked.drafting.given
+    if given and algorithm not in MODEL_ALGORITHMS:
+        raise ConfigError(
+            f"{', '.join(given)} does nothing without --speculative-algorithm "
+            f"{' or '.join(MODEL_ALGORITHMS)}; give both or neither"
+        )
     if algorithm is None:
         return
+    if algorithm in MODEL_ALGORITHMS and asked.drafting.speculative_draft_model_path is None:
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} guesses with a draft model; name one with "
+            "--speculative-draft-model-path"
+        )
+    if algorithm in MODEL_ALGORITHMS and asked.parallel.num_ranks > 1:
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} computes its draft model on one rank so far, but "
+            f"the model has {asked.parallel.num_ranks}; guess with NGRAM, or leave out --tp-size"
+        )
     if model.whole_prompts:
         raise ConfigError(
             f"--speculative-algorithm {algorithm} guesses output tokens, but {model.name} is an "

@@ -23,7 +23,7 @@ class LoraPath:
     """An adapter that the server starts with.
 
     name    by which requests name it
-    path    the folder that PEFT's save_pretrained wrote
+    path    the folder that PEFT's save_pretrained wrote, a catalogue name, or a hub repository
     pinned  whether it always stays loaded
     """
 
@@ -40,7 +40,8 @@ class LoraConfig:
     lora_paths: str | None = option(
         None,
         "Adapters to start with, separated by blanks: PATH, NAME=PATH, or JSON with lora_name, "
-        "lora_path and pinned. A name is a path's last part, unless it is given.",
+        "lora_path and pinned. A path may be a hub repository (org/name), too. A name is a path's "
+        "last part, unless it is given.",
         many=True,
     )
     max_lora_rank: int | None = option(

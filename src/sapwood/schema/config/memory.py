@@ -15,6 +15,19 @@ class EvictionPolicy(StrEnum):
     LFU = "lfu"
 
 
+class StateStrategy(StrEnum):
+    """Where the states that prefixes begin with are kept.
+
+    AUTO          as EXTRA_BUFFER
+    NO_BUFFER     at the end of each prompt
+    EXTRA_BUFFER  there, and every --mamba-track-interval tokens
+    """
+
+    AUTO = "auto"
+    NO_BUFFER = "no_buffer"
+    EXTRA_BUFFER = "extra_buffer"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryConfig:
     """How much KV the pool holds, as asked."""
@@ -48,8 +61,8 @@ class MemoryConfig:
     mamba_track_interval: int | None = option(
         None,
         "Tokens between the states that are kept for prefixes, for models whose layers keep a "
-        "state instead of keys and values (LFM2); a multiple of --page-size. A step of a prompt "
-        "ends at each such place.",
+        "state instead of keys and values (LFM2, Qwen3-Next); a multiple of --page-size. A step of "
+        "a prompt ends at each such place.",
         unit="tokens",
         aliases=["state-interval"],
     )
@@ -58,6 +71,25 @@ class MemoryConfig:
         "States that the pool of states holds, for such models: one for each running request, and "
         "those that are kept for prefixes.",
         unit="states",
+    )
+    mamba_full_memory_ratio: float | None = option(
+        None,
+        "Memory that the states kept for prefixes take at most, relative to that of all pages of "
+        "keys and values, for such models; --max-mamba-cache-size says a number instead. "
+        "Default: 1.",
+    )
+    mamba_ssm_dtype: str = option(
+        "float32",
+        "Numbers of recurrent states, for models that keep some. bfloat16 takes half the memory, "
+        "and rounds a state at the end of each step.",
+        choices=("float32", "bfloat16"),
+    )
+    mamba_scheduler_strategy: str = option(
+        "auto",
+        "Where states are kept for prefixes: no_buffer, at the end of each prompt only, so that "
+        "no step is cut for them; extra_buffer, also every --mamba-track-interval tokens, so that "
+        "prompts with a common beginning share it. auto: extra_buffer.",
+        choices=tuple(StateStrategy),
     )
     radix_eviction_policy: str = option(
         "lru", "Which unused prefix is forgotten first.", choices=tuple(EvictionPolicy)
@@ -75,6 +107,22 @@ class MemoryConfig:
         ):
             if value is not None and not 1 <= value < 2**31:
                 raise ConfigError(f"{flag} is {value} but must be from 1 to {2**31 - 1}")
+        ratio = self.mamba_full_memory_ratio
+        if ratio is not None and not 0.0 < ratio <= 1e6:
+            raise ConfigError(f"--mamba-full-memory-ratio is {ratio} but must be above 0")
+        if ratio is not None and self.max_mamba_cache_size is not None:
+            raise ConfigError(
+                "--mamba-full-memory-ratio and --max-mamba-cache-size both say how many states "
+                "there are; leave one out"
+            )
+        if (
+            self.mamba_scheduler_strategy == StateStrategy.NO_BUFFER
+            and self.mamba_track_interval is not None
+        ):
+            raise ConfigError(
+                "--mamba-scheduler-strategy no_buffer keeps states at the ends of prompts only; "
+                "leave --mamba-track-interval out, or choose extra_buffer"
+            )
         share = self.swa_full_tokens_ratio
         if share is not None and not 0.0 < share <= 1.0:
             raise ConfigError(f"--swa-full-tokens-ratio is {share} but must be above 0, up to 1")
@@ -87,7 +135,8 @@ class MemoryConfig:
 class ResolvedMemory(MemoryConfig):
     """After resolution: the pool has a size, and `kv_cache_dtype` is not "auto".
 
-    mamba_track_interval  None: the model keeps no states
+    mamba_track_interval  None: the model keeps no states; with the strategy no_buffer, as long as
+                          the context
     max_mamba_cache_size  None: so many as `CachePlan` says
     """
 

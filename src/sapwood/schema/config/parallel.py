@@ -1,4 +1,4 @@
-"""Over how many ranks one model is spread, and on how many machines."""
+"""Over how many ranks one model is spread, on how many machines, and how many replicas serve."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
+
+MAX_REPLICAS = 64
+"""More than one machine has room for."""
+_OLD_NAMES = {"shortest_queue": "total_requests", "minimum_tokens": "total_tokens"}
+BALANCE_METHODS = (
+    *("auto", "round_robin", "total_requests", "total_tokens", "prefix_aware"),
+    *_OLD_NAMES,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +31,20 @@ class ParallelConfig:
         unit="ranks",
     )
     dp_size: int = option(
-        1, "Replicas of the model.", aliases=("dp", "data-parallel-size"), unit="replicas"
+        1,
+        "Replicas of the model, each an engine of its own, behind one server. On a CPU they share "
+        "the cores and the memory; limits of requests and tokens hold for each replica.",
+        aliases=("dp", "data-parallel-size"),
+        unit="replicas",
+    )
+    load_balance_method: str = option(
+        "auto",
+        "Which replica gets a request: round_robin, one after another; total_requests, the one "
+        "with the fewest open requests (older name: shortest_queue); total_tokens, the one whose "
+        "open requests have the fewest tokens (older name: minimum_tokens); prefix_aware, the one "
+        "that has the least to compute then, since a prompt's known beginning costs nothing. "
+        "auto: prefix_aware.",
+        choices=BALANCE_METHODS,
     )
     nnodes: int = option(
         1,
@@ -46,6 +67,11 @@ class ParallelConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.load_balance_method == "follow_bootstrap_room":
+            raise ConfigError(
+                "--load-balance-method follow_bootstrap_room is for servers that compute only "
+                f"prompts; choose one of {', '.join(BALANCE_METHODS)}"
+            )
         check_options(self)
         for name in ("tp_size", "pp_size", "nnodes"):
             value = getattr(self, name)
@@ -53,11 +79,27 @@ class ParallelConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value} but must be >= 1")
         if self.pp_size != 1:
             raise ConfigError(f"--pp-size is {self.pp_size} but this version serves with 1")
-        if self.dp_size != 1:
+        self._check_replicas()
+        self._check_nodes()
+
+    def _check_replicas(self) -> None:
+        if not 1 <= self.dp_size <= MAX_REPLICAS:
             raise ConfigError(
-                f"--dp-size is {self.dp_size} but this version serves with 1; "
-                "run one server per replica"
+                f"--dp-size is {self.dp_size} but must be from 1 to {MAX_REPLICAS}; more replicas "
+                "take several servers and `sapwood gateway`"
             )
+        if self.load_balance_method != "auto" and self.dp_size == 1:
+            raise ConfigError(
+                "--load-balance-method chooses among replicas, but there is one; set --dp-size, or "
+                "leave it out"
+            )
+        if self.dp_size > 1 and self.nnodes > 1:
+            raise ConfigError(
+                "--dp-size above 1 keeps all replicas on one machine, but --nnodes is "
+                f"{self.nnodes}; run one server per replica, and `sapwood gateway` in front of them"
+            )
+
+    def _check_nodes(self) -> None:
         if self.num_ranks % self.nnodes:
             raise ConfigError(
                 f"--nnodes is {self.nnodes}, which {self.num_ranks} ranks cannot be shared out to "
@@ -76,6 +118,12 @@ class ParallelConfig:
             split_address(self.dist_init_addr)
         if not self.dist_timeout > 0:
             raise ConfigError(f"--dist-timeout is {self.dist_timeout} but must be > 0")
+
+    @property
+    def balance(self) -> str:
+        """The method by its present name."""
+        method = self.load_balance_method
+        return "prefix_aware" if method == "auto" else _OLD_NAMES.get(method, method)
 
     @property
     def num_ranks(self) -> int:

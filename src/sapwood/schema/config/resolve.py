@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CachePlan, Demand, within
+from sapwood.schema.cache import CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ResolvedExecution
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
@@ -23,9 +23,10 @@ from sapwood.schema.config.model import (
     ResolvedModel,
 )
 from sapwood.schema.config.options import decided
+from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
-from sapwood.schema.config.state_interval import state_interval
+from sapwood.schema.config.state_options import refuse_idle_state_options, state_interval
 from sapwood.schema.config.window_share import check_window_share
 
 QUANTIZED_BYTES = {
@@ -60,10 +61,11 @@ def resolve(
     Raises ConfigError if an option contradicts the machine or the model.
     """
     decisions: list[Decision] = []
-    check_speculation(asked.speculation, model)
+    machine = _share_of(machine, asked.parallel, decisions)
+    check_speculation(asked, model)
     check_adapters(asked, model)
     execution = _resolve_execution(asked, machine, decisions)
-    model_config = _resolve_model(asked.model, execution, machine, model, decisions)
+    model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
     _explain_overlap(scheduler, asked.speculation, decisions)
     demand = demand_of(scheduler, model_config)
@@ -83,6 +85,25 @@ def resolve(
     return config, decisions
 
 
+def _share_of(
+    machine: MachineFacts, parallel: ParallelConfig, decisions: list[Decision]
+) -> MachineFacts:
+    """What one of several replicas may use; a GPU is never shared."""
+    count = parallel.dp_size
+    if count == 1:
+        return machine
+    if parallel.load_balance_method == "auto":
+        why = "it computes the least: prompts go where their beginning is cached"
+        decisions.append(Decision("load_balance_method", parallel.balance, why))
+    on_cpu = machine.device == "cpu"
+    return replace(
+        machine,
+        num_cores=max(1, machine.num_cores // count),
+        memory_bytes=machine.memory_bytes // count if on_cpu else machine.memory_bytes,
+        available_bytes=machine.available_bytes // count if on_cpu else machine.available_bytes,
+    )
+
+
 def _resolve_execution(
     config: EngineConfig, machine: MachineFacts, decisions: list[Decision]
 ) -> ResolvedExecution:
@@ -99,19 +120,25 @@ def _resolve_execution(
     num_threads = asked.num_threads
     if num_threads is None:
         num_threads = machine.num_cores
-        num_ranks = config.parallel.ranks_per_node
-        shared = f", shared by {num_ranks} ranks" if num_ranks > 1 else ""
-        decisions.append(Decision("num_threads", num_threads, f"the usable cores{shared}"))
+        parallel = config.parallel
+        whose = "the usable cores"
+        if parallel.dp_size > 1:
+            whose = f"this replica's part of {parallel.dp_size}"
+        if parallel.ranks_per_node > 1:
+            whose += f", shared by {parallel.ranks_per_node} ranks"
+        decisions.append(Decision("num_threads", num_threads, whose))
     return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
 
 
-def _resolve_model(
+def resolve_model(
     asked: ModelConfig,
     execution: ResolvedExecution,
     machine: MachineFacts,
     model: ModelFacts,
     decisions: list[Decision],
 ) -> ResolvedModel:
+    """Which numbers a model computes with, its context and its name; ConfigError if that cannot
+    be."""
     dtype = asked.dtype
     if dtype == "auto":
         dtype, reason = _choose_dtype(model, execution, machine)
@@ -326,20 +353,32 @@ def _resolve_memory(
     kv_cache_dtype = _resolve_kv_cache_dtype(
         asked.kv_cache_dtype, model_config.dtype, model, decisions
     )
-    interval, why_interval = state_interval(
-        asked, page_size, groups=model.cache, model=model.name, on_cpu=execution.device == "cpu"
-    )
-    if why_interval is not None:
-        decisions.append(Decision("mamba_track_interval", interval, why_interval))
+    refuse_idle_state_options(asked, model.cache, model=model.name)
+    interval = None
+    if any(group.kind is CacheKind.STATE for group in model.cache):
+        interval, why_interval = state_interval(
+            asked,
+            page_size,
+            context_length=model_config.context_length,
+            on_cpu=execution.device == "cpu",
+        )
+        if why_interval is not None:
+            decisions.append(Decision("mamba_track_interval", interval, why_interval))
     groups = within(model.cache, model_config.context_length)
     plan = CachePlan(
         groups=tuple(
-            group.with_dtypes(kv=kv_cache_dtype, activations=model_config.dtype) for group in groups
+            group.with_dtypes(
+                kv=kv_cache_dtype,
+                activations=model_config.dtype,
+                recurrent=asked.mamba_ssm_dtype,
+            )
+            for group in groups
         ),
         page_size=page_size,
         demand=demand,
         state_interval=interval or page_size,
         num_states=asked.max_mamba_cache_size,
+        state_memory_ratio=asked.mamba_full_memory_ratio or 1.0,
         window_share=check_window_share(asked.swa_full_tokens_ratio, groups, model=model.name),
     )
     max_tokens = asked.max_total_tokens
@@ -444,7 +483,7 @@ def _choose_pool(
     by_context = POOL_CONTEXTS * context_pages * page_size
     if not plan.groups:
         return by_context, f"{POOL_CONTEXTS} texts of the full context; it takes no memory"
-    weight_bytes = _weight_bytes(model_config, model)
+    weight_bytes = _weight_bytes(model_config, model) + model.draft_bytes
     if fraction is not None:
         pool_bytes = int(machine.memory_bytes * fraction) - weight_bytes
         reason = (
@@ -511,11 +550,9 @@ def _explain_overlap(
     """Say when steps overlap that could have guesses."""
     if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
         return
-    most = speculation.speculative_max_step_tokens // 2
     why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]
     reason = (
-        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while more than {most} "
-        "requests run, half of --speculative-max-step-tokens"
+        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while none promise to pay"
     )
     decisions[:] = [decision for decision in decisions if decision.option != "overlap_depth"]
     decisions.append(Decision("overlap_depth", scheduler.overlap_depth, reason))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
+from sapwood.schema.config.drafting import MODEL_ALGORITHMS
 from sapwood.schema.config.options import check_options, option, option_specs
 
-ALGORITHMS = ("NGRAM",)
+ALGORITHMS = ("NGRAM", *MODEL_ALGORITHMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,33 +17,62 @@ class SpeculationConfig:
         None,
         "Guess several tokens of a request per step and keep those that the model itself chooses; "
         "the output stays the same. NGRAM: what followed the last tokens where they occurred "
-        "before in the prompt or the output. Default: nothing is guessed.",
+        "before in the prompt or the output. STANDALONE: what a small "
+        "model guesses, --speculative-draft-model-path. Default: nothing is guessed.",
         choices=ALGORITHMS,
     )
     speculative_num_draft_tokens: int = option(
-        8, "Tokens guessed for one request in one step at most.", unit="tokens"
-    )
-    speculative_max_step_tokens: int = option(
-        32,
-        "New tokens of a step with guesses at most: with more, a step costs more than the guesses "
-        "save. While more than half as many requests run, nothing is guessed.",
+        16,
+        "Tokens of one request that a step computes at most: its last token, and those that are "
+        "guessed.",
         unit="tokens",
     )
+    speculative_max_step_tokens: int = option(
+        64, "New tokens of a step with guesses at most, of all requests together.", unit="tokens"
+    )
+    disable_speculative_adaptation: bool = option(
+        False,
+        "Guess as many tokens as the other options allow. Default: each step verifies the guesses "
+        "that promise the most tokens per second, by how often guesses were right and by what "
+        "steps cost, both measured; where no guesses pay, there are none.",
+    )
     speculative_ngram_min_match_window_size: int = option(
-        2, "NGRAM guesses if at least this many of the last tokens occurred before.", unit="tokens"
+        1, "NGRAM guesses if at least this many of the last tokens occurred before.", unit="tokens"
     )
     speculative_ngram_max_match_window_size: int = option(
         12, "NGRAM compares this many of the last tokens at most.", unit="tokens"
     )
+    speculative_ngram_branch_length: int = option(
+        18, "NGRAM copies this many tokens in a row at most.", unit="tokens"
+    )
+    speculative_ngram_match_type: str = option(
+        "BFS",
+        "Which of several tokens that followed a match NGRAM guesses first: BFS: the latest; PROB: "
+        "the most frequent.",
+        choices=("BFS", "PROB"),
+    )
+    speculative_ngram_capacity: int = option(
+        1_000_000,
+        "Tokens of prompts and outputs that NGRAM remembers, of all requests together; each takes "
+        "about 50 bytes.",
+        unit="tokens",
+    )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether what steps cost decides how much is guessed."""
+        return self.speculative_algorithm is not None and not self.disable_speculative_adaptation
 
     def __post_init__(self) -> None:
         check_options(self)
         if self.speculative_algorithm is None:
             self._refuse_idle_options()
         for name, least in (
-            ("speculative_num_draft_tokens", 1),
+            ("speculative_num_draft_tokens", 2),
             ("speculative_max_step_tokens", 2),
             ("speculative_ngram_min_match_window_size", 1),
+            ("speculative_ngram_branch_length", 1),
+            ("speculative_ngram_capacity", 1024),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(

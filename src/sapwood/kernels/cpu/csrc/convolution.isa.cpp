@@ -65,6 +65,7 @@ void convolve(const ConvArgs& a, std::int64_t first, std::int64_t n) {
       VF total = weight[0] * inputs[0];
       for (std::int64_t i = 1; i < length; i++) total = total + weight[i] * inputs[i];
       if (a.bias != nullptr) total = total + bias;
+      if (a.silu) total = total / (splat(1.0f) + vexp(-total));
       if (a.gated) total = rounded(total, x) * load_some(row + a.channels, n);
       store_some(out + token * a.channels, total, n);
       for (std::int64_t i = 0; i < num_past; i++) inputs[i] = inputs[i + 1];

@@ -55,7 +55,7 @@ class Mixture::Round {
   Round(Mixture& own, Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows)
       : own_(own), ops_(context.ops()), team_(context.team()), dtype_(dtype), layers_(layers),
         rows_(rows), element_(dtype == DType::f32 ? 4 : 2), hidden_(layers.hidden()), inner_(layers.inner()),
-        pairs_(rows.tokens * rows.k) {
+        ways_(layers.gated() ? 2 : 1), pairs_(rows.tokens * rows.k) {
     own_.workers_.resize(static_cast<std::size_t>(team_.threads));
   }
 
@@ -64,7 +64,7 @@ class Mixture::Round {
     std::byte* activated = own_.activated_.at_least(bytes(pairs_ * inner_, element_));
     const bool splits = inner_ % kPanel == 0 && each_has_whole_panels(layers_.gate_up);
     const std::vector<Task> gates = cut_work(layers_.gate_up, inner_, splits);
-    run_tasks(team_, threads(3 * hidden_ * inner_), static_cast<std::int64_t>(gates.size()),
+    run_tasks(team_, threads((1 + ways_) * hidden_ * inner_), static_cast<std::int64_t>(gates.size()),
               [&](std::int64_t task, int thread) {
                 make_gates(gates[static_cast<std::size_t>(task)], worker(thread), activated);
               });
@@ -148,21 +148,27 @@ class Mixture::Round {
     }
     const LinearWeight& weight = layers_.gate_up[static_cast<std::size_t>(task.expert)];
     const Products products = alone(worker);
-    std::byte* gates = worker.gates.at_least(bytes(task.count * 2 * task.width, element_));
+    std::byte* gates = worker.gates.at_least(bytes(task.count * ways_ * task.width, element_));
     if (task.width == inner_) {
       products.linear(weight, dtype_, x, x_stride, task.count, gates);
     } else {
-      multiply(products, weight, {task.begin, task.width, 2 * task.width}, x, x_stride, task.count, gates);
-      multiply(products, weight, {inner_ + task.begin, task.width, 2 * task.width}, x, x_stride, task.count,
-               gates + bytes(task.width, element_));
+      for (std::int64_t way = 0; way < ways_; way++) {
+        multiply(products, weight, {way * inner_ + task.begin, task.width, ways_ * task.width}, x, x_stride,
+                 task.count, gates + bytes(way * task.width, element_));
+      }
     }
     if (layers_.limit != 0.0f) cut(dtype_, gates, task.count, task.width, layers_.limit);
     std::byte* to = activated + bytes(task.first * inner_ + task.begin, element_);
     const bool is_whole = task.width == inner_;
     for (std::int64_t row = 0; row < task.count; row += is_whole ? task.count : 1) {
-      ops_.activate_and_mul(dtype_, layers_.activation, gates + bytes(row * 2 * task.width, element_),
-                            to + bytes(row * inner_, element_), is_whole ? task.count : 1, task.width,
-                            products.team);
+      const std::byte* from = gates + bytes(row * ways_ * task.width, element_);
+      std::byte* out = to + bytes(row * inner_, element_);
+      const std::int64_t rows = is_whole ? task.count : 1;
+      if (ways_ == 2) {
+        ops_.activate_and_mul(dtype_, layers_.activation, from, out, rows, task.width, products.team);
+      } else {
+        ops_.activate(dtype_, layers_.activation, from, out, rows * task.width, products.team);
+      }
     }
   }
 
@@ -297,7 +303,7 @@ class Mixture::Round {
   const DType dtype_;
   const ExpertLayers& layers_;
   const ExpertRows& rows_;
-  const std::int64_t element_, hidden_, inner_, pairs_;
+  const std::int64_t element_, hidden_, inner_, ways_, pairs_;
   std::int64_t active_ = 0;  // experts with pairs
 };
 

@@ -8,7 +8,7 @@
 
 namespace sapwood {
 
-// The layers of all experts, in any format; gate_up[e] makes the gate's outputs first.
+// The layers of all experts, in any format; gate_up[e] makes the gate's outputs first, or has no gate.
 struct ExpertLayers {
   std::vector<LinearWeight> gate_up, down;
   Activation activation;
@@ -16,6 +16,12 @@ struct ExpertLayers {
 
   std::int64_t hidden() const { return gate_up.front().k; }
   std::int64_t inner() const { return down.front().k; }
+  // Whether the first layers have outputs besides the activation's.
+  bool gated() const {
+    std::int64_t outputs = 0;
+    for (const LinearWeight* part = &gate_up.front(); part != nullptr; part = part->next) outputs += part->n;
+    return outputs > inner();
+  }
 };
 
 // The rows of x [tokens, hidden] and what is chosen for each: `k` experts and weights.
@@ -26,7 +32,8 @@ struct ExpertRows {
   const float* weights;
 };
 
-// out [tokens, hidden] of `dtype`: of each token the sum over its experts of weight * down(activation(gate) * up),
+// out [tokens, hidden] of `dtype`: of each token the sum over its experts of weight * down(activation(gate) * up), or
+// without gates of weight * down(activation(up)),
 // in fp32 and in the order of the experts. Keeps its buffers between calls.
 //
 // A pair is a token and one of its experts; pairs are sorted by expert. There are two rounds of tasks, each of which

@@ -235,7 +235,11 @@ Ops with_bf16(Ops table) {
   table.decoded_rows_bf16 = kDecodedRowsOfPrompts;
   table.linear_coded = neon_bf16::linear_coded;
   table.causal_conv = neon_bf16::causal_conv;
+  table.multiply_logistic = neon_bf16::multiply_logistic;
+  table.gated_rms_norm = neon_bf16::gated_rms_norm;
+  table.gated_delta_rule = neon_bf16::gated_delta_rule;
   table.low_rank = neon_bf16::low_rank;
+  table.scan = neon_bf16::scan;
   return table;
 }
 #endif

@@ -13,6 +13,7 @@
 
 #include "coded.h"
 #include "attention_plan.h"
+#include "bindings.h"
 #include "context.h"
 #include "low_rank.h"
 #include "pack.h"
@@ -25,12 +26,6 @@ namespace nb = nanobind;
 
 namespace sapwood {
 namespace {
-
-using Address = std::uintptr_t;
-using I64 = std::int64_t;
-
-const void* in(Address address) { return reinterpret_cast<const void*>(address); }
-void* to(Address address) { return reinterpret_cast<void*>(address); }
 
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
@@ -70,30 +65,6 @@ void xielu(const Context& c, int dtype, Address x, Address out, I64 n, float abo
 void activate_and_mul(const Context& c, int dtype, int activation, Address x, Address out, I64 rows, I64 inner) {
   c.ops().activate_and_mul(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), rows,
                            inner, c.team());
-}
-
-// bias may be 0; the states of slot s begin at states + s * state_stride
-void causal_conv(const Context& c, int dtype, Address x, Address weight, Address bias, Address states,
-                 I64 state_stride, I64 num_slots, Address slots, Address query_start, Address context_len,
-                 I64 num_requests, I64 num_tokens, I64 channels, I64 length, Address out) {
-  ConvArgs a{};
-  a.slots = static_cast<const I64*>(in(slots));
-  a.query_start = static_cast<const std::int32_t*>(in(query_start));
-  check_indices("slots", a.slots, num_requests, num_slots);
-  check_query_start(a.query_start, num_requests, num_tokens);
-  a.x = in(x);
-  a.x_stride = channels;
-  a.weight = in(weight);
-  a.bias = in(bias);
-  a.states = to(states);
-  a.state_stride = state_stride;
-  a.context_len = static_cast<const std::int32_t*>(in(context_len));
-  a.num_requests = num_requests;
-  a.channels = channels;
-  a.length = length;
-  a.out = to(out);
-  a.team = c.team();
-  c.ops().causal_conv(static_cast<DType>(dtype), a);
 }
 
 void argmax(const Context& c, int dtype, Address x, I64 rows, I64 columns, Address out) {
@@ -310,7 +281,6 @@ void mix(Mixture& mixture, const ExpertLayers& layers, Context& c, int dtype, Ad
 }
 
 void bind_experts(nb::module_& m) {
-  using Unlocked = nb::call_guard<nb::gil_scoped_release>;
   m.def("route", &route_tokens, Unlocked());
   m.def("gate_rows",
         [](int dtype, Address x, Address gate, I64 rows, I64 width) {
@@ -368,7 +338,9 @@ void bind_step(nb::module_& m) {
                  static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
                  lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected)});
   };
-  nb::class_<RecordedStep>(m, "RecordedStep")
+  nb::class_<RecordedStep> recorded(m, "RecordedStep");
+  bind_state_steps(recorded);
+  recorded
       .def("__init__",
            [](RecordedStep* self, int dtype, std::vector<I64> widths) {
              new (self) RecordedStep(static_cast<DType>(dtype), std::move(widths));
@@ -403,12 +375,6 @@ void bind_step(nb::module_& m) {
            [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,
               const TraitTuple& traits, Place out) {
              step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out});
-           })
-      .def("convolve",
-           [](RecordedStep& step, Place x, I64 channels, I64 length, Address weight, Address bias, Address states,
-              I64 state_stride, I64 num_slots, std::size_t group, Place out) {
-             step.add(ConvolveOp{x, channels, length, in(weight), in(bias), to(states), state_stride, num_slots, group,
-                                 out});
            })
       .def("activate",
            [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
@@ -462,8 +428,7 @@ void bind_step(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   using namespace sapwood;
-  using Unlocked = nb::call_guard<nb::gil_scoped_release>;
-  // The kernels live as long as the process: whatever Python has not freed at its exit is no leak.
+    // The kernels live as long as the process: whatever Python has not freed at its exit is no leak.
   nb::set_leak_warnings(false);
   m.attr("COMPILED_ISAS") = SAPWOOD_COMPILED;
   m.def("usable_isas", &usable_isas);
@@ -513,8 +478,7 @@ NB_MODULE(_native, m) {
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("xielu", &xielu, Unlocked());
-  m.attr("MAX_CONV_LENGTH") = kMaxConvLength;
-  m.def("causal_conv", &causal_conv, Unlocked());
+  bind_state_ops(m);
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);

@@ -39,6 +39,7 @@ constexpr std::int64_t kSamplingBlock = 64;  // entries of a vocabulary that are
 constexpr int kMaxHeadDim = 512;
 constexpr int kHeadDimStep = 32;
 constexpr int kMaxConvLength = 16;  // inputs that an output of a short convolution depends on, at most
+constexpr int kMaxStateSize = 256;  // numbers of a key of a state space layer, at most
 constexpr int kRowKernelRows = 8;  // up to this many query rows share one pass without repacking K
 
 // The threads that an op may use (see pool.h). launch has Pool::launch's meaning.
@@ -211,12 +212,13 @@ struct QuantizeArgs {
 // since x is then not rounded at all, and a dense weight would take as long.
 constexpr std::int64_t kDecodedRowsOfPrompts = 33;
 
-// out[t] = bias + the sum over i of weight[:, i] * input[t - length + 1 + i], for each request's tokens.
+// out[t] = bias + the sum over i of weight[:, i] * input[t - length + 1 + i], for each request's tokens; with
+// silu, SiLU of that.
 // Inputs are the rows of x; or with gates rows are [b, c, y], inputs are b * y, and outputs c times that.
 struct ConvArgs {
   const void* x;  // [tokens, channels, or three times as many], rows x_stride elements apart
   std::int64_t x_stride;
-  bool gated;
+  bool gated, silu;
   const void* weight;  // [channels, length]
   const void* bias;    // [channels] or null
   void* states;        // slots state_stride elements apart, each [channels, length - 1]: the newest inputs
@@ -228,6 +230,80 @@ struct ConvArgs {
   void* out;  // [tokens, channels]
   Team team;
 };
+
+// Heads of a state space layer, whose states are [state_size, head_dim] each.
+struct ScanLayer {
+  std::int64_t heads, head_dim, groups, state_size;
+  bool own_rates;        // each entry of a state has a rate, and each channel a time step
+  const float* rates;    // [heads], or of each entry of the states
+  const float* dt_bias;  // as many as time steps of a token; null: all steps are 1
+  const float* skip;     // likewise, or null
+  float dt_least, dt_most;
+};
+
+constexpr std::size_t kScanInputs = 5;
+
+// States decay, are fed keys (b) times values (x), and are read by queries (c).
+struct ScanArgs {
+  ScanLayer layer;
+  // x [tokens, heads * head_dim], b and c [tokens, groups * state_size], dt [tokens, heads], or with own_rates
+  // [tokens, heads * head_dim], or null without time steps, and gate [tokens, heads * head_dim], whose SiLU
+  // multiplies the output, or null; rows are `strides` elements apart
+  const void* inputs[kScanInputs];
+  std::int64_t strides[kScanInputs];
+  void* states;  // of state_dtype; slots state_stride elements apart, each [heads, state_size, head_dim]
+  DType state_dtype;
+  std::int64_t state_stride;
+  const std::int64_t* slots;        // [num_requests]
+  const std::int32_t* query_start;  // [num_requests + 1]
+  const std::int32_t* context_len;  // [num_requests]: as ConvArgs
+  std::int64_t num_requests;
+  void* out;  // [tokens, heads * head_dim]
+  Team team;
+};
+
+// Norms of groups of columns, and a gate; see kernels/state_forms.py.
+struct GatedNormArgs {
+  const void* x;  // [rows, width]
+  const void* gate;  // rows gate_stride elements apart
+  std::int64_t gate_stride;
+  const void* weight;  // [width]
+  void* out;           // [rows, width]
+  std::int64_t rows, width, group;
+  float eps;
+  bool norm_first, logistic;
+  Team team;
+};
+
+// The gated delta rule; see Kernels.gated_delta_rule and kernels/state_forms.py. Strides count elements.
+struct DeltaArgs {
+  const void* qkv;  // rows of all queries, all keys, all values
+  std::int64_t qkv_stride;
+  const void* decay;  // rows of [num_heads], or per channel of [num_heads, key_dim]
+  std::int64_t decay_stride;
+  const void* write;  // rows of [num_heads]
+  std::int64_t write_stride;
+  const float* rate;   // [num_heads]
+  const float* shift;  // as a row of decay
+  bool per_channel;
+  std::int64_t num_key_heads, num_heads, key_dim, value_dim;
+  float write_scale, eps;
+  void* states;  // slots state_stride elements apart, each [num_heads, key_dim, value_dim]
+  DType state_dtype;
+  std::int64_t state_stride;
+  const std::int64_t* slots;        // [num_requests]
+  const std::int32_t* query_start;  // [num_requests + 1]
+  const std::int32_t* context_len;  // [num_requests], as in ConvArgs
+  std::int64_t num_requests;
+  void* out;       // [tokens, num_heads * value_dim]
+  float* scratch;  // delta_scratch() floats per thread
+  Team team;
+};
+constexpr std::int64_t kDeltaTokens = 16;  // of a head that are prepared at once
+// Of one thread: what tokens are read and written with, and a state with whole vectors of columns.
+constexpr std::int64_t delta_scratch(std::int64_t key_dim, std::int64_t value_dim) {
+  return key_dim * (4 * kDeltaTokens + (value_dim + 63) / 64 * 64);
+}
 
 // Outputs that some ranks of an adapter's addition are expanded to.
 struct LowRankPart {
@@ -301,7 +377,13 @@ struct Ops {
   void (*quantize)(DType, const QuantizeArgs&);
   void (*linear_coded)(DType, const CodedArgs&);
   void (*causal_conv)(DType, const ConvArgs&);
+  // x[rows, width] *= logistic(gate), whose rows are gate_stride elements apart
+  void (*multiply_logistic)(DType, void* x, const void* gate, std::int64_t gate_stride, std::int64_t rows,
+                            std::int64_t width, const Team& team);
+  void (*gated_rms_norm)(DType, const GatedNormArgs&);
+  void (*gated_delta_rule)(DType, const DeltaArgs&);
   void (*low_rank)(DType, const LowRankArgs&);
+  void (*scan)(DType, const ScanArgs&);
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;

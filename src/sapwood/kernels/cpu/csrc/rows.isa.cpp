@@ -53,6 +53,70 @@ void rms_norm_rows(const T* x, T* residual, const T* weight, T* out, std::int64_
   });
 }
 
+// The gate's factor of each column.
+SAPWOOD_INLINE VF gate_of(VF gate, bool logistic) {
+  return (logistic ? splat(1.0f) : gate) / (splat(1.0f) + vexp(-gate));
+}
+
+// n columns of one row, n <= W: of a gate, or of x times that.
+template <class T>
+SAPWOOD_INLINE VF load_columns(const T* from, std::int64_t n) {
+  if (n >= W) return load(from);
+  T some[W] = {};
+  for (std::int64_t i = 0; i < n; i++) some[i] = from[i];
+  return load(some);
+}
+
+template <class T>
+void gated_norm_group(const T* x, const T* gate, const T* weight, T* out, const GatedNormArgs& a) {
+  const std::int64_t n = a.group;
+  VF squares{};
+  for (std::int64_t i = 0; i < n; i += W) {
+    VF y = load_columns(x + i, n - i);
+    if (!a.norm_first) y = y * gate_of(load_columns(gate + i, n - i), a.logistic);
+    squares = y * y + squares;
+  }
+  const VF factor = splat(1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(n) + a.eps));
+  for (std::int64_t i = 0; i < n; i += W) {
+    const std::int64_t left = n - i;
+    const VF gated = load_columns(x + i, left) * gate_of(load_columns(gate + i, left), a.logistic);
+    const VF y = gated * factor * load_columns(weight + i, left);
+    if (left >= W) {
+      store(out + i, y);
+    } else {
+      for (std::int64_t j = 0; j < left; j++) put(out + i + j, y[j]);
+    }
+  }
+}
+
+template <class T>
+void multiply_rows(T* x, const T* gate, std::int64_t gate_stride, std::int64_t rows, std::int64_t width,
+                   const Team& team) {
+  const int threads = worth_threads(team.threads, rows * width, kElementsPerThread);
+  run_pieces(team, threads, rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      T* to = x + row * width;
+      const T* factors = gate + row * gate_stride;
+      std::int64_t i = 0;
+      for (; i + W <= width; i += W) store(to + i, load(to + i) * gate_of(load(factors + i), true));
+      for (; i < width; i++) put(to + i, to_float(to[i]) * gate_of(splat(to_float(factors[i])), true)[0]);
+    }
+  });
+}
+
+template <class T>
+void gated_norm_rows(const GatedNormArgs& a) {
+  const std::int64_t groups = a.width / a.group;
+  const int threads = worth_threads(a.team.threads, a.rows * a.width, kElementsPerThread);
+  run_pieces(a.team, threads, a.rows * groups, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t task = begin; task < end; task++) {
+      const std::int64_t row = task / groups, first = task % groups * a.group, at = row * a.width + first;
+      gated_norm_group(static_cast<const T*>(a.x) + at, static_cast<const T*>(a.gate) + row * a.gate_stride + first,
+                       static_cast<const T*>(a.weight) + first, static_cast<T*>(a.out) + at, a);
+    }
+  });
+}
+
 template <class T>
 float sum_of(const T* x, std::int64_t n) {
   VF sums{};
@@ -325,6 +389,18 @@ void rms_norm(DType dtype, const void* x, void* residual, const void* weight, vo
                   static_cast<const bf16*>(weight), static_cast<bf16*>(out), rows, hidden, eps,
                   team);
   }
+}
+
+void multiply_logistic(DType dtype, void* x, const void* gate, std::int64_t gate_stride, std::int64_t rows,
+                       std::int64_t width, const Team& team) {
+  dtype == DType::f32 ? multiply_rows(static_cast<float*>(x), static_cast<const float*>(gate), gate_stride, rows, width,
+                                      team)
+                      : multiply_rows(static_cast<bf16*>(x), static_cast<const bf16*>(gate), gate_stride, rows, width,
+                                      team);
+}
+
+void gated_rms_norm(DType dtype, const GatedNormArgs& args) {
+  dtype == DType::f32 ? gated_norm_rows<float>(args) : gated_norm_rows<bf16>(args);
 }
 
 void layer_norm(DType dtype, const void* x, const void* weight, const void* bias, void* out, std::int64_t rows,

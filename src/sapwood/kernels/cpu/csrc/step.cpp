@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "narrow.h"
+#include "states.h"
 #include "tasks.h"
 
 namespace sapwood {
@@ -52,9 +53,10 @@ void RecordedStep::add(const StepOp& op) {
     max_positions_ = std::min(max_positions_, scaled->num_positions);
   }
   if (const ConvolveOp* convolve = std::get_if<ConvolveOp>(&op)) {
-    count_group(convolve->group);
-    num_slots_[convolve->group] = convolve->num_slots;
+    count_slots(convolve->group, convolve->num_slots);
   }
+  if (const DeltaOp* delta = std::get_if<DeltaOp>(&op)) count_slots(delta->group, delta->num_slots);
+  if (const ScanOp* scan = std::get_if<ScanOp>(&op)) count_slots(scan->group, scan->num_slots);
   if (weight_of(op) != nullptr) {
     for (std::size_t i = ops_.size(); i-- > 0 && next_weight_[i] == 0;) next_weight_[i] = ops_.size();
   }
@@ -66,6 +68,11 @@ void RecordedStep::count_group(std::size_t group) {
   if (group < cache_places_.size()) return;
   cache_places_.resize(group + 1, std::numeric_limits<std::int64_t>::max());
   num_slots_.resize(group + 1, 0);
+}
+
+void RecordedStep::count_slots(std::size_t group, std::int64_t num_slots) {
+  count_group(group);
+  num_slots_[group] = num_slots;
 }
 
 void RecordedStep::check(const Inputs& inputs) const {
@@ -185,9 +192,10 @@ class RecordedStep::Runner {
 
   void operator()(const ConvolveOp& op) const {
     ConvArgs conv{};
-    conv.x = at(op.x);
-    conv.x_stride = 3 * op.channels;
-    conv.gated = true;
+    conv.x = at(op.x) + op.first * element_;
+    conv.x_stride = op.x_width;
+    conv.gated = op.gated;
+    conv.silu = op.silu;
     conv.weight = op.weight;
     conv.bias = op.bias;
     conv.states = op.states;
@@ -203,6 +211,20 @@ class RecordedStep::Runner {
     context_.ops().causal_conv(dtype_, conv);
   }
 
+  void operator()(const ScanOp& op) const {
+    ScanArgs scan = op.args;
+    for (std::size_t i = 0; i < kScanInputs; i++) {
+      scan.inputs[i] = op.inputs[i] == kNowhere ? nullptr : at(op.inputs[i]) + op.firsts[i] * element_;
+    }
+    scan.slots = inputs_.slots[op.group];
+    scan.query_start = inputs_.query_start;
+    scan.context_len = inputs_.context_len;
+    scan.num_requests = inputs_.num_requests;
+    scan.out = at(op.out);
+    scan.team = context_.team();
+    context_.ops().scan(dtype_, scan);
+  }
+
   void operator()(const ActivateOp& op) const {
     const Ops& ops = context_.ops();
     if (op.gated) {
@@ -212,6 +234,30 @@ class RecordedStep::Runner {
     }
   }
 
+  void operator()(const GatedNormOp& op) const {
+    GatedNormArgs norm = op.args;
+    norm.x = at(op.x);
+    norm.gate = at(op.gate) + op.first * element_;
+    norm.gate_stride = op.gate_width;
+    norm.rows = rows;
+    norm.out = at(op.out);
+    norm.team = context_.team();
+    context_.ops().gated_rms_norm(dtype_, norm);
+  }
+
+  void operator()(const DeltaOp& op) const {
+    DeltaArgs delta = op.args;
+    delta.qkv = at(op.qkv);
+    delta.decay = at(op.decay) + op.decay_first * element_;
+    delta.write = at(op.write) + op.write_first * element_;
+    delta.slots = inputs_.slots[op.group];
+    delta.query_start = inputs_.query_start;
+    delta.context_len = inputs_.context_len;
+    delta.num_requests = inputs_.num_requests;
+    delta.out = at(op.out);
+    run_delta_rule(context_, dtype_, delta);
+  }
+
   void operator()(const AddOp& op) const {
     add(at(op.residual), at(op.x), op.width);
   }
@@ -219,6 +265,11 @@ class RecordedStep::Runner {
   void operator()(const ScaleOp& op) const { scale(op.residual, op.width, op.factor); }
 
   void operator()(const GateRowsOp& op) const { gate_rows(dtype_, at(op.residual), at(op.gate), rows, op.width); }
+
+  void operator()(const GateColumnsOp& op) const {
+    const std::byte* gate = at(op.gate) + op.first * element_;
+    context_.ops().multiply_logistic(dtype_, at(op.residual), gate, op.gate_width, rows, op.width, context_.team());
+  }
 
   void operator()(const MixOp& op) const {
     const std::int64_t experts = op.router.n, k = op.routing.chosen;

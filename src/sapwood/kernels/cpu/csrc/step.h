@@ -99,12 +99,39 @@ struct ActivateOp {
 };
 
 struct ConvolveOp {
-  Place x;  // [rows, 3 * channels]
+  Place x;  // inputs from column `first` of rows of x_width; if gated, three for each channel
+  std::int64_t x_width, first;
+  bool gated, silu;
   std::int64_t channels, length;
   const void* weight;
   const void* bias;  // or null
   void* states;
   std::int64_t state_stride, num_slots;
+  std::size_t group;  // of caches
+  Place out;
+};
+
+struct GatedNormOp {
+  Place x, gate;  // the gate's columns begin at `first`, of rows of gate_width
+  std::int64_t first, gate_width;
+  GatedNormArgs args;  // all but rows, activations and team
+  Place out;
+};
+
+struct DeltaOp {
+  Place qkv, decay, write;
+  std::int64_t decay_first, write_first;  // their columns, of rows as long as the strides in args
+  DeltaArgs args;                         // all but activations, slots, lengths, scratch and team
+  std::int64_t num_slots;
+  std::size_t group;  // of caches
+  Place out;
+};
+
+struct ScanOp {
+  Place inputs[kScanInputs];  // dt and the gate may be kNowhere
+  std::int64_t firsts[kScanInputs];  // their columns, of rows as long as the strides in args
+  ScanArgs args;                     // all but inputs, slots, lengths and team
+  std::int64_t num_slots;
   std::size_t group;  // of caches
   Place out;
 };
@@ -123,6 +150,11 @@ struct ScaleOp {
 struct GateRowsOp {
   Place gate, residual;
   std::int64_t width;  // of residual
+};
+
+struct GateColumnsOp {
+  Place gate, residual;  // the gate's columns begin at `first`, of rows of gate_width
+  std::int64_t first, gate_width, width;
 };
 
 // A router and its experts.
@@ -193,7 +225,8 @@ struct LogitsOp {
 
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
-                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp>;
+                            ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
+                            GatedNormOp, DeltaOp, ScanOp>;
 
 class RecordedStep {
  public:
@@ -206,7 +239,7 @@ class RecordedStep {
     std::int64_t num_tokens, num_logits;
     float* logits;
     std::vector<const AttentionPlan*> plans;
-    // Of the requests' lengths and states, for programs with convolutions; else empty.
+    // Of the requests' lengths and states, for programs with states; else empty.
     std::vector<const std::int64_t*> slots;         // by group of caches; [num_requests], null in groups of pages
     const std::int32_t* query_start = nullptr;      // [num_requests + 1]
     const std::int32_t* context_len = nullptr;      // [num_requests]
@@ -230,6 +263,7 @@ class RecordedStep {
   void check(const Inputs& inputs) const;
   void check_states(const Inputs& inputs) const;
   void count_group(std::size_t group);
+  void count_slots(std::size_t group, std::int64_t num_slots);
 
   DType dtype_;
   std::vector<std::int64_t> widths_;

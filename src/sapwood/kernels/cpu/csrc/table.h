@@ -33,7 +33,12 @@ void linear_grouped(DType dtype, const QuantizedArgs& args);
 void quantize(DType dtype, const QuantizeArgs& args);
 void linear_coded(DType dtype, const CodedArgs& args);
 void causal_conv(DType dtype, const ConvArgs& args);
+void multiply_logistic(DType dtype, void* x, const void* gate, std::int64_t gate_stride, std::int64_t rows,
+                       std::int64_t width, const Team& team);
+void gated_rms_norm(DType dtype, const GatedNormArgs& args);
+void gated_delta_rule(DType dtype, const DeltaArgs& args);
 void low_rank(DType dtype, const LowRankArgs& args);
+void scan(DType dtype, const ScanArgs& args);
 bool linear_many(const QuantizedArgs& args);  // of the sets with AMX, as the next
 std::size_t linear_many_scratch(int threads);
 

@@ -22,7 +22,8 @@ constinit const Ops ops = {
     xielu,                     add_scaled,       narrow,                argmax,          mask_logits,
     sampling_weights,          widen,            qk_norm_rope_write_kv, paged_attention, attention_scratch,
     linear,                    linear_scratch,   linear_int8,           linear_grouped,  quantize,
-    linear_coded,              causal_conv,      low_rank,              kDecodedRows,    kDecodedRowsBf16,
+    linear_coded,              causal_conv,      multiply_logistic,     gated_rms_norm,  gated_delta_rule,
+    low_rank,                  scan,             kDecodedRows,          kDecodedRowsBf16,
 };
 
 }  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,126 @@
+"""The engine processes of several replicas: one supervisor each, and one client over all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from subprocess import Popen
+from typing import Protocol
+
+from sapwood.app.supervision import EngineSupervisor, RestartPolicy
+from sapwood.engine.balance import Balancer
+from sapwood.engine.client import AsyncEngineClient
+from sapwood.engine.replicas import ReplicatedClient
+
+log = logging.getLogger(__name__)
+
+
+class SpawnReplica(Protocol):
+    def __call__(
+        self, rank: int, known: AsyncEngineClient | None, inbox: str, outbox: str
+    ) -> Popen[bytes]:
+        """Start the engine of a replica.
+
+        known  the client of an engine that was ready in this place; None: this is the first one
+        """
+        ...
+
+
+class ReplicaGroup:
+    """Keeps an engine process behind each of several replicas; `EngineSupervisor` of them all.
+
+    A replica that fails ends its own requests. With a restart policy the others go on, and another
+    engine takes its place; else, or if the policy gives up, the whole group ends.
+    """
+
+    def __init__(
+        self,
+        spawn: SpawnReplica,
+        sockets: Path,
+        num_replicas: int,
+        balancer: Balancer,
+        *,
+        start_timeout_s: float,
+        policy: RestartPolicy | None,
+        on_ready: Callable[[bool], None],
+        on_failed: Callable[[str], None] | None = None,
+    ) -> None:
+        """Start all engines.
+
+        on_ready   called with True when all engines have got ready
+        on_failed  called with the reason why a replica has failed
+        """
+        self._on_all_ready = on_ready
+        self._on_any_failed = on_failed
+        self._known: dict[int, AsyncEngineClient] = {}
+        self._supervisors: list[EngineSupervisor] = []
+        for rank in range(num_replicas):
+            folder = sockets / f"dp{rank}"
+            folder.mkdir()
+            self._supervisors.append(
+                EngineSupervisor(
+                    partial(self._spawn, spawn, rank),
+                    folder,
+                    start_timeout_s=start_timeout_s,
+                    policy=policy,
+                    on_ready=partial(self._on_ready, rank),
+                    on_failed=partial(self._on_failed, rank),
+                )
+            )
+        self.engines = tuple(supervisor.client for supervisor in self._supervisors)
+        self.client = ReplicatedClient(self.engines, balancer)
+
+    @property
+    def has_been_ready(self) -> bool:
+        return self.client.has_started
+
+    async def run(self) -> str:
+        """Replace engines as often as the policy allows. Returns why one could not be replaced."""
+        runs = [asyncio.ensure_future(supervisor.run()) for supervisor in self._supervisors]
+        try:
+            await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in runs:
+                one.cancel()
+            await asyncio.gather(*runs, return_exceptions=True)
+        for rank, one in enumerate(runs):
+            if not one.cancelled():
+                reason = f"replica {rank}: {one.result()}"
+                self.client.end(reason)
+                return reason
+        raise asyncio.CancelledError
+
+    def drain(self, timeout_s: float) -> None:
+        for supervisor in self._supervisors:
+            supervisor.drain(timeout_s)
+
+    async def end(self) -> str | None:
+        """End all engines in order. Returns the reason if one had failed for good; else None."""
+        failures = await asyncio.gather(*(supervisor.end() for supervisor in self._supervisors))
+        failed = [f"replica {rank}: {why}" for rank, why in enumerate(failures) if why is not None]
+        return "; ".join(failed) or None
+
+    async def close(self) -> None:
+        await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors))
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _spawn(self, spawn: SpawnReplica, rank: int, inbox: str, outbox: str) -> Popen[bytes]:
+        return spawn(rank, self._known.get(rank), inbox, outbox)
+
+    def _on_ready(self, rank: int, is_first: bool) -> None:
+        had_started = self.client.has_started
+        self._known[rank] = self.engines[rank]
+        self.client.join(rank)
+        if not is_first:
+            log.info("replica %d is ready again", rank)
+        elif self.client.has_started and not had_started:
+            self._on_all_ready(True)
+
+    def _on_failed(self, rank: int, reason: str) -> None:
+        self.client.leave(rank)
+        if self._on_any_failed is not None:
+            self._on_any_failed(f"replica {rank}: {reason}")

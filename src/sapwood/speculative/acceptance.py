@@ -1,0 +1,66 @@
+"""How often guesses are right, by kind: measured, and forgotten with time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sapwood.speculative.interface import Guesses
+
+PRIOR_RATE = 0.3
+PRIOR_WEIGHT = 5.0
+"""So many observations is it worth what is known without them."""
+
+
+class Acceptance:
+    """The share of right guesses among those whose preceding guesses were right.
+
+    What is observed loses weight with each further observation of the same kind, so that the rates
+    follow a text that changes.
+    """
+
+    def __init__(self, *, memory: float, prior: Acceptance | None = None) -> None:
+        """memory  weight that an observation keeps after the next one, below 1
+        prior   rates that hold before anything is observed; None: PRIOR_RATE"""
+        self._memory = memory
+        self._prior = prior
+        self._counts: dict[int, tuple[float, float]] = {}
+
+    def observe(self, kind: int, *, is_right: bool) -> None:
+        right, seen = self._counts.get(kind, (0.0, 0.0))
+        self._counts[kind] = (right * self._memory + is_right, seen * self._memory + 1.0)
+        if self._prior is not None:
+            self._prior.observe(kind, is_right=is_right)
+
+    def rate(self, kind: int) -> float:
+        """Between 0 and 1, never reaching them."""
+        right, seen = self._counts.get(kind, (0.0, 0.0))
+        prior = PRIOR_RATE if self._prior is None else self._prior.rate(kind)
+        return (right + PRIOR_WEIGHT * prior) / (seen + PRIOR_WEIGHT)
+
+    def learn(self, guesses: Guesses, token_ids: Sequence[int]) -> None:
+        """Compare guesses with the tokens that came, whether or not a step verified them."""
+        reached = -1
+        following = iter(token_ids)
+        token_id = next(following, None)
+        for index, guess in enumerate(guesses.token_ids):
+            if token_id is None:
+                return
+            if guesses.parent(index) != reached:
+                continue
+            is_right = guess == token_id
+            self.observe(guesses.kinds[index], is_right=is_right)
+            if is_right:
+                reached = index
+                token_id = next(following, None)
+
+    def survivals(self, guesses: Guesses) -> list[float]:
+        """Per guess: how likely it and all guesses before it are right."""
+        rates: dict[int, float] = {}
+        found: list[float] = []
+        for index, kind in enumerate(guesses.kinds):
+            rate = rates.get(kind)
+            if rate is None:
+                rate = rates[kind] = self.rate(kind)
+            parent = guesses.parent(index)
+            found.append(rate if parent < 0 else rate * found[parent])
+        return found

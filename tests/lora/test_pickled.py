@@ -1,0 +1,115 @@
+"""Pickles of tensors: what torch writes is read, and nothing else is done."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.base.errors import ConfigError
+from sapwood.lora import pickled
+from sapwood.lora.pickled import read_pickle
+
+
+def table() -> dict[str, Tensor]:
+    whole = torch.randn(6, 4)
+    return {
+        "a": whole,
+        "a view": whole[2:4, 1:3],
+        "turned": whole.t(),
+        "half": torch.randn(3).half(),
+        "brain": torch.randn(2, 2).bfloat16(),
+        "double": torch.randn(2, dtype=torch.float64),
+        "a parameter": torch.nn.Parameter(torch.randn(2)),
+        "none": torch.empty(0, 3),
+        "one": torch.tensor(3.0),
+    }
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_what_torch_writes(protocol: int) -> None:
+    expected = table()
+    found = read_pickle(pickle.dumps(expected, protocol=protocol), "it")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+class _Call:
+    def __init__(self, called: Any, *arguments: Any) -> None:
+        self._reduced = called, arguments
+
+    def __reduce__(self) -> Any:
+        return self._reduced
+
+
+def _forked() -> bytes:
+    out = io.BytesIO()
+    ForkingPickler(out).dump({"a": torch.ones(2)})
+    return out.getvalue()
+
+
+def _huge() -> bytes:
+    """One number, seen as a tensor of a million times a million."""
+    from torch._utils import _rebuild_tensor_v2
+
+    storage = torch.ones(1).storage()
+    shape = (10**6, 10**6)
+    return pickle.dumps({"a": _Call(_rebuild_tensor_v2, storage, 0, shape, (0, 0), False, {})})
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: pickle.dumps({"a": _Call(eval, "1")}), "it calls builtins.eval"),
+        (lambda: pickle.dumps(_Call(torch.load, "x")), "it calls torch.serialization.load"),
+        (_forked, "handles to the memory of another process"),
+        (_huge, "has only 1 numbers"),
+        (lambda: pickle.dumps([torch.ones(2)]), "a dict of tensors by name"),
+        (lambda: pickle.dumps({"a": 1}), "a dict of tensors by name"),
+        (lambda: pickle.dumps({"a": torch.ones(2).int()}), "which are no floats"),
+        (lambda: pickle.dumps({"a": 1.5}), "the operation BINFLOAT"),
+        (lambda: pickle.dumps({"a": bytearray(2)}), "BYTEARRAY8|it calls"),
+        (
+            lambda: b"\x80\x04c__builtin__\neval\n(X\x01\x00\x00\x001tR.",
+            "it calls __builtin__.eval",
+        ),
+        (lambda: b"\x80\x04\x96" + struct.pack("<Q", 2**40), "damaged|BYTEARRAY8"),
+        (lambda: b"\x80\x04R.", "more values than there are"),
+        (lambda: b"\x80\x04h\x07.", "damaged"),
+        (lambda: b"", "damaged"),
+        (lambda: b"no pickle", "damaged|the operation"),
+        (lambda: pickle.dumps({"a": torch.ones(9)})[:-30], "damaged|cannot be read"),
+    ],
+)
+def test_anything_else_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_pickle(data(), "it")
+
+
+def test_operations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickled, "MAX_OPERATIONS", 50)
+    with pytest.raises(ConfigError, match="over 50 operations"):
+        read_pickle(pickle.dumps({str(n): n for n in range(100)}), "it")
+
+
+def test_damaged_bytes_are_refused_without_another_error() -> None:
+    data = pickle.dumps({"a": torch.randn(3, 2)})
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(300):
+        at = int(torch.randint(len(data), (1,), generator=generator))
+        value = int(torch.randint(256, (1,), generator=generator))
+        changed = data[:at] + bytes([value]) + data[at + 1 :]
+        try:
+            found = read_pickle(changed, "it")
+        except ConfigError:
+            continue
+        assert all(isinstance(tensor, Tensor) for tensor in found.values())

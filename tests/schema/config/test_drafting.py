@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.drafting import DraftingConfig
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.resolve import resolve
+from tests.schema.config.test_resolve import CPU, MODEL
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"speculative_draft_model_path": "small"}, "does nothing without --speculative-algorithm"),
+        (
+            {"speculative_algorithm": "NGRAM", "speculative_num_steps": 2},
+            "--speculative-num-steps does nothing without",
+        ),
+        ({"speculative_algorithm": "STANDALONE"}, "--speculative-draft-model-path"),
+    ],
+)
+def test_options_that_do_not_go_together(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(EngineConfig.of(values), CPU, MODEL)
+    assert said in caught.value.message
+
+
+def test_at_least_one_token_is_guessed() -> None:
+    with pytest.raises(ConfigError, match="--speculative-num-steps is 0"):
+        DraftingConfig(speculative_num_steps=0)
