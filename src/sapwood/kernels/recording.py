@@ -243,13 +243,14 @@ class GateColumns:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mix:
-    """out = the experts of x that a router chooses.
+    """out = the experts that a router of x chooses, of `taken`.
 
     router   the linear layer whose fp32 result `Kernels.route` takes
     bias     the correction bias, or None
     """
 
     x: Buffer
+    taken: Buffer
     router: PackedLinear
     num_experts: int
     bias: Tensor | None

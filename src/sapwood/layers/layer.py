@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -258,6 +258,98 @@ class ParallelLayer(Layer):
         others = normed if other is None else other.norm.record(program, total)
         program.add(Add(x=self._mixer.body.record(program, normed), residual=total))
         return Stream(self._feed_forward.body.record(program, others), total)
+
+
+class ShortcutLayer(Layer):
+    """Two layers, and a feed-forward that takes what the first layer's takes; its result is added
+    at the end. Source: Meituan LongCat Team 2025, arXiv:2509.01322."""
+
+    def __init__(
+        self,
+        mixers: Sequence[Sublayer[Mixer]],
+        feed_forwards: Sequence[Sublayer[FeedForward]],
+        shortcut: tuple[str, FeedForward],
+    ) -> None:
+        """mixers, feed_forwards  of the two layers; shortcut: the third one and its name"""
+        super().__init__(mixers[0], feed_forwards[0])
+        self._second = Layer(mixers[1], feed_forwards[1])
+        self._name, self._shortcut = shortcut
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        mixer, feed_forward = self._mixer, self._feed_forward
+        normed, residual = mixer.normed(x, residual)
+        x, residual = mixer.finished(mixer.body(normed, batch), residual)
+        normed, residual = feed_forward.normed(x, residual)
+        beside = self._shortcut(normed)
+        x, residual = feed_forward.finished(feed_forward.body(normed), residual)
+        x, residual = self._second(x, residual, batch)
+        return beside, summed(x, residual)
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
+        raise ConfigError("a layer with a feed-forward beside two others cannot be converted")
+
+    def targets(self) -> dict[str, Target]:
+        shortcut = prefixed(self._name, self._shortcut.targets())
+        return super().targets() | self._second.targets() | shortcut
+
+    def pack(self) -> None:
+        super().pack()
+        self._second.pack()
+        self._shortcut.pack()
+
+    def record(self, program: Program, stream: Stream) -> Stream:
+        raise CannotRecord("a recorded step has no feed-forwards beside two layers")
+
+
+class NormedResiduals(Layer):
+    """Twice y = norm(x), and then a * y + b * body(y): what a body takes is also what it is added
+    to. b is the sublayer's scale. Source: MiniMax 2025, arXiv:2501.08313."""
+
+    def __init__(
+        self,
+        mixer: Sublayer[Mixer],
+        feed_forward: Sublayer[FeedForward],
+        *,
+        residual_scales: tuple[float, float],
+    ) -> None:
+        """residual_scales: a of the mixer, and of the feed-forward"""
+        super().__init__(mixer, feed_forward)
+        self._residual_scales = residual_scales
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        first, second = self._residual_scales
+        mixer, feed_forward = self._mixer, self._feed_forward
+        y, _ = mixer.normed(x, residual)
+        x = y * first + mixer.body(y, batch) * mixer.scale
+        y, _ = feed_forward.normed(x, None)
+        return y * second + feed_forward.body(y) * feed_forward.scale, None
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
+        first, second = self._residual_scales
+        mixer, feed_forward = self._mixer, self._feed_forward
+        y, _ = mixer.normed(x, None)
+        mixed = yield from mixer.body.steps(y, batch)
+        y, _ = feed_forward.normed(y * first + mixed * mixer.scale, None)
+        out = yield from feed_forward.body.steps(y)
+        yield y * second + out * feed_forward.scale
+
+    def record(self, program: Program, stream: Stream) -> Stream:
+        sublayers = (self._mixer, self._feed_forward)
+        for sublayer, residual_scale in zip(sublayers, self._residual_scales, strict=True):
+            if sublayer.before is None:
+                raise CannotRecord("a recorded step has no residuals without a norm")
+            y = sublayer.before.norm.record(program, stream.x, stream.residual)
+            out = sublayer.body.record(program, y)
+            for buffer, factor in ((out, sublayer.scale), (y, residual_scale)):
+                if factor != 1.0:
+                    program.add(Scale(residual=buffer, factor=factor))
+            program.add(Add(x=out, residual=y))
+            stream = Stream(y, None)
+        return stream
 
 
 def summed(x: Tensor, residual: Tensor | None) -> Tensor:

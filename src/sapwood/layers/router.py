@@ -83,12 +83,16 @@ class Router:
     def pack(self) -> None:
         self._linear.pack()
 
-    def record(self, program: Program, x: Buffer, experts: PackedExperts, width: int) -> Buffer:
-        """Add the router and its experts, of `width` outputs, to a recorded step."""
-        out = program.buffer(width)
+    def record(
+        self, program: Program, x: Buffer, experts: PackedExperts, taken: Buffer | None = None
+    ) -> Buffer:
+        """Add the router of x and its experts, which take x or `taken`, to a recorded step."""
+        taken = taken or x
+        out = program.buffer(taken.width)
         program.add(
             Mix(
                 x=x,
+                taken=taken,
                 router=self._linear.packed,
                 num_experts=self._shape[0],
                 bias=self._correction,

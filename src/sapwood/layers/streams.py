@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sapwood.kernels.recording import Buffer, Multiply, Program
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import Linear
@@ -51,3 +52,9 @@ class WholeLinear:
 
     def pack(self) -> None:
         self._linear.pack()
+
+    def record(self, program: Program, x: Buffer) -> Buffer:
+        """Add the product of x to a recorded step; RuntimeError before `pack`."""
+        out = program.buffer(self._shape[0])
+        program.add(Multiply(x=x, layer=self._linear.packed, out=out))
+        return out

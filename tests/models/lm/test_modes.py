@@ -42,6 +42,9 @@ def rounded(peer: Peer) -> Peer:
     model = deepcopy(peer.model)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
+    for name, buffer in model.named_buffers():
+        if name.endswith(("_decay", "slope_rate")):  # MiniMax's, which it multiplies as they are
+            buffer.data = buffer.data.bfloat16()
     weights = {name: weight.bfloat16() for name, weight in peer.weights.items()}
     return Peer(peer.hf_config, weights, model)
 

@@ -291,8 +291,11 @@ class _Builder:
             raise CannotRecord("some of its experts have no native form")
         router = self._weight(op.router, op.num_experts, op.x.width)
         op.routing.check(op.num_experts)
+        if op.taken.width != op.experts.hidden_size:
+            raise ValueError(f"experts of {op.experts.hidden_size} inputs get {op.taken.width}")
         self.step.mix(
-            self._places[op.x], router, bias_address(op.bias, op.num_experts),
+            self._places[op.x], self._places[op.taken], router,
+            bias_address(op.bias, op.num_experts),
             routing_tuple(op.routing), op.experts.native, self._places[op.out],
         )  # fmt: skip
 

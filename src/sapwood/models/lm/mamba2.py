@@ -22,6 +22,11 @@ FIELDS = Mamba2Fields(
 )
 
 
+NO_HEAD_DIM = 64
+"""Of attention, which there is none of: a size that all kernels have. The field of config.json is
+that of state space heads."""
+
+
 class Mamba2ForCausalLM(Architecture):
     """No attention and no feed-forwards: each layer is one mixer with a state."""
 
@@ -49,7 +54,11 @@ class Mamba2ForCausalLM(Architecture):
         config = super().read(hf)
         layers = tuple(range(config.num_layers))
         return with_states(
-            config, FIELDS.layout(config.hf), layers, intermediate_sizes=(0,) * len(layers)
+            config,
+            FIELDS.layout(config.hf),
+            layers,
+            intermediate_sizes=(0,) * len(layers),
+            head_dim=NO_HEAD_DIM,
         )
 
     @classmethod

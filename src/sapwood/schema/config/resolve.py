@@ -67,7 +67,7 @@ def resolve(
     execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
-    _explain_overlap(scheduler, asked.speculation, decisions)
+    _explain_speculation(scheduler, asked.speculation, decisions)
     demand = demand_of(scheduler, model_config)
     memory = _resolve_memory(
         asked.memory, model_config, execution, machine, model, demand, decisions
@@ -121,12 +121,9 @@ def _resolve_execution(
     if num_threads is None:
         num_threads = machine.num_cores
         parallel = config.parallel
-        whose = "the usable cores"
-        if parallel.dp_size > 1:
-            whose = f"this replica's part of {parallel.dp_size}"
-        if parallel.ranks_per_node > 1:
-            whose += f", shared by {parallel.ranks_per_node} ranks"
-        decisions.append(Decision("num_threads", num_threads, whose))
+        num_sharing = parallel.ranks_per_node * parallel.dp_size
+        shared = f", shared by {num_sharing} ranks or replicas" if num_sharing > 1 else ""
+        decisions.append(Decision("num_threads", num_threads, f"the usable cores{shared}"))
     return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
 
 
@@ -544,10 +541,17 @@ def _resolve_scheduler(
     )
 
 
-def _explain_overlap(
+def _explain_speculation(
     scheduler: ResolvedScheduler, speculation: SpeculationConfig, decisions: list[Decision]
 ) -> None:
-    """Say when steps overlap that could have guesses."""
+    """Say how much is guessed, and when steps overlap that could have guesses."""
+    if speculation.adapts:
+        most = speculation.speculative_num_draft_tokens
+        reason = (
+            "at most: each step verifies the guesses that promise the most tokens per second, by "
+            "how often guesses were right and by what steps cost, both measured; maybe none"
+        )
+        decisions.append(Decision("speculative_num_draft_tokens", most, reason))
     if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
         return
     why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]

@@ -280,7 +280,7 @@ class RecordedStep::Runner {
     logits = weights + rows * k;
     context_.linear_fp32(op.router, dtype_, at(op.x), op.router.k, rows, logits);
     route(op.routing, logits, op.bias, rows, experts, weights, ids, context_.team());
-    mixture_.run(context_, dtype_, *op.layers, {at(op.x), rows, k, ids, weights}, at(op.out));
+    mixture_.run(context_, dtype_, *op.layers, {at(op.taken), rows, k, ids, weights}, at(op.out));
     if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
   }
 

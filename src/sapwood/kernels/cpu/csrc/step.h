@@ -159,7 +159,7 @@ struct GateColumnsOp {
 
 // A router and its experts.
 struct MixOp {
-  Place x;
+  Place x, taken;  // by the router, and by its experts
   LinearWeight router;
   const float* bias;  // [experts], or null
   Routing routing;
