@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-CAPACITY = 1 << 20
-"""Bytes that each rank exchanges at a time; more go in pieces."""
+CAPACITY = 128 << 10
+"""Bytes that each rank exchanges at a time; more go in pieces, which stay in a core's cache."""
 FOLDER = Path("/dev/shm")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """The compiled module's numbers for the dtypes that it adds up."""
@@ -28,11 +28,11 @@ class SharedMemory:
         """file  descriptor of a file of `num_bytes(size)` bytes, all zero at first, which all ranks
         have open"""
         # Imported here: without a compiler sapwood has no such module, and gloo does all.
-        from sapwood.kernels.cpu._native import SharedSums
+        from sapwood.kernels.cpu import _native
 
         self._memory = mmap.mmap(file, num_bytes(size))
         self._view = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self._sums = SharedSums(self._view.data_ptr(), rank, size, CAPACITY)
+        self._sums = _native.SharedSums(self._view.data_ptr(), rank, size, CAPACITY)
         self._size = size
 
     def can_add_up(self, x: Tensor) -> bool:
@@ -41,9 +41,6 @@ class SharedMemory:
     def add_up(self, x: Tensor) -> None:
         """x = the sum of every rank's; RuntimeError after `stop`."""
         self._sums.add_up(DTYPES[x.dtype], x.data_ptr(), x.numel())
-
-    def can_gather(self, x: Tensor) -> bool:
-        return x.shape[1] * x.itemsize <= CAPACITY
 
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's x [n, m] side by side, [n, size * m]; RuntimeError after `stop`."""
@@ -60,9 +57,9 @@ class SharedMemory:
 
 def num_bytes(size: int) -> int:
     """Bytes that so many ranks share."""
-    from sapwood.kernels.cpu._native import SharedSums
+    from sapwood.kernels.cpu import _native
 
-    return SharedSums.bytes(size, CAPACITY)
+    return _native.SharedSums.bytes(size, CAPACITY)
 
 
 def is_compiled() -> bool:

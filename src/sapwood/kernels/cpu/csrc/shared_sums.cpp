@@ -54,23 +54,56 @@ void wake_all(std::atomic<std::uint32_t>& word) {
 #endif
 }
 
-void add_fp32(float* sum, const float* x, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) sum[i] += x[i];
-}
-
 constexpr std::int64_t kBlock = 1024;
 
-void add_bf16(std::uint16_t* out, const std::uint16_t* const* places, int ranks, std::int64_t n) {
+// out [n] = the places' sum, in their order, a block at a time so that it stays in registers and the
+// first cache. Numbers of fp32, or of bf16 as their bits.
+template <typename Number>
+[[gnu::always_inline]] inline void add_places(void* out, const char* const* places, int ranks, std::int64_t n) {
   float sum[kBlock];
+  constexpr bool is_wide = sizeof(Number) == 4;
   for (std::int64_t first = 0; first < n; first += kBlock) {
     const std::int64_t count = std::min(kBlock, n - first);
-    for (std::int64_t i = 0; i < count; ++i) sum[i] = widened(places[0][first + i]);
-    for (int rank = 1; rank < ranks; ++rank) {
-      const std::uint16_t* x = places[rank] + first;
-      for (std::int64_t i = 0; i < count; ++i) sum[i] += widened(x[i]);
+    for (int rank = 0; rank < ranks; ++rank) {
+      const Number* x = reinterpret_cast<const Number*>(places[rank]) + first;
+      for (std::int64_t i = 0; i < count; ++i) {
+        float value;
+        if constexpr (is_wide) value = x[i]; else value = widened(x[i]);
+        sum[i] = rank == 0 ? value : sum[i] + value;
+      }
     }
-    for (std::int64_t i = 0; i < count; ++i) out[first + i] = narrowed(sum[i]);
+    Number* to = static_cast<Number*>(out) + first;
+    for (std::int64_t i = 0; i < count; ++i) {
+      if constexpr (is_wide) to[i] = sum[i]; else to[i] = narrowed(sum[i]);
+    }
   }
+}
+
+using AddPlaces = void (*)(void*, const char* const*, int, std::int64_t);
+
+void add_fp32(void* out, const char* const* places, int ranks, std::int64_t n) {
+  add_places<float>(out, places, ranks, n);
+}
+
+void add_bf16(void* out, const char* const* places, int ranks, std::int64_t n) {
+  add_places<std::uint16_t>(out, places, ranks, n);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] void add_fp32_avx2(void* out, const char* const* places, int ranks, std::int64_t n) {
+  add_places<float>(out, places, ranks, n);
+}
+
+[[gnu::target("avx2")]] void add_bf16_avx2(void* out, const char* const* places, int ranks, std::int64_t n) {
+  add_places<std::uint16_t>(out, places, ranks, n);
+}
+#endif
+
+AddPlaces function_for(DType dtype) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return dtype == DType::f32 ? add_fp32_avx2 : add_bf16_avx2;
+#endif
+  return dtype == DType::f32 ? add_fp32 : add_bf16;
 }
 
 }  // namespace
@@ -140,36 +173,36 @@ void SharedSums::meet() {
 
 void SharedSums::add_up(DType dtype, void* x, std::int64_t n) {
   if (dtype != DType::f32 && dtype != DType::bf16) throw std::invalid_argument("sums are of float32 or bfloat16");
+  const AddPlaces add = function_for(dtype);
   const std::int64_t size = dtype == DType::f32 ? 4 : 2;
   const std::int64_t most = static_cast<std::int64_t>(capacity_) / size;
+  const char* places[kMostRanks];
   for (std::int64_t first = 0; first < n; first += most, ++turn_) {
     const std::int64_t count = std::min(most, n - first);
     char* mine = static_cast<char*>(x) + first * size;
     std::memcpy(place(rank_), mine, count * size);
     meet();
-    if (dtype == DType::f32) {
-      float* sum = reinterpret_cast<float*>(mine);
-      std::memcpy(sum, place(0), count * size);
-      for (int rank = 1; rank < ranks_; ++rank) add_fp32(sum, reinterpret_cast<const float*>(place(rank)), count);
-    } else {
-      const std::uint16_t* places[kMostRanks];
-      for (int rank = 0; rank < ranks_; ++rank) places[rank] = reinterpret_cast<const std::uint16_t*>(place(rank));
-      add_bf16(reinterpret_cast<std::uint16_t*>(mine), places, ranks_, count);
-    }
+    for (int rank = 0; rank < ranks_; ++rank) places[rank] = place(rank);
+    add(mine, places, ranks_, count);
   }
 }
 
 void SharedSums::gather(const void* x, void* out, std::int64_t rows, std::int64_t row_bytes) {
-  if (row_bytes > static_cast<std::int64_t>(capacity_)) throw std::invalid_argument("a row is too long to be exchanged");
-  const std::int64_t most = static_cast<std::int64_t>(capacity_) / row_bytes;
-  for (std::int64_t first = 0; first < rows; first += most, ++turn_) {
+  // Whole rows at a time, or pieces of one that is longer than a place.
+  const std::int64_t piece = std::min<std::int64_t>(row_bytes, capacity_);
+  const std::int64_t most = std::max<std::int64_t>(1, static_cast<std::int64_t>(capacity_) / std::max<std::int64_t>(piece, 1));
+  for (std::int64_t first = 0; first < rows; first += most) {
     const std::int64_t count = std::min(most, rows - first);
-    std::memcpy(place(rank_), static_cast<const char*>(x) + first * row_bytes, count * row_bytes);
-    meet();
-    for (int rank = 0; rank < ranks_; ++rank)
+    for (std::int64_t at = 0; at < row_bytes; at += piece, ++turn_) {
+      const std::int64_t bytes = std::min(piece, row_bytes - at);
       for (std::int64_t row = 0; row < count; ++row)
-        std::memcpy(static_cast<char*>(out) + ((first + row) * ranks_ + rank) * row_bytes,
-                    place(rank) + row * row_bytes, row_bytes);
+        std::memcpy(place(rank_) + row * bytes, static_cast<const char*>(x) + (first + row) * row_bytes + at, bytes);
+      meet();
+      for (int rank = 0; rank < ranks_; ++rank)
+        for (std::int64_t row = 0; row < count; ++row)
+          std::memcpy(static_cast<char*>(out) + ((first + row) * ranks_ + rank) * row_bytes + at,
+                      place(rank) + row * bytes, bytes);
+    }
   }
 }
 
