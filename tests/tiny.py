@@ -65,12 +65,25 @@ def write_llama(directory: Path, **fields: Any) -> Path:
 
 
 def save_qwen3(directory: Path, **fields: Any) -> Path:
-    """A random Qwen3 as transformers saves it: config.json, safetensors, and a tokenizer.
-
-    Weights are drawn so that logits spread over several units and no two candidates are close.
-    """
-    import torch
+    """A random Qwen3 as transformers saves it: config.json, safetensors, and a tokenizer."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return _save_dense(directory, Qwen3Config, Qwen3ForCausalLM, fields)
+
+
+def save_llama(directory: Path, **fields: Any) -> Path:
+    """A random Llama, as `save_qwen3`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return _save_dense(directory, LlamaConfig, LlamaForCausalLM, fields)
+
+
+def _save_dense(
+    directory: Path, config_class: Any, model_class: Any, fields: dict[str, Any]
+) -> Path:
+    """Weights are drawn so that logits spread over several units, and no two candidates are close
+    to each other."""
+    import torch
 
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB,
@@ -86,8 +99,7 @@ def save_qwen3(directory: Path, **fields: Any) -> Path:
         "bos_token_id": None,
         "pad_token_id": None,
     }
-    config = Qwen3Config(**sizes | fields)
-    model = Qwen3ForCausalLM(config).eval()
+    model = model_class(config_class(**sizes | fields)).eval()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

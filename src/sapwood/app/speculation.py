@@ -28,7 +28,7 @@ def build_speculation(
     asks_ranks = algorithm in MODEL_ALGORITHMS
     most_drafts = asked.speculative_num_draft_tokens - 1
     if asks_ranks:
-        most_drafts = config.drafting.speculative_num_steps or DEFAULT_STEPS
+        most_drafts = min(config.drafting.speculative_num_steps or DEFAULT_STEPS, most_drafts)
     return Speculation(
         None if asks_ranks else _ngram_drafter(asked),
         ledger,

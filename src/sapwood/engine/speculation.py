@@ -175,7 +175,7 @@ class Speculation:
         if self._depth is not None:
             survivals = [
                 self._progress_of(state).acceptance.survivals(
-                    Guesses(token_ids=[0] * count, kinds=range(count))
+                    Guesses(token_ids=[0] * count, kinds=[0] * count)
                 )
                 for state, _, room in rooms
                 for count in [min(most, room - 1)]
@@ -202,12 +202,14 @@ class Speculation:
     def begin_step(self, plan: StepPlan) -> None:
         """The step begins for which `drafts` was asked last."""
         scheduled = plan.scheduled
-        self._asked_for[plan.step] = [entry.num_guesses for entry in scheduled if entry.num_guesses]
         if self._costs is None or any(
             not entry.num_output or len(entry.token_ids) > self._most_drafts + 1
             for entry in scheduled
         ):
             return
+        asked_for = [entry.num_guesses for entry in scheduled if entry.num_guesses]
+        if asked_for:
+            self._asked_for[plan.step] = asked_for
         num_tokens = sum(entry.num_new for entry in scheduled)
         self._timed[plan.step] = _Timed(len(scheduled), num_tokens, self._began_s)
 

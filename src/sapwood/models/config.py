@@ -253,9 +253,10 @@ class DecoderConfig:
 
     @property
     def num_caches(self) -> int:
-        """Numbers that cache groups call layers by: one per layer, and in a model whose layers have
-        states beside keys and values, one more for each of these states."""
-        return max(self.num_layers, *(layer + 1 for layer in self.layers_with_states), 0)
+        """Numbers that cache groups call layers by: one per layer, and more in a model whose layers
+        have states beside keys and values, or several attentions."""
+        last = (max(group.layers) for group in self.cache_groups)
+        return max(self.num_layers, 1 + max(last, default=0))
 
     @property
     def num_parameters(self) -> int:

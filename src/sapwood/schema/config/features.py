@@ -19,11 +19,6 @@ def check_speculation(asked: EngineConfig, model: ModelFacts) -> None:
         )
     if algorithm is None:
         return
-    if algorithm in MODEL_ALGORITHMS and asked.drafting.speculative_draft_model_path is None:
-        raise ConfigError(
-            f"--speculative-algorithm {algorithm} guesses with a draft model; name one with "
-            "--speculative-draft-model-path"
-        )
     if algorithm in MODEL_ALGORITHMS and asked.parallel.num_ranks > 1:
         raise ConfigError(
             f"--speculative-algorithm {algorithm} computes its draft model on one rank so far, but "

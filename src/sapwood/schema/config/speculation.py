@@ -18,7 +18,8 @@ class SpeculationConfig:
         "Guess several tokens of a request per step and keep those that the model itself chooses; "
         "the output stays the same. NGRAM: what followed the last tokens where they occurred "
         "before in the prompt or the output. STANDALONE: what a small "
-        "model guesses, --speculative-draft-model-path. Default: nothing is guessed.",
+        "model guesses, --speculative-draft-model-path. EAGLE, EAGLE3: what a head guesses that "
+        "goes on from the model's hidden states; NEXTN is EAGLE. Default: nothing is guessed.",
         choices=ALGORITHMS,
     )
     speculative_num_draft_tokens: int = option(

@@ -20,6 +20,7 @@
 #include "pack.h"
 #include "quantized.h"
 #include "sample.h"
+#include "shared_sums.h"
 #include "step.h"
 
 namespace nb = nanobind;
@@ -466,6 +467,20 @@ NB_MODULE(_native, m) {
                           tokens);
            },
            Unlocked());
+  nb::class_<SharedSums>(m, "SharedSums")
+      .def("__init__",
+           [](SharedSums* self, Address memory, int rank, int ranks, std::size_t capacity) {
+             new (self) SharedSums(to(memory), rank, ranks, capacity);
+           })
+      .def_static("bytes", &SharedSums::bytes)
+      .def("add_up", [](SharedSums& s, int dtype, Address x, I64 n) { s.add_up(static_cast<DType>(dtype), to(x), n); },
+           Unlocked())
+      .def("gather",
+           [](SharedSums& s, Address x, Address out, I64 rows, I64 row_bytes) {
+             s.gather(in(x), to(out), rows, row_bytes);
+           },
+           Unlocked())
+      .def("stop", &SharedSums::stop);
   bind_experts(m);
   bind_low_rank(m);
   bind_step(m);
