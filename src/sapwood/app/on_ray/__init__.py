@@ -1,1 +1,0 @@
-"""Engines on a Ray cluster. Nothing else imports Ray, and `sapwood[ray]` brings it."""
