@@ -76,10 +76,15 @@ LogProbs = Callable[[str, list[int]], torch.Tensor]
 
 
 def save_adapters(
-    model_path: Path, folder: Path, options: dict[str, dict[str, Any]] | None = None
+    model_path: Path,
+    folder: Path,
+    options: dict[str, dict[str, Any]] | None = None,
+    *,
+    size: float = 0.2,
 ) -> tuple[dict[str, Path], LogProbs]:
     """Adapters with random numbers in `folder`, and log probabilities by peft.
 
+    size     standard deviation of the numbers
     Returns  (their folders by name, a function from the name of an adapter, or "", and token ids
              [T] to [T, vocab])
     """
@@ -89,7 +94,7 @@ def save_adapters(
     paths = {name: folder / name.replace(" ", "-") for name in chosen}
     models: dict[str, Any] = {}
     for number, (name, fields) in enumerate(chosen.items()):
-        models[name] = _saved(model_path, paths[name], fields, number)
+        models[name] = _saved(model_path, paths[name], fields, number, size)
     models[""] = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
 
     @torch.inference_mode()
@@ -99,7 +104,7 @@ def save_adapters(
     return paths, log_probs
 
 
-def _saved(model_path: Path, folder: Path, fields: dict[str, Any], seed: int) -> Any:
+def _saved(model_path: Path, folder: Path, fields: dict[str, Any], seed: int, size: float) -> Any:
     """A random adapter, written to the folder and read again; returns the model with it."""
     from transformers import AutoModelForCausalLM
 
@@ -118,7 +123,7 @@ def _saved(model_path: Path, folder: Path, fields: dict[str, Any], seed: int) ->
                     noise = torch.randn(weight.shape, generator=generator)
                     weight.copy_(weight + 0.5 * weight.std() * noise)
                 elif "lora_" in key:
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * size)
         model.save_pretrained(folder)
         fresh = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
         return PeftModel.from_pretrained(fresh, folder).eval()

@@ -65,12 +65,25 @@ def write_llama(directory: Path, **fields: Any) -> Path:
 
 
 def save_qwen3(directory: Path, **fields: Any) -> Path:
-    """A random Qwen3 as transformers saves it: config.json, safetensors, and a tokenizer.
-
-    Weights are drawn so that logits spread over several units and no two candidates are close.
-    """
-    import torch
+    """A random Qwen3 as transformers saves it: config.json, safetensors, and a tokenizer."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return _save_dense(directory, Qwen3Config, Qwen3ForCausalLM, fields)
+
+
+def save_llama(directory: Path, **fields: Any) -> Path:
+    """A random Llama, as `save_qwen3`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return _save_dense(directory, LlamaConfig, LlamaForCausalLM, fields)
+
+
+def _save_dense(
+    directory: Path, config_class: Any, model_class: Any, fields: dict[str, Any]
+) -> Path:
+    """Weights are drawn so that logits spread over several units, and no two candidates are close
+    to each other."""
+    import torch
 
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB,
@@ -86,8 +99,7 @@ def save_qwen3(directory: Path, **fields: Any) -> Path:
         "bos_token_id": None,
         "pad_token_id": None,
     }
-    config = Qwen3Config(**sizes | fields)
-    model = Qwen3ForCausalLM(config).eval()
+    model = model_class(config_class(**sizes | fields)).eval()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -160,6 +172,41 @@ def save_lfm2(directory: Path, **fields: Any) -> Path:
         noise = torch.randn(parameter.shape, generator=generator)
         is_norm = "norm" in name
         parameter.data = 1.0 + 0.2 * noise if is_norm else noise * parameter.shape[-1] ** -0.5
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
+def save_qwen3_5(directory: Path, **fields: Any) -> Path:
+    """A random Qwen3.5 as transformers saves it: two gated delta nets around attention."""
+    import torch
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": False,
+        "eos_token_id": 257,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    }
+    model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**sizes | fields)).eval()
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        small = 0.3 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
+        parameter.data = noise * (0.2 if "norm" in name else small)
     model.save_pretrained(directory)
     write_tokenizer(directory)
     return directory

@@ -13,21 +13,29 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from sapwood import LLM
+from sapwood.app.converting import merge_adapter
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
+from sapwood.convert.writer import copy_side_files
 from sapwood.frontends.serving.adapters import SENT
 from sapwood.frontends.serving.generate import adapted
+from sapwood.models.loader.weights import iterate_weights
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.request import RequestOptions, SentAdapter
 from sapwood.schema.sampling import SamplingParams
+from sapwood.store import ModelFiles, Silent
 from sapwood.text.generation import TextRequest
-from tests.adapters import VOCABULARY, LogProbs, save_adapters
+from tests.adapters import OPTIONS, VOCABULARY, LogProbs, save_adapters
 from tests.app.test_logprobs import Result
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import text
+from tests.smollm2 import CONFIG
 from tests.tiers import sweep
-from tests.tiny import save_lfm2, save_qwen3, save_qwen3_moe
+from tests.tiny import save_lfm2, save_llama, save_qwen3, save_qwen3_moe
 
 NUM_OUTPUTS = 12
 CLOSE = 1e-4
@@ -181,10 +189,10 @@ CONVOLUTIONS = {
 @sweep(strength=1, kernels=kernels_here(), depth=[1, 2])
 @pytest.mark.parametrize(
     ("save", "options"),
-    [(save_qwen3_moe, EXPERTS), (save_lfm2, CONVOLUTIONS)],
-    ids=["experts", "convolutions"],
+    [(save_qwen3_moe, EXPERTS), (save_lfm2, CONVOLUTIONS), (save_llama, OPTIONS)],
+    ids=["experts", "convolutions", "llama"],
 )
-def test_other_kinds_of_layers(
+def test_other_kinds_of_models(
     tmp_path: Path,
     make_llm: Callable[..., LLM],
     save: Callable[[Path], Path],
@@ -405,3 +413,61 @@ def test_an_adapter_of_another_model_ends_the_start(
     )
     with pytest.raises(ConfigError, match="is the adapter for another model"):
         make_llm(lora_paths=str(paths["it"]))
+
+
+@pytest.mark.parametrize(
+    ("save", "options"),
+    [
+        (save_llama, {"patterns": OPTIONS["patterns"]}),
+        (lambda path: save_qwen3(path, tie_word_embeddings=True), VOCABULARY),
+        (save_qwen3_moe, EXPERTS),
+    ],
+    ids=["llama", "vocabulary", "experts"],
+)
+def test_a_merged_adapter_is_the_adapter_on_its_base(
+    tmp_path: Path, save: Callable[[Path], Path], options: dict[str, dict[str, Any]]
+) -> None:
+    """By the numbers of transformers, which loads the merged checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    model_path = save(tmp_path / "model")
+    paths, reference = save_adapters(model_path, tmp_path / "adapters", options)
+    prompt = text(14, seed=9)
+    for name, path in paths.items():
+        merged = merge_adapter(
+            EngineConfig(model=ModelConfig(model=str(model_path))),
+            str(path),
+            tmp_path / "merged" / path.name,
+            force=False,
+            home=tmp_path / "home",
+            progress=Silent(),
+        )
+        assert merged.num_layers > 0
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "merged" / path.name, dtype=torch.float32
+        )
+        with torch.inference_mode():
+            found = model(torch.tensor([prompt])).logits[0].double().log_softmax(-1)
+        assert (found - reference(name, prompt)).abs().max() < CLOSE, name
+
+
+@pytest.mark.long
+def test_smollm2(tmp_path: Path, make_llm: Callable[..., LLM], smollm2_files: ModelFiles) -> None:
+    model_path = tmp_path / "model"
+    weights = dict(iterate_weights(smollm2_files, dtype=torch.float32))
+    LlamaForCausalLM.from_pretrained(None, config=CONFIG, state_dict=weights).save_pretrained(
+        model_path
+    )
+    copy_side_files(smollm2_files.path, model_path)
+    options = {
+        "all": {**OPTIONS["all"], "r": 16},
+        "patterns": OPTIONS["patterns"],
+        "rslora": OPTIONS["rslora"],
+        "both": VOCABULARY["both"],
+        "saved both": VOCABULARY["saved both"],
+    }
+    paths, reference = save_adapters(model_path, tmp_path / "adapters", options, size=0.03)
+    llm = make_llm(model=str(model_path), lora_paths=named(paths), page_size=16)
+    asked = [(name, text(20 + i, seed=i)) for i, name in enumerate(["", *paths, ""])]
+    for (adapter, prompt), result in zip(asked, ask(llm, asked), strict=True):
+        check(result, adapter, prompt, reference)

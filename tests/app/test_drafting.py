@@ -164,3 +164,18 @@ def test_the_pool_has_room_for_both_models(make_llm: Make, model_path: Path) -> 
         if llm._engine._engine is not None
     )
     assert both[0].unit_bytes == 2 * alone[0].unit_bytes
+
+
+def test_a_model_with_states_has_a_draft_model(tmp_path: Path, other_path: Path) -> None:
+    """Where a guess was wrong the state goes back, and what was right is computed again, by both
+    models."""
+    draft = drafting_with(other_path, speculative_draft_load_format="dummy")
+    with llms(save_lfm2(tmp_path / "lfm2")) as make:
+        plain, guessing = make(), make(**draft)
+        for name in ("to the end", "seeds", "stop token"):
+            pairs = zip(ask(guessing, **SAME[name]), ask(plain, **SAME[name]), strict=True)
+            assert all(got.token_ids == wanted.token_ids for got, wanted in pairs), name
+        stats = guessing.stats()
+        assert stats.speculated is not None
+        assert stats.speculated.num_drafted > 50
+        assert stats.num_leased_pages == 0

@@ -31,9 +31,7 @@ def test_an_engine_that_fails_is_closed_before_the_process_ends(monkeypatch) -> 
     ready = EngineReady(
         context_length=8, max_total_tokens=8, page_size=1, notes=[], options={}, load_s=0.0
     )
-    engine = SimpleNamespace(
-        loop=SimpleNamespace(run=fail), close=lambda: happened.append("closed"), ready=ready
-    )
+    engine = SimpleNamespace(run=fail, close=lambda: happened.append("closed"), ready=ready)
     monkeypatch.setattr(resolving, "resolve_config", lambda *_, **__: None)
     monkeypatch.setattr(wiring, "build_engine", lambda *_, **__: engine)
     monkeypatch.setattr(engine_process, "ZmqReceiver", lambda *_, **__: None)
@@ -43,5 +41,5 @@ def test_an_engine_that_fails_is_closed_before_the_process_ends(monkeypatch) -> 
         config=EngineConfig(), home="/nowhere", inbox="", outbox="", log_level="info"
     )
     with pytest.raises(RuntimeError, match="a step failed"):
-        serve(args, SimpleNamespace(send=lambda _: None), watchdog)
+        serve(args, SimpleNamespace(send=lambda _: None), watchdog, None)
     assert happened == ["failed", "closed"]

@@ -320,7 +320,23 @@ LFM2: dict[str, Any] = {
     "layer_types": ["conv", "full_attention", "conv", "conv"],
     "block_auto_adjust_ff_dim": False,
 }
+SPARSE: dict[str, Any] = {
+    "architectures": ["GlmMoeDsaForCausalLM"],
+    "model_type": "glm_moe_dsa",
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 2,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim"), 32),
+    "qk_nope_head_dim": 32,
+    "index_n_heads": 10,
+    "index_head_dim": 32,
+    "index_topk": 12,
+    "indexer_types": ["full", "shared", "full"],
+}
 OTHER_MODELS: dict[str, dict[str, Any]] = {
+    "latent rows, of which some are chosen": SPARSE,
     "windows beside full layers": {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
@@ -426,8 +442,6 @@ def tiny_lfm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worlds_of_states(draw: st.DrawFn) -> tuple[list[Draft], dict[str, Any]]:
     """With any number of states from one on, for running requests and prefixes together."""
     drafts, options = draw(worlds())
-    for name in GUESSING:  # a state cannot go back
-        options.pop(name, None)
     options["kernels"] = kernels_here()[0]  # the fastest: an example is a whole engine
     options["mamba_track_interval"] = options["page_size"] * draw(st.integers(1, 4))
     options["max_mamba_cache_size"] = draw(st.none() | st.integers(1, 8))

@@ -23,7 +23,7 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.thinking import ThinkingBudget
 from sapwood.speculative.interface import Guesses
 from sapwood.text.generation import TextChunk, TextRequest
-from tests.tiny import save_qwen3
+from tests.tiny import save_lfm2, save_qwen3
 
 PROMPTS = [[5, 6, 7, 8] * 4, [9, 9, 9], [40], [11, 12, 13, 5, 6, 7, 8, 5, 6]]
 JSON = {"type": "object", "properties": {"kind": {"enum": ["one", "two"]}}, "required": ["kind"]}
@@ -34,6 +34,11 @@ Make = Callable[..., LLM]
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_qwen3(tmp_path_factory.mktemp("models") / "tiny-qwen3")
+
+
+@pytest.fixture(scope="module")
+def hybrid_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_lfm2(tmp_path_factory.mktemp("models") / "tiny-lfm2")
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def make_llm(model_path: Path) -> Iterator[Make]:
             "enable_return_hidden_states": True,
             **options,
         }
-        opened.append(LLM(str(model_path), **settings))
+        opened.append(LLM(str(settings.pop("model", model_path)), **settings))
         return opened[-1]
 
     yield make
@@ -217,6 +222,28 @@ def test_the_output_is_the_same(make_llm: Make, variant: str) -> None:
     for llm in (plain, guessing):
         stats = llm.stats()
         assert stats.num_leased_pages == stats.num_running == stats.num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"overlap_depth": 2, "mamba_track_interval": 8}, {"max_mamba_cache_size": 5}],
+    ids=["one step at a time", "states to keep", "few slots"],
+)
+def test_states_go_back(make_llm: Make, hybrid_path: Path, options: dict[str, Any]) -> None:
+    plain = make_llm(model=hybrid_path, **options)
+    guessing = make_llm(model=hybrid_path, **NGRAM, **options)
+    drafted = accepted = 0
+    for name in ("to the end", "seeds", "penalties", "grammar", "stop token", "n samples"):
+        expected = ask(plain, **SAME[name])
+        consult(guessing, Oracle(expected, SAME[name].get("n", 1)))
+        for got, wanted in zip(ask(guessing, **SAME[name]), expected, strict=True):
+            assert got.token_ids == wanted.token_ids, name
+            assert got.speculated is not None
+            drafted += got.speculated.num_drafted
+            accepted += got.speculated.num_accepted
+    assert drafted > accepted + 50, "some guesses were wrong"
+    assert accepted > 100
+    assert guessing.stats().num_leased_pages == 0
 
 
 def _check_figures(got: Sample, wanted: Sample, *, atol: float) -> None:

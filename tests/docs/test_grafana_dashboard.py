@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from sapwood.observe.metrics import EngineConstants, Metrics, PoolConstants
-from sapwood.schema.output import EngineStatus, PoolUse
+from sapwood.schema.output import AdapterUse, EngineStatus, PoolUse
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "docs" / "dashboards" / "sapwood.json").read_text("utf-8"))
@@ -25,7 +25,10 @@ def known_metrics() -> dict[str, set[str]]:
     metrics.http_requests["/", "GET"] = metrics.http_responses["/", "GET", "200"] = 1
     numbers = {name: 0 for name in EngineStatus.__struct_fields__ if name.startswith("num_")}
     pools = (PoolUse(num_free=0, num_leased=0),) * len(POOLS)
-    metrics.engine.facts = EngineStatus(call_id="", **numbers, pools=pools)
+    adapters = AdapterUse(
+        num_used=0, num_slots=1, bytes_used=0, max_bytes=1, num_loaded=0, num_evictions=0
+    )
+    metrics.engine.facts = EngineStatus(call_id="", **numbers, pools=pools, adapters=adapters)
     metrics.engine.constants = EngineConstants(
         page_size=16,
         max_total_tokens=16,

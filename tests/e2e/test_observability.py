@@ -102,6 +102,9 @@ def test_counters_add_up_whatever_happens_to_requests(qwen3: Path) -> None:
         page = httpx.get(f"{server.url}/dashboard/figures").json()
         assert page["requests"]["num_requests"] == 22
         assert page["memory"]["weights"] > 0
+        (pool,) = page["pools"]
+        assert pool.pop("name") == "full"
+        assert pool == {owner: page["memory"][owner] for owner in pool}
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
+import pytest
 
 from tests.e2e.server import Server, serving
 
@@ -36,8 +38,10 @@ async def read_stream(client: httpx.AsyncClient, begun: asyncio.Semaphore) -> tu
     return last, time.monotonic()
 
 
-async def kill_amid_streams(server: Server) -> list[str]:
-    """Kill the engine in the middle of all streams; their last events, all in time."""
+async def kill_amid_streams(server: Server, pid: int | None = None) -> list[str]:
+    """Kill the engine in the middle of all streams; their last events, all in time.
+
+    pid  of another process than the engine's, to be killed instead"""
     begun = asyncio.Semaphore(0)
     limits = httpx.Limits(max_connections=NUM_STREAMS + 4)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
@@ -45,7 +49,7 @@ async def kill_amid_streams(server: Server) -> list[str]:
         for _ in range(NUM_STREAMS):
             await asyncio.wait_for(begun.acquire(), 60)
         killed_s = time.monotonic()
-        os.kill(server.engine_pid(), signal.SIGKILL)
+        os.kill(pid or server.engine_pid(), signal.SIGKILL)
         ended = await asyncio.gather(*readers)
     assert max(at_s for _, at_s in ended) - killed_s < LIMIT_S
     return [last for last, _ in ended]
@@ -93,6 +97,38 @@ def test_killed_amid_32_streams_and_restarted(long_model: Path) -> None:
         assert server.process.wait(30) == 1
         assert "after 2 restarts" in server.log.strip().splitlines()[-1]
         assert "Traceback" not in server.log
+
+
+def rank_pid(server: Server) -> int:
+    """Process of rank 1."""
+    ranks = httpx.get(f"{server.url}/server_info", timeout=30).json()["ranks"]
+    return int(ranks[1]["pid"])
+
+
+def test_a_rank_killed_amid_32_streams(long_model: Path) -> None:
+    with serving(*flags(long_model, "--tp-size", "2")) as server:
+        health = httpx.get(f"{server.url}/health").json()
+        assert [rank["rank"] for rank in health["ranks"]] == [0, 1]
+        for last in asyncio.run(kill_amid_streams(server, rank_pid(server))):
+            message = json.loads(last)["error"]["message"]
+            assert "the process of rank 1 was ended by signal SIGKILL" in message
+        assert server.process.wait(30) == 1
+        assert "rank 1 was ended by signal SIGKILL" in server.log.strip().splitlines()[-1]
+
+
+@pytest.mark.long
+def test_an_engine_is_restarted_when_any_of_its_ranks_is_killed(long_model: Path) -> None:
+    with serving(*flags(long_model, "--tp-size", "2", "--restart-engine")) as server:
+        ask = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 4, "temperature": 0}}
+        expected = httpx.post(f"{server.url}/generate", json=ask).json()["output_ids"]
+        for find in (rank_pid, Server.engine_pid):
+            pid = find(server)
+            asyncio.run(kill_amid_streams(server, pid))
+            wait_for_health(server, 503)
+            wait_for_health(server, 200)
+            again = httpx.post(f"{server.url}/generate", json=ask, timeout=60).json()
+            assert again["output_ids"] == expected
+            assert not psutil.pid_exists(pid)
 
 
 def test_a_server_whose_engine_is_down_stops_in_order(long_model: Path) -> None:

@@ -81,7 +81,6 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
     full = (FULL_POOL, -(-draw(st.integers(30, 150)) // page_size))
     others = [] if is_plain else draw(pools_with_sizes(page_size, chunk))
     keeps_all = not others or draw(st.booleans())
-    keeps_states = any(pool is STATE_POOL for pool, _ in others)
     return {
         "page_size": page_size,
         "pools": [full, *others] if keeps_all else others,
@@ -99,8 +98,7 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
         "aging": draw(st.sampled_from([0.0, 1.0, 5.0])),
         "delayer": draw(st.booleans()),
         "feed": draw(st.sampled_from([TokenFeed.ROW, TokenFeed.ROW, TokenFeed.SCHEDULER])),
-        # Drafts of a step at most; states cannot go back when a draft was wrong.
-        "drafts": 0 if keeps_states else draw(st.sampled_from([0, 0, 1, 3, 8])),
+        "drafts": draw(st.sampled_from([0, 0, 1, 3, 8])),  # of a step at most
         "step_tokens": draw(st.sampled_from([2, 6, 32])),
         "adapts": draw(st.booleans()),
         "requests": requests,

@@ -147,8 +147,10 @@ async def _json(send: Send, content: object, status: int = 200) -> None:
 class Running:
     """An application behind a socket; `kill` ends it at once, as the end of its process would."""
 
-    def __init__(self, app: ASGIApp, port: int = 0) -> None:
-        self._server = HttpServer(app, ListeningConfig(port=port), lambda: None)
+    def __init__(
+        self, app: ASGIApp, port: int = 0, *, config: ListeningConfig | None = None
+    ) -> None:
+        self._server = HttpServer(app, config or ListeningConfig(port=port), lambda: None)
 
     async def __aenter__(self) -> Running:
         self._task = asyncio.create_task(self._server.serve())

@@ -119,10 +119,11 @@ def test_memory_has_one_owner_per_page():
 def test_guesses_show_where_there_are_some():
     metrics = with_engine()
     assert "sapwood:spec_accept_length" not in {name for name, _ in samples(metrics)}
-    figures = SimpleNamespace(accept_length=2.5, accept_rate=0.75)
+    figures = SimpleNamespace(accept_length=2.5, accept_rate=0.75, draft_length=2.0)
     metrics.engine.facts = SimpleNamespace(**vars(FACTS) | {"speculated": figures})
     assert value(metrics, "sapwood:spec_accept_length") == 2.5
     assert value(metrics, "sapwood:spec_accept_rate") == 0.75
+    assert value(metrics, "sapwood:spec_draft_length") == 2.0
 
 
 def test_every_pool_shows():

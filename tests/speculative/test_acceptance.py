@@ -35,16 +35,9 @@ def test_a_chain_is_compared_up_to_its_first_mistake() -> None:
     assert found.rate(4) > PRIOR_RATE == found.rate(5)
 
 
-def test_a_tree_is_compared_along_what_came() -> None:
-    tree = Guesses(token_ids=[1, 2, 3, 4], kinds=[0, 1, 2, 3], parents=[-1, -1, 0, 1])
-    found = Acceptance(memory=0.5)
-    found.learn(tree, [2, 4])
-    assert found.rate(0) < PRIOR_RATE < found.rate(1)
-    assert found.rate(2) == PRIOR_RATE < found.rate(3)
-
-
 def test_a_guess_survives_with_those_before_it() -> None:
     rates = Acceptance(memory=0.5)
-    tree = Guesses(token_ids=[1, 2, 3], kinds=[0, 0, 0], parents=[-1, -1, 1])
-    assert rates.survivals(tree) == [PRIOR_RATE, PRIOR_RATE, PRIOR_RATE**2]
-    assert rates.survivals(Guesses(token_ids=[1, 2], kinds=[0, 0])) == [PRIOR_RATE, PRIOR_RATE**2]
+    guesses = Guesses(token_ids=[1, 2, 3], kinds=[0, 1, 0])
+    expected = [PRIOR_RATE, PRIOR_RATE**2, PRIOR_RATE**3]
+    assert rates.survivals(guesses) == pytest.approx(expected)
+    assert rates.survivals(Guesses()) == []

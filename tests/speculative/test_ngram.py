@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sapwood.speculative.interface import Guesses
 from sapwood.speculative.ngram import MOST_LOOKED_AT, NgramDrafter, NgramRules
 
-CHAIN = NgramRules(least_breadth=1, most_breadth=1)
+RULES = NgramRules()
 
 
-def guesses(*texts: Sequence[int], most: int, rules: NgramRules = CHAIN) -> Guesses:
+def guesses(*texts: Sequence[int], most: int, rules: NgramRules = RULES) -> Guesses:
     """What follows the last text, after the others were other requests'."""
     drafter = NgramDrafter(rules, capacity=10_000)
     *others, last = texts
@@ -23,9 +23,8 @@ def guesses(*texts: Sequence[int], most: int, rules: NgramRules = CHAIN) -> Gues
     return drafter.begin("", last).propose(most)
 
 
-def chain(*texts: Sequence[int], most: int, rules: NgramRules = CHAIN) -> list[int]:
+def chain(*texts: Sequence[int], most: int, rules: NgramRules = RULES) -> list[int]:
     found = guesses(*texts, most=most, rules=rules)
-    assert not found.parents
     assert len(found.kinds) == len(found.token_ids)
     return list(found.token_ids)
 
@@ -48,7 +47,7 @@ def test_it_copies_what_followed_the_longest_match(text: list[int], expected: li
 
 
 def test_short_matches_do_not_count() -> None:
-    rules = NgramRules(least_match=2, least_breadth=1, most_breadth=1)
+    rules = NgramRules(least_match=2)
     assert chain([1, 5, 2, 6, 2], most=2, rules=rules) == []
     assert chain([1, 2, 5, 0, 1, 2], most=2, rules=rules) == [5, 0]
 
@@ -63,7 +62,7 @@ def test_only_the_latest_places_are_looked_at() -> None:
 def test_no_more_is_guessed_than_asked() -> None:
     assert chain([1, 2, 3, 4, 1], most=0) == []
     assert chain([1, 2, 3, 4, 1], most=1) == [2]
-    rules = NgramRules(least_breadth=1, most_breadth=1, branch_length=2)
+    rules = NgramRules(branch_length=2)
     assert chain([1, 2, 3, 4, 1], most=5, rules=rules) == [2, 3]
 
 
@@ -73,29 +72,26 @@ def test_other_requests_text_counts() -> None:
 
 
 def test_text_of_another_namespace_does_not() -> None:
-    drafter = NgramDrafter(CHAIN, capacity=1000)
+    drafter = NgramDrafter(RULES, capacity=1000)
     drafter.begin("mine", [8, 1, 2, 3, 4])
     assert not drafter.begin("yours", [9, 1, 2]).propose(3).token_ids
     assert drafter.begin("mine", [9, 1, 2]).propose(3).token_ids == [3, 4]
 
 
-def test_a_tree_has_what_followed_other_matches() -> None:
-    texts = [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 9, 8], [0, 1, 2, 3]]
-    tree = guesses(*texts, most=6, rules=NgramRules())
-    assert tree.token_ids == [9, 8, 4, 5, 6, 7]
-    assert tree.parents == [-1, 0, -1, 2, 3, 4]
-    assert len(set(tree.kinds[:3])) == 3, "a main branch of one match, its end, a side branch"
+def test_guesses_have_kinds_by_match_and_agreement() -> None:
+    texts = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9, 8, 7], [0, 1, 2, 3]]
+    found = guesses(*texts, most=4)
+    assert found.token_ids == [4, 9, 8, 7]
+    agreed, disputed, alone, later = found.kinds
+    assert len({agreed, disputed, alone, later}) == 4
+    assert guesses(texts[1], texts[2], most=4).kinds[2] == alone
+    assert guesses([2, 3, 4, 9, 8], [2, 3], most=4).kinds[1] != disputed
 
 
 def test_the_most_frequent_comes_first_if_asked() -> None:
     texts = [[1, 2, 3, 5], [1, 2, 3, 5], [1, 2, 3, 6], [0, 1, 2, 3]]
     assert guesses(*texts, most=1, rules=NgramRules()).token_ids == [6]
     assert guesses(*texts, most=1, rules=NgramRules(by_frequency=True)).token_ids == [5]
-
-
-@pytest.mark.parametrize(("match", "breadth"), [(1, 10), (12, 1), (40, 1), (2, 9)])
-def test_long_matches_have_narrow_trees(match: int, breadth: int) -> None:
-    assert NgramRules().breadth(match) == breadth
 
 
 def plainly(text: Sequence[int], least: int, most: int, wanted: int) -> list[int]:
@@ -123,7 +119,7 @@ def plainly(text: Sequence[int], least: int, most: int, wanted: int) -> list[int
 def test_it_is_the_plain_search(
     prompt: list[int], outputs: list[list[int]], least: int, more: int, wanted: int
 ) -> None:
-    rules = NgramRules(least_match=least, most_match=least + more, least_breadth=1, most_breadth=1)
+    rules = NgramRules(least_match=least, most_match=least + more)
     known = NgramDrafter(rules, capacity=1000).begin("", prompt)
     text = list(prompt)
     for output in outputs:

@@ -87,5 +87,8 @@ def test_unknown_names_are_refused(given):
 def test_the_built_in_templates():
     found = {name: of(template=template_source(name)) for name in built_in_names()}
     assert found.pop("chatml-tools").calls.name == "qwen25"
+    deepseek = found.pop("deepseek-v3.2")
+    assert deepseek.calls.name == "deepseekv32"
+    assert deepseek.reasoning is not None
     assert {one.calls.name for one in found.values()} == {"generic"}
     assert all(one.reasoning is None for one in found.values())

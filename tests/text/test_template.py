@@ -394,6 +394,7 @@ BUILT_IN = {
     "phi-3": "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\n",
     "zephyr": "<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\n",
     "vicuna": "S USER: U ASSISTANT:",
+    "deepseek-v3.2": "<｜begin▁of▁sentence｜>S<｜User｜>U<｜Assistant｜></think>",  # noqa: RUF001
 }
 
 

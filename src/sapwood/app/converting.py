@@ -20,17 +20,20 @@ from sapwood.base.errors import ConfigError
 from sapwood.convert.conversion import Conversion, Texts, convert, cut
 from sapwood.convert.estimate import estimate_s
 from sapwood.convert.layouts import num_bytes
+from sapwood.convert.merging import Merged, merge
 from sapwood.convert.options import DEFAULT_CALIBRATION_TOKENS, ConvertOptions
 from sapwood.convert.plan import Plan, make_plan
 from sapwood.convert.walk import Walk
 from sapwood.convert.writer import check_target, new_directory, write_json
 from sapwood.kernels.interface import DTYPES
 from sapwood.layers.build import Build
+from sapwood.lora.config import read_config
+from sapwood.lora.tensors import read_tensors
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.loader.gguf import PLAIN_TYPES, stored_tensors
 from sapwood.models.registry import decoder_class
 from sapwood.schema.config.engine import EngineConfig
-from sapwood.store import ModelFiles, Progress
+from sapwood.store import ModelFiles, Progress, open_store
 from sapwood.text.standard_library import library_text, package_text
 from sapwood.text.tokenizer import Tokenizer
 
@@ -209,6 +212,44 @@ def run(job: Job, progress: Progress) -> Converted:
         )
         write_json(directory / REPORT, _report(job, conversion))
     return Converted(conversion=conversion)
+
+
+def merge_adapter(
+    config: EngineConfig,
+    adapter: str,
+    output: Path,
+    *,
+    force: bool,
+    home: Path,
+    progress: Progress,
+) -> Merged:
+    """Write the model with an adapter merged into its weights. StartupError if that cannot be.
+
+    adapter  a folder, a catalogue name, or a hub repository"""
+    check_target(output, force=force)
+    config = replace(config, model=replace(config.model, model_impl=SAPWOOD))
+    resolved = resolve_config(config, home=home, progress=progress)
+    files = resolved.files
+    hf_config = read_json(files.path / "config.json")
+    if hf_config.get("quantization_config") or files.weight_format == "none":
+        raise ConfigError(
+            f"{files.name} is quantised, or has no weights; merge the adapter into the model's "
+            "unquantised checkpoint"
+        )
+    store = open_store(home)
+    folder = store.adapter(adapter, offline=config.model.offline, progress=progress)
+    with new_directory(output, force=force) as directory:
+        return merge(
+            files,
+            hf_config,
+            resolved.decoder,
+            read_tensors(folder),
+            read_config(folder),
+            directory,
+            source=adapter,
+            stored_dtype=DTYPES.get(checkpoint_dtype(hf_config), torch.float32),
+            progress=progress,
+        )
 
 
 def _source(files: ModelFiles, plan: Plan) -> Source | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,30 @@ from sapwood.app.loading import refuse_absurd_size
 from sapwood.app.model_defaults import checkpoint_dtype, read_json, reading
 from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
-from sapwood.models.config import DecoderConfig, refuse_absurd_layers
-from sapwood.models.registry import read_decoder
+from sapwood.models.config import DecoderConfig, architecture_of, refuse_absurd_layers
+from sapwood.models.drafts.eagle import EAGLE, EAGLE3, read_eagle
+from sapwood.models.registry import decoder_class, read_decoder
 from sapwood.models.text_part import text_part
 from sapwood.schema.cache import CacheGroup, CacheKind, shifted
+from sapwood.schema.config.drafting import HEAD_ALGORITHMS, MODEL_ALGORITHMS, OWN_ALGORITHMS
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.facts import MachineFacts, ModelFacts
 from sapwood.schema.config.resolve import Decision, resolve_model
 from sapwood.store import ModelFiles, Progress, fetch_model
+
+
+class DraftKind(Enum):
+    """What guesses.
+
+    MODEL   a whole language model
+    EAGLE, EAGLE3  a head of that kind, which goes on from the model's hidden states
+    OWN     the layer by which the model's own checkpoint predicts further tokens
+    """
+
+    MODEL = auto()
+    EAGLE = auto()
+    EAGLE3 = auto()
+    OWN = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +44,23 @@ class FoundDraft:
     """A draft model before the configuration is resolved.
 
     asked  the configuration, with the draft model in the place of the model
+    shape  its sizes; of OWN those of the model with that layer as its last
     dtype  of the checkpoint
+    num_bytes  about what its weights will take
     """
 
+    kind: DraftKind
     asked: EngineConfig
     files: ModelFiles
     shape: DecoderConfig
     dtype: str
+    num_bytes: int
 
-    @property
-    def num_bytes(self) -> int:
-        """About what its weights will take."""
-        if self.asked.model.load_format == "dummy":
-            return self.shape.num_parameters * DTYPE_BYTES[self.dtype]
-        return sum(path.stat().st_size for path in self.files.weights)
+    def cache_groups(self, target: DecoderConfig, context_length: int) -> tuple[CacheGroup, ...]:
+        """What tokens leave behind in its layers, which come after those of the model."""
+        return _cache_groups(
+            self.kind, replace(self.shape, context_length=context_length), target.num_caches
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,29 +68,117 @@ class Draft:
     """A draft model, with everything that was decided about it.
 
     config  the engine's, with the draft model in the place of the model
+    shape   as in FoundDraft
     """
 
+    kind: DraftKind
     config: ResolvedConfig
     files: ModelFiles
     shape: DecoderConfig
 
-    def cache_groups(self, first_layer: int) -> tuple[CacheGroup, ...]:
-        """What tokens leave behind in its layers, which are numbered from `first_layer` on."""
-        return shifted(self.shape.cache_groups, first_layer)
+    def first_layer(self, target: DecoderConfig) -> int:
+        """The number by which its layers know the first of them."""
+        return target.num_caches if self.kind is DraftKind.OWN else 0
+
+    def cache_groups(self, target: DecoderConfig) -> tuple[CacheGroup, ...]:
+        """What tokens leave behind in its layers, which come after those of the model."""
+        return _cache_groups(self.kind, self.shape, target.num_caches)
+
+
+def _cache_groups(kind: DraftKind, shape: DecoderConfig, num_caches: int) -> tuple[CacheGroup, ...]:
+    if kind is not DraftKind.OWN:
+        return shifted(shape.cache_groups, num_caches)
+    return tuple(
+        replace(group, layers=(num_caches,))
+        for group in shape.cache_groups
+        if num_caches in group.layers
+    )
 
 
 def find_draft(
-    asked: EngineConfig, target: ModelFiles, *, home: Path, progress: Progress | None
+    asked: EngineConfig,
+    files: ModelFiles,
+    target: DecoderConfig,
+    *,
+    home: Path,
+    progress: Progress | None,
 ) -> FoundDraft | None:
     """The draft model that the options name; None if they name none.
 
-    Raises ConfigError if it cannot be one."""
-    options = asked.drafting
-    if options.speculative_draft_model_path is None:
+    files, target  of the model
+    Raises         ConfigError if it cannot be one"""
+    algorithm = asked.speculation.speculative_algorithm
+    path = asked.drafting.speculative_draft_model_path
+    if algorithm not in MODEL_ALGORITHMS:
         return None
+    if algorithm in HEAD_ALGORITHMS and asked.model.model_impl == "transformers":
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} takes states from inside of a model, but the "
+            "transformers library computes this one; leave it out, or use STANDALONE"
+        )
+    found: FoundDraft | None
+    if path is None or (algorithm in OWN_ALGORITHMS and path == asked.model.model):
+        found = _own_layer(asked, files, target, str(algorithm))
+    else:
+        found = _other_model(asked, files, target, path, home=home, progress=progress)
+    if any(
+        group.kind is CacheKind.STATE
+        for group in found.cache_groups(target, found.shape.context_length)
+    ):
+        raise ConfigError(
+            f"the draft model {found.files.name} has layers that keep a state, which cannot go back"
+            " when a guess was wrong; choose a draft model whose layers are attention"
+        )
+    return found
+
+
+def _own_layer(
+    asked: EngineConfig, files: ModelFiles, target: DecoderConfig, algorithm: str
+) -> FoundDraft:
+    architecture = decoder_class(target.architecture)
+    if algorithm not in OWN_ALGORITHMS:
+        raise ConfigError(
+            f"--speculative-algorithm {algorithm} guesses with a draft model; name one with "
+            "--speculative-draft-model-path"
+        )
+    given = asked.drafting.given_of_other_model
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} is about a draft model, but without --speculative-draft-model-path"
+            " the model's own layers guess; leave it out"
+        )
+    shape = architecture.with_predictor(target)
+    assert target.num_caches == target.num_layers, "the layer's number is that of its cache"
+    if shape is None:
+        raise ConfigError(
+            f"the checkpoint of {files.name} ({target.architecture}) has no layer that predicts "
+            "further tokens, or sapwood does not know it; name a draft head with "
+            "--speculative-draft-model-path"
+        )
+    dtype = checkpoint_dtype(dict(target.hf))
+    return FoundDraft(
+        kind=DraftKind.OWN,
+        asked=asked,
+        files=files,
+        shape=shape,
+        dtype=dtype,
+        num_bytes=(shape.num_parameters - target.num_parameters) * DTYPE_BYTES[dtype],
+    )
+
+
+def _other_model(
+    asked: EngineConfig,
+    target_files: ModelFiles,
+    target: DecoderConfig,
+    name: str,
+    *,
+    home: Path,
+    progress: Progress | None,
+) -> FoundDraft:
+    options, algorithm = asked.drafting, asked.speculation.speculative_algorithm
     model = replace(
         asked.model,
-        model=options.speculative_draft_model_path,
+        model=name,
         revision=options.speculative_draft_model_revision,
         load_format=options.speculative_draft_load_format or asked.model.load_format,
         quantization=options.speculative_draft_model_quantization,
@@ -79,7 +187,7 @@ def find_draft(
         model_impl="sapwood",
     )
     files = fetch_model(
-        model.model,
+        name,
         home=home,
         revision=model.revision,
         load_format=model.load_format,
@@ -90,17 +198,49 @@ def find_draft(
     hf_config = read_json(path)
     with reading(path):
         refuse_absurd_layers(hf_config)
-        shape = read_decoder(hf_config)
+        kind = _kind_of(str(algorithm), architecture_of(dict(text_part(hf_config))), files)
+        if kind is DraftKind.MODEL:
+            shape = read_decoder(hf_config)
+        else:
+            shape = read_eagle(hf_config, target)
         dtype = checkpoint_dtype(dict(text_part(hf_config)))
-    if model.load_format != "dummy":
-        refuse_absurd_size(files, shape.num_parameters)
-    if any(group.kind is CacheKind.STATE for group in shape.cache_groups):
-        raise ConfigError(
-            f"the draft model {files.name} has layers that keep a state, which cannot go back when "
-            "a guess was wrong; choose a draft model whose layers are attention"
-        )
-    _refuse_other_vocabulary(files, target)
-    return FoundDraft(asked=replace(asked, model=model), files=files, shape=shape, dtype=dtype)
+    num_parameters = shape.num_parameters
+    if kind is DraftKind.MODEL:
+        _refuse_other_vocabulary(files, target_files)
+    else:
+        num_parameters -= 2 * shape.vocab_size * shape.hidden_size
+    if model.load_format == "dummy":
+        num_bytes = num_parameters * DTYPE_BYTES[dtype]
+    else:
+        refuse_absurd_size(files, num_parameters)
+        num_bytes = sum(one.stat().st_size for one in files.weights)
+    return FoundDraft(
+        kind=kind,
+        asked=replace(asked, model=model),
+        files=files,
+        shape=shape,
+        dtype=dtype,
+        num_bytes=num_bytes,
+    )
+
+
+def _kind_of(algorithm: str, architecture: str, files: ModelFiles) -> DraftKind:
+    """ConfigError if such a draft model does not go with the algorithm."""
+    heads = {EAGLE: DraftKind.EAGLE, EAGLE3: DraftKind.EAGLE3}
+    kind = heads.get(architecture, DraftKind.MODEL)
+    wanted = {"STANDALONE": DraftKind.MODEL, "EAGLE3": DraftKind.EAGLE3}
+    if kind is wanted.get(algorithm, DraftKind.EAGLE):
+        return kind
+    fitting = {
+        DraftKind.MODEL: "STANDALONE, or if the model's own layers shall guess, EAGLE without "
+        "--speculative-draft-model-path",
+        DraftKind.EAGLE: "EAGLE",
+        DraftKind.EAGLE3: "EAGLE3",
+    }
+    raise ConfigError(
+        f"the draft model {files.name} is a {architecture}, which does not go with "
+        f"--speculative-algorithm {algorithm}; use {fitting[kind]}"
+    )
 
 
 def resolve_draft(
@@ -129,6 +269,8 @@ def resolve_draft(
             f"the draft model {found.files.name} rotates long texts otherwise than the model, which"
             " is not implemented; choose another draft model"
         )
+    if found.kind is DraftKind.OWN:
+        return Draft(kind=found.kind, config=config, files=found.files, shape=shape)
     own: list[Decision] = []
     asked = replace(found.asked.model, dtype=config.model.dtype, context_length=length)
     model = resolve_model(asked, config.execution, machine, facts, own)
@@ -137,7 +279,8 @@ def resolve_draft(
         for decision in own
         if decision.option in ("quantization", "weight_dtype")
     ]
-    return Draft(config=replace(config, model=model), files=found.files, shape=shape)
+    draft_config = replace(config, model=model)
+    return Draft(kind=found.kind, config=draft_config, files=found.files, shape=shape)
 
 
 def _refuse_other_vocabulary(draft: ModelFiles, target: ModelFiles) -> None:

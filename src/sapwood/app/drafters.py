@@ -2,63 +2,111 @@
 
 from __future__ import annotations
 
-from sapwood.app.draft_model import Draft
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from sapwood.app.draft_model import Draft, DraftKind
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.resolving import Resolved
 from sapwood.executor.drafting import Drafter, DraftMemory, StandaloneDrafter
 from sapwood.executor.recorded import record_steps
 from sapwood.executor.sampling.sampler import Sampler
+from sapwood.executor.state_drafting import StateDrafter
 from sapwood.layers.build import Build
+from sapwood.layers.targets import Target
+from sapwood.models.drafts.eagle import Eagle3Head, eagle_head
+from sapwood.models.drafts.head import CombiningHead, DraftHead
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.registry import decoder_class
 from sapwood.schema.config.resolve import Decision
 
+MakeDrafter = Callable[[DraftMemory, Sampler], Drafter]
+"""From where a draft model finds its keys, and what chooses guesses."""
 
-def load_draft(resolved: Resolved, draft: Draft, watch: LoadWatch) -> Decoder:
-    """The draft model with its weights."""
+
+@dataclass(frozen=True, slots=True)
+class WithHead:
+    """A model and the layer of its checkpoint that guesses, to be filled together: the files are
+    read once."""
+
+    model: Decoder
+    head: DraftHead
+
+    def targets(self) -> dict[str, Target]:
+        return self.model.targets() | self.head.targets()
+
+    def ignorable_tensors(self) -> tuple[str, ...]:
+        return self.model.ignorable_tensors()
+
+    def finalize(self) -> None:
+        self.model.finalize()
+        self.head.finalize()
+
+
+def own_head(model: Decoder, draft: Draft, build: Build) -> DraftHead:
+    """The layer of the model's own checkpoint that predicts further tokens, without weights.
+
+    build  of the model"""
+    plain = replace(build, routes=None, adapters=None)
+    parts = decoder_class(draft.shape.architecture)(draft.shape, plain).predictor()
+    return CombiningHead(parts, model.embedding, model.lm_head)
+
+
+def load_drafter(
+    resolved: Resolved, draft: Draft, model: Decoder | None, watch: LoadWatch
+) -> MakeDrafter:
+    """Load a draft model that has files of its own.
+
+    model  whose tokens are guessed; None: it is none of sapwood's own, and no head goes with it"""
     watch.beat("loading the draft model")
+    build = Build(
+        kernels=resolved.kernels.kernels,
+        device=resolved.device,
+        dtype=resolved.dtype,
+        scheme=linear_scheme(draft.config, draft.files),
+        embedding_dtype=dense_weight_dtype(draft.config),
+    )
+    found: Decoder | DraftHead
     with timed("draft model's structure"):
-        model = Decoder.of(
-            draft.shape,
-            Build(
-                kernels=resolved.kernels.kernels,
-                device=resolved.device,
-                dtype=resolved.dtype,
-                scheme=linear_scheme(draft.config, draft.files),
-                embedding_dtype=dense_weight_dtype(draft.config),
-            ),
+        if draft.kind is DraftKind.MODEL or model is None:
+            found = Decoder.of(draft.shape, build)
+        elif draft.kind is DraftKind.EAGLE:
+            found = eagle_head(draft.shape, build, model.embedding, model.lm_head)
+        else:
+            found = Eagle3Head(draft.shape, build, resolved.decoder, model.embedding, model.lm_head)
+    name_of, dtype = found.checkpoint_name, resolved.dtype
+    fill(found, draft.files, draft.config, dtype, name_of=name_of, watch=watch)
+    if isinstance(found, Decoder):
+        return standalone_drafter(resolved, draft, found)
+    assert model is not None
+    return state_drafter(model, found)
+
+
+def standalone_drafter(resolved: Resolved, draft: Draft, model: Decoder) -> MakeDrafter:
+    """Makes the drafter of a loaded language model, and records its steps."""
+
+    def make(memory: DraftMemory, sampling: Sampler) -> Drafter:
+        choice = record_steps(
+            model,
+            resolved.kernels.kernels,
+            memory.kv_caches,
+            group_of_layer=memory.places.group_of_layer,
+            enabled=not resolved.config.execution.disable_graphs,
         )
-    fill(
-        model,
-        draft.files,
-        draft.config,
-        resolved.dtype,
-        name_of=model.checkpoint_name,
-        watch=watch,
-    )
-    return model
+        is_on = "on" if choice.is_recorded else "off"
+        resolved.decisions.append(Decision("draft model's graphs", is_on, choice.why))
+        return StandaloneDrafter(
+            model,
+            choice.steps,
+            memory,
+            sampling,
+            vocab_size=resolved.shape.vocab_size,
+            draft_vocab_size=draft.shape.vocab_size,
+        )
+
+    return make
 
 
-def build_drafter(
-    resolved: Resolved, draft: Draft, model: Decoder, memory: DraftMemory, sampling: Sampler
-) -> Drafter:
-    """The drafter of a loaded draft model.
-
-    sampling  chooses guesses"""
-    choice = record_steps(
-        model,
-        resolved.kernels.kernels,
-        memory.kv_caches,
-        group_of_layer=memory.places.group_of_layer,
-        enabled=not resolved.config.execution.disable_graphs,
-    )
-    resolved.decisions.append(
-        Decision("draft model's graphs", "on" if choice.is_recorded else "off", choice.why)
-    )
-    return StandaloneDrafter(
-        model,
-        choice.steps,
-        memory,
-        sampling,
-        vocab_size=resolved.shape.vocab_size,
-        draft_vocab_size=draft.shape.vocab_size,
-    )
+def state_drafter(model: Decoder, head: DraftHead) -> MakeDrafter:
+    """Makes the drafter of a loaded head, which goes on from the states of `model`."""
+    return lambda memory, sampling: StateDrafter(model, head, memory, sampling)

@@ -251,6 +251,17 @@ class _Session:
             return
         for note in [*self.client.info.notes, *self.services.formats.decisions]:
             log.info("resolved: %s", note)
+        for facts in self.client.info.ranks:
+            log.info(
+                "rank %d: process %d on %s, %s, %d threads, %.0f MB of weights in %.1f s",
+                facts.rank,
+                facts.pid,
+                facts.host,
+                facts.device,
+                facts.num_threads,
+                facts.weight_bytes / 1e6,
+                facts.load_s,
+            )
         name = self.engine_config.model.served_model_name or self.engine_config.model.model
         seconds = time.monotonic() - self.started_s
         dp_size = self.engine_config.parallel.dp_size

@@ -6,7 +6,7 @@ import ctypes
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -24,6 +24,7 @@ from sapwood.layers.quantization.formats import format_of
 from sapwood.layers.quantization.formats.interface import CheckpointFormat
 from sapwood.layers.quantization.gguf import CheckpointScheme
 from sapwood.layers.quantization.interface import LinearScheme
+from sapwood.layers.targets import Target
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
@@ -49,6 +50,7 @@ class LoadWatch:
     progress      shows how much of the weights has been read
     load_s        seconds that loading weights took
     weight_bytes  memory that the weights took
+    read_bytes    bytes of the checkpoint that were read
     """
 
     def __init__(
@@ -58,6 +60,12 @@ class LoadWatch:
         self.progress = progress or Silent()
         self.load_s = 0.0
         self.weight_bytes = 0
+        self.read_bytes = 0
+
+    def advance(self, num_bytes: int) -> None:
+        """So many bytes of the checkpoint have been read since the last call."""
+        self.read_bytes += num_bytes
+        self.progress.advance(num_bytes)
 
     def beat(self, doing: str) -> None:
         if self._beat is not None:
@@ -170,19 +178,42 @@ def _read(
     watch: LoadWatch,
 ) -> None:
     weights: Iterable[tuple[str, torch.Tensor | LinearPart]]
-    advance = watch.progress.advance
+    advance = watch.advance
     total = sum(path.stat().st_size for path in files.weights if path.is_file())
     with stage(watch.progress, f"loading {files.name}", total):
         if form is None:
             is_blocks = config.model.quantization in GGUF_BLOCKS
-            iterate = iterate_blocks if is_blocks else iterate_weights
-            weights = iterate(
-                files, load_format=config.model.load_format, dtype=dtype, advance=advance
-            )
+            load_format = config.model.load_format
+            if is_blocks:
+                weights = iterate_blocks(
+                    files, load_format=load_format, dtype=dtype, advance=advance
+                )
+            else:
+                parts = Parts(model.targets(), name_of) if config.parallel.tp_size > 1 else None
+                weights = iterate_weights(
+                    files, load_format=load_format, dtype=dtype, advance=advance, targets=parts
+                )
         else:
             weights = quantized.iterate(files, form, model.targets(), advance, name_of)
         named = ((name_of(name), tensor) for name, tensor in weights)
         load_weights(model, watch.following(named), source=str(_place_of(files)))
+
+
+class Parts(Mapping[str, Target]):
+    """A model's targets by the names in the checkpoint."""
+
+    def __init__(self, targets: Mapping[str, Target], name_of: Callable[[str], str]) -> None:
+        self._targets = targets
+        self._name_of = name_of
+
+    def __getitem__(self, name: str) -> Target:
+        return self._targets[self._name_of(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
 
 
 def _place_of(files: ModelFiles) -> Path:

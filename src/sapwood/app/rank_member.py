@@ -58,15 +58,21 @@ def lead(team: RankTeam, resolved: Resolved) -> RankMember:
     parallel = resolved.config.parallel
     meeting, port = Meeting.opened(team.host, timeout_s=parallel.dist_timeout)
     team.start(resolved.config, port)
-    return member_of(0, resolved, meeting, team.smallest_pool)
+    member = member_of(0, resolved, meeting, team.smallest_pool)
+    team.before_failure(member.tp.stop)
+    return member
 
 
 def member_of(
     rank: int, resolved: Resolved, meeting: Meeting, smallest_pool: Callable[[int], int]
 ) -> RankMember:
     """A rank's membership; waits for the other ranks of its groups."""
-    ranks = tp_ranks(resolved.config.parallel, rank)
-    tp = meeting.group(f"tp-{ranks[0]}", ranks, rank, resolved.device)
+    parallel = resolved.config.parallel
+    ranks = tp_ranks(parallel, rank)
+    nodes = {one // parallel.ranks_per_node for one in ranks}
+    tp = meeting.group(
+        f"tp-{ranks[0]}", ranks, rank, resolved.device, on_one_machine=len(nodes) == 1
+    )
     return RankMember(rank=rank, tp=tp, meeting=meeting, smallest_pool=smallest_pool)
 
 
@@ -86,5 +92,6 @@ def facts_of(rank: int, resolved: Resolved, watch: LoadWatch) -> RankFacts:
         device=config.execution.device,
         num_threads=config.execution.num_threads,
         weight_bytes=watch.weight_bytes,
+        read_bytes=watch.read_bytes,
         load_s=watch.load_s,
     )

@@ -127,10 +127,12 @@ class RankTeam:
         self._on_failed = on_failed
         self._state = threading.Condition()
         self._links: dict[int, Link] = {}
+        self._hearing: dict[int, threading.Thread] = {}
         self._pools: dict[int, int] = {}
         self._facts: dict[int, RankFacts] = {}
         self._signs: list[tuple[bool, str]] = []
         self._failure: str | None = None
+        self._stops: list[Callable[[], None]] = []
         self._is_closing = False
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(RankReport).decode
@@ -190,6 +192,11 @@ class RankTeam:
                 self._sign(True, f"rank {rank} is gone")
                 raise RankLost(self.failure(wait_s=2 * GRACE_S) or "a rank is gone") from error
 
+    def before_failure(self, stop: Callable[[], None]) -> None:
+        """Call `stop` when a rank has failed, so that a step does not wait for it for ever."""
+        with self._state:
+            self._stops.append(stop)
+
     def failure(self, *, wait_s: float = 0.0) -> str | None:
         """Why the engine cannot go on, if a rank is the reason; waits that long for one."""
         with self._state:
@@ -213,6 +220,9 @@ class RankTeam:
                     log.warning("a rank had ended before it was told to: %s", error)
         for child in self._children.values():
             end_in_order(child, EXIT_S if in_order else 0.0)
+        if in_order:
+            for hearing in self._hearing.values():  # a rank hangs up once it has heard of the end
+                hearing.join(EXIT_S)
         for link in self._links.values():
             link.close()
 
@@ -281,6 +291,7 @@ class RankTeam:
                 log.warning("refused a second rank %d from %s", hello.rank, host)
                 return False
             self._links[hello.rank] = link
+            self._hearing[hello.rank] = threading.current_thread()
             self._state.notify_all()
         return True
 
@@ -309,6 +320,9 @@ class RankTeam:
             self._state.notify_all()
             if self._is_closing:
                 return
+            stops = list(self._stops)
+        for stop in stops:
+            stop()
         self._on_failed(self._failure)
 
     def _wait_for(self, found: Mapping[int, T], what: str) -> None:

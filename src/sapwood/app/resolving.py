@@ -30,7 +30,7 @@ from sapwood.models.lm.architecture import attention_features
 from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.text_part import WRAPPERS, text_part
-from sapwood.schema.cache import CacheGroup, CachePlan, shifted
+from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
@@ -87,7 +87,7 @@ class Resolved:
         config = self.config
         groups = self.model_groups
         if self.draft is not None:
-            groups += self.draft.cache_groups(self.decoder.num_caches)
+            groups += self.draft.cache_groups(self.decoder)
         return CachePlan(
             groups=tuple(
                 group.of_rank(config.parallel.tp_size).with_dtypes(
@@ -172,7 +172,7 @@ def resolve_config(
     ).of_rank(asked.parallel.tp_size)
     found = None
     if isinstance(shape, DecoderConfig):
-        found = find_draft(asked, files, home=home, progress=progress)
+        found = find_draft(asked, files, shape, home=home, progress=progress)
         if found is not None:
             facts = _with_draft(facts, shape, found)
     config, decisions = resolve(asked, machine, facts)
@@ -212,12 +212,10 @@ def resolve_config(
 
 def _with_draft(facts: ModelFacts, shape: DecoderConfig, found: FoundDraft) -> ModelFacts:
     """The facts of a model together with its draft model: what both keep of a token."""
-    longest = replace(
-        found.shape, context_length=min(facts.max_context_length, found.shape.max_context_length)
-    )
+    length = min(facts.max_context_length, found.shape.max_context_length)
     return replace(
         facts,
-        cache=(*facts.cache, *shifted(longest.cache_groups, shape.num_caches)),
+        cache=(*facts.cache, *found.cache_groups(shape, length)),
         draft_bytes=found.num_bytes,
     )
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sapwood.app.adapters import AdapterParts, build_adapters
-from sapwood.app.drafters import build_drafter, load_draft
+from sapwood.app.draft_model import DraftKind
+from sapwood.app.drafters import MakeDrafter, WithHead, load_drafter, own_head, state_drafter
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -58,7 +59,7 @@ from sapwood.models.foreign.decoder import ForeignDecoder
 from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
-from sapwood.schema.cache import CacheKind
+from sapwood.schema.cache import CacheKind, shifted
 from sapwood.schema.config.resolve import Decision
 from sapwood.schema.env import environment, home
 from sapwood.schema.pooling import Pooling
@@ -111,8 +112,8 @@ def build_runner(
     routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
-    model = load_model(resolved, watch=watch, routes=routes, adapters=context, member=member)
-    draft = None if resolved.draft is None else load_draft(resolved, resolved.draft, watch)
+    models = load_models(resolved, watch=watch, routes=routes, adapters=context, member=member)
+    model = models.model
     adapters = None
     if context is not None and isinstance(model, Decoder):
         places = adaptable(model.adapter_targets(), model.checkpoint_name, resolved.dtype)
@@ -133,9 +134,7 @@ def build_runner(
         resolved = member.agreed(_with_measured_pool(resolved, model, captures))
         del reserve
     pool = None if adapters is None else adapters.pool
-    runner = _decoder_runner(
-        resolved, model, captures, watch, grammars, routes, pool, draft, member
-    )
+    runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool, member)
     return StepRunner(
         resolved=resolved,
         execute=runner.execute,
@@ -206,27 +205,50 @@ def _set_num_threads(resolved: Resolved) -> None:
 # ---- models that generate ------------------------------------------------------------------------
 
 
-def load_model(
+@dataclass(frozen=True, slots=True)
+class Models:
+    """A model, and what makes the drafter of its draft model; None: it has no draft model."""
+
+    model: DecoderModel
+    make_drafter: MakeDrafter | None = None
+
+
+def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
+    """The model with its weights, packed for the kernels; the log says how long each step took."""
+    return load_models(replace(resolved, draft=None), watch=watch or LoadWatch()).model
+
+
+def load_models(
     resolved: Resolved,
     *,
-    watch: LoadWatch | None = None,
+    watch: LoadWatch,
     routes: RouteLog | None = None,
     adapters: AdapterContext | None = None,
     member: RankMember = ALONE,
-) -> DecoderModel:
-    """The model with its weights, packed for the kernels; the log says how long each step took.
+) -> Models:
+    """The model and its draft model, as `load_model`.
 
     routes    is told which experts the model chooses; None: nobody wants to know
     adapters  as in Build
     """
-    config, files = resolved.config, resolved.files
+    config, files, draft = resolved.config, resolved.files, resolved.draft
     if isinstance(resolved.shape, ForeignConfig):
-        return _load_foreign(resolved, resolved.shape, watch or LoadWatch())
+        foreign = _load_foreign(resolved, resolved.shape, watch)
+        if draft is None:
+            return Models(foreign)
+        return Models(foreign, load_drafter(resolved, draft, None, watch))
+    build = replace(_build(resolved, member), routes=routes, adapters=adapters)
     with timed("model structure"):
-        build = replace(_build(resolved, member), routes=routes, adapters=adapters)
         model = Decoder.of(resolved.decoder, build)
-    fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
-    return model
+    name_of = model.checkpoint_name
+    if draft is not None and draft.kind is DraftKind.OWN:
+        head = own_head(model, draft, build)
+        fill(WithHead(model, head), files, config, resolved.dtype, name_of=name_of, watch=watch)
+        return Models(model, state_drafter(model, head))
+    fill(model, files, config, resolved.dtype, name_of=name_of, watch=watch)
+    if draft is None:
+        return Models(model)
+    return Models(model, load_drafter(resolved, draft, model, watch))
 
 
 def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:
@@ -256,15 +278,15 @@ def _build(resolved: Resolved, member: RankMember) -> Build:
 
 def _decoder_runner(
     resolved: Resolved,
-    model: DecoderModel,
+    models: Models,
     captures: CapturePlan | None,
     watch: LoadWatch,
     grammars: GrammarParts | None,
     routes: RouteLog | None,
     adapters: AdapterPool | None,
-    draft: Decoder | None,
     member: RankMember,
 ) -> Runner:
+    model = models.model
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
     num_spare = 0 if captures is None else 1
@@ -295,17 +317,9 @@ def _decoder_runner(
     )
     resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
     drafter = None
-    if draft is not None and resolved.draft is not None:
-        memory = DraftMemory(
-            rows=rows,
-            places=CachePlaces(resolved.draft.shape.cache_groups, pools=resolved.cache.pools),
-            kv_caches=every_cache[num_caches:],
-            page_size=page_size,
-            device=device,
-        )
-        drafter = build_drafter(
-            resolved, resolved.draft, draft, memory, Sampler(rows, common, kernels)
-        )
+    if models.make_drafter is not None:
+        memory = _draft_memory(resolved, rows, every_cache)
+        drafter = models.make_drafter(memory, Sampler(rows, common, kernels))
     _set_num_threads(resolved)
     if member.leads:
         ops = choice.sampling_ops or kernels
@@ -324,6 +338,23 @@ def _decoder_runner(
         adapters=adapters,
         drafter=drafter,
         share=member.tp.broadcast if overlaps and member.tp.size > 1 else None,
+    )
+
+
+def _draft_memory(
+    resolved: Resolved, rows: RowTable, every_cache: list[tuple[Tensor, ...]]
+) -> DraftMemory:
+    """Where the draft model finds its keys: after those of the model's layers."""
+    draft, target = resolved.draft, resolved.decoder
+    assert draft is not None
+    first = target.num_caches - draft.first_layer(target)
+    own = shifted(draft.cache_groups(target), -first)
+    return DraftMemory(
+        rows=rows,
+        places=CachePlaces(own, pools=resolved.cache.pools),
+        kv_caches=every_cache[first:],
+        page_size=resolved.config.memory.page_size,
+        device=resolved.device,
     )
 
 

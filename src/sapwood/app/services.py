@@ -50,8 +50,10 @@ def build_services(
             is_embedding=config.model.is_embedding,
             method=config.model.pooling_method,
         )
-    template = ChatTemplate.of_model(tokenizer, override=config.model.chat_template)
     architectures = tuple(model.get("architectures") or ())
+    template = ChatTemplate.of_model(
+        tokenizer, override=config.model.chat_template, architectures=architectures
+    )
     return Services(
         engine=engine,
         replicas=tuple(replicas),
@@ -100,8 +102,10 @@ def default_sampling(directory: Path, config: ModelConfig) -> dict[str, float]:
 def decisions_about_answers(files: ModelFiles, config: ModelConfig) -> tuple[Decision, ...]:
     """What `Services.formats` decides, without an engine."""
     tokenizer = Tokenizer.from_directory(_tokenizer_path(files, config))
-    template = ChatTemplate.of_model(tokenizer, override=config.chat_template)
     architectures = tuple(read_json_if_there(files.path / "config.json").get("architectures") or ())
+    template = ChatTemplate.of_model(
+        tokenizer, override=config.chat_template, architectures=architectures
+    )
     return _answer_formats(config, template, architectures).decisions
 
 

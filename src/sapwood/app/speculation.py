@@ -28,7 +28,7 @@ def build_speculation(
     asks_ranks = algorithm in MODEL_ALGORITHMS
     most_drafts = asked.speculative_num_draft_tokens - 1
     if asks_ranks:
-        most_drafts = config.drafting.speculative_num_steps or DEFAULT_STEPS
+        most_drafts = min(config.drafting.speculative_num_steps or DEFAULT_STEPS, most_drafts)
     return Speculation(
         None if asks_ranks else _ngram_drafter(asked),
         ledger,
@@ -43,8 +43,6 @@ def _ngram_drafter(asked: SpeculationConfig) -> NgramDrafter:
     rules = NgramRules(
         least_match=asked.speculative_ngram_min_match_window_size,
         most_match=asked.speculative_ngram_max_match_window_size,
-        least_breadth=1,
-        most_breadth=1,
         branch_length=asked.speculative_ngram_branch_length,
         by_frequency=asked.speculative_ngram_match_type == "PROB",
     )

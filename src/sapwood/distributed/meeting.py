@@ -14,6 +14,7 @@ import torch
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from sapwood.distributed.groups import Group, ProcessGroup
+from sapwood.distributed.shared_memory import share_memory
 
 
 class Meeting:
@@ -38,17 +39,30 @@ class Meeting:
         )
         return Meeting(store, own_host=own_host, timeout_s=timeout_s)
 
-    def group(self, name: str, ranks: Sequence[int], rank: int, device: torch.device) -> Group:
+    def group(
+        self,
+        name: str,
+        ranks: Sequence[int],
+        rank: int,
+        device: torch.device,
+        *,
+        on_one_machine: bool = False,
+    ) -> Group:
         """The group of these ranks, of which `rank` is one; all of them must make it.
 
         name  tells the groups apart: no two of a meeting have the same
+        on_one_machine  whether the ranks can share memory
         """
         if len(ranks) == 1:
             return Group()
         store = PrefixStore(name, self._store)
         own, size = list(ranks).index(rank), len(ranks)
         make = self._nccl if device.type == "cuda" else self._gloo
-        return Group(rank=own, size=size, process_group=make(store, own, size))
+        process_group = make(store, own, size)
+        memory = None
+        if on_one_machine and device.type == "cpu":
+            memory = share_memory(store, own, size)
+        return Group(rank=own, size=size, process_group=process_group, memory=memory)
 
     def _nccl(self, store: Store, rank: int, size: int) -> ProcessGroup:
         # Not every build of torch has it.

@@ -11,13 +11,12 @@ from sapwood.engine.speculation import NOTHING_WANTED, Wanted
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.step import ScheduledTokens, StepResult
-from sapwood.speculative.interface import Guesses
 
 
 def scheduled_tokens(
     state: RequestState,
     num_new: int,
-    drafts: Guesses | None = None,
+    draft_ids: Sequence[int] = (),
     wanted: Wanted = NOTHING_WANTED,
 ) -> ScheduledTokens:
     """The next `num_new` tokens of a running request and drafts of the tokens that follow, and what
@@ -30,13 +29,11 @@ def scheduled_tokens(
     reaches_end = state.num_computed_tokens + num_new == state.num_tokens
     samples = reaches_end and state.max_new_tokens > 0
     first_scored, num_scored = state.scored_among(num_new)
-    draft_ids = [] if drafts is None else list(drafts.token_ids)
     entry = ScheduledTokens(
         row=state.row,
         position=state.num_computed_tokens,
         token_ids=state.new_token_ids(num_new),
-        draft_ids=draft_ids,
-        draft_parents=[] if drafts is None else list(drafts.parents),
+        draft_ids=list(draft_ids),
         num_guesses=wanted.num_guesses,
         guesses_end=wanted.guesses_end,
         first_page=first_page,

@@ -239,7 +239,7 @@ class Scheduler:
                 scheduled_tokens(
                     state,
                     num_new,
-                    drafts.get(state.request_id),
+                    drafts.get(state.request_id, ()),
                     wanted.get(state.request_id, NOTHING_WANTED),
                 ),
             )
@@ -287,8 +287,7 @@ class Scheduler:
             token_ids = next(sampled) if entry.num_output is not None else None
             is_same_run = state.phase is Phase.RUNNING and state.num_runs == num_runs
             if token_ids is not None and self._speculation is not None:
-                num_accepted = self._speculation.settle(state, len(entry.draft_ids), token_ids)
-                state.num_computed_tokens += num_accepted if is_same_run else 0
+                self._speculation.settle(state, entry, token_ids, is_same_run=is_same_run)
             if state.phase is Phase.FINISHED:
                 continue
             new_ids: list[int] = []

@@ -15,7 +15,7 @@ from sapwood.base.clock import Clock
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.output import Speculated
-from sapwood.schema.step import StepPlan
+from sapwood.schema.step import ScheduledTokens, StepPlan
 from sapwood.speculative.acceptance import Acceptance
 from sapwood.speculative.choice import best_guesses, shared_out
 from sapwood.speculative.costs import StepCosts
@@ -23,7 +23,7 @@ from sapwood.speculative.depth import DraftDepth
 from sapwood.speculative.interface import NO_GUESSES, Draft, Drafter, Guesses
 from sapwood.speculative.ranks import BroughtDraft, BroughtDrafter
 
-LONGEST_PAUSE = 16
+LONGEST_PAUSE = 8
 """Tokens for which nothing is guessed after wrong guesses again and again."""
 PATIENCE = 2
 """Wrong first guesses in a row, after which there is a pause."""
@@ -50,14 +50,10 @@ class _Progress:
     def learn(self, token_ids: Sequence[int]) -> None:
         """These tokens followed those that the draft was told."""
         self.pause = max(self.pause - len(token_ids), 0)
-        firsts = [
-            token_id
-            for index, token_id in enumerate(self.guesses.token_ids)
-            if self.guesses.parent(index) < 0
-        ]
-        if firsts and token_ids:
+        if self.guesses.token_ids and token_ids:
             self.acceptance.learn(self.guesses, token_ids)
-            self.num_misses = 0 if token_ids[0] in firsts else self.num_misses + 1
+            is_right = token_ids[0] == self.guesses.token_ids[0]
+            self.num_misses = 0 if is_right else self.num_misses + 1
             if self.num_misses > PATIENCE:
                 self.pause = min(1 << (self.num_misses - PATIENCE), LONGEST_PAUSE)
         self.guesses = NO_GUESSES
@@ -120,7 +116,7 @@ class Speculation:
 
     def drafts(
         self, shares: Sequence[tuple[RequestState, int]], token_budget: int
-    ) -> dict[str, Guesses]:
+    ) -> dict[str, Sequence[int]]:
         """Request id -> drafts that follow its one new token, for the requests that decode.
 
         The pages of these drafts are reserved; no request loses pages for that.
@@ -134,7 +130,9 @@ class Speculation:
         decoding = [
             (state, guesses)
             for state, num_new in shares
-            if num_new == 1 and state.num_missing_tokens == 1
+            if num_new == state.num_missing_tokens
+            and state.output_ids
+            and num_new <= self._most_drafts + 1
             for guesses in [self._guesses(state)]
             if guesses.token_ids
         ]
@@ -145,16 +143,17 @@ class Speculation:
         self._is_worth_waiting = any(chosen)
         if any(state.num_pending_outputs for state, _ in decoding):
             return {}
+        num_new_of = {state.request_id: num_new for state, num_new in shares}
         found = {
-            state.request_id: _part(guesses, indices)
-            for (state, guesses), indices in zip(decoding, chosen, strict=True)
-            if indices and self._reserves(state, len(indices))
+            state.request_id: guesses.token_ids[:count]
+            for (state, guesses), count in zip(decoding, chosen, strict=True)
+            if self._reserves(state, num_new_of[state.request_id], count)
         }
         self._num_unsettled += len(found)
         return found
 
     def guesses_wanted(
-        self, shares: Sequence[tuple[RequestState, int]], drafts: Mapping[str, Guesses]
+        self, shares: Sequence[tuple[RequestState, int]], drafts: Mapping[str, Sequence[int]]
     ) -> dict[str, Wanted]:
         """Request id -> what a rank with a draft model shall guess after this step, for the step
         that follows. The pages for that are reserved; no request loses pages.
@@ -176,7 +175,7 @@ class Speculation:
         if self._depth is not None:
             survivals = [
                 self._progress_of(state).acceptance.survivals(
-                    Guesses(token_ids=[0] * count, kinds=range(count))
+                    Guesses(token_ids=[0] * count, kinds=[0] * count)
                 )
                 for state, _, room in rooms
                 for count in [min(most, room - 1)]
@@ -203,11 +202,14 @@ class Speculation:
     def begin_step(self, plan: StepPlan) -> None:
         """The step begins for which `drafts` was asked last."""
         scheduled = plan.scheduled
-        self._asked_for[plan.step] = [entry.num_guesses for entry in scheduled if entry.num_guesses]
         if self._costs is None or any(
-            entry.num_output is None or len(entry.token_ids) > 1 for entry in scheduled
+            not entry.num_output or len(entry.token_ids) > self._most_drafts + 1
+            for entry in scheduled
         ):
             return
+        asked_for = [entry.num_guesses for entry in scheduled if entry.num_guesses]
+        if asked_for:
+            self._asked_for[plan.step] = asked_for
         num_tokens = sum(entry.num_new for entry in scheduled)
         self._timed[plan.step] = _Timed(len(scheduled), num_tokens, self._began_s)
 
@@ -224,8 +226,21 @@ class Speculation:
             self._costs.observe(timed.num_requests, timed.num_tokens, seconds)
         self._ended_s = now_s
 
-    def settle(self, state: RequestState, num_drafts: int, token_ids: Sequence[int]) -> int:
-        """A step has brought these tokens, after that many drafts. Returns how many were right."""
+    def settle(
+        self,
+        state: RequestState,
+        entry: ScheduledTokens,
+        token_ids: Sequence[int],
+        *,
+        is_same_run: bool,
+    ) -> None:
+        """A step has brought these tokens. Of its tokens, the request has computed those that it
+        had, and the drafts that were right; none if its state cannot leave out the wrong ones, and
+        has to go back.
+
+        is_same_run  whether the request still runs, and was not retracted meanwhile
+        """
+        num_drafts = len(entry.draft_ids)
         num_accepted = max(len(token_ids) - 1, 0)
         self.total = self.total.after(num_drafts, num_accepted)
         state.speculated = (state.speculated or Speculated()).after(num_drafts, num_accepted)
@@ -234,7 +249,14 @@ class Speculation:
         progress = self._progress.get(state.request_id)
         if progress is not None and progress.num_told == len(state.output_ids):
             progress.learn(token_ids)
-        return num_accepted
+        if not is_same_run or not num_drafts:
+            return
+        assert state.lease is not None, "a running request has a lease"
+        if state.lease.state is None or num_accepted == num_drafts:
+            state.num_computed_tokens += num_accepted
+        else:
+            state.num_computed_tokens = entry.position
+        self._ledger.end_trial(state.lease, succeeded=num_accepted == num_drafts)
 
     def forget(self, state: RequestState) -> None:
         """The request has ended."""
@@ -247,6 +269,9 @@ class Speculation:
         """How the request may go on after its known tokens."""
         # Beyond the last token that the request may put out no draft can be right.
         most = min(self._most_drafts, state.num_outstanding - 1, state.most_drafts)
+        # Nor may a step with drafts, which may have to be taken back, leave a state to keep.
+        end = state.num_tokens
+        most = min(most, self._ledger.before_state(state.num_computed_tokens, end + most) - end)
         # Vectors in the place of tokens cannot be searched.
         if most <= 0 or state.input_embeds or state.max_new_tokens == 0:
             return NO_GUESSES
@@ -274,8 +299,8 @@ class Speculation:
         spare: int,
         num_requests: int,
         num_tokens: int,
-    ) -> list[list[int]]:
-        """Indices of the guesses to verify, per request."""
+    ) -> list[int]:
+        """How many guesses of each request to verify."""
         if self._costs is None:
             return shared_out([len(guesses.token_ids) for _, guesses in decoding], spare)
         survivals = [
@@ -286,24 +311,28 @@ class Speculation:
         costs = self._costs.by_tokens(num_requests, num_tokens, num_tokens + most)
         return best_guesses(survivals, costs, num_requests)
 
-    def _reserves(self, state: RequestState, num_drafts: int) -> bool:
-        """Make room for the drafts of a request."""
+    def _reserves(self, state: RequestState, num_new: int, num_drafts: int) -> bool:
+        """Make room for the drafts of a request; False if it has no drafts, or gets none."""
         assert state.lease is not None, "a scheduled request has a lease"
         start = state.num_computed_tokens
-        return self._ledger.reserve(state.lease, start + 1 + num_drafts, start)
+        return (
+            num_drafts > 0
+            and self._ledger.reserve(state.lease, start + num_new + num_drafts, start)
+            and self._ledger.begin_trial(state.lease)
+        )
 
     def _reserves_guesses(
         self,
         state: RequestState,
         num_new: int,
-        drafts: Mapping[str, Guesses],
+        drafts: Mapping[str, Sequence[int]],
         most: int,
         room: int,
     ) -> bool:
         """Make room for what a draft model computes in order to guess so many tokens."""
         assert state.lease is not None, "a scheduled request has a lease"
         start = state.num_computed_tokens
-        verified = drafts.get(state.request_id, NO_GUESSES).token_ids
+        verified = drafts.get(state.request_id, ())
         end = min(start + num_new + len(verified) + most, state.num_tokens + room)
         return self._ledger.reserve(state.lease, end, start)
 
@@ -313,15 +342,3 @@ class _Timed:
     num_requests: int
     num_tokens: int
     began_s: float
-
-
-def _part(guesses: Guesses, indices: Sequence[int]) -> Guesses:
-    """Those of the guesses, each of which comes with the one that it follows."""
-    places = {-1: -1} | {index: place for place, index in enumerate(indices)}
-    parents = [places[guesses.parent(index)] for index in indices]
-    is_chain = parents == list(range(-1, len(parents) - 1))
-    return Guesses(
-        token_ids=[guesses.token_ids[index] for index in indices],
-        kinds=[guesses.kinds[index] for index in indices],
-        parents=() if is_chain else parents,
-    )

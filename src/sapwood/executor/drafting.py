@@ -94,15 +94,30 @@ class Sampled:
 class Drafter(Protocol):
     """Guesses after each step of a runner; all steps are told of, in their order."""
 
-    def follow(self, plan: StepPlan, batch: ForwardBatch) -> None:
+    @property
+    def takes_states(self) -> bool:
+        """Whether it goes on from the model's hidden states, which `states_of` computes."""
+        ...
+
+    def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """(the model's hidden states after its last norm, the states that `follow` and `guess`
+        take), both of all tokens of a step; writes the model's keys and values."""
+        ...
+
+    def follow(self, plan: StepPlan, batch: ForwardBatch, states: Tensor | None) -> None:
         """Compute the tokens of a step that asks for no guesses, and of whose tokens no host knows
         yet.
 
-        batch  what the model has computed"""
+        batch   what the model has computed
+        states  as from `states_of`; None if it takes none"""
         ...
 
     def guess(
-        self, plan: StepPlan, batch: ForwardBatch, sampled: Sequence[Sampled]
+        self,
+        plan: StepPlan,
+        batch: ForwardBatch,
+        states: Tensor | None,
+        sampled: Sequence[Sampled],
     ) -> dict[int, list[int]]:
         """Compute the tokens of a step, and guess. Returns guesses by the entry's index.
 
@@ -149,7 +164,12 @@ class StandaloneDrafter:
         # How many tokens of each row's request have their keys here, if all guesses were right.
         self._num_done: NDArray[np.int64] = np.zeros(len(memory.rows.seeds), dtype=np.int64)
 
-    def follow(self, plan: StepPlan, batch: ForwardBatch) -> None:
+    takes_states = False
+
+    def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a whole language model takes no states of another")
+
+    def follow(self, plan: StepPlan, batch: ForwardBatch, states: Tensor | None) -> None:
         memory = self._memory
         own = memory.inputs(plan.scheduled).batch
         # The token ids are the model's: a row's last token is another one by now.
@@ -160,7 +180,11 @@ class StandaloneDrafter:
             self._num_done[entry.row] = entry.position + entry.num_new - len(entry.draft_ids)
 
     def guess(
-        self, plan: StepPlan, batch: ForwardBatch, sampled: Sequence[Sampled]
+        self,
+        plan: StepPlan,
+        batch: ForwardBatch,
+        states: Tensor | None,
+        sampled: Sequence[Sampled],
     ) -> dict[int, list[int]]:
         for begun in plan.starts:
             self._num_done[begun.row] = 0
@@ -182,7 +206,9 @@ class StandaloneDrafter:
             else:
                 one = None
             if token_ids:
-                missing.append((_tokens(entry.row, done, token_ids, samples=one is not None), one))
+                missing.append(
+                    (draft_tokens(entry.row, done, token_ids, samples=one is not None), one)
+                )
         if not missing:
             return {}
         # As in a plan: single tokens first.
@@ -207,7 +233,7 @@ class StandaloneDrafter:
             going = [one for one in going if one.num_guesses > count]
             if going:
                 latest = [
-                    _tokens(one.entry.row, one.num_known + count - 1, guesses[one.index][-1:])
+                    draft_tokens(one.entry.row, one.num_known + count - 1, guesses[one.index][-1:])
                     for one in going
                 ]
                 logits = self._run(self._memory.inputs(latest).batch)
@@ -231,7 +257,7 @@ def of_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
     return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf)
 
 
-def _tokens(
+def draft_tokens(
     row: int, position: int, token_ids: list[int], *, samples: bool = True
 ) -> ScheduledTokens:
     """Tokens for the draft model to compute; with `samples`, the logits after them are wanted."""

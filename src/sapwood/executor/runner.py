@@ -75,6 +75,7 @@ class Launched:
     jumps       by row: tokens that must follow because the grammar leaves no choice
     guesses     of the tokens that follow, by index in the plan
     drafting_s  seconds that they took
+    states      of the model, for the drafter; None: it takes none
     """
 
     plan: StepPlan
@@ -91,6 +92,7 @@ class Launched:
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
     guesses: dict[int, list[int]] = field(default_factory=dict)
     drafting_s: float = 0.0
+    states: Tensor | None = None
 
     def result(self) -> StepResult:
         """Wait for this step and for all earlier steps."""
@@ -216,6 +218,7 @@ class Runner:
             self._sample(launched, inputs, logits)
         if self._drafter is not None:
             self._draft(self._drafter, launched, inputs.batch)
+            launched.states = None
         # At once, lest they be taken for those of a step that is collected later.
         launched.failures = self._sampler.take_failures()
         return launched
@@ -242,11 +245,11 @@ class Runner:
     def _draft(self, drafter: Drafter, launched: Launched, batch: ForwardBatch) -> None:
         """Let the draft model compute the step's tokens too, and guess."""
         if launched.token_ids is None:
-            drafter.follow(launched.plan, batch)
+            drafter.follow(launched.plan, batch, launched.states)
             return
         sampled = sampled_entries(launched.plan, launched.token_ids, launched.jumps)
         start_s = time.perf_counter()
-        launched.guesses = drafter.guess(launched.plan, batch, sampled)
+        launched.guesses = drafter.guess(launched.plan, batch, launched.states, sampled)
         launched.drafting_s = time.perf_counter() - start_s
 
     def _sample_spans(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
@@ -283,21 +286,33 @@ class Runner:
         scheduled = launched.plan.scheduled
         num_hidden = [entry.num_hidden for entry in scheduled]
         num_routed = [entry.num_routed for entry in scheduled]
-        if not self._logprobs.scores(scheduled) and not any(num_hidden) and not any(num_routed):
+        if not (
+            (self._drafter is not None and self._drafter.takes_states)
+            or self._logprobs.scores(scheduled)
+            or any(num_hidden)
+            or any(num_routed)
+        ):
             logits = self._recorded.replay(batch)
             return self._model.compute(batch) if logits is None else logits
         # Recorded steps compute no logits but those from which tokens are sampled.
         if self._routed_experts is None or not any(num_routed):
-            hidden = self._model.forward(batch)
+            hidden = self._forward(launched, batch)
         else:
             with self._routed_experts.log.open():
-                hidden = self._model.forward(batch)
+                hidden = self._forward(launched, batch)
                 routed = self._routed_experts.of_step(len(hidden))
             launched.routed = kept_rows(scheduled, num_routed, routed, self._download)
         launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._prompt_logits)
         if any(num_hidden):
             launched.hidden = kept_rows(scheduled, num_hidden, hidden.float(), self._download)
         return self._model.logits(hidden.index_select(0, batch.logits_index))
+
+    def _forward(self, launched: Launched, batch: ForwardBatch) -> Tensor:
+        """Hidden states [T, hidden] after the last norm."""
+        if self._drafter is None or not self._drafter.takes_states:
+            return self._model.forward(batch)
+        hidden, launched.states = self._drafter.states_of(batch)
+        return hidden
 
     def _prompt_logits(self, hidden: Tensor, row: int) -> Tensor:
         """Logits [n, vocab] of hidden [n, hidden], all of the request in this row."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from sapwood.base.errors import InvalidRequest
+from sapwood.base.errors import ConfigError, InvalidRequest
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
@@ -47,6 +47,24 @@ class ConnectionClosed(ConnectionBroken):
 
 class NotInTime(WorkerFailure):
     """The worker was silent for too long."""
+
+
+def tls_context(ca_certs: str | None, certfile: str | None, keyfile: str | None) -> ssl.SSLContext:
+    """What TLS to all workers has in common. ConfigError if a file cannot be used.
+
+    ca_certs  PEM file of the authorities to trust; None: the machine's own
+    certfile, keyfile  certificate of the gateway, and its key; None: it brings none
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_certs)
+        if certfile is not None:
+            context.load_cert_chain(certfile, keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the files for TLS to workers cannot be used: {error}; see --worker-ca-certs, "
+            "--worker-certfile and --worker-keyfile"
+        ) from error
+    return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,11 +373,18 @@ class Connection(asyncio.Protocol):
 class Pool:
     """The connections to one worker, which are kept open between requests."""
 
-    def __init__(self, origin: Origin, *, connect_timeout_s: float) -> None:
+    def __init__(
+        self, origin: Origin, *, connect_timeout_s: float, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """A pool without connections.
+
+        tls  whom to trust, and by which certificate to be known, if the origin speaks TLS; None:
+             whom the machine trusts, and none
+        """
         self.loop = asyncio.get_running_loop()
         self.origin = origin
         self._connect_timeout_s = connect_timeout_s
-        self._tls = ssl.create_default_context() if origin.tls else None
+        self._tls = (tls or ssl.create_default_context()) if origin.tls else None
         self._idle: dict[Connection, None] = {}
         self._open: set[Connection] = set()
 

@@ -12,6 +12,7 @@ import msgspec
 
 from sapwood.base.errors import EngineUnavailable, InvalidRequest, NotFound
 from sapwood.gateway.breaker import BreakerLimits
+from sapwood.gateway.client import tls_context
 from sapwood.gateway.health import HealthWatch
 from sapwood.gateway.policies.interface import Call, Policy
 from sapwood.gateway.worker import Worker, WorkerSpec, WorkerState, worker_id
@@ -43,6 +44,9 @@ class Fleet:
         self.clock = clock
         self._on_removed = on_removed
         self._config = config
+        self._tls = tls_context(
+            config.worker_ca_certs, config.worker_certfile, config.worker_keyfile
+        )
         self._workers: dict[str, Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._models: frozenset[str] = frozenset()
@@ -89,6 +93,7 @@ class Fleet:
                 is_off=config.disable_circuit_breaker,
             ),
             connect_timeout_s=config.worker_connect_timeout_secs,
+            tls=self._tls,
         )
         self._workers[worker.id] = worker
         watch = HealthWatch(worker, config, self._changed)

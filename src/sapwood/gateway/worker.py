@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from enum import Enum
 from typing import Any, Literal
 from uuid import NAMESPACE_URL, uuid5
@@ -91,14 +92,19 @@ class Worker:
     """
 
     def __init__(
-        self, spec: WorkerSpec, *, breaker_limits: BreakerLimits, connect_timeout_s: float
+        self,
+        spec: WorkerSpec,
+        *,
+        breaker_limits: BreakerLimits,
+        connect_timeout_s: float,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.spec = spec
         self.id = worker_id(spec.url)
         self.url = spec.url.rstrip("/")
         self.origin = Origin.parse(spec.url)
         self.host = self.origin.host_header
-        self.pool = Pool(self.origin, connect_timeout_s=connect_timeout_s)
+        self.pool = Pool(self.origin, connect_timeout_s=connect_timeout_s, tls=tls)
         self.breaker = Breaker(breaker_limits)
         self.state = WorkerState.STARTING
         self.cards: tuple[dict[str, Any], ...] = ()

@@ -285,6 +285,32 @@ class Kernels(Protocol):
         fp32. Source: DeepSeek-AI 2024, arXiv:2405.04434."""
         ...
 
+    def choose_keys(
+        self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int
+    ) -> Tensor:
+        """The keys with the highest scores of those that each new token sees: the sum over heads
+        of weight * relu(q * key), in fp32.
+
+        q        [T, H, D]; weights [T, H] fp32
+        cache    [num_pages, 1, page_size, D], or in 8 bits: a key per token
+        Returns  [T, num_chosen] int64: positions in the token's request, ascending; then -1, where
+                 the token sees fewer
+        Source: DeepSeek-AI 2025, DeepSeek-V3.2-Exp."""
+        ...
+
+    def sparse_latent_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        rank: int,
+        chosen: Tensor,
+    ) -> Tensor:
+        """As latent_attention, of each token to the rows at `chosen` alone, as choose_keys has
+        them. Source: as there."""
+        ...
+
     def pack_heads(self, weight: Tensor) -> PackedHeads:
         """weight [Hq, out, in] -> a linear layer of each head, packed once."""
         ...

@@ -81,6 +81,7 @@ class Attention:
         chunk: int | None = None,
         value_dim: int | None = None,
         value_scale: float | None = None,
+        in_size: int | None = None,
     ) -> None:
         """An attention layer.
 
@@ -109,6 +110,7 @@ class Attention:
         value_dim  size of a value head, at most head_dim, to which the cache fills it up with
                    zeros; None: head_dim
         value_scale  factor of values; None: 1
+        in_size  entries of an input x; None: hidden_size
         """
         group = build.groups.attention
         self._layer = layer
@@ -143,7 +145,7 @@ class Attention:
         self._chunk = chunk
         self._qkv = ColumnParallelLinear(
             build,
-            hidden_size,
+            hidden_size if in_size is None else in_size,
             heads.qkv_parts(group, form.names, self._value_dim)[: 2 if form.values_are_keys else 3],
             bias=qkv_bias,
             arrangement=arrangement,

@@ -188,11 +188,15 @@ class DeltaCore:
             names.shift: Target((num_shifts,), self._put_shift),
             f"{names.norm}.weight": Target((layout.value_dim,), self._put_norm),
         }
-        sizes = layout.sizes if len(names.conv) > 1 else (sum(layout.sizes),)
-        own = self._conv.split([size // self._num_ranks for size in sizes])
-        for name, rows, size in zip(names.conv, own, sizes, strict=True):
-            put = partial(self._put_rows, rows) if len(sizes) > 1 else self._put_conv
+        if len(names.conv) == 1:
+            shape = (sum(layout.sizes), 1, layout.length)
+            return found | {f"{names.conv[0]}.weight": Target(shape, self._put_conv)}
+        first = 0
+        for name, size in zip(names.conv, layout.sizes, strict=True):
+            rows = self._conv[first : first + size // self._num_ranks]
+            put = partial(self._put_rows, rows)
             found[f"{name}.weight"] = Target((size, 1, layout.length), put)
+            first += len(rows)
         return found
 
     def _put_rate(self, logarithm: Tensor) -> None:
@@ -205,7 +209,8 @@ class DeltaCore:
         self._norm.copy_(weight.repeat(self.form.num_heads))
 
     def _put_conv(self, weight: Tensor) -> None:
-        parts = weight.squeeze(1).split(self._layout.sizes)
+        keys, _, _ = self._layout.sizes
+        parts = weight.squeeze(1).tensor_split((keys, 2 * keys))
         self._conv.copy_(torch.cat([self._own(part) for part in parts]))
 
     def _put_rows(self, rows: Tensor, weight: Tensor) -> None:

@@ -116,6 +116,7 @@ class Experts:
         limit: float | None = None,
         weighs_inputs: bool = False,
         shared: Shared | None = None,
+        num_identity: int = 0,
         gated: bool = True,
         latent: Latent | None = None,
     ) -> None:
@@ -126,6 +127,8 @@ class Experts:
         limit              as in Kernels.pack_experts
         weighs_inputs      whether an expert's weight multiplies what the expert takes, instead of
                            what it gives
+        num_identity       further experts, the last that the router knows, which give what they
+                           take
         gated              whether experts have gates; else they are down(activation(up(x)))
         latent             what the experts that are chosen take instead of x; None: x
         """
@@ -144,6 +147,7 @@ class Experts:
         self._weighs_inputs = weighs_inputs
         self._router = router
         self._num_experts = num_experts
+        self._num_identity = num_identity
         self._files = files
         groups = build.groups
         # Experts that are spread over ranks are whole.
@@ -177,7 +181,7 @@ class Experts:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]"""
-        weights, chosen = self._router(x)
+        weights, chosen, kept = self._routed(x)
         if len(self._gate_up) < self._num_experts:
             chosen = chosen - self._first
             elsewhere = (chosen < 0) | (chosen >= len(self._gate_up))
@@ -192,12 +196,24 @@ class Experts:
         out = self._over.all_reduce(out)
         if self._outward is not None:
             out = self._outward(out)
+        if kept is not None:
+            out = out + kept
         if self._shared is None:
             return out
         beside = self._shared.body(x)
         if self._shared_gate is not None:
             self._kernels.gate_rows(beside, self._shared_gate(x))
         return out + beside
+
+    def _routed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(weights [T, k], experts [T, k], the sum over experts that give what they take)"""
+        weights, chosen = self._router(x)
+        if not self._num_identity:
+            return weights, chosen, None
+        is_identity = chosen >= self._num_experts
+        share = (weights * is_identity).sum(dim=1, keepdim=True)
+        weights = weights.masked_fill(is_identity, 0.0)
+        return weights, chosen.masked_fill(is_identity, 0), (x.float() * share).to(x.dtype)
 
     def _activated(self, gates: Tensor) -> Tensor:
         """What an expert's output layer takes, from what the first layers give."""
@@ -230,7 +246,7 @@ class Experts:
         none. Only for one rank."""
         if self._inward is not None:
             raise ConfigError("experts between two linear layers cannot be converted")
-        weights, chosen = self._router(x)
+        weights, chosen, kept = self._routed(x)
         total = torch.zeros_like(x, dtype=torch.float32)
         for expert, (gate_up, down) in enumerate(zip(self._gate_up, self._down, strict=True)):
             rows, place = torch.nonzero(chosen == expert, as_tuple=True)
@@ -245,7 +261,7 @@ class Experts:
             yield expanded
             if len(rows):
                 total.index_add_(0, rows, down(expanded).float() * weight)
-        out = total.to(x.dtype)
+        out = total.to(x.dtype) if kept is None else total.to(x.dtype) + kept
         if self._shared is None:
             return out
         beside = yield from self._shared.body.steps(x)
@@ -317,6 +333,8 @@ class Experts:
         program.refuse_sum_over(self._over.size)
         if self._weighs_inputs:
             raise CannotRecord("a recorded step has no weights of experts' inputs")
+        if self._num_identity:
+            raise CannotRecord("a recorded step has no experts that give what they take")
         taken = None if self._inward is None else self._inward.record(program, x)
         out = self._router.record(program, x, self._experts, taken)
         if self._outward is not None:

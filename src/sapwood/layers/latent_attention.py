@@ -17,6 +17,7 @@ from sapwood.kernels.torch_ops.latent import read_rows
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import halves_of_pairs
+from sapwood.layers.indexer import Chooser, Indexer
 from sapwood.layers.linear import (
     Arrangement,
     ColumnParallelLinear,
@@ -51,6 +52,7 @@ class LatentAttention:
         pairs: bool = True,
         bias: bool = False,
         gate_name: str | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         """An attention layer.
 
@@ -64,6 +66,8 @@ class LatentAttention:
         bias     whether the projections to the latents, and the last one, have biases
         gate_name  name of a linear layer of x with an output per head, whose logistic function
                  multiplies what this head gives to the last projection; None: there is none
+        chooser  says which keys a token attends to; None: all of them. An Indexer needs latents of
+                 queries
         """
         group = build.groups.attention
         self._build = build
@@ -103,6 +107,9 @@ class LatentAttention:
             bias=bias,
             group=group,
         )
+        self._chooser = chooser
+        self._indexer = chooser if isinstance(chooser, Indexer) else None
+        assert self._indexer is None or sizes.query_rank is not None, "what an indexer reads"
         self._made: Tensor | None = None
         self._packed: _Made | None = None
 
@@ -125,7 +132,8 @@ class LatentAttention:
         return self._o(self._attend(x, made, self._query_inputs(x, made), batch))
 
     def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
-        """As Mixer.steps. The layer that makes keys and values is none of these linear layers."""
+        """As Mixer.steps. The layer that makes keys and values is none of these linear layers, and
+        an indexer's queries have the inputs of the others."""
         yield x
         made = self._a(x)
         inputs = self._query_inputs(x, made)
@@ -145,7 +153,7 @@ class LatentAttention:
         """The inputs [T, heads * value_dim] of the last projection; writes the new tokens' rows."""
         sizes = self._sizes
         q = self._q(inputs).view(x.shape[0], sizes.num_heads, sizes.key_dim)
-        (cache,) = batch.kv_caches[self._layer]
+        cache = batch.kv_caches[self._layer][0]
         tokens = batch.inputs_of(self._layer)
         self._kernels.norm_rope_write_latent(
             q,
@@ -157,28 +165,45 @@ class LatentAttention:
             cache=cache,
             write_index=tokens.write_index,
         )
-        forms = _forms_of(tokens.attention, self._whole)
-        if forms.absorbed is not None and forms.rows is None:
-            out = self._absorbed(q, cache, forms.absorbed)
+        if self._indexer is not None:
+            self._indexer.choose(x, inputs, batch)
+        if self._chooser is not None and self._chooser.leaves_out(tokens.attention):
+            chosen = self._chooser.chosen(tokens.attention)
+            out = self._absorbed(q, cache, tokens.attention, chosen)
         else:
-            out = q.new_empty(q.shape[0], sizes.num_heads, sizes.value_dim)
-            if forms.absorbed is not None:
-                rows = cast(Tensor, forms.rows)
-                out[rows] = self._absorbed(q[rows], cache, forms.absorbed)
-            for request in forms.expanded:
-                own = slice(request.first_row, request.first_row + request.num_new)
-                self._expand(q[own], cache, request, out[own])
+            out = self._dense(q, cache, tokens.attention)
         if self._gate is not None:
             out = out * torch.sigmoid(self._gate(x).float()).to(out.dtype).unsqueeze(-1)
         return out.flatten(1)
 
-    def _absorbed(self, q: Tensor, cache: Tensor, batch: AttentionBatch) -> Tensor:
-        """q [T, heads, key_dim] -> [T, heads, value_dim]"""
+    def _dense(self, q: Tensor, cache: Tensor, batch: AttentionBatch) -> Tensor:
+        """Attention to all keys, each request in the form that costs less: q [T, heads, key_dim] ->
+        [T, heads, value_dim]"""
+        sizes, forms = self._sizes, _forms_of(batch, self._whole)
+        if forms.absorbed is not None and forms.rows is None:
+            return self._absorbed(q, cache, forms.absorbed)
+        out = q.new_empty(q.shape[0], sizes.num_heads, sizes.value_dim)
+        if forms.absorbed is not None:
+            rows = cast(Tensor, forms.rows)
+            out[rows] = self._absorbed(q[rows], cache, forms.absorbed)
+        for request in forms.expanded:
+            own = slice(request.first_row, request.first_row + request.num_new)
+            self._expand(q[own], cache, request, out[own])
+        return out
+
+    def _absorbed(
+        self, q: Tensor, cache: Tensor, batch: AttentionBatch, chosen: Tensor | None = None
+    ) -> Tensor:
+        """q [T, heads, key_dim] -> [T, heads, value_dim]; chosen: as in sparse_latent_attention"""
         sizes, made = self._sizes, self._filled()
         rows = q.new_empty(q.shape[0], sizes.num_heads, sizes.row)
         made.keys(q[..., : sizes.nope_dim], rows[..., : sizes.rank])
         rows[..., sizes.rank :] = q[..., sizes.nope_dim :]
-        latents = self._kernels.latent_attention(rows, cache, batch, self._scale, sizes.rank)
+        kernels, scale, rank = self._kernels, self._scale, sizes.rank
+        if chosen is None:
+            latents = kernels.latent_attention(rows, cache, batch, scale, rank)
+        else:
+            latents = kernels.sparse_latent_attention(rows, cache, batch, scale, rank, chosen)
         out = q.new_empty(q.shape[0], sizes.num_heads, sizes.value_dim)
         made.values(latents, out)
         return out
@@ -231,6 +256,8 @@ class LatentAttention:
             found |= prefixed("q_a_layernorm", self._q_norm.targets())
         if self._gate is not None:
             found |= self._gate.targets()
+        if self._indexer is not None:
+            found |= prefixed("indexer", self._indexer.targets())
         return found | {"kv_b_proj.weight": kv_b}
 
     def _put_made(self, weight: Tensor) -> None:
@@ -246,6 +273,8 @@ class LatentAttention:
         self._o.linear.pack()
         if self._gate is not None:
             self._gate.linear.pack()
+        if self._indexer is not None:
+            self._indexer.pack()
         if self._made is not None:
             self._packed = self._pack_made(self._made)
             self._made = None

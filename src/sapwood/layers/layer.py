@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -258,6 +258,49 @@ class ParallelLayer(Layer):
         others = normed if other is None else other.norm.record(program, total)
         program.add(Add(x=self._mixer.body.record(program, normed), residual=total))
         return Stream(self._feed_forward.body.record(program, others), total)
+
+
+class ShortcutLayer(Layer):
+    """Two layers, and a feed-forward that takes what the first layer's takes; its result is added
+    at the end. Source: Meituan LongCat Team 2025, arXiv:2509.01322."""
+
+    def __init__(
+        self,
+        mixers: Sequence[Sublayer[Mixer]],
+        feed_forwards: Sequence[Sublayer[FeedForward]],
+        shortcut: tuple[str, FeedForward],
+    ) -> None:
+        """mixers, feed_forwards  of the two layers; shortcut: the third one and its name"""
+        super().__init__(mixers[0], feed_forwards[0])
+        self._second = Layer(mixers[1], feed_forwards[1])
+        self._name, self._shortcut = shortcut
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        mixer, feed_forward = self._mixer, self._feed_forward
+        normed, residual = mixer.normed(x, residual)
+        x, residual = mixer.finished(mixer.body(normed, batch), residual)
+        normed, residual = feed_forward.normed(x, residual)
+        beside = self._shortcut(normed)
+        x, residual = feed_forward.finished(feed_forward.body(normed), residual)
+        x, residual = self._second(x, residual, batch)
+        return beside, summed(x, residual)
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
+        raise ConfigError("a layer with a feed-forward beside two others cannot be converted")
+
+    def targets(self) -> dict[str, Target]:
+        shortcut = prefixed(self._name, self._shortcut.targets())
+        return super().targets() | self._second.targets() | shortcut
+
+    def pack(self) -> None:
+        super().pack()
+        self._second.pack()
+        self._shortcut.pack()
+
+    def record(self, program: Program, stream: Stream) -> Stream:
+        raise CannotRecord("a recorded step has no feed-forwards beside two layers")
 
 
 class NormedResiduals(Layer):

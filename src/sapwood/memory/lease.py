@@ -44,6 +44,8 @@ class StateLease:
     source_node  the tree's node that has `source`; None: it is in `kept`
     kept         (end in pages, slot): states of prefixes, in ascending order
     copies       (source, target) before the next step
+    before_trial  slot with the state before a step that may have to be taken back; None: there is
+                 no such step
     """
 
     slot: int | None = None
@@ -51,12 +53,13 @@ class StateLease:
     source_node: Node | None = None
     kept: list[tuple[int, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    before_trial: int | None = None
 
     @property
     def slots(self) -> list[int]:
         """The slots that nobody else owns."""
         own = [slot for _, slot in self.kept]
-        return own if self.slot is None else [*own, self.slot]
+        return [*own, *(slot for slot in (self.slot, self.before_trial) if slot is not None)]
 
     @property
     def planned_slot(self) -> int:

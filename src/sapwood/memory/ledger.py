@@ -75,6 +75,14 @@ class Ledger:
         """Pages, or slots, of each pool."""
         return [allocator.num_pages for allocator in self._allocators]
 
+    def before_state(self, start: int, end: int) -> int:
+        """Where a step that computes tokens from `start` on, up to `end`, must end so as not to
+        reach a place where a state is kept; `end` if there are no states."""
+        if not self.keeps_states:
+            return end
+        interval = self.needs.state_interval
+        return min(end, start - start % interval + interval - 1)
+
     @property
     def num_pages(self) -> int:
         """Of the first pool: the one that keeps every token, or else the shortest window's."""
@@ -241,6 +249,38 @@ class Ledger:
         if len(state.kept) > MOST_KEPT_STATES:
             assert self._state is not None
             self._give_up(lease, self._state, state.kept.pop(0)[1])
+
+    def begin_trial(self, lease: Lease) -> bool:
+        """Keep the state as it is before the next step, which `reserve` has made room for and which
+        may have to be taken back. Returns False, and changes nothing, if no slot is left for that.
+
+        Always True where the model keeps no states: tokens that are wrong are written over."""
+        state = lease.state
+        if state is None:
+            return True
+        assert self._state is not None
+        assert state.slot is not None
+        assert state.before_trial is None, "one trial at a time"
+        if self._allocators[self._state].num_free + self._num_evictable(self._state) < 1:
+            return False
+        (slot,) = self._take(self._state, 1)
+        # All copies of a plan happen at once: what is copied to the slot itself is copied twice.
+        source = state.copies[-1][0] if state.copies else state.slot
+        state.copies.append((source, slot))
+        state.before_trial, state.slot = state.slot, slot
+        return True
+
+    def end_trial(self, lease: Lease, *, succeeded: bool) -> None:
+        """Go on from the state after the step that was on trial, or else from the one before it."""
+        state = lease.state
+        if state is None or state.before_trial is None:
+            return
+        assert self._state is not None
+        assert state.slot is not None, "a request waits for its trial"
+        if not succeeded:
+            state.slot, state.before_trial = state.before_trial, state.slot
+        self._give_up(lease, self._state, state.before_trial)
+        state.before_trial = None
 
     def release(self, lease: Lease) -> None:
         """End the lease: what is private is free, what is shared stays as a cached prefix. Readers

@@ -35,6 +35,9 @@ _SIZES = {
     **dict.fromkeys(("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 32),
     "max_position_embeddings": 64,
     "num_kv_shared_layers": 0,
+    # Layers of both kinds in models that keep states.
+    "full_attention_interval": 2,
+    "linear_attn_config": {"full_attn_layers": [2]},
 }
 _EXPERTS = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),

@@ -32,6 +32,7 @@ class ExpertsConfig:
     intermediate_size  of each expert
     shared_size        intermediate size of the experts that every token has, together; 0: none
     dense_layers       indices of the layers whose feed-forward is dense all the same
+    num_identity       further experts that give what they take; routers choose them, too
     """
 
     num_experts: int
@@ -39,9 +40,11 @@ class ExpertsConfig:
     intermediate_size: int
     shared_size: int = 0
     dense_layers: tuple[int, ...] = ()
+    num_identity: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_per_token <= self.num_experts or self.intermediate_size < 1:
+        num_routed = self.num_experts + max(0, self.num_identity)
+        if not 1 <= self.num_per_token <= num_routed or self.intermediate_size < 1:
             raise ConfigError(
                 f"the model has {self.num_experts} experts of size {self.intermediate_size}, of "
                 f"which {self.num_per_token} compute each token; these numbers do not fit"
@@ -93,6 +96,10 @@ class DecoderConfig:
     experts          of feed-forward layers; None: these are dense
     latent           the heads of attention over latent rows, in all layers with attention; None:
                      attention keeps keys and values
+    attentions_per_layer  of a model with latent rows; attention `at` of a layer has the cache of
+                     index layer * attentions_per_layer + at
+    index_layers     indices of the layers with latent rows that keep another row for an indexer
+    index_width      entries of that row
     states           what the layers without attention keep, in cache groups of kind STATE
     state_layer_parameters  weights of the mixer of one of these layers
     heads_by_layer   of a model whose layers differ: the heads of each, None for a layer without
@@ -127,6 +134,9 @@ class DecoderConfig:
     has_alibi: bool = False
     experts: ExpertsConfig | None = None
     latent: LatentSizes | None = None
+    attentions_per_layer: int = 1
+    index_layers: tuple[int, ...] = ()
+    index_width: int = 0
     states: tuple[CacheGroup, ...] = ()
     state_layer_parameters: int = 0
     heads_by_layer: tuple[AttentionHeads | None, ...] = ()
@@ -202,8 +212,20 @@ class DecoderConfig:
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in the layers, for this context length."""
         if self.latent is not None:
-            layers = [layer for layer in range(self.num_layers) if self.heads_of(layer)]
-            return (latent_rows(layers, width=self.latent.row), *self.states)
+            each = range(self.attentions_per_layer)
+            layers = [
+                layer * len(each) + at
+                for layer in range(self.num_layers)
+                if self.heads_of(layer)
+                for at in each
+            ]
+            indexed = [layer for layer in layers if layer in self.index_layers]
+            others = [layer for layer in layers if layer not in self.index_layers]
+            row = self.latent.row
+            groups = [latent_rows(others, width=row)] if others else []
+            if indexed:
+                groups.append(latent_rows(indexed, width=row, index_width=self.index_width))
+            return (*groups, *self.states)
         alike: dict[tuple[bool, int, int], list[int]] = {}
         for layer in range(self.num_layers):
             heads = self.heads_of(layer)
@@ -231,9 +253,10 @@ class DecoderConfig:
 
     @property
     def num_caches(self) -> int:
-        """Numbers that cache groups call layers by: one per layer, and in a model whose layers have
-        states beside keys and values, one more for each of these states."""
-        return max(self.num_layers, *(layer + 1 for layer in self.layers_with_states), 0)
+        """Numbers that cache groups call layers by: one per layer, and more in a model whose layers
+        have states beside keys and values, or several attentions."""
+        last = (max(group.layers) for group in self.cache_groups)
+        return max(self.num_layers, 1 + max(last, default=0))
 
     @property
     def num_parameters(self) -> int:
@@ -244,7 +267,7 @@ class DecoderConfig:
         for layer in range(self.num_layers):
             heads = self.heads_of(layer)
             if heads is not None and self.latent is not None:
-                mixers += self.latent.num_parameters(self.hidden_size)
+                mixers += self.attentions_per_layer * self.latent.num_parameters(self.hidden_size)
             elif heads is not None:
                 own = heads.num_heads + (heads.num_kv_heads if heads.source is None else 0)
                 mixers += 2 * self.hidden_size * heads.head_dim * own

@@ -143,6 +143,8 @@ class Speculated(Protocol):
     @property
     def accept_length(self) -> float: ...
     @property
+    def draft_length(self) -> float: ...
+    @property
     def accept_rate(self) -> float: ...
 
 
@@ -524,6 +526,7 @@ def engine_gauges(
             *simple,
             ("spec_accept_length", "Output tokens per step.", facts.speculated.accept_length),
             ("spec_accept_rate", "Share of right guesses.", facts.speculated.accept_rate),
+            ("spec_draft_length", "Guesses per step.", facts.speculated.draft_length),
         )
     if facts.adapters is not None:
         lora = facts.adapters

@@ -132,14 +132,15 @@ def keys_and_values(
     )
 
 
-def latent_rows(layers: Sequence[int], *, width: int, dtype: str = KV) -> CacheGroup:
+def latent_rows(
+    layers: Sequence[int], *, width: int, index_width: int = 0, dtype: str = KV
+) -> CacheGroup:
     """The group of attention layers that keep one row of `width` entries per token, for all heads
-    and on every rank."""
-    return CacheGroup(
-        kind=CacheKind.LATENT,
-        layers=tuple(layers),
-        tensors={"latent": CacheTensor((1, width), dtype)},
-    )
+    and on every rank; and with an index_width another one, by which they choose keys."""
+    tensors = {"latent": CacheTensor((1, width), dtype)}
+    if index_width:
+        tensors["index"] = CacheTensor((1, index_width), dtype)
+    return CacheGroup(kind=CacheKind.LATENT, layers=tuple(layers), tensors=tensors)
 
 
 def shifted(groups: Sequence[CacheGroup], first_layer: int) -> tuple[CacheGroup, ...]:

@@ -52,6 +52,11 @@ class Speculated(msgspec.Struct, frozen=True, kw_only=True):
         return 1.0 + self.num_accepted / self.num_steps if self.num_steps else 1.0
 
     @property
+    def draft_length(self) -> float:
+        """Guesses per step."""
+        return self.num_drafted / self.num_steps if self.num_steps else 0.0
+
+    @property
     def accept_rate(self) -> float:
         """The share of right guesses."""
         return self.num_accepted / self.num_drafted if self.num_drafted else 0.0

@@ -63,10 +63,6 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     position    index of the first new token in the request
     token_ids   ids of the new tokens; empty: the single token that this row sampled last
     draft_ids   guesses of the tokens that follow; only if a token is sampled after `token_ids`
-    draft_parents  per draft: index of the draft that it follows, -1: it follows the last of
-                `token_ids`; empty: the drafts are a chain. Siblings differ, and a draft comes after
-                the one that it follows. Drafts of a tree are computed at `position` and the places
-                after it, in their order, whatever their depth.
     num_guesses  how many tokens after those that this step brings the rank shall guess, for the
                 request's next step; only if a token is sampled, and only of a rank with a drafter.
                 The pages for the keys and values of all of them but the last are there
@@ -95,7 +91,6 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     pages: list[int]
     num_output: int | None
     draft_ids: list[int] = []
-    draft_parents: list[int] = []
     num_guesses: int = 0
     guesses_end: int = 0
     windows: list[tuple[int, list[int]]] = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 from sapwood.speculative.interface import Guesses
 
-PRIOR_RATE = 0.3
-PRIOR_WEIGHT = 5.0
+PRIOR_RATE = 0.4
+PRIOR_WEIGHT = 4.0
 """So many observations is it worth what is known without them."""
 
 
@@ -39,28 +41,12 @@ class Acceptance:
 
     def learn(self, guesses: Guesses, token_ids: Sequence[int]) -> None:
         """Compare guesses with the tokens that came, whether or not a step verified them."""
-        reached = -1
-        following = iter(token_ids)
-        token_id = next(following, None)
-        for index, guess in enumerate(guesses.token_ids):
-            if token_id is None:
+        # The last tokens may be beyond the guesses, and the last guesses beyond the tokens.
+        for guess, kind, token_id in zip(guesses.token_ids, guesses.kinds, token_ids, strict=False):
+            self.observe(kind, is_right=guess == token_id)
+            if guess != token_id:
                 return
-            if guesses.parent(index) != reached:
-                continue
-            is_right = guess == token_id
-            self.observe(guesses.kinds[index], is_right=is_right)
-            if is_right:
-                reached = index
-                token_id = next(following, None)
 
     def survivals(self, guesses: Guesses) -> list[float]:
         """Per guess: how likely it and all guesses before it are right."""
-        rates: dict[int, float] = {}
-        found: list[float] = []
-        for index, kind in enumerate(guesses.kinds):
-            rate = rates.get(kind)
-            if rate is None:
-                rate = rates[kind] = self.rate(kind)
-            parent = guesses.parent(index)
-            found.append(rate if parent < 0 else rate * found[parent])
-        return found
+        return list(accumulate(map(self.rate, guesses.kinds), mul))

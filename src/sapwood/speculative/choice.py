@@ -10,15 +10,14 @@ LEAST_GAIN = 1.05
 
 def best_guesses(
     survivals: Sequence[Sequence[float]], costs: Sequence[float], num_requests: int
-) -> list[list[int]]:
-    """Indices of each request's guesses to verify, in ascending order; a guess comes with those
-    that it follows.
+) -> list[int]:
+    """How many guesses of each request to verify.
 
     survivals     per request: how likely each guess and all those before it are right
     costs         seconds of the step with 0, 1, … guesses: at most len(costs) - 1 are chosen
     num_requests  requests of the step that get a token, with guesses or without
     """
-    # A guess is never likelier than the one that it follows, which comes earlier in the list.
+    # A guess is never likelier than those before it, so the likeliest of all are first ones.
     ranked = sorted(
         (-survival, at, owner)
         for owner, of_request in enumerate(survivals)
@@ -30,20 +29,20 @@ def best_guesses(
         expected -= minus
         if expected / costs[number] > best:
             best, count = expected / costs[number], number
-    chosen: list[list[int]] = [[] for _ in survivals]
-    for _, at, owner in ranked[:count]:
-        chosen[owner].append(at)
-    for indices in chosen:
-        indices.sort()
+    chosen = [0] * len(survivals)
+    for _, _, owner in ranked[:count]:
+        chosen[owner] += 1
     return chosen
 
 
-def shared_out(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Without measurements: the first guesses of each request, all alike, `most` in all."""
-    chosen: list[list[int]] = []
+def shared_out(sizes: Sequence[int], most: int) -> list[int]:
+    """Without measurements: all requests alike, `most` guesses in all.
+
+    sizes  guesses of each request
+    """
+    chosen: list[int] = []
     for number, size in enumerate(sizes):
         # Each request's part of what is left, rounded up.
-        part = min(size, -(-most // (len(sizes) - number)))
-        chosen.append(list(range(part)))
-        most -= part
+        chosen.append(min(size, -(-most // (len(sizes) - number))))
+        most -= chosen[-1]
     return chosen

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sapwood.speculative.choice import LEAST_GAIN
 from sapwood.speculative.costs import StepCosts
 
-TRIED_EVERY = 64
+TRIED_EVERY = 32
 """Steps without guesses after which there is one all the same, or nobody would know when guesses
 became right."""
 MEMORY = 0.9
@@ -27,8 +27,10 @@ class DraftDepth:
 
     def observe(self, num_requests: int, num_guesses: int, seconds: float) -> None:
         """So many guesses in a row for so many requests took that long."""
+        # What waited for other programs is measured too long, never too short.
         size, each = num_requests.bit_length(), seconds / num_guesses
-        self._guess_s[size] = MEMORY * self._guess_s.get(size, each) + (1 - MEMORY) * each
+        longer = MEMORY * self._guess_s.get(size, each) + (1 - MEMORY) * each
+        self._guess_s[size] = min(each, longer)
 
     def best(self, survivals: Sequence[Sequence[float]], num_requests: int) -> int:
         """The number of guesses to ask for.

@@ -9,21 +9,15 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guesses:
-    """How a request may go on: a chain of tokens, or a tree of them.
+    """How a request may go on.
 
-    token_ids  a token comes after the token that it follows; siblings differ
+    token_ids  the first follows the request's last token, each of the others the one before
     kinds      per token: guesses of one kind are right about equally often, given that the tokens
                before them are right. Only the drafter knows what a kind stands for.
-    parents    per token: index of the token that it follows, -1: it follows the request's last
-               token; empty: the guesses are a chain
     """
 
     token_ids: Sequence[int] = ()
     kinds: Sequence[int] = ()
-    parents: Sequence[int] = ()
-
-    def parent(self, index: int) -> int:
-        return self.parents[index] if self.parents else index - 1
 
 
 NO_GUESSES = Guesses()

@@ -1,8 +1,8 @@
 """Guesses copied from text: what followed the last tokens when they came before.
 
 Text is the prompts and outputs of all requests of a namespace, the request's own among them. The
-places where the last tokens came before, and what follows each of them, form a trie; its likely
-part becomes a tree of guesses.
+places where the last tokens came before, and what follows each of them, are a trie, of which the
+likeliest branch is guessed.
 
 Source: prompt lookup decoding, as in Hugging Face transformers (`prompt_lookup_num_tokens`); the
 trie over all requests and the names of its options are SGLang's. It needs no draft model, and pays
@@ -11,13 +11,10 @@ where an output repeats text: in edits, summaries and code.
 
 from __future__ import annotations
 
-import heapq
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import TypeAlias
 
 from sapwood.speculative.interface import NO_GUESSES, Guesses
 from sapwood.speculative.text_index import LONG_END, Text, TextIndex, common_end
@@ -27,12 +24,9 @@ MOST_LOOKED_AT = 16
 MOST_SHORT_LOOKED_AT = 4
 """The same where only the last token or two are alike."""
 MOST_MATCHES = 4
-"""Places whose continuations become a tree."""
-SIDE_STEP = 3
-"""A guess of a side branch comes after the guesses so many places further on the main branch."""
+"""Places whose continuations are compared."""
 MATCH_CLASSES = 12
 """Matches of this length and longer are right equally often."""
-SIDE_CLASSES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,28 +34,14 @@ class NgramRules:
     """What counts as a match, and how much of what follows is guessed.
 
     least_match, most_match  tokens that must repeat; tokens that are compared
-    least_breadth, most_breadth  guesses in one place: after the longest match, and the shortest
-    branch_length  tokens of a branch
+    branch_length  tokens that are guessed in a row
     by_frequency  of several tokens that followed, the most frequent first; else the latest first
     """
 
     least_match: int = 1
     most_match: int = 12
-    least_breadth: int = 1
-    most_breadth: int = 10
-    branch_length: int = 18
+    branch_length: int = 31
     by_frequency: bool = False
-
-    @property
-    def is_chain(self) -> bool:
-        return self.most_breadth == 1
-
-    def breadth(self, match: int) -> int:
-        """Of the tree's first place, after a match of that length."""
-        spread = (self.most_breadth - self.least_breadth) / max(
-            self.most_match - self.least_match, 1
-        )
-        return round(self.most_breadth - spread * (min(match, self.most_match) - self.least_match))
 
 
 class NgramDrafter:
@@ -117,9 +97,8 @@ class NgramDraft:
             self._drafter.make_room(len(token_ids))
 
     def propose(self, most: int) -> Guesses:
-        """A tree of up to `most` tokens, the likeliest first: a guess has a kind by the length of
-        the match before it, by how many matches agree with it, and by how far its branch is from
-        the main one."""
+        """Up to `most` tokens. A guess has a kind by the length of the match before it, and by how
+        many of several matches agree with it."""
         if most <= 0 or not self._index.knows(self._text):
             return NO_GUESSES
         matches, length = self._matches()
@@ -128,9 +107,7 @@ class NgramDraft:
         rules = self._drafter.rules
         longest = min(most, rules.branch_length)
         branches = [self._following(*match, longest) for match in matches]
-        if len(branches) == 1 or (rules.is_chain and not rules.by_frequency):
-            return _chain(branches, length)
-        return _tree(branches, rules, length, most)
+        return _chain(branches, length, by_frequency=rules.by_frequency)
 
     def close(self) -> None:
         """The text stays for other requests."""
@@ -167,63 +144,31 @@ class NgramDraft:
         return follows[:most]
 
 
-def _chain(branches: list[array[int]], match: int) -> Guesses:
-    """The first branch; the others only tell how many agree with it."""
-    kinds: list[int] = []
-    first = branches[0].tolist()
-    for depth, token_id in enumerate(first):
-        agreeing = branches
-        if len(branches) > 1:
-            agreeing = [
-                other for other in branches if depth < len(other) and other[depth] == token_id
-            ]
-        kinds.append(_kind(match + depth, len(agreeing), len(branches), 0))
-        branches = agreeing
-    return Guesses(token_ids=first, kinds=kinds)
+def _chain(branches: list[array[int]], match: int, *, by_frequency: bool) -> Guesses:
+    """The likeliest branch, as far as one goes.
 
-
-def _tree(branches: list[array[int]], rules: NgramRules, match: int, most: int) -> Guesses:
-    """branches  what followed each match"""
+    branches  what followed each match, the latest first
+    """
     token_ids: list[int] = []
     kinds: list[int] = []
-    parents: list[int] = []
-    order = count()
-    waiting: list[_Next] = []
-
-    def go_on(late: int, parent: int, depth: int, sides: int, going: list[array[int]]) -> None:
-        """Let what may follow a guess wait for its turn."""
-        children: dict[int, list[array[int]]] = {}
-        for branch in going:
-            if depth < len(branch):
-                children.setdefault(branch[depth], []).append(branch)
-        ranked = list(children.items())
-        if len(ranked) > 1:
-            if rules.by_frequency:
-                ranked.sort(key=lambda child: -len(child[1]))
-            del ranked[max(rules.breadth(match + depth), 1) :]
-        for rank, (token_id, agreeing) in enumerate(ranked):
-            kind = _kind(match + depth, len(agreeing), len(going), sides + rank)
-            turn = late + 1 + SIDE_STEP * rank
-            heapq.heappush(
-                waiting, (turn, next(order), parent, depth, sides + rank, kind, token_id, agreeing)
-            )
-
-    go_on(0, -1, 0, 0, branches)
-    while waiting and len(token_ids) < most:
-        late, _, parent, depth, sides, kind, token_id, agreeing = heapq.heappop(waiting)
+    while len(branches) > 1:
+        going = [branch for branch in branches if len(token_ids) < len(branch)]
+        if not going:
+            break
+        depth = len(token_ids)
+        following = [branch[depth] for branch in going]
+        token_id = Counter(following).most_common(1)[0][0] if by_frequency else following[0]
+        branches = [branch for branch in going if branch[depth] == token_id]
         token_ids.append(token_id)
-        kinds.append(kind)
-        parents.append(parent)
-        go_on(late, len(token_ids) - 1, depth + 1, sides, agreeing)
-    is_chain = parents == list(range(-1, len(parents) - 1))
-    return Guesses(token_ids=token_ids, kinds=kinds, parents=() if is_chain else parents)
+        kinds.append(_kind(match + depth, len(branches), len(going)))
+    if len(branches) == 1:
+        rest = branches[0][len(token_ids) :].tolist()
+        kinds += [_kind(match + len(token_ids) + more, 1, 1) for more in range(len(rest))]
+        token_ids += rest
+    return Guesses(token_ids=token_ids, kinds=kinds)
 
 
-_Next: TypeAlias = "tuple[int, int, int, int, int, int, int, list[array[int]]]"
-"""(turn, order, parent, depth, steps to the side, kind, token, branches): a guess that waits."""
-
-
-def _kind(match: int, num_agreeing: int, num_branches: int, sides: int) -> int:
-    agreement = 0 if num_branches == 1 else 1 + (num_agreeing == num_branches)
-    side = min(sides, SIDE_CLASSES - 1)
-    return (min(match, MATCH_CLASSES) * 3 + agreement) * SIDE_CLASSES + side
+def _kind(match: int, num_agreeing: int, num_going: int) -> int:
+    """By the length of the match and by how many of several matches agree."""
+    agreement = 0 if num_going == 1 else 1 + (num_agreeing == num_going)
+    return min(match, MATCH_CLASSES) * 3 + agreement

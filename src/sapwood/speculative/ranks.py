@@ -8,8 +8,10 @@ from sapwood.speculative.interface import NO_GUESSES, Guesses
 
 
 class BroughtDraft:
-    """The guesses that the last step of one request brought. The first of them are one kind, the
-    second are another, and so on."""
+    """The guesses that the last step of one request brought.
+
+    They are all of one kind, so that what the first guesses show tells whether it is worth guessing
+    farther; a kind for each depth would have to be tried before anything is known of it."""
 
     def __init__(self) -> None:
         self._guesses: list[int] = []
@@ -24,9 +26,7 @@ class BroughtDraft:
 
     def propose(self, most: int) -> Guesses:
         token_ids = self._guesses[: max(most, 0)]
-        return (
-            Guesses(token_ids=token_ids, kinds=range(len(token_ids))) if token_ids else NO_GUESSES
-        )
+        return Guesses(token_ids=token_ids, kinds=[0] * len(token_ids)) if token_ids else NO_GUESSES
 
     def close(self) -> None:
         """Nothing is kept for other requests."""

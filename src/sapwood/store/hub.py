@@ -61,12 +61,12 @@ def choose_files(
     if spec.file is not None:
         return (*sidecars, *_parts_of(label, spec.file, names))
     if load_format == ADAPTER:
-        weights = next((name for name in ADAPTER_WEIGHTS if name in top), None)
-        if weights is None or ADAPTER_CONFIG not in top:
+        tensors = next((name for name in ADAPTER_WEIGHTS if name in top), None)
+        if tensors is None or ADAPTER_CONFIG not in top:
             raise ModelSourceError(
                 f"{label} is no LoRA adapter: it needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS[0]}"
             )
-        return ADAPTER_CONFIG, weights
+        return ADAPTER_CONFIG, tensors
     if load_format == "dummy":
         return tuple(sidecars)
     weight_format = _choose_format(label, top, load_format)

@@ -33,6 +33,10 @@ SYSTEM_ROLES = ("system", "developer")
 
 _ALIASES = {"llama-3-instruct": "llama-3", "gemma-it": "gemma", "vicuna_v1.1": "vicuna"}
 
+OWN_TEMPLATES = {"DeepseekV32ForCausalLM": "deepseek-v3.2"}
+"""Architectures whose checkpoints come with code instead of a template -> the built-in that writes
+the same prompts."""
+
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 _ANY_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
@@ -107,11 +111,22 @@ class ChatTemplate:
         return places_of(render, mentions_tools=mentions_tools)
 
     @classmethod
-    def of_model(cls, tokenizer: Tokenizer, *, override: str | None = None) -> ChatTemplate | None:
-        """The template of `--chat-template`, or else the tokenizer's own; None if it has none.
+    def of_model(
+        cls,
+        tokenizer: Tokenizer,
+        *,
+        override: str | None = None,
+        architectures: Sequence[str] = (),
+    ) -> ChatTemplate | None:
+        """The template of `--chat-template`, or else the tokenizer's own, or else that of the
+        architecture; None if there is none.
 
         override  a built-in name, a file, or the jinja text itself
         """
+        if override is None and tokenizer.chat_template is None:
+            override = next(
+                (OWN_TEMPLATES[one] for one in architectures if one in OWN_TEMPLATES), None
+            )
         if override is not None:
             return cls(template_source(override), special_tokens=tokenizer.special_tokens)
         if tokenizer.chat_template is None:

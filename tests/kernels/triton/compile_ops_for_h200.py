@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
 from sapwood.kernels.sampling_settings import SamplingSettings
+from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.triton.ops import TritonKernels
 from tests.kernels.test_coded import random_weight as random_codes
 from tests.kernels.test_quantized import random_weight
@@ -86,6 +87,7 @@ def call_every_op() -> None:
     for bias in (None, norm):
         states, slots = torch.zeros(4, 1024, 2, dtype=bf16), torch.zeros(2, dtype=torch.int64)
         kernels.causal_conv(x, torch.zeros(1024, 3, dtype=bf16), bias, states, slots, batch)
+    call_delta_rules(kernels, batch)
     logits = torch.zeros(2, 151_936)
     kernels.argmax(logits)
     kernels.mask_logits(logits, torch.zeros(2, 4748, dtype=torch.int32), [0, 1])
@@ -105,6 +107,25 @@ def call_every_op() -> None:
         fp8 = replace(random_codes("e4m3", (256, 256, group)), rounds_inputs=True)
         kernels.pack_quantized_linear([fp8], None, bf16)(x[:, :256])
     call_experts(kernels)
+
+
+def call_delta_rules(kernels: TritonKernels, batch: AttentionBatch) -> None:
+    """With a decay per head and per channel; a convolution before, and a gated norm after."""
+    bf16, slots = torch.bfloat16, torch.zeros(2, dtype=torch.int64)
+    x, weight = torch.zeros(4, 1024, dtype=bf16), torch.zeros(1024, 4, dtype=bf16)
+    windows = torch.zeros(4, 1024, 3, dtype=bf16)
+    kernels.causal_conv(x, weight, None, windows, slots, batch, silu=True)
+    for num_shifts in (4, 4 * 128):
+        form = DeltaForm(
+            num_key_heads=2, num_heads=4, key_dim=128, value_dim=128, rate=torch.zeros(4),
+            shift=torch.zeros(num_shifts),
+        )  # fmt: skip
+        decay, write = torch.zeros(4, num_shifts, dtype=bf16), torch.zeros(4, 4, dtype=bf16)
+        states = torch.zeros(4, 4, 128, 128)
+        kernels.gated_delta_rule(x, decay, write, form, states, slots, batch)
+    for norm_first in (True, False):
+        norm = GatedNormForm(group=128, eps=1e-6, norm_first=norm_first, logistic=norm_first)
+        kernels.gated_rms_norm(x, x, x[0], norm)
 
 
 def call_experts(kernels: TritonKernels) -> None:

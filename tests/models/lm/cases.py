@@ -49,6 +49,8 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32, 
 YARN |= {"original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 0.9}
 GROUPS = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 GROUPS |= {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "n_shared_experts": 2}
+# With fewer heads, several keys would often have the score 0, and any of them could be chosen.
+SPARSE = LATENT | GROUPS | {"index_n_heads": 12, "index_head_dim": 48, "first_k_dense_replace": 1}
 
 DELTA = {
     "linear_num_key_heads": 2,
@@ -701,6 +703,32 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Glm4MoeLiteForCausalLM",
         LATENT | GROUPS | {"mlp_layer_types": ["sparse", "dense"], "n_group": 1, "topk_group": 1},
     ),
+    "deepseek_v32": ("deepseek_v32", "DeepseekV32ForCausalLM", SPARSE | {"index_topk": 16}),
+    "deepseek_v32, few keys": (
+        "deepseek_v32",
+        "DeepseekV32ForCausalLM",
+        SPARSE | {"index_topk": 4, "rope_parameters": YARN},
+    ),
+    "deepseek_v32, all keys": (
+        "deepseek_v32",
+        "DeepseekV32ForCausalLM",
+        SPARSE | {"index_topk": 80},
+    ),
+    "glm_moe_dsa": (
+        "glm_moe_dsa",
+        "GlmMoeDsaForCausalLM",
+        SPARSE
+        | {"index_topk": 16, "num_hidden_layers": 4}
+        | {"indexer_types": ["full", "shared", "full", "shared"]},
+    ),
+    "longcat_flash": (
+        "longcat_flash",
+        "LongcatFlashForCausalLM",
+        LATENT
+        | {"num_layers": 2, "num_hidden_layers": 4, "head_dim": 32, "ffn_hidden_size": 72}
+        | {"expert_ffn_hidden_size": 40, "n_routed_experts": 6, "zero_expert_num": 3}
+        | {"moe_topk": 4, "routed_scaling_factor": 1.5},
+    ),
     "iquestcoder": ("iquestcoder", "IQuestCoderForCausalLM", {}),
     "persimmon": ("persimmon", "PersimmonForCausalLM", {"hidden_size": 192}),
     "seed_oss": ("seed_oss", "SeedOssForCausalLM", {"attention_out_bias": True, "mlp_bias": True}),
@@ -730,6 +758,11 @@ OP_BY_OP = {
             "deepseek_v3",
             "deepseek_v3, one group",
             "glm4_moe_lite",
+            "deepseek_v32",
+            "deepseek_v32, few keys",
+            "deepseek_v32, all keys",
+            "glm_moe_dsa",
+            "longcat_flash",
             "kimi_linear",
         ),
         "latent attention",

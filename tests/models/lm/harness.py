@@ -140,7 +140,11 @@ def make_kv_caches(
         if heads is None or heads.source is not None:
             caches.append(states.get(layer, ()))
         elif config.latent is not None:
-            caches.append((full_of_nan(1, config.latent.row),))
+            widths = [config.latent.row]
+            if layer in config.index_layers:
+                widths.append(config.index_width)
+            for _ in range(config.attentions_per_layer):
+                caches.append(tuple(full_of_nan(1, width) for width in widths))
         else:
             kept = (heads.num_kv_heads, heads.head_dim)
             caches.append((full_of_nan(*kept), full_of_nan(*kept)))

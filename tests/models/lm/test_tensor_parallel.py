@@ -56,6 +56,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12}
+        | {"linear_value_head_dim": 20, "head_dim": 32}
+        | {"layer_types": ["linear_attention", "full_attention"]},
+    ),
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", {}),
     "phi3": ("phi3", "Phi3ForCausalLM", {"pad_token_id": None}),
     "cohere": ("cohere", "CohereForCausalLM", {"use_qk_norm": True, "logit_scale": 1.0}),

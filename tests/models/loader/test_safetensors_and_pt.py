@@ -169,10 +169,10 @@ def test_the_format_is_detected(sharded):
     assert detect_format(sharded.path) == sharded.weight_format
 
 
-def test_only_the_rows_that_a_rank_places_are_read(tmp_path):
+def test_only_the_rows_and_columns_that_a_rank_places_are_read(tmp_path):
     whole = {
         "rows": torch.arange(24.0).view(6, 4),
-        "columns": torch.ones(2, 6),
+        "columns": torch.arange(12.0).view(2, 6),
         "all": torch.ones(3),
     }
     save_file(whole, tmp_path / "model.safetensors")
@@ -193,7 +193,8 @@ def test_only_the_rows_that_a_rank_places_are_read(tmp_path):
         )
     )
     assert weights["rows"].shape == (3, 4)
-    assert sum(read) == 4 * (12 + 12 + 3)
+    assert weights["columns"].shape == (2, 3)
+    assert sum(read) == 4 * (12 + 6 + 3)
     load_weights(model, weights.items())
     assert torch.equal(placed["rows"], whole["rows"][2:5])
     assert torch.equal(placed["columns"], whole["columns"][:, 3:])

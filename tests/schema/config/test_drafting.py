@@ -17,7 +17,6 @@ from tests.schema.config.test_resolve import CPU, MODEL
             {"speculative_algorithm": "NGRAM", "speculative_num_steps": 2},
             "--speculative-num-steps does nothing without",
         ),
-        ({"speculative_algorithm": "STANDALONE"}, "--speculative-draft-model-path"),
     ],
 )
 def test_options_that_do_not_go_together(values: dict[str, object], said: str) -> None:
@@ -29,3 +28,8 @@ def test_options_that_do_not_go_together(values: dict[str, object], said: str) -
 def test_at_least_one_token_is_guessed() -> None:
     with pytest.raises(ConfigError, match="--speculative-num-steps is 0"):
         DraftingConfig(speculative_num_steps=0)
+
+
+def test_trees_are_refused() -> None:
+    with pytest.raises(ConfigError, match="trees of guesses are not implemented"):
+        DraftingConfig(speculative_eagle_topk=4)

@@ -332,4 +332,8 @@ def test_when_steps_with_guesses_overlap_is_said():
     _, decisions = resolve(asked, CPU, MODEL)
     assert reasons(decisions)["overlap_depth"].startswith("asked for; with guesses, steps overlap")
     _, decisions = resolve(EngineConfig(speculation=guessing), CPU, MODEL)
+    assert "both measured" in reasons(decisions)["speculative_num_draft_tokens"]
+    fixed = replace(guessing, disable_speculative_adaptation=True)
+    _, decided = resolve(EngineConfig(speculation=fixed), CPU, MODEL)
+    assert "speculative_num_draft_tokens" not in reasons(decided)
     assert "guesses" not in reasons(decisions)["overlap_depth"]

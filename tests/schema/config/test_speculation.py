@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CacheGroup, CacheKind, CacheTensor
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.resolve import resolve
 from sapwood.schema.config.speculation import SpeculationConfig
@@ -35,25 +34,14 @@ def test_what_is_refused(values, said):
     assert said in caught.value.message
 
 
-STATES = CacheGroup(kind=CacheKind.STATE, layers=(30,), tensors={"conv": CacheTensor((64, 2))})
 ASKED = EngineConfig(speculation=SpeculationConfig(speculative_algorithm="NGRAM"))
 
 
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        (replace(MODEL, whole_prompts=True), "is an encoder"),
-        (
-            replace(MODEL, cache=(*MODEL.cache, STATES)),
-            "keep a state, which cannot go back",
-        ),
-    ],
-)
-def test_models_that_cannot_go_back_are_named(model, said):
+def test_encoders_have_no_tokens_to_guess():
     with pytest.raises(ConfigError) as caught:
-        resolve(ASKED, CPU, model)
-    assert said in caught.value.message
-    assert model.name in caught.value.message
+        resolve(ASKED, CPU, replace(MODEL, whole_prompts=True))
+    assert "is an encoder" in caught.value.message
+    assert MODEL.name in caught.value.message
 
 
 def test_other_models_are_fine():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.base.errors import ConfigError
 from sapwood.convert.options import ConvertOptions
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.model import ModelConfig
@@ -30,6 +31,12 @@ EXECUTION_OPTIONS = ("device", "num_threads", "kernels")
     help="Leave linear layers as they are whose name this matches from its beginning; may be given "
     "several times. The output layer and the embedding always stay.",
 )
+@click.option(
+    "--merge-lora",
+    metavar="ADAPTER",
+    help="Merge a LoRA adapter into the weights, and convert nothing: ADAPTER is a folder, a "
+    "catalogue name or a hub repository. The result can be converted afterwards.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be made, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace a model that is at OUTPUT.")
 @config_options(
@@ -42,11 +49,12 @@ def convert(
     name: str,
     output: Path,
     ignore: tuple[str, ...],
+    merge_lora: str | None,
     dry_run: bool,
     force: bool,
     asked: Asked,
 ) -> None:
-    """Write a model with its linear layers in fewer bits.
+    """Write a model with its linear layers in fewer bits, or with a LoRA adapter merged.
 
     NAME is a catalogue name, a hub repository (owner/name) or a path; OUTPUT is the directory to
     make, in a format that sapwood, vLLM and transformers read. It has the tokenizer and chat
@@ -56,10 +64,30 @@ def convert(
     options = asked.build(ConvertOptions)
     from rich.console import Console
 
-    from sapwood.app.converting import estimate, prepare, run
+    from sapwood.app.converting import estimate, merge_adapter, prepare, run
     from sapwood.store.terminal import TerminalProgress, in_minutes
 
     progress = TerminalProgress(Console(stderr=True), lines=True)
+    if merge_lora is not None:
+        if options != ConvertOptions() or ignore or dry_run:
+            raise ConfigError(
+                "--merge-lora converts nothing, so options of conversions have no effect; merge "
+                "first, then convert the result"
+            )
+        merged = merge_adapter(
+            asked.with_model(name).engine(),
+            merge_lora,
+            output.expanduser().absolute(),
+            force=force,
+            home=home(environment()),
+            progress=progress,
+        )
+        untied = ", which has an output layer of its own now" if merged.is_untied else ""
+        click.echo(
+            f"wrote {output}{untied}: {merged.num_layers} layers changed, "
+            f"{merged.num_bytes / 1e6:.1f} MB"
+        )
+        return
     job = prepare(
         asked.with_model(name).engine(),
         options,

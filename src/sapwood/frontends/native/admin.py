@@ -31,7 +31,11 @@ def health(services: Services) -> Response:
     reason = services.engine.unavailable_reason
     if reason is not None:
         raise EngineUnavailable(f"not healthy: {reason}")
-    return json_response({"status": "ok"})
+    ranks = [
+        {"rank": facts.rank, "stage": facts.stage, "device": facts.device}
+        for facts in services.engine.info.ranks
+    ]
+    return json_response({"status": "ok", "ranks": ranks} if ranks else {"status": "ok"})
 
 
 async def health_generate(request: Request, services: Services) -> Response:
@@ -82,6 +86,7 @@ async def server_info(services: Services) -> dict[str, object]:
         "max_req_input_len": info.context_length,
         "internal_states": await _internal_states(services),
         "notes": [*info.notes, *map(str, services.formats.decisions)],
+        "ranks": msgspec.to_builtins(info.ranks),
     }
 
 

@@ -46,7 +46,10 @@ class ReasoningAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HealthAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """`ranks` has the rank, the stage and the device of each, if several compute the model."""
+
     status: str
+    ranks: list[dict[str, Any]] = []
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +64,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer also has every resolved option, each under its own name."""
+    """The answer also has every resolved option, each under its own name.
+
+    `ranks` tells of each rank where it runs and what it loaded, if several compute the model."""
 
     version: str
     model_path: str
@@ -72,6 +77,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_req_input_len: int
     internal_states: list[dict[str, Any]]
     notes: list[str]
+    ranks: list[dict[str, Any]] = []
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.services import Services
 from sapwood.http.errors import json_response
 from sapwood.observe.history import PERCENTILES
-from sapwood.observe.metrics import memory_by_owner
+from sapwood.observe.metrics import memory_by_owner, units_by_owner
 
 
 async def figures_json(request: Request, services: Services, figures: EngineFigures) -> Response:
@@ -44,9 +44,20 @@ def _memory(figures: EngineFigures) -> dict[str, Any]:
     cpu = {"api": time.process_time()}
     status, constants = figures.status, figures.constants
     if status is None or constants is None:
-        return {"memory": {}, "resident_bytes": resident, "cpu_seconds": cpu, "kv": None}
+        return {
+            "memory": {},
+            "pools": [],
+            "resident_bytes": resident,
+            "cpu_seconds": cpu,
+            "kv": None,
+        }
     return {
         "memory": dict(memory_by_owner(status, constants)),
+        "pools": [
+            {"name": pool.name}
+            | {owner: number * pool.unit_bytes for owner, number in units_by_owner(pool, use)}
+            for pool, use in zip(constants.pools, status.pools, strict=True)
+        ],
         "resident_bytes": resident | {"engine": status.resident_bytes},
         "cpu_seconds": cpu | {"engine": status.cpu_seconds},
         "kv": {

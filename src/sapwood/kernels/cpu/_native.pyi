@@ -17,6 +17,14 @@ class Context:
     threads: int
     def __init__(self, isa: str, threads: int) -> None: ...
 
+class SharedSums:
+    def __init__(self, memory: int, rank: int, ranks: int, capacity: int, /) -> None: ...
+    @staticmethod
+    def bytes(ranks: int, capacity: int, /) -> int: ...
+    def add_up(self, dtype: int, x: int, n: int, /) -> None: ...
+    def gather(self, x: int, out: int, rows: int, row_bytes: int, /) -> None: ...
+    def stop(self) -> None: ...
+
 class AttentionPlan:
     num_tokens: int
     def __init__(
@@ -52,6 +60,7 @@ class AttentionPlan:
         soft_cap: float,
         sinks: int,
         alibi: int,
+        value_dim: int,
         /,
     ) -> None: ...
     def prepare(self, window: int, /) -> None: ...
@@ -66,6 +75,22 @@ _Columns = tuple[int, int, int]
 _Delta = tuple[int, int, int, int, bool, int, int, float, float]
 _States = tuple[int, int, int, int]
 _Scan = tuple[int, int, int, int, bool, int, int, int, float, float]
+
+class HeadProducts:
+    def __init__(self, weights: list[LinearWeight], /) -> None: ...
+    def run(
+        self,
+        context: Context,
+        dtype: int,
+        x: int,
+        x_token: int,
+        x_head: int,
+        out: int,
+        out_token: int,
+        out_head: int,
+        tokens: int,
+        /,
+    ) -> None: ...
 
 class RecordedStep:
     """Places are indices into `widths`; see csrc/step.h."""

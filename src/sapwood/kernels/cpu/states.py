@@ -107,13 +107,15 @@ def gated_delta_rule(
     query_start, context_len, num_requests = lengths_of(batch)
     check_indices(slots, "slots", num_requests)
     widths = (form.num_channels, form.shift.shape[0], form.num_heads)
-    rows = [_with_whole_rows(x) for x in (qkv, decay, write)]
-    for x, width, name in zip(rows, widths, ("qkv", "decay", "write"), strict=True):
+    qkv, decay, write = (_with_whole_rows(x) for x in (qkv, decay, write))
+    for x, width, name in zip((qkv, decay, write), widths, ("qkv", "decay", "write"), strict=True):
         if x.shape != (num_tokens, width) or x.dtype != qkv.dtype:
             raise ValueError(f"{name} {describe(x)} must be [{num_tokens}, {width}] of {qkv.dtype}")
     out = qkv.new_empty(num_tokens, form.out_size)
     _native.gated_delta_rule(
-        context, dtype, *((x.data_ptr(), 0, x.stride(0)) for x in rows), delta_tuple(form),
+        context, dtype, (qkv.data_ptr(), 0, qkv.stride(0)),
+        (decay.data_ptr(), 0, decay.stride(0)), (write.data_ptr(), 0, write.stride(0)),
+        delta_tuple(form),
         states_tuple(states, (form.num_heads, form.key_dim, form.value_dim)), slots.data_ptr(),
         query_start, context_len, num_requests, num_tokens, out.data_ptr(),
     )  # fmt: skip

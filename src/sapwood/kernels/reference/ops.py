@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -209,6 +209,36 @@ class ReferenceKernels:
     ) -> Tensor:
         return self.paged_attention(q, cache, cache, batch, scale)[..., :rank]
 
+    def choose_keys(
+        self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int
+    ) -> Tensor:
+        found = torch.full((q.shape[0], num_chosen), -1, dtype=torch.int64, device=q.device)
+        for row, request, position in _tokens(batch):
+            pages = batch.page_table[request].long()
+            keys = _pages_of(cache, pages, q)[:, 0].flatten(0, 1)[: position + 1].float()
+            score = (weights[row, :, None] * (q[row].float() @ keys.T).relu()).sum(dim=0)
+            best = score.topk(min(num_chosen, position + 1)).indices.sort().values
+            found[row, : len(best)] = best
+        return found
+
+    def sparse_latent_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        rank: int,
+        chosen: Tensor,
+    ) -> Tensor:
+        out = q.new_empty(q.shape[0], q.shape[1], rank)
+        for row, request, _ in _tokens(batch):
+            pages = batch.page_table[request].long()
+            all_keys = _pages_of(cache, pages, q)[:, 0].flatten(0, 1)
+            keys = all_keys[chosen[row][chosen[row] >= 0]].float()
+            weights = (q[row].float() @ keys.T * scale).softmax(dim=-1)
+            out[row] = (weights @ keys[:, :rank]).to(q.dtype)
+        return out
+
     def pack_heads(self, weight: Tensor) -> PackedHeads:
         return _HeadProducts(weight)
 
@@ -400,6 +430,17 @@ class ReferenceKernels:
 
     def set_num_threads(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+
+
+def _tokens(batch: AttentionBatch) -> Iterator[tuple[int, int, int]]:
+    """(row, request, position) of each new token."""
+    row = 0
+    for request, (num_new, length) in enumerate(
+        zip(batch.query_lens, batch.context_lens, strict=True)
+    ):
+        for position in range(length - num_new, length):
+            yield row, request, position
+            row += 1
 
 
 def _pages_of(cache: Tensor, pages: Tensor, q: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def gated_delta_rule(
         state = torch.zeros_like(states[slot]) if num_new == length else states[slot]
         state = state.float()
         for token in range(start, start + num_new):
-            q, k, v = qkv[token].float().split((size, size, form.out_size))
+            q, k, v = qkv[token].float().tensor_split((size, 2 * size))
             for head in range(form.num_heads):
                 key_head = head // repeats
                 query = _of_length_1(q.view(-1, form.key_dim)[key_head], form.eps)

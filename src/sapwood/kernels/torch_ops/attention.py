@@ -124,7 +124,9 @@ class PagedAttention:
     ) -> Tensor:
         _, num_kv_heads, page_size, head_dim = key_cache.shape
         shape = _Shape(q.shape[1], num_kv_heads, page_size, head_dim)
-        key = f"torch {shape.num_heads} {num_kv_heads} {head_dim} {q.dtype} {traits.window}"
+        # Groups of layers may share pages that are of different size in each.
+        sizes = f"{shape.num_heads} {num_kv_heads} {head_dim} {key_cache.stride(0)}"
+        key = f"torch {sizes} {q.dtype} {traits.window}"
         plan = cast("_Plan | None", batch.cache.get(key))
         if plan is None:
             plan = batch.cache[key] = self._plan(shape, q, key_cache, batch, traits.window)

@@ -27,7 +27,7 @@ def gated_delta_rule(
     """As Kernels.gated_delta_rule. Reads no tensor on the host."""
     q, k, v = _heads(qkv, form)
     logs = -F.softplus(decay.float() + form.shift)
-    logs = logs.unflatten(-1, (form.num_heads, -1)) * form.rate[:, None]  # [T, H, 1 or key_dim]
+    logs = logs.view(len(qkv), form.num_heads, -1) * form.rate[:, None]  # [T, H, 1 or key_dim]
     writes = form.write_scale * torch.sigmoid(write.float())
     num_new = batch.query_start[1:] - batch.query_start[:-1]
     begins = (batch.context_len == num_new).view(-1, 1, 1, 1)
@@ -43,7 +43,12 @@ def gated_delta_rule(
         for begin in range(start, start + length, size):
             own = slice(begin, min(begin + size, start + length))
             state[request], out[own] = _chunk(
-                *(x[own].transpose(0, 1) for x in (q, k, v, logs)), writes[own].T, state[request]
+                q[own].transpose(0, 1),
+                k[own].transpose(0, 1),
+                v[own].transpose(0, 1),
+                logs[own].transpose(0, 1),
+                writes[own].T,
+                state[request],
             )
         start += length
     states.index_copy_(0, slots, state.to(states.dtype))
@@ -53,11 +58,15 @@ def gated_delta_rule(
 def _heads(qkv: Tensor, form: DeltaForm) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k, v), each [T, H, its size] fp32; q and k of length 1, and q divided by a root."""
     size = form.num_key_heads * form.key_dim
-    q, k, v = qkv.float().split((size, size, form.out_size), dim=-1)
+    q, k, v = qkv.float().tensor_split((size, 2 * size), dim=-1)
     repeats = form.num_heads // form.num_key_heads
-    q, k = (_of_length_1(x.unflatten(-1, (-1, form.key_dim)), form.eps) for x in (q, k))
-    q, k = (x.repeat_interleave(repeats, dim=1) for x in (q * form.key_dim**-0.5, k))
-    return q, k, v.unflatten(-1, (-1, form.value_dim))
+    q, k = (
+        _of_length_1(x.reshape(len(qkv), -1, form.key_dim), form.eps).repeat_interleave(
+            repeats, dim=1
+        )
+        for x in (q, k)
+    )
+    return q * form.key_dim**-0.5, k, v.reshape(len(qkv), -1, form.value_dim)
 
 
 def _of_length_1(x: Tensor, eps: float) -> Tensor:

@@ -27,13 +27,13 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, form: GatedNormForm)
     """As Kernels.gated_rms_norm."""
     if x.shape[1] % form.group:
         raise ValueError(f"{x.shape[1]} columns are no groups of {form.group}")
-    wide, gates = x.float(), gate.float()
+    wide, gates = x.float().contiguous(), gate.float()
     factor = torch.sigmoid(gates) if form.logistic else F.silu(gates)
     if not form.norm_first:
         wide = wide * factor
-    groups = wide.unflatten(-1, (-1, form.group))
+    groups = wide.view(x.shape[0], -1, form.group)
     normed = groups * torch.rsqrt(groups.square().mean(dim=-1, keepdim=True) + form.eps)
-    out = normed.flatten(-2) * weight.float()
+    out = normed.view(x.shape) * weight.float()
     return (out * factor if form.norm_first else out).to(x.dtype)
 
 

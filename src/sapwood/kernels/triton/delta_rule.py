@@ -67,8 +67,9 @@ def _scan(
         shift = tl.load(shift_ptr + head * KEY_DIM + key, mask=is_key, other=0.0)
     else:
         shift = tl.load(shift_ptr + head + key * 0)
-    for token in range(start, end):
-        row = token.to(tl.int64)
+    first = start.to(tl.int64)
+    for index in range(end - start):
+        row = first + index
         of_q = qkv_ptr + row * qkv_stride + head // repeats * KEY_DIM + key
         q = tl.load(of_q, mask=is_key, other=0.0).to(tl.float32)
         k = tl.load(of_q + num_keys, mask=is_key, other=0.0).to(tl.float32)

@@ -33,7 +33,12 @@ from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
-from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
+from sapwood.kernels.torch_ops.latent import (
+    HeadProducts,
+    choose_keys,
+    norm_rope_write_latent,
+    sparse_latent_attention,
+)
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.routing import route
@@ -148,6 +153,22 @@ class TritonKernels:
         self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
     ) -> Tensor:
         return _TORCH.latent_attention(q, cache, batch, scale, rank)
+
+    def choose_keys(
+        self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int
+    ) -> Tensor:
+        return choose_keys(q, weights, cache, batch, num_chosen)
+
+    def sparse_latent_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        rank: int,
+        chosen: Tensor,
+    ) -> Tensor:
+        return sparse_latent_attention(q, cache, batch, scale, rank, chosen)
 
     def pack_heads(self, weight: Tensor) -> PackedHeads:
         return HeadProducts(weight)

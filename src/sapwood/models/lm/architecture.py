@@ -32,6 +32,8 @@ from sapwood.layers.rope_config import ROPE_BY_KIND, RopeConfig, parted_by_kind
 from sapwood.layers.rotary import cos_sin_table, unrotated
 from sapwood.layers.streams import Streams
 from sapwood.models.config import SLIDING, DecoderConfig
+from sapwood.models.drafts.head import Combination, projection
+from sapwood.models.hf_fields import integer
 
 FROM_GGUF = "gguf_projections"
 """The field of a config.json that was made of a GGUF file (store/gguf_config): whether projections
@@ -125,6 +127,16 @@ class Architecture:
     @property
     def is_from_gguf(self) -> bool:
         return FROM_GGUF in self.config.hf
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        """The model with one layer more, the one by which its checkpoint predicts further tokens;
+        None: it has no such layer, or it is not implemented."""
+        return None
+
+    def predictor(self) -> Combination:
+        """The draft head whose layer is the last of `with_predictor`'s model, which this is."""
+        raise NotImplementedError(f"{self.config.architecture} has no with_predictor")
 
     def rebuilt(self, build: Build) -> Architecture:
         """The same architecture for another build on the same device."""
@@ -267,6 +279,31 @@ class Architecture:
         size = size or self.config.hidden_size
         return LayerNorm(self.build, size, eps=self.config.norm_eps, bias=bias, **details)
 
+    def next_layer(self, *, norm: str) -> Combination:
+        """A predictor as DeepSeek has it, in a layer after the last one.
+
+        norm  name of the norm of its outcome, within the layer"""
+        index, size = self.config.num_layers - 1, self.config.hidden_size
+        prefix = self.names.layer(index)
+        return Combination(
+            projection=projection(self.build, f"{prefix}.eh_proj", 2 * size, size, bias=False),
+            embedding_norm=self.named_norm(f"{prefix}.enorm"),
+            state_norm=self.named_norm(f"{prefix}.hnorm"),
+            layers={prefix: self.layer(index)},
+            norm=self.named_norm(f"{prefix}.{norm}"),
+        )
+
+    def mtp_layer(self) -> Combination:
+        """A predictor as Qwen has it, beside the model."""
+        size = self.config.hidden_size
+        return Combination(
+            projection=projection(self.build, "mtp.fc", 2 * size, size, bias=False),
+            embedding_norm=self.named_norm("mtp.pre_fc_norm_embedding"),
+            state_norm=self.named_norm("mtp.pre_fc_norm_hidden"),
+            layers={"mtp.layers.0": self.layer(self.config.num_layers - 1)},
+            norm=self.named_norm("mtp.norm"),
+        )
+
     def named_norm(self, name: str) -> NamedNorm:
         return NamedNorm(name, self.norm())
 
@@ -310,6 +347,14 @@ class Architecture:
                 device=self.build.device,
             )
         return self._tables[key]
+
+
+def one_layer_more(config: DecoderConfig, *, count_field: str) -> DecoderConfig | None:
+    """The config with another layer of the usual kind; None unless a field of config.json says that
+    the checkpoint has one to predict further tokens."""
+    if integer(config.hf, count_field, default=0) < 1:
+        return None
+    return replace(config, num_layers=config.num_layers + 1)
 
 
 def heads_of(config: DecoderConfig, layer: int) -> HeadLayout:

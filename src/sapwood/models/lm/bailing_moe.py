@@ -11,14 +11,15 @@ from sapwood.layers.heads import QkvForm
 from sapwood.layers.layer import Mixer
 from sapwood.layers.mlp import GatedMLP
 from sapwood.models.config import DecoderConfig, ExpertsConfig
+from sapwood.models.drafts.head import Combination
 from sapwood.models.hf_fields import integer, number, switch
-from sapwood.models.lm.architecture import Architecture, Names
+from sapwood.models.lm.architecture import Architecture, Names, one_layer_more
 from sapwood.models.lm.mixture import MixtureArchitecture
 
 
 class BailingMoeForCausalLM(MixtureArchitecture):
     """Llama's attention with one projection to queries, keys and values; some experts are shared.
-    The layers that predict further tokens are not used."""
+    The layer that predicts further tokens is used for drafts alone."""
 
     absent: ClassVar = {"norm_topk_prob": True}
     names = Names(embedding="model.word_embeddings", mixer="attention")
@@ -46,6 +47,13 @@ class BailingMoeForCausalLM(MixtureArchitecture):
             shared_size=shared * integer(hf, "num_shared_experts", default=0),
             dense_layers=tuple(range(integer(hf, "first_k_dense_replace", default=0))),
         )
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        return one_layer_more(config, count_field="num_nextn_predict_layers")
+
+    def predictor(self) -> Combination:
+        return self.next_layer(norm="final_layernorm")
 
     def mixer(self, index: int) -> Mixer:
         hf = self.config.hf

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.layers.build import Build
+from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import Stream, summed
 from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.config import DecoderConfig
-from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.architecture import Architecture, Names
 from sapwood.models.registry import decoder_class
 from sapwood.models.text_part import IS_TEXT_PART, OTHER_TENSORS, text_name
 
@@ -39,13 +42,36 @@ class Decoder:
         tied = self._embedding if self.config.tie_word_embeddings else None
         self._lm_head = architecture.head(tied)
 
+    @property
+    def tensor_names(self) -> Names:
+        """The names of the model's parts in the checkpoint."""
+        return self._names
+
     @staticmethod
     def of(config: DecoderConfig, build: Build) -> Decoder:
         """A decoder of the architecture that the config names."""
         return Decoder(decoder_class(config.architecture)(config, build))
 
+    @property
+    def embedding(self) -> VocabEmbedding:
+        """Which a draft head may share."""
+        return self._embedding
+
+    @property
+    def lm_head(self) -> LMHead:
+        """Which a draft head may share."""
+        return self._lm_head
+
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Hidden states after the last norm, [T, hidden]; writes every layer's KV."""
+        return self.forward_capturing(batch, ())[0]
+
+    def forward_capturing(
+        self, batch: ForwardBatch, layers: Collection[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(as `forward`, the hidden states [T, hidden] that enter each of `layers`, in the order of
+        the model's layers)"""
+        captured: list[Tensor] = []
         x = self._embedding(batch.token_ids)
         if batch.embeds is not None:
             x = x.index_copy(0, batch.embeds.at, batch.embeds.vectors.to(x.dtype))
@@ -56,12 +82,14 @@ class Decoder:
         if self._embedding_norm is not None:
             x = self._embedding_norm(x)
         residual: Tensor | None = None
-        for layer in self._layers:
+        for index, layer in enumerate(self._layers):
+            if index in layers:
+                captured.append(summed(x, residual))
             x, residual = layer(x, residual, batch)
         if self._norm is None:
             assert self._streams is not None
-            return self._streams.closed(summed(x, residual))
-        return self._norm(x) if residual is None else self._norm.add(x, residual)[0]
+            return self._streams.closed(summed(x, residual)), captured
+        return self._norm(x) if residual is None else self._norm.add(x, residual)[0], captured
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab], in fp32"""

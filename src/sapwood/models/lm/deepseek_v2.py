@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.routing import Routing
-from sapwood.models.config import ExpertsConfig
+from sapwood.models.config import DecoderConfig, ExpertsConfig
+from sapwood.models.drafts.head import Combination
 from sapwood.models.hf_fields import integer, number, switch
-from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.architecture import Architecture, one_layer_more
 from sapwood.models.lm.grouped_mixture import GroupedMixture
 from sapwood.models.lm.latent import InterleavedByField, LatentArchitecture
 
@@ -43,7 +44,7 @@ class DeepseekV2ForCausalLM(LatentArchitecture, GroupedMixture):
 
 
 class DeepseekV3ForCausalLM(InterleavedByField, GroupedMixture):
-    """Latent attention; the layer that predicts further tokens is not used."""
+    """Latent attention; the layer that predicts further tokens is used for drafts alone."""
 
     absent: ClassVar = {
         "norm_topk_prob": True,
@@ -56,3 +57,10 @@ class DeepseekV3ForCausalLM(InterleavedByField, GroupedMixture):
     @property
     def ignorable(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*Architecture.ignorable, f"model.layers.{self.config.num_layers}.*")
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        return one_layer_more(config, count_field="num_nextn_predict_layers")
+
+    def predictor(self) -> Combination:
+        return self.next_layer(norm="shared_head.norm")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from sapwood.kernels.routing import Routing
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.mlp import GatedMLP
 from sapwood.models.config import DecoderConfig, ExpertsConfig
+from sapwood.models.drafts.head import Combination, projection
 from sapwood.models.hf_fields import integer, number, switch
-from sapwood.models.lm.architecture import Architecture
+from sapwood.models.lm.architecture import Architecture, one_layer_more
 from sapwood.models.lm.ernie4_5 import Ernie4_5ForCausalLM
 from sapwood.models.lm.mixture import MixtureArchitecture
 
 
 class Ernie4_5_MoeForCausalLM(MixtureArchitecture, Ernie4_5ForCausalLM):  # noqa: N801 as there
     """ERNIE 4.5's attention; a softmax over all experts, and a correction bias for their choice.
-    The layer that predicts further tokens is not used."""
+    The layer that predicts further tokens, which is dense, is used for drafts alone."""
 
     absent: ClassVar = {
         **{name: value for name, value in Ernie4_5ForCausalLM.absent.items() if name != "head_dim"},
@@ -62,3 +64,23 @@ class Ernie4_5_MoeForCausalLM(MixtureArchitecture, Ernie4_5ForCausalLM):  # noqa
 
     def head(self, tied: VocabEmbedding | None, **details: Any) -> LMHead:
         return super().head(tied, bias=switch(self.config.hf, "use_bias"), **details)
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        found = one_layer_more(config, count_field="num_nextn_predict_layers")
+        if found is None or found.experts is None:
+            return found
+        dense = (*found.experts.dense_layers, config.num_layers)
+        return replace(found, experts=replace(found.experts, dense_layers=dense))
+
+    def predictor(self) -> Combination:
+        size, has_bias = self.config.hidden_size, switch(self.config.hf, "use_bias")
+        return Combination(
+            projection=projection(
+                self.build, "model.mtp_linear_proj.0", 2 * size, size, bias=has_bias
+            ),
+            embedding_norm=self.named_norm("model.mtp_emb_norm.0"),
+            state_norm=self.named_norm("model.mtp_hidden_norm.0"),
+            drops_first=True,
+            layers={"model.mtp_block.0": self.layer(self.config.num_layers - 1)},
+        )

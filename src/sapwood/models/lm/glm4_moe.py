@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 from sapwood.layers.layer import Mixer
-from sapwood.models.lm.architecture import Architecture
+from sapwood.models.config import DecoderConfig
+from sapwood.models.drafts.head import Combination
+from sapwood.models.lm.architecture import Architecture, one_layer_more
 from sapwood.models.lm.grouped_mixture import GroupedMixture
 
 
 class Glm4MoeForCausalLM(GroupedMixture):
     """Norms over each q and k head where the config says so; the layer that predicts further tokens
-    is not used."""
+    is used for drafts alone."""
 
     absent: ClassVar = {
         **GroupedMixture.absent,
@@ -32,3 +34,10 @@ class Glm4MoeForCausalLM(GroupedMixture):
             qk_norm=norms,
             eps=self.config.norm_eps,
         )
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        return one_layer_more(config, count_field="num_nextn_predict_layers")
+
+    def predictor(self) -> Combination:
+        return self.next_layer(norm="shared_head.norm")

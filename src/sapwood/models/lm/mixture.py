@@ -81,7 +81,7 @@ class MixtureArchitecture(Architecture):
         router = Router(
             self.build,
             hidden_size,
-            experts.num_experts,
+            experts.num_experts + experts.num_identity,
             self.routing(experts),
             name=self.router_name,
             bias=self.router_bias,
@@ -103,6 +103,7 @@ class MixtureArchitecture(Architecture):
             limit=self.limit,
             weighs_inputs=self.weighs_inputs,
             shared=shared,
+            num_identity=experts.num_identity,
             gated=self.has_gates,
             latent=self.latent(),
         )

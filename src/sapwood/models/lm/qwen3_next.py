@@ -5,6 +5,7 @@ Source: Qwen Team 2025, its model code; Yang et al. 2024, arXiv:2412.06464."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from sapwood.layers.delta import DeltaProjections
@@ -12,6 +13,7 @@ from sapwood.layers.heads import QkvForm
 from sapwood.layers.layer import Mixer
 from sapwood.layers.norm import Norm
 from sapwood.models.config import DecoderConfig, ExpertsConfig
+from sapwood.models.drafts.head import Combination
 from sapwood.models.hf_fields import integer
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.lm.delta import DeltaArchitecture, every_nth_attends
@@ -20,7 +22,8 @@ from sapwood.models.lm.mixture import MixtureArchitecture, dense_layers
 
 class GatedQwen(DeltaArchitecture):
     """Attention whose layer of queries has gates too; norms have their weights' differences from 1;
-    a quarter of each head rotates. The layers that predict further tokens are not used."""
+    a quarter of each head rotates. The layer that predicts further tokens, which has attention, is
+    used for drafts alone."""
 
     absent: ClassVar = {
         "head_dim": 256,
@@ -39,6 +42,16 @@ class GatedQwen(DeltaArchitecture):
         step = integer(found, "full_attention_interval", default=4)
         kinds = every_nth_attends(integer(found, "num_hidden_layers"), step)
         return {"layer_types": kinds, **found}
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        """Files that do not say how many such layers there are have one."""
+        if integer(config.hf, "mtp_num_hidden_layers", default=1) < 1:
+            return None
+        return replace(config, num_layers=config.num_layers + 1)
+
+    def predictor(self) -> Combination:
+        return self.mtp_layer()
 
     def norm(self, size: int | None = None) -> Norm:
         return self.rms_norm(size, adds_one=True)

@@ -128,6 +128,31 @@ def read_bytes(path: Path, offset: int, num_bytes: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
 
 
+def read_columns(
+    path: Path, offset: int, *, num_rows: int, row_bytes: int, first: int, num_bytes: int
+) -> Tensor:
+    """Bytes first .. first + num_bytes of each row of a matrix in a file, [num_rows * num_bytes]
+    uint8, in memory of their own.
+
+    Raises WeightError if the file cannot be read or ends before them."""
+    memory = _memory(num_rows * num_bytes)
+    target = memoryview(memory)
+    try:
+        with path.open("rb", buffering=0) as file:
+            for row in range(num_rows):
+                at = offset + row * row_bytes + first
+                if os.preadv(
+                    file.fileno(), [target[row * num_bytes : (row + 1) * num_bytes]], at
+                ) < (num_bytes):
+                    raise WeightError(
+                        f"{path} ends before byte {at + num_bytes}, up to which a tensor lies; "
+                        "download the model again"
+                    )
+    except OSError as error:
+        raise WeightError(f"{path} cannot be read: {error}") from error
+    return torch.frombuffer(memory, dtype=torch.uint8)[: num_rows * num_bytes]
+
+
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor in memory of its own."""
     numbers = math.prod(shape)

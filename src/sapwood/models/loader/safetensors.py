@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +10,16 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import WeightError
-from sapwood.layers.targets import Target
+from sapwood.layers.targets import Slice, Target
 from sapwood.models.loader.checkpoint import Expected, as_dtype
-from sapwood.models.loader.reading import Advance, Stored, ignore, read_ahead, read_bytes
+from sapwood.models.loader.reading import (
+    Advance,
+    Stored,
+    ignore,
+    read_ahead,
+    read_bytes,
+    read_columns,
+)
 from sapwood.store.files import ModelFiles
 from sapwood.store.safetensors_header import SafetensorsEntry, read_safetensors_header
 
@@ -46,15 +51,15 @@ def iterate(
 ) -> Iterator[tuple[str, Tensor]]:
     """As `weights.iterate_weights`; with None as dtype, every tensor in its own.
 
-    targets  by the names in the checkpoint: where a rank places some rows of a tensor only, these
-             are read and come alone, without the others
+    targets  by the names in the checkpoint: where a rank places some rows or columns of a tensor
+             only, these are read and come alone, without the others
     """
     expected = Expected(files)
     tensors: list[Stored[Tensor]] = []
     for path in files.weights:
         entries = read_safetensors_header(path)
         expected.check(path, (entry.name for entry in entries))
-        tensors += [_stored(path, _rows(entry, targets or {}), dtype) for entry in entries]
+        tensors += [_stored(path, one, dtype, _slice(one, targets or {})) for one in entries]
     return read_ahead(tensors, advance=advance)
 
 
@@ -63,38 +68,56 @@ def names(files: ModelFiles) -> list[str]:
     return [entry.name for path in files.weights for entry in read_safetensors_header(path)]
 
 
-def _rows(entry: SafetensorsEntry, targets: Mapping[str, Target]) -> SafetensorsEntry:
-    """The rows of the tensor that its target places, which lie together; or the whole tensor."""
+def _slice(entry: SafetensorsEntry, targets: Mapping[str, Target]) -> Slice | None:
+    """The part of the tensor that its target places; None: the whole tensor."""
     target = targets.get(entry.name)
-    part = None if target is None else target.part
-    if part is None or part.dim != 0 or target is None or entry.shape != target.shape:
-        return entry
-    row_bytes = entry.num_bytes // entry.shape[0]
-    return replace(
-        entry,
-        shape=(part.size, *entry.shape[1:]),
-        offset=entry.offset + part.first * row_bytes,
-        num_bytes=part.size * row_bytes,
-    )
+    if target is None or entry.shape != target.shape or len(entry.shape) > 2:
+        return None
+    return target.part
 
 
-def _stored(path: Path, entry: SafetensorsEntry, dtype: torch.dtype | None) -> Stored[Tensor]:
+def _stored(
+    path: Path, entry: SafetensorsEntry, dtype: torch.dtype | None, part: Slice | None
+) -> Stored[Tensor]:
     own = DTYPES.get(entry.dtype)
     if own is None:
         raise WeightError(
             f"{path}: tensor {entry.name} has data type {entry.dtype}, which sapwood cannot read; "
             f"known: {', '.join(DTYPES)}"
         )
+    num_bytes = entry.num_bytes
+    if part is not None:
+        num_bytes = num_bytes // entry.shape[part.dim] * part.size
     return Stored(
         name=entry.name,
-        file_bytes=entry.num_bytes,
-        num_bytes=max(entry.num_bytes, math.prod(entry.shape) * (dtype or own).itemsize),
-        read=partial(_read, path, entry, own, dtype),
+        file_bytes=num_bytes,
+        num_bytes=num_bytes // own.itemsize * max(own.itemsize, (dtype or own).itemsize),
+        read=partial(_read, path, entry, own, dtype, part),
     )
 
 
 def _read(
-    path: Path, entry: SafetensorsEntry, own: torch.dtype, dtype: torch.dtype | None
+    path: Path,
+    entry: SafetensorsEntry,
+    own: torch.dtype,
+    dtype: torch.dtype | None,
+    part: Slice | None,
 ) -> Tensor:
-    data = read_bytes(path, entry.offset, entry.num_bytes)
-    return as_dtype(data.view(own).view(entry.shape), dtype)
+    if part is None:
+        data = read_bytes(path, entry.offset, entry.num_bytes)
+        return as_dtype(data.view(own).view(entry.shape), dtype)
+    shape = list(entry.shape)
+    shape[part.dim] = part.size
+    unit = entry.num_bytes // entry.shape[0]
+    if part.dim == 0:  # rows lie together
+        data = read_bytes(path, entry.offset + part.first * unit, part.size * unit)
+    else:
+        data = read_columns(
+            path,
+            entry.offset,
+            num_rows=entry.shape[0],
+            row_bytes=unit,
+            first=part.first * own.itemsize,
+            num_bytes=part.size * own.itemsize,
+        )
+    return as_dtype(data.view(own).view(shape), dtype)

@@ -8,8 +8,12 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.model import LOAD_FORMATS, QUANTIZATIONS
 from sapwood.schema.config.options import check_options, option, option_specs
 
-MODEL_ALGORITHMS = ("STANDALONE",)
-"""Values of --speculative-algorithm that guess with a draft model."""
+OWN_ALGORITHMS = ("EAGLE", "NEXTN")
+"""Values of --speculative-algorithm that may use layers of the model's own checkpoint."""
+HEAD_ALGORITHMS = (*OWN_ALGORITHMS, "EAGLE3")
+"""Those that go on from the model's hidden states."""
+MODEL_ALGORITHMS = ("STANDALONE", *HEAD_ALGORITHMS)
+"""Those that guess with a draft model."""
 DEFAULT_STEPS = 3
 
 
@@ -17,8 +21,9 @@ DEFAULT_STEPS = 3
 class DraftingConfig:
     speculative_draft_model_path: str | None = option(
         None,
-        "The draft model of --speculative-algorithm STANDALONE, as --model names a model: a small "
-        "one with the same vocabulary.",
+        "What guesses, as --model names a model. STANDALONE: a small model with the same "
+        "vocabulary; EAGLE, EAGLE3: a head of that kind for this model. Default for EAGLE: the "
+        "layer by which the model's own checkpoint predicts further tokens.",
         aliases=["speculative-draft-model"],
     )
     speculative_draft_model_revision: str | None = option(
@@ -31,7 +36,8 @@ class DraftingConfig:
     )
     speculative_draft_model_quantization: str | None = option(
         None,
-        "Numbers of the draft model's weights, as --quantization; default: what is stored.",
+        "Numbers of the draft model's weights, as --quantization; default: what is stored. Layers "
+        "of the model's own checkpoint are quantised as the model.",
         choices=QUANTIZATIONS,
     )
     speculative_num_steps: int | None = option(
@@ -41,8 +47,17 @@ class DraftingConfig:
         unit="tokens",
     )
 
+    speculative_eagle_topk: int = option(
+        1, "Guesses of a draft model in each place. Guesses are chains: 1 is all that there is."
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
+        if self.speculative_eagle_topk != 1:
+            raise ConfigError(
+                f"--speculative-eagle-topk is {self.speculative_eagle_topk}, but trees of guesses "
+                "are not implemented; leave it out, and set --speculative-num-steps to guess more"
+            )
         steps = self.speculative_num_steps
         if steps is not None and steps < 1:
             raise ConfigError(f"--speculative-num-steps is {steps} but must be >= 1")
@@ -55,3 +70,8 @@ class DraftingConfig:
             for spec in option_specs(type(self))
             if getattr(self, spec.name) != spec.default
         )
+
+    @property
+    def given_of_other_model(self) -> tuple[str, ...]:
+        """Those of them that are about files of a draft model."""
+        return tuple(flag for flag in self.given if flag.startswith("--speculative-draft-"))

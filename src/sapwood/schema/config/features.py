@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sapwood.base.errors import ConfigError
-from sapwood.schema.cache import CacheKind
 from sapwood.schema.config.drafting import MODEL_ALGORITHMS
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.facts import ModelFacts
@@ -20,11 +19,6 @@ def check_speculation(asked: EngineConfig, model: ModelFacts) -> None:
         )
     if algorithm is None:
         return
-    if algorithm in MODEL_ALGORITHMS and asked.drafting.speculative_draft_model_path is None:
-        raise ConfigError(
-            f"--speculative-algorithm {algorithm} guesses with a draft model; name one with "
-            "--speculative-draft-model-path"
-        )
     if algorithm in MODEL_ALGORITHMS and asked.parallel.num_ranks > 1:
         raise ConfigError(
             f"--speculative-algorithm {algorithm} computes its draft model on one rank so far, but "
@@ -34,11 +28,6 @@ def check_speculation(asked: EngineConfig, model: ModelFacts) -> None:
         raise ConfigError(
             f"--speculative-algorithm {algorithm} guesses output tokens, but {model.name} is an "
             "encoder, which has none; leave it out"
-        )
-    if any(group.kind is CacheKind.STATE for group in model.cache):
-        raise ConfigError(
-            f"--speculative-algorithm {algorithm} does not work with {model.name} yet: some of its "
-            "layers keep a state, which cannot go back when a guess was wrong; leave it out"
         )
 
 

@@ -72,6 +72,19 @@ class GatewayConfig(ListeningConfig):
         "where --api-key asks for none.",
         secret=True,
     )
+    worker_ca_certs: str | None = option(
+        None,
+        "PEM file of the authorities that sign the certificates of https:// workers; default: "
+        "those that this machine trusts.",
+    )
+    worker_certfile: str | None = option(
+        None,
+        "PEM file with the certificate, and those of its chain, by which https:// workers know the "
+        "gateway; default: it brings none.",
+    )
+    worker_keyfile: str | None = option(
+        None, "PEM file with that certificate's private key; default: it is in --worker-certfile."
+    )
     policy: str = option(
         "cache_aware", "Rule that chooses a worker for each request.", choices=POLICIES
     )
@@ -268,6 +281,8 @@ class GatewayConfig(ListeningConfig):
         if not self.health_check_endpoint.startswith("/"):
             raise ConfigError("--health-check-endpoint must begin with a slash, such as /health")
         self._check_callers()
+        if self.worker_keyfile is not None and self.worker_certfile is None:
+            raise ConfigError("--worker-keyfile does nothing without --worker-certfile; give both")
         if not self.id_headers:
             raise ConfigError("--request-id-headers must name at least one header")
 

@@ -115,14 +115,6 @@ class MemoryConfig:
                 "--mamba-full-memory-ratio and --max-mamba-cache-size both say how many states "
                 "there are; leave one out"
             )
-        if (
-            self.mamba_scheduler_strategy == StateStrategy.NO_BUFFER
-            and self.mamba_track_interval is not None
-        ):
-            raise ConfigError(
-                "--mamba-scheduler-strategy no_buffer keeps states at the ends of prompts only; "
-                "leave --mamba-track-interval out, or choose extra_buffer"
-            )
         share = self.swa_full_tokens_ratio
         if share is not None and not 0.0 < share <= 1.0:
             raise ConfigError(f"--swa-full-tokens-ratio is {share} but must be above 0, up to 1")

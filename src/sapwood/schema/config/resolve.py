@@ -11,7 +11,7 @@ from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
-from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
+from sapwood.schema.config.execution import ResolvedExecution
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.features import check_adapters, check_speculation
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
@@ -64,10 +64,10 @@ def resolve(
     machine = _share_of(machine, asked.parallel, decisions)
     check_speculation(asked, model)
     check_adapters(asked, model)
-    execution = _resolve_execution(asked.execution, machine, asked.parallel.dp_size, decisions)
+    execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
-    _explain_overlap(scheduler, asked.speculation, decisions)
+    _explain_speculation(scheduler, asked.speculation, decisions)
     demand = demand_of(scheduler, model_config)
     memory = _resolve_memory(
         asked.memory, model_config, execution, machine, model, demand, decisions
@@ -105,8 +105,9 @@ def _share_of(
 
 
 def _resolve_execution(
-    asked: ExecutionConfig, machine: MachineFacts, dp_size: int, decisions: list[Decision]
+    config: EngineConfig, machine: MachineFacts, decisions: list[Decision]
 ) -> ResolvedExecution:
+    asked = config.execution
     device = asked.device
     if device is None or device == "auto":
         device = machine.device
@@ -119,8 +120,10 @@ def _resolve_execution(
     num_threads = asked.num_threads
     if num_threads is None:
         num_threads = machine.num_cores
-        whose = "the usable cores" if dp_size == 1 else f"this replica's part of {dp_size}"
-        decisions.append(Decision("num_threads", num_threads, whose))
+        parallel = config.parallel
+        num_sharing = parallel.ranks_per_node * parallel.dp_size
+        shared = f", shared by {num_sharing} ranks or replicas" if num_sharing > 1 else ""
+        decisions.append(Decision("num_threads", num_threads, f"the usable cores{shared}"))
     return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
 
 
@@ -538,10 +541,17 @@ def _resolve_scheduler(
     )
 
 
-def _explain_overlap(
+def _explain_speculation(
     scheduler: ResolvedScheduler, speculation: SpeculationConfig, decisions: list[Decision]
 ) -> None:
-    """Say when steps overlap that could have guesses."""
+    """Say how much is guessed, and when steps overlap that could have guesses."""
+    if speculation.adapts:
+        most = speculation.speculative_num_draft_tokens
+        reason = (
+            "at most: each step verifies the guesses that promise the most tokens per second, by "
+            "how often guesses were right and by what steps cost, both measured; maybe none"
+        )
+        decisions.append(Decision("speculative_num_draft_tokens", most, reason))
     if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
         return
     why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]

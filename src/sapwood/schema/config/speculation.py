@@ -18,11 +18,12 @@ class SpeculationConfig:
         "Guess several tokens of a request per step and keep those that the model itself chooses; "
         "the output stays the same. NGRAM: what followed the last tokens where they occurred "
         "before in the prompt or the output. STANDALONE: what a small "
-        "model guesses, --speculative-draft-model-path. Default: nothing is guessed.",
+        "model guesses, --speculative-draft-model-path. EAGLE, EAGLE3: what a head guesses that "
+        "goes on from the model's hidden states; NEXTN is EAGLE. Default: nothing is guessed.",
         choices=ALGORITHMS,
     )
     speculative_num_draft_tokens: int = option(
-        16,
+        32,
         "Tokens of one request that a step computes at most: its last token, and those that are "
         "guessed.",
         unit="tokens",
@@ -43,7 +44,7 @@ class SpeculationConfig:
         12, "NGRAM compares this many of the last tokens at most.", unit="tokens"
     )
     speculative_ngram_branch_length: int = option(
-        18, "NGRAM copies this many tokens in a row at most.", unit="tokens"
+        31, "NGRAM copies this many tokens in a row at most.", unit="tokens"
     )
     speculative_ngram_match_type: str = option(
         "BFS",
@@ -54,7 +55,7 @@ class SpeculationConfig:
     speculative_ngram_capacity: int = option(
         1_000_000,
         "Tokens of prompts and outputs that NGRAM remembers, of all requests together; each takes "
-        "about 50 bytes.",
+        "about 200 bytes.",
         unit="tokens",
     )
 

@@ -45,10 +45,15 @@ def state_interval(
     """Tokens between the kept states of a model that keeps states, and why so many.
 
     Returns  no reason for a number that was asked for
-    Raises   ConfigError if a number that was asked for does not suit the pages
+    Raises   ConfigError if a number that was asked for does not suit the pages or the strategy
     """
     interval = asked.mamba_track_interval
     if asked.mamba_scheduler_strategy == StateStrategy.NO_BUFFER:
+        if interval is not None:
+            raise ConfigError(
+                "--mamba-scheduler-strategy no_buffer keeps states at the ends of prompts only; "
+                "leave --mamba-track-interval out, or choose extra_buffer"
+            )
         # No place inside the context is such a multiple: only ends of prompts are left.
         return _whole_pages(context_length, page_size), (
             "--mamba-scheduler-strategy no_buffer keeps states at the ends of prompts only"

@@ -113,7 +113,19 @@ const OWNERS = [
   ["weights", "weights", "third"],
 ];
 
-function showMemory({ memory, resident_bytes: resident }) {
+// Of a model with several pools, what each of them holds: layers of all tokens, windows, states.
+const POOLS = { full: "all tokens", window: "windows", state: "states" };
+
+function poolRows(pools) {
+  if (pools.length < 2) return [];
+  return pools.map(({ name, requests, prefix_cache: cached, free }) => {
+    const [kind, window] = name.split("_");
+    const label = `${POOLS[kind] ?? kind}${window ? ` of ${window}` : ""}, in use and kept`;
+    return memoryRow(label, requests + cached, null, requests + cached + free);
+  });
+}
+
+function showMemory({ memory, pools, resident_bytes: resident }) {
   const bar = byId("memory-bar");
   const known = OWNERS.filter(([owner]) => memory[owner] !== undefined);
   bar.replaceChildren(
@@ -127,13 +139,14 @@ function showMemory({ memory, resident_bytes: resident }) {
   );
   bar.setAttribute("aria-label", known.map(([o, label]) => `${label} ${bytes(memory[o])}`).join(", "));
   const rows = known.map(([owner, label, name]) => memoryRow(label, memory[owner], name));
+  rows.push(...poolRows(pools));
   for (const [process, size] of Object.entries(resident)) {
     rows.push(memoryRow(`resident, ${process} process`, size, null));
   }
   byId("memory-rows").replaceChildren(...rows);
 }
 
-function memoryRow(label, size, name) {
+function memoryRow(label, size, name, whole = null) {
   const row = document.createElement("tr");
   const title = document.createElement("td");
   if (name) {
@@ -145,7 +158,7 @@ function memoryRow(label, size, name) {
   }
   title.append(label);
   const value = document.createElement("td");
-  value.textContent = bytes(size);
+  value.textContent = whole === null ? bytes(size) : `${bytes(size)} of ${bytes(whole)}`;
   row.append(title, value);
   return row;
 }

@@ -130,20 +130,20 @@ void expand(const LowRankArgs& args, const LowRankGroup& g, const LowRankPart& p
   }
 }
 
-// Calls body(group, first row, last row, piece) for `pieces_of(group)` pieces of each block of rows.
+// Calls body(group, first row, last row, piece) for `pieces_of(group)` pieces of each block of `block` rows.
 template <class Count, class Body>
-void each_piece(const LowRankArgs& args, int threads, const Count& pieces_of, const Body& body) {
+void each_piece(const LowRankArgs& args, int threads, std::int64_t block, const Count& pieces_of, const Body& body) {
   std::int64_t total = 0;
   for (std::int64_t i = 0; i < args.num_groups; i++) {
-    total += (args.groups[i].num_rows + kRowsPerPiece - 1) / kRowsPerPiece * pieces_of(args.groups[i]);
+    total += (args.groups[i].num_rows + block - 1) / block * pieces_of(args.groups[i]);
   }
   run_pieces(args.team, threads, total, [&](std::int64_t begin, std::int64_t end) {
     std::int64_t at = 0;
     for (std::int64_t i = 0; i < args.num_groups && at < end; i++) {
       const LowRankGroup& g = args.groups[i];
       const std::int64_t pieces = pieces_of(g);
-      for (std::int64_t row = 0; row < g.num_rows && at < end; row += kRowsPerPiece, at += pieces) {
-        const std::int64_t last = least(g.num_rows, row + kRowsPerPiece);
+      for (std::int64_t row = 0; row < g.num_rows && at < end; row += block, at += pieces) {
+        const std::int64_t last = least(g.num_rows, row + block);
         for (std::int64_t piece = most(0, begin - at); piece < least(pieces, end - at); piece++) {
           body(g, row, last, piece);
         }
@@ -166,47 +166,54 @@ void fetch(const void* numbers, std::int64_t count) {
   for (std::int64_t i = 0; i < count * static_cast<std::int64_t>(sizeof(T)); i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-// The whole addition of groups [begin, end), one after the other.
+// The whole addition of a group to its rows [first, last).
 template <class T, class Out>
-void add_groups(const LowRankArgs& args, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t i = begin; i < end; i++) {
-    const LowRankGroup& g = args.groups[i];
-    fetch<T>(g.a, g.ranks * args.in);
-    shrink<T>(args, g, 0, g.num_rows, 0, g.ranks);
-    for (const LowRankPart* part = g.parts; part < g.parts + g.num_parts; part++) {
-      fetch<T>(part->b, part->ranks * part->outputs);
-      expand<T, Out>(args, g, *part, 0, g.num_rows, 0, part->outputs);
-    }
+void add_rows(const LowRankArgs& args, const LowRankGroup& g, std::int64_t first, std::int64_t last) {
+  fetch<T>(g.a, g.ranks * args.in);
+  shrink<T>(args, g, first, last, 0, g.ranks);
+  for (const LowRankPart* part = g.parts; part < g.parts + g.num_parts; part++) {
+    fetch<T>(part->b, part->ranks * part->outputs);
+    expand<T, Out>(args, g, *part, first, last, 0, part->outputs);
   }
 }
 
-// The products of a group with `a`; those with b are about as many.
-std::int64_t work_of(const LowRankArgs& args, const LowRankGroup& g) {
-  return g.ranks * args.in * ((g.num_rows + kRows - 1) / kRows);
+// The products of some rows of a group with `a`; those with b are about as many.
+std::int64_t work_of(const LowRankArgs& args, const LowRankGroup& g, std::int64_t num_rows) {
+  return g.ranks * args.in * ((num_rows + kRows - 1) / kRows);
 }
 
 template <class T, class Out>
 void add_all(const LowRankArgs& args) {
-  std::int64_t elements = 0, largest = 0;
+  std::int64_t rows = 0, elements = 0;
   for (std::int64_t i = 0; i < args.num_groups; i++) {
-    const std::int64_t work = work_of(args, args.groups[i]);
-    elements += work;
-    largest = most(largest, work);
+    rows += args.groups[i].num_rows;
+    elements += work_of(args, args.groups[i], args.groups[i].num_rows);
   }
   const int threads = worth_threads(args.team.threads, elements, kElementsPerThread);
-  // Groups differ in their rows, so that threads with groups of their own meet once instead of twice.
-  if (threads == 1 || (4 * largest * threads <= 5 * elements && args.num_groups >= threads)) {
-    run_pieces(args.team, threads, args.num_groups,
-               [&](std::int64_t begin, std::int64_t end) { add_groups<T, Out>(args, begin, end); });
+  const std::int64_t share = ((rows + threads - 1) / threads + kRows - 1) / kRows * kRows;
+  const std::int64_t rows_per_task = least(kRowsPerPiece, share);
+  std::int64_t tasks = 0, largest = 0;
+  for (std::int64_t i = 0; i < args.num_groups; i++) {
+    const LowRankGroup& g = args.groups[i];
+    tasks += (g.num_rows + rows_per_task - 1) / rows_per_task;
+    largest = most(largest, work_of(args, g, least(g.num_rows, rows_per_task)));
+  }
+  // Threads with rows of their own meet once, after the addition; else also between its two products.
+  if (tasks >= threads && 4 * largest * threads <= 5 * elements) {
+    each_piece(
+        args, threads, rows_per_task, [](const LowRankGroup&) { return std::int64_t{1}; },
+        [&](const LowRankGroup& g, std::int64_t first, std::int64_t last, std::int64_t) {
+          add_rows<T, Out>(args, g, first, last);
+        });
     return;
   }
   each_piece(
-      args, threads, [](const LowRankGroup& g) { return (g.ranks + kRanks - 1) / kRanks; },
+      args, threads, kRowsPerPiece, [](const LowRankGroup& g) { return (g.ranks + kRanks - 1) / kRanks; },
       [&](const LowRankGroup& g, std::int64_t first, std::int64_t last, std::int64_t piece) {
         shrink<T>(args, g, first, last, piece * kRanks, least(g.ranks, (piece + 1) * kRanks));
       });
   each_piece(
-      args, threads,
+      args, threads, kRowsPerPiece,
       [](const LowRankGroup& g) {
         std::int64_t pieces = 0;
         for (std::int64_t i = 0; i < g.num_parts; i++) pieces += pieces_of_part(g.parts[i]);

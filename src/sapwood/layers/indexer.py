@@ -1,0 +1,150 @@
+"""Which keys a token attends to, chosen by a small attention of its own (lightning indexer).
+
+Source: DeepSeek-AI 2025, DeepSeek-V3.2-Exp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.torch_ops.latent import rotated, write_rows
+from sapwood.layers.build import Build
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.heads import halves_of_pairs
+from sapwood.layers.linear import Arrangement, ColumnParallelLinear, Part
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.targets import Target, prefixed
+
+_EPS = 1e-6
+_CHOSEN = "keys chosen by an indexer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSizes:
+    """An indexer's heads.
+
+    num_heads, head_dim  of its queries; it has one key per token
+    num_chosen           keys that a token attends to at most
+    Raises               ValueError for a size below 1, or an odd head_dim: 8-bit caches have none
+    """
+
+    num_heads: int
+    head_dim: int
+    num_chosen: int
+
+    def __post_init__(self) -> None:
+        if min(self.num_heads, self.head_dim, self.num_chosen) < 1 or self.head_dim % 2:
+            raise ValueError(f"an indexer cannot have the sizes {self}")
+
+
+class Chooser:
+    """Says which keys the tokens of a layer attend to: those that an earlier layer has chosen."""
+
+    def __init__(self, num_chosen: int) -> None:
+        self._num_chosen = num_chosen
+
+    def leaves_out(self, batch: AttentionBatch) -> bool:
+        """Whether a token of the step sees more keys than are chosen."""
+        return max(batch.context_lens, default=0) > self._num_chosen
+
+    def chosen(self, batch: AttentionBatch) -> Tensor:
+        """[T, num_chosen] int64: positions of the keys, then -1"""
+        if _CHOSEN not in batch.cache:
+            raise RuntimeError("no layer before this one has chosen keys")
+        return cast(Tensor, batch.cache[_CHOSEN])
+
+
+class Indexer(Chooser):
+    """Chooses itself: by the sum over heads of weight * relu(query * key), with a key per token.
+
+    Every rank has the whole indexer, so that all choose the same keys."""
+
+    def __init__(
+        self,
+        build: Build,
+        layer: int,
+        hidden_size: int,
+        query_rank: int,
+        sizes: IndexSizes,
+        *,
+        cos_sin: Tensor,
+        pairs: bool,
+    ) -> None:
+        """An indexer.
+
+        query_rank  entries of the latents that queries are made of
+        cos_sin     table of cosines and sines; the first entries of queries and keys are rotated
+        pairs       whether neighbouring entries rotate together; else halves
+        """
+        super().__init__(sizes.num_chosen)
+        self._layer = layer
+        self._sizes = sizes
+        self._kernels = build.kernels
+        self._cos_sin = cos_sin
+        heads, width = sizes.num_heads, sizes.head_dim
+        self._order = halves_of_pairs(width, cos_sin.shape[1] if pairs else 0)
+        rows = (torch.arange(heads)[:, None] * width + self._order).flatten()
+        self._q = ColumnParallelLinear(
+            build,
+            query_rank,
+            (Part("wq_b", heads * width, 0, heads * width),),
+            bias=False,
+            arrangement=Arrangement(rows=(rows,)),
+        )
+        self._k = ColumnParallelLinear(
+            build,
+            hidden_size,
+            (Part("wk", width, 0, width),),
+            bias=False,
+            arrangement=Arrangement(rows=(self._order,)),
+        )
+        # Never quantised, as a router is not: it is small, and decides.
+        self._weights = ColumnParallelLinear(
+            replace(build, scheme=DENSE),
+            hidden_size,
+            (Part("weights_proj", heads, 0, heads),),
+            bias=False,
+        )
+        self._norm = build.empty(2, width)
+
+    def choose(self, x: Tensor, queries: Tensor, batch: ForwardBatch) -> None:
+        """Write the new tokens' keys, and if any are left out, choose for all tokens.
+
+        x        [T, hidden], the layer's inputs
+        queries  [T, query_rank]"""
+        sizes, tokens = self._sizes, batch.inputs_of(self._layer)
+        cache = batch.kv_caches[self._layer][1]
+        table = self._cos_sin.index_select(0, batch.positions)
+        key = self._kernels.layer_norm(self._k(x), self._norm[0], self._norm[1], _EPS)
+        key = rotated(key.unsqueeze(1), table)[:, 0].to(x.dtype)
+        write_rows(cache, tokens.write_index, key)
+        if not self.leaves_out(tokens.attention):
+            return
+        q = self._q(queries).view(x.shape[0], sizes.num_heads, sizes.head_dim)
+        q = rotated(q, table).to(x.dtype)
+        scale = (sizes.num_heads * sizes.head_dim) ** -0.5
+        weights = self._weights.linear.packed.fp32(x) * scale
+        tokens.attention.cache[_CHOSEN] = self._kernels.choose_keys(
+            q, weights, cache, tokens.attention, sizes.num_chosen
+        )
+
+    def targets(self) -> dict[str, Target]:
+        found = self._q.targets() | self._k.targets() | self._weights.targets()
+        width = self._sizes.head_dim
+        norms = {
+            name: Target((width,), partial(self._put_norm, own))
+            for name, own in zip(("weight", "bias"), self._norm, strict=True)
+        }
+        return found | prefixed("k_norm", norms)
+
+    def _put_norm(self, own: Tensor, whole: Tensor) -> None:
+        own.copy_(whole[self._order.to(whole.device)])
+
+    def pack(self) -> None:
+        for layer in (self._q, self._k, self._weights):
+            layer.linear.pack()

@@ -1,0 +1,1 @@
+"""Draft heads: a few layers that go on from a model's hidden states."""
