@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -338,7 +338,7 @@ class NormedResiduals(Layer):
         yield y * second + out * feed_forward.scale
 
     def record(self, program: Program, stream: Stream) -> Stream:
-        sublayers = (self._mixer, self._feed_forward)
+        sublayers: tuple[Sublayer[Any], ...] = (self._mixer, self._feed_forward)
         for sublayer, residual_scale in zip(sublayers, self._residual_scales, strict=True):
             if sublayer.before is None:
                 raise CannotRecord("a recorded step has no residuals without a norm")

@@ -37,7 +37,7 @@ def slopes(num_heads: int, layer: int, num_layers: int) -> Tensor:
     """[num_heads] fp32: how fast the heads' states fade, less in later layers and heads."""
     depth = 1 - layer / (num_layers - 1 + 1e-5) + 1e-5
     head = torch.arange(1, num_heads + 1, dtype=torch.float32)
-    return (2.0 ** (-8.0 / num_heads)) ** head * depth
+    return torch.pow(2.0 ** (-8.0 / num_heads), head) * depth
 
 
 class LightningAttention:
@@ -110,8 +110,8 @@ class LightningAttention:
 
     def _mix(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> the inputs [T, H * D] of the output projection"""
-        values, keys, queries = self._kernels.activate(self._qkv(x), self._activation).split(
-            self._width, dim=-1
+        values, keys, queries = self._kernels.activate(self._qkv(x), self._activation).chunk(
+            3, dim=-1
         )
         (states,) = batch.kv_caches[self._layer]
         attended = self._kernels.selective_scan(

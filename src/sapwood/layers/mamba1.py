@@ -170,7 +170,7 @@ class Mamba1:
     def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
         """As Mixer.steps."""
         yield x
-        inputs, z = self._in(x).split(self._width, dim=-1)
+        inputs, z = self._in(x).chunk(2, dim=-1)
         slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
         conv_states, states = batch.kv_caches[self._layer]
         u = self._kernels.causal_conv(

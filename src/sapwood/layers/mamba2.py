@@ -142,10 +142,10 @@ class Mamba2:
             for name, size in zip(("z", "x", "b", "c", "dt"), sizes, strict=True)
         )
         self._own_sizes = tuple(part.size for part in own)
-        arrangement = Arrangement.in_sequence(own, fused="in_proj")
-        parts = own
-        if group.size == 1:
-            arrangement, parts = None, (Part("in_proj", sum(sizes), 0, sum(sizes)),)
+        arrangement: Arrangement | None = None
+        parts: tuple[Part, ...] = (Part("in_proj", sum(sizes), 0, sum(sizes)),)
+        if group.size > 1:
+            arrangement, parts = Arrangement.in_sequence(own, fused="in_proj"), own
         self._in = ColumnParallelLinear(
             build, hidden_size, parts, bias=bias, arrangement=arrangement
         )
@@ -207,13 +207,17 @@ class Mamba2:
         projected = self._in(x)
         if self._factors is not None:
             projected.mul_(self._factors)
-        z, inputs, dt = projected.split((self._width, self._channels, self._heads), dim=-1)
+        z, inputs, dt = projected.split_with_sizes(
+            (self._width, self._channels, self._heads), dim=-1
+        )
         slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
         conv_states, states = batch.kv_caches[self._layer]
         convolved = self._kernels.causal_conv(
             inputs, self._conv_weight, self._conv_bias, conv_states, slots, attention, silu=True
         )
-        values, keys, queries = convolved.split((self._width, self._keys, self._keys), dim=-1)
+        values, keys, queries = convolved.split_with_sizes(
+            (self._width, self._keys, self._keys), dim=-1
+        )
         gate = z if self._norm is None else None
         out = self._kernels.selective_scan(
             values, keys, queries, dt, self._space, states, slots, attention, gate=gate

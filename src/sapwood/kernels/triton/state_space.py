@@ -131,9 +131,9 @@ def selective_scan(
 ) -> Tensor:
     """As Kernels.selective_scan. Reads no tensor on the host."""
     layer.check(x, b, c, dt, gate)
-    x, b, c, dt, gate = (
-        part if part is None or part.stride(1) == 1 else part.contiguous()
-        for part in (x, b, c, dt, gate)
+    x, b, c = (part if part.stride(1) == 1 else part.contiguous() for part in (x, b, c))
+    dt, gate = (
+        part if part is None or part.stride(1) == 1 else part.contiguous() for part in (dt, gate)
     )
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     channels = min(_CHANNELS, triton.next_power_of_2(layer.head_dim))

@@ -95,7 +95,7 @@ def kinds_of(
     said = next((hf[name] for name in names if hf.get(name) is not None), None)
     if said is None:
         return None
-    kinds = [MAMBA_KINDS.get(kind, kind) for kind in said] if isinstance(said, list) else []
+    kinds = [str(MAMBA_KINDS.get(kind, kind)) for kind in said] if isinstance(said, list) else []
     if len(kinds) != num_layers or not set(known).issuperset(kinds):
         raise ConfigError(
             f"config.json must have one of {', '.join(known)} for each of its {num_layers} layers "
