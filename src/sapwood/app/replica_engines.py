@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from subprocess import Popen
 
@@ -19,6 +20,8 @@ from sapwood.base.errors import StartupError
 from sapwood.base.process import hand_over
 from sapwood.engine.balance import BALANCERS
 from sapwood.engine.client import AsyncEngineClient
+from sapwood.engine.replicas import ReplicatedClient
+from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig
 
 START_TIMEOUT_S = 600.0
@@ -44,9 +47,10 @@ class ReplicaEngines:
         except BaseException:
             self.close()
             raise
-        assert self._group is not None
-        self.client = self._group.client
-        self.engines = self._group.engines
+        group = self._group
+        assert group is not None
+        self.client: ReplicatedClient = group.client
+        self.engines: Sequence[EngineClient] = group.engines
 
     def close(self) -> None:
         """Abort open requests and end all processes. May be called twice."""

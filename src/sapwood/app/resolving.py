@@ -25,7 +25,7 @@ from sapwood.kernels.platform import Platform, device_memory, find_device, read_
 from sapwood.kernels.registry import Need, Selection, select_kernels
 from sapwood.models.config import DecoderConfig, architecture_of, refuse_absurd_layers
 from sapwood.models.encoder.config import EncoderConfig
-from sapwood.models.foreign.structure import read_foreign
+from sapwood.models.foreign.structure import ForeignConfig, read_foreign
 from sapwood.models.lm.architecture import attention_features
 from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
@@ -160,6 +160,11 @@ def resolve_config(
         dtype = checkpoint_dtype(dict(text_part(hf_config)))
     _check_experts(asked, shape, pooling)
     is_dummy = asked.model.load_format == "dummy"
+    if isinstance(shape, ForeignConfig) and asked.parallel.num_ranks > 1:
+        raise ConfigError(
+            f"{files.name} is computed by the transformers library, whose layers are not shared "
+            "among ranks; leave out --tp-size"
+        )
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()

@@ -23,11 +23,6 @@ class ProcessGroup(Protocol):
 
     def allgather(self, parts: list[list[Tensor]], tensors: list[Tensor], /) -> Work: ...
 
-    def stop(self) -> None:
-        """A rank is gone: exchanges that wait for it fail, those of gloo and NCCL by themselves."""
-        if self.memory is not None:
-            self.memory.stop()
-
     def broadcast(self, tensors: list[Tensor], options: dist.BroadcastOptions, /) -> Work: ...
 
 

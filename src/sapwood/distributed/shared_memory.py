@@ -76,23 +76,22 @@ def share_memory(store: Store, rank: int, size: int) -> SharedMemory | None:
 
     store  of these ranks alone
     """
-    path = b""
+    path = ""
     if rank == 0 and is_compiled() and FOLDER.is_dir():
-        descriptor, name = tempfile.mkstemp(prefix="sapwood-", dir=FOLDER)
+        descriptor, path = tempfile.mkstemp(prefix="sapwood-", dir=FOLDER)
         os.ftruncate(descriptor, num_bytes(size))
-        path = name.encode()
     if rank == 0:
         store.set("memory", path)
     else:
-        path = store.get("memory")
+        path = store.get("memory").decode()
         can = bool(path) and is_compiled()
         descriptor = os.open(path, os.O_RDWR) if can else -1
-        store.set(f"has-memory-{rank}", b"yes" if can else b"no")
+        store.set(f"has-memory-{rank}", "yes" if can else "no")
     if not path:
         return None
     have = [store.get(f"has-memory-{other}") == b"yes" for other in range(1, size)]
     if rank == 0:
-        Path(path.decode()).unlink()  # the memory stays until the last rank closes it
+        Path(path).unlink()  # the memory stays until the last rank closes it
     if descriptor < 0:
         return None
     try:

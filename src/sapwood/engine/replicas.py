@@ -22,7 +22,7 @@ from sapwood.schema.output import (
     RequestOutput,
     total_status,
 )
-from sapwood.schema.request import Generate, StartProfile
+from sapwood.schema.request import Generate, SentAdapter, StartProfile
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class ReplicatedClient:
         self._placed: dict[str, _Replica] = {}
         self._has_started = False
         self._ended: str | None = None
-        self._adapters: dict[str, str] = {}
+        self._adapters: dict[str, tuple[str, SentAdapter | None]] = {}
         self._changing = asyncio.Lock()
         self._joining: set[asyncio.Task[None]] = set()
 
@@ -152,15 +152,17 @@ class ReplicatedClient:
     async def slow_down(self, sleep_s: float) -> CallDone:
         return _all_done(await self._each(lambda replica: replica.client.slow_down(sleep_s)))
 
-    async def load_adapter(self, adapter_id: str, path: str) -> CallDone:
+    async def load_adapter(
+        self, adapter_id: str, path: str, sent: SentAdapter | None = None
+    ) -> CallDone:
         """Load the adapter everywhere, or nowhere."""
         async with self._changing:
             answers = await self._each(
-                lambda replica: replica.client.load_adapter(adapter_id, path)
+                lambda replica: replica.client.load_adapter(adapter_id, path, sent)
             )
             done = _all_done(answers)
             if done.done:
-                self._adapters[adapter_id] = path
+                self._adapters[adapter_id] = (path, sent)
                 return done
             for replica, answer in answers:
                 if answer.done:
@@ -256,9 +258,9 @@ class ReplicatedClient:
         """Load the adapters that the other replicas have, then let requests come."""
         async with self._changing:
             replica.lacks = set()
-            for adapter_id, path in self._adapters.items():
+            for adapter_id, (path, sent) in self._adapters.items():
                 try:
-                    done = await replica.client.load_adapter(adapter_id, path)
+                    done = await replica.client.load_adapter(adapter_id, path, sent)
                 except EngineUnavailable:
                     return  # it has failed again
                 if not done.done:

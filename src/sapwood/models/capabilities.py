@@ -37,6 +37,7 @@ _SIZES = {
     "num_kv_shared_layers": 0,
     # Layers of both kinds in models that keep states.
     "full_attention_interval": 2,
+    "hybrid_override_pattern": "M*",
     "linear_attn_config": {"full_attn_layers": [2]},
 }
 _EXPERTS = {

@@ -40,6 +40,11 @@ def check_adapters(asked: EngineConfig, model: ModelFacts) -> None:
             f"{model.name} makes embeddings or scores; LoRA adapters are served with models that "
             "generate. Merge the adapter into the model, or leave out --enable-lora"
         )
+    if asked.parallel.num_ranks > 1:
+        raise ConfigError(
+            "LoRA adapters are on one rank so far, but the model has "
+            f"{asked.parallel.num_ranks}; leave out --tp-size, or --enable-lora"
+        )
     if asked.model.model_impl == "transformers":
         raise ConfigError(
             f"{model.name} is computed by the transformers library, whose layers have no place for "
