@@ -60,6 +60,7 @@ class AttentionPlan:
         soft_cap: float,
         sinks: int,
         alibi: int,
+        value_dim: int,
         /,
     ) -> None: ...
     def prepare(self, window: int, /) -> None: ...
@@ -74,6 +75,22 @@ _Columns = tuple[int, int, int]
 _Delta = tuple[int, int, int, int, bool, int, int, float, float]
 _States = tuple[int, int, int, int]
 _Scan = tuple[int, int, int, int, bool, int, int, int, float, float]
+
+class HeadProducts:
+    def __init__(self, weights: list[LinearWeight], /) -> None: ...
+    def run(
+        self,
+        context: Context,
+        dtype: int,
+        x: int,
+        x_token: int,
+        x_head: int,
+        out: int,
+        out_token: int,
+        out_head: int,
+        tokens: int,
+        /,
+    ) -> None: ...
 
 class RecordedStep:
     """Places are indices into `widths`; see csrc/step.h."""

@@ -55,10 +55,10 @@ from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
+from sapwood.kernels.torch_ops import latent as torch_latent
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.latent import (
-    HeadProducts,
     choose_keys,
     norm_rope_write_latent,
     sparse_latent_attention,
@@ -70,6 +70,7 @@ from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 try:
     from sapwood.kernels.cpu import _native
     from sapwood.kernels.cpu.experts import pack_experts, route
+    from sapwood.kernels.cpu.head_products import HeadProducts
     from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
@@ -278,6 +279,7 @@ class CpuKernels:
             value_cache.data_ptr(), layout.value_stride, layout.kv, out.data_ptr(), scale,
             window, traits.soft_cap or 0.0,
             per_head(traits.sinks, num_heads, "sinks"), per_head(traits.alibi, num_heads, "alibi"),
+            head_dim,
         )  # fmt: skip
         return out
 
@@ -307,7 +309,25 @@ class CpuKernels:
     def latent_attention(
         self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
     ) -> Tensor:
-        return _TORCH.latent_attention(q, cache, batch, scale, rank)
+        num_tokens, num_heads, row = q.shape
+        step, limit = _native.HEAD_DIM_STEP, _native.MAX_HEAD_DIM
+        if row % step or rank % step or row > limit:
+            return _TORCH.latent_attention(q, cache, batch, scale, rank)
+        layout = cache_layout(cache, cache, q, 1, row)
+        q = q.contiguous()
+        plan = self.plan(batch, (num_heads, 1, row, layout.page_size, layout.num_pages), (0,))
+        if plan.num_tokens != num_tokens:
+            raise ValueError(
+                f"q has {num_tokens} tokens but the batch's query lengths add up to "
+                f"{plan.num_tokens}"
+            )
+        out = q.new_empty((num_tokens, num_heads, rank))
+        plan.run(
+            self._context, dtype_of(q), q.data_ptr(), num_heads * row, cache.data_ptr(),
+            layout.key_stride, cache.data_ptr(), layout.value_stride, layout.kv, out.data_ptr(),
+            scale, 0, 0.0, 0, 0, rank,
+        )  # fmt: skip
+        return out
 
     def choose_keys(
         self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int
@@ -326,7 +346,9 @@ class CpuKernels:
         return sparse_latent_attention(q, cache, batch, scale, rank, chosen)
 
     def pack_heads(self, weight: Tensor) -> PackedHeads:
-        return HeadProducts(weight)
+        if weight.dtype == torch.bfloat16 and weight.shape[2] % 2:
+            return torch_latent.HeadProducts(weight)
+        return HeadProducts(self._context, self._memory, weight)
 
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float

@@ -4,6 +4,7 @@
 //   few rows of one token   each key row is read once and multiplied with all rows (decode)
 //   many rows               key and value tiles are repacked once for all rows, and both products
 //                           run on register tiles or the matrix unit (prefill)
+// Keys and values may be one row, of which the value is the first part: it is read, and decoded, once.
 // Keys and values in 8 bits become the activations' dtype tile by tile, and are then like any others.
 // Probabilities are rounded to the activations' dtype before they meet the values; all sums are fp32.
 // What a layer's attention does beyond that happens to a row of scores at a time, between the two
@@ -75,13 +76,16 @@ template <class T>
 class Attention {
  public:
   Attention(const AttentionArgs& args, std::byte* scratch)
-      : a_(args), s_(scratch, args.rows_per_tile, args.head_dim), d_(args.head_dim),
+      : a_(args), s_(scratch, args.rows_per_tile, args.head_dim), d_(args.head_dim), v_(args.value_dim),
+        is_one_row_(args.keys == args.values),
         group_(args.num_heads / args.num_kv_heads),
         adjusts_(args.traits.soft_cap > 0.0f || args.traits.alibi != nullptr),
         scale_(adjusts_ ? kLog2E : args.scale * kLog2E),
         is_dense_(args.kv == KvFormat::dense), element_(is_dense_ ? sizeof(T) : 1),
         keys_(is_dense_ ? static_cast<const T*>(args.keys) : s_.dense),
-        values_(is_dense_ ? static_cast<const T*>(args.values) : s_.dense + kKeyTile * d_) {}
+        values_(is_dense_     ? static_cast<const T*>(args.values)
+                : is_one_row_ ? s_.dense
+                              : s_.dense + kKeyTile * d_) {}
 
   // `next`: the task that this thread runs after `task`, or null if that is not known.
   void run(const AttentionTask& task, const AttentionTask* next) {
@@ -115,7 +119,7 @@ class Attention {
   }
 
   T* out_row(std::int64_t token, std::int64_t head) const {
-    return static_cast<T*>(a_.out) + (token * a_.num_heads + head) * d_;
+    return static_cast<T*>(a_.out) + (token * a_.num_heads + head) * v_;
   }
 
   // Calls body(t, count, offset, key_tile, value_tile) for each page of tokens [begin, begin + n): of
@@ -143,7 +147,7 @@ class Attention {
       if (!is_dense_) {
         prefetch_rows(a_.keys, s_.ahead, t, t + count < n ? least(t + count, num_ahead) : num_ahead);
         dequantize(a_.keys, key, offset, count, s_.dense + t * d_);
-        dequantize(a_.values, value, offset, count, s_.dense + (kKeyTile + t) * d_);
+        if (!is_one_row_) dequantize(a_.values, value, offset, count, s_.dense + (kKeyTile + t) * d_);
         key = value = (t - offset) * d_;
       }
       for (int i = 0; i < count; i++) {
@@ -211,7 +215,7 @@ class Attention {
       const float factor = exp2_1(old_max - new_max);
       total = total * splat(factor);
       float* out = s_.out + row * d_;
-      for (int i = 0; i < d_; i += W) store(out + i, load(out + i) * splat(factor));
+      for (int i = 0; i < v_; i += W) store(out + i, load(out + i) * splat(factor));
       s_.max[row] = new_max;
     }
     for (int i = 0; i < padded; i += W) {
@@ -224,18 +228,22 @@ class Attention {
 
   // ---- few rows ----
 
+  // Fetches the first tiles of this task, unless that happened during the task before.
+  __attribute__((always_inline)) void begin_fetching() {
+    if (ahead_task_ == task_) return;
+    ahead_task_ = task_;
+    ahead_ = task_->kv_begin;
+    for (int i = 0; i < kTilesAhead; i++) {
+      const int num_rows = find_ahead();
+      prefetch_rows(a_.keys, s_.ahead, 0, num_rows);
+      if (!is_one_row_) prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_rows);
+    }
+  }
+
   void run_rows() {
     std::int64_t* value_rows = s_.rows + kKeyTile;
     const T* q = query(0);  // the heads of a group are neighbours: [group, D]
-    if (ahead_task_ != task_) {  // nobody has fetched anything of this task
-      ahead_task_ = task_;
-      ahead_ = task_->kv_begin;
-      for (int i = 0; i < kTilesAhead; i++) {
-        const int num_rows = find_ahead();
-        prefetch_rows(a_.keys, s_.ahead, 0, num_rows);
-        prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_rows);
-      }
-    }
+    begin_fetching();
     for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
       const int n = tile_length(*task_, begin);
       const int num_ahead = find_ahead();
@@ -246,7 +254,7 @@ class Attention {
       const int padded = (n + W - 1) / W * W;
       for (int row = 0; row < rows_; row++) soften(row, n, padded);
       if (n % pack != 0) value_rows[n] = value_rows[n - 1];  // its probability is 0
-      add_values(value_rows, (n + pack - 1) / pack, num_ahead);
+      add_values(value_rows, (n + pack - 1) / pack, is_one_row_ ? 0 : num_ahead);
     }
   }
 
@@ -342,7 +350,7 @@ class Attention {
     const char* weights = reinterpret_cast<const char*>(s_.probabilities + row * kKeyTile);
     constexpr std::int64_t weights_stride = kKeyTile * sizeof(T);
     const std::int64_t* ahead = s_.ahead + kKeyTile;
-    for (int d = 0; d < d_; d += columns) {
+    for (int d = 0; d < v_; d += columns) {
       const char* to_fetch = static_cast<const char*>(a_.values) + d * element_;
       VF sums[R][vectors];
 #pragma GCC unroll 8
@@ -386,10 +394,17 @@ class Attention {
     for (int row = 0; row < rows_; row++) {
       __builtin_memcpy(s_.q + row * d_, query(row), sizeof(T) * static_cast<std::size_t>(d_));
     }
+    // A single token's keys are read as fast as memory gives them.
+    const bool fetches = task_->num_queries == 1;
+    if (fetches) begin_fetching();
     for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
       const int n = tile_length(*task_, begin);
-      open_tile(begin, n);
+      const int num_ahead = fetches ? find_ahead() : 0;
+      open_tile(begin, n, num_ahead);
+      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, 0, num_ahead / 2);
       pack_keys(n);
+      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, num_ahead / 2, num_ahead);
+      if (!is_one_row_) prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_ahead);
       pack_values(n);
       constexpr int pack = Pack<T>::per_lane;
       const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
@@ -402,7 +417,7 @@ class Attention {
         soften(row, static_cast<int>(most(0, least(n, position(row) + 1 - begin))), padded);
       }
       multiply_on<T, true>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities),
-                           kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, d_, padded / pack);
+                           kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, v_, padded / pack);
     }
   }
 
@@ -424,7 +439,7 @@ class Attention {
         continue;
       }
       std::int64_t pair[2] = {rows[t], rows[t + 1 < n ? t + 1 : t]};
-      for (int d = 0; d < d_; d += 2 * W) {
+      for (int d = 0; d < v_; d += 2 * W) {
         VU lanes[2];
         load_pair(pair, d, lanes);
         store_lanes(to + d, lanes[0]);
@@ -451,7 +466,7 @@ class Attention {
       factor = own / (total * own + exp2_1(sink - top));
     }
     T* to = out_row(first_row + row / group_, head);
-    for (int i = 0; i < d_; i += W) store(to + i, load(from + i) * splat(factor));
+    for (int i = 0; i < v_; i += W) store(to + i, load(from + i) * splat(factor));
   }
 
   float* partial(std::int64_t row) const { return a_.partials + row * partial_row_floats(d_); }
@@ -484,7 +499,7 @@ class Attention {
       each_part(m, row, [&](const float* part) {
         const float factor = exp2_1(part[d_] - top);
         total += part[d_ + 1] * factor;
-        for (int d = 0; d < d_; d += W) store(out + d, load(part + d) * splat(factor) + load(out + d));
+        for (int d = 0; d < v_; d += W) store(out + d, load(part + d) * splat(factor) + load(out + d));
       });
       write_row(out, top, total, m.kv_head, m.first_row, row);
     }
@@ -493,7 +508,9 @@ class Attention {
  private:
   const AttentionArgs& a_;
   Scratch<T> s_;
-  const int d_, group_;
+  const int d_, v_;  // entries of a key, and of a result
+  const bool is_one_row_;  // keys and values
+  const int group_;
   const bool adjusts_;  // scores, row by row; else they are only scaled
   const float scale_;   // of scores, such that probabilities are powers of 2
   const bool is_dense_;

@@ -25,7 +25,7 @@ AttentionPlan::AttentionPlan(const Shape& shape, std::uintptr_t page_table,
   }
   if (shape.head_dim % kHeadDimStep != 0 || shape.head_dim < 1 || shape.head_dim > kMaxHeadDim) {
     throw std::invalid_argument("head_dim is " + std::to_string(shape.head_dim) +
-                                " but must be a multiple of 32 and at most 512");
+                                " but must be a multiple of 32 and at most " + std::to_string(kMaxHeadDim));
   }
   if (shape.page_size < 1) throw std::invalid_argument("page_size must be at least 1");
   if (lengths.query.size() != lengths.context.size()) {
@@ -268,6 +268,10 @@ void AttentionPlan::run(Context& context, DType dtype, const Tensors& tensors) c
 
 void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tensors) const {
   const Cut& cut = cut_of(tensors.traits.window);
+  if (tensors.value_dim % kHeadDimStep != 0 || tensors.value_dim < 0 || tensors.value_dim > shape_.head_dim) {
+    throw std::invalid_argument("a result of " + std::to_string(tensors.value_dim) + " entries cannot be made of heads of " +
+                                std::to_string(shape_.head_dim));
+  }
   AttentionArgs args{};
   args.tasks = cut.tasks.data();
   args.num_tasks = static_cast<std::int64_t>(cut.tasks.size());
@@ -287,6 +291,7 @@ void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tenso
   args.key_stride = tensors.key_stride;
   args.value_stride = tensors.value_stride;
   args.kv = tensors.kv;
+  args.value_dim = tensors.value_dim == 0 ? shape_.head_dim : tensors.value_dim;
   args.out = tensors.out;
   args.scale = tensors.scale;
   args.traits = tensors.traits;

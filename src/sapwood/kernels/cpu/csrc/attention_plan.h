@@ -51,6 +51,7 @@ class AttentionPlan {
     void* out;
     float scale;
     AttentionTraits traits{};
+    int value_dim = 0;  // of a result; 0: head_dim
   };
 
   void run(Context& context, DType dtype, const Tensors& tensors) const;

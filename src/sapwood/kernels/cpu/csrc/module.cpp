@@ -15,6 +15,7 @@
 #include "attention_plan.h"
 #include "bindings.h"
 #include "context.h"
+#include "head_products.h"
 #include "low_rank.h"
 #include "pack.h"
 #include "quantized.h"
@@ -224,11 +225,11 @@ void make_coded_weight(LinearWeight* self, const CodedLayout* layout, Address da
 
 void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_stride, Address keys,
             I64 key_stride, Address values, I64 value_stride, int kv, Address out, float scale, I64 window,
-            float soft_cap, Address sinks, Address alibi) {
+            float soft_cap, Address sinks, Address alibi, int value_dim) {
   const auto numbers = [](Address address) { return static_cast<const float*>(in(address)); };
   plan.run(c, static_cast<DType>(dtype),
            {in(q), q_stride, in(keys), key_stride, in(values), value_stride, static_cast<KvFormat>(kv),
-            to(out), scale, {window, soft_cap, numbers(sinks), numbers(alibi)}});
+            to(out), scale, {window, soft_cap, numbers(sinks), numbers(alibi)}, value_dim});
 }
 
 // (keys, values, key_stride, value_stride, kv, num_pages, page_size)
@@ -456,6 +457,16 @@ NB_MODULE(_native, m) {
       .def("prepare", &AttentionPlan::prepare)
       .def("num_tasks", &AttentionPlan::num_tasks)
       .def("num_merges", &AttentionPlan::num_merges);
+  nb::class_<HeadProducts>(m, "HeadProducts")
+      .def(nb::init<std::vector<LinearWeight>>())
+      .def("run",
+           [](HeadProducts& products, Context& c, int dtype, Address x, I64 x_token, I64 x_head, Address out,
+              I64 out_token, I64 out_head, I64 tokens) {
+             const std::lock_guard<std::mutex> lock(c.mutex);
+             products.run(c, static_cast<DType>(dtype), {to(x), x_token, x_head}, {to(out), out_token, out_head},
+                          tokens);
+           },
+           Unlocked());
   nb::class_<SharedSums>(m, "SharedSums")
       .def("__init__",
            [](SharedSums* self, Address memory, int rank, int ranks, std::size_t capacity) {

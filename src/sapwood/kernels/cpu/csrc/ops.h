@@ -36,7 +36,7 @@ constexpr int kKeyTile = 64;     // keys per tile
 // for the groups that models have.
 constexpr int kQueryTile = 120;
 constexpr std::int64_t kSamplingBlock = 64;  // entries of a vocabulary that are summed together
-constexpr int kMaxHeadDim = 512;
+constexpr int kMaxHeadDim = 576;
 constexpr int kHeadDimStep = 32;
 constexpr int kMaxConvLength = 16;  // inputs that an output of a short convolution depends on, at most
 constexpr int kMaxStateSize = 256;  // numbers of a key of a state space layer, at most
@@ -70,7 +70,7 @@ struct AttentionMerge {
   AttentionParts shared, own;
 };
 
-// A row of partial results: [D] unnormalised output, the maximum, the total; whole cache lines.
+// A row of partial results: room for [D] of unnormalised output, the maximum, the total; whole cache lines.
 constexpr std::int64_t partial_row_floats(int head_dim) { return head_dim + 16; }
 
 // What attention does beyond scores, causal mask and softmax; AttentionTraits in kernels/interface.py
@@ -96,10 +96,11 @@ struct AttentionArgs {
   const void* q;  // [T, Hq, D], rows q_stride elements apart
   std::int64_t q_stride;
   const void* keys;    // [pages, Hk, page_size, D], pages key_stride elements apart
-  const void* values;  // likewise
+  const void* values;  // likewise; the keys themselves, if a row is both
   std::int64_t key_stride, value_stride;
   KvFormat kv;
-  void* out;  // [T, Hq, D], contiguous
+  int value_dim;  // entries of a result: the first ones of a value; a multiple of kHeadDimStep
+  void* out;  // [T, Hq, value_dim], contiguous
   float scale;
   AttentionTraits traits;
   int rows_per_tile;          // query rows of the largest task
