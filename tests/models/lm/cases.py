@@ -762,11 +762,11 @@ OP_BY_OP = {
             "deepseek_v32, few keys",
             "deepseek_v32, all keys",
             "glm_moe_dsa",
-            "longcat_flash",
             "kimi_linear",
         ),
         "latent attention",
     ),
+    "longcat_flash": "feed-forwards beside two layers",
     "opt, norms after": "streams",
     "opt, projections": "streams",
 }
