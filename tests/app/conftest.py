@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 
 from sapwood import LLM
 from sapwood.executor.grammar.sandbox import GrammarSandbox, Setting
+from tests.app.llms import llms_of
 from tests.tiny import write_llama
 
 
@@ -44,7 +43,7 @@ def shared_sandboxes() -> Iterator[None]:
 @pytest.fixture
 def make_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
     """Opens LLMs of the tiny model, and closes them after the test."""
-    with llms_of(tiny_llama) as make:
+    with llms_of(tiny_llama, load_format="dummy", max_total_tokens=2048) as make:
         yield make
 
 
@@ -52,29 +51,5 @@ def make_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
 def make_shared_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
     """The same for LLMs that the tests of a module share; the first grammar of each takes seconds,
     since it starts a process."""
-    with llms_of(tiny_llama) as make:
+    with llms_of(tiny_llama, load_format="dummy", max_total_tokens=2048) as make:
         yield make
-
-
-@contextmanager
-def llms_of(model: Path) -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(**options: object) -> LLM:
-        settings = {
-            "load_format": "dummy",
-            "dtype": "float32",
-            "num_threads": 1,
-            "max_total_tokens": 2048,
-            **options,
-        }
-        opened.append(LLM(str(model), **settings))
-        return opened[-1]
-
-    try:
-        yield make
-    finally:
-        for llm in opened:
-            llm.close()
-        torch.set_num_threads(num_threads)

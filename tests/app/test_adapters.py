@@ -30,6 +30,7 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.store import ModelFiles, Silent
 from sapwood.text.generation import TextRequest
 from tests.adapters import OPTIONS, VOCABULARY, LogProbs, save_adapters
+from tests.app.llms import llms_of
 from tests.app.test_logprobs import Result
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import text
@@ -65,29 +66,16 @@ def reference(saved: tuple[dict[str, Path], LogProbs]) -> LogProbs:
 
 @pytest.fixture
 def make_llm(model_path: Path) -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(**options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": 4,
-            "max_total_tokens": 2048,
-            "max_running_requests": 12,
-            "skip_server_warmup": True,
-            "kernels": kernels_here()[0],
-            "enable_lora": True,
-            "max_lora_rank": 16,
-            **options,
-        }
-        opened.append(LLM(settings.pop("model", str(model_path)), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(
+        model_path,
+        page_size=4,
+        max_total_tokens=2048,
+        max_running_requests=12,
+        kernels=kernels_here()[0],
+        enable_lora=True,
+        max_lora_rank=16,
+    ) as make:
+        yield make
 
 
 def named(paths: dict[str, Path]) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError
 from sapwood.schema.output import Speculated
+from tests.app.llms import llms_of
 from tests.app.test_speculation import SAME, ask
 from tests.tiny import save_lfm2, save_qwen3, write_llama
 
@@ -34,26 +34,8 @@ def other_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def llms(model_path: Path) -> Iterator[Make]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(**options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": 4,
-            "max_total_tokens": 1024,
-            "skip_server_warmup": True,
-            "enable_return_hidden_states": True,
-            **options,
-        }
-        opened.append(LLM(str(model_path), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(model_path, page_size=4, enable_return_hidden_states=True) as make:
+        yield make
 
 
 @pytest.fixture

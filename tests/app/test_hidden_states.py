@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sapwood import LLM
 from sapwood.frontends.server import create_app
+from tests.app.llms import llms_of
 from tests.tiny import save_qwen3, write_llama
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-4}
@@ -36,26 +37,8 @@ def theirs(model_path: Path) -> Any:
 
 @pytest.fixture
 def make_llm(model_path: Path) -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(model: Path = model_path, **options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": 4,
-            "max_total_tokens": 1024,
-            "skip_server_warmup": True,
-            "enable_return_hidden_states": True,
-            **options,
-        }
-        opened.append(LLM(str(model), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(model_path, page_size=4, enable_return_hidden_states=True) as make:
+        yield make
 
 
 def post(llm: LLM, path: str, body: dict[str, Any]) -> httpx.Response:

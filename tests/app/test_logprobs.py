@@ -18,6 +18,7 @@ from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import ScoredPrompt, TextChunk, TextRequest
+from tests.app.llms import llms_of
 from tests.tiny import save_qwen3
 
 CLOSE = 1e-3
@@ -46,25 +47,8 @@ def reference(model_path: Path) -> Reference:
 
 @pytest.fixture
 def make_llm(model_path: Path) -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(**options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": 4,
-            "max_total_tokens": 1024,
-            "skip_server_warmup": True,
-            **options,
-        }
-        opened.append(LLM(str(model_path), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(model_path, page_size=4) as make:
+        yield make
 
 
 @dataclass

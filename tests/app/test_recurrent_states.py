@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError
+from tests.app.llms import llms_of
 from tests.app.test_logprobs import ask
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import NUM_OUTPUTS, Reference, check, text
@@ -44,29 +44,15 @@ def reference(model_path: Path) -> Reference:
 
 @pytest.fixture
 def make_llm(model_path: Path) -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(path: Path = model_path, **options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": PAGE,
-            "max_total_tokens": 1024,
-            "max_running_requests": 3,
-            "chunked_prefill_size": 7,
-            "mamba_track_interval": PAGE,
-            "skip_server_warmup": True,
-            "kernels": kernels_here()[0],
-            **options,
-        }
-        opened.append(LLM(str(path), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(
+        model_path,
+        page_size=PAGE,
+        max_running_requests=3,
+        chunked_prefill_size=7,
+        mamba_track_interval=PAGE,
+        kernels=kernels_here()[0],
+    ) as make:
+        yield make
 
 
 @sweep(strength=1, kernels=kernels_here(), depth=[1, 2])

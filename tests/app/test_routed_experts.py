@@ -18,6 +18,7 @@ from sapwood.app.resolving import resolve_config
 from sapwood.base.errors import ConfigError
 from sapwood.frontends.server import create_app
 from sapwood.schema.config.engine import EngineConfig
+from tests.app.llms import llms_of
 from tests.models.lm.peer import make_peer
 from tests.tiny import VOCAB, write_llama, write_tokenizer
 
@@ -59,26 +60,8 @@ def model_path(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_llm(model_path: Path) -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(**options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": 4,
-            "max_total_tokens": 1024,
-            "skip_server_warmup": True,
-            "enable_return_routed_experts": True,
-            **options,
-        }
-        opened.append(LLM(str(model_path), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(model_path, page_size=4, enable_return_routed_experts=True) as make:
+        yield make
 
 
 def post(llm: LLM, path: str, body: dict[str, Any]) -> httpx.Response:

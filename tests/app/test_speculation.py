@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 
 from sapwood import LLM
 from sapwood.frontends.server import create_app
@@ -23,6 +22,7 @@ from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.thinking import ThinkingBudget
 from sapwood.speculative.interface import Guesses
 from sapwood.text.generation import TextChunk, TextRequest
+from tests.app.llms import llms_of
 from tests.tiny import save_lfm2, save_qwen3
 
 PROMPTS = [[5, 6, 7, 8] * 4, [9, 9, 9], [40], [11, 12, 13, 5, 6, 7, 8, 5, 6]]
@@ -43,26 +43,8 @@ def hybrid_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_llm(model_path: Path) -> Iterator[Make]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(**options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": 4,
-            "max_total_tokens": 1024,
-            "skip_server_warmup": True,
-            "enable_return_hidden_states": True,
-            **options,
-        }
-        opened.append(LLM(str(settings.pop("model", model_path)), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(model_path, page_size=4, enable_return_hidden_states=True) as make:
+        yield make
 
 
 @dataclass

@@ -18,6 +18,7 @@ from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
+from tests.app.llms import llms_of
 from tests.app.test_logprobs import ask
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import NUM_OUTPUTS, Reference, check, text
@@ -47,29 +48,15 @@ def reference(model_path: Path) -> Reference:
 
 @pytest.fixture
 def make_llm(model_path: Path) -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(**options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": PAGE,
-            "max_total_tokens": 1024,
-            "max_running_requests": 3,
-            "chunked_prefill_size": 7,
-            "mamba_track_interval": INTERVAL,
-            "skip_server_warmup": True,
-            "kernels": kernels_here()[0],
-            **options,
-        }
-        opened.append(LLM(str(model_path), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(
+        model_path,
+        page_size=PAGE,
+        max_running_requests=3,
+        chunked_prefill_size=7,
+        mamba_track_interval=INTERVAL,
+        kernels=kernels_here()[0],
+    ) as make:
+        yield make
 
 
 @sweep(kernels=kernels_here(), depth=[1, 2], chunk=[5, 12, -1])

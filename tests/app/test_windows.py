@@ -19,6 +19,7 @@ from sapwood.engine.scheduler import Scheduler
 from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.step import StepPlan
+from tests.app.llms import llms_of
 from tests.app.test_logprobs import Result, ask
 from tests.tiny import VOCAB, write_tokenizer
 
@@ -114,28 +115,14 @@ def kernels_with_windows() -> list[str]:
 
 @pytest.fixture(params=kernels_with_windows())
 def make_llm(request: pytest.FixtureRequest, model_path: Path) -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-    num_threads = torch.get_num_threads()
-
-    def make(**options: Any) -> LLM:
-        settings = {
-            "dtype": "float32",
-            "num_threads": 1,
-            "page_size": 4,
-            "max_total_tokens": 1024,
-            "max_running_requests": 3,
-            "chunked_prefill_size": 12,
-            "skip_server_warmup": True,
-            "kernels": request.param,
-            **options,
-        }
-        opened.append(LLM(str(model_path), **settings))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-    torch.set_num_threads(num_threads)
+    with llms_of(
+        model_path,
+        page_size=4,
+        max_running_requests=3,
+        chunked_prefill_size=12,
+        kernels=request.param,
+    ) as make:
+        yield make
 
 
 def text(length: int, seed: int) -> list[int]:
