@@ -10,7 +10,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sapwood.observe.metrics import EngineConstants, Metrics, PoolConstants
+from sapwood.observe.engine_facts import EngineConstants, PoolConstants
+from sapwood.observe.metrics import Metrics
 from sapwood.schema.output import AdapterUse, EngineStatus, PoolUse
 
 ROOT = Path(__file__).parents[2]

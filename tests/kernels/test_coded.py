@@ -18,7 +18,7 @@ from sapwood.kernels.coded import (
     quantize_codes,
 )
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.torch_ops import TorchKernels

@@ -3,17 +3,8 @@ from types import SimpleNamespace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sapwood.observe.metrics import (
-    COMPAT_NAMES,
-    MAX_LABEL_SETS,
-    Buckets,
-    EngineConstants,
-    EngineRates,
-    EngineState,
-    Metrics,
-    PoolConstants,
-    memory_by_owner,
-)
+from sapwood.observe.engine_facts import EngineConstants, EngineRates, EngineState, PoolConstants
+from sapwood.observe.metrics import COMPAT_NAMES, MAX_LABEL_SETS, Buckets, Metrics, memory_by_owner
 
 FACTS = SimpleNamespace(
     num_running=3,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sapwood.convert.scheme import WeightScheme
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.packed import PackedLinear
 from sapwood.layers.targets import Target
 
 

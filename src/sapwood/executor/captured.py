@@ -20,12 +20,7 @@ from torch import Tensor
 from sapwood.executor.buckets import smallest_that_holds
 from sapwood.executor.captured_sampling import CapturableSamplingOps, CapturedSampling
 from sapwood.kernels.capture import Capture, Replayable, capture
-from sapwood.kernels.interface import (
-    PLAIN,
-    AttentionBatch,
-    AttentionTraits,
-    CapturedSharing,
-)
+from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, CapturedSharing
 from sapwood.layers.forward_batch import ForwardBatch
 
 Attend = Callable[..., Tensor]

@@ -26,6 +26,7 @@ from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.low_rank import LowRankLayer
+from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.routing import Routing
@@ -119,29 +120,6 @@ def lacking(features: frozenset[str], has: frozenset[str]) -> str | None:
     return f"its attention has no {' and no '.join(missing)}" if missing else None
 
 
-class PackedLinear(Protocol):
-    """A linear layer whose weight is in the layout that its implementation wants."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, in] -> [T, out], same dtype as x."""
-        ...
-
-    def fp32(self, x: Tensor) -> Tensor:
-        """The same in fp32, not rounded to x's dtype where the kernels can: for logits, of which
-        bfloat16 tells apart only every eighth at 16 to 32."""
-        ...
-
-
-class PackedHeads(Protocol):
-    """A linear layer of each head."""
-
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        """out[t, h] = weight[h] @ x[t, h].
-
-        x    [T, H, in], out [T, H, out]; both may be parts of the entries of longer heads"""
-        ...
-
-
 class CapturedSharing(Protocol):
     """Pages that several requests of a captured decode share: found on the host before a replay,
     and read once by what was captured."""
@@ -153,19 +131,6 @@ class CapturedSharing(Protocol):
     def plan(self, batch: AttentionBatch) -> bool:
         """For the step that is replayed next. False, and nothing done, if sharing saves nothing
         worth it: then a capture without this is to be replayed."""
-        ...
-
-
-class PackedExperts(Protocol):
-    """The feed-forward layer of a mixture. Source: Fedus et al. 2021, arXiv:2101.03961."""
-
-    def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Of each token the sum over its experts of weight * down(activation(gate) * up), added up
-        in fp32. Only experts that a token has are read.
-
-        x        [T, hidden] -> [T, hidden]
-        chosen   [T, k] int64, the experts of each token; weights [T, k] fp32
-        Raises   ValueError for an expert that is not there"""
         ...
 
 

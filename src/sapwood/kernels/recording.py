@@ -15,14 +15,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from sapwood.kernels.activations import Activation
-    from sapwood.kernels.interface import (
-        AttentionBatch,
-        AttentionTraits,
-        Kernels,
-        PackedExperts,
-        PackedLinear,
-    )
+    from sapwood.kernels.interface import AttentionBatch, AttentionTraits, Kernels
     from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
+    from sapwood.kernels.packed import PackedExperts, PackedLinear
     from sapwood.kernels.routing import Routing
     from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
     from sapwood.kernels.state_space import StateSpace

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.recording import (
     AddPositions,
     Buffer,

@@ -14,7 +14,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import PackedExperts
+from sapwood.kernels.packed import PackedExperts
 from sapwood.kernels.recording import Add, Buffer, CannotRecord, GateRows, Multiply, Program
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.layers.adapted_experts import AdaptedExperts

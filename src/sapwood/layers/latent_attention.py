@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.interface import AttentionBatch, PackedHeads, PackedLinear
+from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.latent import LatentSizes
+from sapwood.kernels.packed import PackedHeads, PackedLinear
 from sapwood.kernels.recording import Buffer, CannotRecord, Program
 from sapwood.kernels.torch_ops.latent import read_rows
 from sapwood.layers.build import Build

@@ -18,7 +18,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.recording import Buffer, Multiply, Program
 from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.interface import PackedExperts
+from sapwood.kernels.packed import PackedExperts
 from sapwood.kernels.recording import Buffer, Mix, Program
 from sapwood.kernels.routing import Routing
 from sapwood.layers.build import Build

@@ -12,8 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import psutil
 from prometheus_client import CollectorRegistry
@@ -26,6 +25,14 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from sapwood.observe.engine_facts import (
+    EngineConstants,
+    EngineFacts,
+    EngineRates,
+    EngineState,
+    PoolConstants,
+    PoolFigures,
+)
 from sapwood.observe.histogram import Histogram, distribution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -135,144 +142,6 @@ class RequestSeries:
         self.queue_time = Histogram(buckets.queue_time)
         self.prompt_lengths = Histogram(buckets.prompt_tokens)
         self.output_lengths = Histogram(buckets.generation_tokens)
-
-
-class Speculated(Protocol):
-    """How guesses have fared; explained in `schema.output.Speculated`."""
-
-    @property
-    def accept_length(self) -> float: ...
-    @property
-    def draft_length(self) -> float: ...
-    @property
-    def accept_rate(self) -> float: ...
-
-
-class AdapterFigures(Protocol):
-    """LoRA adapters in memory; explained in `schema.output.AdapterUse`."""
-
-    @property
-    def num_used(self) -> int: ...
-    @property
-    def num_slots(self) -> int: ...
-    @property
-    def num_evictions(self) -> int: ...
-    @property
-    def utilization(self) -> float: ...
-
-
-class PoolFigures(Protocol):
-    """How many pages, or slots of states, of a pool are free, and how many requests hold."""
-
-    @property
-    def num_free(self) -> int: ...
-    @property
-    def num_leased(self) -> int: ...
-
-
-class EngineFacts(Protocol):
-    """An engine's report on itself; the fields are explained in `schema.output.EngineStatus`."""
-
-    @property
-    def num_running(self) -> int: ...
-    @property
-    def num_waiting(self) -> int: ...
-    @property
-    def num_pages(self) -> int: ...
-    @property
-    def num_free_pages(self) -> int: ...
-    @property
-    def num_leased_pages(self) -> int: ...
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def num_computed_tokens(self) -> int: ...
-    @property
-    def num_prefill_tokens(self) -> int: ...
-    @property
-    def num_cached_tokens(self) -> int: ...
-    @property
-    def num_output_tokens(self) -> int: ...
-    @property
-    def num_retractions(self) -> int: ...
-    @property
-    def new_token_ratio(self) -> float: ...
-    @property
-    def speculated(self) -> Speculated | None: ...
-    @property
-    def adapters(self) -> AdapterFigures | None: ...
-    @property
-    def cpu_seconds(self) -> float: ...
-    @property
-    def resident_bytes(self) -> int: ...
-    @property
-    def routing_key_running_counts(self) -> Sequence[int]: ...
-    @property
-    def routing_key_all_counts(self) -> Sequence[int]: ...
-    @property
-    def pools(self) -> Sequence[PoolFigures]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolConstants:
-    """A pool of the cache, as `schema.output.PoolFacts` says."""
-
-    name: str
-    size: int
-    unit_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConstants:
-    """Facts that an engine reports once, when it is ready.
-
-    startup_s     seconds from the engine process's start to its first message
-    load_s        seconds that loading the weights took
-    weight_bytes  memory that loading the weights took; 0: unknown
-    pools         of the cache
-    """
-
-    page_size: int
-    max_total_tokens: int
-    max_running_requests: int
-    startup_s: float
-    load_s: float
-    weight_bytes: int
-    pools: tuple[PoolConstants, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRates:
-    """Tokens per second in the latest interval.
-
-    last_output_tokens_per_s  in the latest interval with any output tokens
-    prompt_tokens_per_s  that were computed
-    cached_tokens_per_s  of prompts, that the cache had
-    """
-
-    output_tokens_per_s: float = 0.0
-    last_output_tokens_per_s: float = 0.0
-    prompt_tokens_per_s: float = 0.0
-    cached_tokens_per_s: float = 0.0
-
-    @property
-    def cache_hit_rate(self) -> float | None:
-        """The cached share of prompt tokens; None: there were none."""
-        both = self.prompt_tokens_per_s + self.cached_tokens_per_s
-        return self.cached_tokens_per_s / both if both else None
-
-
-@dataclass(slots=True)
-class EngineState:
-    """The latest known facts about an engine; None: no report has come yet.
-
-    is_up  whether it serves
-    """
-
-    is_up: bool = True
-    facts: EngineFacts | None = None
-    constants: EngineConstants | None = None
-    rates: EngineRates = field(default_factory=EngineRates)
 
 
 class Metrics(Collector):

@@ -14,8 +14,9 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from sapwood.frontends.serving.engine_figures import EngineFigures
+from sapwood.observe.engine_facts import EngineConstants, PoolConstants
 from sapwood.observe.history import Sample
-from sapwood.observe.metrics import EngineConstants, Metrics, PoolConstants
+from sapwood.observe.metrics import Metrics
 from sapwood.observe.requests import RequestObserver
 from tests.frontends.web.chromium import needs_chromium, watched
 

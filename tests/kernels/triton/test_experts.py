@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import CodedWeight
-from sapwood.kernels.interface import Kernels, PackedExperts
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.packed import PackedExperts
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import quantize
 from sapwood.kernels.routing import Routing

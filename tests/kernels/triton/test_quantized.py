@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import CODES, CodedWeight
-from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.quantized import KINDS, QuantizedWeight
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.reference.quantized import round_rows

@@ -11,13 +11,8 @@ from torch import Tensor
 
 from sapwood.bench.ops.options import EXPERTS, Shape
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import (
-    AttentionBatch,
-    Kernels,
-    PackedExperts,
-    PackedLinear,
-    kv_cache_shape,
-)
+from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.packed import PackedExperts, PackedLinear
 from sapwood.kernels.sampling_settings import SamplingSettings
 
 Make = Callable[[Kernels], Callable[[], object]]

@@ -17,7 +17,7 @@ from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
 from sapwood.http.sse import until_disconnect
-from sapwood.observe.metrics import EngineState
+from sapwood.observe.engine_facts import EngineState
 from sapwood.schema.client import EngineClient
 from sapwood.schema.fields import parse
 from sapwood.schema.request import RequestOptions

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sapwood.base.errors import SapwoodError
+from sapwood.observe.engine_facts import EngineConstants, EngineRates, EngineState, PoolConstants
 from sapwood.observe.history import PERCENTILES, History, Sample
-from sapwood.observe.metrics import EngineConstants, EngineRates, EngineState, PoolConstants
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.output import EngineStatus, total_status

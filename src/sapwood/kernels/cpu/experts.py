@@ -13,7 +13,7 @@ from sapwood.kernels.cpu import _native
 from sapwood.kernels.cpu.linear import Linear
 from sapwood.kernels.cpu.quantized import QuantizedLinear
 from sapwood.kernels.cpu.tensors import ACTIVATIONS, DTYPES
-from sapwood.kernels.interface import PackedExperts, PackedLinear
+from sapwood.kernels.packed import PackedExperts, PackedLinear
 from sapwood.kernels.routing import Routing, Scores
 from sapwood.kernels.torch_ops import experts as torch_experts
 

@@ -40,12 +40,10 @@ from sapwood.kernels.interface import (
     SOFT_CAP,
     AttentionBatch,
     AttentionTraits,
-    PackedExperts,
-    PackedHeads,
-    PackedLinear,
     lacking,
 )
 from sapwood.kernels.low_rank import LowRankLayer
+from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
@@ -283,28 +281,7 @@ class CpuKernels:
         )  # fmt: skip
         return out
 
-    def norm_rope_write_latent(
-        self,
-        q: Tensor,
-        latent: Tensor,
-        *,
-        norm: Tensor,
-        eps: float,
-        cos_sin: Tensor,
-        positions: Tensor,
-        cache: Tensor,
-        write_index: Tensor,
-    ) -> None:
-        norm_rope_write_latent(
-            q,
-            latent,
-            norm=norm,
-            eps=eps,
-            cos_sin=cos_sin,
-            positions=positions,
-            cache=cache,
-            write_index=write_index,
-        )
+    norm_rope_write_latent = staticmethod(norm_rope_write_latent)
 
     def latent_attention(
         self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
@@ -329,21 +306,8 @@ class CpuKernels:
         )  # fmt: skip
         return out
 
-    def choose_keys(
-        self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int
-    ) -> Tensor:
-        return choose_keys(q, weights, cache, batch, num_chosen)
-
-    def sparse_latent_attention(
-        self,
-        q: Tensor,
-        cache: Tensor,
-        batch: AttentionBatch,
-        scale: float,
-        rank: int,
-        chosen: Tensor,
-    ) -> Tensor:
-        return sparse_latent_attention(q, cache, batch, scale, rank, chosen)
+    choose_keys = staticmethod(choose_keys)
+    sparse_latent_attention = staticmethod(sparse_latent_attention)
 
     def pack_heads(self, weight: Tensor) -> PackedHeads:
         if weight.dtype == torch.bfloat16 and weight.shape[2] % 2:

@@ -30,8 +30,9 @@ from sapwood.kernels.cpu.tensors import (
     per_head,
     state_layout,
 )
-from sapwood.kernels.interface import AttentionBatch, PackedLinear
+from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.low_rank import AdapterRows
+from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.recording import (
     Activate,
     Add,

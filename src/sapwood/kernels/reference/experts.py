@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.routing import Routing, Scores
 from sapwood.kernels.torch_ops.experts import check_chosen, check_experts
 

@@ -21,13 +21,11 @@ from sapwood.kernels.interface import (
     SOFT_CAP,
     AttentionBatch,
     AttentionTraits,
-    PackedExperts,
-    PackedHeads,
-    PackedLinear,
     lacking,
 )
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.low_rank import LowRankLayer
+from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.experts import Experts, route

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.packed import PackedLinear
 
 _PACK_FOR_ROWS = 32
 """Rows for which oneDNN chooses the layout; that layout was the fastest at 1 and 1,024 rows too."""

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.interface import PackedExperts, PackedLinear
+from sapwood.kernels.packed import PackedExperts, PackedLinear
 from sapwood.kernels.torch_ops import experts as torch_experts
 from sapwood.kernels.triton.grouped_matmul import GroupedWeight, _multiply, _weight
 from sapwood.kernels.triton.linear import DenseLinear, QuantizedLinear

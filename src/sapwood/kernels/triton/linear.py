@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.coded import CodedWeight, LinearPart, neighbours_stacked
-from sapwood.kernels.interface import PackedLinear
+from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.quantized import (
     INT8_GROUP_INPUTS,
     QuantizedWeight,

@@ -12,16 +12,9 @@ from torch import Tensor
 
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import (
-    PLAIN,
-    AttentionBatch,
-    AttentionTraits,
-    CapturedSharing,
-    PackedExperts,
-    PackedHeads,
-    PackedLinear,
-)
+from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, CapturedSharing
 from sapwood.kernels.low_rank import LowRankLayer
+from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
 from sapwood.kernels.reference.quantized import quantize

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sapwood.base.errors import WeightError
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.packed import PackedLinear
 
 
 class DenseStorage:

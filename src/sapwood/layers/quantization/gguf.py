@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.blocks import BLOCK_INPUTS
 from sapwood.kernels.coded import LinearPart, quantize_codes
-from sapwood.kernels.interface import Kernels, PackedLinear
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.packed import PackedLinear
 
 LOGITS_KIND = "q8_0"
 """The kind of output layers, as in GGUF files: no later layer evens out their errors.
