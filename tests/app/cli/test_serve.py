@@ -12,8 +12,8 @@ def launched(monkeypatch):
     """Calls of `sapwood.app.launch.serve`, which ends with status 7; no engine is started."""
     calls = []
 
-    def serve(engine, server, observability, *, process):
-        assert process == "started"
+    def serve(engine, server, observability, *, processes):
+        assert processes == ["started"] * engine.parallel.dp_size
         calls.append((engine, server, observability))
         return 7
 
@@ -37,6 +37,21 @@ def test_the_model_may_be_an_argument(launched):
     assert (engine.model.model, server.port) == ("m", 0)
 
 
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        ("--tp", "tp_size"),
+        ("--tensor-parallel-size", "tp_size"),
+        ("--dp", "dp_size"),
+        ("--data-parallel-size", "dp_size"),
+    ],
+)
+def test_other_spellings_of_the_ranks(launched, flag, name):
+    assert main(["serve", "m", flag, "2", "--port", "0"]) == 7
+    [(engine, _, _)] = launched
+    assert getattr(engine.parallel, name) == 2
+
+
 def test_what_contradicts_itself_never_starts(launched, capsys):
     assert main(["serve", "--port", "70000"]) == 1
     assert "--port is 70000 but must be from 0 to 65535" in capsys.readouterr().err
@@ -44,7 +59,7 @@ def test_what_contradicts_itself_never_starts(launched, capsys):
 
 
 def test_a_server_that_cannot_start_says_why(launched, monkeypatch, capsys):
-    def serve(engine, server, observability, *, process):
+    def serve(engine, server, observability, *, processes):
         raise ModelSourceError("no source could provide the model")
 
     monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))

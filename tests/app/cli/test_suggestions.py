@@ -60,9 +60,3 @@ def test_the_command_line_says_so(capsys):
     assert "sapwood has no command lst; did you mean list?" in capsys.readouterr().err
     assert main(["pull", "qwen3:0.6b", "--offline"]) == 1
     assert "did you mean qwen3-0.6b or " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flag", ["--tp", "--tensor-parallel-size", "--dp", "--pp"])
-def test_other_spellings_of_the_ranks(flag, capsys):
-    assert main(["serve", flag, "2", "--model", "nowhere"]) == 1
-    assert "-size is 2 but this version serves with 1" in capsys.readouterr().err
