@@ -31,7 +31,11 @@ class Metadata(Protocol):
         ...
 
     def has(self, tensor: str) -> bool:
-        """Whether the first layer has that tensor: "attn_q.bias", …"""
+        """Whether some layer has that tensor: "attn_q.bias", …"""
+        ...
+
+    def layers_with(self, tensor: str) -> list[int]:
+        """The layers that have that tensor."""
         ...
 
 

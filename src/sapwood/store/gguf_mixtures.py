@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sapwood.base.errors import ModelSourceError
-from sapwood.store.gguf_architectures import ARCHITECTURES, Architecture
+from sapwood.store.gguf_architecture import Architecture
+from sapwood.store.gguf_architectures import ARCHITECTURES
 from sapwood.store.gguf_fields import Metadata, granite, lfm2
 
 SOFTMAX, SIGMOID = 1, 2

@@ -62,6 +62,7 @@ LAYER_NAMES: Mapping[str, str] = {
 }
 _ROWS = ("mlp.shared_expert_gate.weight", "mlp.moe_statics.e_score_correction_bias")
 """Ends of names of tensors [1, n]."""
+_CONVOLUTIONS = (".shortconv.conv.weight", ".ssm_conv1d.weight")
 CONFIGURATION = frozenset(
     {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 )
@@ -83,6 +84,7 @@ class StoredTensor:
 
     heads  number of rotary heads whose rows are in llama.cpp's order; 0: rows are in our order
     larger_by  what was added to the tensor when the file was made
+    is_rates   whether the file has -exp(x) instead of the tensor x: rates of decay, not their logs
     """
 
     name: str
@@ -93,6 +95,7 @@ class StoredTensor:
     num_bytes: int
     heads: int
     larger_by: float = 0.0
+    is_rates: bool = False
 
     @property
     def numbers(self) -> int:
@@ -174,13 +177,14 @@ def hf_name(name: str, own: Mapping[str, str], layers: str = "model.layers") -> 
     whole, _, kind = name.rpartition(".")
     if whole in GLOBAL_NAMES or whole in own:
         return f"{own.get(whole) or GLOBAL_NAMES[whole]}.{kind}"
-    prefix, _, rest = whole.partition(".")
-    layer, _, part = rest.partition(".")
+    prefix, _, rest = name.partition(".")
+    layer, _, whole_part = rest.partition(".")
+    part, _, kind = whole_part.rpartition(".")
     names = {**LAYER_NAMES, **own}
     if prefix != "blk" or not layer.isdigit():
         return None
-    if f"{part}.{kind}" in names:
-        return f"{layers}.{layer}.{names[f'{part}.{kind}']}"
+    if whole_part in names:
+        return f"{layers}.{layer}.{names[whole_part]}"
     # Files of before April 2024 have each expert's tensors apart: ffn_gate.3.
     layer_of_expert, _, expert = part.partition(".")
     if expert.isdigit() and f"{layer_of_expert}_exps" in names:
@@ -218,6 +222,7 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             num_bytes=row["num_bytes"],
             heads=_rotary_heads(row, table),
             larger_by=1.0 if architecture.adds_one and name.endswith("norm.weight") else 0.0,
+            is_rates=name.endswith(".A_log"),
         )
         if "{}" in name:
             yield from _each_expert(stored)
@@ -241,12 +246,17 @@ def _each_expert(stored: StoredTensor) -> Iterator[StoredTensor]:
 
 def _shape(name: str, row: Mapping[str, Any]) -> tuple[int, ...]:
     """As Hugging Face's file has it: that of a convolution [channels, 1, length]. Files lack
-    dimensions of 1."""
+    dimensions of 1 there, and have one where a rate per head is [heads, 1]; norms of groups are
+    [groups, size]."""
     shape = tuple(row["shape"])
     if len(shape) == 1 and name.endswith(_ROWS):
         return (1, *shape)
-    if row["name"].endswith(".shortconv.conv.weight") and len(shape) == 2:
+    if row["name"].endswith(_CONVOLUTIONS) and len(shape) == 2:
         return (shape[0], 1, shape[1])
+    if row["name"].endswith((".ssm_norm.weight", ".ssm_d")):
+        return (math.prod(shape),)
+    if row["name"].endswith(".ssm_a") and len(shape) > 1 and shape[-1] == 1:
+        return shape[:-1]
     return shape
 
 
@@ -278,6 +288,11 @@ def _tensor(data: torch.Tensor, stored: StoredTensor, dtype: torch.dtype) -> tor
         return as_dtype(
             _tensor(data, replace(stored, larger_by=0.0), torch.float32) - stored.larger_by, dtype
         )
+    if stored.is_rates:  # in fp32 whatever the computation's type: logs of rates are few
+        rates = _tensor(data, replace(stored, is_rates=False), torch.float32)
+        if not bool((rates < 0.0).all()):
+            raise WeightError(f"{stored.name} must be made of negative numbers alone")
+        return (-rates).log()
     if stored.type in PLAIN_TYPES:
         return as_dtype(data.view(PLAIN_TYPES[stored.type]).view(stored.shape), dtype)
     tensor = empty(stored.shape, dtype)
