@@ -19,12 +19,12 @@ class Architecture:
     norm         "rms", "layer" or "rms or layer": whose epsilon the file has
     activation   hidden_act
     has_windows  whether a sliding window is served; others refuse a file that has one
-    mixes        whether layers with 0 key and value heads have another mixer than attention, and those
-                 with a size of 0 no feed-forward
+    mixes        whether layers with 0 key and value heads have another mixer than attention, and
+                 those with a size of 0 no feed-forward
     differs      whether layers may have different heads and sizes, and 0 for none
     layers       name of all layers in Hugging Face's files
-    names        other parts of tensor names that differ from Llama's, GGUF's -> Hugging Face's; some
-                 with the kind ("ssm_dt.bias"), and some have none ("ssm_a")
+    names        other parts of tensor names that differ from Llama's, GGUF's -> Hugging Face's;
+                 some with the kind ("ssm_dt.bias"), and some have none ("ssm_a")
     reads        metadata that `more` reads, and that is refused for others
     more         further fields of config.json
     """

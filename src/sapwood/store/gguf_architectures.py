@@ -16,7 +16,6 @@ from sapwood.store import gguf_fields
 from sapwood.store.gguf_architecture import Architecture
 from sapwood.store.gguf_states import STATES
 
-
 _NORMS_AFTER = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",

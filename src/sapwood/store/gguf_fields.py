@@ -38,6 +38,11 @@ class Metadata(Protocol):
         """The layers that have that tensor."""
         ...
 
+    def uniform(self, name: str, default: int | None = None, *, skips: bool = False) -> int:
+        """An integer that may be given per layer; ModelSourceError unless all layers agree, but
+        with `skips` for those with 0."""
+        ...
+
 
 MoreFields = Callable[[Metadata, Mapping[str, Any]], Mapping[str, Any]]
 """From metadata, and the fields of config.json that all architectures have, to further fields."""

@@ -51,7 +51,7 @@ def _as_bamba(fields: Metadata) -> dict[str, Any]:
     }
 
 
-def _per_layer(fields: Metadata, config: Mapping[str, Any], name: str) -> list[int]:
+def per_layer(fields: Metadata, config: Mapping[str, Any], name: str) -> list[int]:
     """A number that may be given per layer, for each of them."""
     value, number = fields[name], config["num_hidden_layers"]
     values = value[:number] if isinstance(value, list) else [value] * number
@@ -98,11 +98,11 @@ def _falcon_h1(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]
     }
 
 
-def _nemotron_h(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def nemotron_h(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     heads = _heads(fields)
     kinds = zip(
-        _per_layer(fields, config, "attention.head_count_kv"),
-        _per_layer(fields, config, "feed_forward_length"),
+        per_layer(fields, config, "attention.head_count_kv"),
+        per_layer(fields, config, "feed_forward_length"),
         strict=True,
     )
     return {
@@ -127,7 +127,7 @@ def granite_hybrid(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, 
             "the file rotates a part of each head (Bamba), which sapwood does not read from GGUF; "
             "a safetensors version of the model may be served"
         )
-    heads = _per_layer(fields, config, "attention.head_count_kv")
+    heads = per_layer(fields, config, "attention.head_count_kv")
     return {
         **granite(fields, config),
         **_as_bamba(fields),
@@ -239,7 +239,7 @@ STATES: Mapping[str, Architecture] = {
         activation="relu2",
         mixes=True,
         names=NEMOTRON_NAMES,
-        more=_nemotron_h,
+        more=nemotron_h,
     ),
 }
 """Those whose files have no experts."""

@@ -6,7 +6,7 @@ Names of tensors come from the gguf library, not from sapwood's tables."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ModelSourceError, WeightError
-from sapwood.models.loader.gguf import iterate
+from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.models.loader.gguf import iterate, iterate_blocks
 from sapwood.store import fetch_model
 from sapwood.store.gguf_states import STATES
 from tests.models.lm.cases import CASES
@@ -90,6 +91,12 @@ def granite_layers(weights: Weights, hf: Mapping[str, Any]) -> None:
             weights[name] = pairs.transpose(1, 2).reshape(weights[name].shape)
 
 
+def nemotron_experts(weights: Weights, hf: Mapping[str, Any]) -> None:
+    for name in [name for name in weights if ".mixer.experts." in name]:
+        layer, part = name.split(".")[2], name.split(".")[-1].removesuffix("_proj")
+        weights[f"blk.{layer}.ffn_{part}_exps.weight"] = weights.pop(name)
+
+
 def sizes(length: int, width: int, state: int, rank: int, groups: int | None) -> dict[str, int]:
     """Metadata of state space layers; rank: heads, or for Mamba the rank of time steps."""
     found = {"conv_kernel": length, "inner_size": width, "state_size": state}
@@ -153,12 +160,67 @@ FILES = {
         granite_layers,
     ),
 }
+MIXTURES = {
+    "granitehybrid": File(
+        "granitemoehybrid",
+        "granitehybrid",
+        1,
+        {
+            **sizes(4, 96, 8, 6, 1),
+            **GRANITE_VALUES,
+            "attention.head_count_kv": [0, 2, 0],
+            "rope.scaling.finetuned": False,
+            "expert_count": 5,
+            "expert_used_count": 2,
+            "expert_shared_feed_forward_length": 40,
+        },
+        {},
+        granite_layers,
+    ),
+    "jamba": File(
+        "jamba",
+        "jamba",
+        1,
+        {
+            **sizes(3, 96, 6, 8, None),
+            "attention.head_count_kv": [0, 2, 0, 0],
+            "expert_count": 4,
+            "expert_used_count": 2,
+        },
+    ),
+    "nemotron_h_moe": File(
+        "nemotron_h, experts",
+        "nemotron_h_moe",
+        2,
+        {
+            **sizes(4, 96, 8, 6, 2),
+            "block_count": 4,
+            "attention.head_count_kv": [0, 0, 2, 0],
+            "feed_forward_length": [40, 0, 0, 40],
+            "expert_count": 8,
+            "expert_used_count": 3,
+            "expert_feed_forward_length": 40,
+            "expert_shared_feed_forward_length": 56,
+            "expert_shared_count": 1,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.5,
+            "expert_group_count": 1,
+            "moe_latent_size": 24,
+        },
+        {},
+        nemotron_experts,
+    ),
+}
+"""Those with experts."""
 EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
 
 
 def peer_of(file: File) -> Peer:
     model_type, architecture, fields = CASES[file.case]
-    return make_peer(model_type, architecture, **({"head_dim": HEAD_DIM} | fields | file.fields))
+    fields = {"head_dim": HEAD_DIM} | fields | file.fields
+    if fields["head_dim"] is None:  # a property of the configuration, which cannot be set
+        del fields["head_dim"]
+    return make_peer(model_type, architecture, **fields)
 
 
 def stored_weights(file: File, peer: Peer) -> Weights:
@@ -191,8 +253,19 @@ def stored_weights(file: File, peer: Peer) -> Weights:
     return found
 
 
-def write(path: Path, file: File, *, weights: Weights | None = None, **changes: Any) -> Peer:
-    """A file of the model that is returned; weights: instead of its; changes: of the metadata."""
+def write(
+    path: Path,
+    file: File,
+    *,
+    weights: Weights | None = None,
+    in_blocks: bool = False,
+    **changes: Any,
+) -> Peer:
+    """A file of the model that is returned.
+
+    weights    instead of the model's
+    in_blocks  whether matrices are quantised, where a row holds whole blocks
+    changes    of the metadata"""
     peer = peer_of(file)
     hf = peer.hf_config
     writer = gguf.GGUFWriter(str(path), file.arch)
@@ -210,14 +283,18 @@ def write(path: Path, file: File, *, weights: Weights | None = None, **changes: 
         own = {
             "head_count": hf["num_attention_heads"],
             "head_count_kv": hf["num_key_value_heads"],
-            "key_length": hf["head_dim"],
-            "value_length": hf["head_dim"],
+            "key_length": hf.get("head_dim", HEAD_DIM),
+            "value_length": hf.get("head_dim", HEAD_DIM),
         }
         said = {f"attention.{name}": one for name, one in own.items()} | said
     for key, value in {**said, **changes}.items():
         add(writer, f"{file.arch}.{key}", value)
     for name, tensor in (weights or stored_weights(file, peer)).items():
-        writer.add_tensor(name, tensor.contiguous().numpy())
+        values, kind = tensor.contiguous().numpy(), gguf.GGMLQuantizationType.Q8_0
+        if in_blocks and values.ndim > 1 and values.shape[-1] % 32 == 0:
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -229,12 +306,40 @@ def test_every_architecture_has_a_file() -> None:
     assert {file.arch for file in FILES.values()} == set(STATES)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_logits_are_those_of_the_model(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", [*FILES.values(), *MIXTURES.values()], ids=lambda one: one.case)
+def test_logits_are_those_of_the_model(file: File, tmp_path: Path) -> None:
     text = random_text(40)
-    peer = write(tmp_path / "m.gguf", FILES[name])
+    peer = write(tmp_path / "m.gguf", file)
     got = logits_of(tmp_path / "m.gguf", tmp_path / "home", text)
     torch.testing.assert_close(got, peer.logits(text), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "values"),
+    [
+        ("mamba", {"intermediate_size": 192}, {"ssm.inner_size": 192}),
+        ("mamba2", {"num_heads": 12}, {"ssm.inner_size": 192, "ssm.time_step_rank": 12}),
+        ("jamba", {}, {"ssm.inner_size": 192}),
+        ("nemotron_h_moe", {}, {}),
+    ],
+)
+def test_blocks_are_placed_like_numbers(
+    name: str, fields: dict[str, Any], values: dict[str, Any], tmp_path: Path
+) -> None:
+    file = {**MIXTURES, **FILES}[name]
+    file = replace(file, fields=file.fields | fields, values=file.values | values)
+    check_blocks(file, tmp_path)
+
+
+def check_blocks(file: File, tmp_path: Path) -> None:
+    """Logits with the blocks of a quantised file are those with its numbers."""
+    path, home, text = tmp_path / "m.gguf", tmp_path / "home", random_text(20)
+    write(path, replace(file, fields=file.fields | {"hidden_size": 96}), in_blocks=True)
+    files = fetch_model(str(path), home=home)
+    found = dict(iterate_blocks(files, torch.float32))
+    assert any(isinstance(one, QuantizedWeight) for one in found.values())
+    got = logits_of(path, home, text, in_blocks=True)
+    torch.testing.assert_close(got, logits_of(path, home, text), atol=2e-3, rtol=0)
 
 
 def test_rates_keep_their_precision(tmp_path: Path) -> None:
@@ -260,12 +365,13 @@ def test_rates_that_are_not_negative_are_refused(tmp_path: Path) -> None:
     [
         ("mamba2", {"ssm.time_step_rank": 7}, "96 state space channels .* for 7 heads"),
         ("nemotron_h", {"attention.head_count_kv": [0, 2]}, "has 2 numbers"),
+        ("jamba", {"attention.head_count_kv": [2, 2, 0, 2]}, "do not come once in a period"),
         ("granitehybrid", {"rope.dimension_count": 16}, "rotates a part of each head"),
     ],
 )
 def test_files_that_are_not_understood_are_refused(
     name: str, changes: Mapping[str, Any], message: str, tmp_path: Path
 ) -> None:
-    write(tmp_path / "m.gguf", FILES[name], **changes)
+    write(tmp_path / "m.gguf", {**MIXTURES, **FILES}[name], **changes)
     with pytest.raises(ModelSourceError, match=message):
         logits_of(tmp_path / "m.gguf", tmp_path / "home", [1])

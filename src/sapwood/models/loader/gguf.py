@@ -63,6 +63,8 @@ LAYER_NAMES: Mapping[str, str] = {
 _ROWS = ("mlp.shared_expert_gate.weight", "mlp.moe_statics.e_score_correction_bias")
 """Ends of names of tensors [1, n]."""
 _CONVOLUTIONS = (".shortconv.conv.weight", ".ssm_conv1d.weight")
+_KEYS, _VALUES = ".attn_k_b.weight", ".attn_v_b.weight"
+"""Ends of names of the halves of latent attention's kv_b_proj."""
 CONFIGURATION = frozenset(
     {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 )
@@ -84,6 +86,8 @@ class StoredTensor:
 
     heads  number of rotary heads whose rows are in llama.cpp's order; 0: rows are in our order
     larger_by  what was added to the tensor when the file was made
+    values     the tensor [heads, values, rank] that belongs to this one, [heads, rank, keys], if
+               both are halves of kv_b_proj [heads * (keys + values), rank]
     is_rates   whether the file has -exp(x) instead of the tensor x: rates of decay, not their logs
     """
 
@@ -96,10 +100,12 @@ class StoredTensor:
     heads: int
     larger_by: float = 0.0
     is_rates: bool = False
+    values: StoredTensor | None = None
 
     @property
     def numbers(self) -> int:
-        return math.prod(self.shape)
+        others = 0 if self.values is None else self.values.numbers
+        return math.prod(self.shape) + others
 
 
 def iterate(
@@ -135,14 +141,18 @@ def _lazy(stored: StoredTensor, num_bytes: int, read: Callable[[], W]) -> Stored
     """A tensor that `read` will read; `num_bytes` is the size of the result."""
     return Stored(
         name=stored.name,
-        file_bytes=stored.num_bytes,
+        file_bytes=stored.num_bytes + (stored.values.num_bytes if stored.values else 0),
         num_bytes=max(stored.num_bytes, num_bytes),
         read=read,
     )
 
 
 def _read(stored: StoredTensor, files: ModelFiles, dtype: torch.dtype) -> torch.Tensor:
-    return _tensor(_rows(stored, files), stored, dtype)
+    found = _tensor(_rows(stored, files), stored, dtype)
+    if stored.values is None:
+        return found
+    halves = (found.transpose(1, 2), _read(stored.values, files, dtype))
+    return torch.cat(halves, dim=1).flatten(0, 1)
 
 
 def _read_blocks(stored: StoredTensor, files: ModelFiles) -> LinearPart:
@@ -204,8 +214,14 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
         ) from error
     architecture = architecture_named(table["architecture"], has_experts=table["has_experts"])
     assert architecture is not None, "store refuses others"
+    by_name = {row["name"]: row for row in table["tensors"]}
     for row in table["tensors"]:
-        if row["name"] in CONFIGURATION:
+        half = row["name"].removesuffix(_VALUES)
+        if row["name"] in CONFIGURATION or (half != row["name"] and half + _KEYS in by_name):
+            continue
+        half = row["name"].removesuffix(_KEYS)
+        if half + _VALUES in by_name:
+            yield _joined(row, by_name[half + _VALUES], f"{architecture.layers}.{half[4:]}")
             continue
         name = hf_name(row["name"], architecture.names, architecture.layers)
         if name is None:
@@ -228,6 +244,25 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             yield from _each_expert(stored)
         else:
             yield stored
+
+
+def _joined(keys: Mapping[str, Any], values: Mapping[str, Any], layer: str) -> StoredTensor:
+    """kv_b_proj of a layer, which newer files have in two halves."""
+    name = f"{layer}.self_attn.kv_b_proj.weight"
+    places = ("type", "file", "offset", "num_bytes")
+    halves = []
+    for row in (keys, values):
+        if len(row["shape"]) != 3:
+            raise WeightError(f"{row['name']} must have three dimensions, got {row['shape']}")
+        place = {field: row[field] for field in places}
+        halves.append(StoredTensor(name=name, shape=tuple(row["shape"]), heads=0, **place))
+    of_keys, of_values = halves
+    if (of_keys.shape[0], of_keys.shape[1]) != (of_values.shape[0], of_values.shape[2]):
+        raise WeightError(
+            f"{keys['name']} {list(of_keys.shape)} and {values['name']} {list(of_values.shape)} "
+            "are not halves of one matrix"
+        )
+    return replace(of_keys, values=of_values)
 
 
 def _each_expert(stored: StoredTensor) -> Iterator[StoredTensor]:
