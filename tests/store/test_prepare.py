@@ -157,8 +157,8 @@ def test_what_cannot_be_served_is_refused(prepare, values, message):
 
 
 def test_an_unknown_architecture_lists_the_known_ones(prepare):
-    with pytest.raises(ModelSourceError, match=r"'mamba'.*known: llama, mistral3, qwen2, qwen3"):
-        prepare(GgufSample(architecture="mamba"))
+    with pytest.raises(ModelSourceError, match=r"'rwkv7'.*known: llama, mistral3, qwen2, qwen3"):
+        prepare(GgufSample(architecture="rwkv7"))
 
 
 def test_missing_metadata_is_named(prepare):

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sapwood.base.errors import ModelSourceError
-from sapwood.store.gguf_architectures import ARCHITECTURES, Architecture
+from sapwood.store.gguf_architecture import Architecture
+from sapwood.store.gguf_architectures import ARCHITECTURES
 from sapwood.store.gguf_header import GgufHeader, TensorEntry
 from sapwood.store.gguf_mixtures import MIXTURES, architecture_named
 
-_EPSILONS = {
-    "rms": "attention.layer_norm_rms_epsilon",
-    "layer": "attention.layer_norm_epsilon",
-}
+_RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+_EPSILONS = {"rms": (_RMS,), "layer": (_LAYER,), "rms or layer": (_RMS, _LAYER)}
 _MAX_FLOAT32 = 3.4e38
 _LLAMA3_LOW_FREQ_FACTOR = 1.0
 _LLAMA3_HIGH_FREQ_FACTOR = 4.0
@@ -56,6 +55,12 @@ class Fields:
             )
         return value
 
+    def first(self, *names: str) -> Any:
+        """The first of these values that there is."""
+        found = (self.get(name) for name in names)
+        value = next((one for one in found if one is not None), None)
+        return self[names[-1]] if value is None else value
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Of a tensor by its whole name."""
         if tensor not in self._tensors:
@@ -63,8 +68,13 @@ class Fields:
         return self._tensors[tensor].shape
 
     def has(self, tensor: str) -> bool:
-        """Whether the first layer has that tensor: "attn_q.bias", …"""
-        return f"blk.0.{tensor}" in self._tensors
+        """Whether some layer has that tensor: "attn_q.bias", …"""
+        return bool(self.layers_with(tensor))
+
+    def layers_with(self, tensor: str) -> list[int]:
+        """The layers that have that tensor: "attn_q.bias", …"""
+        number = int(self["block_count"])
+        return [layer for layer in range(number) if f"blk.{layer}.{tensor}" in self._tensors]
 
     def uniform(self, name: str, default: int | None = None, *, skips: bool = False) -> int:
         """An integer that may be given per layer, provided that all layers agree; `skips`: but for
@@ -145,7 +155,8 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
     num_heads = fields.uniform("attention.head_count", skips=differs)
     per_layer = fields.of_layers(num_layers(header)) if differs else {}
     hidden_size = int(fields["embedding_length"])
-    head_dim = int(fields.get("attention.key_length", hidden_size // num_heads))
+    # 0 heads: an architecture without attention, whose `more` has the fields of its other heads.
+    head_dim = int(fields.get("attention.key_length", hidden_size // max(1, num_heads)))
     config: dict[str, Any] = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
@@ -158,11 +169,11 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
         "head_dim": head_dim,
         "intermediate_size": max(per_layer[SIZES])
         if differs
-        else fields.uniform("feed_forward_length"),
+        else fields.uniform("feed_forward_length", skips=architecture.mixes),
         **per_layer,
         "hidden_act": architecture.activation,
         "vocab_size": embedding.shape[0],
-        "rms_norm_eps": fields[_EPSILONS[architecture.norm]],
+        "rms_norm_eps": fields.first(*_EPSILONS[architecture.norm]),
         "rope_theta": fields.get("rope.freq_base", 10000.0),
         "max_position_embeddings": int(fields["context_length"]),
         "tie_word_embeddings": "output.weight" not in by_name,
@@ -232,7 +243,8 @@ def _refuse_unserved(fields: Fields, architecture: Architecture) -> None:
                 f"which sapwood does not serve from GGUF"
             )
     key_length, value_length = (fields.get(f"attention.{kind}_length") for kind in ("key", "value"))
-    if value_length is not None and key_length is not None and key_length != value_length:
+    differ = value_length is not None and key_length is not None and key_length != value_length
+    if differ and "attention.value_length" not in architecture.reads:
         raise ModelSourceError(
             f"{fields.path} has keys of {key_length} and values of {value_length} numbers per "
             f"head, which sapwood does not serve"

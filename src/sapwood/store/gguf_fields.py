@@ -31,7 +31,16 @@ class Metadata(Protocol):
         ...
 
     def has(self, tensor: str) -> bool:
-        """Whether the first layer has that tensor: "attn_q.bias", …"""
+        """Whether some layer has that tensor: "attn_q.bias", …"""
+        ...
+
+    def layers_with(self, tensor: str) -> list[int]:
+        """The layers that have that tensor."""
+        ...
+
+    def uniform(self, name: str, default: int | None = None, *, skips: bool = False) -> int:
+        """An integer that may be given per layer; ModelSourceError unless all layers agree, but
+        with `skips` for those with 0."""
         ...
 
 

@@ -9,8 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from sapwood.base.errors import ModelSourceError
-from sapwood.store.gguf_architectures import ARCHITECTURES, Architecture
+from sapwood.store.gguf_architecture import Architecture
+from sapwood.store.gguf_architectures import ARCHITECTURES
 from sapwood.store.gguf_fields import Metadata, granite, lfm2
+from sapwood.store.gguf_states import (
+    FACTORS,
+    GRANITE_NAMES,
+    NEMOTRON_NAMES,
+    feed_forward_names,
+    granite_hybrid,
+    nemotron_h,
+    per_layer,
+    selective_names,
+)
 
 SOFTMAX, SIGMOID = 1, 2
 """Values of expert_gating_func: what the router's products become."""
@@ -164,6 +175,114 @@ def _lfm2_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
+def _granite_hybrid(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **granite_hybrid(fields, config),
+        **_mixtral(fields, config),
+        "shared_intermediate_size": int(fields.get("expert_shared_feed_forward_length", 0)),
+    }
+
+
+def _nemotron_h(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = dict(nemotron_h(fields, config))
+    kinds = ["moe" if kind == "mlp" else kind for kind in found["layers_block_type"]]
+    return {
+        **found,
+        "layers_block_type": kinds,
+        "n_routed_experts": int(fields["expert_count"]),
+        "num_experts_per_tok": fields.uniform("expert_used_count", skips=True),
+        "moe_intermediate_size": fields.uniform("expert_feed_forward_length", skips=True),
+        "moe_shared_expert_intermediate_size": int(
+            fields.get("expert_shared_feed_forward_length", 0)
+        ),
+        "moe_latent_size": fields.get("moe_latent_size"),
+        "norm_topk_prob": bool(fields.get("expert_weights_norm", True)),
+        "routed_scaling_factor": float(fields.get("expert_weights_scale", 1.0)),
+        "n_group": int(fields.get("expert_group_count", 1)),
+        "topk_group": int(fields.get("expert_group_used_count", 1)),
+    }
+
+
+def _jamba(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    number = config["num_hidden_layers"]
+    heads = per_layer(fields, config, "attention.head_count_kv")
+    return {
+        **_choice(fields, function=SOFTMAX, normalises=False),
+        **_period("attn_layer", [layer for layer, one in enumerate(heads) if one], number),
+        **_period("expert_layer", fields.layers_with("ffn_gate_inp.weight"), number),
+        "num_experts": int(fields["expert_count"]),
+        "mamba_d_state": int(fields["ssm.state_size"]),
+        "mamba_d_conv": int(fields["ssm.conv_kernel"]),
+        "mamba_dt_rank": int(fields["ssm.time_step_rank"]),
+        "mamba_expand": int(fields["ssm.inner_size"]) // config["hidden_size"],
+        "mamba_proj_bias": fields.has("ssm_in.bias"),
+        "mamba_conv_bias": fields.has("ssm_conv1d.bias"),
+    }
+
+
+def _period(name: str, layers: list[int], number: int) -> dict[str, int]:
+    """The period and the offset of layers that come once in each; ModelSourceError for others."""
+    offset = layers[0] if layers else number
+    period = layers[1] - offset if len(layers) > 1 else number + 1
+    if layers != [layer for layer in range(number) if layer % period == offset]:
+        raise ModelSourceError(
+            f"the file has layers of one kind ({name}) at {layers}, which do not come once "
+            "in a period; sapwood does not serve that"
+        )
+    return {f"{name}_period": period, f"{name}_offset": offset}
+
+
+def _deepseek2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """DeepSeek V2 and V3, and what is built alike. In files whose kv_b_proj is cut in two,
+    key_length and value_length are those of the cache's rows, and ..._mla those of heads."""
+    by_sigmoid = fields.get("expert_gating_func", _NO_FUNCTION) == SIGMOID or (
+        not fields.get("expert_gating_func") and fields.has("exp_probs_b.bias")
+    )
+    if not by_sigmoid and fields.has("exp_probs_b.bias"):
+        raise ModelSourceError(
+            "the file has a bias for the choice of experts by a softmax, which sapwood does not "
+            "serve for this architecture; a safetensors version of the model may be served"
+        )
+    key_dim, value_dim = (
+        int(fields.get(f"attention.{kind}_length_mla") or fields[f"attention.{kind}_length"])
+        for kind in ("key", "value")
+    )
+    rope_dim, num_groups = (
+        int(fields["rope.dimension_count"]),
+        int(fields.get("expert_group_count", 1)),
+    )
+    v2 = {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "topk_method": "group_limited_greedy" if num_groups > 1 else "greedy",
+    }
+    found = {
+        **({} if by_sigmoid else v2),
+        **_choice(fields, function=SIGMOID if by_sigmoid else SOFTMAX, normalises=False),
+        "n_routed_experts": int(fields["expert_count"]),
+        "n_shared_experts": int(fields["expert_shared_count"]),
+        "moe_intermediate_size": fields.uniform("expert_feed_forward_length", skips=True),
+        "first_k_dense_replace": int(fields.get("leading_dense_block_count", 0)),
+        "routed_scaling_factor": float(fields.get("expert_weights_scale", 1.0)),
+        "n_group": num_groups,
+        "topk_group": int(fields.get("expert_group_used_count", 1)),
+        "kv_lora_rank": int(fields["attention.kv_lora_rank"]),
+        "q_lora_rank": int(fields["attention.q_lora_rank"])
+        if fields.has("attn_q_a.weight")
+        else None,
+        "qk_rope_head_dim": rope_dim,
+        "qk_nope_head_dim": key_dim - rope_dim,
+        "v_head_dim": value_dim,
+        "partial_rotary_factor": 1.0,
+    }
+    tenth = fields.get("rope.scaling.yarn_log_multiplier")
+    if tenth and "rope_scaling" in config:
+        # Ten times what the file says; llama.cpp takes both to be equal.
+        magnitudes = {"mscale": 10 * tenth, "mscale_all_dim": 10 * tenth}
+        found["rope_scaling"] = {**config["rope_scaling"], **magnitudes}
+    return found
+
+
 def _experts(module: str, layers: tuple[str, str, str]) -> dict[str, str]:
     parts = zip(("gate", "up", "down"), layers, strict=True)
     return {f"ffn_{part}_exps": f"{module}.experts.{{}}.{layer}" for part, layer in parts}
@@ -211,6 +330,22 @@ MIXTURES: Mapping[str, Architecture] = {
         reads=_READS,
         more=_bailing_moe2,
     ),
+    "deepseek2": Architecture(
+        class_name="DeepseekV3ForCausalLM",
+        model_type="deepseek_v3",
+        known_as=("DeepseekV2ForCausalLM",),
+        names={
+            **_GROUPED,
+            "attn_q_a": "self_attn.q_a_proj",
+            "attn_q_b": "self_attn.q_b_proj",
+            "attn_q_a_norm": "self_attn.q_a_layernorm",
+            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+            "attn_kv_b": "self_attn.kv_b_proj",
+        },
+        reads=("attention.value_length", "rope.scaling.yarn_log_multiplier", *_READS),
+        more=_deepseek2,
+    ),
     "dots1": Architecture(
         class_name="Dots1ForCausalLM",
         model_type="dots1",
@@ -257,8 +392,24 @@ MIXTURES: Mapping[str, Architecture] = {
             "ffn_gate_inp": "block_sparse_moe.router.layer",
             **_experts("block_sparse_moe", _LAYERS),
         },
-        reads=("attention.scale", "embedding_scale", "residual_scale", "logit_scale", *_READS),
+        reads=(*FACTORS, *_READS),
         more=_granite_moe,
+    ),
+    "granitehybrid": Architecture(
+        class_name="GraniteMoeHybridForCausalLM",
+        model_type="granitemoehybrid",
+        permuted=True,
+        mixes=True,
+        names={
+            **GRANITE_NAMES,
+            "ffn_gate_inp": "block_sparse_moe.router.layer",
+            **_experts("block_sparse_moe", _LAYERS),
+            "ffn_gate_shexp": "shared_mlp.gate",
+            "ffn_up_shexp": "shared_mlp.up",
+            "ffn_down_shexp": "shared_mlp.output_linear",
+        },
+        reads=(*FACTORS, *_READS),
+        more=_granite_hybrid,
     ),
     "hunyuan-moe": Architecture(
         class_name="HunYuanMoEV1ForCausalLM",
@@ -271,6 +422,21 @@ MIXTURES: Mapping[str, Architecture] = {
         },
         reads=_READS,
         more=_hunyuan_moe,
+    ),
+    "jamba": Architecture(
+        class_name="JambaForCausalLM",
+        model_type="jamba",
+        mixes=True,
+        names={
+            **selective_names("mamba"),
+            **feed_forward_names("feed_forward"),
+            "ffn_norm": "pre_ff_layernorm",
+            "output_norm": "model.final_layernorm",
+            "ffn_gate_inp": "feed_forward.router",
+            **_experts("feed_forward", _LAYERS),
+        },
+        reads=_READS,
+        more=_jamba,
     ),
     "lfm2moe": Architecture(
         class_name="Lfm2MoeForCausalLM",
@@ -294,6 +460,24 @@ MIXTURES: Mapping[str, Architecture] = {
         },
         reads=_READS,
         more=_minimax_m2,
+    ),
+    "nemotron_h_moe": Architecture(
+        class_name="NemotronHForCausalLM",
+        model_type="nemotron_h",
+        norm="rms or layer",
+        activation="relu2",
+        mixes=True,
+        names={
+            **NEMOTRON_NAMES,
+            "ffn_gate_inp": "mixer.gate",
+            **_experts("mixer", _LAYERS),
+            **_shared("mixer.shared_experts"),
+            "ffn_latent_down": "mixer.fc1_latent_proj",
+            "ffn_latent_up": "mixer.fc2_latent_proj",
+            "exp_probs_b.bias": "mixer.gate.e_score_correction_bias",
+        },
+        reads=_READS,
+        more=_nemotron_h,
     ),
     "olmoe": Architecture(
         class_name="OlmoeForCausalLM",

@@ -273,7 +273,8 @@ def logits_of(path: Path, home: Path, text: list[int], *, in_blocks: bool = Fals
 
 
 def test_every_mixture_has_a_file() -> None:
-    assert FILES.keys() == MIXTURES.keys()
+    elsewhere = {"deepseek2", "granitehybrid", "jamba", "nemotron_h_moe"}
+    assert FILES.keys() == MIXTURES.keys() - elsewhere  # test_gguf_latent.py, test_gguf_states.py
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -97,6 +97,5 @@ class GraniteMoeHybridForCausalLM(GraniteMoeForCausalLM):
         return super().feed_forward(index)
 
     def shared_expert(self, size: int) -> FeedForward:
-        return self.gated_mlp(
-            size=size, names=("gate", "up", "output_linear"), fused="input_linear"
-        )
+        fused = None if self.is_from_gguf else "input_linear"
+        return self.gated_mlp(size=size, names=("gate", "up", "output_linear"), fused=fused)

@@ -62,6 +62,9 @@ LAYER_NAMES: Mapping[str, str] = {
 }
 _ROWS = ("mlp.shared_expert_gate.weight", "mlp.moe_statics.e_score_correction_bias")
 """Ends of names of tensors [1, n]."""
+_CONVOLUTIONS = (".shortconv.conv.weight", ".ssm_conv1d.weight")
+_KEYS, _VALUES = ".attn_k_b.weight", ".attn_v_b.weight"
+"""Ends of names of the halves of latent attention's kv_b_proj."""
 CONFIGURATION = frozenset(
     {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 )
@@ -83,6 +86,9 @@ class StoredTensor:
 
     heads  number of rotary heads whose rows are in llama.cpp's order; 0: rows are in our order
     larger_by  what was added to the tensor when the file was made
+    values     the tensor [heads, values, rank] that belongs to this one, [heads, rank, keys], if
+               both are halves of kv_b_proj [heads * (keys + values), rank]
+    is_rates   whether the file has -exp(x) instead of the tensor x: rates of decay, not their logs
     """
 
     name: str
@@ -93,10 +99,13 @@ class StoredTensor:
     num_bytes: int
     heads: int
     larger_by: float = 0.0
+    is_rates: bool = False
+    values: StoredTensor | None = None
 
     @property
     def numbers(self) -> int:
-        return math.prod(self.shape)
+        others = 0 if self.values is None else self.values.numbers
+        return math.prod(self.shape) + others
 
 
 def iterate(
@@ -132,14 +141,18 @@ def _lazy(stored: StoredTensor, num_bytes: int, read: Callable[[], W]) -> Stored
     """A tensor that `read` will read; `num_bytes` is the size of the result."""
     return Stored(
         name=stored.name,
-        file_bytes=stored.num_bytes,
+        file_bytes=stored.num_bytes + (stored.values.num_bytes if stored.values else 0),
         num_bytes=max(stored.num_bytes, num_bytes),
         read=read,
     )
 
 
 def _read(stored: StoredTensor, files: ModelFiles, dtype: torch.dtype) -> torch.Tensor:
-    return _tensor(_rows(stored, files), stored, dtype)
+    found = _tensor(_rows(stored, files), stored, dtype)
+    if stored.values is None:
+        return found
+    halves = (found.transpose(1, 2), _read(stored.values, files, dtype))
+    return torch.cat(halves, dim=1).flatten(0, 1)
 
 
 def _read_blocks(stored: StoredTensor, files: ModelFiles) -> LinearPart:
@@ -174,13 +187,14 @@ def hf_name(name: str, own: Mapping[str, str], layers: str = "model.layers") -> 
     whole, _, kind = name.rpartition(".")
     if whole in GLOBAL_NAMES or whole in own:
         return f"{own.get(whole) or GLOBAL_NAMES[whole]}.{kind}"
-    prefix, _, rest = whole.partition(".")
-    layer, _, part = rest.partition(".")
+    prefix, _, rest = name.partition(".")
+    layer, _, whole_part = rest.partition(".")
+    part, _, kind = whole_part.rpartition(".")
     names = {**LAYER_NAMES, **own}
     if prefix != "blk" or not layer.isdigit():
         return None
-    if f"{part}.{kind}" in names:
-        return f"{layers}.{layer}.{names[f'{part}.{kind}']}"
+    if whole_part in names:
+        return f"{layers}.{layer}.{names[whole_part]}"
     # Files of before April 2024 have each expert's tensors apart: ffn_gate.3.
     layer_of_expert, _, expert = part.partition(".")
     if expert.isdigit() and f"{layer_of_expert}_exps" in names:
@@ -200,8 +214,14 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
         ) from error
     architecture = architecture_named(table["architecture"], has_experts=table["has_experts"])
     assert architecture is not None, "store refuses others"
+    by_name = {row["name"]: row for row in table["tensors"]}
     for row in table["tensors"]:
-        if row["name"] in CONFIGURATION:
+        half = row["name"].removesuffix(_VALUES)
+        if row["name"] in CONFIGURATION or (half != row["name"] and half + _KEYS in by_name):
+            continue
+        half = row["name"].removesuffix(_KEYS)
+        if half + _VALUES in by_name:
+            yield _joined(row, by_name[half + _VALUES], f"{architecture.layers}.{half[4:]}")
             continue
         name = hf_name(row["name"], architecture.names, architecture.layers)
         if name is None:
@@ -218,11 +238,31 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             num_bytes=row["num_bytes"],
             heads=_rotary_heads(row, table),
             larger_by=1.0 if architecture.adds_one and name.endswith("norm.weight") else 0.0,
+            is_rates=name.endswith(".A_log"),
         )
         if "{}" in name:
             yield from _each_expert(stored)
         else:
             yield stored
+
+
+def _joined(keys: Mapping[str, Any], values: Mapping[str, Any], layer: str) -> StoredTensor:
+    """kv_b_proj of a layer, which newer files have in two halves."""
+    name = f"{layer}.self_attn.kv_b_proj.weight"
+    places = ("type", "file", "offset", "num_bytes")
+    halves = []
+    for row in (keys, values):
+        if len(row["shape"]) != 3:
+            raise WeightError(f"{row['name']} must have three dimensions, got {row['shape']}")
+        place = {field: row[field] for field in places}
+        halves.append(StoredTensor(name=name, shape=tuple(row["shape"]), heads=0, **place))
+    of_keys, of_values = halves
+    if (of_keys.shape[0], of_keys.shape[1]) != (of_values.shape[0], of_values.shape[2]):
+        raise WeightError(
+            f"{keys['name']} {list(of_keys.shape)} and {values['name']} {list(of_values.shape)} "
+            "are not halves of one matrix"
+        )
+    return replace(of_keys, values=of_values)
 
 
 def _each_expert(stored: StoredTensor) -> Iterator[StoredTensor]:
@@ -241,12 +281,17 @@ def _each_expert(stored: StoredTensor) -> Iterator[StoredTensor]:
 
 def _shape(name: str, row: Mapping[str, Any]) -> tuple[int, ...]:
     """As Hugging Face's file has it: that of a convolution [channels, 1, length]. Files lack
-    dimensions of 1."""
+    dimensions of 1 there, and have one where a rate per head is [heads, 1]; norms of groups are
+    [groups, size]."""
     shape = tuple(row["shape"])
     if len(shape) == 1 and name.endswith(_ROWS):
         return (1, *shape)
-    if row["name"].endswith(".shortconv.conv.weight") and len(shape) == 2:
+    if row["name"].endswith(_CONVOLUTIONS) and len(shape) == 2:
         return (shape[0], 1, shape[1])
+    if row["name"].endswith((".ssm_norm.weight", ".ssm_d")):
+        return (math.prod(shape),)
+    if row["name"].endswith(".ssm_a") and len(shape) > 1 and shape[-1] == 1:
+        return shape[:-1]
     return shape
 
 
@@ -278,6 +323,11 @@ def _tensor(data: torch.Tensor, stored: StoredTensor, dtype: torch.dtype) -> tor
         return as_dtype(
             _tensor(data, replace(stored, larger_by=0.0), torch.float32) - stored.larger_by, dtype
         )
+    if stored.is_rates:  # in fp32 whatever the computation's type: logs of rates are few
+        rates = _tensor(data, replace(stored, is_rates=False), torch.float32)
+        if not bool((rates < 0.0).all()):
+            raise WeightError(f"{stored.name} must be made of negative numbers alone")
+        return (-rates).log()
     if stored.type in PLAIN_TYPES:
         return as_dtype(data.view(PLAIN_TYPES[stored.type]).view(stored.shape), dtype)
     tensor = empty(stored.shape, dtype)
