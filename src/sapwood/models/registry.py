@@ -25,8 +25,12 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "AquilaModel": "sapwood.models.lm.llama:LlamaForCausalLM",
         "ArceeForCausalLM": "sapwood.models.lm.arcee:ArceeForCausalLM",
         "BaichuanForCausalLM": "sapwood.models.lm.baichuan:BaichuanForCausalLM",
+        "BailingHybridForCausalLM": (
+            "sapwood.models.lm.bailing_hybrid:BailingHybridForCausalLM"
+        ),
         "BailingMoeForCausalLM": "sapwood.models.lm.bailing_moe:BailingMoeForCausalLM",
         "BailingMoeV2ForCausalLM": "sapwood.models.lm.bailing_moe:BailingMoeV2ForCausalLM",
+        "BailingMoeV3ForCausalLM": "sapwood.models.lm.bailing_hybrid:BailingHybridForCausalLM",
         "BaiChuanForCausalLM": "sapwood.models.lm.baichuan:BaichuanForCausalLM",
         "BambaForCausalLM": "sapwood.models.lm.bamba:BambaForCausalLM",
         "BloomForCausalLM": "sapwood.models.lm.bloom:BloomForCausalLM",

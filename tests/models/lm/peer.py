@@ -23,6 +23,7 @@ SIZES: dict[str, Any] = {
 FUSED_IN_MEMORY = frozenset(
     {
         "afmoe",
+        "bailing_hybrid",
         "deepseek_v2",
         "deepseek_v3",
         "deepseek_v32",
