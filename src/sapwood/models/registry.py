@@ -142,6 +142,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "XverseForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "YiForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "YoutuForCausalLM": "sapwood.models.lm.youtu:YoutuForCausalLM",
+        "Zamba2ForCausalLM": "sapwood.models.lm.zamba2:Zamba2ForCausalLM",
         **ENCODERS,
     },
     entry_point="sapwood.architectures",
