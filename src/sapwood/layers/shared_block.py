@@ -60,12 +60,9 @@ class Outputs:
 class LowRankAddition:
     """outputs += up(down(x)), for several outputs that lie one after another."""
 
-    def __init__(
-        self, build: Build, in_size: int, rank: int, outputs: Sequence[Outputs]
-    ) -> None:
+    def __init__(self, build: Build, in_size: int, rank: int, outputs: Sequence[Outputs]) -> None:
         # The small layers that come first are the same on all ranks.
         downs = tuple(Part(f"{one.name}.0", rank, 0, rank) for one in outputs)
-        self._rank = rank
         self._down = ColumnParallelLinear(build, in_size, downs, bias=False)
         self._ups = [
             ColumnParallelLinear(build, rank, one.parts, bias=False, arrangement=one.arrangement)
@@ -75,7 +72,7 @@ class LowRankAddition:
     def __call__(self, x: Tensor, outputs: Tensor) -> None:
         """x [T, in]; outputs [T, this rank's], changed in place"""
         start = 0
-        for up, low in zip(self._ups, self._down(x).split(self._rank, dim=-1), strict=True):
+        for up, low in zip(self._ups, self._down(x).chunk(len(self._ups), dim=-1), strict=True):
             added = up(low.contiguous())
             outputs[:, start : start + added.shape[1]] += added
             start += added.shape[1]

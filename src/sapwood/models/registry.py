@@ -25,9 +25,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "AquilaModel": "sapwood.models.lm.llama:LlamaForCausalLM",
         "ArceeForCausalLM": "sapwood.models.lm.arcee:ArceeForCausalLM",
         "BaichuanForCausalLM": "sapwood.models.lm.baichuan:BaichuanForCausalLM",
-        "BailingHybridForCausalLM": (
-            "sapwood.models.lm.bailing_hybrid:BailingHybridForCausalLM"
-        ),
+        "BailingHybridForCausalLM": ("sapwood.models.lm.bailing_hybrid:BailingHybridForCausalLM"),
         "BailingMoeForCausalLM": "sapwood.models.lm.bailing_moe:BailingMoeForCausalLM",
         "BailingMoeV2ForCausalLM": "sapwood.models.lm.bailing_moe:BailingMoeV2ForCausalLM",
         "BailingMoeV3ForCausalLM": "sapwood.models.lm.bailing_hybrid:BailingHybridForCausalLM",

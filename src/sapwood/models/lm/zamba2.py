@@ -31,6 +31,8 @@ HYBRID = "hybrid"
 """Kind of the layers with a shared block, in config.json's layers_block_type."""
 _BLOCK = "shared_transformer"
 _LONG_CONTEXT = 16_384
+_USUAL_USERS = (6, 12, 18, 24, 30, 36, 42, 47, 51)
+"""Layers with a shared block, if config.json does not say the kinds of its layers."""
 FIELDS = Mamba2Fields(
     heads=("n_mamba_heads", 8),
     head_dim=("mamba_headdim", None),
@@ -42,8 +44,8 @@ FIELDS = Mamba2Fields(
 
 
 class Zamba2ForCausalLM(Architecture):
-    """A block takes hidden states and embeddings, so that its heads are twice as wide as usual; what
-    it gives is added to what Mamba takes, and to nothing else."""
+    """A block takes hidden states and embeddings, so that its heads are twice as wide as usual. Its
+    result is added to Mamba's inputs, and to nothing else."""
 
     absent: ClassVar = {
         "adapter_rank": 128,
@@ -205,10 +207,14 @@ class Zamba2ForCausalLM(Architecture):
 def _users(config: DecoderConfig) -> tuple[int, ...]:
     """Indices of the layers with a shared block."""
     kinds = kinds_of(
-        config.hf, (LINEAR, HYBRID), "layers_block_type", "layer_types", num_layers=config.num_layers
+        config.hf,
+        (LINEAR, HYBRID),
+        "layers_block_type",
+        "layer_types",
+        num_layers=config.num_layers,
     )
     if kinds is None:
-        raise ConfigError("config.json must say the kind of each layer in 'layers_block_type'")
+        return tuple(index for index in _USUAL_USERS if index < config.num_layers)
     return tuple(index for index, kind in enumerate(kinds) if kind == HYBRID)
 
 
