@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from copy import copy
 from dataclasses import replace
 from typing import Protocol
 
@@ -27,7 +28,7 @@ from sapwood.layers.build import Build
 from sapwood.layers.chunks import in_chunks
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import SEPARATE, HeadLayout, QkvForm, halves_of_pairs
-from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear, even_part
+from sapwood.layers.linear import Addition, ColumnParallelLinear, RowParallelLinear, even_part
 from sapwood.layers.norm import HeadLayerNorm, HeadNormForm, RMSNorm
 from sapwood.layers.targets import Slice, Target, prefixed, shared_by, whole
 
@@ -114,6 +115,7 @@ class Attention:
         """
         group = build.groups.attention
         self._layer = layer
+        self._addition: Addition | None = None
         self._num_heads = heads.num_heads_of(group)
         self._num_kv_heads = heads.num_kv_heads_of(group)
         self._head_dim = heads.head_dim
@@ -197,6 +199,13 @@ class Attention:
                 self._q_norm = self._k_norm = torch.ones_like(self._each_head[0].weight)
                 self._after_rotation = torch.ones_like(self._q_norm)
 
+    def of_layer(self, layer: int, addition: Addition | None) -> Attention:
+        """The same weights with another layer's cache; `addition` adds to queries, keys and values
+        before their norms, and they lie one after another. Load and pack the original only."""
+        other = copy(self)
+        other._layer, other._addition = layer, addition
+        return other
+
     def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> [T, hidden]; writes the new tokens' keys and values to the cache"""
         return self._o(self._attend(x, batch))
@@ -212,6 +221,8 @@ class Attention:
         """x [T, hidden] -> the inputs [T, heads * head_dim] of the output projection; writes the
         new tokens' keys and values to the cache"""
         qkv = self._qkv(x)
+        if self._addition is not None:
+            self._addition(x, qkv)
         if self._clip is not None:
             qkv = qkv.clamp(-self._clip, self._clip)
         if self._values_are_keys:
@@ -300,6 +311,7 @@ class Attention:
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
         unknown = {
+            "additions of one use of shared weights": self._addition is not None,
             "norms of values": self._value_norm is not None,
             "values that are keys": self._values_are_keys,
             "attention in chunks": self._chunk is not None,

@@ -7,7 +7,7 @@ keep the parts of several checkpoint tensors in one weight: one matrix product i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -24,6 +24,10 @@ from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.quantization.interface import LinearStorage
 from sapwood.layers.targets import Slice, Target, unused, whole
+
+Addition = Callable[[Tensor, Tensor], None]
+"""Adds to a linear layer's outputs [T, out] in place, of inputs [T, in]; called with (inputs,
+outputs)."""
 
 
 @dataclass(frozen=True, slots=True)

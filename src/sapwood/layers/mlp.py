@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from copy import copy
 from statistics import NormalDist
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from sapwood.kernels.recording import (
 )
 from sapwood.layers.build import Build
 from sapwood.layers.linear import (
+    Addition,
     Arrangement,
     ColumnParallelLinear,
     RowParallelLinear,
@@ -58,6 +61,7 @@ class _MLP:
         self._kernels = build.kernels
         self._activation = activation
         self._is_gated = len(up) == 2
+        self._addition: Addition | None = None
         parts = tuple(even_part(name, intermediate_size, group) for name in up)
         arrangement = None
         if fused is not None or transposed:
@@ -78,6 +82,12 @@ class _MLP:
         if gate_factor != 1.0:
             self._gate_factors = build.empty(parts[0].size).fill_(gate_factor)
 
+    def with_addition(self, addition: Addition) -> Self:
+        """The same weights; `addition` adds to what `up` gives. Load and pack the original only."""
+        other = copy(self)
+        other._addition = addition
+        return other
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]"""
         return self._down(self._expand(x))
@@ -93,10 +103,22 @@ class _MLP:
         """x [T, hidden] -> [T, this rank's intermediate]"""
         assert self._activation is not None
         compute = self._kernels.activate_and_mul if self._is_gated else self._kernels.activate
-        up = self._up(x)
+        up = self._product(x)
         if self._gate_factors is not None:
             up[:, : len(self._gate_factors)].mul_(self._gate_factors)
         return compute(up, self._activation)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """x [T, hidden] -> what `up` gives"""
+        up = self._up(x)
+        if self._addition is not None:
+            self._addition(x, up)
+        return up
+
+    def _recorded_product(self, program: Program, x: Buffer) -> Buffer:
+        if self._addition is not None:
+            raise CannotRecord("a recorded step has no additions of one use of shared weights")
+        return self._up.record(program, x)
 
     def targets(self) -> dict[str, Target]:
         return self._up.targets() | self._down.targets()
@@ -107,7 +129,7 @@ class _MLP:
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         assert self._activation is not None
-        up = self._up.record(program, x)
+        up = self._recorded_product(program, x)
         if self._gate_factors is not None:
             program.add(ScaleColumns(residual=up, first=0, factors=self._gate_factors))
         expanded = program.buffer(up.width // 2 if self._is_gated else up.width)
@@ -169,7 +191,7 @@ class SparseGatedMLP(GatedMLP):
 
     def _expand(self, x: Tensor) -> Tensor:
         assert self._activation is not None
-        gate, up = self._up(x).chunk(2, dim=-1)
+        gate, up = self._product(x).chunk(2, dim=-1)
         deviation, mean = torch.std_mean(gate, dim=-1, keepdim=True, correction=0)
         kept = F.relu(gate - (mean + deviation * self._deviations))
         return self._kernels.activate_and_mul(torch.cat((kept, up), dim=-1), self._activation)
@@ -237,7 +259,7 @@ class XieluMLP(_MLP):
         self._factors = (0.0, 0.0)
 
     def _expand(self, x: Tensor) -> Tensor:
-        return self._kernels.xielu(self._up(x), *self._factors)
+        return self._kernels.xielu(self._product(x), *self._factors)
 
     def targets(self) -> dict[str, Target]:
         if self._is_known:
@@ -251,7 +273,7 @@ class XieluMLP(_MLP):
         self._factors = (above, 0.5 + below)
 
     def record(self, program: Program, x: Buffer) -> Buffer:
-        up = self._up.record(program, x)
+        up = self._recorded_product(program, x)
         expanded = program.buffer(up.width)
         above, below = self._factors
         program.add(Xielu(x=up, above=above, below=below, out=expanded))

@@ -52,6 +52,14 @@ GROUPS |= {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "n_share
 # With fewer heads, several keys would often have the score 0, and any of them could be chosen.
 SPARSE = LATENT | GROUPS | {"index_n_heads": 12, "index_head_dim": 48, "first_k_dense_replace": 1}
 
+HYBRIDS = ["linear_attention", "hybrid", "hybrid", "hybrid"]
+ZAMBA = {"hidden_size": 96, "head_dim": None, "num_key_value_heads": 6, "adapter_rank": 8}
+ZAMBA |= {"n_mamba_heads": 6, "mamba_d_state": 8, "chunk_size": 16}
+BAILING = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+BAILING |= {"n_group": 4, "topk_group": 2, "n_shared_experts": 2, "num_key_value_heads": 6}
+BAILING |= {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20}
+BAILING |= {"head_dim": 16, "pad_token_id": None}
+
 DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -286,6 +294,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"mamba_n_heads": 6, "mamba_d_state": 8, "mamba_n_groups": 3, "mamba_chunk_size": 16}
         | {"num_hidden_layers": 3, "attn_layer_indices": [1], "hidden_size": 192},
     ),
+    "zamba2": (
+        "zamba2",
+        "Zamba2ForCausalLM",
+        ZAMBA
+        | {"num_hidden_layers": 4, "layers_block_type": HYBRIDS, "num_mem_blocks": 2}
+        | {"use_shared_attention_adapter": True, "use_mem_rope": True},
+    ),
+    "zamba2, one block": (
+        "zamba2",
+        "Zamba2ForCausalLM",
+        ZAMBA
+        | {"num_hidden_layers": 3, "layers_block_type": HYBRIDS[:3], "add_bias_linear": True}
+        | {"num_key_value_heads": 3, "mamba_ngroups": 3},
+    ),
     "falcon_h1": (
         "falcon_h1",
         "FalconH1ForCausalLM",
@@ -351,6 +373,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20}
         | {"num_key_value_heads": 6, "layer_types": ["linear_attention", "full_attention"]}
         | {"pad_token_id": None},
+    ),
+    "bailing_hybrid": (
+        "bailing_hybrid",
+        "BailingHybridForCausalLM",
+        BAILING | {"num_hidden_layers": 3, "layer_group_size": 2, "first_k_dense_replace": 1},
+    ),
+    "bailing_hybrid, decays without a bound": (
+        "bailing_hybrid",
+        "BailingHybridForCausalLM",
+        BAILING | {"layer_group_size": 2, "kda_safe_gate": False, "first_k_dense_replace": 0},
     ),
     "olmo_hybrid": (
         "olmo_hybrid",
@@ -766,6 +798,10 @@ OP_BY_OP = {
         ),
         "latent attention",
     ),
+    "bailing_hybrid": "bounded decays",
+    "bailing_hybrid, decays without a bound": "latent attention",
+    "zamba2": "streams",
+    "zamba2, one block": "streams",
     "longcat_flash": "feed-forwards beside two layers",
     "opt, norms after": "streams",
     "opt, projections": "streams",

@@ -23,6 +23,7 @@ SIZES: dict[str, Any] = {
 FUSED_IN_MEMORY = frozenset(
     {
         "afmoe",
+        "bailing_hybrid",
         "deepseek_v2",
         "deepseek_v3",
         "deepseek_v32",
@@ -95,9 +96,22 @@ def make_peer(
             buffer.data = 0.5 + torch.rand(buffer.shape, generator=generator)
         if "correction_bias" in name or "expert_bias" in name:  # zero in a new model
             buffer.data = 0.4 * torch.randn(buffer.shape, generator=generator)
+    if model_type == "zamba2":
+        soften_zamba2(model)
     model.tie_weights()
     hf_config = config.to_dict() | {"architectures": [architecture]}
     return Peer(hf_config, saved_weights(model), model)
+
+
+def soften_zamba2(model: Any) -> None:
+    """Its blocks enlarge what they take, rounding errors too; so does Mamba, unless there is much
+    that it is added to. The embedding is the output layer too."""
+    root = model.config.hidden_size**0.5
+    model.model.embed_tokens.weight.data *= root
+    model.model.final_layernorm.weight.data /= root
+    for layer in model.model.layers:
+        if hasattr(layer, "linear"):
+            layer.linear.weight.data *= 0.2
 
 
 def saved_weights(model: Any) -> dict[str, Tensor]:

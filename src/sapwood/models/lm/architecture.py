@@ -304,8 +304,8 @@ class Architecture:
             norm=self.named_norm("mtp.norm"),
         )
 
-    def named_norm(self, name: str) -> NamedNorm:
-        return NamedNorm(name, self.norm())
+    def named_norm(self, name: str, size: int | None = None) -> NamedNorm:
+        return NamedNorm(name, self.norm(size))
 
     def traits(self, index: int) -> AttentionTraits:
         config, soft_cap = self.config, self.config.soft_cap
