@@ -140,7 +140,11 @@ def test_names_may_lack_their_prefix(case: str) -> None:
             "only 'head_wise' is",
         ),
         ("zamba2", {"num_mem_blocks": 0}, "num_mem_blocks 0 and adapter_rank 8; both must"),
-        ("zamba2", {"num_attention_heads": 7}, "is 7 but must divide twice"),
+        (
+            "zamba2",
+            {"num_attention_heads": 7, "attention_head_dim": None},
+            "is 7 but must divide twice",
+        ),
         ("zamba2", {"layers_block_type": ["hybrid"]}, "for each of its 4 layers"),
         ("minimax_m2", {"attn_type_list": [1, 0]}, "asks for linear attention"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "number above 0 as 'attn_logit_softcapping'"),
