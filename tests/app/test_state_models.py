@@ -38,6 +38,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_local_experts": 4,
         "layer_types": ["linear_attention", "full_attention"],
     },
+    # One block for the keys and values of two layers, which have states, too.
+    "zamba2": {
+        "layers_block_type": ["hybrid", "hybrid"],
+        "mamba_d_state": 16,
+        "adapter_rank": 8,
+        "tie_word_embeddings": True,
+    },
 }
 
 

@@ -69,7 +69,16 @@ class BailingHybridForCausalLM(InterleavedByField, GroupedMixture):
                 "implemented"
             )
         _lowest_decay(config.hf)
-        return with_states(config, _layout(config.hf))
+        config = with_states(config, _layout(config.hf))
+        hidden, heads = config.hidden_size, config.num_heads
+        decays = hidden * heads * (integer(config.hf, "linear_head_dim") - 1)
+        num_attending = config.num_layers - len(config.layers_with_states)
+        return replace(
+            config,
+            # Beyond the usual ones: an output per channel for the decays, and gates of attention.
+            state_layer_parameters=config.state_layer_parameters + decays,
+            other_parameters=num_attending * hidden * heads,
+        )
 
     @classmethod
     def experts_in(cls, config: DecoderConfig) -> ExpertsConfig:

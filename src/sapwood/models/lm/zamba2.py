@@ -56,6 +56,7 @@ class Zamba2ForCausalLM(Architecture):
         "tie_word_embeddings": True,
         "time_step_min": 0.001,
     }
+    spelled: ClassVar = {"head_dim": "attention_head_dim"}
     has_windows = False
     can_be_rescaled = False
     names = Names(norm="model.final_layernorm", mixer="mamba")
@@ -75,12 +76,13 @@ class Zamba2ForCausalLM(Architecture):
     def understood(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
         found = super().understood(hf)
         heads, hidden = (integer(found, name) for name in ("num_attention_heads", "hidden_size"))
-        if heads < 1 or 2 * hidden % heads:
-            raise ConfigError(
-                f"config.json's num_attention_heads is {heads} but must divide twice its "
-                f"hidden_size, {hidden}"
-            )
-        found["head_dim"] = 2 * hidden // heads
+        if "head_dim" not in found:
+            if heads < 1 or 2 * hidden % heads:
+                raise ConfigError(
+                    f"config.json's num_attention_heads is {heads} but must divide twice its "
+                    f"hidden_size, {hidden}"
+                )
+            found["head_dim"] = 2 * hidden // heads
         found.setdefault("intermediate_size", 4 * hidden)
         if switch(found, "use_long_context"):
             found["max_position_embeddings"] = _LONG_CONTEXT
