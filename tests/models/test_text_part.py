@@ -97,6 +97,8 @@ def saved(
 RENAMED = {
     "Gemma3nForConditionalGeneration": "gemma3n",
     "Gemma4ForConditionalGeneration": "gemma4",
+    "Qwen3_5ForConditionalGeneration": "qwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe",
 }
 """Whose other parts need more than transformers; the text part is one of tests/models/lm/cases."""
 

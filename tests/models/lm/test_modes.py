@@ -72,7 +72,16 @@ def test_bfloat16_is_as_close_as_transformers_is(case: str) -> None:
     assert 0 < rms(got - exact) < 1.5 * bound
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "lfm2, no attention"])
+NO_8_BIT = {
+    "lfm2, no attention",  # nothing to keep in 8 bits
+    # Rounded keys of an indexer choose other keys to attend to, which is no small error.
+    "deepseek_v32",
+    "deepseek_v32, few keys",
+    "glm_moe_dsa",
+}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in NO_8_BIT])
 def test_an_8_bit_cache_changes_little(case: str) -> None:
     peer, text = peer_of(case), random_text(40)
     ours = Routes()

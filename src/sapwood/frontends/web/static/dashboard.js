@@ -1,5 +1,7 @@
 // The live page. It asks its own server once a second and keeps the last five minutes.
 
+import { bytes, duration, niceTicks } from "./units.js";
+
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const SPAN_S = 300;
@@ -281,33 +283,10 @@ function label(x, y, text, anchor, sx, sy) {
   return node;
 }
 
-/** 0 and round steps up to at least `largest`. */
-function niceTicks(largest) {
-  if (!(largest > 0)) return [0, 1];
-  const power = 10 ** Math.floor(Math.log10(largest / 2));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one * 3 >= largest);
-  const ticks = [0];
-  while (ticks.at(-1) < largest) ticks.push(ticks.length * step);
-  return ticks;
-}
-
 function element(name, attributes) {
   const node = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
   return node;
-}
-
-function bytes(size) {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  const power = size > 0 ? Math.min(Math.floor(Math.log10(size) / 3), units.length - 1) : 0;
-  return `${(size / 1000 ** power).toPrecision(3)} ${units[power]}`;
-}
-
-function duration(seconds) {
-  if (seconds < 120) return `${Math.round(seconds)} s`;
-  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
-  if (seconds < 172800) return `${(seconds / 3600).toFixed(1)} h`;
-  return `${Math.floor(seconds / 86400)} days`;
 }
 
 poll();

@@ -89,20 +89,7 @@ void add_bf16(void* out, const char* const* places, int ranks, std::int64_t n) {
   add_places<std::uint16_t>(out, places, ranks, n);
 }
 
-#if defined(__x86_64__)
-[[gnu::target("avx2")]] void add_fp32_avx2(void* out, const char* const* places, int ranks, std::int64_t n) {
-  add_places<float>(out, places, ranks, n);
-}
-
-[[gnu::target("avx2")]] void add_bf16_avx2(void* out, const char* const* places, int ranks, std::int64_t n) {
-  add_places<std::uint16_t>(out, places, ranks, n);
-}
-#endif
-
 AddPlaces function_for(DType dtype) {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) return dtype == DType::f32 ? add_fp32_avx2 : add_bf16_avx2;
-#endif
   return dtype == DType::f32 ? add_fp32 : add_bf16;
 }
 
