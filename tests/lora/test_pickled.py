@@ -113,3 +113,25 @@ def test_damaged_bytes_are_refused_without_another_error() -> None:
         except ConfigError:
             continue
         assert all(isinstance(tensor, Tensor) for tensor in found.values())
+
+
+def nested(wrap: bytes) -> bytes:
+    """A pickle of 100 tuples, each of which has the one before twice: 2^100 leaves for whoever
+    hashes or prints the last one. `wrap` is done with it."""
+    doubled = b"".join(b"q%ch%c\x86" % (level, level) for level in range(100))
+    return b"\x80\x04)" + doubled + wrap + b"."
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        b"q\xfa0}h\xfaNs",  # the key of a dict
+        b"q\xfa0}(h\xfaNu",  # likewise, set with others
+        b"q\xfa0h\xfah\xfa\x93",  # the name of something to be imported
+        b"q\xfa0h\xfah\xfaR",  # a call
+        b"Q",  # a storage
+    ],
+)
+def test_tuples_that_hold_themselves_twice_over_cost_nothing(wrap: bytes) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_pickle(nested(wrap), "it")

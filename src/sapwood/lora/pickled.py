@@ -128,10 +128,11 @@ class _Machine:
                 self._top(list).extend(values)
             case "SETITEM":
                 key, value = self._popped(2)
-                self._top(dict)[key] = value
+                self._top(dict)[_key(key)] = value
             case "SETITEMS":
                 pairs = self._since_mark()
-                self._top(dict).update(zip(pairs[::2], pairs[1::2], strict=True))
+                keys = map(_key, pairs[::2])
+                self._top(dict).update(zip(keys, pairs[1::2], strict=True))
             case "MEMOIZE":
                 self._memo[len(self._memo)] = stack[-1]
             case "BINPUT" | "LONG_BINPUT":
@@ -142,6 +143,8 @@ class _Machine:
                 stack.append(_global(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
                 module, attribute = self._popped(2)
+                if not isinstance(module, str) or not isinstance(attribute, str):
+                    raise _Refused("it names something that is no name")
                 stack.append(_global(f"{module}.{attribute}"))
             case "REDUCE":
                 called, arguments = self._popped(2)
@@ -168,6 +171,14 @@ class _Machine:
         if not isinstance(self._stack[-1], kind):
             raise _Refused(f"it fills something that is no {kind.__name__}")
         return self._stack[-1]
+
+
+def _key(value: Any) -> str | int:
+    """A dict's key. A tuple could hold itself twice over, level by level: such ones take hours to
+    hash, or to print."""
+    if not isinstance(value, str | int):
+        raise _Refused("a dict has keys that are no names")
+    return value
 
 
 def _global(name: str) -> _Global:
@@ -226,7 +237,8 @@ def _storage(data: Any) -> Tensor:
 
 def _dtype_of(_: str, pid: Any) -> torch.dtype:
     """The numbers' kind, by the persistent id ("storage", class, key, device, count, view)."""
-    if not isinstance(pid, tuple) or len(pid) < 2 or pid[1] not in _DTYPES:
-        kind = pid[1] if isinstance(pid, tuple) and len(pid) > 1 else pid
-        raise _Refused(f"a storage has numbers of the kind {str(kind)[:100]}, which are no floats")
-    return _DTYPES[pid[1]]
+    kind = pid[1] if isinstance(pid, tuple) and len(pid) > 1 else None
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        named = kind[:100] if isinstance(kind, str) else "none"
+        raise _Refused(f"a storage has numbers of the kind {named}, which are no floats")
+    return _DTYPES[kind]
