@@ -12,15 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sapwood.kernels.cpu import CpuKernels
 from tests.kernels.emulated_engine import STORAGE, run
 from tests.kernels.native_build import native_build
+from tests.tiers import long_only
 from tests.tiny import save_qwen3
 
 QEMU = shutil.which("qemu-x86_64")
@@ -32,8 +31,9 @@ TABLES = {
     "EPYC-Milan": "avx2",
 }
 """Emulated processor -> the table that it must get."""
-ENGINES = ("Nehalem", "Haswell", "EPYC-Milan")
-"""Those that run a whole engine; torch's import alone takes 15 s on each."""
+ENGINES = ("Nehalem", "Haswell", *long_only("EPYC-Milan"))
+"""Those that run a whole engine; torch's import alone takes 15 s on each, and each table is enough
+for every change."""
 LIMIT_S = 240.0
 CLOSE = {"float32": 1e-4, "bfloat16": 0.05}
 """Log probabilities by one table, on the emulated processor and on this one: torch's own ops (the
@@ -81,16 +81,12 @@ def test_the_module_chooses_what_the_processor_can_run(processor: str, table: st
     assert chosen == usable[-1] == table
 
 
-def test_an_engine_computes_on_older_processors_what_it_computes_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processor", ENGINES)
+def test_an_engine_computes_on_older_processors_what_it_computes_here(
+    processor: str, tmp_path: Path
+) -> None:
     model = str(save_qwen3(tmp_path / "model"))
-    args = ["-m", "tests.kernels.emulated_engine", model]
-    with ThreadPoolExecutor() as pool:
-        printed = pool.map(lambda processor: emulate(processor, args), ENGINES)
-        for processor, output in zip(ENGINES, printed, strict=True):
-            check_engine(processor, json.loads(output), model)
-
-
-def check_engine(processor: str, told: dict[str, Any], model: str) -> None:
+    told = json.loads(emulate(processor, ["-m", "tests.kernels.emulated_engine", model]))
     table = TABLES[processor]
     assert told["usable"][-1] == table
     for name, options in STORAGE.items():
