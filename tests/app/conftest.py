@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -40,10 +41,17 @@ def shared_sandboxes() -> Iterator[None]:
         GrammarSandbox.close(sandbox)
 
 
+USUAL: dict[str, Any] = {
+    "load_format": "dummy",
+    "max_total_tokens": 2048,
+    "skip_server_warmup": False,
+}
+
+
 @pytest.fixture
 def make_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
     """Opens LLMs of the tiny model, and closes them after the test."""
-    with llms_of(tiny_llama, load_format="dummy", max_total_tokens=2048) as make:
+    with llms_of(tiny_llama, **USUAL) as make:
         yield make
 
 
@@ -51,5 +59,5 @@ def make_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
 def make_shared_llm(tiny_llama: Path) -> Iterator[Callable[..., LLM]]:
     """The same for LLMs that the tests of a module share; the first grammar of each takes seconds,
     since it starts a process."""
-    with llms_of(tiny_llama, load_format="dummy", max_total_tokens=2048) as make:
+    with llms_of(tiny_llama, **USUAL) as make:
         yield make
