@@ -76,7 +76,9 @@ def serve_ray(
 class Replica:
     """One replica: the API side in Ray's process, and an engine process that ends with it."""
 
-    async def __init__(self, options: dict[str, Any]) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, options: dict[str, Any]
+    ) -> None:
         config = EngineConfig.of(options)
         files = await asyncio.to_thread(fetch_with_bar, config.model)
         self._engines = ServedEngines(config, home(environment()))
