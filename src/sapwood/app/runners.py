@@ -13,6 +13,7 @@ from torch import Tensor
 from sapwood.app.adapters import AdapterParts, build_adapters
 from sapwood.app.draft_model import DraftKind
 from sapwood.app.drafters import MakeDrafter, WithHead, load_drafter, own_head, state_drafter
+from sapwood.app.expert_moves import ExpertMoves
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -45,6 +46,7 @@ from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build, Groups
+from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
 from sapwood.lora.adapter import adaptable
@@ -112,7 +114,10 @@ def build_runner(
     routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
-    models = load_models(resolved, watch=watch, routes=routes, adapters=context, member=member)
+    experts = MovableExperts() if resolved.config.parallel.enable_eplb else None
+    models = load_models(
+        resolved, watch=watch, routes=routes, adapters=context, experts=experts, member=member
+    )
     model = models.model
     adapters = None
     if context is not None and isinstance(model, Decoder):
@@ -135,10 +140,15 @@ def build_runner(
         del reserve
     pool = None if adapters is None else adapters.pool
     runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool, member)
+    execute: Execute = runner.execute
+    launch: Launch = runner.launch
+    if experts is not None and isinstance(model, Decoder):
+        moves = ExpertMoves(model, experts, resolved, member.tp)
+        execute, launch = moves.before(execute), moves.before(launch)
     return StepRunner(
         resolved=resolved,
-        execute=runner.execute,
-        launch=runner.launch if runs_ahead(resolved.device) else None,
+        execute=execute,
+        launch=launch if runs_ahead(resolved.device) else None,
         warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
         measure=partial(
             measure_steps,
@@ -224,12 +234,14 @@ def load_models(
     watch: LoadWatch,
     routes: RouteLog | None = None,
     adapters: AdapterContext | None = None,
+    experts: MovableExperts | None = None,
     member: RankMember = ALONE,
 ) -> Models:
     """The model and its draft model, as `load_model`.
 
     routes    is told which experts the model chooses; None: nobody wants to know
     adapters  as in Build
+    experts   as in Build
     """
     config, files, draft = resolved.config, resolved.files, resolved.draft
     if isinstance(resolved.shape, ForeignConfig):
@@ -237,7 +249,7 @@ def load_models(
         if draft is None:
             return Models(foreign)
         return Models(foreign, load_drafter(resolved, draft, None, watch))
-    build = replace(_build(resolved, member), routes=routes, adapters=adapters)
+    build = replace(_build(resolved, member), routes=routes, adapters=adapters, experts=experts)
     with timed("model structure"):
         model = Decoder.of(resolved.decoder, build)
     name_of = model.checkpoint_name
@@ -270,9 +282,10 @@ def _build(resolved: Resolved, member: RankMember) -> Build:
         kernels=resolved.kernels.kernels,
         device=resolved.device,
         dtype=resolved.dtype,
-        groups=Groups.tensor_parallel(member.tp),
+        groups=Groups.tensor_parallel(member.tp, member.expert),
         scheme=linear_scheme(resolved.config, resolved.files),
         embedding_dtype=dense_weight_dtype(resolved.config),
+        num_redundant_experts=resolved.config.parallel.ep_num_redundant_experts,
     )
 
 
