@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sapwood.app.adapters import AdapterParts, build_adapters
 from sapwood.app.draft_model import DraftKind
-from sapwood.app.drafters import MakeDrafter, WithHead, load_drafter, own_head, state_drafter
+from sapwood.app.drafters import LoadedDraft, WithHead, head_drafter, load_drafter, own_head
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -207,10 +207,10 @@ def _set_num_threads(resolved: Resolved) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """A model, and what makes the drafter of its draft model; None: it has no draft model."""
+    """A model, and its draft model; None: it has none."""
 
     model: DecoderModel
-    make_drafter: MakeDrafter | None = None
+    draft: LoadedDraft | None = None
 
 
 def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
@@ -244,7 +244,7 @@ def load_models(
     if draft is not None and draft.kind is DraftKind.OWN:
         head = own_head(model, draft, build)
         fill(WithHead(model, head), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, state_drafter(model, head))
+        return Models(model, head_drafter(model, head, resolved.dtype))
     fill(model, files, config, resolved.dtype, name_of=name_of, watch=watch)
     if draft is None:
         return Models(model)
@@ -313,13 +313,14 @@ def _decoder_runner(
         kv_caches,
         group_of_layer=_places(resolved).group_of_layer,
         enabled=not config.execution.disable_graphs,
+        states=None if models.draft is None else models.draft.captures,
         capture=None if captures is None else capture,
     )
     resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
     drafter = None
-    if models.make_drafter is not None:
+    if models.draft is not None:
         memory = _draft_memory(resolved, rows, every_cache)
-        drafter = models.make_drafter(memory, Sampler(rows, common, kernels))
+        drafter = models.draft.make_drafter(memory, Sampler(rows, common, kernels))
     _set_num_threads(resolved)
     if member.leads:
         ops = choice.sampling_ops or kernels

@@ -99,6 +99,11 @@ class Drafter(Protocol):
         """Whether it goes on from the model's hidden states, which `states_of` computes."""
         ...
 
+    def new_states(self, batch: ForwardBatch) -> Tensor | None:
+        """Memory for the states of all tokens of a step, for a recorded step to write; None if it
+        takes none."""
+        ...
+
     def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """(the model's hidden states after its last norm, the states that `follow` and `guess`
         take), both of all tokens of a step; writes the model's keys and values."""
@@ -165,6 +170,9 @@ class StandaloneDrafter:
         self._num_done: NDArray[np.int64] = np.zeros(len(memory.rows.seeds), dtype=np.int64)
 
     takes_states = False
+
+    def new_states(self, batch: ForwardBatch) -> Tensor | None:
+        return None
 
     def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a whole language model takes no states of another")

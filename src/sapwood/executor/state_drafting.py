@@ -61,17 +61,33 @@ class StateDrafter:
     """
 
     def __init__(
-        self, model: CapturingModel, head: Head, memory: DraftMemory, sampling: Sampling
+        self,
+        model: CapturingModel,
+        head: Head,
+        memory: DraftMemory,
+        sampling: Sampling,
+        *,
+        states_width: int,
+        dtype: torch.dtype,
     ) -> None:
-        """model  the one whose states the head takes
-        sampling  chooses tokens, without grammars"""
+        """A drafter.
+
+        model     the one whose states the head takes
+        sampling  chooses tokens, without grammars
+        states_width, dtype  of what the head takes for each token"""
         self._model = model
         self._head = head
         self._memory = memory
         self._sampling = sampling
+        self._states_width = states_width
+        self._dtype = dtype
         self._texts: dict[int, RowStart] = {}
 
     takes_states = True
+
+    def new_states(self, batch: ForwardBatch) -> Tensor:
+        shape = (len(batch.token_ids), self._states_width)
+        return torch.empty(shape, dtype=self._dtype, device=self._memory.device)
 
     def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         hidden, captured = self._model.forward_capturing(batch, self._head.captures)
