@@ -12,7 +12,7 @@ from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_sche
 from sapwood.app.resolving import Resolved
 from sapwood.executor.drafting import Drafter, DraftMemory, StandaloneDrafter
 from sapwood.executor.recorded import record_steps
-from sapwood.executor.sampling.sampler import Sampler
+from sapwood.executor.sampling.guess_sampler import GuessSampler
 from sapwood.executor.state_drafting import StateDrafter
 from sapwood.layers.build import Build
 from sapwood.layers.targets import Target
@@ -22,7 +22,7 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import decoder_class
 from sapwood.schema.config.resolve import Decision
 
-MakeDrafter = Callable[[DraftMemory, Sampler], Drafter]
+MakeDrafter = Callable[[DraftMemory, GuessSampler], Drafter]
 """From where a draft model finds its keys, and what chooses guesses."""
 
 
@@ -99,7 +99,7 @@ def load_drafter(
 def standalone_drafter(resolved: Resolved, draft: Draft, model: Decoder) -> MakeDrafter:
     """Makes the drafter of a loaded language model, and records its steps."""
 
-    def make(memory: DraftMemory, sampling: Sampler) -> Drafter:
+    def make(memory: DraftMemory, sampling: GuessSampler) -> Drafter:
         choice = record_steps(
             model,
             resolved.kernels.kernels,
@@ -125,7 +125,7 @@ def head_drafter(model: Decoder, head: DraftHead, dtype: torch.dtype) -> LoadedD
     """What guesses with a loaded head, which goes on from the states of `model` in this dtype."""
     captures = tuple(head.captures)
 
-    def make(memory: DraftMemory, sampling: Sampler) -> Drafter:
+    def make(memory: DraftMemory, sampling: GuessSampler) -> Drafter:
         width = max(1, len(captures)) * model.config.hidden_size
         return StateDrafter(model, head, memory, sampling, states_width=width, dtype=dtype)
 

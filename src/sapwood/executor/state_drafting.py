@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.executor.drafting import DraftMemory, Sampled, Sampling, draft_tokens
+from sapwood.executor.drafting import DraftMemory, Sampled, Sampling, draft_tokens, note
 from sapwood.kernels.transfer import upload
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.step import RowStart, StepPlan
@@ -73,7 +73,7 @@ class StateDrafter:
         """A drafter.
 
         model     the one whose states the head takes
-        sampling  chooses tokens, without grammars
+        sampling  chooses guesses
         states_width, dtype  of what the head takes for each token"""
         self._model = model
         self._head = head
@@ -109,6 +109,14 @@ class StateDrafter:
             return {}
         [at] = upload([np.array([ends[one.index] for one in going])], hidden.device)
         hidden, states = hidden.index_select(0, at), states.index_select(0, at)
+        with self._sampling.guessing([one.entry.row for one in going]):
+            return self._guess(hidden, states, going)
+
+    def _guess(
+        self, hidden: Tensor, states: Tensor, going: Sequence[Sampled]
+    ) -> dict[int, list[int]]:
+        """Guess one token after the other, from what the head has computed of the last right token
+        of each entry in `going`."""
         guesses: dict[int, list[int]] = {one.index: [] for one in going}
         count = 0
         while True:
@@ -118,9 +126,12 @@ class StateDrafter:
                 [(one.entry.num_output or 0) + len(one.token_ids) + count for one in going],
             )
             count += 1
-            for one, token_id in zip(going, found.tolist(), strict=True):
-                guesses[one.index].append(token_id)
-            kept = [index for index, one in enumerate(going) if one.num_guesses > count]
+            ended = note(found, going, guesses, self._sampling)
+            kept = [
+                index
+                for index, one in enumerate(going)
+                if one.num_guesses > count and one.entry.row not in ended
+            ]
             if not kept:
                 return guesses
             if len(kept) < len(going):
