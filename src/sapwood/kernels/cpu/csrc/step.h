@@ -212,6 +212,12 @@ struct XieluOp {
   Place out;
 };
 
+// Of the states that the step hands out, [rows, total]: columns from `first` on = x, or x + more.
+struct KeepStatesOp {
+  Place x, more;  // more may be kNowhere
+  std::int64_t width, first, total;
+};
+
 struct SelectRowsOp {
   Place x;
   std::int64_t width;
@@ -226,7 +232,7 @@ struct LogitsOp {
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
                             ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
-                            GatedNormOp, DeltaOp, ScanOp>;
+                            GatedNormOp, DeltaOp, ScanOp, KeepStatesOp>;
 
 class RecordedStep {
  public:
@@ -246,6 +252,8 @@ class RecordedStep {
     std::int64_t num_requests = 0;
     // Of all rows, and of the rows whose logits are wanted.
     AdapterRows adapters, selected_adapters;
+    // Of all tokens, of the step's dtype; null: nobody wants them.
+    void* states = nullptr;
   };
 
   // widths: of the places, in elements
