@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.executor.sampling.sampler import SamplingOps
 from sapwood.kernels.interface import Kernels
-from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
+from sapwood.kernels.recording import CannotRecord, LeftOut, Program, RecordedStep
 from sapwood.layers.forward_batch import ForwardBatch
 
 
@@ -45,15 +45,19 @@ class NothingRecorded:
 class RecordedProgram:
     """A recorded step of the kernels.
 
-    It covers batches of every size and mixture, as long as all tokens have ids.
+    It covers batches of every size and mixture, as long as all tokens have ids, but for those that
+    the program leaves out.
     """
 
-    def __init__(self, step: RecordedStep) -> None:
+    def __init__(self, step: RecordedStep, left_out: Collection[LeftOut] = ()) -> None:
         self._step = step
+        self._left_out = tuple(left_out)
 
     def replay(self, batch: ForwardBatch, states: Tensor | None = None) -> Tensor | None:
         groups, adapters = batch.groups or (batch,), batch.adapters
         if batch.embeds is not None or (adapters is not None and not adapters.is_covered):
+            return None
+        if any(rule.applies(batch.attention) for rule in self._left_out):
             return None
         return self._step(
             batch.token_ids,
@@ -102,9 +106,10 @@ def record_steps(
     if not enabled:
         return Recorded(NothingRecorded(), "disabled by --disable-graphs")
     try:
-        step = kernels.record(model.program(states), kv_caches, group_of_layer)
+        program = model.program(states)
+        step = kernels.record(program, kv_caches, group_of_layer)
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:
             return capture()
         return Recorded(NothingRecorded(), f"the {kernels.name} kernels cannot record it: {reason}")
-    return Recorded(RecordedProgram(step), "a step is one call")
+    return Recorded(RecordedProgram(step, program.left_out), "a step is one call")

@@ -57,7 +57,7 @@ class StepAdapterPool(Protocol):
     def place(self, slot: int, adapter_id: str) -> None: ...
 
     def of_step(
-        self, slot_of_row: NDArray[np.int64], lens: NDArray[np.int64], selected: NDArray[np.int64]
+        self, slot_of_token: NDArray[np.int64], selected: NDArray[np.int64]
     ) -> StepAdapters | None: ...
 
 
@@ -316,12 +316,14 @@ class Runner:
         hidden, launched.states = self._drafter.states_of(batch)
         return hidden
 
-    def _prompt_logits(self, hidden: Tensor, row: int) -> Tensor:
-        """Logits [n, vocab] of hidden [n, hidden], all of the request in this row."""
+    def _prompt_logits(self, hidden: Tensor, row: int, position: int) -> Tensor:
+        """Logits [n, vocab] of hidden [n, hidden], of the tokens from `position` on of the request
+        in this row."""
         if self._adapters is None:
             return self._model.logits(hidden)
         slot = int(self._rows.adapter_slots[row])
-        with self._adapters.context.scoring(slot, len(hidden), hidden.device):
+        first = max(int(self._rows.adapter_starts[row]) - position, 0)
+        with self._adapters.context.scoring(slot, first, len(hidden), hidden.device):
             return self._model.logits(hidden)
 
     # ---- tokens that come to the host --------------------------------------------------------

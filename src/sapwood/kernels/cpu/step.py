@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.cpu.experts import NativeExperts, bias_address, routing_tuple
+from sapwood.kernels.cpu.head_products import HeadProducts
+from sapwood.kernels.cpu.latent import has_rows, latent_tuple, rows_tuple
 from sapwood.kernels.cpu.linear import Linear
 from sapwood.kernels.cpu.low_rank import NO_ADAPTERS, NativeLowRank, adapter_tuple
 from sapwood.kernels.cpu.native import CpuKernels
@@ -52,16 +54,19 @@ from sapwood.kernels.recording import (
     Logits,
     Mix,
     Multiply,
+    MultiplyHeads,
     Norm,
     NormColumns,
     Op,
     Program,
     RotateAndWrite,
+    RotateAndWriteLatent,
     Scale,
     ScaleByPosition,
     ScaleColumns,
     SelectiveScan,
     SelectRows,
+    TakeColumns,
     Xielu,
     finish_logits,
     plan_memory,
@@ -207,6 +212,14 @@ class _Builder:
                 self._add_rotation(op)
             case Attend():
                 self._add_attention(op)
+            case RotateAndWriteLatent():
+                self._add_latent_rotation(op)
+            case MultiplyHeads():
+                self._add_heads(op)
+            case TakeColumns():
+                if op.first + op.out.width > op.x.width:
+                    raise ValueError(f"{op.out.width} columns from {op.first} on are not there")
+                self.step.take_columns(at[op.x], op.x.width, op.first, op.out.width, at[op.out])
             case Convolve():
                 self._add_convolution(op)
             case GatedNorm():
@@ -223,7 +236,8 @@ class _Builder:
             case Scale():
                 self.step.scale(at[op.residual], op.residual.width, op.factor)
             case GateRows():
-                self.step.gate_rows(at[op.gate], at[op.residual], op.residual.width)
+                parts = op.gate.width
+                self.step.gate_rows(at[op.gate], at[op.residual], parts, op.residual.width // parts)
             case GateColumns():
                 self._add_gate(op)
             case Mix():
@@ -349,8 +363,30 @@ class _Builder:
         )
         self.step.attend(
             self._places[op.x], shape[:3], list(self.windows).index(key), cache, op.scale,
-            (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out],
+            (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out], op.rank or 0,
         )  # fmt: skip
+
+    def _add_latent_rotation(self, op: RotateAndWriteLatent) -> None:
+        rank = op.norm.numel()
+        if not has_rows(op.row, rank):
+            raise CannotRecord(f"latent attention has rows of {rank} and {op.row - rank} entries")
+        key_dim, rest = divmod(op.residual.width, op.num_heads)
+        if rest or op.row > op.x.width:
+            raise ValueError(f"a row of {op.row} entries or its queries do not fit their buffers")
+        form = latent_tuple(op.num_heads, key_dim, op.row, op.norm, op.eps, op.cos_sin, self._like)
+        self.step.rotate_latent(
+            self._places[op.x], op.x.width, self._places[op.residual], form,
+            rows_tuple(self._cache_of(op.layer)[0], self._like, op.row), self._group(op),
+        )  # fmt: skip
+
+    def _add_heads(self, op: MultiplyHeads) -> None:
+        if not isinstance(op.layer, HeadProducts):
+            raise CannotRecord(f"a {type(op.layer).__name__} has no native form")
+        heads, num_out, num_in = op.layer.sizes
+        widths = (heads * (num_in + op.kept), heads * (num_out + op.kept))
+        if (op.x.width, op.out.width) != widths or op.layer.dtype != self._like.dtype:
+            raise ValueError(f"products of {heads} heads do not fit their buffers")
+        self.step.multiply_heads(self._places[op.x], op.layer.native, op.kept, self._places[op.out])
 
     def _add_convolution(self, op: Convolve) -> None:
         states = self._cache_of(op.layer)[0]
@@ -424,12 +460,17 @@ class _Builder:
             inputs, scan_tuple(space), states, self._group(op), self._places[op.out]
         )  # fmt: skip
 
-    def _group(self, op: RotateAndWrite | Attend | Convolve | DeltaRule | SelectiveScan) -> int:
+    def _group(
+        self,
+        op: RotateAndWrite | RotateAndWriteLatent | Attend | Convolve | DeltaRule | SelectiveScan,
+    ) -> int:
         return self._group_of_layer[op.layer] if self._group_of_layer else 0
 
     def _cache(self, op: RotateAndWrite | Attend) -> tuple[int, int, int, int, int, int, int]:
         """The layer's cache, as the compiled module takes it."""
-        keys, values = self._cache_of(op.layer)
+        caches = self._cache_of(op.layer)
+        is_latent = isinstance(op, Attend) and op.rank is not None
+        keys, values = (caches[0], caches[0]) if is_latent else caches
         layout = cache_layout(keys, values, self._like, op.num_kv_heads, op.head_dim)
         return (
             keys.data_ptr(), values.data_ptr(), layout.key_stride, layout.value_stride, layout.kv,

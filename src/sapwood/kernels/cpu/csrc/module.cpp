@@ -15,7 +15,6 @@
 #include "attention_plan.h"
 #include "bindings.h"
 #include "context.h"
-#include "head_products.h"
 #include "low_rank.h"
 #include "pack.h"
 #include "quantized.h"
@@ -342,6 +341,7 @@ void bind_step(nb::module_& m) {
   };
   nb::class_<RecordedStep> recorded(m, "RecordedStep");
   bind_state_steps(recorded);
+  bind_latent_steps(recorded);
   recorded
       .def("__init__",
            [](RecordedStep* self, int dtype, std::vector<I64> widths) {
@@ -375,8 +375,8 @@ void bind_step(nb::module_& m) {
            })
       .def("attend",
            [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,
-              const TraitTuple& traits, Place out) {
-             step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out});
+              const TraitTuple& traits, Place out, int value_dim) {
+             step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out, value_dim});
            })
       .def("activate",
            [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
@@ -388,7 +388,9 @@ void bind_step(nb::module_& m) {
              step.add(ScaleOp{residual, width, factor});
            })
       .def("gate_rows",
-           [](RecordedStep& step, Place gate, Place residual, I64 width) { step.add(GateRowsOp{gate, residual, width}); })
+           [](RecordedStep& step, Place gate, Place residual, I64 parts, I64 width) {
+             step.add(GateRowsOp{gate, residual, parts, width});
+           })
       .def("mix",
            [](RecordedStep& step, Place x, Place taken, const LinearWeight& router, Address bias,
               const RoutingTuple& routing, const ExpertLayers& layers, Place out) {
@@ -462,16 +464,6 @@ NB_MODULE(_native, m) {
       .def("prepare", &AttentionPlan::prepare)
       .def("num_tasks", &AttentionPlan::num_tasks)
       .def("num_merges", &AttentionPlan::num_merges);
-  nb::class_<HeadProducts>(m, "HeadProducts")
-      .def(nb::init<std::vector<LinearWeight>>())
-      .def("run",
-           [](HeadProducts& products, Context& c, int dtype, Address x, I64 x_token, I64 x_head, Address out,
-              I64 out_token, I64 out_head, I64 tokens) {
-             const std::lock_guard<std::mutex> lock(c.mutex);
-             products.run(c, static_cast<DType>(dtype), {to(x), x_token, x_head}, {to(out), out_token, out_head},
-                          tokens);
-           },
-           Unlocked());
   nb::class_<SharedSums>(m, "SharedSums")
       .def("__init__",
            [](SharedSums* self, Address memory, int rank, int ranks, std::size_t capacity) {
@@ -496,6 +488,7 @@ NB_MODULE(_native, m) {
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("xielu", &xielu, Unlocked());
   bind_state_ops(m);
+  bind_latent_ops(m);
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);
