@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.grammar.interface import MAX_ROLLBACK, GrammarFailed
@@ -44,7 +45,7 @@ class GrammarsAhead:
     def apply(self, logits: Tensor, rows: Sequence[int]) -> None:
         """Forbid in logits [S, vocab], in place, what the grammar of rows[i] does not allow."""
         at: list[int] = []
-        masks: list[np.ndarray] = []
+        masks: list[NDArray[np.int32]] = []
         for index, row in enumerate(rows):
             mask = self._mask(row)
             if mask is not None:
@@ -79,7 +80,7 @@ class GrammarsAhead:
         for row in list(self._num_taken):
             self._leave(row)
 
-    def _mask(self, row: int) -> np.ndarray | None:
+    def _mask(self, row: int) -> NDArray[np.int32] | None:
         """[words] of what may come next in a row; None: nothing is known of that."""
         matcher = self._grammars.matcher(row)
         if row not in self._num_taken or matcher is None or matcher.has_ended:
@@ -95,7 +96,8 @@ class GrammarsAhead:
             return None
         if self._clock_s() - begin_s > SLOW_STEP_S:
             self._leave(row)
-        return mask[0]
+        found: NDArray[np.int32] = mask[0]
+        return found
 
     def _leave(self, row: int) -> None:
         """The row's matcher follows no more guesses."""

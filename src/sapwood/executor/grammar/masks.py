@@ -150,7 +150,8 @@ class GrammarMasks:
             with self._timed(constrained):
                 constrained.matcher.fill(mask, 0)
             constrained.next_mask = mask
-        return constrained.next_mask[0]
+        found: NDArray[np.int32] = constrained.next_mask[0]
+        return found
 
     def apply(self, logits: Tensor, rows: Sequence[int]) -> None:
         """Forbid in logits [S, vocab], in place, what the grammar of rows[i] does not allow."""

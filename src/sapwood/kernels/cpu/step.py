@@ -144,6 +144,9 @@ class NativeStep:
             self._kernels.plan(batches[group], shape, tuple(windows))
             for (group, shape), windows in self._windows.items()
         ]
+        every = selected = NO_ADAPTERS
+        if adapters is not None:
+            every, selected = map(adapter_tuple, adapters)
         if num_logits > self._logits.shape[0]:
             self._logits = torch.empty((num_logits, self._result.vocab_size))
         logits = self._logits[:num_logits]
@@ -152,8 +155,7 @@ class NativeStep:
             [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
             num_logits, logits.data_ptr(),
             [0 if slot is None else slot.data_ptr() for slot in slots], *lengths,
-            *(NO_ADAPTERS, NO_ADAPTERS) if adapters is None else map(adapter_tuple, adapters),
-            told,
+            every, selected, told,
         )  # fmt: skip
         result = self._result
         return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
