@@ -226,7 +226,9 @@ def test_two_ranks_give_the_logits_of_one(tmp_path: Path) -> None:
     for (name, dtype), logits in first.items():
         assert torch.equal(logits, second[name, dtype]), f"{name}: the ranks disagree"
         # In bf16 the partial sums of two ranks are rounded before they are added.
-        tolerance = 1e-4 if dtype == torch.float32 else 0.15
+        # A delta rule's states carry such errors from token to token.
+        in_bf16 = 0.25 if name.startswith("gated delta net") else 0.15
+        tolerance = 1e-4 if dtype == torch.float32 else in_bf16
         torch.testing.assert_close(logits, alone[name, dtype], atol=tolerance, rtol=0)
 
 
