@@ -150,9 +150,6 @@ class NativeStep:
         if num_logits > self._logits.shape[0]:
             self._logits = torch.empty((num_logits, self._result.vocab_size))
         logits = self._logits[:num_logits]
-        of_all = of_selected = NO_ADAPTERS
-        if adapters is not None:
-            of_all, of_selected = map(adapter_tuple, adapters)
         self._step.run(
             self._kernels.context, plans, token_ids.data_ptr(), positions.data_ptr(),
             [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
