@@ -195,7 +195,7 @@ class _Tree:
 
     def guesses(self) -> Guesses:
         is_chain = self._parents == list(range(ROOT, len(self._parents) - 1))
-        parents = () if is_chain else self._parents
+        parents: Sequence[int] = () if is_chain else self._parents
         return Guesses(token_ids=self._token_ids, kinds=self._kinds, parents=parents)
 
     def grow(self, node: int, depth: int, branches: Sequence[_Branch], most: int) -> None:
