@@ -48,6 +48,7 @@ from sapwood.schema.output import EngineStatus, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
 from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult, TokenFeed
+from sapwood.speculative.interface import NO_GUESSES
 
 UNLIMITED = 2**31 - 1
 
@@ -240,7 +241,7 @@ class Scheduler:
                 scheduled_tokens(
                     state,
                     num_new,
-                    drafts.get(state.request_id, ()),
+                    drafts.get(state.request_id, NO_GUESSES),
                     wanted.get(state.request_id, NOTHING_WANTED),
                 ),
             )

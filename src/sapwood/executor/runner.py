@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,11 +22,12 @@ from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.spans import choose_spans
+from sapwood.executor.trees import TreeMover
 from sapwood.kernels.recording import Program
 from sapwood.kernels.transfer import Download, download, upload_one
 from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.schema.step import StepPlan, StepResult
+from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
 
 
 class DecoderModel(Protocol):
@@ -88,8 +89,8 @@ class Launched:
     token_ids: list[list[int]] | None = None
     of_outputs: Mapping[int, Measured] = field(default_factory=dict)
     of_prompts: Mapping[int, Measured] = field(default_factory=dict)
-    hidden: Mapping[int, ToldRows] = field(default_factory=dict)
-    routed: Mapping[int, ToldRows] = field(default_factory=dict)
+    hidden: dict[int, ToldRows] = field(default_factory=dict)
+    routed: dict[int, ToldRows] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
     guesses: dict[int, list[int]] = field(default_factory=dict)
@@ -182,6 +183,7 @@ class Runner:
         self._page_size = page_size
         self._device = device
         self._uncollected: deque[Launched] = deque()
+        self._mover: TreeMover | None = None
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step and wait for it; plans come in the order in which they were made."""
@@ -264,6 +266,8 @@ class Runner:
         rows = [entry.row for entry in entries for _ in entry.logits_for]
         kept = self._logprobs.keep(logits, rows)
         chosen = choose_spans(self._sampler, logits, entries)
+        if any(entry.draft_parents for entry in entries):
+            self._move(launched, entries, chosen)
         last = upload_one([(tokens or [0])[-1] for tokens in chosen], np.int64, self._device)
         self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, last)
         launched.token_ids = chosen
@@ -272,6 +276,23 @@ class Runner:
             launched.jumps = self._sampler.jump([e.row for e in entries if e.row in stateful])
         if kept is not None:
             launched.of_outputs = self._logprobs.of_spans(kept, rows, entries, chosen)
+
+    def _move(
+        self,
+        launched: Launched,
+        entries: Sequence[ScheduledTokens],
+        chosen: Sequence[Sequence[int]],
+    ) -> None:
+        """Let what right drafts of trees left behind lie as that of chains does."""
+        if self._mover is None:
+            self._mover = TreeMover(self._rows, self._kv_caches)
+        moved = self._mover.move(entries, chosen)
+        of_row = {entries[index].row: moves for index, moves in moved.items()}
+        for index, entry in enumerate(launched.plan.scheduled):
+            moves = of_row.get(entry.row)
+            for told in (launched.hidden, launched.routed):
+                if moves and index in told:
+                    told[index] = replace(told[index], moves=moves, num_drafts=len(entry.draft_ids))
 
     def _compute_adapted(self, launched: Launched, batch: ForwardBatch) -> Tensor:
         """As `_compute`; the layers know the step's adapters meanwhile."""

@@ -123,14 +123,15 @@ class LogprobRecorder:
         """Log probabilities of the tokens that each entry brought, by index in `entries`.
 
         rows    row of each place that was sampled; an entry with drafts has several
-        chosen  tokens of each entry: of its first places
+        chosen  tokens of each entry, as `choose_spans` found them
         """
         tokens = [0] * len(rows)
         owners: list[int | None] = [None] * len(rows)
         first = 0
         for index, (entry, brought) in enumerate(zip(entries, chosen, strict=True)):
-            tokens[first : first + len(brought)] = brought
-            owners[first : first + len(brought)] = [index] * len(brought)
+            places = [0, *(draft + 1 for draft in entry.right_drafts(brought))]
+            for place, token_id in zip(places, brought, strict=False):
+                tokens[first + place], owners[first + place] = token_id, index
             first += len(entry.logits_for)
         pieces: dict[int, list[Mapping[str, Download]]] = {}
         for place, measured in self.of_output(kept, rows, self._ids(tokens)).items():

@@ -41,6 +41,7 @@ class AttentionPlan:
         query_lens: list[int] | tuple[int, ...],
         context_lens: list[int] | tuple[int, ...],
         groups: list[tuple[tuple[int, ...], int]],
+        sees: int,
         /,
     ) -> None: ...
     def run(

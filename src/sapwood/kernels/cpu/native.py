@@ -558,6 +558,7 @@ class CpuKernels:
             plan = plans[shape] = _native.AttentionPlan(
                 self._context, *shape, *table_of(batch), batch.query_lens, batch.context_lens,
                 groups_of_decodes(batch, page_size, num_heads // num_kv_heads),
+                0 if batch.sees is None else batch.sees.data_ptr(),
             )  # fmt: skip
         for window in windows:
             plan.prepare(window)

@@ -452,12 +452,12 @@ NB_MODULE(_native, m) {
            [](AttentionPlan* self, const Context& c, int num_heads, int num_kv_heads, int head_dim,
               int page_size, I64 num_pages, Address page_table, I64 page_table_stride, I64 max_pages,
               const std::vector<I64>& query_lens, const std::vector<I64>& context_lens,
-              const std::vector<std::pair<std::vector<I64>, I64>>& groups) {
+              const std::vector<std::pair<std::vector<I64>, I64>>& groups, Address sees) {
              std::vector<AttentionPlan::Group> shared;
              for (const auto& [requests, pages] : groups) shared.push_back({requests, pages});
              new (self) AttentionPlan({num_heads, num_kv_heads, head_dim, page_size, num_pages},
                                       page_table, page_table_stride, max_pages,
-                                      {query_lens, context_lens}, shared, c.threads());
+                                      {query_lens, context_lens}, shared, sees, c.threads());
            })
       .def("run", &attend, Unlocked())
       .def_prop_ro("num_tokens", &AttentionPlan::num_tokens)

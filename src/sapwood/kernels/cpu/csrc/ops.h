@@ -55,8 +55,9 @@ struct Team {
 // shared_positions[shared ..]; their pages for these keys are those of `request`, and they see all of
 // them, but for a window.
 // partial >= 0: unnormalised output goes to the rows of partials from there on, to be merged.
+// first_new is the position of the request's first new token, which AttentionArgs::sees counts from.
 struct AttentionTask {
-  std::int32_t request, kv_head, first_row, shared, num_queries, first_position, kv_begin, kv_end, partial;
+  std::int32_t request, kv_head, first_row, shared, num_queries, first_position, kv_begin, kv_end, partial, first_new;
 };
 
 // Partial results of the same queries: `count` times their rows, `stride` rows apart.
@@ -92,6 +93,9 @@ struct AttentionArgs {
   std::int64_t page_table_stride;
   const std::int32_t* shared_tokens;
   const std::int32_t* shared_positions;
+  // [T] bit j: the token sees its request's new token j, of which there are at most 64 if a bit up to
+  // its own is missing. Null: each sees all new tokens up to itself.
+  const std::int64_t* sees;
   int num_heads, num_kv_heads, head_dim, page_size;
   const void* q;  // [T, Hq, D], rows q_stride elements apart
   std::int64_t q_stride;
