@@ -38,8 +38,12 @@ def test_equals_the_reference(device: torch.device, dtype: torch.dtype, is_wide:
     slot_of_row = [0, 5, 1, -1, 3, 2, *[0] * 20, 3, 1, -1]
     rows = rows_of(slot_of_row)
     out_dtype = torch.float32 if is_wide else dtype
-    placed: dict[int, list[tuple[int, int, int]] | None]
-    for placed in (dict(PARTS), {0: None, 1: [(0, 100, 5)]}, {4: [(90, 10, 1)]}):
+    changes: list[dict[int, list[tuple[int, int, int]] | None]] = [
+        {**PARTS},
+        {0: None, 1: [(0, 100, 5)]},
+        {4: [(90, 10, 1)]},
+    ]
+    for placed in changes:
         for slot, parts in placed.items():
             added = None if parts is None else addition(50, parts, dtype)
             layers[0].place(slot, None if added is None else added.to(device))
