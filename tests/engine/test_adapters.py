@@ -135,6 +135,9 @@ class Ranks:
         ends, self.ends = self.ends, []
         return ends
 
+    def arrived(self) -> list[str]:
+        return []
+
     def unload(self, adapter_id: str) -> None:
         self.unloaded.append(adapter_id)
 
@@ -160,3 +163,27 @@ def test_the_desk_tells_how_loads_ended_and_keeps_nothing_of_those_that_failed()
     desk.slots.release("good")
     assert desk.unload("good") is None
     assert ranks.unloaded[-1] == "good"
+
+
+def test_a_request_begins_once_its_adapter_was_copied_beside_the_steps():
+    slots = AdapterSlots(2, 2, overlaps=True)
+    for name in ("a", "b", "c"):
+        assert slots.add(name, 1) is None
+    turns = AdapterTurns(slots, 0.0)
+    assert turns.passes_over(state("a", 0.0))
+    assert turns.passes_over(state("b", 0.0))
+    assert not turns.passes_over(state("", 0.0)), "the base goes on meanwhile"
+    assert slots.take_copies() == ["a", "b"]
+    assert slots.take_changes() == []
+    assert not slots.has_room("c"), "what is on its way keeps its place"
+    slots.arrived("a")
+    assert not turns.passes_over(state("a", 0.0))
+    slot = slots.acquire("a")
+    assert slots.take_changes() == [(slot, "a")]
+    assert not slots.has_copies
+    assert slots.remove("b"), "before it has arrived"
+    slots.arrived("b")
+    assert slots.has_room("c")
+    assert slots.take_changes() == [(1 - slot, "")]
+    assert turns.passes_over(state("c", 0.0))
+    assert slots.take_copies() == ["c"]

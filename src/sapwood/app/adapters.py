@@ -91,11 +91,15 @@ class AdapterLoader:
             found.append(self._finished.get())
         return found
 
+    def arrived(self) -> list[str]:
+        return self._pool.arrived()
+
     def unload(self, adapter_id: str) -> None:
         self._pool.remove(adapter_id)
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._pool.close()
 
     @torch.inference_mode()
     def _load(self, order: LoadAdapter) -> None:
@@ -137,7 +141,8 @@ def build_adapters(
     if max_rank is None:
         ranks = [read_config(find(path.path)).max_rank for path in config.paths]
         max_rank, why = max(ranks), "the largest rank among --lora-paths"
-    pool = AdapterPool(device, context)
+    overlaps = config.enable_lora_overlap_loading
+    pool = AdapterPool(device, context, overlaps=overlaps)
     loader = AdapterLoader(pool, model, max_rank=max_rank, modules=config.modules, find=find)
     max_bytes = config.max_loras_per_batch * largest_bytes(model, max_rank, config.modules)
     found: dict[str, Adapter] = {}
@@ -151,6 +156,7 @@ def build_adapters(
         config.max_loras_per_batch,
         max(max_bytes, sum(most_at_once)),
         policy="fifo" if config.lora_eviction_policy == "fifo" else "lru",
+        overlaps=overlaps,
     )
     for name, adapter in found.items():
         refused = slots.add(name, adapter.num_bytes, adapter.invocation)

@@ -46,6 +46,11 @@ class AdapterRanks(Protocol):
         """What has ended since the last call."""
         ...
 
+    def arrived(self) -> list[str]:
+        """Ids of adapters that plans had copied beside steps (`StepPlan.adapter_copies`), and that
+        are there since the last call."""
+        ...
+
     def unload(self, adapter_id: str) -> None: ...
 
 
@@ -58,13 +63,24 @@ class AdapterSlots:
     """
 
     def __init__(
-        self, max_per_batch: int = 0, max_bytes: int = 0, policy: EvictionPolicy = "lru"
+        self,
+        max_per_batch: int = 0,
+        max_bytes: int = 0,
+        policy: EvictionPolicy = "lru",
+        *,
+        overlaps: bool = False,
     ) -> None:
         """Slots without adapters; by default there can be none.
 
         max_per_batch  different adapters that may run at once
         max_bytes      that the adapters in slots take at most
+        overlaps       whether adapters are copied to the device beside steps, before a request that
+                       has one begins to run
         """
+        self._overlaps = overlaps
+        self._arriving: set[str] = set()
+        """Adapters that have a slot, but are not there yet."""
+        self._copies: list[str] = []
         self._max_per_batch = max_per_batch
         self._max_bytes = max_bytes
         self._is_lru = policy == "lru"
@@ -151,6 +167,7 @@ class AdapterSlots:
         if self._users[adapter_id]:
             return False
         self._leave_slot(adapter_id)
+        self._arriving.discard(adapter_id)
         self._bytes.pop(adapter_id, None)
         self._invocations.pop(adapter_id, None)
         self._users.pop(adapter_id, None)
@@ -158,9 +175,9 @@ class AdapterSlots:
 
     def has_room(self, adapter_id: str) -> bool:
         """Whether a request with this adapter may begin to run now."""
-        if not adapter_id or self._users[adapter_id]:
+        if not adapter_id or self._users[adapter_id] or adapter_id in self._arriving:
             return True
-        running = +self._users
+        running = (+self._users).keys() | self._arriving
         if len(running) >= self._max_per_batch:
             return False
         return self._bytes[adapter_id] + sum(map(self._bytes.__getitem__, running)) <= (
@@ -170,19 +187,40 @@ class AdapterSlots:
     def acquire(self, adapter_id: str) -> int:
         """The adapter's slot, for a request that begins to run; -1 for the base model.
 
-        Only if it `has_room`. Other adapters lose their slots if need be."""
+        Only if it `has_room` and `is_there`. Other adapters lose their slots if need be."""
         if not adapter_id:
             return -1
         self._users[adapter_id] += 1
         slot = self._slots.get(adapter_id)
         if slot is None:
-            self._make_room(self._bytes[adapter_id])
-            num_slots = len(self._slots) + len(self._free)
-            slot = self._free.pop() if self._free else num_slots
-            self._slots[adapter_id] = slot
+            slot = self._take_slot(adapter_id)
             self._changes.append((slot, adapter_id))
         elif self._is_lru:
             self._slots[adapter_id] = self._slots.pop(adapter_id)
+        return slot
+
+    def is_there(self, adapter_id: str) -> bool:
+        """Whether the adapter, which `has_room`, is on the device; if it must be copied beside
+        steps, that begins with the next plan."""
+        if not adapter_id or not self._overlaps:
+            return True
+        if adapter_id not in self._slots:
+            self._take_slot(adapter_id)
+            self._arriving.add(adapter_id)
+            self._copies.append(adapter_id)
+        return adapter_id not in self._arriving
+
+    def arrived(self, adapter_id: str) -> None:
+        """The copy is on the device. The adapter may have been removed meanwhile."""
+        if adapter_id in self._arriving:
+            self._arriving.discard(adapter_id)
+            self._changes.append((self._slots[adapter_id], adapter_id))
+
+    def _take_slot(self, adapter_id: str) -> int:
+        self._make_room(self._bytes[adapter_id])
+        num_slots = len(self._slots) + len(self._free)
+        slot = self._free.pop() if self._free else num_slots
+        self._slots[adapter_id] = slot
         return slot
 
     def release(self, adapter_id: str) -> None:
@@ -195,11 +233,21 @@ class AdapterSlots:
         changes, self._changes = self._changes, []
         return changes
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether `take_copies` has some."""
+        return bool(self._copies)
+
+    def take_copies(self) -> list[str]:
+        """What is to be copied to the device since the last call, for the next plan."""
+        copies, self._copies = self._copies, []
+        return copies
+
     def _make_room(self, num_bytes: int) -> None:
         for other in list(self._slots):
             if self.bytes_used + num_bytes <= self._max_bytes:
                 return
-            if not self._users[other]:
+            if not self._users[other] and other not in self._arriving:
                 self._leave_slot(other)
                 self.num_evictions += 1
 
@@ -230,7 +278,7 @@ class AdapterTurns:
         if self._is_owed or not self._slots.has_room(adapter_id):
             self._is_owed |= self._now_s - state.arrival_s > ADAPTER_PATIENCE_S
             return True
-        return False
+        return not self._slots.is_there(adapter_id)
 
 
 class AdapterDesk:
@@ -250,7 +298,10 @@ class AdapterDesk:
         self._ranks.load(order)
 
     def finished(self, tell: Callable[[str, bool, str], None]) -> None:
-        """Calls tell(call id, whether it is loaded, message) for each load that has ended."""
+        """Calls tell(call id, whether it is loaded, message) for each load that has ended. Slots
+        learn of copies that are on the device."""
+        for adapter_id in self._ranks.arrived():
+            self.slots.arrived(adapter_id)
         if not self._num_loading:
             return
         for one in self._ranks.finished():

@@ -231,7 +231,7 @@ class Scheduler:
         )
         starts = self._admit(budget, shares, preferred) if may_admit else []
         ends = self._running.take_ended_rows()
-        if not shares and not ends:
+        if not shares and not ends and not self._adapters.has_copies:
             return None
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
         wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
@@ -254,6 +254,7 @@ class Scheduler:
             scheduled=[entry for _, entry in entries],
             ends=ends,
             adapters=self._adapters.take_changes(),
+            adapter_copies=self._adapters.take_copies(),
         )
         if speculation is not None:
             speculation.begin_step(plan)
@@ -396,6 +397,7 @@ class Scheduler:
             if not state.num_pending_outputs
             and not self._gate.holds(state)
             and self._adapters.has_room(state.adapter)
+            and self._adapters.is_there(state.adapter)
         )
         first = next(ready, None)
         if (

@@ -57,6 +57,8 @@ class StepAdapterPool(Protocol):
 
     def place(self, slot: int, adapter_id: str) -> None: ...
 
+    def bring(self, adapter_id: str) -> None: ...
+
     def of_step(
         self, slot_of_token: NDArray[np.int64], selected: NDArray[np.int64]
     ) -> StepAdapters | None: ...
@@ -199,6 +201,9 @@ class Runner:
         for slot, adapter_id in plan.adapters:
             assert self._adapters is not None, "only loaded adapters get slots"
             self._adapters.place(slot, adapter_id)
+        for adapter_id in plan.adapter_copies:
+            assert self._adapters is not None, "only loaded adapters are copied"
+            self._adapters.bring(adapter_id)
         if not plan.scheduled:
             return launched
         for start in plan.starts:

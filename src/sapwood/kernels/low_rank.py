@@ -6,7 +6,7 @@ arXiv:2310.18547."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -89,11 +89,13 @@ class AdapterRows:
     slots   of the adapters, different ones
     starts  [len(slots) + 1]: slot i has the rows rows[starts[i]] .. rows[starts[i + 1] - 1]
     rows    int64 on the device of the step, different ones
+    cache   of kernels: what they have made of these rows for all layers
     """
 
     slots: tuple[int, ...]
     starts: tuple[int, ...]
     rows: Tensor
+    cache: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def from_row(first: int, num_rows: int, slot: int, device: torch.device) -> AdapterRows:

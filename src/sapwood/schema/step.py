@@ -148,6 +148,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     ends  rows of requests with a grammar that have left since the plan before; the rank drops the
           state of these grammars before any row starts anew
     adapters  (slot, id) of adapters that slots have from this step on; "": none any more
+    adapter_copies  ids of adapters to be copied to the device beside steps, once the slots have
+              changed; a slot has one of them only after it is known to be there
     """
 
     step: int
@@ -155,6 +157,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     scheduled: list[ScheduledTokens]
     ends: list[int] = []
     adapters: list[tuple[int, str]] = []
+    adapter_copies: list[str] = []
 
 
 class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
