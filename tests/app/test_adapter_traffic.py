@@ -105,14 +105,19 @@ def prompt_of(adapter: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("num_adapters", "room", "seconds"),
-    [(12, 3, 0.0), pytest.param(100, 8, 180.0, marks=pytest.mark.long)],
+    ("num_adapters", "room", "seconds", "overlaps"),
+    [
+        (12, 3, 0.0, False),
+        (12, 3, 0.0, True),
+        pytest.param(100, 8, 180.0, False, marks=pytest.mark.long),
+    ],
 )
 def test_many_adapters_with_room_for_few(
     tmp_path: Path,
     num_adapters: int,
     room: int,
     seconds: float,
+    overlaps: bool,
 ) -> None:
     model_path = save_qwen3(tmp_path / "model", num_hidden_layers=2)
     options = {"it": {"r": 4, "lora_alpha": 4, "target_modules": [*ATTENTION, *MLP]}}
@@ -128,6 +133,7 @@ def test_many_adapters_with_room_for_few(
         "max_lora_rank": 4,
         "max_loras_per_batch": room,
         "max_loaded_loras": 2 * room,
+        "enable_lora_overlap_loading": overlaps,
     }
     with LLM(str(model_path), enable_lora=True, **settings) as llm:
         for name, path in paths.items():

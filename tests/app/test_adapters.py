@@ -244,11 +244,18 @@ def test_adapters_differ_and_share_no_prefix(
     assert len({tuple(result.token_ids) for result in [*first, *others]}) > 4
 
 
+@pytest.mark.parametrize("overlaps", [False, True])
 def test_more_adapters_than_run_at_once(
-    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs
+    make_llm: Callable[..., LLM], paths: dict[str, Path], reference: LogProbs, overlaps: bool
 ) -> None:
     """Requests are passed over until there is room for their adapters; slots change hands."""
-    llm = make_llm(lora_paths=named(paths), max_loras_per_batch=2, overlap_depth=2)
+    llm = make_llm(
+        lora_paths=named(paths),
+        max_loras_per_batch=4,
+        max_loaded_loras=8,
+        enable_lora_overlap_loading=overlaps,
+        overlap_depth=2,
+    )
     asked = [(name, text(7 + i, seed=i)) for i, name in enumerate([*paths, "", *paths])]
     for (adapter, prompt), result in zip(asked, ask(llm, asked), strict=True):
         check(result, adapter, prompt, reference)

@@ -84,6 +84,28 @@ def test_the_base_needs_no_slot():
     assert "load it again" in (slots.why_refused("gone") or "")
 
 
+def test_an_activated_adapter_begins_at_the_last_invocation():
+    slots = AdapterSlots(2, 3)
+    assert slots.add("on", 1, (7, 3, 7)) is None
+    assert slots.add("zeros", 1, (0, 256)) is None
+    assert slots.add("plain", 1) is None
+    for prompt, start in [
+        ([7, 3, 7], 0),
+        ([1, 7, 3, 7, 3, 7, 9], 3),
+        ([7, 3, 7, 1, 7, 3], 0),
+        ([7, 3], None),
+        ([1, 2, 3], None),
+    ]:
+        assert slots.begins_at("on", prompt) == start
+        assert slots.begins_at("plain", prompt) == slots.begins_at("", prompt) == 0
+    # Bytes of other tokens look like the invocation, between two tokens.
+    assert slots.begins_at("zeros", [0, 256, 5, 0, 65536, 0]) == 0
+    assert slots.begins_at("zeros", [256, 0, 0, 65536, 1]) is None
+    assert slots.why_refused("on", has_ids=True) is None
+    assert "input_embeds" in (slots.why_refused("on", has_ids=False) or "")
+    assert slots.why_refused("plain", has_ids=False) is None
+
+
 def state(name: str, arrival_s: float) -> RequestState:
     request = Generate(
         request_id=f"{name}-{arrival_s}", prompt_ids=[1], options=RequestOptions(adapter=name)
@@ -113,6 +135,9 @@ class Ranks:
         ends, self.ends = self.ends, []
         return ends
 
+    def arrived(self) -> list[str]:
+        return []
+
     def unload(self, adapter_id: str) -> None:
         self.unloaded.append(adapter_id)
 
@@ -138,3 +163,27 @@ def test_the_desk_tells_how_loads_ended_and_keeps_nothing_of_those_that_failed()
     desk.slots.release("good")
     assert desk.unload("good") is None
     assert ranks.unloaded[-1] == "good"
+
+
+def test_a_request_begins_once_its_adapter_was_copied_beside_the_steps():
+    slots = AdapterSlots(2, 2, overlaps=True)
+    for name in ("a", "b", "c"):
+        assert slots.add(name, 1) is None
+    turns = AdapterTurns(slots, 0.0)
+    assert turns.passes_over(state("a", 0.0))
+    assert turns.passes_over(state("b", 0.0))
+    assert not turns.passes_over(state("", 0.0)), "the base goes on meanwhile"
+    assert slots.take_copies() == ["a", "b"]
+    assert slots.take_changes() == []
+    assert not slots.has_room("c"), "what is on its way keeps its place"
+    slots.arrived("a")
+    assert not turns.passes_over(state("a", 0.0))
+    slot = slots.acquire("a")
+    assert slots.take_changes() == [(slot, "a")]
+    assert not slots.has_copies
+    assert slots.remove("b"), "before it has arrived"
+    slots.arrived("b")
+    assert slots.has_room("c")
+    assert slots.take_changes() == [(1 - slot, "")]
+    assert turns.passes_over(state("c", 0.0))
+    assert slots.take_copies() == ["c"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sapwood.engine.request_state import Phase, RequestState
+from sapwood.memory.namespace import Namespace
 from sapwood.memory.prefix_tree import token_key
 from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
@@ -93,3 +94,33 @@ def test_page_hashes_stand_for_whole_pages_from_the_start() -> None:
     assert other.page_hashes(2)[1] != one.page_hashes(2)[1]
     assert state([1, 2, 3, 4], extra_key="x").page_hashes(2) != one.page_hashes(2)
     assert state([1]).page_hashes(2) == []
+
+
+def test_an_activated_adapter_shares_the_pages_before_it_begins() -> None:
+    def hashes(adapter: str = "", start: int | None = 0) -> list[int]:
+        request = Generate(
+            request_id="r",
+            prompt_ids=[1, 2, 3, 4, 5, 6],
+            options=RequestOptions(adapter=adapter),
+        )
+        own = RequestState(
+            request, max_new_tokens=1, seed=0, arrival=0, arrival_s=0.0, adapter_start=start
+        )
+        return own.page_hashes(2)
+
+    base, inside = hashes(), hashes("a", 3)
+    assert inside[:1] == base[:1]
+    assert inside[1] != base[1]
+    assert hashes("a", None) == base
+    assert hashes("a")[0] != base[0]
+    assert hashes("a", 2)[1] != inside[1], "token 2 is the base's in one of them"
+
+
+def test_no_extra_key_names_the_prefixes_of_an_adapter() -> None:
+    def namespace(adapter: str, key: str) -> Namespace:
+        options = RequestOptions(adapter=adapter, extra_key=key)
+        request = Generate(request_id="r", prompt_ids=[1], options=options)
+        return RequestState(request, max_new_tokens=1, seed=0, arrival=0, arrival_s=0.0).namespace
+
+    names = [("", ""), ("", "a"), ("a", ""), ("", "a\0"), ("a", "a"), ("", "a\0a"), ("", "\0a\0")]
+    assert len({namespace(*name) for name in names}) == len(names)

@@ -35,6 +35,26 @@ def test_a_chain_is_compared_up_to_its_first_mistake() -> None:
     assert found.rate(4) > PRIOR_RATE == found.rate(5)
 
 
+TREE = Guesses(token_ids=[1, 2, 3, 4], kinds=[0, 1, 2, 3], parents=[-1, 0, -1, 2])
+
+
+def test_a_tree_is_compared_along_the_way_that_was_right() -> None:
+    found = Acceptance(memory=0.5)
+    found.learn(TREE, [3, 9])
+    assert found.rate(0) == found.rate(3) < PRIOR_RATE < found.rate(2)
+    assert found.rate(1) == PRIOR_RATE, "nobody knows whether it was right"
+    found.learn(TREE, [1])
+    assert found.rate(1) == PRIOR_RATE
+    assert found.rate(2) > PRIOR_RATE, "a sibling after the right one is not asked"
+
+
+def test_siblings_share_one_chance() -> None:
+    rates = Acceptance(memory=0.5)
+    first, left = PRIOR_RATE, 1 - PRIOR_RATE
+    expected = [first, first**2, left * first, left * first**2]
+    assert rates.survivals(TREE) == pytest.approx(expected)
+
+
 def test_a_guess_survives_with_those_before_it() -> None:
     rates = Acceptance(memory=0.5)
     guesses = Guesses(token_ids=[1, 2, 3], kinds=[0, 1, 0])

@@ -10,18 +10,18 @@ from sapwood.speculative.choice import LEAST_GAIN, best_guesses, shared_out
 
 def test_a_likely_chain_is_verified_as_far_as_it_pays() -> None:
     chain = [0.9, 0.81, 0.73, 0.66, 0.59]
-    assert best_guesses([chain], [1.0, 1.2, 1.4, 1.6, 1.8, 2.0], 1) == [5]
-    assert best_guesses([chain], [1.0, 1.2, 1.4, 9.0, 9.0, 9.0], 1) == [2]
-    assert best_guesses([chain], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1) == [0]
+    assert best_guesses([chain], [1.0, 1.2, 1.4, 1.6, 1.8, 2.0], 1) == [[0, 1, 2, 3, 4]]
+    assert best_guesses([chain], [1.0, 1.2, 1.4, 9.0, 9.0, 9.0], 1) == [[0, 1]]
+    assert best_guesses([chain], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1) == [[]]
 
 
 def test_a_flat_stretch_of_costs_is_found_behind_a_steep_one() -> None:
-    assert best_guesses([[0.95] * 7], [1.0, 2.5, 2.5, 2.5, 2.5, 2.5, 2.5, 2.5], 1) == [7]
+    assert best_guesses([[0.95] * 7], [1.0, 2.5, 2.5, 2.5, 2.5, 2.5, 2.5, 2.5], 1) == [[*range(7)]]
 
 
 def test_the_likeliest_guesses_of_all_requests_are_verified() -> None:
     survivals = [[0.9, 0.8], [0.3, 0.1], [0.85, 0.2]]
-    assert best_guesses(survivals, [1.0, 1.1, 1.2, 1.3], 4) == [2, 0, 1]
+    assert best_guesses(survivals, [1.0, 1.1, 1.2, 1.3], 4) == [[0, 1], [], [0]]
 
 
 @given(
@@ -41,12 +41,22 @@ def test_no_other_choice_is_better(rates: list[list[float]], steps: list[float])
         gained = sum(sum(of[:count]) for of, count in zip(survivals, counts, strict=True))
         return (num_requests + gained) / costs[sum(counts)]
 
-    counts = tuple(best_guesses(survivals, costs, num_requests))
+    chosen = best_guesses(survivals, costs, num_requests)
+    assert all(nodes == list(range(len(nodes))) for nodes in chosen), "chains have no gaps"
+    counts = tuple(map(len, chosen))
     best = max(map(rate_of, product(*(range(len(of) + 1) for of in survivals))))
     assert rate_of(counts) * LEAST_GAIN >= best - 1e-9
 
 
+def test_a_sibling_is_verified_where_it_is_likelier_than_going_on() -> None:
+    # Guesses 0 and 1 are a chain, 2 follows the same token as 0, and 3 follows 2.
+    survivals = [[0.5, 0.1, 0.4, 0.3]]
+    assert best_guesses(survivals, [1.0, 1.1, 1.2, 1.3, 9.0], 1) == [[0, 2, 3]]
+    assert shared_out(survivals, 2) == [[0, 2]]
+
+
 def test_without_measurements_all_get_alike() -> None:
-    assert shared_out([4, 1, 4], 7) == [3, 1, 3]
-    assert shared_out([9], 4) == [4]
+    chains = [[0.5, 0.4, 0.3, 0.2], [0.9], [0.8, 0.8, 0.8, 0.8]]
+    assert shared_out(chains, 7) == [[0, 1, 2], [0], [0, 1, 2]]
+    assert shared_out([chains[0] * 2], 4) == [[0, 1, 4, 5]]
     assert shared_out([], 4) == []

@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sapwood.schema.draft_tree import ROOT, depths
 from sapwood.speculative.interface import Guesses
-from sapwood.speculative.ngram import MOST_LOOKED_AT, NgramDrafter, NgramRules
+from sapwood.speculative.ngram import (
+    MOST_LOOKED_AT,
+    SIBLING_LENGTH,
+    NgramDrafter,
+    NgramRules,
+)
 
 RULES = NgramRules()
 
@@ -92,6 +98,60 @@ def test_the_most_frequent_comes_first_if_asked() -> None:
     texts = [[1, 2, 3, 5], [1, 2, 3, 5], [1, 2, 3, 6], [0, 1, 2, 3]]
     assert guesses(*texts, most=1, rules=NgramRules()).token_ids == [6]
     assert guesses(*texts, most=1, rules=NgramRules(by_frequency=True)).token_ids == [5]
+
+
+TREES = NgramRules(least_breadth=1, most_breadth=4)
+
+
+def ways(found: Guesses) -> set[tuple[int, ...]]:
+    """All ways from the root to a leaf."""
+    parents = list(found.parents) or list(range(ROOT, len(found.token_ids) - 1))
+    to: dict[int, tuple[int, ...]] = {ROOT: ()}
+    for node, (parent, token_id) in enumerate(zip(parents, found.token_ids, strict=True)):
+        assert parent < node
+        to[node] = (*to[parent], token_id)
+    assert len(set(to.values())) == len(to), "no two siblings are the same token"
+    return {way for node, way in to.items() if node not in parents}
+
+
+def test_a_tree_has_what_followed_several_places() -> None:
+    texts = [[0, 1, 2, 3, 5, 7, 8], [0, 1, 2, 3, 6, 7, 9], [4, 1, 2, 3, 7], [0, 1, 2, 3]]
+    found = guesses(*texts, most=8, rules=TREES)
+    assert ways(found) == {(6, 7, 9), (5, 7, 8), (7,)}
+    assert list(found.token_ids[:3]) == [6, 7, 9], "the latest of the longest matches comes first"
+    assert len({found.kinds[node] for node, at in enumerate(found.parents) if at == ROOT}) == 3
+    assert guesses(*texts, most=8).token_ids == [6, 7, 9], "a chain is the tree's first way"
+
+
+def test_a_way_may_part_later() -> None:
+    texts = [[1, 2, 3, 5, 7, 8], [1, 2, 3, 5, 6], [1, 2, 3, 5, 7, 9], [0, 1, 2, 3]]
+    assert ways(guesses(*texts, most=8, rules=TREES)) == {(5, 7, 9), (5, 7, 8), (5, 6)}
+    assert ways(guesses(*texts, most=2, rules=TREES)) == {(5, 7), (5, 6)}
+
+
+def test_long_matches_have_fewer_branches() -> None:
+    rules = NgramRules(least_match=2, most_match=12, least_breadth=2, most_breadth=7)
+    assert [rules.breadth(match) for match in (1, 2, 4, 7, 11, 12, 30)] == [7, 7, 6, 4, 2, 2, 2]
+    assert NgramRules().breadth(1) == 1
+    narrow = NgramRules(least_match=1, most_match=3, most_breadth=2)
+    texts = [[1, 2, 3, 5], [1, 2, 3, 6], [1, 2, 3, 7], [1, 2, 3]]
+    assert ways(guesses(*texts, most=4, rules=narrow)) == {(7,)}
+    wide = NgramRules(least_match=1, most_match=3, least_breadth=2, most_breadth=2)
+    assert ways(guesses(*texts, most=4, rules=wide)) == {(7,), (6,)}
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=30), min_size=1, max_size=5))
+def test_every_tree_begins_with_the_chain(texts: list[list[int]]) -> None:
+    found = guesses(*texts, most=12, rules=TREES)
+    tokens = list(found.token_ids)
+    alone = chain(*texts, most=12)
+    assert tokens[: len(alone)] == alone
+    ways(found)
+    if found.parents:
+        assert list(found.parents[: len(alone)]) == list(range(ROOT, len(alone) - 1))
+        assert max(depths(found.parents)) <= 12
+        assert len(found.only(range(len(alone))).parents) == 0
+        assert len(tokens) <= 12 + 9 * SIBLING_LENGTH
 
 
 def plainly(text: Sequence[int], least: int, most: int, wanted: int) -> list[int]:

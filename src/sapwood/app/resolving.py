@@ -373,10 +373,12 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
         case EncoderConfig():
             length, longest = shape.context_length, shape.num_positions
             cache: tuple[CacheGroup, ...] = ()
+            positions_are_places = False
         case DecoderConfig():
             length = shape.context_length
             longest = max(shape.rope.max_context_length, length)
             cache = replace(shape, context_length=longest).cache_groups
+            positions_are_places = shape.has_alibi or shape.has_chunks
     return ModelFacts(
         name=files.name,
         context_length=length,
@@ -390,6 +392,7 @@ def model_facts(files: ModelFiles, shape: Shape, dtype: str, weight_format: str)
         else sum(path.stat().st_size for path in files.weights),
         cache=cache,
         whole_prompts=isinstance(shape, EncoderConfig),
+        positions_are_places=positions_are_places,
         quantized=None
         if form is None
         else CheckpointFacts(form.name, form.summary, form.weight_bytes),

@@ -45,5 +45,7 @@ def _ngram_drafter(asked: SpeculationConfig) -> NgramDrafter:
         most_match=asked.speculative_ngram_max_match_window_size,
         branch_length=asked.speculative_ngram_branch_length,
         by_frequency=asked.speculative_ngram_match_type == "PROB",
+        least_breadth=asked.speculative_ngram_min_bfs_breadth,
+        most_breadth=asked.speculative_ngram_max_bfs_breadth,
     )
     return NgramDrafter(rules, capacity=asked.speculative_ngram_capacity)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sapwood.engine.request_state import RequestState
+from sapwood.memory.node import TOKEN_BYTES
+from sapwood.memory.prefix_tree import token_key
 from sapwood.schema.output import AdapterUse
 from sapwood.schema.request import LoadAdapter
 
@@ -22,12 +24,14 @@ class Loaded:
     """How a load ended.
 
     num_bytes  that the adapter takes; 0 if it failed
+    invocation  token ids that activate it; none: it is active everywhere
     failure    why it failed; None: it did not
     """
 
     call_id: str
     adapter_id: str
     num_bytes: int = 0
+    invocation: tuple[int, ...] = ()
     failure: str | None = None
 
 
@@ -42,6 +46,11 @@ class AdapterRanks(Protocol):
         """What has ended since the last call."""
         ...
 
+    def arrived(self) -> list[str]:
+        """Ids of adapters that plans had copied beside steps (`StepPlan.adapter_copies`), and that
+        are there since the last call."""
+        ...
+
     def unload(self, adapter_id: str) -> None: ...
 
 
@@ -54,17 +63,30 @@ class AdapterSlots:
     """
 
     def __init__(
-        self, max_per_batch: int = 0, max_bytes: int = 0, policy: EvictionPolicy = "lru"
+        self,
+        max_per_batch: int = 0,
+        max_bytes: int = 0,
+        policy: EvictionPolicy = "lru",
+        *,
+        overlaps: bool = False,
     ) -> None:
         """Slots without adapters; by default there can be none.
 
         max_per_batch  different adapters that may run at once
         max_bytes      that the adapters in slots take at most
+        overlaps       whether adapters are copied to the device beside steps, before a request that
+                       has one begins to run
         """
+        self._overlaps = overlaps
+        self._arriving: set[str] = set()
+        """Adapters that have a slot, but are not there yet."""
+        self._copies: list[str] = []
         self._max_per_batch = max_per_batch
         self._max_bytes = max_bytes
         self._is_lru = policy == "lru"
         self._bytes: dict[str, int] = {}
+        self._invocations: dict[str, bytes] = {}
+        """The keys (see `token_key`) of what activates adapters that are not active everywhere."""
         self._slots: dict[str, int] = {}
         """Of the adapters that have one, those that go first in front."""
         self._free: list[int] = []
@@ -99,8 +121,10 @@ class AdapterSlots:
     def max_bytes(self) -> int:
         return self._max_bytes
 
-    def add(self, adapter_id: str, num_bytes: int) -> str | None:
-        """Count an adapter as loaded. Returns why it can never run; None if it can."""
+    def add(self, adapter_id: str, num_bytes: int, invocation: Sequence[int] = ()) -> str | None:
+        """Count an adapter as loaded. Returns why it can never run; None if it can.
+
+        invocation  as in Loaded"""
         if num_bytes > self._max_bytes:
             return (
                 f"the adapter takes {num_bytes} bytes, but all adapters of a batch have "
@@ -108,28 +132,52 @@ class AdapterSlots:
                 "--max-loras-per-batch, or with this adapter among --lora-paths"
             )
         self._bytes[adapter_id] = num_bytes
+        if invocation:
+            self._invocations[adapter_id] = token_key(invocation)
         return None
 
-    def why_refused(self, adapter_id: str) -> str | None:
-        """Why a request with this adapter cannot be taken in; None if it can."""
-        if not adapter_id or adapter_id in self._bytes:
-            return None
-        return "the request's LoRA adapter is not loaded, or no longer; load it again"
+    def why_refused(self, adapter_id: str, *, has_ids: bool = True) -> str | None:
+        """Why a request with this adapter cannot be taken in; None if it can.
+
+        has_ids  whether its prompt is token ids, rather than vectors"""
+        if adapter_id and adapter_id not in self._bytes:
+            return "the request's LoRA adapter is not loaded, or no longer; load it again"
+        if adapter_id in self._invocations and not has_ids:
+            return (
+                "the request's LoRA adapter is activated by tokens of the prompt "
+                "(alora_invocation_tokens), so it cannot be used with input_embeds"
+            )
+        return None
+
+    def begins_at(self, adapter_id: str, prompt_ids: Sequence[int]) -> int | None:
+        """The first token of a request that has the adapter; None: no token ever has.
+
+        Activated LoRA is active from the last invocation in the prompt on; outputs do not count."""
+        invocation = self._invocations.get(adapter_id)
+        if invocation is None:
+            return 0
+        key = token_key(prompt_ids)
+        at = key.rfind(invocation)
+        while at > 0 and at % TOKEN_BYTES:  # between two tokens
+            at = key.rfind(invocation, 0, at + len(invocation) - 1)
+        return None if at < 0 else at // TOKEN_BYTES
 
     def remove(self, adapter_id: str) -> bool:
         """Forget an adapter; False, and no change, if a running request has it."""
         if self._users[adapter_id]:
             return False
         self._leave_slot(adapter_id)
+        self._arriving.discard(adapter_id)
         self._bytes.pop(adapter_id, None)
+        self._invocations.pop(adapter_id, None)
         self._users.pop(adapter_id, None)
         return True
 
     def has_room(self, adapter_id: str) -> bool:
         """Whether a request with this adapter may begin to run now."""
-        if not adapter_id or self._users[adapter_id]:
+        if not adapter_id or self._users[adapter_id] or adapter_id in self._arriving:
             return True
-        running = +self._users
+        running = (+self._users).keys() | self._arriving
         if len(running) >= self._max_per_batch:
             return False
         return self._bytes[adapter_id] + sum(map(self._bytes.__getitem__, running)) <= (
@@ -139,19 +187,40 @@ class AdapterSlots:
     def acquire(self, adapter_id: str) -> int:
         """The adapter's slot, for a request that begins to run; -1 for the base model.
 
-        Only if it `has_room`. Other adapters lose their slots if need be."""
+        Only if it `has_room` and `is_there`. Other adapters lose their slots if need be."""
         if not adapter_id:
             return -1
         self._users[adapter_id] += 1
         slot = self._slots.get(adapter_id)
         if slot is None:
-            self._make_room(self._bytes[adapter_id])
-            num_slots = len(self._slots) + len(self._free)
-            slot = self._free.pop() if self._free else num_slots
-            self._slots[adapter_id] = slot
+            slot = self._take_slot(adapter_id)
             self._changes.append((slot, adapter_id))
         elif self._is_lru:
             self._slots[adapter_id] = self._slots.pop(adapter_id)
+        return slot
+
+    def is_there(self, adapter_id: str) -> bool:
+        """Whether the adapter, which `has_room`, is on the device; if it must be copied beside
+        steps, that begins with the next plan."""
+        if not adapter_id or not self._overlaps:
+            return True
+        if adapter_id not in self._slots:
+            self._take_slot(adapter_id)
+            self._arriving.add(adapter_id)
+            self._copies.append(adapter_id)
+        return adapter_id not in self._arriving
+
+    def arrived(self, adapter_id: str) -> None:
+        """The copy is on the device. The adapter may have been removed meanwhile."""
+        if adapter_id in self._arriving:
+            self._arriving.discard(adapter_id)
+            self._changes.append((self._slots[adapter_id], adapter_id))
+
+    def _take_slot(self, adapter_id: str) -> int:
+        self._make_room(self._bytes[adapter_id])
+        num_slots = len(self._slots) + len(self._free)
+        slot = self._free.pop() if self._free else num_slots
+        self._slots[adapter_id] = slot
         return slot
 
     def release(self, adapter_id: str) -> None:
@@ -164,11 +233,21 @@ class AdapterSlots:
         changes, self._changes = self._changes, []
         return changes
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether `take_copies` has some."""
+        return bool(self._copies)
+
+    def take_copies(self) -> list[str]:
+        """What is to be copied to the device since the last call, for the next plan."""
+        copies, self._copies = self._copies, []
+        return copies
+
     def _make_room(self, num_bytes: int) -> None:
         for other in list(self._slots):
             if self.bytes_used + num_bytes <= self._max_bytes:
                 return
-            if not self._users[other]:
+            if not self._users[other] and other not in self._arriving:
                 self._leave_slot(other)
                 self.num_evictions += 1
 
@@ -193,13 +272,13 @@ class AdapterTurns:
 
     def passes_over(self, state: RequestState) -> bool:
         """To be asked in the order of the queue."""
-        adapter_id = state.options.adapter
+        adapter_id = state.adapter
         if not adapter_id:
             return False
         if self._is_owed or not self._slots.has_room(adapter_id):
             self._is_owed |= self._now_s - state.arrival_s > ADAPTER_PATIENCE_S
             return True
-        return False
+        return not self._slots.is_there(adapter_id)
 
 
 class AdapterDesk:
@@ -219,12 +298,15 @@ class AdapterDesk:
         self._ranks.load(order)
 
     def finished(self, tell: Callable[[str, bool, str], None]) -> None:
-        """Calls tell(call id, whether it is loaded, message) for each load that has ended."""
+        """Calls tell(call id, whether it is loaded, message) for each load that has ended. Slots
+        learn of copies that are on the device."""
+        for adapter_id in self._ranks.arrived():
+            self.slots.arrived(adapter_id)
         if not self._num_loading:
             return
         for one in self._ranks.finished():
             self._num_loading -= 1
-            failure = one.failure or self.slots.add(one.adapter_id, one.num_bytes)
+            failure = one.failure or self.slots.add(one.adapter_id, one.num_bytes, one.invocation)
             if failure is not None:
                 self._ranks.unload(one.adapter_id)
             tell(one.call_id, failure is None, failure or "loaded")

@@ -11,12 +11,13 @@ from sapwood.engine.speculation import NOTHING_WANTED, Wanted
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.step import ScheduledTokens, StepResult
+from sapwood.speculative.interface import NO_GUESSES, Guesses
 
 
 def scheduled_tokens(
     state: RequestState,
     num_new: int,
-    draft_ids: Sequence[int] = (),
+    drafts: Guesses = NO_GUESSES,
     wanted: Wanted = NOTHING_WANTED,
 ) -> ScheduledTokens:
     """The next `num_new` tokens of a running request and drafts of the tokens that follow, and what
@@ -29,11 +30,13 @@ def scheduled_tokens(
     reaches_end = state.num_computed_tokens + num_new == state.num_tokens
     samples = reaches_end and state.max_new_tokens > 0
     first_scored, num_scored = state.scored_among(num_new)
+    num_computed = num_new + len(drafts.token_ids)
     entry = ScheduledTokens(
         row=state.row,
         position=state.num_computed_tokens,
         token_ids=state.new_token_ids(num_new),
-        draft_ids=list(draft_ids),
+        draft_ids=list(drafts.token_ids),
+        draft_parents=list(drafts.parents),
         num_guesses=wanted.num_guesses,
         guesses_end=wanted.guesses_end,
         first_page=first_page,
@@ -41,8 +44,8 @@ def scheduled_tokens(
         num_output=state.num_outputs if samples else None,
         first_scored=first_scored,
         num_scored=num_scored,
-        num_hidden=state.num_told_among(state.hidden_states, num_new + len(draft_ids)),
-        num_routed=state.num_told_among(state.routed_experts, num_new + len(draft_ids)),
+        num_hidden=state.num_told_among(state.hidden_states, num_computed),
+        num_routed=state.num_told_among(state.routed_experts, num_computed),
         answers=reaches_end and state.options.embed is not None,
     )
     if not lease.windows and lease.state is None:

@@ -48,6 +48,7 @@ from sapwood.schema.output import EngineStatus, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
 from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult, TokenFeed
+from sapwood.speculative.interface import NO_GUESSES
 
 UNLIMITED = 2**31 - 1
 
@@ -178,6 +179,7 @@ class Scheduler:
             arrival=self._num_arrivals,
             arrival_s=self._clock.now_s(),
             switch_length=self._switch_length,
+            adapter_start=self._adapters.begins_at(request.options.adapter, request.prompt_ids),
         )
         state.priority = self._precedence.rank(request.options.priority)
         state.uses_prefixes &= self._pooling is None or self._pooling.uses_prefixes
@@ -229,7 +231,7 @@ class Scheduler:
         )
         starts = self._admit(budget, shares, preferred) if may_admit else []
         ends = self._running.take_ended_rows()
-        if not shares and not ends:
+        if not shares and not ends and not self._adapters.has_copies:
             return None
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
         wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
@@ -239,7 +241,7 @@ class Scheduler:
                 scheduled_tokens(
                     state,
                     num_new,
-                    drafts.get(state.request_id, ()),
+                    drafts.get(state.request_id, NO_GUESSES),
                     wanted.get(state.request_id, NOTHING_WANTED),
                 ),
             )
@@ -252,6 +254,7 @@ class Scheduler:
             scheduled=[entry for _, entry in entries],
             ends=ends,
             adapters=self._adapters.take_changes(),
+            adapter_copies=self._adapters.take_copies(),
         )
         if speculation is not None:
             speculation.begin_step(plan)
@@ -347,7 +350,7 @@ class Scheduler:
             self._bounds.why_refused(request)
             or self._gate.why_refused(request.options.sampling)
             or self._precedence.why_refused(request.options.priority)
-            or self._adapters.why_refused(request.options.adapter)
+            or self._adapters.why_refused(request.options.adapter, has_ids=not request.input_embeds)
         )
         if wrong is not None:
             return failed(wrong)
@@ -393,7 +396,8 @@ class Scheduler:
             for state in self._order.of(self._waiting, self._running.states)
             if not state.num_pending_outputs
             and not self._gate.holds(state)
-            and self._adapters.has_room(state.options.adapter)
+            and self._adapters.has_room(state.adapter)
+            and self._adapters.is_there(state.adapter)
         )
         first = next(ready, None)
         if (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sapwood.base.clock import Clock
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.ledger import Ledger
+from sapwood.schema.draft_tree import TREE_TOKENS, path_of
 from sapwood.schema.output import Speculated
 from sapwood.schema.step import ScheduledTokens, StepPlan
 from sapwood.speculative.acceptance import Acceptance
@@ -36,7 +37,7 @@ class _Progress:
     """How one request's guesses fare.
 
     guesses     how the request may go on after its first `num_told` output tokens
-    num_misses  tokens in a row that the first guess got wrong
+    num_misses  tokens in a row that no guess got right
     pause       tokens that are not guessed
     """
 
@@ -52,7 +53,8 @@ class _Progress:
         self.pause = max(self.pause - len(token_ids), 0)
         if self.guesses.token_ids and token_ids:
             self.acceptance.learn(self.guesses, token_ids)
-            is_right = token_ids[0] == self.guesses.token_ids[0]
+            guesses = self.guesses
+            is_right = bool(path_of(guesses.token_ids, guesses.parents, token_ids[:1]))
             self.num_misses = 0 if is_right else self.num_misses + 1
             if self.num_misses > PATIENCE:
                 self.pause = min(1 << (self.num_misses - PATIENCE), LONGEST_PAUSE)
@@ -116,7 +118,7 @@ class Speculation:
 
     def drafts(
         self, shares: Sequence[tuple[RequestState, int]], token_budget: int
-    ) -> dict[str, Sequence[int]]:
+    ) -> dict[str, Guesses]:
         """Request id -> drafts that follow its one new token, for the requests that decode.
 
         The pages of these drafts are reserved; no request loses pages for that.
@@ -144,16 +146,18 @@ class Speculation:
         if any(state.num_pending_outputs for state, _ in decoding):
             return {}
         num_new_of = {state.request_id: num_new for state, num_new in shares}
-        found = {
-            state.request_id: guesses.token_ids[:count]
-            for (state, guesses), count in zip(decoding, chosen, strict=True)
-            if self._reserves(state, num_new_of[state.request_id], count)
-        }
+        found: dict[str, Guesses] = {}
+        for (state, guesses), nodes in zip(decoding, chosen, strict=True):
+            num_new = num_new_of[state.request_id]
+            if guesses.parents:
+                nodes = nodes[: TREE_TOKENS - num_new]
+            if self._reserves(state, num_new, len(nodes)):
+                found[state.request_id] = guesses.only(nodes)
         self._num_unsettled += len(found)
         return found
 
     def guesses_wanted(
-        self, shares: Sequence[tuple[RequestState, int]], drafts: Mapping[str, Sequence[int]]
+        self, shares: Sequence[tuple[RequestState, int]], drafts: Mapping[str, Guesses]
     ) -> dict[str, Wanted]:
         """Request id -> what a rank with a draft model shall guess after this step, for the step
         that follows. The pages for that are reserved; no request loses pages.
@@ -289,7 +293,7 @@ class Speculation:
         progress = self._progress.get(state.request_id)
         if progress is None:
             progress = self._progress[state.request_id] = _Progress(
-                self._drafter.begin(state.namespace, state.prompt_ids),
+                self._drafter.begin(state.text_namespace, state.prompt_ids),
                 Acceptance(memory=OWN_MEMORY, prior=self._acceptance),
             )
         return progress
@@ -300,14 +304,14 @@ class Speculation:
         spare: int,
         num_requests: int,
         num_tokens: int,
-    ) -> list[int]:
-        """How many guesses of each request to verify."""
-        if self._costs is None:
-            return shared_out([len(guesses.token_ids) for _, guesses in decoding], spare)
+    ) -> list[list[int]]:
+        """Which guesses of each request to verify."""
         survivals = [
             self._progress[state.request_id].acceptance.survivals(guesses)
             for state, guesses in decoding
         ]
+        if self._costs is None:
+            return shared_out(survivals, spare)
         most = min(spare, sum(map(len, survivals)))
         costs = self._costs.by_tokens(num_requests, num_tokens, num_tokens + most)
         return best_guesses(survivals, costs, num_requests)
@@ -326,15 +330,15 @@ class Speculation:
         self,
         state: RequestState,
         num_new: int,
-        drafts: Mapping[str, Sequence[int]],
+        drafts: Mapping[str, Guesses],
         most: int,
         room: int,
     ) -> bool:
         """Make room for what a draft model computes in order to guess so many tokens."""
         assert state.lease is not None, "a scheduled request has a lease"
         start = state.num_computed_tokens
-        verified = drafts.get(state.request_id, ())
-        end = min(start + num_new + len(verified) + most, state.num_tokens + room)
+        verified = drafts.get(state.request_id, NO_GUESSES)
+        end = min(start + num_new + len(verified.token_ids) + most, state.num_tokens + room)
         return self._ledger.reserve(state.lease, end, start)
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.rows import RowTable
+from sapwood.executor.trees import lay_out
 from sapwood.kernels.interface import AttentionBatch
-from sapwood.kernels.transfer import upload
+from sapwood.kernels.transfer import upload, upload_one
 from sapwood.layers.adapters import StepAdapters
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch, InputEmbeds
 from sapwood.schema.step import ScheduledTokens, StepPlan
@@ -29,7 +30,7 @@ ONE_GROUP = CachePlaces()
 
 class AdaptersOfStep(Protocol):
     def __call__(
-        self, slot_of_row: NDArray[np.int64], lens: NDArray[np.int64], selected: NDArray[np.int64]
+        self, slot_of_token: NDArray[np.int64], selected: NDArray[np.int64]
     ) -> StepAdapters | None:
         """As lora.pool.AdapterPool.of_step."""
         ...
@@ -74,6 +75,7 @@ def build_inputs(
         dtype=np.int64,
     )
     ends = lens.cumsum()
+    starts_of_entries = ends - lens
     num_tokens = int(ends[-1])
     row_of_token, positions = row, first_position
     if num_tokens > len(scheduled):
@@ -91,7 +93,7 @@ def build_inputs(
     samples = [index for index, entry in enumerate(scheduled) if entry.num_output is not None]
     sampled_after = ends[samples] - 1
     if any(entry.draft_ids for entry in sampling):
-        starts_of = (ends - lens)[samples].tolist()
+        starts_of = starts_of_entries[samples].tolist()
         sampled_after = np.array(
             [
                 start + offset
@@ -101,7 +103,9 @@ def build_inputs(
             dtype=np.int64,
         )
 
-    known, unknown_at, unknown_row = _token_ids(plan, ends - lens)
+    known, unknown_at, unknown_row = _token_ids(plan, starts_of_entries)
+    tree = lay_out(scheduled, starts_of_entries.tolist(), positions)
+    by_depth, sees = (positions, None) if tree is None else tree
     (
         token_ids,
         at,
@@ -118,7 +122,7 @@ def build_inputs(
             known,
             unknown_at,
             unknown_row,
-            positions + rows.first_positions[row_of_token],
+            by_depth + rows.first_positions[row_of_token],
             pages * np.int64(page_size) + offset,
             sampled_after,
             row[samples],
@@ -139,6 +143,7 @@ def build_inputs(
         num_decodes=query_lens.count(1),
         # A window's table has old pages, which nobody shares.
         host_page_table=None if places.is_window_first else host_page_table,
+        sees=None if sees is None else upload_one(sees, np.int64, device),
     )
     groups: tuple[CacheInputs, ...] = ()
     if places.group_of_layer:
@@ -164,7 +169,7 @@ def build_inputs(
         embeds=_embeds(scheduled, rows, device) if takes_embeds and rows.embeds else None,
         adapters=None
         if adapters is None
-        else adapters(rows.adapter_slots[row], lens, sampled_after),
+        else adapters(rows.adapter_slot_of(row_of_token, positions), sampled_after),
     )
     return StepInputs(batch, sampling, sampling_rows)
 

@@ -20,14 +20,24 @@ EXPERT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class ToldRows:
-    """Rows on their way to the host, [n, …]: one per token."""
+    """Rows on their way to the host, [n, …]: one per token.
+
+    moves  (from, to) of right drafts of a tree, counted from the first of the last `num_drafts`
+           rows: they come first when they are told
+    """
 
     rows: Download
+    moves: Sequence[tuple[int, int]] = ()
+    num_drafts: int = 0
 
     def tell(self) -> list[bytes]:
         """Wait for the rows; returns them little endian, one piece per token."""
         rows = self.rows.wait().numpy()
-        return [row.tobytes() for row in rows.astype(rows.dtype.newbyteorder("<"), copy=False)]
+        told = [row.tobytes() for row in rows.astype(rows.dtype.newbyteorder("<"), copy=False)]
+        first = len(told) - self.num_drafts
+        for source, to in self.moves:
+            told[first + to] = told[first + source]
+        return told
 
 
 def kept_rows(

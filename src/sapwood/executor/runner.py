@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,11 +22,12 @@ from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.spans import choose_spans
+from sapwood.executor.trees import TreeMover
 from sapwood.kernels.recording import Program
 from sapwood.kernels.transfer import Download, download, upload_one
 from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.schema.step import StepPlan, StepResult
+from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
 
 
 class DecoderModel(Protocol):
@@ -42,8 +43,10 @@ class DecoderModel(Protocol):
         """hidden [S, hidden] -> [S, vocab], in fp32"""
         ...
 
-    def program(self) -> Program:
-        """`compute` as a program, to be recorded; CannotRecord if it is none."""
+    def program(self, states: Collection[int] | None = None) -> Program:
+        """`compute` as a program, to be recorded; CannotRecord if it is none.
+
+        states  as in models.lm.decoder.Decoder.program"""
         ...
 
 
@@ -54,8 +57,10 @@ class StepAdapterPool(Protocol):
 
     def place(self, slot: int, adapter_id: str) -> None: ...
 
+    def bring(self, adapter_id: str) -> None: ...
+
     def of_step(
-        self, slot_of_row: NDArray[np.int64], lens: NDArray[np.int64], selected: NDArray[np.int64]
+        self, slot_of_token: NDArray[np.int64], selected: NDArray[np.int64]
     ) -> StepAdapters | None: ...
 
 
@@ -86,8 +91,8 @@ class Launched:
     token_ids: list[list[int]] | None = None
     of_outputs: Mapping[int, Measured] = field(default_factory=dict)
     of_prompts: Mapping[int, Measured] = field(default_factory=dict)
-    hidden: Mapping[int, ToldRows] = field(default_factory=dict)
-    routed: Mapping[int, ToldRows] = field(default_factory=dict)
+    hidden: dict[int, ToldRows] = field(default_factory=dict)
+    routed: dict[int, ToldRows] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
     guesses: dict[int, list[int]] = field(default_factory=dict)
@@ -180,6 +185,7 @@ class Runner:
         self._page_size = page_size
         self._device = device
         self._uncollected: deque[Launched] = deque()
+        self._mover: TreeMover | None = None
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step and wait for it; plans come in the order in which they were made."""
@@ -195,6 +201,9 @@ class Runner:
         for slot, adapter_id in plan.adapters:
             assert self._adapters is not None, "only loaded adapters get slots"
             self._adapters.place(slot, adapter_id)
+        for adapter_id in plan.adapter_copies:
+            assert self._adapters is not None, "only loaded adapters are copied"
+            self._adapters.bring(adapter_id)
         if not plan.scheduled:
             return launched
         for start in plan.starts:
@@ -262,6 +271,8 @@ class Runner:
         rows = [entry.row for entry in entries for _ in entry.logits_for]
         kept = self._logprobs.keep(logits, rows)
         chosen = choose_spans(self._sampler, logits, entries)
+        if any(entry.draft_parents for entry in entries):
+            self._move(launched, entries, chosen)
         last = upload_one([(tokens or [0])[-1] for tokens in chosen], np.int64, self._device)
         self._rows.last_tokens.index_copy_(0, inputs.sampling_rows, last)
         launched.token_ids = chosen
@@ -270,6 +281,23 @@ class Runner:
             launched.jumps = self._sampler.jump([e.row for e in entries if e.row in stateful])
         if kept is not None:
             launched.of_outputs = self._logprobs.of_spans(kept, rows, entries, chosen)
+
+    def _move(
+        self,
+        launched: Launched,
+        entries: Sequence[ScheduledTokens],
+        chosen: Sequence[Sequence[int]],
+    ) -> None:
+        """Let what right drafts of trees left behind lie as that of chains does."""
+        if self._mover is None:
+            self._mover = TreeMover(self._rows, self._kv_caches)
+        moved = self._mover.move(entries, chosen)
+        of_row = {entries[index].row: moves for index, moves in moved.items()}
+        for index, entry in enumerate(launched.plan.scheduled):
+            moves = of_row.get(entry.row)
+            for told in (launched.hidden, launched.routed):
+                if moves and index in told:
+                    told[index] = replace(told[index], moves=moves, num_drafts=len(entry.draft_ids))
 
     def _compute_adapted(self, launched: Launched, batch: ForwardBatch) -> Tensor:
         """As `_compute`; the layers know the step's adapters meanwhile."""
@@ -286,14 +314,14 @@ class Runner:
         scheduled = launched.plan.scheduled
         num_hidden = [entry.num_hidden for entry in scheduled]
         num_routed = [entry.num_routed for entry in scheduled]
-        if not (
-            (self._drafter is not None and self._drafter.takes_states)
-            or self._logprobs.scores(scheduled)
-            or any(num_hidden)
-            or any(num_routed)
-        ):
-            logits = self._recorded.replay(batch)
-            return self._model.compute(batch) if logits is None else logits
+        if not (self._logprobs.scores(scheduled) or any(num_hidden) or any(num_routed)):
+            states = None if self._drafter is None else self._drafter.new_states(batch)
+            logits = self._recorded.replay(batch, states)
+            if logits is not None:
+                launched.states = states
+                return logits
+            if states is None:
+                return self._model.compute(batch)
         # Recorded steps compute no logits but those from which tokens are sampled.
         if self._routed_experts is None or not any(num_routed):
             hidden = self._forward(launched, batch)
@@ -314,12 +342,14 @@ class Runner:
         hidden, launched.states = self._drafter.states_of(batch)
         return hidden
 
-    def _prompt_logits(self, hidden: Tensor, row: int) -> Tensor:
-        """Logits [n, vocab] of hidden [n, hidden], all of the request in this row."""
+    def _prompt_logits(self, hidden: Tensor, row: int, position: int) -> Tensor:
+        """Logits [n, vocab] of hidden [n, hidden], of the tokens from `position` on of the request
+        in this row."""
         if self._adapters is None:
             return self._model.logits(hidden)
         slot = int(self._rows.adapter_slots[row])
-        with self._adapters.context.scoring(slot, len(hidden), hidden.device):
+        first = max(int(self._rows.adapter_starts[row]) - position, 0)
+        with self._adapters.context.scoring(slot, first, len(hidden), hidden.device):
             return self._model.logits(hidden)
 
     # ---- tokens that come to the host --------------------------------------------------------

@@ -55,6 +55,12 @@ class AttentionBatch:
     cache           what an implementation computes once per step and reuses in every layer
     host_page_table page_table on the host, for implementations that look for pages which several
                     requests share; None: it is not at hand, or not to be looked at
+    sees            [T] int64, for requests whose new tokens are a tree (schema/draft_tree.py):
+                    bit j of a token is 1 if it sees its request's new token j, itself included.
+                    A token that sees all new tokens up to itself has -1; so have all tokens of a
+                    request with more than 64 new ones. Earlier tokens are always seen.
+                    `paged_attention` without a window and without ALiBi takes it, no other
+                    attention does. None: every token has -1
     """
 
     page_table: Tensor
@@ -65,6 +71,7 @@ class AttentionBatch:
     num_decodes: int
     cache: dict[str, Any] = field(default_factory=dict)
     host_page_table: NDArray[np.int32] | None = None
+    sees: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

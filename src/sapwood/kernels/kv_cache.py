@@ -112,3 +112,20 @@ def dequantize_pages(cache: Tensor, pages: Tensor, head_dim: int, dtype: torch.d
     numbers, scales = numbers_and_scales(cache, head_dim)
     wide = numbers[pages].view(cache.dtype).float()
     return (wide * scales[pages].float().unsqueeze(-1)).to(dtype)
+
+
+def move_tokens(cache: Tensor, source: Tensor, target: Tensor) -> None:
+    """Copy tokens within a cache [pages, heads, page_size, width], all of them at once: none sees
+    what another one has written.
+
+    source, target  [n] int64: page * page_size + offset of the tokens, no target twice
+    """
+    page_size = cache.shape[2]
+    here, there = (
+        (index // page_size, slice(None), index % page_size) for index in (source, target)
+    )
+    views: tuple[Tensor, ...] = (cache,)
+    if is_8_bit(cache.dtype):
+        views = numbers_and_scales(cache, cache.shape[3] - KV_SCALE_BYTES)
+    for view in views:
+        view[there] = view[here]

@@ -6,7 +6,7 @@ arXiv:2310.18547."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -89,17 +89,19 @@ class AdapterRows:
     slots   of the adapters, different ones
     starts  [len(slots) + 1]: slot i has the rows rows[starts[i]] .. rows[starts[i + 1] - 1]
     rows    int64 on the device of the step, different ones
+    cache   of kernels: what they have made of these rows for all layers
     """
 
     slots: tuple[int, ...]
     starts: tuple[int, ...]
     rows: Tensor
+    cache: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def all_of(slot: int, num_rows: int, device: torch.device) -> AdapterRows:
-        """Every one of num_rows rows has the adapter in the slot."""
-        rows = torch.arange(num_rows, device=device)
-        return AdapterRows(slots=(slot,), starts=(0, num_rows), rows=rows)
+    def from_row(first: int, num_rows: int, slot: int, device: torch.device) -> AdapterRows:
+        """The rows first .. num_rows - 1 have the adapter in the slot."""
+        rows = torch.arange(first, num_rows, device=device)
+        return AdapterRows(slots=(slot,), starts=(0, len(rows)), rows=rows)
 
     def each(self) -> Iterator[tuple[int, Tensor]]:
         """(slot, its rows)"""

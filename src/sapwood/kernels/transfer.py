@@ -7,7 +7,8 @@ the copies from it are done, so that nothing here has to remember them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +58,33 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all its queued work."""
     if runs_ahead(device):
         torch.cuda.synchronize(device)
+
+
+class SideQueue:
+    """A queue of work for the device beside the one of the steps. A CPU has no queues."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        if runs_ahead(device):
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """What this thread queues inside goes into this queue, and is done at the end."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
+
+    def mark(self) -> Callable[[], None]:
+        """Returns what waits until all that this thread has queued so far is done."""
+        if self._stream is None:
+            return lambda: None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._stream.device))
+        return event.synchronize
 
 
 def download(tensor: Tensor) -> Download:

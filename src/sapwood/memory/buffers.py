@@ -38,6 +38,28 @@ def allocate_caches(
     return [caches.get(layer, ()) for layer in range(1 + max(caches, default=-1))]
 
 
+def whole_pools(caches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Caches of pages, of one or more layers, as tensors that have all of them together.
+
+    caches   of `allocate_caches`, [pages, heads, page_size, width] each
+    Returns  per piece of memory [pages, heads of all layers, page_size, width]
+    """
+    first_of: dict[int, Tensor] = {}
+    for tensor in (tensor for layer in caches for tensor in layer):
+        key = tensor.untyped_storage().data_ptr()
+        known = first_of.get(key)
+        if known is None or tensor.storage_offset() < known.storage_offset():
+            first_of[key] = tensor
+    pools = []
+    for tensor in first_of.values():
+        pages, _, page_size, width = tensor.shape
+        page, head = tensor.stride(0), page_size * width
+        pools.append(
+            tensor.as_strided((pages, page // head, page_size, width), (page, head, width, 1))
+        )
+    return pools
+
+
 def _allocate_group(
     group: CacheGroup, size: int, page_size: int, device: torch.device
 ) -> dict[int, tuple[Tensor, ...]]:

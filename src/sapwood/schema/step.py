@@ -8,15 +8,22 @@ A step computes a span of each of its requests: tokens that are known, then perh
 are guesses. The rank samples after the last known token and after each draft, and keeps what it
 sampled up to the first token that is not the next draft. So a span with d drafts brings from 1 to
 d + 1 tokens, and these are the tokens that d + 1 steps of one token would have brought.
+
+Drafts may be a tree (schema/draft_tree.py): then a draft sees only the drafts that it follows, and
+the rank keeps what it sampled on the way from the known tokens through the drafts that were right.
+Every draft has its own place in the request's pages; the rank moves the keys and values of those
+that were right together, so that afterwards they lie as if they had been a chain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Protocol
 
 import msgspec
 
+from sapwood.schema.draft_tree import depths, path_of
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.request import RequestOptions
 
@@ -45,6 +52,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     seed        seed of the request's random numbers
     first_position  what is added to the index of a token for ForwardBatch.positions
     adapter_slot  of the request's adapter while it has this row; -1: none
+    adapter_start  the first token in the request that has the adapter
     """
 
     row: int
@@ -55,6 +63,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     input_embeds: list[bytes] = []
     first_position: int = 0
     adapter_slot: int = -1
+    adapter_start: int = 0
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +72,7 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     position    index of the first new token in the request
     token_ids   ids of the new tokens; empty: the single token that this row sampled last
     draft_ids   guesses of the tokens that follow; only if a token is sampled after `token_ids`
+    draft_parents  of a tree of drafts, as in schema/draft_tree.py; empty: a chain
     num_guesses  how many tokens after those that this step brings the rank shall guess, for the
                 request's next step; only if a token is sampled, and only of a rank with a drafter.
                 The pages for the keys and values of all of them but the last are there
@@ -91,6 +101,7 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     pages: list[int]
     num_output: int | None
     draft_ids: list[int] = []
+    draft_parents: list[int] = []
     num_guesses: int = 0
     guesses_end: int = 0
     windows: list[tuple[int, list[int]]] = []
@@ -114,6 +125,17 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
         return range(self.num_new - count, self.num_new)
 
     @property
+    def sampled_depths(self) -> list[int]:
+        """Of each of the new tokens in `logits_for`: how many drafts lie on the way to it."""
+        if self.draft_parents:
+            return [0, *depths(self.draft_parents)]
+        return list(range(len(self.logits_for)))
+
+    def right_drafts(self, token_ids: Sequence[int]) -> list[int]:
+        """Which drafts were right, if the span brought these tokens."""
+        return path_of(self.draft_ids, self.draft_parents, token_ids)
+
+    @property
     def end(self) -> int:
         """Number of the request's tokens that are computed once this step is done, the drafts
         counted as if all of them were right."""
@@ -126,6 +148,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     ends  rows of requests with a grammar that have left since the plan before; the rank drops the
           state of these grammars before any row starts anew
     adapters  (slot, id) of adapters that slots have from this step on; "": none any more
+    adapter_copies  ids of adapters to be copied to the device beside steps, once the slots have
+              changed; a slot has one of them only after it is known to be there
     """
 
     step: int
@@ -133,6 +157,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     scheduled: list[ScheduledTokens]
     ends: list[int] = []
     adapters: list[tuple[int, str]] = []
+    adapter_copies: list[str] = []
 
 
 class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,14 +10,15 @@ LEAST_GAIN = 1.05
 
 def best_guesses(
     survivals: Sequence[Sequence[float]], costs: Sequence[float], num_requests: int
-) -> list[int]:
-    """How many guesses of each request to verify.
+) -> list[list[int]]:
+    """Which guesses of each request to verify: their indices, ascending. A guess is never without
+    those that it follows.
 
-    survivals     per request: how likely each guess and all those before it are right
+    survivals     per request: how likely each guess and all those that it follows are right
     costs         seconds of the step with 0, 1, … guesses: at most len(costs) - 1 are chosen
     num_requests  requests of the step that get a token, with guesses or without
     """
-    # A guess is never likelier than those before it, so the likeliest of all are first ones.
+    # A guess is never likelier than those that it follows, which have lower indices.
     ranked = sorted(
         (-survival, at, owner)
         for owner, of_request in enumerate(survivals)
@@ -29,20 +30,20 @@ def best_guesses(
         expected -= minus
         if expected / costs[number] > best:
             best, count = expected / costs[number], number
-    chosen = [0] * len(survivals)
-    for _, _, owner in ranked[:count]:
-        chosen[owner] += 1
-    return chosen
+    chosen: list[list[int]] = [[] for _ in survivals]
+    for _, at, owner in ranked[:count]:
+        chosen[owner].append(at)
+    return [sorted(nodes) for nodes in chosen]
 
 
-def shared_out(sizes: Sequence[int], most: int) -> list[int]:
-    """Without measurements: all requests alike, `most` guesses in all.
-
-    sizes  guesses of each request
-    """
-    chosen: list[int] = []
-    for number, size in enumerate(sizes):
+def shared_out(survivals: Sequence[Sequence[float]], most: int) -> list[list[int]]:
+    """The same without measured costs: all requests alike, `most` guesses in all; of each request
+    those that are the likeliest."""
+    chosen: list[list[int]] = []
+    for number, of_request in enumerate(survivals):
         # Each request's part of what is left, rounded up.
-        chosen.append(min(size, -(-most // (len(sizes) - number))))
-        most -= chosen[-1]
+        count = min(len(of_request), -(-most // (len(survivals) - number)))
+        ranked = sorted(range(len(of_request)), key=lambda node: (-of_request[node], node))
+        chosen.append(sorted(ranked[:count]))
+        most -= count
     return chosen

@@ -2,7 +2,7 @@
 
 Text is the prompts and outputs of all requests of a namespace, the request's own among them. The
 places where the last tokens came before, and what follows each of them, are a trie, of which the
-likeliest branch is guessed.
+likeliest branches are guessed: a chain, or a tree.
 
 Source: prompt lookup decoding, as in Hugging Face transformers (`prompt_lookup_num_tokens`); the
 trie over all requests and the names of its options are SGLang's. It needs no draft model, and pays
@@ -12,10 +12,11 @@ where an output repeats text: in edits, summaries and code.
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sapwood.schema.draft_tree import ROOT
 from sapwood.speculative.interface import NO_GUESSES, Guesses
 from sapwood.speculative.text_index import LONG_END, Text, TextIndex, common_end
 
@@ -24,7 +25,11 @@ MOST_LOOKED_AT = 16
 MOST_SHORT_LOOKED_AT = 4
 """The same where only the last token or two are alike."""
 MOST_MATCHES = 4
-"""Places whose continuations are compared."""
+"""Places with the longest match whose continuations are compared."""
+MOST_SHORTER = 6
+"""Places with shorter matches that may add branches to a tree."""
+SIBLING_LENGTH = 7
+"""Tokens that are guessed in a row after another one was likelier."""
 MATCH_CLASSES = 12
 """Matches of this length and longer are right equally often."""
 
@@ -36,12 +41,33 @@ class NgramRules:
     least_match, most_match  tokens that must repeat; tokens that are compared
     branch_length  tokens that are guessed in a row
     by_frequency  of several tokens that followed, the most frequent first; else the latest first
+    least_breadth, most_breadth  guesses that may follow the same token: `most` after a match of
+                  least_match tokens, `least` after one of most_match tokens; 1 and 1: chains
     """
 
     least_match: int = 1
     most_match: int = 12
     branch_length: int = 31
     by_frequency: bool = False
+    least_breadth: int = 1
+    most_breadth: int = 1
+
+    def breadth(self, match: int) -> int:
+        """How many guesses may follow a match of that length."""
+        missing = min(max(self.most_match - match, 0), self.most_match - self.least_match)
+        more = (self.most_breadth - self.least_breadth) * missing
+        return self.least_breadth + more // max(self.most_match - self.least_match, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """What followed a place.
+
+    match  how many tokens before the place are those at the text's end
+    """
+
+    match: int
+    token_ids: array[int]
 
 
 class NgramDrafter:
@@ -101,24 +127,30 @@ class NgramDraft:
         many of several matches agree with it."""
         if most <= 0 or not self._index.knows(self._text):
             return NO_GUESSES
-        matches, length = self._matches()
+        matches = self._matches()
         if not matches:
             return NO_GUESSES
         rules = self._drafter.rules
-        longest = min(most, rules.branch_length)
-        branches = [self._following(*match, longest) for match in matches]
-        return _chain(branches, length, by_frequency=rules.by_frequency)
+        most = min(most, rules.branch_length)
+        branches = [
+            _Branch(length, self._following(text, index, most)) for length, text, index in matches
+        ]
+        tree = _Tree(rules, branches[0].match)
+        tree.grow(ROOT, 0, branches, most)
+        return tree.guesses()
 
     def close(self) -> None:
         """The text stays for other requests."""
 
-    def _matches(self) -> tuple[list[tuple[Text, int]], int]:
-        """(the latest places that end with the longest match and go on, the match's length)"""
+    def _matches(self) -> list[tuple[int, Text, int]]:
+        """(the match's length, text, index) of the latest places that end like the text and go on:
+        first those with the longest match; then, for a tree, some with shorter ones."""
         rules, text = self._drafter.rules, self._text
         for is_long, most_looked_at in ((True, MOST_LOOKED_AT), (False, MOST_SHORT_LOOKED_AT)):
             if is_long and rules.most_match < LONG_END:
                 continue
-            longest, found = rules.least_match, list[tuple[Text, int]]()
+            longest, found = rules.least_match, list[tuple[int, Text, int]]()
+            shorter = list[tuple[int, Text, int]]()
             for number, (other, index) in enumerate(self._index.ending_like(text, is_long=is_long)):
                 if number == most_looked_at:
                     break
@@ -126,14 +158,20 @@ class NgramDraft:
                     continue
                 length = common_end(text, other, index, rules.most_match)
                 if length > longest:
-                    longest, found = length, [(other, index)]
+                    shorter += found
+                    longest, found = length, [(length, other, index)]
                 elif length == longest and len(found) < MOST_MATCHES:
-                    found.append((other, index))
+                    found.append((length, other, index))
                 elif length == rules.most_match:
                     break
+                elif rules.least_match <= length < longest:
+                    shorter.append((length, other, index))
+            if found and rules.most_breadth > 1:
+                shorter.sort(key=lambda match: -match[0])
+                return found + shorter[:MOST_SHORTER]
             if found:
-                return found, longest
-        return [], 0
+                return found
+        return []
 
     def _following(self, other: Text, index: int, most: int) -> array[int]:
         """What followed a match; if that reaches the text's own end, the text between the two
@@ -144,31 +182,81 @@ class NgramDraft:
         return follows[:most]
 
 
-def _chain(branches: list[array[int]], match: int, *, by_frequency: bool) -> Guesses:
-    """The likeliest branch, as far as one goes.
+class _Tree:
+    """Guesses that grow out of branches."""
 
-    branches  what followed each match, the latest first
-    """
-    token_ids: list[int] = []
-    kinds: list[int] = []
-    while len(branches) > 1:
-        going = [branch for branch in branches if len(token_ids) < len(branch)]
-        if not going:
-            break
-        depth = len(token_ids)
-        following = [branch[depth] for branch in going]
-        token_id = Counter(following).most_common(1)[0][0] if by_frequency else following[0]
-        branches = [branch for branch in going if branch[depth] == token_id]
-        token_ids.append(token_id)
-        kinds.append(_kind(match + depth, len(branches), len(going)))
-    if len(branches) == 1:
-        rest = branches[0][len(token_ids) :].tolist()
-        kinds += [_kind(match + len(token_ids) + more, 1, 1) for more in range(len(rest))]
-        token_ids += rest
-    return Guesses(token_ids=token_ids, kinds=kinds)
+    def __init__(self, rules: NgramRules, longest: int) -> None:
+        """longest  match of any branch"""
+        self._rules = rules
+        self._longest = longest
+        self._token_ids: list[int] = []
+        self._kinds: list[int] = []
+        self._parents: list[int] = []
+
+    def guesses(self) -> Guesses:
+        is_chain = self._parents == list(range(ROOT, len(self._parents) - 1))
+        parents: Sequence[int] = () if is_chain else self._parents
+        return Guesses(token_ids=self._token_ids, kinds=self._kinds, parents=parents)
+
+    def grow(self, node: int, depth: int, branches: Sequence[_Branch], most: int) -> None:
+        """Add what follows a node: the likeliest way, up to `most` tokens, then its siblings.
+
+        depth     tokens of the branches before that
+        branches  those that go through the node: long matches first, of equal ones the latest
+        """
+        siblings: list[tuple[int, int, list[_Branch]]] = []
+        end = depth + most
+        while depth < end:
+            branches = [branch for branch in branches if depth < len(branch.token_ids)]
+            if len(branches) <= 1:
+                for branch in branches:
+                    self._add_rest(node, depth, branch, end)
+                break
+            match = branches[0].match
+            first, *others = self._following(branches, depth)
+            num_going = sum(branch.match == match for branch in branches)
+            num_agreeing = sum(branch.match == match for branch in first)
+            breadth = self._rules.breadth(match + depth)
+            siblings += [(node, depth, group) for group in others[: breadth - 1]]
+            node = self._add(node, first, depth, _kind(match + depth, num_agreeing, num_going))
+            branches, depth = first, depth + 1
+        for parent, at, group in siblings:
+            kind = _sibling_kind(group[0].match + at, is_longest=group[0].match == self._longest)
+            self.grow(self._add(parent, group, at, kind), at + 1, group, SIBLING_LENGTH - 1)
+
+    def _add_rest(self, node: int, depth: int, branch: _Branch, end: int) -> None:
+        """Add a chain: the tokens depth .. end of a branch that is alone."""
+        rest = branch.token_ids[depth:end].tolist()
+        first = len(self._token_ids)
+        self._token_ids += rest
+        self._kinds += [_kind(branch.match + depth + more, 1, 1) for more in range(len(rest))]
+        self._parents += [node, *range(first, first + len(rest) - 1)]
+
+    def _following(self, branches: Sequence[_Branch], depth: int) -> list[list[_Branch]]:
+        """The branches by their token at this depth, the likeliest token first."""
+        groups: dict[int, list[_Branch]] = {}
+        for branch in branches:
+            groups.setdefault(branch.token_ids[depth], []).append(branch)
+        if not self._rules.by_frequency:
+            return list(groups.values())
+        return sorted(groups.values(), key=lambda group: (-group[0].match, -len(group)))
+
+    def _add(self, parent: int, group: Sequence[_Branch], depth: int, kind: int) -> int:
+        self._token_ids.append(group[0].token_ids[depth])
+        self._kinds.append(kind)
+        self._parents.append(parent)
+        return len(self._parents) - 1
+
+
+KINDS = 5
+"""Of a match's length: three of the likeliest token after it, two of its siblings."""
 
 
 def _kind(match: int, num_agreeing: int, num_going: int) -> int:
     """By the length of the match and by how many of several matches agree."""
     agreement = 0 if num_going == 1 else 1 + (num_agreeing == num_going)
-    return min(match, MATCH_CLASSES) * 3 + agreement
+    return min(match, MATCH_CLASSES) * KINDS + agreement
+
+
+def _sibling_kind(match: int, *, is_longest: bool) -> int:
+    return min(match, MATCH_CLASSES) * KINDS + 3 + is_longest

@@ -104,14 +104,40 @@ def test_what_is_held_or_pinned_stays() -> None:
         await adapters.load("pinned", "/p", pinned=True)
         await adapters.load("a", "/a")
         async with adapters.held(["a"]):
-            with pytest.raises(InvalidRequest, match="in use or pinned"):
-                await adapters.load("b", "/b")
-        assert adapters.loaded == ["pinned", "a"]
-        await adapters.load("b", "/b")
+            load = asyncio.create_task(adapters.load("b", "/b"))
+            await asyncio.sleep(0.01)
+            assert not load.done()
+            assert adapters.loaded == ["pinned", "a"]
+        await load
         assert adapters.loaded == ["pinned", "b"]
+        with pytest.raises(InvalidRequest, match="wanted by the same call"):
+            await held(adapters, "a", "b")
         with pytest.raises(InvalidRequest, match="pinned already"):
             await adapters.load("c", "/c", pinned=True)
         assert sorted(engine.there.values()) == ["/b", "/p"]
+
+    run(work())
+
+
+def test_calls_that_wait_for_room_do_not_wait_for_each_other() -> None:
+    adapters, engine = registry(max_loaded_loras=2, max_loras_per_batch=2)
+    done: list[tuple[str, ...]] = []
+
+    async def call(*names: str) -> None:
+        async with adapters.held(names) as ids:
+            assert {engine.there[ids[name]] for name in names} == {f"/{name}" for name in names}
+            await asyncio.sleep(0)
+            assert {engine.there[ids[name]] for name in names} == {f"/{name}" for name in names}
+        done.append(names)
+
+    async def work() -> None:
+        for name in "cdab":
+            await adapters.load(name, f"/{name}")
+        # Each call has one of the two that are loaded, and wants another.
+        calls = [("a", "c"), ("b", "d"), ("a",), ("d",), ("c", "b"), ("b",)]
+        await asyncio.gather(*(call(*names) for names in calls * 3))
+        assert sorted(done) == sorted(calls * 3)
+        assert engine.most == 2
 
     run(work())
 

@@ -115,7 +115,7 @@ void write_cache(Context& context, DType dtype, int heads, std::int64_t d, Cache
 struct Traits {
   std::int64_t window = 0;
   float soft_cap = 0;
-  bool has_sinks = false, has_alibi = false;
+  bool has_sinks = false, has_alibi = false, has_tree = false;
 };
 
 // Pages before the window have numbers that are those of no page.
@@ -142,10 +142,15 @@ void test_attention(Context& context, DType dtype, KvFormat format, int group, i
   Cache keys(format, dtype, pages, kKvHeads, kPageSize, d), values = keys;
   write_cache(context, dtype, heads, d, keys, values, slots, group == 3);
 
+  // New token j of the request with nine follows token (j - 1) / 2, as in a heap: a tree.
+  std::vector<std::int64_t> sees(static_cast<std::size_t>(1 + 70 + 1 + 9 + 1 + 1), -1);
+  for (std::int64_t j = 0; j < 9; j++) {
+    sees[static_cast<std::size_t>(72 + j)] = std::int64_t{1} << j | (j == 0 ? 0 : sees[static_cast<std::size_t>(72 + (j - 1) / 2)]);
+  }
   const AttentionPlan plan({heads, static_cast<int>(kKvHeads), d, static_cast<int>(kPageSize), pages},
                            reinterpret_cast<std::uintptr_t>(reached.data()), max_pages, max_pages, lengths,
                            reached[4 * max_pages] == reached[5 * max_pages] ? std::vector<AttentionPlan::Group>{{{4, 5}, 1}} : std::vector<AttentionPlan::Group>{},
-                           context.threads());
+                           traits.has_tree ? reinterpret_cast<std::uintptr_t>(sees.data()) : 0, context.threads());
   const std::size_t row = static_cast<std::size_t>(heads * d);
   Array q(dtype, static_cast<std::size_t>(plan.num_tokens()) * row, random), out(dtype, q.size());
   const float scale = 1 / std::sqrt(static_cast<float>(d));
@@ -177,7 +182,10 @@ void test_attention(Context& context, DType dtype, KvFormat format, int group, i
           score *= scale;
           if (traits.soft_cap > 0) score = traits.soft_cap * std::tanh(score / traits.soft_cap);
           if (traits.has_alibi) score += slopes[static_cast<std::size_t>(head)] * static_cast<double>(t - seen + 1);
-          const bool is_hidden = traits.window > 0 && t < seen - traits.window;
+          const std::int64_t first_new = lengths.context[r] - lengths.query[r];
+          const bool is_other_branch =
+              traits.has_tree && t >= first_new && t - first_new < 64 && (sees[token] >> (t - first_new) & 1) == 0;
+          const bool is_hidden = is_other_branch || (traits.window > 0 && t < seen - traits.window);
           weights.push_back(is_hidden ? 0 : std::exp(score));
           total += weights.back();
         }
@@ -192,7 +200,7 @@ void test_attention(Context& context, DType dtype, KvFormat format, int group, i
   }
   check(std::string("paged_attention ") + name_of(dtype) + " format " + std::to_string(static_cast<int>(format)) +
             " group " + std::to_string(group) + " window " + std::to_string(traits.window) + " cap " +
-            std::to_string(traits.soft_cap) + (traits.has_sinks ? " sinks" : "") + (traits.has_alibi ? " alibi" : ""),
+            std::to_string(traits.soft_cap) + (traits.has_sinks ? " sinks" : "") + (traits.has_alibi ? " alibi" : "") + (traits.has_tree ? " tree" : ""),
         out.numbers(), expected, dtype == DType::f32 ? 1e-5 : 0.0079);
 }
 

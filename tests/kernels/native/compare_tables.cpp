@@ -27,6 +27,7 @@ void test_all(Context& context, std::vector<double>* same) {
     for (const KvFormat format : {KvFormat::dense, KvFormat::int8, KvFormat::fp8_e4m3, KvFormat::fp8_e5m2}) {
       test_attention(context, dtype, format, 3, 64, {});
       test_attention(context, dtype, format, 1, 32, {});
+      test_attention(context, dtype, format, 3, 64, {.has_tree = true});
       test_attention(context, dtype, format, 3, 64, {.window = 20, .has_sinks = true});
       test_attention(context, dtype, format, 1, 32, {.soft_cap = 0.7f, .has_alibi = true});
       test_attention(context, dtype, format, 3, 32, {.window = 3, .soft_cap = 2, .has_sinks = true, .has_alibi = true});

@@ -55,6 +55,8 @@ def compile_kernel(
             signature[name] = "*u8"
         elif name in ("q", "key_cache", "value_cache", "out"):
             signature[name] = f"*{_NAMES[dtype]}"
+        elif name == "sees":
+            signature[name] = "*i64"
         elif name in _INT32 or name in _FLOAT32:
             signature[name] = "*i32" if name in _INT32 else "*fp32"
         else:
@@ -84,6 +86,7 @@ def compile_attention(
     kv: str,
     *,
     traits: bool,
+    tree: bool,
     parts: bool,
 ) -> dict[str, int]:
     sizes = tile_sizes(tokens, _GROUP, head_dim, dtype)
@@ -98,6 +101,8 @@ def compile_attention(
         absent += _SCALES
     if not traits:
         absent += ("sinks", "alibi")
+    if not tree:
+        absent += ("sees",)
     return compile_kernel(
         kernel, constants, dtype, absent, num_warps=sizes.num_warps, num_stages=sizes.num_stages
     )
@@ -115,7 +120,7 @@ def main(wanted: list[str]) -> None:
             taken = compile_attention(
                 kernels[name], int(tokens), int(head_dim), int(page_size), getattr(torch, dtype),
                 "" if kv == "dense" else kv,
-                traits=traits == "traits", parts=parts == "parts",
+                traits=traits == "traits", tree=traits == "tree", parts=parts == "parts",
             )  # fmt: skip
         print(json.dumps({"case": case} | taken), flush=True)  # noqa: T201
 

@@ -20,6 +20,7 @@ from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.triton.ops import TritonKernels
 from tests.kernels.test_coded import random_weight as random_codes
+from tests.kernels.test_low_rank import addition, rows_of
 from tests.kernels.test_quantized import random_weight
 
 
@@ -107,6 +108,12 @@ def call_every_op() -> None:
         fp8 = replace(random_codes("e4m3", (256, 256, group)), rounds_inputs=True)
         kernels.pack_quantized_linear([fp8], None, bf16)(x[:, :256])
     call_experts(kernels)
+    rows = rows_of([0, -1, 1, 0])
+    for dtype in (bf16, torch.float32):
+        layer = kernels.low_rank(1024, 512)
+        for slot, rank in enumerate((4, 64)):
+            layer.place(slot, addition(1024, [(0, 256, rank), (256, 128, rank)], dtype))
+        layer.add(x.to(dtype), torch.zeros(4, 512, dtype=dtype), rows)
 
 
 def call_delta_rules(kernels: TritonKernels, batch: AttentionBatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sapwood.kernels.interface import AttentionTraits
+from sapwood.schema.draft_tree import ROOT, TREE_TOKENS, seen_nodes
 from tests.kernels.triton.attention_cases import ATTENTION, make_case
 from tests.tiers import long_only, sweep
 
@@ -199,3 +200,24 @@ class TestRefusals:
         many = make_case([(1, 1)], heads=(129, 1), head_dim=16, device=device)
         with pytest.raises(ValueError, match="at most 128 times as many"):
             many.check()
+
+
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
+def test_new_tokens_may_be_trees(device: torch.device, kv_dtype: torch.dtype | None) -> None:
+    """Beside decodes, and a chunk that is no tree; some trees lie in several tiles."""
+    torch.manual_seed(8)
+    requests = [(1, 9), (2, 30), (7, 300), (64, 90), (70, 75)]
+    case = make_case(requests, heads=(4, 2), device=device, kv_dtype=kv_dtype)
+    sees: list[int] = []
+    for num_new, _ in requests:
+        if num_new == 1 or num_new > TREE_TOKENS:
+            sees += [-1] * num_new
+            continue
+        parents = [int(torch.randint(ROOT, node, (1,))) for node in range(num_new - 1)]
+        sees += [-1, *(1 | nodes << 1 for nodes in seen_nodes(parents))]
+    as_int64 = [one - (1 << 64) if one >= 1 << 63 else one for one in sees]
+    batch = replace(case.batch, sees=torch.tensor(as_int64, device=device))
+    found = replace(case, batch=batch).check()
+    plain = case.check()
+    assert torch.equal(found[:2], plain[:2])
+    assert not torch.allclose(found[3:10], plain[3:10], atol=1e-3)

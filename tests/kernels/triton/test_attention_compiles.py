@@ -23,10 +23,11 @@ CASES = {
     "shared 512 256 64 bfloat16 dense traits parts": (SHARED_MEMORY, 256),
     "shared 512 256 64 bfloat16 fp8_e5m2 traits parts": (SHARED_MEMORY, 256),
     "merge 1 128 1 any any any parts": (16 * 1024, 128),
+    "extend 16 128 16 bfloat16 dense tree parts": (SHARED_MEMORY, 256),
 }
 """Kernel, tokens per tile, head size, page size, dtype, cache -> shared memory at most, threads."""
 
-FEW = [list(CASES)[index] for index in (1, 2, 5, 6)]
+FEW = [list(CASES)[index] for index in (1, 2, 5, 6, 7)]
 """Each kernel once, of them some with a cache in 8 bits."""
 
 _PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"

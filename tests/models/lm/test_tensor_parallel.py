@@ -110,6 +110,56 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"layer_types": ["full_attention", "sliding_attention"]},
     ),
 }
+DELTA = {"head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+DELTA |= {"linear_key_head_dim": 12, "linear_value_head_dim": 20}
+DELTA |= {"layer_types": ["linear_attention", "full_attention"]}
+LATENT = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20}
+LATENT |= {"num_key_value_heads": 6, "pad_token_id": None}
+SCAN = {"hidden_size": 192, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 16}
+CASES |= {
+    "gated delta net": ("qwen3_5_text", "Qwen3_5ForCausalLM", DELTA),
+    "gated delta net, projections by key heads": (
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        DELTA
+        | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"shared_expert_intermediate_size": 56},
+    ),
+    "kimi delta attention": (
+        "kimi_linear",
+        "KimiLinearForCausalLM",
+        LATENT
+        | {"linear_num_heads": 4, "linear_head_dim": 16, "num_local_experts": 4}
+        | {"num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_shared_experts": 1}
+        | {"layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "bounded decays": (
+        "bailing_hybrid",
+        "BailingHybridForCausalLM",
+        LATENT
+        | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "layer_group_size": 2}
+        | {"head_dim": 16},
+    ),
+    "mamba": (
+        "mamba",
+        "MambaForCausalLM",
+        {"state_size": 6, "time_step_rank": 6, "intermediate_size": 128},
+    ),
+    "mamba 2": (
+        "mamba2",
+        "Mamba2ForCausalLM",
+        {"num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 12, "chunk_size": 16}
+        | {"use_bias": True},
+    ),
+    "mamba 2 beside attention": (
+        "falcon_h1",
+        "FalconH1ForCausalLM",
+        SCAN
+        | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_rms_norm": True, "head_dim": 32}
+        | {"ssm_multipliers": [0.8, 1.1, 0.9, 1.2, 0.7]},
+    ),
+}
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -176,7 +226,9 @@ def test_two_ranks_give_the_logits_of_one(tmp_path: Path) -> None:
     for (name, dtype), logits in first.items():
         assert torch.equal(logits, second[name, dtype]), f"{name}: the ranks disagree"
         # In bf16 the partial sums of two ranks are rounded before they are added.
-        tolerance = 1e-4 if dtype == torch.float32 else 0.15
+        # A delta rule's states carry such errors from token to token.
+        in_bf16 = 0.25 if name.startswith("gated delta net") else 0.15
+        tolerance = 1e-4 if dtype == torch.float32 else in_bf16
         torch.testing.assert_close(logits, alone[name, dtype], atol=tolerance, rtol=0)
 
 

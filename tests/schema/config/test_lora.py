@@ -53,6 +53,11 @@ def test_lora_paths(text: str, expected: list[tuple[str, str, bool]]) -> None:
             },
             "may be pinned",
         ),
+        ({"lora_paths": "/a", "enable_lora_overlap_loading": True}, "needs --max-loaded-loras"),
+        (
+            {"lora_paths": "/a", "enable_lora_overlap_loading": True, "max_loaded_loras": 17},
+            "at most twice",
+        ),
         ({"lora_paths": "/a", "lora_eviction_policy": "random"}, "lora-eviction-policy"),
     ],
 )

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from sapwood.base.errors import ConfigError
+from sapwood.schema.cache import (
+    CacheGroup,
+    CacheKind,
+    CacheTensor,
+    keys_and_values,
+    latent_rows,
+)
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.resolve import resolve
 from sapwood.schema.config.speculation import SpeculationConfig
 from tests.schema.config.test_resolve import CPU, MODEL
@@ -26,6 +34,10 @@ from tests.schema.config.test_resolve import CPU, MODEL
             },
             "at least --speculative-ngram-min-match-window-size, which is 3",
         ),
+        (
+            {"speculative_algorithm": "NGRAM", "speculative_ngram_min_bfs_breadth": 11},
+            "at least --speculative-ngram-min-bfs-breadth, which is 11",
+        ),
     ],
 )
 def test_what_is_refused(values, said):
@@ -45,5 +57,30 @@ def test_encoders_have_no_tokens_to_guess():
 
 
 def test_other_models_are_fine():
-    config, _ = resolve(ASKED, CPU, MODEL)
+    config, decisions = resolve(ASKED, CPU, MODEL)
     assert config.speculation == ASKED.speculation
+    [trees] = [one for one in decisions if one.option == "speculative_ngram_max_bfs_breadth"]
+    assert (trees.value, trees.reason) == (10, "guesses may be trees")
+
+
+WINDOW = keys_and_values([0], num_kv_heads=3, head_dim=64, window=128)
+STATES = CacheGroup(kind=CacheKind.STATE, layers=(1,), tensors={"s": CacheTensor((4, 4))})
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "said"),
+    [
+        ({"cache": (*MODEL.cache, WINDOW)}, {}, "sliding window"),
+        ({"cache": (*MODEL.cache, STATES)}, {}, "keeps a state"),
+        ({"cache": (latent_rows([0], width=64),)}, {}, "latent attention"),
+        ({"positions_are_places": True}, {}, "ALiBi"),
+        ({}, {"parallel": ParallelConfig(tp_size=2)}, "only one of the ranks"),
+    ],
+)
+def test_chains_where_trees_cannot_be(changes, asked, said):
+    config, decisions = resolve(replace(ASKED, **asked), CPU, replace(MODEL, **changes))
+    assert config.speculation.speculative_ngram_max_bfs_breadth == 1
+    assert not config.speculation.wants_trees
+    [trees] = [one for one in decisions if one.option == "speculative_ngram_max_bfs_breadth"]
+    assert trees.value == 1
+    assert said in trees.reason

@@ -62,6 +62,12 @@ _PRESETS = (
         headline=WALL_TIME,
     ),
     WorkloadSpec(
+        name="e",
+        title="16 requests at once, 64 prompt + 64 output tokens",
+        shape=FixedLengths(num_requests=16, prompt_tokens=64, output_tokens=64),
+        headline=OUTPUT_RATE,
+    ),
+    WorkloadSpec(
         name="w",
         title="as d, but the prefix is primed by the first request; both phases are timed",
         shape=_shared(primed=True),

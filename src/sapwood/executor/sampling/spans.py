@@ -3,6 +3,7 @@
 A draft is right if it is the token that is sampled in its place: with the random number that this
 place has in the request, and with penalties and grammars as they are after the tokens before it.
 So drafts change how many steps an output takes, and never the output: exact-match verification.
+Drafts may be a tree: the drafts that were right are then the way through it from its root on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.kernels.transfer import upload_one
+from sapwood.schema.draft_tree import child_of
 from sapwood.schema.step import ScheduledTokens
 
 
@@ -39,22 +41,21 @@ def choose_spans(
         sampled_at_once = iter(_sample(sampler, logits, entries, firsts, places))
         for index in at_once:
             sampled = [next(sampled_at_once) for _ in range(counts[index])]
-            chosen[index] = sampled[: _num_right(entries[index].draft_ids, sampled) + 1]
+            chosen[index] = _along(entries[index], sampled)
     # What a stateful row may sample depends on the tokens before: one place after the other.
-    going = [index for index, entry in enumerate(entries) if entry.row in stateful]
-    offset = 0
+    going = [(index, 0) for index, entry in enumerate(entries) if entry.row in stateful]
     while going:
-        tokens = _sample(sampler, logits, entries, firsts, [(index, offset) for index in going])
-        sampler.accept([entries[index].row for index in going], tokens)
+        tokens = _sample(sampler, logits, entries, firsts, going)
+        sampler.accept([entries[index].row for index, _ in going], tokens)
         still_right = []
-        for index, token_id in zip(going, tokens, strict=True):
+        for (index, offset), token_id in zip(going, tokens, strict=True):
             if sampler.has_failed(entries[index].row):
                 continue
             chosen[index].append(token_id)
-            if entries[index].draft_ids[offset : offset + 1] == [token_id]:
-                still_right.append(index)
+            following = _place_after(entries[index], offset, token_id)
+            if following is not None:
+                still_right.append((index, following))
         going = still_right
-        offset += 1
     return chosen
 
 
@@ -70,14 +71,24 @@ def _sample(
         at = [firsts[index] + offset for index, offset in places]
         logits = logits.index_select(0, upload_one(at, np.int64, logits.device))
     rows = [entries[index].row for index, _ in places]
-    numbers = [(entries[index].num_output or 0) + offset for index, offset in places]
+    depths = {index: entries[index].sampled_depths for index in {index for index, _ in places}}
+    numbers = [(entries[index].num_output or 0) + depths[index][offset] for index, offset in places]
     chosen: list[int] = sampler.sample(logits, rows, numbers).tolist()
     return chosen
 
 
-def _num_right(drafts: Sequence[int], sampled: Sequence[int]) -> int:
-    """How many of the first drafts were sampled in their places."""
-    count = 0
-    while count < len(drafts) and drafts[count] == sampled[count]:
-        count += 1
-    return count
+def _along(entry: ScheduledTokens, sampled: Sequence[int]) -> list[int]:
+    """Of the tokens sampled after each place of an entry, those on the way of its right drafts."""
+    found: list[int] = []
+    place: int | None = 0
+    while place is not None:
+        found.append(sampled[place])
+        place = _place_after(entry, place, sampled[place])
+    return found
+
+
+def _place_after(entry: ScheduledTokens, place: int, token_id: int) -> int | None:
+    """The sampled place of the draft that follows a place and is this token; None: there is none.
+    Place 0 is that of the last known token."""
+    draft = child_of(entry.draft_ids, entry.draft_parents, place - 1, token_id)
+    return None if draft is None else draft + 1

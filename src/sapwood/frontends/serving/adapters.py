@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -30,6 +30,7 @@ class _Entry:
     """adapter_id  of the engine, new for each load; None: the adapter is left out for now
     sent        what came over HTTP; None: the adapter is in a folder
     num_users   open calls with the adapter
+    num_waiting  those of them that have not begun, because they want an adapter that is not loaded
     last_use    number of the newest call with it
     """
 
@@ -37,6 +38,7 @@ class _Entry:
     adapter_id: str | None = None
     sent: SentAdapter | None = None
     num_users: int = 0
+    num_waiting: int = 0
     last_use: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -45,9 +47,11 @@ class AdapterRegistry:
     """Lives on one event loop.
 
     What calls hold stays loaded. Beyond --max-loaded-loras the adapter unused longest is left out;
-    a call that names it loads it again. An adapter that is unloaded is forgotten at once, and
-    leaves the engine when its last call has ended. What has begun is carried to its end even if
-    the caller leaves: else the engine would keep an adapter that nobody knows.
+    a call that names it loads it again, and waits for that until another call has ended, if need
+    be. Calls that wait hold nothing, so that they cannot wait for each other. An adapter that is
+    unloaded is forgotten at once, and leaves the engine when its last call has ended. What has
+    begun is carried to its end even if the caller leaves: else the engine would keep an adapter
+    that nobody knows.
     """
 
     def __init__(self, engine: EngineClient, config: LoraConfig) -> None:
@@ -60,6 +64,7 @@ class AdapterRegistry:
         self._entries = {path.name: _Entry(path) for path in self._at_start}
         self._num_calls = 0
         self._loading = asyncio.Lock()
+        self._freed = asyncio.Event()
         self._begun: set[asyncio.Task[None]] = set()
         self.restarted()
 
@@ -133,7 +138,7 @@ class AdapterRegistry:
                     "unload some first, or load from a folder",
                     param="serialized_tensors",
                 )
-            await self._bring(entry)
+            await self._bring(entry, [entry])
             self._entries[name] = entry
 
     async def unload(self, name: str) -> None:
@@ -160,12 +165,16 @@ class AdapterRegistry:
             entry.last_use = self._num_calls
         try:
             if any(entry.adapter_id is None for entry in wanted):
+                for entry in wanted:
+                    entry.num_waiting += 1
+                self._freed.set()
                 await self._carried_out(self._bring_back(wanted))
             yield {entry.source.name: entry.adapter_id or "" for entry in wanted}
         finally:
             for entry in wanted:
                 entry.num_users -= 1
                 entry.changed.set()
+            self._freed.set()
 
     async def _carried_out(self, work: Coroutine[None, None, None]) -> None:
         """Wait for the work, which goes on if the caller is cancelled."""
@@ -179,33 +188,45 @@ class AdapterRegistry:
         if not task.cancelled():
             task.exception()  # whoever still waits gets it, too
 
-    async def _bring_back(self, wanted: Iterable[_Entry]) -> None:
+    async def _bring_back(self, wanted: Sequence[_Entry]) -> None:
         async with self._loading:
-            for entry in wanted:
-                # Who wanted an adapter may have left, and it may have been unloaded since.
-                is_known = self._entries.get(entry.source.name) is entry
-                if entry.adapter_id is None and (is_known or entry.num_users):
-                    await self._bring(entry)
+            try:
+                for entry in wanted:
+                    # Who wanted an adapter may have left, and it may have been unloaded since.
+                    is_known = self._entries.get(entry.source.name) is entry
+                    if entry.adapter_id is None and (is_known or entry.num_users):
+                        await self._bring(entry, wanted)
+            finally:
+                for entry in wanted:
+                    entry.num_waiting -= 1
 
-    async def _bring(self, entry: _Entry) -> None:
-        await self._make_room()
+    async def _bring(self, entry: _Entry, wanted: Sequence[_Entry]) -> None:
+        """Load the adapter; `wanted` are those that stay loaded meanwhile."""
+        await self._make_room(wanted)
         adapter_id = uuid.uuid4().hex
         done = await self._engine.load_adapter(adapter_id, entry.source.path, entry.sent)
         if not done.done:
             raise InvalidRequest(done.message, param="lora_path")
         entry.adapter_id = adapter_id
 
-    async def _make_room(self) -> None:
-        loaded = [entry for entry in self._entries.values() if entry.adapter_id is not None]
-        if self._max_loaded is None or len(loaded) < self._max_loaded:
-            return
-        idle = [entry for entry in loaded if not entry.num_users and not entry.source.pinned]
-        if not idle:
-            raise InvalidRequest(
-                f"--max-loaded-loras is {self._max_loaded}, and all adapters that are loaded are "
-                "in use or pinned; try again later, or start the server with more"
-            )
-        await self._leave_out(min(idle, key=lambda entry: entry.last_use))
+    async def _make_room(self, wanted: Sequence[_Entry]) -> None:
+        while True:
+            loaded = [entry for entry in self._entries.values() if entry.adapter_id is not None]
+            if self._max_loaded is None or len(loaded) < self._max_loaded:
+                return
+            others = [one for one in loaded if not one.source.pinned and one not in wanted]
+            if not others:
+                raise InvalidRequest(
+                    f"--max-loaded-loras is {self._max_loaded}, and all adapters that are loaded "
+                    "are pinned, or wanted by the same call; unload some, or start the server "
+                    "with more"
+                )
+            idle = [entry for entry in others if entry.num_users <= entry.num_waiting]
+            if idle:
+                await self._leave_out(min(idle, key=lambda entry: entry.last_use))
+            else:
+                self._freed.clear()
+                await self._freed.wait()
 
     async def _leave_out(self, entry: _Entry) -> None:
         adapter_id, entry.adapter_id = entry.adapter_id, None

@@ -40,6 +40,7 @@ from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.experts import activation_of
+from sapwood.kernels.tree_masks import unseen
 
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
 
@@ -62,8 +63,10 @@ class _HeadProducts:
     weight: Tensor
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
+        _, num_out, num_in = self.weight.shape
         for head, weight in enumerate(self.weight.float()):
-            out[:, head] = (x[:, head].float() @ weight.T).to(out.dtype)
+            out[:, head, :num_out] = (x[:, head, :num_in].float() @ weight.T).to(out.dtype)
+        out[..., num_out:] = x[..., num_in:]
 
 
 class ReferenceKernels:
@@ -162,6 +165,8 @@ class ReferenceKernels:
             )  # fmt: skip
             scores = q[start:end].float().transpose(0, 1) @ keys.transpose(1, 2) * scale
             hidden = key_position[None, :] > query_position[:, None]
+            if batch.sees is not None:
+                hidden[:, -num_new:] |= unseen(batch.sees[start:end])
             if traits.soft_cap is not None:
                 scores = traits.soft_cap * torch.tanh(scores / traits.soft_cap)
             if traits.alibi is not None:

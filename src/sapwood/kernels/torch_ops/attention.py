@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sapwood.kernels.interface import AttentionBatch, AttentionTraits
 from sapwood.kernels.torch_ops.linear import cpu_multiplies
+from sapwood.kernels.tree_masks import unseen
 
 _FEW_KEYS = 512
 """Up to this many gathered tokens, torch's own attention is the faster."""
@@ -63,6 +64,8 @@ class _Prompt:
     num_cached  keys before the new tokens that are seen
     length      keys that are seen, the new tokens' included
     index       [Hk * length] which rows of the cache
+    bias        [n, n] 0, or -inf where a new token does not see a new token before it; None: each
+                sees all of them
     """
 
     start: int
@@ -70,6 +73,7 @@ class _Prompt:
     num_cached: int
     length: int
     index: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class PagedAttention:
             dtype = torch.float32
         firsts = first_keys(batch, window)
         decodes = tuple(_plan_decodes(shape, key_cache, batch, firsts, dtype))
-        prompts = tuple(_plan_prompts(shape, key_cache, batch, firsts))
+        prompts = tuple(_plan_prompts(shape, key_cache, batch, firsts, dtype))
         blocks = [(shape.rows_at_once(p.end - p.start, p.length), p.length) for p in prompts]
         indices = [d.index for d in decodes] + [p.index for p in prompts]
         num_gathered = max(index.shape[0] for index in indices)
@@ -252,7 +256,11 @@ def _plan_decodes(
 
 
 def _plan_prompts(
-    shape: _Shape, key_cache: Tensor, batch: AttentionBatch, firsts: Sequence[int]
+    shape: _Shape,
+    key_cache: Tensor,
+    batch: AttentionBatch,
+    firsts: Sequence[int],
+    dtype: torch.dtype,
 ) -> Iterator[_Prompt]:
     start = batch.num_decodes
     for row in range(batch.num_decodes, len(batch.query_lens)):
@@ -260,7 +268,12 @@ def _plan_prompts(
         length = batch.context_lens[row] - first
         token = torch.arange(first, first + length, device=batch.page_table.device).unsqueeze(0)
         index = _cache_rows(shape, key_cache, batch.page_table[row : row + 1], token)
-        yield _Prompt(start, start + num_new, length - num_new, length, index)
+        bias = None
+        if batch.sees is not None:
+            hidden = unseen(batch.sees[start : start + num_new])
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            bias = bias.masked_fill_(hidden, -torch.inf)
+        yield _Prompt(start, start + num_new, length - num_new, length, index, bias)
         start += num_new
 
 
@@ -370,15 +383,25 @@ def _attend_prompt(
         by_head = scores.view(heads, group, rows, num_seen)
         if is_plain:
             by_head[..., -rows:].add_(plan.triangle[:rows, :rows])
+            _hide_unseen(by_head, prompt, start, end)
             weights = torch.softmax(scores, -1, out=plan.weights[:size].view(scores.shape))
         else:
             distance = _distance(position - first, rows, num_seen, q.device)
             mask = _mask(distance, traits.window)
+            _hide_unseen(mask, prompt, start, end)
             weights = _weights(by_head, distance, mask, traits, (heads, group, 1, 1))
             weights = weights.to(scores.dtype).view(scores.shape)
         result = torch.bmm(weights, values[:, seen]).view(heads, group, rows, head_dim)
         target = out[start:end].view(rows, heads, group, head_dim)
         target.copy_(result.permute(2, 0, 1, 3))
+
+
+def _hide_unseen(scores: Tensor, prompt: _Prompt, start: int, end: int) -> None:
+    """Add -inf to scores [..., end - start, keys] where a row does not see a new token before it;
+    the last key is that of row end - 1."""
+    if prompt.bias is not None:
+        first, last = start - prompt.start, end - prompt.start
+        scores[..., -last:].add_(prompt.bias[first:last, :last])
 
 
 def _adjusts(traits: AttentionTraits) -> bool:

@@ -307,7 +307,7 @@ def _extend(
         *call.operands, batch.page_table[first:],
         batch.context_len[first:], batch.query_start[first:],
         None if shared_len is None else shared_len[first:],
-        call.out, values, lse, call.traits.sinks, call.traits.alibi, call.scale,
+        call.out, values, lse, call.traits.sinks, call.traits.alibi, batch.sees, call.scale,
         *call.strides(), len(batch.query_lens) - first, num_tiles, num_splits, num_parts,
         first_part,
         **call.constants(sizes, EXTEND),

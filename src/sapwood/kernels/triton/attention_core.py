@@ -87,6 +87,7 @@ def attend(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
     KV: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, ALIBI: tl.constexpr,
+    sees=None, first_new=0,
 ):  # fmt: skip
     """One pass over the keys start .. stop; returns (highest, total, weighted) after them.
 
@@ -101,6 +102,8 @@ def attend(
     SOFT_CAP, WINDOW 0 if there is none
     slope            [M] fp32 of each row's query head, used if ALIBI (then `position` is, too)
     MASKED           without it, start .. stop is whole blocks that every row sees all of
+    sees             [M] of each row's token, as AttentionBatch has them, or None; bit 0 is for the
+                     token at position first_new
     """
     entry = tl.arange(0, BLOCK_D)
     in_head = (entry < HEAD_DIM)[None, :]
@@ -155,6 +158,12 @@ def attend(
                 seen = seen & (token[None, :] <= position[:, None])
             if WINDOW != 0:
                 seen = seen & (token[None, :] > position[:, None] - WINDOW)
+            if sees is not None:
+                bit = token - first_new
+                is_of_tree = (bit >= 0) & (bit < 64)
+                shift = tl.where(is_of_tree, bit, 0).to(tl.int64)
+                is_seen = ((sees[:, None] >> shift[None, :]) & 1) != 0
+                seen = seen & (is_seen | ~is_of_tree[None, :])
             score = tl.where(seen, score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
         # A row that has seen no key yet has -inf, and -inf - -inf would be NaN.

@@ -40,7 +40,7 @@ def _request_of(tile, query_start, num_requests, BLOCK_Q: tl.constexpr):
 def extend_kernel(
     q, key_cache, value_cache, key_scales, value_scales,
     page_table, context_len, query_start, shared_len,
-    out, parts, part_lse, sinks, alibi, scale,
+    out, parts, part_lse, sinks, alibi, sees, scale,
     q_token_stride, q_head_stride, page_table_stride,
     key_page_stride, key_head_stride, key_token_stride,
     value_page_stride, value_head_stride, value_token_stride,
@@ -93,9 +93,13 @@ def extend_kernel(
             slope = highest
             if alibi is not None:
                 slope = tl.load(alibi + head, mask=is_row, other=0.0)
+            row_sees = None
+            if sees is not None:
+                row_sees = tl.load(sees + token, mask=is_row, other=-1)
             masked_from = start
             if WINDOW == 0:
-                seen_by_all = tl.maximum(tl.minimum(stop, first_position + 1) - start, 0)
+                first_masked = first_position + 1 if sees is None else num_cached
+                seen_by_all = tl.maximum(tl.minimum(stop, first_masked) - start, 0)
                 masked_from = start + seen_by_all // BLOCK_N * BLOCK_N
                 highest, total, weighted = attend(
                     queries, highest, total, weighted,
@@ -111,7 +115,7 @@ def extend_kernel(
                 slope,
                 key_page_stride, key_token_stride, value_page_stride, value_token_stride, scale,
                 HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, KV, SOFT_CAP, WINDOW, True, True,
-                alibi is not None,
+                alibi is not None, row_sees, num_cached,
             )  # fmt: skip
         store(
             highest, total, weighted, token, head, is_row,

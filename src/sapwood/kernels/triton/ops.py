@@ -32,7 +32,6 @@ from sapwood.kernels.torch_ops.latent import (
     norm_rope_write_latent,
     sparse_latent_attention,
 )
-from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
@@ -50,6 +49,7 @@ from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.experts import pack_experts
 from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
+from sapwood.kernels.triton.low_rank import TritonLowRank
 
 paged_attention = PagedAttention()
 _TORCH = TorchKernels()
@@ -57,7 +57,7 @@ _TORCH = TorchKernels()
 
 class TritonKernels:
     """kernels/triton/factory.py says where they can serve. Dense products are cuBLAS's; routing and
-    the ops of encoders and adapters are torch's."""
+    the ops of encoders are torch's."""
 
     name = "triton"
     multiplies_quantized = True
@@ -264,7 +264,7 @@ class TritonKernels:
         return quantized_linear(parts, bias)
 
     def low_rank(self, in_size: int, out_size: int) -> LowRankLayer:
-        return TorchLowRank(in_size, out_size)
+        return TritonLowRank(in_size, out_size)
 
     def quantize_weight(self, weight: Tensor, kind: str) -> QuantizedWeight:
         return quantize(weight, kind)

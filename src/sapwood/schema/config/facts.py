@@ -54,6 +54,7 @@ class ModelFacts:
     whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
     makes_numbers   the model makes embeddings or scores instead of text
     draft_bytes     about what the weights of its draft model take; 0: there is none
+    positions_are_places  whether attention takes a token's place in the cache for its position
     quantized       how the checkpoint is quantised; None: not at all, or it is a GGUF file
     """
 
@@ -69,6 +70,7 @@ class ModelFacts:
     whole_prompts: bool = False
     makes_numbers: bool = False
     draft_bytes: int = 0
+    positions_are_places: bool = False
     quantized: CheckpointFacts | None = None
 
     def of_rank(self, num_ranks: int) -> ModelFacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sapwood.base.errors import ConfigError
+from sapwood.schema.cache import CacheKind
 from sapwood.schema.config.drafting import MODEL_ALGORITHMS
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.facts import ModelFacts
@@ -29,6 +30,23 @@ def check_speculation(asked: EngineConfig, model: ModelFacts) -> None:
             f"--speculative-algorithm {algorithm} guesses output tokens, but {model.name} is an "
             "encoder, which has none; leave it out"
         )
+
+
+def why_no_trees(asked: EngineConfig, model: ModelFacts) -> str | None:
+    """Why guesses cannot be trees, only chains; None if they can be trees."""
+    if asked.parallel.num_ranks > 1:
+        return "only one of the ranks knows which guesses of a tree were right"
+    kinds = {
+        CacheKind.WINDOW: "attention with a sliding window",
+        CacheKind.LATENT: "latent attention",
+        CacheKind.STATE: "a layer that keeps a state",
+    }
+    for group in model.cache:
+        if group.kind in kinds:
+            return f"{kinds[group.kind]} takes guesses one after the other"
+    if model.positions_are_places:
+        return "its attention takes a token's place in the cache for its position (ALiBi, chunks)"
+    return None
 
 
 def check_adapters(asked: EngineConfig, model: ModelFacts) -> None:

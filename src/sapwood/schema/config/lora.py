@@ -65,6 +65,12 @@ class LoraConfig:
         "longest (lru), or the one that has been there longest (fifo).",
         choices=EVICTION_POLICIES,
     )
+    enable_lora_overlap_loading: bool = option(
+        False,
+        "Copy adapters to the device beside the steps, instead of between two of them; a request "
+        "begins once its adapter is there. Needs --max-loaded-loras, which may be at most twice "
+        "--max-loras-per-batch.",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -92,6 +98,15 @@ class LoraConfig:
                     f"--lora-paths has {len(paths)} adapters, but --max-loaded-loras is "
                     f"{self.max_loaded_loras}"
                 )
+        if self.enable_lora_overlap_loading and not (
+            self.max_loaded_loras is not None
+            and self.max_loaded_loras <= 2 * self.max_loras_per_batch
+        ):
+            raise ConfigError(
+                "--enable-lora-overlap-loading needs --max-loaded-loras, at most twice "
+                f"--max-loras-per-batch, which is {self.max_loras_per_batch}: adapters on their "
+                "way to the device take memory, too"
+            )
         if sum(path.pinned for path in paths) >= self.max_loras_per_batch:
             raise ConfigError(
                 "fewer adapters than --max-loras-per-batch may be pinned, so that others can run"

@@ -13,7 +13,7 @@ from sapwood.schema.cache import CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ResolvedExecution
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
-from sapwood.schema.config.features import check_adapters, check_speculation
+from sapwood.schema.config.features import check_adapters, check_speculation, why_no_trees
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
 from sapwood.schema.config.model import (
     CHECKPOINT_FORMATS,
@@ -67,7 +67,8 @@ def resolve(
     execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
-    _explain_speculation(scheduler, asked.speculation, decisions)
+    speculation = _resolve_trees(asked, model, decisions)
+    _explain_speculation(scheduler, speculation, decisions)
     demand = demand_of(scheduler, model_config)
     memory = _resolve_memory(
         asked.memory, model_config, execution, machine, model, demand, decisions
@@ -81,6 +82,7 @@ def resolve(
         memory=memory,
         scheduler=scheduler,
         execution=execution,
+        speculation=speculation,
     )
     return config, decisions
 
@@ -539,6 +541,20 @@ def _resolve_scheduler(
             "overlap_depth", 1, 2, "a CPU's step uses all cores; a GPU's leaves the host idle"
         ),
     )
+
+
+def _resolve_trees(
+    asked: EngineConfig, model: ModelFacts, decisions: list[Decision]
+) -> SpeculationConfig:
+    """Chains instead of trees of guesses where the model cannot take these."""
+    speculation = asked.speculation
+    if not speculation.wants_trees:
+        return speculation
+    why_not = why_no_trees(asked, model)
+    most = speculation.speculative_ngram_max_bfs_breadth if why_not is None else 1
+    reason = f"guesses are chains: {why_not}" if why_not else "guesses may be trees"
+    decisions.append(Decision("speculative_ngram_max_bfs_breadth", most, reason))
+    return speculation.as_chains if why_not else speculation
 
 
 def _explain_speculation(

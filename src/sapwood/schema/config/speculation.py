@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.drafting import MODEL_ALGORITHMS
@@ -46,6 +46,18 @@ class SpeculationConfig:
     speculative_ngram_branch_length: int = option(
         31, "NGRAM copies this many tokens in a row at most.", unit="tokens"
     )
+    speculative_ngram_min_bfs_breadth: int = option(
+        1,
+        "Guesses of NGRAM that may follow the same token, after a match of "
+        "--speculative-ngram-max-match-window-size tokens.",
+        unit="guesses",
+    )
+    speculative_ngram_max_bfs_breadth: int = option(
+        10,
+        "The same after a match of --speculative-ngram-min-match-window-size tokens; in between, "
+        "the longer the match, the fewer. 1: guesses are a chain, not a tree.",
+        unit="guesses",
+    )
     speculative_ngram_match_type: str = option(
         "BFS",
         "Which of several tokens that followed a match NGRAM guesses first: BFS: the latest; PROB: "
@@ -73,6 +85,7 @@ class SpeculationConfig:
             ("speculative_max_step_tokens", 2),
             ("speculative_ngram_min_match_window_size", 1),
             ("speculative_ngram_branch_length", 1),
+            ("speculative_ngram_min_bfs_breadth", 1),
             ("speculative_ngram_capacity", 1024),
         ):
             if getattr(self, name) < least:
@@ -86,6 +99,25 @@ class SpeculationConfig:
                 f"{self.speculative_ngram_max_match_window_size} but must be at least "
                 f"--speculative-ngram-min-match-window-size, which is {least_match}"
             )
+
+        least_breadth = self.speculative_ngram_min_bfs_breadth
+        if self.speculative_ngram_max_bfs_breadth < least_breadth:
+            raise ConfigError(
+                "--speculative-ngram-max-bfs-breadth is "
+                f"{self.speculative_ngram_max_bfs_breadth} but must be at least "
+                f"--speculative-ngram-min-bfs-breadth, which is {least_breadth}"
+            )
+
+    @property
+    def wants_trees(self) -> bool:
+        return self.speculative_algorithm == "NGRAM" and self.speculative_ngram_max_bfs_breadth > 1
+
+    @property
+    def as_chains(self) -> SpeculationConfig:
+        """The same without trees of guesses."""
+        return replace(
+            self, speculative_ngram_min_bfs_breadth=1, speculative_ngram_max_bfs_breadth=1
+        )
 
     def _refuse_idle_options(self) -> None:
         for spec in option_specs(type(self)):

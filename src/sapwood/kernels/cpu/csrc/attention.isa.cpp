@@ -195,6 +195,17 @@ class Attention {
     for (std::int64_t i = 0; i < first; i++) s_.scores[row * kKeyTile + i] = kMinusInfinity;
   }
 
+  // Of a row of scores, those of new tokens that the row's token does not see.
+  void hide_unseen(int row, std::int64_t begin, int n) {
+    if (task_->shared >= 0) return;  // its keys come before all new tokens
+    const std::int64_t sees = a_.sees[task_->first_row + row / group_];
+    if (sees == -1) return;
+    const std::int64_t first = begin - task_->first_new, end = least(first + n, 64);
+    for (std::int64_t j = most(first, 0); j < end; j++) {
+      if ((sees >> j & 1) == 0) s_.scores[row * kKeyTile + j - first] = kMinusInfinity;
+    }
+  }
+
   // Turns scores[row][0 .. n) into probabilities relative to the new maximum, rescales what was
   // summed before, and zeroes the row up to `padded` columns.
   void soften(int row, int n, int padded) {
@@ -250,6 +261,7 @@ class Attention {
       open_tile(begin, n, num_ahead);
       score_rows(q, s_.rows, n, num_ahead);
       for (int row = 0; adjusts_ && row < rows_; row++) adjust(row, begin, n);
+      for (int row = 0; a_.sees != nullptr && row < rows_; row++) hide_unseen(row, begin, n);
       constexpr int pack = Pack<T>::per_lane;
       const int padded = (n + W - 1) / W * W;
       for (int row = 0; row < rows_; row++) soften(row, n, padded);
@@ -413,6 +425,7 @@ class Attention {
       for (int row = 0; row < rows_; row++) {
         if (adjusts_) adjust(row, begin, n);
         if (a_.traits.window > 0) hide(row, begin, n);
+        if (a_.sees != nullptr) hide_unseen(row, begin, n);
         // A query sees itself.
         soften(row, static_cast<int>(most(0, least(n, position(row) + 1 - begin))), padded);
       }

@@ -16,9 +16,11 @@ constexpr std::int64_t kTasksPerThread = 4;
 
 AttentionPlan::AttentionPlan(const Shape& shape, std::uintptr_t page_table,
                              std::int64_t page_table_stride, std::int64_t max_pages,
-                             const Lengths& lengths, const std::vector<Group>& groups, int threads)
+                             const Lengths& lengths, const std::vector<Group>& groups, std::uintptr_t sees,
+                             int threads)
     : shape_(shape), page_table_(reinterpret_cast<const std::int32_t*>(page_table)),
-      page_table_stride_(page_table_stride), lengths_(lengths), groups_(groups), threads_(threads) {
+      page_table_stride_(page_table_stride), lengths_(lengths), groups_(groups),
+      sees_(reinterpret_cast<const std::int64_t*>(sees)), threads_(threads) {
   if (shape.num_kv_heads < 1 || shape.num_heads % shape.num_kv_heads != 0) {
     throw std::invalid_argument(std::to_string(shape.num_heads) + " query heads are not a multiple of " +
                                 std::to_string(shape.num_kv_heads) + " key/value heads");
@@ -207,6 +209,7 @@ class AttentionPlan::Cutter {
       task.first_row = static_cast<std::int32_t>(first_rows_[request] + query);
       task.shared = -1;
       task.num_queries = static_cast<std::int32_t>(std::min(tokens_per_tile(), query_len - query));
+      task.first_new = static_cast<std::int32_t>(context_len - query_len);
       task.first_position = static_cast<std::int32_t>(context_len - query_len + query);
       task.kv_begin = static_cast<std::int32_t>(std::max(shared.num_keys, first_key(task.first_position)));
       task.kv_end = task.first_position + task.num_queries;
@@ -297,6 +300,7 @@ void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tenso
   args.traits = tensors.traits;
   args.shared_tokens = cut.shared_tokens.data();
   args.shared_positions = cut.shared_positions.data();
+  args.sees = sees_;
   args.scratch_stride = context.ops().attention_scratch(dtype, cut.rows_per_tile, shape_.head_dim);
   args.scratch = context.scratch.at_least(args.scratch_stride * static_cast<std::size_t>(context.threads()));
   args.rows_per_tile = cut.rows_per_tile;

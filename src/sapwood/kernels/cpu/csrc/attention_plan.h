@@ -29,10 +29,12 @@ class AttentionPlan {
   };
 
   // page_table [R, stride] int32 stays owned by the caller and must outlive the plan. Entries of pages
-  // that no layer's window reaches are not looked at.
+  // that no layer's window reaches are not looked at. The same holds for sees [T] int64, which may be
+  // null; see AttentionArgs.
   // Throws std::invalid_argument / std::out_of_range for lengths or groups that do not fit.
   AttentionPlan(const Shape& shape, std::uintptr_t page_table, std::int64_t page_table_stride,
-                std::int64_t max_pages, const Lengths& lengths, const std::vector<Group>& groups, int threads);
+                std::int64_t max_pages, const Lengths& lengths, const std::vector<Group>& groups, std::uintptr_t sees,
+                int threads);
 
   // Makes the tasks of layers with this window (0: none), if there are none yet; run does so too. A plan
   // belongs to one thread at a time.
@@ -82,6 +84,7 @@ class AttentionPlan {
   std::int64_t page_table_stride_;
   Lengths lengths_;
   std::vector<Group> groups_;
+  const std::int64_t* sees_;
   int threads_;
   std::int64_t num_tokens_ = 0;
   mutable std::map<std::int64_t, Cut> cuts_;  // by window

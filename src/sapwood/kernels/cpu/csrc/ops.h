@@ -55,8 +55,9 @@ struct Team {
 // shared_positions[shared ..]; their pages for these keys are those of `request`, and they see all of
 // them, but for a window.
 // partial >= 0: unnormalised output goes to the rows of partials from there on, to be merged.
+// first_new is the position of the request's first new token, which AttentionArgs::sees counts from.
 struct AttentionTask {
-  std::int32_t request, kv_head, first_row, shared, num_queries, first_position, kv_begin, kv_end, partial;
+  std::int32_t request, kv_head, first_row, shared, num_queries, first_position, kv_begin, kv_end, partial, first_new;
 };
 
 // Partial results of the same queries: `count` times their rows, `stride` rows apart.
@@ -92,6 +93,9 @@ struct AttentionArgs {
   std::int64_t page_table_stride;
   const std::int32_t* shared_tokens;
   const std::int32_t* shared_positions;
+  // [T] bit j: the token sees its request's new token j, of which there are at most 64 if a bit up to
+  // its own is missing. Null: each sees all new tokens up to itself.
+  const std::int64_t* sees;
   int num_heads, num_kv_heads, head_dim, page_size;
   const void* q;  // [T, Hq, D], rows q_stride elements apart
   std::int64_t q_stride;
@@ -128,6 +132,24 @@ struct RopeArgs {
   Team team;
 };
 
+// The rotation of queries and the write of rows of latent attention; the row is a key of one head.
+struct LatentRopeArgs {
+  void* q;  // [T, Hq, key_dim]: the last row - rank entries of each head are rotated in place
+  std::int64_t num_tokens;
+  int num_heads, key_dim;
+  const void* latent;  // [T, row], rows latent_stride elements apart: `rank` that are normed, and others that rotate
+  std::int64_t latent_stride;
+  int rank, row, rotary_dim, page_size;  // rank and row: multiples of kHeadDimStep, of which row is at most kMaxHeadDim
+  const void* norm;                      // [rank]
+  float eps;
+  const float* cos_sin;
+  const std::int64_t* positions;
+  const std::int64_t* write_index;
+  void* cache;
+  std::int64_t page_stride;
+  KvFormat kv;
+  Team team;
+};
 
 // How the weight of a linear layer is stored; the layouts are in pack.h and quantized.h.
 //   f32, bf16, f16  dense; x is fp32, or bf16 as well
@@ -385,6 +407,7 @@ struct Ops {
   void (*gated_delta_rule)(DType, const DeltaArgs&);
   void (*low_rank)(DType, const LowRankArgs&);
   void (*scan)(DType, const ScanArgs&);
+  void (*norm_rope_write_latent)(DType, const LatentRopeArgs&);
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;
