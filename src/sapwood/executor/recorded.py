@@ -22,12 +22,13 @@ from sapwood.layers.forward_batch import ForwardBatch
 class Recordable(Protocol):
     """A model that can say its step as a program; CannotRecord if it cannot."""
 
-    def program(self) -> Program: ...
+    def program(self, states: Collection[int] | None = None) -> Program: ...
 
 
 class RecordedSteps(Protocol):
-    def replay(self, batch: ForwardBatch) -> Tensor | None:
-        """Logits [S, vocab] of the rows at batch.logits_index; writes every layer's KV.
+    def replay(self, batch: ForwardBatch, states: Tensor | None = None) -> Tensor | None:
+        """Logits [S, vocab] of the rows at batch.logits_index; writes every layer's KV, and
+        `states` [T, width of the states that were recorded] if they are wanted.
 
         Returns None, without having done anything, for a batch that was not recorded; the
         caller then computes it op by op. The caller may keep the logits until the next replay."""
@@ -37,7 +38,7 @@ class RecordedSteps(Protocol):
 class NothingRecorded:
     """Covers nothing."""
 
-    def replay(self, batch: ForwardBatch) -> Tensor | None:
+    def replay(self, batch: ForwardBatch, states: Tensor | None = None) -> Tensor | None:
         return None
 
 
@@ -52,7 +53,7 @@ class RecordedProgram:
         self._step = step
         self._left_out = tuple(left_out)
 
-    def replay(self, batch: ForwardBatch) -> Tensor | None:
+    def replay(self, batch: ForwardBatch, states: Tensor | None = None) -> Tensor | None:
         groups, adapters = batch.groups or (batch,), batch.adapters
         if batch.embeds is not None or (adapters is not None and not adapters.is_covered):
             return None
@@ -66,6 +67,7 @@ class RecordedProgram:
             batch.logits_index,
             [group.slots for group in batch.groups],
             None if adapters is None else (adapters.rows, adapters.selected),
+            states,
         )
 
 
@@ -92,17 +94,19 @@ def record_steps(
     *,
     group_of_layer: Sequence[int] = (),
     enabled: bool,
+    states: Collection[int] | None = None,
     capture: Callable[[], Recorded] | None = None,
 ) -> Recorded:
     """The kernels' recorded step, if there is one and the operator wants it; else a captured step.
 
     group_of_layer  as in ForwardBatch; a step with several groups cannot be captured yet
+    states          as in Decoder.program
     capture         makes the captured steps, if the device and the kernels can capture ops
     """
     if not enabled:
         return Recorded(NothingRecorded(), "disabled by --disable-graphs")
     try:
-        program = model.program()
+        program = model.program(states)
         step = kernels.record(program, kv_caches, group_of_layer)
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:

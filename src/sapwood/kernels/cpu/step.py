@@ -50,6 +50,7 @@ from sapwood.kernels.recording import (
     GateColumns,
     GatedNorm,
     GateRows,
+    KeepStates,
     Logits,
     Mix,
     Multiply,
@@ -96,7 +97,7 @@ class NativeStep:
         if not after or not isinstance(after[-1], Logits):
             raise CannotRecord("its result is no logits")
         widths, places = plan_memory([*before, *after])
-        builder = _Builder(program.dtype, widths, places, kv_caches, group_of_layer)
+        builder = _Builder(program, widths, places, kv_caches, group_of_layer)
         for op in before:
             builder.add(op)
         builder.step.select()
@@ -119,8 +120,10 @@ class NativeStep:
         logits_index: Tensor,
         slots: Sequence[Tensor | None] = (),
         adapters: tuple[AdapterRows, AdapterRows] | None = None,
+        states: Tensor | None = None,
     ) -> Tensor:
-        """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's cache.
+        """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's cache, and
+        `states` [T, the program's states_width] unless None.
 
         `write_index`, `batches` and `slots` have one value per cache group. The first three are
         [T]; all are int64 and contiguous, as in ForwardBatch.
@@ -136,10 +139,14 @@ class NativeStep:
         for slot in slots:
             if slot is not None:
                 check_indices(slot, "slots", lengths[2])
+        told = 0 if states is None else self._check_states(states, num_tokens)
         plans = [
             self._kernels.plan(batches[group], shape, tuple(windows))
             for (group, shape), windows in self._windows.items()
         ]
+        every = selected = NO_ADAPTERS
+        if adapters is not None:
+            every, selected = map(adapter_tuple, adapters)
         if num_logits > self._logits.shape[0]:
             self._logits = torch.empty((num_logits, self._result.vocab_size))
         logits = self._logits[:num_logits]
@@ -148,10 +155,21 @@ class NativeStep:
             [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
             num_logits, logits.data_ptr(),
             [0 if slot is None else slot.data_ptr() for slot in slots], *lengths,
-            *(NO_ADAPTERS, NO_ADAPTERS) if adapters is None else map(adapter_tuple, adapters),
+            every, selected, told,
         )  # fmt: skip
         result = self._result
         return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
+
+    def _check_states(self, states: Tensor, num_tokens: int) -> int:
+        """The address of memory that takes the states of a step."""
+        program, _ = self._keep
+        wanted = (num_tokens, program.states_width)
+        if states.shape != wanted or states.dtype != program.dtype or not states.is_contiguous():
+            raise ValueError(
+                f"the step's states are {list(wanted)} {program.dtype}, contiguous, but the memory "
+                f"for them is {list(states.shape)} {states.dtype}"
+            )
+        return states.data_ptr()
 
 
 class _Builder:
@@ -159,13 +177,14 @@ class _Builder:
 
     def __init__(
         self,
-        dtype: torch.dtype,
+        program: Program,
         widths: Sequence[int],
         places: Mapping[Buffer, int],
         kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int],
     ) -> None:
-        self._like = torch.empty(0, dtype=dtype)
+        self._like = torch.empty(0, dtype=program.dtype)
+        self._states_width = program.states_width
         self._places = places
         self._kv_caches = kv_caches
         self.step = _native.RecordedStep(dtype_of(self._like), list(widths))
@@ -242,6 +261,11 @@ class _Builder:
                 self.step.clip(at[op.residual], op.residual.width, op.limit)
             case Xielu():
                 self.step.xielu(at[op.x], op.above, op.below, op.x.width, at[op.out])
+            case KeepStates():
+                more = NOWHERE if op.more is None else at[op.more]
+                self.step.keep_states(
+                    at[op.x], more, op.x.width, op.first, self._states_width
+                )  # fmt: skip
             case SelectRows():
                 self.step.select_rows(at[op.x], op.x.width, at[op.out])
             case Logits():

@@ -327,7 +327,7 @@ void bind_step(nb::module_& m) {
                       Address positions, const std::vector<Address>& write_index, I64 num_tokens,
                       Address logits_index, I64 num_logits, Address logits, const std::vector<Address>& slots,
                       Address query_start, Address context_len, I64 num_requests, const AdapterTuple& adapters,
-                      const AdapterTuple& selected) {
+                      const AdapterTuple& selected, Address told) {
     const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
     std::vector<const I64*> places;
     for (const Address address : write_index) places.push_back(indices(address));
@@ -336,7 +336,8 @@ void bind_step(nb::module_& m) {
     const auto lengths = [](Address address) { return static_cast<const std::int32_t*>(in(address)); };
     step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
                  static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
-                 lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected)});
+                 lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected),
+                 to(told)});
   };
   nb::class_<RecordedStep> recorded(m, "RecordedStep");
   bind_state_steps(recorded);
@@ -419,6 +420,10 @@ void bind_step(nb::module_& m) {
       .def("xielu",
            [](RecordedStep& step, Place x, float above, float below, I64 width, Place out) {
              step.add(XieluOp{x, above, below, width, out});
+           })
+      .def("keep_states",
+           [](RecordedStep& step, Place x, Place more, I64 width, I64 first, I64 total) {
+             step.add(KeepStatesOp{x, more, width, first, total});
            })
       .def("select_rows",
            [](RecordedStep& step, Place x, I64 width, Place out) { step.add(SelectRowsOp{x, width, out}); })

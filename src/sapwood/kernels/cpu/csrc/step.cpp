@@ -364,6 +364,19 @@ class RecordedStep::Runner {
     context_.ops().xielu(dtype_, at(op.x), at(op.out), rows * op.width, op.above, op.below, context_.team());
   }
 
+  void operator()(const KeepStatesOp& op) const {
+    if (inputs_.states == nullptr) return;
+    const std::size_t bytes = static_cast<std::size_t>(op.width * element_);
+    std::byte* states = static_cast<std::byte*>(inputs_.states);
+    for (std::int64_t row = 0; row < rows; row++) {
+      std::byte* to = states + (row * op.total + op.first) * element_;
+      std::memcpy(to, at(op.x) + static_cast<std::size_t>(row) * bytes, bytes);
+      if (op.more == kNowhere) continue;
+      change(dtype_, to, at(op.more) + static_cast<std::size_t>(row) * bytes, op.width,
+             [](float sum, float more) { return sum + more; });
+    }
+  }
+
   void operator()(const SelectRowsOp& op) const {
     const std::size_t bytes = static_cast<std::size_t>(op.width * element_);
     for (std::int64_t i = 0; i < rows; i++) {

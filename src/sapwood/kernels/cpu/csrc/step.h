@@ -235,6 +235,12 @@ struct XieluOp {
   Place out;
 };
 
+// Of the states that the step hands out, [rows, total]: columns from `first` on = x, or x + more.
+struct KeepStatesOp {
+  Place x, more;  // more may be kNowhere
+  std::int64_t width, first, total;
+};
+
 struct SelectRowsOp {
   Place x;
   std::int64_t width;
@@ -249,7 +255,8 @@ struct LogitsOp {
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
                             ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
-                            GatedNormOp, DeltaOp, ScanOp, RotateLatentOp, MultiplyHeadsOp, TakeColumnsOp>;
+                            GatedNormOp, DeltaOp, ScanOp, KeepStatesOp, RotateLatentOp, MultiplyHeadsOp,
+                            TakeColumnsOp>;
 
 class RecordedStep {
  public:
@@ -269,6 +276,8 @@ class RecordedStep {
     std::int64_t num_requests = 0;
     // Of all rows, and of the rows whose logits are wanted.
     AdapterRows adapters, selected_adapters;
+    // Of all tokens, of the step's dtype; null: nobody wants them.
+    void* states = nullptr;
   };
 
   // widths: of the places, in elements
