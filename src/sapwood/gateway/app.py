@@ -12,6 +12,7 @@ from sapwood.base.errors import Overloaded
 from sapwood.gateway.audit import audit
 from sapwood.gateway.caller_rates import CallerRates
 from sapwood.gateway.conversations import conversations_dialect
+from sapwood.gateway.dashboard import dashboard_dialect
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
 from sapwood.gateway.found import found_dialect
@@ -89,6 +90,7 @@ class Gateway:
                 found_dialect(proxy) if history is None else responses_dialect(proxy, history),
                 conversations_dialect(history),
                 steering_dialect(self.fleet),
+                dashboard_dialect(self.fleet, self.gate, self.metrics),
             ]
         )
         app = Starlette(
