@@ -137,10 +137,9 @@ class Runtime:
             store.set_epoch_deadline(self._num_ticks)
             instance = self._linker.instantiate(store, component)
             interface = instance.get_export_index(store, hook[0])
-            function = instance.get_func(
-                store,
-                instance.get_export_index(store, hook[1], interface),  # type: ignore[arg-type]
-            )
+            index = instance.get_export_index(store, hook[1], interface)
+            assert index is not None  # check_exports has found it
+            function = instance.get_func(store, index)
             assert function is not None
             return _action(function(store, value))
         except (wasmtime.WasmtimeError, TypeError, ValueError, AttributeError) as error:
