@@ -28,7 +28,16 @@ from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.layers.quantization.formats.fp4 import MX_GROUP
 from sapwood.layers.quantization.formats.packing import packed_nibbles
 from sapwood.models.loader.checkpoint import as_dtype
-from sapwood.models.loader.reading import Advance, Stored, empty, ignore, read_ahead, read_bytes
+from sapwood.models.loader.reading import (
+    Advance,
+    Stored,
+    Wanted,
+    empty,
+    every,
+    ignore,
+    read_ahead,
+    read_bytes,
+)
 from sapwood.store.files import ModelFiles
 from sapwood.store.gguf_mixtures import architecture_named
 
@@ -109,25 +118,28 @@ class StoredTensor:
 
 
 def iterate(
-    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
+    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore, wanted: Wanted = every
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """As `weights.iterate_weights`."""
     return read_ahead(
         (
             _lazy(stored, stored.numbers * dtype.itemsize, partial(_read, stored, files, dtype))
             for stored in stored_tensors(files)
+            if wanted(stored.name)
         ),
         advance=advance,
     )
 
 
 def iterate_blocks(
-    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
+    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore, wanted: Wanted = every
 ) -> Iterator[tuple[str, torch.Tensor | LinearPart]]:
     """Like `iterate`, but quantised matrices come as blocks (kernels/blocks.py), and those of MXFP4
     as codes (kernels/coded.py)."""
     tensors: list[Stored[torch.Tensor | LinearPart]] = []
     for stored in stored_tensors(files):
+        if not wanted(stored.name):
+            continue
         is_blocks = stored.type == MXFP4 or stored.type.lower() in FORMATS
         if is_blocks and len(stored.shape) == 2:
             tensors.append(_lazy(stored, stored.num_bytes, partial(_read_blocks, stored, files)))

@@ -17,7 +17,7 @@ import torch
 
 from sapwood.base.errors import WeightError
 from sapwood.models.loader.checkpoint import Expected, as_dtype
-from sapwood.models.loader.reading import Advance, ignore
+from sapwood.models.loader.reading import Advance, Wanted, every, ignore
 from sapwood.models.loader.torch_tar import read_tar
 from sapwood.store.files import ModelFiles
 from sapwood.store.torch_archive import check_archive
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def iterate(
-    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
+    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore, wanted: Wanted = every
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """As `weights.iterate_weights`."""
     expected = Expected(files)
@@ -36,6 +36,8 @@ def iterate(
         for name in list(tensors):
             # Popped, so that a tensor that was copied into another dtype is freed at once.
             tensor = tensors.pop(name)
+            if not wanted(name):
+                continue
             advance(tensor.nbytes)
             yield name, as_dtype(tensor, dtype)
 
