@@ -191,6 +191,7 @@ def _read(
     with stage(watch.progress, f"loading {files.name}", total):
         if form is None:
             is_blocks = config.model.quantization in GGUF_BLOCKS
+            parts = Parts(model.targets(), name_of) if config.parallel.tp_size > 1 else None
             load_format = config.model.load_format
             if is_blocks:
                 weights = iterate_blocks(
@@ -199,9 +200,9 @@ def _read(
                     dtype=dtype,
                     advance=advance,
                     wanted=is_wanted,
+                    targets=parts,
                 )
             else:
-                parts = Parts(model.targets(), name_of) if config.parallel.tp_size > 1 else None
                 weights = iterate_weights(
                     files,
                     load_format=load_format,
