@@ -72,6 +72,25 @@ VOCABULARY: dict[str, dict[str, Any]] = {
 }
 """Those of the layers with a row per token."""
 
+INVOCATION = [7, 3, 7]
+
+ACTIVATED: dict[str, dict[str, Any]] = {
+    "activated": {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "alora_invocation_tokens": INVOCATION,
+    },
+    "with outputs": {
+        "r": 3,
+        "lora_alpha": 9,
+        "target_modules": [*ATTENTION, "lm_head"],
+        "alora_invocation_tokens": INVOCATION[:1],
+    },
+    "plain": {"r": 2, "lora_alpha": 5, "target_modules": [*ATTENTION, *MLP]},
+}
+"""Those that begin in the middle of a prompt, and one that does not."""
+
 LogProbs = Callable[[str, list[int]], torch.Tensor]
 
 

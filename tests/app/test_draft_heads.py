@@ -59,8 +59,11 @@ def write(directory: Path, config: dict[str, Any], weights: dict[str, Tensor]) -
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("heads"))
+
+
+def write_models(directory: Path) -> Path:
     """A model whose next token depends mostly on the last one, and heads that know that."""
-    directory = tmp_path_factory.mktemp("heads")
     generator = torch.Generator().manual_seed(2)
     embedding = torch.randn(VOCAB, HIDDEN, generator=generator)
     weights = {

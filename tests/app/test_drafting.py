@@ -12,6 +12,7 @@ import pytest
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError
+from sapwood.schema import grammar as grammars
 from sapwood.schema.output import Speculated
 from tests.app.llms import llms_of
 from tests.app.test_speculation import SAME, ask
@@ -161,3 +162,23 @@ def test_a_model_with_states_has_a_draft_model(tmp_path: Path, other_path: Path)
         assert stats.speculated is not None
         assert stats.speculated.num_drafted > 50
         assert stats.num_leased_pages == 0
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
+def test_guesses_keep_to_grammars_and_biases(
+    make_llm: Make, model_path: Path, backend: str
+) -> None:
+    """The model as a draft of itself is right under a grammar too, since its guesses are masked."""
+    draft = drafting_with(model_path, speculative_num_steps=NUM_STEPS)
+    plain, guessing = (make_llm(**one, grammar_backend=backend) for one in ({}, draft))
+    asked = {
+        "grammar": grammars.regex("([ab][cd]|[ef]g?){20}"),
+        "logit_bias": {ord("e") - ord("!"): 1.5},
+        "temperature": 1.0,
+        "seed": 2,
+        "max_new_tokens": 30,
+    }
+    for got, wanted in zip(ask(guessing, **asked), ask(plain, **asked), strict=True):
+        assert got.token_ids == wanted.token_ids
+        assert got.speculated is not None
+        assert got.speculated.num_accepted == got.speculated.num_drafted > 15

@@ -192,7 +192,7 @@ def test_the_output_is_the_same(make_llm: Make, variant: str) -> None:
             assert got.token_ids == wanted.token_ids, name
             assert got.text == wanted.text, name
             assert got.finish == wanted.finish, name
-            _check_figures(got, wanted, atol=5e-2 if "kv_cache_dtype" in options else 1e-4)
+            check_figures(got, wanted, atol=5e-2 if "kv_cache_dtype" in options else 1e-4)
             assert got.speculated is not None
             assert wanted.speculated is None
             num_accepted += got.speculated.num_accepted
@@ -228,7 +228,7 @@ def test_states_go_back(make_llm: Make, hybrid_path: Path, options: dict[str, An
     assert guessing.stats().num_leased_pages == 0
 
 
-def _check_figures(got: Sample, wanted: Sample, *, atol: float) -> None:
+def check_figures(got: Sample, wanted: Sample, *, atol: float) -> None:
     """In 8 bits, a last bit may decide to which number a key is rounded; then `atol` is large."""
     np.testing.assert_allclose(got.logprobs.of_tokens(), wanted.logprobs.of_tokens(), atol=atol)
     for ours, others in zip(

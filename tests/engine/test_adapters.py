@@ -84,6 +84,28 @@ def test_the_base_needs_no_slot():
     assert "load it again" in (slots.why_refused("gone") or "")
 
 
+def test_an_activated_adapter_begins_at_the_last_invocation():
+    slots = AdapterSlots(2, 3)
+    assert slots.add("on", 1, (7, 3, 7)) is None
+    assert slots.add("zeros", 1, (0, 256)) is None
+    assert slots.add("plain", 1) is None
+    for prompt, start in [
+        ([7, 3, 7], 0),
+        ([1, 7, 3, 7, 3, 7, 9], 3),
+        ([7, 3, 7, 1, 7, 3], 0),
+        ([7, 3], None),
+        ([1, 2, 3], None),
+    ]:
+        assert slots.begins_at("on", prompt) == start
+        assert slots.begins_at("plain", prompt) == slots.begins_at("", prompt) == 0
+    # Bytes of other tokens look like the invocation, between two tokens.
+    assert slots.begins_at("zeros", [0, 256, 5, 0, 65536, 0]) == 0
+    assert slots.begins_at("zeros", [256, 0, 0, 65536, 1]) is None
+    assert slots.why_refused("on", has_ids=True) is None
+    assert "input_embeds" in (slots.why_refused("on", has_ids=False) or "")
+    assert slots.why_refused("plain", has_ids=False) is None
+
+
 def state(name: str, arrival_s: float) -> RequestState:
     request = Generate(
         request_id=f"{name}-{arrival_s}", prompt_ids=[1], options=RequestOptions(adapter=name)

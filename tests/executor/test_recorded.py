@@ -59,6 +59,30 @@ def test_only_wanted_rows_have_logits_and_a_chunk_has_none(native: CpuKernels) -
         recorded.replay(dataclasses.replace(batch, logits_index=torch.zeros(6, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize("layers", [(), (0, 1, 2)], ids=["after the last norm", "entering layers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_are_those_of_the_single_ops(
+    native: CpuKernels, layers: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Of all tokens, also of those whose logits nobody wants."""
+    model = make_model(native, dtype, num_hidden_layers=3)
+    caches = make_kv_caches(model.config, num_pages=8, page_size=8, dtype=dtype)
+    recorded = record_steps(model, native, caches, enabled=True, states=layers).steps
+    batch = make_batch([NewTokens([1, 2, 3], 0, [1]), NewTokens([4, 5], 0, [2])], caches)
+    batch = dataclasses.replace(batch, logits_index=torch.tensor([4]))
+    hidden, captured = model.forward_capturing(batch, layers)
+    expected = torch.cat(captured, dim=-1) if layers else hidden
+    states = torch.full_like(expected, torch.nan)
+    logits = recorded.replay(batch, states)
+    assert logits is not None
+    assert torch.equal(states, expected)
+    assert torch.equal(logits, model.logits(hidden[4:]))
+    again = recorded.replay(batch)
+    assert again is not None, "nobody wants the states"
+    with pytest.raises(ValueError, match="states are"):
+        recorded.replay(batch, states[:, 1:])
+
+
 def test_disabled() -> None:
     kernels = TorchKernels()
     choice = record_steps(make_model(kernels), kernels, [], enabled=False)
@@ -91,7 +115,7 @@ def test_what_the_native_kernels_can_and_cannot_record(
     before, after = model.program().split()
     for op in (*before, *after[:-1], dataclasses.replace(after[-1], **change)):
         program.add(op)
-    choice = record_steps(Mock(program=lambda: program), native, caches, enabled=True)
+    choice = record_steps(Mock(program=lambda states: program), native, caches, enabled=True)
     assert choice.is_recorded == (why is None)
     assert (why or "a step is one call") in choice.why
 

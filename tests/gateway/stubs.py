@@ -17,6 +17,7 @@ from sapwood.app.gateway import callers_of
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.gateway.app import Gateway
 from sapwood.gateway.worker import Worker, WorkerState
+from sapwood.history.interface import History
 from sapwood.schema.config.gateway import GatewayConfig
 from sapwood.schema.config.listening import ListeningConfig
 
@@ -90,16 +91,24 @@ class Stub:
                 await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         elif body and json.loads(body).get("stream"):
-            await self._stream(receive, send)
+            await self._stream(receive, send, self.events(self.asked[-1]))
         else:
-            await _json(send, {"worker": self.name, "choices": []})
+            await _json(send, self.answer(self.asked[-1]))
 
-    async def _stream(self, receive: Receive, send: Send) -> None:
+    def answer(self, asked: Asked) -> object:
+        """The JSON of a good answer."""
+        return {"worker": self.name, "choices": []}
+
+    def events(self, asked: Asked) -> list[bytes]:
+        """The events of a good stream."""
+        name = self.name.encode()
+        return [b'data: {"worker": "%s", "n": %d}\n\n' % (name, n) for n in range(self.num_events)]
+
+    async def _stream(self, receive: Receive, send: Send, events: Sequence[bytes]) -> None:
         await _start(send, "text/event-stream")
         left = asyncio.ensure_future(self._until_left(receive))
         try:
-            for index in range(self.num_events):
-                event = b'data: {"worker": "%s", "n": %d}\n\n' % (self.name.encode(), index)
+            for index, event in enumerate(events):
                 if self.behaviour == "cut_event" and index == 1:
                     event = event[:10]
                 await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -214,7 +223,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(*stubs: Stub, wait: bool = True, **options: Any) -> AsyncIterator[Bench]:
+async def bench(
+    *stubs: Stub, wait: bool = True, history: History | None = None, **options: Any
+) -> AsyncIterator[Bench]:
     """A gateway over these engines, which are healthy if `wait` is set."""
     options = {"policy": "round_robin", "worker_startup_check_interval": 0.02} | options
     options = {"retry_initial_backoff_ms": 1.0, "health_check_timeout_secs": 5.0} | options
@@ -224,7 +235,7 @@ async def bench(*stubs: Stub, wait: bool = True, **options: Any) -> AsyncIterato
             stub.url = engine.url
         urls = ",".join(engine.url for engine in engines)
         config = GatewayConfig(port=0, worker_urls=urls, **options)
-        gateway = Gateway(config, access_of(config, callers_of(config)))
+        gateway = Gateway(config, access_of(config, callers_of(config)), history)
         stack.push_async_callback(gateway.close)
         served = await stack.enter_async_context(Running(gateway))
         client = await stack.enter_async_context(

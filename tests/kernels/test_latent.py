@@ -11,6 +11,7 @@ from sapwood.kernels.interface import Kernels, kv_cache_shape
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.kernels.torch_ops.latent import read_rows
 from tests.models.lm.harness import NewTokens, make_attention_batch
 from tests.tiers import sweep
 
@@ -114,22 +115,64 @@ def test_attention_to_latent_rows(
 @sweep(
     strength=1,
     kernels=[*KERNELS],
+    sizes=[(512, 64, 64), (256, 32, 16), (32, 32, 0), (24, 8, 8)],
+    kind=["dense", "int8", "float8_e4m3fn"],
+    dtype=[torch.float32, torch.bfloat16],
+)
+def test_rows_are_written(
+    kernels: str, sizes: tuple[int, int, int], kind: str, dtype: torch.dtype
+) -> None:
+    """The last size is one that the compiled kernels leave to torch."""
+    (rank, rope_dim, rotary_dim), nope_dim, num_tokens = sizes, 24, 9
+    row, stored = rank + rope_dim, dtype if kind == "dense" else getattr(torch, kind)
+    q = drawn(num_tokens, 3, nope_dim + rope_dim, dtype=dtype)
+    wider = drawn(num_tokens, row + 6, dtype=dtype, seed=1)
+    results = []
+    for one in (KERNELS[kernels], REFERENCE):
+        cache = torch.zeros(kv_cache_shape(3, 1, PAGE, row, stored), dtype=stored)
+        rotated = q.clone()
+        one.norm_rope_write_latent(
+            rotated,
+            wider[:, :row],
+            norm=drawn(rank, dtype=dtype, seed=2),
+            eps=1e-6,
+            cos_sin=drawn(40, rotary_dim, dtype=torch.float32, seed=3),
+            positions=torch.arange(30, 30 + num_tokens),
+            cache=cache,
+            write_index=torch.arange(num_tokens).flip(0) * 5,
+        )
+        assert torch.equal(rotated[..., :nope_dim], q[..., :nope_dim])
+        results.append((rotated, read_rows(cache, torch.arange(3), row, torch.float32)))
+    (got_q, got), (want_q, want) = results
+    torch.testing.assert_close(got_q, want_q, **closeness(dtype))
+    written = want.any(dim=1)
+    assert written.sum() == num_tokens
+    # In 8 bits a number may be rounded to its other neighbour.
+    near = {"dense": closeness(dtype)["atol"], "int8": 0.06, "float8_e4m3fn": 0.3}[kind]
+    torch.testing.assert_close(got, want, atol=near, rtol=0.13 if kind[0] == "f" else 0.02)
+
+
+@sweep(
+    strength=1,
+    kernels=[*KERNELS],
     tokens=[1, 5, 40],
     sizes=[(3, 512, 128), (16, 24, 32), (128, 40, 6)],
+    kept=[0, 8],
     dtype=[torch.float32, torch.bfloat16],
 )
 def test_a_linear_layer_of_each_head(
-    kernels: str, tokens: int, sizes: tuple[int, int, int], dtype: torch.dtype
+    kernels: str, tokens: int, sizes: tuple[int, int, int], kept: int, dtype: torch.dtype
 ) -> None:
-    """Inputs and results are parts of the entries of longer heads."""
+    """Inputs and results are parts of the entries of longer heads; what is kept follows."""
     heads, num_out, num_in = sizes
     weight = drawn(heads, num_out, num_in, dtype=dtype, seed=3)
-    x = drawn(tokens, heads, num_in + 8, dtype=dtype, seed=4)[..., :num_in]
+    x = drawn(tokens, heads, num_in + kept + 8, dtype=dtype, seed=4)[..., : num_in + kept]
     results = []
     for one in (KERNELS[kernels], REFERENCE):
-        out = torch.zeros(tokens, heads, num_out + 4, dtype=dtype)
-        one.pack_heads(weight)(x, out[..., :num_out])
-        assert not out[..., num_out:].any()
+        out = torch.zeros(tokens, heads, num_out + kept + 4, dtype=dtype)
+        one.pack_heads(weight)(x, out[..., : num_out + kept])
+        assert torch.equal(out[..., num_out : num_out + kept], x[..., num_in:])
+        assert not out[..., num_out + kept :].any()
         results.append(out)
     at_most = 1e-3 if dtype == torch.float32 else 0.5
     torch.testing.assert_close(*results, atol=at_most, rtol=0.02)

@@ -70,7 +70,6 @@ def test_what_peft_writes_besides_is_no_matter() -> None:
         {"bias": "all"},
         {"lora_bias": True},
         {"trainable_token_indices": [1]},
-        {"alora_invocation_tokens": [5]},
         {"peft_type": "LOHA"},
     ],
 )
@@ -89,6 +88,8 @@ def test_what_is_not_done_is_refused_by_name(field: dict[str, Any]) -> None:
         {**PLAIN, "lora_alpha": float("inf")},
         {**PLAIN, "rank_pattern": {"q_proj": -1}},
         {**PLAIN, "alpha_pattern": {"(a+)+$": 1}},
+        {**PLAIN, "alora_invocation_tokens": [-1]},
+        {**PLAIN, "alora_invocation_tokens": [1] * 1025},
         {**PLAIN, "rank_pattern": {f"l{i}": 1 for i in range(10_001)}},
     ],
 )

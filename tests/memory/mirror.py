@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sapwood.memory.node import Node
-from sapwood.memory.prefix_tree import TOKEN_BYTES, PrefixTree
+from sapwood.memory.node import TOKEN_BYTES, Node
+from sapwood.memory.prefix_tree import PrefixTree
 
 Place = tuple[str, bytes, int]
 """(namespace, key of all tokens up to the page's end, pool)"""

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.memory.eviction import EVICTION_POLICIES
+from sapwood.memory.namespace import Branch, Namespace, base_of
 from sapwood.memory.prefix_tree import Node, PrefixTree, token_key
+from tests.memory.mirror import Mirror
 from tests.tiers import examples
 
 PAGE = 2
@@ -25,11 +27,11 @@ def hit(tree: PrefixTree, tokens: list[int]) -> None:
     tree.unlock(node)
 
 
-def matched_tokens(tree: PrefixTree, namespace: str, tokens: list[int]) -> int:
+def matched_tokens(tree: PrefixTree, namespace: Namespace, tokens: list[int]) -> int:
     return PAGE * sum(count for _, count in tree.path(namespace, token_key(tokens)))
 
 
-def keep(tree: PrefixTree, namespace: str, tokens: list[int], pages: list[int]) -> Node:
+def keep(tree: PrefixTree, namespace: Namespace, tokens: list[int], pages: list[int]) -> Node:
     node, _ = tree.insert(namespace, token_key(tokens), pages)
     return node
 
@@ -48,6 +50,40 @@ def test_namespaces_do_not_share() -> None:
     keep(tree, "a", [1, 2], [1])
     assert matched_tokens(tree, "b", [1, 2]) == 0
     assert matched_tokens(tree, "a", [1, 2]) == 2
+
+
+def test_a_branch_shares_what_comes_before_it_in_both_directions() -> None:
+    tree = make_tree()
+    branch = Branch(base="a", first_token=2, name="x")
+    keep(tree, "a", [1, 2, 3, 4, 5, 6], [10, 11, 12])
+    found = tree.match(branch, token_key([1, 2, 3, 4, 5, 6]))
+    assert found.pages == [10], "the same tokens, but computed otherwise"
+    _, pages = tree.insert(branch, token_key([1, 2, 3, 4, 5, 6]), [20, 21, 22])
+    assert pages == [10, 21, 22]
+    assert tree.match(branch, token_key([1, 2, 3, 4, 9, 9])).pages == [10, 21]
+    assert tree.match("a", token_key([1, 2, 3, 4, 5, 6])).pages == [10, 11, 12]
+    other = Branch(base="a", first_token=2, name="y")
+    assert tree.match(other, token_key([1, 2, 3, 4])).pages == [10]
+    later = Branch(base="a", first_token=4, name="x")
+    assert tree.match(later, token_key([1, 2, 3, 4, 5, 6])).pages == [10, 11]
+    first = Branch(base="b", first_token=2, name="x")
+    keep(tree, first, [7, 8, 9, 9], [30, 31])
+    assert tree.match("b", token_key([7, 8, 9, 9])).pages == [30]
+    inside = Branch(base="a", first_token=3, name="x")
+    assert tree.match(inside, token_key([1, 2, 3, 4])).pages == [10], "token 2 is another's there"
+    tree.check()
+    assert sorted(tree.evict(10)) == [10, 11, 12, 21, 22, 30, 31]
+
+
+def test_what_a_branch_keeps_is_told_under_a_namespace_of_its_own() -> None:
+    mirror = Mirror(PAGE)
+    tree = PrefixTree(PAGE, EVICTION_POLICIES["lru"], listener=mirror)
+    keep(tree, "a", [1, 2, 3, 4], [10, 11])
+    keep(tree, Branch(base="a", first_token=2, name="x"), [1, 2, 3, 4, 5, 6], [20, 21, 22])
+    told = {(name, number) for (name, _, _), number in mirror.content.items()}
+    assert told == {("a", 10), ("a", 11), ("2:x\0a", 21), ("2:x\0a", 22)}
+    tree.evict(4)
+    assert not mirror.content
 
 
 def test_inserting_again_keeps_the_pages_that_were_there() -> None:
@@ -175,7 +211,15 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
     actions=st.lists(
         st.tuples(
             st.sampled_from(["insert", "match", "lock", "hit", "unlock", "evict"]),
-            st.sampled_from(["", "x"]),
+            st.sampled_from(
+                [
+                    "",
+                    "x",
+                    Branch(base="x", first_token=0, name="b"),
+                    Branch(base="x", first_token=2, name="b"),
+                    Branch(base="x", first_token=6, name="c"),
+                ]
+            ),
             TOKENS,
             st.integers(1, 6),
         ),
@@ -183,16 +227,20 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
     ),
 )
 def test_the_tree_agrees_with_a_set_of_prefixes(
-    policy: str, actions: list[tuple[str, str, list[int], int]]
+    policy: str, actions: list[tuple[str, Namespace, list[int], int]]
 ) -> None:
     tree = make_tree(policy)
-    known: dict[tuple[str, tuple[int, ...]], int] = {}
-    locked: list[tuple[Node, str, list[int], list[int]]] = []
+    known: dict[tuple[Namespace, tuple[int, ...]], int] = {}
+    locked: list[tuple[Node, Namespace, list[int], list[int]]] = []
     next_page = 0
 
-    def longest(namespace: str, tokens: list[int]) -> int:
+    def place(namespace: Namespace, tokens: list[int]) -> tuple[Namespace, tuple[int, ...]]:
+        is_shared = isinstance(namespace, Branch) and len(tokens) <= namespace.first_token
+        return base_of(namespace) if is_shared else namespace, tuple(tokens)
+
+    def longest(namespace: Namespace, tokens: list[int]) -> int:
         length = 0
-        while length + PAGE <= len(tokens) and (namespace, tuple(tokens[: length + PAGE])) in known:
+        while length + PAGE <= len(tokens) and place(namespace, tokens[: length + PAGE]) in known:
             length += PAGE
         return length
 
@@ -203,7 +251,7 @@ def test_the_tree_agrees_with_a_set_of_prefixes(
             next_page += len(pages)
             _, kept = tree.insert(namespace, token_key(whole), pages)
             for index, page in enumerate(kept):
-                prefix = (namespace, tuple(whole[: (index + 1) * PAGE]))
+                prefix = place(namespace, whole[: (index + 1) * PAGE])
                 assert known.setdefault(prefix, page) == page
         elif action == "match":
             assert matched_tokens(tree, namespace, tokens) == longest(namespace, tokens)
@@ -223,7 +271,7 @@ def test_the_tree_agrees_with_a_set_of_prefixes(
             assert gone == set(expected)
             known = {prefix: page for prefix, page in known.items() if page not in gone}
         for _, space, prefix, pages in locked:
-            held = [known[space, tuple(prefix[: (i + 1) * PAGE])] for i in range(len(pages))]
+            held = [known[place(space, prefix[: (i + 1) * PAGE])] for i in range(len(pages))]
             assert held == pages, "a locked prefix was evicted"
         assert tree.num_pages == len(known) == sum(len(node.pages) for node in tree.nodes())
         unlocked = sum(len(node.pages) for node in tree.nodes() if node.num_locks == 0)

@@ -102,8 +102,13 @@ class AdapterLoader:
         call_id, adapter_id = order.call_id, order.adapter_id
         done = Loaded(call_id=call_id, adapter_id=adapter_id)
         try:
-            num_bytes = self.read(adapter_id, order.path, order.sent).num_bytes
-            done = Loaded(call_id=call_id, adapter_id=adapter_id, num_bytes=num_bytes)
+            adapter = self.read(adapter_id, order.path, order.sent)
+            done = Loaded(
+                call_id=call_id,
+                adapter_id=adapter_id,
+                num_bytes=adapter.num_bytes,
+                invocation=adapter.invocation,
+            )
         except StartupError as error:
             done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=error.message)
         except Exception as error:
@@ -135,19 +140,20 @@ def build_adapters(
     pool = AdapterPool(device, context)
     loader = AdapterLoader(pool, model, max_rank=max_rank, modules=config.modules, find=find)
     max_bytes = config.max_loras_per_batch * largest_bytes(model, max_rank, config.modules)
-    sizes: dict[str, int] = {}
+    found: dict[str, Adapter] = {}
     for path in config.paths:
         with timed(f"the adapter {path.name}"):
-            sizes[path.name] = loader.read(path.name, path.path).num_bytes
+            found[path.name] = loader.read(path.name, path.path)
     # Those with whole weights are larger than ranks tell.
-    most_at_once = sorted(sizes.values(), reverse=True)[: config.max_loras_per_batch]
+    sizes = sorted((adapter.num_bytes for adapter in found.values()), reverse=True)
+    most_at_once = sizes[: config.max_loras_per_batch]
     slots = AdapterSlots(
         config.max_loras_per_batch,
         max(max_bytes, sum(most_at_once)),
         policy="fifo" if config.lora_eviction_policy == "fifo" else "lru",
     )
-    for name, num_bytes in sizes.items():
-        refused = slots.add(name, num_bytes)
+    for name, adapter in found.items():
+        refused = slots.add(name, adapter.num_bytes, adapter.invocation)
         assert refused is None, "each of these adapters fits"
     parts = AdapterParts(pool, AdapterDesk(slots, loader), loader)
     return parts, Decision("max_lora_rank", max_rank, why)

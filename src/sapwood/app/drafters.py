@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
+
 from sapwood.app.draft_model import Draft, DraftKind
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.resolving import Resolved
 from sapwood.executor.drafting import Drafter, DraftMemory, StandaloneDrafter
 from sapwood.executor.recorded import record_steps
-from sapwood.executor.sampling.sampler import Sampler
+from sapwood.executor.sampling.guess_sampler import GuessSampler
 from sapwood.executor.state_drafting import StateDrafter
 from sapwood.layers.build import Build
 from sapwood.layers.targets import Target
@@ -20,8 +22,20 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import decoder_class
 from sapwood.schema.config.resolve import Decision
 
-MakeDrafter = Callable[[DraftMemory, Sampler], Drafter]
+MakeDrafter = Callable[[DraftMemory, GuessSampler], Drafter]
 """From where a draft model finds its keys, and what chooses guesses."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDraft:
+    """A loaded draft model.
+
+    captures  the layers of the model whose inputs it takes; empty: what comes after the model's
+              last norm; None: it takes no states
+    """
+
+    make_drafter: MakeDrafter
+    captures: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +68,7 @@ def own_head(model: Decoder, draft: Draft, build: Build) -> DraftHead:
 
 def load_drafter(
     resolved: Resolved, draft: Draft, model: Decoder | None, watch: LoadWatch
-) -> MakeDrafter:
+) -> LoadedDraft:
     """Load a draft model that has files of its own.
 
     model  whose tokens are guessed; None: it is none of sapwood's own, and no head goes with it"""
@@ -77,15 +91,15 @@ def load_drafter(
     name_of, dtype = found.checkpoint_name, resolved.dtype
     fill(found, draft.files, draft.config, dtype, name_of=name_of, watch=watch)
     if isinstance(found, Decoder):
-        return standalone_drafter(resolved, draft, found)
+        return LoadedDraft(standalone_drafter(resolved, draft, found))
     assert model is not None
-    return state_drafter(model, found)
+    return head_drafter(model, found, dtype)
 
 
 def standalone_drafter(resolved: Resolved, draft: Draft, model: Decoder) -> MakeDrafter:
     """Makes the drafter of a loaded language model, and records its steps."""
 
-    def make(memory: DraftMemory, sampling: Sampler) -> Drafter:
+    def make(memory: DraftMemory, sampling: GuessSampler) -> Drafter:
         choice = record_steps(
             model,
             resolved.kernels.kernels,
@@ -107,6 +121,12 @@ def standalone_drafter(resolved: Resolved, draft: Draft, model: Decoder) -> Make
     return make
 
 
-def state_drafter(model: Decoder, head: DraftHead) -> MakeDrafter:
-    """Makes the drafter of a loaded head, which goes on from the states of `model`."""
-    return lambda memory, sampling: StateDrafter(model, head, memory, sampling)
+def head_drafter(model: Decoder, head: DraftHead, dtype: torch.dtype) -> LoadedDraft:
+    """What guesses with a loaded head, which goes on from the states of `model` in this dtype."""
+    captures = tuple(head.captures)
+
+    def make(memory: DraftMemory, sampling: GuessSampler) -> Drafter:
+        width = max(1, len(captures)) * model.config.hidden_size
+        return StateDrafter(model, head, memory, sampling, states_width=width, dtype=dtype)
+
+    return LoadedDraft(make, captures)

@@ -12,6 +12,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from sapwood.app.gateway_history import open_history
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.base.errors import ConfigError
 from sapwood.base.stopping import StopSignals
@@ -19,6 +20,7 @@ from sapwood.gateway.app import Gateway, metrics_app
 from sapwood.http.callers import Caller, Callers, NamedKeys, Role, digest_of
 from sapwood.observe.log import configure_logging
 from sapwood.schema.config.gateway import GatewayConfig
+from sapwood.schema.env import environment, home
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +36,21 @@ def route(config: GatewayConfig) -> int:
 
 
 async def _route(config: GatewayConfig, stop: StopSignals) -> int:
-    gateway = Gateway(config, access_of(config, callers_of(config)))
+    async with open_history(config, home(environment())) as history:
+        gateway = Gateway(config, access_of(config, callers_of(config)), history)
 
-    def drain() -> None:
-        gateway.is_draining = True
+        def drain() -> None:
+            gateway.is_draining = True
 
-    server = HttpServer(gateway, config, drain)
-    stop.act_with(server.handle_exit)
-    try:
-        async with _metrics_server(config, gateway) as metrics_url:
-            announced = asyncio.create_task(_announce(server, metrics_url, config, gateway))
-            await server.serve()
-            announced.cancel()
-    finally:
-        await gateway.close()
+        server = HttpServer(gateway, config, drain)
+        stop.act_with(server.handle_exit)
+        try:
+            async with _metrics_server(config, gateway) as metrics_url:
+                announced = asyncio.create_task(_announce(server, metrics_url, config, gateway))
+                await server.serve()
+                announced.cancel()
+        finally:
+            await gateway.close()
     log.info("ended")
     return 0
 

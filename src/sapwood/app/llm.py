@@ -122,7 +122,7 @@ class LLM:
             replicas = self._engine = ReplicaEngines(asked, store)
             self._client = replicas.client
             self.services = build_services(
-                replicas.client, resolved.files, resolved.config, replicas=replicas.engines
+                replicas.client, resolved.files, resolved.config, replicas=replicas.replicas
             )
         else:
             channel: QueueChannel[EngineInput] = QueueChannel()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sapwood.app.adapters import AdapterParts, build_adapters
 from sapwood.app.draft_model import DraftKind
-from sapwood.app.drafters import MakeDrafter, WithHead, load_drafter, own_head, state_drafter
+from sapwood.app.drafters import LoadedDraft, WithHead, head_drafter, load_drafter, own_head
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -22,6 +22,8 @@ from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
 from sapwood.executor.drafting import DraftMemory
+from sapwood.executor.grammar.ahead import GrammarsAhead
+from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.launch import Execute, Launch
 from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
@@ -30,6 +32,7 @@ from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import DecoderModel, Runner
 from sapwood.executor.sampling.custom import CustomProcessors
 from sapwood.executor.sampling.following import FollowingOps
+from sapwood.executor.sampling.guess_sampler import GuessSampler
 from sapwood.executor.sampling.processors import (
     AllowedTokens,
     LogitBias,
@@ -215,10 +218,10 @@ def _set_num_threads(resolved: Resolved) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """A model, and what makes the drafter of its draft model; None: it has no draft model."""
+    """A model, and its draft model; None: it has none."""
 
     model: DecoderModel
-    make_drafter: MakeDrafter | None = None
+    draft: LoadedDraft | None = None
 
 
 def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
@@ -252,7 +255,7 @@ def load_models(
     if draft is not None and draft.kind is DraftKind.OWN:
         head = own_head(model, draft, build)
         fill(WithHead(model, head), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, state_drafter(model, head))
+        return Models(model, head_drafter(model, head, resolved.dtype))
     fill(
         model,
         files,
@@ -329,17 +332,24 @@ def _decoder_runner(
         kv_caches,
         group_of_layer=_places(resolved).group_of_layer,
         enabled=not config.execution.disable_graphs,
+        states=None if models.draft is None else models.draft.captures,
         capture=None if captures is None else capture,
     )
     resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
+    failures: dict[int, str] = {}
+    masks = None
+    if member.leads and grammars is not None:
+        masks = grammars.masks(kernels, failures)
     drafter = None
-    if models.make_drafter is not None:
+    if models.draft is not None:
         memory = _draft_memory(resolved, rows, every_cache)
-        drafter = models.make_drafter(memory, Sampler(rows, common, kernels))
+        ahead = None if masks is None else GrammarsAhead(masks, kernels)
+        guessing = GuessSampler(Sampler(rows, common, kernels), ahead)
+        drafter = models.draft.make_drafter(memory, guessing)
     _set_num_threads(resolved)
     if member.leads:
         ops = choice.sampling_ops or kernels
-        sampler = _sampler(resolved, rows, common, ops, grammars)
+        sampler = _sampler(resolved, rows, common, ops, failures, masks)
     # With several stages every plan brings its tokens.
     overlaps = config.scheduler.overlap_depth > 1 and resolved.stage.count == 1
     return Runner(
@@ -393,20 +403,19 @@ def _sampler(
     rows: RowTable,
     common: Sequence[LogitsProcessor],
     ops: SamplingOps,
-    grammars: GrammarParts | None,
+    failures: dict[int, str],
+    masks: GrammarMasks | None,
 ) -> Sampler:
     """The sampler of the rank that chooses tokens.
 
     common  the processors that a drafter's choices go through too
     """
-    failures: dict[int, str] = {}
     allow_code = resolved.config.execution.enable_custom_logit_processor
     processors = [
         *common,
         CustomProcessors(failures, allow_code=allow_code),
         ThinkingBudgets(),
     ]
-    masks = None if grammars is None else grammars.masks(resolved.kernels.kernels, failures)
     return Sampler(rows, processors, ops, failures, masks)
 
 

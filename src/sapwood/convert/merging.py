@@ -64,6 +64,11 @@ def merge(
     Raises           ConfigError if the adapter does not fit the model, and WeightError for a
                      damaged checkpoint
     """
+    if config.alora_invocation_tokens:
+        raise ConfigError(
+            f"{source} has alora_invocation_tokens: it adds to some tokens only, which a merged "
+            "weight cannot; serve it with --lora-paths"
+        )
     build = Build(
         kernels=TorchKernels(),
         device=torch.device("meta"),  # shapes without memory

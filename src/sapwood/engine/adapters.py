@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sapwood.engine.request_state import RequestState
+from sapwood.memory.node import TOKEN_BYTES
+from sapwood.memory.prefix_tree import token_key
 from sapwood.schema.output import AdapterUse
 from sapwood.schema.request import LoadAdapter
 
@@ -22,12 +24,14 @@ class Loaded:
     """How a load ended.
 
     num_bytes  that the adapter takes; 0 if it failed
+    invocation  token ids that activate it; none: it is active everywhere
     failure    why it failed; None: it did not
     """
 
     call_id: str
     adapter_id: str
     num_bytes: int = 0
+    invocation: tuple[int, ...] = ()
     failure: str | None = None
 
 
@@ -65,6 +69,8 @@ class AdapterSlots:
         self._max_bytes = max_bytes
         self._is_lru = policy == "lru"
         self._bytes: dict[str, int] = {}
+        self._invocations: dict[str, bytes] = {}
+        """The keys (see `token_key`) of what activates adapters that are not active everywhere."""
         self._slots: dict[str, int] = {}
         """Of the adapters that have one, those that go first in front."""
         self._free: list[int] = []
@@ -99,8 +105,10 @@ class AdapterSlots:
     def max_bytes(self) -> int:
         return self._max_bytes
 
-    def add(self, adapter_id: str, num_bytes: int) -> str | None:
-        """Count an adapter as loaded. Returns why it can never run; None if it can."""
+    def add(self, adapter_id: str, num_bytes: int, invocation: Sequence[int] = ()) -> str | None:
+        """Count an adapter as loaded. Returns why it can never run; None if it can.
+
+        invocation  as in Loaded"""
         if num_bytes > self._max_bytes:
             return (
                 f"the adapter takes {num_bytes} bytes, but all adapters of a batch have "
@@ -108,13 +116,35 @@ class AdapterSlots:
                 "--max-loras-per-batch, or with this adapter among --lora-paths"
             )
         self._bytes[adapter_id] = num_bytes
+        if invocation:
+            self._invocations[adapter_id] = token_key(invocation)
         return None
 
-    def why_refused(self, adapter_id: str) -> str | None:
-        """Why a request with this adapter cannot be taken in; None if it can."""
-        if not adapter_id or adapter_id in self._bytes:
-            return None
-        return "the request's LoRA adapter is not loaded, or no longer; load it again"
+    def why_refused(self, adapter_id: str, *, has_ids: bool = True) -> str | None:
+        """Why a request with this adapter cannot be taken in; None if it can.
+
+        has_ids  whether its prompt is token ids, rather than vectors"""
+        if adapter_id and adapter_id not in self._bytes:
+            return "the request's LoRA adapter is not loaded, or no longer; load it again"
+        if adapter_id in self._invocations and not has_ids:
+            return (
+                "the request's LoRA adapter is activated by tokens of the prompt "
+                "(alora_invocation_tokens), so it cannot be used with input_embeds"
+            )
+        return None
+
+    def begins_at(self, adapter_id: str, prompt_ids: Sequence[int]) -> int | None:
+        """The first token of a request that has the adapter; None: no token ever has.
+
+        Activated LoRA is active from the last invocation in the prompt on; outputs do not count."""
+        invocation = self._invocations.get(adapter_id)
+        if invocation is None:
+            return 0
+        key = token_key(prompt_ids)
+        at = key.rfind(invocation)
+        while at > 0 and at % TOKEN_BYTES:  # between two tokens
+            at = key.rfind(invocation, 0, at + len(invocation) - 1)
+        return None if at < 0 else at // TOKEN_BYTES
 
     def remove(self, adapter_id: str) -> bool:
         """Forget an adapter; False, and no change, if a running request has it."""
@@ -122,6 +152,7 @@ class AdapterSlots:
             return False
         self._leave_slot(adapter_id)
         self._bytes.pop(adapter_id, None)
+        self._invocations.pop(adapter_id, None)
         self._users.pop(adapter_id, None)
         return True
 
@@ -193,7 +224,7 @@ class AdapterTurns:
 
     def passes_over(self, state: RequestState) -> bool:
         """To be asked in the order of the queue."""
-        adapter_id = state.options.adapter
+        adapter_id = state.adapter
         if not adapter_id:
             return False
         if self._is_owed or not self._slots.has_room(adapter_id):
@@ -224,7 +255,7 @@ class AdapterDesk:
             return
         for one in self._ranks.finished():
             self._num_loading -= 1
-            failure = one.failure or self.slots.add(one.adapter_id, one.num_bytes)
+            failure = one.failure or self.slots.add(one.adapter_id, one.num_bytes, one.invocation)
             if failure is not None:
                 self._ranks.unload(one.adapter_id)
             tell(one.call_id, failure is None, failure or "loaded")

@@ -7,7 +7,9 @@ from enum import Enum, auto
 
 from sapwood.engine.per_token import PerToken
 from sapwood.memory.lease import Lease
-from sapwood.memory.prefix_tree import TOKEN_BYTES, token_key
+from sapwood.memory.namespace import Branch, Namespace, base_of, place_at
+from sapwood.memory.node import TOKEN_BYTES
+from sapwood.memory.prefix_tree import token_key
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish, Speculated
 from sapwood.schema.request import Generate
@@ -44,8 +46,13 @@ class RequestState:
         arrival: int,
         arrival_s: float,
         switch_length: int | None = None,
+        adapter_start: int | None = 0,
     ) -> None:
-        """switch_length: as RopeConfig.switch_length"""
+        """The state of a request that has just come.
+
+        switch_length  as RopeConfig.switch_length
+        adapter_start  the first token that has the request's adapter; None: no token has
+        """
         self.request_id = request.request_id
         self.prompt_ids = request.prompt_ids
         self.options = request.options
@@ -65,6 +72,8 @@ class RequestState:
         self.num_cached_tokens: int | None = None
         self.lease: Lease | None = None
         self.row = -1
+        self.adapter = "" if adapter_start is None else request.options.adapter
+        self.adapter_start = adapter_start or 0
         self.adapter_slot = -1
         self.num_runs = 0
         self.last_step = -1
@@ -78,18 +87,27 @@ class RequestState:
         self._num_scored = 0
         self._key = token_key(request.prompt_ids)
         self._page_hashes: list[int] | None = None
-        self._hashed_namespace = ""
+        self._hashed_namespace: Namespace = ""
 
     @property
-    def namespace(self) -> str:
-        """The prefix tree's name of the requests whose prefixes it may reuse: the keys of short and
-        of long texts are rotated differently."""
-        adapter, key = self.options.adapter, self.options.extra_key
-        if adapter:
+    def text_namespace(self) -> str:
+        """The name of the requests whose prefixes it may reuse from the first token on: the keys of
+        short and of long texts are rotated differently."""
+        adapter, key = self.adapter, self.options.extra_key
+        if (adapter and not self.adapter_start) or "\0" in key:  # no adapter's name has a zero
             key = f"{adapter}\0{key}"
         if self._switch_length is None:
             return key
         return f"{'short' if self._is_short else 'long'} {key}"
+
+    @property
+    def namespace(self) -> Namespace:
+        """The prefix tree's name of the requests whose prefixes it may reuse: up to the token where
+        its adapter begins, those of the base model."""
+        base = self.text_namespace
+        if not self.adapter_start:
+            return base
+        return Branch(base=base, first_token=self.adapter_start, name=self.adapter)
 
     @property
     def _is_short(self) -> bool:
@@ -202,6 +220,7 @@ class RequestState:
             input_embeds=self.input_embeds,
             first_position=0 if self._runs_as_short else self._switch_length or 0,
             adapter_slot=self.adapter_slot,
+            adapter_start=self.adapter_start,
         )
 
     # ---- tokens that must be computed though their KV is known -----------------------------------
@@ -278,10 +297,10 @@ class RequestState:
         namespace = self.namespace
         if self._page_hashes is None or self._hashed_namespace != namespace:
             size = page_size * TOKEN_BYTES
-            state = hash(namespace)
+            state = hash(base_of(namespace))
             self._hashed_namespace = namespace
             self._page_hashes = []
             for start in range(0, len(self._key) - size + 1, size):
-                state = hash((state, self._key[start : start + size]))
+                state = hash((state, place_at(namespace, self._key, start, size)))
                 self._page_hashes.append(state)
         return self._page_hashes

@@ -59,7 +59,7 @@ class RunningRequests:
         state.move_to(Phase.RUNNING)
         state.lease = lease
         state.begin_run(self.free_rows.pop())
-        state.adapter_slot = self._adapters.acquire(state.options.adapter)
+        state.adapter_slot = self._adapters.acquire(state.adapter)
         state.num_computed_tokens = num_hit
         self._ledger.count_hit(lease)
         if state.num_cached_tokens is None:
@@ -81,7 +81,7 @@ class RunningRequests:
         if state.options.sampling.grammar is not None:
             self._ended_rows.append(state.row)
         self.free_rows.append(state.row)
-        self._adapters.release(state.options.adapter)
+        self._adapters.release(state.adapter)
         state.row = -1
         self.states.remove(state)
 

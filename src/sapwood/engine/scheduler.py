@@ -182,6 +182,7 @@ class Scheduler:
             arrival=self._num_arrivals,
             arrival_s=self._clock.now_s(),
             switch_length=self._switch_length,
+            adapter_start=self._adapters.begins_at(request.options.adapter, request.prompt_ids),
         )
         state.priority = self._precedence.rank(request.options.priority)
         state.uses_prefixes &= self._pooling is None or self._pooling.uses_prefixes
@@ -352,7 +353,7 @@ class Scheduler:
             self._bounds.why_refused(request)
             or self._gate.why_refused(request.options.sampling)
             or self._precedence.why_refused(request.options.priority)
-            or self._adapters.why_refused(request.options.adapter)
+            or self._adapters.why_refused(request.options.adapter, has_ids=not request.input_embeds)
         )
         if wrong is not None:
             return failed(wrong)
@@ -398,7 +399,7 @@ class Scheduler:
             for state in self._order.of(self._waiting, self._running.states)
             if not state.num_pending_outputs
             and not self._gate.holds(state)
-            and self._adapters.has_room(state.options.adapter)
+            and self._adapters.has_room(state.adapter)
         )
         first = next(ready, None)
         if (

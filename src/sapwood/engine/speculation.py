@@ -289,7 +289,7 @@ class Speculation:
         progress = self._progress.get(state.request_id)
         if progress is None:
             progress = self._progress[state.request_id] = _Progress(
-                self._drafter.begin(state.namespace, state.prompt_ids),
+                self._drafter.begin(state.text_namespace, state.prompt_ids),
                 Acceptance(memory=OWN_MEMORY, prior=self._acceptance),
             )
         return progress

@@ -237,8 +237,9 @@ class CapturedSteps:
         self.sharing: dict[int, tuple[CapturedSharing, Replayable]] = {}
         self.prefills: dict[int, list[Part]] = {}
 
-    def replay(self, batch: ForwardBatch) -> Tensor | None:
-        if any(part is not None for part in (batch.token_types, batch.embeds, batch.adapters)):
+    def replay(self, batch: ForwardBatch, states: Tensor | None = None) -> Tensor | None:
+        others = (batch.token_types, batch.embeds, batch.adapters, states)
+        if any(part is not None for part in others):
             return None
         attention, num_tokens = batch.attention, len(batch.token_ids)
         if attention.num_decodes == num_tokens == len(attention.query_lens):

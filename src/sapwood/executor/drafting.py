@@ -8,6 +8,7 @@ its own are too: after a prefix hit, after a retraction, in a prompt's chunks.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -53,9 +54,13 @@ class DraftMemory:
 
 
 class Sampling(Protocol):
-    """See Sampler.sample."""
+    """See GuessSampler."""
+
+    def guessing(self, rows: Sequence[int]) -> AbstractContextManager[None]: ...
 
     def sample(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> Tensor: ...
+
+    def take(self, rows: Sequence[int], token_ids: Sequence[int]) -> set[int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +102,11 @@ class Drafter(Protocol):
     @property
     def takes_states(self) -> bool:
         """Whether it goes on from the model's hidden states, which `states_of` computes."""
+        ...
+
+    def new_states(self, batch: ForwardBatch) -> Tensor | None:
+        """Memory for the states of all tokens of a step, for a recorded step to write; None if it
+        takes none."""
         ...
 
     def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
@@ -151,7 +161,7 @@ class StandaloneDrafter:
         """A drafter.
 
         recorded          steps of the draft model
-        sampling          chooses tokens, without grammars
+        sampling          chooses guesses
         vocab_size        of the model; ids that only one of the two has are never guessed, and look
                           to the draft model like its last id
         """
@@ -165,6 +175,9 @@ class StandaloneDrafter:
         self._num_done: NDArray[np.int64] = np.zeros(len(memory.rows.seeds), dtype=np.int64)
 
     takes_states = False
+
+    def new_states(self, batch: ForwardBatch) -> Tensor | None:
+        return None
 
     def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a whole language model takes no states of another")
@@ -214,7 +227,9 @@ class StandaloneDrafter:
         # As in a plan: single tokens first.
         missing.sort(key=lambda pair: pair[0].num_new != 1)
         logits = self._run(self._memory.inputs([entry for entry, _ in missing]).batch)
-        return self._guess(logits, [one for _, one in missing if one is not None])
+        going = [one for _, one in missing if one is not None]
+        with self._sampling.guessing([one.entry.row for one in going]):
+            return self._guess(logits, going)
 
     def _guess(self, logits: Tensor, going: Sequence[Sampled]) -> dict[int, list[int]]:
         """Guess one token after the other; logits [S, vocab] are those after the last token of each
@@ -228,9 +243,8 @@ class StandaloneDrafter:
                 [(one.entry.num_output or 0) + len(one.token_ids) + count for one in going],
             )
             count += 1
-            for one, token_id in zip(going, found.tolist(), strict=True):
-                guesses[one.index].append(token_id)
-            going = [one for one in going if one.num_guesses > count]
+            ended = note(found, going, guesses, self._sampling)
+            going = [one for one in going if one.num_guesses > count and one.entry.row not in ended]
             if going:
                 latest = [
                     draft_tokens(one.entry.row, one.num_known + count - 1, guesses[one.index][-1:])
@@ -247,6 +261,17 @@ class StandaloneDrafter:
         if logits is None:
             logits = self._model.compute(batch)
         return of_vocabulary(logits, self._vocab_size)
+
+
+def note(
+    found: Tensor, going: Sequence[Sampled], guesses: dict[int, list[int]], sampling: Sampling
+) -> set[int]:
+    """Append each token of found [len(going)] to its guesses. Returns the rows whose output ends
+    there."""
+    token_ids = found.tolist()
+    for one, token_id in zip(going, token_ids, strict=True):
+        guesses[one.index].append(token_id)
+    return sampling.take([one.entry.row for one in going], token_ids)
 
 
 def of_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:

@@ -29,7 +29,7 @@ ONE_GROUP = CachePlaces()
 
 class AdaptersOfStep(Protocol):
     def __call__(
-        self, slot_of_row: NDArray[np.int64], lens: NDArray[np.int64], selected: NDArray[np.int64]
+        self, slot_of_token: NDArray[np.int64], selected: NDArray[np.int64]
     ) -> StepAdapters | None:
         """As lora.pool.AdapterPool.of_step."""
         ...
@@ -164,7 +164,7 @@ def build_inputs(
         embeds=_embeds(scheduled, rows, device) if takes_embeds and rows.embeds else None,
         adapters=None
         if adapters is None
-        else adapters(rows.adapter_slots[row], lens, sampled_after),
+        else adapters(rows.adapter_slot_of(row_of_token, positions), sampled_after),
     )
     return StepInputs(batch, sampling, sampling_rows)
 

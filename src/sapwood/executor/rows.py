@@ -22,6 +22,7 @@ class RowTable:
     slots        [num_rows]; the slot of each row's state
     first_positions  [num_rows]; as RowStart.first_position
     adapter_slots  [num_rows]; the slot of each row's adapter, or -1
+    adapter_starts  [num_rows]; the first token that has it
     last_tokens  [num_rows] int64, on the device; the token sampled last
     epochs       [num_rows]; how many requests have had the row so far
     embeds       row -> [prompt tokens, hidden] fp32, on the host, for requests with input_embeds,
@@ -36,6 +37,7 @@ class RowTable:
         self.slots: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
         self.first_positions: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
         self.adapter_slots: NDArray[np.int64] = np.full(num_rows, -1, dtype=np.int64)
+        self.adapter_starts: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
         self.last_tokens: Tensor = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.seeds: NDArray[np.uint64] = np.zeros(num_rows, dtype=np.uint64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * num_rows
@@ -48,6 +50,7 @@ class RowTable:
         self.seeds[start.row] = start.seed % 2**64
         self.first_positions[start.row] = start.first_position
         self.adapter_slots[start.row] = start.adapter_slot
+        self.adapter_starts[start.row] = start.adapter_start
         self.page_table[start.row] = 0
         for table in self.window_tables:
             table[start.row] = 0
@@ -55,6 +58,15 @@ class RowTable:
         if start.input_embeds:
             vectors = [np.frombuffer(vector, dtype="<f4") for vector in start.input_embeds]
             self.embeds[start.row] = np.stack(vectors)
+
+    def adapter_slot_of(
+        self, row_of_token: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """[T] the slot of the adapter that each token of a step has, or -1.
+
+        row_of_token, positions  [T] the tokens' rows, and indices in their requests"""
+        is_active = positions >= self.adapter_starts[row_of_token]
+        return np.where(is_active, self.adapter_slots[row_of_token], -1)
 
     def take_embeds(
         self, scheduled: Sequence[ScheduledTokens]

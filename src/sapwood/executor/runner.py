@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,8 +42,10 @@ class DecoderModel(Protocol):
         """hidden [S, hidden] -> [S, vocab], in fp32"""
         ...
 
-    def program(self) -> Program:
-        """`compute` as a program, to be recorded; CannotRecord if it is none."""
+    def program(self, states: Collection[int] | None = None) -> Program:
+        """`compute` as a program, to be recorded; CannotRecord if it is none.
+
+        states  as in models.lm.decoder.Decoder.program"""
         ...
 
 
@@ -55,7 +57,7 @@ class StepAdapterPool(Protocol):
     def place(self, slot: int, adapter_id: str) -> None: ...
 
     def of_step(
-        self, slot_of_row: NDArray[np.int64], lens: NDArray[np.int64], selected: NDArray[np.int64]
+        self, slot_of_token: NDArray[np.int64], selected: NDArray[np.int64]
     ) -> StepAdapters | None: ...
 
 
@@ -286,14 +288,14 @@ class Runner:
         scheduled = launched.plan.scheduled
         num_hidden = [entry.num_hidden for entry in scheduled]
         num_routed = [entry.num_routed for entry in scheduled]
-        if not (
-            (self._drafter is not None and self._drafter.takes_states)
-            or self._logprobs.scores(scheduled)
-            or any(num_hidden)
-            or any(num_routed)
-        ):
-            logits = self._recorded.replay(batch)
-            return self._model.compute(batch) if logits is None else logits
+        if not (self._logprobs.scores(scheduled) or any(num_hidden) or any(num_routed)):
+            states = None if self._drafter is None else self._drafter.new_states(batch)
+            logits = self._recorded.replay(batch, states)
+            if logits is not None:
+                launched.states = states
+                return logits
+            if states is None:
+                return self._model.compute(batch)
         # Recorded steps compute no logits but those from which tokens are sampled.
         if self._routed_experts is None or not any(num_routed):
             hidden = self._forward(launched, batch)
@@ -314,12 +316,14 @@ class Runner:
         hidden, launched.states = self._drafter.states_of(batch)
         return hidden
 
-    def _prompt_logits(self, hidden: Tensor, row: int) -> Tensor:
-        """Logits [n, vocab] of hidden [n, hidden], all of the request in this row."""
+    def _prompt_logits(self, hidden: Tensor, row: int, position: int) -> Tensor:
+        """Logits [n, vocab] of hidden [n, hidden], of the tokens from `position` on of the request
+        in this row."""
         if self._adapters is None:
             return self._model.logits(hidden)
         slot = int(self._rows.adapter_slots[row])
-        with self._adapters.context.scoring(slot, len(hidden), hidden.device):
+        first = max(int(self._rows.adapter_starts[row]) - position, 0)
+        with self._adapters.context.scoring(slot, first, len(hidden), hidden.device):
             return self._model.logits(hidden)
 
     # ---- tokens that come to the host --------------------------------------------------------

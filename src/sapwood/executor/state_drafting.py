@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.executor.drafting import DraftMemory, Sampled, Sampling, draft_tokens
+from sapwood.executor.drafting import DraftMemory, Sampled, Sampling, draft_tokens, note
 from sapwood.kernels.transfer import upload
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.step import RowStart, StepPlan
@@ -61,17 +61,33 @@ class StateDrafter:
     """
 
     def __init__(
-        self, model: CapturingModel, head: Head, memory: DraftMemory, sampling: Sampling
+        self,
+        model: CapturingModel,
+        head: Head,
+        memory: DraftMemory,
+        sampling: Sampling,
+        *,
+        states_width: int,
+        dtype: torch.dtype,
     ) -> None:
-        """model  the one whose states the head takes
-        sampling  chooses tokens, without grammars"""
+        """A drafter.
+
+        model     the one whose states the head takes
+        sampling  chooses guesses
+        states_width, dtype  of what the head takes for each token"""
         self._model = model
         self._head = head
         self._memory = memory
         self._sampling = sampling
+        self._states_width = states_width
+        self._dtype = dtype
         self._texts: dict[int, RowStart] = {}
 
     takes_states = True
+
+    def new_states(self, batch: ForwardBatch) -> Tensor:
+        shape = (len(batch.token_ids), self._states_width)
+        return torch.empty(shape, dtype=self._dtype, device=self._memory.device)
 
     def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         hidden, captured = self._model.forward_capturing(batch, self._head.captures)
@@ -93,6 +109,14 @@ class StateDrafter:
             return {}
         [at] = upload([np.array([ends[one.index] for one in going])], hidden.device)
         hidden, states = hidden.index_select(0, at), states.index_select(0, at)
+        with self._sampling.guessing([one.entry.row for one in going]):
+            return self._guess(hidden, states, going)
+
+    def _guess(
+        self, hidden: Tensor, states: Tensor, going: Sequence[Sampled]
+    ) -> dict[int, list[int]]:
+        """Guess one token after the other, from what the head has computed of the last right token
+        of each entry in `going`."""
         guesses: dict[int, list[int]] = {one.index: [] for one in going}
         count = 0
         while True:
@@ -102,9 +126,12 @@ class StateDrafter:
                 [(one.entry.num_output or 0) + len(one.token_ids) + count for one in going],
             )
             count += 1
-            for one, token_id in zip(going, found.tolist(), strict=True):
-                guesses[one.index].append(token_id)
-            kept = [index for index, one in enumerate(going) if one.num_guesses > count]
+            ended = note(found, going, guesses, self._sampling)
+            kept = [
+                index
+                for index, one in enumerate(going)
+                if one.num_guesses > count and one.entry.row not in ended
+            ]
             if not kept:
                 return guesses
             if len(kept) < len(going):

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sapwood.base.errors import Overloaded
 from sapwood.gateway.audit import audit
 from sapwood.gateway.caller_rates import CallerRates
+from sapwood.gateway.conversations import conversations_dialect
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
 from sapwood.gateway.found import found_dialect
@@ -18,9 +19,11 @@ from sapwood.gateway.gate import Gate
 from sapwood.gateway.metrics import GatewayMetrics
 from sapwood.gateway.policies.registry import make_policy
 from sapwood.gateway.proxy import Proxy, ProxyLimits
+from sapwood.gateway.responses import responses_dialect
 from sapwood.gateway.retries import RetryBudget, RetryLimits
 from sapwood.gateway.steering import steering_dialect
 from sapwood.gateway.worker import WorkerSpec
+from sapwood.history.interface import History
 from sapwood.http.access import Access, Guarded
 from sapwood.http.auth import CALLER
 from sapwood.http.body import BodyLimits
@@ -39,10 +42,13 @@ LEFT = 499
 class Gateway:
     """One gateway: an ASGI application over a fleet of workers. To be made in a running event loop.
 
+    history      where responses and conversations are kept; None: the workers keep responses
     is_draining  whether requests are refused because the gateway is about to end
     """
 
-    def __init__(self, config: GatewayConfig, access: Access) -> None:
+    def __init__(
+        self, config: GatewayConfig, access: Access, history: History | None = None
+    ) -> None:
         rng = random.Random()
         self.is_draining = False
         self.metrics = GatewayMetrics(config.policy)
@@ -78,7 +84,12 @@ class Gateway:
             rng=rng,
         )
         endpoints = EndpointTable(
-            [forwarded_dialect(proxy), found_dialect(proxy), steering_dialect(self.fleet)]
+            [
+                forwarded_dialect(proxy),
+                found_dialect(proxy) if history is None else responses_dialect(proxy, history),
+                conversations_dialect(history),
+                steering_dialect(self.fleet),
+            ]
         )
         app = Starlette(
             routes=[

@@ -7,6 +7,10 @@ from typing import Any
 
 from sapwood.base.errors import InvalidRequest
 
+CURSOR_QUERY = ("after", "limit", "order", "include", "include[]")
+"""Parameters of a list of items; all items have everything that `include` can ask for."""
+MAX_PAGE = 100
+
 
 def page(items: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
     return {
@@ -16,6 +20,27 @@ def page(items: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any
         "last_id": items[-1]["id"] if items else None,
         "has_more": has_more,
     }
+
+
+def paged(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+    """The page that the query asks for; `items` are all, the oldest first.
+
+    Raises InvalidRequest if `after` is none of them."""
+    limit, newest_first, after = cursor(query)
+    ordered = list(reversed(items)) if newest_first else list(items)
+    if after is not None:
+        places = [i for i, item in enumerate(ordered) if item["id"] == after]
+        if not places:
+            raise InvalidRequest(f"after is {after[:80]!r}, which is not there", param="after")
+        ordered = ordered[places[0] + 1 :]
+    return page(ordered[:limit], has_more=len(ordered) > limit)
+
+
+def cursor(query: Mapping[str, str]) -> tuple[int, bool, str | None]:
+    """(limit, whether the newest come first, the item before the page) of a list of items."""
+    limit = query_int(query, "limit", 20, low=1, high=MAX_PAGE)
+    newest_first = query_choice(query, "order", ("desc", "asc")) == "desc"
+    return limit, newest_first, query.get("after")
 
 
 def check_query(query: Mapping[str, str], known: Collection[str]) -> None:

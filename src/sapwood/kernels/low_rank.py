@@ -96,10 +96,10 @@ class AdapterRows:
     rows: Tensor
 
     @staticmethod
-    def all_of(slot: int, num_rows: int, device: torch.device) -> AdapterRows:
-        """Every one of num_rows rows has the adapter in the slot."""
-        rows = torch.arange(num_rows, device=device)
-        return AdapterRows(slots=(slot,), starts=(0, num_rows), rows=rows)
+    def from_row(first: int, num_rows: int, slot: int, device: torch.device) -> AdapterRows:
+        """The rows first .. num_rows - 1 have the adapter in the slot."""
+        rows = torch.arange(first, num_rows, device=device)
+        return AdapterRows(slots=(slot,), starts=(0, len(rows)), rows=rows)
 
     def each(self) -> Iterator[tuple[int, Tensor]]:
         """(slot, its rows)"""

@@ -21,12 +21,13 @@ class PackedLinear(Protocol):
 
 
 class PackedHeads(Protocol):
-    """A linear layer of each head."""
+    """A linear layer of each head, [H, out, in]."""
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        """out[t, h] = weight[h] @ x[t, h].
+        """out[t, h] = weight[h] @ x[t, h], and then those entries of x[t, h] that come after `in`.
 
-        x    [T, H, in], out [T, H, out]; both may be parts of the entries of longer heads"""
+        x    [T, H, in + kept], out [T, H, out + kept]; both may be parts of the entries of longer
+             heads"""
         ...
 
 

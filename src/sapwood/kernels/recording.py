@@ -6,7 +6,7 @@ memory: `plan_memory` finds out which buffers may lie in the same place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sapwood.kernels.activations import Activation
     from sapwood.kernels.interface import AttentionBatch, AttentionTraits, Kernels
     from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
-    from sapwood.kernels.packed import PackedExperts, PackedLinear
+    from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
     from sapwood.kernels.routing import Routing
     from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
     from sapwood.kernels.state_space import StateSpace
@@ -109,7 +109,11 @@ class RotateAndWrite:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Attend:
-    """out [rows, Hq * D] = attention of the queries x to the KV cache of a layer."""
+    """out [rows, Hq * D] = attention of the queries x to the KV cache of a layer.
+
+    rank  of a latent cache, whose rows are keys, and their first `rank` entries values: then out is
+          [rows, Hq * rank]; None: keys and values are two caches
+    """
 
     x: Buffer
     layer: int
@@ -118,6 +122,46 @@ class Attend:
     head_dim: int
     scale: float
     traits: AttentionTraits
+    out: Buffer
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RotateAndWriteLatent:
+    """The queries in `residual` are rotated in place; a row goes to the layer's latent cache.
+
+    x         its first columns are `latent` of Kernels.norm_rope_write_latent; so are the others
+    residual  [rows, Hq * (N + P)]
+    layer     index of the layer
+    row       C + P
+    """
+
+    x: Buffer
+    residual: Buffer
+    layer: int
+    num_heads: int
+    row: int
+    norm: Tensor
+    eps: float
+    cos_sin: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MultiplyHeads:
+    """out [rows, H * (out + kept)] = the linear layer of each head of x [rows, H * (in + kept)]."""
+
+    x: Buffer
+    layer: PackedHeads
+    kept: int
+    out: Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TakeColumns:
+    """out [rows, width] = the columns of x from `first` on."""
+
+    x: Buffer
+    first: int
     out: Buffer
 
 
@@ -221,7 +265,8 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GateRows:
-    """residual *= the logistic function of gate [rows, 1], row by row"""
+    """residual *= the logistic function of gate [rows, n]: each gate is for one of n equal parts of
+    a row."""
 
     gate: Buffer
     residual: Buffer
@@ -322,6 +367,15 @@ class Xielu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeepStates:
+    """Of the states that the step hands out, the columns from `first` on = x, or x + more."""
+
+    x: Buffer
+    more: Buffer | None
+    first: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SelectRows:
     """out = the rows of x whose logits are wanted."""
 
@@ -369,6 +423,9 @@ Op = (
     | AddLowRank
     | RotateAndWrite
     | Attend
+    | RotateAndWriteLatent
+    | MultiplyHeads
+    | TakeColumns
     | Convolve
     | GatedNorm
     | DeltaRule
@@ -385,23 +442,34 @@ Op = (
     | ScaleByPosition
     | Clip
     | Xielu
+    | KeepStates
     | SelectRows
     | Logits
 )
 
 
-_MIXING = (Attend, Convolve, DeltaRule, SelectiveScan)
-"""Ops in which tokens look at others."""
+_OF_ALL_ROWS = (Attend, Convolve, DeltaRule, SelectiveScan, KeepStates)
+"""Ops in which tokens look at others, or that hand out something of all tokens."""
+
+
+class LeftOut(Hashable, Protocol):
+    """A rule that says which batches are to be computed op by op."""
+
+    def applies(self, batch: AttentionBatch) -> bool: ...
 
 
 class Program:
     """The ops of a step, in their order.
 
     dtype  of activations, norms and dense caches
+    states_width  columns of the states that the step hands out; 0: it hands out none
+    left_out  which batches the program does not compute
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self.states_width = 0
+        self.left_out: set[LeftOut] = set()
         self._ops: list[Op] = []
         self._num_buffers = 0
 
@@ -413,6 +481,11 @@ class Program:
     def add(self, op: Op) -> None:
         self._ops.append(op)
 
+    def keep_states(self, x: Buffer, more: Buffer | None) -> None:
+        """Hand out x, or x + more, of all tokens of the step: beside what was kept before."""
+        self.add(KeepStates(x=x, more=more, first=self.states_width))
+        self.states_width += x.width
+
     def refuse_sum_over(self, num_ranks: int) -> None:
         """CannotRecord if several ranks would add their results up after the next op."""
         if num_ranks > 1:
@@ -421,11 +494,11 @@ class Program:
     def split(self) -> tuple[Sequence[Op], Sequence[Op]]:
         """(ops on the rows of all tokens, ops on the rows whose logits are wanted).
 
-        Tokens know of each other by attention and states alone. After the last of these
-        nothing looks at the other rows any more, so the second part begins with the selection of
-        rows."""
-        mixing = [index for index, op in enumerate(self._ops) if isinstance(op, _MIXING)]
-        first = mixing[-1] + 1 if mixing else len(self._ops)
+        Tokens know of each other by attention and states alone. After the last of these, and after
+        all states are handed out, nothing looks at the other rows any more, so the second part
+        begins with the selection of rows."""
+        of_all = [index for index, op in enumerate(self._ops) if isinstance(op, _OF_ALL_ROWS)]
+        first = of_all[-1] + 1 if of_all else len(self._ops)
         before, after = self._ops[:first], self._ops[first:]
         written = {buffer for op in before for buffer in written_by(op)}
         needed = sorted(written & set(_read_before_written(after)), key=lambda one: one.index)
@@ -503,13 +576,15 @@ class RecordedStep(Protocol):
         logits_index: Tensor,
         slots: Sequence[Tensor | None] = (),
         adapters: tuple[AdapterRows, AdapterRows] | None = None,
+        states: Tensor | None = None,
     ) -> Tensor:
         """Logits [S, vocab] in fp32 of the rows at logits_index [S]; writes every layer's cache.
 
         `write_index`, `batches` and `slots` have one value per cache group; slots [R] are those of
         a group of states, and None in others; without states there need not be any. `adapters` are
-        those of all rows, and those of the rows at logits_index, counted among them. The first
-        three arguments are [T]; all indices are int64 and contiguous. The result is bitwise that of
+        those of all rows, and those of the rows at logits_index, counted among them. `states`
+        [T, the program's states_width] of its dtype is written, unless None. The first three
+        arguments are [T]; all indices are int64 and contiguous. The result is bitwise that of
         the single ops. Until the next step the caller may keep it and write to it.
         Raises IndexError, before anything is written, if an index is outside its table.
         """

@@ -54,10 +54,12 @@ class AdapterContext:
             self.step = self.head_rows = None
 
     @contextmanager
-    def scoring(self, slot: int, num_rows: int, device: torch.device) -> Iterator[None]:
-        """Inside, the output layer computes rows that all have this slot's adapter; -1: none."""
+    def scoring(self, slot: int, first: int, num_rows: int, device: torch.device) -> Iterator[None]:
+        """Inside, the output layer computes num_rows rows, of which those from `first` on have
+        this slot's adapter; slot -1: none has one."""
         before = self.head_rows
-        self.head_rows = AdapterRows.all_of(slot, num_rows, device) if slot >= 0 else None
+        is_adapted = slot >= 0 and first < num_rows
+        self.head_rows = AdapterRows.from_row(first, num_rows, slot, device) if is_adapted else None
         try:
             yield
         finally:

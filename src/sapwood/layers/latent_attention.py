@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.interface import PLAIN, AttentionBatch
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.packed import PackedHeads, PackedLinear
-from sapwood.kernels.recording import Buffer, CannotRecord, Program
+from sapwood.kernels.recording import (
+    Attend,
+    Buffer,
+    CannotRecord,
+    GateRows,
+    MultiplyHeads,
+    Program,
+    RotateAndWriteLatent,
+    TakeColumns,
+)
 from sapwood.kernels.torch_ops.latent import read_rows
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
@@ -168,7 +177,7 @@ class LatentAttention:
         else:
             out = self._dense(q, cache, tokens.attention)
         if self._gate is not None:
-            out = out * torch.sigmoid(self._gate(x).float()).to(out.dtype).unsqueeze(-1)
+            self._kernels.gate_rows(out.view(-1, sizes.value_dim), self._gate(x).view(-1, 1))
         return out.flatten(1)
 
     def _dense(self, q: Tensor, cache: Tensor, batch: AttentionBatch) -> Tensor:
@@ -192,8 +201,7 @@ class LatentAttention:
         """q [T, heads, key_dim] -> [T, heads, value_dim]; chosen: as in sparse_latent_attention"""
         sizes, made = self._sizes, self._filled()
         rows = q.new_empty(q.shape[0], sizes.num_heads, sizes.row)
-        made.keys(q[..., : sizes.nope_dim], rows[..., : sizes.rank])
-        rows[..., sizes.rank :] = q[..., sizes.nope_dim :]
+        made.keys(q, rows)
         kernels, scale, rank = self._kernels, self._scale, sizes.rank
         if chosen is None:
             latents = kernels.latent_attention(rows, cache, batch, scale, rank)
@@ -289,8 +297,63 @@ class LatentAttention:
         )
 
     def record(self, program: Program, x: Buffer) -> Buffer:
-        """As Mixer.record."""
-        raise CannotRecord("a recorded step has no latent attention")
+        """As Mixer.record. Long prompts are left out: in the expanded form they cost less."""
+        if self._chooser is not None:
+            raise CannotRecord("a recorded step has no attention to chosen keys")
+        sizes, made = self._sizes, self._filled()
+        program.left_out.add(_LongPrompts(self._whole))
+        latent = self._a.record(program, x)
+        inputs = x
+        if self._q_norm is not None:
+            inputs = program.buffer(self._q_norm.weight.shape[0])
+            program.add(TakeColumns(x=latent, first=sizes.row, out=inputs))
+            inputs = self._q_norm.record(program, inputs)
+        q = self._q.record(program, inputs)
+        program.add(
+            RotateAndWriteLatent(
+                x=latent,
+                residual=q,
+                layer=self._layer,
+                num_heads=sizes.num_heads,
+                row=sizes.row,
+                norm=self._norm.weight,
+                eps=self._eps,
+                cos_sin=self._cos_sin,
+            )
+        )
+        rows, latents, out = (
+            program.buffer(sizes.num_heads * width)
+            for width in (sizes.row, sizes.rank, sizes.value_dim)
+        )
+        program.add(MultiplyHeads(x=q, layer=made.keys, kept=sizes.rope_dim, out=rows))
+        program.add(
+            Attend(
+                x=rows,
+                layer=self._layer,
+                num_heads=sizes.num_heads,
+                num_kv_heads=1,
+                head_dim=sizes.row,
+                scale=self._scale,
+                traits=PLAIN,
+                out=latents,
+                rank=sizes.rank,
+            )
+        )
+        program.add(MultiplyHeads(x=latents, layer=made.values, kept=0, out=out))
+        if self._gate is not None:
+            program.add(GateRows(gate=self._gate.record(program, x), residual=out))
+        return self._o.record(program, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _LongPrompts:
+    """Batches with a request that costs less in the expanded form."""
+
+    sizes: LatentSizes
+
+    def applies(self, batch: AttentionBatch) -> bool:
+        lengths = zip(batch.query_lens, batch.context_lens, strict=True)
+        return any(self.sizes.expands(*one) for one in lengths)
 
 
 @dataclass(frozen=True, slots=True)

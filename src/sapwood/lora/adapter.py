@@ -24,12 +24,15 @@ class Adapter:
     num_bytes  that they take
     rank       the largest of a layer
     is_covered  whether a recorded step has all of the additions
+    invocation  token ids: the adapter adds from the last place on where a prompt has them; empty:
+                it adds to all tokens
     """
 
     additions: Mapping[Site, Addition]
     num_bytes: int
     rank: int
     is_covered: bool
+    invocation: tuple[int, ...] = ()
 
 
 FusedAdapter = tuple[FusedIn, AdapterTarget]
@@ -89,6 +92,12 @@ def build_adapter(
     Raises    ConfigError for a tensor that belongs to no layer, or does not fit its layer
     """
     found = sorted_tensors(tensors, source)
+    if config.alora_invocation_tokens and (found.embeddings or found.wholes):
+        path = next(iter([*found.embeddings, *found.wholes]))
+        raise ConfigError(
+            f"{source} has alora_invocation_tokens and an adapter of {path}; only linear layers "
+            "can be activated in the middle of a text: train the adapter without the other"
+        )
     builder = _Builder(config, model, source=source, max_rank=max_rank, modules=modules)
     builder.add_linear(found.linear)
     builder.add_embeddings(found.embeddings)
@@ -99,6 +108,7 @@ def build_adapter(
         num_bytes=sum(addition.num_bytes for addition in additions.values()),
         rank=builder.rank,
         is_covered=all(site.is_recorded for site in additions),
+        invocation=tuple(config.alora_invocation_tokens or ()),
     )
 
 

@@ -1,7 +1,8 @@
 """The configuration of an adapter, as PEFT writes it. Torch-free.
 
 Source: the format of PEFT 0.21 (adapter_config.json); Hu et al. 2021, arXiv:2106.09685; rank-
-stabilised scaling: Kalajdzievski 2023, arXiv:2312.03732."""
+stabilised scaling: Kalajdzievski 2023, arXiv:2312.03732; activated LoRA: Greenewald et al. 2025,
+arXiv:2504.12397."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from sapwood.base.errors import ConfigError
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_PATTERNS = 10_000
+MAX_INVOCATION_TOKENS = 1024
 
 _PATH = re.compile(r"\^?(?:[\w-]|\\?\.)+\$?")
 
@@ -28,6 +30,8 @@ class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     r, lora_alpha  rank and alpha of layers that no pattern names
     rank_pattern, alpha_pattern  those of the layers whose paths end with the key
+    alora_invocation_tokens  the adapter adds from the last place on where a prompt has these
+        tokens, and nothing before; None or empty: it adds to all tokens
     """
 
     r: int
@@ -38,6 +42,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True):
     alpha_pattern: dict[str, float] = {}
     use_rslora: bool = False
     fan_in_fan_out: bool = False
+    alora_invocation_tokens: list[int] | None = None
 
     def scaling(self, path: str, rank: int) -> float:
         """The factor of what the adapter of rank `rank` adds to the layer with that path."""
@@ -84,6 +89,11 @@ def adapter_config(values: dict[str, Any], source: str) -> AdapterConfig:
     alphas = [config.lora_alpha, *config.alpha_pattern.values()]
     if min(ranks) < 1 or not all(map(math.isfinite, alphas)):
         raise ConfigError(f"{source}: ranks must be at least 1, and alphas finite numbers")
+    invocation = config.alora_invocation_tokens or []
+    if len(invocation) > MAX_INVOCATION_TOKENS or not all(0 <= one < 2**31 for one in invocation):
+        raise ConfigError(
+            f"{source}: alora_invocation_tokens must be token ids, at most {MAX_INVOCATION_TOKENS}"
+        )
     return config
 
 
@@ -121,7 +131,6 @@ def _refuse(values: dict[str, Any], source: str) -> None:
         ("use_dora", "DoRA scales the rows of the weights themselves"),
         ("trainable_token_indices", "embeddings of single tokens"),
         ("lora_bias", "a bias of the low-rank layers"),
-        ("alora_invocation_tokens", "activated LoRA"),
         ("layer_replication", "layers that occur several times"),
         ("use_qalora", "QALoRA"),
         ("use_bdlora", "block-diagonal adapters"),

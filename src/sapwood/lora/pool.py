@@ -45,21 +45,20 @@ class AdapterPool:
             self._slots[slot] = new
 
     def of_step(
-        self, slot_of_row: NDArray[np.int64], lens: NDArray[np.int64], selected: NDArray[np.int64]
+        self, slot_of_token: NDArray[np.int64], selected: NDArray[np.int64]
     ) -> StepAdapters | None:
-        """The adapters of a step; None if no request has one.
+        """The adapters of a step; None if no token has one.
 
-        slot_of_row  [R] slot of each request, -1: none
-        lens         [R] new tokens of each request
-        selected     [S] the tokens whose logits are wanted, as places in the step
+        slot_of_token  [T] the slot of each token's adapter, -1: none
+        selected       [S] the tokens whose logits are wanted, as places in the step
         """
-        if not (slot_of_row >= 0).any():
+        adapted = slot_of_token[slot_of_token >= 0]
+        if not len(adapted):
             return None
-        of_token = slot_of_row.repeat(lens)
-        slots = [int(slot) for slot in np.unique(slot_of_row[slot_of_row >= 0])]
+        slots = [int(slot) for slot in np.unique(adapted)]
         return StepAdapters(
-            rows=self._grouped(of_token, slots),
-            selected=self._grouped(of_token[selected], slots),
+            rows=self._grouped(slot_of_token, slots),
+            selected=self._grouped(slot_of_token[selected], slots),
             is_covered=all(self._slots[slot].is_covered for slot in slots),
         )
 

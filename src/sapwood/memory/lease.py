@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sapwood.memory.namespace import Namespace
 from sapwood.memory.node import Node
 
 NO_PAGE = -1
@@ -96,7 +97,7 @@ class Lease:
     is_released    the request has ended; its readers have not
     """
 
-    namespace: str
+    namespace: Namespace
     pages: list[int]
     num_shared: int
     node: Node | None

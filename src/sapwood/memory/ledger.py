@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sapwood.memory.lease import NO_PAGE, Lease, StateLease, WindowLease
+from sapwood.memory.namespace import Namespace
 from sapwood.memory.needs import Needs
-from sapwood.memory.node import Node
+from sapwood.memory.node import TOKEN_BYTES, Node
 from sapwood.memory.pages import PageAllocator
-from sapwood.memory.prefix_tree import TOKEN_BYTES, PrefixTree, first_needed_page
+from sapwood.memory.prefix_tree import PrefixTree, first_needed_page
 from sapwood.memory.without_leases import WithoutLeases
 from sapwood.schema.cache import FULL_POOL, CachePool
 
@@ -126,7 +127,7 @@ class Ledger:
 
     # ---- leases ------------------------------------------------------------------------------
 
-    def prefix_path(self, namespace: str, key: bytes) -> list[tuple[int, int]]:
+    def prefix_path(self, namespace: Namespace, key: bytes) -> list[tuple[int, int]]:
         """(identity of a node, tokens of it that match) along the longest known prefix.
 
         For policies; nothing changes. The last whole page is left out if it holds the last token,
@@ -137,7 +138,7 @@ class Ledger:
         path = self._tree.path(namespace, self._matchable(key))
         return [(id(node), num_pages * self.page_size) for node, num_pages in path]
 
-    def lease(self, namespace: str, key: bytes) -> tuple[Lease, int]:
+    def lease(self, namespace: Namespace, key: bytes) -> tuple[Lease, int]:
         """A lease that starts with the longest known prefix of `key`, and that prefix's tokens.
 
         A lease may be only tried, and given back at once; `count_hit` tells of those that are used.

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from sapwood.memory.eviction import EvictionKey
 
+TOKEN_BYTES = 4
+"""Of a token's id in a key."""
+
 
 class WindowPart:
     """A node's pages in a window pool; only the tree changes it.
@@ -33,6 +36,8 @@ class Node:
     length    number of pages of tokens
     pages     their pages in the pool that keeps every token; empty if the model has no such pool
     windows   one part per window pool
+    place     the node's key among its parent's children: the bytes of its first page, after the
+              mark of the branch that begins here, if one does
     state     slot of the state after the node's last token; None: no state is kept there
     num_pins  leases whose next step starts from a copy of that state
     """
@@ -48,6 +53,7 @@ class Node:
         "num_pins",
         "pages",
         "parent",
+        "place",
         "state",
         "windows",
     )
@@ -63,6 +69,7 @@ class Node:
         self.parent = parent
         self.namespace: str | None = None  # a root's; None below
         self.key = key
+        self.place = b""
         self.length = length
         self.pages = pages
         self.windows = windows

@@ -1,8 +1,9 @@
 """The radix tree of computed prefixes: token ids to what these tokens left behind in each pool.
 
-One tree per namespace (`extra_key`). An edge carries whole pages only: its key is the bytes of its
-tokens (4 per token, little-endian) and its length is a multiple of the page size. A node that some
-request uses is locked, and so is every node above it; the rest can be evicted.
+One tree per namespace (`extra_key`); a `Branch` begins below a page of another. An edge carries
+whole pages only: its key is the bytes of its tokens (4 per token, little-endian) and its length is
+a multiple of the page size. A node that some request uses is locked, and so is every node above it;
+the rest can be evicted.
 
 Each pool has its own part of a node. Pages that keep every token go leaves first. A window's pages
 may go anywhere in the tree, from a node's first tokens on: what lies behind a window is of no use,
@@ -21,10 +22,9 @@ from dataclasses import dataclass, field
 
 from sapwood.memory.eviction import EvictionKey
 from sapwood.memory.listener import CacheListener
-from sapwood.memory.node import EvictionQueue, Node, WindowPart
+from sapwood.memory.namespace import Namespace, base_of, end_from, place_at
+from sapwood.memory.node import TOKEN_BYTES, EvictionQueue, Node, WindowPart
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
-
-TOKEN_BYTES = 4
 
 
 def token_key(token_ids: Iterable[int]) -> bytes:
@@ -107,7 +107,7 @@ class PrefixTree:
 
     # ---- finding -----------------------------------------------------------------------------
 
-    def path(self, namespace: str, key: bytes) -> list[tuple[Node, int]]:
+    def path(self, namespace: Namespace, key: bytes) -> list[tuple[Node, int]]:
         """The nodes along the longest usable prefix, each with how many of its pages match.
 
         Changes nothing, so it serves for planning.
@@ -115,7 +115,7 @@ class PrefixTree:
         steps = self._known(namespace, key)
         return steps if self._is_plain or not steps else self._usable(steps)
 
-    def match(self, namespace: str, key: bytes) -> Match:
+    def match(self, namespace: Namespace, key: bytes) -> Match:
         """The longest usable prefix of `key`; a node that matches in part is split there."""
         node, length, pages = self._end_of(namespace, self.path(namespace, key))
         if not self.windows:
@@ -138,15 +138,16 @@ class PrefixTree:
             walker = walker.parent
         return pages
 
-    def _known(self, namespace: str, key: bytes) -> list[tuple[Node, int]]:
+    def _known(self, namespace: Namespace, key: bytes) -> list[tuple[Node, int]]:
         steps: list[tuple[Node, int]] = []
-        node = self._roots.get(namespace)
+        node = self._roots.get(base_of(namespace))
         offset = 0
         while node is not None:
-            child = node.children.get(key[offset : offset + self._page_bytes])
+            child = node.children.get(place_at(namespace, key, offset, self._page_bytes))
             if child is None:
                 break
-            num_pages = self._common_pages(child.key, key, offset)
+            end = end_from(namespace, key, offset, self._page_bytes)
+            num_pages = self._common_pages(child.key, key[:end], offset)
             steps.append((child, num_pages))
             if num_pages < child.length:
                 break
@@ -177,10 +178,12 @@ class PrefixTree:
             start = end
         return steps[:usable]
 
-    def _end_of(self, namespace: str, steps: list[tuple[Node, int]]) -> tuple[Node, int, list[int]]:
+    def _end_of(
+        self, namespace: Namespace, steps: list[tuple[Node, int]]
+    ) -> tuple[Node, int, list[int]]:
         """(node that ends where the steps end, their length, their pages)"""
         if not steps:
-            return self._root(namespace), 0, []
+            return self._root(base_of(namespace)), 0, []
         last, num_pages = steps[-1]
         if num_pages < last.length:
             last = self._split(last, num_pages)
@@ -192,7 +195,7 @@ class PrefixTree:
 
     def insert(
         self,
-        namespace: str,
+        namespace: Namespace,
         key: bytes,
         pages: Sequence[int],
         windows: Sequence[tuple[int, Sequence[int]]] = (),
@@ -210,18 +213,21 @@ class PrefixTree:
         assert len(key) == length * self._page_bytes, "a key must be whole pages"
         assert len(pages) == length or self._full < 0, "a key has a page for each page of tokens"
         node, known, own = self._end_of(namespace, self._known(namespace, key))
-        if known < length:
+        while known < length:
             parts = tuple(WindowPart([]) for _ in self.windows)
-            below = key[known * self._page_bytes :]
+            offset = known * self._page_bytes
+            below = key[offset : end_from(namespace, key, offset, self._page_bytes)]
+            end = known + len(below) // self._page_bytes
             parent = node
-            node = Node(parent, below, length - known, list(pages[known:]), parts)
+            node = Node(parent, below, end - known, list(pages[known:end]), parts)
+            node.place = place_at(namespace, key, offset, self._page_bytes)
             self._num_uses += 1
             node.last_used = self._num_uses
-            parent.children[below[: self._page_bytes]] = node
+            parent.children[node.place] = node
             self.num_pages += len(node.pages)
             self.num_evictable_pages += len(node.pages)
-            self._tell_stored(node, self._full, length, node.pages)
-            own = own + node.pages
+            self._tell_stored(node, self._full, end, node.pages)
+            own, known = own + node.pages, end
         for index, (first, given) in enumerate(windows):
             self._fill(node, length, index, first, given)
         self._leaves.offer(node)
@@ -459,12 +465,13 @@ class PrefixTree:
         upper.num_locks = node.num_locks
         upper.num_hits = node.num_hits
         upper.last_used = node.last_used
-        node.parent.children[upper.key[: self._page_bytes]] = upper
+        upper.place, node.place = node.place, node.key[at : at + self._page_bytes]
+        node.parent.children[upper.place] = upper
         node.parent = upper
         node.key = node.key[at:]
         node.length -= num_pages
         node.pages = node.pages[num_pages:]
-        upper.children[node.key[: self._page_bytes]] = node
+        upper.children[node.place] = node
         for queue in self._window_queues:
             queue.offer(upper)
         return upper
@@ -492,7 +499,7 @@ class PrefixTree:
     def _remove(self, leaf: Node) -> None:
         parent = leaf.parent
         assert parent is not None, "a root is never a candidate"
-        del parent.children[leaf.key[: self._page_bytes]]
+        del parent.children[leaf.place]
         leaf.parent = None
         self._leaves.offer(parent)
         self._drop_empty_roots(parent)
@@ -561,13 +568,16 @@ class PrefixTree:
             tell(namespace, whole, pool, list(numbers))
 
     def _place(self, node: Node) -> tuple[str, bytes]:
-        """(namespace, key of all tokens up to the node's end)"""
+        """(namespace, key of all tokens up to the node's end); that of a branch is its mark
+        and its base's."""
         keys: list[bytes] = []
+        marks = ""
         while node.parent is not None:
             keys.append(node.key)
+            marks += node.place[: -self._page_bytes].decode()
             node = node.parent
         assert node.namespace is not None
-        return node.namespace, b"".join(reversed(keys))
+        return marks + node.namespace, b"".join(reversed(keys))
 
 
 def _has_window_pages(index: int) -> Callable[[Node], bool]:

@@ -45,6 +45,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     seed        seed of the request's random numbers
     first_position  what is added to the index of a token for ForwardBatch.positions
     adapter_slot  of the request's adapter while it has this row; -1: none
+    adapter_start  the first token in the request that has the adapter
     """
 
     row: int
@@ -55,6 +56,7 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     input_embeds: list[bytes] = []
     first_position: int = 0
     adapter_slot: int = -1
+    adapter_start: int = 0
 
 
 class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):

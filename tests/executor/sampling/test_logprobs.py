@@ -70,10 +70,12 @@ def test_a_prompt_is_scored_in_pieces(rows_per_piece: int) -> None:
     recorder.start(start(4, prompt, LogprobOptions(prompt_start=1, num_top=2)))
     hidden, weight = random(12, HIDDEN), random(HIDDEN, VOCAB)
     most = 0
+    positions = []
 
-    def logits_of(rows: Tensor, row: int) -> Tensor:
+    def logits_of(rows: Tensor, row: int, position: int) -> Tensor:
         nonlocal most
         assert row == 4
+        positions.extend(range(position, position + len(rows)))
         most = max(most, len(rows))
         return rows @ weight
 
@@ -82,6 +84,7 @@ def test_a_prompt_is_scored_in_pieces(rows_per_piece: int) -> None:
     assert recorder.scores(plan)
     found = recorder.of_prompts(plan, hidden, logits_of)
     assert list(found) == [1]
+    assert positions == list(range(1, 8))
     assert most <= rows_per_piece
     expected = (hidden[3:] @ weight).log_softmax(-1)
     scored = found[1].tell()

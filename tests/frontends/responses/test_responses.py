@@ -7,8 +7,6 @@ import httpx
 import openai
 import pytest
 
-from sapwood.frontends.responses import store as response_store
-
 TEXT = "Hello, wörld!"
 
 
@@ -169,7 +167,7 @@ def test_old_responses_are_deleted(serve, monkeypatch):
     answer = first.client.responses.create(input="Hi")
     first.close()
     tomorrow = time.time() + 86_500
-    monkeypatch.setattr(response_store.time, "time", lambda: tomorrow)
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
     second = serve(retention_days=1)
     with pytest.raises(openai.NotFoundError):
         second.client.responses.retrieve(answer.id)

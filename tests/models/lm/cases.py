@@ -370,7 +370,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "KimiLinearForCausalLM",
         {"linear_num_heads": 3, "linear_head_dim": 16, "num_local_experts": 6}
         | {"num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 40}
-        | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20}
+        | {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "qk_nope_head_dim": 12, "v_head_dim": 20}
         | {"num_key_value_heads": 6, "layer_types": ["linear_attention", "full_attention"]}
         | {"pad_token_id": None},
     ),
@@ -382,7 +382,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bailing_hybrid, decays without a bound": (
         "bailing_hybrid",
         "BailingHybridForCausalLM",
-        BAILING | {"layer_group_size": 2, "kda_safe_gate": False, "first_k_dense_replace": 0},
+        BAILING
+        | {"layer_group_size": 2, "kda_safe_gate": False, "first_k_dense_replace": 0}
+        | {"kv_lora_rank": 32, "qk_rope_head_dim": 32},
     ),
     "olmo_hybrid": (
         "olmo_hybrid",
@@ -782,24 +784,14 @@ OP_BY_OP = {
     "gemma4, values are keys": "factors of layers",
     **dict.fromkeys(
         (
-            "youtu",
-            "youtu, queries without a latent",
-            "minicpm3",
-            "deepseek_v2",
-            "deepseek_v2, lite",
-            "deepseek_v3",
-            "deepseek_v3, one group",
-            "glm4_moe_lite",
             "deepseek_v32",
             "deepseek_v32, few keys",
             "deepseek_v32, all keys",
             "glm_moe_dsa",
-            "kimi_linear",
         ),
-        "latent attention",
+        "attention to chosen keys",
     ),
     "bailing_hybrid": "bounded decays",
-    "bailing_hybrid, decays without a bound": "latent attention",
     "zamba2": "streams",
     "zamba2, one block": "streams",
     "longcat_flash": "feed-forwards beside two layers",

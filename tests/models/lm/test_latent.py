@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from sapwood.base.errors import ConfigError
+from sapwood.executor.recorded import record_steps
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.models.registry import read_decoder
 from tests.models.lm.cases import peer_of
 from tests.models.lm.checks import ATOL, CHECKS
-from tests.models.lm.harness import Session, make_decoder
+from tests.models.lm.harness import NewTokens, Session, make_batch, make_decoder, make_kv_caches
 from tests.models.lm.peer import random_text
+from tests.models.lm.test_architectures import native_or_skip
 from tests.tiers import sweep
 
 CASES = ["youtu", "youtu, queries without a latent", "minicpm3", "deepseek_v3"]
@@ -37,6 +39,19 @@ def test_one_head_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     peer, text = peer_of("youtu"), random_text(40)
     got = Session(make_decoder(peer.hf_config, peer.weights, TorchKernels())).step({"a": text})
     torch.testing.assert_close(got["a"], peer.logits(text), atol=ATOL, rtol=0)
+
+
+def test_a_recorded_step_leaves_long_prompts_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = peer_of("deepseek_v2, lite")
+    kernels = native_or_skip()
+    model = make_decoder(peer.hf_config, peer.weights, kernels)
+    caches = make_kv_caches(model.config, num_pages=8, page_size=8)
+    steps = record_steps(model, kernels, caches, enabled=True).steps
+    monkeypatch.setattr(LatentSizes, "expands", lambda _, num_new, __: num_new > 2)
+    short, long = NewTokens([1, 2], 0, [1]), NewTokens([1, 2, 3], 0, [2])
+    assert steps.replay(make_batch([short, long], caches)) is None
+    assert all(cache.isnan().all() for own in caches for cache in own)
+    assert steps.replay(make_batch([short], caches)) is not None
 
 
 @pytest.mark.parametrize("is_expanded", [False, True])

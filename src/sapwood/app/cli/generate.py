@@ -16,7 +16,7 @@ from sapwood.app.cli.engine import open_llm
 from sapwood.app.cli.interrupt import on_interrupt
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.base.errors import ConfigError
-from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 
 if TYPE_CHECKING:
     from sapwood.app.llm import LLM
@@ -47,6 +47,27 @@ STANDARD_STREAM = "-"
 @click.option(
     "--retry-errors", is_flag=True, help="Ask the lines again whose answer in FILE is an error."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["process", "ray"]),
+    default="process",
+    show_default=True,
+    help="Where lines are answered: by an engine in this process, or by engines on a Ray cluster.",
+)
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="Of the cluster for --engine ray (auto: the one of this machine). "
+    "Default: one that is started here for this run.",
+)
+@click.option(
+    "--ray-engines",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Engines for --engine ray.",
+)
 @config_options(*COMPONENTS)
 @click.pass_context
 def generate(
@@ -55,6 +76,9 @@ def generate(
     target: str,
     in_flight: int,
     retry_errors: bool,
+    engine: str,
+    ray_address: str | None,
+    ray_engines: int,
     asked: Asked,
 ) -> None:
     """Answer each line of INPUT, a file of JSON lines (-: the input).
@@ -66,6 +90,10 @@ def generate(
     """
     from sapwood.frontends.batches.run import count_lines, resume
 
+    if engine != "ray" and (ray_address is not None or ray_engines != 1):
+        raise click.UsageError("--ray-address and --ray-engines are for --engine ray")
+    if engine == "ray" and source == STANDARD_STREAM:
+        raise click.UsageError("--engine ray reads parts of a file; INPUT cannot be -")
     num_lines = None if source == STANDARD_STREAM else count_lines(_existing(source))
     is_piped = target == STANDARD_STREAM
     if is_piped and retry_errors:
@@ -74,12 +102,18 @@ def generate(
     answered = Answered(len(done), num_lines)
     try:
         with ExitStack() as opened:
-            lines = _open(source, "rb", sys.stdin.buffer, opened)
             answers = _open(target, "ab", sys.stdout.buffer, opened)
-            llm = opened.enter_context(open_llm(asked.engine()))
-            is_complete = run(
-                llm, lines, answers, done=done, in_flight=in_flight, answered=answered
-            )
+            if engine == "ray":
+                placed = OnRay(asked.engine(), ray_address, ray_engines, in_flight)
+                is_complete = run_on_ray(
+                    placed, Path(source), answers, done=done, answered=answered
+                )
+            else:
+                lines = _open(source, "rb", sys.stdin.buffer, opened)
+                llm = opened.enter_context(open_llm(asked.engine()))
+                is_complete = run(
+                    llm, lines, answers, done=done, in_flight=in_flight, answered=answered
+                )
     except KeyboardInterrupt:  # before the first line, or for the second time
         is_complete = False
     if not is_complete:
@@ -151,6 +185,50 @@ def run(
 
         with on_interrupt(stop):
             tally = llm.run(batch.run())
+    click.echo(summary(tally, time.monotonic() - start_s), err=True)
+    return not stopped
+
+
+@dataclass(frozen=True, slots=True)
+class OnRay:
+    """Where `--engine ray` answers lines: `answer_all` explains the fields."""
+
+    config: EngineConfig
+    address: str | None
+    num_engines: int
+    in_flight: int
+
+
+def run_on_ray(
+    placed: OnRay, source: Path, answers: IO[bytes], *, done: set[str], answered: Answered
+) -> bool:
+    """The same as `run` by engines on a Ray cluster."""
+    from sapwood.app.on_ray.batch import answer_all, find_pending
+
+    def write(reply: bytes) -> None:
+        answers.write(reply)
+        answers.flush()
+        answered.num_lines += 1
+
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+
+    start_s = time.monotonic()
+    with _bar(answered.total) as show, on_interrupt(stop):
+        tally = answer_all(
+            find_pending(source, done),
+            source,
+            placed.config,
+            address=placed.address,
+            num_engines=placed.num_engines,
+            in_flight=placed.in_flight,
+            write=write,
+            on_line=show,
+            is_stopped=lambda: stopped,
+        )
     click.echo(summary(tally, time.monotonic() - start_s), err=True)
     return not stopped
 

@@ -131,6 +131,28 @@ class GrammarMasks:
         """The request of that row has left."""
         self._rows.pop(row, None)
 
+    @property
+    def num_words(self) -> int:
+        """Of a mask."""
+        return self._words
+
+    def matcher(self, row: int) -> Matcher | None:
+        """The matcher of a row; None if it has no grammar."""
+        constrained = self._rows.get(row)
+        return None if constrained is None else constrained.matcher
+
+    def next_mask(self, row: int) -> NDArray[np.int32]:
+        """[words] of the next token of a row with a grammar that has not ended; kept until the
+        token is sampled. Raises GrammarFailed."""
+        constrained = self._rows[row]
+        if constrained.next_mask is None:
+            mask = np.zeros((1, self._words), dtype=np.int32)
+            with self._timed(constrained):
+                constrained.matcher.fill(mask, 0)
+            constrained.next_mask = mask
+        found: NDArray[np.int32] = constrained.next_mask[0]
+        return found
+
     def apply(self, logits: Tensor, rows: Sequence[int]) -> None:
         """Forbid in logits [S, vocab], in place, what the grammar of rows[i] does not allow."""
         if not self._rows:

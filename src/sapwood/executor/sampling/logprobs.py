@@ -16,6 +16,9 @@ from sapwood.schema.step import EntryLogprobs, RowStart, ScheduledTokens
 PIECE_BYTES = 64 * 2**20
 """Bytes of a prompt's logits that are held at a time: 111 rows with a vocabulary of 150,000."""
 
+LogitsOf = Callable[[Tensor, int, int], Tensor]
+"""(hidden [n, hidden], row of the request, position of the first) -> [n, vocab]"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
@@ -140,13 +143,13 @@ class LogprobRecorder:
         self,
         scheduled: Sequence[ScheduledTokens],
         hidden: Tensor,
-        logits_of: Callable[[Tensor, int], Tensor],
+        logits_of: LogitsOf,
     ) -> dict[int, Measured]:
         """Log probabilities of the tokens that follow scored ones, by index in `scheduled`.
 
         hidden     [T, hidden]: hidden states of the step's tokens, after the last norm
-        logits_of  ([n, hidden], row of the request) -> [n, vocab]; called with few rows at a time,
-                   so that a long prompt's logits never exist all at once
+        logits_of  called with few tokens at a time, so that a long prompt's logits never exist all
+                   at once
         """
         found: dict[int, Measured] = {}
         begin = 0
@@ -157,7 +160,8 @@ class LogprobRecorder:
                 after = wanted.prompt_ids[entry.first_scored + 1 :][: entry.num_scored]
                 first = begin + entry.first_scored - entry.position
                 rows = hidden[first : first + entry.num_scored]
-                found[index] = self._in_pieces(rows, after, entry.row, logits_of)
+                position = entry.first_scored
+                found[index] = self._in_pieces(rows, after, entry.row, position, logits_of)
             begin += entry.num_new
         return found
 
@@ -166,17 +170,18 @@ class LogprobRecorder:
         hidden: Tensor,
         targets: Tensor,
         row: int,
-        logits_of: Callable[[Tensor, int], Tensor],
+        position: int,
+        logits_of: LogitsOf,
     ) -> Measured:
         """Apply `logits_of` to pieces; the first row's logits show how many rows make a piece."""
         wanted = self._wanted[row]
-        logits = logits_of(hidden[:1], row)
+        logits = logits_of(hidden[:1], row, position)
         found = [self._measure(logits, targets[:1], wanted)]
         size = max(1, self._piece_bytes // (logits.element_size() * logits.shape[-1]))
         pieces = zip(torch.split(hidden[1:], size), torch.split(targets[1:], size), strict=True)
         found += [
-            self._measure(logits_of(piece, row), after, wanted)
-            for piece, after in pieces
+            self._measure(logits_of(piece, row, position + 1 + index * size), after, wanted)
+            for index, (piece, after) in enumerate(pieces)
             if len(piece)
         ]
         return Measured(found)

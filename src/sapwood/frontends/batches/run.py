@@ -115,7 +115,9 @@ class LineRun:
 
     async def _work(self) -> None:
         while not self._stopped and (line := await self._next()) is not None:
-            answered = await self._answer(line)
+            answered = await answer(
+                line, to_post=self._to_post, post=self._post, why_gone=self._why_gone
+            )
             self._write(answered)
             self.tally.count(answered)
             self._on_line(self.tally)
@@ -140,28 +142,37 @@ class LineRun:
 
     def _unless_twice(self, line: Line) -> Line:
         first = self._seen.setdefault(line.key, line.number)
-        if first == line.number:
-            return line
-        return line.refused(
-            InvalidRequest(f"the id {line.key!r} is that of line {first} too; ids must differ")
-        )
+        return line if first == line.number else twice(line, first)
 
-    async def _answer(self, line: Line) -> Reply:
-        try:
-            path, body = self._to_post(line)
-        except SapwoodError as error:
-            return refusal(line, error)
-        while True:
-            status, content = await self._post(path, body)
-            if status != 503:
-                return reply(line, status, content)
-            reason = self._why_gone()
-            if reason is not None:
-                raise EngineUnavailable(
-                    f"the engine does not serve any more: {reason}; run the command again to go on "
-                    "with the lines that have no answer"
-                )
-            await asyncio.sleep(BUSY_WAIT_S)
+
+async def answer(
+    line: Line, *, to_post: ToPost, post: Post, why_gone: Callable[[], str | None]
+) -> Reply:
+    """The reply to a line, which is asked again while the queue is full.
+
+    Raises EngineUnavailable if the engine does not serve any more."""
+    try:
+        path, body = to_post(line)
+    except SapwoodError as error:
+        return refusal(line, error)
+    while True:
+        status, content = await post(path, body)
+        if status != 503:
+            return reply(line, status, content)
+        reason = why_gone()
+        if reason is not None:
+            raise EngineUnavailable(
+                f"the engine does not serve any more: {reason}; run the command again to go on "
+                "with the lines that have no answer"
+            )
+        await asyncio.sleep(BUSY_WAIT_S)
+
+
+def twice(line: Line, first: int) -> Line:
+    """The line, refused because line `first` has the same id."""
+    return line.refused(
+        InvalidRequest(f"the id {line.key!r} is that of line {first} too; ids must differ")
+    )
 
 
 def resume(

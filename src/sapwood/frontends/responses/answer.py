@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from sapwood.base.errors import SapwoodError
-from sapwood.frontends.responses.store import Record, new_id
+from sapwood.history.interface import Record, new_id
 
 Event = dict[str, Any]
 

@@ -13,11 +13,9 @@ from sapwood.frontends.responses.protocol import (
     PART_FIELDS,
     REASONING_ITEM_FIELDS,
 )
-from sapwood.frontends.responses.store import new_id
+from sapwood.history.interface import Item, new_id
 from sapwood.schema.fields import parse
 from sapwood.schema.unsupported import refuse
-
-Item = dict[str, Any]
 
 _PREFIXES = {
     "message": "msg",

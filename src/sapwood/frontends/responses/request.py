@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
-from sapwood.frontends.responses.items import Item, to_messages
+from sapwood.frontends.responses.items import to_messages
 from sapwood.frontends.responses.protocol import (
     INCLUDED_ANYWAY,
     LOGPROBS,
@@ -19,8 +19,8 @@ from sapwood.frontends.responses.protocol import (
     TOOL_FIELDS,
     ResponsesRequest,
 )
-from sapwood.frontends.responses.store import Record
 from sapwood.frontends.serving.services import Services
+from sapwood.history.interface import Item, Record
 from sapwood.http.in_process import Refused
 from sapwood.schema.fields import parse
 from sapwood.schema.unsupported import refuse

@@ -14,16 +14,17 @@ from starlette.types import ASGIApp
 
 from sapwood.base.errors import InvalidRequest, NotFound, SapwoodError, UnsupportedFeature
 from sapwood.frontends.responses.answer import Answer, Event, encoded
-from sapwood.frontends.responses.items import Item, input_items
+from sapwood.frontends.responses.items import input_items
 from sapwood.frontends.responses.protocol import REQUEST_FIELDS, ResponsesRequest
 from sapwood.frontends.responses.request import NAMES, chat_body, has_logprobs, head, in_our_words
 from sapwood.frontends.responses.running import Running
-from sapwood.frontends.responses.store import Record, ResponseStore, new_id
+from sapwood.frontends.responses.store import ResponseStore
 from sapwood.frontends.serving.services import Services
+from sapwood.history.interface import Item, Record, new_id
 from sapwood.http.body import read_json
 from sapwood.http.errors import internal_error, json_response, native_body
 from sapwood.http.in_process import Refused, streamed
-from sapwood.http.listing import check_query, page, query_bool, query_choice, query_int
+from sapwood.http.listing import CURSOR_QUERY, check_query, paged, query_bool, query_int
 from sapwood.http.routing import ROUTING_KEY_HEADER
 from sapwood.http.sse import EVENT_STREAM, EventStream, Framing, until_disconnect
 from sapwood.schema.fields import parse
@@ -112,7 +113,7 @@ class Responses:
                 raise InvalidRequest(
                     "starting_after is only for stream=true; leave it out", param="starting_after"
                 )
-            return json_response(await store.record(response_id))
+            return json_response(await store.history.record(response_id))
         first = 0
         if "starting_after" in query:
             first = 1 + query_int(query, "starting_after", 0, low=0, high=2**31)
@@ -134,13 +135,13 @@ class Responses:
         running = self._running.get(response_id)
         if running is not None:
             await running.cancel()
-        await store.delete(response_id)
+        await store.history.delete(response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     async def cancel(self, request: Request) -> Response:
         response_id = request.path_params["response_id"]
         store = self._kept(response_id)
-        record = await store.record(response_id)
+        record = await store.history.record(response_id)
         if not record["background"]:
             raise InvalidRequest(
                 "only a response that was made with background=true can be cancelled; close the "
@@ -149,28 +150,19 @@ class Responses:
         running = self._running.get(response_id)
         if running is not None:
             await running.cancel()
-            record = await store.record(response_id)
+            record = await store.history.record(response_id)
         return json_response(record)
 
     async def list_input_items(self, request: Request) -> Response:
         query = request.query_params
-        check_query(query, ("after", "limit", "order", "include", "include[]"))
-        limit = query_int(query, "limit", 20, low=1, high=100)
+        check_query(query, CURSOR_QUERY)
         response_id = request.path_params["response_id"]
-        store = self._kept(response_id)
-        record = await store.record(response_id)
-        items = await store.items(response_id)
+        history = self._kept(response_id).history
+        record = await history.record(response_id)
+        items = await history.items(response_id)
         if record["previous_response_id"] is not None:
-            items = [*await store.conversation(record["previous_response_id"]), *items]
-        if query_choice(query, "order", ("desc", "asc")) == "desc":
-            items.reverse()
-        after = query.get("after")
-        if after is not None:
-            places = [i for i, item in enumerate(items) if item["id"] == after]
-            if not places:
-                raise InvalidRequest(f"after is {after[:80]!r}, which is not there", param="after")
-            items = items[places[0] + 1 :]
-        return json_response(page(items[:limit], has_more=len(items) > limit))
+            items = [*await history.context(record["previous_response_id"]), *items]
+        return json_response(paged(items, query))
 
     # ---- inside ------------------------------------------------------------------------------
 
@@ -209,7 +201,7 @@ class Responses:
                 "conversation as input, or start the server with --responses-store sqlite",
                 param="previous_response_id",
             )
-        return await self._store.conversation(previous)
+        return await self._store.history.context(previous)
 
     async def _in_background(
         self, work: _Work, items: Sequence[Item], *, is_streamed: bool
@@ -217,7 +209,7 @@ class Responses:
         assert self._store is not None
         running = Running()
         running.tell(work.answer.queue())
-        await self._store.add(work.record, items)
+        await self._store.history.add(work.record, items)
         shown = {**work.record, "output": []}
         response_id = work.record["id"]
         self._running[response_id] = running
@@ -278,7 +270,7 @@ class Responses:
                     if not is_begun:
                         begun = answer.begin()
                         if work.is_stored and self._store is not None:
-                            await self._store.add(work.record, items)
+                            await self._store.history.add(work.record, items)
                         is_begun = True
                     yield begun + answer.add(chunk)
             yield answer.finish()

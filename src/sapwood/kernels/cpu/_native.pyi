@@ -74,6 +74,8 @@ _GatedNorm = tuple[int, int, float, bool, bool]
 _Columns = tuple[int, int, int]
 _Delta = tuple[int, int, int, int, bool, int, int, float, float]
 _States = tuple[int, int, int, int]
+_Latent = tuple[int, int, int, int, int, float, int, int, int]
+_LatentRows = tuple[int, int, int, int, int]
 _Scan = tuple[int, int, int, int, bool, int, int, int, float, float]
 
 class HeadProducts:
@@ -89,6 +91,7 @@ class HeadProducts:
         out_token: int,
         out_head: int,
         tokens: int,
+        kept: int,
         /,
     ) -> None: ...
 
@@ -140,6 +143,7 @@ class RecordedStep:
         scale: float,
         traits: tuple[int, float, int, int],
         out: int,
+        value_dim: int,
         /,
     ) -> None: ...
     def convolve(
@@ -197,7 +201,12 @@ class RecordedStep:
         out: int,
         /,
     ) -> None: ...
-    def gate_rows(self, gate: int, residual: int, width: int, /) -> None: ...
+    def gate_rows(self, gate: int, residual: int, parts: int, width: int, /) -> None: ...
+    def rotate_latent(
+        self, x: int, x_width: int, q: int, form: _Latent, rows: _LatentRows, group: int, /
+    ) -> None: ...
+    def multiply_heads(self, x: int, layer: HeadProducts, kept: int, out: int, /) -> None: ...
+    def take_columns(self, x: int, x_width: int, first: int, width: int, out: int, /) -> None: ...
     def mix(
         self,
         x: int,
@@ -230,6 +239,7 @@ class RecordedStep:
     ) -> None: ...
     def clip(self, residual: int, width: int, limit: float, /) -> None: ...
     def xielu(self, x: int, above: float, below: float, width: int, out: int, /) -> None: ...
+    def keep_states(self, x: int, more: int, width: int, first: int, total: int, /) -> None: ...
     def select_rows(self, x: int, width: int, out: int, /) -> None: ...
     def logits(self, x: int, weight: LinearWeight, /) -> None: ...
     def run(
@@ -249,9 +259,23 @@ class RecordedStep:
         num_requests: int,
         adapters: _Adapters,
         selected: _Adapters,
+        states: int,
         /,
     ) -> None: ...
 
+def norm_rope_write_latent(
+    context: Context,
+    dtype: int,
+    q: int,
+    latent: int,
+    latent_stride: int,
+    tokens: int,
+    form: _Latent,
+    positions: int,
+    write_index: int,
+    rows: _LatentRows,
+    /,
+) -> None: ...
 def embedding(
     context: Context,
     token_ids: int,

@@ -22,10 +22,24 @@ class HeadProducts:
         self._layers = [Linear(context, memory, head, None, weight.dtype) for head in weight]
         self._native = _native.HeadProducts([layer.native_weight for layer in self._layers])
 
+    @property
+    def native(self) -> _native.HeadProducts:
+        return self._native
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(heads, outputs, inputs)"""
+        heads, num_out, num_in = self._shape
+        return heads, num_out, num_in
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
     def __call__(self, x: Tensor, out: Tensor) -> None:
         heads, num_out, num_in = self._shape
-        tokens = x.shape[0]
-        for name, one, width in (("x", x, num_in), ("out", out, num_out)):
+        tokens, kept = x.shape[0], max(0, x.shape[2] - num_in)
+        for name, one, width in (("x", x, num_in + kept), ("out", out, num_out + kept)):
             if (
                 one.shape != (tokens, heads, width)
                 or one.dtype != self._dtype
@@ -38,5 +52,5 @@ class HeadProducts:
                 )
         self._native.run(
             self._context, dtype_of(x), x.data_ptr(), x.stride(0), x.stride(1), out.data_ptr(),
-            out.stride(0), out.stride(1), tokens,
+            out.stride(0), out.stride(1), tokens, kept,
         )  # fmt: skip

@@ -8,7 +8,7 @@ writes to: these are refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,11 +56,7 @@ from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops import latent as torch_latent
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
-from sapwood.kernels.torch_ops.latent import (
-    choose_keys,
-    norm_rope_write_latent,
-    sparse_latent_attention,
-)
+from sapwood.kernels.torch_ops.latent import choose_keys, sparse_latent_attention
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
@@ -69,6 +65,7 @@ try:
     from sapwood.kernels.cpu import _native
     from sapwood.kernels.cpu.experts import pack_experts, route
     from sapwood.kernels.cpu.head_products import HeadProducts
+    from sapwood.kernels.cpu.latent import has_rows, norm_rope_write_latent
     from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
@@ -281,14 +278,14 @@ class CpuKernels:
         )  # fmt: skip
         return out
 
-    norm_rope_write_latent = staticmethod(norm_rope_write_latent)
+    def norm_rope_write_latent(self, q: Tensor, latent: Tensor, **others: Any) -> None:
+        norm_rope_write_latent(self._context, q, latent, **others)
 
     def latent_attention(
         self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
     ) -> Tensor:
         num_tokens, num_heads, row = q.shape
-        step, limit = _native.HEAD_DIM_STEP, _native.MAX_HEAD_DIM
-        if row % step or rank % step or row > limit:
+        if not has_rows(row, rank):
             return _TORCH.latent_attention(q, cache, batch, scale, rank)
         layout = cache_layout(cache, cache, q, 1, row)
         q = q.contiguous()

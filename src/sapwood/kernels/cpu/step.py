@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.cpu.experts import NativeExperts, bias_address, routing_tuple
+from sapwood.kernels.cpu.head_products import HeadProducts
+from sapwood.kernels.cpu.latent import has_rows, latent_tuple, rows_tuple
 from sapwood.kernels.cpu.linear import Linear
 from sapwood.kernels.cpu.low_rank import NO_ADAPTERS, NativeLowRank, adapter_tuple
 from sapwood.kernels.cpu.native import CpuKernels
@@ -48,19 +50,23 @@ from sapwood.kernels.recording import (
     GateColumns,
     GatedNorm,
     GateRows,
+    KeepStates,
     Logits,
     Mix,
     Multiply,
+    MultiplyHeads,
     Norm,
     NormColumns,
     Op,
     Program,
     RotateAndWrite,
+    RotateAndWriteLatent,
     Scale,
     ScaleByPosition,
     ScaleColumns,
     SelectiveScan,
     SelectRows,
+    TakeColumns,
     Xielu,
     finish_logits,
     plan_memory,
@@ -91,7 +97,7 @@ class NativeStep:
         if not after or not isinstance(after[-1], Logits):
             raise CannotRecord("its result is no logits")
         widths, places = plan_memory([*before, *after])
-        builder = _Builder(program.dtype, widths, places, kv_caches, group_of_layer)
+        builder = _Builder(program, widths, places, kv_caches, group_of_layer)
         for op in before:
             builder.add(op)
         builder.step.select()
@@ -114,8 +120,10 @@ class NativeStep:
         logits_index: Tensor,
         slots: Sequence[Tensor | None] = (),
         adapters: tuple[AdapterRows, AdapterRows] | None = None,
+        states: Tensor | None = None,
     ) -> Tensor:
-        """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's cache.
+        """Logits [S, vocab] of the rows at logits_index [S]; writes every layer's cache, and
+        `states` [T, the program's states_width] unless None.
 
         `write_index`, `batches` and `slots` have one value per cache group. The first three are
         [T]; all are int64 and contiguous, as in ForwardBatch.
@@ -131,10 +139,14 @@ class NativeStep:
         for slot in slots:
             if slot is not None:
                 check_indices(slot, "slots", lengths[2])
+        told = 0 if states is None else self._check_states(states, num_tokens)
         plans = [
             self._kernels.plan(batches[group], shape, tuple(windows))
             for (group, shape), windows in self._windows.items()
         ]
+        every = selected = NO_ADAPTERS
+        if adapters is not None:
+            every, selected = map(adapter_tuple, adapters)
         if num_logits > self._logits.shape[0]:
             self._logits = torch.empty((num_logits, self._result.vocab_size))
         logits = self._logits[:num_logits]
@@ -143,10 +155,21 @@ class NativeStep:
             [one.data_ptr() for one in write_index], num_tokens, logits_index.data_ptr(),
             num_logits, logits.data_ptr(),
             [0 if slot is None else slot.data_ptr() for slot in slots], *lengths,
-            *(NO_ADAPTERS, NO_ADAPTERS) if adapters is None else map(adapter_tuple, adapters),
+            every, selected, told,
         )  # fmt: skip
         result = self._result
         return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
+
+    def _check_states(self, states: Tensor, num_tokens: int) -> int:
+        """The address of memory that takes the states of a step."""
+        program, _ = self._keep
+        wanted = (num_tokens, program.states_width)
+        if states.shape != wanted or states.dtype != program.dtype or not states.is_contiguous():
+            raise ValueError(
+                f"the step's states are {list(wanted)} {program.dtype}, contiguous, but the memory "
+                f"for them is {list(states.shape)} {states.dtype}"
+            )
+        return states.data_ptr()
 
 
 class _Builder:
@@ -154,13 +177,14 @@ class _Builder:
 
     def __init__(
         self,
-        dtype: torch.dtype,
+        program: Program,
         widths: Sequence[int],
         places: Mapping[Buffer, int],
         kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int],
     ) -> None:
-        self._like = torch.empty(0, dtype=dtype)
+        self._like = torch.empty(0, dtype=program.dtype)
+        self._states_width = program.states_width
         self._places = places
         self._kv_caches = kv_caches
         self.step = _native.RecordedStep(dtype_of(self._like), list(widths))
@@ -188,6 +212,14 @@ class _Builder:
                 self._add_rotation(op)
             case Attend():
                 self._add_attention(op)
+            case RotateAndWriteLatent():
+                self._add_latent_rotation(op)
+            case MultiplyHeads():
+                self._add_heads(op)
+            case TakeColumns():
+                if op.first + op.out.width > op.x.width:
+                    raise ValueError(f"{op.out.width} columns from {op.first} on are not there")
+                self.step.take_columns(at[op.x], op.x.width, op.first, op.out.width, at[op.out])
             case Convolve():
                 self._add_convolution(op)
             case GatedNorm():
@@ -204,7 +236,8 @@ class _Builder:
             case Scale():
                 self.step.scale(at[op.residual], op.residual.width, op.factor)
             case GateRows():
-                self.step.gate_rows(at[op.gate], at[op.residual], op.residual.width)
+                parts = op.gate.width
+                self.step.gate_rows(at[op.gate], at[op.residual], parts, op.residual.width // parts)
             case GateColumns():
                 self._add_gate(op)
             case Mix():
@@ -228,6 +261,11 @@ class _Builder:
                 self.step.clip(at[op.residual], op.residual.width, op.limit)
             case Xielu():
                 self.step.xielu(at[op.x], op.above, op.below, op.x.width, at[op.out])
+            case KeepStates():
+                more = NOWHERE if op.more is None else at[op.more]
+                self.step.keep_states(
+                    at[op.x], more, op.x.width, op.first, self._states_width
+                )  # fmt: skip
             case SelectRows():
                 self.step.select_rows(at[op.x], op.x.width, at[op.out])
             case Logits():
@@ -325,8 +363,30 @@ class _Builder:
         )
         self.step.attend(
             self._places[op.x], shape[:3], list(self.windows).index(key), cache, op.scale,
-            (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out],
+            (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out], op.rank or 0,
         )  # fmt: skip
+
+    def _add_latent_rotation(self, op: RotateAndWriteLatent) -> None:
+        rank = op.norm.numel()
+        if not has_rows(op.row, rank):
+            raise CannotRecord(f"latent attention has rows of {rank} and {op.row - rank} entries")
+        key_dim, rest = divmod(op.residual.width, op.num_heads)
+        if rest or op.row > op.x.width:
+            raise ValueError(f"a row of {op.row} entries or its queries do not fit their buffers")
+        form = latent_tuple(op.num_heads, key_dim, op.row, op.norm, op.eps, op.cos_sin, self._like)
+        self.step.rotate_latent(
+            self._places[op.x], op.x.width, self._places[op.residual], form,
+            rows_tuple(self._cache_of(op.layer)[0], self._like, op.row), self._group(op),
+        )  # fmt: skip
+
+    def _add_heads(self, op: MultiplyHeads) -> None:
+        if not isinstance(op.layer, HeadProducts):
+            raise CannotRecord(f"a {type(op.layer).__name__} has no native form")
+        heads, num_out, num_in = op.layer.sizes
+        widths = (heads * (num_in + op.kept), heads * (num_out + op.kept))
+        if (op.x.width, op.out.width) != widths or op.layer.dtype != self._like.dtype:
+            raise ValueError(f"products of {heads} heads do not fit their buffers")
+        self.step.multiply_heads(self._places[op.x], op.layer.native, op.kept, self._places[op.out])
 
     def _add_convolution(self, op: Convolve) -> None:
         states = self._cache_of(op.layer)[0]
@@ -400,12 +460,17 @@ class _Builder:
             inputs, scan_tuple(space), states, self._group(op), self._places[op.out]
         )  # fmt: skip
 
-    def _group(self, op: RotateAndWrite | Attend | Convolve | DeltaRule | SelectiveScan) -> int:
+    def _group(
+        self,
+        op: RotateAndWrite | RotateAndWriteLatent | Attend | Convolve | DeltaRule | SelectiveScan,
+    ) -> int:
         return self._group_of_layer[op.layer] if self._group_of_layer else 0
 
     def _cache(self, op: RotateAndWrite | Attend) -> tuple[int, int, int, int, int, int, int]:
         """The layer's cache, as the compiled module takes it."""
-        keys, values = self._cache_of(op.layer)
+        caches = self._cache_of(op.layer)
+        is_latent = isinstance(op, Attend) and op.rank is not None
+        keys, values = (caches[0], caches[0]) if is_latent else caches
         layout = cache_layout(keys, values, self._like, op.num_kv_heads, op.head_dim)
         return (
             keys.data_ptr(), values.data_ptr(), layout.key_stride, layout.value_stride, layout.kv,

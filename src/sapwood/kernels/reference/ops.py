@@ -62,8 +62,10 @@ class _HeadProducts:
     weight: Tensor
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
+        _, num_out, num_in = self.weight.shape
         for head, weight in enumerate(self.weight.float()):
-            out[:, head] = (x[:, head].float() @ weight.T).to(out.dtype)
+            out[:, head, :num_out] = (x[:, head, :num_in].float() @ weight.T).to(out.dtype)
+        out[..., num_out:] = x[..., num_in:]
 
 
 class ReferenceKernels:

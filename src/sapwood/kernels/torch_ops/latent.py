@@ -24,8 +24,10 @@ class HeadProducts:
         self._weight = weight.transpose(1, 2).contiguous()
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        product = torch.bmm(x.transpose(0, 1), self._weight)
-        out.copy_(product.transpose(0, 1))
+        _, num_in, num_out = self._weight.shape
+        product = torch.bmm(x[..., :num_in].transpose(0, 1), self._weight)
+        out[..., :num_out].copy_(product.transpose(0, 1))
+        out[..., num_out:].copy_(x[..., num_in:])
 
 
 def norm_rope_write_latent(

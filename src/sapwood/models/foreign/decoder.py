@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class ForeignDecoder:
         """Logits [S, vocab] of the rows at batch.logits_index; writes the KV of all tokens."""
         return self.logits(self.forward(batch).index_select(0, batch.logits_index))
 
-    def program(self) -> Program:
+    def program(self, states: Collection[int] | None = None) -> Program:
         raise CannotRecord("transformers computes the layers, op by op")
 
 

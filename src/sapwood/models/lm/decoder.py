@@ -101,7 +101,8 @@ class Decoder:
         residual: Tensor | None = None
         for index, layer in zip(self._stage.layers, self._layers, strict=True):
             if index in layers:
-                captured.append(summed(x, residual))
+                # A copy: a layer may add to what it gets.
+                captured.append(x.clone() if residual is None else x + residual)
             x, residual = layer(x, residual, batch)
         if not self._stage.is_last:
             assert self._pipe is not None
@@ -134,9 +135,11 @@ class Decoder:
         """Logits of the rows at batch.logits_index, [S, vocab]; no others are computed."""
         return self.logits(self.forward(batch).index_select(0, batch.logits_index))
 
-    def program(self) -> Program:
+    def program(self, states: Collection[int] | None = None) -> Program:
         """`compute` as a program, for kernels that run it in one call.
 
+        states  what the step hands out too: the hidden states that enter each of these layers, side
+                by side; if there are none, those after the last norm; None: nothing
         Raises CannotRecord if a part of the model is no op of programs, and RuntimeError before
         `finalize`."""
         program = Program(self._architecture.build.dtype)
@@ -150,9 +153,14 @@ class Decoder:
         if self._embedding_norm is not None:
             x = self._embedding_norm.record(program, x)
         stream = Stream(x, None)
-        for layer in self._layers:
+        for index, layer in enumerate(self._layers):
+            if states and index in states:
+                program.keep_states(*stream)
             stream = layer.record(program, stream)
-        self.lm_head.record(program, self._norm.record(program, stream.x, stream.residual))
+        normed = self._norm.record(program, stream.x, stream.residual)
+        if states is not None and not states:
+            program.keep_states(normed, None)
+        self.lm_head.record(program, normed)
         return program
 
     def targets(self) -> dict[str, Target]:

@@ -23,6 +23,7 @@ POLICIES = (
     "bucket",
 )
 ROLES = ("user", "admin")
+HISTORY_BACKENDS = ("sqlite", "memory", "postgres", "redis", "none")
 ASSIGNMENT_MODES = ("random", "min_load", "min_group")
 
 _SECONDS = (
@@ -41,6 +42,7 @@ _POSITIVE = (
     "max_idle_secs",
     "retry_initial_backoff_ms",
     "retry_max_backoff_ms",
+    "history_retention_days",
 )
 _AT_LEAST_1 = (
     "max_tree_size",
@@ -49,6 +51,8 @@ _AT_LEAST_1 = (
     "health_success_threshold",
     "cb_failure_threshold",
     "cb_success_threshold",
+    "postgres_pool_max",
+    "redis_pool_max",
 )
 _FACTORS = (
     "balance_rel_threshold",
@@ -255,6 +259,35 @@ class GatewayConfig(ListeningConfig):
     disable_audit_logging: bool = option(
         False, "Do not log who calls the routes that steer the gateway."
     )
+    history_backend: str = option(
+        "sqlite",
+        "Where responses and conversations are kept: sqlite, in --state-dir; memory, until the "
+        "gateway ends; postgres; redis; none: each worker keeps the responses that it made.",
+        choices=HISTORY_BACKENDS,
+    )
+    state_dir: str | None = option(
+        None, "Directory of the history in SQLite; default: state/gateway in $SAPWOOD_HOME."
+    )
+    history_retention_days: float = option(
+        30.0,
+        "A response is deleted after this long, a conversation so long after its last use.",
+        aliases=("redis-retention-days",),
+        unit="days",
+    )
+    postgres_db_url: str | None = option(
+        None,
+        "PostgreSQL database for --history-backend postgres, as "
+        "postgresql://user:password@host/name; better given in the environment.",
+        secret=True,
+    )
+    postgres_pool_max: int = option(16, "Connections to PostgreSQL at most.")
+    redis_url: str | None = option(
+        None,
+        "Redis for --history-backend redis, as redis://:password@host:6379/0; better given in the "
+        "environment.",
+        secret=True,
+    )
+    redis_pool_max: int = option(16, "Connections to Redis at most.")
     prometheus_host: str = option("127.0.0.1", "Address on which /metrics is served.")
     prometheus_port: int = option(
         29000, "Port on which /metrics is served; 0: a free one, printed; -1: none.", unit="port"
@@ -281,6 +314,11 @@ class GatewayConfig(ListeningConfig):
         if not self.health_check_endpoint.startswith("/"):
             raise ConfigError("--health-check-endpoint must begin with a slash, such as /health")
         self._check_callers()
+        for backend, address in (("postgres", "postgres_db_url"), ("redis", "redis_url")):
+            if self.history_backend == backend and getattr(self, address) is None:
+                raise ConfigError(
+                    f"--history-backend {backend} needs --{address.replace('_', '-')}"
+                )
         if self.worker_keyfile is not None and self.worker_certfile is None:
             raise ConfigError("--worker-keyfile does nothing without --worker-certfile; give both")
         if not self.id_headers:

@@ -20,4 +20,8 @@ inline void* to(Address address) { return reinterpret_cast<void*>(address); }
 void bind_state_ops(nanobind::module_& m);
 void bind_state_steps(nanobind::class_<RecordedStep>& step);
 
+// Of latent attention (latent_bindings.cpp).
+void bind_latent_ops(nanobind::module_& m);
+void bind_latent_steps(nanobind::class_<RecordedStep>& step);
+
 }  // namespace sapwood

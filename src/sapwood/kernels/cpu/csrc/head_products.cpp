@@ -1,6 +1,7 @@
 #include "head_products.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -23,7 +24,8 @@ HeadProducts::HeadProducts(std::vector<LinearWeight> weights) : weights_(std::mo
   }
 }
 
-void HeadProducts::run(Context& context, DType dtype, const HeadRows& x, const HeadRows& out, std::int64_t tokens) {
+void HeadProducts::run(Context& context, DType dtype, const HeadRows& x, const HeadRows& out, std::int64_t tokens,
+                       std::int64_t kept) {
   const std::int64_t element = dtype == DType::f32 ? 4 : 2;
   const std::int64_t heads = static_cast<std::int64_t>(weights_.size());
   const std::int64_t products = tokens * heads * weights_[0].n * weights_[0].k;
@@ -34,8 +36,13 @@ void HeadProducts::run(Context& context, DType dtype, const HeadRows& x, const H
     const Products alone{context.ops(), Team{1, nullptr, nullptr}, own.scratch, own.wide};
     LinearWeight weight = weights_[static_cast<std::size_t>(head)];
     weight.out_stride = out.token;
-    alone.linear(weight, dtype, static_cast<std::byte*>(x.data) + head * x.head * element, x.token, tokens,
-                 static_cast<std::byte*>(out.data) + head * out.head * element);
+    const std::byte* from = static_cast<const std::byte*>(x.data) + head * x.head * element;
+    std::byte* to = static_cast<std::byte*>(out.data) + head * out.head * element;
+    alone.linear(weight, dtype, from, x.token, tokens, to);
+    for (std::int64_t token = 0; kept > 0 && token < tokens; token++) {
+      std::memcpy(to + (token * out.token + weight.n) * element, from + (token * x.token + weight.k) * element,
+                  static_cast<std::size_t>(kept * element));
+    }
   });
 }
 

@@ -21,9 +21,14 @@ class HeadProducts {
   HeadProducts(const HeadProducts&) = delete;
   HeadProducts& operator=(const HeadProducts&) = delete;
 
-  // out[t, h] = weight[h] x[t, h]. One thread computes a head: each weight is read once. The context's
-  // mutex is held by the caller.
-  void run(Context& context, DType dtype, const HeadRows& x, const HeadRows& out, std::int64_t tokens);
+  // out[t, h] = weight[h] x[t, h], and then the `kept` entries that follow in x[t, h]. One thread computes a
+  // head: each weight is read once. The context's mutex is held by the caller.
+  void run(Context& context, DType dtype, const HeadRows& x, const HeadRows& out, std::int64_t tokens,
+           std::int64_t kept);
+
+  std::int64_t num_heads() const { return static_cast<std::int64_t>(weights_.size()); }
+  std::int64_t num_out() const { return weights_[0].n; }
+  std::int64_t num_in() const { return weights_[0].k; }
 
  private:
   struct Worker {

@@ -240,6 +240,7 @@ Ops with_bf16(Ops table) {
   table.gated_delta_rule = neon_bf16::gated_delta_rule;
   table.low_rank = neon_bf16::low_rank;
   table.scan = neon_bf16::scan;
+  table.norm_rope_write_latent = neon_bf16::norm_rope_write_latent;
   return table;
 }
 #endif

@@ -15,7 +15,6 @@
 #include "attention_plan.h"
 #include "bindings.h"
 #include "context.h"
-#include "head_products.h"
 #include "low_rank.h"
 #include "pack.h"
 #include "quantized.h"
@@ -328,7 +327,7 @@ void bind_step(nb::module_& m) {
                       Address positions, const std::vector<Address>& write_index, I64 num_tokens,
                       Address logits_index, I64 num_logits, Address logits, const std::vector<Address>& slots,
                       Address query_start, Address context_len, I64 num_requests, const AdapterTuple& adapters,
-                      const AdapterTuple& selected) {
+                      const AdapterTuple& selected, Address told) {
     const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
     std::vector<const I64*> places;
     for (const Address address : write_index) places.push_back(indices(address));
@@ -337,10 +336,12 @@ void bind_step(nb::module_& m) {
     const auto lengths = [](Address address) { return static_cast<const std::int32_t*>(in(address)); };
     step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
                  static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
-                 lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected)});
+                 lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected),
+                 to(told)});
   };
   nb::class_<RecordedStep> recorded(m, "RecordedStep");
   bind_state_steps(recorded);
+  bind_latent_steps(recorded);
   recorded
       .def("__init__",
            [](RecordedStep* self, int dtype, std::vector<I64> widths) {
@@ -374,8 +375,8 @@ void bind_step(nb::module_& m) {
            })
       .def("attend",
            [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,
-              const TraitTuple& traits, Place out) {
-             step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out});
+              const TraitTuple& traits, Place out, int value_dim) {
+             step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out, value_dim});
            })
       .def("activate",
            [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
@@ -387,7 +388,9 @@ void bind_step(nb::module_& m) {
              step.add(ScaleOp{residual, width, factor});
            })
       .def("gate_rows",
-           [](RecordedStep& step, Place gate, Place residual, I64 width) { step.add(GateRowsOp{gate, residual, width}); })
+           [](RecordedStep& step, Place gate, Place residual, I64 parts, I64 width) {
+             step.add(GateRowsOp{gate, residual, parts, width});
+           })
       .def("mix",
            [](RecordedStep& step, Place x, Place taken, const LinearWeight& router, Address bias,
               const RoutingTuple& routing, const ExpertLayers& layers, Place out) {
@@ -417,6 +420,10 @@ void bind_step(nb::module_& m) {
       .def("xielu",
            [](RecordedStep& step, Place x, float above, float below, I64 width, Place out) {
              step.add(XieluOp{x, above, below, width, out});
+           })
+      .def("keep_states",
+           [](RecordedStep& step, Place x, Place more, I64 width, I64 first, I64 total) {
+             step.add(KeepStatesOp{x, more, width, first, total});
            })
       .def("select_rows",
            [](RecordedStep& step, Place x, I64 width, Place out) { step.add(SelectRowsOp{x, width, out}); })
@@ -457,16 +464,6 @@ NB_MODULE(_native, m) {
       .def("prepare", &AttentionPlan::prepare)
       .def("num_tasks", &AttentionPlan::num_tasks)
       .def("num_merges", &AttentionPlan::num_merges);
-  nb::class_<HeadProducts>(m, "HeadProducts")
-      .def(nb::init<std::vector<LinearWeight>>())
-      .def("run",
-           [](HeadProducts& products, Context& c, int dtype, Address x, I64 x_token, I64 x_head, Address out,
-              I64 out_token, I64 out_head, I64 tokens) {
-             const std::lock_guard<std::mutex> lock(c.mutex);
-             products.run(c, static_cast<DType>(dtype), {to(x), x_token, x_head}, {to(out), out_token, out_head},
-                          tokens);
-           },
-           Unlocked());
   nb::class_<SharedSums>(m, "SharedSums")
       .def("__init__",
            [](SharedSums* self, Address memory, int rank, int ranks, std::size_t capacity) {
@@ -491,6 +488,7 @@ NB_MODULE(_native, m) {
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("xielu", &xielu, Unlocked());
   bind_state_ops(m);
+  bind_latent_ops(m);
   m.def("argmax", &argmax, Unlocked());
   m.def("mask_logits", &mask_logits);
   m.def("sample_rows", &sample_rows);

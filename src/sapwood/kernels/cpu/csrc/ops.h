@@ -128,6 +128,24 @@ struct RopeArgs {
   Team team;
 };
 
+// The rotation of queries and the write of rows of latent attention; the row is a key of one head.
+struct LatentRopeArgs {
+  void* q;  // [T, Hq, key_dim]: the last row - rank entries of each head are rotated in place
+  std::int64_t num_tokens;
+  int num_heads, key_dim;
+  const void* latent;  // [T, row], rows latent_stride elements apart: `rank` that are normed, and others that rotate
+  std::int64_t latent_stride;
+  int rank, row, rotary_dim, page_size;  // rank and row: multiples of kHeadDimStep, of which row is at most kMaxHeadDim
+  const void* norm;                      // [rank]
+  float eps;
+  const float* cos_sin;
+  const std::int64_t* positions;
+  const std::int64_t* write_index;
+  void* cache;
+  std::int64_t page_stride;
+  KvFormat kv;
+  Team team;
+};
 
 // How the weight of a linear layer is stored; the layouts are in pack.h and quantized.h.
 //   f32, bf16, f16  dense; x is fp32, or bf16 as well
@@ -385,6 +403,7 @@ struct Ops {
   void (*gated_delta_rule)(DType, const DeltaArgs&);
   void (*low_rank)(DType, const LowRankArgs&);
   void (*scan)(DType, const ScanArgs&);
+  void (*norm_rope_write_latent)(DType, const LatentRopeArgs&);
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;

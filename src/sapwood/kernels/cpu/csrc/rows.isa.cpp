@@ -22,8 +22,8 @@ float inverse_rms(const T* x, std::int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(total / static_cast<float>(n) + eps);
 }
 
-template <class T, class U>
-void scale_row(const T* x, const U* weight, U* out, std::int64_t n, float factor) {
+template <class T, class U, class V>
+void scale_row(const T* x, const U* weight, V* out, std::int64_t n, float factor) {
   std::int64_t i = 0;
   const VF f = splat(factor);
   for (; i + W <= n; i += W) store(out + i, load(x + i) * f * load(weight + i));
@@ -273,8 +273,10 @@ void rotate_head(const T* x, const T* norm, float eps, const float* cos_sin, int
 // One layer's keys or values of one token, head by head.
 class TokenWriter {
  public:
-  TokenWriter(const RopeArgs& a, void* cache, std::int64_t stride, std::int64_t write_index)
-      : format_(a.kv), d_(a.head_dim), page_size_(a.page_size), offset_(write_index % a.page_size),
+  // args: RopeArgs or LatentRopeArgs; d: entries of a head
+  template <class Args>
+  TokenWriter(const Args& a, int d, void* cache, std::int64_t stride, std::int64_t write_index)
+      : format_(a.kv), d_(d), page_size_(a.page_size), offset_(write_index % a.page_size),
         page_(write_index / a.page_size * stride), cache_(cache) {}
 
   // x [D] fp32
@@ -323,12 +325,12 @@ void rope_token(const RopeArgs& a, std::int64_t token) {
     rotate_head(x, static_cast<const T*>(a.q_norm), a.eps, cos_sin, a.rotary_dim, d, wide);
     copy_row(wide, q, d);
   }
-  const TokenWriter keys(a, a.keys, a.key_stride, a.write_index[token]);
+  const TokenWriter keys(a, d, a.keys, a.key_stride, a.write_index[token]);
   for (int head = 0; head < a.num_kv_heads; head++, x += d) {
     rotate_head(x, static_cast<const T*>(a.k_norm), a.eps, cos_sin, a.rotary_dim, d, wide);
     keys.write<T>(head, wide);
   }
-  const TokenWriter values(a, a.values, a.value_stride, a.write_index[token]);
+  const TokenWriter values(a, d, a.values, a.value_stride, a.write_index[token]);
   for (int head = 0; head < a.num_kv_heads; head++, x += d) {
     values.write(head, x, wide);
   }
@@ -340,6 +342,31 @@ void rope(const RopeArgs& a) {
   const int threads = worth_threads(a.team.threads, a.num_tokens * width, kElementsPerThread);
   run_pieces(a.team, threads, a.num_tokens, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; token++) rope_token<T>(a, token);
+  });
+}
+
+template <class T>
+void rope_latent_token(const LatentRopeArgs& a, std::int64_t token) {
+  const float* cos_sin = a.cos_sin + a.positions[token] * a.rotary_dim;
+  const int rope_dim = a.row - a.rank;
+  alignas(64) float wide[kMaxHeadDim];
+  T* q = static_cast<T*>(a.q) + token * a.num_heads * a.key_dim + a.key_dim - rope_dim;
+  for (int head = 0; head < a.num_heads; head++, q += a.key_dim) {
+    rotate_head(q, static_cast<const T*>(nullptr), 0.0f, cos_sin, a.rotary_dim, rope_dim, wide);
+    copy_row(wide, q, rope_dim);
+  }
+  const T* latent = static_cast<const T*>(a.latent) + token * a.latent_stride;
+  scale_row(latent, static_cast<const T*>(a.norm), wide, a.rank, inverse_rms(latent, a.rank, a.eps));
+  rotate_head(latent + a.rank, static_cast<const T*>(nullptr), 0.0f, cos_sin, a.rotary_dim, rope_dim, wide + a.rank);
+  TokenWriter(a, a.row, a.cache, a.page_stride, a.write_index[token]).write<T>(0, wide);
+}
+
+template <class T>
+void rope_latent(const LatentRopeArgs& a) {
+  const std::int64_t width = static_cast<std::int64_t>(a.num_heads) * (a.row - a.rank) + a.row;
+  const int threads = worth_threads(a.team.threads, a.num_tokens * width, kElementsPerThread);
+  run_pieces(a.team, threads, a.num_tokens, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t token = begin; token < end; token++) rope_latent_token<T>(a, token);
   });
 }
 
@@ -429,6 +456,10 @@ void sampling_weights(DType dtype, const void* x, std::int64_t n, float inverse_
 
 void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args) {
   dtype == DType::f32 ? rope<float>(args) : rope<bf16>(args);
+}
+
+void norm_rope_write_latent(DType dtype, const LatentRopeArgs& args) {
+  dtype == DType::f32 ? rope_latent<float>(args) : rope_latent<bf16>(args);
 }
 
 }  // namespace sapwood::SAPWOOD_ISA

@@ -42,9 +42,11 @@ void RecordedStep::add(const StepOp& op) {
   if (const EmbedOp* embed = std::get_if<EmbedOp>(&op)) vocab_ = std::min(vocab_, embed->vocab);
   if (const RotateAndWriteOp* rotate = std::get_if<RotateAndWriteOp>(&op)) {
     max_positions_ = std::min(max_positions_, rotate->max_positions);
-    const std::int64_t places = rotate->cache.num_pages * rotate->cache.page_size;
-    count_group(rotate->group);
-    cache_places_[rotate->group] = std::min(cache_places_[rotate->group], places);
+    count_places(rotate->group, rotate->cache.num_pages * rotate->cache.page_size);
+  }
+  if (const RotateLatentOp* rotate = std::get_if<RotateLatentOp>(&op)) {
+    max_positions_ = std::min(max_positions_, rotate->max_positions);
+    count_places(rotate->group, rotate->num_pages * rotate->args.page_size);
   }
   if (const AddPositionsOp* positions = std::get_if<AddPositionsOp>(&op)) {
     max_positions_ = std::min(max_positions_, positions->num_positions);
@@ -68,6 +70,11 @@ void RecordedStep::count_group(std::size_t group) {
   if (group < cache_places_.size()) return;
   cache_places_.resize(group + 1, std::numeric_limits<std::int64_t>::max());
   num_slots_.resize(group + 1, 0);
+}
+
+void RecordedStep::count_places(std::size_t group, std::int64_t places) {
+  count_group(group);
+  cache_places_[group] = std::min(cache_places_[group], places);
 }
 
 void RecordedStep::count_slots(std::size_t group, std::int64_t num_slots) {
@@ -187,7 +194,33 @@ class RecordedStep::Runner {
   void operator()(const AttendOp& op) const {
     const AttentionPlan& plan = *inputs_.plans.at(static_cast<std::size_t>(op.plan));
     plan.run_held(context_, dtype_, {at(op.x), op.heads.width(), op.cache.keys, op.cache.key_stride, op.cache.values,
-                                     op.cache.value_stride, op.cache.kv, at(op.out), op.scale, op.traits});
+                                     op.cache.value_stride, op.cache.kv, at(op.out), op.scale, op.traits,
+                                     op.value_dim});
+  }
+
+  void operator()(const RotateLatentOp& op) const {
+    LatentRopeArgs rope = op.args;
+    rope.q = at(op.q);
+    rope.num_tokens = rows;
+    rope.latent = at(op.x);
+    rope.positions = inputs_.positions;
+    rope.write_index = inputs_.write_index[op.group];
+    rope.team = context_.team();
+    context_.ops().norm_rope_write_latent(dtype_, rope);
+  }
+
+  void operator()(const MultiplyHeadsOp& op) const {
+    const HeadProducts& layer = *op.layer;
+    const std::int64_t in = layer.num_in() + op.kept, out = layer.num_out() + op.kept;
+    op.layer->run(context_, dtype_, {at(op.x), layer.num_heads() * in, in}, {at(op.out), layer.num_heads() * out, out},
+                  rows, op.kept);
+  }
+
+  void operator()(const TakeColumnsOp& op) const {
+    const std::byte* from = at(op.x) + op.first * element_;
+    each_row(op.out, op.width, [&](std::int64_t row, std::byte* to) {
+      std::memcpy(to, from + row * op.x_width * element_, static_cast<std::size_t>(op.width * element_));
+    });
   }
 
   void operator()(const ConvolveOp& op) const {
@@ -264,7 +297,9 @@ class RecordedStep::Runner {
 
   void operator()(const ScaleOp& op) const { scale(op.residual, op.width, op.factor); }
 
-  void operator()(const GateRowsOp& op) const { gate_rows(dtype_, at(op.residual), at(op.gate), rows, op.width); }
+  void operator()(const GateRowsOp& op) const { 
+    gate_rows(dtype_, at(op.residual), at(op.gate), rows * op.parts, op.width);
+  }
 
   void operator()(const GateColumnsOp& op) const {
     const std::byte* gate = at(op.gate) + op.first * element_;
@@ -327,6 +362,19 @@ class RecordedStep::Runner {
 
   void operator()(const XieluOp& op) const {
     context_.ops().xielu(dtype_, at(op.x), at(op.out), rows * op.width, op.above, op.below, context_.team());
+  }
+
+  void operator()(const KeepStatesOp& op) const {
+    if (inputs_.states == nullptr) return;
+    const std::size_t bytes = static_cast<std::size_t>(op.width * element_);
+    std::byte* states = static_cast<std::byte*>(inputs_.states);
+    for (std::int64_t row = 0; row < rows; row++) {
+      std::byte* to = states + (row * op.total + op.first) * element_;
+      std::memcpy(to, at(op.x) + static_cast<std::size_t>(row) * bytes, bytes);
+      if (op.more == kNowhere) continue;
+      change(dtype_, to, at(op.more) + static_cast<std::size_t>(row) * bytes, op.width,
+             [](float sum, float more) { return sum + more; });
+    }
   }
 
   void operator()(const SelectRowsOp& op) const {

@@ -10,6 +10,7 @@
 #include "attention_plan.h"
 #include "context.h"
 #include "experts.h"
+#include "head_products.h"
 #include "low_rank.h"
 #include "routing.h"
 
@@ -88,6 +89,28 @@ struct AttendOp {
   float scale;
   AttentionTraits traits;
   Place out;
+  int value_dim;  // as in AttentionPlan::Tensors
+};
+
+struct RotateLatentOp {
+  Place x, q;
+  LatentRopeArgs args;  // all but q, latent, tokens, positions, write_index and team
+  std::int64_t max_positions, num_pages;
+  std::size_t group;  // of caches
+};
+
+struct MultiplyHeadsOp {
+  Place x;
+  HeadProducts* layer;
+  std::int64_t kept;
+  Place out;
+};
+
+// out [rows, width] = columns of x from `first` on, of rows of x_width
+struct TakeColumnsOp {
+  Place x;
+  std::int64_t x_width, first, width;
+  Place out;
 };
 
 struct ActivateOp {
@@ -149,7 +172,7 @@ struct ScaleOp {
 
 struct GateRowsOp {
   Place gate, residual;
-  std::int64_t width;  // of residual
+  std::int64_t parts, width;  // of a row of residual; of a part
 };
 
 struct GateColumnsOp {
@@ -212,6 +235,12 @@ struct XieluOp {
   Place out;
 };
 
+// Of the states that the step hands out, [rows, total]: columns from `first` on = x, or x + more.
+struct KeepStatesOp {
+  Place x, more;  // more may be kNowhere
+  std::int64_t width, first, total;
+};
+
 struct SelectRowsOp {
   Place x;
   std::int64_t width;
@@ -226,7 +255,8 @@ struct LogitsOp {
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
                             ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
-                            GatedNormOp, DeltaOp, ScanOp>;
+                            GatedNormOp, DeltaOp, ScanOp, KeepStatesOp, RotateLatentOp, MultiplyHeadsOp,
+                            TakeColumnsOp>;
 
 class RecordedStep {
  public:
@@ -246,6 +276,8 @@ class RecordedStep {
     std::int64_t num_requests = 0;
     // Of all rows, and of the rows whose logits are wanted.
     AdapterRows adapters, selected_adapters;
+    // Of all tokens, of the step's dtype; null: nobody wants them.
+    void* states = nullptr;
   };
 
   // widths: of the places, in elements
@@ -263,6 +295,7 @@ class RecordedStep {
   void check(const Inputs& inputs) const;
   void check_states(const Inputs& inputs) const;
   void count_group(std::size_t group);
+  void count_places(std::size_t group, std::int64_t places);
   void count_slots(std::size_t group, std::int64_t num_slots);
 
   DType dtype_;

@@ -1,0 +1,1 @@
+"""Engines on a Ray cluster. Nothing else imports Ray, and `sapwood[ray]` brings it."""

@@ -1,0 +1,162 @@
+"""Every way to guess, with every feature, in every mode: nothing is refused, and no output differs.
+
+Each case opens an LLM that guesses and asks for all features one after the other, so later ones
+find their prompts in the prefix cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sapwood import LLM
+from sapwood.schema.request import RequestOptions
+from sapwood.schema.sampling import SamplingParams
+from sapwood.text.generation import TextRequest
+from tests.app.llms import Make, llms_of
+from tests.app.test_draft_heads import HIDDEN, options_of, write_models
+from tests.app.test_speculation import NGRAM, PROMPTS, SAME, Sample, ask, check_figures
+from tests.tiers import sweep
+
+ALGORITHMS = ("ngram", "standalone", "eagle", "eagle3", "mimo")
+MODES: dict[str, dict[str, Any]] = {
+    "one step at a time": {"overlap_depth": 1},
+    "overlap": {"overlap_depth": 2},
+    "llguidance": {"grammar_backend": "llguidance"},
+    "retractions": {"max_total_tokens": 96, "schedule_conservativeness": 0.0},
+    "8-bit cache": {"kv_cache_dtype": "int8"},
+    "chunks": {"chunked_prefill_size": 3},
+    "op by op": {"disable_graphs": True},
+    "adaptive": {"disable_speculative_adaptation": False, "skip_server_warmup": False},
+    "adapters": {"enable_lora": True, "max_lora_rank": 4},
+}
+
+
+class Opened:
+    """LLMs by model and options, and what they put out without guesses."""
+
+    def __init__(self, models: Path, stack: ExitStack) -> None:
+        self.models = models
+        self._stack = stack
+        self._makes: dict[Path, Make] = {}
+        self._expected: dict[tuple[Path, str], dict[str, list[Sample]]] = {}
+
+    def make(self, path: Path, options: dict[str, Any]) -> LLM:
+        if path not in self._makes:
+            context = llms_of(path, page_size=4, enable_return_hidden_states=True)
+            self._makes[path] = self._stack.enter_context(context)
+        if "enable_lora" in options:
+            options = {**options, "lora_paths": f"other={self.models / 'adapter'}"}
+        return self._makes[path](**options)
+
+    def expected(self, path: Path, mode: str) -> dict[str, list[Sample]]:
+        """By feature."""
+        if (path, mode) not in self._expected:
+            options = MODES[mode]
+            common = {name: one for name, one in options.items() if "speculative" not in name}
+            llm = self.make(path, common)
+            self._expected[path, mode] = {name: asked(llm, name) for name in SAME}
+            assert llm.stats().num_cached_tokens > 50
+            llm.close()
+        return self._expected[path, mode]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    models = write_models(tmp_path_factory.mktemp("heads"))
+    write_adapter(models / "adapter")
+    with ExitStack() as stack:
+        yield Opened(models, stack)
+
+
+def write_adapter(directory: Path) -> None:
+    """Of the queries of two layers; changes most outputs."""
+    directory.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "o_proj"]}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(4)
+    save_file(
+        {
+            f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{part}.weight": (
+                0.2 * torch.randn(shape, generator=generator)
+            )
+            for layer in (0, 1)
+            for name in ("q_proj", "o_proj")
+            for part, shape in (("A", (4, HIDDEN)), ("B", (64, 4)))
+        },
+        directory / "adapter_model.safetensors",
+    )
+
+
+def guessing_options(models: Path, algorithm: str) -> tuple[Path, dict[str, Any]]:
+    """(the model, options that let it have such guesses)"""
+    if algorithm == "ngram":
+        return models / "model", NGRAM
+    if algorithm == "standalone":
+        return models / "model", {
+            "speculative_algorithm": "STANDALONE",
+            "speculative_draft_model_path": str(models / "model"),
+            "speculative_draft_model_quantization": "w4a8",
+            "disable_speculative_adaptation": True,
+        }
+    return options_of(models, algorithm)
+
+
+def asked(llm: LLM, name: str) -> list[Sample]:
+    wanted = SAME[name]
+    options = dict(wanted.get("options", {}))
+    if llm.services.adapters is not None and llm.services.adapters.is_on:
+        options["adapter"] = llm.services.adapter_of("", "other")
+    return ask(llm, **{**wanted, "options": options})
+
+
+async def leave_early(llm: LLM) -> None:
+    """Requests whose clients leave after the first few tokens."""
+
+    async def one(index: int, prompt: list[int]) -> None:
+        sampling = SamplingParams(temperature=0.0, max_new_tokens=200, ignore_eos=True)
+        request = TextRequest(
+            request_id=f"left{index}", prompt=prompt, options=RequestOptions(sampling=sampling)
+        )
+        stream = llm.services.generator.generate(request)
+        num_tokens = 0
+        async for chunk in stream:
+            num_tokens += len(chunk.token_ids)
+            if num_tokens > 3 * index:
+                break
+        await stream.aclose()
+
+    await asyncio.gather(*(one(index, prompt) for index, prompt in enumerate(PROMPTS)))
+
+
+@sweep(strength=1, algorithm=ALGORITHMS, mode=tuple(MODES))
+def test_nothing_differs(opened: Opened, algorithm: str, mode: str) -> None:
+    path, guessing = guessing_options(opened.models, algorithm)
+    expected = opened.expected(path, mode)
+    llm = opened.make(path, {**guessing, **MODES[mode]})
+    llm.run(leave_early(llm))
+    for name, samples in expected.items():
+        for got, wanted in zip(asked(llm, name), samples, strict=True):
+            assert got.token_ids == wanted.token_ids, name
+            assert got.text == wanted.text, name
+            assert got.finish == wanted.finish, name
+            check_figures(got, wanted, atol=5e-2 if mode == "8-bit cache" else 1e-4)
+            assert got.speculated is not None
+            if got.finish.matched is None and not SAME[name].keys() & {"grammar", "stop"}:
+                num_tokens = got.speculated.num_steps + got.speculated.num_accepted
+                assert num_tokens == len(got.token_ids), name
+    stats = llm.stats()
+    assert stats.num_leased_pages == stats.num_running == stats.num_waiting == 0
+    assert stats.num_cached_tokens > 50
+    assert stats.speculated is not None
+    if mode != "adaptive":
+        assert 50 < stats.speculated.num_accepted < stats.speculated.num_drafted - 50
+    llm.close()
