@@ -145,6 +145,8 @@ def scenarios(
         "aging": draw(st.sampled_from([0.0, 1.0, 5.0])),
         "delayer": draw(st.booleans()),
         "feed": draw(st.sampled_from([TokenFeed.ROW, TokenFeed.ROW, TokenFeed.SCHEDULER])),
+        "stages": draw(st.integers(1, 3)),  # of an engine whose scheduler feeds tokens
+        "most_decodes": draw(st.none() | st.integers(1, 4)),
         "drafts": draw(st.sampled_from([0, 0, 1, 3, 8])),  # of a step at most
         "step_tokens": draw(st.sampled_from([2, 6, 32])),
         "adapts": draw(st.booleans()),
@@ -209,11 +211,17 @@ class World:
             eos_token_ids=EOS,
             clock=self.clock,
             token_feed=scenario["feed"],
+            most_decodes=scenario["most_decodes"],
             speculation=speculation if num_drafts else None,
             adapters=self.adapters,
         )
-        self.rank = SimulatedRank(self.sizes, page_size, pools)
-        self.executor = DelayedExecutor(self.rank)
+        num_stages = 1 if scenario["feed"] is TokenFeed.ROW else scenario["stages"]
+        *others, self.rank = (
+            SimulatedRank(self.sizes, page_size, pools) for _ in range(num_stages)
+        )
+        for stage in others:
+            stage.is_last = False
+        self.executor = DelayedExecutor(self.rank, others)
         self.depth = scenario["depth"]
         self.in_flight: deque[tuple[object, object]] = deque()
         self.tokens: dict[str, list[int]] = {}

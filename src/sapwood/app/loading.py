@@ -28,6 +28,7 @@ from sapwood.layers.targets import Target
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
+from sapwood.models.loader.reading import Wanted, every
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.schema.config.model import GGUF_BLOCKS
@@ -134,15 +135,17 @@ def fill(
     dtype: torch.dtype,
     *,
     name_of: Callable[[str], str] = str,
+    wanted: Wanted = every,
     watch: LoadWatch | None = None,
 ) -> None:
     """Load and pack the weights of a model.
 
     name_of  from a tensor's name in the checkpoint to its name in the model
+    wanted   by the latter: whether the tensor is one of this rank's
     """
     watch = watch or LoadWatch()
     with watch.filling():
-        _fill(model, files, config, dtype, name_of, watch)
+        _fill(model, files, config, dtype, name_of, wanted, watch)
 
 
 def _fill(
@@ -151,6 +154,7 @@ def _fill(
     config: ResolvedConfig,
     dtype: torch.dtype,
     name_of: Callable[[str], str],
+    wanted: Wanted,
     watch: LoadWatch,
 ) -> None:
     if config.model.load_format == "dummy":
@@ -162,7 +166,7 @@ def _fill(
         form = checkpoint_format(files)
         kind = files.weight_format if form is None else f"{files.weight_format}, {form.name}"
         with timed(f"weights ({kind})"):
-            _read(model, files, form, config, dtype, name_of, watch)
+            _read(model, files, form, config, dtype, name_of, wanted, watch)
     watch.beat("packing weights")
     with timed("packing what was not packed meanwhile"):
         model.finalize()
@@ -175,26 +179,40 @@ def _read(
     config: ResolvedConfig,
     dtype: torch.dtype,
     name_of: Callable[[str], str],
+    wanted: Wanted,
     watch: LoadWatch,
 ) -> None:
+    def is_wanted(name: str) -> bool:
+        return wanted(name_of(name))
+
     weights: Iterable[tuple[str, torch.Tensor | LinearPart]]
     advance = watch.advance
     total = sum(path.stat().st_size for path in files.weights if path.is_file())
     with stage(watch.progress, f"loading {files.name}", total):
         if form is None:
             is_blocks = config.model.quantization in GGUF_BLOCKS
+            parts = Parts(model.targets(), name_of) if config.parallel.tp_size > 1 else None
             load_format = config.model.load_format
             if is_blocks:
                 weights = iterate_blocks(
-                    files, load_format=load_format, dtype=dtype, advance=advance
+                    files,
+                    load_format=load_format,
+                    dtype=dtype,
+                    advance=advance,
+                    wanted=is_wanted,
+                    targets=parts,
                 )
             else:
-                parts = Parts(model.targets(), name_of) if config.parallel.tp_size > 1 else None
                 weights = iterate_weights(
-                    files, load_format=load_format, dtype=dtype, advance=advance, targets=parts
+                    files,
+                    load_format=load_format,
+                    dtype=dtype,
+                    advance=advance,
+                    wanted=is_wanted,
+                    targets=parts,
                 )
         else:
-            weights = quantized.iterate(files, form, model.targets(), advance, name_of)
+            weights = quantized.iterate(files, form, model.targets(), advance, name_of, is_wanted)
         named = ((name_of(name), tensor) for name, tensor in weights)
         load_weights(model, watch.following(named), source=str(_place_of(files)))
 

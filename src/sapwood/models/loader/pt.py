@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import pickle
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sapwood.base.errors import WeightError
+from sapwood.layers.targets import Target
 from sapwood.models.loader.checkpoint import Expected, as_dtype
-from sapwood.models.loader.reading import Advance, ignore
+from sapwood.models.loader.reading import Advance, Wanted, every, ignore
 from sapwood.models.loader.torch_tar import read_tar
 from sapwood.store.files import ModelFiles
 from sapwood.store.torch_archive import check_archive
@@ -26,9 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def iterate(
-    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore
+    files: ModelFiles,
+    dtype: torch.dtype,
+    advance: Advance = ignore,
+    wanted: Wanted = every,
+    targets: Mapping[str, Target] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """As `weights.iterate_weights`."""
+    """As `weights.iterate_weights`; tensors always come whole."""
+    del targets
     expected = Expected(files)
     for path in files.weights:
         tensors = _load(path)
@@ -36,6 +42,8 @@ def iterate(
         for name in list(tensors):
             # Popped, so that a tensor that was copied into another dtype is freed at once.
             tensor = tensors.pop(name)
+            if not wanted(name):
+                continue
             advance(tensor.nbytes)
             yield name, as_dtype(tensor, dtype)
 

@@ -21,7 +21,7 @@ from sapwood.layers.quantization.formats.interface import (
 from sapwood.layers.targets import Target
 from sapwood.models.loader import safetensors
 from sapwood.models.loader.fused_experts import FusedExperts
-from sapwood.models.loader.reading import Advance, ignore
+from sapwood.models.loader.reading import Advance, Wanted, every, ignore
 from sapwood.store.files import ModelFiles
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,13 @@ def iterate(
     targets: Mapping[str, Target],
     advance: Advance = ignore,
     name_of: Callable[[str], str] = str,
+    wanted: Wanted = every,
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
-    """Every weight, once, as (name, quantised weight, or tensor in the checkpoint's dtype).
+    """Every wanted weight, once, as (name, quantised weight, or tensor in the checkpoint's dtype).
 
     targets  of the model, by name
     name_of  from a tensor's name in the checkpoint to its name in the model
+    wanted   by the names in the checkpoint
     Raises WeightError, with the name, for a tensor that is missing or does not fit."""
     if files.weight_format != "safetensors":
         raise WeightError(
@@ -45,8 +47,9 @@ def iterate(
             "checkpoints are read from safetensors only"
         )
     fused = FusedExperts(targets)
-    names = fused.names(map(name_of, safetensors.names(files)))
-    tensors = ((name_of(name), one) for name, one in safetensors.iterate(files, None, advance))
+    names = fused.names(name_of(name) for name in safetensors.names(files) if wanted(name))
+    read = safetensors.iterate(files, None, advance, wanted)
+    tensors = ((name_of(name), one) for name, one in read)
     yield from assembled(fused.split(tensors), names, form, targets)
 
 

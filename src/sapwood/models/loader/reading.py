@@ -41,6 +41,15 @@ W = TypeVar("W")
 Advance = Callable[[int], None]
 """Called with the number of the checkpoint's bytes that have been read since the last call."""
 
+Wanted = Callable[[str], bool]
+"""Whether the tensor of that name in the checkpoint is to be read."""
+
+
+def every(name: str) -> bool:
+    """A Wanted of all tensors."""
+    del name
+    return True
+
 
 def ignore(num_bytes: int) -> None:
     """An Advance that does nothing."""

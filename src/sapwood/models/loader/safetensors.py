@@ -15,6 +15,8 @@ from sapwood.models.loader.checkpoint import Expected, as_dtype
 from sapwood.models.loader.reading import (
     Advance,
     Stored,
+    Wanted,
+    every,
     ignore,
     read_ahead,
     read_bytes,
@@ -47,6 +49,7 @@ def iterate(
     files: ModelFiles,
     dtype: torch.dtype | None,
     advance: Advance = ignore,
+    wanted: Wanted = every,
     targets: Mapping[str, Target] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """As `weights.iterate_weights`; with None as dtype, every tensor in its own.
@@ -59,7 +62,11 @@ def iterate(
     for path in files.weights:
         entries = read_safetensors_header(path)
         expected.check(path, (entry.name for entry in entries))
-        tensors += [_stored(path, one, dtype, _slice(one, targets or {})) for one in entries]
+        tensors += [
+            _stored(path, one, dtype, _slice(one, targets or {}))
+            for one in entries
+            if wanted(one.name)
+        ]
     return read_ahead(tensors, advance=advance)
 
 

@@ -11,12 +11,15 @@ from sapwood.base.errors import WeightError
 from sapwood.kernels.coded import LinearPart
 from sapwood.layers.targets import Target
 from sapwood.models.loader import gguf, pt, safetensors
-from sapwood.models.loader.reading import Advance, ignore
+from sapwood.models.loader.reading import Advance, Wanted, every, ignore
 from sapwood.store.files import ModelFiles, detect_format
 
 __all__ = ["detect_format", "iterate_blocks", "iterate_weights"]
 
-_Reader = Callable[[ModelFiles, torch.dtype, Advance], Iterator[tuple[str, Tensor]]]
+_Targets = Mapping[str, Target] | None
+_Reader = Callable[
+    [ModelFiles, torch.dtype, Advance, Wanted, _Targets], Iterator[tuple[str, Tensor]]
+]
 _READERS: Mapping[str, _Reader] = {
     "safetensors": safetensors.iterate,
     "gguf": gguf.iterate,
@@ -30,9 +33,10 @@ def iterate_weights(
     load_format: str = "auto",
     dtype: torch.dtype,
     advance: Advance = ignore,
-    targets: Mapping[str, Target] | None = None,
+    wanted: Wanted = every,
+    targets: _Targets = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint, once, as (name, tensor on the CPU).
+    """Every wanted tensor of a checkpoint, once, as (name, tensor on the CPU).
 
     Names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"). Floating-point tensors of
     16 and more bits come in `dtype`; other tensors (integers, 8-bit floats) are not cast. Layers
@@ -42,15 +46,14 @@ def iterate_weights(
     load_format  "auto", or the format that the files must have. "dummy" has nothing to read: see
                  `dummy.random_weights`
     advance      called with the file bytes of every tensor when it is handed out
-    targets      by the names in the checkpoint: a reader may hand out the rows alone that a rank
-                 places. The reader of safetensors does; others read whole tensors
+    wanted       by the names in the checkpoint: what else there is, is not read
+    targets      by the names in the checkpoint: a reader may hand out only the rows or columns that
+                 a rank places. Those of safetensors and GGUF do
     Raises       WeightError, with file and tensor, for a shard that is missing, damaged, or without
                  a tensor that the index promises
     """
     found = _checked_format(files, load_format)
-    if found == "safetensors":
-        return safetensors.iterate(files, dtype, advance, targets)
-    return _READERS[found](files, dtype, advance)
+    return _READERS[found](files, dtype, advance, wanted, targets)
 
 
 def iterate_blocks(
@@ -59,17 +62,19 @@ def iterate_blocks(
     load_format: str = "auto",
     dtype: torch.dtype,
     advance: Advance = ignore,
+    wanted: Wanted = every,
+    targets: _Targets = None,
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
     """Like `iterate_weights`, but quantised matrices that kernels can use come as blocks.
 
     Raises WeightError also if the format has no such matrices."""
-    wanted = _checked_format(files, load_format)
-    if wanted != "gguf":
+    found = _checked_format(files, load_format)
+    if found != "gguf":
         raise WeightError(
-            f"{files.name} has {wanted} weights, and only GGUF files hold quantised blocks; "
+            f"{files.name} has {found} weights, and only GGUF files hold quantised blocks; "
             "use --quantization w4a8 or w8a8_int8, which quantise while loading"
         )
-    return gguf.iterate_blocks(files, dtype, advance)
+    return gguf.iterate_blocks(files, dtype, advance, wanted, targets)
 
 
 def _checked_format(files: ModelFiles, load_format: str) -> str:
