@@ -23,8 +23,11 @@ def load_profiles() -> None:
     settings.load_profile("ci")
 
 
-def examples(long: int) -> int:
-    """`max_examples` of a property that wants `long` of them in the profile `long`."""
+def examples(long: int, usual: int | None = None) -> int:
+    """`max_examples` of a property that wants `long` of them in the profile `long`, and elsewhere
+    `usual`, or a part as in the profile."""
+    if usual is not None and settings().max_examples < LONG_EXAMPLES:
+        return usual
     return max(1, long * settings().max_examples // LONG_EXAMPLES)
 
 

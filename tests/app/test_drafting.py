@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError
 from sapwood.schema import grammar as grammars
-from sapwood.schema.output import Speculated
 from tests.app.llms import llms_of
-from tests.app.test_speculation import SAME, ask
+from tests.app.test_speculation import SAME, ask, check_figures
 from tests.tiny import save_lfm2, save_qwen3, write_llama
 
 Make = Callable[..., LLM]
@@ -54,7 +52,6 @@ def drafting_with(path: Path, **options: Any) -> dict[str, Any]:
     }
 
 
-COMMON = ("to the end", "seeds", "penalties", "endless grammar", "logprobs", "n samples")
 VARIANTS: dict[str, dict[str, Any]] = {
     "one step at a time": {},
     "overlap": {"overlap_depth": 2},
@@ -65,42 +62,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_guesses_of_which_some_are_right_change_no_output(
-    make_llm: Make, model_path: Path, variant: str
-) -> None:
-    """The draft model is the model in 4 bits."""
-    options = VARIANTS[variant]
-    draft = drafting_with(model_path, speculative_draft_model_quantization="w4a8")
-    speculated = check_losslessness(make_llm(**options), make_llm(**draft, **options), options)
-    assert 100 < speculated.num_accepted < speculated.num_drafted - 100
-
-
 def test_a_random_draft_model_changes_no_output(make_llm: Make, other_path: Path) -> None:
     draft = drafting_with(other_path, speculative_draft_load_format="dummy")
-    speculated = check_losslessness(make_llm(), make_llm(**draft), {})
-    assert speculated.num_drafted > 100
-
-
-def check_losslessness(plain: LLM, guessing: LLM, options: Mapping[str, Any]) -> Speculated:
-    """Everything that can be asked for is the same, much of it with options too; returns how the
-    guesses fared."""
-    for name in COMMON if options else SAME:
-        asked = SAME[name]
-        pairs = zip(ask(guessing, **asked), ask(plain, **asked), strict=True)
-        for got, wanted in pairs:
+    plain, guessing = make_llm(), make_llm(**draft)
+    for name, asked in SAME.items():
+        for got, wanted in zip(ask(guessing, **asked), ask(plain, **asked), strict=True):
             assert got.token_ids == wanted.token_ids, name
-            assert got.text == wanted.text, name
             assert got.finish == wanted.finish, name
-            assert got.hidden_states.shape == wanted.hidden_states.shape
-            atol = 5e-2 if "kv_cache_dtype" in options else 1e-4
-            np.testing.assert_allclose(
-                got.logprobs.of_tokens(), wanted.logprobs.of_tokens(), atol=atol
-            )
+            check_figures(got, wanted, atol=1e-4)
     stats = guessing.stats()
     assert stats.num_leased_pages == stats.num_running == stats.num_waiting == 0
     assert stats.speculated is not None
-    return stats.speculated
+    assert stats.speculated.num_drafted > 100
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

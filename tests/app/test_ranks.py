@@ -19,11 +19,13 @@ import pytest
 from sapwood import LLM
 from sapwood.app import ranks
 from sapwood.app.ranks import RankLost, RankTeam
-from sapwood.base.errors import EngineUnavailable, StartupError
+from sapwood.base.errors import ConfigError, EngineUnavailable, StartupError
 from sapwood.distributed.link import Link, connect
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.output import RankFacts
 from sapwood.schema.rank import RankFailed, RankHello, RankPool, RankReady, RankReport
+from tests.tiers import long_only
+from tests.tiny import save_llama
 
 # ---- rank 0's view, with ranks that are played by the test ---------------------------------------
 
@@ -129,6 +131,55 @@ def outputs(llm: LLM) -> list[tuple[int, ...]]:
 def outputs_for_ever(llm: LLM) -> None:
     while True:
         outputs(llm)
+
+
+@pytest.fixture(scope="module")
+def saved_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four layers with weights in a file: random weights would differ from stage to stage."""
+    directory = tmp_path_factory.mktemp("models") / "saved-llama"
+    return save_llama(directory, num_hidden_layers=4, tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pp_size": 2},
+        *long_only(
+            {"pp_size": 3, "pp_layer_partition": "1,2,1", "pp_max_micro_batch_size": 1},
+            {"pp_size": 2, "tp_size": 2, "overlap_depth": 3},
+            {"pp_size": 2, "disable_overlap_schedule": True, "speculative_algorithm": "NGRAM"},
+            {"pp_size": 2, "chunked_prefill_size": 16, "disable_radix_cache": True},
+        ),
+    ],
+)
+def test_stages_answer_as_one_rank(
+    make_llm: Callable[..., LLM], saved_llama: Path, options: dict[str, Any]
+) -> None:
+    usual = {"model": saved_llama, "load_format": "auto"}
+    alone, staged = make_llm(**usual), make_llm(**usual, **options)
+    assert outputs(staged) == outputs(alone)
+    facts = staged.services.engine.info.ranks
+    num_stages, num_parts = options["pp_size"], options.get("tp_size", 1)
+    assert facts[0].stage == num_stages - 1, "the scheduler is where the logits are"
+    assert sorted(rank.stage for rank in facts) == sorted([*range(num_stages)] * num_parts)
+    size = (saved_llama / "model.safetensors").stat().st_size
+    embedding = 4 * 96 * 260  # in the first stage and in the last
+    assert size * 0.95 < sum(rank.read_bytes for rank in facts) <= size + num_parts * embedding
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"pp_size": 3}, "--pp-size is 3, but the model has 2 layers"),
+        ({"pp_size": 2, "is_embedding": True}, "makes embeddings or scores"),
+        ({"pp_size": 2, "pp_layer_partition": "1,2"}, "is for 3 layers, but the model has 2"),
+    ],
+)
+def test_what_stages_cannot_do_is_refused(
+    make_llm: Callable[..., LLM], options: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        make_llm(**options)
 
 
 @pytest.mark.long  # tests/e2e/test_ranks.py does the same over HTTP

@@ -33,7 +33,7 @@ MODES: dict[str, dict[str, Any]] = {
     "llguidance": {"grammar_backend": "llguidance"},
     "retractions": {"max_total_tokens": 96, "schedule_conservativeness": 0.0},
     "8-bit cache": {"kv_cache_dtype": "int8"},
-    "chunks": {"chunked_prefill_size": 3},
+    "chunks": {"chunked_prefill_size": 12},
     "op by op": {"disable_graphs": True},
     "adaptive": {"disable_speculative_adaptation": False, "skip_server_warmup": False},
     "adapters": {"enable_lora": True, "max_lora_rank": 4},

@@ -99,6 +99,19 @@ def test_the_same_with_a_real_model(smollm2_files: ModelFiles) -> None:
     assert resident[2] <= 1.05 * resident[1]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "layout", [("--tp-size", "2"), ("--pp-size", "2"), ("--pp-size", "2", "--tp-size", "2")]
+)
+def test_the_same_over_several_ranks(long_model: Path, layout: tuple[str, ...]) -> None:
+    flags = ("--model", str(long_model), "--load-format", "dummy", *layout)
+    with serving(*flags, "--max-total-tokens", str(POOL_TOKENS)) as server:
+        body = {"forward_sleep_time": 0.005}
+        httpx.post(f"{server.url}/slow_down", json=body).raise_for_status()
+        resident = run_rounds(server, vocab=256)
+    assert resident[2] <= 1.05 * resident[1]
+
+
 def run_rounds(server: Server, vocab: int) -> list[int]:
     """Resident bytes after each of three rounds, the first of them to warm up."""
     resident: list[int] = []

@@ -99,26 +99,39 @@ def test_killed_amid_32_streams_and_restarted(long_model: Path) -> None:
         assert "Traceback" not in server.log
 
 
-def rank_pid(server: Server) -> int:
-    """Process of rank 1."""
+def rank_pid(server: Server, rank: int = 1) -> int:
+    """Process of a rank."""
     ranks = httpx.get(f"{server.url}/server_info", timeout=30).json()["ranks"]
-    return int(ranks[1]["pid"])
+    return int(ranks[rank]["pid"])
 
 
-def test_a_rank_killed_amid_32_streams(long_model: Path) -> None:
-    with serving(*flags(long_model, "--tp-size", "2")) as server:
+@pytest.mark.parametrize(
+    ("layout", "rank"),
+    [
+        (("--tp-size", "2"), 1),
+        pytest.param(("--pp-size", "2"), 1, marks=pytest.mark.long),
+        pytest.param(("--pp-size", "2", "--tp-size", "2"), 3, marks=pytest.mark.long),
+    ],
+)
+def test_a_rank_killed_amid_32_streams(
+    long_model: Path, layout: tuple[str, ...], rank: int
+) -> None:
+    with serving(*flags(long_model, *layout)) as server:
         health = httpx.get(f"{server.url}/health").json()
-        assert [rank["rank"] for rank in health["ranks"]] == [0, 1]
-        for last in asyncio.run(kill_amid_streams(server, rank_pid(server))):
+        assert [one["rank"] for one in health["ranks"]][: rank + 1] == list(range(rank + 1))
+        for last in asyncio.run(kill_amid_streams(server, rank_pid(server, rank))):
             message = json.loads(last)["error"]["message"]
-            assert "the process of rank 1 was ended by signal SIGKILL" in message
+            assert f"the process of rank {rank} was ended by signal SIGKILL" in message
         assert server.process.wait(30) == 1
-        assert "rank 1 was ended by signal SIGKILL" in server.log.strip().splitlines()[-1]
+        assert f"rank {rank} was ended by signal SIGKILL" in server.log.strip().splitlines()[-1]
 
 
 @pytest.mark.long
-def test_an_engine_is_restarted_when_any_of_its_ranks_is_killed(long_model: Path) -> None:
-    with serving(*flags(long_model, "--tp-size", "2", "--restart-engine")) as server:
+@pytest.mark.parametrize("layout", ["--tp-size", "--pp-size"])
+def test_an_engine_is_restarted_when_any_of_its_ranks_is_killed(
+    long_model: Path, layout: str
+) -> None:
+    with serving(*flags(long_model, layout, "2", "--restart-engine")) as server:
         ask = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 4, "temperature": 0}}
         expected = httpx.post(f"{server.url}/generate", json=ask).json()["output_ids"]
         for find in (rank_pid, Server.engine_pid):

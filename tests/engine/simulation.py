@@ -69,10 +69,14 @@ class SometimesRightDraft:
 
 @dataclass
 class Row:
-    """tokens: all that the request has so far, sampled ones included; adapter: (slot, id)."""
+    """tokens: all that the request has so far, sampled ones included; adapter: (slot, id).
+
+    num_sure: of these tokens; where another stage samples, later ones are drafts, of which a plan
+    tells how many were right by the position that it goes on from"""
 
     tokens: list[int]
     adapter: tuple[int, str] = (-1, "")
+    num_sure: int = 1 << 30
     pages: list[int] = field(default_factory=list)
     windows: dict[int, dict[int, int]] = field(default_factory=dict)
     last_token: int = -1
@@ -108,6 +112,8 @@ class SimulatedRank:
         self._adapters: dict[int, str] = {}
         self.computed: list[int] = []
         """Tokens computed per step."""
+        self.is_last = True
+        """Whether it samples; a stage that does not must be told every token."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         self._adapters.update(plan.adapters)
@@ -129,10 +135,13 @@ class SimulatedRank:
             slot, adapter = row.adapter
             assert self._adapters.get(slot, "") == adapter, "the slot has another adapter"
             self._look_back(entry, row)
+            context = self._context(entry, row)
             if entry.num_output is None:
                 continue
-            context = self._context(entry, row)
             first = entry.position + entry.logits_for.start
+            if not self.is_last:
+                row.num_sure = first + 1
+                continue
             brought = [next_token(context[: first + 1])]
             while context[first + len(brought) :][:1] == brought[-1:]:
                 brought.append(next_token(context[: first + len(brought) + 1]))
@@ -151,6 +160,8 @@ class SimulatedRank:
 
     def _write(self, entry: ScheduledTokens, row: Row) -> None:
         row.pages[entry.first_page :] = entry.pages
+        assert entry.token_ids or self.is_last, "the token was sampled by another stage"
+        del row.tokens[max(row.num_sure, entry.position) :]
         token_ids = [*(entry.token_ids or [row.last_token]), *entry.draft_ids]
         known = row.tokens[entry.position : entry.end - len(entry.draft_ids)]
         assert len(known) <= len(token_ids)
@@ -197,14 +208,19 @@ def prefix(row: Row, num_tokens: int) -> int:
 
 
 class DelayedExecutor:
-    """A `launch` whose handle computes only when its result is asked for, in launch order."""
+    """A `launch` whose handle computes only when its result is asked for, in launch order.
 
-    def __init__(self, rank: SimulatedRank) -> None:
+    stages  those before the rank's: they compute each plan as soon as it is launched"""
+
+    def __init__(self, rank: SimulatedRank, stages: Sequence[SimulatedRank] = ()) -> None:
         self._rank = rank
+        self._stages = stages
         self._queue: deque[StepPlan] = deque()
         self._results: dict[int, StepResult] = {}
 
     def launch(self, plan: StepPlan) -> DelayedHandle:
+        for stage in self._stages:
+            stage.execute(plan)
         self._queue.append(plan)
         return DelayedHandle(self, plan.step)
 

@@ -17,7 +17,17 @@ from sapwood.engine.speculation import Speculation
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
-from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool, pages_of_window
+from sapwood.schema.cache import (
+    FULL_POOL,
+    CacheGroup,
+    CacheKind,
+    CachePool,
+    CacheTensor,
+    keys_and_values,
+    latent_rows,
+    pages_of_window,
+    pools_of,
+)
 from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Generate, RequestOptions
@@ -60,7 +70,41 @@ def pools_with_sizes(draw: st.DrawFn, page_size: int, chunk: int) -> list[tuple[
 
 
 @st.composite
-def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
+def pools_of_groups(draw: st.DrawFn, page_size: int, chunk: int) -> list[tuple[CachePool, int]]:
+    """The pools of a model with latent rows, windows and states, and perhaps keys and values too:
+    those that keep every token share page numbers, and so do windows of one length."""
+    step = MAX_CONTEXT if chunk == -1 else chunk
+    windows = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    groups = [
+        latent_rows((0,), width=8, index_width=draw(st.sampled_from([0, 4]))),
+        CacheGroup(kind=CacheKind.STATE, layers=(1,), tensors={"state": CacheTensor((2, 3))}),
+        *(
+            keys_and_values((2 + index,), num_kv_heads=1 + index, head_dim=4, window=window)
+            for index, window in enumerate(windows)
+        ),
+    ]
+    if draw(st.booleans()):
+        groups.append(keys_and_values((9,), num_kv_heads=1, head_dim=4))
+    groups = draw(st.permutations(groups))
+    pools = pools_of(groups)
+    assert sorted(index for pool in pools for index in pool.groups) == list(range(len(groups)))
+    assert [pool.window for pool in pools] == [None, *sorted(set(windows)), None]
+    sizes = {
+        CacheKind.FULL: -(-draw(st.integers(30, 150)) // page_size),
+        CacheKind.STATE: draw(st.integers(1, 8)),
+    }
+    return [
+        (pool, sizes[pool.kind])
+        if pool.window is None
+        else (pool, pages_of_window(pool.window, step, page_size) + draw(st.integers(0, 12)))
+        for pool in pools
+    ]
+
+
+@st.composite
+def scenarios(
+    draw: st.DrawFn, *, is_plain: bool = False, has_groups: bool = False
+) -> dict[str, object]:
     page_size = draw(st.sampled_from([1, 2, 4, 8]))
     shared = [draw(st.lists(st.integers(0, 20), min_size=0, max_size=30)) for _ in range(3)]
     requests = [
@@ -78,12 +122,15 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
         for _ in range(draw(st.integers(1, 14)))
     ]
     chunk = draw(st.sampled_from([1, 3, 16, 64, -1]))
-    full = (FULL_POOL, -(-draw(st.integers(30, 150)) // page_size))
-    others = [] if is_plain else draw(pools_with_sizes(page_size, chunk))
-    keeps_all = not others or draw(st.booleans())
+    if has_groups:
+        pools = draw(pools_of_groups(page_size, chunk))
+    else:
+        full = (FULL_POOL, -(-draw(st.integers(30, 150)) // page_size))
+        others = [] if is_plain else draw(pools_with_sizes(page_size, chunk))
+        pools = [full, *others] if not others or draw(st.booleans()) else others
     return {
         "page_size": page_size,
-        "pools": [full, *others] if keeps_all else others,
+        "pools": pools,
         "state_interval": page_size * draw(st.integers(1, 5)),
         "policy": draw(st.sampled_from(POLICIES)),
         "eviction": draw(st.sampled_from(sorted(EVICTION_POLICIES))),
@@ -98,6 +145,8 @@ def scenarios(draw: st.DrawFn, *, is_plain: bool) -> dict[str, object]:
         "aging": draw(st.sampled_from([0.0, 1.0, 5.0])),
         "delayer": draw(st.booleans()),
         "feed": draw(st.sampled_from([TokenFeed.ROW, TokenFeed.ROW, TokenFeed.SCHEDULER])),
+        "stages": draw(st.integers(1, 3)),  # of an engine whose scheduler feeds tokens
+        "most_decodes": draw(st.none() | st.integers(1, 4)),
         "drafts": draw(st.sampled_from([0, 0, 1, 3, 8])),  # of a step at most
         "step_tokens": draw(st.sampled_from([2, 6, 32])),
         "adapts": draw(st.booleans()),
@@ -162,11 +211,17 @@ class World:
             eos_token_ids=EOS,
             clock=self.clock,
             token_feed=scenario["feed"],
+            most_decodes=scenario["most_decodes"],
             speculation=speculation if num_drafts else None,
             adapters=self.adapters,
         )
-        self.rank = SimulatedRank(self.sizes, page_size, pools)
-        self.executor = DelayedExecutor(self.rank)
+        num_stages = 1 if scenario["feed"] is TokenFeed.ROW else scenario["stages"]
+        *others, self.rank = (
+            SimulatedRank(self.sizes, page_size, pools) for _ in range(num_stages)
+        )
+        for stage in others:
+            stage.is_last = False
+        self.executor = DelayedExecutor(self.rank, others)
         self.depth = scenario["depth"]
         self.in_flight: deque[tuple[object, object]] = deque()
         self.tokens: dict[str, list[int]] = {}
@@ -214,8 +269,16 @@ def test_one_owner_per_page_and_outputs_independent_of_the_schedule(
 
 
 @settings(max_examples=examples(1000))
-@given(scenarios(is_plain=False))
+@given(scenarios())
 def test_the_same_with_windows_and_states(scenario: dict[str, object]) -> None:
+    run(scenario)
+
+
+@settings(max_examples=examples(500, usual=36))
+@given(scenarios(has_groups=True))
+def test_the_same_with_latent_rows_windows_and_states_together(
+    scenario: dict[str, object],
+) -> None:
     run(scenario)
 
 
@@ -262,7 +325,7 @@ def _check_output(
 ) -> None:
     finish = world.finishes[request_id]
     pool, size = scenario["pools"][0]
-    most = size * scenario["page_size"] if pool is FULL_POOL else MAX_CONTEXT
+    most = size * scenario["page_size"] if pool.kind is CacheKind.FULL else MAX_CONTEXT
     room = min(MAX_CONTEXT, most) - len(one["prompt"])
     tokens = world.tokens[request_id]
     if finish.kind == "error":

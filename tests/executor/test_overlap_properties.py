@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.clock import ManualClock
-from sapwood.engine.loop import EngineLoop
+from sapwood.engine.loop import EngineLoop, StepExecutor
 from sapwood.engine.scheduler import Scheduler
 from sapwood.engine.speculation import Speculation
 from sapwood.executor.grammar.interface import GrammarFailed
@@ -38,11 +38,12 @@ from sapwood.schema.output import EngineOutput, Finish, StepOutputs
 from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage
 from sapwood.schema.request import Abort, EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
-from sapwood.schema.step import StepPlan
+from sapwood.schema.step import StepPlan, TokenFeed
 from sapwood.schema.thinking import ThinkingBudget
 from sapwood.speculative.interface import Guesses
 from tests.executor.hashing_model import VOCAB, HashingModel, make_pages
 from tests.executor.simulated_device import SimulatedDevice
+from tests.executor.simulated_pipeline import SimulatedPipeline
 from tests.tiers import examples
 
 CPU = torch.device("cpu")
@@ -191,6 +192,7 @@ class Layout:
     depth: int
     seed: int
     drafts: int = 0
+    stages: int = 1
 
 
 LAYOUTS = st.builds(
@@ -203,6 +205,7 @@ LAYOUTS = st.builds(
     depth=st.sampled_from([2, 2, 2, 3]),
     seed=st.integers(0, 3),
     drafts=st.sampled_from([0, 1, 6]),
+    stages=st.sampled_from([1, 1, 2, 3]),
 )
 
 
@@ -237,7 +240,8 @@ class HalfKnownDraft:
 
 
 class World:
-    """A scheduler, a loop and a runner; on a simulated device where steps overlap."""
+    """A scheduler, a loop and a runner; where steps overlap, on a simulated device or at the end of
+    a simulated pipeline."""
 
     def __init__(
         self,
@@ -250,8 +254,18 @@ class World:
         self.tokens: dict[str, list[int]] = {}
         self.logprobs: dict[str, list[TokenLogprobs]] = {}
         self.finishes: dict[str, Finish] = {}
-        self.device = SimulatedDevice(layout.seed) if depth > 1 else None
         num_pages = layout.num_tokens // layout.page_size
+        self.pipeline = None
+        if depth > 1 and layout.stages > 1:
+            self.pipeline = SimulatedPipeline.of(
+                layout.stages,
+                layout.seed,
+                num_rows=layout.max_running,
+                max_pages=CONTEXT,
+                num_pages=num_pages,
+                page_size=layout.page_size,
+            )
+        self.device = SimulatedDevice(layout.seed) if depth > 1 and not self.pipeline else None
         tree = PrefixTree(layout.page_size, least_recently_used) if layout.prefixes else None
         ledger = Ledger(num_pages=num_pages, page_size=layout.page_size, tree=tree)
         self.scheduler = Scheduler(
@@ -267,6 +281,8 @@ class World:
             eos_token_ids=[EOS],
             clock=ManualClock(),
             grammars=ReadyGrammars(),
+            token_feed=TokenFeed.SCHEDULER if self.pipeline else TokenFeed.ROW,
+            most_decodes=-(-layout.max_running // layout.stages) if self.pipeline else None,
             speculation=None
             if known is None
             else Speculation(
@@ -278,9 +294,12 @@ class World:
             ),
         )
         self.runner = self._runner(layout, num_pages)
-        executor = (
-            SerialExecutor(self.runner.execute) if depth == 1 else QueuedExecutor(self._launch)
-        )
+        executor: StepExecutor = SerialExecutor(self.runner.execute)
+        if self.pipeline:
+            self.pipeline.execute = self.runner.execute
+            executor = self.pipeline
+        elif depth > 1:
+            executor = QueuedExecutor(self._launch)
         self.channel: QueueChannel[EngineInput] = QueueChannel()
         self.loop = EngineLoop(
             self.scheduler,
@@ -311,7 +330,7 @@ class World:
         )
         more = {} if self.device is None else {"download": self.device.download}
         return Runner(
-            HashingModel(),
+            self.pipeline.model if self.pipeline else HashingModel(),
             NothingRecorded(),
             kv_caches=make_pages(num_pages, layout.page_size),
             rows=rows,

@@ -84,3 +84,13 @@ def test_every_group_has_tensors_of_its_own_pool_and_shape():
 
 def test_nothing_is_allocated_for_a_model_without_caches():
     assert allocate_caches([], [], page_size=4, device=torch.device("cpu")) == []
+
+
+def test_layers_of_other_stages_get_no_memory():
+    full = keys_and_values([0, 2], num_kv_heads=1, head_dim=8, dtype="float32")
+    window = keys_and_values([1], num_kv_heads=1, head_dim=8, window=4, dtype="float32")
+    caches = allocate_caches(
+        [full, window], [5, 3], page_size=4, device=torch.device("cpu"), held=frozenset([2])
+    )
+    assert [len(cache) for cache in caches] == [0, 0, 2]
+    assert caches[2][0].shape[0] == 5

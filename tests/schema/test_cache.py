@@ -153,3 +153,17 @@ def test_as_many_tokens_as_fit(
     assert whole.num_bytes(tokens) <= num_bytes or tokens == 0
     is_limited = groups == (WINDOW,) and tokens == enough
     assert is_limited or whole.num_bytes(tokens + 16) > num_bytes
+
+
+def test_stages_have_pools_of_the_same_sizes_and_the_bytes_of_their_layers() -> None:
+    whole = plan(FULL, WINDOW, STATE)
+    first, last = (replace(whole, held=frozenset(held)) for held in ((0, 1), (2, 3, 4)))
+    assert first.pools == last.pools == whole.pools
+    assert first.sizes(1600) == last.sizes(1600) == whole.sizes(1600)
+    assert first.num_bytes(1600) + last.num_bytes(1600) == whole.num_bytes(1600)
+    assert first.unit_bytes(first.pools[-1]) == 0, "its layers keep no states"
+    assert "states in 1 layer" in last.explained(1600)
+    budget = whole.num_bytes(1600)
+    assert first.most_tokens(budget, enough=1 << 20) > whole.most_tokens(budget, enough=1 << 20)
+    no_pages = replace(whole, held=frozenset([4]))
+    assert no_pages.most_tokens(budget, enough=320) == 320

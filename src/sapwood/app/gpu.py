@@ -96,15 +96,21 @@ def measure_pool(
     *,
     captures: CapturePlan | None,
     wanted_tokens: int | None,
+    chooses_tokens: bool,
 ) -> PoolSize:
     """Run the largest steps, and give the rest of the memory to the KV pool.
 
     places         of the model's own cache groups, of those in `cache`
     captures       the steps that will be captured; None: no steps are
-    wanted_tokens  tokens that the KV pool holds; None: as many as fit"""
+    wanted_tokens  tokens that the KV pool holds; None: as many as fit
+    chooses_tokens  as in run_largest_steps"""
     page_size, num_tokens = config.memory.page_size, most_tokens_of(config)
     page = allocate_caches(
-        cache.groups, [1] * len(cache.pools), page_size=page_size, device=memory.device
+        cache.groups,
+        [1] * len(cache.pools),
+        page_size=page_size,
+        device=memory.device,
+        held=cache.held,
     )
     max_pages = -(-config.model.context_length // page_size)
 
@@ -118,6 +124,7 @@ def measure_pool(
             num_tokens=num_tokens,
             num_requests=config.scheduler.max_running_requests,
             max_pages=max_pages,
+            chooses_tokens=chooses_tokens,
             device=memory.device,
         )
 

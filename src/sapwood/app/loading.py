@@ -205,11 +205,17 @@ def stored_weights(
         return
     form = checkpoint_format(files)
     needed = Needed(targets, name_of, is_wanted)
+    parts = Parts(targets, name_of) if config.parallel.tp_size > 1 else None
     if form is not None:
         weights = quantized.iterate(files, form, targets, advance, name_of, is_wanted)
     elif config.model.quantization in GGUF_BLOCKS:
         weights = iterate_blocks(
-            files, load_format=load_format, dtype=dtype, advance=advance, wanted=needed
+            files,
+            load_format=load_format,
+            dtype=dtype,
+            advance=advance,
+            wanted=needed,
+            targets=parts,
         )
     else:
         weights = iterate_weights(
@@ -218,7 +224,7 @@ def stored_weights(
             dtype=dtype,
             advance=advance,
             wanted=needed,
-            targets=Parts(targets, name_of) if config.parallel.tp_size > 1 else None,
+            targets=parts,
             experts=needed.experts,
         )
     for name, tensor in weights:

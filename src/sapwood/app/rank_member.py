@@ -12,6 +12,7 @@ from sapwood.app.ranks import RankTeam
 from sapwood.app.resolving import Resolved
 from sapwood.distributed.groups import Group
 from sapwood.distributed.meeting import Meeting
+from sapwood.distributed.pipe import GroupPipe, Pipe
 from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.resolve import Decision
 from sapwood.schema.output import RankFacts
@@ -23,6 +24,7 @@ class RankMember:
 
     tp       the ranks that share each layer with this one
     expert   those of them that share each expert with this one; None: all of them
+    pipe     joins this rank to those of other stages; None: there is one stage
     meeting  where the groups were made
     smallest_pool  from the tokens for which this rank has memory to those for which all have
     """
@@ -30,6 +32,7 @@ class RankMember:
     rank: int = 0
     tp: Group = field(default_factory=Group)
     expert: Group | None = None
+    pipe: Pipe | None = None
     meeting: Meeting | None = None
     smallest_pool: Callable[[int], int] = int
 
@@ -79,7 +82,26 @@ def member_of(
     if parallel.ep_size > 1:
         alike = ranks_of_expert(parallel, rank)
         expert = meeting.group(f"expert-{alike[0]}", alike, rank, resolved.device)
-    return RankMember(rank=rank, tp=tp, expert=expert, meeting=meeting, smallest_pool=smallest_pool)
+    return RankMember(
+        rank=rank,
+        tp=tp,
+        expert=expert,
+        pipe=_pipe_of(rank, resolved, meeting),
+        meeting=meeting,
+        smallest_pool=smallest_pool,
+    )
+
+
+def _pipe_of(rank: int, resolved: Resolved, meeting: Meeting) -> Pipe | None:
+    """Joins the ranks that have the same part of each layer, one of each stage."""
+    parallel = resolved.config.parallel
+    if parallel.pp_size == 1:
+        return None
+    alike = range(rank % parallel.tp_size, parallel.num_ranks, parallel.tp_size)
+    ranks = sorted(alike, key=parallel.stage_index)
+    group = meeting.group(f"pp-{alike[0]}", ranks, rank, resolved.device)
+    assert group.process_group is not None
+    return GroupPipe(group.process_group, group.rank, dtype=resolved.dtype, device=resolved.device)
 
 
 def tp_ranks(parallel: ParallelConfig, rank: int) -> range:
@@ -99,7 +121,7 @@ def facts_of(rank: int, resolved: Resolved, watch: LoadWatch) -> RankFacts:
     config = resolved.config
     return RankFacts(
         rank=rank,
-        stage=0,
+        stage=resolved.stage.index,
         host=socket.gethostname(),
         pid=os.getpid(),
         device=config.execution.device,

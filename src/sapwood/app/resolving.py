@@ -29,6 +29,7 @@ from sapwood.models.foreign.structure import ForeignConfig, read_foreign
 from sapwood.models.lm.architecture import attention_features
 from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
+from sapwood.models.splitting import refuse_split
 from sapwood.models.text_part import WRAPPERS, text_part
 from sapwood.schema.cache import CacheGroup, CachePlan
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
@@ -38,6 +39,7 @@ from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.resolve import Decision, demand_of, resolve
 from sapwood.schema.pooling import Pooling
+from sapwood.schema.stage import Stage
 from sapwood.store import ModelFiles, Progress, fetch_model
 
 Shape = DecoderConfig | EncoderConfig
@@ -51,6 +53,7 @@ class Resolved:
     shape    the model's sizes
     eos      token ids that end an output
     pooling  how the model makes embeddings or scores; None: the model generates
+    stage    which layers this rank has
     draft    the model that guesses tokens; None: there is none
     wanted_tokens  size of the KV pool in tokens, if the options say it; None: they do not
     """
@@ -62,6 +65,7 @@ class Resolved:
     shape: Shape
     eos: frozenset[int]
     kernels: Selection
+    stage: Stage
     draft: Draft | None = None
     pooling: Pooling | None = None
     wanted_tokens: int | None = None
@@ -103,7 +107,13 @@ class Resolved:
             num_states=config.memory.max_mamba_cache_size,
             state_memory_ratio=config.memory.mamba_full_memory_ratio or 1.0,
             window_share=config.memory.swa_full_tokens_ratio,
+            held=self.held,
         )
+
+    @property
+    def held(self) -> frozenset[int] | None:
+        """The layers whose caches this rank has, as in CachePlan."""
+        return None if self.stage.count == 1 else self.decoder.caches_of(self.stage.layers)
 
     @property
     def pool_sizes(self) -> tuple[int, ...]:
@@ -163,8 +173,11 @@ def resolve_config(
     if isinstance(shape, ForeignConfig) and asked.parallel.num_ranks > 1:
         raise ConfigError(
             f"{files.name} is computed by the transformers library, whose layers are not shared "
-            "among ranks; leave out --tp-size"
+            "among ranks; leave out --tp-size and --pp-size"
         )
+    stage = asked.parallel.stage_of(rank, shape.num_layers)
+    if stage.count > 1:
+        _check_stages(asked, shape, stage, pooling, files.name)
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()
@@ -174,7 +187,10 @@ def resolve_config(
     facts = replace(
         model_facts(files, shape, dtype, "dummy" if is_dummy else files.weight_format),
         makes_numbers=pooling is not None,
-    ).of_rank(asked.parallel.tp_size)
+    )
+    if isinstance(shape, DecoderConfig):
+        facts = facts.of_stage(stage, shape.num_layers, shape.caches_of(stage.layers))
+    facts = facts.of_rank(asked.parallel.tp_size)
     found = None
     if isinstance(shape, DecoderConfig):
         found = find_draft(asked, files, shape, home=home, progress=progress)
@@ -207,6 +223,7 @@ def resolve_config(
         shape=shape,
         eos=eos_token_ids(files.path, vocab_size=shape.vocab_size),
         kernels=kernels,
+        stage=stage,
         draft=draft,
         pooling=pooling,
         wanted_tokens=None
@@ -254,6 +271,23 @@ def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -
             else "this model has no experts, or generates nothing"
         )
         raise ConfigError(f"{why}; leave out --enable-return-routed-experts")
+
+
+def _check_stages(
+    asked: EngineConfig, shape: Shape, stage: Stage, pooling: Pooling | None, name: str
+) -> None:
+    """Raises ConfigError if the model's layers cannot be shared out to stages like this one."""
+    if pooling is not None or not isinstance(shape, DecoderConfig):
+        raise ConfigError(
+            f"{name} makes embeddings or scores, and --pp-size is for models that generate; leave "
+            "it out"
+        )
+    if asked.execution.enable_return_routed_experts:
+        raise ConfigError(
+            "--enable-return-routed-experts tells of the experts of all layers, and each of "
+            f"{stage.count} stages knows its own; leave it out, or --pp-size"
+        )
+    refuse_split(shape, stage)
 
 
 def _choose_kernels(

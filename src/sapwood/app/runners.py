@@ -49,6 +49,7 @@ from sapwood.executor.sampling.processors import (
 )
 from sapwood.executor.sampling.sampler import Sampler, SamplingOps
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
+from sapwood.executor.stage_runner import StageRunner
 from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
 from sapwood.kernels.platform import CudaMemory
@@ -148,16 +149,21 @@ def build_runner(
         resolved = member.agreed(_with_measured_pool(resolved, model, captures))
         del reserve
     pool = None if adapters is None else adapters.pool
-    runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool, member)
-    execute: Execute = runner.execute
-    launch: Launch = runner.launch
+    execute: Execute
+    launch: Launch | None = None
+    if isinstance(model, Decoder) and not resolved.stage.is_last:
+        execute = _stage_runner(resolved, model, watch).execute
+    else:
+        runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool, member)
+        execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
     if experts is not None and isinstance(model, Decoder):
         moves = ExpertMoves(model, experts, resolved, member.tp)
-        execute, launch = moves.before(execute), moves.before(launch)
+        execute = moves.before(execute)
+        launch = None if launch is None else moves.before(launch)
     return StepRunner(
         resolved=resolved,
         execute=execute,
-        launch=launch if runs_ahead(resolved.device) else None,
+        launch=launch,
         warm_up=partial(warm_up, num_windows=_num_windows(resolved), slot=_first_slot(resolved)),
         measure=partial(
             measure_steps,
@@ -183,6 +189,7 @@ def _kv_caches(
             [size + num_spare for size in resolved.pool_sizes],
             page_size=resolved.config.memory.page_size,
             device=resolved.device,
+            held=resolved.held,
         )
 
 
@@ -260,13 +267,21 @@ def load_models(
         return Models(foreign, load_drafter(resolved, draft, None, watch))
     build = replace(_build(resolved, member), routes=routes, adapters=adapters, experts=experts)
     with timed("model structure"):
-        model = Decoder.of(resolved.decoder, build)
+        model = Decoder.of(resolved.decoder, build, resolved.stage, member.pipe)
     name_of = model.checkpoint_name
     if draft is not None and draft.kind is DraftKind.OWN:
         head = own_head(model, draft, build)
         fill(WithHead(model, head), files, config, resolved.dtype, name_of=name_of, watch=watch)
         return Models(model, head_drafter(model, head, resolved.dtype))
-    fill(model, files, config, resolved.dtype, name_of=name_of, watch=watch)
+    fill(
+        model,
+        files,
+        config,
+        resolved.dtype,
+        name_of=name_of,
+        wanted=lambda name: not model.is_elsewhere(name),
+        watch=watch,
+    )
     if draft is None:
         return Models(model)
     return Models(model, load_drafter(resolved, draft, model, watch))
@@ -353,7 +368,8 @@ def _decoder_runner(
     if member.leads:
         ops = choice.sampling_ops or kernels
         sampler = _sampler(resolved, rows, common, ops, failures, masks)
-    overlaps = config.scheduler.overlap_depth > 1
+    # With several stages every plan brings its tokens.
+    overlaps = config.scheduler.overlap_depth > 1 and resolved.stage.count == 1
     return Runner(
         model,
         choice.steps,
@@ -367,6 +383,19 @@ def _decoder_runner(
         adapters=adapters,
         drafter=drafter,
         share=member.tp.broadcast if overlaps and member.tp.size > 1 else None,
+    )
+
+
+def _stage_runner(resolved: Resolved, model: Decoder, watch: LoadWatch) -> StageRunner:
+    kv_caches, rows = _kv_caches(resolved, watch), _row_table(resolved)
+    _set_num_threads(resolved)
+    return StageRunner(
+        model,
+        kv_caches=kv_caches,
+        rows=rows,
+        page_size=resolved.config.memory.page_size,
+        device=resolved.device,
+        places=_places(resolved),
     )
 
 
@@ -413,6 +442,8 @@ def _captures(resolved: Resolved) -> CapturePlan | None:
     kernels, has_groups = resolved.kernels.kernels, bool(_places(resolved).group_of_layer)
     if resolved.config.execution.disable_graphs or not kernels.can_be_captured or has_groups:
         return None
+    if resolved.stage.count > 1:  # the stages exchange hidden states within a step
+        return None
     if isinstance(resolved.shape, ForeignConfig):
         return None
     if resolved.decoder.experts is not None:  # the op reads on the host who chose which
@@ -435,6 +466,7 @@ def _with_measured_pool(
             CudaMemory(resolved.device),
             captures=captures,
             wanted_tokens=resolved.wanted_tokens,
+            chooses_tokens=resolved.stage.is_last,
         )
     num_tokens = pool.num_pages * config.memory.page_size
     memory = replace(config.memory, max_total_tokens=num_tokens)

@@ -37,6 +37,7 @@ from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
 from sapwood.schema.config.resolve import Decision
 from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts, RankFacts
 from sapwood.schema.request import EngineInput
+from sapwood.schema.step import TokenFeed
 
 OwnExecutor = SerialExecutor | OverlappedExecutor | QueuedExecutor
 Executor = OwnExecutor | TeamExecutor
@@ -93,7 +94,9 @@ def build_engine(
     """
     if team is None:
         if resolved.config.parallel.num_ranks > 1:
-            raise ConfigError("this program computes with one rank; leave out --tp-size")
+            raise ConfigError(
+                "this program computes with one rank; leave out --tp-size and --pp-size"
+            )
         return _build_engine(resolved, receiver, sender, instruments, watch, None)
     try:
         with explained_by(team):
@@ -156,6 +159,8 @@ def _build_engine(
         pooling=resolved.pooling,
         hidden_size=resolved.shape.hidden_size,
         grammars=None if grammars is None else grammars.ranks,
+        token_feed=TokenFeed.ROW if config.parallel.pp_size == 1 else TokenFeed.SCHEDULER,
+        most_decodes=config.parallel.most_decodes(config.scheduler.max_running_requests),
         speculation=build_speculation(config, ledger, clock, steps_s),
         switch_length=resolved.shape.switch_length
         if isinstance(resolved.shape, DecoderConfig)

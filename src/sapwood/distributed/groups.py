@@ -25,6 +25,10 @@ class ProcessGroup(Protocol):
 
     def broadcast(self, tensors: list[Tensor], options: dist.BroadcastOptions, /) -> Work: ...
 
+    def send(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
+
+    def recv(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:

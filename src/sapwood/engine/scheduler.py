@@ -69,6 +69,7 @@ class Scheduler:
         hidden_size: int = 0,
         grammars: GrammarRanks | None = None,
         token_feed: TokenFeed = TokenFeed.ROW,
+        most_decodes: int | None = None,
         speculation: Speculation | None = None,
         switch_length: int | None = None,
         adapters: AdapterSlots | None = None,
@@ -80,6 +81,8 @@ class Scheduler:
         hidden_size  length of the vectors that requests may bring in the place of tokens
         grammars     ranks that compile grammars; None: requests that have one are refused
         token_feed   who hands sampled tokens to the steps that compute them
+        most_decodes  of requests in one step, so that others are left for the steps that run at the
+                     same time; None: any number
         speculation  guesses tokens, which steps then verify; None: nothing is guessed
         switch_length  as RopeConfig.switch_length
         adapters     which LoRA adapters are loaded; None: requests with one are refused
@@ -136,6 +139,7 @@ class Scheduler:
         self._num_arrivals = 0
         self._counts: Counter[str] = Counter()
         self._feeds_rows = token_feed is TokenFeed.ROW
+        self._most_decodes = most_decodes
         self._speculation = speculation
 
     # ---- requests in -----------------------------------------------------------------------
@@ -260,6 +264,7 @@ class Scheduler:
             speculation.begin_step(plan)
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
         for state, entry in entries:
+            state.last_step = plan.step
             self._count_as_computed(state, entry)
         self._counts["steps"] += 1
         self._reserve.after_step()
@@ -428,7 +433,14 @@ class Scheduler:
 
         A request is only admitted with budget left over, so every decode fits into the budget.
         """
-        for state in sorted(self._running, key=lambda state: state.num_missing_tokens > 1):
+        decodes_left = UNLIMITED if self._most_decodes is None else self._most_decodes
+
+        def turn(state: RequestState) -> tuple[bool, int]:
+            is_prompt = state.num_missing_tokens > 1
+            # Where not all may decode, whoever was left out comes first.
+            return is_prompt, 0 if is_prompt or self._most_decodes is None else state.last_step
+
+        for state in sorted(self._running, key=turn):
             if budget == 0:
                 break
             if state.phase is not Phase.RUNNING or state.is_exhausted:
@@ -439,11 +451,15 @@ class Scheduler:
             if state.num_pending_outputs and not self._feeds_rows:
                 continue
             num_new = min(state.num_missing_tokens, budget)
+            is_decode = state.num_missing_tokens == 1
+            if is_decode and decodes_left == 0:
+                continue
             if self._keeps_states:
                 num_new = self._up_to_state(state, state.num_computed_tokens, num_new)
             if num_new > 0 and self._make_room(state, num_new, shares):
                 shares.append((state, num_new))
                 budget -= num_new
+                decodes_left -= is_decode
         return budget
 
     def _up_to_state(self, state: RequestState, start: int, num_new: int) -> int:

@@ -25,18 +25,22 @@ def run_largest_steps(
     num_requests: int,
     max_pages: int,
     device: torch.device,
+    chooses_tokens: bool = True,
 ) -> None:
     """Run a prompt of `num_tokens`, then a step of `num_requests` decodes.
 
     page            caches of a single page, or slot, which all tokens read and write: the results
                     do not matter
-    group_of_layer  as in ForwardBatch"""
+    group_of_layer  as in ForwardBatch
+    chooses_tokens  whether this rank computes logits and samples"""
     for requests in {1, min(num_requests, num_tokens)}:
         batch = _batch(
             page, page_size, group_of_layer, num_tokens // requests, requests, max_pages, device
         )
-        hidden = model.forward(batch).index_select(0, batch.logits_index)
-        logits = model.logits(hidden)
+        hidden = model.forward(batch)
+        if not chooses_tokens:
+            continue
+        logits = model.logits(hidden.index_select(0, batch.logits_index))
         settings = SamplingSettings(
             temperature=[1.0] * requests,
             top_k=[-1] * requests,

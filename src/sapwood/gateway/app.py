@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sapwood.base.errors import Overloaded
+from sapwood.base.errors import ConfigError, Overloaded
 from sapwood.gateway.audit import audit
 from sapwood.gateway.caller_rates import CallerRates
 from sapwood.gateway.conversations import conversations_dialect
+from sapwood.gateway.dashboard import dashboard_dialect
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
 from sapwood.gateway.found import found_dialect
@@ -28,11 +30,24 @@ from sapwood.http.access import Access, Guarded
 from sapwood.http.auth import CALLER
 from sapwood.http.body import BodyLimits
 from sapwood.http.callers import Caller
-from sapwood.http.endpoints import EndpointTable
+from sapwood.http.endpoints import Dialect, EndpointTable, Handler
 from sapwood.http.errors import TooManyRequests, error_response
 from sapwood.http.failures import answer_errors
 from sapwood.observe.metrics import CONTENT_TYPE
 from sapwood.schema.config.gateway import GatewayConfig
+
+
+class Middleware(Protocol):
+    """What requests and answers of workers pass through."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Its own endpoints."""
+        ...
+
+    def around(self, handler: Handler) -> Handler: ...
+    def close(self) -> None: ...
+
 
 UNMATCHED = "unmatched"
 """The path label of calls that match no route, so that strangers cannot invent label values."""
@@ -83,17 +98,20 @@ class Gateway:
             metrics=self.metrics,
             rng=rng,
         )
+        self._modules: Middleware | None = _modules(config) if config.enable_wasm else None
         endpoints = EndpointTable(
             [
+                *([] if self._modules is None else [self._modules.dialect]),
                 forwarded_dialect(proxy),
                 found_dialect(proxy) if history is None else responses_dialect(proxy, history),
                 conversations_dialect(history),
                 steering_dialect(self.fleet),
+                dashboard_dialect(self.fleet, self.gate, self.metrics),
             ]
         )
         app = Starlette(
             routes=[
-                Route(path, handler, methods=list(endpoint.methods))
+                Route(path, self._handler(dialect, handler), methods=list(endpoint.methods))
                 for dialect in endpoints.dialects
                 for endpoint, handler in dialect.rows
                 for path in endpoint.paths
@@ -155,6 +173,14 @@ class Gateway:
 
     async def close(self) -> None:
         await self.fleet.close()
+        if self._modules is not None:
+            self._modules.close()
+
+    def _handler(self, dialect: Dialect, handler: Handler) -> Handler:
+        """The handler, behind the modules if it is one whose answers come from workers."""
+        if self._modules is None or dialect.name not in _THROUGH_MODULES:
+            return handler
+        return self._modules.around(handler)
 
     def _count(self, scope: Scope, status: int) -> None:
         endpoint = self._endpoints.find(scope["method"], scope["path"])
@@ -168,6 +194,19 @@ class Gateway:
             audit(scope, status)
 
 
+def _modules(config: GatewayConfig) -> Middleware:
+    try:
+        from sapwood.gateway.wasm.middleware import WasmMiddleware
+    except ImportError as error:
+        raise ConfigError(
+            "--enable-wasm needs the package wasmtime; install it with `pip install wasmtime`"
+        ) from error
+    return WasmMiddleware(
+        timeout_s=config.wasm_timeout_secs, max_memory_bytes=config.wasm_max_memory_bytes
+    )
+
+
+_THROUGH_MODULES = frozenset({"forwarded", "found", "responses"})
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"})
 
 

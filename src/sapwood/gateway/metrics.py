@@ -66,7 +66,7 @@ class GatewayMetrics(Collector):
     """
 
     def __init__(self, policy: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._policy = policy
+        self.policy = policy
         self._clock = clock
         self.workers: Callable[[], Iterable[Worker]] = tuple
         self.gauges: Gauges | None = None
@@ -103,6 +103,14 @@ class GatewayMetrics(Collector):
             self._ttft.observe(first_s)
         if per_event_s is not None:
             self._tpot.observe(per_event_s)
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that were passed on in whole, of the workers that there are."""
+        return self._answers.total()
+
+    def num_failures(self, worker: Worker) -> int:
+        return sum(count for (url, _), count in self._failures.items() if url == worker.url)
 
     def forget(self, worker: Worker) -> None:
         """The worker is removed: its series end."""
@@ -152,7 +160,7 @@ class GatewayMetrics(Collector):
             "worker_selection",
             "Choices of a worker.",
             ("worker", "policy"),
-            [((url, self._policy), count) for url, count in self._selections.items()],
+            [((url, self.policy), count) for url, count in self._selections.items()],
         )
         for name, text, value in (
             ("worker_retries", "Requests that were sent again.", self.num_retries),

@@ -46,14 +46,14 @@ def _add_workers(dialect: Dialect, fleet: Fleet) -> None:
 
     @dialect.serves(_admin("/workers", "GET"))
     async def list_workers(request: Request) -> Response:
-        workers = [_described(worker, fleet) for worker in fleet]
+        workers = [described(worker, fleet) for worker in fleet]
         states = [worker.state for worker in fleet]
         stats = {state.value: states.count(state) for state in WorkerState}
         return json_response({"workers": workers, "total": len(workers), "stats": stats})
 
     @dialect.serves(_admin("/workers/{worker_id}", "GET"))
     async def get_worker(request: Request) -> Response:
-        return json_response(_described(fleet.find(request.path_params["worker_id"]), fleet))
+        return json_response(described(fleet.find(request.path_params["worker_id"]), fleet))
 
     @dialect.serves(_admin("/workers/{worker_id}", "PUT"))
     async def change_worker(request: Request) -> Response:
@@ -192,7 +192,8 @@ def _accepted(worker: Worker, message: str) -> Response:
     return json_response(told, 202, {"location": location})
 
 
-def _described(worker: Worker, fleet: Fleet) -> dict[str, Any]:
+def described(worker: Worker, fleet: Fleet) -> dict[str, Any]:
+    """The worker as GET /workers shows it."""
     told: dict[str, Any] = msgspec.to_builtins(worker.spec)
     del told["api_key"]  # a secret
     return told | {

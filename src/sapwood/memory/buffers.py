@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,11 +20,13 @@ def allocate_caches(
     *,
     page_size: int,
     device: torch.device,
+    held: frozenset[int] | None = None,
 ) -> list[tuple[Tensor, ...]]:
     """Per layer the tensors of its group, in the group's order, all zero.
 
     groups      with definite dtypes; a layer in no group gets no tensors
     pool_sizes  pages, or slots, of each of `pools_of(groups)`
+    held        the layers that get tensors, as in CachePlan; None: all
 
     A tensor of pages is [pages, heads, page_size, width], as kernels/interface.py says; one of
     states is [slots, *shape of a slot]. Tensors of a group that are alike lie in one piece
@@ -34,7 +37,12 @@ def allocate_caches(
     caches: dict[int, tuple[Tensor, ...]] = {}
     for pool, size in zip(pools_of(groups), pool_sizes, strict=True):
         for index in pool.groups:
-            caches |= _allocate_group(groups[index], size, page_size, device)
+            group = groups[index]
+            caches |= dict.fromkeys(group.layers, ())
+            layers = [layer for layer in group.layers if held is None or layer in held]
+            if layers:
+                held_group = replace(group, layers=tuple(layers))
+                caches |= _allocate_group(held_group, size, page_size, device)
     return [caches.get(layer, ()) for layer in range(1 + max(caches, default=-1))]
 
 

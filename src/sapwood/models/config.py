@@ -258,6 +258,17 @@ class DecoderConfig:
         last = (max(group.layers) for group in self.cache_groups)
         return max(self.num_layers, 1 + max(last, default=0))
 
+    def caches_of(self, layers: range) -> frozenset[int]:
+        """The numbers that cache groups call these layers by."""
+        each = self.attentions_per_layer
+        others = self.num_layers * each  # the states of layers that have keys and values too
+
+        def layer_of(number: int) -> int:
+            return number // each if number < others else number - others
+
+        numbers = (number for group in self.cache_groups for number in group.layers)
+        return frozenset(number for number in numbers if layer_of(number) in layers)
+
     @property
     def num_parameters(self) -> int:
         """Weights of all matrices, counted once where they are tied; norms and biases are few."""

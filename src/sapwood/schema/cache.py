@@ -95,7 +95,11 @@ class CacheGroup:
     @property
     def unit_bytes(self) -> int:
         """Bytes of one token, or of one slot, in all layers together."""
-        return len(self.layers) * sum(tensor.num_bytes for tensor in self.tensors.values())
+        return self.bytes_of(len(self.layers))
+
+    def bytes_of(self, num_layers: int) -> int:
+        """Bytes of one token, or of one slot, in so many of the layers."""
+        return num_layers * sum(tensor.num_bytes for tensor in self.tensors.values())
 
     def of_rank(self, num_ranks: int) -> CacheGroup:
         """What one of the ranks keeps that share each layer; each has whole latent rows."""
@@ -230,6 +234,8 @@ class CachePlan:
     state_memory_ratio  memory of the states for prefixes at most, relative to that of the pages
     window_share    tokens of a window pool, relative to all tokens of context; None: as `sizes`
                     finds it
+    held            numbers of the layers whose memory this rank has, if others have the rest; None:
+                    all. Pools have the same sizes on all ranks, but not the same bytes
     """
 
     groups: tuple[CacheGroup, ...]
@@ -239,6 +245,7 @@ class CachePlan:
     num_states: int | None = None
     state_memory_ratio: float = 1.0
     window_share: float | None = None
+    held: frozenset[int] | None = None
 
     @property
     def pools(self) -> tuple[CachePool, ...]:
@@ -268,7 +275,7 @@ class CachePlan:
         """What each pool of these sizes has, and why."""
         parts = []
         for pool, size in zip(self.pools, self.sizes(num_tokens), strict=True):
-            number = sum(len(self.groups[index].layers) for index in pool.groups)
+            number = sum(len(self._held(index)) for index in pool.groups)
             layers = f"{number} layer" if number == 1 else f"{number} layers"
             mib = size * self.unit_bytes(pool) / 2**20
             if pool.window is not None:
@@ -302,7 +309,7 @@ class CachePlan:
                 no more memory once the window pools have all that requests can use
         """
         per_token = sum(
-            self.groups[index].unit_bytes
+            self.groups[index].bytes_of(len(self._held(index)))
             for pool in self.pools
             if pool.kind is CacheKind.FULL
             for index in pool.groups
@@ -316,19 +323,27 @@ class CachePlan:
         return low * self.page_size
 
     def unit_bytes(self, pool: CachePool) -> int:
-        """Bytes of a page, or of a slot, of a pool."""
+        """Bytes of a page, or of a slot, of a pool, on this rank."""
         num_tokens = 1 if pool.kind is CacheKind.STATE else self.page_size
-        return num_tokens * sum(self.groups[index].unit_bytes for index in pool.groups)
+        return num_tokens * sum(
+            self.groups[index].bytes_of(len(self._held(index))) for index in pool.groups
+        )
+
+    def _held(self, group: int) -> tuple[int, ...]:
+        """Those layers of the group whose memory this rank has."""
+        layers, held = self.groups[group].layers, self.held
+        return layers if held is None else tuple(layer for layer in layers if layer in held)
 
     def _enough_states(self, num_tokens: int) -> int:
         """Slots of the pool of states; at least two for each running request."""
+        whole = replace(self, held=None)
         pools, num_requests = self.pools, self.demand.num_requests
         full_bytes = sum(
-            num_tokens // self.page_size * self.unit_bytes(pool)
+            num_tokens // self.page_size * whole.unit_bytes(pool)
             for pool in pools
             if pool.kind is CacheKind.FULL
         )
-        affordable = int(self.state_memory_ratio * full_bytes) // self.unit_bytes(pools[-1])
+        affordable = int(self.state_memory_ratio * full_bytes) // whole.unit_bytes(pools[-1])
         return num_requests + max(num_requests, min(num_tokens // self.state_interval, affordable))
 
     def _wanted_window_pages(self, window: int, pages: int) -> int:

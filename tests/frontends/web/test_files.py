@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-STATIC = Path(__file__).parents[3] / "src" / "sapwood" / "frontends" / "web" / "static"
+SOURCE = Path(__file__).parents[3] / "src" / "sapwood"
 OWN = [
     file
-    for file in sorted(STATIC.rglob("*.*"))
-    if file.is_file() and "libraries" not in file.relative_to(STATIC).parts
+    for room in ("frontends/web", "gateway", "http")
+    for file in sorted((SOURCE / room / "static").rglob("*.*"))
+    if file.is_file() and "libraries" not in file.parts
 ]
 
 

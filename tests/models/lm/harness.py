@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
+from sapwood.distributed.pipe import Pipe
 from sapwood.executor.recorded import record_steps
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
@@ -25,6 +26,7 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.registry import read_decoder
 from sapwood.schema.cache import RECURRENT
+from sapwood.schema.stage import Stage
 
 CPU = torch.device("cpu")
 
@@ -161,17 +163,20 @@ def make_decoder(
     spreads_experts: bool = False,
     scheme: LinearScheme = DENSE,
     context_length: int | None = None,
+    stage: Stage | None = None,
+    pipe: Pipe | None = None,
 ) -> Decoder:
-    """A loaded and packed decoder; `spreads_experts` over the ranks of the group, instead of
-    cutting each; `context_length`: None for the config's."""
+    """A loaded and packed decoder, or one stage of it; `spreads_experts` over the ranks of the
+    group, instead of cutting each; `context_length`: None for the config's."""
     group = group or Group()
     groups = Groups(tp=group, attention=group, expert=Group() if spreads_experts else None)
     build = Build(kernels=kernels, device=CPU, dtype=dtype, groups=groups, scheme=scheme)
     config = read_decoder(hf_config)
     if context_length is not None:
         config = config.for_context(context_length)
-    model = Decoder.of(config, build)
-    load_weights(model, ((model.checkpoint_name(name), one) for name, one in weights.items()))
+    model = Decoder.of(config, build, stage, pipe)
+    named = ((model.checkpoint_name(name), one) for name, one in weights.items())
+    load_weights(model, ((name, one) for name, one in named if not model.is_elsewhere(name)))
     model.finalize()
     return model
 

@@ -16,6 +16,7 @@ from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.resolve import DEFAULT_PAGE_SIZE, Decision, resolve
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
+from sapwood.schema.stage import stages_of, whole_model
 
 GIB = 2**30
 CPU = MachineFacts(
@@ -91,6 +92,27 @@ def test_replicas_share_a_cpu_and_no_gpu():
     assert few.execution.num_threads == 1
     on_gpu = [resolve(asked, GPU, large), resolve(EngineConfig(), GPU, large)]
     assert on_gpu[0][0].memory == on_gpu[1][0].memory
+
+
+def test_a_pipeline_has_a_step_in_flight_for_each_stage():
+    asked = EngineConfig(parallel=ParallelConfig(pp_size=3))
+    for machine in (CPU, GPU):
+        config, decisions = resolve(asked, machine, MODEL)
+        assert config.scheduler.overlap_depth == 3
+        assert reasons(decisions)["overlap_depth"] == "a step for each stage"
+    one_by_one = replace(asked, scheduler=SchedulerConfig(disable_overlap_schedule=True))
+    assert resolve(one_by_one, CPU, MODEL)[0].scheduler.overlap_depth == 1
+
+
+def test_a_stage_counts_its_own_layers():
+    stages = [
+        MODEL.of_stage(stage, 4, frozenset(stage.layers)) for stage in stages_of(4, 2, [1, 3])
+    ]
+    weights = MODEL.num_parameters - MODEL.num_embedding_parameters
+    sizes = [stage.num_parameters - MODEL.num_embedding_parameters for stage in stages]
+    assert sizes == [-(-weights // 4), -(-weights * 3 // 4)]
+    assert [stage.held for stage in stages] == [frozenset([0]), frozenset([1, 2, 3])]
+    assert MODEL.of_stage(whole_model(4), 4, frozenset(range(4))) == MODEL
 
 
 def reasons(decisions):

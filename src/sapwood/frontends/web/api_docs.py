@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from importlib import resources
 
-from sapwood.frontends.web.routes import file_handler
 from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.files import file_handler
 
 _OWN, _SWAGGER_UI = "sapwood.frontends.web.api", "fastapi_swagger.resources"
 

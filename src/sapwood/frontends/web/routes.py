@@ -1,80 +1,13 @@
-"""The files of the chat page and the live page, read once at start."""
+"""The chat page and the live page."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import PurePosixPath
-
-from fastapi import Request, Response
-
-from sapwood.http.endpoints import Dialect, Endpoint, Handler
+from sapwood.http.endpoints import Dialect
+from sapwood.http.files import files_dialect
 
 _ADDRESSES = {"index.html": "/", "dashboard.html": "/dashboard", "favicon.svg": "/favicon.svg"}
 """Files that are not below /web/."""
 
-_MEDIA_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
-    ".woff2": "font/woff2",
-}
-
-# No inline script or style and nothing from elsewhere: script that came in with an answer cannot
-# run. Markup becomes nodes in one place only, DOMPurify, whose policy has that name.
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types dompurify"
-)
-
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    # The browser asks every time, so that a page never runs with another version's script.
-    "Cache-Control": "no-cache",
-}
-
 
 def web_dialect() -> Dialect:
-    """The pages hold nothing secret, and ask for the key."""
-    dialect = Dialect("web")
-    folder = resources.files("sapwood.frontends.web").joinpath("static")
-    for name, file in _files(folder):
-        address = _ADDRESSES.get(name, f"/web/{name}")
-        media_type = _MEDIA_TYPES[PurePosixPath(name).suffix]
-        # HEAD / is how Ollama's programs look whether the server is there.
-        methods = ("GET", "HEAD")
-        endpoint = Endpoint(paths=(address,), methods=methods, access="open", is_documented=False)
-        dialect.serves(endpoint)(file_handler(file.read_bytes(), media_type, policy=_POLICY))
-    return dialect
-
-
-def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
-    """The files below a folder that browsers ask for, with their paths from there."""
-    for entry in sorted(folder.iterdir(), key=lambda one: one.name):
-        name = f"{prefix}{entry.name}"
-        if entry.is_dir():
-            yield from _files(entry, f"{name}/")
-        elif PurePosixPath(name).suffix in _MEDIA_TYPES:
-            yield name, entry
-
-
-def file_handler(content: bytes, media_type: str, *, policy: str) -> Handler:
-    """Answers with a file, unless the browser has it already.
-
-    policy  what the page may load: its Content-Security-Policy
-    """
-    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {**_HEADERS, "Content-Security-Policy": policy, "ETag": tag}
-
-    async def serve(request: Request) -> Response:
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        return Response(content, media_type=media_type, headers=headers)
-
-    return serve
+    return files_dialect("web", "sapwood.frontends.web", _ADDRESSES)

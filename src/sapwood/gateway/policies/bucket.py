@@ -23,6 +23,7 @@ class Bucket:
     """
 
     needs_text = True
+    prefixes = None
 
     def __init__(
         self,

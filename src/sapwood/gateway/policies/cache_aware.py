@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sapwood.gateway.policies.interface import Balance, C, Call, least_loaded
+from sapwood.gateway.policies.interface import Balance, C, Call, PrefixCounts, least_loaded
 from sapwood.gateway.policies.text_tree import TextTree
 
 MIN_MATCH_BYTES = 128
@@ -34,10 +34,12 @@ class CacheAware:
         self._min_match_bytes = min_match_bytes
         self._balance = balance
         self._tree = TextTree(max_tree_bytes)
+        self.prefixes = PrefixCounts()
         self._num_new = 0
         self._latest_new: dict[str, int] = {}
 
     def choose(self, candidates: Sequence[C], call: Call) -> C:
+        self.prefixes.num_bytes += len(call.text)
         chosen = self._chosen(candidates, call)
         if call.text:
             self._tree.insert(call.text, chosen.id)
@@ -54,6 +56,7 @@ class CacheAware:
         match = self._tree.match(call.text, by_id)
         needed = max(self._threshold * len(call.text), self._min_match_bytes)
         if match.worker is not None and match.num_bytes > needed:
+            self.prefixes.num_known_bytes += match.num_bytes
             return by_id[match.worker]
         self._num_new += 1
         chosen = min(candidates, key=lambda one: (one.load, self._latest_new.get(one.id, 0)))

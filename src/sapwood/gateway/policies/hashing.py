@@ -25,6 +25,7 @@ class ConsistentHashing:
     """The worker that ranks first for the routing key; any worker if there is no key."""
 
     needs_text = False
+    prefixes = None
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -47,6 +48,7 @@ class PrefixHash:
     """
 
     needs_text = True
+    prefixes = None
 
     def __init__(self, *, num_tokens: int, load_factor: float) -> None:
         self._num_bytes = num_tokens * BYTES_PER_TOKEN

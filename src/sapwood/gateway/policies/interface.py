@@ -34,14 +34,25 @@ class Call:
     key: str = ""
 
 
+@dataclass(slots=True)
+class PrefixCounts:
+    """Bytes of prompts, and how many of these their workers had probably seen before."""
+
+    num_bytes: int = 0
+    num_known_bytes: int = 0
+
+
 class Policy(Protocol):
     """Chooses one of several workers.
 
     needs_text  whether `Call.text` is looked at, so that the body must be read for it
+    prefixes    what was found of the prompts' beginnings; None: the policy does not look
     """
 
     @property
     def needs_text(self) -> bool: ...
+    @property
+    def prefixes(self) -> PrefixCounts | None: ...
 
     def choose(self, candidates: Sequence[C], call: Call) -> C:
         """One of the candidates, of which there is at least one.

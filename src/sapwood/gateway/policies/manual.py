@@ -23,6 +23,7 @@ class Manual:
     """
 
     needs_text = False
+    prefixes = None
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ class Random:
     """Any worker."""
 
     needs_text = False
+    prefixes = None
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -27,6 +28,7 @@ class RoundRobin:
     """One worker after another."""
 
     needs_text = False
+    prefixes = None
 
     def __init__(self) -> None:
         self._num_chosen = 0
@@ -46,6 +48,7 @@ class PowerOfTwo:
     Source: Mitzenmacher 2001, "The power of two choices in randomized load balancing"."""
 
     needs_text = False
+    prefixes = None
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

@@ -85,6 +85,8 @@ class Architecture:
     can_be_rescaled: ClassVar[bool] = True
     """Whether a conversion may move factors from norms to the layers after them: not if a norm's
     weight is not what the inputs are multiplied by, or if other norms come in between."""
+    shares_weights: ClassVar[bool] = False
+    """Whether several layers have weights in common."""
     names: ClassVar[Names] = LLAMA_NAMES
     lacks_prefix: ClassVar[str] = ""
     """The beginning of most names that some of the architecture's checkpoints leave out."""

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from sapwood.distributed.pipe import Pipe
 from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.layers.build import Build
 from sapwood.layers.embedding import LMHead, VocabEmbedding
@@ -16,6 +17,7 @@ from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture, Names
 from sapwood.models.registry import decoder_class
 from sapwood.models.text_part import IS_TEXT_PART, OTHER_TENSORS, text_name
+from sapwood.schema.stage import Stage, whole_model
 
 
 class Decoder:
@@ -26,21 +28,35 @@ class Decoder:
 
     A decoder can be filled again in the same way, with targets that `targets()` gives anew. Steps
     that kernels recorded before compute with the weights from then, and must be recorded anew.
+
+    One stage of a model has its own layers only. It takes hidden states from the stage before, and
+    sends what `forward` returns to the stage after it; only the last one computes logits.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
-        """A decoder without weights."""
+    def __init__(
+        self, architecture: Architecture, stage: Stage | None = None, pipe: Pipe | None = None
+    ) -> None:
+        """A decoder without weights.
+
+        stage  which layers it has; None: all
+        pipe   joins it to the other stages, if there are any"""
         self._architecture = architecture
-        self.config = architecture.config
+        config = self.config = architecture.config
+        stage = self._stage = stage or whole_model(config.num_layers)
+        assert (pipe is None) == (stage.count == 1)
+        self._pipe = pipe
         self._names = architecture.names
-        self._embedding = architecture.embedding()
-        self._positions = architecture.positions()
-        self._embedding_norm = architecture.embedding_norm()
-        self._layers = tuple(architecture.layer(i) for i in range(self.config.num_layers))
+        has_embedding = stage.is_first or (stage.is_last and config.tie_word_embeddings)
+        self._embedding = architecture.embedding() if has_embedding else None
+        self._positions = architecture.positions() if stage.is_first else None
+        self._embedding_norm = architecture.embedding_norm() if stage.is_first else None
+        self._layers = tuple(architecture.layer(index) for index in stage.layers)
+        # Of several stages every one has them: their names tell which tensors are not layers'.
         self._streams = architecture.streams()
-        self._norm = architecture.norm() if self._streams is None else None
-        tied = self._embedding if self.config.tie_word_embeddings else None
-        self._lm_head = architecture.head(tied)
+        has_norm = stage.is_last and self._streams is None
+        self._norm = architecture.norm() if has_norm else None
+        tied = self._embedding if config.tie_word_embeddings else None
+        self._lm_head = architecture.head(tied) if stage.is_last else None
 
     @property
     def tensor_names(self) -> Names:
@@ -48,22 +64,27 @@ class Decoder:
         return self._names
 
     @staticmethod
-    def of(config: DecoderConfig, build: Build) -> Decoder:
-        """A decoder of the architecture that the config names."""
-        return Decoder(decoder_class(config.architecture)(config, build))
+    def of(
+        config: DecoderConfig, build: Build, stage: Stage | None = None, pipe: Pipe | None = None
+    ) -> Decoder:
+        """A decoder of the architecture that the config names; stage and pipe as above."""
+        return Decoder(decoder_class(config.architecture)(config, build), stage, pipe)
 
     @property
     def embedding(self) -> VocabEmbedding:
-        """Which a draft head may share."""
+        """Which a draft head may share; the first stage has it."""
+        assert self._embedding is not None
         return self._embedding
 
     @property
     def lm_head(self) -> LMHead:
-        """Which a draft head may share."""
+        """Which a draft head may share; the last stage has it."""
+        assert self._lm_head is not None
         return self._lm_head
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Hidden states after the last norm, [T, hidden]; writes every layer's KV."""
+        """Hidden states after the last norm, [T, hidden]; of a stage that is not the last, what
+        goes through the layers, [T, width]. Writes the KV of all of its layers."""
         return self.forward_capturing(batch, ())[0]
 
     def forward_capturing(
@@ -72,7 +93,30 @@ class Decoder:
         """(as `forward`, the hidden states [T, hidden] that enter each of `layers`, in the order of
         the model's layers)"""
         captured: list[Tensor] = []
-        x = self._embedding(batch.token_ids)
+        if self._stage.is_first:
+            x = self._opened(batch)
+        else:
+            assert self._pipe is not None
+            x = self._pipe.receive(len(batch.token_ids))
+        residual: Tensor | None = None
+        for index, layer in zip(self._stage.layers, self._layers, strict=True):
+            if index in layers:
+                # A copy: a layer may add to what it gets.
+                captured.append(x.clone() if residual is None else x + residual)
+            x, residual = layer(x, residual, batch)
+        if not self._stage.is_last:
+            assert self._pipe is not None
+            x = summed(x, residual)
+            self._pipe.send(x)
+            return x, captured
+        if self._norm is None:
+            assert self._streams is not None
+            return self._streams.closed(summed(x, residual)), captured
+        return self._norm(x) if residual is None else self._norm.add(x, residual)[0], captured
+
+    def _opened(self, batch: ForwardBatch) -> Tensor:
+        """What the first layer takes, [T, width]."""
+        x = self.embedding(batch.token_ids)
         if batch.embeds is not None:
             x = x.index_copy(0, batch.embeds.at, batch.embeds.vectors.to(x.dtype))
         if self._streams is not None:
@@ -81,20 +125,11 @@ class Decoder:
             x = x + self._positions(batch.positions)
         if self._embedding_norm is not None:
             x = self._embedding_norm(x)
-        residual: Tensor | None = None
-        for index, layer in enumerate(self._layers):
-            if index in layers:
-                # A copy: a layer may add to what it gets.
-                captured.append(x.clone() if residual is None else x + residual)
-            x, residual = layer(x, residual, batch)
-        if self._norm is None:
-            assert self._streams is not None
-            return self._streams.closed(summed(x, residual)), captured
-        return self._norm(x) if residual is None else self._norm.add(x, residual)[0], captured
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab], in fp32"""
-        return self._lm_head(hidden)
+        return self.lm_head(hidden)
 
     def compute(self, batch: ForwardBatch) -> Tensor:
         """Logits of the rows at batch.logits_index, [S, vocab]; no others are computed."""
@@ -108,9 +143,11 @@ class Decoder:
         Raises CannotRecord if a part of the model is no op of programs, and RuntimeError before
         `finalize`."""
         program = Program(self._architecture.build.dtype)
+        if self._stage.count > 1:
+            raise CannotRecord(f"{self._stage.count} stages compute it one after the other")
         if self._norm is None:
             raise CannotRecord("a recorded step has no streams beside the hidden states")
-        x = self._embedding.record(program)
+        x = self.embedding.record(program)
         if self._positions is not None:
             self._positions.record(program, x)
         if self._embedding_norm is not None:
@@ -123,7 +160,7 @@ class Decoder:
         normed = self._norm.record(program, stream.x, stream.residual)
         if states is not None and not states:
             program.keep_states(normed, None)
-        self._lm_head.record(program, normed)
+        self.lm_head.record(program, normed)
         return program
 
     def targets(self) -> dict[str, Target]:
@@ -132,6 +169,8 @@ class Decoder:
         A layer is packed as soon as all of its tensors are placed.
         """
         found = self.body_targets()
+        if self._lm_head is None:
+            return found
         if self.config.tie_word_embeddings:
             found[f"{self._names.embedding}.weight"] = self._lm_head.tied_target()
             return found | prefixed(self._names.head, self._lm_head.targets())
@@ -141,21 +180,42 @@ class Decoder:
     def body_targets(self) -> dict[str, Target]:
         """The targets without the output layer's, for a model that does not use that layer."""
         names = self._names
-        found = prefixed(names.embedding, self._embedding.targets())
+        found: dict[str, Target] = {}
+        if self._embedding is not None:
+            found |= prefixed(names.embedding, self._embedding.targets())
         if self._positions is not None:
             found |= prefixed(names.positions, self._positions.targets())
         if self._embedding_norm is not None:
             found |= prefixed(names.embedding_norm, self._embedding_norm.targets())
-        for index, layer in enumerate(self._layers):
+        for index, layer in zip(self._stage.layers, self._layers, strict=True):
             found |= prefixed(names.layer(index), once_filled(layer.targets(), layer.pack))
-        if self._norm is None:
-            assert self._streams is not None
-            return found | self._streams.targets()
-        return found | prefixed(names.norm, self._norm.targets())
+        if self._streams is not None:
+            found |= self._streams.targets()
+        if self._norm is not None:
+            found |= prefixed(names.norm, self._norm.targets())
+        return found
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether the tensor of that name, as in `targets()`, is another stage's alone."""
+        names, stage = self._names, self._stage
+        if name.startswith(f"{names.layers}."):
+            index, _, _ = name.removeprefix(f"{names.layers}.").partition(".")
+            if index.isdecimal() and int(index) < self.config.num_layers:
+                return int(index) not in stage.layers
+        elsewhere: list[str] = []
+        if self._embedding is None:
+            elsewhere.append(names.embedding)
+        if not stage.is_first:
+            elsewhere += [names.positions, names.embedding_norm]
+        if not stage.is_last:
+            elsewhere.append(names.head)
+        if not stage.is_last and self._streams is None:
+            elsewhere.append(names.norm)
+        return name.startswith(tuple(f"{part}." for part in elsewhere))
 
     def adapter_targets(self) -> dict[str, Target]:
         """Targets that say where adapters add; they are not for loading."""
-        head = prefixed(self._names.head, self._lm_head.adapter_targets())
+        head = prefixed(self._names.head, self.lm_head.adapter_targets())
         return self.body_targets() | head
 
     def checkpoint_name(self, name: str) -> str:
@@ -173,7 +233,8 @@ class Decoder:
     def finalize(self) -> None:
         """Pack the linear layers, once all weights are placed."""
         self.pack_layers()
-        self._lm_head.pack()
+        if self._lm_head is not None:
+            self._lm_head.pack()
 
     def pack_layers(self) -> None:
         """Pack all linear layers but the output layer, for a model that does not use that layer."""

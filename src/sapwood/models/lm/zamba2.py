@@ -47,6 +47,7 @@ class Zamba2ForCausalLM(Architecture):
     """A block takes hidden states and embeddings, so that its heads are twice as wide as usual. Its
     result is added to Mamba's inputs, and to nothing else."""
 
+    shares_weights: ClassVar = True
     absent: ClassVar = {
         "adapter_rank": 128,
         "hidden_act": "gelu",

@@ -107,14 +107,15 @@ def _has_numbers_for(target: Target, tensor: Tensor) -> bool:
 
 def _place(target: Target, tensor: Tensor | LinearPart) -> int:
     """Place one tensor. Returns its bytes in the checkpoint."""
+    is_whole = tuple(tensor.shape) == target.shape
+    place = target.place if is_whole else target.put
     if isinstance(tensor, Tensor):
-        is_whole = tuple(tensor.shape) == target.shape
-        (target.place if is_whole else target.put)(tensor)
+        place(tensor)
         return tensor.numel() * tensor.element_size()
     if target.put_blocks is None:
-        target.place(tensor.dequantized(torch.float32))
+        place(tensor.dequantized(torch.float32))
     else:
-        target.place_blocks(tensor)
+        (target.place_blocks if is_whole else target.put_blocks)(tensor)
     return tensor.num_bytes
 
 

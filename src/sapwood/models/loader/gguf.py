@@ -27,6 +27,7 @@ from sapwood.kernels.coded import CodedWeight, LinearPart
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.layers.quantization.formats.fp4 import MX_GROUP
 from sapwood.layers.quantization.formats.packing import packed_nibbles
+from sapwood.layers.targets import Slice, Target
 from sapwood.models.loader.checkpoint import as_dtype
 from sapwood.models.loader.reading import (
     Advance,
@@ -37,6 +38,7 @@ from sapwood.models.loader.reading import (
     ignore,
     read_ahead,
     read_bytes,
+    read_columns,
 )
 from sapwood.store.files import ModelFiles
 from sapwood.store.gguf_mixtures import architecture_named
@@ -98,6 +100,8 @@ class StoredTensor:
     values     the tensor [heads, values, rank] that belongs to this one, [heads, rank, keys], if
                both are halves of kv_b_proj [heads * (keys + values), rank]
     is_rates   whether the file has -exp(x) instead of the tensor x: rates of decay, not their logs
+    row_bytes  from a row to the next in the file, of a tensor that is some columns of a larger one;
+               0: its rows lie together
     """
 
     name: str
@@ -110,6 +114,7 @@ class StoredTensor:
     larger_by: float = 0.0
     is_rates: bool = False
     values: StoredTensor | None = None
+    row_bytes: int = 0
 
     @property
     def numbers(self) -> int:
@@ -118,28 +123,33 @@ class StoredTensor:
 
 
 def iterate(
-    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore, wanted: Wanted = every
+    files: ModelFiles,
+    dtype: torch.dtype,
+    advance: Advance = ignore,
+    wanted: Wanted = every,
+    targets: Mapping[str, Target] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """As `weights.iterate_weights`."""
     return read_ahead(
         (
             _lazy(stored, stored.numbers * dtype.itemsize, partial(_read, stored, files, dtype))
-            for stored in stored_tensors(files)
-            if wanted(stored.name)
+            for stored in _own_parts(files, wanted, targets or {})
         ),
         advance=advance,
     )
 
 
 def iterate_blocks(
-    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore, wanted: Wanted = every
+    files: ModelFiles,
+    dtype: torch.dtype,
+    advance: Advance = ignore,
+    wanted: Wanted = every,
+    targets: Mapping[str, Target] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor | LinearPart]]:
     """Like `iterate`, but quantised matrices come as blocks (kernels/blocks.py), and those of MXFP4
     as codes (kernels/coded.py)."""
     tensors: list[Stored[torch.Tensor | LinearPart]] = []
-    for stored in stored_tensors(files):
-        if not wanted(stored.name):
-            continue
+    for stored in _own_parts(files, wanted, targets or {}):
         is_blocks = stored.type == MXFP4 or stored.type.lower() in FORMATS
         if is_blocks and len(stored.shape) == 2:
             tensors.append(_lazy(stored, stored.num_bytes, partial(_read_blocks, stored, files)))
@@ -147,6 +157,49 @@ def iterate_blocks(
             size = stored.numbers * dtype.itemsize
             tensors.append(_lazy(stored, size, partial(_read, stored, files, dtype)))
     return read_ahead(tensors, advance=advance)
+
+
+def _own_parts(
+    files: ModelFiles, wanted: Wanted, targets: Mapping[str, Target]
+) -> Iterator[StoredTensor]:
+    """The wanted tensors; where a rank places some rows or columns of one only, these alone."""
+    for stored in stored_tensors(files):
+        if not wanted(stored.name):
+            continue
+        target = targets.get(stored.name)
+        part = None
+        if target is not None and target.part is not None and stored.shape == target.shape:
+            part = _part(stored, target.part)
+        yield part or stored
+
+
+def _part(stored: StoredTensor, own: Slice) -> StoredTensor | None:
+    """A part of a tensor; None if it would cut a block or a rotary head, or is no matrix's."""
+    num_rows, *others = stored.shape
+    row_bytes = stored.num_bytes // num_rows
+    if stored.values is not None or len(others) > 1:
+        return None
+    if own.dim == 0:
+        head_size = num_rows // stored.heads if stored.heads else 1
+        if own.first % head_size or own.size % head_size:
+            return None
+        return replace(
+            stored,
+            shape=(own.size, *others),
+            offset=stored.offset + own.first * row_bytes,
+            num_bytes=own.size * row_bytes,
+            heads=own.size // head_size if stored.heads else 0,
+        )
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[stored.type]]
+    if own.first % block or own.size % block:
+        return None
+    return replace(
+        stored,
+        shape=(num_rows, own.size),
+        offset=stored.offset + own.first // block * block_bytes,
+        num_bytes=num_rows * own.size // block * block_bytes,
+        row_bytes=row_bytes,
+    )
 
 
 def _lazy(stored: StoredTensor, num_bytes: int, read: Callable[[], W]) -> Stored[W]:
@@ -320,7 +373,18 @@ def _rows(stored: StoredTensor, files: ModelFiles) -> torch.Tensor:
     llama.cpp stores the two halves of each rotary head interleaved. Rows of a quantised matrix are
     independent, so they are put back in order while they are still small.
     """
-    data = read_bytes(files.weights[stored.file], stored.offset, stored.num_bytes)
+    path = files.weights[stored.file]
+    if stored.row_bytes:
+        data = read_columns(
+            path,
+            stored.offset,
+            num_rows=stored.shape[0],
+            row_bytes=stored.row_bytes,
+            first=0,
+            num_bytes=stored.num_bytes // stored.shape[0],
+        )
+    else:
+        data = read_bytes(path, stored.offset, stored.num_bytes)
     if not stored.heads:
         return data
     num_rows = stored.shape[0]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import pickle
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sapwood.base.errors import WeightError
+from sapwood.layers.targets import Target
 from sapwood.models.loader.checkpoint import Expected, as_dtype
 from sapwood.models.loader.reading import Advance, Wanted, every, ignore
 from sapwood.models.loader.torch_tar import read_tar
@@ -26,9 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def iterate(
-    files: ModelFiles, dtype: torch.dtype, advance: Advance = ignore, wanted: Wanted = every
+    files: ModelFiles,
+    dtype: torch.dtype,
+    advance: Advance = ignore,
+    wanted: Wanted = every,
+    targets: Mapping[str, Target] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """As `weights.iterate_weights`."""
+    """As `weights.iterate_weights`; tensors always come whole."""
+    del targets
     expected = Expected(files)
     for path in files.weights:
         tensors = _load(path)

@@ -17,7 +17,10 @@ from sapwood.store.files import ModelFiles, detect_format
 
 __all__ = ["detect_format", "iterate_blocks", "iterate_weights"]
 
-_Reader = Callable[[ModelFiles, torch.dtype, Advance, Wanted], Iterator[tuple[str, Tensor]]]
+_Targets = Mapping[str, Target] | None
+_Reader = Callable[
+    [ModelFiles, torch.dtype, Advance, Wanted, _Targets], Iterator[tuple[str, Tensor]]
+]
 _READERS: Mapping[str, _Reader] = {
     "safetensors": safetensors.iterate,
     "gguf": gguf.iterate,
@@ -32,7 +35,7 @@ def iterate_weights(
     dtype: torch.dtype,
     advance: Advance = ignore,
     wanted: Wanted = every,
-    targets: Mapping[str, Target] | None = None,
+    targets: _Targets = None,
     experts: Experts = no_experts,
 ) -> Iterator[tuple[str, Tensor]]:
     """Every wanted tensor of a checkpoint, once, as (name, tensor on the CPU).
@@ -46,8 +49,8 @@ def iterate_weights(
                  `dummy.random_weights`
     advance      called with the file bytes of every tensor when it is handed out
     wanted       by the names in the checkpoint: what else there is, is not read
-    targets      by the names in the checkpoint: a reader may hand out the rows alone that a rank
-                 places. The reader of safetensors does; others read whole tensors
+    targets      by the names in the checkpoint: a reader may hand out only the rows or columns that
+                 a rank places. Those of safetensors and GGUF do
     experts      as in safetensors.iterate; others read tensors of all experts whole
     Raises       WeightError, with file and tensor, for a shard that is missing, damaged, or without
                  a tensor that the index promises
@@ -55,7 +58,7 @@ def iterate_weights(
     found = _checked_format(files, load_format)
     if found == "safetensors":
         return safetensors.iterate(files, dtype, advance, wanted, targets, experts)
-    return _READERS[found](files, dtype, advance, wanted)
+    return _READERS[found](files, dtype, advance, wanted, targets)
 
 
 def iterate_blocks(
@@ -65,6 +68,7 @@ def iterate_blocks(
     dtype: torch.dtype,
     advance: Advance = ignore,
     wanted: Wanted = every,
+    targets: _Targets = None,
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
     """Like `iterate_weights`, but quantised matrices that kernels can use come as blocks.
 
@@ -75,7 +79,7 @@ def iterate_blocks(
             f"{files.name} has {found} weights, and only GGUF files hold quantised blocks; "
             "use --quantization w4a8 or w8a8_int8, which quantise while loading"
         )
-    return gguf.iterate_blocks(files, dtype, advance, wanted)
+    return gguf.iterate_blocks(files, dtype, advance, wanted, targets)
 
 
 def _checked_format(files: ModelFiles, load_format: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sapwood.schema.cache import CacheGroup
+from sapwood.schema.stage import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class ModelFacts:
     weight_format   format of the weight files: "safetensors", "gguf", …; "dummy": random weights
     file_bytes      size of the weight files; 0: there are none
     cache           what tokens and requests leave behind in the model's layers; empty: nothing
+    held            those of these layers that this rank has, as in CachePlan
     whole_prompts   the model is an encoder, which computes a text in one step and keeps no KV
     makes_numbers   the model makes embeddings or scores instead of text
     draft_bytes     about what the weights of its draft model take; 0: there is none
@@ -64,6 +66,7 @@ class ModelFacts:
     dtype: str
     num_parameters: int
     cache: tuple[CacheGroup, ...] = ()
+    held: frozenset[int] | None = None
     num_embedding_parameters: int = 0
     weight_format: str = ""
     file_bytes: int = 0
@@ -72,6 +75,25 @@ class ModelFacts:
     draft_bytes: int = 0
     positions_are_places: bool = False
     quantized: CheckpointFacts | None = None
+
+    def of_stage(self, stage: Stage, num_layers: int, held: frozenset[int]) -> ModelFacts:
+        """The same of one stage of a model with so many layers, of which the caches `held` are the
+        stage's; all layers are taken to be alike."""
+        if stage.count == 1:
+            return self
+
+        def share(of_layers: int, of_vocabulary: int) -> int:
+            at_an_end = stage.is_first or stage.is_last
+            return -(-of_layers * len(stage.layers) // num_layers) + at_an_end * of_vocabulary
+
+        vocabulary = self.num_embedding_parameters
+        num_parameters = share(self.num_parameters - vocabulary, vocabulary)
+        return replace(
+            self,
+            num_parameters=num_parameters,
+            file_bytes=-(-self.file_bytes * num_parameters // self.num_parameters),
+            held=held,
+        )
 
     def of_rank(self, num_ranks: int) -> ModelFacts:
         """The same of one of the ranks that share each layer: its weights, and its part of what

@@ -23,7 +23,8 @@ def check_speculation(asked: EngineConfig, model: ModelFacts) -> None:
     if algorithm in MODEL_ALGORITHMS and asked.parallel.num_ranks > 1:
         raise ConfigError(
             f"--speculative-algorithm {algorithm} computes its draft model on one rank so far, but "
-            f"the model has {asked.parallel.num_ranks}; guess with NGRAM, or leave out --tp-size"
+            f"the model has {asked.parallel.num_ranks}; guess with NGRAM, or leave out "
+            "--tp-size and --pp-size"
         )
     if model.whole_prompts:
         raise ConfigError(
@@ -61,7 +62,8 @@ def check_adapters(asked: EngineConfig, model: ModelFacts) -> None:
     if asked.parallel.num_ranks > 1:
         raise ConfigError(
             "LoRA adapters are on one rank so far, but the model has "
-            f"{asked.parallel.num_ranks}; leave out --tp-size, or --enable-lora"
+            f"{asked.parallel.num_ranks}; leave out --tp-size and --pp-size, or "
+            "--enable-lora"
         )
     if asked.model.model_impl == "transformers":
         raise ConfigError(

@@ -43,6 +43,8 @@ _POSITIVE = (
     "retry_initial_backoff_ms",
     "retry_max_backoff_ms",
     "history_retention_days",
+    "wasm_timeout_secs",
+    "wasm_max_memory_bytes",
 )
 _AT_LEAST_1 = (
     "max_tree_size",
@@ -288,6 +290,15 @@ class GatewayConfig(ListeningConfig):
         secret=True,
     )
     redis_pool_max: int = option(16, "Connections to Redis at most.")
+    enable_wasm: bool = option(
+        False, "Let modules in WebAssembly, added by POST /wasm, look at requests and answers."
+    )
+    wasm_timeout_secs: float = option(
+        1.0, "A module's call that takes longer has failed.", unit="seconds"
+    )
+    wasm_max_memory_bytes: int = option(
+        64 * 2**20, "Memory that a module's call may have.", unit="bytes"
+    )
     prometheus_host: str = option("127.0.0.1", "Address on which /metrics is served.")
     prometheus_port: int = option(
         29000, "Port on which /metrics is served; 0: a free one, printed; -1: none.", unit="port"

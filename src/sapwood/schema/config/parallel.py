@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
+from sapwood.schema.stage import Stage, stages_of
 
 MAX_REPLICAS = 64
 """More than one machine has room for."""
@@ -26,9 +27,19 @@ class ParallelConfig:
     )
     pp_size: int = option(
         1,
-        "Ranks that share the layers out (pipeline parallelism).",
+        "Stages that the layers are shared out to, each of --tp-size ranks (pipeline parallelism).",
         aliases=("pp", "pipeline-parallel-size"),
-        unit="ranks",
+        unit="stages",
+    )
+    pp_layer_partition: str | None = option(
+        None,
+        "Layers of each stage, for example 10,12; by default as even as possible.",
+    )
+    pp_max_micro_batch_size: int | None = option(
+        None,
+        "Requests of one step that decode, at most, so that the stages compute several steps at "
+        "once; by default an even share of --max-running-requests.",
+        unit="requests",
     )
     dp_size: int = option(
         1,
@@ -106,8 +117,19 @@ class ParallelConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value} but must be >= 1")
-        if self.pp_size != 1:
-            raise ConfigError(f"--pp-size is {self.pp_size} but this version serves with 1")
+        sizes = self.layers_of_stages
+        if sizes is not None and (len(sizes) != self.pp_size or min(sizes) < 1):
+            raise ConfigError(
+                f"--pp-layer-partition is {self.pp_layer_partition!r} but must have a number of "
+                f"layers, at least 1, for each of the {self.pp_size} stages of --pp-size"
+            )
+        if self.pp_max_micro_batch_size is not None and (
+            self.pp_size == 1 or self.pp_max_micro_batch_size < 1
+        ):
+            raise ConfigError(
+                f"--pp-max-micro-batch-size is {self.pp_max_micro_batch_size} but must be >= 1, "
+                "and goes together with --pp-size above 1"
+            )
         self._check_experts()
         self._check_replicas()
         self._check_nodes()
@@ -116,6 +138,11 @@ class ParallelConfig:
         if self.ep_size < 1 or self.tp_size % self.ep_size:
             raise ConfigError(
                 f"--ep-size is {self.ep_size} but must divide --tp-size, which is {self.tp_size}"
+            )
+        if self.ep_size > 1 and self.pp_size > 1:
+            raise ConfigError(
+                f"--ep-size is {self.ep_size} and --pp-size {self.pp_size}, but experts over ranks "
+                "do not go together with stages of layers; leave one of them out"
             )
         if self.ep_num_redundant_experts < 0:
             raise ConfigError(
@@ -182,6 +209,35 @@ class ParallelConfig:
     def num_ranks(self) -> int:
         """Ranks of one replica."""
         return self.tp_size * self.pp_size
+
+    @property
+    def layers_of_stages(self) -> list[int] | None:
+        """Layers of each stage; None: as even as possible. ConfigError if they are no numbers."""
+        if self.pp_layer_partition is None:
+            return None
+        parts = self.pp_layer_partition.split(",")
+        if not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
+            raise ConfigError(
+                f"--pp-layer-partition is {self.pp_layer_partition!r} but must be numbers, for "
+                "example 10,12"
+            )
+        return [int(part) for part in parts]
+
+    def most_decodes(self, max_running_requests: int) -> int | None:
+        """Of requests in one step; None: any number, since there is one stage."""
+        if self.pp_size == 1:
+            return None
+        return self.pp_max_micro_batch_size or -(-max_running_requests // self.pp_size)
+
+    def stage_index(self, rank: int) -> int:
+        """The stage that the rank is in. Rank 0 has the scheduler, and is in the last stage, where
+        tokens are chosen; the ranks after those of its stage are in the first one."""
+        return (rank // self.tp_size + self.pp_size - 1) % self.pp_size
+
+    def stage_of(self, rank: int, num_layers: int) -> Stage:
+        """The rank's stage of a model; ConfigError if the model has too few layers, or others."""
+        stages = stages_of(num_layers, self.pp_size, self.layers_of_stages)
+        return stages[self.stage_index(rank)]
 
     @property
     def ranks_per_node(self) -> int:

@@ -66,7 +66,7 @@ def resolve(
     check_adapters(asked, model)
     execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
-    scheduler = _resolve_scheduler(asked.scheduler, execution, decisions)
+    scheduler = _resolve_scheduler(asked.scheduler, asked.parallel, execution, decisions)
     speculation = _resolve_trees(asked, model, decisions)
     _explain_speculation(scheduler, speculation, decisions)
     demand = demand_of(scheduler, model_config)
@@ -379,6 +379,7 @@ def _resolve_memory(
         num_states=asked.max_mamba_cache_size,
         state_memory_ratio=asked.mamba_full_memory_ratio or 1.0,
         window_share=check_window_share(asked.swa_full_tokens_ratio, groups, model=model.name),
+        held=model.held,
     )
     max_tokens = asked.max_total_tokens
     if max_tokens is None:
@@ -504,9 +505,12 @@ def _choose_pool(
 
 
 def _resolve_scheduler(
-    asked: SchedulerConfig, execution: ResolvedExecution, decisions: list[Decision]
+    asked: SchedulerConfig,
+    parallel: ParallelConfig,
+    execution: ResolvedExecution,
+    decisions: list[Decision],
 ) -> ResolvedScheduler:
-    on_cpu = execution.device == "cpu"
+    on_cpu, num_stages = execution.device == "cpu", parallel.pp_size
 
     def choose(name: str, on_cpu_value: int, on_gpu_value: int, reason: str) -> int:
         value: int | None = getattr(asked, name)
@@ -537,7 +541,9 @@ def _resolve_scheduler(
         chunked_prefill_size=choose(
             "chunked_prefill_size", 1024, 8192, "bounds the wait of decodes beside a long prompt"
         ),
-        overlap_depth=choose(
+        overlap_depth=choose("overlap_depth", num_stages, num_stages, "a step for each stage")
+        if num_stages > 1
+        else choose(
             "overlap_depth", 1, 2, "a CPU's step uses all cores; a GPU's leaves the host idle"
         ),
     )

@@ -11,6 +11,7 @@
 // products; keys that no query of a task sees are in none of its tiles.
 // Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
 // arXiv:2205.14135 (tiling); merging of parts by their log-sum-exp as in Flash-Decoding (2023).
+#include "attention_scratch.h"
 #include "functions.h"
 #include "kv8.h"
 #include "matrix.h"
@@ -25,52 +26,10 @@ constexpr float kMinusInfinity = -__builtin_inff();
 constexpr float kLog2E = 1.44269504f;
 constexpr float kCounts[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static_assert(W <= 16);
-constexpr std::size_t kAlign = 64;
 constexpr int kFetchTo = 2;     // the second-level cache
 constexpr int kTilesAhead = 4;  // fetched before they are used, for tasks that memory limits
 constexpr std::int64_t kTasksForLookahead = 8;    // per thread; fewer would not end together
 constexpr std::int64_t kEntriesPerThread = 8192;  // of keys, times query rows
-
-constexpr std::size_t aligned(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
-// The scratch of one thread, cut from one buffer.
-template <class T>
-struct Scratch {
-  float* out;           // [rows, D] unnormalised
-  float* scores;        // [rows, kKeyTile]
-  float* max;           // [rows] of the scaled scores, as powers of 2
-  float* total;         // [rows, W] to be added up at the end
-  T* q;                 // [rows, D]
-  T* probabilities;     // [rows, kKeyTile]
-  std::uint32_t* keys;  // [D / per_lane, kKeyTile] lanes
-  std::uint32_t* values;  // [kKeyTile / per_lane, D] lanes
-  std::int64_t* rows;     // [2, kKeyTile] offsets of token rows within key(0) and value(0), elements
-  std::int64_t* ahead;    // [2, kKeyTile] of rows to be fetched within the caches, bytes
-  T* dense;               // [2, kKeyTile, D] a tile that is stored in 8 bits
-  std::size_t bytes;
-
-  Scratch(std::byte* base, int n, int d) {
-    std::size_t used = 0;
-    const auto cut = [&](auto*& field, std::size_t count) {
-      using Element = __typeof__(*field);
-      field = reinterpret_cast<Element*>(base + used);
-      used += aligned(count * sizeof(Element));
-    };
-    const std::size_t rows_ = static_cast<std::size_t>(n), d_ = static_cast<std::size_t>(d);
-    cut(out, rows_ * d_);
-    cut(scores, rows_ * kKeyTile);
-    cut(max, rows_);
-    cut(total, rows_ * W);
-    cut(q, rows_ * d_);
-    cut(probabilities, rows_ * kKeyTile);
-    cut(keys, d_ / Pack<T>::per_lane * kKeyTile);
-    cut(values, kKeyTile / Pack<T>::per_lane * d_);
-    cut(rows, 2 * kKeyTile);
-    cut(ahead, 2 * kKeyTile);
-    cut(dense, 2 * kKeyTile * d_);
-    bytes = used;
-  }
-};
 
 template <class T>
 class Attention {
@@ -403,6 +362,9 @@ class Attention {
   // ---- many rows ----
 
   void run_tiles() {
+#if defined(SAPWOOD_AMX)
+    if (is_one_row_ && uses_unit<T>(rows_)) return run_rows_as_they_lie();
+#endif
     for (int row = 0; row < rows_; row++) {
       __builtin_memcpy(s_.q + row * d_, query(row), sizeof(T) * static_cast<std::size_t>(d_));
     }
@@ -422,17 +384,84 @@ class Attention {
       const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
       multiply_on<T, false>(unit_, reinterpret_cast<const std::uint32_t*>(s_.q), d_ / pack, s_.keys,
                             kKeyTile, s_.scores, kKeyTile, rows_, padded, d_ / pack);
-      for (int row = 0; row < rows_; row++) {
-        if (adjusts_) adjust(row, begin, n);
-        if (a_.traits.window > 0) hide(row, begin, n);
-        if (a_.sees != nullptr) hide_unseen(row, begin, n);
-        // A query sees itself.
-        soften(row, static_cast<int>(most(0, least(n, position(row) + 1 - begin))), padded);
-      }
+      soften_tile(begin, n, padded);
       multiply_on<T, true>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities),
                            kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, v_, padded / pack);
     }
   }
+
+  void soften_tile(std::int64_t begin, int n, int padded) {
+    for (int row = 0; row < rows_; row++) {
+      if (adjusts_) adjust(row, begin, n);
+      if (a_.traits.window > 0) hide(row, begin, n);
+      if (a_.sees != nullptr) hide_unseen(row, begin, n);
+      // A query sees itself.
+      soften(row, static_cast<int>(most(0, least(n, position(row) + 1 - begin))), padded);
+    }
+  }
+
+#if defined(SAPWOOD_AMX)
+  // Keys are the left factor as they lie, and queries, which are fewer, the right one: the scores are transposed
+  // instead of the keys. For up to a tile of rows the values are a factor as they lie, too.
+  void run_rows_as_they_lie() {
+    const int lanes = d_ / Pack<T>::per_lane, stride = (rows_ + 31) / 32 * 32;
+    std::uint32_t* queries = reinterpret_cast<std::uint32_t*>(s_.q);
+    const void* from[kKeyTile];
+    for (int row = 0; row < rows_; row += 32) {
+      const int count = static_cast<int>(least(32, rows_ - row));
+      for (int i = 0; i < count; i++) from[i] = query(row + i);
+      transpose_lanes(from, count, lanes, queries + row, stride);
+    }
+    float* by_key = reinterpret_cast<float*>(s_.keys);
+    for (int t = 0; t < kKeyTile; t++) from[t] = by_key + t * kUnitLanes;
+    const bool fetches = task_->num_queries == 1, is_one_tile = rows_ <= kUnitRows;
+    if (fetches) begin_fetching();
+    for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
+      const int n = tile_length(*task_, begin), num_blocks = (n + kUnitRows - 1) / kUnitRows;
+      const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
+      const int num_ahead = fetches ? find_ahead() : 0;
+      open_tile(begin, n, num_ahead);
+      const void* blocks[kUnitBlocks];
+      for (int i = 0; i < kUnitBlocks; i++) blocks[i] = i < num_blocks ? block(begin, i * kUnitRows, n) : blocks[0];
+      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, 0, num_ahead / 2);
+      for (int row = 0; row < rows_; row += kUnitLanes) {
+        unit_.multiply_blocks(blocks, d_ * sizeof(T), queries + row, stride, by_key, lanes);
+        transpose_lanes(from, n, kUnitLanes, reinterpret_cast<std::uint32_t*>(s_.scores) + row * kKeyTile, kKeyTile);
+      }
+      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, num_ahead / 2, num_ahead);
+      soften_tile(begin, n, padded);
+      if (is_one_tile) {
+        std::uint32_t *even = s_.values, *odd = s_.values + kUnitRows * kKeyTile;
+        for (int i = 0; i < rows_ * kKeyTile; i += W) {
+          const VU p = bits_as<VU>(load(s_.probabilities + i));
+          store_lanes(even + i, p >> 16);
+          store_lanes(odd + i, p);
+        }
+        unit_.add_blocks(even, odd, kKeyTile, blocks, num_blocks, d_ * sizeof(T), s_.out, d_, v_);
+      } else {
+        pack_values(n);
+        constexpr int pack = Pack<T>::per_lane;
+        multiply_on<T, true>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities), kKeyTile / pack,
+                             s_.values, d_, s_.out, d_, rows_, v_, padded / pack);
+      }
+    }
+    for (int row = 0; is_one_tile && row < rows_; row++) join_columns(s_.out + row * d_, v_);
+  }
+
+  // Where kUnitRows neighbouring keys lie one after the other: those of the tile from the t-th on, then zeros.
+  const void* block(std::int64_t begin, int t, int n) {
+    T* own = s_.dense + t * d_;
+    const int count = static_cast<int>(least(n - t, kUnitRows));
+    const std::size_t row_bytes = static_cast<std::size_t>(d_) * sizeof(T);
+    if (is_dense_) {
+      if (count == kUnitRows && a_.page_size % kUnitRows == 0 && begin % kUnitRows == 0) return key(s_.rows[t]);
+      for (int i = 0; i < count; i++) __builtin_memcpy(own + i * d_, key(s_.rows[t + i]), row_bytes);
+    }
+    // Their probabilities are 0, but 0 x NaN would reach the sums.
+    __builtin_memset(own + count * d_, 0, static_cast<std::size_t>(kUnitRows - count) * row_bytes);
+    return own;
+  }
+#endif
 
   void pack_keys(int n) {
     const int lanes = d_ / Pack<T>::per_lane;

@@ -30,6 +30,8 @@ constexpr int kUnitBytes = 64;        // of a row of a tile
 constexpr int kUnitLanes = 16;        // of a row of a tile; and the rows of a tile of b
 constexpr int kLeastUnitRows = 5;     // with fewer rows, memory is the limit, and vectors do
 constexpr int kMostPassRows = 2 * kUnitRows;
+constexpr int kUnitBlocks = 4;        // of rows, in multiply_blocks
+constexpr int kPassColumns = 2 * kUnitLanes;
 constexpr std::int64_t kCacheLine = 64;
 
 // Which register is which.
@@ -176,6 +178,49 @@ class MatrixUnit {
     }
   }
 
+  // sums[16 * block + row, 16] = a x b of bf16: of kUnitBlocks blocks of kUnitRows rows each, a_stride bytes apart.
+  // lanes is a multiple of 16, and so are those of b [lanes, 16], whose rows are b_stride lanes apart.
+  void multiply_blocks(const void* const* a, std::int64_t a_stride, const std::uint32_t* b, std::int64_t b_stride,
+                       float* sums, int lanes) {
+    constexpr int kOther = kRight + 1;
+    const auto at = [&](int block, int lane) { return static_cast<const std::uint32_t*>(a[block]) + lane; };
+    set_rows(kMostPassRows);
+    tiles_.zero<kSums>();
+    tiles_.zero<kSums + 1>();
+    tiles_.zero<kSums + 2>();
+    tiles_.zero<kSums + 3>();
+    for (int lane = 0; lane < lanes; lane += kUnitLanes) {
+      tiles_.load<kRight>(b + lane * b_stride, b_stride * 4);
+      tiles_.load<kLeft>(at(0, lane), a_stride);
+      tiles_.load<kLeft + 1>(at(1, lane), a_stride);
+      tiles_.load<kOther>(at(2, lane), a_stride);
+      tiles_.add_bf16<kSums, kLeft, kRight>();
+      tiles_.add_bf16<kSums + 1, kLeft + 1, kRight>();
+      tiles_.load<kLeft>(at(3, lane), a_stride);
+      tiles_.add_bf16<kSums + 2, kOther, kRight>();
+      tiles_.add_bf16<kSums + 3, kLeft, kRight>();
+    }
+    constexpr int kBlock = kUnitRows * kUnitLanes;
+    tiles_.save<kSums>(sums, kUnitBytes);
+    tiles_.save<kSums + 1>(sums + kBlock, kUnitBytes);
+    tiles_.save<kSums + 2>(sums + 2 * kBlock, kUnitBytes);
+    tiles_.save<kSums + 3>(sums + 3 * kBlock, kUnitBytes);
+  }
+
+  // c[16, columns] += a x b of bf16, where b are the rows of some blocks (as in multiply_blocks), whose columns are
+  // two to a lane. Of a, `even` has each number in a lane's lower half, and `odd` in its upper one: one is multiplied
+  // with even columns and the other with odd ones. c has 16 even columns, then 16 odd ones, for each 32 columns,
+  // whose number is a multiple of 32. Strides in lanes, but b_stride in bytes.
+  void add_blocks(const std::uint32_t* even, const std::uint32_t* odd, std::int64_t a_stride, const void* const* b,
+                  int num_blocks, std::int64_t b_stride, float* c, std::int64_t c_stride, int columns) {
+    set_rows(kMostPassRows);
+    int column = 0;
+    for (; column + 2 * kPassColumns <= columns; column += 2 * kPassColumns) {
+      add_columns<true>(even, odd, a_stride * 4, b, num_blocks, b_stride, c, c_stride, column);
+    }
+    if (column < columns) add_columns<false>(even, odd, a_stride * 4, b, num_blocks, b_stride, c, c_stride, column);
+  }
+
   // sums[rows, 32] = a x b of bytes: rows of 64 signed ones a_stride bytes apart, up to
   // kMostPassRows; and 16 x 32 lanes of four unsigned ones each, one after the other.
   void multiply_bytes(const std::byte* a, std::int64_t a_stride, const std::byte* b, std::int32_t* sums,
@@ -203,6 +248,36 @@ class MatrixUnit {
   }
 
  private:
+  // kPassColumns columns of add_blocks from `column` on; kTwice: and as many after them. a_stride in bytes.
+  template <bool kTwice>
+  void add_columns(const std::uint32_t* even, const std::uint32_t* odd, std::int64_t a_stride, const void* const* b,
+                   int num_blocks, std::int64_t b_stride, float* c, std::int64_t c_stride, int column) {
+    open<true, kSums>(c + column, c_stride * 4);
+    if (kTwice) open<true, kSums + 2>(c + column + kPassColumns, c_stride * 4);
+    for (int block = 0; block < num_blocks; block++) {
+      const std::uint32_t* right = static_cast<const std::uint32_t*>(b[block]) + column / 2;
+      tiles_.load<kRight>(right, b_stride);
+      tiles_.load<kLeft>(even + block * kUnitLanes, a_stride);
+      tiles_.load<kLeft + 1>(odd + block * kUnitLanes, a_stride);
+      tiles_.add_bf16<kSums, kLeft, kRight>();
+      tiles_.add_bf16<kSums + 1, kLeft + 1, kRight>();
+      if (kTwice) {
+        tiles_.load<kRight + 1>(right + kUnitLanes, b_stride);
+        tiles_.add_bf16<kSums + 2, kLeft, kRight + 1>();
+        tiles_.add_bf16<kSums + 3, kLeft + 1, kRight + 1>();
+      }
+    }
+    save_two<kSums>(c + column, c_stride * 4);
+    if (kTwice) save_two<kSums + 2>(c + column + kPassColumns, c_stride * 4);
+  }
+
+  // Two neighbouring sums.
+  template <int kFirst>
+  void save_two(float* c, std::int64_t c_stride) const {
+    tiles_.save<kFirst>(c, c_stride);
+    tiles_.save<kFirst + 1>(c + kUnitLanes, c_stride);
+  }
+
   // The rows of a pass, over one or two tiles. Setting shapes empties all tiles.
   void set_rows(int rows) {
     if (rows == rows_) return;
@@ -245,12 +320,8 @@ class MatrixUnit {
         tiles_.add_bf16<kSums + 3, kLeft + 1, kRight + 1>();
       }
     }
-    tiles_.save<kSums>(c, c_stride);
-    tiles_.save<kSums + 1>(c + kUnitLanes, c_stride);
-    if (kLower) {
-      tiles_.save<kSums + 2>(lower_c, c_stride);
-      tiles_.save<kSums + 3>(lower_c + kUnitLanes, c_stride);
-    }
+    save_two<kSums>(c, c_stride);
+    if (kLower) save_two<kSums + 2>(lower_c, c_stride);
   }
 
   // Two neighbouring sums: what c holds, or 0.
@@ -268,6 +339,18 @@ class MatrixUnit {
   Tiles tiles_;
   int rows_ = 0;  // that the shapes are set for
 };
+
+// The columns of a row that MatrixUnit::add_blocks has added to, in their order.
+static inline void join_columns(float* row, int columns) {
+  for (int column = 0; column < columns; column += kPassColumns) {
+    float both[kPassColumns];
+    for (int i = 0; i < kUnitLanes; i++) {
+      both[2 * i] = row[column + i];
+      both[2 * i + 1] = row[column + kUnitLanes + i];
+    }
+    __builtin_memcpy(row + column, both, sizeof(both));
+  }
+}
 
 // Whether the unit multiplies so many rows of T.
 template <class T>
