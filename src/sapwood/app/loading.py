@@ -28,7 +28,8 @@ from sapwood.layers.targets import Target
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.dummy import random_weights
-from sapwood.models.loader.reading import Wanted, every
+from sapwood.models.loader.needed import Needed
+from sapwood.models.loader.reading import Advance, Wanted, every, ignore
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.schema.config.model import GGUF_BLOCKS
@@ -157,64 +158,77 @@ def _fill(
     wanted: Wanted,
     watch: LoadWatch,
 ) -> None:
+    targets = model.targets()
+    weights = stored_weights(
+        targets, files, config, dtype, name_of=name_of, wanted=wanted, advance=watch.advance
+    )
     if config.model.load_format == "dummy":
         with timed("random weights"):
-            seed = config.scheduler.random_seed
-            random = random_weights(model.targets(), seed=seed, dtype=dtype)
-            load_weights(model, watch.following(random))
+            load_weights(model, watch.following(weights))
     else:
         form = checkpoint_format(files)
         kind = files.weight_format if form is None else f"{files.weight_format}, {form.name}"
-        with timed(f"weights ({kind})"):
-            _read(model, files, form, config, dtype, name_of, wanted, watch)
+        total = sum(path.stat().st_size for path in files.weights if path.is_file())
+        with (
+            timed(f"weights ({kind})"),
+            stage(watch.progress, f"loading {files.name}", total),
+        ):
+            load_weights(model, watch.following(weights), source=str(_place_of(files)))
     watch.beat("packing weights")
     with timed("packing what was not packed meanwhile"):
         model.finalize()
 
 
-def _read(
-    model: Packable,
+def stored_weights(
+    targets: Mapping[str, Target],
     files: ModelFiles,
-    form: CheckpointFormat | None,
     config: ResolvedConfig,
     dtype: torch.dtype,
-    name_of: Callable[[str], str],
-    wanted: Wanted,
-    watch: LoadWatch,
-) -> None:
+    *,
+    name_of: Callable[[str], str] = str,
+    wanted: Wanted = every,
+    advance: Advance = ignore,
+) -> Iterator[tuple[str, torch.Tensor | LinearPart]]:
+    """The weights that this rank needs, by their names in the model, one after another.
+
+    name_of, wanted  as in `fill`
+    advance          called with the bytes that were read
+    """
+
     def is_wanted(name: str) -> bool:
         return wanted(name_of(name))
 
     weights: Iterable[tuple[str, torch.Tensor | LinearPart]]
-    advance = watch.advance
-    total = sum(path.stat().st_size for path in files.weights if path.is_file())
-    with stage(watch.progress, f"loading {files.name}", total):
-        if form is None:
-            is_blocks = config.model.quantization in GGUF_BLOCKS
-            parts = Parts(model.targets(), name_of) if config.parallel.tp_size > 1 else None
-            load_format = config.model.load_format
-            if is_blocks:
-                weights = iterate_blocks(
-                    files,
-                    load_format=load_format,
-                    dtype=dtype,
-                    advance=advance,
-                    wanted=is_wanted,
-                    targets=parts,
-                )
-            else:
-                weights = iterate_weights(
-                    files,
-                    load_format=load_format,
-                    dtype=dtype,
-                    advance=advance,
-                    wanted=is_wanted,
-                    targets=parts,
-                )
-        else:
-            weights = quantized.iterate(files, form, model.targets(), advance, name_of, is_wanted)
-        named = ((name_of(name), tensor) for name, tensor in weights)
-        load_weights(model, watch.following(named), source=str(_place_of(files)))
+    load_format = config.model.load_format
+    if load_format == "dummy":
+        yield from random_weights(targets, seed=config.scheduler.random_seed, dtype=dtype)
+        return
+    form = checkpoint_format(files)
+    needed = Needed(targets, name_of, is_wanted)
+    parts = Parts(targets, name_of) if config.parallel.tp_size > 1 else None
+    if form is not None:
+        weights = quantized.iterate(files, form, targets, advance, name_of, is_wanted)
+    elif config.model.quantization in GGUF_BLOCKS:
+        weights = iterate_blocks(
+            files,
+            load_format=load_format,
+            dtype=dtype,
+            advance=advance,
+            wanted=needed,
+            targets=parts,
+        )
+    else:
+        weights = iterate_weights(
+            files,
+            load_format=load_format,
+            dtype=dtype,
+            advance=advance,
+            wanted=needed,
+            targets=parts,
+            experts=needed.experts,
+        )
+    for name, tensor in weights:
+        yield name_of(name), tensor
 
 
 class Parts(Mapping[str, Target]):

@@ -23,6 +23,7 @@ class RankMember:
     """A rank as what it builds sees it; by default the only one.
 
     tp       the ranks that share each layer with this one
+    expert   those of them that share each expert with this one; None: all of them
     pipe     joins this rank to those of other stages; None: there is one stage
     meeting  where the groups were made
     smallest_pool  from the tokens for which this rank has memory to those for which all have
@@ -30,6 +31,7 @@ class RankMember:
 
     rank: int = 0
     tp: Group = field(default_factory=Group)
+    expert: Group | None = None
     pipe: Pipe | None = None
     meeting: Meeting | None = None
     smallest_pool: Callable[[int], int] = int
@@ -76,9 +78,14 @@ def member_of(
     tp = meeting.group(
         f"tp-{ranks[0]}", ranks, rank, resolved.device, on_one_machine=len(nodes) == 1
     )
+    expert = None
+    if parallel.ep_size > 1:
+        alike = ranks_of_expert(parallel, rank)
+        expert = meeting.group(f"expert-{alike[0]}", alike, rank, resolved.device)
     return RankMember(
         rank=rank,
         tp=tp,
+        expert=expert,
         pipe=_pipe_of(rank, resolved, meeting),
         meeting=meeting,
         smallest_pool=smallest_pool,
@@ -101,6 +108,13 @@ def tp_ranks(parallel: ParallelConfig, rank: int) -> range:
     """The ranks that share each layer with this one."""
     first = rank - rank % parallel.tp_size
     return range(first, first + parallel.tp_size)
+
+
+def ranks_of_expert(parallel: ParallelConfig, rank: int) -> range:
+    """The ranks that have the same experts as this one, each a part of them."""
+    size = parallel.tp_size // parallel.ep_size
+    first = rank - rank % size
+    return range(first, first + size)
 
 
 def facts_of(rank: int, resolved: Resolved, watch: LoadWatch) -> RankFacts:

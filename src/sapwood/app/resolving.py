@@ -255,7 +255,13 @@ def _refuse_split_pages(shape: Shape, page_size: int) -> None:
 
 
 def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -> None:
-    """Raises ConfigError if experts are to be told that nobody knows of."""
+    """Raises ConfigError if experts are to be told that nobody knows of, or to be spread that the
+    model does not have."""
+    if asked.parallel.ep_size > 1 and not (isinstance(shape, DecoderConfig) and shape.experts):
+        raise ConfigError(
+            f"--ep-size is {asked.parallel.ep_size}, but this model has no experts to spread; "
+            "leave it out"
+        )
     if not asked.execution.enable_return_routed_experts:
         return
     if pooling is not None or not isinstance(shape, DecoderConfig) or shape.experts is None:

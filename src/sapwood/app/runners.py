@@ -12,7 +12,14 @@ from torch import Tensor
 
 from sapwood.app.adapters import AdapterParts, build_adapters
 from sapwood.app.draft_model import DraftKind
-from sapwood.app.drafters import LoadedDraft, WithHead, head_drafter, load_drafter, own_head
+from sapwood.app.drafters import (
+    LoadedDraft,
+    WithHead,
+    head_drafter,
+    load_drafter,
+    own_head,
+)
+from sapwood.app.expert_moves import ExpertMoves
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -49,6 +56,7 @@ from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build, Groups
+from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
 from sapwood.lora.adapter import adaptable
@@ -116,7 +124,10 @@ def build_runner(
     routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
-    models = load_models(resolved, watch=watch, routes=routes, adapters=context, member=member)
+    experts = MovableExperts() if resolved.config.parallel.enable_eplb else None
+    models = load_models(
+        resolved, watch=watch, routes=routes, adapters=context, experts=experts, member=member
+    )
     model = models.model
     adapters = None
     if context is not None and isinstance(model, Decoder):
@@ -145,6 +156,10 @@ def build_runner(
     else:
         runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool, member)
         execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
+    if experts is not None and isinstance(model, Decoder):
+        moves = ExpertMoves(model, experts, resolved, member.tp)
+        execute = moves.before(execute)
+        launch = None if launch is None else moves.before(launch)
     return StepRunner(
         resolved=resolved,
         execute=execute,
@@ -235,12 +250,14 @@ def load_models(
     watch: LoadWatch,
     routes: RouteLog | None = None,
     adapters: AdapterContext | None = None,
+    experts: MovableExperts | None = None,
     member: RankMember = ALONE,
 ) -> Models:
     """The model and its draft model, as `load_model`.
 
     routes    is told which experts the model chooses; None: nobody wants to know
     adapters  as in Build
+    experts   as in Build
     """
     config, files, draft = resolved.config, resolved.files, resolved.draft
     if isinstance(resolved.shape, ForeignConfig):
@@ -248,7 +265,7 @@ def load_models(
         if draft is None:
             return Models(foreign)
         return Models(foreign, load_drafter(resolved, draft, None, watch))
-    build = replace(_build(resolved, member), routes=routes, adapters=adapters)
+    build = replace(_build(resolved, member), routes=routes, adapters=adapters, experts=experts)
     with timed("model structure"):
         model = Decoder.of(resolved.decoder, build, resolved.stage, member.pipe)
     name_of = model.checkpoint_name
@@ -289,9 +306,10 @@ def _build(resolved: Resolved, member: RankMember) -> Build:
         kernels=resolved.kernels.kernels,
         device=resolved.device,
         dtype=resolved.dtype,
-        groups=Groups.tensor_parallel(member.tp),
+        groups=Groups.tensor_parallel(member.tp, member.expert),
         scheme=linear_scheme(resolved.config, resolved.files),
         embedding_dtype=dense_weight_dtype(resolved.config),
+        num_redundant_experts=resolved.config.parallel.ep_num_redundant_experts,
     )
 
 

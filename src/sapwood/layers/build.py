@@ -9,6 +9,7 @@ import torch
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
 from sapwood.layers.adapters import AdapterContext, AdapterSite
+from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.routes import RouteLog
@@ -20,18 +21,28 @@ class Groups:
 
     tp         share the embedding, the output layer and the feed-forward layers
     attention  share the heads of attention
-    ep         have different experts, each of them whole. With a group of one, every rank has all
-               experts, and `tp` shares each of them
+    expert     share each expert: neighbours in tp. Other ranks of tp have other experts (expert
+               parallelism). None: all of tp share every expert
     """
 
     tp: Group = field(default_factory=Group)
     attention: Group = field(default_factory=Group)
-    ep: Group = field(default_factory=Group)
+    expert: Group | None = None
+
+    @property
+    def ep_size(self) -> int:
+        """Parts into which the experts are divided."""
+        return 1 if self.expert is None else self.tp.size // self.expert.size
+
+    @property
+    def ep_rank(self) -> int:
+        """Which of these parts this rank has."""
+        return 0 if self.expert is None else self.tp.rank // self.expert.size
 
     @staticmethod
-    def tensor_parallel(group: Group) -> Groups:
-        """The same ranks share every layer."""
-        return Groups(tp=group, attention=group)
+    def tensor_parallel(group: Group, expert: Group | None = None) -> Groups:
+        """The same ranks share every layer, but perhaps its experts."""
+        return Groups(tp=group, attention=group, expert=expert)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +54,8 @@ class Build:
     embedding_dtype  in which the embedding is kept, if narrower than dtype; None: in dtype
     routes           is told which experts the routers choose; None: nobody wants to know
     adapters         tells the layers which adapters a step has; None: there are no adapters
+    num_redundant_experts  further copies of experts in each layer of experts, over all ranks
+    experts          is told of the layers of experts; None: nobody moves experts
     """
 
     kernels: Kernels
@@ -53,6 +66,8 @@ class Build:
     embedding_dtype: torch.dtype | None = None
     routes: RouteLog | None = None
     adapters: AdapterContext | None = None
+    num_redundant_experts: int = 0
+    experts: MovableExperts | None = None
 
     def adapter_site(self, in_size: int, out_size: int) -> AdapterSite | None:
         """Where adapters add to a linear layer of these sizes; None if there are no adapters."""

@@ -4,7 +4,7 @@ Source: Shazeer et al. 2017, arXiv:1701.06538; shared experts: Dai et al. 2024, 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,25 +12,24 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.distributed.groups import Group
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.packed import PackedExperts
 from sapwood.kernels.recording import Add, Buffer, CannotRecord, GateRows, Multiply, Program
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.layers.adapted_experts import AdaptedExperts
 from sapwood.layers.build import Build
+from sapwood.layers.expert_slots import ExpertSlots, SlotShare
 from sapwood.layers.layer import FeedForward
 from sapwood.layers.linear import (
     ColumnParallelLinear,
     Linear,
     RowParallelLinear,
-    divide,
     even_part,
 )
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.router import Router
 from sapwood.layers.streams import WholeLinear
-from sapwood.layers.targets import FusedIn, Target, prefixed, unused
+from sapwood.layers.targets import FusedIn, Target, elsewhere, into_all, prefixed
 
 GATE, UP, DOWN = "gate", "up", "down"
 
@@ -150,11 +149,16 @@ class Experts:
         self._num_identity = num_identity
         self._files = files
         groups = build.groups
-        # Experts that are spread over ranks are whole.
-        within = groups.tp if groups.ep.size == 1 else Group()
-        self._over = groups.tp if groups.ep.size == 1 else groups.ep
-        num_own = divide(num_experts, groups.ep, f"{num_experts} experts")
-        self._first = groups.ep.rank * num_own
+        within = groups.tp if groups.expert is None else groups.expert
+        self._over = groups.tp
+        share = SlotShare.of(
+            num_experts, build.num_redundant_experts, groups.ep_rank, groups.ep_size
+        )
+        self.slots = ExpertSlots(num_experts, share, build.device, counts=build.experts is not None)
+        self._next: tuple[int, ...] | None = None
+        if build.experts is not None:
+            build.experts.add(self)
+        num_own = share.num_own
         parts = tuple(
             even_part(name, intermediate_size, within) for name in ((GATE, UP) if gated else (UP,))
         )
@@ -182,11 +186,7 @@ class Experts:
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]"""
         weights, chosen, kept = self._routed(x)
-        if len(self._gate_up) < self._num_experts:
-            chosen = chosen - self._first
-            elsewhere = (chosen < 0) | (chosen >= len(self._gate_up))
-            weights = weights.masked_fill(elsewhere, 0.0)
-            chosen = chosen.masked_fill(elsewhere, 0)
+        chosen, weights = self.slots.find(x, chosen, weights)
         mix = self._mix_of_weighed if self._weighs_inputs else self._experts
         taken = x if self._inward is None else self._inward(x)
         if self._adapted is None:
@@ -282,20 +282,54 @@ class Experts:
         return found
 
     def _targets_of_experts(self) -> dict[str, Target]:
+        """Of all experts of this rank; while some move, of those that come to it."""
+        own = self.slots.share.own(self._next or self.slots.placement)
+        filled = range(len(own)) if self._next is None else self._changing(own)
         files = self._files if isinstance(self._files, PerExpert) else PerExpert()
         names = {GATE: files.gate, UP: files.up, DOWN: files.down}
         found: dict[str, Target] = {}
         for index in range(self._num_experts):
-            own = index - self._first
-            is_own = 0 <= own < len(self._gate_up)
-            at = own if is_own else 0
-            for name, target in (self._gate_up[at].targets() | self._down[at].targets()).items():
+            at = [slot for slot in filled if own[slot] == index]
+            of_slots = [self._gate_up[slot].targets() | self._down[slot].targets() for slot in at]
+            shapes = of_slots[0] if of_slots else self._any_targets
+            for name, any_target in shapes.items():
                 part, _, kind = name.partition(".")
+                targets = [of_slot[name] for of_slot in of_slots]
                 found[f"experts.{index}.{names[part]}.{kind}"] = replace(
-                    target if is_own else unused(target.shape),
+                    into_all(targets) if targets else elsewhere(any_target.shape),
                     fused_in=self._fused_in(part, kind, index),
+                    of_expert=True,
                 )
         return found
+
+    @property
+    def _any_targets(self) -> dict[str, Target]:
+        return self._gate_up[0].targets() | self._down[0].targets()
+
+    def _changing(self, own: Sequence[int]) -> Collection[int]:
+        """This rank's slots that now have another expert than in `own`."""
+        now = self.slots.share.own(self.slots.placement)
+        return [slot for slot, expert in enumerate(own) if now[slot] != expert]
+
+    def plan_move(self, placement: Sequence[int]) -> None:
+        """From now on `targets` are those of the experts that come to this rank, perhaps none,
+        while the layer computes as before. Then call `settle`, or `cancel`."""
+        self._next = tuple(placement)
+
+    def settle(self) -> None:
+        """Compute with the new placement: the experts that come are filled, or none comes."""
+        assert self._next is not None, "a move is planned"
+        for slot in self._changing(self.slots.share.own(self._next)):
+            self._gate_up[slot].linear.pack()
+            self._down[slot].linear.pack()
+            self._packed = None
+        if self._next != self.slots.placement:
+            self.slots.place(self._next)
+        self._next = None
+
+    def cancel(self) -> None:
+        """Stay as before; only while nothing is filled."""
+        self._next = None
 
     def _fused_in(self, part: str, kind: str, index: int) -> FusedIn | None:
         """The place of an expert's tensor in a checkpoint with fused ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -84,6 +84,8 @@ class Target:
            is none such
     adapter  where adapters of this weight add; None: there are no adapters, or none of this tensor
     vocab_adapter  the same for an embedding, and for a whole weight in this one's place
+    is_elsewhere  whether other ranks have the tensor, so that this rank need not read it
+    of_expert  whether the tensor is one of an expert that a router chooses
     """
 
     shape: tuple[int, ...]
@@ -96,6 +98,8 @@ class Target:
     fused_in: FusedIn | None = None
     adapter: AdapterTarget | None = None
     vocab_adapter: VocabTarget | None = None
+    is_elsewhere: bool = False
+    of_expert: bool = False
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -147,6 +151,29 @@ def whole(parameter: Tensor) -> Target:
 def unused(shape: tuple[int, ...]) -> Target:
     """A tensor that this rank does not need, but whose absence would be an error."""
     return Target(shape, lambda _: None, lambda _: None)
+
+
+def elsewhere(shape: tuple[int, ...]) -> Target:
+    """A tensor that other ranks have: nothing happens if it comes, and nothing if it does not."""
+    return replace(unused(shape), is_elsewhere=True)
+
+
+def into_all(targets: Sequence[Target]) -> Target:
+    """One tensor that several layers take whole, or the same part of it."""
+    if len(targets) == 1:
+        return targets[0]
+
+    def put(tensor: Tensor) -> None:
+        for target in targets:
+            target.put(tensor)
+
+    def put_blocks(part: LinearPart) -> None:
+        for target in targets:
+            assert target.put_blocks is not None
+            target.put_blocks(part)
+
+    takes_blocks = all(target.put_blocks is not None for target in targets)
+    return replace(targets[0], put=put, put_blocks=put_blocks if takes_blocks else None)
 
 
 def shared_by(first: Target, second: Target) -> Target:

@@ -169,7 +169,7 @@ def make_decoder(
     """A loaded and packed decoder, or one stage of it; `spreads_experts` over the ranks of the
     group, instead of cutting each; `context_length`: None for the config's."""
     group = group or Group()
-    groups = Groups(tp=group, attention=group, ep=group if spreads_experts else Group())
+    groups = Groups(tp=group, attention=group, expert=Group() if spreads_experts else None)
     build = Build(kernels=kernels, device=CPU, dtype=dtype, groups=groups, scheme=scheme)
     config = read_decoder(hf_config)
     if context_length is not None:

@@ -77,13 +77,19 @@ def load(
     kernels: Kernels,
     dtype: torch.dtype = torch.float32,
     groups: Groups | None = None,
+    **build_options: Any,
 ) -> Any:
     hf_config = json.loads((files.path / "config.json").read_text())
     form = format_of(hf_config)
     assert form is not None
     scheme = CheckpointScheme(form.name)
     build = Build(
-        kernels=kernels, device=CPU, dtype=dtype, scheme=scheme, groups=groups or Groups()
+        kernels=kernels,
+        device=CPU,
+        dtype=dtype,
+        scheme=scheme,
+        groups=groups or Groups(),
+        **build_options,
     )
     model = Decoder.of(read_decoder(hf_config), build)
     load_weights(model, quantized.iterate(files, form, model.targets()))

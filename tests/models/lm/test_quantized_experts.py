@@ -16,10 +16,15 @@ import torch.multiprocessing as mp
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sapwood.app.expert_moves import Coming
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.build import Groups
+from sapwood.layers.expert_slots import MovableExperts
+from sapwood.layers.quantization.formats import format_of
+from sapwood.models.loader import quantized
+from sapwood.models.loader.assign import load_weights
 from sapwood.store.files import ModelFiles
 from tests.models.lm.harness import Session
 from tests.models.lm.peer import Peer, make_peer
@@ -276,9 +281,31 @@ SPLIT = {
 
 
 def logits_of_part(files: ModelFiles, group: Group, *, spreads: bool) -> Tensor:
-    groups = Groups(tp=group, attention=group, ep=group if spreads else Group())
+    groups = Groups(tp=group, attention=group, expert=Group() if spreads else None)
     model = load(files, TorchKernels(), groups=groups)
     return Session(model, group=group).step({"a": TEXT})["a"]
+
+
+def logits_after_moves(files: ModelFiles, group: Group) -> Tensor:
+    """Two experts more than the model has, all of them moved to the other rank and back again."""
+    layers = MovableExperts()
+    groups = Groups(tp=group, attention=group, expert=Group())
+    model = load(files, TorchKernels(), groups=groups, experts=layers, num_redundant_experts=2)
+    session = Session(model, group=group)
+    before = session.step({"a": TEXT})["a"]
+    form = format_of(json.loads((files.path / "config.json").read_text()))
+    assert form is not None
+    for turn in (1, 2):
+        for layer in layers.layers:
+            now = layer.slots.placement
+            half = len(now) // 2
+            layer.plan_move([*now[half:], *now[:half]] if turn == 1 else now[::-1])
+        coming = Coming(model)
+        load_weights(coming, quantized.iterate(files, form, coming.targets()))
+        for layer in layers.layers:
+            layer.settle()
+        assert error_of(session.step({f"b{turn}": TEXT})[f"b{turn}"], before) <= EXACT
+    return before
 
 
 def run_rank(rank: int, size: int, checkpoints: Mapping[str, ModelFiles], folder: Path) -> None:
@@ -291,16 +318,18 @@ def run_rank(rank: int, size: int, checkpoints: Mapping[str, ModelFiles], folder
     group = Group.of(dist.group.WORLD)
     with torch.inference_mode():
         found = {
-            (name, spreads): logits_of_part(files, group, spreads=spreads)
+            (name, way): logits_after_moves(files, group)
+            if way == "moved"
+            else logits_of_part(files, group, spreads=way == "spread")
             for name, files in checkpoints.items()
-            for spreads in (False, True)
+            for way in ("shared", "spread", "moved")
         }
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_ranks_give_the_logits_of_one(tmp_path: Path) -> None:
-    """Ranks that share each expert, and ranks that have different ones."""
+    """Ranks that share each expert, ranks that have different ones, and ranks that move them."""
     checkpoints: dict[str, ModelFiles] = {}
     alone: dict[str, Tensor] = {}
     for name, model in SPLIT.items():
@@ -312,6 +341,6 @@ def test_two_ranks_give_the_logits_of_one(tmp_path: Path) -> None:
         alone[name] = expected
     mp.spawn(run_rank, args=(2, checkpoints, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for (name, spreads), found in first.items():
-        assert torch.equal(found, second[name, spreads]), f"{name}: the ranks disagree"
-        assert error_of(found, alone[name]) <= EXACT, (name, spreads)
+    for (name, way), found in first.items():
+        assert torch.equal(found, second[name, way]), f"{name}, {way}: the ranks disagree"
+        assert error_of(found, alone[name]) <= EXACT, (name, way)

@@ -47,7 +47,8 @@ def load_weights(
     *,
     source: str = "the checkpoint",
 ) -> LoadReport:
-    """Place every tensor where the model wants it, holding one at a time.
+    """Place every tensor where the model wants it, holding one at a time. Those that other ranks
+    have may be missing.
 
     A tensor is whole, or this rank's part of it (`Target.part`), or one of all experts
     (`Target.fused_in`).
@@ -83,7 +84,9 @@ def load_weights(
                 mistyped.append(f"{name} (is {str(tensor.dtype).removeprefix('torch.')})")
             else:
                 num_bytes += _place(target, tensor)
-    missing = [name for name in targets if name not in placed]
+    missing = [
+        name for name, target in targets.items() if name not in placed and not target.is_elsewhere
+    ]
     _refuse_mistakes(
         {
             "missing": missing,

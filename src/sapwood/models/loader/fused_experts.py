@@ -54,38 +54,55 @@ class FusedExperts:
 
     def __init__(self, targets: Mapping[str, Target]) -> None:
         self._weights: dict[str, list[_Piece]] = {}
+        self._num_experts: dict[str, int] = {}
         for name, target in targets.items():
             if target.fused_in is not None:
-                piece = _Piece(name, target.fused_in)
-                self._weights.setdefault(target.fused_in.name, []).append(piece)
+                pieces = self._weights.setdefault(target.fused_in.name, [])
+                self._num_experts[target.fused_in.name] = target.fused_in.num_experts
+                if not target.is_elsewhere:
+                    pieces.append(_Piece(name, target.fused_in))
 
-    def _pieces(self, name: str) -> list[_Piece]:
-        """What a fused tensor is made of; none of any other tensor."""
+    def experts(self, name: str) -> list[int] | None:
+        """The experts of a fused tensor that this rank has; None of any other tensor."""
+        pieces = self._pieces(name)
+        return None if pieces is None else sorted({piece.where.expert for piece in pieces})
+
+    def _weight_of(self, name: str) -> str | None:
+        """The fused weight itself, or the one beside which the tensor is."""
+        found = [name, *(name.removesuffix(end) for end in _KINDS if name.endswith(end))]
+        return next((one for one in found if one in self._weights), None)
+
+    def _pieces(self, name: str) -> list[_Piece] | None:
+        """What this rank takes of a fused tensor; None of any other tensor."""
         if name in self._weights:
             return self._weights[name]
         for end, kind in _KINDS.items():
             if name.endswith(end):
-                of_weight = self._weights.get(name.removesuffix(end), [])
-                return [piece.beside(kind) for piece in of_weight]
-        return []
+                of_weight = self._weights.get(name.removesuffix(end))
+                return of_weight and [piece.beside(kind) for piece in of_weight]
+        return None
 
     def names(self, names: Iterable[str]) -> list[str]:
         """The names of the tensors that `split` gives."""
         found: list[str] = []
         for name in names:
-            found += [piece.name for piece in self._pieces(name)] or [name]
+            pieces = self._pieces(name)
+            found += [name] if pieces is None else [piece.name for piece in pieces]
         return found
 
     def split(self, tensors: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T | Tensor]]:
-        """The same tensors; a fused one [experts, outputs, …] as one per expert and layer.
+        """The same tensors; a fused one [experts, outputs, …] as one per layer of each expert that
+        this rank has.
 
         Raises WeightError if a fused tensor does not have the model's number of experts."""
         for name, tensor in tensors:
             pieces = self._pieces(name)
-            if not pieces or not isinstance(tensor, Tensor):
+            if pieces is None or not isinstance(tensor, Tensor):
                 yield name, tensor
                 continue
-            num_experts = pieces[0].where.num_experts
+            weight = self._weight_of(name)
+            assert weight is not None, "it has pieces"
+            num_experts = self._num_experts[weight]
             if tensor.dim() < 1 or tensor.shape[0] != num_experts:
                 raise WeightError(
                     f"{name} is {list(tensor.shape)} but must have {num_experts} experts; "

@@ -21,6 +21,7 @@ from sapwood.layers.quantization.formats.interface import (
 from sapwood.layers.targets import Target
 from sapwood.models.loader import safetensors
 from sapwood.models.loader.fused_experts import FusedExperts
+from sapwood.models.loader.needed import Needed, owner_of
 from sapwood.models.loader.reading import Advance, Wanted, every, ignore
 from sapwood.store.files import ModelFiles
 
@@ -46,9 +47,9 @@ def iterate(
             f"{files.name} is a {form.name} checkpoint with {files.weight_format} weights; such "
             "checkpoints are read from safetensors only"
         )
-    fused = FusedExperts(targets)
-    names = fused.names(name_of(name) for name in safetensors.names(files) if wanted(name))
-    read = safetensors.iterate(files, None, advance, wanted)
+    fused, needed = FusedExperts(targets), Needed(targets, name_of, wanted)
+    names = fused.names(name_of(name) for name in safetensors.names(files) if needed(name))
+    read = safetensors.iterate(files, None, advance, needed, experts=needed.experts)
     tensors = ((name_of(name), one) for name, one in read)
     yield from assembled(fused.split(tensors), names, form, targets)
 
@@ -60,7 +61,7 @@ def assembled(
     targets: Mapping[str, Target],
 ) -> Iterator[tuple[str, Tensor | LinearPart]]:
     """The weights made of these tensors; `names` has the names of all tensors that will come."""
-    owners = {name: _owner(name, targets) for name in names}
+    owners = {name: owner_of(name, targets) for name in names}
     unused = [name for name, owner in owners.items() if is_unused(name)]
     awaited: dict[str, set[str]] = {}
     for name, owner in owners.items():
@@ -86,18 +87,6 @@ def assembled(
             len(unused),
             unused[0],
         )
-
-
-def _owner(name: str, targets: Mapping[str, Target]) -> str | None:
-    """The layer whose weight the tensor is a part of; None for a bias, a norm, …"""
-    module = name
-    while "." in module:
-        module, _, _ = module.rpartition(".")
-        target = targets.get(f"{module}.weight")
-        if target is not None and len(target.shape) == 2:
-            is_own = name != f"{module}.weight" and name in targets
-            return None if is_own else module
-    return None
 
 
 def _weight(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +12,12 @@ from torch import Tensor
 from sapwood.base.errors import WeightError
 from sapwood.layers.targets import Slice, Target
 from sapwood.models.loader.checkpoint import Expected, as_dtype
+from sapwood.models.loader.needed import Experts, no_experts
 from sapwood.models.loader.reading import (
     Advance,
     Stored,
     Wanted,
+    empty,
     every,
     ignore,
     read_ahead,
@@ -51,11 +53,14 @@ def iterate(
     advance: Advance = ignore,
     wanted: Wanted = every,
     targets: Mapping[str, Target] | None = None,
+    experts: Experts = no_experts,
 ) -> Iterator[tuple[str, Tensor]]:
     """As `weights.iterate_weights`; with None as dtype, every tensor in its own.
 
     targets  by the names in the checkpoint: where a rank places some rows or columns of a tensor
              only, these are read and come alone, without the others
+    experts  by the names in the checkpoint: the experts of a tensor [experts, …] that are read. It
+             comes whole, with any numbers in place of the others
     """
     expected = Expected(files)
     tensors: list[Stored[Tensor]] = []
@@ -63,11 +68,30 @@ def iterate(
         entries = read_safetensors_header(path)
         expected.check(path, (entry.name for entry in entries))
         tensors += [
-            _stored(path, one, dtype, _slice(one, targets or {}))
+            _stored(path, one, dtype, _slice(one, targets or {}), experts(one.name))
             for one in entries
             if wanted(one.name)
         ]
     return read_ahead(tensors, advance=advance)
+
+
+def _read_experts(
+    path: Path,
+    entry: SafetensorsEntry,
+    own: torch.dtype,
+    dtype: torch.dtype | None,
+    experts: Sequence[int],
+) -> Tensor:
+    """Memory that nobody writes to takes none, so that the others' places cost nothing."""
+    unit = entry.num_bytes // entry.shape[0]
+    found: Tensor | None = None
+    for expert in experts:
+        data = read_bytes(path, entry.offset + expert * unit, unit)
+        part = as_dtype(data.view(own).view(entry.shape[1:]), dtype)
+        found = empty(entry.shape, part.dtype) if found is None else found
+        found[expert] = part
+    assert found is not None, "a tensor without an expert of this rank is not read"
+    return found
 
 
 def names(files: ModelFiles) -> list[str]:
@@ -84,22 +108,31 @@ def _slice(entry: SafetensorsEntry, targets: Mapping[str, Target]) -> Slice | No
 
 
 def _stored(
-    path: Path, entry: SafetensorsEntry, dtype: torch.dtype | None, part: Slice | None
+    path: Path,
+    entry: SafetensorsEntry,
+    dtype: torch.dtype | None,
+    part: Slice | None,
+    experts: Sequence[int] | None,
 ) -> Stored[Tensor]:
     own = DTYPES.get(entry.dtype)
+    read: Callable[[], Tensor]
     if own is None:
         raise WeightError(
             f"{path}: tensor {entry.name} has data type {entry.dtype}, which sapwood cannot read; "
             f"known: {', '.join(DTYPES)}"
         )
     num_bytes = entry.num_bytes
-    if part is not None:
+    read = partial(_read, path, entry, own, dtype, part)
+    if experts and entry.shape and max(experts) < entry.shape[0]:
+        read = partial(_read_experts, path, entry, own, dtype, experts)
+        num_bytes = num_bytes // entry.shape[0] * len(experts)
+    elif part is not None:
         num_bytes = num_bytes // entry.shape[part.dim] * part.size
     return Stored(
         name=entry.name,
         file_bytes=num_bytes,
         num_bytes=num_bytes // own.itemsize * max(own.itemsize, (dtype or own).itemsize),
-        read=partial(_read, path, entry, own, dtype, part),
+        read=read,
     )
 
 

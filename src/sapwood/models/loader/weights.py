@@ -11,6 +11,7 @@ from sapwood.base.errors import WeightError
 from sapwood.kernels.coded import LinearPart
 from sapwood.layers.targets import Target
 from sapwood.models.loader import gguf, pt, safetensors
+from sapwood.models.loader.needed import Experts, no_experts
 from sapwood.models.loader.reading import Advance, Wanted, every, ignore
 from sapwood.store.files import ModelFiles, detect_format
 
@@ -35,6 +36,7 @@ def iterate_weights(
     advance: Advance = ignore,
     wanted: Wanted = every,
     targets: _Targets = None,
+    experts: Experts = no_experts,
 ) -> Iterator[tuple[str, Tensor]]:
     """Every wanted tensor of a checkpoint, once, as (name, tensor on the CPU).
 
@@ -49,10 +51,13 @@ def iterate_weights(
     wanted       by the names in the checkpoint: what else there is, is not read
     targets      by the names in the checkpoint: a reader may hand out only the rows or columns that
                  a rank places. Those of safetensors and GGUF do
+    experts      as in safetensors.iterate; others read tensors of all experts whole
     Raises       WeightError, with file and tensor, for a shard that is missing, damaged, or without
                  a tensor that the index promises
     """
     found = _checked_format(files, load_format)
+    if found == "safetensors":
+        return safetensors.iterate(files, dtype, advance, wanted, targets, experts)
     return _READERS[found](files, dtype, advance, wanted, targets)
 
 

@@ -48,6 +48,35 @@ class ParallelConfig:
         aliases=("dp", "data-parallel-size"),
         unit="replicas",
     )
+    ep_size: int = option(
+        1,
+        "Parts into which a model's experts are divided among the ranks of --tp-size (expert "
+        "parallelism), a divisor of it: each rank has whole experts if both are equal.",
+        aliases=("ep", "expert-parallel-size"),
+        unit="parts",
+    )
+    ep_num_redundant_experts: int = option(
+        0,
+        "Further copies of experts in each layer of experts, over all ranks: so an expert that "
+        "many tokens choose can be on several ranks.",
+        unit="experts",
+    )
+    enable_eplb: bool = option(
+        False,
+        "Move experts between ranks while serving, so that all ranks have about as much to "
+        "compute (expert parallelism load balancing).",
+    )
+    eplb_rebalance_num_iterations: int = option(
+        1000,
+        "Steps over which the load of experts is counted before they are moved.",
+        unit="steps",
+    )
+    eplb_rebalance_layers_per_chunk: int | None = option(
+        None,
+        "Layers whose experts are moved between two steps; the others wait for the next steps. "
+        "Default: all layers at once.",
+        unit="layers",
+    )
     load_balance_method: str = option(
         "auto",
         "Which replica gets a request: round_robin, one after another; total_requests, the one "
@@ -101,8 +130,37 @@ class ParallelConfig:
                 f"--pp-max-micro-batch-size is {self.pp_max_micro_batch_size} but must be >= 1, "
                 "and goes together with --pp-size above 1"
             )
+        self._check_experts()
         self._check_replicas()
         self._check_nodes()
+
+    def _check_experts(self) -> None:
+        if self.ep_size < 1 or self.tp_size % self.ep_size:
+            raise ConfigError(
+                f"--ep-size is {self.ep_size} but must divide --tp-size, which is {self.tp_size}"
+            )
+        if self.ep_size > 1 and self.pp_size > 1:
+            raise ConfigError(
+                f"--ep-size is {self.ep_size} and --pp-size {self.pp_size}, but experts over ranks "
+                "do not go together with stages of layers; leave one of them out"
+            )
+        if self.ep_num_redundant_experts < 0:
+            raise ConfigError(
+                f"--ep-num-redundant-experts is {self.ep_num_redundant_experts} but must be >= 0"
+            )
+        if self.ep_size == 1 and (self.ep_num_redundant_experts or self.enable_eplb):
+            raise ConfigError(
+                "--ep-num-redundant-experts and --enable-eplb are for experts that are spread over "
+                "ranks; set --tp-size and --ep-size, or leave them out"
+            )
+        if self.eplb_rebalance_num_iterations < 1:
+            raise ConfigError(
+                f"--eplb-rebalance-num-iterations is {self.eplb_rebalance_num_iterations} but must "
+                "be >= 1"
+            )
+        layers = self.eplb_rebalance_layers_per_chunk
+        if layers is not None and layers < 1:
+            raise ConfigError(f"--eplb-rebalance-layers-per-chunk is {layers} but must be >= 1")
 
     def _check_replicas(self) -> None:
         if not 1 <= self.dp_size <= MAX_REPLICAS:
