@@ -146,7 +146,7 @@ def make_llm() -> Iterator[Callable[..., LLM]]:
         yield make
 
 
-MORE_MODELS = (
+MORE_MODELS: tuple[tuple[Callable[..., Path], dict[str, Any], dict[str, dict[str, Any]]], ...] = (
     (save_llama, {}, OPTIONS),
     (save_qwen3, {"tie_word_embeddings": True}, VOCABULARY),
     (save_qwen3_moe, {}, EXPERTS),
@@ -175,6 +175,8 @@ def test_every_kind_of_adapter_and_the_base_in_one_batch(
     asked = [(name, text(9 + i, seed=i)) for i, name in enumerate(["", *paths, ""])]
     for (adapter, prompt), result in zip(asked, ask(llm, asked, prompt_start=2), strict=True):
         check(result, adapter, prompt, reference)
+        assert result.prompt is not None
+        assert result.prompt.logprobs is not None
         told = result.prompt.logprobs.of_tokens()
         expected = reference(adapter, prompt)[range(2, len(prompt) - 1), prompt[3:]]
         assert told == pytest.approx(expected.tolist(), abs=1e-4)
