@@ -39,7 +39,8 @@ GATEWAY_URL = "http://127.0.0.1:8000"
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
 PATH_SUFFIXES = "py|pyi|md|toml|cpp|h|jinja|js|css|html|png|svg"
 FOREIGN_FLAGS = {"--strict", "--max-examples", "--max-model-len"}
-"""Flags of other programs that the pages mention (mypy, pytest, vLLM)."""
+FOREIGN_FLAGS |= {"--enable-dp-attention", "--moe-a2a-backend"}
+"""Flags of other programs that the pages mention (mypy, pytest, vLLM, SGLang)."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

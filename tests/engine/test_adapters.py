@@ -9,9 +9,9 @@ from sapwood.engine.adapters import (
     AdapterDesk,
     AdapterSlots,
     AdapterTurns,
-    Loaded,
 )
 from sapwood.engine.request_state import RequestState
+from sapwood.schema.rank import Loaded
 from sapwood.schema.request import Generate, LoadAdapter, RequestOptions
 
 

@@ -13,7 +13,7 @@ import torch
 
 from sapwood.app.loading import timed
 from sapwood.base.errors import StartupError
-from sapwood.engine.adapters import AdapterDesk, AdapterSlots, Loaded
+from sapwood.engine.adapters import AdapterSlots
 from sapwood.layers.adapters import AdapterContext
 from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter
 from sapwood.lora.config import parse_config, read_config
@@ -21,6 +21,7 @@ from sapwood.lora.pool import AdapterPool
 from sapwood.lora.tensors import parse_tensors, read_tensors
 from sapwood.schema.config.lora import LoraConfig
 from sapwood.schema.config.resolve import Decision
+from sapwood.schema.rank import Loaded
 from sapwood.schema.request import LoadAdapter, SentAdapter
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,12 @@ class AdapterParts:
     """The parts of an engine that have LoRA adapters.
 
     pool    of this rank
-    desk    of the engine's loop, which loads more
+    slots   which the scheduler gives to adapters, if it is in this rank's process
     loader  reads adapters in a thread of its own
     """
 
     pool: AdapterPool
-    desk: AdapterDesk
+    slots: AdapterSlots
     loader: AdapterLoader
 
 
@@ -60,6 +61,12 @@ class AdapterLoader:
         self._modules = modules
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         self._finished: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+        self._tell: Callable[[Loaded], None] = self._finished.put
+
+    def tell(self, hear: Callable[[Loaded], None]) -> None:
+        """From now on `hear` is called from the loader's thread when a load has ended; `finished`
+        has nothing more."""
+        self._tell = hear
 
     def read(self, adapter_id: str, path: str, sent: SentAdapter | None = None) -> Adapter:
         """Read an adapter now and keep it. ConfigError if it cannot be served."""
@@ -120,7 +127,7 @@ class AdapterLoader:
             why = f"loading the adapter failed: {type(error).__name__}: {error}"
             done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=why)
         finally:
-            self._finished.put(done)
+            self._tell(done)
 
 
 def build_adapters(
@@ -161,7 +168,7 @@ def build_adapters(
     for name, adapter in found.items():
         refused = slots.add(name, adapter.num_bytes, adapter.invocation)
         assert refused is None, "each of these adapters fits"
-    parts = AdapterParts(pool, AdapterDesk(slots, loader), loader)
+    parts = AdapterParts(pool, slots, loader)
     return parts, Decision("max_lora_rank", max_rank, why)
 
 

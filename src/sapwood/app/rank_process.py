@@ -34,6 +34,7 @@ from sapwood.schema.rank import (
     RankStart,
     RunStep,
 )
+from sapwood.schema.request import LoadAdapter, UnloadAdapter
 
 if TYPE_CHECKING:
     from sapwood.app.runners import StepRunner
@@ -151,9 +152,22 @@ def serve_rank(args: RankArgs, leader: _Leader, own_host: str) -> None:
 
 
 def run_plans(runner: StepRunner, leader: _Leader) -> None:
+    """Do what rank 0 says until it ends the engine. Adapters are loaded beside the steps."""
+    loader = None if runner.adapters is None else runner.adapters.loader
+    if loader is not None:
+        loader.tell(leader.say)
     while not isinstance(order := leader.next_order(), EndRank):
-        assert isinstance(order, RunStep), f"rank 0 sent {type(order).__name__}"
-        runner.execute(order.plan)
+        match order:
+            case RunStep():
+                runner.execute(order.plan)
+            case LoadAdapter() if loader is not None:
+                loader.load(order)
+            case UnloadAdapter() if loader is not None:
+                loader.unload(order.adapter_id)
+            case _:
+                raise AssertionError(f"rank 0 sent {type(order).__name__}")
+    if loader is not None:
+        loader.close()
 
 
 def _own_options(asked: EngineConfig, args: RankArgs) -> EngineConfig:

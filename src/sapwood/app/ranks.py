@@ -8,6 +8,7 @@ the ranks' processes can import torch while this one does.
 from __future__ import annotations
 
 import logging
+import queue
 import secrets
 import socket
 import threading
@@ -28,6 +29,7 @@ from sapwood.schema.config.parallel import ParallelConfig, split_address
 from sapwood.schema.output import RankFacts
 from sapwood.schema.rank import (
     EndRank,
+    Loaded,
     RankFailed,
     RankHello,
     RankOrder,
@@ -130,6 +132,7 @@ class RankTeam:
         self._hearing: dict[int, threading.Thread] = {}
         self._pools: dict[int, int] = {}
         self._facts: dict[int, RankFacts] = {}
+        self._loaded: queue.SimpleQueue[tuple[int, Loaded]] = queue.SimpleQueue()
         self._signs: list[tuple[bool, str]] = []
         self._failure: str | None = None
         self._stops: list[Callable[[], None]] = []
@@ -183,7 +186,19 @@ class RankTeam:
 
         return run
 
+    @property
+    def num_others(self) -> int:
+        return len(self._others)
+
+    def loaded(self) -> list[tuple[int, Loaded]]:
+        """(rank, how a load ended there), of what has been heard since the last call"""
+        found: list[tuple[int, Loaded]] = []
+        while not self._loaded.empty():
+            found.append(self._loaded.get())
+        return found
+
     def send(self, order: RankOrder) -> None:
+        """Have all ranks do this after what they were sent before. RankLost if one is gone."""
         message = self._encode(order)
         for rank, link in self._links.items():
             try:
@@ -252,6 +267,8 @@ class RankTeam:
                     self._pools[rank] = report.max_total_tokens
                 elif isinstance(report, RankReady):
                     self._facts[rank] = report.facts
+                elif isinstance(report, Loaded):
+                    self._loaded.put((rank, report))
                 self._state.notify_all()
             if isinstance(report, RankFailed):
                 has_spoken = True

@@ -142,7 +142,7 @@ def build_runner(
         watch.beat("measuring the largest step")
         # Kept while the rest is measured: slots will have as much.
         reserve = torch.empty(
-            0 if adapters is None else adapters.desk.slots.max_bytes,
+            0 if adapters is None else adapters.slots.max_bytes,
             dtype=torch.uint8,
             device=resolved.device,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sapwood.app.adapters import AdapterLoader
+from sapwood.app.adapters import AdapterLoader, AdapterParts
 from sapwood.app.grammars import build_grammars
 from sapwood.app.loading import LoadWatch, timed
 from sapwood.app.rank_member import ALONE, facts_of, lead
@@ -15,9 +15,11 @@ from sapwood.app.ranks import RankTeam, explained_by
 from sapwood.app.resolving import Resolved
 from sapwood.app.runners import StepRunner, build_runner
 from sapwood.app.speculation import build_speculation
+from sapwood.app.team_adapters import TeamAdapters
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
 from sapwood.base.errors import ConfigError
+from sapwood.engine.adapters import AdapterDesk
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.scheduler import Scheduler
@@ -165,7 +167,7 @@ def _build_engine(
         switch_length=resolved.shape.switch_length
         if isinstance(resolved.shape, DecoderConfig)
         else None,
-        adapters=None if adapters is None else adapters.desk.slots,
+        adapters=None if adapters is None else adapters.slots,
     )
     executor = _executor(runner, config.scheduler.overlap_depth, team)
     loop = EngineLoop(
@@ -176,7 +178,7 @@ def _build_engine(
         depth=config.scheduler.overlap_depth,
         clock=clock,
         instruments=instruments,
-        adapters=None if adapters is None else adapters.desk,
+        adapters=None if adapters is None else _desk(adapters, team),
     )
     return Engine(
         loop=loop,
@@ -263,6 +265,12 @@ def _executor(runner: StepRunner, depth: int, team: RankTeam | None) -> Executor
     elif depth > 1 and runner.launch is not None:
         executor = QueuedExecutor(runner.launch)
     return executor if team is None else TeamExecutor(executor, team.run)
+
+
+def _desk(adapters: AdapterParts, team: RankTeam | None) -> AdapterDesk:
+    """What has all ranks load adapters."""
+    own = adapters.loader
+    return AdapterDesk(adapters.slots, own if team is None else TeamAdapters(own, team))
 
 
 def _build_ledger(resolved: Resolved) -> Ledger:

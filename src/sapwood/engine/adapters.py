@@ -4,35 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.node import TOKEN_BYTES
 from sapwood.memory.prefix_tree import token_key
 from sapwood.schema.output import AdapterUse
+from sapwood.schema.rank import Loaded
 from sapwood.schema.request import LoadAdapter
 
 EvictionPolicy = Literal["lru", "fifo"]
 
 ADAPTER_PATIENCE_S = 2.0
 """A request that has waited so long for a slot gets the next one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """How a load ended.
-
-    num_bytes  that the adapter takes; 0 if it failed
-    invocation  token ids that activate it; none: it is active everywhere
-    failure    why it failed; None: it did not
-    """
-
-    call_id: str
-    adapter_id: str
-    num_bytes: int = 0
-    invocation: tuple[int, ...] = ()
-    failure: str | None = None
 
 
 class AdapterRanks(Protocol):

@@ -7,6 +7,7 @@ import msgspec
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.output import Finish, RankFacts
+from sapwood.schema.request import LoadAdapter, UnloadAdapter
 from sapwood.schema.step import StepPlan
 
 
@@ -75,7 +76,22 @@ class RankFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     reason: str
 
 
-RankReport = RankHello | RankPool | RankReady | RankFailed
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
+    """How the loading of a LoRA adapter ended.
+
+    num_bytes   that the adapter takes on the rank; 0 if it failed
+    invocation  token ids that activate it; none: it is active everywhere
+    failure     why it failed; None: it did not
+    """
+
+    call_id: str
+    adapter_id: str
+    num_bytes: int = 0
+    invocation: tuple[int, ...] = ()
+    failure: str | None = None
+
+
+RankReport = RankHello | RankPool | RankReady | Loaded | RankFailed
 
 
 class RankStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
@@ -98,4 +114,4 @@ class EndRank(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """No more steps will come."""
 
 
-RankOrder = RankStart | RankPool | RunStep | EndRank
+RankOrder = RankStart | RankPool | RunStep | LoadAdapter | UnloadAdapter | EndRank

@@ -59,11 +59,16 @@ def check_adapters(asked: EngineConfig, model: ModelFacts) -> None:
             f"{model.name} makes embeddings or scores; LoRA adapters are served with models that "
             "generate. Merge the adapter into the model, or leave out --enable-lora"
         )
-    if asked.parallel.num_ranks > 1:
+    parallel = asked.parallel
+    if parallel.pp_size > 1 or parallel.ep_size > 1:
         raise ConfigError(
-            "LoRA adapters are on one rank so far, but the model has "
-            f"{asked.parallel.num_ranks}; leave out --tp-size and --pp-size, or "
-            "--enable-lora"
+            "LoRA adapters go together with --tp-size, but not with stages of layers (--pp-size) "
+            "or experts on different ranks (--ep-size); leave these out, or --enable-lora"
+        )
+    if parallel.tp_size > 1 and asked.lora.enable_lora_overlap_loading:
+        raise ConfigError(
+            "--enable-lora-overlap-loading is for one rank: several would have to wait for each "
+            "other's copies; leave it out, or --tp-size"
         )
     if asked.model.model_impl == "transformers":
         raise ConfigError(
