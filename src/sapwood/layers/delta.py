@@ -90,8 +90,9 @@ class Columns(NamedTuple):
 
 
 class DeltaCore:
-    """Convolution, gated delta rule and gated norm: what lies between a mixer's projections. A mixer
-    that convolves by itself gives names without a convolution, and cannot `record` this."""
+    """Convolution, gated delta rule and gated norm: what lies between a mixer's projections.
+
+    A mixer that convolves by itself gives names without a convolution, and cannot `record` this."""
 
     def __init__(
         self,
@@ -129,8 +130,10 @@ class DeltaCore:
     def __call__(
         self, qkv: Tensor, decay: Tensor, write: Tensor, gate: Tensor, batch: ForwardBatch
     ) -> Tensor:
-        """qkv [T, channels], convolved if there is no convolution here, decay and write as Kernels.gated_delta_rule has them, gate [T, out]
-        -> [T, out]; advances the requests' states"""
+        """qkv [T, channels], decay and write as Kernels.gated_delta_rule has them, gate [T, out]
+        -> [T, out]; advances the requests' states
+
+        Without a convolution here, qkv is convolved already."""
         attention = batch.inputs_of(self._layer).attention
         slots = batch.slots_of(self._layer)
         windows, states = batch.kv_caches[self._layer]
