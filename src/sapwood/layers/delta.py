@@ -289,20 +289,22 @@ class GatedDeltaNet:
 
     def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> [T, hidden]; advances the requests' states"""
-        return self._out(self._mix(x, batch))
+        return self._out(self._mix(self._in(x), self._gates(x), batch))
 
     def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
         """As Mixer.steps."""
         yield x
-        mixed = self._mix(x, batch)
+        projected = self._in(x)
+        yield x
+        mixed = self._mix(projected, self._gates(x), batch)
         yield mixed
         return self._out(mixed)
 
-    def _mix(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """x [T, hidden] -> the inputs of the output projection"""
+    def _mix(self, projected: Tensor, gates: Tensor, batch: ForwardBatch) -> Tensor:
+        """What the two layers make of x -> the inputs of the output projection"""
         form = self._core.form
-        qkv, gate = self._in(x).tensor_split((form.num_channels,), dim=1)
-        write, decay = self._gates(x).tensor_split((form.num_heads,), dim=1)
+        qkv, gate = projected.tensor_split((form.num_channels,), dim=1)
+        write, decay = gates.tensor_split((form.num_heads,), dim=1)
         return self._core(qkv, decay, write, gate, batch)
 
     def targets(self) -> dict[str, Target]:

@@ -92,7 +92,8 @@ def test_layers_in_pauses_are_the_layers() -> None:
     hidden = walk.embed(peer().weights, [torch.tensor(random_text(40))])
     for index in range(walk.num_layers):
         layer = walk.layer(index, peer().weights)
-        *_, (stepped,) = walk.steps(layer, hidden)
+        *inputs, (stepped,) = walk.steps(layer, hidden)
+        assert [x.shape[1] for (x,) in inputs] == [linear.in_size for linear in layer.linears]
         hidden = walk.run(layer, hidden)
         torch.testing.assert_close(stepped, hidden[0])
 
