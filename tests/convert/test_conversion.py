@@ -111,7 +111,7 @@ def test_what_is_written_is_what_was_measured(case: str, tmp_path: Path) -> None
     assert found.perplexity_after != pytest.approx(found.perplexity_before, rel=1e-4)
 
 
-@pytest.mark.parametrize("case", ["mixtral", "gpt_oss", "phi3, short"])
+@pytest.mark.parametrize("case", ["mixtral", "gpt_oss", "phi3, short", "olmo_hybrid"])
 @torch.inference_mode()
 def test_layers_are_fitted_to_their_inputs(case: str, tmp_path: Path) -> None:
     peer = peer_of(case)

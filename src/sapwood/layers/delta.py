@@ -35,6 +35,7 @@ class DeltaLayout:
 
     length       inputs that an output of the convolutions depends on, the token's own included
     per_channel  whether each channel of the keys has its own decay
+    convolves_keys  whether queries and keys are convolved as values are
     """
 
     num_key_heads: int
@@ -44,6 +45,7 @@ class DeltaLayout:
     length: int
     per_channel: bool = False
     write_scale: float = 1.0
+    convolves_keys: bool = True
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -54,11 +56,12 @@ class DeltaLayout:
     def cache_group(self, layers: tuple[int, ...]) -> CacheGroup:
         """What these layers keep of each request: newest inputs of convolutions, and states."""
         state = (self.num_heads, self.key_dim, self.value_dim)
+        convolved = sum(self.sizes) if self.convolves_keys else self.sizes[2]
         return CacheGroup(
             kind=CacheKind.STATE,
             layers=layers,
             tensors={
-                "conv": CacheTensor((sum(self.sizes), self.length - 1), ACTIVATIONS),
+                "conv": CacheTensor((convolved, self.length - 1), ACTIVATIONS),
                 "state": CacheTensor(state, RECURRENT),
             },
         )
@@ -68,7 +71,7 @@ class DeltaLayout:
 class DeltaNames:
     """Names in the checkpoint of what comes between a mixer's projections.
 
-    conv  one convolution of queries, keys and values, or one of each
+    conv  one convolution of queries, keys and values, or one of each; none if the mixer convolves
     rate_shape  of the tensor of rates; None: [heads]
     """
 
@@ -87,7 +90,9 @@ class Columns(NamedTuple):
 
 
 class DeltaCore:
-    """Convolution, gated delta rule and gated norm: what lies between a mixer's projections."""
+    """Convolution, gated delta rule and gated norm: what lies between a mixer's projections.
+
+    A mixer that convolves by itself gives names without a convolution, and cannot `record` this."""
 
     def __init__(
         self,
@@ -118,7 +123,7 @@ class DeltaCore:
         self._layout = layout
         self._names = names
         self._kernels = build.kernels
-        self._conv = build.empty(self.form.num_channels, layout.length)
+        self._conv = build.empty(self.form.num_channels, layout.length) if names.conv else None
         self._norm = build.empty(self.form.out_size)
         self._norm_form = GatedNormForm(group=layout.value_dim, eps=eps, logistic=logistic)
 
@@ -126,15 +131,18 @@ class DeltaCore:
         self, qkv: Tensor, decay: Tensor, write: Tensor, gate: Tensor, batch: ForwardBatch
     ) -> Tensor:
         """qkv [T, channels], decay and write as Kernels.gated_delta_rule has them, gate [T, out]
-        -> [T, out]; advances the requests' states"""
+        -> [T, out]; advances the requests' states
+
+        Without a convolution here, qkv is convolved already."""
         attention = batch.inputs_of(self._layer).attention
         slots = batch.slots_of(self._layer)
         windows, states = batch.kv_caches[self._layer]
-        convolved = self._kernels.causal_conv(
-            qkv, self._conv, None, windows, slots, attention, silu=True
-        )
+        if self._conv is not None:
+            qkv = self._kernels.causal_conv(
+                qkv, self._conv, None, windows, slots, attention, silu=True
+            )
         mixed = self._kernels.gated_delta_rule(
-            convolved, decay, write, self.form, states, slots, attention
+            qkv, decay, write, self.form, states, slots, attention
         )
         return self._kernels.gated_rms_norm(mixed, gate, self._norm, self._norm_form)
 
@@ -143,6 +151,7 @@ class DeltaCore:
     ) -> Buffer:
         """Add the same to a recorded step."""
         form = self.form
+        assert self._conv is not None
         convolved = program.buffer(form.num_channels)
         mixed, out = program.buffer(form.out_size), program.buffer(form.out_size)
         program.add(
@@ -188,14 +197,17 @@ class DeltaCore:
             names.shift: Target((num_shifts,), self._put_shift),
             f"{names.norm}.weight": Target((layout.value_dim,), self._put_norm),
         }
+        if self._conv is None:
+            return found
         if len(names.conv) == 1:
             shape = (sum(layout.sizes), 1, layout.length)
-            return found | {f"{names.conv[0]}.weight": Target(shape, self._put_conv)}
+            put = partial(self._put_conv, self._conv)
+            return found | {f"{names.conv[0]}.weight": Target(shape, put)}
         first = 0
         for name, size in zip(names.conv, layout.sizes, strict=True):
             rows = self._conv[first : first + size // self._num_ranks]
-            put = partial(self._put_rows, rows)
-            found[f"{name}.weight"] = Target((size, 1, layout.length), put)
+            shape = (size, 1, layout.length)
+            found[f"{name}.weight"] = Target(shape, partial(self._put_rows, rows))
             first += len(rows)
         return found
 
@@ -208,10 +220,10 @@ class DeltaCore:
     def _put_norm(self, weight: Tensor) -> None:
         self._norm.copy_(weight.repeat(self.form.num_heads))
 
-    def _put_conv(self, weight: Tensor) -> None:
+    def _put_conv(self, conv: Tensor, weight: Tensor) -> None:
         keys, _, _ = self._layout.sizes
         parts = weight.squeeze(1).tensor_split((keys, 2 * keys))
-        self._conv.copy_(torch.cat([self._own(part) for part in parts]))
+        conv.copy_(torch.cat([self._own(part) for part in parts]))
 
     def _put_rows(self, rows: Tensor, weight: Tensor) -> None:
         rows.copy_(self._own(weight.squeeze(1)))
@@ -277,20 +289,22 @@ class GatedDeltaNet:
 
     def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> [T, hidden]; advances the requests' states"""
-        return self._out(self._mix(x, batch))
+        return self._out(self._mix(self._in(x), self._gates(x), batch))
 
     def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
         """As Mixer.steps."""
         yield x
-        mixed = self._mix(x, batch)
+        projected = self._in(x)
+        yield x
+        mixed = self._mix(projected, self._gates(x), batch)
         yield mixed
         return self._out(mixed)
 
-    def _mix(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """x [T, hidden] -> the inputs of the output projection"""
+    def _mix(self, projected: Tensor, gates: Tensor, batch: ForwardBatch) -> Tensor:
+        """What the two layers make of x -> the inputs of the output projection"""
         form = self._core.form
-        qkv, gate = self._in(x).tensor_split((form.num_channels,), dim=1)
-        write, decay = self._gates(x).tensor_split((form.num_heads,), dim=1)
+        qkv, gate = projected.tensor_split((form.num_channels,), dim=1)
+        write, decay = gates.tensor_split((form.num_heads,), dim=1)
         return self._core(qkv, decay, write, gate, batch)
 
     def targets(self) -> dict[str, Target]:

@@ -25,8 +25,8 @@ class Mixer(Protocol):
     def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
         """Like a call, with a pause before each linear layer.
 
-        Yields the inputs of the linear layers in the order of the computation, layers of the same
-        inputs as one. A linear layer computes when the value after its inputs is asked for.
+        Yields the inputs of each linear layer, in the order in which `pack` packs them; the parts
+        of one fused weight are one layer. A linear layer computes when the value after its inputs is asked for.
         Returns the result of the call. Raises ConfigError if there are no such inputs: if some
         tokens never reach some linear layer."""
         ...

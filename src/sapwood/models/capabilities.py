@@ -46,6 +46,13 @@ _EXPERTS = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
 }
+_OWN: dict[str, dict[str, Any]] = {
+    "JetNemotronForCausalLM": {
+        "layer_types": ["jet", "attn"],
+        "efficient_attention_config": {"jet": {"num_heads": 4, "head_dim": 32}},
+    },
+}
+"""Fields that mean something in one architecture alone, by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +120,7 @@ def _capabilities_of(name: str) -> Capabilities:
 
 def _example(name: str, architecture: type[Architecture]) -> dict[str, Any]:
     """A config.json that leaves out what may be left out."""
-    found: dict[str, Any] = {**_SIZES, "architectures": [name]}
+    found: dict[str, Any] = {**_SIZES, **_OWN.get(name, {}), "architectures": [name]}
     if issubclass(architecture, MixtureArchitecture):
         found |= _EXPERTS
     for ours, theirs in architecture.spelled.items():

@@ -84,6 +84,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "InternLMForCausalLM": "sapwood.models.lm.internlm:InternLMForCausalLM",
         "IQuestCoderForCausalLM": "sapwood.models.lm.iquestcoder:IQuestCoderForCausalLM",
         "JambaForCausalLM": "sapwood.models.lm.jamba:JambaForCausalLM",
+        "JetNemotronForCausalLM": "sapwood.models.lm.jet_nemotron:JetNemotronForCausalLM",
         "KimiLinearForCausalLM": "sapwood.models.lm.kimi_linear:KimiLinearForCausalLM",
         "Lfm2ForCausalLM": "sapwood.models.lm.lfm2:Lfm2ForCausalLM",
         "Lfm2MoeForCausalLM": "sapwood.models.lm.lfm2_moe:Lfm2MoeForCausalLM",

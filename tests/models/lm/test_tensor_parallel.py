@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from sapwood.distributed.groups import Group
+from tests.models.lm import jet_nemotron
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import make_peer, random_text
 from tests.models.lm.routes import Calls, RoutedKernels, Routes
@@ -213,9 +214,11 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
 def test_two_ranks_give_the_logits_of_one(tmp_path: Path) -> None:
     peers = {name: make_peer(*case[:2], **case[2]) for name, case in CASES.items()}
     checkpoints = {name: (peer.hf_config, peer.weights) for name, peer in peers.items()}
+    jet = jet_nemotron.peer()
+    checkpoints["gated delta net, weights of each token"] = (jet.hf_config, jet.weights)
     torch.save(checkpoints, tmp_path / "checkpoints.pt")
     # Sums over ranks may give a token other experts, so the ranks follow the routes of one.
-    routes = {(name, dtype): Routes() for name in CASES for dtype in DTYPES}
+    routes = {(name, dtype): Routes() for name in checkpoints for dtype in DTYPES}
     alone = {
         (name, dtype): run_model(name, checkpoints[name], Group(), dtype, own)
         for (name, dtype), own in routes.items()

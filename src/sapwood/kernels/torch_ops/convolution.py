@@ -19,25 +19,25 @@ def causal_conv(
     *,
     silu: bool = False,
 ) -> Tensor:
-    """As Kernels.causal_conv. Reads no tensor on the host, so that a device need not be waited for.
-    Products and sums are fp32."""
+    """As Kernels.causal_conv; `weight` may also be [T, C, L], the factors of each token's output.
+    Reads no tensor on the host, so that a device need not be waited for. Products and sums are
+    fp32."""
     num_new = batch.query_start[1:] - batch.query_start[:-1]
     begins = (batch.context_len == num_new).view(-1, 1, 1)
     past = states.index_select(0, slots).masked_fill(begins, 0.0)
-    factors = weight.float()
     if batch.num_decodes == len(slots):
         inputs = torch.cat((past, x.unsqueeze(2).to(past.dtype)), dim=2)
         states.index_copy_(0, slots, inputs[:, :, 1:])
-        out = (inputs.float() * factors).sum(dim=2)
+        out = (inputs.float() * weight.float()).sum(dim=2)
     else:
-        out = _convolve_chunks(x, factors, past, states, slots, batch)
+        out = _convolve_chunks(x, weight, past, states, slots, batch)
     out = out if bias is None else out + bias.float()
     return (F.silu(out) if silu else out).to(x.dtype)
 
 
 def _convolve_chunks(
     x: Tensor,
-    factors: Tensor,
+    weight: Tensor,
     past: Tensor,
     states: Tensor,
     slots: Tensor,
@@ -64,5 +64,5 @@ def _convolve_chunks(
     states.index_copy_(0, slots, newest.transpose(1, 2))
     out = torch.zeros(x.shape, dtype=torch.float32, device=device)
     for tap in range(num_past + 1):
-        out.addcmul_(inputs.index_select(0, first + tap).float(), factors[:, tap])
+        out.addcmul_(inputs.index_select(0, first + tap).float(), weight[..., tap].float())
     return out

@@ -1,0 +1,116 @@
+"""A gated delta net whose values go through a convolution with weights made of each token.
+
+Source: Gu et al. 2025, arXiv:2508.15884 (JetBlock)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapwood.kernels.recording import Buffer, CannotRecord, Program
+from sapwood.kernels.torch_ops.convolution import causal_conv
+from sapwood.layers.build import Build
+from sapwood.layers.delta import DeltaCore, DeltaLayout, DeltaNames
+from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, even_part
+from sapwood.layers.targets import Target
+
+_GENERATOR = "dynamic_conv1d.kernel_generator"
+
+
+class JetBlock:
+    """o(norm(delta_rule(silu(q), silu(k), silu(conv(v)))) * silu(gate)), of projections of x; the
+    convolution's weights are w2(silu(w1(x))), others for each token and channel."""
+
+    def __init__(
+        self,
+        build: Build,
+        layer: int,
+        hidden_size: int,
+        layout: DeltaLayout,
+        *,
+        generator_size: int,
+        eps: float,
+    ) -> None:
+        """A layer without weights.
+
+        layer   index of the layer, which picks its states
+        layout  of the heads, with values alone convolved
+        generator_size  outputs of w1
+        eps     of the norm over each head
+        Raises ConfigError if the ranks cannot have equally many heads
+        """
+        group = build.groups.attention
+        names = DeltaNames(conv=(), norm="o_norm")
+        self._core = DeltaCore(build, layer, layout, names=names, eps=eps)
+        self._layer = layer
+        self._length = layout.length
+        keys, _, values = layout.sizes
+        sizes = {
+            "q_proj": keys,
+            "k_proj": keys,
+            "v_proj": values,
+            "g_proj": values,
+            "a_proj": layout.num_heads,
+            "b_proj": layout.num_heads,
+        }
+        parts = [even_part(name, size, group) for name, size in sizes.items()]
+        # The small layer in between is the same on all ranks.
+        parts.append(Part(f"{_GENERATOR}.w1", generator_size, 0, generator_size))
+        self._sizes = [part.size for part in parts]
+        self._in = ColumnParallelLinear(build, hidden_size, tuple(parts), bias=False)
+        weights = even_part(f"{_GENERATOR}.w2", values * layout.length, group)
+        self._weights = ColumnParallelLinear(build, generator_size, (weights,), bias=True)
+        self._out = RowParallelLinear(build, "o_proj", values, hidden_size, bias=False, group=group)
+
+    def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """x [T, hidden] -> [T, hidden]; advances the requests' states"""
+        projected = self._in(x)
+        weights = self._weights(self._generator_states(projected))
+        return self._out(self._mix(projected, weights, batch))
+
+    def steps(self, x: Tensor, batch: ForwardBatch) -> Generator[Tensor, None, Tensor]:
+        """As Mixer.steps."""
+        yield x
+        projected = self._in(x)
+        states = self._generator_states(projected)
+        yield states
+        mixed = self._mix(projected, self._weights(states), batch)
+        yield mixed
+        return self._out(mixed)
+
+    def _generator_states(self, projected: Tensor) -> Tensor:
+        """The inputs [T, generator_size] of w2."""
+        return F.silu(projected[:, -self._sizes[-1] :])
+
+    def _mix(self, projected: Tensor, weights: Tensor, batch: ForwardBatch) -> Tensor:
+        """projected [T, all parts] and the convolution's weights [T, values * length] -> the inputs
+        of the output projection"""
+        q, k, v, gate, decay, write, _ = projected.split_with_sizes(self._sizes, dim=1)
+        windows, _ = batch.kv_caches[self._layer]
+        values = causal_conv(
+            v,
+            weights.view(*v.shape, self._length),
+            None,
+            windows,
+            batch.slots_of(self._layer),
+            batch.inputs_of(self._layer).attention,
+            silu=True,
+        )
+        qkv = torch.cat((F.silu(q), F.silu(k), values), dim=1)
+        return self._core(qkv, decay, write, gate, batch)
+
+    def targets(self) -> dict[str, Target]:
+        linears = self._in.targets() | self._weights.targets() | self._out.targets()
+        return linears | self._core.targets()
+
+    def pack(self) -> None:
+        for layer in (self._in, self._weights, self._out):
+            layer.linear.pack()
+
+    def record(self, program: Program, x: Buffer) -> Buffer:
+        """As Mixer.record: a recorded step cannot have this layer."""
+        raise CannotRecord("a recorded step has no convolution with weights of each token")
