@@ -156,6 +156,11 @@ def test_parts_of_a_weight(codes: str) -> None:
     whole = weight.dequantized(FP32)
     assert torch.equal(weight.rows(2, 5).dequantized(FP32), whole[2:7])
     assert torch.equal(weight.columns(32, 64).dequantized(FP32), whole[:, 32:96])
+    # Inputs that cut a group of 32, one of them to the end.
+    for first, size in ((16, 64), (8, 24), (104, 24)):
+        part = weight.columns(first, size)
+        assert part.scales.shape[1] == -(-size // part.group_inputs)
+        assert torch.equal(part.dequantized(FP32), whole[:, first : first + size])
     padded = weight.with_rows(12).dequantized(FP32)
     assert torch.equal(padded[:9], whole)
     assert not padded[9:].any()
@@ -163,8 +168,8 @@ def test_parts_of_a_weight(codes: str) -> None:
 
 def test_cuts_that_cannot_be() -> None:
     weight = random_weight("int4", (4, 128, 32))
-    with pytest.raises(ValueError, match=r"inputs 16 to 64 cannot be cut out .* groups of 32"):
-        weight.columns(16, 48)
+    with pytest.raises(ValueError, match=r"inputs 12 to 60 cannot be cut out .* groups of 32"):
+        weight.columns(12, 48)
     ordered = random_weight("int4", (4, 128, 32), order=True)
     with pytest.raises(ValueError, match="in an order of their own"):
         ordered.columns(0, 64)

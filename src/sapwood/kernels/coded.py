@@ -18,6 +18,7 @@ Sources: OCP Microscaling Formats v1.0 (E2M1, E4M3); Dettmers et al. 2023, arXiv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -124,14 +125,21 @@ class CodedWeight:
         )
 
     def columns(self, first: int, size: int) -> CodedWeight:
-        """The weight of the inputs first .. first + size.
+        """The weight of the inputs first .. first + size. If these cut a group, the result has
+        smaller groups, which repeat its scale.
 
-        Raises ValueError if these cut a group, or if the weight has another order of inputs.
+        Raises ValueError if these groups would not be multiples of 8 inputs, or if the weight has
+        another order of inputs.
         """
         num_in, group = self.shape[1], self.group_inputs
         if (first, size) == (0, num_in):
             return self
         has_one_group = group >= num_in
+        if not has_one_group:
+            to_end = first + size == num_in
+            smaller = math.gcd(group, first) if to_end else math.gcd(group, first, size)
+            if smaller < group and smaller % GROUP_STEP == 0 and self.order is None:
+                return self._in_groups_of(smaller).columns(first, size)
         step = 2 if has_one_group else group
         if self.order is not None or first % step or (size % step and first + size != num_in):
             raise ValueError(
@@ -150,6 +158,16 @@ class CodedWeight:
             scales=self.scales[:, groups],
             shifts=None if self.shifts is None else self.shifts[:, groups],
         )
+
+    def _in_groups_of(self, group: int) -> CodedWeight:
+        """The same weight in smaller groups, of a divisor of the present size."""
+        num_groups, times = -(-self.shape[1] // group), self.group_inputs // group
+
+        def repeated(scales: Tensor) -> Tensor:
+            return scales.repeat_interleave(times, dim=1)[:, :num_groups].contiguous()
+
+        shifts = None if self.shifts is None else repeated(self.shifts)
+        return replace(self, group_inputs=group, scales=repeated(self.scales), shifts=shifts)
 
     def to(self, device: torch.device) -> CodedWeight:
         return replace(

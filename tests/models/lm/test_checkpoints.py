@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sapwood.base.errors import WeightError
+from sapwood.distributed.pipe import Pipe
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
@@ -27,6 +28,7 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader import quantized
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.registry import read_decoder
+from sapwood.schema.stage import Stage
 from sapwood.store.files import ModelFiles
 from tests.models.lm.harness import CPU, Session
 from tests.models.lm.peer import Peer, make_peer, random_text
@@ -77,6 +79,8 @@ def load(
     kernels: Kernels,
     dtype: torch.dtype = torch.float32,
     groups: Groups | None = None,
+    stage: Stage | None = None,
+    pipe: Pipe | None = None,
     **build_options: Any,
 ) -> Any:
     hf_config = json.loads((files.path / "config.json").read_text())
@@ -91,8 +95,12 @@ def load(
         groups=groups or Groups(),
         **build_options,
     )
-    model = Decoder.of(read_decoder(hf_config), build)
-    load_weights(model, quantized.iterate(files, form, model.targets()))
+    model = Decoder.of(read_decoder(hf_config), build, stage, pipe)
+
+    def is_here(name: str) -> bool:
+        return not model.is_elsewhere(name)
+
+    load_weights(model, quantized.iterate(files, form, model.targets(), wanted=is_here))
     model.finalize()
     return model
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.quantization.gguf import gguf_scheme
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import read_decoder
@@ -23,6 +25,10 @@ from sapwood.schema.stage import Stage, stages_of, whole_model
 from tests.models.lm.cases import CASES, peer_of
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import make_peer, random_text
+from tests.models.lm.test_checkpoints import load, write
+from tests.models.lm.test_checkpoints import peer_of as quantised_peer
+from tests.models.lm.test_gguf_types import CONFIG, all_types
+from tests.quantized_checkpoints import CASES as FORMATS
 
 OFTEN = {
     "mixtral, window",  # pools of windows
@@ -72,15 +78,17 @@ class Pipeline:
 def pipeline(
     hf_config: Mapping[str, Any], weights: Mapping[str, Any], stages: tuple[Stage, ...], **how: Any
 ) -> Any:
+    def make(stage: Stage, pipe: Queue) -> Decoder:
+        return make_decoder(hf_config, weights, TorchKernels(), stage=stage, pipe=pipe, **how)
+
+    return piped(stages, make)
+
+
+def piped(stages: tuple[Stage, ...], make: Callable[[Stage, Queue], Decoder]) -> Any:
     pipes = [Queue() for _ in stages]
     for before, after in pairwise(pipes):
         after.follow(before)
-    return Pipeline(
-        [
-            make_decoder(hf_config, weights, TorchKernels(), stage=stage, pipe=pipe, **how)
-            for stage, pipe in zip(stages, pipes, strict=True)
-        ]
-    )
+    return Pipeline([make(stage, pipe) for stage, pipe in zip(stages, pipes, strict=True)])
 
 
 def run(model: Any) -> Tensor:
@@ -95,12 +103,14 @@ def run(model: Any) -> Tensor:
         return torch.cat([logits for step in steps for logits in session.step(step).values()])
 
 
-def check(hf_config: Mapping[str, Any], weights: Mapping[str, Any], *counts: int) -> None:
-    expected = run(make_decoder(hf_config, weights, TorchKernels()))
+def check(
+    hf_config: Mapping[str, Any], weights: Mapping[str, Any], *counts: int, **how: Any
+) -> None:
+    expected = run(make_decoder(hf_config, weights, TorchKernels(), **how))
     for count in counts:
         stages = stages_of(read_decoder(hf_config).num_layers, count)
         torch.testing.assert_close(
-            run(pipeline(hf_config, weights, stages)), expected, atol=1e-4, rtol=0
+            run(pipeline(hf_config, weights, stages, **how)), expected, atol=1e-4, rtol=0
         )
 
 
@@ -122,6 +132,23 @@ def test_two_three_and_uneven_stages(tied: bool) -> None:
     uneven._stages[1]._stage = Stage(index=1, count=2, layers=range(1, 3))
     with pytest.raises(AssertionError):
         torch.testing.assert_close(run(uneven), whole, atol=1e-4, rtol=0)
+
+
+def test_stages_of_a_gguf_files_types() -> None:
+    peer = make_peer("llama", "LlamaForCausalLM", **CONFIG)
+    check(peer.hf_config, all_types(peer.weights), 2, scheme=gguf_scheme())
+
+
+def test_stages_of_a_file_with_act_order(tmp_path: Path) -> None:
+    form = FORMATS["gptq 4, act-order, zero points"]
+    files, _ = write(tmp_path, quantised_peer("llama", False), form.config, lambda _: form.make)
+
+    def make(stage: Stage, pipe: Queue) -> Decoder:
+        model: Decoder = load(files, TorchKernels(), stage=stage, pipe=pipe)
+        return model
+
+    expected = run(load(files, TorchKernels()))
+    torch.testing.assert_close(run(piped(stages_of(2, 2), make)), expected, atol=1e-4, rtol=0)
 
 
 def splits(config: DecoderConfig, stages: tuple[Stage, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -15,12 +16,21 @@ from sapwood.distributed.groups import Group
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.quantization import SCHEMES
+from sapwood.layers.quantization.formats import format_of
+from sapwood.layers.quantization.formats.interface import CheckpointFormat
+from sapwood.layers.quantization.gguf import CheckpointScheme
 from sapwood.layers.targets import Target
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.loader import quantized
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.models.registry import read_decoder
 from sapwood.schema.stage import stages_of
 from sapwood.store import ModelFiles
+from sapwood.store.safetensors_header import read_safetensors_header
+from tests.models.lm.peer import make_peer
+from tests.models.lm.test_checkpoints import FIELDS, write
+from tests.quantized_checkpoints import CASES as FORMATS
+from tests.tiers import long_only
 
 CPU = torch.device("cpu")
 SIZE = 3
@@ -84,6 +94,58 @@ def test_ranks_read_their_parts_of_a_gguf_file(smollm2_files: ModelFiles, blocks
             expected = target.part.of(expected)
         assert torch.equal(dense(own), expected), name
     assert num_cut == 8, "the embedding and a layer's seven matrices"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gptq 4, groups of 32",
+        "gptq 4, act-order, zero points",
+        "awq, groups of 32",
+        "fp8 per output",
+        "int8 rows",
+        "w4a16, zero points",
+        *long_only(
+            "gptq 8, groups of 32, zero points", "fp8 per tensor", "modelopt nvfp4", "w8a16"
+        ),
+        *long_only("w4a16, act-order", "int8, zero points", "fp8 blocks, compressed", "nvfp4"),
+    ],
+)
+def test_ranks_read_their_parts_of_a_quantised_file(name: str, tmp_path: Path) -> None:
+    made = FORMATS[name]
+    sizes = FIELDS | {"intermediate_size": 256, "num_key_value_heads": 4}
+    peer = make_peer("llama", "LlamaForCausalLM", **sizes)
+    files, _ = write(tmp_path, peer, made.config, lambda _: made.make)
+    config = read_json(files.path / "config.json")
+    form = format_of(config)
+    assert form is not None
+    every = dict(quantized.iterate(files, form, targets_of(config, form, Group())))
+    # The second rank's parts begin within the tensors.
+    targets = targets_of(config, form, Group(rank=1, size=2, process_group=cast(Any, object())))
+    num_bytes: list[int] = []
+    found = dict(quantized.iterate(files, form, targets, num_bytes.append))
+    total = sum(entry.num_bytes for entry in read_safetensors_header(files.weights[0]))
+    assert sum(num_bytes) <= 1.1 / 2 * total
+    assert found.keys() == every.keys() == targets.keys()
+    for weight, target in targets.items():
+        expected = dense(every[weight])
+        assert tuple(found[weight].shape) == target.part_shape
+        if target.part is not None:
+            expected = target.part.of(expected)
+        assert torch.equal(dense(found[weight]), expected), weight
+
+
+def targets_of(
+    config: Mapping[str, Any], form: CheckpointFormat, group: Group
+) -> Mapping[str, Target]:
+    build = Build(
+        kernels=TorchKernels(),
+        device=CPU,
+        dtype=torch.float32,
+        groups=Groups.tensor_parallel(group),
+        scheme=CheckpointScheme(form.name),
+    )
+    return Decoder.of(read_decoder(config), build).targets()
 
 
 def dense(weight: Any) -> Tensor:

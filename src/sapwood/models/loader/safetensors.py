@@ -94,9 +94,13 @@ def _read_experts(
     return found
 
 
-def names(files: ModelFiles) -> list[str]:
-    """Of all tensors, from the files' headers."""
-    return [entry.name for path in files.weights for entry in read_safetensors_header(path)]
+def shapes(files: ModelFiles) -> dict[str, tuple[int, ...]]:
+    """Of all tensors by name, from the files' headers."""
+    return {
+        entry.name: tuple(entry.shape)
+        for path in files.weights
+        for entry in read_safetensors_header(path)
+    }
 
 
 def _slice(entry: SafetensorsEntry, targets: Mapping[str, Target]) -> Slice | None:

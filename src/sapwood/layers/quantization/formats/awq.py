@@ -43,7 +43,7 @@ class AwqFormat:
         if dense is not None:
             return dense
         num_out, num_in = tensors.shape
-        group = num_in if self.group == -1 else self.group
+        group = tensors.whole_shape[1] if self.group == -1 else self.group
         num_groups = -(-num_in // group)
         words = tensors.take("qweight", [(num_in, num_out // 8)], [torch.int32])
         scales = tensors.scales("scales", [(num_groups, num_out)]).T.contiguous()
@@ -53,6 +53,10 @@ class AwqFormat:
             shifts = 8.0 - _in_order(zeros).T.float()
         codes = packed_nibbles(_in_order(words).T)
         return CodedWeight("int4", tensors.shape, codes, scales, group, shifts)
+
+    def units(self, module: str) -> tuple[int, int]:
+        del module
+        return 8, 1 if self.group == -1 else self.group
 
 
 def _in_order(words: Tensor) -> Tensor:

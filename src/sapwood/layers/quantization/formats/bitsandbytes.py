@@ -70,6 +70,10 @@ class Nf4Format:
             group,
         )
 
+    def units(self, module: str) -> None:
+        """Blocks go on from row to row."""
+        del module
+
     @staticmethod
     def _state(tensors: LinearTensors) -> dict[str, Any]:
         raw = tensors.take(NF4_STATE, dtypes=[torch.uint8])
@@ -128,6 +132,10 @@ class Int8RowsFormat:
                 )
         scales = (largest / 127.0).unsqueeze(1)
         return CodedWeight("int8", tensors.shape, weight.view(torch.uint8), scales, num_in)
+
+    def units(self, module: str) -> tuple[int, int]:
+        del module
+        return 1, 1
 
 
 def read(config: Mapping[str, Any]) -> CheckpointFormat:

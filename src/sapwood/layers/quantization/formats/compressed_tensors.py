@@ -5,6 +5,7 @@ Source: the format's configuration and packing as vllm-project/compressed-tensor
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,17 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError, WeightError
 from sapwood.kernels.coded import CodedWeight, LinearPart
 from sapwood.kernels.quantized import QuantizedWeight
-from sapwood.layers.quantization.formats.fp4 import mxfp4_weight, nvfp4_weight
+from sapwood.layers.quantization.formats.fp4 import (
+    MX_GROUP,
+    NV_GROUP,
+    mxfp4_weight,
+    nvfp4_weight,
+)
 from sapwood.layers.quantization.formats.fp8 import FP8_ACTIVATIONS, block_of, e4m3_weight
+from sapwood.layers.quantization.formats.integers import integer_weight
+from sapwood.layers.quantization.formats.integers import num_groups as groups_of
 from sapwood.layers.quantization.formats.interface import LinearTensors, in_groups
-from sapwood.layers.quantization.formats.packing import order_of, packed_nibbles, unpacked
+from sapwood.layers.quantization.formats.packing import unpacked
 
 _FORMATS = {
     ("int", 4): ("pack-quantized",),
@@ -27,6 +35,7 @@ _FORMATS = {
     ("float", 8): ("float-quantized", "naive-quantized"),
     ("float", 4): ("nvfp4-pack-quantized", "mxfp4-pack-quantized"),
 }
+_FOUR_BIT_GROUPS = {"nvfp4-pack-quantized": NV_GROUP, "mxfp4-pack-quantized": MX_GROUP}
 _WAY_OUT = (
     "use another version of the model, or its unquantised checkpoint with --quantization "
     "w8a8_int8, w4a8, fp8 or w8a16"
@@ -68,6 +77,23 @@ class LayerGroup:
             and self.symmetric
             and self.strategy in ("tensor", "channel")
         )
+
+    @property
+    def float_block(self) -> tuple[int, int] | None:
+        """Outputs and inputs that share a scale, of FP8 weights; None: as in `strategy`."""
+        return (1, self.group) if self.strategy == "group" else self.block
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """As in CheckpointFormat."""
+        if self.form in _FOUR_BIT_GROUPS:
+            return 1, _FOUR_BIT_GROUPS[self.form]
+        if self.kind == "float":
+            return self.float_block or (1, 1)
+        per_word = 32 // self.bits if self.form == "pack-quantized" else 1
+        # Inputs in an order of their own are in any groups.
+        in_any_group = self.group == -1 or self.act_order
+        return per_word, per_word if in_any_group else math.lcm(per_word, self.group)
 
     @property
     def summary(self) -> str:
@@ -136,17 +162,21 @@ class CompressedTensorsFormat:
             codes = tensors.take("weight_packed", [(num_out, num_in // 2)], [torch.uint8])
             return mxfp4_weight(tensors, codes, "weight_scale")
         if group.kind == "float":
-            block = (1, group.group) if group.strategy == "group" else group.block
             return e4m3_weight(
-                tensors, "weight_scale", block, rounds_inputs=group.rounds_activations
+                tensors, "weight_scale", group.float_block, rounds_inputs=group.rounds_activations
             )
         return _integers(tensors, group)
 
+    def units(self, module: str) -> tuple[int, int]:
+        group = self.group_of(module)
+        return (1, 1) if group is None else group.units
 
-def _integers(tensors: LinearTensors, group: LayerGroup) -> LinearPart:
+
+def _integers(tensors: LinearTensors, group: LayerGroup) -> Tensor | LinearPart:
     num_out, num_in = tensors.shape
-    size = num_in if group.group == -1 else group.group
-    num_groups = -(-num_in // size)
+    size = tensors.whole_shape[1] if group.group == -1 else group.group
+    index = "weight_g_idx" if group.act_order else None
+    num_groups = -(-num_in // size) if index is None else groups_of(tensors, size, index)
     shapes: list[tuple[int, ...]] = [(num_out, num_groups)]
     if group.strategy in ("tensor", "channel"):
         shapes += [(), (1,), (1, 1), (num_out,)]
@@ -162,23 +192,13 @@ def _integers(tensors: LinearTensors, group: LayerGroup) -> LinearPart:
     packed = tensors.take("weight_packed", [(num_out, words)], [torch.int32])
     if "weight_shape" in tensors:
         stated = tensors.take("weight_shape", [(2,)]).tolist()
-        if stated != list(tensors.shape):
+        if stated != list(tensors.whole_shape):
             raise WeightError(
-                f"{tensors.module}.weight_shape is {stated} but the layer has {list(tensors.shape)}"
+                f"{tensors.module}.weight_shape is {stated} but the layer has "
+                f"{list(tensors.whole_shape)}"
             )
     codes = unpacked(packed, group.bits)[:, :num_in]
-    order = None
-    if group.act_order:
-        index = tensors.take("weight_g_idx", [(num_in,)], [torch.int32, torch.int64])
-        try:
-            order = order_of(index, size)
-        except ValueError as error:
-            raise WeightError(f"{tensors.module}.weight_g_idx: {error}") from error
-        codes = codes if order is None else codes[:, order.long()]
-    if group.bits == 8:
-        return CodedWeight("int8", tensors.shape, codes ^ 128, scales, size, shifts, order=order)
-    data = packed_nibbles(codes)
-    return CodedWeight("int4", tensors.shape, data, scales, size, shifts, order=order)
+    return integer_weight(tensors, group.bits, codes, scales, shifts, size, index)
 
 
 def _shifts(tensors: LinearTensors, group: LayerGroup, num_groups: int) -> Tensor | None:

@@ -78,6 +78,10 @@ class Fp8Format:
         name = "weight_scale_inv" if "weight_scale_inv" in tensors else "weight_scale"
         return e4m3_weight(tensors, name, self.block, rounds_inputs=True)
 
+    def units(self, module: str) -> tuple[int, int]:
+        del module
+        return self.block or (1, 1)
+
 
 def read(config: Mapping[str, Any]) -> Fp8Format:
     kind = str(config.get("fmt", "e4m3")).lower()

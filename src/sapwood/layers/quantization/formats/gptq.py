@@ -5,6 +5,7 @@ Source: Frantar et al. 2022, arXiv:2210.17323; the layout is AutoGPTQ's and GPTQ
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError, WeightError
+from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import CodedWeight
+from sapwood.layers.quantization.formats.integers import integer_weight, num_groups
 from sapwood.layers.quantization.formats.interface import (
     LinearTensors,
     group_of,
     in_groups,
     integer,
 )
-from sapwood.layers.quantization.formats.packing import order_of, packed_nibbles, unpacked
-
-_INDICES = (torch.int32, torch.int64)
+from sapwood.layers.quantization.formats.packing import unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,37 +68,26 @@ class GptqFormat:
             return dense
         num_out, num_in = tensors.shape
         per_word = 32 // self.bits
-        group = num_in if self.group == -1 else self.group
-        num_groups = -(-num_in // group)
+        group = tensors.whole_shape[1] if self.group == -1 else self.group
+        groups = num_groups(tensors, group, "g_idx")
         words = tensors.take("qweight", [(num_in // per_word, num_out)], [torch.int32])
-        zeros = tensors.take("qzeros", [(num_groups, num_out // per_word)], [torch.int32])
-        scales = tensors.scales("scales", [(num_groups, num_out)])
+        zeros = tensors.take("qzeros", [(groups, num_out // per_word)], [torch.int32])
+        scales = tensors.scales("scales", [(groups, num_out)]).T.contiguous()
         middle = 1 << (self.bits - 1)
         shifts = middle - (unpacked(zeros, self.bits).T.float() + self.zero_offset)
         codes = unpacked(words.T, self.bits)
-        order = None
-        if self.act_order or "g_idx" in tensors:
-            index = tensors.take("g_idx", [(num_in,)], _INDICES)
-            order = _order(tensors.module, index, group)
-            if order is not None:
-                codes = codes[:, order.long()]
-        kind = "int8" if self.bits == 8 else "int4"
-        data = codes ^ 128 if self.bits == 8 else packed_nibbles(codes)
-        if not shifts.any():
-            return CodedWeight(kind, tensors.shape, data, scales.T.contiguous(), group, order=order)
-        return CodedWeight(
-            kind, tensors.shape, data, scales.T.contiguous(), group, shifts, order=order
-        )
+        index = "g_idx" if self.act_order or "g_idx" in tensors else None
+        own_shifts = shifts if shifts.any() else None
+        return integer_weight(tensors, self.bits, codes, scales, own_shifts, group, index)
 
-
-def _order(module: str, index: Tensor, group: int) -> Tensor | None:
-    try:
-        return order_of(index, group)
-    except ValueError as error:
-        raise WeightError(
-            f"{module}.g_idx does not fit group_size {group}: {error}; config.json and the weights "
-            "do not belong together"
-        ) from error
+    def units(self, module: str) -> tuple[int, int]:
+        for pattern, form in self.exceptions:
+            if pattern.match(module):
+                return (1, 1) if form is None else form.units(module)
+        per_word = 32 // self.bits
+        # Inputs in an order of their own are in any groups.
+        in_any_group = self.group == -1 or self.act_order
+        return per_word, per_word if in_any_group else math.lcm(per_word, self.group)
 
 
 def read(config: Mapping[str, Any]) -> GptqFormat:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError, WeightError
 from sapwood.kernels.coded import LinearPart
+from sapwood.layers.targets import Slice
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _UNUSED = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "k_scale",
@@ -20,14 +21,27 @@ _UNUSED = ("input_scale", "input_zero_point", "input_global_scale", "output_scal
 class LinearTensors:
     """The tensors of one layer, by their names within the layer, checked when they are taken.
 
-    shape  shape of the weight that they stand for: (outputs, inputs)
+    shape        shape of the weight that they stand for: (outputs, inputs)
+    part         the part of the layer's weight that they stand for, as parts.py cuts them; None:
+                 all of it
+    whole_shape  shape of the layer's weight
     """
 
     def __init__(
-        self, module: str, shape: tuple[int, int], tensors: Mapping[str, Tensor], format_name: str
+        self,
+        module: str,
+        whole_shape: tuple[int, int],
+        tensors: Mapping[str, Tensor],
+        format_name: str,
+        part: Slice | None = None,
     ) -> None:
         self.module = module
-        self.shape = shape
+        self.whole_shape = whole_shape
+        self.part = part
+        self.shape = whole_shape
+        if part is not None:
+            num_out, num_in = whole_shape
+            self.shape = (num_out, part.size) if part.dim else (part.size, num_in)
         self._tensors = tensors
         self._format_name = format_name
         self._taken: set[str] = set()
@@ -97,6 +111,11 @@ class CheckpointFormat(Protocol):
     def summary(self) -> str: ...
     @property
     def weight_bytes(self) -> float: ...
+
+    def units(self, module: str) -> tuple[int, int] | None:
+        """Outputs and inputs that cannot be parted from each other in the layer's tensors: a part
+        of a weight can be read alone if it begins and ends at multiples of these. None: no part."""
+        ...
 
     def linear(self, tensors: LinearTensors) -> Tensor | LinearPart:
         """The layer's weight in its quantised form, or dense if the layer is not quantised.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import CodedWeight
-from sapwood.layers.quantization.formats.fp4 import nvfp4_weight
+from sapwood.layers.quantization.formats.fp4 import NV_GROUP, nvfp4_weight
 from sapwood.layers.quantization.formats.fp8 import FP8_ACTIVATIONS, e4m3_weight
 from sapwood.layers.quantization.formats.interface import CheckpointFormat, LinearTensors
 
@@ -45,6 +45,10 @@ class ModelOptFormat:
         if self.algorithm == "FP8":
             return e4m3_weight(tensors, "weight_scale", None, rounds_inputs=True)
         return nvfp4_weight(tensors, "weight", "weight_scale_2", divides=False)
+
+    def units(self, module: str) -> tuple[int, int]:
+        del module
+        return (1, 1) if self.algorithm == "FP8" else (1, NV_GROUP)
 
 
 def read(config: Mapping[str, Any]) -> CheckpointFormat:
