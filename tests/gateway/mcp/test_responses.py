@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,8 @@ class Caller(Responder):
     def answer(self, asked: Asked) -> dict[str, Any]:
         body = json.loads(asked.body)
         results = [item["output"] for item in body["input"] if "output" in item]
-        answer = super().answer(
-            Asked(
-                "",
-                "",
-                {},
-                b'{"input": "%s"}' % b"|".join(result.encode() for result in results),
-                "",
-            )
-        )
+        said = json.dumps({"input": "|".join(results)}).encode()
+        answer = super().answer(replace(asked, body=said))
         answer["usage"] = {"input_tokens": 5, "output_tokens_details": {"reasoning_tokens": 1}}
         calls = self.turns.pop(0) if self.turns else []
         if calls:

@@ -15,11 +15,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import httpx2
 import orjson
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.types import CallToolResult, EmbeddedResource, TextContent, TextResourceContents
 
 from sapwood.base.errors import SapwoodError
@@ -31,6 +31,9 @@ T = TypeVar("T")
 
 MAX_TOOLS = 256
 """Of one server."""
+CONNECT_S = 30.0
+IDLE_S = 300.0
+"""Of a stream that the server keeps open."""
 MAX_MESSAGE_CHARS = 1000
 """Of a server's error message that is passed on."""
 
@@ -175,9 +178,18 @@ async def _connected(server: Server, stack: AsyncExitStack) -> Client:
         program = StdioServerParameters(command=server.command, args=server.args, env=server.envs)
         transport = stdio_client(program, errlog=sys.__stderr__ or sys.stderr)
     elif isinstance(server, Sse):
-        transport = sse_client(server.url, headers=server.sent_headers)
+        transport = sse_client(
+            server.url,
+            headers=server.sent_headers,
+            timeout=CONNECT_S,
+            sse_read_timeout=IDLE_S,
+        )
     else:
-        http = await stack.enter_async_context(create_mcp_http_client(server.sent_headers))
+        http = await stack.enter_async_context(
+            httpx2.AsyncClient(
+                headers=server.sent_headers, timeout=httpx2.Timeout(CONNECT_S, read=IDLE_S)
+            )
+        )
         transport = streamable_http_client(server.url, http_client=http)
     return Client(transport, cache=None)
 
