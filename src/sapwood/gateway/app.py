@@ -21,7 +21,7 @@ from sapwood.gateway.gate import Gate
 from sapwood.gateway.metrics import GatewayMetrics
 from sapwood.gateway.policies.registry import make_policy
 from sapwood.gateway.proxy import Proxy, ProxyLimits
-from sapwood.gateway.responses import responses_dialect
+from sapwood.gateway.responses import Tools, responses_dialect
 from sapwood.gateway.retries import RetryBudget, RetryLimits
 from sapwood.gateway.steering import steering_dialect
 from sapwood.gateway.worker import WorkerSpec
@@ -98,12 +98,17 @@ class Gateway:
             metrics=self.metrics,
             rng=rng,
         )
+        self._tools: Tools | None = None
+        if config.mcp_config_path is not None:
+            self._tools = _tools(config, config.mcp_config_path, self.metrics)
         self._modules: Middleware | None = _modules(config) if config.enable_wasm else None
         endpoints = EndpointTable(
             [
                 *([] if self._modules is None else [self._modules.dialect]),
                 forwarded_dialect(proxy),
-                found_dialect(proxy) if history is None else responses_dialect(proxy, history),
+                found_dialect(proxy)
+                if history is None
+                else responses_dialect(proxy, history, self._tools),
                 conversations_dialect(history),
                 steering_dialect(self.fleet),
                 dashboard_dialect(self.fleet, self.gate, self.metrics),
@@ -173,6 +178,8 @@ class Gateway:
 
     async def close(self) -> None:
         await self.fleet.close()
+        if self._tools is not None:
+            await self._tools.close()
         if self._modules is not None:
             self._modules.close()
 
@@ -203,6 +210,23 @@ def _modules(config: GatewayConfig) -> Middleware:
         ) from error
     return WasmMiddleware(
         timeout_s=config.wasm_timeout_secs, max_memory_bytes=config.wasm_max_memory_bytes
+    )
+
+
+def _tools(config: GatewayConfig, path: str, metrics: GatewayMetrics) -> Tools:
+    try:
+        from sapwood.gateway.mcp.config import load_servers
+        from sapwood.gateway.mcp.responses import McpTools
+    except ImportError as error:
+        raise ConfigError(
+            "--mcp-config-path needs the package mcp; install it with `pip install 'mcp>=2'`"
+        ) from error
+    return McpTools(
+        load_servers(path),
+        max_rounds=config.mcp_max_rounds,
+        timeout_s=config.mcp_call_timeout_secs,
+        max_result_bytes=config.mcp_max_result_bytes,
+        on_call=metrics.called_tool,
     )
 
 

@@ -74,6 +74,7 @@ class GatewayMetrics(Collector):
         self.num_left = 0
         self.http_requests: Counter[tuple[str, str]] = Counter()
         self.http_responses: Counter[tuple[str, str, str]] = Counter()
+        self._tool_calls: Counter[tuple[str, str]] = Counter()
         self._selections: Counter[str] = Counter()
         self._answers: Counter[tuple[str, str]] = Counter()
         self._failures: Counter[tuple[str, str]] = Counter()
@@ -85,6 +86,10 @@ class GatewayMetrics(Collector):
 
     def chosen(self, worker: Worker) -> None:
         self._selections[worker.url] += 1
+
+    def called_tool(self, server: str, is_good: bool) -> None:
+        """A tool of an MCP server, which the gateway's operator has named, was called."""
+        self._tool_calls[server, "success" if is_good else "error"] += 1
 
     def failed(self, worker: Worker, reason: str) -> None:
         """A worker failed a request: "no_answer", "broken_stream", or the answer's status."""
@@ -161,6 +166,13 @@ class GatewayMetrics(Collector):
             "Choices of a worker.",
             ("worker", "policy"),
             [((url, self.policy), count) for url, count in self._selections.items()],
+        )
+        yield Family(
+            "counter",
+            "mcp_tool_calls",
+            "Calls of tools of MCP servers.",
+            ("server", "result"),
+            list(self._tool_calls.items()),
         )
         for name, text, value in (
             ("worker_retries", "Requests that were sent again.", self.num_retries),

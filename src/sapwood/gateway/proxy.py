@@ -101,7 +101,7 @@ class Forwarded(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_bytes(self._request) if self._body is None else self._body
-        watch = _ClientWatch(receive)
+        watch = ClientWatch(receive)
         try:
             async with asyncio.timeout(self._proxy.limits.timeout_s):
                 await self._answer(scope, body, send)
@@ -309,7 +309,7 @@ class _Exchange:
         return True
 
 
-class _ClientWatch:
+class ClientWatch:
     """Cancels the current task when the client leaves.
 
     The request's body must have been read before: then the next message can only be the disconnect.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from starlette.requests import Request
@@ -31,9 +31,30 @@ _MAX_CONTEXT_BYTES = 2**30
 """Sums of lengths must fit into the integers of a database."""
 
 
-def responses_dialect(proxy: Proxy, history: History) -> Dialect:
+class Tools(Protocol):
+    """Tools that the gateway itself calls."""
+
+    def concerns(self, asked: Mapping[str, Any], earlier: Sequence[Item]) -> bool: ...
+
+    async def respond(
+        self,
+        proxy: Proxy,
+        request: Request,
+        asked: Mapping[str, Any],
+        *,
+        earlier: Sequence[Item],
+        new: Sequence[Item],
+        max_bytes: int,
+    ) -> Response:
+        """The answer to a request that they concern."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def responses_dialect(proxy: Proxy, history: History, tools: Tools | None = None) -> Dialect:
     dialect = Dialect("responses")
-    api = _Responses(proxy, history)
+    api = _Responses(proxy, history, tools)
     for path, method, handler in (
         ("/v1/responses", "POST", api.create),
         ("/v1/responses/{response_id}", "GET", api.retrieve),
@@ -47,9 +68,10 @@ def responses_dialect(proxy: Proxy, history: History) -> Dialect:
 
 
 class _Responses:
-    def __init__(self, proxy: Proxy, history: History) -> None:
+    def __init__(self, proxy: Proxy, history: History, tools: Tools | None) -> None:
         self._proxy = proxy
         self._history = history
+        self._tools = tools
 
     async def create(self, request: Request) -> Response:
         raw = await read_bytes(request)
@@ -69,15 +91,31 @@ class _Responses:
             if earlier is None:
                 worker = await owner(self._proxy, request, previous_id)
                 return Forwarded(self._proxy, request, body=raw, worker=worker)
-        if earlier is None and not is_kept:
+        tools = self._tools
+        if tools is not None and not tools.concerns(asked, earlier or ()):
+            tools = None
+        if earlier is None and not is_kept and tools is None:
             return Forwarded(self._proxy, request, body=raw)
         items = input_items(asked.get("input"))
-        body = _for_worker(asked, earlier, items, is_kept=is_kept)
-        if len(body) > limits.max_bytes:
-            raise too_long(limits.max_bytes, "input")
-        forwarded = Forwarded(self._proxy, request, body=body)
+        answer: Response
+        if tools is None:
+            body = _for_worker(asked, earlier, items, is_kept=is_kept)
+            if len(body) > limits.max_bytes:
+                raise too_long(limits.max_bytes, "input")
+            answer = Forwarded(self._proxy, request, body=body)
+        else:
+            given = asked.get("input")
+            answer = await tools.respond(
+                self._proxy,
+                request,
+                asked,
+                earlier=for_worker(earlier or ()),
+                # By a client's own ids an approval names the call that it is about.
+                new=given if isinstance(given, list) else for_worker(items),
+                max_bytes=limits.max_bytes,
+            )
         if not is_kept:
-            return forwarded
+            return answer
         keeping = Keeping(
             history=self._history,
             response_id=new_id("resp"),
@@ -85,7 +123,7 @@ class _Responses:
             previous_id=previous_id,
             conversation_id=conversation_id,
         )
-        return Kept(forwarded, keeping)
+        return Kept(answer, keeping)
 
     async def retrieve(self, request: Request) -> Response:
         id_ = request.path_params["response_id"]

@@ -24,6 +24,9 @@ from sapwood.schema.config.gateway import GatewayConfig
         ({"request_id_headers": " , "}, "--request-id-headers"),
         ({"prometheus_port": 70000}, "--prometheus-port"),
         ({"max_request_bytes": 0}, "--max-request-bytes"),
+        ({"mcp_max_rounds": 0}, "--mcp-max-rounds"),
+        ({"mcp_call_timeout_secs": 0.0}, "--mcp-call-timeout-secs"),
+        ({"mcp_config_path": "x", "history_backend": "none"}, "--history-backend"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options: dict[str, object], named: str) -> None:

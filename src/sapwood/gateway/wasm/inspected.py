@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sapwood.base.errors import SapwoodError
 from sapwood.gateway.headers import REQUEST_ID, find
+from sapwood.gateway.held import Held
 from sapwood.gateway.wasm.modules import Module, Modules
 from sapwood.gateway.wasm.runtime import (
     ON_REQUEST,
@@ -81,7 +82,13 @@ class _Inspected(Response):
         if not self._answered:
             await answer(scope, receive, send)
             return
-        held = _Held()
+        held = Held(
+            MAX_BODY_BYTES,
+            ModuleFailed(
+                f"the worker's answer has more than {MAX_BODY_BYTES} bytes, and a module of the "
+                "gateway looks at no longer ones"
+            ),
+        )
         await answer(scope, receive, held.send)
         await self._send_changed(held, send)
 
@@ -116,7 +123,7 @@ class _Inspected(Response):
 
         return {**scope, "headers": headers}, again
 
-    async def _send_changed(self, held: _Held, send: Send) -> None:
+    async def _send_changed(self, held: Held, send: Send) -> None:
         if held.start is None or not held.is_whole:
             raise ModuleFailed("the worker's answer broke off; ask again")
         status: int = held.start["status"]
@@ -135,27 +142,6 @@ class _Inspected(Response):
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-
-class _Held:
-    """An answer that is held back until it is whole."""
-
-    def __init__(self) -> None:
-        self.start: Message | None = None
-        self.body = bytearray()
-        self.is_whole = False
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.start = message
-            return
-        self.body += message.get("body", b"")
-        if len(self.body) > MAX_BODY_BYTES:
-            raise ModuleFailed(
-                f"the worker's answer has more than {MAX_BODY_BYTES} bytes, and a module of the "
-                "gateway looks at no longer ones"
-            )
-        self.is_whole = not message.get("more_body", False)
 
 
 def _check_size(num_bytes: int) -> None:

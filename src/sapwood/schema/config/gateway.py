@@ -45,6 +45,8 @@ _POSITIVE = (
     "history_retention_days",
     "wasm_timeout_secs",
     "wasm_max_memory_bytes",
+    "mcp_call_timeout_secs",
+    "mcp_max_result_bytes",
 )
 _AT_LEAST_1 = (
     "max_tree_size",
@@ -55,6 +57,7 @@ _AT_LEAST_1 = (
     "cb_success_threshold",
     "postgres_pool_max",
     "redis_pool_max",
+    "mcp_max_rounds",
 )
 _FACTORS = (
     "balance_rel_threshold",
@@ -299,6 +302,20 @@ class GatewayConfig(ListeningConfig):
     wasm_max_memory_bytes: int = option(
         64 * 2**20, "Memory that a module's call may have.", unit="bytes"
     )
+    mcp_config_path: str | None = option(
+        None,
+        "File in YAML or JSON that names MCP servers, whose tools requests for responses may use; "
+        "default: no tools.",
+    )
+    mcp_max_rounds: int = option(
+        10, "A response goes on from the results of MCP tools at most so often."
+    )
+    mcp_call_timeout_secs: float = option(
+        60.0, "A call of an MCP tool that takes longer has failed.", unit="seconds"
+    )
+    mcp_max_result_bytes: int = option(
+        256 * 2**10, "A call of an MCP tool whose result is longer has failed.", unit="bytes"
+    )
     prometheus_host: str = option("127.0.0.1", "Address on which /metrics is served.")
     prometheus_port: int = option(
         29000, "Port on which /metrics is served; 0: a free one, printed; -1: none.", unit="port"
@@ -330,6 +347,11 @@ class GatewayConfig(ListeningConfig):
                 raise ConfigError(
                     f"--history-backend {backend} needs --{address.replace('_', '-')}"
                 )
+        if self.mcp_config_path is not None and self.history_backend == "none":
+            raise ConfigError(
+                "--mcp-config-path needs a history, in which calls wait for approval; choose "
+                "another --history-backend"
+            )
         if self.worker_keyfile is not None and self.worker_certfile is None:
             raise ConfigError("--worker-keyfile does nothing without --worker-certfile; give both")
         if not self.id_headers:
