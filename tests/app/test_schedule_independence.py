@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,13 +99,15 @@ def resolved(directory: Path, **options: Any) -> Resolved:
 
 
 @cache
-def expected(directory: Path) -> list[tuple[list[int], list[int]]]:
+def expected(
+    directory: Path, texts: Callable[[], list[list[int]]] = prompts
+) -> list[tuple[list[int], list[int]]]:
     """(prompt, output) from a bare decoder over the reference kernels."""
     bare = resolved(directory, kernels="reference", page_size=8)
     model = load_model(bare)
     assert isinstance(model, Decoder)
     found = []
-    for index, prompt in enumerate(prompts()):
+    for index, prompt in enumerate(texts()):
         session = Session(model, page_size=8, num_pages=16)
         output = greedy_alone(session, str(index), prompt)
         if output is not None:

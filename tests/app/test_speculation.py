@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,6 +259,57 @@ def test_states_go_back(make_llm: Make, hybrid_path: Path, options: dict[str, An
     assert drafted > accepted + 50, "some guesses were wrong"
     assert accepted > 100
     assert guessing.stats().num_leased_pages == 0
+
+
+def test_thresholds_take_guesses_that_would_not_be_sampled(make_llm: Make) -> None:
+    """Lossy for requests that sample, and for these alone; what a request forbids stays so."""
+    plain = make_llm()
+    at_one = make_llm(
+        **NGRAM, speculative_accept_threshold_single=1.0, speculative_accept_threshold_acc=1.0
+    )
+    lossy = make_llm(
+        **NGRAM, speculative_accept_threshold_single=0.3, speculative_accept_threshold_acc=0.1
+    )
+    differing = 0
+    for name, asked in SAME.items():
+        expected = ask(plain, **asked)
+        for llm in (at_one, lossy):
+            consult(llm, TreeOracle(expected, asked.get("n", 1)))
+        is_exact = asked.get("temperature", 0.0) == 0.0
+        results = zip(ask(at_one, **asked), ask(lossy, **asked), expected, strict=True)
+        for exact, loose, wanted in results:
+            assert exact.token_ids == wanted.token_ids, name
+            if is_exact:
+                assert loose.token_ids == wanted.token_ids, name
+            else:
+                differing += loose.token_ids != wanted.token_ids
+            if name == "endless grammar":
+                assert re.fullmatch("((ab|ba)*[ab]?)", loose.text), name
+    assert differing > 0
+    sampled = {
+        "temperature": 2.0,
+        "seed": 4,
+        "ignore_eos": True,
+        "max_new_tokens": 40,
+        "frequency_penalty": 0.2,
+        "allowed_token_ids": tuple(range(65, 75)),
+        "options": {"logprobs": LogprobOptions(num_top=2)},
+    }
+    expected = ask(plain, **sampled)
+    accepted = []
+    for llm in (at_one, lossy):
+        # Guesses that greedy decoding finds right: often likely, rarely what is drawn.
+        consult(llm, Oracle(ask(plain, **{**sampled, "temperature": 0.0}), 1))
+        found = ask(llm, **sampled)
+        for one in found:
+            assert set(one.token_ids) <= set(sampled["allowed_token_ids"])
+            assert len(one.token_ids) == len(one.logprobs.of_tokens()) == 40
+        accepted.append(sum(one.speculated.num_accepted for one in found if one.speculated))
+        if llm is at_one:
+            assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    assert accepted[1] > accepted[0]
+    for llm in (plain, at_one, lossy):
+        assert llm.stats().num_leased_pages == 0
 
 
 def check_figures(got: Sample, wanted: Sample, *, atol: float) -> None:

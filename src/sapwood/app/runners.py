@@ -37,6 +37,7 @@ from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.recorded import Recorded, record_steps
 from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import DecoderModel, Runner
+from sapwood.executor.sampling.acceptance import AcceptThresholds
 from sapwood.executor.sampling.custom import CustomProcessors
 from sapwood.executor.sampling.following import FollowingOps
 from sapwood.executor.sampling.guess_sampler import GuessSampler
@@ -434,7 +435,14 @@ def _sampler(
         CustomProcessors(failures, allow_code=allow_code),
         ThinkingBudgets(),
     ]
-    return Sampler(rows, processors, ops, failures, masks)
+    asked = resolved.config.speculation
+    thresholds = None
+    if asked.is_lossy:
+        thresholds = AcceptThresholds(
+            single=asked.speculative_accept_threshold_single,
+            accumulated=asked.speculative_accept_threshold_acc,
+        )
+    return Sampler(rows, processors, ops, failures, masks, thresholds)
 
 
 def _captures(resolved: Resolved) -> CapturePlan | None:

@@ -31,6 +31,20 @@ def seen_nodes(parents: Sequence[int]) -> list[int]:
     return found
 
 
+def children_of(draft_ids: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
+    """The drafts' tokens that follow the root (first entry), draft 0, draft 1, and so on; in the
+    order of drafts.
+
+    parents  empty for a chain
+    """
+    if not parents:
+        return [*([token_id] for token_id in draft_ids), []]
+    found: list[list[int]] = [[] for _ in range(len(draft_ids) + 1)]
+    for token_id, parent in zip(draft_ids, parents, strict=True):
+        found[parent + 1].append(token_id)
+    return found
+
+
 def path_of(
     draft_ids: Sequence[int], parents: Sequence[int], token_ids: Sequence[int]
 ) -> list[int]:

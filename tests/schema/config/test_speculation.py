@@ -35,6 +35,18 @@ from tests.schema.config.test_resolve import CPU, MODEL
             "at least --speculative-ngram-min-match-window-size, which is 3",
         ),
         (
+            {"speculative_algorithm": "NGRAM", "speculative_accept_threshold_single": 0.0},
+            "--speculative-accept-threshold-single is 0.0 but must be above 0 and at most 1",
+        ),
+        (
+            {"speculative_algorithm": "NGRAM", "speculative_accept_threshold_acc": 1.5},
+            "must be above 0 and at most 1",
+        ),
+        (
+            {"speculative_accept_threshold_acc": 0.5},
+            "does nothing without --speculative-algorithm",
+        ),
+        (
             {"speculative_algorithm": "NGRAM", "speculative_ngram_min_bfs_breadth": 11},
             "at least --speculative-ngram-min-bfs-breadth, which is 11",
         ),
@@ -84,3 +96,11 @@ def test_chains_where_trees_cannot_be(changes, asked, said):
     [trees] = [one for one in decisions if one.option == "speculative_ngram_max_bfs_breadth"]
     assert trees.value == 1
     assert said in trees.reason
+
+
+def test_thresholds_are_told():
+    asked = replace(ASKED.speculation, speculative_accept_threshold_acc=0.5)
+    _, decisions = resolve(replace(ASKED, speculation=asked), CPU, MODEL)
+    [told] = [one for one in decisions if "threshold" in one.option]
+    assert (told.option, told.value) == ("speculative_accept_threshold_acc", 0.5)
+    assert "not distributed as the model's" in told.reason

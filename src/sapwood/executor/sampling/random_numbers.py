@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ACCEPTANCE = np.uint64(0xA5A5_1F3D_5C0B_E947)
+"""Changes a seed, so that a request has a second number for each token; any constant would do."""
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
@@ -20,6 +22,14 @@ def uniforms(seeds: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray
     with np.errstate(over="ignore"):
         bits = _mix(_mix(seeds + _GOLDEN) + (counters + np.uint64(1)) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def acceptance_numbers(
+    seeds: NDArray[np.uint64], counters: NDArray[np.uint64]
+) -> NDArray[np.float64]:
+    """As `uniforms`, but other numbers: those that decide whether a guess is taken. A draft model
+    draws its guess by the first number, so that the first number says something about the guess."""
+    return uniforms(seeds ^ _ACCEPTANCE, counters)
 
 
 def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

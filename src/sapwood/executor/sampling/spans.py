@@ -3,6 +3,7 @@
 A draft is right if it is the token that is sampled in its place: with the random number that this
 place has in the request, and with penalties and grammars as they are after the tokens before it.
 So drafts change how many steps an output takes, and never the output: exact-match verification.
+Only a sampler with thresholds (`acceptance`) is told the drafts, and may choose one of them.
 Drafts may be a tree: the drafts that were right are then the way through it from its root on.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.kernels.transfer import upload_one
-from sapwood.schema.draft_tree import child_of
+from sapwood.schema.draft_tree import child_of, children_of
 from sapwood.schema.step import ScheduledTokens
 
 
@@ -73,7 +74,14 @@ def _sample(
     rows = [entries[index].row for index, _ in places]
     depths = {index: entries[index].sampled_depths for index in {index for index, _ in places}}
     numbers = [(entries[index].num_output or 0) + depths[index][offset] for index, offset in places]
-    chosen: list[int] = sampler.sample(logits, rows, numbers).tolist()
+    guesses: list[list[int]] = []
+    if sampler.takes_guesses:
+        following = {
+            index: children_of(entries[index].draft_ids, entries[index].draft_parents)
+            for index in depths
+        }
+        guesses = [following[index][offset] for index, offset in places]
+    chosen: list[int] = sampler.sample(logits, rows, numbers, guesses).tolist()
     return chosen
 
 

@@ -25,17 +25,67 @@ def sample(logits: Tensor, settings: SamplingSettings) -> Tensor:
     temperature = torch.tensor(settings.temperature, device=device)
     numbers = torch.tensor(settings.numbers, dtype=torch.float64, device=device)
     probs = torch.softmax(logits.float() / temperature[:, None], dim=-1)
-    filters = zip(settings.top_k, settings.top_p, settings.min_p, strict=True)
-    filtered = [i for i, (k, p, m) in enumerate(filters) if k != -1 or p < 1.0 or m > 0.0]
-    chosen = _inverse_cdf(probs, numbers)
+    filtered = _with_filters(settings)
+    chosen = inverse_cdf(probs, numbers)
     if filtered:
         kept = _some(settings, filtered)
         chosen[filtered] = _choose_filtered(probs[filtered], kept, numbers[filtered])
     return chosen
 
 
+def kept_probabilities(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """logits [S, vocab] -> [S, vocab] fp64: the distributions from which `sample` draws; 0 for
+    what the filters drop."""
+    temperature = torch.tensor(settings.temperature, device=logits.device)
+    probs = torch.softmax(logits.float() / temperature[:, None], dim=-1)
+    filtered = _with_filters(settings)
+    if filtered:
+        probs[filtered] = _kept(probs[filtered], _some(settings, filtered))
+    return probs.double() / probs.sum(dim=-1, keepdim=True, dtype=torch.float64)
+
+
+def _kept(probs: Tensor, settings: SamplingSettings) -> Tensor:
+    """probs [n, vocab] of rows with filters -> the same, 0 for what is dropped."""
+    values, ids, far = _candidates(probs, settings)
+    kept = torch.zeros_like(probs).scatter_(-1, ids, _filtered(values, settings))
+    for i in far:
+        k = settings.top_k[i]
+        if 0 < k < probs.shape[-1]:
+            values, ids = probs[i : i + 1].topk(k, dim=-1)
+            kept[i] = torch.zeros_like(probs[i]).index_copy_(
+                0, ids[0], _filtered(values, _some(settings, [i]))[0]
+            )
+        else:
+            kept[i] = _cut(probs[i], settings.top_p[i], settings.min_p[i])
+    return kept
+
+
+def _with_filters(settings: SamplingSettings) -> list[int]:
+    filters = zip(settings.top_k, settings.top_p, settings.min_p, strict=True)
+    return [i for i, (k, p, m) in enumerate(filters) if k != -1 or p < 1.0 or m > 0.0]
+
+
 def _choose_filtered(probs: Tensor, settings: SamplingSettings, numbers: Tensor) -> Tensor:
     """Choose tokens among the candidates, for rows whose filters cut within these, or among all."""
+    vocab = probs.shape[-1]
+    values, ids, far = _candidates(probs, settings)
+    chosen = ids.gather(-1, inverse_cdf(_filtered(values, settings), numbers)[:, None])[:, 0]
+    for i in far:
+        # Alone, so that its token does not depend on how many candidates another row needs.
+        alone, number = _some(settings, [i]), numbers[i : i + 1]
+        if 0 < settings.top_k[i] < vocab:
+            values, ids = probs[i : i + 1].topk(settings.top_k[i], dim=-1)
+            chosen[i] = ids[0, inverse_cdf(_filtered(values, alone), number)]
+        else:
+            chosen[i] = inverse_cdf(
+                _cut(probs[i], settings.top_p[i], settings.min_p[i])[None], number
+            )
+    return chosen
+
+
+def _candidates(probs: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor, list[int]]:
+    """(probabilities and ids [n, num] of the likeliest, likeliest first; the rows whose filters
+    keep more tokens than these)"""
     vocab = probs.shape[-1]
     num = min(NUM_CANDIDATES, vocab)
     values, ids = probs.topk(num, dim=-1)
@@ -47,18 +97,7 @@ def _choose_filtered(probs: Tensor, settings: SamplingSettings, numbers: Tensor)
         is_whole = k == -1 or k >= vocab or p >= 1.0
         if not (0 < k <= num or num == vocab or (is_whole and (p < mass[i] or least[i] < m))):
             far.append(i)
-    chosen = ids.gather(-1, _inverse_cdf(_filtered(values, settings), numbers)[:, None])[:, 0]
-    for i in far:
-        # Alone, so that its token does not depend on how many candidates another row needs.
-        alone, number = _some(settings, [i]), numbers[i : i + 1]
-        if 0 < settings.top_k[i] < vocab:
-            values, ids = probs[i : i + 1].topk(settings.top_k[i], dim=-1)
-            chosen[i] = ids[0, _inverse_cdf(_filtered(values, alone), number)]
-        else:
-            chosen[i] = _inverse_cdf(
-                _cut(probs[i], settings.top_p[i], settings.min_p[i])[None], number
-            )
-    return chosen
+    return values, ids, far
 
 
 def _filtered(values: Tensor, settings: SamplingSettings) -> Tensor:
@@ -128,7 +167,7 @@ def _some(settings: SamplingSettings, which: list[int]) -> SamplingSettings:
     )
 
 
-def _inverse_cdf(weights: Tensor, numbers: Tensor) -> Tensor:
+def inverse_cdf(weights: Tensor, numbers: Tensor) -> Tensor:
     """weights [n, m] >= 0, not normalised; numbers [n] in [0, 1) -> index [n], weight positive."""
     sums = weights.double().cumsum(dim=-1)
     targets = numbers[:, None] * sums[:, -1:]

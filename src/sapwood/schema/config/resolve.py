@@ -574,6 +574,14 @@ def _explain_speculation(
             "how often guesses were right and by what steps cost, both measured; maybe none"
         )
         decisions.append(Decision("speculative_num_draft_tokens", most, reason))
+    if speculation.is_lossy:
+        reason = (
+            "below 1: sampled outputs are not distributed as the model's, and depend on the "
+            "guesses; greedy ones stay the same"
+        )
+        for name in ("speculative_accept_threshold_single", "speculative_accept_threshold_acc"):
+            if getattr(speculation, name) < 1.0:
+                decisions.append(Decision(name, getattr(speculation, name), reason))
     if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
         return
     why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]

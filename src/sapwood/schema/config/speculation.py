@@ -37,6 +37,20 @@ class SpeculationConfig:
         "that promise the most tokens per second, by how often guesses were right and by what "
         "steps cost, both measured; where no guesses pay, there are none.",
     )
+    speculative_accept_threshold_single: float = option(
+        1.0,
+        "Below 1, a guess is taken if the model gives it at least this probability, whatever "
+        "would be sampled. Only for requests that sample; their outputs are then no longer "
+        "distributed as the model's.",
+        unit="a share of 1",
+    )
+    speculative_accept_threshold_acc: float = option(
+        1.0,
+        "Below 1, guesses of a token are taken as if their probabilities were divided by this "
+        "number. Only for requests that sample; their outputs are then no longer distributed as "
+        "the model's.",
+        unit="a share of 1",
+    )
     speculative_ngram_min_match_window_size: int = option(
         1, "NGRAM guesses if at least this many of the last tokens occurred before.", unit="tokens"
     )
@@ -92,6 +106,12 @@ class SpeculationConfig:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)} but must be >= {least}"
                 )
+        for name in ("speculative_accept_threshold_single", "speculative_accept_threshold_acc"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)} but must be above 0 and "
+                    "at most 1; 1 takes only guesses that the model itself chooses"
+                )
         least_match = self.speculative_ngram_min_match_window_size
         if self.speculative_ngram_max_match_window_size < least_match:
             raise ConfigError(
@@ -107,6 +127,14 @@ class SpeculationConfig:
                 f"{self.speculative_ngram_max_bfs_breadth} but must be at least "
                 f"--speculative-ngram-min-bfs-breadth, which is {least_breadth}"
             )
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether guesses are taken that are not the tokens which would have been sampled."""
+        return (
+            min(self.speculative_accept_threshold_single, self.speculative_accept_threshold_acc)
+            < 1.0
+        )
 
     @property
     def wants_trees(self) -> bool:
