@@ -26,7 +26,8 @@ class Mixer(Protocol):
         """Like a call, with a pause before each linear layer.
 
         Yields the inputs of each linear layer, in the order in which `pack` packs them; the parts
-        of one fused weight are one layer. A linear layer computes when the value after its inputs is asked for.
+        of one fused weight are one layer. A linear layer computes when the value after its inputs
+        is asked for.
         Returns the result of the call. Raises ConfigError if there are no such inputs: if some
         tokens never reach some linear layer."""
         ...
