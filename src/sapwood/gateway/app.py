@@ -14,17 +14,17 @@ from sapwood.gateway.audit import audit
 from sapwood.gateway.caller_rates import CallerRates
 from sapwood.gateway.conversations import conversations_dialect
 from sapwood.gateway.dashboard import dashboard_dialect
+from sapwood.gateway.exchange import Proxy, ProxyLimits
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
 from sapwood.gateway.found import found_dialect
 from sapwood.gateway.gate import Gate
 from sapwood.gateway.metrics import GatewayMetrics
-from sapwood.gateway.policies.registry import make_policy
-from sapwood.gateway.proxy import Proxy, ProxyLimits
+from sapwood.gateway.policies.registry import make_policies, policy_names
 from sapwood.gateway.responses import Tools, responses_dialect
 from sapwood.gateway.retries import RetryBudget, RetryLimits
 from sapwood.gateway.steering import steering_dialect
-from sapwood.gateway.worker import WorkerSpec
+from sapwood.gateway.worker import first_workers
 from sapwood.history.interface import History
 from sapwood.http.access import Access, Guarded
 from sapwood.http.auth import CALLER
@@ -66,18 +66,18 @@ class Gateway:
     ) -> None:
         rng = random.Random()
         self.is_draining = False
-        self.metrics = GatewayMetrics(config.policy)
+        self.metrics = GatewayMetrics(policy_names(config))
         self.gate = Gate(
             max_open=None if config.max_concurrent_requests < 0 else config.max_concurrent_requests,
             max_waiting=config.queue_size,
             max_wait_s=config.queue_timeout_secs,
             max_per_second=config.rate_limit_tokens_per_second,
         )
-        self.fleet = Fleet(config, make_policy(config, rng), on_removed=self.metrics.forget)
+        self.fleet = Fleet(config, make_policies(config, rng), on_removed=self.metrics.forget)
         self.metrics.workers = lambda: self.fleet
         self.metrics.gauges = self.gate
-        for url in config.urls:
-            self.fleet.add(WorkerSpec(url=url, api_key=config.worker_api_key))
+        for spec in first_workers(config):
+            self.fleet.add(spec)
         proxy = Proxy(
             fleet=self.fleet,
             gate=self.gate,

@@ -94,8 +94,32 @@ class GatewayConfig(ListeningConfig):
     worker_keyfile: str | None = option(
         None, "PEM file with that certificate's private key; default: it is in --worker-certfile."
     )
+    pd_disaggregation: bool = option(
+        False,
+        "The workers are SGLang's engines of two kinds, --prefill and --decode: each request goes "
+        "to one of either, which read its prompt and generate its answer.",
+    )
+    prefill: str = option(
+        "",
+        "Address of an engine that reads prompts, and the port on which engines that generate ask "
+        "it for keys and values (default: the engines' own); may be given several times.",
+        many=True,
+    )
+    decode: str = option(
+        "", "Address of an engine that generates; may be given several times.", many=True
+    )
     policy: str = option(
         "cache_aware", "Rule that chooses a worker for each request.", choices=POLICIES
+    )
+    prefill_policy: str | None = option(
+        None,
+        "Rule that chooses among the engines of --prefill; default: --policy.",
+        choices=POLICIES,
+    )
+    decode_policy: str | None = option(
+        None,
+        "Rule that chooses among the engines of --decode; default: --policy.",
+        choices=POLICIES,
     )
     cache_threshold: float = option(
         0.3,
@@ -342,6 +366,7 @@ class GatewayConfig(ListeningConfig):
         if not self.health_check_endpoint.startswith("/"):
             raise ConfigError("--health-check-endpoint must begin with a slash, such as /health")
         self._check_callers()
+        self._check_pairs()
         for backend, address in (("postgres", "postgres_db_url"), ("redis", "redis_url")):
             if self.history_backend == backend and getattr(self, address) is None:
                 raise ConfigError(
@@ -356,6 +381,22 @@ class GatewayConfig(ListeningConfig):
             raise ConfigError("--worker-keyfile does nothing without --worker-certfile; give both")
         if not self.id_headers:
             raise ConfigError("--request-id-headers must name at least one header")
+
+    def _check_pairs(self) -> None:
+        if self.pd_disaggregation:
+            if self.urls:
+                raise ConfigError(
+                    "with --pd-disaggregation the workers are those of --prefill and --decode; "
+                    "leave --worker-urls out"
+                )
+            _ = self.prefill_workers
+            return
+        for name in ("prefill", "decode", "prefill_policy", "decode_policy"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} does nothing without --pd-disaggregation; give "
+                    "both"
+                )
 
     def _check_callers(self) -> None:
         keys = self.named_keys
@@ -425,10 +466,35 @@ class GatewayConfig(ListeningConfig):
         return _parts(self.worker_urls.replace(" ", ","))
 
     @property
+    def prefill_workers(self) -> tuple[tuple[str, int | None], ...]:
+        """(address, bootstrap port) of each of --prefill; None: the engines' own default."""
+        found: list[tuple[str, int | None]] = []
+        for word in _words(self.prefill):
+            if word.isdecimal() or word == "none":
+                port = None if word == "none" else int(word[:6])
+                if not found or found[-1][1] is not None or (port is not None and port > 65535):
+                    raise ConfigError(
+                        f"--prefill has {word!r} where an address should be, or a port that is "
+                        "too large; give each address with at most one port, as http://host 8998"
+                    )
+                found[-1] = (found[-1][0], port)
+            else:
+                found.append((word, None))
+        return tuple(found)
+
+    @property
+    def decode_urls(self) -> tuple[str, ...]:
+        return _words(self.decode)
+
+    @property
     def id_headers(self) -> tuple[bytes, ...]:
         """In lower case, in order of preference."""
         names = (name.strip().lower() for name in self.request_id_headers.split(","))
         return tuple(name.encode("latin-1", "replace") for name in names if name)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
 
 
 def _parts(text: str) -> tuple[str, ...]:
