@@ -12,6 +12,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from sapwood.app.gateway_discovery import found_workers
 from sapwood.app.gateway_history import open_history
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.base.errors import ConfigError
@@ -45,7 +46,10 @@ async def _route(config: GatewayConfig, stop: StopSignals) -> int:
         server = HttpServer(gateway, config, drain)
         stop.act_with(server.handle_exit)
         try:
-            async with _metrics_server(config, gateway) as metrics_url:
+            async with (
+                found_workers(config, gateway.fleet, environment()),
+                _metrics_server(config, gateway) as metrics_url,
+            ):
                 announced = asyncio.create_task(_announce(server, metrics_url, config, gateway))
                 await server.serve()
                 announced.cancel()

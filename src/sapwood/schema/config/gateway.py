@@ -108,6 +108,29 @@ class GatewayConfig(ListeningConfig):
     decode: str = option(
         "", "Address of an engine that generates; may be given several times.", many=True
     )
+    service_discovery: bool = option(
+        False,
+        "Find workers in Kubernetes: the ready pods that --selector names are the workers.",
+    )
+    selector: str = option(
+        "",
+        "Labels of the pods that are workers, as KEY=VALUE, separated by blanks; a pod must have "
+        "all of them.",
+        many=True,
+    )
+    prefill_selector: str = option(
+        "",
+        "Labels of the pods that read prompts, with --pd-disaggregation. Their annotation "
+        "sglang.ai/bootstrap-port is their bootstrap port.",
+        many=True,
+    )
+    decode_selector: str = option(
+        "", "Labels of the pods that generate, with --pd-disaggregation.", many=True
+    )
+    service_discovery_port: int = option(80, "Port on which these pods listen.", unit="port")
+    service_discovery_namespace: str | None = option(
+        None, "Namespace in which pods are looked for; default: all that the gateway may read."
+    )
     policy: str = option(
         "cache_aware", "Rule that chooses a worker for each request.", choices=POLICIES
     )
@@ -367,6 +390,7 @@ class GatewayConfig(ListeningConfig):
             raise ConfigError("--health-check-endpoint must begin with a slash, such as /health")
         self._check_callers()
         self._check_pairs()
+        self._check_discovery()
         for backend, address in (("postgres", "postgres_db_url"), ("redis", "redis_url")):
             if self.history_backend == backend and getattr(self, address) is None:
                 raise ConfigError(
@@ -397,6 +421,30 @@ class GatewayConfig(ListeningConfig):
                     f"--{name.replace('_', '-')} does nothing without --pd-disaggregation; give "
                     "both"
                 )
+
+    def _check_discovery(self) -> None:
+        names = ("selector", "prefill_selector", "decode_selector")
+        if not self.service_discovery:
+            for name in (*names, "service_discovery_namespace"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"--{name.replace('_', '-')} does nothing without --service-discovery; "
+                        "give both"
+                    )
+            return
+        self._check("service_discovery_port", lambda port: 0 < port < 65536, "from 1 to 65535")
+        unused = names[:1] if self.pd_disaggregation else names[1:]
+        for name in unused:
+            if getattr(self, name):
+                switch = "with" if self.pd_disaggregation else "without"
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} does nothing {switch} --pd-disaggregation"
+                )
+        if not self.selectors:
+            raise ConfigError(
+                "--service-discovery needs --selector, or with --pd-disaggregation "
+                "--prefill-selector and --decode-selector: the labels of the pods to use"
+            )
 
     def _check_callers(self) -> None:
         keys = self.named_keys
@@ -481,6 +529,21 @@ class GatewayConfig(ListeningConfig):
             else:
                 found.append((word, None))
         return tuple(found)
+
+    @property
+    def selectors(self) -> dict[str, str]:
+        """Type of workers -> the labels of their pods, as Kubernetes writes a selector."""
+        given = {
+            "regular": self.selector,
+            "prefill": self.prefill_selector,
+            "decode": self.decode_selector,
+        }
+        found = {kind: ",".join(_words(text)) for kind, text in given.items() if _words(text)}
+        for label in (label for text in found.values() for label in text.split(",")):
+            key, equals, value = label.partition("=")
+            if not (key and equals and value) or "=" in value:
+                raise ConfigError(f"a selector has {label!r}, but each part must be KEY=VALUE")
+        return found
 
     @property
     def decode_urls(self) -> tuple[str, ...]:
