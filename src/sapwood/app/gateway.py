@@ -17,7 +17,7 @@ from sapwood.app.gateway_history import open_history
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.base.errors import ConfigError
 from sapwood.base.stopping import StopSignals
-from sapwood.gateway.app import Gateway, metrics_app
+from sapwood.gateway.app import Gateway, Shared, metrics_app
 from sapwood.http.callers import Caller, Callers, NamedKeys, Role, digest_of
 from sapwood.observe.log import configure_logging
 from sapwood.schema.config.gateway import GatewayConfig
@@ -37,8 +37,11 @@ def route(config: GatewayConfig) -> int:
 
 
 async def _route(config: GatewayConfig, stop: StopSignals) -> int:
-    async with open_history(config, home(environment())) as history:
-        gateway = Gateway(config, access_of(config, callers_of(config)), history)
+    async with (
+        open_history(config, home(environment())) as history,
+        shared_state(config) as shared,
+    ):
+        gateway = Gateway(config, access_of(config, callers_of(config)), history, shared)
 
         def drain() -> None:
             gateway.is_draining = True
@@ -57,6 +60,30 @@ async def _route(config: GatewayConfig, stop: StopSignals) -> int:
             await gateway.close()
     log.info("ended")
     return 0
+
+
+@contextlib.asynccontextmanager
+async def shared_state(config: GatewayConfig) -> AsyncIterator[Shared | None]:
+    """What the gateway shares with others inside the block; None: nothing.
+
+    Raises ConfigError if Redis cannot be used, or if its client library is not installed."""
+    if not config.share_state:
+        yield None
+        return
+    try:
+        from sapwood.gateway.shared import open_shared
+    except ImportError as error:
+        raise ConfigError(
+            "--share-state needs the package redis; install it with `pip install redis`"
+        ) from error
+    assert config.redis_url is not None
+    async with open_shared(
+        config.redis_url,
+        max_connections=config.redis_pool_max,
+        max_idle_s=config.max_idle_secs,
+        max_per_second=config.rate_limit_per_key,
+    ) as shared:
+        yield shared
 
 
 def callers_of(config: GatewayConfig) -> tuple[Callers, ...]:

@@ -11,10 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.base.errors import ConfigError, Overloaded
 from sapwood.gateway.audit import audit
-from sapwood.gateway.caller_rates import CallerRates
+from sapwood.gateway.caller_rates import CallerRates, Rates
 from sapwood.gateway.conversations import conversations_dialect
 from sapwood.gateway.dashboard import dashboard_dialect
-from sapwood.gateway.exchange import Proxy, ProxyLimits
+from sapwood.gateway.exchange import Proxy, ProxyLimits, StickyKeys
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
 from sapwood.gateway.found import found_dialect
@@ -24,7 +24,7 @@ from sapwood.gateway.policies.registry import make_policies, policy_names
 from sapwood.gateway.responses import Tools, responses_dialect
 from sapwood.gateway.retries import RetryBudget, RetryLimits
 from sapwood.gateway.steering import steering_dialect
-from sapwood.gateway.worker import first_workers
+from sapwood.gateway.worker import WorkerType, first_workers
 from sapwood.history.interface import History
 from sapwood.http.access import Access, Guarded
 from sapwood.http.auth import CALLER
@@ -49,6 +49,10 @@ class Middleware(Protocol):
     def close(self) -> None: ...
 
 
+class Shared(StickyKeys, Rates, Protocol):
+    """What several gateways have in common."""
+
+
 UNMATCHED = "unmatched"
 """The path label of calls that match no route, so that strangers cannot invent label values."""
 LEFT = 499
@@ -58,11 +62,16 @@ class Gateway:
     """One gateway: an ASGI application over a fleet of workers. To be made in a running event loop.
 
     history      where responses and conversations are kept; None: the workers keep responses
+    shared       what it has in common with other gateways
     is_draining  whether requests are refused because the gateway is about to end
     """
 
     def __init__(
-        self, config: GatewayConfig, access: Access, history: History | None = None
+        self,
+        config: GatewayConfig,
+        access: Access,
+        history: History | None = None,
+        shared: Shared | None = None,
     ) -> None:
         rng = random.Random()
         self.is_draining = False
@@ -97,6 +106,7 @@ class Gateway:
             ),
             metrics=self.metrics,
             rng=rng,
+            sticky=_sticky(config, shared),
         )
         self._tools: Tools | None = None
         if config.mcp_config_path is not None:
@@ -128,9 +138,9 @@ class Gateway:
         )
         answer_errors(app, endpoints)
         self._endpoints = endpoints
-        self._rates = (
-            None if config.rate_limit_per_key is None else CallerRates(config.rate_limit_per_key)
-        )
+        self._rates: Rates | None = None
+        if config.rate_limit_per_key is not None:
+            self._rates = shared or CallerRates(config.rate_limit_per_key)
         self._audits = not config.disable_audit_logging
         guarded: ASGIApp = Guarded(self._within_rate(app), access=access, endpoints=endpoints)
         self._app = guarded
@@ -167,7 +177,7 @@ class Gateway:
             caller: Caller | None = scope.get(CALLER)
             try:
                 if caller is not None:
-                    rates.take(caller)
+                    await rates.take(caller)
             except TooManyRequests as refusal:
                 body = self._endpoints.error_form(scope["path"]).body
                 await error_response(refusal, body)(scope, receive, send)
@@ -199,6 +209,12 @@ class Gateway:
         self.metrics.http_responses[method, path, str(status)] += 1
         if self._audits and endpoint is not None and endpoint.access == "admin":
             audit(scope, status)
+
+
+def _sticky(config: GatewayConfig, shared: Shared | None) -> dict[WorkerType, StickyKeys]:
+    if shared is None:
+        return {}
+    return {kind: shared for kind, name in policy_names(config).items() if name == "manual"}
 
 
 def _modules(config: GatewayConfig) -> Middleware:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,9 +48,20 @@ class ProxyLimits:
     id_headers: tuple[bytes, ...]
 
 
+class StickyKeys(Protocol):
+    """Which worker a routing key has, at several gateways."""
+
+    async def settle(self, key: str, chosen: str, candidates: Sequence[str]) -> str:
+        """The id of the key's worker, one of the candidates; `chosen` if it had none of them."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Proxy:
-    """Forwards requests to the workers of a fleet."""
+    """Forwards requests to the workers of a fleet.
+
+    sticky  what other gateways say of routing keys, for the types of workers that have any
+    """
 
     fleet: Fleet
     gate: Gate
@@ -58,6 +70,7 @@ class Proxy:
     limits: ProxyLimits
     metrics: GatewayMetrics
     rng: random.Random = field(default_factory=random.Random)
+    sticky: Mapping[WorkerType, StickyKeys] = field(default_factory=dict)
 
 
 class Merge(Protocol):
@@ -134,7 +147,7 @@ class OneWorker:
     kind: WorkerType = "regular"
 
     async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
-        worker = self.only or exchange.choose(self.kind, tried)
+        worker = self.only or await exchange.choose(self.kind, tried)
         return Taken(worker=worker, answer=await exchange.ask(worker, self.body))
 
 
@@ -188,11 +201,17 @@ class Exchange:
             num_retries += 1
             await asyncio.sleep(proxy.retries.backoff_s(num_retries - 1, proxy.rng))
 
-    def choose(self, kind: WorkerType, tried: set[str]) -> Worker:
+    async def choose(self, kind: WorkerType, tried: set[str]) -> Worker:
         """A worker of that type, by its policy. Raises EngineUnavailable, NotFound."""
-        return self.proxy.fleet.choose(
-            self._call, model=self._model, path=self._path, tried=tried, kind=kind
-        )
+        fleet, key = self.proxy.fleet, self._call.key
+        candidates = fleet.candidates(model=self._model, path=self._path, tried=tried, kind=kind)
+        chosen = fleet.policies[kind].choose(candidates, self._call)
+        sticky = self.proxy.sticky.get(kind)
+        if sticky is None or not key:
+            return chosen
+        by_id = {worker.id: worker for worker in candidates}
+        # The key's worker for prompts is another one than that for answers.
+        return by_id[await sticky.settle(f"{kind}:{key}", chosen.id, list(by_id))]
 
     async def ask(
         self, worker: Worker, body: bytes, *, without: frozenset[bytes] = frozenset()

@@ -14,7 +14,7 @@ from sapwood.base.errors import EngineUnavailable, InvalidRequest, NotFound
 from sapwood.gateway.breaker import BreakerLimits
 from sapwood.gateway.client import tls_context
 from sapwood.gateway.health import HealthWatch
-from sapwood.gateway.policies.interface import Call, Policy, PrefixCounts
+from sapwood.gateway.policies.interface import Policy, PrefixCounts
 from sapwood.gateway.worker import Worker, WorkerSpec, WorkerState, WorkerType, worker_id
 from sapwood.schema.config.gateway import GatewayConfig
 
@@ -155,16 +155,15 @@ class Fleet:
             self._changed(worker)
         return worker
 
-    def choose(
+    def candidates(
         self,
-        call: Call,
         *,
         model: str | None,
         path: str,
         tried: Collection[str] = (),
         kind: WorkerType = "regular",
-    ) -> Worker:
-        """A worker for the request; one that it was not sent to before, if there is any.
+    ) -> list[Worker]:
+        """Workers for the request, at least one; those that it was not sent to, if there are any.
 
         Raises NotFound if no worker serves the model, EngineUnavailable if none can take it now.
         """
@@ -185,8 +184,7 @@ class Fleet:
         if not candidates:
             raise self._nobody(serving, kind)
         best = max(worker.spec.priority for worker in candidates)
-        preferred = [worker for worker in candidates if worker.spec.priority == best]
-        return self.policies[kind].choose(preferred, call)
+        return [worker for worker in candidates if worker.spec.priority == best]
 
     def forget(self, worker: Worker) -> None:
         """The worker holds no prefixes any more."""

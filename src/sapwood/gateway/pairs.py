@@ -89,7 +89,8 @@ class Pair:
             )
 
     async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
-        prefill, decode = exchange.choose("prefill", tried), exchange.choose("decode", tried)
+        prefill = await exchange.choose("prefill", tried)
+        decode = await exchange.choose("decode", tried)
         body = with_bootstrap(self._fields, prefill, self._num_rooms, exchange.proxy.rng)
         without = _BODY_ENCODING if self._merges else frozenset()
         loop = asyncio.get_running_loop()

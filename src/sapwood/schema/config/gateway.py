@@ -335,11 +335,16 @@ class GatewayConfig(ListeningConfig):
     postgres_pool_max: int = option(16, "Connections to PostgreSQL at most.")
     redis_url: str | None = option(
         None,
-        "Redis for --history-backend redis, as redis://:password@host:6379/0; better given in the "
-        "environment.",
+        "Redis for --history-backend redis and --share-state, as redis://:password@host:6379/0; "
+        "better given in the environment.",
         secret=True,
     )
     redis_pool_max: int = option(16, "Connections to Redis at most.")
+    share_state: bool = option(
+        False,
+        "Keep the sticky keys of --policy manual and the counts of --rate-limit-per-key in the "
+        "Redis of --redis-url, so that several gateways share them.",
+    )
     enable_wasm: bool = option(
         False, "Let modules in WebAssembly, added by POST /wasm, look at requests and answers."
     )
@@ -396,6 +401,13 @@ class GatewayConfig(ListeningConfig):
                 raise ConfigError(
                     f"--history-backend {backend} needs --{address.replace('_', '-')}"
                 )
+        if self.share_state and self.redis_url is None:
+            raise ConfigError("--share-state needs --redis-url")
+        policies = (self.policy, self.prefill_policy, self.decode_policy)
+        if self.share_state and "manual" not in policies and self.rate_limit_per_key is None:
+            raise ConfigError(
+                "--share-state does nothing without --policy manual or --rate-limit-per-key"
+            )
         if self.mcp_config_path is not None and self.history_backend == "none":
             raise ConfigError(
                 "--mcp-config-path needs a history, in which calls wait for approval; choose "
