@@ -18,6 +18,7 @@ from sapwood.app.http_server import HttpServer, access_of
 from sapwood.gateway.app import Gateway, Shared
 from sapwood.gateway.worker import Worker, WorkerState
 from sapwood.history.interface import History
+from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.gateway import GatewayConfig
 from sapwood.schema.config.listening import ListeningConfig
 
@@ -228,6 +229,7 @@ async def bench(
     wait: bool = True,
     history: History | None = None,
     shared: Shared | None = None,
+    tracing: Tracing | None = None,
     **options: Any,
 ) -> AsyncIterator[Bench]:
     """A gateway over these engines, which are healthy if `wait` is set."""
@@ -239,7 +241,8 @@ async def bench(
             stub.url = engine.url
         urls = ",".join(engine.url for engine in engines)
         config = GatewayConfig(port=0, **{"worker_urls": urls, **options})
-        gateway = Gateway(config, access_of(config, callers_of(config)), history, shared)
+        access = access_of(config, callers_of(config))
+        gateway = Gateway(config, access, history, shared, tracing)
         stack.push_async_callback(gateway.close)
         served = await stack.enter_async_context(Running(gateway))
         client = await stack.enter_async_context(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import version
 from types import FrameType
 
 import uvicorn
@@ -20,6 +21,7 @@ from sapwood.base.stopping import StopSignals
 from sapwood.gateway.app import Gateway, Shared, metrics_app
 from sapwood.http.callers import Caller, Callers, NamedKeys, Role, digest_of
 from sapwood.observe.log import configure_logging
+from sapwood.observe.tracing import Tracing, open_tracing
 from sapwood.schema.config.gateway import GatewayConfig
 from sapwood.schema.env import environment, home
 
@@ -41,7 +43,9 @@ async def _route(config: GatewayConfig, stop: StopSignals) -> int:
         open_history(config, home(environment())) as history,
         shared_state(config) as shared,
     ):
-        gateway = Gateway(config, access_of(config, callers_of(config)), history, shared)
+        tracing = tracing_of(config)
+        access = access_of(config, callers_of(config))
+        gateway = Gateway(config, access, history, shared, tracing)
 
         def drain() -> None:
             gateway.is_draining = True
@@ -58,8 +62,19 @@ async def _route(config: GatewayConfig, stop: StopSignals) -> int:
                 announced.cancel()
         finally:
             await gateway.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
     log.info("ended")
     return 0
+
+
+def tracing_of(config: GatewayConfig) -> Tracing | None:
+    """Where spans go; None: nowhere. ConfigError if the endpoint cannot be used."""
+    if not config.enable_trace:
+        return None
+    return open_tracing(
+        config.otlp_traces_endpoint, service="sapwood-gateway", version=version("sapwood")
+    )
 
 
 @contextlib.asynccontextmanager

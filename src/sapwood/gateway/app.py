@@ -34,6 +34,7 @@ from sapwood.http.endpoints import Dialect, EndpointTable, Handler
 from sapwood.http.errors import TooManyRequests, error_response
 from sapwood.http.failures import answer_errors
 from sapwood.observe.metrics import CONTENT_TYPE
+from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.gateway import GatewayConfig
 
 
@@ -63,6 +64,7 @@ class Gateway:
 
     history      where responses and conversations are kept; None: the workers keep responses
     shared       what it has in common with other gateways
+    tracing      where spans of requests go; None: nothing is traced
     is_draining  whether requests are refused because the gateway is about to end
     """
 
@@ -72,6 +74,7 @@ class Gateway:
         access: Access,
         history: History | None = None,
         shared: Shared | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         rng = random.Random()
         self.is_draining = False
@@ -107,6 +110,7 @@ class Gateway:
             metrics=self.metrics,
             rng=rng,
             sticky=_sticky(config, shared),
+            tracing=tracing,
         )
         self._tools: Tools | None = None
         if config.mcp_config_path is not None:

@@ -14,15 +14,17 @@ from starlette.types import Scope
 
 from sapwood.base.errors import EngineUnavailable, SapwoodError
 from sapwood.gateway import headers
-from sapwood.gateway.client import Answer, WorkerFailure
+from sapwood.gateway.client import Answer, RawHeaders, WorkerFailure
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.gate import Gate
 from sapwood.gateway.metrics import GatewayMetrics
 from sapwood.gateway.policies.interface import Call
 from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT, RetryBudget, RetryLimits
 from sapwood.gateway.routing_fields import RoutingFields, routing_fields
+from sapwood.gateway.spans import TRACE_HEADERS, RequestSpan
 from sapwood.gateway.worker import Worker, WorkerType
 from sapwood.http.routing import ROUTING_KEY_HEADER
+from sapwood.observe.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Proxy:
     limits: ProxyLimits
     metrics: GatewayMetrics
     rng: random.Random = field(default_factory=random.Random)
+    tracing: Tracing | None = None
     sticky: Mapping[WorkerType, StickyKeys] = field(default_factory=dict)
 
 
@@ -152,7 +155,10 @@ class OneWorker:
 
 
 class Exchange:
-    """One request, until there is an answer."""
+    """One request, until there is an answer.
+
+    span  the request in a trace; None: it is not traced
+    """
 
     def __init__(self, proxy: Proxy, scope: Scope, way: Way) -> None:
         self.proxy = proxy
@@ -171,6 +177,7 @@ class Exchange:
         if client is not None:
             self._extra.append((b"x-forwarded-for", str(client[0]).encode("ascii", "replace")))
         self._call, self._model = self._call_and_model()
+        self.span: RequestSpan | None = None
 
     async def first_answer(self) -> Taken:
         """The answer that is passed on.
@@ -223,6 +230,18 @@ class Exchange:
         without  names of the client's headers that this request shall not have
         Raises Failed.
         """
+        if self.span is None:
+            return await self._ask(worker, body, (), without)
+        with self.span.attempt(worker) as attempt:
+            if attempt.headers:
+                without = without | TRACE_HEADERS
+            answer = await self._ask(worker, body, attempt.headers, without)
+            attempt.answered(answer)
+            return answer
+
+    async def _ask(
+        self, worker: Worker, body: bytes, extra: RawHeaders, without: frozenset[bytes]
+    ) -> Answer:
         proxy = self.proxy
         sent = self._headers
         if without:
@@ -232,7 +251,7 @@ class Exchange:
             worker.origin.base_path + self._target,
             host=worker.host,
             headers=sent,
-            extra=self._extra,
+            extra=[*self._extra, *extra],
             num_body_bytes=len(body),
             own_key=worker.spec.api_key,
             pass_key=proxy.limits.pass_key,

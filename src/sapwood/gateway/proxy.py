@@ -17,6 +17,7 @@ from sapwood.gateway.exchange import BadGateway, Exchange, Proxy, Taken
 from sapwood.gateway.metrics import StreamTimes
 from sapwood.gateway.pairs import way_of
 from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT
+from sapwood.gateway.spans import request_span
 from sapwood.gateway.worker import Worker
 from sapwood.http.body import read_bytes
 from sapwood.http.endpoints import EndpointTable
@@ -88,11 +89,14 @@ class Forwarded(Response):
         try:
             way = way_of(proxy.fleet, scope, body, self._only)
             exchange = Exchange(proxy, scope, way)
-            taken = await exchange.first_answer()
-            try:
-                await self._pass_on(taken, exchange.id, send)
-            finally:
-                taken.close()
+            with request_span(proxy.tracing, scope, exchange.id) as exchange.span:
+                taken = await exchange.first_answer()
+                if exchange.span is not None:
+                    exchange.span.answered(taken.answer.status)
+                try:
+                    await self._pass_on(taken, exchange.id, send)
+                finally:
+                    taken.close()
         finally:
             proxy.gate.leave()
 

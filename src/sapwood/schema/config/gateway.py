@@ -368,6 +368,13 @@ class GatewayConfig(ListeningConfig):
     mcp_max_result_bytes: int = option(
         256 * 2**10, "A call of an MCP tool whose result is longer has failed.", unit="bytes"
     )
+    enable_trace: bool = option(
+        False, "Send OpenTelemetry traces of requests, which the engines' traces continue."
+    )
+    otlp_traces_endpoint: str = option(
+        "http://localhost:4318/v1/traces",
+        "Where traces go: an http(s) URL for OTLP over HTTP, or HOST:PORT for OTLP over gRPC.",
+    )
     prometheus_host: str = option("127.0.0.1", "Address on which /metrics is served.")
     prometheus_port: int = option(
         29000, "Port on which /metrics is served; 0: a free one, printed; -1: none.", unit="port"
