@@ -34,13 +34,13 @@ class Engine(Stub):
         return {"text": self.name, "index": index, "meta_info": meta}
 
     def answer(self, asked: Asked) -> object:
-        text = json.loads(asked.body).get("text")
+        text = json.loads(asked.body or b"{}").get("text")
         if isinstance(text, list):
             return [self._output(index) for index in range(len(text))]
         return self._output(0)
 
     def events(self, asked: Asked) -> list[bytes]:
-        text = json.loads(asked.body).get("text")
+        text = json.loads(asked.body or b"{}").get("text")
         num = len(text) if isinstance(text, list) else 1
         return [
             b"data: %s\n\n" % json.dumps(self._output(n % num)).encode() for n in range(2 * num)
@@ -252,6 +252,20 @@ def test_what_pairs_cannot_do_is_refused(path: str, body: object, named: str) ->
             assert told.status_code == 400
             assert named in told.text
             assert not first.posts + second.posts
+
+    asyncio.run(run())
+
+
+def test_a_pair_is_healthy_if_both_generate() -> None:
+    async def run() -> None:
+        first, second = Engine("reads", []), Engine("generates", [])
+        async with pairs(
+            ("prefill", first, 1), ("decode", second, None), disable_retries=True
+        ) as made:
+            assert (await made.client.get("/health_generate")).status_code == 200
+            assert [len(one.asked) for one in (first, second)] == [1, 1]
+            first.behaviour = 503
+            assert (await made.client.get("/health_generate")).status_code == 503
 
     asyncio.run(run())
 

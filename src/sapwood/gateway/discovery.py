@@ -90,6 +90,8 @@ class Discovery:
             await asyncio.sleep(pause_s)
 
     def _see(self, pod: Pod, *, is_gone: bool = False) -> None:
+        if not isinstance(pod, Mapping):
+            return  # an API server that talks nonsense
         uid = str(_mapping(pod, "metadata").get("uid"))
         spec = None if is_gone else spec_of_pod(pod, kind=self._kind, port=self._port)
         if spec is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -38,7 +39,6 @@ _ONE_IS_ENOUGH = frozenset(
         "/get_model_info",
         "/server_info",
         "/get_server_info",
-        "/health_generate",
         "/openapi.json",
     }
 )
@@ -61,6 +61,8 @@ def way_of(fleet: Fleet, scope: Scope, body: bytes, only: Worker | None) -> Way:
     path = scope["path"]
     if path in _ONE_IS_ENOUGH:
         return OneWorker(body, kind="prefill")
+    if path == "/health_generate":
+        return HealthOfPair(body)
     if path not in PAIRED_PATHS:
         raise UnsupportedFeature(
             f"{path} is not served where prompts are read by other workers than those that "
@@ -92,34 +94,57 @@ class Pair:
         prefill = await exchange.choose("prefill", tried)
         decode = await exchange.choose("decode", tried)
         body = with_bootstrap(self._fields, prefill, self._num_rooms, exchange.proxy.rng)
-        without = _BODY_ENCODING if self._merges else frozenset()
-        loop = asyncio.get_running_loop()
-        first = loop.create_task(exchange.ask(prefill, body, without=without))
-        second = loop.create_task(exchange.ask(decode, body, without=without))
-        asked = {first: prefill, second: decode}
-        try:
-            # Either one's failure ends both: without the first the second waits in vain.
-            open_: set[asyncio.Task[Answer]] = {first, second}
-            while open_:
-                done, open_ = await asyncio.wait(open_, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.result().status >= 400:
-                        return Taken(worker=asked.pop(task), answer=task.result())
-            merge = None
-            if self._merges:
-                try:
-                    told = of_prefill(await first.result().body(MAX_BYTES))
-                except WorkerFailure as error:
-                    exchange.no_answer(asked.pop(first), error)
-                    first.result().close()
-                    prefill.end()
-                    raise Failed(prefill, error) from error
-                merge = PromptLogprobs(told, is_stream=is_event_stream(second.result().headers))
-            reading = Reading(exchange, prefill, first.result(), second.result())
-            asked.clear()
-            return Taken(worker=decode, answer=second.result(), peer=reading, merge=merge)
-        finally:
-            _abandon(asked)
+        return await ask_both(exchange, prefill, decode, body, merges=self._merges)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthOfPair:
+    """A pair is healthy if both generate."""
+
+    body: bytes
+
+    async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
+        prefill = await exchange.choose("prefill", tried)
+        decode = await exchange.choose("decode", tried)
+        return await ask_both(exchange, prefill, decode, self.body)
+
+
+async def ask_both(
+    exchange: Exchange, prefill: Worker, decode: Worker, body: bytes, *, merges: bool = False
+) -> Taken:
+    """The second worker's answer if both have one, else that of the first that refuses.
+
+    merges  whether the prompt's log probabilities come from the first worker's answer
+    Raises  Failed
+    """
+    without = _BODY_ENCODING if merges else frozenset()
+    loop = asyncio.get_running_loop()
+    first = loop.create_task(exchange.ask(prefill, body, without=without))
+    second = loop.create_task(exchange.ask(decode, body, without=without))
+    asked = {first: prefill, second: decode}
+    try:
+        # Either one's failure ends both: without the first the second waits in vain.
+        open_: set[asyncio.Task[Answer]] = {first, second}
+        while open_:
+            done, open_ = await asyncio.wait(open_, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task.result().status >= 400:
+                    return Taken(worker=asked.pop(task), answer=task.result())
+        merge = None
+        if merges:
+            try:
+                told = of_prefill(await first.result().body(MAX_BYTES))
+            except WorkerFailure as error:
+                exchange.no_answer(asked.pop(first), error)
+                first.result().close()
+                prefill.end()
+                raise Failed(prefill, error) from error
+            merge = PromptLogprobs(told, is_stream=is_event_stream(second.result().headers))
+        reading = Reading(exchange, prefill, first.result(), second.result())
+        asked.clear()
+        return Taken(worker=decode, answer=second.result(), peer=reading, merge=merge)
+    finally:
+        _abandon(asked)
 
 
 class Reading:
