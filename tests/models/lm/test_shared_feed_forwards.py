@@ -56,9 +56,7 @@ def shared_decoder(
         head=group if splits_head else None,
         expert=Group() if spreads_experts else None,
     )
-    build = Build(
-        kernels=TorchKernels(), device=CPU, dtype=torch.float32, groups=groups, rows=rows
-    )
+    build = Build(kernels=TorchKernels(), device=CPU, dtype=torch.float32, groups=groups, rows=rows)
     model = Decoder.of(config, build)
     load_weights(model, ((model.checkpoint_name(name), one) for name, one in weights.items()))
     model.finalize()
