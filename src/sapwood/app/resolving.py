@@ -94,7 +94,7 @@ class Resolved:
             groups += self.draft.cache_groups(self.decoder)
         return CachePlan(
             groups=tuple(
-                group.of_rank(config.parallel.tp_size).with_dtypes(
+                group.of_rank(config.parallel.attention_size).with_dtypes(
                     kv=config.memory.kv_cache_dtype,
                     activations=config.model.dtype,
                     recurrent=config.memory.mamba_ssm_dtype,
@@ -190,7 +190,7 @@ def resolve_config(
     )
     if isinstance(shape, DecoderConfig):
         facts = facts.of_stage(stage, shape.num_layers, shape.caches_of(stage.layers))
-    facts = facts.of_rank(asked.parallel.tp_size)
+    facts = facts.of_rank(asked.parallel.attention_size)
     found = None
     if isinstance(shape, DecoderConfig):
         found = find_draft(asked, files, shape, home=home, progress=progress)

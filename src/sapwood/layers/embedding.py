@@ -44,7 +44,7 @@ class VocabEmbedding:
     ) -> None:
         """scale: factor of the vectors, which the weight does not have"""
         self._kernels = build.kernels
-        self._group = build.groups.tp
+        self._group = build.groups.attention
         self._dtype = build.dtype
         self._scale = scale
         self._vocab_size = vocab_size
@@ -162,7 +162,8 @@ class LMHead:
         self._bias = torch.empty(shape, device=device, dtype=torch.float32) if bias else None
         self._shape = (vocab_size, hidden_size)
         self._kernels = build.kernels
-        self._group = build.groups.tp
+        groups = build.groups
+        self._group = groups.attention if tied is not None else groups.head or groups.attention
         self._size = rows_per_rank(vocab_size, self._group)
         self._first = self._group.rank * self._size
         self._tied = tied
@@ -183,13 +184,22 @@ class LMHead:
         self._wholes = None if build.adapters is None else HeadSite(build.adapters)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank"""
+        """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank of the layer"""
         own = self._linear.packed.fp32(hidden)
         if self._wholes is not None and self._site is not None:
             self._wholes.replace(hidden, own)
             self._site.add_to_head(hidden, own)
         logits = self._group.all_gather(own)[:, : self._shape[0]]
         return finish_logits(self._kernels, logits, self._scale, self._soft_cap, self._bias)
+
+    @property
+    def num_ranks(self) -> int:
+        """Over which the vocabulary is split."""
+        return self._group.size
+
+    def empty(self) -> Tensor:
+        """The logits of no rows, which this rank has without the others."""
+        return torch.empty(0, self._shape[0], dtype=torch.float32, device=self._build.device)
 
     @property
     def packed(self) -> PackedLinear:

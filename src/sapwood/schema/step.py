@@ -150,6 +150,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     adapters  (slot, id) of adapters that slots have from this step on; "": none any more
     adapter_copies  ids of adapters to be copied to the device beside steps, once the slots have
               changed; a slot has one of them only after it is known to be there
+    is_idle  whether all requests of the step are those of other ranks, which share feed-forwards
+              with this one; `scheduled` is empty then
     """
 
     step: int
@@ -158,6 +160,10 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     ends: list[int] = []
     adapters: list[tuple[int, str]] = []
     adapter_copies: list[str] = []
+    is_idle: bool = False
+
+
+IDLE_STEP = StepPlan(step=-1, starts=[], scheduled=[], is_idle=True)
 
 
 class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -13,7 +13,12 @@ from sapwood.schema.cache import CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ResolvedExecution
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
-from sapwood.schema.config.features import check_adapters, check_speculation, why_no_trees
+from sapwood.schema.config.features import (
+    check_adapters,
+    check_shared_feed_forward,
+    check_speculation,
+    why_no_trees,
+)
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
 from sapwood.schema.config.model import (
     CHECKPOINT_FORMATS,
@@ -64,6 +69,7 @@ def resolve(
     machine = _share_of(machine, asked.parallel, decisions)
     check_speculation(asked, model)
     check_adapters(asked, model)
+    check_shared_feed_forward(asked, model)
     execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, asked.parallel, execution, decisions)
