@@ -35,6 +35,7 @@ from sapwood.store.gguf_states import (
     selective_names,
 )
 
+
 def _mixtral(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         **choice(fields, function=SOFTMAX, normalises=True),

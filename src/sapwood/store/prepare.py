@@ -8,8 +8,8 @@ tensors.json, the table of tensors that models.loader reads:
      "tensors": [{"name": …, "shape": […], "type": "Q4_1", "file": 0, "offset": …, "num_bytes": …}]}
 
 `tiled_heads` has the sizes of heads in llama.cpp's order (`Architecture.tiles_heads`): {"num_keys",
-"num_values", "key_dim"}. `shape` is in torch's order, `file` an index into ModelFiles.weights, `offset` in bytes from the
-start of that file.
+"num_values", "key_dim"}. `shape` is in torch's order, `file` an index into ModelFiles.weights,
+`offset` in bytes from the start of that file.
 """
 
 from __future__ import annotations

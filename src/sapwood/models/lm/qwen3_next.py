@@ -19,7 +19,6 @@ from sapwood.models.lm.architecture import Architecture
 from sapwood.models.lm.delta import DeltaArchitecture, every_nth_attends
 from sapwood.models.lm.mixture import MixtureArchitecture, dense_layers
 
-
 SPLITS_QKVZ = "gguf_splits_qkvz"
 """A field that only files have which were made of GGUF files (store/gguf_config)."""
 
