@@ -41,7 +41,8 @@ class TiledHeads:
         """The same tensor, or a matrix of its rows' bytes, with the heads in our order."""
         before, heads = x.tensor_split((self.first,), dim=self.dim)
         repeats = self.num_values // self.num_keys
-        tiles = heads.unflatten(self.dim, (repeats, self.num_keys, -1))
+        around = heads.shape[: self.dim], heads.shape[self.dim + 1 :]
+        tiles = heads.reshape(*around[0], repeats, self.num_keys, -1, *around[1])
         ordered = tiles.transpose(self.dim, self.dim + 1).flatten(self.dim, self.dim + 2)
         return torch.cat((before, ordered), dim=self.dim)
 
