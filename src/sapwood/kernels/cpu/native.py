@@ -33,6 +33,7 @@ from sapwood.kernels.cpu.tensors import (
 )
 from sapwood.kernels.interface import (
     ALIBI,
+    CHOSEN_KEYS,
     LATENT,
     PLAIN,
     SINKS,
@@ -84,7 +85,7 @@ else:
 
 _TORCH = TorchKernels()
 _BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT, CHOSEN_KEYS})
 
 
 class CpuKernels:
