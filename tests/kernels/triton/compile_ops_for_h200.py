@@ -86,6 +86,13 @@ def call_every_op() -> None:
         context_lens=(5, 3),
         num_decodes=1,
     )
+    for dtype in (bf16, torch.int8):
+        rows = torch.zeros(kv_cache_shape(4, 1, 16, 576, dtype), dtype=dtype)
+        for heads in (16, 128):
+            queries = torch.zeros(4, heads, 576, dtype=bf16)
+            kernels.latent_attention(queries, rows, batch, 0.1, 512)
+    long = replace(batch, page_table=torch.zeros(2, 512, dtype=torch.int32), cache={})
+    kernels.latent_attention(torch.zeros(4, 16, 576), torch.zeros(4, 1, 16, 576), long, 0.1, 512)
     for bias in (None, norm):
         states, slots = torch.zeros(4, 1024, 2, dtype=bf16), torch.zeros(2, dtype=torch.int64)
         kernels.causal_conv(x, torch.zeros(1024, 3, dtype=bf16), bias, states, slots, batch)

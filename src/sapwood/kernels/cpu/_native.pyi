@@ -62,6 +62,7 @@ class AttentionPlan:
         sinks: int,
         alibi: int,
         value_dim: int,
+        page_size: int,
         /,
     ) -> None: ...
     def prepare(self, window: int, /) -> None: ...
@@ -275,6 +276,21 @@ def norm_rope_write_latent(
     positions: int,
     write_index: int,
     rows: _LatentRows,
+    /,
+) -> None: ...
+def choose_keys(
+    context: Context,
+    dtype: int,
+    q: int,
+    weights: int,
+    num_heads: int,
+    head_dim: int,
+    keys: _LatentRows,
+    page_table: tuple[int, int, int],
+    query_lens: list[int] | tuple[int, ...],
+    context_lens: list[int] | tuple[int, ...],
+    num_chosen: int,
+    out: int,
     /,
 ) -> None: ...
 def embedding(

@@ -14,6 +14,7 @@ from torch import Tensor
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import (
     ALIBI,
+    CHOSEN_KEYS,
     LATENT,
     PLAIN,
     SINKS,
@@ -377,5 +378,6 @@ def attention_features(config: DecoderConfig) -> frozenset[str]:
         SINKS: config.has_sinks,
         ALIBI: config.has_alibi,
         LATENT: config.latent is not None,
+        CHOSEN_KEYS: config.index_width > 0,
     }
     return frozenset(name for name, is_there in there.items() if is_there)
