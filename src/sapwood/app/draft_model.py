@@ -88,11 +88,11 @@ class Draft:
 def _cache_groups(kind: DraftKind, shape: DecoderConfig, num_caches: int) -> tuple[CacheGroup, ...]:
     if kind is not DraftKind.OWN:
         return shifted(shape.cache_groups, num_caches)
-    return tuple(
-        replace(group, layers=(num_caches,))
+    own = (
+        (group, tuple(layer for layer in group.layers if layer >= num_caches))
         for group in shape.cache_groups
-        if num_caches in group.layers
     )
+    return tuple(replace(group, layers=layers) for group, layers in own if layers)
 
 
 def find_draft(
@@ -148,7 +148,9 @@ def _own_layer(
             " the model's own layers guess; leave it out"
         )
     shape = architecture.with_predictor(target)
-    assert target.num_caches == target.num_layers, "the layer's number is that of its cache"
+    assert target.num_caches == target.num_layers * target.attentions_per_layer, (
+        "the layer's number is that of its cache"
+    )
     if shape is None:
         raise ConfigError(
             f"the checkpoint of {files.name} ({target.architecture}) has no layer that predicts "
