@@ -22,6 +22,7 @@ from tests.models.drafts.reference import Sizes
 from tests.tiny import VOCAB, llama_config, write_tokenizer
 
 Make = Callable[..., LLM]
+Embed = Callable[[Tensor], Tensor]
 HIDDEN, SIZES, NUM_STEPS, NUM_LAYERS = 64, Sizes(), 3, 4
 CAPTURED = [1, 2, 3]
 KNOWN = [token_id for token_id in range(256) if token_id % 5]
@@ -172,15 +173,33 @@ class Reference:
         self._head = getattr(reference, kind)(self._weights, SIZES)
 
     @torch.inference_mode()
-    def guess(self, tokens: Sequence[int], count: int) -> list[int]:
+    def guess(self, tokens: Sequence[int], count: int) -> list[list[int]]:
+        """The ways that the text may go on, by a chain of guesses."""
+        *known, states = self._taken(tokens)
+        found = reference.guesses(*known, tokens, states, count)
+        return [found[: end + 1] for end in range(count)]
+
+    @torch.inference_mode()
+    def guess_tree(
+        self, tokens: Sequence[int], count: int, topk: int, most: int
+    ) -> list[tuple[int, ...]]:
+        """The same by a tree."""
+        *known, states = self._taken(tokens)
+
+        def after(way: Sequence[int]) -> Tensor:
+            return reference.logits_after(*known, tokens, states, way)
+
+        return reference.guessed_tree(after, count, topk, most)
+
+    @torch.inference_mode()
+    def _taken(self, tokens: Sequence[int]) -> tuple[reference.Head, Embed, Embed, Tensor]:
+        """(the head, the embedding, the output layer, the states of all tokens but the last)"""
         said = self._model(torch.tensor([tokens[:-1]]), output_hidden_states=True).hidden_states
         states = said[-1][0]
         if self._kind == "eagle3":
             captured = torch.cat([said[layer][0] for layer in CAPTURED], -1)
             states = captured @ self._weights["fc.weight"].T
-        return reference.guesses(
-            self._head, self._model.get_input_embeddings(), self._logits, tokens, states, count
-        )
+        return self._head, self._model.get_input_embeddings(), self._logits, states
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self._kind != "eagle3":
@@ -205,13 +224,42 @@ def test_a_head_guesses_what_its_mathematics_says(
     assert accepted > 4
 
 
+def test_a_head_guesses_trees_as_its_mathematics_says(
+    make: Callable[..., LLM], models: Path
+) -> None:
+    """And more of their guesses are right than of chains."""
+    path, options = options_of(models, "eagle3")
+    topk, most, asked = 3, 7, {"ignore_eos": True, "max_new_tokens": 24}
+    trees = {"speculative_eagle_topk": topk, "speculative_num_draft_tokens": most + 1}
+    oracle = Reference(models, "eagle3")
+    samples = ask(make(path, **options, **trees), **asked)
+    for prompt, sample in zip(PROMPTS, samples, strict=True):
+        steps = reference.num_steps(
+            prompt,
+            sample.token_ids,
+            lambda tokens, count: oracle.guess_tree(tokens, count, topk, most),
+            NUM_STEPS,
+        )
+        assert sample.speculated is not None
+        assert (sample.speculated.num_steps, sample.speculated.num_accepted) == steps
+    chains = ask(make(path, **options), **asked)
+    assert [one.token_ids for one in samples] == [one.token_ids for one in chains]
+    right_of_trees, right_of_chains = (
+        sum(one.speculated.num_accepted for one in some if one.speculated)
+        for some in (samples, chains)
+    )
+    assert right_of_trees > right_of_chains
+
+
 @pytest.mark.parametrize(("kind", "seeds"), [("eagle", False), ("mimo", True)])
+@pytest.mark.parametrize("topk", [1, 4])
 def test_a_head_that_is_perfect_is_always_right(
-    make: Callable[..., LLM], models: Path, tmp_path: Path, kind: str, seeds: bool
+    make: Callable[..., LLM], models: Path, tmp_path: Path, kind: str, seeds: bool, topk: int
 ) -> None:
     """Where no layer of the model adds anything, a head that hands the embedding on knows the next
     token. EAGLE's has no norm at the end, so its logits are right but for a factor."""
     path, options = options_of(models, kind)
+    options["speculative_eagle_topk"] = topk
     flat = {
         name: torch.zeros_like(one) if name.endswith(("o_proj.weight", "down_proj.weight")) else one
         for name, one in load_file(path / "model.safetensors").items()
@@ -238,7 +286,9 @@ def test_a_head_that_is_perfect_is_always_right(
                 continue  # this head does not look at the token after a request's first
             assert sample.speculated is not None
             assert sample.speculated.num_steps == 3
-            assert sample.speculated.num_accepted == sample.speculated.num_drafted
+            assert sample.speculated.num_accepted == 2 * NUM_STEPS
+            if topk == 1:
+                assert sample.speculated.num_accepted == sample.speculated.num_drafted
 
 
 def test_heads_that_do_not_fit_are_named(

@@ -26,7 +26,17 @@ from tests.app.test_draft_heads import HIDDEN, options_of, write_models
 from tests.app.test_speculation import NGRAM, PROMPTS, SAME, Sample, ask, check_figures
 from tests.tiers import sweep
 
-ALGORITHMS = ("ngram", "standalone", "eagle", "eagle3", "mimo")
+ALGORITHMS = (
+    "ngram",
+    "standalone",
+    "eagle",
+    "eagle3",
+    "mimo",
+    "ngram trees",
+    "standalone trees",
+    "eagle trees",
+    "eagle3 trees",
+)
 MODES: dict[str, dict[str, Any]] = {
     "one step at a time": {"overlap_depth": 1},
     "overlap": {"overlap_depth": 2},
@@ -98,6 +108,17 @@ def write_adapter(directory: Path) -> None:
 
 def guessing_options(models: Path, algorithm: str) -> tuple[Path, dict[str, Any]]:
     """(the model, options that let it have such guesses)"""
+    algorithm, _, trees = algorithm.partition(" ")
+    if trees and algorithm == "ngram":
+        return models / "model", {**NGRAM, "speculative_ngram_min_bfs_breadth": 3}
+    if trees:
+        path, options = guessing_options(models, algorithm)
+        return path, {
+            **options,
+            "speculative_num_steps": 4,
+            "speculative_eagle_topk": 3,
+            "speculative_num_draft_tokens": 8,
+        }
     if algorithm == "ngram":
         return models / "model", NGRAM
     if algorithm == "standalone":

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from sapwood.app.draft_model import Draft, DraftKind
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.resolving import Resolved
-from sapwood.executor.drafting import Drafter, DraftMemory, StandaloneDrafter
+from sapwood.executor.drafting import Drafter, DraftMemory
+from sapwood.executor.guess_trees import TreeLimits
 from sapwood.executor.recorded import record_steps
 from sapwood.executor.sampling.guess_sampler import GuessSampler
+from sapwood.executor.standalone_drafting import StandaloneDrafter
 from sapwood.executor.state_drafting import StateDrafter
 from sapwood.layers.build import Build
 from sapwood.layers.targets import Target
@@ -93,7 +93,7 @@ def load_drafter(
     if isinstance(found, Decoder):
         return LoadedDraft(standalone_drafter(resolved, draft, found))
     assert model is not None
-    return head_drafter(model, found, dtype)
+    return head_drafter(resolved, model, found)
 
 
 def standalone_drafter(resolved: Resolved, draft: Draft, model: Decoder) -> MakeDrafter:
@@ -116,17 +116,33 @@ def standalone_drafter(resolved: Resolved, draft: Draft, model: Decoder) -> Make
             sampling,
             vocab_size=resolved.shape.vocab_size,
             draft_vocab_size=draft.shape.vocab_size,
+            limits=_tree_limits(resolved),
         )
 
     return make
 
 
-def head_drafter(model: Decoder, head: DraftHead, dtype: torch.dtype) -> LoadedDraft:
-    """What guesses with a loaded head, which goes on from the states of `model` in this dtype."""
+def head_drafter(resolved: Resolved, model: Decoder, head: DraftHead) -> LoadedDraft:
+    """What guesses with a loaded head, which goes on from the states of `model`."""
     captures = tuple(head.captures)
 
     def make(memory: DraftMemory, sampling: GuessSampler) -> Drafter:
         width = max(1, len(captures)) * model.config.hidden_size
-        return StateDrafter(model, head, memory, sampling, states_width=width, dtype=dtype)
+        return StateDrafter(
+            model,
+            head,
+            memory,
+            sampling,
+            states_width=width,
+            dtype=resolved.dtype,
+            limits=_tree_limits(resolved),
+        )
 
     return LoadedDraft(make, captures)
+
+
+def _tree_limits(resolved: Resolved) -> TreeLimits:
+    return TreeLimits(
+        breadth=resolved.config.drafting.speculative_eagle_topk,
+        most=resolved.config.speculation.speculative_num_draft_tokens - 1,
+    )

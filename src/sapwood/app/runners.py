@@ -273,7 +273,7 @@ def load_models(
     if draft is not None and draft.kind is DraftKind.OWN:
         head = own_head(model, draft, build)
         fill(WithHead(model, head), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, head_drafter(model, head, resolved.dtype))
+        return Models(model, head_drafter(resolved, model, head))
     fill(
         model,
         files,
