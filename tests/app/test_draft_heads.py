@@ -26,7 +26,8 @@ Embed = Callable[[Tensor], Tensor]
 HIDDEN, SIZES, NUM_STEPS, NUM_LAYERS = 64, Sizes(), 3, 4
 CAPTURED = [1, 2, 3]
 KNOWN = [token_id for token_id in range(256) if token_id % 5]
-"""Tokens that the EAGLE-3 head knows: not all, so that some guesses are wrong."""
+"""Tokens that the EAGLE-3 head knows, and a list of hot ones: not all, so that some guesses are
+wrong."""
 
 
 def layer_of(name: str, generator: torch.Generator, width: int = HIDDEN) -> dict[str, Tensor]:
@@ -126,6 +127,8 @@ def write_models(directory: Path) -> Path:
     }
     fields = {**config, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
     write(directory / "mimo", fields, mimo)
+    torch.save(KNOWN, directory / "hot.pt")
+    (directory / "hot.json").write_text(json.dumps(KNOWN))
     return directory
 
 
@@ -159,8 +162,10 @@ def make(models: Path) -> Iterator[Callable[..., LLM]]:
 class Reference:
     """What a head of these files guesses, computed by transformers and in plain arithmetic."""
 
-    def __init__(self, models: Path, kind: str) -> None:
+    def __init__(self, models: Path, kind: str, *, is_hot: bool = False) -> None:
         import transformers
+
+        self._is_hot = is_hot
 
         path, _ = options_of(models, kind)
         name = "Qwen2ForCausalLM" if kind == "mimo" else "LlamaForCausalLM"
@@ -203,18 +208,25 @@ class Reference:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self._kind != "eagle3":
-            return self._model.lm_head(hidden)
+            every = self._model.lm_head(hidden)
+            unknown = sorted({*range(VOCAB)} - {*KNOWN})
+            return every.index_fill(1, torch.tensor(unknown), -torch.inf) if self._is_hot else every
         every = torch.full((len(hidden), VOCAB), -torch.inf)
         every[:, KNOWN] = hidden @ self._weights["lm_head.weight"].T
         return every
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3", "mimo"])
+@pytest.mark.parametrize(
+    ("kind", "token_map"),
+    [("eagle", ""), ("eagle", "hot.pt"), ("eagle3", ""), ("mimo", ""), ("mimo", "hot.json")],
+)
 def test_a_head_guesses_what_its_mathematics_says(
-    make: Callable[..., LLM], models: Path, kind: str
+    make: Callable[..., LLM], models: Path, kind: str, token_map: str
 ) -> None:
     path, options = options_of(models, kind)
-    llm, oracle = make(path, **options), Reference(models, kind)
+    if token_map:
+        options["speculative_token_map"] = str(models / token_map)
+    llm, oracle = make(path, **options), Reference(models, kind, is_hot=bool(token_map))
     accepted = 0
     for prompt, sample in zip(PROMPTS, ask(llm, ignore_eos=True, max_new_tokens=24), strict=True):
         steps, right = reference.num_steps(prompt, sample.token_ids, oracle.guess, NUM_STEPS)
@@ -303,6 +315,10 @@ def test_heads_that_do_not_fit_are_named(
         make(path, speculative_algorithm="NEXTN")
     with pytest.raises(ConfigError, match="name one with --speculative-draft-model-path"):
         make(path, speculative_algorithm="EAGLE3")
+    hot = {"speculative_token_map": str(models / "hot.pt")}
+    _, of_eagle3 = options_of(models, "eagle3")
+    with pytest.raises(ConfigError, match="not for --speculative-algorithm EAGLE3"):
+        make(path, **of_eagle3, **hot)
     config = json.loads((models / "eagle" / "config.json").read_text())
     head = load_file(models / "eagle" / "model.safetensors")
     wide = write(tmp_path / "wide", {**config, "hidden_size": 128}, head)

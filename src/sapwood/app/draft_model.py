@@ -11,6 +11,7 @@ from typing import Any
 
 from sapwood.app.loading import refuse_absurd_size
 from sapwood.app.model_defaults import checkpoint_dtype, read_json, reading
+from sapwood.app.token_map import read_token_map
 from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.models.config import DecoderConfig, architecture_of, refuse_absurd_layers
@@ -47,6 +48,7 @@ class FoundDraft:
     shape  its sizes; of OWN those of the model with that layer as its last
     dtype  of the checkpoint
     num_bytes  about what its weights will take
+    hot_ids  the only tokens that a head guesses; empty: it guesses all
     """
 
     kind: DraftKind
@@ -55,6 +57,7 @@ class FoundDraft:
     shape: DecoderConfig
     dtype: str
     num_bytes: int
+    hot_ids: tuple[int, ...] = ()
 
     def cache_groups(self, target: DecoderConfig, context_length: int) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in its layers, which come after those of the model."""
@@ -68,13 +71,14 @@ class Draft:
     """A draft model, with everything that was decided about it.
 
     config  the engine's, with the draft model in the place of the model
-    shape   as in FoundDraft
+    shape, hot_ids  as in FoundDraft
     """
 
     kind: DraftKind
     config: ResolvedConfig
     files: ModelFiles
     shape: DecoderConfig
+    hot_ids: tuple[int, ...] = ()
 
     def first_layer(self, target: DecoderConfig) -> int:
         """The number by which its layers know the first of them."""
@@ -129,7 +133,19 @@ def find_draft(
             f"the draft model {found.files.name} has layers that keep a state, which cannot go back"
             " when a guess was wrong; choose a draft model whose layers are attention"
         )
-    return found
+    return replace(found, hot_ids=_hot_ids(asked, target))
+
+
+def _hot_ids(asked: EngineConfig, target: DecoderConfig) -> tuple[int, ...]:
+    path, algorithm = asked.drafting.speculative_token_map, asked.speculation.speculative_algorithm
+    if path is None:
+        return ()
+    if algorithm not in OWN_ALGORITHMS:
+        raise ConfigError(
+            f"--speculative-token-map is for heads of {' and '.join(OWN_ALGORITHMS)}, not for "
+            f"--speculative-algorithm {algorithm}; leave it out"
+        )
+    return read_token_map(Path(path).expanduser(), target.vocab_size)
 
 
 def _own_layer(
@@ -272,7 +288,13 @@ def resolve_draft(
             " is not implemented; choose another draft model"
         )
     if found.kind is DraftKind.OWN:
-        return Draft(kind=found.kind, config=config, files=found.files, shape=shape)
+        return Draft(
+            kind=found.kind,
+            config=config,
+            files=found.files,
+            shape=shape,
+            hot_ids=found.hot_ids,
+        )
     own: list[Decision] = []
     asked = replace(found.asked.model, dtype=config.model.dtype, context_length=length)
     model = resolve_model(asked, config.execution, machine, facts, own)
@@ -282,7 +304,13 @@ def resolve_draft(
         if decision.option in ("quantization", "weight_dtype")
     ]
     draft_config = replace(config, model=model)
-    return Draft(kind=found.kind, config=draft_config, files=found.files, shape=shape)
+    return Draft(
+        kind=found.kind,
+        config=draft_config,
+        files=found.files,
+        shape=shape,
+        hot_ids=found.hot_ids,
+    )
 
 
 def _refuse_other_vocabulary(draft: ModelFiles, target: ModelFiles) -> None:

@@ -63,7 +63,7 @@ def own_head(model: Decoder, draft: Draft, build: Build) -> DraftHead:
     build  of the model"""
     plain = replace(build, routes=None, adapters=None)
     parts = decoder_class(draft.shape.architecture)(draft.shape, plain).predictor()
-    return CombiningHead(parts, model.embedding, model.lm_head)
+    return CombiningHead(parts, model.embedding, model.lm_head, hot_ids=draft.hot_ids)
 
 
 def load_drafter(
@@ -85,7 +85,9 @@ def load_drafter(
         if draft.kind is DraftKind.MODEL or model is None:
             found = Decoder.of(draft.shape, build)
         elif draft.kind is DraftKind.EAGLE:
-            found = eagle_head(draft.shape, build, model.embedding, model.lm_head)
+            found = eagle_head(
+                draft.shape, build, model.embedding, model.lm_head, hot_ids=draft.hot_ids
+            )
         else:
             found = Eagle3Head(draft.shape, build, resolved.decoder, model.embedding, model.lm_head)
     name_of, dtype = found.checkpoint_name, resolved.dtype

@@ -54,6 +54,12 @@ class DraftingConfig:
         "--speculative-num-draft-tokens - 1 of all are verified.",
         unit="guesses",
     )
+    speculative_token_map: str | None = option(
+        None,
+        "File with the ids of the tokens that a head of EAGLE or NEXTN may guess, as a list: .pt "
+        "or .json. The head then computes the logits of these tokens alone. Default: all tokens. A "
+        "head of EAGLE3 has a list of its own.",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
