@@ -181,3 +181,16 @@ def test_nothing_differs(opened: Opened, algorithm: str, mode: str) -> None:
     if mode != "adaptive":
         assert 50 < stats.speculated.num_accepted < stats.speculated.num_drafted - 50
     llm.close()
+
+
+@pytest.mark.parametrize("algorithm", ["ngram trees", "standalone trees", "eagle trees"])
+def test_trees_end_where_the_context_does(opened: Opened, algorithm: str) -> None:
+    """A tree has more places than positions, for which there are no pages at the end."""
+    path, guessing = guessing_options(opened.models, algorithm)
+    limits = {"context_length": 64, "max_total_tokens": 512}
+    asked_for = {"ignore_eos": True, "max_new_tokens": 48, "allowed_token_ids": (7, 8, 9)}
+    asked_for |= {"temperature": 20.0, "seed": 1}
+    expected = ask(opened.make(path, limits), **asked_for)
+    found = ask(opened.make(path, {**guessing, **limits}), **asked_for)
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    assert [len(one.token_ids) for one in found] == [48] * len(PROMPTS)
