@@ -49,6 +49,7 @@ class FoundDraft:
     dtype  of the checkpoint
     num_bytes  about what its weights will take
     hot_ids  the only tokens that a head guesses; empty: it guesses all
+    has_several  of OWN, whether each guess has a layer of its own
     """
 
     kind: DraftKind
@@ -58,12 +59,12 @@ class FoundDraft:
     dtype: str
     num_bytes: int
     hot_ids: tuple[int, ...] = ()
+    has_several: bool = False
 
     def cache_groups(self, target: DecoderConfig, context_length: int) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in its layers, which come after those of the model."""
-        return _cache_groups(
-            self.kind, replace(self.shape, context_length=context_length), target.num_caches
-        )
+        shape = replace(self.shape, context_length=context_length)
+        return _cache_groups(self.kind, shape, target.num_caches, has_several=self.has_several)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ class Draft:
     """A draft model, with everything that was decided about it.
 
     config  the engine's, with the draft model in the place of the model
-    shape, hot_ids  as in FoundDraft
+    shape, hot_ids, has_several  as in FoundDraft
     """
 
     kind: DraftKind
@@ -79,6 +80,7 @@ class Draft:
     files: ModelFiles
     shape: DecoderConfig
     hot_ids: tuple[int, ...] = ()
+    has_several: bool = False
 
     def first_layer(self, target: DecoderConfig) -> int:
         """The number by which its layers know the first of them."""
@@ -86,17 +88,25 @@ class Draft:
 
     def cache_groups(self, target: DecoderConfig) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in its layers, which come after those of the model."""
-        return _cache_groups(self.kind, self.shape, target.num_caches)
+        return _cache_groups(self.kind, self.shape, target.num_caches, has_several=self.has_several)
 
 
-def _cache_groups(kind: DraftKind, shape: DecoderConfig, num_caches: int) -> tuple[CacheGroup, ...]:
+def _cache_groups(
+    kind: DraftKind, shape: DecoderConfig, num_caches: int, *, has_several: bool
+) -> tuple[CacheGroup, ...]:
     if kind is not DraftKind.OWN:
         return shifted(shape.cache_groups, num_caches)
-    own = (
-        (group, tuple(layer for layer in group.layers if layer >= num_caches))
-        for group in shape.cache_groups
-    )
-    return tuple(replace(group, layers=layers) for group, layers in own if layers)
+    groups = []
+    for group in shape.cache_groups:
+        layers = tuple(layer for layer in group.layers if layer >= num_caches)
+        window = group.window
+        if window is not None and has_several:
+            # The layers after the first one compute places that are some way behind the model's,
+            # and what these places see must still be there.
+            window += len(layers) - 1
+        if layers:
+            groups.append(replace(group, layers=layers, window=window))
+    return tuple(groups)
 
 
 def find_draft(
@@ -163,18 +173,32 @@ def _own_layer(
             f"{', '.join(given)} is about a draft model, but without --speculative-draft-model-path"
             " the model's own layers guess; leave it out"
         )
-    shape = architecture.with_predictor(target)
+    has_several = asked.drafting.enable_multi_layer_eagle
+    find = architecture.with_predictors if has_several else architecture.with_predictor
+    shape = find(target)
     assert target.num_caches == target.num_layers * target.attentions_per_layer, (
         "the layer's number is that of its cache"
     )
+    if shape is None and has_several:
+        raise ConfigError(
+            f"the checkpoint of {files.name} ({target.architecture}) has no layer of its own for "
+            "each guess, or sapwood does not know them; leave out --enable-multi-layer-eagle"
+        )
     if shape is None:
         raise ConfigError(
             f"the checkpoint of {files.name} ({target.architecture}) has no layer that predicts "
             "further tokens, or sapwood does not know it; name a draft head with "
             "--speculative-draft-model-path"
         )
+    steps, count = asked.drafting.speculative_num_steps, shape.num_layers - target.num_layers
+    if has_several and (steps or 0) > count:
+        raise ConfigError(
+            f"--speculative-num-steps is {steps}, but the checkpoint of {files.name} has {count} "
+            f"layers that each make one guess; ask for {count} or less"
+        )
     dtype = checkpoint_dtype(dict(target.hf))
     return FoundDraft(
+        has_several=has_several,
         kind=DraftKind.OWN,
         asked=asked,
         files=files,
@@ -194,6 +218,11 @@ def _other_model(
     progress: Progress | None,
 ) -> FoundDraft:
     options, algorithm = asked.drafting, asked.speculation.speculative_algorithm
+    if options.enable_multi_layer_eagle:
+        raise ConfigError(
+            "--enable-multi-layer-eagle is about layers of the model's own checkpoint; leave it out"
+            " or use EAGLE without --speculative-draft-model-path"
+        )
     model = replace(
         asked.model,
         model=name,
@@ -294,6 +323,7 @@ def resolve_draft(
             files=found.files,
             shape=shape,
             hot_ids=found.hot_ids,
+            has_several=found.has_several,
         )
     own: list[Decision] = []
     asked = replace(found.asked.model, dtype=config.model.dtype, context_length=length)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from msgspec.structs import replace as narrowed
 from torch import Tensor
 
 from sapwood.executor.drafting import (
@@ -20,18 +19,11 @@ from sapwood.executor.drafting import (
     note,
 )
 from sapwood.executor.guess_trees import TreeGuesser, TreeLimits, TreeSpan, frontiers_at
+from sapwood.executor.state_pairs import StatePairs
 from sapwood.kernels.transfer import upload, upload_one
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.draft_tree import ROOT
-from sapwood.schema.step import GuessedTokens, RowStart, ScheduledTokens, StepPlan
-
-
-class CapturingModel(Protocol):
-    """See models.lm.decoder.Decoder."""
-
-    def forward_capturing(
-        self, batch: ForwardBatch, layers: Collection[int]
-    ) -> tuple[Tensor, list[Tensor]]: ...
+from sapwood.schema.step import GuessedTokens, StepPlan
 
 
 class Head(Protocol):
@@ -45,54 +37,6 @@ class Head(Protocol):
     def forward(self, batch: ForwardBatch, states: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
-
-
-@dataclass(slots=True)
-class _Following:
-    """The tokens that follow the last ones of a plan's entries.
-
-    at, token_ids  places in the step, and the ids that the host knows
-    rows_at, rows  places, and the rows that have sampled what follows there
-    """
-
-    at: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    rows_at: list[int] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """The right tokens of an entry.
-
-    index   of the entry in the plan
-    one     what it brought; None: no tokens, or none that the host knows yet
-    entry   as in the plan, with its right drafts only, which are a chain
-    places  of its tokens in the step
-    """
-
-    index: int
-    one: Sampled | None
-    entry: ScheduledTokens
-    places: list[int]
-
-
-def _right_spans(scheduled: Sequence[ScheduledTokens], sampled: Sequence[Sampled]) -> list[_Span]:
-    """The right tokens of a step, those of requests with a single one first."""
-    sampled_of = {one.index: one for one in sampled}
-    spans: list[_Span] = []
-    start = 0
-    for index, entry in enumerate(scheduled):
-        one = sampled_of.get(index)
-        first_draft = start + entry.num_new - len(entry.draft_ids)
-        places = list(range(start, first_draft))
-        start += entry.num_new
-        if entry.draft_ids:
-            right_ids = [] if one is None else one.right_ids
-            places += [first_draft + draft for draft in entry.right_drafts(right_ids)]
-            entry = narrowed(entry, draft_ids=right_ids, draft_parents=[])
-        spans.append(_Span(index, one, entry, places))
-    return sorted(spans, key=lambda span: span.entry.num_new != 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,39 +108,31 @@ class StateDrafter:
 
     def __init__(
         self,
-        model: CapturingModel,
+        pairs: StatePairs,
         head: Head,
         memory: DraftMemory,
         sampling: Sampling,
         *,
-        states_width: int,
-        dtype: torch.dtype,
         limits: TreeLimits,
     ) -> None:
         """A drafter.
 
-        model     the one whose states the head takes
+        pairs     of the model whose states the head takes
         sampling  chooses guesses
-        states_width, dtype  of what the head takes for each token
         limits    of trees of guesses"""
-        self._model = model
+        self._pairs = pairs
         self._head = head
         self._memory = memory
         self._sampling = sampling
-        self._states_width = states_width
-        self._dtype = dtype
         self._trees = TreeGuesser(limits, sampling) if limits.breadth > 1 else None
-        self._texts: dict[int, RowStart] = {}
 
     takes_states = True
 
     def new_states(self, batch: ForwardBatch) -> Tensor:
-        shape = (len(batch.token_ids), self._states_width)
-        return torch.empty(shape, dtype=self._dtype, device=self._memory.device)
+        return self._pairs.new_states(batch)
 
     def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        hidden, captured = self._model.forward_capturing(batch, self._head.captures)
-        return hidden, torch.cat(captured, dim=-1) if captured else hidden
+        return self._pairs.states_of(batch)
 
     def follow(self, plan: StepPlan, batch: ForwardBatch, states: Tensor | None) -> None:
         self._compute(plan, batch, states, [])
@@ -262,50 +198,12 @@ class StateDrafter:
         sampled: Sequence[Sampled],
     ) -> _Computed:
         """Compute the right tokens of a step."""
-        assert states is not None, "the runner captures them"
-        for begun in plan.starts:
-            self._texts[begun.row] = begun
-        spans = _right_spans(plan.scheduled, sampled)
-        following, ends, start = _Following(), dict[int, int](), 0
-        for span in spans:
-            entry = span.entry
-            start += entry.num_new
-            place = ends[span.index] = start - 1
-            if span.one is not None:
-                following.at.append(place)
-                following.token_ids.append(span.one.token_ids[-1])
-            elif entry.num_output is not None:
-                following.rows_at.append(place)
-                following.rows.append(entry.row)
-            else:
-                following.at.append(place)
-                following.token_ids.append(_token_at(self._texts[entry.row], entry.end))
-        token_ids = batch.token_ids
-        if any(entry.draft_ids for entry in plan.scheduled):
-            at = [place for span in spans for place in span.places]
-            kept = upload_one(at, np.int64, self._memory.device)
-            token_ids, states = token_ids.index_select(0, kept), states.index_select(0, kept)
-        own = self._memory.inputs([span.entry for span in spans]).batch
-        token_ids, taken = self._shifted(token_ids, following), self._head.taken(states)
-        hidden, outcome = self._head.forward(replace(own, token_ids=token_ids), taken)
+        pairs = self._pairs.of_step(plan, batch, states, sampled)
+        ends, start = dict[int, int](), 0
+        for span in pairs.spans:
+            start += span.entry.num_new
+            ends[span.index] = start - 1
+        own = self._memory.inputs([span.entry for span in pairs.spans]).batch
+        taken = self._head.taken(pairs.states)
+        hidden, outcome = self._head.forward(replace(own, token_ids=pairs.token_ids), taken)
         return _Computed(hidden, outcome, taken, ends)
-
-    def _shifted(self, token_ids: Tensor, following: _Following) -> Tensor:
-        """token_ids [T] -> the token that follows each."""
-        found = token_ids.roll(-1)
-        columns = (following.at, following.token_ids, following.rows_at, following.rows)
-        arrays = [np.array(column, dtype=np.int64) for column in columns]
-        at, known, rows_at, rows = upload(arrays, found.device)
-        found.index_copy_(0, at, known)
-        if following.rows:
-            last = self._memory.rows.last_tokens.index_select(0, rows)
-            found.index_copy_(0, rows_at, last)
-        return found
-
-
-def _token_at(text: RowStart, index: int) -> int:
-    """The request's token of that index; 0 where vectors stand for tokens."""
-    if index < len(text.prompt_ids):
-        return text.prompt_ids[index]
-    index -= len(text.prompt_ids)
-    return text.output_ids[index] if index < len(text.output_ids) else 0

@@ -26,8 +26,8 @@ from sapwood.layers.targets import Target, once_filled, prefixed
 class DraftHead(Protocol):
     """A head to be filled like a Decoder, then used under torch.inference_mode().
 
-    captures  the model's layers whose inputs are its states; empty: the state is the model's own
-              after its last norm
+    captures  the model's layers whose inputs are its states; the number of layers stands for what
+              the last norm takes; empty: the state is the model's own after its last norm
     """
 
     @property
@@ -93,8 +93,6 @@ def projection(
 class CombiningHead:
     """EAGLE's head, and the layers that a model brings to predict further tokens (MTP)."""
 
-    captures: tuple[int, ...] = ()
-
     def __init__(
         self,
         parts: Combination,
@@ -103,6 +101,7 @@ class CombiningHead:
         *,
         name_of: Callable[[str], str] = str,
         ignorable: Sequence[str] = (),
+        captures: tuple[int, ...] = (),
         hot_ids: Sequence[int] = (),
     ) -> None:
         """A head without weights.
@@ -110,9 +109,11 @@ class CombiningHead:
         embedding, lm_head  the model's
         name_of    the name in `targets()` of a checkpoint's tensor
         ignorable  patterns of tensors that the checkpoint may have and that are not used
+        captures   as in DraftHead
         hot_ids    the only tokens that it guesses; empty: it guesses all. Source: Zhao et al. 2025,
                    arXiv:2502.14856
         """
+        self.captures = captures
         self._parts = parts
         self._embedding = embedding
         self._lm_head = lm_head

@@ -54,6 +54,11 @@ class DraftingConfig:
         "--speculative-num-draft-tokens - 1 of all are verified.",
         unit="guesses",
     )
+    enable_multi_layer_eagle: bool = option(
+        False,
+        "Let each guess be made by a layer of its own, of a model whose checkpoint has several "
+        "layers that predict further tokens. Default: the first of them makes all guesses.",
+    )
     speculative_token_map: str | None = option(
         None,
         "File with the ids of the tokens that a head of EAGLE or NEXTN may guess, as a list: .pt "
@@ -68,6 +73,11 @@ class DraftingConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value} but must be >= 1")
         topk, steps = self.speculative_eagle_topk, self.speculative_num_steps or DEFAULT_STEPS
+        if topk > 1 and self.enable_multi_layer_eagle:
+            raise ConfigError(
+                f"--enable-multi-layer-eagle makes chains of guesses, but --speculative-eagle-topk "
+                f"is {topk}; leave out one of the two"
+            )
         num_computed = topk * (steps - 1)
         if topk > 1 and num_computed >= TREE_TOKENS:
             raise ConfigError(
