@@ -238,6 +238,9 @@ def _with_draft(facts: ModelFacts, shape: DecoderConfig, found: FoundDraft) -> M
     return replace(
         facts,
         cache=(*facts.cache, *found.cache_groups(shape, length)),
+        positions_are_places=facts.positions_are_places
+        or found.shape.has_alibi
+        or found.shape.has_chunks,
         draft_bytes=found.num_bytes,
     )
 

@@ -14,10 +14,10 @@ from sapwood.app.adapters import AdapterParts, build_adapters
 from sapwood.app.draft_model import DraftKind
 from sapwood.app.drafters import (
     LoadedDraft,
-    WithHead,
+    WithHeads,
     head_drafter,
     load_drafter,
-    own_head,
+    own_heads,
 )
 from sapwood.app.expert_moves import ExpertMoves
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
@@ -276,9 +276,9 @@ def load_models(
         model = Decoder.of(resolved.decoder, build, resolved.stage, member.pipe)
     name_of = model.checkpoint_name
     if draft is not None and draft.kind is DraftKind.OWN:
-        head = own_head(model, draft, build)
-        fill(WithHead(model, head), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, head_drafter(model, head, resolved.dtype))
+        heads = own_heads(model, draft, build)
+        fill(WithHeads(model, heads), files, config, resolved.dtype, name_of=name_of, watch=watch)
+        return Models(model, head_drafter(resolved, model, heads))
     fill(
         model,
         files,

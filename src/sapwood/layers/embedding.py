@@ -32,8 +32,11 @@ from sapwood.layers.adapted_vocab import (
 from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.linear import Linear
-from sapwood.layers.quantization.dense import check_range
+from sapwood.layers.quantization.dense import DENSE, check_range
 from sapwood.layers.targets import Slice, Target, unused, whole
+
+_COLUMNS_AT_ONCE = 64
+"""Of a weight that is read back from the kernels: so many rows of logits are held meanwhile."""
 
 
 class VocabEmbedding:
@@ -199,7 +202,11 @@ class LMHead:
 
     def empty(self) -> Tensor:
         """The logits of no rows, which this rank has without the others."""
-        return torch.empty(0, self._shape[0], dtype=torch.float32, device=self._build.device)
+        return torch.empty(0, self.vocab_size, dtype=torch.float32, device=self._build.device)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._shape[0]
 
     @property
     def packed(self) -> PackedLinear:
@@ -285,6 +292,37 @@ class LMHead:
 
     def pack(self) -> None:
         self._linear.pack()
+
+    def only(self, token_ids: Tensor) -> LMHead:
+        """The output layer for these tokens alone, with a dense weight of its own, packed.
+
+        Adapters do not change that one. RuntimeError before `pack`, and if several ranks share the
+        vocabulary.
+
+        token_ids  [tokens] int64"""
+        if self._group.size > 1:
+            raise RuntimeError("each rank has a part of the vocabulary only")
+        size, bias = self._shape[1], self._bias
+        found = LMHead(
+            replace(self._build, scheme=DENSE, adapters=None),
+            len(token_ids),
+            size,
+            tied=None,
+            scale=self._scale,
+            soft_cap=self._soft_cap,
+            bias=bias is not None,
+        )
+        weight = found._linear.weight
+        # Kernels lay a packed weight out as they like, but multiply by ones exactly.
+        units = torch.eye(size, dtype=self._build.dtype, device=weight.device)
+        for first in range(0, size, _COLUMNS_AT_ONCE):
+            columns = slice(first, first + _COLUMNS_AT_ONCE)
+            logits = self._linear.packed.fp32(units[columns])
+            weight[:, columns] = logits.index_select(1, token_ids).t().to(weight.dtype)
+        if bias is not None and found._bias is not None:
+            found._bias.copy_(bias.index_select(0, token_ids))
+        found.pack()
+        return found
 
 
 def rows_per_rank(vocab_size: int, group: Group) -> int:

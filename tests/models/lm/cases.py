@@ -802,9 +802,9 @@ OP_BY_OP = {
 
 
 @cache
-def peer_of(case: str) -> Peer:
+def peer_of(case: str, **other_fields: Any) -> Peer:
     model_type, architecture, fields = CASES[case]
-    fields = {"head_dim": 32} | fields
+    fields = {"head_dim": 32} | fields | other_fields
     if fields["head_dim"] is None:  # a property of the configuration, which cannot be set
         del fields["head_dim"]
     return make_peer(model_type, architecture, **fields)

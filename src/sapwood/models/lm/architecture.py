@@ -141,6 +141,17 @@ class Architecture:
         """The draft head whose layer is the last of `with_predictor`'s model, which this is."""
         raise NotImplementedError(f"{self.config.architecture} has no with_predictor")
 
+    @classmethod
+    def with_predictors(cls, config: DecoderConfig) -> DecoderConfig | None:
+        """The model with several layers more, by each of which its checkpoint predicts the token
+        that is one further than the layer before does, all from the model's states before its last
+        norm; None: as above."""
+        return None
+
+    def predictors(self) -> list[Combination]:
+        """The draft heads of `with_predictors`' model, which this is, in the order of tokens."""
+        raise NotImplementedError(f"{self.config.architecture} has no with_predictors")
+
     def rebuilt(self, build: Build) -> Architecture:
         """The same architecture for another build on the same device."""
         found = type(self)(self.config, build)

@@ -99,7 +99,7 @@ class Decoder:
         self, batch: ForwardBatch, layers: Collection[int]
     ) -> tuple[Tensor, list[Tensor]]:
         """(as `forward`, the hidden states [T, hidden] that enter each of `layers`, in the order of
-        the model's layers)"""
+        the model's layers; the number of layers stands for the last norm)"""
         captured: list[Tensor] = []
         if self._rows is not None:
             self._rows.begin(len(batch.token_ids))
@@ -114,6 +114,8 @@ class Decoder:
                 # A copy: a layer may add to what it gets.
                 captured.append(x.clone() if residual is None else x + residual)
             x, residual = layer(x, residual, batch)
+        if self.config.num_layers in layers:
+            captured.append(x.clone() if residual is None else x + residual)
         if not self._stage.is_last:
             assert self._pipe is not None
             x = summed(x, residual)
@@ -188,6 +190,8 @@ class Decoder:
             raise CannotRecord(f"{self._stage.count} stages compute it one after the other")
         if self._norm is None:
             raise CannotRecord("a recorded step has no streams beside the hidden states")
+        if states and self.config.num_layers in states:
+            raise CannotRecord("it hands out no states before the last norm")
         x = self.embedding.record(program)
         if self._positions is not None:
             self._positions.record(program, x)

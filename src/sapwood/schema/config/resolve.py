@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import CacheKind, CachePlan, Demand, within
+from sapwood.schema.config.drafting import DraftingConfig
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ResolvedExecution
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
@@ -73,7 +74,7 @@ def resolve(
     execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, asked.parallel, execution, decisions)
-    speculation = _resolve_trees(asked, model, decisions)
+    speculation, drafting = _resolve_trees(asked, model, decisions)
     _explain_speculation(scheduler, speculation, decisions)
     demand = demand_of(scheduler, model_config)
     memory = _resolve_memory(
@@ -89,6 +90,7 @@ def resolve(
         scheduler=scheduler,
         execution=execution,
         speculation=speculation,
+        drafting=drafting,
     )
     return config, decisions
 
@@ -557,16 +559,20 @@ def _resolve_scheduler(
 
 def _resolve_trees(
     asked: EngineConfig, model: ModelFacts, decisions: list[Decision]
-) -> SpeculationConfig:
+) -> tuple[SpeculationConfig, DraftingConfig]:
     """Chains instead of trees of guesses where the model cannot take these."""
-    speculation = asked.speculation
-    if not speculation.wants_trees:
-        return speculation
+    speculation, drafting = asked.speculation, asked.drafting
+    is_ngram = speculation.speculative_algorithm == "NGRAM"
+    option = "speculative_ngram_max_bfs_breadth" if is_ngram else "speculative_eagle_topk"
+    breadth: int = getattr(speculation if is_ngram else drafting, option)
+    if speculation.speculative_algorithm is None or breadth == 1:
+        return speculation, drafting
     why_not = why_no_trees(asked, model)
-    most = speculation.speculative_ngram_max_bfs_breadth if why_not is None else 1
     reason = f"guesses are chains: {why_not}" if why_not else "guesses may be trees"
-    decisions.append(Decision("speculative_ngram_max_bfs_breadth", most, reason))
-    return speculation.as_chains if why_not else speculation
+    decisions.append(Decision(option, 1 if why_not else breadth, reason))
+    if why_not is None:
+        return speculation, drafting
+    return speculation.as_chains, replace(drafting, speculative_eagle_topk=1)
 
 
 def _explain_speculation(
