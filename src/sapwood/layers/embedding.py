@@ -182,8 +182,6 @@ class LMHead:
         )
         self._build = build
         self._site = build.adapter_site(hidden_size, self._size)
-        if self._site is not None:
-            self._site.is_recorded = False
         self._wholes = None if build.adapters is None else HeadSite(build.adapters)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -224,6 +222,7 @@ class LMHead:
                 scale=self._scale,
                 soft_cap=self._soft_cap,
                 bias=self._bias,
+                additions=None if self._site is None else self._site.layer,
             )
         )
 

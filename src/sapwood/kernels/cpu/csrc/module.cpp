@@ -428,7 +428,10 @@ void bind_step(nb::module_& m) {
       .def("select_rows",
            [](RecordedStep& step, Place x, I64 width, Place out) { step.add(SelectRowsOp{x, width, out}); })
       .def("logits",
-           [](RecordedStep& step, Place x, const LinearWeight& weight) { step.add(LogitsOp{x, weight}); })
+           [](RecordedStep& step, Place x, const LinearWeight& weight, const LowRankLayer* additions, I64 vocab) {
+             step.add(LogitsOp{x, weight, additions, vocab});
+           },
+           nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
       .def("run", run, nb::call_guard<nb::gil_scoped_release>());
 }
 
