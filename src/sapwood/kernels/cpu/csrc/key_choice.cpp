@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::int64_t kRowsOfTask = 256;         // tokens x heads of one product, or one token's heads
 constexpr std::int64_t kKeysOfTask = 8 * kKeyTile;
-constexpr std::int64_t kScoresAtOnce = 1 << 22;   // 16 MiB
+constexpr std::int64_t kScoresAtOnce = 1 << 22;   // 16 MiB; or of one token
 constexpr std::int64_t kLeastKeysPerThread = 4096;  // to choose from
 
 // In the order of their numbers, NaN above all: a sort needs an order even then.
@@ -45,7 +45,8 @@ class Chooser {
           take_all(first + done++, sees);
           continue;
         }
-        const std::int64_t count = std::min(tokens_of_task_, num_new - done);
+        const std::int64_t fitting = std::max<std::int64_t>(1, kScoresAtOnce / (sees + tokens_of_task_ + kKeyTile));
+        const std::int64_t count = std::min({tokens_of_task_, num_new - done, fitting});
         add_block(request, first + done, count, sees);
         done += count;
       }
@@ -55,7 +56,8 @@ class Chooser {
   }
 
  private:
-  // The scores of a block, which is known only by its place until all blocks have been counted.
+  // Tokens of one request that are scored together; `sees`: keys that the first of them sees; `begin`: its place
+  // among the scores, whose rows are `stride` apart.
   struct Block {
     std::size_t request;
     std::int64_t token, count, sees, stride, begin;
@@ -76,13 +78,12 @@ class Chooser {
   // Chooses for the blocks that have been added.
   void flush() {
     if (blocks_.empty()) return;
-    std::vector<float>& scores = scores_;
-    scores.resize(static_cast<std::size_t>(num_scores_));
+    scores_.resize(static_cast<std::size_t>(num_scores_));
     std::vector<IndexTask> tasks;
     std::vector<Row> rows;
     IndexArgs args{};
     for (const Block& block : blocks_) {
-      float* own = scores.data() + block.begin;
+      float* own = scores_.data() + block.begin;
       const std::int64_t end = block.sees + block.count - 1;
       for (std::int64_t key = 0; key < end; key += kKeysOfTask) {
         tasks.push_back({static_cast<std::int32_t>(block.request), block.token, block.count, key,
