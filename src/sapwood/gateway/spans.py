@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from sapwood.gateway.client import Answer, RawHeaders
 from sapwood.gateway.worker import Worker
-from sapwood.observe.tracing import TRACEPARENT, Tracing
+from sapwood.observe.tracing import TRACEPARENT, Attributes, Tracing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -34,7 +34,10 @@ class RequestSpan:
     @contextmanager
     def attempt(self, worker: Worker) -> Iterator[AttemptSpan]:
         """A request to this worker is sent inside the block, which ends with its answer's head."""
-        attributes = {"server.address": worker.origin.host, "server.port": worker.origin.port}
+        attributes: Attributes = {
+            "server.address": worker.origin.host,
+            "server.port": worker.origin.port,
+        }
         span = self._tracing.start("attempt", parent=self._span, attributes=attributes)
         with _ended(span):
             yield AttemptSpan(self._tracing, span)
@@ -67,7 +70,7 @@ def request_span(
         for name, value in scope["headers"]
         if name in TRACE_HEADERS
     }
-    attributes = {
+    attributes: Attributes = {
         "http.request.method": scope["method"],
         "url.path": scope["path"],
         "sapwood.request_id": request_id.decode("latin-1"),
