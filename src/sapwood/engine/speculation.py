@@ -105,7 +105,9 @@ class Speculation:
         self._context_length = context_length
         most_guesses = min(self._most_nodes, most_drafts * breadth)
         self._depth = (
-            None if costs is None else DraftDepth(costs, breadth=-(-most_guesses // most_drafts))
+            None
+            if costs is None
+            else DraftDepth(costs, breadth=-(-most_guesses // max(most_drafts, 1)))
         )
         self._ledger = ledger
         self._most_drafts = most_drafts
