@@ -222,7 +222,8 @@ class LayeredDrafter:
             return joined.states[:0]
         # As in a plan: single tokens first.
         due.sort(key=lambda one: len(one.places) != 1)
-        entries, of_tokens, of_states, ends = list[ScheduledTokens](), [], [], dict[int, int]()
+        entries, ends = list[ScheduledTokens](), dict[int, int]()
+        of_tokens, of_states = list[int](), list[int]()
         for one in due:
             span = joined.spans[one.index]
             shift = joined.starts[one.index] + depth - span.entry.position
