@@ -133,7 +133,9 @@ class _Builder:
 
     def additions(self) -> dict[Site, Addition]:
         dtype = self._model.dtype
-        low_rank = {site: LowRank.of(found, dtype) for site, found in self._parts.items()}
+        low_rank: dict[Site, LowRank] = {
+            site: LowRank.of(found, dtype) for site, found in self._parts.items()
+        }
         return _in_large_pages(low_rank) | self._others
 
     def add_linear(self, pairs: Pairs) -> None:
