@@ -101,7 +101,13 @@ def test_the_same_with_a_real_model(smollm2_files: ModelFiles) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "layout", [("--tp-size", "2"), ("--pp-size", "2"), ("--pp-size", "2", "--tp-size", "2")]
+    "layout",
+    [
+        ("--tp-size", "2"),
+        ("--pp-size", "2"),
+        ("--pp-size", "2", "--tp-size", "2"),
+        ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
+    ],
 )
 def test_the_same_over_several_ranks(long_model: Path, layout: tuple[str, ...]) -> None:
     flags = ("--model", str(long_model), "--load-format", "dummy", *layout)
