@@ -76,7 +76,7 @@ def run(options: dict[str, Any], prompts: Sequence[str]) -> list[Step]:
         speculated = llm.stats().speculated
         assert speculated is not None
         # A reader that falls behind gets several steps as one chunk.
-        if len(steps) < 0.97 * speculated.num_steps:
+        if len(steps) < speculated.num_steps:
             sys.exit(
                 f"{speculated.num_steps} steps came in {len(steps)} chunks, since this process was "
                 "too slow; run it while nothing else runs"
