@@ -126,7 +126,7 @@ def test_groups_are_checked(change: dict[str, tuple[int, ...]], message: str) ->
         _native.AttentionPlan(
             _native.Context("", 1), 4, 4, 32, _PAGE, 10,
             table.data_ptr(), table.stride(0), table.shape[1],
-            lengths["query_lens"], lengths["context_lens"], [((0, 1), 2)],
+            lengths["query_lens"], lengths["context_lens"], [((0, 1), 2)], 0,
         )  # fmt: skip
 
 
@@ -138,5 +138,5 @@ def test_groups_with_other_pages_are_refused() -> None:
         with pytest.raises(ValueError, match="other pages"):
             _native.AttentionPlan(
                 _native.Context("", 1), 4, 4, 32, _PAGE, 10,
-                table.data_ptr(), 3, 3, (1, 1), (33, 33), groups,
+                table.data_ptr(), 3, 3, (1, 1), (33, 33), groups, 0,
             )  # fmt: skip
