@@ -19,10 +19,11 @@ from sapwood.models.drafts.eagle import EAGLE, EAGLE3, read_eagle
 from sapwood.models.registry import decoder_class, read_decoder
 from sapwood.models.text_part import text_part
 from sapwood.schema.cache import CacheGroup, CacheKind, shifted
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.drafting import HEAD_ALGORITHMS, MODEL_ALGORITHMS, OWN_ALGORITHMS
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.facts import MachineFacts, ModelFacts
-from sapwood.schema.config.resolve import Decision, resolve_model
+from sapwood.schema.config.resolve import resolve_model
 from sapwood.store import ModelFiles, Progress, fetch_model
 
 

@@ -22,7 +22,7 @@ from sapwood.models.drafts.eagle import Eagle3Head, eagle_head
 from sapwood.models.drafts.head import CombiningHead, DraftHead
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import decoder_class
-from sapwood.schema.config.resolve import Decision
+from sapwood.schema.config.decision import Decision
 
 MakeDrafter = Callable[[DraftMemory, GuessSampler], Drafter]
 """From where a draft model finds its keys, and what chooses guesses."""

@@ -13,8 +13,8 @@ from sapwood.app.resolving import Resolved
 from sapwood.distributed.groups import Group
 from sapwood.distributed.meeting import Meeting
 from sapwood.distributed.pipe import GroupPipe, Pipe
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.parallel import ParallelConfig
-from sapwood.schema.config.resolve import Decision
 from sapwood.schema.output import RankFacts
 
 

@@ -32,12 +32,13 @@ from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.splitting import refuse_split
 from sapwood.models.text_part import WRAPPERS, text_part
 from sapwood.schema.cache import CacheGroup, CachePlan
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.parallel import ParallelConfig
-from sapwood.schema.config.resolve import Decision, demand_of, resolve
+from sapwood.schema.config.resolve import demand_of, resolve
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.stage import Stage
 from sapwood.store import ModelFiles, Progress, fetch_model

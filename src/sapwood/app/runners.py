@@ -75,7 +75,7 @@ from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
 from sapwood.schema.cache import CacheKind, shifted
-from sapwood.schema.config.resolve import Decision
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.env import environment, home
 from sapwood.schema.pooling import Pooling
 from sapwood.store import open_store

@@ -37,7 +37,7 @@ from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.models.config import DecoderConfig
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
-from sapwood.schema.config.resolve import Decision
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts, RankFacts
 from sapwood.schema.request import EngineInput
 from sapwood.schema.step import TokenFeed

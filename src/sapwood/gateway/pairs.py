@@ -208,7 +208,6 @@ def num_rooms(path: str, fields: Mapping[str, msgspec.Raw]) -> int | None:
         texts, ids = fields.get("text"), fields.get("input_ids")
         num_prompts = _length(texts, of=str) or _length(ids, of=list)
         sampling = fields.get("sampling_params")
-        sampling = fields.get("sampling_params")
         if sampling is not None:
             num_answers = _decoded(sampling, _Sampling, otherwise=_Sampling()).n
     else:
